@@ -1,0 +1,469 @@
+//! Decoded blocks: straight runs of instructions, decoded once and kept until their bytes change.
+//!
+//! A block is keyed by the guest physical address of its first byte and by the mode bits that change decoding ([`ModeKey`]); it never reaches
+//! beyond its page, but for a single instruction that crosses into the next one, which is a block of its own. Pages that hold blocks are
+//! marked in [`mynah_mmu::PhysMemory`], so that every store to them comes through [`Cpu::invalidate_code`].
+//!
+//! A block that dies while it runs (self-modifying code) stays allocated until the dispatcher is back; the handlers of its remaining ops are
+//! replaced by one that leaves the block, so that the very next instruction is fetched anew.
+use crate::cpu::{Cpu, SegView, Stop};
+use crate::decode::decode_op;
+use crate::op::{Flow, Op};
+use crate::state::{Segment, State, cr0, fl, seg};
+use mynah_mmu::PAGE_MASK;
+use std::cell::{Cell, UnsafeCell};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// The mode bits that decoding and handlers depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModeKey(pub u32);
+
+impl ModeKey {
+    /// CS.D: 32-bit operands and addresses by default.
+    pub const D32: u32 = 1;
+    /// 64-bit mode.
+    pub const LONG: u32 = 2;
+    /// SS.B: 32-bit stack pointer.
+    pub const STACK32: u32 = 4;
+    /// CR0.PE.
+    pub const PE: u32 = 8;
+    /// Virtual-8086 mode.
+    pub const VM: u32 = 16;
+    /// ES, CS, SS and DS are readable (DS, ES, SS writable), with base 0 and limit 4 GiB.
+    pub const FLAT: u32 = 32;
+    /// Blocks of a single instruction.
+    pub const SINGLE: u32 = 64;
+    /// A change of one of these changes how segments are applied.
+    pub const SEGMENTED: u32 = Self::LONG | Self::PE | Self::VM;
+
+    /// The key of a state, without `FLAT` and `SINGLE`.
+    pub fn of(s: &State) -> Self {
+        let mut k = 0;
+        if s.cr0 & cr0::PE != 0 {
+            k |= Self::PE;
+        }
+        if s.rflags & fl::VM != 0 {
+            k |= Self::VM;
+        }
+        if s.is_long64() {
+            return Self(k | Self::LONG);
+        }
+        if s.seg[seg::CS].attr & Segment::DB != 0 {
+            k |= Self::D32;
+        }
+        if s.seg[seg::SS].attr & Segment::DB != 0 {
+            k |= Self::STACK32;
+        }
+        Self(k)
+    }
+
+    /// `FLAT` if it holds.
+    pub fn flat(v: &[SegView; 8], s: &State) -> u32 {
+        if s.is_long64() {
+            return Self::FLAT;
+        }
+        let full = |lo: u64, hi: u64| lo == 0 && hi == 0xffff_ffff;
+        let ok = (0..4).all(|i| {
+            let v = &v[i];
+            v.base == 0 && full(v.read_lo, v.read_hi) && (i == seg::CS || full(v.write_lo, v.write_hi))
+        });
+        if ok { Self::FLAT } else { 0 }
+    }
+
+    /// Whether `bit` is set.
+    pub fn has(self, bit: u32) -> bool {
+        self.0 & bit != 0
+    }
+}
+
+/// A decoded block.
+pub struct Block {
+    /// The instructions; the last one ends the block.
+    pub ops: Box<[UnsafeCell<Op>]>,
+    /// Physical address of the first byte.
+    pub phys: u64,
+    /// Physical page of the bytes beyond the page boundary, if the (only) instruction crosses it.
+    pub second_page: Option<u64>,
+    /// Mode key.
+    pub key: u32,
+    /// Bytes.
+    pub len: u32,
+    /// Successors on the same page: of a taken branch, and of falling through.
+    pub link: [Cell<*const Block>; 2],
+    dead: Cell<bool>,
+}
+
+impl Block {
+    /// The first op.
+    #[inline(always)]
+    pub fn first(&self) -> *const Op {
+        self.ops[0].get()
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct AddressHasher(u64);
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &b in bytes {
+            self.write_u64(u64::from(b));
+        }
+    }
+    fn write_u64(&mut self, v: u64) {
+        self.0 = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(u64::from(v));
+    }
+}
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+
+#[derive(Clone, Copy)]
+struct Jump {
+    lin: u64,
+    generation: u64,
+    block: *const Block,
+    key: u32,
+}
+
+const JUMPS: usize = 1 << 13;
+/// Ops kept before the cache is emptied as a whole (some 200 MB).
+const MAX_OPS: usize = 4 << 20;
+/// Instructions in a block.
+const MAX_BLOCK: usize = 64;
+
+/// All decoded blocks of a vCPU.
+pub struct BlockCache {
+    blocks: Map<(u64, u32), Box<Block>>,
+    pages: Map<u64, Vec<*const Block>>,
+    jumps: Box<[Jump]>,
+    /// The block that is executing.
+    pub(crate) current: *const Block,
+    graveyard: Vec<Box<Block>>,
+    ops: usize,
+    /// Blocks decoded since the start.
+    pub decoded: u64,
+    /// Blocks invalidated since the start.
+    pub invalidated: u64,
+}
+
+// SAFETY: the raw pointers point to boxes that the cache itself owns (`blocks`, `graveyard`); a vCPU is used by one thread at a time.
+unsafe impl Send for BlockCache {}
+
+impl BlockCache {
+    pub(crate) fn new() -> Self {
+        let none = Jump { lin: 1, generation: 0, block: std::ptr::null(), key: u32::MAX };
+        Self {
+            blocks: Map::default(),
+            pages: Map::default(),
+            jumps: vec![none; JUMPS].into_boxed_slice(),
+            current: std::ptr::null(),
+            graveyard: Vec::new(),
+            ops: 0,
+            decoded: 0,
+            invalidated: 0,
+        }
+    }
+
+    /// The block cached for a linear address, if it is known under the present mappings.
+    #[inline(always)]
+    pub(crate) fn jump(&self, lin: u64, key: u32, generation: u64) -> *const Block {
+        let j = &self.jumps[Self::slot(lin)];
+        if j.lin == lin && j.key == key && j.generation == generation { j.block } else { std::ptr::null() }
+    }
+
+    #[inline(always)]
+    fn slot(lin: u64) -> usize {
+        (lin ^ (lin >> 12)) as usize & (JUMPS - 1)
+    }
+
+    fn forget_jumps(&mut self, dead: *const Block) {
+        for j in self.jumps.iter_mut() {
+            if j.block == dead {
+                j.block = std::ptr::null();
+            }
+        }
+    }
+
+    /// Frees blocks that died, if any; only when none is executing.
+    pub(crate) fn bury(&mut self) -> bool {
+        let any = !self.graveyard.is_empty();
+        self.graveyard.clear();
+        any
+    }
+
+    /// Empties the cache.
+    pub(crate) fn clear(&mut self) {
+        self.graveyard.extend(self.blocks.drain().map(|(_, b)| b));
+        self.pages.clear();
+        self.ops = 0;
+        for j in self.jumps.iter_mut() {
+            j.block = std::ptr::null();
+        }
+    }
+}
+
+impl Cpu {
+    /// The block at the current RIP, decoded if need be. An error is a fault of the fetch (in `self.fault`).
+    pub(crate) fn find_block(&mut self, key: u32) -> Result<*const Block, Stop> {
+        let (lin, left) = self.fetch_address()?;
+        let generation = self.tlb.exec_generation();
+        let known = self.blocks.jump(lin, key, generation);
+        if !known.is_null() {
+            // SAFETY: jump-cache entries are removed when their block dies.
+            if u64::from(unsafe { (*known).len }) <= left {
+                return Ok(known);
+            }
+        }
+        let e = self.tlb.entry(lin);
+        let (phys, host) = if e.exec == lin & !PAGE_MASK {
+            let host = (lin & !PAGE_MASK).wrapping_add(e.addend) as *mut u8;
+            match self.ram_address(host) {
+                Some(p) => (p | (lin & PAGE_MASK), Some(host)),
+                None => self.fetch_page(lin)?,
+            }
+        } else {
+            self.fetch_page(lin)?
+        };
+        let mut found: *const Block = match self.blocks.blocks.get(&(phys, key)) {
+            Some(b) if u64::from(b.len) <= left => &**b,
+            _ => std::ptr::null(),
+        };
+        // SAFETY: just taken from the map.
+        if !found.is_null() && let Some(second) = unsafe { (*found).second_page } {
+            // The mapping of the next page may have changed since.
+            let next = (lin & !PAGE_MASK).wrapping_add(PAGE_MASK + 1);
+            if self.fetch_page(next)?.0 & !PAGE_MASK != second {
+                self.kill_block(found);
+                found = std::ptr::null();
+            }
+        }
+        if found.is_null() {
+            found = self.decode_block(lin, phys, host, key, left)?;
+        }
+        let generation = self.tlb.exec_generation();
+        let s = BlockCache::slot(lin);
+        self.blocks.jumps[s] = Jump { lin, generation, block: found, key };
+        Ok(found)
+    }
+
+    /// The linear address to fetch from, and how many bytes are left below the limit of CS.
+    fn fetch_address(&mut self) -> Result<(u64, u64), Stop> {
+        let ip = self.state.gpr[crate::state::gpr::RIP];
+        if self.state.is_long64() {
+            return Ok((ip, u64::MAX));
+        }
+        let cs = &self.state.seg[seg::CS];
+        if ip > u64::from(cs.limit) {
+            return Err(self.gp(0));
+        }
+        Ok((cs.base.wrapping_add(ip) & 0xffff_ffff, u64::from(cs.limit) - ip + 1))
+    }
+
+    fn decode_block(
+        &mut self,
+        lin: u64,
+        phys: u64,
+        host: Option<*mut u8>,
+        key: u32,
+        left: u64,
+    ) -> Result<*const Block, Stop> {
+        if self.blocks.ops > MAX_OPS {
+            self.blocks.clear();
+        }
+        let in_page = (PAGE_MASK + 1 - (lin & PAGE_MASK)).min(left) as usize;
+        let mut device_bytes = [0u8; 16];
+        let bytes: &[u8] = match host {
+            // SAFETY: `fetch_page` vouches for the whole page. Guest stores may race with this read as on hardware; what is decoded is then
+            // invalidated by the store, which comes after `mark_code` below.
+            Some(p) => unsafe {
+                std::slice::from_raw_parts(p.wrapping_add((lin & PAGE_MASK) as usize), in_page)
+            },
+            None => {
+                let n = in_page.min(15);
+                for (i, b) in device_bytes[..n].iter_mut().enumerate() {
+                    *b = self.mem.phys_read(phys + i as u64, 1) as u8;
+                }
+                &device_bytes[..n]
+            }
+        };
+        if host.is_some() && self.mem.mark_code(phys) {
+            let page = bytes.as_ptr() as u64 & !PAGE_MASK;
+            self.tlb.protect_host_page(page as *const u8);
+        }
+        let mode = ModeKey(key);
+        let limit = if mode.has(ModeKey::SINGLE) || host.is_none() { 1 } else { MAX_BLOCK };
+        let mut ops: Vec<Op> = Vec::with_capacity(16);
+        let mut len = 0;
+        let mut second_page = None;
+        let mut ended = false;
+        loop {
+            let (op, flow) = match decode_op(&self.model, mode, &bytes[len..], len) {
+                Some(x) => x,
+                None if !ops.is_empty() => break, // crosses the page: a block of its own
+                None => {
+                    // The instruction needs more bytes than the page (or the segment) has.
+                    let mut buf = [0u8; 15];
+                    let n = bytes.len().min(15);
+                    buf[..n].copy_from_slice(&bytes[..n]);
+                    if (n as u64) >= left {
+                        return Err(self.gp(0));
+                    }
+                    let next = (lin & !PAGE_MASK).wrapping_add(PAGE_MASK + 1);
+                    let next = if self.state.is_long64() { next } else { next & 0xffff_ffff };
+                    let (phys2, host2) = self.fetch_page(next)?;
+                    second_page = Some(phys2 & !PAGE_MASK);
+                    let total = (left.min(15)) as usize;
+                    for (i, b) in buf[n..total].iter_mut().enumerate() {
+                        *b = match host2 {
+                            // SAFETY: as above, for the next page.
+                            Some(p) => unsafe { p.wrapping_add(i).read() },
+                            None => self.mem.phys_read(phys2 + i as u64, 1) as u8,
+                        };
+                    }
+                    if let Some(p) = host2
+                        && self.mem.mark_code(phys2)
+                    {
+                        self.tlb.protect_host_page(p);
+                    }
+                    match decode_op(&self.model, mode, &buf[..total], 0) {
+                        Some(x) => x,
+                        None => return Err(self.gp(0)), // longer than 15 bytes, or beyond the limit
+                    }
+                }
+            };
+            len += usize::from(op.len);
+            ops.push(op);
+            if flow == Flow::Ends {
+                ended = true;
+                break;
+            }
+            if second_page.is_some() || ops.len() >= limit || len >= bytes.len() {
+                break;
+            }
+        }
+        if !ended {
+            ops.push(crate::interp::leave_op(len));
+        }
+        self.blocks.decoded += 1;
+        self.blocks.ops += ops.len();
+        let block = Box::new(Block {
+            ops: ops.into_iter().map(UnsafeCell::new).collect(),
+            phys,
+            second_page,
+            key,
+            len: len as u32,
+            link: [Cell::new(std::ptr::null()), Cell::new(std::ptr::null())],
+            dead: Cell::new(false),
+        });
+        let ptr: *const Block = &*block;
+        self.blocks.pages.entry(phys & !PAGE_MASK).or_default().push(ptr);
+        if let Some(p) = second_page {
+            self.blocks.pages.entry(p).or_default().push(ptr);
+        }
+        if let Some(old) = self.blocks.blocks.insert((phys, key), block) {
+            self.unlist(&old);
+            self.retire(old);
+        }
+        Ok(ptr)
+    }
+
+    /// Bytes of guest RAM have changed: blocks made of them die.
+    pub fn invalidate_code(&mut self, gpa: u64, len: u64) {
+        let page = gpa & !PAGE_MASK;
+        let Some(list) = self.blocks.pages.get(&page) else {
+            if self.sole {
+                self.mem.clear_code(page);
+            }
+            return;
+        };
+        let hit: Vec<*const Block> = list
+            .iter()
+            .copied()
+            .filter(|&b| {
+                // SAFETY: pages list live blocks only.
+                let b = unsafe { &*b };
+                let in_first = gpa < b.phys + u64::from(b.len) && b.phys < gpa + len;
+                // Bytes of a crossing instruction on its second page: at most 14.
+                let in_second = b.second_page == Some(page) && gpa & PAGE_MASK < 15;
+                in_first || in_second
+            })
+            .collect();
+        for b in hit {
+            self.kill_block(b);
+        }
+        if self.blocks.pages.get(&page).is_none_or(Vec::is_empty) {
+            self.blocks.pages.remove(&page);
+            if self.sole {
+                self.mem.clear_code(page);
+            }
+        }
+    }
+
+    /// The guest physical address of a host address in RAM.
+    fn ram_address(&self, host: *const u8) -> Option<u64> {
+        let offset = (host as u64).wrapping_sub(self.mem.ram().base() as u64);
+        let below = self.mem.below_4g();
+        if offset < below {
+            Some(offset)
+        } else if offset < self.mem.ram().size() {
+            Some((1 << 32) + offset - below)
+        } else {
+            None
+        }
+    }
+
+    fn kill_block(&mut self, b: *const Block) {
+        // SAFETY: callers pass live blocks.
+        let (phys, key) = unsafe { ((*b).phys, (*b).key) };
+        if let Some(block) = self.blocks.blocks.remove(&(phys, key)) {
+            self.unlist(&block);
+            self.retire(block);
+        }
+    }
+
+    fn unlist(&mut self, b: &Block) {
+        let ptr: *const Block = b;
+        for page in [Some(b.phys & !PAGE_MASK), b.second_page].into_iter().flatten() {
+            if let Some(v) = self.blocks.pages.get_mut(&page) {
+                v.retain(|&x| x != ptr);
+                // Links point only within a page: no successor may keep one to the dead block.
+                for &other in v.iter() {
+                    // SAFETY: pages list live blocks only.
+                    for l in unsafe { &(*other).link } {
+                        if l.get() == ptr {
+                            l.set(std::ptr::null());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn retire(&mut self, b: Box<Block>) {
+        self.blocks.invalidated += 1;
+        self.blocks.ops = self.blocks.ops.saturating_sub(b.ops.len());
+        self.blocks.forget_jumps(&*b);
+        b.dead.set(true);
+        for op in b.ops.iter() {
+            // SAFETY: ops are only read by this thread, through copies of this pointer; no reference to `run` is held across a handler.
+            unsafe { (*op.get()).run = crate::interp::leave_before };
+        }
+        for l in &b.link {
+            l.set(std::ptr::null());
+        }
+        self.blocks.graveyard.push(b);
+    }
+}
+
+/// A block whose op is being executed: for engines that need its extent.
+impl Block {
+    /// Whether the block's bytes have changed.
+    pub fn is_dead(&self) -> bool {
+        self.dead.get()
+    }
+}

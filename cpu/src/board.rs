@@ -1,0 +1,93 @@
+//! What a vCPU asks of the board it is plugged into, and what the board signals to it.
+use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// The board as one vCPU sees it: I/O ports, its local APIC, the time-stamp counter.
+pub trait Board: Send + Sync {
+    /// IN: `size` is 1, 2 or 4.
+    fn port_read(&self, port: u16, size: u8) -> u32;
+    /// OUT.
+    fn port_write(&self, port: u16, size: u8, value: u32);
+    /// The interrupt-acknowledge cycle: the vector to deliver; `None` if the request has vanished.
+    fn acknowledge(&self) -> Option<u8>;
+    /// CR8, the task priority (4 bits).
+    fn cr8(&self) -> u8;
+    /// Writes CR8.
+    fn set_cr8(&self, v: u8);
+    /// Reads a local APIC MSR: IA32_APIC_BASE, IA32_TSC_DEADLINE, 800h-8FFh. `Err` raises #GP(0).
+    fn apic_msr_read(&self, index: u32) -> Result<u64, ()>;
+    /// Writes a local APIC MSR.
+    fn apic_msr_write(&self, index: u32, value: u64) -> Result<(), ()>;
+    /// Where the local APIC's page stands, if it is enabled and in xAPIC mode.
+    fn apic_page(&self) -> Option<u64>;
+    /// Reads a local APIC register by MMIO.
+    fn apic_read(&self, offset: u32, size: u8) -> u64;
+    /// Writes a local APIC register by MMIO.
+    fn apic_write(&self, offset: u32, size: u8, value: u64);
+    /// The time-stamp counter before the vCPU's own offset.
+    fn tsc(&self) -> u64;
+    /// FERR#: an x87 exception is pending while CR0.NE is clear. A PC/AT raises IRQ 13 when it is asserted, and drops IGNNE# when it is not.
+    fn ferr(&self, _asserted: bool) {}
+    /// IGNNE#: x87 instructions go on in spite of FERR#. On a PC/AT a write to port F0h asserts it (and drops IRQ 13) while FERR# is.
+    /// A board that does not wire FERR# ties it active.
+    fn ignne(&self) -> bool {
+        true
+    }
+}
+
+/// Signals to a vCPU from other threads.
+#[derive(Default)]
+pub struct Events {
+    bits: AtomicU32,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+/// Leave the run loop and report `Exit::Kick`.
+pub const EV_KICK: u32 = 1;
+/// The INTR pin is up: the APIC or the PIC has an interrupt to deliver.
+pub const EV_INTR: u32 = 2;
+/// An NMI is latched.
+pub const EV_NMI: u32 = 4;
+/// INIT was received.
+pub const EV_INIT: u32 = 8;
+/// A start-up IPI was received; its vector is in bits 24-31.
+pub const EV_SIPI: u32 = 16;
+/// The physical address map, the A20 gate or a code page changed: caches must be looked through.
+pub const EV_MEMORY: u32 = 32;
+
+impl Events {
+    /// The pending bits.
+    #[inline(always)]
+    pub fn pending(&self) -> u32 {
+        self.bits.load(Ordering::Relaxed)
+    }
+    /// Sets bits and wakes the vCPU if it sleeps.
+    pub fn raise(&self, bits: u32) {
+        let before = self.bits.fetch_or(bits, Ordering::SeqCst);
+        if before & bits != bits {
+            drop(self.sleep.lock());
+            self.wake.notify_all();
+        }
+    }
+    /// Clears bits; returns which of them were set.
+    pub fn take(&self, bits: u32) -> u32 {
+        self.bits.fetch_and(!bits, Ordering::SeqCst) & bits
+    }
+    /// Sleeps until one of `mask` is pending, or `timeout` is over.
+    pub fn wait(&self, mask: u32, timeout: Option<Duration>) {
+        let mut g = self.sleep.lock();
+        let end = timeout.map(|t| std::time::Instant::now() + t);
+        while self.bits.load(Ordering::SeqCst) & mask == 0 {
+            match end {
+                None => self.wake.wait(&mut g),
+                Some(e) => {
+                    if self.wake.wait_until(&mut g, e).timed_out() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! The vCPU: state, TLB, decoded blocks and its ties to the board. The interpreter is this struct's implementation of [`crate::Exec`].
+use crate::block::BlockCache;
+use crate::board::{Board, Events};
+use crate::model::CpuModel;
+use crate::state::{Activity, Segment, State, cr0, cr4, efer, fl, gpr, seg};
+use mynah_mmu::{Mode, Paging, PhysMemory, Tlb};
+use std::sync::Arc;
+
+/// Why an instruction did not complete. The details of a fault are in [`Cpu::fault`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It raised the exception in [`Cpu::fault`]; RIP is to be that of the instruction.
+    Fault,
+    /// Leave the block with RIP at this instruction: it will be executed (or go on, as REP) when it comes round again.
+    Again,
+}
+
+/// An exception to be delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exception {
+    /// Vector.
+    pub vector: u8,
+    /// Error code, for the vectors that push one.
+    pub error: Option<u32>,
+}
+
+/// Exception vectors (SDM volume 3A, table 6-1).
+pub mod vector {
+    #![allow(missing_docs)]
+    pub const DE: u8 = 0;
+    pub const DB: u8 = 1;
+    pub const NMI: u8 = 2;
+    pub const BP: u8 = 3;
+    pub const OF: u8 = 4;
+    pub const BR: u8 = 5;
+    pub const UD: u8 = 6;
+    pub const NM: u8 = 7;
+    pub const DF: u8 = 8;
+    pub const TS: u8 = 10;
+    pub const NP: u8 = 11;
+    pub const SS: u8 = 12;
+    pub const GP: u8 = 13;
+    pub const PF: u8 = 14;
+    pub const MF: u8 = 16;
+    pub const AC: u8 = 17;
+    pub const MC: u8 = 18;
+    pub const XM: u8 = 19;
+}
+
+/// Why [`Cpu::run`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Someone raised `EV_KICK`.
+    Kick,
+    /// HLT or MWAIT: nothing to do until an event.
+    Halt,
+    /// Triple fault.
+    Shutdown,
+    /// The instruction budget given to `run` is used up.
+    Budget,
+}
+
+/// Segment as the address path sees it: base in effect, and the offsets that may be read and written (empty ranges have `lo > hi`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SegView {
+    /// Base to add: 0 for ES, CS, SS, DS in 64-bit mode.
+    pub base: u64,
+    /// First readable offset.
+    pub read_lo: u64,
+    /// Last readable offset.
+    pub read_hi: u64,
+    /// First writable offset.
+    pub write_lo: u64,
+    /// Last writable offset.
+    pub write_hi: u64,
+}
+
+/// One vCPU.
+#[repr(C)]
+pub struct Cpu {
+    /// Architectural state; first, so that engines address it from the vCPU's own pointer.
+    pub state: State,
+    /// The TLB.
+    pub tlb: Tlb,
+    /// Segments as the address path sees them (6 used).
+    pub view: [SegView; 8],
+    /// Which of [`Events`] end the block at its end.
+    pub event_mask: u32,
+    /// Mode bits that select decoded blocks: see [`crate::block::ModeKey`].
+    pub mode_key: u32,
+    /// Vector that every SSE instruction raises now (#UD without CR4.OSFXSR or with CR0.EM, #NM with CR0.TS), 0 if none; kept by `sync_mode`.
+    pub sse_trap: u8,
+    /// RIP after the current block-ending instruction.
+    pub next_ip: u64,
+    /// The exception behind `Err(Stop::Fault)`.
+    pub fault: Exception,
+    /// Signals from outside.
+    pub events: Arc<Events>,
+    /// Physical memory.
+    pub mem: Arc<PhysMemory>,
+    /// The board.
+    pub board: Arc<dyn Board>,
+    /// The CPU model: CPUID, feature checks.
+    pub model: Arc<CpuModel>,
+    /// Registers that paging depends on; kept by `sync_mode`.
+    pub paging: Paging,
+    /// A20 mask.
+    pub a20_mask: u64,
+    /// Debug conditions met by the current instruction: bits of DR6 to be delivered as a trap after it.
+    pub debug_hits: u64,
+    /// Executed instructions, counted at block ends.
+    pub icount: u64,
+    /// vCPU number (initial APIC id).
+    pub index: u32,
+    /// Whether the translations of user pages were made with alignment checking on: see `track_alignment`.
+    pub(crate) alignment_traced: bool,
+    /// What other threads have changed in memory.
+    pub inbox: Arc<parking_lot::Mutex<crate::interp::MemoryChanges>>,
+    /// Executing a single instruction: handlers must not go on to another block.
+    pub(crate) single: bool,
+    /// Data breakpoints are to be looked for.
+    pub(crate) watch: bool,
+    /// The branch distance of `from`: from the first byte of its block.
+    pub(crate) from_relative: u64,
+    /// This is the only vCPU of the machine.
+    pub sole: bool,
+    /// A handler has left a fault in `fault` for the dispatcher.
+    pub(crate) faulted: bool,
+    /// The link to fill in once the next block is known: a block and one of its successors.
+    pub(crate) from: (*const crate::block::Block, usize),
+    /// CR0.EM or CR0.TS: x87 instructions raise #NM. Kept by `sync_mode`.
+    pub x87_trap: u8,
+    /// FERR#: an x87 exception is pending while CR0.NE is clear (the board was told, see [`Board::ferr`]).
+    pub ferr: bool,
+    pub(crate) blocks: BlockCache,
+}
+
+// SAFETY: raw pointers in a vCPU point to what it owns itself (decoded blocks, TLB tables) or to guest RAM that `mem` keeps alive; one thread at a
+// time uses a vCPU.
+unsafe impl Send for Cpu {}
+
+impl Cpu {
+    /// A vCPU in its reset state.
+    pub fn new(
+        index: u32,
+        mem: Arc<PhysMemory>,
+        board: Arc<dyn Board>,
+        events: Arc<Events>,
+        model: Arc<CpuModel>,
+    ) -> Box<Self> {
+        let mut cpu = Box::new(Self {
+            state: State::default(),
+            tlb: Tlb::new(),
+            view: [SegView::default(); 8],
+            event_mask: !0,
+            mode_key: 0,
+            sse_trap: 0,
+            next_ip: 0,
+            fault: Exception::default(),
+            events,
+            mem,
+            board,
+            model,
+            paging: Paging::default(),
+            a20_mask: !0,
+            debug_hits: 0,
+            icount: 0,
+            index,
+            alignment_traced: false,
+            inbox: Arc::default(),
+            single: false,
+            watch: false,
+            from_relative: 0,
+            sole: true,
+            faulted: false,
+            from: (std::ptr::null(), 0),
+            x87_trap: 0,
+            ferr: false,
+            blocks: BlockCache::new(),
+        });
+        cpu.reset();
+        cpu
+    }
+
+    /// RESET: the state of SDM volume 3A, table 10-1; RDX holds the processor signature.
+    pub fn reset(&mut self) {
+        self.state = State::default();
+        self.state.gpr[gpr::RDX] = u64::from(self.model.signature());
+        self.sync_all();
+    }
+
+    // ---- derived state -------------------------------------------------------------------------------------------------
+
+    /// Recomputes all that is derived from the state: call it after replacing the state as a whole.
+    pub fn sync_all(&mut self) {
+        for i in 0..6 {
+            self.sync_segment(i);
+        }
+        self.sync_paging();
+        self.tlb.flush_all();
+        self.sync_mode();
+    }
+
+    /// Call after a change of segment register `i` (and `sync_mode` if it was CS or SS).
+    pub fn sync_segment(&mut self, i: usize) {
+        let s = self.state.seg[i];
+        let v = &mut self.view[i];
+        if self.state.is_long64() {
+            let base = if i >= seg::FS { s.base } else { 0 };
+            *v = SegView { base, read_lo: 0, read_hi: u64::MAX, write_lo: 0, write_hi: u64::MAX };
+            return;
+        }
+        *v = SegView { base: s.base & 0xffff_ffff, read_lo: 1, read_hi: 0, write_lo: 1, write_hi: 0 };
+        let real = self.state.cr0 & cr0::PE == 0 || self.state.rflags & fl::VM != 0;
+        if !real && (!s.usable() || s.attr & Segment::P == 0) {
+            return;
+        }
+        let kind = s.kind();
+        let code = kind & 8 != 0;
+        let (lo, hi) = if !code && kind & 4 != 0 {
+            (u64::from(s.limit) + 1, if s.attr & Segment::DB != 0 { 0xffff_ffff } else { 0xffff })
+        } else {
+            (0, u64::from(s.limit))
+        };
+        if real || !code || kind & 2 != 0 {
+            (v.read_lo, v.read_hi) = (lo, hi);
+        }
+        if real || (!code && kind & 2 != 0) {
+            (v.write_lo, v.write_hi) = (lo, hi);
+        }
+    }
+
+    /// Call after a change of CR0, CR3, CR4, EFER, PKRU, PDPTEs or A20. Does not flush the TLB: the caller knows what the change demands.
+    pub fn sync_paging(&mut self) {
+        let s = &self.state;
+        self.paging = Paging {
+            cr0: s.cr0,
+            cr3: s.cr3,
+            cr4: s.cr4,
+            efer: s.msr.efer,
+            pkru: s.pkru,
+            pdpte: s.pdpte,
+            phys_bits: self.model.phys_bits(),
+            a20_mask: self.a20_mask,
+        };
+    }
+
+    /// The mode in which this vCPU's data accesses are made now.
+    pub fn access_mode(&self) -> Mode {
+        let s = &self.state;
+        if s.cpl == 3 {
+            Mode::User
+        } else if s.cr4 & cr4::SMAP != 0 && s.rflags & fl::AC == 0 {
+            Mode::Super
+        } else {
+            Mode::SuperAc
+        }
+    }
+
+    /// Call after a change of CS, SS, CPL, CR0, CR4, EFER, IF, TF, VM, AC, VIF, the shadow or DR7: selects the TLB's table, the block key and the event
+    /// mask. Segment views are refreshed too if 64-bit mode was entered or left.
+    pub fn sync_mode(&mut self) {
+        let key = crate::block::ModeKey::of(&self.state).0;
+        if (key ^ self.mode_key) & crate::block::ModeKey::SEGMENTED != 0 {
+            for i in 0..6 {
+                self.sync_segment(i);
+            }
+        }
+        let flat = crate::block::ModeKey::flat(&self.view, &self.state);
+        self.mode_key = key | flat;
+        self.x87_trap = u8::from(self.state.cr0 & (cr0::EM | cr0::TS) != 0);
+        let mode = self.access_mode();
+        self.tlb.select(mode);
+        let s = &self.state;
+        self.sse_trap = if s.cr0 & cr0::EM != 0 || s.cr4 & cr4::OSFXSR == 0 {
+            vector::UD
+        } else if s.cr0 & cr0::TS != 0 {
+            vector::NM
+        } else {
+            0
+        };
+        self.sync_events();
+    }
+
+    /// Call after a change of IF or the shadow alone.
+    pub fn sync_events(&mut self) {
+        let s = &self.state;
+        let mut mask = !0;
+        if s.rflags & fl::IF == 0 || s.shadow != crate::state::Shadow::None {
+            mask &= !crate::board::EV_INTR;
+        }
+        if s.nmi_blocked || s.shadow == crate::state::Shadow::MovSs {
+            mask &= !crate::board::EV_NMI;
+        }
+        self.event_mask = mask;
+    }
+
+    // ---- instruction pointers ------------------------------------------------------------------------------------------
+
+    /// The mask of RIP in the current code segment: 64, 32 or (for the arithmetic of 16-bit code) 32 bits.
+    #[inline(always)]
+    pub fn ip_mask(&self) -> u64 {
+        if self.state.is_long64() { u64::MAX } else { 0xffff_ffff }
+    }
+    /// RIP of `op`.
+    #[inline(always)]
+    pub fn ip(&self, op: &Op) -> u64 {
+        self.state.gpr[gpr::RIP].wrapping_add(u64::from(op.off)) & self.ip_mask()
+    }
+    /// RIP after `op` (what CALL pushes).
+    #[inline(always)]
+    pub fn ip_after(&self, op: &Op) -> u64 {
+        let ip = self.state.gpr[gpr::RIP].wrapping_add(u64::from(op.off) + u64::from(op.len));
+        ip & if self.state.is_long64() {
+            u64::MAX
+        } else if self.state.seg[seg::CS].attr & Segment::DB != 0 {
+            0xffff_ffff
+        } else {
+            0xffff
+        }
+    }
+    /// For helpers that end a block: where execution goes on.
+    #[inline(always)]
+    pub fn set_next_ip(&mut self, ip: u64) {
+        self.next_ip = ip;
+    }
+
+    // ---- raising faults ------------------------------------------------------------------------------------------------
+
+    /// Raises an exception without an error code: `return Err(cpu.raise(vector::UD))`.
+    #[cold]
+    pub fn raise(&mut self, vector: u8) -> Stop {
+        self.fault = Exception { vector, error: None };
+        Stop::Fault
+    }
+    /// Raises an exception with an error code.
+    #[cold]
+    pub fn raise_ec(&mut self, vector: u8, error: u32) -> Stop {
+        self.fault = Exception { vector, error: Some(error) };
+        Stop::Fault
+    }
+    /// #GP(error).
+    #[cold]
+    pub fn gp(&mut self, error: u32) -> Stop {
+        self.raise_ec(vector::GP, error)
+    }
+    /// #UD.
+    #[cold]
+    pub fn ud(&mut self) -> Stop {
+        self.raise(vector::UD)
+    }
+}
+
+use crate::op::Op;
+
+impl State {
+    /// Executing in 64-bit mode (EFER.LMA and CS.L).
+    #[inline(always)]
+    pub fn is_long64(&self) -> bool {
+        self.msr.efer & efer::LMA != 0 && self.seg[seg::CS].attr & Segment::L != 0
+    }
+    /// EFER.LMA: 64-bit or compatibility mode.
+    #[inline(always)]
+    pub fn is_long(&self) -> bool {
+        self.msr.efer & efer::LMA != 0
+    }
+    /// CR0.PE and not virtual-8086 mode.
+    #[inline(always)]
+    pub fn is_protected(&self) -> bool {
+        self.cr0 & cr0::PE != 0 && self.rflags & fl::VM == 0
+    }
+    /// Virtual-8086 mode.
+    #[inline(always)]
+    pub fn is_v86(&self) -> bool {
+        self.rflags & fl::VM != 0
+    }
+    /// Real-address mode.
+    #[inline(always)]
+    pub fn is_real(&self) -> bool {
+        self.cr0 & cr0::PE == 0
+    }
+    /// IOPL.
+    #[inline(always)]
+    pub fn iopl(&self) -> u8 {
+        (self.rflags >> 12 & 3) as u8
+    }
+    /// Whether the CPU is halted.
+    pub fn is_halted(&self) -> bool {
+        self.activity == Activity::Halted
+    }
+}

@@ -1,0 +1,295 @@
+//! From bytes to [`Op`]: iced-x86 decodes, this resolves operands and picks the handler.
+use crate::block::ModeKey;
+use crate::cpu::Cpu;
+use crate::exec::Exec;
+use crate::model::CpuModel;
+use crate::op::{CHECKED, Flow, LOCK, LONG, MEM, Op, REP, REPNE};
+use crate::state::gpr;
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+/// What a finished selection says of an instruction.
+pub struct Selected<E: Exec> {
+    /// The handler.
+    pub handler: E::Handler,
+    /// The helper, if the handler is the one that calls it.
+    pub helper: crate::op::HelperFn,
+    /// How it relates to its block.
+    pub flow: Flow,
+}
+
+/// Decodes the instruction at the start of `bytes`, which stands `off` bytes behind the block's first byte. `None` if it needs more bytes.
+pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> Option<(Op, Flow)> {
+    let bytes = &bytes[..bytes.len().min(15)];
+    let mut d = Decoder::with_ip(bitness(mode), bytes, off as u64, DecoderOptions::AMD);
+    let mut i = d.decode();
+    if i.is_invalid() && d.last_error() == DecoderError::NoMoreBytes {
+        if bytes.len() < 15 {
+            return None;
+        }
+        // More than 15 bytes: #GP(0).
+        i = Instruction::default();
+        i.set_len(15);
+        let mut op = blank(&i, mode, off);
+        (op.run, op.helper) = (crate::interp::run_ender, crate::interp::too_long);
+        return Some((op, Flow::Ends));
+    }
+    Some(build::<Cpu>(model, mode, &i, off).map_or_else(
+        || {
+            let mut op = blank(&i, mode, off);
+            (op.run, op.helper) = (crate::interp::run_ender, crate::interp::undefined);
+            (op, Flow::Ends)
+        },
+        |(mut op, s)| {
+            crate::x87::note_opcode(&mut op, bytes);
+            (op.run, op.helper) = (s.handler, s.helper);
+            (op, s.flow)
+        },
+    ))
+}
+
+/// 16, 32 or 64.
+pub fn bitness(mode: ModeKey) -> u32 {
+    if mode.has(ModeKey::LONG) {
+        64
+    } else if mode.has(ModeKey::D32) {
+        32
+    } else {
+        16
+    }
+}
+
+fn blank(i: &Instruction, mode: ModeKey, off: usize) -> Op {
+    Op {
+        run: crate::interp::run_ender,
+        helper: crate::interp::undefined,
+        imm: 0,
+        disp: 0,
+        base: gpr::ZERO as u8,
+        index: gpr::ZERO as u8,
+        scale: 0,
+        seg: 3,
+        ashift: 0,
+        dst: 0,
+        src: 0,
+        src2: 0,
+        width: 0,
+        len: i.len() as u8,
+        flags: if mode.has(ModeKey::LONG) { LONG } else { 0 },
+        stack: if mode.has(ModeKey::LONG) {
+            8
+        } else if mode.has(ModeKey::STACK32) {
+            4
+        } else {
+            2
+        },
+        off: off as u16,
+        code: i.code() as u16,
+    }
+}
+
+/// Resolves operands and selects the handler for engine `E`; `None` for what raises #UD.
+pub fn build<E: crate::sse::VecExec>(
+    model: &CpuModel,
+    mode: ModeKey,
+    i: &Instruction,
+    off: usize,
+) -> Option<(Op, Selected<E>)> {
+    if i.is_invalid() || !model.allows(i) {
+        return None;
+    }
+    let mut op = blank(i, mode, off);
+    if i.has_lock_prefix() {
+        op.flags |= LOCK;
+    }
+    if i.has_repne_prefix() {
+        op.flags |= REPNE;
+    }
+    if i.has_rep_prefix() {
+        op.flags |= REP;
+    }
+    op.width = width_of(i);
+    op.ashift = address_shift(i, mode);
+    let mut immediates = 0;
+    for n in 0..i.op_count() {
+        let kind = i.op_kind(n);
+        match kind {
+            OpKind::Register => {
+                let r = register_number(i.op_register(n));
+                match n {
+                    0 => op.dst = r,
+                    1 => op.src = r,
+                    _ => op.src2 = r,
+                }
+            }
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
+                op.imm = i.near_branch_target();
+                op.width = match kind {
+                    OpKind::NearBranch16 => 2,
+                    OpKind::NearBranch32 => 4,
+                    _ => 8,
+                };
+            }
+            OpKind::FarBranch16 => {
+                op.imm = u64::from(i.far_branch_selector()) << 32 | u64::from(i.far_branch16());
+                op.width = 2;
+            }
+            OpKind::FarBranch32 => {
+                op.imm = u64::from(i.far_branch_selector()) << 32 | u64::from(i.far_branch32());
+                op.width = 4;
+            }
+            OpKind::Memory => {
+                op.flags |= MEM;
+                op.disp = i.memory_displacement64();
+                op.base = address_register(i.memory_base());
+                op.index = address_register(i.memory_index());
+                op.scale = i.memory_index_scale().trailing_zeros() as u8;
+                if op.base == gpr::ZERO as u8 && op.index == gpr::ZERO as u8 && op.ashift == 0 && !is_rip(i) {
+                    // An absolute address; moffs has 64 bits, others are sign-extended by the decoder already.
+                    op.disp = i.memory_displacement64();
+                }
+                op.seg = register_number(i.memory_segment());
+            }
+            OpKind::MemorySegSI
+            | OpKind::MemorySegESI
+            | OpKind::MemorySegRSI
+            | OpKind::MemorySegDI
+            | OpKind::MemorySegEDI
+            | OpKind::MemorySegRDI => {
+                op.seg = register_number(i.memory_segment());
+            }
+            OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => {}
+            _ => {
+                let v = i.immediate(n);
+                op.imm = if immediates == 0 { v } else { op.imm & 0xffff_ffff | v << 32 };
+                immediates += 1;
+            }
+        }
+    }
+    // Segment checks: in 64-bit mode none; in a flat environment none but through FS and GS.
+    if op.flags & LONG == 0 && (!mode.has(ModeKey::FLAT) || op.seg > 3) {
+        op.flags |= CHECKED;
+    }
+    let s = select::<E>(i, &op)?;
+    if op.flags & LOCK != 0 && !op.is_mem() {
+        return None;
+    }
+    Some((op, s))
+}
+
+fn is_rip(i: &Instruction) -> bool {
+    matches!(i.memory_base(), Register::RIP | Register::EIP)
+}
+
+fn select<E: crate::sse::VecExec>(i: &Instruction, op: &Op) -> Option<Selected<E>> {
+    let natural = if i.flow_control() == FlowControl::Next { Flow::Straight } else { Flow::Ends };
+    let none: crate::op::HelperFn = crate::interp::undefined;
+    if let Some(handler) = crate::int::select::<E>(i, op) {
+        return Some(Selected { handler, helper: none, flow: natural });
+    }
+    let helper =
+        crate::int::lookup(i).or_else(|| crate::sys::lookup(i)).or_else(|| crate::x87::lookup(i)).or_else(|| crate::sse::lookup(i));
+    if let Some(h) = helper {
+        return Some(Selected { handler: E::helper(h), helper: h.run, flow: h.flow });
+    }
+    let handler = crate::sse::select::<E>(i)?;
+    Some(Selected { handler, helper: none, flow: natural })
+}
+
+/// The size in bytes of the operation: of the first operand, or of memory.
+fn width_of(i: &Instruction) -> u8 {
+    if i.op_count() == 0 {
+        return match i.code() {
+            c if c.op_code().operand_size() == 16 => 2,
+            c if c.op_code().operand_size() == 32 => 4,
+            c if c.op_code().operand_size() == 64 => 8,
+            _ => 0,
+        };
+    }
+    match i.op0_kind() {
+        OpKind::Register => i.op0_register().size() as u8,
+        OpKind::Memory
+        | OpKind::MemorySegSI
+        | OpKind::MemorySegESI
+        | OpKind::MemorySegRSI
+        | OpKind::MemorySegDI
+        | OpKind::MemorySegEDI
+        | OpKind::MemorySegRDI
+        | OpKind::MemoryESDI
+        | OpKind::MemoryESEDI
+        | OpKind::MemoryESRDI => i.memory_size().size() as u8,
+        _ => {
+            let size = i.code().op_code().operand_size();
+            if size != 0 { (size / 8) as u8 } else { push_width(i) }
+        }
+    }
+}
+
+fn push_width(i: &Instruction) -> u8 {
+    match i.code() {
+        Code::Push_imm16 | Code::Pushw_imm8 => 2,
+        Code::Pushd_imm32 | Code::Pushd_imm8 => 4,
+        Code::Pushq_imm32 | Code::Pushq_imm8 => 8,
+        _ => 0,
+    }
+}
+
+fn address_shift(i: &Instruction, mode: ModeKey) -> u8 {
+    // String instructions and LOOP/JCXZ/MASKMOV name the size by their operand kind or code; others by their registers or displacement.
+    for n in 0..i.op_count() {
+        match i.op_kind(n) {
+            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => return 48,
+            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => return 32,
+            OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => return 0,
+            OpKind::Memory => {
+                let r = if i.memory_base() != Register::None { i.memory_base() } else { i.memory_index() };
+                return match r.size() {
+                    2 => 48,
+                    4 => 32,
+                    8 => 0,
+                    _ => match i.memory_displ_size() {
+                        2 => 48,
+                        4 => 32,
+                        8 => 0,
+                        _ => default_address_shift(mode),
+                    },
+                };
+            }
+            _ => {}
+        }
+    }
+    match i.code().op_code().address_size() {
+        16 => 48,
+        32 => 32,
+        64 => 0,
+        _ => match i.mnemonic() {
+            Mnemonic::Xlatb => default_address_shift(mode),
+            _ => default_address_shift(mode),
+        },
+    }
+}
+
+fn default_address_shift(mode: ModeKey) -> u8 {
+    match bitness(mode) {
+        64 => 0,
+        32 => 32,
+        _ => 48,
+    }
+}
+
+fn address_register(r: Register) -> u8 {
+    match r {
+        Register::None => gpr::ZERO as u8,
+        Register::RIP | Register::EIP => gpr::RIP as u8,
+        r => r.full_register().number() as u8,
+    }
+}
+
+/// A register's number as [`Op`] codes it.
+pub fn register_number(r: Register) -> u8 {
+    match r {
+        Register::AH | Register::CH | Register::DH | Register::BH => (r.number() as u8 - 4) | 0x20,
+        r if r.is_gpr() => r.full_register().number() as u8,
+        Register::None => 0,
+        r => r.number() as u8,
+    }
+}

@@ -1,0 +1,143 @@
+use super::*;
+
+fn model(s: &str) -> CpuModel {
+    CpuModel::parse(s).unwrap_or_else(|e| panic!("{s}: {e}"))
+}
+fn enabled() -> Dynamic {
+    Dynamic { apic_enabled: true, long64: true, ..Dynamic::default() }
+}
+
+#[test]
+fn qemu64_answers_as_qemu_does_but_for_svm() {
+    let m = model("qemu64");
+    let d = enabled();
+    assert_eq!(m.cpuid(&d, 0, 0), [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]);
+    assert_eq!(m.cpuid(&d, 1, 0), [0x0006_0fb1, 0x0000_0800, 0x8000_2001, 0x078b_fbfd]);
+    assert_eq!(m.cpuid(&d, 7, 0), [0; 4]);
+    assert_eq!(m.cpuid(&d, 0xb, 0), [0, 1, 0x100, 0]);
+    assert_eq!(m.cpuid(&d, 0xb, 1), [0, 1, 0x201, 0]);
+    assert_eq!(m.cpuid(&d, 0x8000_0001, 0), [0x0006_0fb1, 0, 0x0000_0001, 0x2193_fbfd]);
+    assert_eq!(m.cpuid(&d, 0x8000_0002, 0)[0], u32::from_le_bytes(*b"QEMU"));
+    assert_eq!(m.cpuid(&d, 0x8000_0008, 0)[0], 0x3028);
+}
+
+#[test]
+fn qemu32_answers_as_qemu_does() {
+    let m = model("qemu32");
+    let d = enabled();
+    assert_eq!(m.cpuid(&d, 0, 0), [4, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]);
+    assert_eq!(m.cpuid(&d, 1, 0)[0], 0x663);
+    assert_eq!(m.cpuid(&d, 1, 0)[2], 0x8000_0001);
+    assert_eq!(m.cpuid(&d, 2, 0), [1, 0, 0x4d, 0x002c_307d]);
+    assert_eq!(m.cpuid(&d, 4, 0), [0x121, 0x01c0_003f, 0x3f, 1]);
+    assert_eq!(m.cpuid(&d, 0x8000_0001, 0)[3] & F::LM.mask(), 0);
+    assert!(!m.is_64bit());
+}
+
+#[test]
+fn no_model_promises_what_is_not_implemented() {
+    for name in ["qemu64", "qemu32", "max", "host", "x86-64-v1", "x86-64-v2"] {
+        let m = model(name);
+        for n in FEATURES.iter().filter(|n| n.status == Status::Missing) {
+            assert!(!m.has(n.feature), "{name} has {}", n.name);
+        }
+    }
+    let m = model("max");
+    assert_eq!(m.cpuid(&enabled(), 1, 0)[2] & (F::AVX.mask() | F::FMA.mask() | F::F16C.mask()), 0);
+    assert_eq!(m.cpuid(&enabled(), 7, 0)[1] & F::AVX2.mask(), 0);
+}
+
+#[test]
+fn features_are_switched_by_sign_and_by_value_and_signs_win() {
+    assert!(!model("max,-pcid").has(F::PCID));
+    assert!(!model("max,-pcid").has(F::INVPCID));
+    assert!(!model("max,smap=off").has(F::SMAP));
+    assert!(model("qemu64,+smep").has(F::SMEP));
+    assert!(model("qemu64,popcnt").has(F::POPCNT));
+    assert!(model("qemu64,+popcnt,popcnt=off").has(F::POPCNT));
+    assert!(model("qemu64,+sse4.1,+ssse3,+sse4_2").has(F::SSE42));
+    assert_eq!(model("max,phys-bits=40").phys_bits(), 40);
+    assert_eq!(model("max,family=6,model=0x55,stepping=4,vendor=GenuineIntel").signature(), 0x50654);
+}
+
+#[test]
+fn what_needs_a_missing_feature_goes_with_it() {
+    let m = model("max,-xsave");
+    for f in [F::XSAVEOPT, F::XSAVEC, F::XSAVES, F::PKU] {
+        assert!(!m.has(f));
+    }
+    assert_eq!(m.cpuid(&enabled(), 0xd, 0), [0; 4]);
+}
+
+#[test]
+fn errors_name_the_word_and_the_nearest_known() {
+    let e = CpuModel::parse("qemu46").unwrap_err().to_string();
+    assert!(e.contains("'qemu46'") && e.contains("'qemu64'"), "{e}");
+    let e = CpuModel::parse("max,+smpe").unwrap_err().to_string();
+    assert!(e.contains("'smpe'") && (e.contains("'smep'") || e.contains("'sep'")), "{e}");
+    let e = CpuModel::parse("x86-64-v3").unwrap_err().to_string();
+    assert!(e.contains("AVX") && e.contains("not implemented yet"), "{e}");
+    let e = CpuModel::parse("max,+avx2").unwrap_err().to_string();
+    assert!(e.contains("'avx2'") && e.contains("not implemented"), "{e}");
+    assert!(CpuModel::parse("max,-avx2,-svm,kvm=off").is_ok());
+    assert!(CpuModel::parse("max,smep=maybe").is_err());
+    assert!(CpuModel::parse("max,phys-bits=99").is_err());
+    assert!(CpuModel::parse("").is_err());
+}
+
+#[test]
+fn dynamic_bits_follow_the_registers() {
+    let m = model("max");
+    let mut d = Dynamic { apic_id: 5, ..Dynamic::default() };
+    let [_, b, c, e] = m.cpuid(&d, 1, 0);
+    assert_eq!((b >> 24, c >> 27 & 1, e >> 9 & 1), (5, 0, 0));
+    d.osxsave = true;
+    d.apic_enabled = true;
+    d.pke = true;
+    let [_, _, c, e] = m.cpuid(&d, 1, 0);
+    assert_eq!((c >> 27 & 1, e >> 9 & 1), (1, 1));
+    assert_eq!(m.cpuid(&d, 7, 0)[2] >> 4 & 1, 1);
+    d.xcr0 = 3;
+    assert_eq!(m.cpuid(&d, 0xd, 0)[1], 576);
+    assert_eq!(m.cpuid(&d, 0xd, 0)[2], 0xa88);
+    d.xcr0 = 0x203;
+    assert_eq!(m.cpuid(&d, 0xd, 0)[1], 0xa88);
+    assert_eq!(m.cpuid(&d, 0xd, 1)[1], 584);
+    assert_eq!(m.cpuid(&d, 0xd, 9), [8, 0xa80, 0, 0]);
+}
+
+#[test]
+fn topology_is_told_in_whole_bit_fields() {
+    let mut m = model("qemu64");
+    m.set_topology(3, 2);
+    assert_eq!(m.apic_id(0), 0);
+    assert_eq!(m.apic_id(1), 1);
+    assert_eq!(m.apic_id(2), 2);
+    assert_eq!(m.apic_id(5), 5);
+    assert_eq!(m.apic_id(6), 8);
+    let d = enabled();
+    assert_eq!(m.cpuid(&d, 0xb, 0)[..2], [1, 2]);
+    assert_eq!(m.cpuid(&d, 0xb, 1)[..2], [3, 6]);
+    assert_eq!(m.cpuid(&d, 1, 0)[1] >> 16 & 0xff, 8);
+    assert_eq!(m.cpuid(&d, 1, 0)[3] >> 28 & 1, 1);
+    assert_eq!(m.cpuid(&d, 0x8000_0008, 0)[2], 5);
+}
+
+#[test]
+fn instructions_exist_only_if_the_model_has_their_feature() {
+    use iced_x86::{Decoder, DecoderOptions};
+    let decode = |bytes: &[u8]| Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+    let popcnt = decode(&[0xf3, 0x0f, 0xb8, 0xc1]);
+    let vaddps = decode(&[0xc5, 0xf0, 0x58, 0xc2]);
+    let andn = decode(&[0xc4, 0xe2, 0x70, 0xf2, 0xc2]);
+    let endbr = decode(&[0xf3, 0x0f, 0x1e, 0xfa]);
+    let add = decode(&[0x01, 0xc8]);
+    let (small, max) = (model("qemu64"), model("max"));
+    assert!(!small.allows(&popcnt) && max.allows(&popcnt));
+    assert!(!small.allows(&vaddps) && !max.allows(&vaddps));
+    assert!(!small.allows(&andn) && max.allows(&andn));
+    assert!(small.allows(&endbr) && small.allows(&add));
+    // Without BMI1 F3 0F BC is BSF, not an invalid opcode.
+    let mut d = Decoder::new(64, &[0xf3, 0x0f, 0xbc, 0xc1], small.decoder_options());
+    assert_eq!(d.decode().mnemonic(), iced_x86::Mnemonic::Bsf);
+}

@@ -1,0 +1,177 @@
+//! SSE, SSE2, SSE3, SSSE3, SSE4.1, SSE4.2, AES-NI, PCLMULQDQ, SHA and MMX in their legacy encodings, with MXCSR.
+//!
+//! An operation is a type: [`VecOp`] for those that only map bits to bits, [`FloatOp`] for those that round and may raise SIMD
+//! floating-point exceptions. How an operation's operands are found (register, aligned memory, scalar memory, MMX register) is a second type,
+//! the *form* ([`forms`]); a form with an operation is a [`crate::Sem`], generic over the engine. Engines implement [`VecExec`]: the
+//! interpreter ([`crate::Cpu`], `Vec = u128`) evaluates an operation in place; a translator matches its `ID` to emit host
+//! instructions, or else emits a call of `eval`.
+//!
+//! * [`moves`], [`int_lanes`], [`shuffle`], [`crypto`]: operations on bits. [`lanes`]: vectors as arrays.
+//! * [`float_arith`], [`float_cmp`], [`convert`]: floating point. [`host`] runs the very instruction on an x86-64 host under the guest's
+//!   MXCSR; [`soft`] is the portable arithmetic, which also serves where the host cannot (unmasked underflow). [`mxcsr`] ends both.
+//! * [`string_sse42`], [`mxcsr`]: helpers. [`mmx`]: the 64-bit registers.
+//!
+//! Not here: VEX and EVEX forms (another form over the same operations), SSE4a, 3DNow!; fences, prefetches, CRC32 and POPCNT (integer
+//! instructions); FXSAVE and XSAVE (system). Faults come before any change of state; bits above 127 of a vector register stay.
+mod convert;
+mod crypto;
+mod engine;
+mod float_arith;
+mod float_cmp;
+mod forms;
+#[cfg(target_arch = "x86_64")]
+mod host;
+mod int_lanes;
+mod lanes;
+mod mmx;
+mod moves;
+mod mxcsr;
+mod shuffle;
+mod soft;
+mod string_sse42;
+#[cfg(test)]
+mod tests;
+
+use crate::cpu::Stop;
+use crate::exec::Exec;
+use crate::op::Op;
+use crate::width::Width;
+use iced_x86::Instruction;
+
+pub use mxcsr::{MXCSR_MASK, set_mxcsr};
+
+/// What names an operation: the mnemonic of its legacy instruction.
+pub type VecId = iced_x86::Mnemonic;
+
+/// An operation from two vectors (and an immediate) to one: pure, with no flags and no exceptions.
+pub trait VecOp: 'static {
+    /// Its name, for translators.
+    const ID: VecId;
+    /// The result for the destination's old value `a`, source `b`, immediate `imm`. Operations of one source ignore `a`.
+    fn eval(a: u128, b: u128, imm: u8) -> u128;
+    /// The same on MMX registers.
+    #[inline(always)]
+    fn eval64(a: u64, b: u64, imm: u8) -> u64 {
+        Self::eval(u128::from(a), u128::from(b), imm) as u64
+    }
+}
+
+/// An operation on three vectors (the third is XMM0 in the legacy forms).
+pub trait VecOp3: 'static {
+    /// Its name, for translators.
+    const ID: VecId;
+    /// The result for the destination's old value `a`, source `b` and selector `c`.
+    fn eval(a: u128, b: u128, c: u128) -> u128;
+}
+
+/// An operation from a vector to an integer (sign masks).
+pub trait VecToInt: 'static {
+    /// Its name, for translators.
+    const ID: VecId;
+    /// The result, zero-extended.
+    fn eval(b: u128) -> u64;
+}
+
+/// An operation from two vectors to the arithmetic flags.
+pub trait VecFlags: 'static {
+    /// Its name, for translators.
+    const ID: VecId;
+    /// All six arithmetic flags at their places in RFLAGS.
+    fn eval(a: u128, b: u128) -> u64;
+}
+
+/// A floating-point operation under MXCSR. Operands and result are vectors, or integers or RFLAGS in the low 64 bits, as the form has it.
+pub trait FloatOp: 'static {
+    /// Its name, for translators.
+    const ID: VecId;
+    /// Whether this host has the instruction.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn on_host() -> bool {
+        true
+    }
+    /// Runs the instruction itself between accesses to MXCSR; see [`host`].
+    ///
+    /// # Safety
+    /// `on_host()` must be true, and `c` valid for reads and writes.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut host::Csr) -> u128;
+    /// Portable arithmetic: the masked result, and in `env` the exceptions found.
+    fn soft(a: u128, b: u128, imm: u8, env: &mut soft::Env) -> u128;
+}
+
+/// What vector instructions ask of an engine.
+pub trait VecExec: Exec {
+    /// 128 bits.
+    type Vec: Copy;
+
+    // ---- state ---------------------------------------------------------------------------------------------------------
+
+    /// #UD if CR0.EM is set or CR4.OSFXSR clear, #NM if CR0.TS is set: what every SSE instruction checks first.
+    fn sse_check(&mut self) -> Result<(), Stop>;
+    /// #UD if CR0.EM is set, #NM if CR0.TS is set, #MF if an x87 exception is pending: what every MMX instruction checks first.
+    fn mmx_check(&mut self) -> Result<(), Stop>;
+    /// #MF if an x87 exception is pending (instructions on both register files, after `sse_check`).
+    fn x87_check(&mut self) -> Result<(), Stop>;
+    /// What every MMX instruction but EMMS does to the x87 unit once it cannot fault: TOP = 0, all registers valid.
+    fn enter_mmx(&mut self);
+    /// Reads XMM register `r`.
+    fn xmm(&mut self, r: u8) -> Self::Vec;
+    /// Writes bits 0-127 of a vector register; the rest stays.
+    fn set_xmm(&mut self, r: u8, v: Self::Vec);
+    /// Reads MMX register `r`.
+    fn mm(&mut self, r: u8) -> Self::Int;
+    /// Writes MMX register `r`, and all ones to the exponent of the x87 register it lies in.
+    fn set_mm(&mut self, r: u8, v: Self::Int);
+    /// Loads a 128-bit memory operand; with `aligned`, #GP(0) unless it is 16-byte aligned.
+    fn load_vec(&mut self, op: &Op, aligned: bool) -> Result<Self::Vec, Stop>;
+    /// Stores a 128-bit memory operand.
+    fn store_vec(&mut self, op: &Op, v: Self::Vec, aligned: bool) -> Result<(), Stop>;
+
+    // ---- between integers and vectors ------------------------------------------------------------------------------------
+
+    /// An integer zero-extended to a vector.
+    fn vec_of<W: Width>(&mut self, v: Self::Int) -> Self::Vec;
+    /// Lane `n` (a constant, modulo the number of lanes) of width W.
+    fn lane<W: Width>(&mut self, v: Self::Vec, n: u8) -> Self::Int;
+    /// `v` with lane `n` (a constant, modulo the number of lanes) of width W replaced.
+    fn with_lane<W: Width>(&mut self, v: Self::Vec, n: u8, x: Self::Int) -> Self::Vec;
+
+    // ---- operations ----------------------------------------------------------------------------------------------------
+
+    /// Evaluates a vector operation.
+    fn vec<O: VecOp>(&mut self, a: Self::Vec, b: Self::Vec, imm: u8) -> Self::Vec;
+    /// Evaluates a vector operation on MMX values.
+    fn vec64<O: VecOp>(&mut self, a: Self::Int, b: Self::Int, imm: u8) -> Self::Int;
+    /// Evaluates an operation on three vectors.
+    fn vec3<O: VecOp3>(&mut self, a: Self::Vec, b: Self::Vec, c: Self::Vec) -> Self::Vec;
+    /// Evaluates an operation that yields an integer.
+    fn vec_int<O: VecToInt>(&mut self, b: Self::Vec) -> Self::Int;
+    /// Sets the arithmetic flags.
+    fn vec_flags<O: VecFlags>(&mut self, a: Self::Vec, b: Self::Vec);
+    /// Evaluates a floating-point operation; #XM (or #UD) if it raises an unmasked exception.
+    fn float<O: FloatOp>(&mut self, a: Self::Vec, b: Self::Vec, imm: u8) -> Result<Self::Vec, Stop>;
+    /// The same for an operation whose result is an integer of up to 64 bits.
+    fn float_int<O: FloatOp>(&mut self, b: Self::Vec) -> Result<Self::Int, Stop>;
+    /// The same for an operation whose second operand is an integer of up to 64 bits.
+    fn int_float<O: FloatOp>(&mut self, a: Self::Vec, b: Self::Int) -> Result<Self::Vec, Stop>;
+    /// The same for an operation whose results are the arithmetic flags.
+    fn float_flags<O: FloatOp>(&mut self, a: Self::Vec, b: Self::Vec) -> Result<(), Stop>;
+}
+
+/// The handler for a vector instruction with generic semantics, `None` if it is not one of this module's.
+pub fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
+    moves::select::<E>(i)
+        .or_else(|| int_lanes::select::<E>(i))
+        .or_else(|| shuffle::select::<E>(i))
+        .or_else(|| float_arith::select::<E>(i))
+        .or_else(|| float_cmp::select::<E>(i))
+        .or_else(|| convert::select::<E>(i))
+        .or_else(|| crypto::select::<E>(i))
+        .or_else(|| mmx::select::<E>(i))
+}
+
+/// The helper for a vector instruction that has no generic semantics.
+pub(crate) fn lookup(i: &Instruction) -> Option<crate::op::Helper> {
+    mxcsr::lookup(i).or_else(|| string_sse42::lookup(i)).or_else(|| mmx::lookup(i))
+}

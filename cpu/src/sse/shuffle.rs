@@ -1,0 +1,192 @@
+//! Operations that move lanes about: interleave, pack, shuffle, align, blend, insert, widen (SDM volume 2).
+use super::forms::{Bin, Bin3, M128, Mem, Xmm, narrow16, narrow32, narrow64, packed, packed_or_mmx, packed_or_mmx32, source_in_memory};
+use super::lanes::*;
+use super::{VecExec, VecId, VecOp, VecOp3};
+use crate::width::W32;
+use iced_x86::{Instruction, Mnemonic};
+
+/// Interleaves the lanes of `a` and `b` from lane `from` on.
+macro_rules! interleave {
+    ($get:ident, $put:ident, $a:expr, $b:expr, $from:expr) => {{
+        let (a, b) = ($get($a), $get($b));
+        $put(std::array::from_fn(|k| if k & 1 == 0 { a[$from + k / 2] } else { b[$from + k / 2] }))
+    }};
+}
+/// Lanes of `a`, then lanes of `b`, each narrowed by `f`.
+macro_rules! pack {
+    ($get:ident, $put:ident, $a:expr, $b:expr, $f:expr) => {{
+        let (a, b) = ($get($a), $get($b));
+        let n = a.len();
+        $put(std::array::from_fn(|k| $f(if k < n { a[k] } else { b[k - n] })))
+    }};
+}
+/// The same for MMX: the pair of operands is one vector, the result its low half.
+macro_rules! pack_mmx {
+    ($get:ident, $put:ident, $a:expr, $b:expr, $f:expr) => {
+        pack!($get, $put, u128::from($a) | u128::from($b) << 64, 0, $f) as u64
+    };
+}
+
+fn to_i8(x: i16) -> i8 {
+    x.clamp(-128, 127) as i8
+}
+fn to_u8(x: i16) -> u8 {
+    x.clamp(0, 255) as u8
+}
+fn to_i16(x: i32) -> i16 {
+    x.clamp(-32768, 32767) as i16
+}
+fn to_u16(x: i32) -> u16 {
+    x.clamp(0, 65535) as u16
+}
+/// The two-bit field `k` of an immediate.
+#[inline(always)]
+fn field(imm: u8, k: usize) -> usize {
+    usize::from(imm >> (2 * k) & 3)
+}
+/// High half of an MMX interleave, whose operands were interleaved from lane 0 as vectors.
+fn high(v: u128) -> u64 {
+    (v >> 64) as u64
+}
+
+vec_ops! {
+    Punpcklbw = |a, b, i| interleave!(u8s, of_u8s, a, b, 0);
+    Punpcklwd = |a, b, i| interleave!(u16s, of_u16s, a, b, 0);
+    Punpckldq = |a, b, i| interleave!(u32s, of_u32s, a, b, 0);
+    Punpcklqdq = |a, b, i| interleave!(u64s, of_u64s, a, b, 0);
+    Punpckhbw = |a, b, i| interleave!(u8s, of_u8s, a, b, 8), mmx high(Punpcklbw::eval(a.into(), b.into(), 0));
+    Punpckhwd = |a, b, i| interleave!(u16s, of_u16s, a, b, 4), mmx high(Punpcklwd::eval(a.into(), b.into(), 0));
+    Punpckhdq = |a, b, i| interleave!(u32s, of_u32s, a, b, 2), mmx high(Punpckldq::eval(a.into(), b.into(), 0));
+    Punpckhqdq = |a, b, i| interleave!(u64s, of_u64s, a, b, 1);
+    Unpcklps = |a, b, i| interleave!(u32s, of_u32s, a, b, 0);
+    Unpckhps = |a, b, i| interleave!(u32s, of_u32s, a, b, 2);
+    Unpcklpd = |a, b, i| interleave!(u64s, of_u64s, a, b, 0);
+    Unpckhpd = |a, b, i| interleave!(u64s, of_u64s, a, b, 1);
+
+    Packsswb = |a, b, i| pack!(i16s, of_i8s, a, b, to_i8), mmx pack_mmx!(i16s, of_i8s, a, b, to_i8);
+    Packuswb = |a, b, i| pack!(i16s, of_u8s, a, b, to_u8), mmx pack_mmx!(i16s, of_u8s, a, b, to_u8);
+    Packssdw = |a, b, i| pack!(i32s, of_i16s, a, b, to_i16), mmx pack_mmx!(i32s, of_i16s, a, b, to_i16);
+    Packusdw = |a, b, i| pack!(i32s, of_u16s, a, b, to_u16);
+
+    Pshufb = |a, b, i| {
+        let a = u8s(a);
+        each_u8(b, |n| if n & 0x80 != 0 { 0 } else { a[usize::from(n & 15)] })
+    }, mmx {
+        let a = a.to_le_bytes();
+        u64::from_le_bytes(b.to_le_bytes().map(|n| if n & 0x80 != 0 { 0 } else { a[usize::from(n & 7)] }))
+    };
+    Pshufd = |a, b, i| { let b = u32s(b); of_u32s(std::array::from_fn(|k| b[field(i, k)])) };
+    Pshuflw = |a, b, i| {
+        let b = u16s(b);
+        of_u16s(std::array::from_fn(|k| if k < 4 { b[field(i, k)] } else { b[k] }))
+    };
+    Pshufhw = |a, b, i| {
+        let b = u16s(b);
+        of_u16s(std::array::from_fn(|k| if k < 4 { b[k] } else { b[4 + field(i, k - 4)] }))
+    };
+    // On MMX registers only.
+    Pshufw = |a, b, i| Pshuflw::eval(a, b, i);
+    Shufps = |a, b, i| {
+        let (a, b) = (u32s(a), u32s(b));
+        of_u32s([a[field(i, 0)], a[field(i, 1)], b[field(i, 2)], b[field(i, 3)]])
+    };
+    Shufpd = |a, b, i| of_u64s([u64s(a)[usize::from(i & 1)], u64s(b)[usize::from(i >> 1 & 1)]]);
+    Palignr = |a, b, i| {
+        let n = 8 * u32::from(i);
+        match n {
+            0 => b,
+            1..128 => b >> n | a << (128 - n),
+            128..256 => a >> (n - 128),
+            _ => 0,
+        }
+    }, mmx {
+        let both = u128::from(b) | u128::from(a) << 64;
+        if i > 15 { 0 } else { (both >> (8 * i)) as u64 }
+    };
+
+    Movddup = |a, b, i| { let x = b as u64; of_u64s([x, x]) };
+    Movshdup = |a, b, i| { let b = u32s(b); of_u32s([b[1], b[1], b[3], b[3]]) };
+    Movsldup = |a, b, i| { let b = u32s(b); of_u32s([b[0], b[0], b[2], b[2]]) };
+
+    Blendps = |a, b, i| { let (a, b) = (u32s(a), u32s(b)); of_u32s(std::array::from_fn(|k| if i >> k & 1 != 0 { b[k] } else { a[k] })) };
+    Blendpd = |a, b, i| { let (a, b) = (u64s(a), u64s(b)); of_u64s(std::array::from_fn(|k| if i >> k & 1 != 0 { b[k] } else { a[k] })) };
+    Pblendw = |a, b, i| { let (a, b) = (u16s(a), u16s(b)); of_u16s(std::array::from_fn(|k| if i >> k & 1 != 0 { b[k] } else { a[k] })) };
+    Insertps = |a, b, i| inserted(a, u32s(b)[usize::from(i >> 6)], i);
+
+    Pmovsxbw = |a, b, i| of_i16s(std::array::from_fn(|k| i8s(b)[k].into()));
+    Pmovsxbd = |a, b, i| of_i32s(std::array::from_fn(|k| i8s(b)[k].into()));
+    Pmovsxbq = |a, b, i| of_i64s(std::array::from_fn(|k| i8s(b)[k].into()));
+    Pmovsxwd = |a, b, i| of_i32s(std::array::from_fn(|k| i16s(b)[k].into()));
+    Pmovsxwq = |a, b, i| of_i64s(std::array::from_fn(|k| i16s(b)[k].into()));
+    Pmovsxdq = |a, b, i| of_i64s(std::array::from_fn(|k| i32s(b)[k].into()));
+    Pmovzxbw = |a, b, i| of_u16s(std::array::from_fn(|k| u8s(b)[k].into()));
+    Pmovzxbd = |a, b, i| of_u32s(std::array::from_fn(|k| u8s(b)[k].into()));
+    Pmovzxbq = |a, b, i| of_u64s(std::array::from_fn(|k| u8s(b)[k].into()));
+    Pmovzxwd = |a, b, i| of_u32s(std::array::from_fn(|k| u16s(b)[k].into()));
+    Pmovzxwq = |a, b, i| of_u64s(std::array::from_fn(|k| u16s(b)[k].into()));
+    Pmovzxdq = |a, b, i| of_u64s(std::array::from_fn(|k| u32s(b)[k].into()));
+}
+
+/// `a` with `x` put where bits 4-5 of the immediate say, and zeros where bits 0-3 say.
+#[inline(always)]
+fn inserted(a: u128, x: u32, imm: u8) -> u128 {
+    let mut a = u32s(a);
+    a[usize::from(imm >> 4 & 3)] = x;
+    of_u32s(std::array::from_fn(|k| if imm >> k & 1 != 0 { 0 } else { a[k] }))
+}
+
+/// `INSERTPS` from memory: the source is one element, whatever bits 6-7 of the immediate say.
+pub struct InsertpsMem;
+impl VecOp for InsertpsMem {
+    const ID: VecId = VecId::Insertps;
+    #[inline(always)]
+    fn eval(a: u128, b: u128, imm: u8) -> u128 {
+        inserted(a, b as u32, imm)
+    }
+}
+
+/// Declares a blend by the top bits of the selector's lanes.
+macro_rules! blend {
+    ($name:ident, $signed:ident, $put:ident, $shift:literal) => {
+        #[doc = concat!("The operation of `", stringify!($name), "`.")]
+        pub struct $name;
+        impl VecOp3 for $name {
+            const ID: VecId = VecId::$name;
+            #[inline(always)]
+            fn eval(a: u128, b: u128, c: u128) -> u128 {
+                let c = $put($signed(c).map(|x| x >> $shift));
+                a & !c | b & c
+            }
+        }
+    };
+}
+blend!(Pblendvb, i8s, of_i8s, 7);
+blend!(Blendvps, i32s, of_i32s, 31);
+blend!(Blendvpd, i64s, of_i64s, 63);
+
+/// Handlers of this module's instructions.
+pub(super) fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
+    fn blend<E: VecExec, O: VecOp3>(i: &Instruction) -> E::Handler {
+        if source_in_memory(i) { E::handler::<Bin3<O, M128>>() } else { E::handler::<Bin3<O, Xmm>>() }
+    }
+    macro_rules! by_name {
+        ($($form:ident: $($name:ident)*;)*) => {
+            match i.mnemonic() {
+                $($(Mnemonic::$name => $form::<E, $name>(i),)*)*
+                Mnemonic::Insertps if source_in_memory(i) => E::handler::<Bin<InsertpsMem, Mem<W32>>>(),
+                Mnemonic::Insertps => E::handler::<Bin<Insertps, Xmm>>(),
+                _ => return None,
+            }
+        };
+    }
+    Some(by_name! {
+        packed_or_mmx32: Punpcklbw Punpcklwd Punpckldq;
+        packed_or_mmx: Punpckhbw Punpckhwd Punpckhdq Packsswb Packuswb Packssdw Pshufb Palignr Pshufw;
+        packed: Punpcklqdq Punpckhqdq Unpcklps Unpckhps Unpcklpd Unpckhpd Packusdw Pshufd Pshuflw Pshufhw Shufps
+            Shufpd Movshdup Movsldup Blendps Blendpd Pblendw;
+        narrow64: Movddup Pmovsxbw Pmovsxwd Pmovsxdq Pmovzxbw Pmovzxwd Pmovzxdq;
+        narrow32: Pmovsxbd Pmovsxwq Pmovzxbd Pmovzxwq;
+        narrow16: Pmovsxbq Pmovzxbq;
+        blend: Pblendvb Blendvps Blendvpd;
+    })
+}

@@ -1,0 +1,259 @@
+//! Add, subtract, multiply, divide in all their forms; and what works on ST(0) or on ST(0) and ST(1) without a table of polynomials.
+use super::engine::{self, Binary};
+use super::soft::convert::{from_f32, from_f64, from_int};
+use super::soft::{Count, INDEFINITE, Out, Wide2, basic, is_number};
+use super::word::*;
+use super::{check, enter, track};
+use crate::cpu::{Cpu, Stop};
+use crate::op::Op;
+use crate::state::{F80, Fpu};
+use crate::width::{W16, W32, W64};
+
+type Done = Result<(), Stop>;
+
+/// [`Binary`] as a const parameter: the encoding's own order (modrm bits 3-5; 2 and 3 are the comparisons).
+const fn operation(n: u8) -> Binary {
+    match n {
+        0 => Binary::Add,
+        1 => Binary::Mul,
+        4 => Binary::Sub,
+        5 => Binary::SubR,
+        6 => Binary::Div,
+        _ => Binary::DivR,
+    }
+}
+
+/// ST(`d`) = ST(`d`) op ST(`s`).
+#[inline(always)]
+fn registers<const OP: u8>(f: &mut Fpu, d: u8, s: u8) -> bool {
+    if f.is_empty(d) || f.is_empty(s) {
+        return f.underflow() && {
+            f.set_st(d, INDEFINITE);
+            true
+        };
+    }
+    let o = engine::binary(operation(OP), f.cw, f.sw, f.st(d), f.st(s));
+    f.post(o.sw) && {
+        let p = f.phys(d);
+        f.r[p] = o.v;
+        true
+    }
+}
+
+/// ST(0) = ST(0) op ST(i).
+pub fn st0_sti<const OP: u8>(cpu: &mut Cpu, op: &Op) -> Done {
+    enter(cpu, op)?;
+    registers::<OP>(&mut cpu.state.fpu, 0, op.src);
+    Ok(())
+}
+/// ST(i) = ST(i) op ST(0).
+pub fn sti_st0<const OP: u8>(cpu: &mut Cpu, op: &Op) -> Done {
+    enter(cpu, op)?;
+    registers::<OP>(&mut cpu.state.fpu, op.dst, 0);
+    Ok(())
+}
+/// ST(i) = ST(i) op ST(0), then pop.
+pub fn sti_st0_pop<const OP: u8>(cpu: &mut Cpu, op: &Op) -> Done {
+    enter(cpu, op)?;
+    let f = &mut cpu.state.fpu;
+    if registers::<OP>(f, op.dst, 0) {
+        f.pop();
+    }
+    Ok(())
+}
+
+/// ST(0) = ST(0) op `b`, a widened operand from memory; `denormal` in its own format.
+#[inline(always)]
+fn memory<const OP: u8>(f: &mut Fpu, (b, denormal): (F80, bool)) {
+    if f.is_empty(0) {
+        if f.underflow() {
+            f.set_st(0, INDEFINITE);
+        }
+        return;
+    }
+    let a = f.st(0);
+    let mut o = engine::binary(operation(OP), f.cw, f.sw, a, b);
+    if denormal {
+        o = with_denormal(f.cw, a, o);
+    }
+    if f.post(o.sw) {
+        let p = f.phys(0);
+        f.r[p] = o.v;
+    }
+}
+
+/// Adds the DE that a denormal operand in memory raises and its widened value does not.
+#[cold]
+fn with_denormal(cw: u16, a: F80, o: Out) -> Out {
+    if !is_number(a) || o.sw & (IE | ZE) != 0 {
+        o
+    } else if cw & DE == 0 {
+        Out { v: o.v, sw: DE }
+    } else {
+        Out { v: o.v, sw: o.sw | DE }
+    }
+}
+
+/// ST(0) = ST(0) op m32fp.
+pub fn m32<const OP: u8>(cpu: &mut Cpu, op: &Op) -> Done {
+    check(cpu)?;
+    let v = cpu.load_op::<W32>(op)?;
+    track(cpu, op);
+    memory::<OP>(&mut cpu.state.fpu, from_f32(v as u32));
+    Ok(())
+}
+/// ST(0) = ST(0) op m64fp.
+pub fn m64<const OP: u8>(cpu: &mut Cpu, op: &Op) -> Done {
+    check(cpu)?;
+    let v = cpu.load_op::<W64>(op)?;
+    track(cpu, op);
+    memory::<OP>(&mut cpu.state.fpu, from_f64(v));
+    Ok(())
+}
+/// ST(0) = ST(0) op m16int.
+pub fn m16int<const OP: u8>(cpu: &mut Cpu, op: &Op) -> Done {
+    check(cpu)?;
+    let v = cpu.load_op::<W16>(op)?;
+    track(cpu, op);
+    memory::<OP>(&mut cpu.state.fpu, (from_int(i64::from(v as i16)), false));
+    Ok(())
+}
+/// ST(0) = ST(0) op m32int.
+pub fn m32int<const OP: u8>(cpu: &mut Cpu, op: &Op) -> Done {
+    check(cpu)?;
+    let v = cpu.load_op::<W32>(op)?;
+    track(cpu, op);
+    memory::<OP>(&mut cpu.state.fpu, (from_int(i64::from(v as i32)), false));
+    Ok(())
+}
+
+// ---- operations on ST(0) -------------------------------------------------------------------------------------------
+
+/// FCHS and FABS: the sign bit of whatever is in ST(0).
+#[inline(always)]
+fn sign(cpu: &mut Cpu, op: &Op, change: impl FnOnce(u16) -> u16) -> Done {
+    enter(cpu, op)?;
+    let f = &mut cpu.state.fpu;
+    if f.is_empty(0) {
+        if f.underflow() {
+            f.set_st(0, INDEFINITE);
+        }
+        return Ok(());
+    }
+    f.sw &= !C1;
+    let p = f.phys(0);
+    f.r[p].exp = change(f.r[p].exp);
+    Ok(())
+}
+/// FCHS.
+pub fn fchs(cpu: &mut Cpu, op: &Op) -> Done {
+    sign(cpu, op, |e| e ^ 0x8000)
+}
+/// FABS.
+pub fn fabs(cpu: &mut Cpu, op: &Op) -> Done {
+    sign(cpu, op, |e| e & 0x7fff)
+}
+
+/// ST(0) = f(ST(0)); `cc` are the condition code bits that it sets.
+#[inline(always)]
+pub(super) fn unary(cpu: &mut Cpu, op: &Op, cc: u16, compute: impl FnOnce(&Fpu, F80) -> Out) -> Done {
+    enter(cpu, op)?;
+    let f = &mut cpu.state.fpu;
+    if f.is_empty(0) {
+        if f.underflow() {
+            f.set_st(0, INDEFINITE);
+        }
+        return Ok(());
+    }
+    let o = compute(f, f.st(0));
+    if f.post_cc(o.sw, cc) {
+        f.set_st(0, o.v);
+    }
+    Ok(())
+}
+/// ST(0) = f(ST(0), ST(1)).
+#[inline(always)]
+pub(super) fn binary(
+    cpu: &mut Cpu,
+    op: &Op,
+    cc: u16,
+    compute: impl FnOnce(u16, F80, F80) -> Out,
+) -> Done {
+    enter(cpu, op)?;
+    let f = &mut cpu.state.fpu;
+    if f.is_empty(0) || f.is_empty(1) {
+        if f.underflow() {
+            f.set_st(0, INDEFINITE);
+        }
+        return Ok(());
+    }
+    let o = compute(f.cw, f.st(0), f.st(1));
+    if f.post_cc(o.sw, cc) {
+        f.set_st(0, o.v);
+    }
+    Ok(())
+}
+/// ST(1) = f(ST(0), ST(1)), then pop.
+pub(super) fn binary_pop(cpu: &mut Cpu, op: &Op, compute: fn(u16, F80, F80) -> Out) -> Done {
+    enter(cpu, op)?;
+    let f = &mut cpu.state.fpu;
+    let (v, stored) = if f.is_empty(0) || f.is_empty(1) {
+        (INDEFINITE, f.underflow())
+    } else {
+        let o = compute(f.cw, f.st(0), f.st(1));
+        (o.v, f.post(o.sw))
+    };
+    if stored {
+        f.set_st(1, v);
+        f.pop();
+    }
+    Ok(())
+}
+/// Replaces ST(0) and pushes (FXTRACT, FPTAN, FSINCOS).
+pub(super) fn pushing(cpu: &mut Cpu, op: &Op, cc: u16, compute: fn(u16, F80) -> Wide2) -> Done {
+    enter(cpu, op)?;
+    let f = &mut cpu.state.fpu;
+    let w = if f.is_empty(0) || !f.is_empty(7) {
+        let stored = if f.is_empty(0) { f.underflow() } else { f.overflow() };
+        if !stored {
+            return Ok(());
+        }
+        Wide2 { a: INDEFINITE, b: INDEFINITE, count: Count::Two, sw: 0 }
+    } else {
+        let w = compute(f.cw, f.st(0));
+        if !f.post_cc(w.sw, cc) {
+            return Ok(());
+        }
+        w
+    };
+    f.set_st(0, w.a);
+    if w.count == Count::Two {
+        f.push(w.b);
+    }
+    Ok(())
+}
+
+/// FSQRT.
+pub fn fsqrt(cpu: &mut Cpu, op: &Op) -> Done {
+    unary(cpu, op, C1, |f, a| engine::sqrt(f.cw, f.sw, a))
+}
+/// FRNDINT.
+pub fn frndint(cpu: &mut Cpu, op: &Op) -> Done {
+    unary(cpu, op, C1, |f, a| basic::rint(f.cw, a))
+}
+/// FSCALE.
+pub fn fscale(cpu: &mut Cpu, op: &Op) -> Done {
+    binary(cpu, op, C1, basic::scale)
+}
+/// FXTRACT.
+pub fn fxtract(cpu: &mut Cpu, op: &Op) -> Done {
+    pushing(cpu, op, C1, basic::extract)
+}
+/// FPREM.
+pub fn fprem(cpu: &mut Cpu, op: &Op) -> Done {
+    binary(cpu, op, CC, |cw, a, b| basic::rem(cw, a, b, false))
+}
+/// FPREM1.
+pub fn fprem1(cpu: &mut Cpu, op: &Op) -> Done {
+    binary(cpu, op, CC, |cw, a, b| basic::rem(cw, a, b, true))
+}

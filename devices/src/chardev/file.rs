@@ -1,0 +1,116 @@
+//! `file:PATH`: output goes to a file, which is emptied first (or appended to); there is no input.
+use super::pump::{Ends, Line, Pump};
+use super::{Chardev, ChardevError, Host, Receiver};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+
+/// An output file.
+pub struct FileSink {
+    pump: Pump,
+}
+
+struct FileLine {
+    file: Option<File>,
+    path: String,
+}
+
+impl FileSink {
+    /// Opens `path` for writing.
+    pub fn open(path: &Path, append: bool, host: &Host) -> Result<Self, ChardevError> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .append(append)
+            .truncate(!append)
+            .open(path)
+            .map_err(|source| ChardevError::Open { path: path.to_owned(), source })?;
+        let line = FileLine { file: Some(file), path: format!("'{}'", path.display()) };
+        Ok(Self { pump: Pump::start("chardev-file", Box::new(line), true, host.on_error.clone())? })
+    }
+}
+
+impl Line for FileLine {
+    fn ends(&mut self) -> Ends {
+        Ends { output: self.file.as_ref().map(AsRawFd::as_raw_fd), ..Ends::default() }
+    }
+    fn input_ended(&mut self, _: Option<io::Error>) -> Option<ChardevError> {
+        None
+    }
+    fn output_failed(&mut self, source: io::Error) -> Option<ChardevError> {
+        self.file = None;
+        Some(ChardevError::Write { target: self.path.clone(), source })
+    }
+}
+
+impl Chardev for FileSink {
+    fn write(&self, bytes: &[u8]) {
+        self.pump.write(bytes);
+    }
+    fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
+        self.pump.set_receiver(receiver);
+    }
+    fn flush(&self) {
+        self.pump.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chardev::testing::Sink;
+    use parking_lot::Mutex;
+
+    fn path(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("mynah-file-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn all_that_is_written_is_in_the_file_in_order() {
+        let path = path("order");
+        std::fs::write(&path, "old").unwrap();
+        let sink = FileSink::open(&path, false, &Host::default()).unwrap();
+        let mut want = Vec::new();
+        for i in 0..300_000_u32 {
+            sink.write(&[i as u8]);
+            want.push(i as u8);
+        }
+        sink.flush();
+        assert!(std::fs::read(&path).unwrap() == want);
+        drop(sink);
+        let sink = FileSink::open(&path, true, &Host::default()).unwrap();
+        sink.write(b"more");
+        drop(sink);
+        want.extend_from_slice(b"more");
+        assert!(std::fs::read(&path).unwrap() == want);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_opened_is_named() {
+        let e = FileSink::open(Path::new("/nonexistent/dir/log"), false, &Host::default()).err().unwrap();
+        assert!(e.to_string().contains("/nonexistent/dir/log"), "{e}");
+        let e = FileSink::open(Path::new("/tmp"), false, &Host::default()).err().unwrap();
+        assert!(e.to_string().contains("'/tmp'"), "{e}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_reported_once_and_output_goes_on_to_nowhere() {
+        let errors = Arc::new(Mutex::new(Vec::new()));
+        let theirs = errors.clone();
+        let host = Host { on_error: Arc::new(move |e| theirs.lock().push(e.to_string())), ..Host::default() };
+        let sink = FileSink::open(Path::new("/dev/full"), false, &host).unwrap();
+        sink.set_receiver(Sink::new(0));
+        for _ in 0..100_000 {
+            sink.write(b"lost ");
+        }
+        sink.flush();
+        drop(sink);
+        let errors = errors.lock();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains("'/dev/full'"), "{errors:?}");
+    }
+}

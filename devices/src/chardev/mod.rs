@@ -1,0 +1,267 @@
+//! Character backends: what is at the other end of a serial line, a debug console or a monitor.
+//!
+//! ```text
+//!   Uart16550 --Chardev::write--> backend --> terminal, file, pty, socket
+//!             <--Receiver::receive--      <--
+//! ```
+//!
+//! `Spec` is parsed from what `-serial` and `-debugcon` take in QEMU; `Spec::open` makes the backend.
+//! Backends on descriptors share one design (`pump`): a bounded buffer and a thread that polls. `Mux` sits
+//! between a guest's line and a backend and gives the user the Ctrl-A commands. On purpose absent: telnet and
+//! websocket framing, TLS, `vc`, spice, Braille.
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub mod file;
+mod holder;
+pub mod mux;
+pub mod null;
+pub mod pty;
+mod pump;
+pub mod socket;
+pub mod spec;
+pub mod stdio;
+
+pub use mux::{Monitor, Mux};
+pub use null::Null;
+pub use spec::{Spec, SpecError};
+
+/// Something that happens on a line besides bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A peer is there.
+    Opened,
+    /// The peer has gone.
+    Closed,
+    /// A break condition (line held low for longer than a character).
+    Break,
+}
+
+/// The device's side of a line.
+pub trait Receiver: Send + Sync {
+    /// How many bytes `receive` would take now.
+    fn can_receive(&self) -> usize;
+    /// Takes bytes, no more than `can_receive` said.
+    fn receive(&self, bytes: &[u8]);
+    /// Is told of an event.
+    fn event(&self, event: Event) {
+        let _ = event;
+    }
+}
+
+/// The host's side of a line.
+pub trait Chardev: Send + Sync {
+    /// Sends bytes. Waits if the backend is slow; discards them if nobody is there.
+    fn write(&self, bytes: &[u8]);
+    /// Names the one who gets what comes in.
+    fn set_receiver(&self, receiver: Arc<dyn Receiver>);
+    /// Waits until what was written has left the process, or nobody takes it any more.
+    fn flush(&self);
+    /// The receiver has room again after its `can_receive` said 0.
+    fn accept_input(&self) {}
+}
+
+/// What a backend may ask of its surroundings.
+#[derive(Clone)]
+pub struct Host {
+    /// Is called, once for each failure, from the backend's thread.
+    pub on_error: Arc<dyn Fn(ChardevError) + Send + Sync>,
+    /// Shows the user a line: the path of a pty, a socket that waits for its client.
+    pub announce: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Default for Host {
+    /// Errors and announcements go to the log.
+    fn default() -> Self {
+        Self {
+            on_error: Arc::new(|e| tracing::warn!("{e}")),
+            announce: Arc::new(|line| tracing::info!("{line}")),
+        }
+    }
+}
+
+/// An open backend.
+pub struct Opened {
+    /// The line for the device.
+    pub chardev: Arc<dyn Chardev>,
+    /// The multiplexer, if the specification asked for one (`mon:`): give it its monitor and its quit hook.
+    pub mux: Option<Arc<Mux>>,
+}
+
+/// Why a backend cannot be opened, or has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChardevError {
+    /// stdio has one user only.
+    #[error("stdio is in use by another device already")]
+    StdioInUse,
+    /// The terminal's settings cannot be changed.
+    #[error("cannot set the terminal on standard input to raw mode: {0}")]
+    Terminal(#[source] io::Error),
+    /// A file cannot be opened for writing.
+    #[error("cannot open '{}' for writing: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No pseudo-terminal is to be had.
+    #[error("cannot open a pseudo-terminal: {0}")]
+    Pty(#[source] io::Error),
+    /// Somebody listens there.
+    #[error(
+        "cannot listen on {address}: the address is in use{}",
+        holder.as_ref().map_or(String::new(), |h| format!(" by {h}"))
+    )]
+    AddressInUse {
+        /// The socket's address.
+        address: String,
+        /// The process that holds it, where that can be found out.
+        holder: Option<String>,
+    },
+    /// A file is in the socket's place.
+    #[error("cannot listen on unix:{}: the path exists and is not a socket", .0.display())]
+    NotASocket(PathBuf),
+    /// Listening failed.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The socket's address.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Connecting failed.
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        /// The peer's address.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Writing failed; output is discarded from now on.
+    #[error("cannot write to {target}: {source}; further output is discarded")]
+    Write {
+        /// What was written to.
+        target: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Reading failed; there is no more input.
+    #[error("cannot read from {target}: {source}; there will be no more input")]
+    Read {
+        /// What was read from.
+        target: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The backend's thread cannot be started.
+    #[error("cannot start the thread of {name}: {source}")]
+    Thread {
+        /// The backend.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Spec {
+    /// Opens what the specification names. `None` gives a line that leads nowhere; whether there is a device
+    /// at all is the board's matter.
+    pub fn open(&self, host: &Host) -> Result<Opened, ChardevError> {
+        let chardev: Arc<dyn Chardev> = match self {
+            Spec::None | Spec::Null => Arc::new(Null),
+            Spec::Stdio { signal } => Arc::new(stdio::Stdio::open(*signal, host)?),
+            Spec::File { path, append } => Arc::new(file::FileSink::open(path, *append, host)?),
+            Spec::Pty => Arc::new(pty::Pty::open(host)?),
+            Spec::Socket(s) => Arc::new(socket::Socket::open(s, host)?),
+            Spec::Mon(inner) => {
+                let mux = Mux::new(inner.open(host)?.chardev);
+                return Ok(Opened { chardev: mux.clone(), mux: Some(mux) });
+            }
+        };
+        Ok(Opened { chardev, mux: None })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use parking_lot::{Condvar, Mutex};
+
+    /// A backend in memory.
+    #[derive(Default)]
+    pub(crate) struct Loose {
+        pub(crate) written: Mutex<Vec<u8>>,
+        pub(crate) receiver: Mutex<Option<Arc<dyn Receiver>>>,
+        pub(crate) accepts: Mutex<usize>,
+    }
+
+    impl Loose {
+        pub(crate) fn new() -> Arc<Self> {
+            Arc::new(Self::default())
+        }
+        /// What was written since the last call.
+        pub(crate) fn take(&self) -> Vec<u8> {
+            std::mem::take(&mut self.written.lock())
+        }
+        /// The receiver that was set.
+        pub(crate) fn receiver(&self) -> Arc<dyn Receiver> {
+            self.receiver.lock().clone().expect("a receiver was set")
+        }
+    }
+
+    impl Chardev for Loose {
+        fn write(&self, bytes: &[u8]) {
+            self.written.lock().extend_from_slice(bytes);
+        }
+        fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
+            *self.receiver.lock() = Some(receiver);
+        }
+        fn flush(&self) {}
+        fn accept_input(&self) {
+            *self.accepts.lock() += 1;
+        }
+    }
+
+    /// A device that takes up to `limit` bytes and lets a test wait for them.
+    pub(crate) struct Sink {
+        pub(crate) got: Mutex<Vec<u8>>,
+        pub(crate) events: Mutex<Vec<Event>>,
+        pub(crate) limit: Mutex<usize>,
+        changed: Condvar,
+    }
+
+    impl Sink {
+        pub(crate) fn new(limit: usize) -> Arc<Self> {
+            Arc::new(Self {
+                got: Mutex::new(Vec::new()),
+                events: Mutex::new(Vec::new()),
+                limit: Mutex::new(limit),
+                changed: Condvar::new(),
+            })
+        }
+        /// Waits until `n` bytes have come and returns all there are.
+        pub(crate) fn wait(&self, n: usize) -> Vec<u8> {
+            let mut got = self.got.lock();
+            while got.len() < n {
+                self.changed.wait(&mut got);
+            }
+            got.clone()
+        }
+    }
+
+    impl Receiver for Sink {
+        fn can_receive(&self) -> usize {
+            self.limit.lock().saturating_sub(self.got.lock().len())
+        }
+        fn receive(&self, bytes: &[u8]) {
+            self.got.lock().extend_from_slice(bytes);
+            self.changed.notify_all();
+        }
+        fn event(&self, event: Event) {
+            self.events.lock().push(event);
+            self.changed.notify_all();
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! The multiplexer of `mon:`: one terminal for the guest's line and the monitor, with commands behind Ctrl-A.
+//!
+//! ```text
+//!   terminal --> Ctrl-A? --yes--> X quit, C switch, H help, S sync, B break, Ctrl-A itself
+//!                   | no
+//!                   +--> queue --> guest's device          (focus: guest)
+//!                   +--> line editor --> Monitor::command  (focus: monitor)
+//!   guest's device --> terminal    (whatever the focus)
+//! ```
+//!
+//! What is typed waits in a queue here while the guest's device has no room, so that Ctrl-A works with a
+//! guest that does not read.
+//!
+//! Locks: `state` is held while input is taken apart and handed to the guest's receiver (which keeps its
+//! order), never while a hook or the monitor runs. A receiver must not call the mux from `receive`.
+use super::{Chardev, Event, Receiver};
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+
+/// Typed bytes that may wait for the guest.
+const QUEUE: usize = 4096;
+/// The longest line that the monitor takes.
+const LINE: usize = 4096;
+
+/// What answers lines typed at the monitor. Called on the terminal's thread.
+pub trait Monitor: Send + Sync {
+    /// Carries a command out and returns what is to be shown.
+    fn command(&self, line: &str) -> String;
+    /// What is shown before each command.
+    fn prompt(&self) -> &str {
+        "(mynah) "
+    }
+}
+
+type Hook = Box<dyn Fn() + Send + Sync>;
+
+#[derive(Default)]
+struct Hooks {
+    monitor: Option<Arc<dyn Monitor>>,
+    quit: Option<Hook>,
+    sync: Option<Hook>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Focus {
+    Guest,
+    Monitor,
+}
+
+/// What stands of an escape sequence (a cursor key) that the line editor swallows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Swallow {
+    No,
+    Escape,
+    Sequence,
+}
+
+struct State {
+    escaped: bool,
+    focus: Focus,
+    queue: VecDeque<u8>,
+    edited: Vec<u8>,
+    swallow: Swallow,
+    guest: Option<Arc<dyn Receiver>>,
+}
+
+/// What a typed byte asks for that must be done without the lock.
+enum Action {
+    Write(Vec<u8>),
+    Quit,
+    Sync,
+    Switch,
+    Command(String),
+    Break,
+}
+
+/// A line shared by the guest and the monitor; for the guest's device it is a `Chardev`.
+pub struct Mux {
+    line: Arc<dyn Chardev>,
+    escape: u8,
+    state: Mutex<State>,
+    hooks: RwLock<Hooks>,
+}
+
+impl Mux {
+    /// The escape character unless another is chosen: Ctrl-A.
+    pub const ESCAPE: u8 = 0x01;
+
+    /// A multiplexer in front of `line`, with the focus on the guest.
+    pub fn new(line: Arc<dyn Chardev>) -> Arc<Self> {
+        Self::with_escape(line, Self::ESCAPE)
+    }
+
+    /// The same with another escape character (QEMU's `-echr`).
+    pub fn with_escape(line: Arc<dyn Chardev>, escape: u8) -> Arc<Self> {
+        let state = State {
+            escaped: false,
+            focus: Focus::Guest,
+            queue: VecDeque::new(),
+            edited: Vec::new(),
+            swallow: Swallow::No,
+            guest: None,
+        };
+        let mux = Arc::new(Self {
+            line: line.clone(),
+            escape,
+            state: Mutex::new(state),
+            hooks: RwLock::new(Hooks::default()),
+        });
+        line.set_receiver(Arc::new(Typed(Arc::downgrade(&mux))));
+        mux
+    }
+
+    /// Who answers at the monitor.
+    pub fn set_monitor(&self, monitor: Arc<dyn Monitor>) {
+        self.hooks.write().monitor = Some(monitor);
+    }
+
+    /// What Ctrl-A X does. It runs on the terminal's thread: it should ask the machine to stop and return.
+    pub fn set_quit(&self, quit: impl Fn() + Send + Sync + 'static) {
+        self.hooks.write().quit = Some(Box::new(quit));
+    }
+
+    /// What Ctrl-A S does (write disk images' caches back).
+    pub fn set_sync(&self, sync: impl Fn() + Send + Sync + 'static) {
+        self.hooks.write().sync = Some(Box::new(sync));
+    }
+
+    /// Shows text to the user, with line ends as a terminal in raw mode needs them.
+    pub fn print(&self, text: &str) {
+        self.line.write(text.replace('\n', "\r\n").as_bytes());
+    }
+
+    /// The escape character as the user types it.
+    fn escape_name(&self) -> String {
+        match self.escape {
+            c @ 1..=26 => format!("C-{}", char::from(c - 1 + b'a')),
+            c => format!("{:?}", char::from(c)),
+        }
+    }
+
+    fn help(&self) -> String {
+        let e = self.escape_name();
+        format!(
+            "\n{e} h    this help\n{e} x    quit the emulator\n{e} s    write disk data back to its files\n\
+             {e} b    send a break\n{e} c    switch between guest and monitor\n{e} {e}  send {e}\n"
+        )
+    }
+
+    /// Hands queued bytes to the guest as far as it has room.
+    fn deliver(state: &mut MutexGuard<'_, State>) {
+        let Some(guest) = state.guest.clone() else { return };
+        while !state.queue.is_empty() {
+            let n = guest.can_receive().min(state.queue.len());
+            if n == 0 {
+                return;
+            }
+            let bytes: Vec<u8> = state.queue.drain(..n).collect();
+            guest.receive(&bytes);
+        }
+    }
+
+    /// Takes one typed byte apart.
+    fn typed(&self, state: &mut State, byte: u8) -> Option<Action> {
+        if state.escaped {
+            state.escaped = false;
+            match byte {
+                b'h' | b'H' | b'?' => {
+                    return Some(Action::Write(self.help().replace('\n', "\r\n").into_bytes()));
+                }
+                b'x' | b'X' => return Some(Action::Quit),
+                b's' | b'S' => return Some(Action::Sync),
+                b'b' | b'B' => return Some(Action::Break),
+                b'c' | b'C' => return Some(Action::Switch),
+                b if b == self.escape => {}
+                // Anything else is no command and is swallowed.
+                _ => return None,
+            }
+        } else if byte == self.escape {
+            state.escaped = true;
+            return None;
+        }
+        match state.focus {
+            Focus::Guest => {
+                state.queue.push_back(byte);
+                None
+            }
+            Focus::Monitor => edit(state, byte),
+        }
+    }
+
+    fn act(&self, action: Action) {
+        match action {
+            Action::Write(bytes) => self.line.write(&bytes),
+            Action::Quit => {
+                // The prompt of the user's shell is to start on a line of its own; the rest is the hook's to
+                // say.
+                self.print("\n");
+                if let Some(quit) = &self.hooks.read().quit {
+                    quit();
+                }
+            }
+            Action::Sync => {
+                if let Some(sync) = &self.hooks.read().sync {
+                    sync();
+                }
+            }
+            Action::Break => {
+                let guest = self.state.lock().guest.clone();
+                if let Some(guest) = guest {
+                    guest.event(Event::Break);
+                }
+            }
+            Action::Switch => {
+                let Some(monitor) = self.hooks.read().monitor.clone() else {
+                    self.print("\nThere is no monitor here.\n");
+                    return;
+                };
+                let mut state = self.state.lock();
+                if state.focus == Focus::Guest {
+                    state.focus = Focus::Monitor;
+                    drop(state);
+                    self.print(&format!(
+                        "\nMynah monitor: 'help' lists commands, {} c goes back\n",
+                        self.escape_name()
+                    ));
+                    self.print(monitor.prompt());
+                } else {
+                    state.focus = Focus::Guest;
+                    state.edited.clear();
+                    drop(state);
+                    self.print("\n");
+                }
+            }
+            Action::Command(line) => {
+                let Some(monitor) = self.hooks.read().monitor.clone() else { return };
+                self.print("\n");
+                if !line.trim().is_empty() {
+                    let answer = monitor.command(line.trim());
+                    self.print(&answer);
+                    if !answer.is_empty() && !answer.ends_with('\n') {
+                        self.print("\n");
+                    }
+                }
+                if self.state.lock().focus == Focus::Monitor {
+                    self.print(monitor.prompt());
+                }
+            }
+        }
+    }
+}
+
+/// The monitor's line editor: backspace, Ctrl-U, Ctrl-D and Ctrl-C drop the line, Enter ends it.
+fn edit(state: &mut State, byte: u8) -> Option<Action> {
+    match (state.swallow, byte) {
+        (Swallow::Escape, b'[' | b'O') => {
+            state.swallow = Swallow::Sequence;
+            return None;
+        }
+        (Swallow::Sequence, 0x20..=0x3f) => return None,
+        (Swallow::Escape | Swallow::Sequence, _) => {
+            state.swallow = Swallow::No;
+            return None;
+        }
+        (Swallow::No, 0x1b) => {
+            state.swallow = Swallow::Escape;
+            return None;
+        }
+        (Swallow::No, _) => {}
+    }
+    match byte {
+        b'\r' | b'\n' => {
+            let line = String::from_utf8_lossy(&state.edited).into_owned();
+            state.edited.clear();
+            Some(Action::Command(line))
+        }
+        0x08 | 0x7f => {
+            // A whole character of UTF-8 goes at once.
+            while state.edited.last().is_some_and(|b| b & 0xc0 == 0x80) {
+                state.edited.pop();
+            }
+            state.edited.pop().map(|_| Action::Write(b"\x08 \x08".to_vec()))
+        }
+        0x03 | 0x04 | 0x15 => {
+            let shown = state.edited.iter().filter(|b| **b & 0xc0 != 0x80).count();
+            state.edited.clear();
+            Some(Action::Write(b"\x08 \x08".repeat(shown)))
+        }
+        0x20.. if state.edited.len() < LINE => {
+            state.edited.push(byte);
+            Some(Action::Write(vec![byte]))
+        }
+        _ => None,
+    }
+}
+
+impl Chardev for Mux {
+    fn write(&self, bytes: &[u8]) {
+        self.line.write(bytes);
+    }
+
+    fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
+        let mut state = self.state.lock();
+        state.guest = Some(receiver);
+        Self::deliver(&mut state);
+    }
+
+    fn flush(&self) {
+        self.line.flush();
+    }
+
+    fn accept_input(&self) {
+        let mut state = self.state.lock();
+        if !state.queue.is_empty() {
+            Self::deliver(&mut state);
+            drop(state);
+            self.line.accept_input();
+        }
+    }
+}
+
+/// The mux as the line sees it; weak, so that the line does not keep the mux alive that owns it.
+struct Typed(Weak<Mux>);
+
+impl Receiver for Typed {
+    fn can_receive(&self) -> usize {
+        self.0.upgrade().map_or(0, |mux| QUEUE.saturating_sub(mux.state.lock().queue.len()))
+    }
+
+    fn receive(&self, bytes: &[u8]) {
+        let Some(mux) = self.0.upgrade() else { return };
+        for &byte in bytes {
+            let action = {
+                let mut state = mux.state.lock();
+                mux.typed(&mut state, byte)
+            };
+            if let Some(action) = action {
+                // What was typed before a command arrives before it takes effect.
+                Mux::deliver(&mut mux.state.lock());
+                mux.act(action);
+            }
+        }
+        Mux::deliver(&mut mux.state.lock());
+    }
+
+    fn event(&self, event: Event) {
+        let guest = self.0.upgrade().and_then(|mux| mux.state.lock().guest.clone());
+        if let Some(guest) = guest {
+            guest.event(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chardev::testing::{Loose, Sink};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    struct Upper;
+    impl Monitor for Upper {
+        fn command(&self, line: &str) -> String {
+            line.to_uppercase()
+        }
+        fn prompt(&self) -> &str {
+            "> "
+        }
+    }
+
+    fn setup(room: usize) -> (Arc<Loose>, Arc<Mux>, Arc<Sink>) {
+        let line = Loose::new();
+        let mux = Mux::new(line.clone());
+        let guest = Sink::new(room);
+        mux.set_receiver(guest.clone());
+        (line, mux, guest)
+    }
+
+    fn shown(line: &Loose) -> String {
+        String::from_utf8(line.take()).unwrap()
+    }
+
+    #[test]
+    fn plain_bytes_go_to_the_guest_and_a_double_escape_is_one() {
+        let (line, _mux, guest) = setup(100);
+        line.receiver().receive(b"ls\x03\r\x01\x01");
+        assert_eq!(*guest.got.lock(), b"ls\x03\r\x01");
+    }
+
+    #[test]
+    fn quit_runs_its_hook_even_if_the_guest_reads_nothing() {
+        let (line, mux, guest) = setup(0);
+        let quits = Arc::new(AtomicUsize::new(0));
+        let q = quits.clone();
+        mux.set_quit(move || {
+            q.fetch_add(1, Ordering::SeqCst);
+        });
+        line.receiver().receive(b"typed in vain\x01x");
+        assert_eq!(quits.load(Ordering::SeqCst), 1);
+        assert!(guest.got.lock().is_empty());
+    }
+
+    #[test]
+    fn what_the_guest_has_no_room_for_waits_and_arrives_in_order() {
+        let (line, mux, guest) = setup(2);
+        line.receiver().receive(b"abcdef");
+        assert_eq!(*guest.got.lock(), b"ab");
+        assert_eq!(line.receiver().can_receive(), QUEUE - 4);
+        *guest.limit.lock() = 5;
+        mux.accept_input();
+        *guest.limit.lock() = 100;
+        line.receiver().receive(b"gh");
+        assert_eq!(*guest.got.lock(), b"abcdefgh");
+        assert_eq!(line.receiver().can_receive(), QUEUE);
+    }
+
+    #[test]
+    fn the_monitor_gets_lines_and_the_guest_does_not() {
+        let (line, mux, guest) = setup(100);
+        mux.set_monitor(Arc::new(Upper));
+        line.receiver().receive(b"a\x01cinfx\x7fo\x1b[A\rno\x15q\r\x01cb");
+        assert_eq!(*guest.got.lock(), b"ab");
+        let shown = shown(&line);
+        assert!(shown.contains("\r\nINFO\r\n> ") && shown.contains("\r\nQ\r\n> "), "{shown:?}");
+    }
+
+    #[test]
+    fn without_a_monitor_the_focus_stays() {
+        let (line, _mux, guest) = setup(100);
+        line.receiver().receive(b"\x01cx");
+        assert_eq!(*guest.got.lock(), b"x");
+        assert!(shown(&line).contains("no monitor"));
+    }
+
+    #[test]
+    fn break_help_and_unknown_commands() {
+        let (line, mux, guest) = setup(100);
+        let syncs = Arc::new(AtomicUsize::new(0));
+        let s = syncs.clone();
+        mux.set_sync(move || {
+            s.fetch_add(1, Ordering::SeqCst);
+        });
+        line.receiver().receive(b"\x01b\x01h\x01s\x01zq");
+        assert_eq!(*guest.events.lock(), [Event::Break]);
+        assert_eq!(*guest.got.lock(), b"q");
+        assert_eq!(syncs.load(Ordering::SeqCst), 1);
+        assert!(shown(&line).contains("C-a x    quit"));
+    }
+
+    #[test]
+    fn guest_output_passes_whatever_the_focus() {
+        let (line, mux, _guest) = setup(100);
+        mux.set_monitor(Arc::new(Upper));
+        line.receiver().receive(b"\x01c");
+        line.take();
+        mux.write(b"kernel says\n");
+        assert_eq!(shown(&line), "kernel says\n");
+    }
+}

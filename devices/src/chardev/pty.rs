@@ -1,0 +1,168 @@
+//! `pty`: a new pseudo-terminal, whose name is announced. What the guest sends while nobody has it open is
+//! discarded.
+//!
+//! A master without a slave polls as hung up for ever, so its state is asked again a few times a second until
+//! someone opens it.
+use super::pump::{Ends, Line, Pump};
+use super::{Chardev, ChardevError, Host, Receiver};
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often to ask whether someone has opened the slave.
+const ASK: Duration = Duration::from_millis(200);
+
+/// A pseudo-terminal.
+pub struct Pty {
+    pump: Pump,
+    path: String,
+}
+
+struct PtyLine {
+    master: OwnedFd,
+    /// Writing has failed for another reason than a closed slave.
+    dead: bool,
+}
+
+impl Pty {
+    /// Makes a pseudo-terminal in raw mode and announces its path.
+    pub fn open(host: &Host) -> Result<Self, ChardevError> {
+        let (master, path) = create().map_err(ChardevError::Pty)?;
+        (host.announce)(&format!("char device redirected to {path}"));
+        let line = PtyLine { master, dead: false };
+        Ok(Self { pump: Pump::start("chardev-pty", Box::new(line), false, host.on_error.clone())?, path })
+    }
+
+    /// The slave's path, for another program to open.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+fn create() -> io::Result<(OwnedFd, String)> {
+    let (mut master, mut slave) = (-1, -1);
+    // SAFETY: both descriptors are writable; name, termios and window size may be null.
+    let failed = unsafe {
+        libc::openpty(
+            &mut master,
+            &mut slave,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        )
+    };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: openpty has succeeded: both are open and ours alone.
+    let (master, slave) = unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
+    // SAFETY: `t` is a whole termios (all zeroes is one), filled by tcgetattr before it is used.
+    unsafe {
+        let mut t = std::mem::zeroed::<libc::termios>();
+        if libc::tcgetattr(slave.as_raw_fd(), &mut t) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::cfmakeraw(&mut t);
+        if libc::tcsetattr(slave.as_raw_fd(), libc::TCSANOW, &t) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    let mut name: [libc::c_char; 128] = [0; 128];
+    // SAFETY: `name` is writable for the length given.
+    let error = unsafe { libc::ttyname_r(slave.as_raw_fd(), name.as_mut_ptr(), name.len()) };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    // SAFETY: ttyname_r has succeeded and so put a terminated string there.
+    let path = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+    for fd in [&master, &slave] {
+        // SAFETY: both are open descriptors.
+        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    // SAFETY: an open descriptor, ours alone: the flag affects nobody else.
+    unsafe { libc::fcntl(master.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    Ok((master, path))
+}
+
+impl PtyLine {
+    /// Whether someone has the slave open.
+    fn ask(&self) -> bool {
+        let mut fd = libc::pollfd { fd: self.master.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: one initialised pollfd; no waiting.
+        let n = unsafe { libc::poll(&mut fd, 1, 0) };
+        n >= 0 && fd.revents & libc::POLLHUP == 0
+    }
+}
+
+impl Line for PtyLine {
+    fn ends(&mut self) -> Ends {
+        if self.dead {
+            Ends::default()
+        } else if self.ask() {
+            let fd = Some(self.master.as_raw_fd());
+            Ends { input: fd, output: fd, ..Ends::default() }
+        } else {
+            Ends { retry: Some(ASK), ..Ends::default() }
+        }
+    }
+
+    fn input_ended(&mut self, _: Option<io::Error>) -> Option<ChardevError> {
+        // EIO: the slave was closed. `ends` sees it and waits for the next one.
+        None
+    }
+
+    fn output_failed(&mut self, source: io::Error) -> Option<ChardevError> {
+        // The same: `ends` will find it hung up. Anything else is worth a word, once.
+        self.dead = source.raw_os_error() != Some(libc::EIO);
+        self.dead.then(|| ChardevError::Write { target: "the pseudo-terminal".to_owned(), source })
+    }
+}
+
+impl Chardev for Pty {
+    fn write(&self, bytes: &[u8]) {
+        self.pump.write(bytes);
+    }
+    fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
+        self.pump.set_receiver(receiver);
+    }
+    fn flush(&self) {
+        self.pump.flush();
+    }
+    fn accept_input(&self) {
+        self.pump.accept_input();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chardev::testing::Sink;
+    use std::fs::OpenOptions;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn the_announced_terminal_carries_bytes_both_ways() {
+        let (said, says) = std::sync::mpsc::channel();
+        let said = parking_lot::Mutex::new(said);
+        let host = Host {
+            announce: Arc::new(move |line| said.lock().send(line.to_owned()).unwrap()),
+            ..Host::default()
+        };
+        let pty = Pty::open(&host).unwrap();
+        assert!(says.recv().unwrap().ends_with(pty.path()));
+        let sink = Sink::new(usize::MAX);
+        pty.set_receiver(sink.clone());
+        for (round, text) in [b"one\r\x03", b"two\n\x00"].iter().enumerate() {
+            let mut slave = OpenOptions::new().read(true).write(true).open(pty.path()).unwrap();
+            slave.write_all(*text).unwrap();
+            let all = sink.wait(5 * (round + 1));
+            assert_eq!(&all[5 * round..], *text);
+            pty.write(b"back\n");
+            let mut heard = [0; 5];
+            slave.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"back\n");
+        }
+    }
+}

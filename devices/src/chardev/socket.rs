@@ -1,0 +1,335 @@
+//! `unix:` and `tcp:`: a stream socket, as a server of one client at a time or as a client.
+//!
+//! A server goes on listening when its client leaves; output in between is discarded. A client that loses its
+//! peer stays without one. A stale unix socket (nobody listens on it) is replaced; one that is in use is an
+//! error that names its holder.
+use super::pump::{Ends, Line, Pump};
+use super::spec::{Address, SocketSpec};
+use super::{Chardev, ChardevError, Host, Receiver, holder};
+use std::fs;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A stream socket.
+pub struct Socket {
+    pump: Pump,
+    /// Where a server really listens (a port of 0 has been replaced by the one that was given).
+    address: Address,
+}
+
+enum Listener {
+    Unix(UnixListener, PathBuf),
+    Tcp(TcpListener),
+}
+
+struct SocketLine {
+    listener: Option<Listener>,
+    peer: Option<OwnedFd>,
+    nodelay: bool,
+    target: String,
+}
+
+impl Socket {
+    /// Connects, or listens and (with `wait`) waits for a client.
+    pub fn open(spec: &SocketSpec, host: &Host) -> Result<Self, ChardevError> {
+        let mut address = spec.address.clone();
+        let mut line =
+            SocketLine { listener: None, peer: None, nodelay: spec.nodelay, target: address.to_string() };
+        if spec.server {
+            let listener = Listener::bind(&mut address)?;
+            line.target = address.to_string();
+            if spec.wait {
+                (host.announce)(&format!("waiting for a connection on {address}"));
+                line.peer =
+                    Some(listener.accept(spec.nodelay).map_err(|source| listen_error(&address, source))?);
+            }
+            // From here on the listener is only asked after `poll`, but a client may be gone again by then.
+            listener.set_nonblocking().map_err(|source| listen_error(&address, source))?;
+            line.listener = Some(listener);
+        } else {
+            let peer = connect(&address, spec.nodelay)
+                .map_err(|source| ChardevError::Connect { address: address.to_string(), source })?;
+            line.peer = Some(peer);
+        }
+        let connected = line.peer.is_some();
+        let pump = Pump::start("chardev-socket", Box::new(line), connected, host.on_error.clone())?;
+        Ok(Self { pump, address })
+    }
+
+    /// The address in use; for a server on TCP port 0 it has the port that was chosen.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+}
+
+fn listen_error(address: &Address, source: io::Error) -> ChardevError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => {
+            ChardevError::AddressInUse { address: address.to_string(), holder: holder::of(address) }
+        }
+        _ => ChardevError::Listen { address: address.to_string(), source },
+    }
+}
+
+fn connect(address: &Address, nodelay: bool) -> io::Result<OwnedFd> {
+    Ok(match address {
+        Address::Unix(path) => UnixStream::connect(path)?.into(),
+        Address::Tcp { host, port } => {
+            let host = if host.is_empty() { "localhost" } else { host };
+            let stream = TcpStream::connect((host, *port))?;
+            stream.set_nodelay(nodelay)?;
+            stream.into()
+        }
+    })
+}
+
+/// Takes a socket that nobody listens on out of the way.
+fn clear_stale(path: &Path) -> Result<(), ChardevError> {
+    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !meta.file_type().is_socket() {
+        return Err(ChardevError::NotASocket(path.to_owned()));
+    }
+    let address = Address::Unix(path.to_owned());
+    let holder = holder::of(&address);
+    // The table of the kernel has the name that the holder used, which may be another; so knock as well, but
+    // only if need be.
+    if holder.is_some() || UnixStream::connect(path).is_ok() {
+        return Err(ChardevError::AddressInUse { address: address.to_string(), holder });
+    }
+    fs::remove_file(path).map_err(|source| ChardevError::Listen { address: address.to_string(), source })
+}
+
+impl Listener {
+    fn bind(address: &mut Address) -> Result<Self, ChardevError> {
+        match address {
+            Address::Unix(path) => {
+                clear_stale(path)?;
+                match UnixListener::bind(&*path) {
+                    Ok(l) => Ok(Listener::Unix(l, path.clone())),
+                    Err(e) => Err(listen_error(address, e)),
+                }
+            }
+            Address::Tcp { host, port } => {
+                let bound = if host.is_empty() {
+                    TcpListener::bind(("::", *port)).or_else(|e| match e.kind() {
+                        io::ErrorKind::AddrInUse => Err(e),
+                        _ => TcpListener::bind(("0.0.0.0", *port)),
+                    })
+                } else {
+                    TcpListener::bind((host.as_str(), *port))
+                };
+                match bound {
+                    Ok(l) => {
+                        if let Ok(local) = l.local_addr() {
+                            *port = local.port();
+                        }
+                        Ok(Listener::Tcp(l))
+                    }
+                    Err(e) => Err(listen_error(address, e)),
+                }
+            }
+        }
+    }
+
+    fn accept(&self, nodelay: bool) -> io::Result<OwnedFd> {
+        match self {
+            Listener::Unix(l, _) => {
+                let (peer, _) = l.accept()?;
+                peer.set_nonblocking(false)?;
+                Ok(peer.into())
+            }
+            Listener::Tcp(l) => {
+                let (peer, _) = l.accept()?;
+                peer.set_nonblocking(false)?;
+                peer.set_nodelay(nodelay)?;
+                Ok(peer.into())
+            }
+        }
+    }
+
+    fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Listener::Unix(l, _) => l.set_nonblocking(true),
+            Listener::Tcp(l) => l.set_nonblocking(true),
+        }
+    }
+
+    fn fd(&self) -> RawFd {
+        match self {
+            Listener::Unix(l, _) => l.as_raw_fd(),
+            Listener::Tcp(l) => l.as_raw_fd(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Listener::Unix(_, path) = self {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl Line for SocketLine {
+    fn ends(&mut self) -> Ends {
+        let peer = self.peer.as_ref().map(AsRawFd::as_raw_fd);
+        let knock = self.listener.as_ref().filter(|_| peer.is_none()).map(Listener::fd);
+        Ends { input: peer, output: peer, knock, retry: None }
+    }
+
+    fn knocked(&mut self) -> Option<ChardevError> {
+        match self.listener.as_ref()?.accept(self.nodelay) {
+            Ok(peer) => self.peer = Some(peer),
+            Err(e) => tracing::debug!("{}: accept: {e}", self.target),
+        }
+        None
+    }
+
+    fn input_ended(&mut self, why: Option<io::Error>) -> Option<ChardevError> {
+        self.peer = None;
+        let source = why?;
+        // A client that goes away rudely is no error of ours as long as the next may come.
+        self.listener.is_none().then(|| ChardevError::Read { target: self.target.clone(), source })
+    }
+
+    fn output_failed(&mut self, source: io::Error) -> Option<ChardevError> {
+        self.peer = None;
+        self.listener.is_none().then(|| ChardevError::Write { target: self.target.clone(), source })
+    }
+}
+
+impl Chardev for Socket {
+    fn write(&self, bytes: &[u8]) {
+        self.pump.write(bytes);
+    }
+    fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
+        self.pump.set_receiver(receiver);
+    }
+    fn flush(&self) {
+        self.pump.flush();
+    }
+    fn accept_input(&self) {
+        self.pump.accept_input();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chardev::testing::Sink;
+    use std::io::{Read, Write};
+
+    fn spec(address: Address) -> SocketSpec {
+        SocketSpec { address, server: true, wait: false, nodelay: false }
+    }
+
+    fn path(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("mynah-socket-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn a_server_talks_to_one_client_after_another() {
+        let address = Address::Tcp { host: "127.0.0.1".into(), port: 0 };
+        let socket = Socket::open(&spec(address), &Host::default()).unwrap();
+        let Address::Tcp { port, .. } = *socket.address() else { panic!("not TCP") };
+        let sink = Sink::new(usize::MAX);
+        socket.set_receiver(sink.clone());
+        let mut seen = 0;
+        for text in ["first", "second"] {
+            let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            client.write_all(text.as_bytes()).unwrap();
+            seen += text.len();
+            assert!(sink.wait(seen).ends_with(text.as_bytes()));
+            // Having heard the client, the server knows of it: nothing that is said now is lost.
+            socket.write(b"hello ");
+            socket.write(text.as_bytes());
+            let mut heard = vec![0; 6 + text.len()];
+            client.read_exact(&mut heard).unwrap();
+            assert_eq!(heard, [b"hello ", text.as_bytes()].concat());
+        }
+    }
+
+    #[test]
+    fn input_stays_in_the_socket_until_the_receiver_has_room() {
+        let path = path("room");
+        let socket = Socket::open(&spec(Address::Unix(path.clone())), &Host::default()).unwrap();
+        let sink = Sink::new(3);
+        socket.set_receiver(sink.clone());
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"abcdefgh").unwrap();
+        assert_eq!(sink.wait(3), b"abc");
+        *sink.limit.lock() = 8;
+        socket.accept_input();
+        assert_eq!(sink.wait(8), b"abcdefgh");
+        drop(socket);
+        assert!(!path.exists(), "the socket is removed with its server");
+    }
+
+    #[test]
+    fn a_server_that_waits_has_its_client_when_it_opens() {
+        let path = path("wait");
+        let listening = path.clone();
+        let (heard, hears) = std::sync::mpsc::channel();
+        let heard = parking_lot::Mutex::new(heard);
+        let host = Host {
+            announce: Arc::new(move |line| {
+                assert!(line.contains(listening.to_str().unwrap()), "{line}");
+                let (path, heard) = (listening.clone(), heard.lock().clone());
+                std::thread::spawn(move || {
+                    let mut text = String::new();
+                    UnixStream::connect(path).unwrap().read_to_string(&mut text).unwrap();
+                    heard.send(text).unwrap();
+                });
+            }),
+            ..Host::default()
+        };
+        let socket = Socket::open(&SocketSpec { wait: true, ..spec(Address::Unix(path)) }, &host).unwrap();
+        socket.write(b"early");
+        drop(socket);
+        assert_eq!(hears.recv().unwrap(), "early");
+    }
+
+    #[test]
+    fn an_address_in_use_is_refused_and_its_holder_named() {
+        let path = path("busy");
+        let unix = spec(Address::Unix(path.clone()));
+        let _first = Socket::open(&unix, &Host::default()).unwrap();
+        let e = Socket::open(&unix, &Host::default()).err().unwrap().to_string();
+        assert!(e.contains(path.to_str().unwrap()) && e.contains("in use"), "{e}");
+        #[cfg(target_os = "linux")]
+        assert!(e.contains(&format!("process {}", std::process::id())), "{e}");
+
+        let tcp = Socket::open(&spec(Address::Tcp { host: "127.0.0.1".into(), port: 0 }), &Host::default());
+        let tcp = tcp.unwrap();
+        let e = Socket::open(&spec(tcp.address().clone()), &Host::default()).err().unwrap().to_string();
+        assert!(e.contains("tcp:127.0.0.1:") && e.contains("in use"), "{e}");
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_but_a_file_is_not() {
+        let stale = path("stale");
+        drop(UnixListener::bind(&stale).unwrap());
+        assert!(stale.exists());
+        Socket::open(&spec(Address::Unix(stale)), &Host::default()).unwrap();
+
+        let file = path("file");
+        fs::write(&file, "precious").unwrap();
+        let e = Socket::open(&spec(Address::Unix(file.clone())), &Host::default()).err().unwrap();
+        assert!(matches!(e, ChardevError::NotASocket(_)), "{e}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+        fs::remove_file(file).unwrap();
+    }
+
+    #[test]
+    fn a_client_without_a_server_is_an_error_that_names_the_address() {
+        let path = path("nobody");
+        let client = SocketSpec { server: false, ..spec(Address::Unix(path.clone())) };
+        let e = Socket::open(&client, &Host::default()).err().unwrap().to_string();
+        assert!(e.contains(path.to_str().unwrap()), "{e}");
+    }
+}

@@ -1,0 +1,377 @@
+//! `stdio`: the process's standard input and output.
+//!
+//! If standard input is a terminal it is in raw mode while the backend lives. The settings found are put back
+//! when it is dropped, when the process exits, when a thread panics, and when SIGTERM, SIGINT, SIGHUP or
+//! SIGQUIT ends the process; after SIGCONT raw mode is taken up again. The end of standard input, or a
+//! standard output that nobody reads any more, ends that direction only: the machine goes on.
+//!
+//! One lock-free cell holds the settings to be restored, because signal handlers need them: `SAVED` goes from
+//! null to a leaked `termios` pair when raw mode is entered and back to null by whoever restores it first.
+use super::pump::{Ends, Line, Pump};
+use super::{Chardev, ChardevError, Host, Receiver};
+use std::io::{self, IsTerminal};
+use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
+
+/// The process's standard input and output. There can be one at a time.
+pub struct Stdio {
+    // In this order: the pump flushes and ends, then the terminal is restored, then the next one may come.
+    pump: Pump,
+    _raw: Option<RawMode>,
+    _claim: Claim,
+}
+
+static IN_USE: AtomicBool = AtomicBool::new(false);
+
+/// The right to use standard input and output.
+struct Claim;
+
+impl Claim {
+    fn take() -> Result<Self, ChardevError> {
+        if IN_USE.swap(true, Ordering::SeqCst) { Err(ChardevError::StdioInUse) } else { Ok(Claim) }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        IN_USE.store(false, Ordering::SeqCst);
+    }
+}
+
+struct StdioLine {
+    input: Option<RawFd>,
+    output: Option<RawFd>,
+}
+
+impl Stdio {
+    /// Takes standard input and output. With `signal`, Ctrl-C and its like act on this process; without, the
+    /// guest gets them.
+    pub fn open(signal: bool, host: &Host) -> Result<Self, ChardevError> {
+        let claim = Claim::take()?;
+        let raw = if io::stdin().is_terminal() {
+            Some(RawMode::enter(libc::STDIN_FILENO, signal).map_err(ChardevError::Terminal)?)
+        } else {
+            None
+        };
+        let line = StdioLine { input: Some(libc::STDIN_FILENO), output: Some(libc::STDOUT_FILENO) };
+        let pump = Pump::start("chardev-stdio", Box::new(line), true, host.on_error.clone())?;
+        Ok(Self { pump, _raw: raw, _claim: claim })
+    }
+}
+
+impl Line for StdioLine {
+    fn ends(&mut self) -> Ends {
+        Ends { input: self.input, output: self.output, ..Ends::default() }
+    }
+
+    fn input_ended(&mut self, why: Option<io::Error>) -> Option<ChardevError> {
+        self.input = None;
+        let source = why?;
+        // EIO is how a terminal says that it has gone, or that this is a background process.
+        (source.raw_os_error() != Some(libc::EIO))
+            .then(|| ChardevError::Read { target: "standard input".to_owned(), source })
+    }
+
+    fn output_failed(&mut self, source: io::Error) -> Option<ChardevError> {
+        self.output = None;
+        Some(ChardevError::Write { target: "standard output".to_owned(), source })
+    }
+}
+
+impl Chardev for Stdio {
+    fn write(&self, bytes: &[u8]) {
+        self.pump.write(bytes);
+    }
+    fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
+        self.pump.set_receiver(receiver);
+    }
+    fn flush(&self) {
+        self.pump.flush();
+    }
+    fn accept_input(&self) {
+        self.pump.accept_input();
+    }
+}
+
+/// A terminal's settings: as found, and raw.
+struct Settings {
+    fd: RawFd,
+    found: libc::termios,
+    raw: libc::termios,
+}
+
+/// What to restore; null while no terminal is in raw mode. The `Settings` are leaked, so the pointer stays
+/// valid for ever.
+static SAVED: AtomicPtr<Settings> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Raw mode, until it is dropped.
+struct RawMode;
+
+impl RawMode {
+    fn enter(fd: RawFd, signal: bool) -> io::Result<Self> {
+        let mut found = MaybeUninit::<libc::termios>::uninit();
+        // SAFETY: `found` is writable and of the type that tcgetattr fills.
+        if unsafe { libc::tcgetattr(fd, found.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: tcgetattr has succeeded and so filled it.
+        let found = unsafe { found.assume_init() };
+        let settings = Settings { fd, found, raw: raw(found, signal) };
+        install_guards();
+        let settings: &'static Settings = Box::leak(Box::new(settings));
+        SAVED.store(std::ptr::from_ref(settings).cast_mut(), Ordering::SeqCst);
+        let mode = RawMode;
+        // SAFETY: `fd` is open, and `raw` is a whole termios.
+        if unsafe { libc::tcsetattr(fd, libc::TCSANOW, &settings.raw) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(mode)
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Raw input, except for signal keys if they are wanted; output keeps its newline translation, so that our
+/// own messages look right.
+fn raw(found: libc::termios, signal: bool) -> libc::termios {
+    let mut t = found;
+    t.c_iflag &= !(libc::IGNBRK
+        | libc::BRKINT
+        | libc::PARMRK
+        | libc::ISTRIP
+        | libc::INLCR
+        | libc::IGNCR
+        | libc::ICRNL
+        | libc::IXON);
+    t.c_oflag |= libc::OPOST;
+    t.c_lflag &= !(libc::ECHO | libc::ECHONL | libc::ICANON | libc::IEXTEN);
+    if !signal {
+        t.c_lflag &= !libc::ISIG;
+    }
+    t.c_cflag &= !(libc::CSIZE | libc::PARENB);
+    t.c_cflag |= libc::CS8;
+    t.c_cc[libc::VMIN] = 1;
+    t.c_cc[libc::VTIME] = 0;
+    t
+}
+
+/// Puts the terminal's settings back, if they are changed. Async-signal-safe: an atomic exchange and
+/// `tcsetattr` (signal-safety(7)).
+fn restore() {
+    let saved = SAVED.swap(std::ptr::null_mut(), Ordering::SeqCst);
+    // SAFETY: the pointer is null or points to leaked, immutable `Settings`.
+    if let Some(s) = unsafe { saved.as_ref() } {
+        // SAFETY: `found` is a whole termios; a descriptor that has been closed meanwhile makes this fail,
+        // which is harmless.
+        unsafe { libc::tcsetattr(s.fd, libc::TCSANOW, &s.found) };
+    }
+}
+
+extern "C" fn at_exit() {
+    restore();
+}
+
+/// Signals that end the process; the terminal must be restored before.
+const FATAL: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+
+/// For each of `FATAL`, the handler that was installed before ours (an address, or SIG_DFL).
+static PREVIOUS: [AtomicUsize; FATAL.len()] = [const { AtomicUsize::new(libc::SIG_DFL) }; FATAL.len()];
+
+/// Restores the terminal, then lets the signal do what it would have done without us.
+extern "C" fn on_fatal(signal: libc::c_int) {
+    restore();
+    let index = FATAL.iter().position(|s| *s == signal).unwrap_or(0);
+    let previous = PREVIOUS[index].load(Ordering::SeqCst);
+    if previous == libc::SIG_DFL {
+        // SAFETY: signal and raise are async-signal-safe. The signal is blocked until this handler returns
+        // and then ends the process.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    } else {
+        // SAFETY: `install_guards` stores only plain handlers (no SA_SIGINFO, not SIG_IGN) that sigaction
+        // gave as such.
+        let handler = unsafe { std::mem::transmute::<usize, extern "C" fn(libc::c_int)>(previous) };
+        handler(signal);
+    }
+}
+
+/// The process goes on after a stop: the shell has had the terminal meanwhile.
+extern "C" fn on_continue(_: libc::c_int) {
+    // SAFETY: the pointer is null or points to leaked, immutable `Settings`.
+    if let Some(s) = unsafe { SAVED.load(Ordering::SeqCst).as_ref() } {
+        // SAFETY: as in `restore`.
+        unsafe { libc::tcsetattr(s.fd, libc::TCSANOW, &s.raw) };
+    }
+}
+
+/// Sees to it that the terminal is restored however the process ends. Once for the process.
+fn install_guards() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: `at_exit` is a plain function that lives as long as the process.
+        unsafe { libc::atexit(at_exit) };
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            restore();
+            hook(info);
+        }));
+        for (signal, previous) in FATAL.iter().zip(&PREVIOUS) {
+            catch(*signal, on_fatal, Some(previous));
+        }
+        catch(libc::SIGCONT, on_continue, None);
+    });
+}
+
+/// Installs `handler`, unless the signal is ignored (nohup) or someone needs its siginfo. Remembers who was
+/// there before.
+fn catch(signal: libc::c_int, handler: extern "C" fn(libc::c_int), previous: Option<&AtomicUsize>) {
+    let mut old = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: with a null new action sigaction only fills `old`.
+    if unsafe { libc::sigaction(signal, std::ptr::null(), old.as_mut_ptr()) } != 0 {
+        return;
+    }
+    // SAFETY: sigaction has succeeded and so filled it.
+    let old = unsafe { old.assume_init() };
+    if old.sa_sigaction == libc::SIG_IGN || old.sa_flags & libc::SA_SIGINFO != 0 {
+        return;
+    }
+    if let Some(p) = previous {
+        p.store(old.sa_sigaction, Ordering::SeqCst);
+    }
+    // SAFETY: all zeroes is a valid sigaction: no flags, an empty mask, SIG_DFL.
+    let mut action = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };
+    action.sa_sigaction = handler as *const () as usize;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: `action` is whole, and the handlers here are async-signal-safe.
+    unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::{AsRawFd, FromRawFd};
+
+    fn terminal() -> (File, File) {
+        let (mut master, mut slave) = (-1, -1);
+        // SAFETY: both descriptors are writable; name, termios and window size may be null.
+        let failed = unsafe {
+            libc::openpty(
+                &mut master,
+                &mut slave,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            )
+        };
+        assert_eq!(failed, 0, "openpty: {}", io::Error::last_os_error());
+        // SAFETY: openpty has succeeded: both are open and ours alone.
+        unsafe { (File::from_raw_fd(master), File::from_raw_fd(slave)) }
+    }
+
+    fn lflag(f: &File) -> libc::tcflag_t {
+        let mut t = MaybeUninit::<libc::termios>::zeroed();
+        // SAFETY: `t` is writable and of the right type; all zeroes is a valid termios.
+        unsafe {
+            assert_eq!(libc::tcgetattr(f.as_raw_fd(), t.as_mut_ptr()), 0);
+            t.assume_init().c_lflag
+        }
+    }
+
+    // One test, since the process has one set of saved settings.
+    #[test]
+    fn raw_mode_ends_with_the_backend_with_a_panic_and_keeps_signals_if_asked() {
+        let (_master, slave) = terminal();
+        let before = lflag(&slave);
+        assert!(before & (libc::ICANON | libc::ISIG) == libc::ICANON | libc::ISIG);
+
+        let mode = RawMode::enter(slave.as_raw_fd(), false).unwrap();
+        assert_eq!(lflag(&slave) & (libc::ICANON | libc::ECHO | libc::ISIG), 0);
+        drop(mode);
+        assert_eq!(lflag(&slave), before);
+
+        let mode = RawMode::enter(slave.as_raw_fd(), true).unwrap();
+        assert_eq!(lflag(&slave) & (libc::ICANON | libc::ECHO | libc::ISIG), libc::ISIG);
+        drop(mode);
+
+        let mode = RawMode::enter(slave.as_raw_fd(), false).unwrap();
+        let thread = std::thread::spawn(|| panic!("on purpose, to see the terminal restored"));
+        assert!(thread.join().is_err());
+        assert_eq!(lflag(&slave), before);
+        drop(mode);
+        assert_eq!(lflag(&slave), before);
+    }
+
+    #[test]
+    fn standard_input_and_output_have_one_user() {
+        let first = Claim::take().unwrap();
+        assert!(matches!(Claim::take(), Err(ChardevError::StdioInUse)));
+        drop(first);
+        assert!(Claim::take().is_ok());
+    }
+
+    /// What `a_signal_that_ends_the_process_leaves_the_terminal_as_it_was` runs in a process of its own.
+    #[test]
+    fn child() {
+        let Ok(how) = std::env::var("MYNAH_TEST_STDIO_CHILD") else { return };
+        let stdio = Stdio::open(false, &Host::default()).unwrap();
+        stdio.write(b"ready");
+        stdio.flush();
+        match how.as_str() {
+            "exit" => std::process::exit(7),
+            _ => loop {
+                std::thread::park();
+            },
+        }
+    }
+
+    #[test]
+    fn a_signal_that_ends_the_process_leaves_the_terminal_as_it_was() {
+        use std::io::Read;
+        use std::os::unix::process::ExitStatusExt;
+        use std::process::{Command, Stdio as Pipe};
+        for (how, signal) in
+            [("exit", 0), ("wait", libc::SIGTERM), ("wait", libc::SIGINT), ("wait", libc::SIGHUP)]
+        {
+            let (_master, slave) = terminal();
+            let before = lflag(&slave);
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["chardev::stdio::tests::child", "--exact", "--nocapture", "--test-threads=1"])
+                .env("MYNAH_TEST_STDIO_CHILD", how)
+                .stdin(slave.try_clone().unwrap())
+                .stdout(Pipe::piped())
+                .spawn()
+                .unwrap();
+            let mut out = child.stdout.take().unwrap();
+            let (mut said, mut byte) = (Vec::new(), [0]);
+            while !said.ends_with(b"ready") {
+                assert_eq!(
+                    out.read(&mut byte).unwrap(),
+                    1,
+                    "the child ended early: {}",
+                    String::from_utf8_lossy(&said)
+                );
+                said.push(byte[0]);
+            }
+            if signal != 0 {
+                assert_eq!(lflag(&slave) & libc::ICANON, 0, "raw while it runs");
+                // SAFETY: a child of ours that has not been waited for.
+                assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
+            }
+            let status = child.wait().unwrap();
+            assert_eq!(status.signal().unwrap_or(0), signal);
+            if signal == 0 {
+                assert_eq!(status.code(), Some(7));
+            }
+            assert_eq!(lflag(&slave), before, "{how} {signal}");
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The i440FX/PIIX chipset, as a PC of 1996 and its emulated descendants have it.
+//!
+//! ```text
+//!   00:00.0  8086:1237  i440FX host bridge   memory map of the first MiB (PAM, SMRAM)
+//!   00:01.0  8086:7000  PIIX3 ISA bridge     PIRQ routing, reset control (CF9h)
+//!   00:01.3  8086:7113  PIIX4 power manager  ACPI registers, SMI command port (B2h), SMBus
+//!            port 92h                        fast A20 and fast reset
+//! ```
+//!
+//! The IDE and USB functions of PIIX (00:01.1, 00:01.2) are storage's and USB's. Interrupt controllers,
+//! timers and their ports are elsewhere too.
+
+pub mod i440fx;
+pub mod piix3;
+pub mod piix4_pm;
+pub mod port92;
+
+pub use i440fx::I440fx;
+pub use piix3::Piix3;
+pub use piix4_pm::Piix4Pm;
+pub use port92::Port92;

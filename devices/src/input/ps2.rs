@@ -1,0 +1,564 @@
+//! The PS/2 keyboard and the PS/2 mouse: what travels over their wires, byte by byte.
+//!
+//! The keyboard speaks scan code set 2 (its default; set 1 can be chosen, set 3 is refused). The mouse is a
+//! standard three-button one that becomes an IntelliMouse (wheel) after the knock of sample rates 200, 100,
+//! 80. Typematic repetition is the host's: its repeated key presses are passed on.
+//!
+//! Sources: IBM PS/2 Hardware Interface Technical Reference (1990), Keyboards, and Mouse; Microsoft,
+//! IntelliMouse wheel protocol.
+use std::collections::VecDeque;
+
+const ACK: u8 = 0xfa;
+const RESEND: u8 = 0xfe;
+const BAT_PASSED: u8 = 0xaa;
+const ECHO: u8 = 0xee;
+
+/// Scan codes that a keyboard keeps for a computer that does not read them; one more overruns.
+const KEYS: usize = 16;
+/// The code that takes the place of keys that did not fit (set 2).
+const OVERRUN: u8 = 0x00;
+
+/// A key, by its make code in scan code set 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The make code, 01h to 7Fh.
+    pub code: u8,
+    /// Whether the code has the prefix E0h.
+    pub extended: bool,
+}
+
+impl Key {
+    /// Pause, which sends E1h 1Dh 45h E1h 9Dh C5h when pressed and nothing when released.
+    pub const PAUSE: Key = Key { code: 0x46, extended: true };
+    /// Print screen, whose codes have fake shifts around them.
+    pub const PRINT_SCREEN: Key = Key { code: 0x37, extended: true };
+
+    /// An ordinary key.
+    pub const fn new(code: u8) -> Self {
+        Self { code, extended: false }
+    }
+
+    /// A key with the prefix E0h.
+    pub const fn extended(code: u8) -> Self {
+        Self { code, extended: true }
+    }
+}
+
+/// What the controller turns each byte of set 2 into; a make code in set 1 for those that are codes of keys.
+///
+/// Codes from 85h up are left alone, so that replies pass.
+#[rustfmt::skip]
+pub(super) const TO_SET1: [u8; 0x85] = [
+    0xff, 0x43, 0x41, 0x3f, 0x3d, 0x3b, 0x3c, 0x58, 0x64, 0x44, 0x42, 0x40, 0x3e, 0x0f, 0x29, 0x59,
+    0x65, 0x38, 0x2a, 0x70, 0x1d, 0x10, 0x02, 0x5a, 0x66, 0x71, 0x2c, 0x1f, 0x1e, 0x11, 0x03, 0x5b,
+    0x67, 0x2e, 0x2d, 0x20, 0x12, 0x05, 0x04, 0x5c, 0x68, 0x39, 0x2f, 0x21, 0x14, 0x13, 0x06, 0x5d,
+    0x69, 0x31, 0x30, 0x23, 0x22, 0x15, 0x07, 0x5e, 0x6a, 0x72, 0x32, 0x24, 0x16, 0x08, 0x09, 0x5f,
+    0x6b, 0x33, 0x25, 0x17, 0x18, 0x0b, 0x0a, 0x60, 0x6c, 0x34, 0x35, 0x26, 0x27, 0x19, 0x0c, 0x61,
+    0x6d, 0x73, 0x28, 0x74, 0x1a, 0x0d, 0x62, 0x6e, 0x3a, 0x36, 0x1c, 0x1b, 0x75, 0x2b, 0x63, 0x76,
+    0x55, 0x56, 0x77, 0x78, 0x79, 0x7a, 0x0e, 0x7b, 0x7c, 0x4f, 0x7d, 0x4b, 0x47, 0x7e, 0x7f, 0x6f,
+    0x52, 0x53, 0x50, 0x4c, 0x4d, 0x48, 0x01, 0x45, 0x57, 0x4e, 0x51, 0x4a, 0x37, 0x49, 0x46, 0x54,
+    0x80, 0x81, 0x82, 0x41, 0x54,
+];
+
+/// The make code in set 2 of a set 1 make code; 00h if there is none.
+fn to_set2(code: u8) -> u8 {
+    match code {
+        // F7 and SysRq have two places in the table; these are the ones of the keyboard.
+        0x41 => 0x83,
+        0x54 => 0x84,
+        _ => TO_SET1.iter().position(|c| *c == code).map_or(0, |i| i as u8),
+    }
+}
+
+/// Bytes on their way to the controller: replies before keys.
+#[derive(Default)]
+struct Outbox {
+    replies: VecDeque<u8>,
+    data: VecDeque<u8>,
+    last: u8,
+}
+
+impl Outbox {
+    fn reply(&mut self, bytes: &[u8]) {
+        // No command has a longer reply, and a new command cancels the old one's.
+        self.replies.extend(bytes);
+        self.replies.truncate(16);
+    }
+
+    fn take(&mut self) -> Option<u8> {
+        let byte = self.replies.pop_front().or_else(|| self.data.pop_front())?;
+        self.last = byte;
+        Some(byte)
+    }
+}
+
+/// A PS/2 keyboard.
+pub struct Keyboard {
+    out: Outbox,
+    /// Sends keys.
+    scanning: bool,
+    /// Scan code set in use: 1 or 2.
+    set: u8,
+    leds: u8,
+    typematic: u8,
+    /// A command that waits for its argument.
+    command: Option<u8>,
+}
+
+impl Default for Keyboard {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Keyboard {
+    /// Identification of an MF2 keyboard.
+    pub const ID: [u8; 2] = [0xab, 0x83];
+
+    /// A keyboard that has passed its power-on test.
+    pub fn new() -> Self {
+        Self { out: Outbox::default(), scanning: true, set: 2, leds: 0, typematic: 0x2b, command: None }
+    }
+
+    /// The LEDs that are lit: bit 0 scroll lock, bit 1 num lock, bit 2 caps lock.
+    pub fn leds(&self) -> u8 {
+        self.leds
+    }
+
+    /// The byte that comes next over the wire.
+    pub fn take(&mut self) -> Option<u8> {
+        self.out.take()
+    }
+
+    /// A key goes down or up.
+    pub fn key(&mut self, key: Key, pressed: bool) {
+        if !self.scanning {
+            return;
+        }
+        let mut codes = [0_u8; 16];
+        let mut n = 0;
+        let mut put = |bytes: &[u8]| {
+            for b in bytes {
+                if let Some(slot) = codes.get_mut(n) {
+                    *slot = *b;
+                    n += 1;
+                }
+            }
+        };
+        let set = self.set;
+        let one = |put: &mut dyn FnMut(&[u8]), key: Key, pressed: bool| {
+            if key.extended {
+                put(&[0xe0]);
+            }
+            match (set, pressed) {
+                (1, true) => put(&[key.code & 0x7f]),
+                (1, false) => put(&[key.code | 0x80]),
+                (_, true) => put(&[to_set2(key.code)]),
+                (_, false) => put(&[0xf0, to_set2(key.code)]),
+            }
+        };
+        match key {
+            Key::PAUSE if !pressed => {}
+            Key::PAUSE if set == 1 => put(&[0xe1, 0x1d, 0x45, 0xe1, 0x9d, 0xc5]),
+            Key::PAUSE => put(&[0xe1, 0x14, 0x77, 0xe1, 0xf0, 0x14, 0xf0, 0x77]),
+            Key::PRINT_SCREEN => {
+                let shift = Key::extended(0x2a);
+                let order = if pressed { [shift, key] } else { [key, shift] };
+                for k in order {
+                    one(&mut put, k, pressed);
+                }
+            }
+            Key { code: 0 | 0x80.., .. } => {}
+            _ => one(&mut put, key, pressed),
+        }
+        // A key fits as a whole or not at all.
+        if self.out.data.len() + n <= KEYS {
+            self.out.data.extend(&codes[..n]);
+        } else if self.out.data.back() != Some(&OVERRUN) {
+            self.out.data.push_back(OVERRUN);
+        }
+    }
+
+    fn defaults(&mut self) {
+        self.out.data.clear();
+        self.typematic = 0x2b;
+        self.set = 2;
+    }
+
+    /// A byte from the computer.
+    pub fn write(&mut self, byte: u8) {
+        if let Some(command) = self.command.take() {
+            // A byte from EDh up is a command, not the argument it takes the place of.
+            if byte < 0xed {
+                return self.argument(command, byte);
+            }
+        }
+        if byte != RESEND {
+            self.out.replies.clear();
+        }
+        match byte {
+            // LEDs, scan code set, typematic rate: an argument follows. FBh to FDh (key types of set 3) take
+            // one key code each.
+            0xed | 0xf0 | 0xf3 | 0xfb..=0xfd => {
+                self.command = Some(byte);
+                self.out.reply(&[ACK]);
+            }
+            ECHO => self.out.reply(&[ECHO]),
+            0xf2 => self.out.reply(&[ACK, Self::ID[0], Self::ID[1]]),
+            0xf4 => {
+                self.out.data.clear();
+                self.scanning = true;
+                self.out.reply(&[ACK]);
+            }
+            0xf5 => {
+                self.defaults();
+                self.scanning = false;
+                self.out.reply(&[ACK]);
+            }
+            0xf6 => {
+                self.defaults();
+                self.scanning = true;
+                self.out.reply(&[ACK]);
+            }
+            // All keys typematic, make-break or make only: for set 3 only, but acknowledged.
+            0xf7..=0xfa => self.out.reply(&[ACK]),
+            RESEND => self.out.replies.push_front(self.out.last),
+            0xff => {
+                self.defaults();
+                self.scanning = true;
+                self.leds = 0;
+                self.out.reply(&[ACK, BAT_PASSED]);
+            }
+            _ => self.out.reply(&[RESEND]),
+        }
+        self.out.replies.truncate(16);
+    }
+
+    fn argument(&mut self, command: u8, byte: u8) {
+        match (command, byte) {
+            (0xed, _) => self.leds = byte & 7,
+            (0xf0, 0) => return self.out.reply(&[ACK, self.set]),
+            (0xf0, 1 | 2) => {
+                self.out.data.clear();
+                self.set = byte;
+            }
+            (0xf0, _) => return self.out.reply(&[RESEND]),
+            (0xf3, _) => self.typematic = byte & 0x7f,
+            _ => {}
+        }
+        self.out.reply(&[ACK]);
+    }
+}
+
+/// Buttons of a mouse that are down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MouseButtons {
+    /// The left one.
+    pub left: bool,
+    /// The right one.
+    pub right: bool,
+    /// The middle one.
+    pub middle: bool,
+}
+
+impl MouseButtons {
+    fn bits(self) -> u8 {
+        u8::from(self.left) | u8::from(self.right) << 1 | u8::from(self.middle) << 2
+    }
+}
+
+/// A PS/2 mouse.
+pub struct Mouse {
+    out: Outbox,
+    reporting: bool,
+    remote: bool,
+    wrap: bool,
+    scaling: bool,
+    resolution: u8,
+    rate: u8,
+    /// 0, or 3 for an IntelliMouse.
+    id: u8,
+    /// The last sample rates set, for the knock.
+    knock: [u8; 3],
+    buttons: u8,
+    /// Movement that no packet has told of yet.
+    moved: (i32, i32, i32),
+    command: Option<u8>,
+}
+
+impl Default for Mouse {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Mouse {
+    /// Packets that wait at most; movement beyond is added up.
+    const PACKETS: usize = 4;
+
+    /// A mouse that has passed its power-on test.
+    pub fn new() -> Self {
+        Self {
+            out: Outbox::default(),
+            reporting: false,
+            remote: false,
+            wrap: false,
+            scaling: false,
+            resolution: 2,
+            rate: 100,
+            id: 0,
+            knock: [0; 3],
+            buttons: 0,
+            moved: (0, 0, 0),
+            command: None,
+        }
+    }
+
+    /// The byte that comes next over the wire.
+    pub fn take(&mut self) -> Option<u8> {
+        let byte = self.out.take();
+        if self.out.data.is_empty() && self.moved != (0, 0, 0) {
+            self.report();
+        }
+        byte
+    }
+
+    /// The mouse moves by `dx` to the right, `dy` up, and `dz` wheel steps towards the user.
+    pub fn moved(&mut self, dx: i32, dy: i32, dz: i32, buttons: MouseButtons) {
+        let far = |sum: i32, d: i32| sum.saturating_add(d).clamp(-0x7fff, 0x7fff);
+        self.moved = (far(self.moved.0, dx), far(self.moved.1, dy), far(self.moved.2, dz));
+        let changed = std::mem::replace(&mut self.buttons, buttons.bits()) != buttons.bits();
+        if changed || self.moved != (0, 0, 0) {
+            self.report();
+        }
+    }
+
+    /// In stream mode: queues a packet if there is room.
+    fn report(&mut self) {
+        if self.remote {
+            // Movement adds up until it is asked for.
+            return;
+        }
+        if !self.reporting || self.wrap {
+            self.moved = (0, 0, 0);
+            return;
+        }
+        if self.out.data.len() < Self::PACKETS * 4 - 3 {
+            let (packet, n) = self.packet();
+            self.out.data.extend(&packet[..n]);
+        }
+    }
+
+    /// A movement packet; what does not fit its nine bits is left for the next.
+    fn packet(&mut self) -> ([u8; 4], usize) {
+        let take = |sum: &mut i32, limit: i32| {
+            let d = (*sum).clamp(-limit, limit - 1);
+            *sum -= d;
+            d
+        };
+        let dx = take(&mut self.moved.0, 256);
+        let dy = take(&mut self.moved.1, 256);
+        let head = self.buttons | 0x08 | u8::from(dx < 0) << 4 | u8::from(dy < 0) << 5;
+        if self.id == 3 {
+            let dz = take(&mut self.moved.2, 8);
+            ([head, dx as u8, dy as u8, dz as u8], 4)
+        } else {
+            self.moved.2 = 0;
+            ([head, dx as u8, dy as u8, 0], 3)
+        }
+    }
+
+    fn defaults(&mut self) {
+        self.out.data.clear();
+        self.moved = (0, 0, 0);
+        (self.reporting, self.remote, self.scaling, self.resolution, self.rate) =
+            (false, false, false, 2, 100);
+    }
+
+    /// A byte from the computer.
+    pub fn write(&mut self, byte: u8) {
+        if let Some(command) = self.command.take() {
+            match command {
+                0xe8 => self.resolution = byte & 3,
+                _ => {
+                    self.rate = byte;
+                    self.knock = [self.knock[1], self.knock[2], byte];
+                    if self.knock == [200, 100, 80] {
+                        self.id = 3;
+                    }
+                }
+            }
+            return self.out.reply(&[ACK]);
+        }
+        if self.wrap && byte != 0xec && byte != 0xff {
+            return self.out.reply(&[byte]);
+        }
+        if byte != RESEND {
+            self.out.replies.clear();
+        }
+        match byte {
+            0xe6 | 0xe7 => self.scaling = byte == 0xe7,
+            0xe8 | 0xf3 => self.command = Some(byte),
+            0xe9 => {
+                // The status shows the buttons in another order than a packet: right, middle, left.
+                let b = self.buttons;
+                let status = (b >> 1 & 1)
+                    | (b >> 2 & 1) << 1
+                    | (b & 1) << 2
+                    | u8::from(self.scaling) << 4
+                    | u8::from(self.reporting) << 5
+                    | u8::from(self.remote) << 6;
+                return self.out.reply(&[ACK, status, self.resolution, self.rate]);
+            }
+            0xea => self.remote = false,
+            0xeb => {
+                let (packet, n) = self.packet();
+                self.out.reply(&[ACK]);
+                return self.out.reply(&packet[..n]);
+            }
+            0xec => self.wrap = false,
+            0xee => self.wrap = true,
+            0xf0 => {
+                self.out.data.clear();
+                self.remote = true;
+            }
+            0xf2 => return self.out.reply(&[ACK, self.id]),
+            0xf4 => self.reporting = true,
+            0xf5 => {
+                self.reporting = false;
+                self.out.data.clear();
+            }
+            0xf6 => self.defaults(),
+            RESEND => {
+                self.out.replies.push_front(self.out.last);
+                return self.out.replies.truncate(16);
+            }
+            0xff => {
+                self.defaults();
+                (self.wrap, self.id, self.knock) = (false, 0, [0; 3]);
+                return self.out.reply(&[ACK, BAT_PASSED, 0x00]);
+            }
+            _ => return self.out.reply(&[RESEND]),
+        }
+        self.out.reply(&[ACK]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(mut take: impl FnMut() -> Option<u8>) -> Vec<u8> {
+        std::iter::from_fn(&mut take).take(1000).collect()
+    }
+
+    fn ask(k: &mut Keyboard, bytes: &[u8]) -> Vec<u8> {
+        let mut all = Vec::new();
+        for b in bytes {
+            k.write(*b);
+            all.extend(drain(|| k.take()));
+        }
+        all
+    }
+
+    fn ask_mouse(m: &mut Mouse, bytes: &[u8]) -> Vec<u8> {
+        let mut all = Vec::new();
+        for b in bytes {
+            m.write(*b);
+            all.extend(drain(|| m.take()));
+        }
+        all
+    }
+
+    #[test]
+    fn the_keyboard_answers_its_commands() {
+        let mut k = Keyboard::new();
+        assert_eq!(ask(&mut k, &[0xff]), [0xfa, 0xaa]);
+        assert_eq!(ask(&mut k, &[0xf2]), [0xfa, 0xab, 0x83]);
+        assert_eq!(ask(&mut k, &[0xee]), [0xee]);
+        assert_eq!(ask(&mut k, &[0xed, 0x05]), [0xfa, 0xfa]);
+        assert_eq!(k.leds(), 5);
+        assert_eq!(ask(&mut k, &[0xf0, 0x00]), [0xfa, 0xfa, 0x02]);
+        assert_eq!(ask(&mut k, &[0xf0, 0x03]), [0xfa, 0xfe]);
+        assert_eq!(ask(&mut k, &[0xf3, 0x20]), [0xfa, 0xfa]);
+        assert_eq!(ask(&mut k, &[0x12]), [0xfe]);
+        assert_eq!(ask(&mut k, &[0xed, 0xf4]), [0xfa, 0xfa], "a command takes the place of an argument");
+    }
+
+    #[test]
+    fn keys_are_sent_in_set_2_and_set_1() {
+        let mut k = Keyboard::new();
+        let tap = |k: &mut Keyboard, key| {
+            k.key(key, true);
+            k.key(key, false);
+            drain(|| k.take())
+        };
+        assert_eq!(tap(&mut k, Key::new(0x1e)), [0x1c, 0xf0, 0x1c]);
+        assert_eq!(tap(&mut k, Key::extended(0x48)), [0xe0, 0x75, 0xe0, 0xf0, 0x75]);
+        assert_eq!(tap(&mut k, Key::PAUSE), [0xe1, 0x14, 0x77, 0xe1, 0xf0, 0x14, 0xf0, 0x77]);
+        k.key(Key::PRINT_SCREEN, true);
+        assert_eq!(drain(|| k.take()), [0xe0, 0x12, 0xe0, 0x7c]);
+        ask(&mut k, &[0xf0, 0x01]);
+        assert_eq!(tap(&mut k, Key::new(0x1e)), [0x1e, 0x9e]);
+    }
+
+    #[test]
+    fn every_key_of_set_1_has_one_code_in_set_2_that_translates_back() {
+        for code in 1..=0x58 {
+            let set2 = to_set2(code);
+            assert_eq!(TO_SET1[usize::from(set2)], code, "{code:#x}");
+        }
+    }
+
+    #[test]
+    fn a_keyboard_that_nobody_reads_overruns_without_losing_its_replies() {
+        let mut k = Keyboard::new();
+        for _ in 0..100 {
+            k.key(Key::new(0x1e), true);
+        }
+        k.write(0xee);
+        let got = drain(|| k.take());
+        assert_eq!(got[0], 0xee);
+        assert_eq!(&got[1..], [vec![0x1c; 16], vec![OVERRUN]].concat());
+    }
+
+    #[test]
+    fn a_disabled_keyboard_sends_no_keys() {
+        let mut k = Keyboard::new();
+        ask(&mut k, &[0xf5]);
+        k.key(Key::new(0x1e), true);
+        assert_eq!(drain(|| k.take()), []);
+        ask(&mut k, &[0xf4]);
+        k.key(Key::new(0x1e), true);
+        assert_eq!(drain(|| k.take()), [0x1c]);
+    }
+
+    #[test]
+    fn the_mouse_reports_movement_and_buttons() {
+        let mut m = Mouse::new();
+        assert_eq!(ask_mouse(&mut m, &[0xff]), [0xfa, 0xaa, 0x00]);
+        assert_eq!(ask_mouse(&mut m, &[0xf2]), [0xfa, 0x00]);
+        m.moved(5, 5, 0, MouseButtons::default());
+        assert_eq!(drain(|| m.take()), [], "not before it is enabled");
+        assert_eq!(ask_mouse(&mut m, &[0xf4]), [0xfa]);
+        m.moved(5, -3, 0, MouseButtons { left: true, ..Default::default() });
+        assert_eq!(drain(|| m.take()), [0x29, 5, 0xfd]);
+        m.moved(300, 0, 0, MouseButtons::default());
+        assert_eq!(
+            drain(|| m.take()),
+            [0x08, 255, 0, 0x08, 45, 0],
+            "what one packet cannot hold is in the next"
+        );
+        assert_eq!(ask_mouse(&mut m, &[0xe9]), [0xfa, 0x20, 2, 100]);
+    }
+
+    #[test]
+    fn the_knock_turns_the_wheel_on_until_a_reset() {
+        let mut m = Mouse::new();
+        ask_mouse(&mut m, &[0xf3, 200, 0xf3, 100, 0xf3, 80]);
+        assert_eq!(ask_mouse(&mut m, &[0xf2, 0xf4]), [0xfa, 3, 0xfa]);
+        m.moved(0, 0, -1, MouseButtons::default());
+        assert_eq!(drain(|| m.take()), [0x08, 0, 0, 0xff]);
+        assert_eq!(ask_mouse(&mut m, &[0xff, 0xf2]), [0xfa, 0xaa, 0x00, 0xfa, 0x00]);
+    }
+}

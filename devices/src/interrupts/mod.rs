@@ -1,0 +1,60 @@
+//! Interrupt controllers: the 8259A pair, the 82093AA I/O APIC, the local APICs, and the wires between them.
+//!
+//! ```text
+//!   ISA/PCI devices --Irq--> GsiRouter --+--> Pic (lines 0-15) --Irq "INTR"--> LINT0 of every LocalApic --+
+//!                                        +--> Ioapic (pins 0-23) --ApicMessage--> LocalApics --> LocalApic --+--> VcpuPins
+//!   MSI writes, IPIs ----------------------------------------------ApicMessage--> LocalApics
+//!   vCPU: LocalApic::acknowledge() --INTA--> Pic         LocalApic EOI --vector--> Ioapic
+//! ```
+//!
+//! Lock order, outermost first: a device's own lock, the `Irq` pin's, [`pic::Pic`] or [`ioapic::Ioapic`], the INTR pin's, the
+//! list of local APICs, one [`lapic::LocalApic`], whatever `VcpuPins` takes. Everything that goes down this list (a wire
+//! changes, a message is sent) is done with the upper locks held, so that changes arrive in the order in which they happened.
+//! What goes up (INTA to the PIC, the EOI to the I/O APIC, an IPI to the others) is called with no local APIC locked.
+pub mod ioapic;
+pub mod lapic;
+pub mod pic;
+
+use crate::bus::IrqSink;
+use std::sync::Arc;
+
+/// Is told of the end of a level-triggered interrupt by the local APIC that serviced it.
+pub trait EoiSink: Send + Sync {
+    /// A processor has written EOI for `vector`.
+    fn eoi(&self, vector: u8);
+}
+
+/// The PC's interrupt wiring: global system interrupt n reaches PIC input n (n < 16) and I/O APIC pin n, but for the timer: GSI 0
+/// stands for ISA IRQ 0, which is on pin 2 of the I/O APIC (the MADT must say so in an interrupt source override).
+pub struct GsiRouter {
+    pic: Arc<pic::Pic>,
+    ioapic: Arc<ioapic::Ioapic>,
+}
+
+impl GsiRouter {
+    /// Wires inputs to both controllers.
+    pub fn new(pic: Arc<pic::Pic>, ioapic: Arc<ioapic::Ioapic>) -> Arc<Self> {
+        Arc::new(Self { pic, ioapic })
+    }
+}
+
+impl IrqSink for GsiRouter {
+    fn set(&self, line: u32, level: bool) {
+        match line {
+            0 => {
+                self.pic.set(0, level);
+                self.ioapic.set(2, level);
+            }
+            // IRQ 2 is the cascade.
+            2 => {}
+            1..=15 => {
+                self.pic.set(line, level);
+                self.ioapic.set(line, level);
+            }
+            _ => self.ioapic.set(line, level),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

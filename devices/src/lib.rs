@@ -1,0 +1,14 @@
+//! Buses, chipset and devices of the PC.
+
+pub mod bus;
+mod bytewise;
+pub mod chardev;
+pub mod chipset;
+pub mod clock;
+pub mod events;
+pub mod input;
+pub mod interrupts;
+pub mod misc;
+pub mod pci;
+pub mod serial;
+pub mod timers;

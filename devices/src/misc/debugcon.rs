@@ -1,0 +1,70 @@
+//! The Bochs-style debug console: each byte written to its port goes to a character backend, a read tells
+//! that it is there.
+//!
+//! Source: the convention of Bochs and QEMU (`-debugcon`, port E9h, which reads as E9h).
+use crate::bus::{PortBus, PortIo, open_bus};
+use crate::chardev::Chardev;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// The usual port.
+pub const PORT: u16 = 0xe9;
+/// What a read gives.
+const SIGNATURE: u8 = 0xe9;
+
+/// A debug console.
+pub struct Debugcon {
+    /// Keeps bytes of several vCPUs in the order of their writes.
+    line: Mutex<Arc<dyn Chardev>>,
+}
+
+impl Debugcon {
+    /// A console on `line`.
+    pub fn new(line: Arc<dyn Chardev>) -> Arc<Self> {
+        Arc::new(Self { line: Mutex::new(line) })
+    }
+
+    /// Puts the console on the bus at `port` (`PORT` by custom).
+    pub fn attach(self: &Arc<Self>, bus: &PortBus, port: u16) {
+        bus.map(port, 1, self.clone());
+    }
+
+    /// Waits until what was written has left the process.
+    pub fn flush(&self) {
+        let line = self.line.lock().clone();
+        line.flush();
+    }
+}
+
+impl PortIo for Debugcon {
+    fn read(&self, _: u16, size: u8) -> u32 {
+        open_bus(size) & !0xff | u32::from(SIGNATURE)
+    }
+
+    fn write(&self, _: u16, _: u8, value: u32) {
+        self.line.lock().write(&[value as u8]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chardev::testing::Loose;
+    use crate::events::testing::hammer;
+
+    #[test]
+    fn bytes_go_to_the_line_and_the_port_reads_as_its_number() {
+        let line = Loose::new();
+        let bus = PortBus::new();
+        Debugcon::new(line.clone()).attach(&bus, 0x402);
+        for b in b"SeaBIOS" {
+            bus.write(0x402, 1, u32::from(*b));
+        }
+        assert_eq!((line.take(), bus.read(0x402, 1)), (b"SeaBIOS".to_vec(), 0xe9));
+    }
+
+    #[test]
+    fn no_access_of_any_width_panics() {
+        hammer(&*Debugcon::new(Loose::new()), 4);
+    }
+}

@@ -1,0 +1,75 @@
+//! pvpanic: a port by which a guest tells that it has panicked, has loaded a crash kernel, or shuts down.
+//!
+//! Source: QEMU's specification of the pvpanic device: a read gives the events that are known, a write
+//! reports some of them.
+use crate::bus::{PortBus, PortIo, open_bus};
+use crate::events::MachineEvents;
+use std::sync::Arc;
+
+/// The usual port.
+pub const PORT: u16 = 0x505;
+/// The guest has panicked.
+pub const PANICKED: u8 = 1 << 0;
+/// The guest has panicked and goes on with a crash kernel.
+pub const CRASH_LOADED: u8 = 1 << 1;
+/// The guest is about to shut down.
+pub const SHUTDOWN: u8 = 1 << 2;
+
+/// The device.
+pub struct Pvpanic {
+    events: Arc<dyn MachineEvents>,
+}
+
+impl Pvpanic {
+    /// The device; the machine is told of each event.
+    pub fn new(events: Arc<dyn MachineEvents>) -> Arc<Self> {
+        Arc::new(Self { events })
+    }
+
+    /// Puts the device on the bus at `port` (`PORT` by custom).
+    pub fn attach(self: &Arc<Self>, bus: &PortBus, port: u16) {
+        bus.map(port, 1, self.clone());
+    }
+}
+
+impl PortIo for Pvpanic {
+    fn read(&self, _: u16, size: u8) -> u32 {
+        open_bus(size) & !0xff | u32::from(PANICKED | CRASH_LOADED | SHUTDOWN)
+    }
+
+    fn write(&self, _: u16, _: u8, value: u32) {
+        let events = value as u8;
+        if events & PANICKED != 0 {
+            self.events.guest_panicked();
+        } else if events & CRASH_LOADED != 0 {
+            self.events.guest_crash_loaded();
+        } else if events & SHUTDOWN != 0 {
+            self.events.guest_shutdown();
+        }
+        if events & !(PANICKED | CRASH_LOADED | SHUTDOWN) != 0 {
+            tracing::debug!("the guest reports unknown events {events:#x} to pvpanic");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::testing::{Recorder, hammer};
+
+    #[test]
+    fn each_event_is_reported() {
+        let (events, bus) = (Recorder::new(), PortBus::new());
+        Pvpanic::new(events.clone()).attach(&bus, PORT);
+        assert_eq!(bus.read(PORT, 1), 7);
+        for bit in [1, 2, 4, 8] {
+            bus.write(PORT, 1, bit);
+        }
+        assert_eq!(events.take(), ["panicked", "crash loaded", "shutdown"]);
+    }
+
+    #[test]
+    fn no_access_of_any_width_panics() {
+        hammer(&*Pvpanic::new(Recorder::new()), 4);
+    }
+}

@@ -1,0 +1,477 @@
+//! The PCI bus: functions, their configuration spaces and BARs, and configuration mechanism #1.
+//!
+//! ```text
+//!   port CF8h  address --+
+//!   port CFCh  data -----+--> PciBus --config_read/write--> PciDevice { ConfigSpace }
+//!                               |
+//!                               +-- after each write: BARs that moved are mapped anew
+//!                                     on the port bus or the physical address map
+//! ```
+//!
+//! There is one bus, number 0; nothing answers on others. A device brings a `ConfigSpace` and, for each BAR,
+//! what answers there; the bus maps it where software puts it. INTx pins lead to the chipset's router
+//! (`chipset::piix3`). On purpose absent: bridges, ECAM, MSI (a device that has it handles the capability in
+//! its own space), special cycles.
+//!
+//! Locks: a slot's `mapped` is held while its BARs are moved, which keeps two vCPUs that write to one BAR in
+//! order. No lock of the bus is held while a device's `config_read` or `config_write` runs.
+//!
+//! Source: PCI Local Bus Specification 2.1, chapters 3.7.4 (mechanism #1) and 6.
+use crate::bus::{PortBus, PortIo, PortMapping, open_bus, read_bytes};
+use mynah_mmu::{Mmio, PhysMemory};
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+pub mod config;
+
+pub use config::{BarKind, ConfigSpace};
+
+/// First port of configuration mechanism #1: address at +0, data at +4.
+pub const CONFIG_PORTS: u16 = 0xcf8;
+
+/// A device (0 to 31) and function (0 to 7) on the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DevFn(u8);
+
+impl DevFn {
+    /// Function `function` of device `device`.
+    pub const fn new(device: u8, function: u8) -> Self {
+        Self((device & 0x1f) << 3 | function & 7)
+    }
+
+    /// The device number.
+    pub const fn device(self) -> u8 {
+        self.0 >> 3
+    }
+
+    /// The function number.
+    pub const fn function(self) -> u8 {
+        self.0 & 7
+    }
+}
+
+/// What answers in a BAR's range.
+pub enum BarTarget {
+    /// I/O ports.
+    Io(Arc<dyn PortIo>),
+    /// Memory-mapped registers.
+    Memory(Arc<dyn Mmio>),
+    /// The device maps it itself, in `bar_moved`.
+    Own,
+}
+
+/// A PCI function.
+pub trait PciDevice: Send + Sync {
+    /// Its configuration space. Hooks below may lock it; the bus never holds it while it calls.
+    fn config(&self) -> &Mutex<ConfigSpace>;
+
+    /// A configuration read, within an aligned 32-bit word.
+    fn config_read(&self, offset: u8, size: u8) -> u32 {
+        self.config().lock().read(offset, size)
+    }
+
+    /// A configuration write, within an aligned 32-bit word. A device whose registers do something overrides
+    /// it.
+    fn config_write(&self, offset: u8, size: u8, value: u32) {
+        self.config().lock().write(offset, size, value);
+    }
+
+    /// What answers in BAR `index`.
+    fn bar(&self, index: usize) -> BarTarget {
+        let _ = index;
+        BarTarget::Own
+    }
+
+    /// BAR `index` is decoded at `address` now, or nowhere.
+    fn bar_moved(&self, index: usize, address: Option<u64>) {
+        let _ = (index, address);
+    }
+
+    /// Power-on state. The bus unmaps BARs afterwards.
+    fn reset(&self) {
+        self.config().lock().reset();
+    }
+}
+
+enum Mapping {
+    Io(PortMapping),
+    Memory(u64),
+    Own,
+}
+
+struct Slot {
+    devfn: DevFn,
+    dev: Arc<dyn PciDevice>,
+    /// Where each BAR is mapped.
+    mapped: Mutex<[Option<(u64, Mapping)>; config::BARS]>,
+}
+
+/// PCI bus 0.
+pub struct PciBus {
+    slots: RwLock<Vec<Arc<Slot>>>,
+    ports: Arc<PortBus>,
+    memory: Arc<PhysMemory>,
+}
+
+impl PciBus {
+    /// An empty bus whose BARs appear on `ports` and in `memory`.
+    pub fn new(ports: Arc<PortBus>, memory: Arc<PhysMemory>) -> Arc<Self> {
+        Arc::new(Self { slots: RwLock::new(Vec::new()), ports, memory })
+    }
+
+    /// Plugs a function in, in place of what was there.
+    pub fn attach(&self, devfn: DevFn, dev: Arc<dyn PciDevice>) {
+        self.detach(devfn);
+        let slot = Arc::new(Slot { devfn, dev, mapped: Mutex::new([const { None }; config::BARS]) });
+        self.slots.write().push(slot.clone());
+        self.move_bars(&slot);
+    }
+
+    /// Takes a function out.
+    pub fn detach(&self, devfn: DevFn) {
+        let Some(slot) = self.slot(devfn) else { return };
+        self.slots.write().retain(|s| s.devfn != devfn);
+        let mut mapped = slot.mapped.lock();
+        for index in 0..config::BARS {
+            self.place(&slot, &mut mapped, index, None);
+        }
+    }
+
+    /// The function at `devfn`.
+    pub fn device(&self, devfn: DevFn) -> Option<Arc<dyn PciDevice>> {
+        self.slot(devfn).map(|s| s.dev.clone())
+    }
+
+    /// The lowest device number from `from` with no function at all.
+    pub fn free_device(&self, from: u8) -> Option<u8> {
+        let slots = self.slots.read();
+        (from..32).find(|d| slots.iter().all(|s| s.devfn.device() != *d))
+    }
+
+    /// Resets every function and unmaps its BARs.
+    pub fn reset(&self) {
+        let slots = self.slots.read().clone();
+        for slot in &slots {
+            slot.dev.reset();
+            self.move_bars(slot);
+        }
+    }
+
+    fn slot(&self, devfn: DevFn) -> Option<Arc<Slot>> {
+        self.slots.read().iter().find(|s| s.devfn == devfn).cloned()
+    }
+
+    /// A configuration read on any bus; all ones where there is nothing.
+    pub fn config_read(&self, bus: u8, devfn: DevFn, offset: u8, size: u8) -> u32 {
+        match self.slot(devfn) {
+            Some(slot) if bus == 0 => slot.dev.config_read(offset, size) & open_bus(size),
+            _ => open_bus(size),
+        }
+    }
+
+    /// A configuration write on any bus; ignored where there is nothing.
+    pub fn config_write(&self, bus: u8, devfn: DevFn, offset: u8, size: u8, value: u32) {
+        if bus != 0 {
+            return;
+        }
+        if let Some(slot) = self.slot(devfn) {
+            slot.dev.config_write(offset, size, value & open_bus(size));
+            // The command register and the BARs; a device may move a BAR of its own accord elsewhere, but
+            // none here does.
+            if offset < 0x34 {
+                self.move_bars(&slot);
+            }
+        }
+    }
+
+    /// Maps the BARs of a function where its configuration space has them.
+    fn move_bars(&self, slot: &Slot) {
+        let mut mapped = slot.mapped.lock();
+        for index in 0..config::BARS {
+            let wanted = slot.dev.config().lock().bar_address(index);
+            self.place(slot, &mut mapped, index, wanted);
+        }
+    }
+
+    fn place(
+        &self,
+        slot: &Slot,
+        mapped: &mut MutexGuard<'_, [Option<(u64, Mapping)>; config::BARS]>,
+        index: usize,
+        wanted: Option<u64>,
+    ) {
+        if mapped[index].as_ref().map(|(address, _)| *address) == wanted {
+            return;
+        }
+        match mapped[index].take() {
+            Some((_, Mapping::Io(id))) => self.ports.unmap(id),
+            Some((_, Mapping::Memory(id))) => self.memory.unmap(id),
+            Some((_, Mapping::Own)) | None => {}
+        }
+        let bar = slot.dev.config().lock().bar(index);
+        if let (Some(address), Some((kind, size))) = (wanted, bar) {
+            let mapping = match (slot.dev.bar(index), kind) {
+                (BarTarget::Io(dev), BarKind::Io) => {
+                    Mapping::Io(self.ports.map(address as u16, size as u32, dev))
+                }
+                (BarTarget::Memory(dev), BarKind::Memory32 { .. } | BarKind::Memory64 { .. }) => {
+                    Mapping::Memory(self.memory.map_mmio(address, size, dev))
+                }
+                _ => Mapping::Own,
+            };
+            mapped[index] = Some((address, mapping));
+        }
+        slot.dev.bar_moved(index, wanted);
+    }
+}
+
+/// Ports CF8h to CFFh: configuration mechanism #1, and in its middle (CF9h, bytes only) the chipset's reset
+/// control register.
+pub struct ConfigPorts {
+    bus: Arc<PciBus>,
+    address: AtomicU32,
+    reset_control: Arc<dyn PortIo>,
+}
+
+impl ConfigPorts {
+    /// Bits of the address register that exist: enable, bus, device, function, register (3.7.4.1).
+    const ADDRESS: u32 = 0x80ff_fffc;
+
+    /// The ports of `bus`; byte accesses to CF9h go to `reset_control` (at its offset 0).
+    pub fn new(bus: Arc<PciBus>, reset_control: Arc<dyn PortIo>) -> Arc<Self> {
+        Arc::new(Self { bus, address: AtomicU32::new(0), reset_control })
+    }
+
+    /// Puts the ports on the bus.
+    pub fn attach(self: &Arc<Self>, ports: &PortBus) {
+        ports.map(CONFIG_PORTS, 8, self.clone());
+    }
+
+    /// Power-on state.
+    pub fn reset(&self) {
+        self.address.store(0, Ordering::Relaxed);
+    }
+
+    /// Bus, function and register that the data port shows at `lane`, if the address is enabled.
+    fn selected(&self, lane: u8) -> Option<(u8, DevFn, u8)> {
+        let a = self.address.load(Ordering::Relaxed);
+        (a >> 31 != 0).then_some(((a >> 16) as u8, DevFn((a >> 8) as u8), a as u8 & 0xfc | lane & 3))
+    }
+}
+
+impl PortIo for ConfigPorts {
+    fn read(&self, offset: u16, size: u8) -> u32 {
+        match (offset, size) {
+            (0, 4) => self.address.load(Ordering::Relaxed),
+            (1, 1) => self.reset_control.read(0, 1),
+            (4..8, _) if offset as u8 % 4 + size <= 4 => match self.selected(offset as u8) {
+                Some((bus, devfn, reg)) => self.bus.config_read(bus, devfn, reg, size),
+                None => open_bus(size),
+            },
+            // Across the end of a register: byte by byte. Anything but a word to the address register passes
+            // it by.
+            (0..8, 2..) if offset + u16::from(size) > 4 => {
+                read_bytes(size, |i| self.read(offset + i, 1) as u8)
+            }
+            _ => open_bus(size),
+        }
+    }
+
+    fn write(&self, offset: u16, size: u8, value: u32) {
+        match (offset, size) {
+            (0, 4) => self.address.store(value & Self::ADDRESS, Ordering::Relaxed),
+            (1, 1) => self.reset_control.write(0, 1, value),
+            (4..8, _) if offset as u8 % 4 + size <= 4 => {
+                if let Some((bus, devfn, reg)) = self.selected(offset as u8) {
+                    self.bus.config_write(bus, devfn, reg, size, value);
+                }
+            }
+            (0..8, 2..) if offset + u16::from(size) > 4 => {
+                crate::bus::write_bytes(size, value, |i, b| self.write(offset + i, 1, b.into()));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use mynah_mmu::GuestRam;
+
+    /// A bus with its ports and memory, and a configuration access by ports.
+    pub(crate) struct Pc {
+        pub(crate) ports: Arc<PortBus>,
+        pub(crate) memory: Arc<PhysMemory>,
+        pub(crate) bus: Arc<PciBus>,
+    }
+
+    struct NoReset;
+    impl PortIo for NoReset {
+        fn read(&self, _: u16, _: u8) -> u32 {
+            0x5a
+        }
+        fn write(&self, _: u16, _: u8, _: u32) {}
+    }
+
+    impl Pc {
+        pub(crate) fn new() -> Self {
+            let ports = Arc::new(PortBus::new());
+            let memory = PhysMemory::new(GuestRam::new(1 << 20).unwrap(), 1 << 20);
+            let bus = PciBus::new(ports.clone(), memory.clone());
+            ConfigPorts::new(bus.clone(), Arc::new(NoReset)).attach(&ports);
+            Self { ports, memory, bus }
+        }
+        pub(crate) fn select(&self, devfn: DevFn, reg: u8) {
+            let address = 0x8000_0000 | u32::from(devfn.0) << 8 | u32::from(reg & 0xfc);
+            self.ports.write(CONFIG_PORTS, 4, address);
+        }
+        pub(crate) fn read(&self, devfn: DevFn, reg: u8, size: u8) -> u32 {
+            self.select(devfn, reg);
+            self.ports.read(CONFIG_PORTS + 4 + u16::from(reg & 3), size)
+        }
+        pub(crate) fn write(&self, devfn: DevFn, reg: u8, size: u8, value: u32) {
+            self.select(devfn, reg);
+            self.ports.write(CONFIG_PORTS + 4 + u16::from(reg & 3), size, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::Pc;
+    use super::*;
+    use crate::events::testing::hammer;
+    use mynah_mmu::Target;
+
+    struct Card {
+        config: Mutex<ConfigSpace>,
+        moves: Mutex<Vec<(usize, Option<u64>)>>,
+    }
+
+    struct Registers;
+    impl PortIo for Registers {
+        fn read(&self, offset: u16, _: u8) -> u32 {
+            0xa0 + u32::from(offset)
+        }
+        fn write(&self, _: u16, _: u8, _: u32) {}
+    }
+    impl Mmio for Registers {
+        fn read(&self, offset: u64, _: u8) -> u64 {
+            offset
+        }
+        fn write(&self, _: u64, _: u8, _: u64) {}
+    }
+
+    impl PciDevice for Card {
+        fn config(&self) -> &Mutex<ConfigSpace> {
+            &self.config
+        }
+        fn bar(&self, index: usize) -> BarTarget {
+            if index == 0 {
+                BarTarget::Io(Arc::new(Registers))
+            } else {
+                BarTarget::Memory(Arc::new(Registers))
+            }
+        }
+        fn bar_moved(&self, index: usize, address: Option<u64>) {
+            self.moves.lock().push((index, address));
+        }
+    }
+
+    const AT: DevFn = DevFn::new(3, 0);
+
+    fn setup() -> (Pc, Arc<Card>) {
+        let pc = Pc::new();
+        let mut config = ConfigSpace::new(0x1234, 0x5678, 0xff_0000, 0);
+        config.add_bar(0, BarKind::Io, 16);
+        config.add_bar(1, BarKind::Memory32 { prefetchable: false }, 0x1000);
+        let card = Arc::new(Card { config: Mutex::new(config), moves: Mutex::new(Vec::new()) });
+        pc.bus.attach(AT, card.clone());
+        (pc, card)
+    }
+
+    #[test]
+    fn configuration_is_read_at_every_width_and_sub_offset() {
+        let (pc, _) = setup();
+        assert_eq!(pc.read(AT, 0, 4), 0x5678_1234);
+        assert_eq!((pc.read(AT, 0, 2), pc.read(AT, 2, 2)), (0x1234, 0x5678));
+        assert_eq!((pc.read(AT, 1, 1), pc.read(AT, 3, 1)), (0x12, 0x56));
+    }
+
+    #[test]
+    fn nothing_answers_where_nothing_is() {
+        let (pc, _) = setup();
+        assert_eq!(pc.read(DevFn::new(3, 1), 0, 4), u32::MAX);
+        assert_eq!(pc.read(DevFn::new(4, 0), 0, 2), 0xffff);
+        pc.ports.write(CONFIG_PORTS, 4, 0x8001_1800);
+        assert_eq!(pc.ports.read(0xcfc, 4), u32::MAX, "another bus");
+        pc.ports.write(CONFIG_PORTS, 4, 0x0000_1800);
+        assert_eq!(pc.ports.read(0xcfc, 4), u32::MAX, "not enabled");
+    }
+
+    #[test]
+    fn the_address_register_takes_whole_words_only() {
+        let (pc, _) = setup();
+        pc.ports.write(CONFIG_PORTS, 4, 0xffff_ffff);
+        assert_eq!(pc.ports.read(CONFIG_PORTS, 4), 0x80ff_fffc);
+        pc.ports.write(CONFIG_PORTS, 1, 0);
+        pc.ports.write(CONFIG_PORTS, 2, 0);
+        assert_eq!(pc.ports.read(CONFIG_PORTS, 4), 0x80ff_fffc);
+        assert_eq!(pc.ports.read(0xcf9, 1), 0x5a, "a byte there is the reset control register");
+    }
+
+    #[test]
+    fn bars_are_mapped_where_software_puts_them() {
+        let (pc, card) = setup();
+        pc.write(AT, 0x10, 4, 0xc000);
+        pc.write(AT, 0x14, 4, 0xfebf_0000);
+        assert_eq!(pc.ports.read(0xc002, 1), 0xff, "not before decoding is enabled");
+        pc.write(AT, 0x04, 2, 3);
+        assert_eq!(pc.ports.read(0xc002, 1), 0xa2);
+        assert!(matches!(pc.memory.lookup(0xfebf_0010), Target::Mmio(_, 0x10)));
+        pc.write(AT, 0x11, 1, 0xd0);
+        assert_eq!((pc.ports.read(0xc002, 1), pc.ports.read(0xd002, 1)), (0xff, 0xa2));
+        pc.bus.reset();
+        assert_eq!(pc.ports.read(0xd002, 1), 0xff);
+        assert!(matches!(pc.memory.lookup(0xfebf_0010), Target::None));
+        assert_eq!(
+            *card.moves.lock(),
+            [(0, Some(0xc000)), (1, Some(0xfebf_0000)), (0, Some(0xd000)), (0, None), (1, None)]
+        );
+    }
+
+    #[test]
+    fn a_function_that_is_taken_out_leaves_nothing_behind() {
+        let (pc, _) = setup();
+        pc.write(AT, 0x10, 4, 0xc000);
+        pc.write(AT, 0x04, 2, 1);
+        pc.bus.detach(AT);
+        assert_eq!((pc.ports.read(0xc000, 1), pc.read(AT, 0, 4)), (0xff, u32::MAX));
+        assert_eq!(pc.bus.free_device(0), Some(0));
+    }
+
+    #[test]
+    fn no_access_of_any_width_panics() {
+        let (pc, _) = setup();
+        let ports = ConfigPorts::new(pc.bus.clone(), Arc::new(Registers));
+        hammer(&*ports, 8);
+        ports.write(0, 4, 0x8000_1800);
+        for reg in 0..64 {
+            ports.write(0, 4, 0x8000_1800 | reg << 2);
+            hammer(&PortWindow(ports.clone()), 8);
+        }
+    }
+
+    /// Keeps the hammer off the address register.
+    struct PortWindow(Arc<ConfigPorts>);
+    impl PortIo for PortWindow {
+        fn read(&self, offset: u16, size: u8) -> u32 {
+            self.0.read(offset | 4, size)
+        }
+        fn write(&self, offset: u16, size: u8, value: u32) {
+            self.0.write(offset | 4, size, value);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Serial ports: the 16550A on I/O ports, with its line to a character backend.
+//!
+//! ```text
+//!   vCPU --PortIo--> Serial { Uart16550 } --Chardev--> backend
+//!                     |   ^--Receiver--                (backend's thread)
+//!                     +--Irq
+//! ```
+//!
+//! `Uart16550` is the chip: registers, no lock, no thread, no clock. `Serial` owns the lock, the pin, the
+//! timer of the receive time-out and the line. What the guest transmits goes to the backend at once; input is
+//! taken only as far as the receive FIFO has room.
+//!
+//! Locks, in this order: `tx` (keeps bytes in the order of their writes while no other lock is held over the
+//! backend's `write`), then the model, then whatever is behind the interrupt pin. The backend is never called
+//! with the model locked.
+use crate::bus::{Irq, PortBus, PortIo, read_bytes, write_bytes};
+use crate::chardev::{Chardev, Event, Receiver};
+use crate::clock::{Clock, Timer};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::{Arc, Weak};
+
+mod uart16550;
+
+pub use uart16550::Uart16550;
+
+/// I/O ports that a 16550A takes.
+pub const PORTS: u32 = 8;
+/// Base ports and ISA interrupts of COM1 to COM4.
+pub const COM: [(u16, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+
+/// A 16550A serial port of the PC.
+pub struct Serial {
+    tx: Mutex<()>,
+    model: Mutex<Uart16550>,
+    line: Arc<dyn Chardev>,
+    irq: Irq,
+    clock: Arc<dyn Clock>,
+    timeout: Arc<dyn Timer>,
+}
+
+impl Serial {
+    /// A port whose line leads to `line`. Its interrupt pin is `irq`; as on the PC it is connected through
+    /// OUT2.
+    pub fn new(line: Arc<dyn Chardev>, irq: Irq, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let serial = Arc::new_cyclic(|weak: &Weak<Self>| {
+            let late = weak.clone();
+            let timeout = clock.timer(Box::new(move || {
+                if let Some(serial) = late.upgrade() {
+                    let mut model = serial.model.lock();
+                    model.receive_timeout();
+                    serial.settle(&mut model);
+                }
+            }));
+            Self {
+                tx: Mutex::new(()),
+                model: Mutex::new(Uart16550::new()),
+                line: line.clone(),
+                irq,
+                clock,
+                timeout,
+            }
+        });
+        line.set_receiver(Arc::new(Input(Arc::downgrade(&serial))));
+        serial
+    }
+
+    /// Puts the port on the bus.
+    pub fn attach(self: &Arc<Self>, bus: &PortBus, base: u16) {
+        bus.map(base, PORTS, self.clone());
+    }
+
+    /// Power-on state (the registers; what is under way on the line is not lost).
+    pub fn reset(&self) {
+        let mut model = self.model.lock();
+        model.reset();
+        self.settle(&mut model);
+        drop(model);
+        self.line.accept_input();
+    }
+
+    /// Waits until what was transmitted has left the process.
+    pub fn flush(&self) {
+        drop(self.tx.lock());
+        self.line.flush();
+    }
+
+    /// Changes the modem status inputs.
+    pub fn set_modem_lines(&self, cts: bool, dsr: bool, ri: bool, dcd: bool) {
+        let mut model = self.model.lock();
+        model.set_modem_lines(cts, dsr, ri, dcd);
+        self.settle(&mut model);
+    }
+
+    /// After the model has changed: drives the pin and keeps the time-out's timer.
+    fn settle(&self, model: &mut MutexGuard<'_, Uart16550>) {
+        self.irq.set(model.interrupt());
+        match model.take_timeout_request() {
+            Some(Some(nanos)) => self.timeout.arm(self.clock.now().saturating_add(nanos)),
+            Some(None) => self.timeout.cancel(),
+            None => {}
+        }
+    }
+
+    fn write_register(&self, reg: u16, value: u8) {
+        let _order = self.tx.lock();
+        let mut model = self.model.lock();
+        let had_room = model.receive_room() > 0;
+        let sent = model.write(reg, value);
+        self.settle(&mut model);
+        let has_room = model.receive_room() > 0;
+        drop(model);
+        if let Some(byte) = sent {
+            self.line.write(&[byte]);
+        }
+        if has_room && !had_room {
+            self.line.accept_input();
+        }
+    }
+
+    fn read_register(&self, reg: u16) -> u8 {
+        let mut model = self.model.lock();
+        let value = model.read(reg);
+        self.settle(&mut model);
+        let room = reg == 0 && model.receive_room() > 0;
+        drop(model);
+        if room {
+            self.line.accept_input();
+        }
+        value
+    }
+}
+
+impl PortIo for Serial {
+    fn read(&self, offset: u16, size: u8) -> u32 {
+        read_bytes(size, |i| self.read_register(offset.wrapping_add(i)))
+    }
+
+    fn write(&self, offset: u16, size: u8, value: u32) {
+        write_bytes(size, value, |i, b| self.write_register(offset.wrapping_add(i), b));
+    }
+}
+
+/// The port as its backend sees it; weak, so that dropping the port drops the backend.
+struct Input(Weak<Serial>);
+
+impl Receiver for Input {
+    fn can_receive(&self) -> usize {
+        self.0.upgrade().map_or(0, |s| s.model.lock().receive_room())
+    }
+
+    fn receive(&self, bytes: &[u8]) {
+        let Some(serial) = self.0.upgrade() else { return };
+        let mut model = serial.model.lock();
+        for &byte in bytes {
+            model.receive(byte);
+        }
+        serial.settle(&mut model);
+    }
+
+    fn event(&self, event: Event) {
+        let Some(serial) = self.0.upgrade() else { return };
+        if event == Event::Break {
+            let mut model = serial.model.lock();
+            model.receive_break();
+            serial.settle(&mut model);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chardev::testing::Loose;
+    use crate::clock::ManualClock;
+    use crate::events::testing::hammer;
+
+    fn port() -> (Arc<Loose>, Arc<Serial>, Arc<ManualClock>, Irq) {
+        let (line, clock, irq) = (Loose::new(), Arc::new(ManualClock::new()), Irq::unconnected());
+        let serial = Serial::new(line.clone(), irq.clone(), clock.clone());
+        (line, serial, clock, irq)
+    }
+
+    #[test]
+    fn transmitted_bytes_reach_the_backend_in_order() {
+        let (line, serial, _, _) = port();
+        for b in b"Linux version" {
+            assert_eq!(serial.read(5, 1) & 0x60, 0x60);
+            serial.write(0, 1, u32::from(*b));
+        }
+        assert_eq!(line.take(), b"Linux version");
+    }
+
+    #[test]
+    fn the_backend_is_asked_for_more_when_the_guest_has_read() {
+        let (line, serial, _, _) = port();
+        serial.write(2, 1, 0x01);
+        let rx = line.receiver();
+        assert_eq!(rx.can_receive(), 16);
+        rx.receive(b"0123456789abcdef");
+        assert_eq!(rx.can_receive(), 0);
+        let before = *line.accepts.lock();
+        assert_eq!(serial.read(0, 1), u32::from(b'0'));
+        assert_eq!((rx.can_receive(), *line.accepts.lock()), (1, before + 1));
+        serial.write(2, 1, 0x03);
+        assert_eq!(rx.can_receive(), 16);
+    }
+
+    #[test]
+    fn a_byte_below_the_trigger_level_interrupts_after_four_characters_of_silence() {
+        let (line, serial, clock, irq) = port();
+        serial.write(2, 1, 0xc1);
+        serial.write(3, 1, 0x83);
+        serial.write(0, 1, 1); // 115,200 baud
+        serial.write(1, 1, 0);
+        serial.write(3, 1, 0x03);
+        serial.write(4, 1, 0x0b);
+        serial.write(1, 1, 0x01);
+        line.receiver().receive(b"x");
+        assert!(!irq.level());
+        clock.advance(300_000);
+        assert!(!irq.level());
+        clock.advance(60_000);
+        assert!(irq.level());
+        assert_eq!(serial.read(2, 1), 0xcc);
+        assert_eq!(serial.read(0, 1), u32::from(b'x'));
+        assert!(!irq.level());
+    }
+
+    #[test]
+    fn a_break_from_the_terminal_is_seen_in_the_line_status() {
+        let (line, serial, _, _) = port();
+        line.receiver().event(Event::Break);
+        assert_eq!(serial.read(5, 1) & 0x11, 0x11);
+        assert_eq!(serial.read(0, 1), 0);
+    }
+
+    #[test]
+    fn no_access_of_any_width_panics() {
+        let (line, serial, _, _) = port();
+        hammer(&*serial, 8);
+        let rx = line.receiver();
+        rx.receive(&vec![0x55; rx.can_receive()]);
+        hammer(&*serial, 8);
+    }
+}

@@ -1,0 +1,30 @@
+//! Guest memory: RAM, the physical address map, page walks and the TLB.
+//!
+//! ```text
+//!   linear address --Tlb--> host pointer                   (hit: a compare and an add, inlined by engines)
+//!        |  miss
+//!        v
+//!   walk(Paging) --> physical address --PhysMemory--> Ram | Rom | Mmio | nothing
+//! ```
+//!
+//! `PhysMemory` is shared by all vCPUs, devices (DMA) and accelerators; a `Tlb` belongs to one vCPU.
+
+mod bitmap;
+mod map;
+pub mod phys;
+pub mod ram;
+pub mod tlb;
+pub mod walk;
+
+pub use phys::{CodeWatcher, Mmio, PhysMemory, Target};
+pub use ram::{GuestRam, MAX_RAM};
+pub use tlb::{Mode, NEVER, Tlb, TlbEntry, TlbView};
+pub use walk::{Access, PageFault, Paging, Translation, load_pdptes, walk};
+
+/// A guest physical address.
+pub type Gpa = u64;
+
+/// Bytes in the smallest page.
+pub const PAGE_SIZE: u64 = 4096;
+/// The bits of an address that select a byte in a page.
+pub const PAGE_MASK: u64 = PAGE_SIZE - 1;

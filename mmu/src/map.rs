@@ -1,0 +1,186 @@
+//! The flat view of the physical address space: what is visible where, after every overlay has hidden what
+//! lies below it.
+//!
+//! Overlays (ROMs and devices) are kept in the order they were mapped; the flat list of segments is made anew
+//! from them at each change, which is rare, so that a look-up is one binary search. Segments are sorted,
+//! disjoint, and of any length and alignment.
+
+use crate::{Gpa, Mmio, PAGE_SIZE};
+use std::sync::Arc;
+
+/// Where RAM that does not fit below the PCI hole goes on.
+pub(crate) const FOUR_GIB: u64 = 1 << 32;
+
+/// A page of ROM, aligned so that it can stand in a host page table (KVM memory slots, direct TLB entries).
+#[derive(Clone)]
+#[repr(C, align(4096))]
+struct RomPage([u8; PAGE_SIZE as usize]);
+
+/// The host memory of a ROM. It is never written after it was made: vCPUs read it through raw pointers at any
+/// time.
+pub(crate) struct RomImage(Box<[RomPage]>);
+
+impl RomImage {
+    /// Copies `image` and fills the last page up with 0xff, as erased flash reads.
+    pub fn new(image: &[u8]) -> Self {
+        let mut pages = vec![RomPage([0xff; PAGE_SIZE as usize]); image.len().div_ceil(PAGE_SIZE as usize)];
+        for (page, chunk) in pages.iter_mut().zip(image.chunks(PAGE_SIZE as usize)) {
+            page.0[..chunk.len()].copy_from_slice(chunk);
+        }
+        Self(pages.into_boxed_slice())
+    }
+
+    /// Bytes, a multiple of the page size.
+    pub fn len(&self) -> u64 {
+        self.0.len() as u64 * PAGE_SIZE
+    }
+
+    /// The host address of byte `offset`. Nobody may write through it.
+    pub fn at(&self, offset: u64) -> *mut u8 {
+        debug_assert!(offset < self.len());
+        self.0.as_ptr().cast::<u8>().cast_mut().wrapping_add(offset as usize)
+    }
+
+    /// Whether `self` was made from an image with the same bytes.
+    pub fn holds(&self, image: &[u8]) -> bool {
+        self.0.len() == image.len().div_ceil(PAGE_SIZE as usize)
+            && self.0.iter().zip(image.chunks(PAGE_SIZE as usize)).all(|(page, chunk)| {
+                page.0[..chunk.len()] == *chunk && page.0[chunk.len()..].iter().all(|&b| b == 0xff)
+            })
+    }
+}
+
+/// What answers in a segment; the number is that of the segment's first byte within RAM, the ROM, or the
+/// device's range.
+#[derive(Clone)]
+pub(crate) enum Backing {
+    Ram(u64),
+    Rom(Arc<RomImage>, u64),
+    Mmio(Arc<dyn Mmio>, u64),
+}
+
+impl Backing {
+    /// The same, `by` bytes further on.
+    pub fn advanced(&self, by: u64) -> Self {
+        match self {
+            Self::Ram(at) => Self::Ram(at + by),
+            Self::Rom(rom, at) => Self::Rom(rom.clone(), at + by),
+            Self::Mmio(dev, at) => Self::Mmio(dev.clone(), at + by),
+        }
+    }
+}
+
+/// A stretch of addresses, `first ..= last`, answered by one thing.
+#[derive(Clone)]
+pub(crate) struct Segment {
+    pub first: Gpa,
+    pub last: Gpa,
+    pub backing: Backing,
+}
+
+/// A mapping that hides what was mapped before it.
+struct Overlay {
+    id: u64,
+    segment: Segment,
+}
+
+/// All mappings, and the flat view of them.
+pub(crate) struct Map {
+    base: Vec<Segment>,
+    overlays: Vec<Overlay>,
+    segments: Vec<Segment>,
+    next_id: u64,
+    /// ROMs that were unmapped. A vCPU that has not flushed its TLB yet may still read them, so they live as
+    /// long as the map; mapping the same bytes again takes them from here, so that a guest that switches
+    /// shadow RAM on and off costs no memory.
+    retired: Vec<Arc<RomImage>>,
+}
+
+impl Map {
+    /// RAM only: `below` bytes at 0, `above` at 4 GiB.
+    pub fn new(below: u64, above: u64) -> Self {
+        let mut base = Vec::new();
+        if below > 0 {
+            base.push(Segment { first: 0, last: below - 1, backing: Backing::Ram(0) });
+        }
+        if above > 0 {
+            base.push(Segment {
+                first: FOUR_GIB,
+                last: FOUR_GIB + (above - 1),
+                backing: Backing::Ram(below),
+            });
+        }
+        Self { segments: base.clone(), base, overlays: Vec::new(), next_id: 1, retired: Vec::new() }
+    }
+
+    /// All segments, sorted.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The segment that holds `gpa`, or how many bytes of nothing follow from there.
+    pub fn find(&self, gpa: Gpa) -> Result<&Segment, u64> {
+        let next = self.segments.partition_point(|s| s.first <= gpa);
+        match next.checked_sub(1).and_then(|i| self.segments.get(i)) {
+            Some(segment) if segment.last >= gpa => Ok(segment),
+            _ => Err(self.segments.get(next).map_or(u64::MAX, |s| s.first - gpa)),
+        }
+    }
+
+    /// ROM memory with the bytes of `image`: one that is out of use, or a new one.
+    pub fn rom(&mut self, image: &[u8]) -> Arc<RomImage> {
+        match self.retired.iter().position(|rom| rom.holds(image)) {
+            Some(i) => self.retired.swap_remove(i),
+            None => Arc::new(RomImage::new(image)),
+        }
+    }
+
+    /// Puts `backing` on top at `first ..= last` (`None`: an empty range); returns the mapping's id.
+    pub fn add(&mut self, range: Option<(Gpa, Gpa)>, backing: Backing) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        if let Some((first, last)) = range {
+            self.overlays.push(Overlay { id, segment: Segment { first, last, backing } });
+            self.flatten();
+        }
+        id
+    }
+
+    /// The addresses of mapping `id`.
+    pub fn range_of(&self, id: u64) -> Option<(Gpa, Gpa)> {
+        self.overlays.iter().find(|o| o.id == id).map(|o| (o.segment.first, o.segment.last))
+    }
+
+    /// Takes mapping `id` away; what it hid comes to light.
+    pub fn remove(&mut self, id: u64) {
+        let Some(i) = self.overlays.iter().position(|o| o.id == id) else { return };
+        if let Backing::Rom(rom, _) = self.overlays.remove(i).segment.backing {
+            self.retired.push(rom);
+        }
+        self.flatten();
+    }
+
+    fn flatten(&mut self) {
+        let mut flat = self.base.clone();
+        for Overlay { segment: top, .. } in &self.overlays {
+            let mut next = Vec::with_capacity(flat.len() + 2);
+            for s in flat {
+                if s.last < top.first || s.first > top.last {
+                    next.push(s);
+                    continue;
+                }
+                if s.last > top.last {
+                    let first = top.last + 1;
+                    next.push(Segment { first, last: s.last, backing: s.backing.advanced(first - s.first) });
+                }
+                if s.first < top.first {
+                    next.push(Segment { last: top.first - 1, ..s });
+                }
+            }
+            next.push(top.clone());
+            flat = next;
+        }
+        flat.sort_unstable_by_key(|s| s.first);
+        self.segments = flat;
+    }
+}

@@ -1,0 +1,667 @@
+//! The guest's physical address map.
+//!
+//! RAM lies at 0 up to the PCI hole and goes on at 4 GiB; ROMs and devices are laid over it, later ones over
+//! earlier ones, at any byte granularity. Page-wise users (TLBs) ask `page_is_plain`; everybody else asks for
+//! bytes.
+//!
+//! A bitmap says for each page of RAM whether anything lies over it, so that accesses to ordinary RAM take no
+//! lock: that is one load. The rest looks in the flat map (`map.rs`) under a reader lock. Two more bitmaps
+//! hold the dirty pages and those with decoded code.
+//!
+//! Locks: `map` and `watchers`, never held together, and neither is held while a device or a watcher runs.
+//! Order within a store: the bytes, then the dirty mark, then the code mark is looked at; `mark_code` is
+//! called before the bytes are decoded. So either the decoder sees the new bytes or the writer sees the mark.
+
+use crate::bitmap::PageBitmap;
+use crate::map::{Backing, FOUR_GIB, Map};
+use crate::{Gpa, GuestRam, PAGE_MASK, PAGE_SIZE};
+use parking_lot::RwLock;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+
+/// What a device answers to on the physical address bus. `offset` counts from the start of the mapped range,
+/// `size` is 1, 2, 4 or 8. Wider and page-crossing accesses are split by the caller.
+pub trait Mmio: Send + Sync {
+    /// Reads `size` bytes, zero-extended.
+    fn read(&self, offset: u64, size: u8) -> u64;
+    /// Writes the low `size` bytes of `value`.
+    fn write(&self, offset: u64, size: u8, value: u64);
+}
+
+/// Told when bytes on a page that was marked with `mark_code` are written by anyone but its own vCPU's fast
+/// path.
+pub trait CodeWatcher: Send + Sync {
+    /// Bytes `gpa .. gpa + len` (within one page) have changed.
+    fn code_written(&self, gpa: Gpa, len: u64);
+}
+
+/// What stands at a physical address.
+pub enum Target {
+    /// RAM: the host address of that very byte; the rest of its 4 KiB page follows contiguously (where
+    /// nothing else is mapped over it).
+    Ram(*mut u8),
+    /// ROM: as RAM, but writes are ignored: nobody may store through the pointer.
+    Rom(*mut u8),
+    /// A device and the offset in its range.
+    Mmio(Arc<dyn Mmio>, u64),
+    /// Nothing: reads give all ones, writes vanish.
+    None,
+}
+
+/// As `Target`, with RAM by its offset.
+enum Found {
+    Ram(u64),
+    Rom(*mut u8),
+    Mmio(Arc<dyn Mmio>, u64),
+    None,
+}
+
+/// The physical address space: RAM below and above the PCI hole, ROMs, devices.
+pub struct PhysMemory {
+    ram: GuestRam,
+    below: u64,
+    above: u64,
+    map: RwLock<Map>,
+    /// Pages of RAM over which something else lies, whole or in part. Conservative while the map changes.
+    overlaid: PageBitmap,
+    code: PageBitmap,
+    dirty: PageBitmap,
+    dirty_log: AtomicBool,
+    generation: AtomicU64,
+    map_generation: AtomicU64,
+    watchers: RwLock<Arc<[Arc<dyn CodeWatcher>]>>,
+}
+
+impl PhysMemory {
+    /// RAM is mapped at 0 up to `below_4g`, the rest at 4 GiB. `below_4g` counts in whole pages, and no more
+    /// than there is RAM.
+    pub fn new(ram: GuestRam, below_4g: u64) -> Arc<Self> {
+        let below = below_4g.min(ram.size()).min(FOUR_GIB) & !PAGE_MASK;
+        let above = ram.size() - below;
+        let pages = ram.size() / PAGE_SIZE;
+        Arc::new(Self {
+            map: RwLock::new(Map::new(below, above)),
+            overlaid: PageBitmap::new(pages),
+            code: PageBitmap::new(pages),
+            dirty: PageBitmap::new(pages),
+            dirty_log: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            map_generation: AtomicU64::new(0),
+            watchers: RwLock::new(Arc::new([])),
+            ram,
+            below,
+            above,
+        })
+    }
+
+    /// The RAM.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Bytes of RAM below 4 GiB.
+    pub fn below_4g(&self) -> u64 {
+        self.below
+    }
+
+    /// Bytes of RAM from 4 GiB up.
+    pub fn above_4g(&self) -> u64 {
+        self.above
+    }
+
+    /// The offset in RAM of the byte that RAM has at `gpa`, whether or not something lies over it.
+    #[inline(always)]
+    fn ram_offset(&self, gpa: Gpa) -> Option<u64> {
+        if gpa < self.below {
+            return Some(gpa);
+        }
+        let above = gpa.wrapping_sub(FOUR_GIB);
+        (above < self.above).then(|| self.below + above)
+    }
+
+    /// The offset in RAM of `gpa` if its whole page is RAM with nothing over it.
+    #[inline(always)]
+    fn plain_ram(&self, gpa: Gpa) -> Option<u64> {
+        self.ram_offset(gpa).filter(|offset| !self.overlaid.get(offset / PAGE_SIZE))
+    }
+
+    /// The host address of an offset in RAM.
+    #[inline(always)]
+    fn host(&self, offset: u64) -> *mut u8 {
+        self.ram.base().wrapping_add(offset as usize)
+    }
+
+    /// What stands at `gpa`, and for how many bytes (at least) it goes on.
+    fn find(&self, gpa: Gpa) -> (Found, u64) {
+        if let Some(offset) = self.plain_ram(gpa) {
+            return (Found::Ram(offset), PAGE_SIZE - (gpa & PAGE_MASK));
+        }
+        let map = self.map.read();
+        match map.find(gpa) {
+            Err(gap) => (Found::None, gap),
+            Ok(segment) => {
+                let inside = gpa - segment.first;
+                let found = match &segment.backing {
+                    Backing::Ram(at) => Found::Ram(at + inside),
+                    Backing::Rom(rom, at) => Found::Rom(rom.at(at + inside)),
+                    Backing::Mmio(dev, at) => Found::Mmio(dev.clone(), at + inside),
+                };
+                (found, (segment.last - gpa).saturating_add(1))
+            }
+        }
+    }
+
+    /// What stands at `gpa`.
+    pub fn lookup(&self, gpa: Gpa) -> Target {
+        match self.find(gpa).0 {
+            Found::Ram(offset) => Target::Ram(self.host(offset)),
+            Found::Rom(host) => Target::Rom(host),
+            Found::Mmio(dev, offset) => Target::Mmio(dev, offset),
+            Found::None => Target::None,
+        }
+    }
+
+    /// The host address of the page of `gpa` and whether it may be written, if the whole 4 KiB page is RAM or
+    /// ROM, so that a TLB may map it. `None` for pages that are devices or nothing, even in part.
+    pub fn page_is_plain(&self, gpa: Gpa) -> Option<(*mut u8, bool)> {
+        let page = gpa & !PAGE_MASK;
+        match self.find(page) {
+            (Found::Ram(offset), run) if run >= PAGE_SIZE => Some((self.host(offset), true)),
+            (Found::Rom(host), run) if run >= PAGE_SIZE => Some((host, false)),
+            _ => None,
+        }
+    }
+
+    /// The map as it is: address, length and what answers there, sorted, without the gaps. For memory slots
+    /// of an accelerator.
+    pub fn regions(&self) -> Vec<(Gpa, u64, Target)> {
+        let map = self.map.read();
+        let region = |s: &crate::map::Segment| {
+            let target = match &s.backing {
+                Backing::Ram(at) => Target::Ram(self.host(*at)),
+                Backing::Rom(rom, at) => Target::Rom(rom.at(*at)),
+                Backing::Mmio(dev, at) => Target::Mmio(dev.clone(), *at),
+            };
+            (s.first, (s.last - s.first).saturating_add(1), target)
+        };
+        map.segments().iter().map(region).collect()
+    }
+
+    /// Maps a device; later mappings hide earlier ones. Returns an id for `unmap`.
+    pub fn map_mmio(&self, gpa: Gpa, len: u64, dev: Arc<dyn Mmio>) -> u64 {
+        let range = range(gpa, len);
+        self.change(range, |map| map.add(range, Backing::Mmio(dev, 0)))
+    }
+
+    /// Maps a ROM (length rounded up to pages, the rest reads 0xff); writes to it are ignored.
+    pub fn map_rom(&self, gpa: Gpa, image: &[u8]) -> u64 {
+        let range = range(gpa, (image.len() as u64).next_multiple_of(PAGE_SIZE));
+        self.change(range, |map| {
+            let rom = map.rom(image);
+            map.add(range, Backing::Rom(rom, 0))
+        })
+    }
+
+    /// Takes a mapping away.
+    pub fn unmap(&self, id: u64) {
+        // Ids are not used twice, so the range cannot become another's between the two locks.
+        let range = self.map.read().range_of(id);
+        if range.is_some() {
+            self.change(range, |map| map.remove(id));
+        }
+    }
+
+    /// Changes the map in `range`. Meanwhile the pages there count as overlaid, which sends everybody to the
+    /// lock.
+    fn change<R>(&self, range: Option<(Gpa, Gpa)>, with: impl FnOnce(&mut Map) -> R) -> R {
+        let mut map = self.map.write();
+        let Some((first, last)) = range else { return with(&mut map) };
+        let (first, last) = (first & !PAGE_MASK, last | PAGE_MASK);
+        for (from, to) in self.ram_pages(first, last) {
+            self.overlaid.fill(from, to, true);
+        }
+        let result = with(&mut map);
+        for segment in map.segments().iter().filter(|s| matches!(s.backing, Backing::Ram(_))) {
+            let (from, to) = (segment.first.max(first), segment.last.min(last));
+            // Whole pages only: a page of which something hides a part stays marked.
+            let from = from.next_multiple_of(PAGE_SIZE);
+            let to = (to + 1) & !PAGE_MASK;
+            if from < to {
+                for (from, to) in self.ram_pages(from, to - 1) {
+                    self.overlaid.fill(from, to, false);
+                }
+            }
+        }
+        self.map_generation.fetch_add(1, Ordering::SeqCst);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        result
+    }
+
+    /// The pages of RAM (by offset, the end excluded) between two guest addresses, below and above 4 GiB.
+    fn ram_pages(&self, first: Gpa, last: Gpa) -> [(u64, u64); 2] {
+        let part = |base: Gpa, len: u64, offset: u64| {
+            let Some(rest) = len.checked_sub(1) else { return (0, 0) };
+            let (from, to) = (first.max(base), last.min(base + rest));
+            if from > to {
+                return (0, 0);
+            }
+            ((from - base + offset) / PAGE_SIZE, (to - base + offset) / PAGE_SIZE + 1)
+        };
+        [part(0, self.below, 0), part(FOUR_GIB, self.above, self.below)]
+    }
+
+    /// Counts changes after which a TLB's entries are no longer right (the map, dirty logging): a vCPU whose
+    /// TLB was filled under another generation flushes it.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Counts changes of the map alone: code that was decoded by physical address under another one may show
+    /// other bytes now.
+    #[inline]
+    pub fn map_generation(&self) -> u64 {
+        self.map_generation.load(Ordering::Acquire)
+    }
+
+    /// Copies from RAM/ROM (holes read as 0xff); what DMA uses. Never touches MMIO. Aligned reads of 1, 2, 4
+    /// or 8 bytes are not torn.
+    pub fn read(&self, mut gpa: Gpa, mut buf: &mut [u8]) {
+        while !buf.is_empty() {
+            let (found, run) = self.find(gpa);
+            let n = run.min(PAGE_SIZE - (gpa & PAGE_MASK)).min(buf.len() as u64);
+            let (chunk, rest) = buf.split_at_mut(n as usize);
+            match found {
+                // SAFETY: `find` says that `run` bytes from there are RAM, or ROM of the map, and neither
+                // goes away while `self` lives.
+                Found::Ram(offset) => unsafe { copy_out(self.host(offset), chunk) },
+                // SAFETY: as above.
+                Found::Rom(host) => unsafe { copy_out(host, chunk) },
+                Found::Mmio(..) | Found::None => chunk.fill(0xff),
+            }
+            buf = rest;
+            gpa = gpa.wrapping_add(n);
+        }
+    }
+
+    /// Copies into RAM (ROM and holes ignore it), marks pages dirty, tells code watchers. Never touches MMIO.
+    /// Aligned writes of 1, 2, 4 or 8 bytes are not torn.
+    pub fn write(&self, mut gpa: Gpa, mut buf: &[u8]) {
+        while !buf.is_empty() {
+            let (found, run) = self.find(gpa);
+            let n = run.min(PAGE_SIZE - (gpa & PAGE_MASK)).min(buf.len() as u64);
+            let (chunk, rest) = buf.split_at(n as usize);
+            if let Found::Ram(offset) = found {
+                // SAFETY: `find` says that `run` bytes from there are RAM, which lives as long as `self`.
+                unsafe { copy_in(self.host(offset), chunk) };
+                self.ram_written(offset, gpa, n);
+            }
+            buf = rest;
+            gpa = gpa.wrapping_add(n);
+        }
+    }
+
+    /// What follows a store to RAM (within one page) that did not go through a TLB.
+    #[inline]
+    fn ram_written(&self, offset: u64, gpa: Gpa, len: u64) {
+        self.dirty.set(offset / PAGE_SIZE);
+        fence(Ordering::SeqCst);
+        if self.code.get(offset / PAGE_SIZE) {
+            self.notify_code_written(gpa, len, None);
+        }
+    }
+
+    /// Reads `size` (up to 8) bytes as the CPU does: RAM, ROM, devices; nothing reads as all ones. Split at
+    /// page and range borders.
+    #[inline]
+    pub fn phys_read(&self, gpa: Gpa, size: u8) -> u64 {
+        let size = size.min(8);
+        if (gpa & PAGE_MASK) + u64::from(size) <= PAGE_SIZE
+            && let Some(offset) = self.plain_ram(gpa)
+        {
+            let mut bytes = [0; 8];
+            // SAFETY: the whole page is RAM, and the access stays on it.
+            unsafe { copy_out(self.host(offset), &mut bytes[..usize::from(size)]) };
+            return u64::from_le_bytes(bytes);
+        }
+        self.phys_read_split(gpa, size)
+    }
+
+    #[cold]
+    fn phys_read_split(&self, gpa: Gpa, size: u8) -> u64 {
+        let mut bytes = [0xff; 8];
+        let mut done = 0;
+        while done < size {
+            let at = gpa.wrapping_add(done.into());
+            let (found, run) = self.find(at);
+            let n = run.min(PAGE_SIZE - (at & PAGE_MASK)).min((size - done).into()) as u8;
+            let chunk = &mut bytes[usize::from(done)..usize::from(done + n)];
+            match found {
+                // SAFETY: `find` says that `run` bytes from there are RAM, or ROM of the map, and neither
+                // goes away while `self` lives.
+                Found::Ram(offset) => unsafe { copy_out(self.host(offset), chunk) },
+                // SAFETY: as above.
+                Found::Rom(host) => unsafe { copy_out(host, chunk) },
+                Found::Mmio(dev, offset) => {
+                    for (i, width) in widths(n) {
+                        let value = dev.read(offset.wrapping_add(i.into()), width);
+                        let (i, width) = (usize::from(i), usize::from(width));
+                        chunk[i..i + width].copy_from_slice(&value.to_le_bytes()[..width]);
+                    }
+                }
+                Found::None => {}
+            }
+            done += n;
+        }
+        bytes[usize::from(size)..].fill(0);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Writes the low `size` (up to 8) bytes of `value` as the CPU does: RAM (marked dirty, code watchers are
+    /// told), devices; ROM and nothing ignore it. Split at page and range borders.
+    #[inline]
+    pub fn phys_write(&self, gpa: Gpa, size: u8, value: u64) {
+        let size = size.min(8);
+        if (gpa & PAGE_MASK) + u64::from(size) <= PAGE_SIZE
+            && let Some(offset) = self.plain_ram(gpa)
+        {
+            // SAFETY: the whole page is RAM, and the access stays on it.
+            unsafe { copy_in(self.host(offset), &value.to_le_bytes()[..usize::from(size)]) };
+            self.ram_written(offset, gpa, size.into());
+            return;
+        }
+        self.phys_write_split(gpa, size, value);
+    }
+
+    #[cold]
+    fn phys_write_split(&self, gpa: Gpa, size: u8, value: u64) {
+        let bytes = value.to_le_bytes();
+        let mut done = 0;
+        while done < size {
+            let at = gpa.wrapping_add(done.into());
+            let (found, run) = self.find(at);
+            let n = run.min(PAGE_SIZE - (at & PAGE_MASK)).min((size - done).into()) as u8;
+            let chunk = &bytes[usize::from(done)..usize::from(done + n)];
+            match found {
+                Found::Ram(offset) => {
+                    // SAFETY: `find` says that `run` bytes from there are RAM, which lives as long as `self`.
+                    unsafe { copy_in(self.host(offset), chunk) };
+                    self.ram_written(offset, at, n.into());
+                }
+                Found::Mmio(dev, offset) => {
+                    for (i, width) in widths(n) {
+                        let mut part = [0; 8];
+                        let (from, len) = (usize::from(i), usize::from(width));
+                        part[..len].copy_from_slice(&chunk[from..from + len]);
+                        dev.write(offset.wrapping_add(i.into()), width, u64::from_le_bytes(part));
+                    }
+                }
+                Found::Rom(_) | Found::None => {}
+            }
+            done += n;
+        }
+    }
+
+    /// Reads a byte as the CPU does.
+    #[inline]
+    pub fn read_u8(&self, gpa: Gpa) -> u8 {
+        self.phys_read(gpa, 1) as u8
+    }
+
+    /// Reads a word as the CPU does.
+    #[inline]
+    pub fn read_u16(&self, gpa: Gpa) -> u16 {
+        self.phys_read(gpa, 2) as u16
+    }
+
+    /// Reads a doubleword as the CPU does.
+    #[inline]
+    pub fn read_u32(&self, gpa: Gpa) -> u32 {
+        self.phys_read(gpa, 4) as u32
+    }
+
+    /// Reads a quadword as the CPU does.
+    #[inline]
+    pub fn read_u64(&self, gpa: Gpa) -> u64 {
+        self.phys_read(gpa, 8)
+    }
+
+    /// Writes a byte as the CPU does.
+    #[inline]
+    pub fn write_u8(&self, gpa: Gpa, value: u8) {
+        self.phys_write(gpa, 1, value.into());
+    }
+
+    /// Writes a word as the CPU does.
+    #[inline]
+    pub fn write_u16(&self, gpa: Gpa, value: u16) {
+        self.phys_write(gpa, 2, value.into());
+    }
+
+    /// Writes a doubleword as the CPU does.
+    #[inline]
+    pub fn write_u32(&self, gpa: Gpa, value: u32) {
+        self.phys_write(gpa, 4, value.into());
+    }
+
+    /// Writes a quadword as the CPU does.
+    #[inline]
+    pub fn write_u64(&self, gpa: Gpa, value: u64) {
+        self.phys_write(gpa, 8, value);
+    }
+
+    /// The host address of `size` aligned bytes of RAM.
+    fn atomic_ram(&self, gpa: Gpa, size: u64) -> Option<(*mut u8, u64)> {
+        match self.find(gpa) {
+            (Found::Ram(offset), run) if run >= size && gpa.is_multiple_of(size) => {
+                Some((self.host(offset), offset))
+            }
+            _ => None,
+        }
+    }
+
+    /// Replaces a doubleword of RAM by `new` if it is `old`, atomically; else gives what it is. Meant for
+    /// flags in page tables: where there is no RAM, or at an address that is not aligned, nothing is stored
+    /// and the exchange counts as done.
+    pub fn compare_exchange_u32(&self, gpa: Gpa, old: u32, new: u32) -> Result<u32, u32> {
+        let Some((host, offset)) = self.atomic_ram(gpa, 4) else { return Ok(old) };
+        // SAFETY: four aligned bytes of RAM (the mapping is page-aligned), accessed by others through atomics
+        // or as guest memory.
+        let word = unsafe { AtomicU32::from_ptr(host.cast()) };
+        let was = word
+            .compare_exchange(old.to_le(), new.to_le(), Ordering::SeqCst, Ordering::SeqCst)
+            .map_err(u32::from_le)?;
+        self.ram_written(offset, gpa, 4);
+        Ok(u32::from_le(was))
+    }
+
+    /// As `compare_exchange_u32`, for a quadword.
+    pub fn compare_exchange_u64(&self, gpa: Gpa, old: u64, new: u64) -> Result<u64, u64> {
+        let Some((host, offset)) = self.atomic_ram(gpa, 8) else { return Ok(old) };
+        // SAFETY: eight aligned bytes of RAM (the mapping is page-aligned), accessed by others through
+        // atomics or as guest memory.
+        let word = unsafe { AtomicU64::from_ptr(host.cast()) };
+        let was = word
+            .compare_exchange(old.to_le(), new.to_le(), Ordering::SeqCst, Ordering::SeqCst)
+            .map_err(u64::from_le)?;
+        self.ram_written(offset, gpa, 8);
+        Ok(u64::from_le(was))
+    }
+
+    /// An aligned entry of a paging structure, `SIZE` (4 or 8) bytes; all ones where there is neither RAM nor
+    /// ROM. Never touches MMIO.
+    #[inline(always)]
+    pub(crate) fn table_entry<const SIZE: usize>(&self, gpa: Gpa) -> u64 {
+        let gpa = gpa & !(SIZE as u64 - 1);
+        let mut bytes = [0; 8];
+        match self.plain_ram(gpa) {
+            // SAFETY: the whole page is RAM, and an aligned entry stays on it.
+            Some(offset) => unsafe { copy_out(self.host(offset), &mut bytes[..SIZE]) },
+            None => self.read(gpa, &mut bytes[..SIZE]),
+        }
+        u64::from_le_bytes(bytes)
+    }
+
+    /// True if the page holds bytes that some vCPU has decoded: stores to it must go through `code_written`.
+    /// Never true of a page that has no RAM: what is decoded from ROM needs no mark.
+    #[inline]
+    pub fn is_code(&self, gpa: Gpa) -> bool {
+        self.ram_offset(gpa).is_some_and(|offset| self.code.get(offset / PAGE_SIZE))
+    }
+
+    /// Marks the page of `gpa` as holding decoded code. True if it was not marked before (TLBs that allow
+    /// fast writes must then be told).
+    pub fn mark_code(&self, gpa: Gpa) -> bool {
+        match self.find(gpa).0 {
+            Found::Ram(offset) => self.code.set(offset / PAGE_SIZE),
+            _ => false,
+        }
+    }
+
+    /// The page holds decoded code no more.
+    pub fn clear_code(&self, gpa: Gpa) {
+        if let Some(offset) = self.ram_offset(gpa) {
+            self.code.clear(offset / PAGE_SIZE);
+        }
+    }
+
+    /// Registers someone who is told of writes to code pages. Returns its number, for `notify_code_written`.
+    pub fn watch_code(&self, w: Arc<dyn CodeWatcher>) -> usize {
+        let mut watchers = self.watchers.write();
+        let number = watchers.len();
+        *watchers = watchers.iter().cloned().chain([w]).collect();
+        number
+    }
+
+    /// Tells all watchers but number `except` (index of registration). A range over several pages is told
+    /// page by page.
+    #[cold]
+    pub fn notify_code_written(&self, mut gpa: Gpa, mut len: u64, except: Option<usize>) {
+        let watchers = self.watchers.read().clone();
+        while len > 0 {
+            let n = len.min(PAGE_SIZE - (gpa & PAGE_MASK));
+            for (_, watcher) in watchers.iter().enumerate().filter(|&(i, _)| Some(i) != except) {
+                watcher.code_written(gpa, n);
+            }
+            gpa = gpa.wrapping_add(n);
+            len -= n;
+        }
+    }
+
+    /// Marks the page dirty (migration, display).
+    #[inline]
+    pub fn mark_dirty(&self, gpa: Gpa) {
+        if let Some(offset) = self.ram_offset(gpa) {
+            self.dirty.set(offset / PAGE_SIZE);
+        }
+    }
+
+    /// Whether the page is marked dirty: while pages are logged, a TLB may allow fast writes only then.
+    #[inline]
+    pub fn is_dirty(&self, gpa: Gpa) -> bool {
+        self.ram_offset(gpa).is_some_and(|offset| self.dirty.get(offset / PAGE_SIZE))
+    }
+
+    /// Tests and clears the dirty mark. While pages are logged this makes a new `generation`, as TLBs may
+    /// still allow fast writes; what a running vCPU writes before it notices is not seen.
+    pub fn take_dirty(&self, gpa: Gpa) -> bool {
+        let was = self.ram_offset(gpa).is_some_and(|offset| self.dirty.clear(offset / PAGE_SIZE));
+        if was && self.dirty_log() {
+            self.generation.fetch_add(1, Ordering::SeqCst);
+        }
+        was
+    }
+
+    /// The guest addresses of all pages marked dirty, ascending.
+    pub fn dirty_pages(&self) -> Vec<Gpa> {
+        let gpa = |page: usize| {
+            let offset = page as u64 * PAGE_SIZE;
+            if offset < self.below { offset } else { offset - self.below + FOUR_GIB }
+        };
+        self.dirty.bits().iter_ones().map(gpa).collect()
+    }
+
+    /// Switches dirty logging; while it is on, `dirty_log()` is true and TLBs must not allow fast writes to
+    /// clean pages. All pages are clean when it is switched on. (While it is off, only stores that do not go
+    /// through a TLB leave a mark.)
+    pub fn set_dirty_log(&self, on: bool) {
+        if self.dirty_log.swap(on, Ordering::SeqCst) != on {
+            if on {
+                self.dirty.fill(0, self.ram.size() / PAGE_SIZE, false);
+            }
+            self.generation.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether dirty pages are being logged.
+    #[inline]
+    pub fn dirty_log(&self) -> bool {
+        self.dirty_log.load(Ordering::Acquire)
+    }
+}
+
+/// The addresses of a mapping, cut off at the end of the address space; `None` if there are none.
+fn range(gpa: Gpa, len: u64) -> Option<(Gpa, Gpa)> {
+    (len > 0).then(|| (gpa, gpa.saturating_add(len - 1)))
+}
+
+/// Splits an access of `n` (up to 8) bytes into ones that a device takes: (offset, width), the widest first.
+fn widths(n: u8) -> impl Iterator<Item = (u8, u8)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let width = 1 << (n - done).checked_ilog2()?;
+        let at = done;
+        done += width;
+        Some((at, width))
+    })
+}
+
+/// Copies guest bytes out; an aligned 1, 2, 4 or 8 in one access.
+///
+/// # Safety
+/// `from` must be valid for reads of `to.len()` bytes of guest memory (others may change them meanwhile).
+#[inline(always)]
+unsafe fn copy_out(from: *const u8, to: &mut [u8]) {
+    let at = from.cast_mut();
+    // SAFETY: valid by the caller's promise; each atomic view is of an address aligned for it.
+    unsafe {
+        match to.len() {
+            1 => to[0] = AtomicU8::from_ptr(at).load(Ordering::Relaxed),
+            2 if at.cast::<u16>().is_aligned() => {
+                to.copy_from_slice(&AtomicU16::from_ptr(at.cast()).load(Ordering::Acquire).to_ne_bytes());
+            }
+            4 if at.cast::<u32>().is_aligned() => {
+                to.copy_from_slice(&AtomicU32::from_ptr(at.cast()).load(Ordering::Acquire).to_ne_bytes());
+            }
+            8 if at.cast::<u64>().is_aligned() => {
+                to.copy_from_slice(&AtomicU64::from_ptr(at.cast()).load(Ordering::Acquire).to_ne_bytes());
+            }
+            len => std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), len),
+        }
+    }
+}
+
+/// Copies bytes into guest memory; an aligned 1, 2, 4 or 8 in one access.
+///
+/// # Safety
+/// `to` must be valid for writes of `from.len()` bytes that are guest RAM (others may access them meanwhile).
+#[inline(always)]
+unsafe fn copy_in(to: *mut u8, from: &[u8]) {
+    // SAFETY: valid by the caller's promise; each atomic view is of an address aligned for it.
+    unsafe {
+        match *from {
+            [a] => AtomicU8::from_ptr(to).store(a, Ordering::Release),
+            [a, b] if to.cast::<u16>().is_aligned() => {
+                AtomicU16::from_ptr(to.cast()).store(u16::from_ne_bytes([a, b]), Ordering::Release);
+            }
+            [a, b, c, d] if to.cast::<u32>().is_aligned() => {
+                AtomicU32::from_ptr(to.cast()).store(u32::from_ne_bytes([a, b, c, d]), Ordering::Release);
+            }
+            [a, b, c, d, e, f, g, h] if to.cast::<u64>().is_aligned() => {
+                AtomicU64::from_ptr(to.cast())
+                    .store(u64::from_ne_bytes([a, b, c, d, e, f, g, h]), Ordering::Release);
+            }
+            _ => std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()),
+        }
+    }
+}

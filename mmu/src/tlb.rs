@@ -1,0 +1,368 @@
+//! The translation look-aside buffer of one vCPU, made to be inlined by generated code.
+//!
+//! One direct-mapped table per (address space, mode). The current one is named by `TlbView` (table, mask), so
+//! that a change of CPL, of EFLAGS.AC under SMAP, or a CR3 write with PCID swaps two words and flushes
+//! nothing. A look-up is
+//! `e = table[(lin >> 12) & mask]; if e.read == (lin + size - 1) & !0xfff { *(lin + e.addend) }`.
+//!
+//! Address spaces are PCIDs; the last few used keep their tables (`User`, `SuperAc`). `Super`, where with
+//! SMAP only the kernel's own pages are, nearly all of them global, is one table for all spaces, and loses
+//! what is not global when the space changes. Tables grow with use. Large guest pages are entered 4 KiB at a
+//! time.
+//!
+//! A `Tlb` belongs to one vCPU thread and has no lock. `insert` may move the current table: engines that keep
+//! the view in registers load it again after anything that can fill the TLB.
+
+mod table;
+
+use crate::{PAGE_MASK, PAGE_SIZE};
+use bitvec::{boxed::BitBox, order::Lsb0};
+use table::{LargeSpans, Table, Which};
+
+/// A tag that never matches.
+pub const NEVER: u64 = u64::MAX;
+
+/// Address spaces whose tables are kept.
+const SPACES: usize = 8;
+/// Bits of the filter of pages that were executable (a power of two).
+const EXEC_FILTER: usize = 1 << 15;
+
+/// One translation. A tag is the page's linear address where the access may go fast, else it has low bits set
+/// and never matches.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TlbEntry {
+    /// Tag for data reads.
+    pub read: u64,
+    /// Tag for data writes (only if the page is dirty in its PTE, is RAM, holds no decoded code, ...).
+    pub write: u64,
+    /// Tag for instruction fetches.
+    pub exec: u64,
+    /// Host address minus linear address.
+    pub addend: u64,
+}
+
+/// What generated code loads for each access.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TlbView {
+    /// The current table.
+    pub table: *mut TlbEntry,
+    /// Entries minus one.
+    pub mask: u64,
+}
+
+/// On whose behalf memory is accessed.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// CPL 3.
+    User = 0,
+    /// CPL 0-2, or an implicit supervisor access, with user pages forbidden if CR4.SMAP (EFLAGS.AC clear).
+    Super = 1,
+    /// CPL 0-2 with EFLAGS.AC set or without SMAP.
+    SuperAc = 2,
+}
+
+/// An address space with tables of its own.
+struct Space {
+    /// The PCID; `None` while the space was never used.
+    pcid: Option<u16>,
+    /// When it was last current, in switches.
+    used: u64,
+    /// What `exec_generation` says while it is current.
+    exec_generation: u64,
+    user: Table,
+    super_ac: Table,
+}
+
+impl Space {
+    fn flush_non_global(&mut self) {
+        self.user.flush_non_global();
+        self.super_ac.flush_non_global();
+    }
+
+    fn flush_page(&mut self, lin: u64, which: Which) {
+        self.user.flush_page(lin, which);
+        self.super_ac.flush_page(lin, which);
+    }
+}
+
+/// The pages that were entered as executable since the last `flush_all`, hashed: flushing any other page
+/// cannot have taken away a translation of code, and needs no new `exec_generation`.
+struct ExecFilter {
+    pages: BitBox<usize, Lsb0>,
+    large: LargeSpans,
+}
+
+impl ExecFilter {
+    fn new() -> Self {
+        Self { pages: bitvec::bitbox![usize, Lsb0; 0; EXEC_FILTER], large: LargeSpans::EMPTY }
+    }
+
+    /// The bit of a page. The pages of an aligned group of up to `EXEC_FILTER` have bits in an aligned group
+    /// of that size.
+    #[inline]
+    fn bit(lin: u64) -> usize {
+        let page = lin >> 12;
+        (page ^ (page >> 15) ^ (page >> 30)) as usize % EXEC_FILTER
+    }
+
+    fn add(&mut self, lin: u64, page_size: u64) {
+        self.pages.set(Self::bit(lin), true);
+        self.large.add(lin & !PAGE_MASK, page_size);
+    }
+
+    /// Whether code may have been entered out of the guest's page of `lin`.
+    fn may_hold(&self, lin: u64) -> bool {
+        self.pages[Self::bit(lin)]
+            || self.large.around(lin & !PAGE_MASK).any(|(_, size, base)| {
+                let group = ((size / PAGE_SIZE) as usize).min(EXEC_FILTER);
+                let first = Self::bit(base) & !(group - 1);
+                self.pages[first..first + group].any()
+            })
+    }
+
+    fn clear(&mut self) {
+        self.pages.fill(false);
+        self.large = LargeSpans::EMPTY;
+    }
+}
+
+/// A vCPU's TLB.
+#[repr(C)]
+pub struct Tlb {
+    /// The current table; first, so that its offset is known.
+    pub view: TlbView,
+    mode: Mode,
+    /// Index of the current space.
+    current: usize,
+    spaces: [Space; SPACES],
+    supervisor: Table,
+    switches: u64,
+    /// The last number given to a space as its `exec_generation`.
+    last_generation: u64,
+    exec_filter: ExecFilter,
+}
+
+// SAFETY: `view` points into one of the tables, which the `Tlb` owns and which are themselves `Send`.
+unsafe impl Send for Tlb {}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tlb {
+    /// An empty TLB; current are `Mode::Super` and PCID 0.
+    pub fn new() -> Self {
+        let supervisor = Table::new();
+        let spaces = std::array::from_fn(|i| Space {
+            pcid: (i == 0).then_some(0),
+            used: 0,
+            exec_generation: i as u64,
+            user: Table::new(),
+            super_ac: Table::new(),
+        });
+        Self {
+            view: supervisor.view(),
+            mode: Mode::Super,
+            current: 0,
+            spaces,
+            supervisor,
+            switches: 0,
+            last_generation: SPACES as u64 - 1,
+            exec_filter: ExecFilter::new(),
+        }
+    }
+
+    /// The entry that `lin` maps to in the current table.
+    #[inline(always)]
+    pub fn entry(&self, lin: u64) -> &TlbEntry {
+        // SAFETY: `view` always names a table of `mask + 1` entries that `self` owns: `select_table` sets it
+        // after each operation that can replace a table or change which one is current. They are written only
+        // through `&mut self`.
+        unsafe { &*self.view.table.add(((lin >> 12) & self.view.mask) as usize) }
+    }
+
+    #[inline(always)]
+    fn table(&self, mode: Mode) -> &Table {
+        match mode {
+            Mode::User => &self.spaces[self.current].user,
+            Mode::Super => &self.supervisor,
+            Mode::SuperAc => &self.spaces[self.current].super_ac,
+        }
+    }
+
+    fn table_mut(&mut self, mode: Mode) -> &mut Table {
+        match mode {
+            Mode::User => &mut self.spaces[self.current].user,
+            Mode::Super => &mut self.supervisor,
+            Mode::SuperAc => &mut self.spaces[self.current].super_ac,
+        }
+    }
+
+    /// Puts the current table in `view`.
+    #[inline(always)]
+    fn select_table(&mut self) {
+        self.view = self.table(self.mode).view();
+    }
+
+    /// Makes `mode`'s table of the current address space the current one.
+    #[inline]
+    pub fn select(&mut self, mode: Mode) {
+        self.mode = mode;
+        self.select_table();
+    }
+
+    /// The current mode.
+    #[inline]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The PCID of the current address space.
+    pub fn pcid(&self) -> u16 {
+        self.spaces[self.current].pcid.unwrap_or(0)
+    }
+
+    /// Changes to the address space of `pcid`; unless `keep`, its non-global translations are flushed.
+    pub fn switch_space(&mut self, pcid: u16, keep: bool) {
+        let old = self.current;
+        let found = match self.spaces[old].pcid == Some(pcid) {
+            true => Some(old),
+            false => self.spaces.iter().position(|s| s.pcid == Some(pcid)),
+        };
+        if found == Some(old) && keep {
+            return;
+        }
+        self.supervisor.flush_non_global();
+        let new = match found {
+            Some(i) => i,
+            // One that was never used, or the one left the longest ago.
+            None => (0..SPACES)
+                .filter(|&i| i != old)
+                .min_by_key(|&i| (self.spaces[i].pcid.is_some(), self.spaces[i].used))
+                .unwrap_or(old),
+        };
+        self.switches += 1;
+        self.current = new;
+        let space = &mut self.spaces[new];
+        space.used = self.switches;
+        if found.is_none() || !keep {
+            space.pcid = Some(pcid);
+            space.flush_non_global();
+            self.last_generation += 1;
+            space.exec_generation = self.last_generation;
+        }
+        self.select_table();
+    }
+
+    /// Fills an entry of `mode`'s table in the current space. `entry` holds finished tags; `global` survives
+    /// `switch_space`; `page_size` is that of the guest's page (for INVLPG of large pages).
+    pub fn insert(&mut self, mode: Mode, lin: u64, entry: TlbEntry, global: bool, page_size: u64) {
+        if entry.exec & PAGE_MASK == 0 {
+            self.exec_filter.add(lin, page_size);
+        }
+        self.table_mut(mode).insert(lin, entry, global, page_size);
+        self.select_table();
+    }
+
+    /// The entry of `mode`'s table (for accesses on behalf of another mode than the current one).
+    #[inline]
+    pub fn entry_of(&self, mode: Mode, lin: u64) -> TlbEntry {
+        self.table(mode).entry(lin)
+    }
+
+    /// Flushes everything, global or not, in all spaces.
+    pub fn flush_all(&mut self) {
+        self.supervisor.flush_all();
+        for space in &mut self.spaces {
+            space.user.flush_all();
+            space.super_ac.flush_all();
+        }
+        self.exec_filter.clear();
+        self.new_exec_generations();
+    }
+
+    /// Flushes what is not global, in all spaces.
+    pub fn flush_non_global(&mut self) {
+        self.supervisor.flush_non_global();
+        for space in &mut self.spaces {
+            space.flush_non_global();
+        }
+        self.new_exec_generations();
+    }
+
+    /// INVLPG: flushes the page of `lin` in the current space, and global ones in all.
+    pub fn flush_page(&mut self, lin: u64) {
+        self.supervisor.flush_page(lin, Which::All);
+        for (i, space) in self.spaces.iter_mut().enumerate() {
+            space.flush_page(lin, if i == self.current { Which::All } else { Which::Global });
+        }
+        if self.exec_filter.may_hold(lin) {
+            self.new_exec_generations();
+        }
+    }
+
+    /// INVPCID type 0: flushes the non-global page of `lin` in the space of `pcid`.
+    pub fn flush_page_pcid(&mut self, pcid: u16, lin: u64) {
+        let Some(i) = self.spaces.iter().position(|s| s.pcid == Some(pcid)) else { return };
+        self.spaces[i].flush_page(lin, Which::NonGlobal);
+        if i == self.current {
+            self.supervisor.flush_page(lin, Which::NonGlobal);
+        }
+        if self.exec_filter.may_hold(lin) {
+            self.new_exec_generation(i);
+        }
+    }
+
+    /// INVPCID type 1: flushes what is not global in the space of `pcid`.
+    pub fn flush_pcid(&mut self, pcid: u16) {
+        let Some(i) = self.spaces.iter().position(|s| s.pcid == Some(pcid)) else { return };
+        self.spaces[i].flush_non_global();
+        if i == self.current {
+            self.supervisor.flush_non_global();
+        }
+        self.new_exec_generation(i);
+    }
+
+    /// Takes away the permission to write fast from every entry that maps the 4 KiB host page at `host` (it
+    /// now holds code, or is clean).
+    pub fn protect_host_page(&mut self, host: *const u8) {
+        let host = host.addr() as u64;
+        self.supervisor.protect(host);
+        for space in self.spaces.iter_mut().filter(|s| s.pcid.is_some()) {
+            space.user.protect(host);
+            space.super_ac.protect(host);
+        }
+    }
+
+    /// Takes note that code on the guest's page of `lin` is cached by linear address though it has no exec
+    /// entry (it lies on a page that a TLB cannot map), so that flushing the page changes `exec_generation`.
+    pub fn note_exec(&mut self, lin: u64, page_size: u64) {
+        self.exec_filter.add(lin, page_size);
+    }
+
+    /// Changes with every flush that may have removed an exec translation of the current space, and with the
+    /// space; caches keyed by linear address (and mode) compare it. Compare for equality only: when a space
+    /// becomes current again and nothing of it was flushed meanwhile, so does its number, and what was cached
+    /// under it is right again. No number is used twice. This goes for pages that were entered with an exec
+    /// tag or named to `note_exec`.
+    #[inline]
+    pub fn exec_generation(&self) -> u64 {
+        self.spaces[self.current].exec_generation
+    }
+
+    fn new_exec_generation(&mut self, space: usize) {
+        self.last_generation += 1;
+        self.spaces[space].exec_generation = self.last_generation;
+    }
+
+    fn new_exec_generations(&mut self) {
+        for i in 0..SPACES {
+            self.new_exec_generation(i);
+        }
+    }
+}

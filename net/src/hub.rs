@@ -1,0 +1,94 @@
+//! A hub: what one port sends, all others receive.
+use crate::{Backend, MAX_FRAME, Nic};
+use parking_lot::RwLock;
+use std::sync::{Arc, OnceLock};
+
+/// A hub with any number of ports.
+#[derive(Default)]
+pub struct Hub {
+    nics: RwLock<Vec<(usize, Arc<dyn Nic>)>>,
+    ports: RwLock<usize>,
+}
+
+impl Hub {
+    /// A hub without ports.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Adds a port, for one card.
+    pub fn port(self: &Arc<Self>) -> Arc<Port> {
+        let mut ports = self.ports.write();
+        *ports += 1;
+        Arc::new(Port { hub: self.clone(), number: *ports, connected: OnceLock::new() })
+    }
+}
+
+/// A port of a [`Hub`].
+pub struct Port {
+    hub: Arc<Hub>,
+    number: usize,
+    connected: OnceLock<()>,
+}
+
+impl Backend for Port {
+    fn connect(&self, nic: Arc<dyn Nic>) {
+        if self.connected.set(()).is_ok() {
+            self.hub.nics.write().push((self.number, nic));
+        }
+    }
+
+    fn send(&self, frame: &[u8]) {
+        if frame.len() > MAX_FRAME {
+            return;
+        }
+        // No lock is held while a card's handler runs: it may answer at once.
+        let others: Vec<_> =
+            self.hub.nics.read().iter().filter(|(n, _)| *n != self.number).map(|(_, nic)| nic.clone()).collect();
+        for nic in others {
+            if nic.can_receive() {
+                nic.receive(frame);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parking_lot::Mutex;
+
+    #[derive(Default)]
+    struct Card {
+        got: Mutex<Vec<Vec<u8>>>,
+        full: bool,
+    }
+    impl Nic for Card {
+        fn can_receive(&self) -> bool {
+            !self.full
+        }
+        fn receive(&self, frame: &[u8]) {
+            self.got.lock().push(frame.to_vec());
+        }
+    }
+
+    #[test]
+    fn a_frame_reaches_every_port_but_its_own() {
+        let hub = Hub::new();
+        let cards = [Card::default(), Card::default(), Card { full: true, ..Card::default() }].map(Arc::new);
+        let ports: Vec<_> = cards
+            .iter()
+            .map(|c| {
+                let p = hub.port();
+                p.connect(c.clone());
+                p
+            })
+            .collect();
+        ports[0].send(b"hello");
+        assert!(cards[0].got.lock().is_empty());
+        assert_eq!(*cards[1].got.lock(), [b"hello"]);
+        assert!(cards[2].got.lock().is_empty(), "a card without room is passed over");
+        ports[1].send(&vec![0; MAX_FRAME + 1]);
+        assert!(cards[0].got.lock().is_empty(), "what is no frame goes nowhere");
+    }
+}

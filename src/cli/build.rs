@@ -1,0 +1,523 @@
+//! From options to a [`Config`]: each option's handler, the defaults that depend on one another, and the checks that
+//! need more than one option or a look at a file.
+
+use super::Error;
+use super::options::Status;
+use super::parse::{Given, parse};
+use super::size::parse_number;
+use super::suggest::did_you_mean;
+use super::{char_arg, cpu_arg, device_arg, help, machine_arg, run_arg};
+use crate::config::{
+    Accel, AccelKind, CharBackend, CharTarget, Config, Debugcon, Device, Display, FwCfgData, RebootAction,
+    ShutdownAction,
+};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Display back ends of QEMU's that a Mynah with a display could have.
+const DISPLAYS: &[&str] = &["none", "gtk", "sdl", "vnc", "curses", "cocoa", "spice-app", "egl-headless", "dbus"];
+
+/// Video adapters of QEMU's.
+const ADAPTERS: &[&str] = &["none", "std", "cirrus", "vmware", "qxl", "virtio", "tcx", "cg3"];
+
+/// What the options say that is no part of the configuration by itself.
+#[derive(Default)]
+struct Seen {
+    accel_from_machine: Vec<Accel>,
+    serial: bool,
+    monitor: Option<CharTarget>,
+    append: bool,
+    kernel_option: &'static str,
+}
+
+/// Parses the options of `mynah run`, for a program called `program`.
+pub fn config(program: &str, args: &[OsString]) -> Result<Config, Error> {
+    let mut config = Config { program: program.into(), ..Config::default() };
+    let mut seen = Seen { kernel_option: "-kernel", ..Seen::default() };
+    for given in parse(args)? {
+        option(&given, program, &mut config, &mut seen)?;
+    }
+    if config.accel.is_empty() {
+        config.accel = std::mem::take(&mut seen.accel_from_machine);
+    }
+    consoles(&mut config, &seen)?;
+    if config.kernel.is_none() {
+        for (is_given, name) in [(config.initrd.is_some(), "-initrd"), (seen.append, "-append")] {
+            if is_given {
+                return Err(Error::new(format!("{name} needs a -kernel: there is nothing it could be given to")));
+            }
+        }
+    }
+    Ok(config)
+}
+
+fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) -> Result<(), Error> {
+    let option = given.option;
+    let path = || PathBuf::from(&given.value);
+    let target = || char_arg::target(&given.dashed(), given.text()?);
+    match option.name {
+        "h" | "help" => return Err(Error::info(help::run(program))),
+        "version" => return Err(Error::info(help::version())),
+        "machine" | "M" => {
+            let arg = machine_arg::machine(given.text()?, &mut config.machine)?;
+            seen.accel_from_machine.extend(arg.accel);
+            for (key, value) in arg.boot {
+                match key {
+                    "kernel" => (config.kernel, seen.kernel_option) = (Some(value.into()), "-machine kernel="),
+                    "initrd" => config.initrd = Some(value),
+                    "append" => (config.append, seen.append) = (value, true),
+                    _ => config.bios = Some(value.into()),
+                }
+            }
+        }
+        "cpu" => config.cpu = cpu_arg::cpu(given.text()?)?,
+        "accel" => config.accel.push(machine_arg::accel(given.text()?)?),
+        "enable-kvm" => config.accel.push(Accel { kind: AccelKind::Kvm, properties: Vec::new() }),
+        "smp" => config.smp = machine_arg::smp(given.text()?)?,
+        "m" => config.memory = machine_arg::memory(given.text()?)?,
+        "rtc" => run_arg::rtc(given.text()?, &mut config.rtc)?,
+        "no-acpi" => config.machine.acpi = false,
+        "no-hpet" => config.machine.hpet = false,
+        "name" => config.name = Some(guest_name(given.text()?)),
+        "uuid" => config.uuid = Some(run_arg::uuid(given.text()?)?),
+        "seed" => {
+            let seed = parse_number(given.text()?).map_err(|why| Error::new(format!("-seed: {why}")))?;
+            config.seed = Some(seed);
+        }
+        "nodefaults" => config.no_defaults = true,
+        "kernel" => (config.kernel, seen.kernel_option) = (Some(path()), "-kernel"),
+        "initrd" => config.initrd = Some(given.text()?.into()),
+        "append" => (config.append, seen.append) = (given.text()?.into(), true),
+        "bios" => config.bios = Some(path()),
+        "L" if given.value == "help" => return Err(Error::info("firmware is built in\n".to_string())),
+        "L" => config.firmware_dirs.push(path()),
+        "boot" => run_arg::boot(given.text()?, &mut config.boot)?,
+        "fw_cfg" => config.fw_cfg.push(run_arg::fw_cfg(given.text()?)?),
+        "nographic" => config.nographic = true,
+        "serial" => {
+            seen.serial = true;
+            config.serials.push(target()?);
+        }
+        "monitor" => seen.monitor = Some(target()?),
+        "debugcon" => config.debugcons.push(Debugcon { iobase: 0xE9, readback: 0xE9, target: target()? }),
+        "chardev" => {
+            let chardev = char_arg::chardev(given.text()?)?;
+            if config.chardevs.iter().any(|c| c.id == chardev.id) {
+                return Err(Error::new(format!("-chardev: there are two with the id '{}'", chardev.id)));
+            }
+            config.chardevs.push(chardev);
+        }
+        "parallel" => {
+            let target = target()?;
+            if !matches!(target.backend, CharBackend::None | CharBackend::Null) {
+                return Err(Error::new(format!("-parallel {}: a parallel port is not supported yet", target.spec)));
+            }
+        }
+        "echr" => config.escape = run_arg::escape(given.text()?)?,
+        "display" => config.display = display(given.text()?)?,
+        "vga" => config.vga = Some(word(given, ADAPTERS)?),
+        "device" => match device_arg::device(given.text()?)? {
+            device_arg::Added::Device(device) => config.devices.push(device),
+            device_arg::Added::Debugcon(debugcon) => config.debugcons.push(debugcon),
+        },
+        "drive" => config.drives.push(run_arg::drive(given.text()?)?),
+        "hda" | "hdb" | "hdc" | "hdd" | "cdrom" | "fda" | "fdb" | "pflash" => {
+            config.drives.push(run_arg::plain_drive(option.name, &given.value));
+        }
+        "nic" | "netdev" | "net" => config.nets.push(run_arg::net(option.name, given.text()?)?),
+        "no-reboot" => config.on_reboot = RebootAction::Shutdown,
+        "no-shutdown" => config.on_shutdown = ShutdownAction::Pause,
+        "action" => run_arg::action(given.text()?, config)?,
+        "d" => {
+            for item in run_arg::log_items(given.text()?)? {
+                if !config.log.has(item) {
+                    config.log.items.push(item);
+                }
+            }
+        }
+        "D" => config.log.file = Some(run_arg::log_file(&given.value)?),
+        "dfilter" => config.log.filter.extend(run_arg::log_filter(given.text()?)?),
+        "pidfile" => config.pidfile = Some(path()),
+        "S" => config.start_stopped = true,
+        "s" => config.gdb = Some("tcp::1234".into()),
+        "gdb" => config.gdb = Some(given.text()?.into()).filter(|g: &String| g != "none"),
+        "qmp" => config.qmp.push(given.text()?.into()),
+        "icount" => config.icount = Some(given.text()?.into()),
+        "daemonize" => config.daemonize = true,
+        _ => debug_assert_eq!(option.status, Status::Harmless, "-{} has no handler", option.name),
+    }
+    Ok(())
+}
+
+/// `-name [guest=]NAME[,process=...][,debug-threads=...]`: only the guest's name means something.
+fn guest_name(text: &str) -> String {
+    let first = crate::config::split_commas(text).into_iter().next().unwrap_or_default();
+    first.strip_prefix("guest=").map_or(first.clone(), str::to_string)
+}
+
+fn display(text: &str) -> Result<Display, Error> {
+    let kind = text.split(',').next().unwrap_or_default();
+    if kind == "help" || kind == "?" {
+        return Err(Error::info("Displays:\n  none\n"));
+    }
+    match kind {
+        "none" => Ok(Display::None),
+        _ if DISPLAYS.contains(&kind) => Ok(Display::Other(text.into())),
+        _ => {
+            let hint = did_you_mean("", kind, DISPLAYS.iter().copied());
+            let hint = if hint.is_empty() { " (accepted: none)".into() } else { hint };
+            Err(Error::new(format!("-display {text}: unknown display '{kind}'{hint}")))
+        }
+    }
+}
+
+fn word(given: &Given, words: &[&str]) -> Result<String, Error> {
+    let text = given.text()?;
+    if words.contains(&text) {
+        return Ok(text.into());
+    }
+    let hint = did_you_mean("", text, words.iter().copied());
+    let hint = if hint.is_empty() { format!(" (accepted: {})", words.join(", ")) } else { hint };
+    Err(Error::new(format!("{} {text}: unknown value{hint}", given.dashed())))
+}
+
+/// Where serial port and monitor go when nothing, or `-nographic`, says so; and that the terminal has one user.
+fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
+    let stdio = || CharTarget::new("stdio", CharBackend::Stdio { signal: true });
+    // A monitor on a serial port's stream (`mon:`) is the monitor.
+    let muxed = config.serials.iter().any(|s| s.mux);
+    let default_serial = !seen.serial && !config.no_defaults && !has_serial_device(config);
+    let default_monitor = seen.monitor.is_none() && !muxed && !config.no_defaults;
+    config.monitor = seen.monitor.clone().filter(|m| m.backend != CharBackend::None);
+    match (config.nographic, default_serial, default_monitor) {
+        (true, true, true) => config.serials.push(CharTarget::console()),
+        (true, true, false) => config.serials.push(stdio()),
+        (true, false, true) => config.monitor = Some(stdio()),
+        // Text consoles on a display.
+        (false, serial, monitor) => {
+            let vc = || CharTarget::new("vc", CharBackend::Vc);
+            if serial {
+                config.serials.push(vc());
+            }
+            if monitor {
+                config.monitor = Some(vc());
+            }
+        }
+        (true, false, false) => {}
+    }
+    let mut users: Vec<String> = Vec::new();
+    let mut named: Vec<&str> = Vec::new();
+    let mut note = |what: &str, target: &CharTarget| {
+        if matches!(target.backend, CharBackend::Stdio { .. }) {
+            users.push(format!("{what} {}", target.spec));
+        }
+    };
+    for target in &config.serials {
+        note("-serial", target);
+    }
+    for debugcon in &config.debugcons {
+        note("-debugcon", &debugcon.target);
+    }
+    if let Some(monitor) = &config.monitor {
+        note("-monitor", monitor);
+    }
+    for chardev in &config.chardevs {
+        note("-chardev", &CharTarget::new(&format!("stdio,id={}", chardev.id), chardev.backend.clone()));
+    }
+    if users.len() > 1 {
+        let because = if config.nographic { " (-nographic puts serial port and monitor there)" } else { "" };
+        return Err(Error::new(format!(
+            "only one can have the terminal{because}: {}; 'mon:stdio' shares it between a serial port and the monitor",
+            users.join(" and ")
+        )));
+    }
+    let targets = config.serials.iter().chain(config.debugcons.iter().map(|d| &d.target)).chain(&config.monitor);
+    let ids = targets.filter_map(|t| match &t.backend {
+        CharBackend::Chardev(id) => Some(id.as_str()),
+        _ => None,
+    });
+    let from_devices = config.devices.iter().filter_map(|d| match d {
+        Device::IsaSerial { chardev, .. } => Some(chardev.as_str()),
+        _ => None,
+    });
+    for id in ids.chain(from_devices) {
+        let Some(chardev) = config.chardevs.iter().find(|c| c.id == id) else {
+            let hint = did_you_mean("", id, config.chardevs.iter().map(|c| c.id.as_str()));
+            return Err(Error::new(format!("there is no -chardev with the id '{id}'{hint}")));
+        };
+        if named.contains(&id) && !chardev.mux {
+            return Err(Error::new(format!("-chardev id={id} is used twice; it can be shared with mux=on")));
+        }
+        named.push(id);
+    }
+    if config.serials.len() > 4 {
+        return Err(Error::new(format!("-serial: a PC has 4 serial ports, not {}", config.serials.len())));
+    }
+    Ok(())
+}
+
+fn has_serial_device(config: &Config) -> bool {
+    config.devices.iter().any(|d| matches!(d, Device::IsaSerial { .. }))
+}
+
+/// Looks at each file that the machine will read, so that what is wrong with one is said before anything is set up.
+pub fn check_files(config: &Config) -> Result<(), Error> {
+    if let Some(bios) = &config.bios {
+        let found = find_firmware(config, bios);
+        check_file("-bios", &found)?;
+    }
+    if let Some(kernel) = &config.kernel {
+        check_file("-kernel", kernel)?;
+    }
+    if let Some(initrd) = &config.initrd {
+        // A Multiboot kernel's modules, unless the whole is a file's name.
+        if Path::new(initrd).exists() || !initrd.contains([',', ' ']) {
+            check_file("-initrd", Path::new(initrd))?;
+        } else {
+            for (file, _) in config.modules() {
+                check_file("-initrd", &file)?;
+            }
+        }
+    }
+    for item in &config.fw_cfg {
+        if let FwCfgData::File(file) = &item.data {
+            open_file("-fw_cfg", file)?;
+        }
+    }
+    for drive in &config.drives {
+        if let Some(file) = &drive.file {
+            open_file(drive.option, file)?;
+        }
+    }
+    Ok(())
+}
+
+/// The file that `-bios NAME` means: `NAME` itself, or else in one of the folders of `-L`.
+pub fn find_firmware(config: &Config, name: &Path) -> PathBuf {
+    if name.exists() {
+        return name.into();
+    }
+    config.firmware_dirs.iter().map(|dir| dir.join(name)).find(|f| f.exists()).unwrap_or_else(|| name.into())
+}
+
+fn open_file(option: &str, path: &Path) -> Result<File, Error> {
+    let shown = path.display();
+    let because = |why: std::io::Error| {
+        let why = match why.kind() {
+            std::io::ErrorKind::NotFound => "there is no such file".into(),
+            std::io::ErrorKind::PermissionDenied => "it may not be read (permission denied)".into(),
+            _ => why.to_string(),
+        };
+        Error::new(format!("{option} {shown}: {why}"))
+    };
+    if path.as_os_str().is_empty() {
+        return Err(Error::new(format!("{option}: the file's name is empty")));
+    }
+    let meta = std::fs::metadata(path).map_err(because)?;
+    if meta.is_dir() {
+        return Err(Error::new(format!("{option} {shown}: that is a directory, not a file")));
+    }
+    File::open(path).map_err(because)
+}
+
+/// A file must open, be no directory, and hold something.
+fn check_file(option: &str, path: &Path) -> Result<(), Error> {
+    let mut file = open_file(option, path)?;
+    // A pipe's bytes must stay for whoever reads the file in earnest.
+    if !file.metadata().is_ok_and(|m| m.is_file()) {
+        return Ok(());
+    }
+    match file.read(&mut [0]) {
+        Ok(0) => Err(Error::new(format!("{option} {}: the file is empty", path.display()))),
+        Ok(_) => Ok(()),
+        Err(why) => Err(Error::new(format!("{option} {}: {why}", path.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::OPTIONS;
+    use super::*;
+    use crate::config::{LogItem, RtcBase};
+
+    fn of(words: &[&str]) -> Config {
+        config("mynah", &words.iter().map(OsString::from).collect::<Vec<_>>()).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn error(words: &[&str]) -> String {
+        config("mynah", &words.iter().map(OsString::from).collect::<Vec<_>>()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_option_takes_its_own_example() {
+        for option in OPTIONS.iter().filter(|o| o.status != Status::Later) {
+            let dashed = format!("-{}", option.name);
+            let mut words: Vec<&str> = vec![&dashed];
+            words.extend(option.example);
+            if matches!(option.name, "initrd" | "append") {
+                words.extend(["-kernel", "k"]);
+            }
+            let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+            match config("mynah", &words) {
+                Ok(_) => assert_ne!(option.name, "help"),
+                Err(e) => assert!(e.is_info() && option.group == super::super::options::Group::Info, "{dashed}: {e}"),
+            }
+        }
+    }
+
+    #[test]
+    fn every_supported_option_changes_the_configuration() {
+        let same_by_default = ["parallel", "machine", "M", "smp", "display", "enable-kvm", "seed"];
+        for option in OPTIONS.iter().filter(|o| matches!(o.status, Status::Supported | Status::Parsed)) {
+            if option.group == super::super::options::Group::Info || same_by_default[..5].contains(&option.name) {
+                continue;
+            }
+            let dashed = format!("-{}", option.name);
+            let base: &[&str] = if matches!(option.name, "initrd" | "append") { &["-kernel", "k"] } else { &[] };
+            let mut words = base.to_vec();
+            words.push(&dashed);
+            words.extend(option.example);
+            assert_ne!(of(&words), of(base), "{dashed} is silently ignored");
+        }
+    }
+
+    #[test]
+    fn every_refused_option_is_refused_by_name() {
+        for option in OPTIONS.iter().filter(|o| o.status == Status::Later) {
+            let dashed = format!("-{}", option.name);
+            let why = error(&[&dashed, option.example.unwrap_or("x")]);
+            assert!(why.starts_with(&format!("{dashed} (")) && why.ends_with("not supported yet"), "{why}");
+        }
+    }
+
+    #[test]
+    fn the_usual_linux_boot() {
+        let c = of(&[
+            "-m", "1G", "-cpu", "max", "-accel", "interp", "-kernel", "vmlinuz", "-initrd", "initrd.img", "-append",
+            "console=ttyS0 panic=-1", "-nographic", "-no-reboot", "-nic", "none", "-device",
+            "isa-debug-exit,iobase=0xf4,iosize=0x04", "-d", "int,guest_errors", "-D", "log",
+        ]);
+        assert_eq!(c.memory.size, 1 << 30);
+        assert_eq!(c.cpu.model, "max");
+        assert_eq!(c.append, "console=ttyS0 panic=-1");
+        assert_eq!(c.serials, [CharTarget::console()]);
+        assert_eq!(c.monitor, None);
+        assert_eq!(c.on_reboot, RebootAction::Shutdown);
+        assert_eq!(c.devices, [Device::IsaDebugExit { iobase: 0xF4, iosize: 4 }]);
+        assert!(c.log.has(LogItem::GuestErrors) && c.log.file == Some("log".into()));
+        c.refuse_unbuilt().unwrap();
+    }
+
+    #[test]
+    fn nographic_gives_the_terminal_to_what_has_no_place_yet() {
+        assert_eq!(of(&["-nographic"]).serials, [CharTarget::console()]);
+        let c = of(&["-nographic", "-serial", "file:log"]);
+        assert_eq!(c.monitor.unwrap().spec, "stdio");
+        let c = of(&["-nographic", "-monitor", "none"]);
+        assert_eq!((c.serials[0].spec.as_str(), c.serials[0].mux, c.monitor), ("stdio", false, None));
+        let c = of(&["-nographic", "-serial", "mon:stdio"]);
+        assert_eq!((c.serials.len(), c.monitor), (1, None));
+        let c = of(&["-nographic", "-nodefaults"]);
+        assert_eq!((c.serials.len(), c.monitor), (0, None));
+        let c = of(&["-nographic", "-chardev", "null,id=c", "-device", "isa-serial,chardev=c", "-monitor", "none"]);
+        assert_eq!(c.serials.len(), 0);
+    }
+
+    #[test]
+    fn without_a_display_the_default_consoles_are_on_it_all_the_same() {
+        let c = of(&["-display", "none"]);
+        assert_eq!(c.serials[0].backend, CharBackend::Vc);
+        let c = of(&["-serial", "stdio", "-serial", "null"]);
+        assert_eq!(c.serials.len(), 2);
+        assert_eq!(c.monitor.unwrap().backend, CharBackend::Vc);
+    }
+
+    #[test]
+    fn the_terminal_has_one_user() {
+        assert_eq!(
+            error(&["-serial", "stdio", "-monitor", "stdio"]),
+            "only one can have the terminal: -serial stdio and -monitor stdio; 'mon:stdio' shares it between a serial \
+             port and the monitor"
+        );
+        assert!(error(&["-nographic", "-serial", "stdio"]).contains("-nographic puts"));
+        assert!(error(&["-serial", "stdio", "-debugcon", "stdio"]).contains("-debugcon stdio"));
+    }
+
+    #[test]
+    fn named_targets_must_exist_and_are_shared_only_if_they_say_so() {
+        of(&["-chardev", "stdio,id=c,mux=on", "-serial", "chardev:c", "-monitor", "chardev:c"]);
+        assert_eq!(error(&["-serial", "chardev:c"]), "there is no -chardev with the id 'c'");
+        assert!(error(&["-chardev", "null,id=c", "-serial", "chardev:c", "-debugcon", "chardev:c"]).contains("twice"));
+        assert!(error(&["-chardev", "null,id=c", "-chardev", "null,id=c"]).contains("two with the id"));
+    }
+
+    #[test]
+    fn combinations_that_cannot_work_are_refused() {
+        assert!(error(&["-append", "x"]).starts_with("-append needs a -kernel"));
+        assert!(error(&["-initrd", "x"]).starts_with("-initrd needs a -kernel"));
+        assert!(error(&["-serial", "null", "-serial", "null", "-serial", "null", "-serial", "null", "-serial", "null"])
+            .contains("4 serial ports"));
+        assert!(error(&["-display", "gkt"]).contains("did you mean 'gtk'?"));
+        assert!(error(&["-vga", "sdt"]).contains("did you mean 'std'?"));
+        assert!(error(&["-parallel", "pty"]).contains("not supported yet"));
+    }
+
+    #[test]
+    fn the_first_use_of_what_is_missing_is_named() {
+        for (words, start) in [
+            (&["-smp", "1,maxcpus=2"] as &[&str], "-smp maxcpus"),
+            (&["-daemonize"], "-daemonize"),
+            (&["-vga", "std"], "-vga std"),
+            (&["-display", "gtk"], "-display gtk"),
+            (&["-m", "1G,slots=1,maxmem=2G"], "-m maxmem"),
+        ] {
+            let why = of(words).refuse_unbuilt().unwrap_err();
+            assert!(why.starts_with(start) && why.ends_with("not supported yet"), "{why}");
+        }
+        of(&["-nic", "none", "-net", "none", "-vga", "none", "-smp", "1", "-m", "64G"]).refuse_unbuilt().unwrap();
+    }
+
+    #[test]
+    fn engines_of_accel_go_before_those_of_machine() {
+        let kinds = |words: &[&str]| of(words).accel.iter().map(|a| a.kind).collect::<Vec<_>>();
+        assert_eq!(kinds(&["-accel", "kvm", "-accel", "tcg"]), [AccelKind::Kvm, AccelKind::Jit]);
+        assert_eq!(kinds(&["-machine", "pc,accel=kvm:tcg"]), [AccelKind::Kvm, AccelKind::Jit]);
+        assert_eq!(kinds(&["-machine", "accel=kvm", "-accel", "interp"]), [AccelKind::Interp]);
+        assert_eq!(kinds(&["-enable-kvm"]), [AccelKind::Kvm]);
+    }
+
+    #[test]
+    fn small_things() {
+        let c = of(&["-name", "guest=a,debug-threads=on", "-rtc", "base=localtime", "-echr", "20", "-seed", "7"]);
+        assert_eq!((c.name.as_deref(), c.rtc.base, c.escape, c.seed), (Some("a"), RtcBase::LocalTime, 20, Some(7)));
+        assert!(error(&["-seed", "x"]).contains("not a number"));
+    }
+
+    #[test]
+    fn files_are_looked_at_before_anything_starts() {
+        let dir = std::env::temp_dir().join(format!("mynah-cli-test-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let empty = dir.join("empty");
+        let full = dir.join("full");
+        std::fs::write(&empty, b"").unwrap();
+        std::fs::write(&full, b"x").unwrap();
+        let check = |words: &[&str]| check_files(&of(words)).map_err(|e| e.to_string());
+        let (dir_s, empty_s, full_s) = (dir.to_str().unwrap(), empty.to_str().unwrap(), full.to_str().unwrap());
+        check(&["-kernel", full_s]).unwrap();
+        assert_eq!(
+            check(&["-kernel", "/no/such"]).unwrap_err(),
+            "-kernel /no/such: there is no such file"
+        );
+        assert!(check(&["-kernel", dir_s]).unwrap_err().ends_with("that is a directory, not a file"));
+        assert!(check(&["-kernel", empty_s]).unwrap_err().ends_with("the file is empty"));
+        assert_eq!(check(&["-kernel", ""]).unwrap_err(), "-kernel: the file's name is empty");
+        assert!(check(&["-kernel", full_s, "-initrd", empty_s]).unwrap_err().starts_with("-initrd "));
+        let modules = format!("{full_s} arg,/no/such");
+        assert!(check(&["-kernel", full_s, "-initrd", &modules]).unwrap_err().starts_with("-initrd /no/such"));
+        assert!(check(&["-bios", "full", "-L", dir_s]).is_ok());
+        assert!(check(&["-bios", "fuller", "-L", dir_s]).is_err());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,337 @@
+//! The board, RAM, processors and engines: `-machine`, `-m`, `-smp`, `-accel`.
+
+use super::Error;
+use super::props::Props;
+use super::size::{host_ram, show_size};
+use super::suggest::did_you_mean;
+use crate::config::{Accel, AccelKind, MAX_MEMORY, Machine, MachineKind, Memory, Smp};
+
+/// The least RAM: the first MiB, which real mode needs.
+const MIN_MEMORY: u64 = 1 << 20;
+
+/// RAM is counted in pages.
+const PAGE: u64 = 4096;
+
+/// Most processors: APIC ids of eight bits, less the one that means all.
+pub const MAX_CPUS: u64 = 255;
+
+/// Parses `-m`.
+pub fn memory(text: &str) -> Result<Memory, Error> {
+    let mut props = Props::parse(&format!("-m {text}"), text, Some("size"));
+    let size = props.size("size", 1 << 20)?;
+    let slots = props.number("slots", 0, 256)?.unwrap_or(0) as u32;
+    let max = props.size("maxmem", 1 << 20)?;
+    let memory = |size: u64| size.next_multiple_of(PAGE);
+    for bytes in [size, max].into_iter().flatten() {
+        if bytes < MIN_MEMORY {
+            return Err(props.error(format!("a PC needs at least {} of RAM", show_size(MIN_MEMORY))));
+        }
+        if bytes > MAX_MEMORY {
+            let host = host_ram().map(|h| format!("; this host has {}", show_size(h))).unwrap_or_default();
+            return Err(props.error(format!(
+                "{} is more than the {} of RAM a guest can have{host}",
+                show_size(bytes),
+                show_size(MAX_MEMORY)
+            )));
+        }
+    }
+    let size = memory(size.unwrap_or(crate::config::DEFAULT_MEMORY));
+    let max = max.map_or(size, memory);
+    if max < size {
+        return Err(props.error(format!("maxmem ({}) is less than the size ({})", show_size(max), show_size(size))));
+    }
+    if (max > size) != (slots > 0) {
+        return Err(props.error("slots and a maxmem above the size go together"));
+    }
+    props.finish()?;
+    Ok(Memory { size, slots, max })
+}
+
+/// Parses `-smp`. What is left out is worked out, cores first: `-smp 4` is one socket of four cores.
+pub fn smp(text: &str) -> Result<Smp, Error> {
+    let mut props = Props::parse(&format!("-smp {text}"), text, Some("cpus"));
+    let cpus = props.number("cpus", 1, MAX_CPUS)?;
+    let max = props.number("maxcpus", 1, MAX_CPUS)?;
+    let sockets = props.number("sockets", 1, MAX_CPUS)?;
+    let dies = props.number("dies", 1, MAX_CPUS)?;
+    let cores = props.number("cores", 1, MAX_CPUS)?;
+    let threads = props.number("threads", 1, MAX_CPUS)?;
+    if let Some(clusters) = props.number("clusters", 1, MAX_CPUS)?
+        && clusters != 1
+    {
+        return Err(props.error("a PC has no clusters of cores"));
+    }
+    let known = |part: Option<u64>| part.unwrap_or(1);
+    let wanted = max.or(cpus);
+    let dies = known(dies);
+    let (sockets, cores, threads) = match (wanted, sockets, cores, threads) {
+        (Some(n), sockets, None, threads) => {
+            let (sockets, threads) = (known(sockets), known(threads));
+            (sockets, (n / (sockets * dies * threads)).max(1), threads)
+        }
+        (Some(n), None, Some(cores), threads) => {
+            let threads = known(threads);
+            ((n / (dies * cores * threads)).max(1), cores, threads)
+        }
+        (Some(n), Some(sockets), Some(cores), None) => (sockets, cores, (n / (sockets * dies * cores)).max(1)),
+        (_, sockets, cores, threads) => (known(sockets), known(cores), known(threads)),
+    };
+    let product = sockets * dies * cores * threads;
+    let max = max.unwrap_or_else(|| cpus.unwrap_or(product));
+    let cpus = cpus.unwrap_or(max);
+    if product != max {
+        return Err(props.error(format!(
+            "{sockets} sockets x {dies} dies x {cores} cores x {threads} threads are {product} processors, not {max}"
+        )));
+    }
+    if cpus > max {
+        return Err(props.error(format!("cpus ({cpus}) is more than maxcpus ({max})")));
+    }
+    if max > MAX_CPUS {
+        return Err(props.error(format!("a PC has at most {MAX_CPUS} processors")));
+    }
+    props.finish()?;
+    let n = |v: u64| v as u32;
+    Ok(Smp {
+        cpus: n(cpus),
+        max_cpus: n(max),
+        sockets: n(sockets),
+        dies: n(dies),
+        cores: n(cores),
+        threads: n(threads),
+    })
+}
+
+/// The boards: name, whether Mynah has it, and what it is.
+const BOARDS: &[(&str, bool, &str)] = &[
+    ("pc", true, "i440FX + PIIX3/PIIX4, 1996 (default)"),
+    ("pc-i440fx", true, "the same; a version after it (pc-i440fx-7.2) changes nothing"),
+    ("q35", false, "Q35 + ICH9, 2009"),
+    ("pc-q35", false, "the same"),
+    ("isapc", false, "ISA only"),
+    ("microvm", false, "a minimal board without PCI"),
+    ("none", false, "an empty board"),
+    ("x-remote", false, "remote devices"),
+    ("xenfv", false, "Xen full virtualization"),
+    ("xenpv", false, "Xen paravirtualization"),
+];
+
+/// What `-machine` gives beside the board: engines from `accel=`, and options that may also stand here.
+#[derive(Debug, Default)]
+pub struct MachineArg {
+    /// Engines, in order.
+    pub accel: Vec<Accel>,
+    /// `kernel=`, `initrd=`, `append=`, `firmware=`: option and value.
+    pub boot: Vec<(&'static str, String)>,
+}
+
+/// Parses `-machine`, changing `machine`.
+pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
+    let mut props = Props::parse("-machine", text, Some("type"));
+    if let Some(name) = props.text("type")? {
+        if name == "help" || name == "?" {
+            let mut help = "Boards:\n".to_string();
+            for (name, _, what) in BOARDS.iter().filter(|b| b.1) {
+                help += &format!("  {name:12} {what}\n");
+            }
+            return Err(Error::info(help));
+        }
+        // A version may follow: -7.2, -2.11.
+        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.').trim_end_matches('-');
+        let stem = if stem == "pc-q" { "pc-q35" } else { stem };
+        match BOARDS.iter().find(|b| b.0 == name || (b.0 == stem && stem.starts_with("pc-"))) {
+            Some((_, true, _)) => machine.kind = MachineKind::Pc,
+            Some((_, false, what)) => {
+                return Err(Error::new(format!("-machine {name} ({what}): not supported yet; there is 'pc'")));
+            }
+            None => {
+                let hint = did_you_mean("", &name, BOARDS.iter().map(|b| b.0));
+                let hint = if hint.is_empty() { " (accepted: pc)".into() } else { hint };
+                return Err(Error::new(format!("-machine {name}: unknown board{hint}")));
+            }
+        }
+    }
+    let mut arg = MachineArg::default();
+    if let Some(names) = props.text("accel")? {
+        for name in names.split(':') {
+            arg.accel.push(Accel { kind: accel_kind("-machine accel=", name)?, properties: Vec::new() });
+        }
+    }
+    for (key, option) in [("kernel", "kernel"), ("initrd", "initrd"), ("append", "append"), ("firmware", "bios")] {
+        if let Some(value) = props.text(key)? {
+            arg.boot.push((option, value));
+        }
+    }
+    for (key, field) in [
+        ("acpi", &mut machine.acpi),
+        ("hpet", &mut machine.hpet),
+        ("pit", &mut machine.pit),
+        ("pic", &mut machine.pic),
+    ] {
+        // -machine acpi=auto is QEMU's spelling of the default.
+        match props.switch_or_auto(key)? {
+            Some(Some(on)) => *field = on,
+            Some(None) => *field = true,
+            None => {}
+        }
+    }
+    let refused = |key: &str, value: &str| Err(Error::new(format!("-machine {key}={value}: not supported yet")));
+    // What there is not cannot be asked for, what always is cannot be left out; `auto` is the default.
+    for key in ["usb", "nvdimm", "vmport", "smm", "hmat", "sata", "sev", "memory-encryption", "memory-backend"] {
+        if let Some(value) = props.text(key)?
+            && !matches!(value.as_str(), "off" | "auto" | "no" | "false")
+        {
+            return refused(key, &value);
+        }
+    }
+    for key in ["i8042", "smbus"] {
+        if let Some(value) = props.text(key)?
+            && !matches!(value.as_str(), "on" | "auto" | "yes" | "true")
+        {
+            return refused(key, &value);
+        }
+    }
+    // These tune what a guest cannot see.
+    props.ignore(&["graphics", "kernel_irqchip", "kernel-irqchip", "mem-merge", "dump-guest-core", "suppress-vmdesc"]);
+    props.finish()?;
+    Ok(arg)
+}
+
+/// Parses `-accel`.
+pub fn accel(text: &str) -> Result<Accel, Error> {
+    let mut props = Props::parse("-accel", text, Some("accel"));
+    let name = props.text("accel")?.unwrap_or_default();
+    if name == "help" || name == "?" {
+        return Err(Error::info(
+            "Engines:\n  interp  the interpreter\n  jit     the translator (also: tcg)\n  \
+             kvm     Linux's KVM\n  hvf     macOS's Hypervisor.framework\n",
+        ));
+    }
+    let kind = accel_kind("-accel", &name)?;
+    props.rename(format!("-accel {name}"));
+    let all: Vec<_> = props.all().into_iter().filter(|(k, _)| k != "accel").collect();
+    let accepted: &[&str] = match kind {
+        AccelKind::Interp => &[],
+        AccelKind::Jit => &["thread", "tb-size", "one-insn-per-tb", "split-wx", "igd-passthru"],
+        AccelKind::Kvm => {
+            &["kernel-irqchip", "kvm-shadow-mem", "dirty-ring-size", "notify-vmexit", "notify-window", "device"]
+        }
+        AccelKind::Hvf => &[],
+    };
+    if let Some((key, _)) = all.iter().find(|(k, _)| !accepted.contains(&k.as_str())) {
+        let hint = did_you_mean("", key, accepted.iter().copied());
+        let list = if accepted.is_empty() {
+            "; it takes no properties".to_string()
+        } else {
+            format!(" (accepted: {})", accepted.join(", "))
+        };
+        return Err(props.error(format!("unknown property '{key}'{}", if hint.is_empty() { list } else { hint })));
+    }
+    Ok(Accel { kind, properties: all })
+}
+
+fn accel_kind(option: &str, name: &str) -> Result<AccelKind, Error> {
+    let space = if option.ends_with('=') { "" } else { " " };
+    match name {
+        "interp" => Ok(AccelKind::Interp),
+        "jit" | "tcg" => Ok(AccelKind::Jit),
+        "kvm" => Ok(AccelKind::Kvm),
+        "hvf" => Ok(AccelKind::Hvf),
+        "xen" | "whpx" | "nvmm" | "hax" | "qtest" => {
+            Err(Error::new(format!("{option}{space}{name}: not supported (accepted: interp, jit, tcg, kvm, hvf)")))
+        }
+        _ => {
+            let hint = did_you_mean("", name, ["interp", "jit", "tcg", "kvm", "hvf"]);
+            let hint = if hint.is_empty() { " (accepted: interp, jit, tcg, kvm, hvf)".into() } else { hint };
+            Err(Error::new(format!("{option}{space}{name}: unknown engine{hint}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_in_all_its_forms() {
+        let plain = |size| Memory { size, slots: 0, max: size };
+        assert_eq!(memory("512").unwrap(), plain(512 << 20));
+        assert_eq!(memory("2G").unwrap(), plain(2 << 30));
+        assert_eq!(memory("size=1.5G").unwrap(), plain(3 << 29));
+        assert_eq!(memory("1G,slots=2,maxmem=4G").unwrap(), Memory { size: 1 << 30, slots: 2, max: 4 << 30 });
+        assert_eq!(memory("1048577b").unwrap().size, (1 << 20) + 4096, "RAM is whole pages");
+    }
+
+    #[test]
+    fn bad_memory_names_value_and_limit() {
+        assert_eq!(memory("0").unwrap_err().to_string(), "-m 0: a PC needs at least 1 MiB of RAM");
+        let error = memory("100T").unwrap_err().to_string();
+        assert!(
+            error.starts_with("-m 100T: 100 TiB is more than the 4 TiB of RAM a guest can have; this host has "),
+            "{error}"
+        );
+        assert!(memory("lots").unwrap_err().to_string().contains("'lots' is not a size"));
+        assert!(memory("-5").unwrap_err().to_string().contains("'-5' is not a size"));
+        assert!(memory("1G,maxmem=512M").unwrap_err().to_string().contains("less than the size"));
+        assert!(memory("1G,slots=2").unwrap_err().to_string().contains("go together"));
+        assert!(memory("1G,slot=2").unwrap_err().to_string().contains("did you mean 'slots'?"));
+    }
+
+    #[test]
+    fn processors_are_cores_first() {
+        let shape = |text: &str| {
+            let s = smp(text).unwrap();
+            (s.cpus, s.max_cpus, s.sockets, s.cores, s.threads)
+        };
+        assert_eq!(shape("1"), (1, 1, 1, 1, 1));
+        assert_eq!(shape("4"), (4, 4, 1, 4, 1));
+        assert_eq!(shape("cpus=8,sockets=2"), (8, 8, 2, 4, 1));
+        assert_eq!(shape("8,cores=2,threads=2"), (8, 8, 2, 2, 2));
+        assert_eq!(shape("8,sockets=2,cores=2"), (8, 8, 2, 2, 2));
+        assert_eq!(shape("sockets=2,cores=3"), (6, 6, 2, 3, 1));
+        assert_eq!(shape("2,maxcpus=4"), (2, 4, 1, 4, 1));
+        assert_eq!(smp("4,dies=2").unwrap().dies, 2);
+    }
+
+    #[test]
+    fn impossible_processors_are_refused() {
+        assert!(smp("0").unwrap_err().to_string().contains("from 1 to 255"));
+        assert!(smp("1000").unwrap_err().to_string().contains("from 1 to 255"));
+        assert_eq!(
+            smp("4,sockets=3").unwrap_err().to_string(),
+            "-smp 4,sockets=3: 3 sockets x 1 dies x 1 cores x 1 threads are 3 processors, not 4"
+        );
+        assert!(smp("4,maxcpus=2").unwrap_err().to_string().contains("more than maxcpus"));
+        assert!(smp("sockets=255,cores=255,threads=255,dies=255").unwrap_err().to_string().contains("at most 255"));
+        assert!(smp("two").unwrap_err().to_string().contains("'two' is not a number"));
+    }
+
+    #[test]
+    fn boards() {
+        for text in ["pc", "pc-i440fx-7.2", "type=pc", "pc,accel=kvm:tcg,usb=off,vmport=off"] {
+            machine(text, &mut Machine::default()).unwrap_or_else(|e| panic!("{text}: {e}"));
+        }
+        let mut m = Machine::default();
+        let arg = machine("hpet=off,acpi=off,accel=kvm:tcg,kernel=vmlinuz", &mut m).unwrap();
+        assert!(!m.hpet && !m.acpi && m.pit);
+        assert_eq!(arg.accel.iter().map(|a| a.kind).collect::<Vec<_>>(), [AccelKind::Kvm, AccelKind::Jit]);
+        assert_eq!(arg.boot, [("kernel", "vmlinuz".to_string())]);
+        let error = |t: &str| machine(t, &mut Machine::default()).unwrap_err().to_string();
+        assert_eq!(error("q35"), "-machine q35 (Q35 + ICH9, 2009): not supported yet; there is 'pc'");
+        assert!(error("pc-q35-7.2").contains("not supported yet"));
+        assert_eq!(error("pcc"), "-machine pcc: unknown board; did you mean 'pc'?");
+        assert_eq!(error("pc,usb=on"), "-machine usb=on: not supported yet");
+        assert_eq!(error("pc,hept=on"), "-machine: unknown property 'hept'; did you mean 'hpet'?");
+    }
+
+    #[test]
+    fn engines() {
+        assert_eq!(accel("interp").unwrap().kind, AccelKind::Interp);
+        assert_eq!(accel("tcg,thread=multi").unwrap().kind, AccelKind::Jit);
+        assert_eq!(accel("kvm").unwrap().kind, AccelKind::Kvm);
+        assert_eq!(accel("intrep").unwrap_err().to_string(), "-accel intrep: unknown engine; did you mean 'interp'?");
+        assert!(accel("xen").unwrap_err().to_string().contains("not supported"));
+        assert!(accel("interp,fast=on").unwrap_err().to_string().contains("it takes no properties"));
+        assert!(accel("tcg,thraed=single").unwrap_err().to_string().contains("did you mean 'thread'?"));
+    }
+}

@@ -1,0 +1,293 @@
+//! The command line: QEMU's options for `mynah run`, and a few commands of our own around them.
+//!
+//! ```text
+//!   argv --main()--+-- run, qemu, or called qemu-system-* --parse--> Given --build--> Config --> machine::run
+//!                  +-- demo, guests, version, help        --clap---> Command
+//! ```
+//!
+//! QEMU's syntax (long options with one dash, comma properties, arguments that start with a dash) is nothing clap can
+//! describe, so it is parsed here from the table in [`options`], which help texts and suggestions share. What the user
+//! got wrong is an [`Error`]: one line that names the option, the value and what is accepted. It goes to standard error
+//! with the program's name before it, and the process ends with code 1.
+
+pub mod build;
+pub mod char_arg;
+pub mod cpu_arg;
+pub mod device_arg;
+pub mod help;
+pub mod machine_arg;
+pub mod options;
+pub mod parse;
+pub mod props;
+pub mod run_arg;
+pub mod size;
+pub mod suggest;
+
+use crate::config::{Config, exit_code};
+use crate::{demo, guests, machine};
+use clap::{Parser, Subcommand};
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Why the command line leads to no machine: something is wrong, or it asked for a text.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Error {
+    text: String,
+    info: bool,
+}
+
+impl Error {
+    /// A mistake of the user's.
+    pub fn new(text: impl Into<String>) -> Error {
+        Error { text: text.into(), info: false }
+    }
+
+    /// No mistake: a text that was asked for, with its line ends.
+    pub fn info(text: impl Into<String>) -> Error {
+        Error { text: text.into(), info: true }
+    }
+
+    /// Whether this is a text that was asked for.
+    pub fn is_info(&self) -> bool {
+        self.info
+    }
+}
+
+/// The commands around `mynah run`.
+#[derive(Parser, Debug)]
+#[command(
+    name = "mynah",
+    about = "A full-system x86 PC emulator",
+    disable_version_flag = true,
+    subcommand_required = true,
+    override_usage = "mynah run [options]\n       mynah <COMMAND>"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run a machine; `mynah run -help` lists QEMU's options
+    Run,
+    /// The same as run, for scripts that call QEMU
+    Qemu,
+    /// Boot Debian's cloud kernel to a shell, or the built-in guest where there is no network
+    Demo(demo::Args),
+    /// Guests for tests, from Debian's packages
+    Guests {
+        #[command(subcommand)]
+        command: GuestsCommand,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Subcommand, Debug)]
+enum GuestsCommand {
+    /// List the guests and what of them is there
+    List {
+        /// Folder that holds them
+        #[arg(long, value_name = "FOLDER")]
+        dir: Option<PathBuf>,
+    },
+    /// Fetch guests, all of them if none is named, and print their files
+    Fetch {
+        /// The guests' names
+        names: Vec<String>,
+        /// Folder that holds them
+        #[arg(long, value_name = "FOLDER")]
+        dir: Option<PathBuf>,
+        /// Fetch again what is there already
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Take the ELF kernel out of a bzImage
+    Extract {
+        /// The bzImage
+        kernel: PathBuf,
+        /// The file to write
+        elf: PathBuf,
+    },
+}
+
+/// The whole program: takes all arguments with the program's name, gives the process's exit code.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> i32 {
+    let mut args = args.into_iter();
+    let argv0 = args.next().unwrap_or_else(|| "mynah".into());
+    let rest: Vec<OsString> = args.collect();
+    let called = program_name(&argv0);
+    if called.starts_with("qemu-system-") {
+        return report(&called, run_machine(&called, &called, &rest));
+    }
+    match rest.first().and_then(|a| a.to_str()) {
+        Some(command @ ("run" | "qemu")) => report("mynah", run_machine("mynah", &format!("mynah {command}"), &rest[1..])),
+        Some("-version" | "--version" | "-V") => report("mynah", Err(Error::info(help::version()).into())),
+        Some(option) if option.starts_with('-') && !matches!(option, "-h" | "--help" | "-help") => {
+            let error = Error::new(format!("{option} stands before a command; options go after one: mynah run {option} ..."));
+            report("mynah", Err(error.into()))
+        }
+        Some("-help") => commands(&["--help".into()]),
+        _ => commands(&rest),
+    }
+}
+
+/// The file name in `argv[0]`, without `.exe`.
+fn program_name(argv0: &OsStr) -> String {
+    let stem = Path::new(argv0).file_name().unwrap_or(argv0).to_string_lossy();
+    stem.strip_suffix(".exe").unwrap_or(&stem).to_string()
+}
+
+/// Runs what clap knows.
+fn commands(args: &[OsString]) -> i32 {
+    let all = std::iter::once(OsString::from("mynah")).chain(args.iter().cloned());
+    let cli = match Cli::try_parse_from(all) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let text = error.render().to_string();
+            if !error.use_stderr() {
+                return report("mynah", Err(Error::info(text).into()));
+            }
+            let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+            return report("mynah", Err(Error::new(text).into()));
+        }
+    };
+    let result = match cli.command {
+        // Both have been seen to before clap; this is `mynah help run`'s way of listing them.
+        Command::Run | Command::Qemu => run_machine("mynah", "mynah run", &[]),
+        Command::Demo(args) => demo::run(&args),
+        Command::Guests { command } => guests_command(command).map(|()| 0),
+        Command::Version => Err(Error::info(help::version()).into()),
+    };
+    report("mynah", result)
+}
+
+fn guests_command(command: GuestsCommand) -> anyhow::Result<()> {
+    let store = |dir: Option<PathBuf>| match dir {
+        Some(dir) => Ok(guests::Store::at(dir)),
+        None => guests::Store::open(),
+    };
+    match command {
+        GuestsCommand::List { dir } => {
+            let store = store(dir)?;
+            let mut text = String::new();
+            for guest in guests::manifest() {
+                let there = store.cached(&guest.name).map_or("not fetched".into(), |f| f.display().to_string());
+                text += &format!("{:14} {:7} {}\n{:23}{there}\n", guest.name, guest.architecture, guest.about, "");
+            }
+            print(&text);
+        }
+        GuestsCommand::Fetch { names, dir, refresh } => {
+            let store = store(dir)?;
+            let names =
+                if names.is_empty() { guests::manifest().iter().map(|g| g.name.clone()).collect() } else { names };
+            for name in names {
+                if refresh {
+                    store.forget(&name)?;
+                }
+                let file = store.fetch(&name, &mut |line| eprintln!("mynah: {line}"))?;
+                print(&format!("{name} {}\n", file.display()));
+            }
+        }
+        GuestsCommand::Extract { kernel, elf } => {
+            let image = std::fs::read(&kernel).map_err(|e| Error::new(format!("{}: {e}", kernel.display())))?;
+            let payload = crate::vmlinux::payload(&image).map_err(|e| Error::new(format!("{}: {e}", kernel.display())))?;
+            std::fs::write(&elf, payload).map_err(|e| Error::new(format!("{}: {e}", elf.display())))?;
+        }
+    }
+    Ok(())
+}
+
+/// `mynah run`: options to a machine, and the machine to its end. `usage` is how the help calls it.
+fn run_machine(program: &str, usage: &str, args: &[OsString]) -> anyhow::Result<i32> {
+    let config = build::config(usage, args)?;
+    start(Config { program: program.into(), ..config })
+}
+
+/// Checks what `config` needs, and runs it to its end; the result is the process's exit code.
+pub fn start(config: Config) -> anyhow::Result<i32> {
+    config.refuse_unbuilt().map_err(Error::new)?;
+    build::check_files(&config)?;
+    let pidfile = match &config.pidfile {
+        None => None,
+        Some(path) => Some(Pidfile::write(path)?),
+    };
+    let code = machine::run(config);
+    drop(pidfile);
+    code
+}
+
+/// The file of `-pidfile`, which goes when the machine has ended.
+struct Pidfile(PathBuf);
+
+impl Pidfile {
+    fn write(path: &Path) -> Result<Pidfile, Error> {
+        std::fs::write(path, format!("{}\n", std::process::id()))
+            .map_err(|e| Error::new(format!("-pidfile {}: {e}", path.display())))?;
+        Ok(Pidfile(path.into()))
+    }
+}
+
+impl Drop for Pidfile {
+    fn drop(&mut self) {
+        // Somebody else may have removed it: then there is nothing left to do.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Tells the user how it ended, and makes an exit code of it.
+fn report(program: &str, result: anyhow::Result<i32>) -> i32 {
+    match result {
+        Ok(code) => code,
+        Err(error) => match error.downcast_ref::<Error>() {
+            Some(info) if info.is_info() => {
+                print(&info.text);
+                exit_code::POWER_OFF
+            }
+            _ => {
+                // A closed standard error leaves nobody to tell.
+                let _ = writeln!(std::io::stderr(), "{program}: {error:#}");
+                exit_code::ERROR
+            }
+        },
+    }
+}
+
+/// Prints to standard output; if nobody reads it any more, that is no reason to panic.
+pub(crate) fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_known_by_its_file_name() {
+        assert_eq!(program_name(OsStr::new("/usr/bin/qemu-system-x86_64")), "qemu-system-x86_64");
+        assert_eq!(program_name(OsStr::new("mynah.exe")), "mynah");
+    }
+
+    #[test]
+    fn clap_knows_the_commands() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+        assert!(Cli::try_parse_from(["mynah", "guests", "fetch", "cloud"]).is_ok());
+        assert!(Cli::try_parse_from(["mynah", "demo", "--embedded", "--print", "--", "-m", "64"]).is_ok());
+        assert!(Cli::try_parse_from(["mynah", "dmeo"]).unwrap_err().to_string().contains("demo"));
+    }
+
+    #[test]
+    fn a_pidfile_lives_as_long_as_the_machine() {
+        let path = std::env::temp_dir().join(format!("mynah-pidfile-test-{}", std::process::id()));
+        let pidfile = Pidfile::write(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap().trim(), std::process::id().to_string());
+        drop(pidfile);
+        assert!(!path.exists());
+        assert!(Pidfile::write(Path::new("/no/such/dir/pid")).is_err());
+    }
+}

@@ -1,0 +1,728 @@
+//! What the command line asks for: one plain description of a machine and of how to run it.
+//!
+//! `cli` turns QEMU's options into a [`Config`]; `machine` builds from it. Nothing here opens a file or owns a host
+//! resource, so a test (or another front end) can write a `Config` by hand, starting from [`Config::default`].
+//! Names and defaults are QEMU's, whose command line this is. Values have been checked for form when they get here;
+//! whether this build can provide what is asked for is answered by [`Config::refuse_unbuilt`].
+//!
+//! Also here: the process's exit codes ([`exit_code`]), which are part of the interface.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// The exit codes of `mynah run`.
+pub mod exit_code {
+    /// The guest powered itself off (or was ended by the user from the console).
+    pub const POWER_OFF: i32 = 0;
+    /// The command line was refused, or the machine could not be set up.
+    pub const ERROR: i32 = 1;
+    /// A triple fault under `-no-reboot`. It is even, so that no write to isa-debug-exit can produce it by accident
+    /// of its lowest bit.
+    pub const TRIPLE_FAULT: i32 = 70;
+
+    /// The code for a guest's write of `value` to the isa-debug-exit port: `(value << 1) | 1`, always odd.
+    /// The host's kernel keeps its low eight bits.
+    pub fn isa_debug_exit(value: u32) -> i32 {
+        (value.wrapping_shl(1) | 1) as i32
+    }
+}
+
+/// The whole description of a machine and its run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What the program was called as, for messages (`mynah`, `qemu-system-x86_64`).
+    pub program: String,
+    /// The guest's name (`-name`), for titles and the monitor.
+    pub name: Option<String>,
+    /// The system UUID (`-uuid`), as 16 bytes in the order they are written, for SMBIOS.
+    pub uuid: Option<[u8; 16]>,
+    /// The board (`-machine`).
+    pub machine: Machine,
+    /// RAM (`-m`).
+    pub memory: Memory,
+    /// Processors (`-smp`).
+    pub smp: Smp,
+    /// The CPU model and its changed features (`-cpu`).
+    pub cpu: CpuModel,
+    /// Engines to try, in order (`-accel`, `-machine accel=`). Empty: the build's own choice.
+    pub accel: Vec<Accel>,
+    /// A firmware image to run in place of the built-in firmware (`-bios`).
+    pub bios: Option<PathBuf>,
+    /// Folders searched for firmware files (`-L`), in order.
+    pub firmware_dirs: Vec<PathBuf>,
+    /// The kernel to start directly (`-kernel`).
+    pub kernel: Option<PathBuf>,
+    /// The initial RAM disk (`-initrd`), or for a Multiboot kernel its modules: see [`Config::modules`].
+    pub initrd: Option<String>,
+    /// The kernel's command line (`-append`), empty when not given.
+    pub append: String,
+    /// Serial ports in order (`-serial`, or what `-nographic` implies). Index 0 is COM1.
+    pub serials: Vec<CharTarget>,
+    /// The monitor's place (`-monitor`, or what `-nographic` implies).
+    pub monitor: Option<CharTarget>,
+    /// Where bytes written to port E9h go (`-debugcon`, `-device isa-debugcon`): target and port.
+    pub debugcons: Vec<Debugcon>,
+    /// Named back ends (`-chardev`), for `chardev:ID` and `chardev=ID`.
+    pub chardevs: Vec<Chardev>,
+    /// `-nographic`: the console is the terminal, and there is no display.
+    pub nographic: bool,
+    /// The display back end (`-display`).
+    pub display: Display,
+    /// The video adapter (`-vga`); `None` when not given.
+    pub vga: Option<String>,
+    /// What a guest's reset does (`-no-reboot`, `-action reboot=`).
+    pub on_reboot: RebootAction,
+    /// What a guest's power-off does (`-no-shutdown`, `-action shutdown=`).
+    pub on_shutdown: ShutdownAction,
+    /// What a guest's panic, told through pvpanic, does (`-action panic=`).
+    pub on_panic: PanicAction,
+    /// Devices added with `-device`.
+    pub devices: Vec<Device>,
+    /// Disks, CD-ROMs and floppies (`-drive`, `-hda`..`-hdd`, `-cdrom`, `-fda`, `-fdb`, `-pflash`).
+    pub drives: Vec<Drive>,
+    /// Network back ends and cards (`-netdev`, `-nic`, `-net`).
+    pub nets: Vec<Net>,
+    /// Items for the guest to read through fw_cfg (`-fw_cfg`).
+    pub fw_cfg: Vec<FwCfgItem>,
+    /// The real-time clock (`-rtc`).
+    pub rtc: Rtc,
+    /// Boot order and menu (`-boot`).
+    pub boot: Boot,
+    /// What is logged (`-d`), where (`-D`) and for which addresses (`-dfilter`).
+    pub log: Log,
+    /// Start stopped (`-S`).
+    pub start_stopped: bool,
+    /// Where to wait for a debugger (`-gdb`, `-s`).
+    pub gdb: Option<String>,
+    /// Management sockets (`-qmp`).
+    pub qmp: Vec<String>,
+    /// Instruction counting (`-icount`), as given.
+    pub icount: Option<String>,
+    /// Seed of the randomness handed to the guest (`-seed`).
+    pub seed: Option<u64>,
+    /// File to hold the process's number while it runs (`-pidfile`).
+    pub pidfile: Option<PathBuf>,
+    /// Go to the background after setting up (`-daemonize`).
+    pub daemonize: bool,
+    /// Code of the console's escape character (`-echr`): 1 is Ctrl-A.
+    pub escape: u8,
+    /// No devices but those asked for (`-nodefaults`).
+    pub no_defaults: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            program: "mynah".into(),
+            name: None,
+            uuid: None,
+            machine: Machine::default(),
+            memory: Memory::default(),
+            smp: Smp::default(),
+            cpu: CpuModel::default(),
+            accel: Vec::new(),
+            bios: None,
+            firmware_dirs: Vec::new(),
+            kernel: None,
+            initrd: None,
+            append: String::new(),
+            serials: Vec::new(),
+            monitor: None,
+            debugcons: Vec::new(),
+            chardevs: Vec::new(),
+            nographic: false,
+            display: Display::None,
+            vga: None,
+            on_reboot: RebootAction::Reset,
+            on_shutdown: ShutdownAction::PowerOff,
+            on_panic: PanicAction::Shutdown,
+            devices: Vec::new(),
+            drives: Vec::new(),
+            nets: Vec::new(),
+            fw_cfg: Vec::new(),
+            rtc: Rtc::default(),
+            boot: Boot::default(),
+            log: Log::default(),
+            start_stopped: false,
+            gdb: None,
+            qmp: Vec::new(),
+            icount: None,
+            seed: None,
+            pidfile: None,
+            daemonize: false,
+            escape: 1,
+            no_defaults: false,
+        }
+    }
+}
+
+/// The board.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Machine {
+    /// Which board.
+    pub kind: MachineKind,
+    /// ACPI tables are given to the guest (`acpi=`).
+    pub acpi: bool,
+    /// The HPET is there (`hpet=`).
+    pub hpet: bool,
+    /// The 8254 is there (`pit=`).
+    pub pit: bool,
+    /// The 8259 pair is there (`pic=`).
+    pub pic: bool,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine { kind: MachineKind::Pc, acpi: true, hpet: true, pit: true, pic: true }
+    }
+}
+
+/// The boards that exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineKind {
+    /// i440FX host bridge with the PIIX3/PIIX4 south bridge.
+    Pc,
+}
+
+/// RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes of RAM at power-on.
+    pub size: u64,
+    /// Slots for RAM added later.
+    pub slots: u32,
+    /// Bytes that RAM may grow to; equal to `size` when it cannot grow.
+    pub max: u64,
+}
+
+/// RAM without `-m`: 128 MiB, as in QEMU.
+pub const DEFAULT_MEMORY: u64 = 128 << 20;
+
+/// Most bytes of RAM a machine may have. Guest-physical addresses go further, for the PCI hole and what is above RAM.
+pub const MAX_MEMORY: u64 = mynah_mmu::ram::MAX_RAM;
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory { size: DEFAULT_MEMORY, slots: 0, max: DEFAULT_MEMORY }
+    }
+}
+
+/// How many processors, and how the guest is told they are packaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Smp {
+    /// Processors at power-on.
+    pub cpus: u32,
+    /// Processors there may be: `sockets * dies * cores * threads`.
+    pub max_cpus: u32,
+    /// Packages.
+    pub sockets: u32,
+    /// Dies in a package.
+    pub dies: u32,
+    /// Cores in a die.
+    pub cores: u32,
+    /// Threads in a core.
+    pub threads: u32,
+}
+
+impl Default for Smp {
+    fn default() -> Self {
+        Smp { cpus: 1, max_cpus: 1, sockets: 1, dies: 1, cores: 1, threads: 1 }
+    }
+}
+
+/// `-cpu`: a model and what differs from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuModel {
+    /// The model's name.
+    pub model: String,
+    /// Features switched on or off, in the order given (a later one wins). Names are QEMU's (`sse4.2`, `x2apic`),
+    /// with `_` written as `-`.
+    pub features: Vec<FeatureDelta>,
+    /// Other properties (`vendor=`, `family=`, `phys-bits=`), in the order given.
+    pub properties: Vec<(String, String)>,
+}
+
+impl Default for CpuModel {
+    fn default() -> Self {
+        CpuModel { model: "qemu64".into(), features: Vec::new(), properties: Vec::new() }
+    }
+}
+
+/// One feature switched on or off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeatureDelta {
+    /// The feature's name.
+    pub name: String,
+    /// On or off.
+    pub on: bool,
+}
+
+/// An engine to run the guest's code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accel {
+    /// Which engine.
+    pub kind: AccelKind,
+    /// Its properties, as given.
+    pub properties: Vec<(String, String)>,
+}
+
+/// The engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccelKind {
+    /// The interpreter.
+    Interp,
+    /// The translator (`jit`, or QEMU's name for its own, `tcg`).
+    Jit,
+    /// Linux's KVM.
+    Kvm,
+    /// macOS's Hypervisor.framework.
+    Hvf,
+}
+
+impl fmt::Display for AccelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AccelKind::Interp => "interp",
+            AccelKind::Jit => "jit",
+            AccelKind::Kvm => "kvm",
+            AccelKind::Hvf => "hvf",
+        })
+    }
+}
+
+/// Where a character stream goes, from the short form of `-serial`, `-monitor` and `-debugcon`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CharTarget {
+    /// The text as given, for messages.
+    pub spec: String,
+    /// `mon:` stood before it: the monitor shares the stream, and the escape character switches.
+    pub mux: bool,
+    /// What is at the other end.
+    pub backend: CharBackend,
+}
+
+impl CharTarget {
+    /// A target without a monitor on it, described by `spec`.
+    pub fn new(spec: &str, backend: CharBackend) -> Self {
+        CharTarget { spec: spec.into(), mux: false, backend }
+    }
+
+    /// The terminal with the monitor behind the escape character, which is what `-nographic` gives.
+    pub fn console() -> Self {
+        CharTarget { spec: "mon:stdio".into(), mux: true, backend: CharBackend::Stdio { signal: true } }
+    }
+}
+
+/// The kinds of character stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CharBackend {
+    /// No device at all: `-serial none` leaves the port out.
+    None,
+    /// The device is there; output is dropped and there is no input.
+    Null,
+    /// The terminal Mynah runs on.
+    Stdio {
+        /// Ctrl-C ends Mynah rather than reaching the guest.
+        signal: bool,
+    },
+    /// A text console on the display (`vc`); without a display it is as good as `Null`.
+    Vc,
+    /// A new pseudo-terminal, whose name is printed.
+    Pty,
+    /// Output to a file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Keep what is in it.
+        append: bool,
+    },
+    /// A named pipe, or the pair `PATH.in` and `PATH.out`.
+    Pipe {
+        /// The pipe.
+        path: PathBuf,
+    },
+    /// A serial port, parallel port or terminal of the host.
+    Host {
+        /// The device's file.
+        path: PathBuf,
+    },
+    /// A Unix socket.
+    Unix {
+        /// The socket's file.
+        path: PathBuf,
+        /// How it is opened.
+        socket: Socket,
+    },
+    /// A TCP connection.
+    Tcp {
+        /// Name or address; empty means every address for a server, this host for a client.
+        host: String,
+        /// Port number or service name.
+        port: String,
+        /// How it is opened.
+        socket: Socket,
+    },
+    /// UDP datagrams.
+    Udp {
+        /// Where to send to.
+        host: String,
+        /// The port to send to.
+        port: String,
+        /// The address to receive on, empty for every address.
+        local_host: String,
+        /// The port to receive on, `0` for any.
+        local_port: String,
+    },
+    /// A back end defined by `-chardev`, by its id.
+    Chardev(String),
+}
+
+/// How a stream socket is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Listen, rather than connect.
+    pub server: bool,
+    /// A server waits for its first client before the guest starts.
+    pub wait: bool,
+    /// Speak the telnet protocol.
+    pub telnet: bool,
+    /// Send small packets at once (TCP only).
+    pub nodelay: bool,
+    /// Seconds after which a client that lost its connection tries again; 0 is never.
+    pub reconnect: u32,
+}
+
+impl Default for Socket {
+    fn default() -> Self {
+        Socket { server: false, wait: true, telnet: false, nodelay: false, reconnect: 0 }
+    }
+}
+
+/// `-chardev`: a named character stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chardev {
+    /// The name others refer to.
+    pub id: String,
+    /// Several front ends may share it (`mux=on`).
+    pub mux: bool,
+    /// What is at the other end.
+    pub backend: CharBackend,
+    /// A file that gets a copy of the output (`logfile=`).
+    pub log_file: Option<PathBuf>,
+    /// Keep what is in the log file (`logappend=on`).
+    pub log_append: bool,
+}
+
+/// A debug console: a port whose writes go to a stream and whose reads give E9h.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Debugcon {
+    /// The port, E9h unless said otherwise.
+    pub iobase: u16,
+    /// The value that a read gives, E9h unless said otherwise.
+    pub readback: u8,
+    /// Where the bytes go.
+    pub target: CharTarget,
+}
+
+/// The display back ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Display {
+    /// No window.
+    None,
+    /// Another one, by QEMU's name, with its properties.
+    Other(String),
+}
+
+/// What follows a guest's reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RebootAction {
+    /// The machine starts again.
+    Reset,
+    /// It is treated as a power-off; a triple fault ends with [`exit_code::TRIPLE_FAULT`].
+    Shutdown,
+}
+
+/// What follows a guest's power-off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShutdownAction {
+    /// Mynah ends.
+    PowerOff,
+    /// The machine stops and can be looked at from the monitor.
+    Pause,
+}
+
+/// What follows a panic that the guest tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PanicAction {
+    /// Nothing.
+    None,
+    /// The machine stops.
+    Pause,
+    /// Mynah ends with code 0.
+    Shutdown,
+    /// Mynah ends with code 1.
+    ExitFailure,
+}
+
+/// `-device`: a device with checked properties.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The port whose writes end Mynah.
+    IsaDebugExit {
+        /// The first port, 501h unless said otherwise.
+        iobase: u16,
+        /// How many ports, 2 unless said otherwise.
+        iosize: u16,
+    },
+    /// The port that a guest tells of its panic through.
+    Pvpanic {
+        /// The port, 505h unless said otherwise.
+        ioport: u16,
+        /// The events the guest is told it may send: bit 0 panicked, bit 1 crash loaded.
+        events: u8,
+    },
+    /// An additional 16550A (`isa-serial`).
+    IsaSerial {
+        /// The port's number, 0 for COM1; the next free one when not given.
+        index: Option<u8>,
+        /// The first I/O port, if not the usual one for `index`.
+        iobase: Option<u16>,
+        /// The interrupt line, if not the usual one for `index`.
+        irq: Option<u8>,
+        /// The id of its `-chardev`.
+        chardev: String,
+    },
+}
+
+/// A disk, CD-ROM, floppy or flash image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drive {
+    /// The option that gave it, with its dash, for messages.
+    pub option: &'static str,
+    /// The image's file, if one was given.
+    pub file: Option<PathBuf>,
+    /// All properties as given (`if`, `media`, `format`, `index`, ...).
+    pub properties: Vec<(String, String)>,
+}
+
+/// A network card or back end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Net {
+    /// The option that gave it, with its dash, for messages.
+    pub option: &'static str,
+    /// `user`, `tap`, `none`, ... or for `-net nic` `nic`.
+    pub kind: String,
+    /// All properties as given.
+    pub properties: Vec<(String, String)>,
+}
+
+/// An item in fw_cfg.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FwCfgItem {
+    /// The item's name, such as `opt/com.example/data`.
+    pub name: String,
+    /// Its bytes: a file's contents, or text without a closing zero.
+    pub data: FwCfgData,
+}
+
+/// What an fw_cfg item holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FwCfgData {
+    /// The contents of a file.
+    File(PathBuf),
+    /// This text.
+    Text(String),
+}
+
+/// The real-time clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rtc {
+    /// What it shows at power-on.
+    pub base: RtcBase,
+    /// What drives it.
+    pub clock: RtcClock,
+    /// Lost ticks are delivered later (`driftfix=slew`).
+    pub slew: bool,
+}
+
+impl Default for Rtc {
+    fn default() -> Self {
+        Rtc { base: RtcBase::Utc, clock: RtcClock::Host, slew: false }
+    }
+}
+
+/// What the clock shows at power-on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RtcBase {
+    /// The host's time in UTC.
+    Utc,
+    /// The host's local time.
+    LocalTime,
+    /// A fixed date, in seconds from 1970-01-01T00:00:00 of the clock's own time zone.
+    At(i64),
+}
+
+/// What drives the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RtcClock {
+    /// The host's time, which an administrator may set.
+    Host,
+    /// The host's monotonic time.
+    Monotonic,
+    /// The guest's own time, which stands while the guest is stopped.
+    Virtual,
+}
+
+/// Boot order and menu.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Boot {
+    /// Drive letters in order, empty for the firmware's own.
+    pub order: String,
+    /// Drive letters for the first boot only.
+    pub once: String,
+    /// Offer a menu.
+    pub menu: bool,
+    /// Milliseconds the menu waits.
+    pub splash_time: Option<u32>,
+    /// Milliseconds before a failed boot is tried again.
+    pub reboot_timeout: Option<u32>,
+    /// Try nothing that is not in `order`.
+    pub strict: bool,
+}
+
+/// What is logged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// The items, by QEMU's names, each once.
+    pub items: Vec<LogItem>,
+    /// The file, standard error if none. `%d` has been replaced by the process's number.
+    pub file: Option<PathBuf>,
+    /// First and last address, inclusive, of what is logged; empty for everything.
+    pub filter: Vec<(u64, u64)>,
+}
+
+impl Log {
+    /// Whether `item` is to be logged.
+    pub fn has(&self, item: LogItem) -> bool {
+        self.items.contains(&item)
+    }
+}
+
+/// The things that `-d` can log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogItem {
+    /// `in_asm`: guest code when it is first decoded.
+    InAsm,
+    /// `exec`: each block as it is run.
+    Exec,
+    /// `cpu`: registers before each block.
+    Cpu,
+    /// `fpu`: x87 and SSE registers too, where `cpu` shows registers.
+    Fpu,
+    /// `int`: interrupts and exceptions.
+    Int,
+    /// `mmu`: page faults and flushes.
+    Mmu,
+    /// `pcall`: far calls and returns in protected mode.
+    Pcall,
+    /// `cpu_reset`: the state before a reset.
+    CpuReset,
+    /// `guest_errors`: what a guest does against a data sheet.
+    GuestErrors,
+    /// `unimp`: what a guest uses and Mynah has not.
+    Unimp,
+    /// `nochain`: look at every block (with `exec` and `cpu`, so that none is missed).
+    NoChain,
+    /// `out_asm`: host code that was generated.
+    OutAsm,
+    /// `op`: the translator's own form of guest code.
+    Op,
+}
+
+impl Config {
+    /// The initial RAM disk as a Multiboot kernel takes it: modules separated by commas, each a file and, after a
+    /// space, its command line. A comma in a name is written twice.
+    pub fn modules(&self) -> Vec<(PathBuf, String)> {
+        let Some(initrd) = &self.initrd else { return Vec::new() };
+        split_commas(initrd)
+            .into_iter()
+            .filter(|m| !m.trim().is_empty())
+            .map(|m| {
+                let m = m.trim_start();
+                let file = m.split(' ').next().unwrap_or(m);
+                (PathBuf::from(file), m.to_string())
+            })
+            .collect()
+    }
+
+    /// Refuses, by the option's name, what the command line knows and no part of this build looks at. (What a part
+    /// looks at and cannot do, such as more than one processor, it refuses itself.) Nothing that was asked for is left
+    /// out silently.
+    pub fn refuse_unbuilt(&self) -> Result<(), String> {
+        let missing = |what: String| Err(format!("{what} not supported yet"));
+        if self.smp.max_cpus > self.smp.cpus {
+            return missing("-smp maxcpus=: processors added later are".into());
+        }
+        if let Display::Other(name) = &self.display {
+            return missing(format!("-display {name}: a display window is"));
+        }
+        if let Some(vga) = self.vga.as_deref().filter(|v| *v != "none") {
+            return missing(format!("-vga {vga}: a video adapter is"));
+        }
+        if self.daemonize {
+            return missing("-daemonize is".into());
+        }
+        if self.memory.max > self.memory.size {
+            return missing("-m maxmem=: memory added later is".into());
+        }
+        Ok(())
+    }
+}
+
+/// Splits at single commas; a doubled comma is one comma of the text.
+pub(crate) fn split_commas(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c == ',' && rest.next_if_eq(&',').is_none() {
+            parts.push(String::new());
+            continue;
+        }
+        if let Some(last) = parts.last_mut() {
+            last.push(c);
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_exit_codes_are_odd_and_never_the_triple_fault_code() {
+        for value in 0..=255 {
+            let code = exit_code::isa_debug_exit(value) & 0xFF;
+            assert_eq!(code & 1, 1);
+            assert_ne!(code, exit_code::TRIPLE_FAULT);
+        }
+        assert_eq!(exit_code::isa_debug_exit(0x10), 33);
+        assert_eq!(exit_code::isa_debug_exit(0xFFFF_FFFF), -1);
+    }
+
+    #[test]
+    fn multiboot_modules_are_files_with_command_lines() {
+        let config = Config { initrd: Some("a.elf one two, b,,c".into()), ..Config::default() };
+        assert_eq!(
+            config.modules(),
+            vec![(PathBuf::from("a.elf"), "a.elf one two".to_string()), (PathBuf::from("b,c"), "b,c".to_string())]
+        );
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        let config = Config { vga: Some("std".into()), ..Config::default() };
+        assert_eq!(config.refuse_unbuilt().unwrap_err(), "-vga std: a video adapter is not supported yet");
+        assert!(Config::default().refuse_unbuilt().is_ok());
+    }
+}

@@ -1,0 +1,11 @@
+//! Mynah: a full-system x86 PC emulator. The machine (board, processors, run control) and the command line, where all
+//! parts meet.
+
+pub mod cli;
+pub mod config;
+pub mod cpio;
+pub mod demo;
+pub mod embedded;
+pub mod guests;
+pub mod machine;
+pub mod vmlinux;

@@ -1,0 +1,263 @@
+//! The PC's board: which chips there are, where they are mapped, how they are wired.
+//!
+//! ```text
+//!   vCPU --ports--> PortBus -----> 8259A pair, 8254, MC146818, 8042, 16550A, PM registers, CF8/CFC, fw_cfg, ...
+//!        --MMIO---> PhysMemory --> I/O APIC, HPET (and RAM)
+//!        --APIC---> LocalApic <--- messages --- I/O APIC <--- GsiRouter <--- interrupt pins of all devices
+//! ```
+use super::power::Power;
+use super::vcpu::{Pins, VcpuBoard, VcpuHandle};
+use crate::config::{Config, RtcBase};
+use anyhow::Context;
+use mynah_devices::bus::{Irq, PortBus};
+use mynah_devices::chipset::{I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
+use mynah_devices::clock::{Clock, HostClock, host_unix_nanos};
+use mynah_devices::events::A20Gate;
+use mynah_devices::input::i8042::I8042;
+use mynah_devices::interrupts::GsiRouter;
+use mynah_devices::interrupts::ioapic::Ioapic;
+use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, ReadTsc};
+use mynah_devices::interrupts::pic::Pic;
+use mynah_devices::pci::{ConfigPorts, PciBus};
+use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
+use mynah_devices::timers::pit::Pit;
+use mynah_devices::timers::pm_timer::pm_timer_value;
+use mynah_devices::timers::rtc::Rtc;
+use mynah_mmu::PhysMemory;
+use std::sync::Arc;
+
+/// The rate of the vCPUs' time-stamp counters: guest nanoseconds.
+pub const TSC_HZ: u64 = 1_000_000_000;
+/// Where the I/O APIC stands.
+const IOAPIC_BASE: u64 = 0xfec0_0000;
+
+/// The chips of a PC, but for its processors.
+pub struct Board {
+    /// Guest time.
+    pub clock: Arc<HostClock>,
+    /// I/O ports.
+    pub ports: Arc<PortBus>,
+    /// Physical memory.
+    pub memory: Arc<PhysMemory>,
+    /// The local APICs, one for each vCPU.
+    pub apics: Vec<Arc<LocalApic>>,
+    /// What sends messages to them.
+    pub apic_bus: Arc<LocalApics>,
+    /// ISA interrupts 0-15: every device takes its pin from here.
+    pub isa: Vec<Irq>,
+    /// PCI bus 0.
+    pub pci: Arc<PciBus>,
+    /// The ISA bridge, with PCI interrupt routing.
+    pub piix3: Arc<Piix3>,
+    /// ACPI power management.
+    pub pm: Arc<Piix4Pm>,
+    /// The keyboard controller.
+    pub i8042: Arc<I8042>,
+    /// The real-time clock.
+    pub rtc: Arc<Rtc>,
+    pic: Arc<Pic>,
+    ioapic: Arc<Ioapic>,
+    pit: Arc<Pit>,
+    hpet: Option<Arc<Hpet>>,
+    config_ports: Arc<ConfigPorts>,
+    port92: Arc<Port92>,
+    tsc: ReadTsc,
+}
+
+impl Board {
+    /// Builds the board of `cfg` around its memory, and plugs in a local APIC for each of `vcpus`.
+    pub fn new(
+        cfg: &Config,
+        memory: Arc<PhysMemory>,
+        power: &Arc<Power>,
+        vcpus: &[VcpuHandle],
+    ) -> anyhow::Result<Self> {
+        let clock = Arc::new(HostClock::new().context("cannot start the timer thread")?);
+        let dyn_clock: Arc<dyn Clock> = clock.clone();
+        let ports = Arc::new(PortBus::new());
+        let tsc: ReadTsc = {
+            let clock = clock.clone();
+            Arc::new(move || clock.now())
+        };
+
+        // Interrupt controllers.
+        let apic_bus = LocalApics::new(dyn_clock.clone(), TSC_HZ);
+        let apics: Vec<_> = vcpus
+            .iter()
+            .enumerate()
+            .map(|(n, v)| apic_bus.add(n as u32, n == 0, tsc.clone(), Arc::new(Pins(v.events.clone()))))
+            .collect();
+        let pic = Pic::new(Irq::new(apic_bus.clone(), 0));
+        apic_bus.connect_pic(&pic);
+        let ioapic = Ioapic::new(apic_bus.clone());
+        let eoi: Arc<dyn mynah_devices::interrupts::EoiSink> = ioapic.clone();
+        apic_bus.connect_eoi(Arc::downgrade(&eoi));
+        let router = GsiRouter::new(pic.clone(), ioapic.clone());
+        ports.map(0x20, 2, pic.master_ports());
+        ports.map(0xa0, 2, pic.slave_ports());
+        ports.map(0x4d0, 2, pic.elcr_ports());
+        memory.map_mmio(IOAPIC_BASE, 0x1000, ioapic.clone());
+        // Every ISA line may have several holders: the device's own pin, and PCI interrupts routed there.
+        let mut isa: Vec<Irq> = (0..16).map(|n| Irq::new(router.clone(), n)).collect();
+        let mut pin = |n: usize| isa[n].share();
+
+        // Timers.
+        let pit = Pit::new(dyn_clock.clone(), pin(0));
+        ports.map(0x40, 4, pit.ports());
+        ports.map(0x61, 1, pit.port61());
+        let rtc = Rtc::new(dyn_clock.clone(), pin(8), rtc_base(cfg));
+        ports.map(0x70, 2, rtc.ports());
+        set_cmos_memory(&rtc, &memory);
+        let hpet = cfg.machine.hpet.then(|| {
+            let (quiet_pit, quiet_rtc) = (pit.clone(), rtc.clone());
+            Hpet::new(
+                dyn_clock.clone(),
+                HpetWires {
+                    pins: ioapic.clone(),
+                    irq0: pin(0),
+                    irq8: pin(8),
+                    legacy_route: Box::new(move |on| {
+                        quiet_pit.set_irq_enabled(!on);
+                        quiet_rtc.set_irq_enabled(!on);
+                    }),
+                },
+            )
+        });
+        if let Some(h) = &hpet {
+            memory.map_mmio(HPET_BASE, 0x400, h.clone());
+        }
+
+        // Chipset.
+        let pci = PciBus::new(ports.clone(), memory.clone());
+        let piix3 = Piix3::new(std::array::from_fn(&mut pin), power.clone());
+        let pm_clock = clock.clone();
+        let pm =
+            Piix4Pm::new(pin(9), move || pm_timer_value(pm_clock.now()), ports.clone(), power.clone());
+        pm.follow(&dyn_clock);
+        pci.attach(i440fx::DEVFN, Arc::new(I440fx::new(|_| {})));
+        pci.attach(piix3::DEVFN, piix3.clone());
+        pci.attach(piix4_pm::DEVFN, pm.clone());
+        let config_ports = ConfigPorts::new(pci.clone(), piix3.clone());
+        config_ports.attach(&ports);
+        let a20 = A20Gate::new(true, power.clone());
+        let port92 = Port92::new(a20.clone(), power.clone());
+        port92.attach(&ports);
+        let i8042 = I8042::new(true, pin(1), pin(12), a20, power.clone());
+        i8042.attach(&ports);
+        // A diagnostic port that programs write to for a short delay.
+        ports.map(0x80, 1, Arc::new(Delay));
+
+        let board = Self {
+            clock,
+            ports,
+            memory,
+            apics,
+            apic_bus,
+            isa,
+            pci,
+            piix3,
+            pm,
+            i8042,
+            rtc,
+            pic,
+            ioapic,
+            pit,
+            hpet,
+            config_ports,
+            port92,
+            tsc,
+        };
+        board.like_firmware();
+        Ok(board)
+    }
+
+    /// The board as vCPU `n` sees it.
+    pub fn view(&self, n: usize) -> VcpuBoard {
+        VcpuBoard { ports: self.ports.clone(), apic: self.apics[n].clone(), tsc: self.tsc.clone() }
+    }
+
+    /// A pin on ISA interrupt `n`.
+    pub fn isa_pin(&mut self, n: usize) -> Irq {
+        self.isa[n].share()
+    }
+
+    /// What firmware leaves behind: power management enabled, PCI interrupts routed, the boot processor's APIC in virtual-wire mode.
+    fn like_firmware(&self) {
+        use mynah_devices::pci::PciDevice;
+        self.pm.enable_at(piix4_pm::PM_BASE);
+        for (n, irq) in mynah_firmware::tables::PIRQ_ROUTES.into_iter().enumerate() {
+            self.piix3.config_write(0x60 + n as u8, 1, u32::from(irq));
+        }
+        // PCI interrupts and the SCI are level-triggered.
+        for irq in [9, 10, 11] {
+            let (port, bit) = (0x4d0 + irq / 8, irq % 8);
+            let old = self.ports.read(port, 1);
+            self.ports.write(port, 1, old | 1 << bit);
+        }
+        self.apics[0].enter_virtual_wire();
+    }
+
+    /// RESET: every chip as after power-on, then as firmware leaves it.
+    pub fn reset(&self) {
+        for a in &self.apics {
+            a.reset();
+        }
+        self.ioapic.reset();
+        self.pic.reset();
+        self.pit.reset();
+        self.rtc.reset();
+        if let Some(h) = &self.hpet {
+            h.reset();
+        }
+        self.pci.reset();
+        self.config_ports.reset();
+        self.port92.reset();
+        self.i8042.reset();
+        self.like_firmware();
+    }
+}
+
+struct Delay;
+impl mynah_devices::bus::PortIo for Delay {
+    fn read(&self, _: u16, _: u8) -> u32 {
+        0xff
+    }
+    fn write(&self, _: u16, _: u8, _: u32) {}
+}
+
+fn rtc_base(cfg: &Config) -> u64 {
+    let now = host_unix_nanos();
+    match cfg.rtc.base {
+        RtcBase::Utc => now,
+        RtcBase::LocalTime => now.wrapping_add_signed(local_offset() * 1_000_000_000),
+        RtcBase::At(seconds) => u64::try_from(seconds).unwrap_or(0) * 1_000_000_000,
+    }
+}
+
+/// Seconds that local time is ahead of UTC.
+fn local_offset() -> i64 {
+    // SAFETY: `time` with a null pointer only returns the time; `localtime_r` fills the zeroed structure that it is given.
+    unsafe {
+        let now = libc::time(std::ptr::null_mut());
+        let mut tm: libc::tm = std::mem::zeroed();
+        if libc::localtime_r(&now, &mut tm).is_null() { 0 } else { tm.tm_gmtoff }
+    }
+}
+
+/// The CMOS cells in which firmware leaves the size of RAM.
+fn set_cmos_memory(rtc: &Rtc, memory: &PhysMemory) {
+    let set16 = |at: u8, v: u64| {
+        rtc.set_cmos(at, v as u8);
+        rtc.set_cmos(at + 1, (v >> 8) as u8);
+    };
+    let below = memory.below_4g();
+    set16(0x15, 640);
+    let extended = (below.saturating_sub(1 << 20) / 1024).min(0xffff);
+    set16(0x17, extended);
+    set16(0x30, extended);
+    set16(0x34, (below.saturating_sub(16 << 20) / 65536).min(0xffff));
+    let above = memory.above_4g() / 65536;
+    rtc.set_cmos(0x5b, above as u8);
+    rtc.set_cmos(0x5c, (above >> 8) as u8);
+    rtc.set_cmos(0x5d, (above >> 16) as u8);
+}

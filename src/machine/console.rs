@@ -1,0 +1,247 @@
+//! Character streams: serial ports, the monitor behind Ctrl-A, debug consoles.
+use super::board::Board;
+use super::power::Power;
+use crate::config::{CharBackend, CharTarget, Config, Device, FwCfgData};
+use anyhow::{Context, bail};
+use mynah_devices::chardev::{Chardev, Host, Monitor, Mux, spec};
+use mynah_devices::misc::debug_exit::DebugExit;
+use mynah_devices::misc::debugcon::Debugcon;
+use mynah_devices::misc::fw_cfg::{FwCfg, key};
+use mynah_devices::misc::pvpanic::Pvpanic;
+use mynah_devices::serial::{COM, Serial};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// All open streams.
+pub struct Consoles {
+    lines: Vec<Arc<dyn Chardev>>,
+    serials: Vec<Arc<Serial>>,
+    named: Mutex<HashMap<String, Arc<dyn Chardev>>>,
+    host: Host,
+}
+
+impl Consoles {
+    /// Opens what `cfg` asks for and plugs in the serial ports.
+    pub fn open(cfg: &Config, board: &mut Board, power: &Arc<Power>) -> anyhow::Result<Self> {
+        let program = cfg.program.clone();
+        let shown = program.clone();
+        let host = Host {
+            on_error: Arc::new(move |e| eprintln!("{program}: {e}")),
+            announce: Arc::new(move |line| eprintln!("{shown}: {line}")),
+        };
+        let mut all =
+            Self { lines: Vec::new(), serials: Vec::new(), named: Mutex::new(HashMap::new()), host };
+        for c in &cfg.chardevs {
+            let target = CharTarget { spec: c.id.clone(), mux: c.mux, backend: c.backend.clone() };
+            let line = all.line(cfg, &target, power).with_context(|| format!("-chardev id={}", c.id))?;
+            all.named.lock().insert(c.id.clone(), line);
+        }
+        for (n, target) in cfg.serials.iter().enumerate() {
+            if target.backend == CharBackend::None {
+                continue;
+            }
+            let Some(&(base, irq)) = COM.get(n) else {
+                bail!("-serial {}: a PC has four serial ports", target.spec);
+            };
+            let line =
+                all.line(cfg, target, power).with_context(|| format!("-serial {}", target.spec))?;
+            all.serial(board, line, base, irq);
+        }
+        Ok(all)
+    }
+
+    fn serial(&mut self, board: &mut Board, line: Arc<dyn Chardev>, base: u16, irq: u32) {
+        let clock: Arc<dyn mynah_devices::clock::Clock> = board.clock.clone();
+        let serial = Serial::new(line, board.isa_pin(irq as usize), clock);
+        serial.attach(&board.ports, base);
+        self.serials.push(serial);
+    }
+
+    /// Opens a target, or finds the one that `-chardev` opened.
+    pub fn line(
+        &mut self,
+        cfg: &Config,
+        target: &CharTarget,
+        power: &Arc<Power>,
+    ) -> anyhow::Result<Arc<dyn Chardev>> {
+        if let CharBackend::Chardev(id) = &target.backend {
+            return match self.named.lock().get(id) {
+                Some(line) => Ok(line.clone()),
+                None => bail!("there is no -chardev with id={id}"),
+            };
+        }
+        let mut what = spec_of(&target.backend)?;
+        if target.mux {
+            what = spec::Spec::Mon(Box::new(what));
+        }
+        let opened = what.open(&self.host)?;
+        if let Some(mux) = opened.mux {
+            connect_monitor(cfg, &mux, power);
+        }
+        self.lines.push(opened.chardev.clone());
+        Ok(opened.chardev)
+    }
+
+    /// Sends what is still on its way.
+    pub fn close(&self) {
+        for s in &self.serials {
+            s.flush();
+        }
+        for l in &self.lines {
+            l.flush();
+        }
+    }
+}
+
+fn spec_of(backend: &CharBackend) -> anyhow::Result<spec::Spec> {
+    use spec::{Address, SocketSpec, Spec};
+    Ok(match backend {
+        CharBackend::None => Spec::None,
+        CharBackend::Null | CharBackend::Vc => Spec::Null,
+        CharBackend::Stdio { signal } => Spec::Stdio { signal: *signal },
+        CharBackend::Pty => Spec::Pty,
+        CharBackend::File { path, append } => Spec::File { path: path.clone(), append: *append },
+        CharBackend::Unix { path, socket } => {
+            no_telnet(socket)?;
+            Spec::Socket(SocketSpec {
+                address: Address::Unix(path.clone()),
+                server: socket.server,
+                wait: socket.server && socket.wait,
+                nodelay: false,
+            })
+        }
+        CharBackend::Tcp { host, port, socket } => {
+            no_telnet(socket)?;
+            let port = port.parse().with_context(|| format!("'{port}' is not a port number"))?;
+            Spec::Socket(SocketSpec {
+                address: Address::Tcp { host: host.clone(), port },
+                server: socket.server,
+                wait: socket.server && socket.wait,
+                nodelay: socket.nodelay,
+            })
+        }
+        CharBackend::Pipe { path } => bail!("pipe {}: not supported yet", path.display()),
+        CharBackend::Host { path } => bail!("host device {}: not supported yet", path.display()),
+        CharBackend::Udp { .. } => bail!("udp: not supported yet"),
+        CharBackend::Chardev(id) => bail!("-chardev id={id} cannot stand for itself"),
+    })
+}
+
+fn no_telnet(socket: &crate::config::Socket) -> anyhow::Result<()> {
+    if socket.telnet {
+        bail!("the telnet protocol is not supported yet");
+    }
+    if socket.reconnect != 0 {
+        bail!("reconnect= is not supported yet");
+    }
+    Ok(())
+}
+
+fn connect_monitor(cfg: &Config, mux: &Arc<Mux>, power: &Arc<Power>) {
+    let quit = power.clone();
+    let program = cfg.program.clone();
+    mux.set_quit(move || {
+        eprintln!("{program}: terminated from the console");
+        quit.end(crate::config::exit_code::POWER_OFF, None);
+    });
+    mux.set_monitor(Arc::new(Hmp { power: power.clone() }));
+}
+
+/// The human monitor: the few commands that there is something behind.
+struct Hmp {
+    power: Arc<Power>,
+}
+
+impl Monitor for Hmp {
+    fn command(&self, line: &str) -> String {
+        use mynah_devices::events::{MachineEvents, ResetCause};
+        match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+            [] => String::new(),
+            ["q" | "quit"] => {
+                self.power.end(crate::config::exit_code::POWER_OFF, None);
+                String::new()
+            }
+            ["stop" | "s"] => {
+                self.power.set_paused(true);
+                String::new()
+            }
+            ["cont" | "c"] => {
+                self.power.set_paused(false);
+                String::new()
+            }
+            ["system_reset"] => {
+                self.power.reset(ResetCause::Host);
+                String::new()
+            }
+            ["info", "status"] => {
+                format!("VM status: {}\n", if self.power.is_paused() { "paused" } else { "running" })
+            }
+            ["help" | "?", ..] => "cont|c          go on\ninfo status     running or paused\nquit|q          end Mynah\n\
+                stop|s          pause the guest\nsystem_reset    reset the machine\n"
+                .into(),
+            [first, ..] => format!("unknown command: '{first}' (try 'help')\n"),
+        }
+    }
+}
+
+/// `-debugcon`, `-device` and the board's own fw_cfg.
+pub fn attach_extra(
+    cfg: &Config,
+    board: &mut Board,
+    power: &Arc<Power>,
+    consoles: &mut Consoles,
+) -> anyhow::Result<()> {
+    for d in &cfg.debugcons {
+        let what = &d.target.spec;
+        if d.readback != 0xe9 {
+            bail!("-device isa-debugcon: readback={:#x}: only 0xe9 is supported yet", d.readback);
+        }
+        let line = consoles.line(cfg, &d.target, power).with_context(|| format!("-debugcon {what}"))?;
+        Debugcon::new(line).attach(&board.ports, d.iobase);
+    }
+    for d in &cfg.devices {
+        match d {
+            Device::IsaDebugExit { iobase, iosize } => {
+                DebugExit::new(power.clone()).attach(&board.ports, *iobase, u32::from(*iosize));
+            }
+            Device::Pvpanic { ioport, events } => {
+                if *events != 3 {
+                    bail!("-device pvpanic: events={events}: only 3 (all) is supported yet");
+                }
+                Pvpanic::new(power.clone()).attach(&board.ports, *ioport);
+            }
+            Device::IsaSerial { index, iobase, irq, chardev } => {
+                let n = match index {
+                    Some(i) => usize::from(*i),
+                    None => consoles.serials.len(),
+                };
+                let Some(&(base, line_irq)) = COM.get(n) else {
+                    bail!("-device isa-serial: a PC has four serial ports");
+                };
+                let target = CharTarget::new(chardev, CharBackend::Chardev(chardev.clone()));
+                let line = consoles.line(cfg, &target, power).context("-device isa-serial")?;
+                let irq = irq.map_or(line_irq, u32::from);
+                if irq > 15 {
+                    bail!("-device isa-serial: irq={irq} is not an ISA interrupt (0 to 15)");
+                }
+                consoles.serial(board, line, iobase.unwrap_or(base), irq);
+            }
+        }
+    }
+    let fw_cfg = FwCfg::new(board.memory.clone());
+    fw_cfg.set_u16(key::NB_CPUS, cfg.smp.cpus as u16);
+    fw_cfg.set_u16(key::MAX_CPUS, cfg.smp.max_cpus as u16);
+    fw_cfg.set_u64(key::RAM_SIZE, cfg.memory.size);
+    for item in &cfg.fw_cfg {
+        let data = match &item.data {
+            FwCfgData::Text(t) => t.clone().into_bytes(),
+            FwCfgData::File(path) => {
+                std::fs::read(path).with_context(|| format!("-fw_cfg name={}: {}", item.name, path.display()))?
+            }
+        };
+        fw_cfg.add_file(&item.name, data).with_context(|| format!("-fw_cfg name={}", item.name))?;
+    }
+    fw_cfg.attach(&board.ports);
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! The machine: a board with processors, memory and a kernel, from a [`Config`] to an exit code.
+
+pub mod board;
+pub mod console;
+pub mod dump;
+pub mod kernel;
+pub mod power;
+pub mod vcpu;
+
+use crate::config::{AccelKind, Config, Device};
+use anyhow::{Context, bail};
+use board::Board;
+use mynah_cpu::{Cpu, CpuModel};
+use mynah_mmu::{GuestRam, PhysMemory};
+use power::Power;
+use std::sync::Arc;
+use vcpu::VcpuHandle;
+
+/// RAM below the PCI hole when there is more than fits: the hole starts at 3.5 GiB with less RAM, else at 3 GiB, as on QEMU's board.
+fn below_4g(size: u64) -> u64 {
+    const HOLE: u64 = 0xe000_0000;
+    const HOLE_WITH_MORE: u64 = 0xc000_0000;
+    if size > HOLE { HOLE_WITH_MORE } else { size }
+}
+
+/// Builds the machine and runs it to its end; the exit code.
+pub fn run(cfg: Config) -> anyhow::Result<i32> {
+    refuse_unbuilt(&cfg)?;
+    let model = Arc::new(cpu_model(&cfg)?);
+    let boot = kernel::Boot::read(&cfg, &model)?;
+
+    let size = cfg.memory.size;
+    let ram = GuestRam::new(size).with_context(|| format!("-m: cannot map {size} bytes of guest RAM"))?;
+    let memory = PhysMemory::new(ram, below_4g(size));
+    let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, cfg.start_stopped));
+    let handles: Vec<VcpuHandle> = (0..cfg.smp.cpus).map(|_| VcpuHandle::default()).collect();
+    power.connect(handles.clone());
+    let mut board = Board::new(&cfg, memory.clone(), &power, &handles)?;
+    let mut consoles = console::Consoles::open(&cfg, &mut board, &power)?;
+    console::attach_extra(&cfg, &mut board, &power, &mut consoles)?;
+    let board = Arc::new(board);
+    if cfg.start_stopped {
+        board.clock.pause();
+    }
+
+    // The first load shows whether the kernel fits, before anything runs.
+    let entry = boot.load(&memory)?;
+
+    let mut threads = Vec::new();
+    for (n, handle) in handles.iter().enumerate() {
+        let view = Arc::new(board.view(n));
+        let mut cpu = Cpu::new(n as u32, memory.clone(), view, handle.events.clone(), model.clone());
+        cpu.inbox = handle.inbox.clone();
+        cpu.sole = handles.len() == 1;
+        if n == 0 {
+            kernel::enter(&mut cpu, &entry);
+        }
+        let (power, board, boot) = (power.clone(), board.clone(), boot.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("mynah-vcpu{n}"))
+            .stack_size(8 << 20)
+            .spawn(move || {
+                vcpu::run(&mut cpu, &power, |cpu| {
+                    board.reset();
+                    cpu.reset();
+                    kernel::enter(cpu, &boot.load(&board.memory)?);
+                    Ok(())
+                });
+            })
+            .context("cannot start a vCPU thread")?;
+        threads.push(thread);
+    }
+    let end = power.wait_end();
+    for t in threads {
+        // A vCPU thread that panicked has printed why.
+        let _ = t.join();
+    }
+    consoles.close();
+    if let Some(message) = end.message {
+        eprintln!("{}: {message}", cfg.program);
+    }
+    Ok(end.code)
+}
+
+/// What the command line knows but the machine does not have yet is refused, never ignored.
+fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
+    if cfg.smp.cpus > 1 {
+        bail!("-smp {}: more than one vCPU is not supported yet", cfg.smp.cpus);
+    }
+    if let Some(a) = cfg.accel.first()
+        && !cfg.accel.iter().any(|a| a.kind == AccelKind::Interp)
+    {
+        bail!("-accel {}: not supported yet; use '-accel interp'", a.kind);
+    }
+    if let Some(bios) = &cfg.bios {
+        bail!("-bios {}: firmware images are not supported yet; give a kernel with -kernel", bios.display());
+    }
+    if let Some(d) = cfg.drives.first() {
+        bail!("{}: disks are not supported yet", d.option);
+    }
+    if let Some(n) = cfg.nets.iter().find(|n| n.kind != "none") {
+        bail!("{} {}: network cards are not supported yet", n.option, n.kind);
+    }
+    if let Some(g) = &cfg.gdb {
+        bail!("-gdb {g}: the debugger's stub is not supported yet");
+    }
+    if let Some(q) = cfg.qmp.first() {
+        bail!("-qmp {q}: the management protocol is not supported yet");
+    }
+    if cfg.icount.is_some() {
+        bail!("-icount: counting instructions for time is not supported yet");
+    }
+    if cfg.kernel.is_none() {
+        bail!("there is nothing to boot: give a kernel with -kernel, or try 'mynah demo'");
+    }
+    for d in &cfg.devices {
+        if let Device::IsaSerial { index, .. } = d
+            && index.is_some_and(|i| i > 3)
+        {
+            bail!("-device isa-serial: index is 0 to 3");
+        }
+    }
+    Ok(())
+}
+
+fn cpu_model(cfg: &Config) -> anyhow::Result<CpuModel> {
+    let mut text = cfg.cpu.model.clone();
+    for f in &cfg.cpu.features {
+        text.push_str(if f.on { ",+" } else { ",-" });
+        text.push_str(&f.name);
+    }
+    for (name, value) in &cfg.cpu.properties {
+        text.push_str(&format!(",{name}={value}"));
+    }
+    CpuModel::parse(&text).with_context(|| format!("-cpu {text}"))
+}

@@ -1,0 +1,148 @@
+//! A vCPU in its thread: the board as it sees it, its interrupt pins, and the loop around [`Cpu::run`].
+use super::power::{Power, Request};
+use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_NMI, EV_SIPI};
+use mynah_cpu::interp::MemoryChanges;
+use mynah_cpu::{Board, Cpu, Events, Exit};
+use mynah_devices::bus::PortBus;
+use mynah_devices::events::{MachineEvents, ResetCause};
+use mynah_devices::interrupts::lapic::{LocalApic, ReadTsc, VcpuPins};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What other threads hold of a vCPU.
+#[derive(Clone, Default)]
+pub struct VcpuHandle {
+    /// Its event bits.
+    pub events: Arc<Events>,
+    /// What has changed in memory.
+    pub inbox: Arc<Mutex<MemoryChanges>>,
+}
+
+impl VcpuHandle {
+    /// Has the vCPU come out of its run loop.
+    pub fn kick(&self) {
+        self.events.raise(EV_KICK);
+    }
+
+    /// Leaves a note on memory and has the vCPU look at it.
+    pub fn memory(&self, change: impl FnOnce(&mut MemoryChanges)) {
+        change(&mut self.inbox.lock());
+        self.events.raise(mynah_cpu::board::EV_MEMORY);
+    }
+}
+
+/// The pins that the local APIC drives.
+pub struct Pins(pub Arc<Events>);
+
+impl VcpuPins for Pins {
+    fn set_intr(&self, pending: bool) {
+        if pending {
+            self.0.raise(EV_INTR);
+        } else {
+            self.0.take(EV_INTR);
+        }
+    }
+    fn nmi(&self) {
+        self.0.raise(EV_NMI);
+    }
+    fn smi(&self) {
+        // There is no system management mode: as with SMIs disabled in the chipset.
+    }
+    fn init(&self) {
+        self.0.raise(EV_INIT);
+    }
+    fn sipi(&self, vector: u8) {
+        self.0.raise(EV_SIPI | u32::from(vector) << 24);
+    }
+}
+
+/// The board as one vCPU sees it.
+pub struct VcpuBoard {
+    /// I/O ports.
+    pub ports: Arc<PortBus>,
+    /// Its local APIC.
+    pub apic: Arc<LocalApic>,
+    /// The time-stamp counter.
+    pub tsc: ReadTsc,
+}
+
+impl Board for VcpuBoard {
+    fn port_read(&self, port: u16, size: u8) -> u32 {
+        self.ports.read(port, size)
+    }
+    fn port_write(&self, port: u16, size: u8, value: u32) {
+        self.ports.write(port, size, value);
+    }
+    fn acknowledge(&self) -> Option<u8> {
+        self.apic.acknowledge()
+    }
+    fn cr8(&self) -> u8 {
+        self.apic.cr8()
+    }
+    fn set_cr8(&self, v: u8) {
+        self.apic.set_cr8(v);
+    }
+    fn apic_msr_read(&self, index: u32) -> Result<u64, ()> {
+        self.apic.msr_read(index)
+    }
+    fn apic_msr_write(&self, index: u32, value: u64) -> Result<(), ()> {
+        self.apic.msr_write(index, value)
+    }
+    fn apic_page(&self) -> Option<u64> {
+        self.apic.mmio_page()
+    }
+    fn apic_read(&self, offset: u32, size: u8) -> u64 {
+        u64::from(self.apic.mmio_read(u64::from(offset), size))
+    }
+    fn apic_write(&self, offset: u32, size: u8, value: u64) {
+        self.apic.mmio_write(u64::from(offset), size, value as u32);
+    }
+    fn tsc(&self) -> u64 {
+        (self.tsc)()
+    }
+}
+
+/// Runs the vCPU until the machine ends. `reset` puts CPU and machine into the state of a fresh start.
+pub fn run(cpu: &mut Cpu, power: &Power, mut reset: impl FnMut(&mut Cpu) -> anyhow::Result<()>) {
+    loop {
+        match power.request() {
+            Request::Run => {}
+            Request::Stop => return,
+            Request::Reset => {
+                if let Err(e) = reset(cpu) {
+                    power.fail(format!("{e:#}"));
+                    return;
+                }
+                power.reset_done();
+            }
+            Request::Pause => {
+                power.wait_while_paused();
+                continue;
+            }
+        }
+        match cpu.run() {
+            Exit::Kick | Exit::Budget => {}
+            Exit::Halt => cpu.events.wait(cpu.event_mask, None),
+            Exit::Shutdown => {
+                power.describe(crate::machine::dump::cpu_state(cpu));
+                power.reset(ResetCause::TripleFault);
+                if power.request() == Request::Run {
+                    // Nobody acts on it: stay shut down until someone does.
+                    cpu.events.wait(EV_KICK | EV_INIT | EV_NMI, None);
+                }
+            }
+        }
+    }
+}
+
+/// A flag that is set once.
+#[derive(Default)]
+pub struct Once(AtomicBool);
+
+impl Once {
+    /// True for the first caller only.
+    pub fn first(&self) -> bool {
+        !self.0.swap(true, Ordering::SeqCst)
+    }
+}

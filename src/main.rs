@@ -1,0 +1,8 @@
+//! The program `mynah`, and `qemu-system-x86_64` when it is called so: see [`mynah::cli`].
+
+fn main() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MYNAH_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    std::process::exit(mynah::cli::main(std::env::args_os()));
+}

@@ -1,0 +1,168 @@
+//! Debian's own kernels, unmodified, boot to userspace on Mynah, work, and power off.
+//!
+//! They are fetched once through apt (see `tests/guests/manifest.toml`), and take a minute or so: `cargo test --release --test boot --
+//! --ignored`. A guest that cannot be fetched fails its test, unless MYNAH_GUESTS=cached says to pass over what is not in the cache.
+use mynah::guests::{MOUNTS, Store, initramfs};
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// What a boot left behind.
+struct Boot {
+    console: String,
+    code: Option<i32>,
+}
+
+fn guest(name: &str) -> Option<PathBuf> {
+    let store = Store::open().unwrap();
+    if std::env::var("MYNAH_GUESTS").is_ok_and(|v| v == "cached") && store.cached(name).is_none() {
+        eprintln!("SKIPPED: the guest '{name}' is not in the cache ({})", store.folder().display());
+        return None;
+    }
+    Some(store.fetch(name, &mut |line| eprintln!("{line}")).unwrap())
+}
+
+/// An initial RAM disk with busybox and a script, in a file that outlives the test's use of it.
+fn ramdisk(tag: &str, busybox: &str, script: &str) -> Option<PathBuf> {
+    let busybox = std::fs::read(guest(busybox)?).unwrap();
+    let path = std::env::temp_dir().join(format!("mynah-boot-{}-{tag}.cpio", std::process::id()));
+    std::fs::write(&path, initramfs(&busybox, &format!("{MOUNTS}{script}"))).unwrap();
+    Some(path)
+}
+
+/// Runs Mynah with `args`; kills it (and fails) if it does not end in time.
+fn run(args: &[&str], limit: Duration) -> Boot {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mynah"))
+        .arg("run")
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let mut buf = [0; 4096];
+        while let Ok(n) = out.read(&mut buf) {
+            if n == 0 {
+                break;
+            }
+            text.extend_from_slice(&buf[..n]);
+            let _ = send.send(text.clone());
+        }
+    });
+    let start = Instant::now();
+    let mut console = Vec::new();
+    let code = loop {
+        while let Ok(text) = receive.try_recv() {
+            console = text;
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            break status.code();
+        }
+        if start.elapsed() > limit {
+            child.kill().unwrap();
+            let _ = child.wait();
+            panic!("no end after {limit:?}; the console said:\n{}", String::from_utf8_lossy(&console));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    while let Ok(text) = receive.recv_timeout(Duration::from_secs(5)) {
+        console = text;
+    }
+    Boot { console: String::from_utf8_lossy(&console).replace('\r', ""), code }
+}
+
+/// What every guest does: shows itself, does a little work that has one right answer, and powers off.
+const WORK: &str = r#"
+echo "UNAME $(uname -sm)"
+echo "MODEL $(grep -m1 'model name' /proc/cpuinfo)"
+echo "FLAGS $(grep -m1 -c 'fpu' /proc/cpuinfo)"
+echo "CLOCKSOURCE $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+i=0; s=1
+while [ $i -lt 2000 ]; do i=$((i + 1)); s=$(( (s * 31 + i) % 65521 )); done
+echo "SUM $s"
+echo "HASH $(head -c 100000 /bin/busybox | wc -c) $(printf 'mynah' | sha256sum | cut -c1-16)"
+echo "TIMER $(awk '$1 == "LOC:" || /timer/ { n += $2 } END { print (n > 10) }' /proc/interrupts)"
+t0=$(cut -d. -f1 /proc/uptime); sleep 2; t1=$(cut -d. -f1 /proc/uptime)
+echo "SLEPT $(( t1 - t0 >= 2 && t1 - t0 <= 4 ))"
+dmesg > /tmp/dmesg
+echo "UNSTABLE $(grep -c -i -E 'unstable|clocksource.*(skew|wd)|soft lockup|BUG:|Oops|Call Trace|invalid opcode|unexpected' /tmp/dmesg)"
+grep -i -E 'unstable|soft lockup|BUG:|Oops|Call Trace|ACPI.*(Error|Exception|Warning)|firmware bug' /tmp/dmesg
+echo "DONE"
+poweroff -f
+"#;
+
+fn boots(tag: &str, kernel: &str, busybox: &str, machine: &str) {
+    let (Some(kernel), Some(initrd)) = (guest(kernel), ramdisk(tag, busybox, WORK)) else { return };
+    let args = [
+        "-accel",
+        "interp",
+        "-cpu",
+        "max",
+        "-m",
+        "512",
+        "-kernel",
+        kernel.to_str().unwrap(),
+        "-initrd",
+        initrd.to_str().unwrap(),
+        "-append",
+        "console=ttyS0 panic=-1",
+        "-nographic",
+        "-no-reboot",
+    ];
+    let boot = run(&args, Duration::from_secs(240));
+    std::fs::remove_file(&initrd).unwrap();
+    let has = |line: &str| assert!(boot.console.contains(line), "no '{line}' in:\n{}", boot.console);
+    has(&format!("UNAME Linux {machine}"));
+    has("FLAGS 1");
+    // What bash and coreutils say of the same loops and bytes.
+    has("SUM 36428");
+    has("HASH 100000 33c1cc28e5977267");
+    has("TIMER 1");
+    has("SLEPT 1");
+    has("UNSTABLE 0");
+    has("DONE");
+    assert!(!boot.console.contains("Kernel panic"), "{}", boot.console);
+    assert_eq!(boot.code, Some(0), "the exit code of a power-off");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_cloud_kernel_boots() {
+    boots("cloud", "cloud", "busybox", "x86_64");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_generic_kernel_boots() {
+    boots("generic", "generic", "busybox", "x86_64");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_realtime_kernel_boots() {
+    boots("rt", "rt", "busybox", "x86_64");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_32_bit_kernel_with_pae_boots() {
+    boots("686-pae", "686-pae", "busybox-i386", "i686");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_32_bit_kernel_without_pae_boots() {
+    boots("686", "686", "busybox-i386", "i686");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_elf_kernel_boots_by_pvh() {
+    boots("elf", "cloud-elf", "busybox", "x86_64");
+}
