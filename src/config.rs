@@ -715,7 +715,10 @@ mod tests {
         let config = Config { initrd: Some("a.elf one two, b,,c".into()), ..Config::default() };
         assert_eq!(
             config.modules(),
-            vec![(PathBuf::from("a.elf"), "a.elf one two".to_string()), (PathBuf::from("b,c"), "b,c".to_string())]
+            vec![
+                (PathBuf::from("a.elf"), "a.elf one two".to_string()),
+                (PathBuf::from("b,c"), "b,c".to_string())
+            ]
         );
     }
 

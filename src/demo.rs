@@ -47,7 +47,10 @@ pub fn run(args: &Args) -> Result<i32> {
     let mut words = if args.embedded { built_in()? } else { debian().or_else(|why| instead(&why))? };
     words.extend(args.options.iter().cloned());
     if args.print {
-        print(&format!("mynah run {}\n", words.iter().map(|w| quoted(&w.to_string_lossy())).collect::<Vec<_>>().join(" ")));
+        print(&format!(
+            "mynah run {}\n",
+            words.iter().map(|w| quoted(&w.to_string_lossy())).collect::<Vec<_>>().join(" ")
+        ));
         return Ok(0);
     }
     let config = build::config("mynah demo", &words)?;
@@ -61,7 +64,10 @@ fn debian() -> Result<Vec<OsString>> {
     let kernel = store.fetch("cloud", &mut progress)?;
     let busybox = store.fetch("busybox", &mut progress)?;
     let busybox = std::fs::read(&busybox).with_context(|| format!("{}", busybox.display()))?;
-    let initrd = write(store.folder().join("demo.cpio"), &guests::initramfs(&busybox, &format!("{}{INIT}", guests::MOUNTS)))?;
+    let initrd = write(
+        store.folder().join("demo.cpio"),
+        &guests::initramfs(&busybox, &format!("{}{INIT}", guests::MOUNTS)),
+    )?;
     let mut words: Vec<OsString> = vec!["-kernel".into(), kernel.into(), "-initrd".into(), initrd.into()];
     words.extend(["-append", "console=ttyS0", "-m", "512", "-nographic", "-no-reboot"].map(OsString::from));
     Ok(words)
@@ -79,7 +85,8 @@ fn built_in() -> Result<Vec<OsString>> {
     let image = embedded::image().context("the built-in guest cannot be assembled")?;
     let in_store = guests::Store::open().and_then(|s| write(s.folder().join("embedded.bin"), &image));
     // A cache that cannot be written to is no reason to show nothing.
-    let temporary = || write(std::env::temp_dir().join(format!("mynah-embedded-{}.bin", std::process::id())), &image);
+    let temporary =
+        || write(std::env::temp_dir().join(format!("mynah-embedded-{}.bin", std::process::id())), &image);
     let file = in_store.or_else(|_| temporary())?;
     let mut words: Vec<OsString> = vec!["-kernel".into(), file.into()];
     words.extend(["-m", "128", "-nographic"].map(OsString::from));

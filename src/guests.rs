@@ -76,7 +76,11 @@ pub fn find(name: &str) -> Result<&'static Guest> {
     manifest().iter().find(|g| g.name == name).with_context(|| {
         let names = || manifest().iter().map(|g| g.name.as_str());
         let hint = crate::cli::suggest::did_you_mean("", name, names());
-        let hint = if hint.is_empty() { format!("; there are {}", names().collect::<Vec<_>>().join(", ")) } else { hint };
+        let hint = if hint.is_empty() {
+            format!("; there are {}", names().collect::<Vec<_>>().join(", "))
+        } else {
+            hint
+        };
         format!("there is no guest '{name}'{hint}")
     })
 }
@@ -91,8 +95,13 @@ impl Store {
     /// The user's own: `mynah/guests` in `$XDG_CACHE_HOME`, or in `~/.cache`.
     pub fn open() -> Result<Store> {
         let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let cache = set("XDG_CACHE_HOME").filter(|c| c.is_absolute()).or_else(|| Some(set("HOME")?.join(".cache")));
-        Ok(Store::at(cache.context("neither XDG_CACHE_HOME nor HOME says where guests can be kept")?.join("mynah/guests")))
+        let cache =
+            set("XDG_CACHE_HOME").filter(|c| c.is_absolute()).or_else(|| Some(set("HOME")?.join(".cache")));
+        Ok(Store::at(
+            cache
+                .context("neither XDG_CACHE_HOME nor HOME says where guests can be kept")?
+                .join("mynah/guests"),
+        ))
     }
 
     /// The store in `folder`, which need not be there yet.
@@ -233,7 +242,9 @@ impl Store {
 /// [`MOUNTS`] does for it what nearly every one wants first.
 pub fn initramfs(busybox: &[u8], init: &str) -> Vec<u8> {
     let mut archive = Archive::new();
-    for folder in ["bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin"] {
+    for folder in
+        ["bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin"]
+    {
         archive.directory(folder, 0o755);
     }
     // The kernel opens the console for init before init can mount anything.
@@ -279,13 +290,21 @@ mod tests {
         assert!(parse(row).unwrap_err().to_string().contains("either package"));
         assert!(parse(&format!("{row}package='p'\nfile='f'\nfrom='b'\n")).is_err());
         assert!(parse(&format!("{row}package='p'\nfile='f'\nspeed=1\n")).is_err());
-        assert!(parse(&row.replace("as='f'", "as='../f'\nfrom='b'")).unwrap_err().to_string().contains("no paths"));
+        assert!(
+            parse(&row.replace("as='f'", "as='../f'\nfrom='b'"))
+                .unwrap_err()
+                .to_string()
+                .contains("no paths")
+        );
         assert_eq!(parse(&format!("{row}package='p'\nfile='f'\n")).unwrap().len(), 1);
     }
 
     #[test]
     fn an_unknown_guest_is_named_with_the_nearest() {
-        assert_eq!(find("cluod").unwrap_err().to_string(), "there is no guest 'cluod'; did you mean 'cloud'?");
+        assert_eq!(
+            find("cluod").unwrap_err().to_string(),
+            "there is no guest 'cluod'; did you mean 'cloud'?"
+        );
         assert!(find("windows").unwrap_err().to_string().contains("there are cloud, generic"));
     }
 

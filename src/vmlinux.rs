@@ -59,7 +59,8 @@ fn packed(image: &[u8]) -> Result<&[u8], Error> {
     if image.get(0x202..0x206) != Some(b"HdrS") {
         return Err(Error::NotBzImage);
     }
-    let (Some(&sectors), Some(&minor), Some(&major)) = (image.get(0x1F1), image.get(0x206), image.get(0x207)) else {
+    let (Some(&sectors), Some(&minor), Some(&major)) = (image.get(0x1F1), image.get(0x206), image.get(0x207))
+    else {
         return Err(Error::NotBzImage);
     };
     if (major, minor) < (2, 8) {
@@ -141,7 +142,8 @@ mod tests {
         let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
         xz.write_all(&elf()).unwrap();
         assert_eq!(payload(&image(&with_size(xz.finish().unwrap()))).unwrap(), elf());
-        let zstd = ruzstd::encoding::compress_to_vec(elf().as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
+        let zstd =
+            ruzstd::encoding::compress_to_vec(elf().as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
         assert_eq!(payload(&image(&with_size(zstd))).unwrap(), elf());
         assert_eq!(payload(&image(&elf())).unwrap(), elf());
     }

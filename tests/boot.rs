@@ -3,7 +3,7 @@
 //! They are fetched once through apt (see `tests/guests/manifest.toml`), and take a minute or so: `cargo test --release --test boot --
 //! --ignored`. A guest that cannot be fetched fails its test, unless MYNAH_GUESTS=cached says to pass over what is not in the cache.
 use mynah::guests::{MOUNTS, Store, initramfs};
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 /// What a boot left behind.
 struct Boot {
     console: String,
+    /// When each line was complete.
+    lines: Vec<(Instant, String)>,
     code: Option<i32>,
 }
 
@@ -42,39 +44,33 @@ fn run(args: &[&str], limit: Duration) -> Boot {
         .stderr(Stdio::inherit())
         .spawn()
         .unwrap();
-    let mut out = child.stdout.take().unwrap();
+    let out = child.stdout.take().unwrap();
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let mut buf = [0; 4096];
-        while let Ok(n) = out.read(&mut buf) {
-            if n == 0 {
-                break;
-            }
-            text.extend_from_slice(&buf[..n]);
-            let _ = send.send(text.clone());
+        for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).replace('\r', "");
+            let _ = send.send((Instant::now(), line));
         }
     });
     let start = Instant::now();
-    let mut console = Vec::new();
+    let mut lines: Vec<(Instant, String)> = Vec::new();
+    let text =
+        |lines: &[(Instant, String)]| lines.iter().map(|(_, l)| l.as_str()).collect::<Vec<_>>().join("\n");
     let code = loop {
-        while let Ok(text) = receive.try_recv() {
-            console = text;
-        }
+        lines.extend(receive.try_iter());
         if let Some(status) = child.try_wait().unwrap() {
             break status.code();
         }
         if start.elapsed() > limit {
             child.kill().unwrap();
             let _ = child.wait();
-            panic!("no end after {limit:?}; the console said:\n{}", String::from_utf8_lossy(&console));
+            panic!("no end after {limit:?}; the console said:\n{}", text(&lines));
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    while let Ok(text) = receive.recv_timeout(Duration::from_secs(5)) {
-        console = text;
-    }
-    Boot { console: String::from_utf8_lossy(&console).replace('\r', ""), code }
+    // The reader ends with the pipe, which the child's end has closed.
+    lines.extend(receive.iter());
+    Boot { console: text(&lines), lines, code }
 }
 
 /// What every guest does: shows itself, does a little work that has one right answer, and powers off.
@@ -97,26 +93,21 @@ echo "DONE"
 poweroff -f
 "#;
 
-fn boots(tag: &str, kernel: &str, busybox: &str, machine: &str) {
-    let (Some(kernel), Some(initrd)) = (guest(kernel), ramdisk(tag, busybox, WORK)) else { return };
-    let args = [
-        "-accel",
-        "interp",
-        "-cpu",
-        "max",
-        "-m",
-        "512",
-        "-kernel",
-        kernel.to_str().unwrap(),
-        "-initrd",
-        initrd.to_str().unwrap(),
-        "-append",
-        "console=ttyS0 panic=-1",
-        "-nographic",
-        "-no-reboot",
-    ];
-    let boot = run(&args, Duration::from_secs(240));
+/// Boots `kernel` with `busybox` and `script`.
+fn boot(tag: &str, kernel: &str, busybox: &str, script: &str) -> Option<Boot> {
+    let (kernel, initrd) = (guest(kernel)?, ramdisk(tag, busybox, script)?);
+    let mut args: Vec<&str> = "-accel interp -cpu max -m 512 -nographic -no-reboot".split(' ').collect();
+    args.extend(["-append", "console=ttyS0 panic=-1"]);
+    args.extend(["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()]);
+    let boot = run(&args, Duration::from_secs(300));
     std::fs::remove_file(&initrd).unwrap();
+    assert!(!boot.console.contains("Kernel panic"), "{}", boot.console);
+    assert_eq!(boot.code, Some(0), "the exit code of a power-off; the console said:\n{}", boot.console);
+    Some(boot)
+}
+
+fn boots(tag: &str, kernel: &str, busybox: &str, machine: &str) {
+    let Some(boot) = boot(tag, kernel, busybox, WORK) else { return };
     let has = |line: &str| assert!(boot.console.contains(line), "no '{line}' in:\n{}", boot.console);
     has(&format!("UNAME Linux {machine}"));
     has("FLAGS 1");
@@ -127,8 +118,6 @@ fn boots(tag: &str, kernel: &str, busybox: &str, machine: &str) {
     has("SLEPT 1");
     has("UNSTABLE 0");
     has("DONE");
-    assert!(!boot.console.contains("Kernel panic"), "{}", boot.console);
-    assert_eq!(boot.code, Some(0), "the exit code of a power-off");
 }
 
 #[test]
@@ -165,4 +154,33 @@ fn the_32_bit_kernel_without_pae_boots() {
 #[ignore = "boots a kernel from Debian's packages"]
 fn the_elf_kernel_boots_by_pvh() {
     boots("elf", "cloud-elf", "busybox", "x86_64");
+}
+
+/// Seconds of host and of guest time between the marks `from` and `to` that a guest printed with its uptime.
+fn elapsed(boot: &Boot, from: &str, to: &str) -> (f64, f64) {
+    let find = |mark: &str| {
+        let (at, line) = boot.lines.iter().find(|(_, l)| l.starts_with(mark)).expect("the mark was printed");
+        (*at, line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap())
+    };
+    let ((h0, g0), (h1, g1)) = (find(from), find(to));
+    ((h1 - h0).as_secs_f64(), g1 - g0)
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages, and takes a minute"]
+fn guest_time_keeps_step_with_host_time_idle_and_busy() {
+    let script = "t() { echo \"$1 $(cat /proc/uptime)\"; }\n\
+        t IDLE0; sleep 30; t IDLE1\n\
+        t BUSY0; e=$(( $(cut -d. -f1 /proc/uptime) + 30 ))\n\
+        while [ $(cut -d. -f1 /proc/uptime) -lt $e ]; do i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; done\n\
+        t BUSY1; poweroff -f\n";
+    let Some(boot) = boot("time", "cloud", "busybox", script) else { return };
+    for (from, to) in [("IDLE0", "IDLE1"), ("BUSY0", "BUSY1")] {
+        let (host, guest) = elapsed(&boot, from, to);
+        assert!(host > 29.0, "{from}: {host} s");
+        assert!(
+            (host - guest).abs() < 0.01 * host,
+            "{from}: {host} s on the host were {guest} s in the guest"
+        );
+    }
 }

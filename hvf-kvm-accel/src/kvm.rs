@@ -207,7 +207,9 @@ impl Vcpu {
         s.gpr[..16].copy_from_slice(&all);
         s.gpr[gpr::RIP] = r.rip;
         s.set_rflags(r.rflags);
-        for (i, v) in [(seg::ES, &k.es), (seg::CS, &k.cs), (seg::SS, &k.ss), (seg::DS, &k.ds), (seg::FS, &k.fs)] {
+        for (i, v) in
+            [(seg::ES, &k.es), (seg::CS, &k.cs), (seg::SS, &k.ss), (seg::DS, &k.ds), (seg::FS, &k.fs)]
+        {
             s.seg[i] = segment_from_kvm(v);
         }
         s.seg[seg::GS] = segment_from_kvm(&k.gs);

@@ -43,8 +43,14 @@ impl Backend for Port {
             return;
         }
         // No lock is held while a card's handler runs: it may answer at once.
-        let others: Vec<_> =
-            self.hub.nics.read().iter().filter(|(n, _)| *n != self.number).map(|(_, nic)| nic.clone()).collect();
+        let others: Vec<_> = self
+            .hub
+            .nics
+            .read()
+            .iter()
+            .filter(|(n, _)| *n != self.number)
+            .map(|(_, nic)| nic.clone())
+            .collect();
         for nic in others {
             if nic.can_receive() {
                 nic.receive(frame);

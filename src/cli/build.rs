@@ -17,7 +17,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Display back ends of QEMU's that a Mynah with a display could have.
-const DISPLAYS: &[&str] = &["none", "gtk", "sdl", "vnc", "curses", "cocoa", "spice-app", "egl-headless", "dbus"];
+const DISPLAYS: &[&str] =
+    &["none", "gtk", "sdl", "vnc", "curses", "cocoa", "spice-app", "egl-headless", "dbus"];
 
 /// Video adapters of QEMU's.
 const ADAPTERS: &[&str] = &["none", "std", "cirrus", "vmware", "qxl", "virtio", "tcx", "cg3"];
@@ -46,7 +47,9 @@ pub fn config(program: &str, args: &[OsString]) -> Result<Config, Error> {
     if config.kernel.is_none() {
         for (is_given, name) in [(config.initrd.is_some(), "-initrd"), (seen.append, "-append")] {
             if is_given {
-                return Err(Error::new(format!("{name} needs a -kernel: there is nothing it could be given to")));
+                return Err(Error::new(format!(
+                    "{name} needs a -kernel: there is nothing it could be given to"
+                )));
             }
         }
     }
@@ -65,7 +68,9 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
             seen.accel_from_machine.extend(arg.accel);
             for (key, value) in arg.boot {
                 match key {
-                    "kernel" => (config.kernel, seen.kernel_option) = (Some(value.into()), "-machine kernel="),
+                    "kernel" => {
+                        (config.kernel, seen.kernel_option) = (Some(value.into()), "-machine kernel=")
+                    }
                     "initrd" => config.initrd = Some(value),
                     "append" => (config.append, seen.append) = (value, true),
                     _ => config.bios = Some(value.into()),
@@ -112,7 +117,10 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "parallel" => {
             let target = target()?;
             if !matches!(target.backend, CharBackend::None | CharBackend::Null) {
-                return Err(Error::new(format!("-parallel {}: a parallel port is not supported yet", target.spec)));
+                return Err(Error::new(format!(
+                    "-parallel {}: a parallel port is not supported yet",
+                    target.spec
+                )));
             }
         }
         "echr" => config.escape = run_arg::escape(given.text()?)?,
@@ -233,7 +241,8 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
             users.join(" and ")
         )));
     }
-    let targets = config.serials.iter().chain(config.debugcons.iter().map(|d| &d.target)).chain(&config.monitor);
+    let targets =
+        config.serials.iter().chain(config.debugcons.iter().map(|d| &d.target)).chain(&config.monitor);
     let ids = targets.filter_map(|t| match &t.backend {
         CharBackend::Chardev(id) => Some(id.as_str()),
         _ => None,
@@ -343,7 +352,8 @@ mod tests {
     use crate::config::{LogItem, RtcBase};
 
     fn of(words: &[&str]) -> Config {
-        config("mynah", &words.iter().map(OsString::from).collect::<Vec<_>>()).unwrap_or_else(|e| panic!("{e}"))
+        config("mynah", &words.iter().map(OsString::from).collect::<Vec<_>>())
+            .unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn error(words: &[&str]) -> String {
@@ -362,7 +372,10 @@ mod tests {
             let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
             match config("mynah", &words) {
                 Ok(_) => assert_ne!(option.name, "help"),
-                Err(e) => assert!(e.is_info() && option.group == super::super::options::Group::Info, "{dashed}: {e}"),
+                Err(e) => assert!(
+                    e.is_info() && option.group == super::super::options::Group::Info,
+                    "{dashed}: {e}"
+                ),
             }
         }
     }
@@ -371,11 +384,14 @@ mod tests {
     fn every_supported_option_changes_the_configuration() {
         let same_by_default = ["parallel", "machine", "M", "smp", "display", "enable-kvm", "seed"];
         for option in OPTIONS.iter().filter(|o| matches!(o.status, Status::Supported | Status::Parsed)) {
-            if option.group == super::super::options::Group::Info || same_by_default[..5].contains(&option.name) {
+            if option.group == super::super::options::Group::Info
+                || same_by_default[..5].contains(&option.name)
+            {
                 continue;
             }
             let dashed = format!("-{}", option.name);
-            let base: &[&str] = if matches!(option.name, "initrd" | "append") { &["-kernel", "k"] } else { &[] };
+            let base: &[&str] =
+                if matches!(option.name, "initrd" | "append") { &["-kernel", "k"] } else { &[] };
             let mut words = base.to_vec();
             words.push(&dashed);
             words.extend(option.example);
@@ -395,9 +411,28 @@ mod tests {
     #[test]
     fn the_usual_linux_boot() {
         let c = of(&[
-            "-m", "1G", "-cpu", "max", "-accel", "interp", "-kernel", "vmlinuz", "-initrd", "initrd.img", "-append",
-            "console=ttyS0 panic=-1", "-nographic", "-no-reboot", "-nic", "none", "-device",
-            "isa-debug-exit,iobase=0xf4,iosize=0x04", "-d", "int,guest_errors", "-D", "log",
+            "-m",
+            "1G",
+            "-cpu",
+            "max",
+            "-accel",
+            "interp",
+            "-kernel",
+            "vmlinuz",
+            "-initrd",
+            "initrd.img",
+            "-append",
+            "console=ttyS0 panic=-1",
+            "-nographic",
+            "-no-reboot",
+            "-nic",
+            "none",
+            "-device",
+            "isa-debug-exit,iobase=0xf4,iosize=0x04",
+            "-d",
+            "int,guest_errors",
+            "-D",
+            "log",
         ]);
         assert_eq!(c.memory.size, 1 << 30);
         assert_eq!(c.cpu.model, "max");
@@ -421,7 +456,15 @@ mod tests {
         assert_eq!((c.serials.len(), c.monitor), (1, None));
         let c = of(&["-nographic", "-nodefaults"]);
         assert_eq!((c.serials.len(), c.monitor), (0, None));
-        let c = of(&["-nographic", "-chardev", "null,id=c", "-device", "isa-serial,chardev=c", "-monitor", "none"]);
+        let c = of(&[
+            "-nographic",
+            "-chardev",
+            "null,id=c",
+            "-device",
+            "isa-serial,chardev=c",
+            "-monitor",
+            "none",
+        ]);
         assert_eq!(c.serials.len(), 0);
     }
 
@@ -449,7 +492,10 @@ mod tests {
     fn named_targets_must_exist_and_are_shared_only_if_they_say_so() {
         of(&["-chardev", "stdio,id=c,mux=on", "-serial", "chardev:c", "-monitor", "chardev:c"]);
         assert_eq!(error(&["-serial", "chardev:c"]), "there is no -chardev with the id 'c'");
-        assert!(error(&["-chardev", "null,id=c", "-serial", "chardev:c", "-debugcon", "chardev:c"]).contains("twice"));
+        assert!(
+            error(&["-chardev", "null,id=c", "-serial", "chardev:c", "-debugcon", "chardev:c"])
+                .contains("twice")
+        );
         assert!(error(&["-chardev", "null,id=c", "-chardev", "null,id=c"]).contains("two with the id"));
     }
 
@@ -457,8 +503,12 @@ mod tests {
     fn combinations_that_cannot_work_are_refused() {
         assert!(error(&["-append", "x"]).starts_with("-append needs a -kernel"));
         assert!(error(&["-initrd", "x"]).starts_with("-initrd needs a -kernel"));
-        assert!(error(&["-serial", "null", "-serial", "null", "-serial", "null", "-serial", "null", "-serial", "null"])
-            .contains("4 serial ports"));
+        assert!(
+            error(&[
+                "-serial", "null", "-serial", "null", "-serial", "null", "-serial", "null", "-serial", "null"
+            ])
+            .contains("4 serial ports")
+        );
         assert!(error(&["-display", "gkt"]).contains("did you mean 'gtk'?"));
         assert!(error(&["-vga", "sdt"]).contains("did you mean 'std'?"));
         assert!(error(&["-parallel", "pty"]).contains("not supported yet"));
@@ -476,7 +526,9 @@ mod tests {
             let why = of(words).refuse_unbuilt().unwrap_err();
             assert!(why.starts_with(start) && why.ends_with("not supported yet"), "{why}");
         }
-        of(&["-nic", "none", "-net", "none", "-vga", "none", "-smp", "1", "-m", "64G"]).refuse_unbuilt().unwrap();
+        of(&["-nic", "none", "-net", "none", "-vga", "none", "-smp", "1", "-m", "64G"])
+            .refuse_unbuilt()
+            .unwrap();
     }
 
     #[test]
@@ -490,8 +542,12 @@ mod tests {
 
     #[test]
     fn small_things() {
-        let c = of(&["-name", "guest=a,debug-threads=on", "-rtc", "base=localtime", "-echr", "20", "-seed", "7"]);
-        assert_eq!((c.name.as_deref(), c.rtc.base, c.escape, c.seed), (Some("a"), RtcBase::LocalTime, 20, Some(7)));
+        let c =
+            of(&["-name", "guest=a,debug-threads=on", "-rtc", "base=localtime", "-echr", "20", "-seed", "7"]);
+        assert_eq!(
+            (c.name.as_deref(), c.rtc.base, c.escape, c.seed),
+            (Some("a"), RtcBase::LocalTime, 20, Some(7))
+        );
         assert!(error(&["-seed", "x"]).contains("not a number"));
     }
 
@@ -504,18 +560,18 @@ mod tests {
         std::fs::write(&empty, b"").unwrap();
         std::fs::write(&full, b"x").unwrap();
         let check = |words: &[&str]| check_files(&of(words)).map_err(|e| e.to_string());
-        let (dir_s, empty_s, full_s) = (dir.to_str().unwrap(), empty.to_str().unwrap(), full.to_str().unwrap());
+        let (dir_s, empty_s, full_s) =
+            (dir.to_str().unwrap(), empty.to_str().unwrap(), full.to_str().unwrap());
         check(&["-kernel", full_s]).unwrap();
-        assert_eq!(
-            check(&["-kernel", "/no/such"]).unwrap_err(),
-            "-kernel /no/such: there is no such file"
-        );
+        assert_eq!(check(&["-kernel", "/no/such"]).unwrap_err(), "-kernel /no/such: there is no such file");
         assert!(check(&["-kernel", dir_s]).unwrap_err().ends_with("that is a directory, not a file"));
         assert!(check(&["-kernel", empty_s]).unwrap_err().ends_with("the file is empty"));
         assert_eq!(check(&["-kernel", ""]).unwrap_err(), "-kernel: the file's name is empty");
         assert!(check(&["-kernel", full_s, "-initrd", empty_s]).unwrap_err().starts_with("-initrd "));
         let modules = format!("{full_s} arg,/no/such");
-        assert!(check(&["-kernel", full_s, "-initrd", &modules]).unwrap_err().starts_with("-initrd /no/such"));
+        assert!(
+            check(&["-kernel", full_s, "-initrd", &modules]).unwrap_err().starts_with("-initrd /no/such")
+        );
         assert!(check(&["-bios", "full", "-L", dir_s]).is_ok());
         assert!(check(&["-bios", "fuller", "-L", dir_s]).is_err());
         std::fs::remove_dir_all(&dir).unwrap();

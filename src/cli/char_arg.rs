@@ -8,11 +8,24 @@ use std::path::PathBuf;
 
 /// The words a short form may start with, for messages.
 const TARGETS: &[&str] = &[
-    "none", "null", "stdio", "mon:stdio", "vc", "pty", "file:", "pipe:", "unix:", "tcp:", "telnet:", "udp:", "chardev:",
+    "none",
+    "null",
+    "stdio",
+    "mon:stdio",
+    "vc",
+    "pty",
+    "file:",
+    "pipe:",
+    "unix:",
+    "tcp:",
+    "telnet:",
+    "udp:",
+    "chardev:",
 ];
 
 /// The back ends of `-chardev`.
-const BACKENDS: &[&str] = &["null", "stdio", "vc", "pty", "file", "pipe", "socket", "udp", "serial", "tty", "parallel"];
+const BACKENDS: &[&str] =
+    &["null", "stdio", "vc", "pty", "file", "pipe", "socket", "udp", "serial", "tty", "parallel"];
 
 /// Parses the short form, the argument of `option`.
 pub fn target(option: &str, spec: &str) -> Result<CharTarget, Error> {
@@ -45,7 +58,8 @@ pub fn target(option: &str, spec: &str) -> Result<CharTarget, Error> {
         },
         "unix" => {
             let mut props = Props::parse(option, argument.unwrap_or(""), Some("path"));
-            let path = props.text("path")?.ok_or_else(|| error("'unix:' needs a file name after it".into()))?;
+            let path =
+                props.text("path")?.ok_or_else(|| error("'unix:' needs a file name after it".into()))?;
             let socket = socket(&mut props, false)?;
             props.finish()?;
             CharBackend::Unix { path: path.into(), socket }
@@ -128,7 +142,8 @@ pub fn chardev(text: &str) -> Result<Chardev, Error> {
     if kind == "help" || kind == "?" {
         return Err(Error::info(format!("Back ends of -chardev: {}\n", BACKENDS.join(", "))));
     }
-    let id = props.text("id")?.filter(|id| !id.is_empty()).ok_or_else(|| props.error("an id=ID is missing"))?;
+    let id =
+        props.text("id")?.filter(|id| !id.is_empty()).ok_or_else(|| props.error("an id=ID is missing"))?;
     let path = |props: &mut Props| {
         props.text("path")?.map(PathBuf::from).ok_or_else(|| props.error("a path=FILE is missing"))
     };
@@ -140,16 +155,13 @@ pub fn chardev(text: &str) -> Result<Chardev, Error> {
             CharBackend::Vc
         }
         "pty" => CharBackend::Pty,
-        "file" => CharBackend::File {
-            path: path(&mut props)?,
-            append: props.switch("append")?.unwrap_or(false),
-        },
+        "file" => {
+            CharBackend::File { path: path(&mut props)?, append: props.switch("append")?.unwrap_or(false) }
+        }
         "pipe" => CharBackend::Pipe { path: path(&mut props)? },
         "serial" | "tty" | "parallel" => CharBackend::Host { path: path(&mut props)? },
         "socket" => match (props.text("path")?, props.text("port")?) {
-            (Some(path), None) => {
-                CharBackend::Unix { path: path.into(), socket: socket(&mut props, false)? }
-            }
+            (Some(path), None) => CharBackend::Unix { path: path.into(), socket: socket(&mut props, false)? },
             (None, Some(port)) if valid_port(&port) => CharBackend::Tcp {
                 host: props.text("host")?.unwrap_or_default(),
                 port,
@@ -271,7 +283,10 @@ mod tests {
         assert!(error("mon:none").contains("'mon:' cannot"));
         assert!(error("stdio:x").contains("takes nothing"));
         assert_eq!(error("unix:/tmp/s,wait=off"), "-serial: 'wait' is for a server; add server=on");
-        assert_eq!(error("unix:/tmp/s,srver=on"), "-serial: unknown property 'srver'; did you mean 'server'?");
+        assert_eq!(
+            error("unix:/tmp/s,srver=on"),
+            "-serial: unknown property 'srver'; did you mean 'server'?"
+        );
     }
 
     #[test]
@@ -284,7 +299,10 @@ mod tests {
         assert!(c.mux);
         assert_eq!(c.backend, CharBackend::Stdio { signal: false });
         let c = chardev("socket,id=s,host=localhost,port=99,server=on,wait=off").unwrap();
-        assert!(matches!(c.backend, CharBackend::Tcp { socket: Socket { server: true, wait: false, .. }, .. }));
+        assert!(matches!(
+            c.backend,
+            CharBackend::Tcp { socket: Socket { server: true, wait: false, .. }, .. }
+        ));
         let c = chardev("udp,id=u,port=7").unwrap();
         assert!(matches!(c.backend, CharBackend::Udp { .. }));
     }
@@ -295,7 +313,10 @@ mod tests {
             ("null", "-chardev null: an id=ID is missing"),
             ("file,id=x", "-chardev file: a path=FILE is missing"),
             ("fiel,id=x", "-chardev: unknown back end 'fiel'; did you mean 'file'?"),
-            ("null,id=x,size=3", "-chardev null: unknown property 'size' (accepted: backend, id, mux, logfile, logappend)"),
+            (
+                "null,id=x,size=3",
+                "-chardev null: unknown property 'size' (accepted: backend, id, mux, logfile, logappend)",
+            ),
             ("socket,id=x", "-chardev socket: a path=FILE or a port=PORT (one of them) is missing"),
         ] {
             assert_eq!(chardev(text).unwrap_err().to_string(), why);

@@ -15,23 +15,138 @@ const DEVICES: &[(&str, &str)] = &[
 
 /// Devices that QEMU has and users are likely to ask for: refused by name, not as a slip of the fingers.
 const LATER: &[&str] = &[
-    "VGA", "cirrus-vga", "vmware-svga", "qxl", "qxl-vga", "bochs-display", "ramfb", "virtio-vga", "virtio-gpu-pci",
-    "isa-vga", "e1000", "e1000-82540em", "e1000e", "igb", "i82559er", "i82557b", "ne2k_pci", "ne2k_isa", "pcnet",
-    "rtl8139", "vmxnet3", "tulip", "virtio-net-pci", "virtio-net", "virtio-blk-pci", "virtio-blk", "virtio-scsi-pci",
-    "virtio-serial-pci", "virtio-serial", "virtconsole", "virtserialport", "virtio-rng-pci", "virtio-balloon-pci",
-    "virtio-9p-pci", "virtio-keyboard-pci", "virtio-mouse-pci", "virtio-tablet-pci", "virtio-input-host-pci",
-    "vhost-user-fs-pci", "vhost-vsock-pci", "virtio-iommu-pci", "virtio-crypto-pci", "virtio-pmem-pci",
-    "virtio-mem-pci", "ide-hd", "ide-cd", "scsi-hd", "scsi-cd", "scsi-block", "scsi-generic", "floppy", "nvme",
-    "nvme-ns", "ahci", "ich9-ahci", "piix3-ide", "piix4-ide", "isa-ide", "lsi53c895a", "lsi", "megasas", "mptsas1068",
-    "pvscsi", "sdhci-pci", "sd-card", "usb-ehci", "usb-storage", "usb-tablet", "usb-kbd", "usb-mouse", "usb-host",
-    "usb-hub", "usb-serial", "usb-net", "qemu-xhci", "nec-usb-xhci", "piix3-usb-uhci", "piix4-usb-uhci",
-    "ich9-usb-ehci1", "pci-ohci", "AC97", "ES1370", "sb16", "adlib", "gus", "intel-hda", "ich9-intel-hda",
-    "hda-duplex", "hda-output", "hda-micro", "cs4231a", "pci-serial", "pci-serial-2x", "pci-serial-4x",
-    "isa-parallel", "pci-bridge", "pcie-root-port", "ioh3420", "pxb", "pxb-pcie", "i6300esb", "ib700", "tpm-tis",
-    "tpm-crb", "pvpanic-pci", "vmcoreinfo", "vmgenid", "edu", "pci-testdev", "ivshmem-plain", "ivshmem-doorbell",
-    "intel-iommu", "amd-iommu", "isa-applesmc", "hpet", "i8042", "ipmi-bmc-sim", "isa-ipmi-kcs", "smbus-eeprom",
-    "loader", "guest-loader", "pc-dimm", "nvdimm", "vfio-pci", "xen-platform", "kvaser_pci", "sga", "testdev",
-    "pc-testdev", "hyperv-testdev", "cfi.pflash01", "port92",
+    "VGA",
+    "cirrus-vga",
+    "vmware-svga",
+    "qxl",
+    "qxl-vga",
+    "bochs-display",
+    "ramfb",
+    "virtio-vga",
+    "virtio-gpu-pci",
+    "isa-vga",
+    "e1000",
+    "e1000-82540em",
+    "e1000e",
+    "igb",
+    "i82559er",
+    "i82557b",
+    "ne2k_pci",
+    "ne2k_isa",
+    "pcnet",
+    "rtl8139",
+    "vmxnet3",
+    "tulip",
+    "virtio-net-pci",
+    "virtio-net",
+    "virtio-blk-pci",
+    "virtio-blk",
+    "virtio-scsi-pci",
+    "virtio-serial-pci",
+    "virtio-serial",
+    "virtconsole",
+    "virtserialport",
+    "virtio-rng-pci",
+    "virtio-balloon-pci",
+    "virtio-9p-pci",
+    "virtio-keyboard-pci",
+    "virtio-mouse-pci",
+    "virtio-tablet-pci",
+    "virtio-input-host-pci",
+    "vhost-user-fs-pci",
+    "vhost-vsock-pci",
+    "virtio-iommu-pci",
+    "virtio-crypto-pci",
+    "virtio-pmem-pci",
+    "virtio-mem-pci",
+    "ide-hd",
+    "ide-cd",
+    "scsi-hd",
+    "scsi-cd",
+    "scsi-block",
+    "scsi-generic",
+    "floppy",
+    "nvme",
+    "nvme-ns",
+    "ahci",
+    "ich9-ahci",
+    "piix3-ide",
+    "piix4-ide",
+    "isa-ide",
+    "lsi53c895a",
+    "lsi",
+    "megasas",
+    "mptsas1068",
+    "pvscsi",
+    "sdhci-pci",
+    "sd-card",
+    "usb-ehci",
+    "usb-storage",
+    "usb-tablet",
+    "usb-kbd",
+    "usb-mouse",
+    "usb-host",
+    "usb-hub",
+    "usb-serial",
+    "usb-net",
+    "qemu-xhci",
+    "nec-usb-xhci",
+    "piix3-usb-uhci",
+    "piix4-usb-uhci",
+    "ich9-usb-ehci1",
+    "pci-ohci",
+    "AC97",
+    "ES1370",
+    "sb16",
+    "adlib",
+    "gus",
+    "intel-hda",
+    "ich9-intel-hda",
+    "hda-duplex",
+    "hda-output",
+    "hda-micro",
+    "cs4231a",
+    "pci-serial",
+    "pci-serial-2x",
+    "pci-serial-4x",
+    "isa-parallel",
+    "pci-bridge",
+    "pcie-root-port",
+    "ioh3420",
+    "pxb",
+    "pxb-pcie",
+    "i6300esb",
+    "ib700",
+    "tpm-tis",
+    "tpm-crb",
+    "pvpanic-pci",
+    "vmcoreinfo",
+    "vmgenid",
+    "edu",
+    "pci-testdev",
+    "ivshmem-plain",
+    "ivshmem-doorbell",
+    "intel-iommu",
+    "amd-iommu",
+    "isa-applesmc",
+    "hpet",
+    "i8042",
+    "ipmi-bmc-sim",
+    "isa-ipmi-kcs",
+    "smbus-eeprom",
+    "loader",
+    "guest-loader",
+    "pc-dimm",
+    "nvdimm",
+    "vfio-pci",
+    "xen-platform",
+    "kvaser_pci",
+    "sga",
+    "testdev",
+    "pc-testdev",
+    "hyperv-testdev",
+    "cfi.pflash01",
+    "port92",
 ];
 
 /// What `-device` adds: a device, or a debug console, which is kept with those of `-debugcon`.
@@ -64,7 +179,9 @@ pub fn device(text: &str) -> Result<Added, Error> {
             let iobase = props.number("iobase", 0, port)?.unwrap_or(0x501);
             let iosize = props.number("iosize", 1, 0x100)?.unwrap_or(2);
             if iobase + iosize > port + 1 {
-                return Err(props.error(format!("ports {iobase:#x} to {:#x} end past 0xffff", iobase + iosize - 1)));
+                return Err(
+                    props.error(format!("ports {iobase:#x} to {:#x} end past 0xffff", iobase + iosize - 1))
+                );
             }
             Added::Device(Device::IsaDebugExit { iobase: iobase as u16, iosize: iosize as u16 })
         }
@@ -88,7 +205,9 @@ pub fn device(text: &str) -> Result<Added, Error> {
         }
         "" => return Err(Error::new("-device: the device's name is missing ('-device help' lists them)")),
         _ if LATER.contains(&name.as_str()) || is_cpu(&name) => {
-            return Err(Error::new(format!("-device {name}: not supported yet ('-device help' lists what there is)")));
+            return Err(Error::new(format!(
+                "-device {name}: not supported yet ('-device help' lists what there is)"
+            )));
         }
         _ => {
             let known = DEVICES.iter().map(|d| d.0);
@@ -122,7 +241,9 @@ mod tests {
         let exit = |iobase, iosize| Added::Device(Device::IsaDebugExit { iobase, iosize });
         assert_eq!(device("isa-debug-exit").unwrap(), exit(0x501, 2));
         assert_eq!(device("isa-debug-exit,iobase=0xf4,iosize=0x04").unwrap(), exit(0xF4, 4));
-        assert!(device("isa-debug-exit,iobase=0xfffe,iosize=4").unwrap_err().to_string().contains("past 0xffff"));
+        assert!(
+            device("isa-debug-exit,iobase=0xfffe,iosize=4").unwrap_err().to_string().contains("past 0xffff")
+        );
         assert!(device("isa-debug-exit,iosize=0").unwrap_err().to_string().contains("from 1 to 256"));
         assert_eq!(
             device("isa-debug-exit,iobsae=1").unwrap_err().to_string(),
@@ -133,13 +254,18 @@ mod tests {
     #[test]
     fn the_other_devices() {
         assert_eq!(device("pvpanic").unwrap(), Added::Device(Device::Pvpanic { ioport: 0x505, events: 3 }));
-        let Added::Debugcon(console) = device("isa-debugcon,iobase=0x402,chardev=c").unwrap() else { panic!() };
+        let Added::Debugcon(console) = device("isa-debugcon,iobase=0x402,chardev=c").unwrap() else {
+            panic!()
+        };
         assert_eq!((console.iobase, console.target.spec.as_str()), (0x402, "chardev:c"));
         assert!(matches!(
             device("isa-serial,chardev=c,index=1").unwrap(),
             Added::Device(Device::IsaSerial { index: Some(1), .. })
         ));
-        assert_eq!(device("isa-debugcon").unwrap_err().to_string(), "-device isa-debugcon: a chardev=ID is missing");
+        assert_eq!(
+            device("isa-debugcon").unwrap_err().to_string(),
+            "-device isa-debugcon: a chardev=ID is missing"
+        );
     }
 
     #[test]

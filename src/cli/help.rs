@@ -15,7 +15,9 @@ pub fn run(program: &str) -> String {
          or two.\nA comma in a value is written twice.\n"
     );
     for group in Group::ALL {
-        let rows = OPTIONS.iter().filter(|o| o.group == group && matches!(o.status, Status::Supported | Status::Parsed));
+        let rows = OPTIONS
+            .iter()
+            .filter(|o| o.group == group && matches!(o.status, Status::Supported | Status::Parsed));
         text += &format!("\n{}:\n", group.title());
         for option in rows {
             text += &entry(option);

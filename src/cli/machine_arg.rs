@@ -38,7 +38,11 @@ pub fn memory(text: &str) -> Result<Memory, Error> {
     let size = memory(size.unwrap_or(crate::config::DEFAULT_MEMORY));
     let max = max.map_or(size, memory);
     if max < size {
-        return Err(props.error(format!("maxmem ({}) is less than the size ({})", show_size(max), show_size(size))));
+        return Err(props.error(format!(
+            "maxmem ({}) is less than the size ({})",
+            show_size(max),
+            show_size(size)
+        )));
     }
     if (max > size) != (slots > 0) {
         return Err(props.error("slots and a maxmem above the size go together"));
@@ -73,7 +77,9 @@ pub fn smp(text: &str) -> Result<Smp, Error> {
             let threads = known(threads);
             ((n / (dies * cores * threads)).max(1), cores, threads)
         }
-        (Some(n), Some(sockets), Some(cores), None) => (sockets, cores, (n / (sockets * dies * cores)).max(1)),
+        (Some(n), Some(sockets), Some(cores), None) => {
+            (sockets, cores, (n / (sockets * dies * cores)).max(1))
+        }
         (_, sockets, cores, threads) => (known(sockets), known(cores), known(threads)),
     };
     let product = sockets * dies * cores * threads;
@@ -142,7 +148,9 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
         match BOARDS.iter().find(|b| b.0 == name || (b.0 == stem && stem.starts_with("pc-"))) {
             Some((_, true, _)) => machine.kind = MachineKind::Pc,
             Some((_, false, what)) => {
-                return Err(Error::new(format!("-machine {name} ({what}): not supported yet; there is 'pc'")));
+                return Err(Error::new(format!(
+                    "-machine {name} ({what}): not supported yet; there is 'pc'"
+                )));
             }
             None => {
                 let hint = did_you_mean("", &name, BOARDS.iter().map(|b| b.0));
@@ -157,7 +165,9 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
             arg.accel.push(Accel { kind: accel_kind("-machine accel=", name)?, properties: Vec::new() });
         }
     }
-    for (key, option) in [("kernel", "kernel"), ("initrd", "initrd"), ("append", "append"), ("firmware", "bios")] {
+    for (key, option) in
+        [("kernel", "kernel"), ("initrd", "initrd"), ("append", "append"), ("firmware", "bios")]
+    {
         if let Some(value) = props.text(key)? {
             arg.boot.push((option, value));
         }
@@ -175,9 +185,12 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
             None => {}
         }
     }
-    let refused = |key: &str, value: &str| Err(Error::new(format!("-machine {key}={value}: not supported yet")));
+    let refused =
+        |key: &str, value: &str| Err(Error::new(format!("-machine {key}={value}: not supported yet")));
     // What there is not cannot be asked for, what always is cannot be left out; `auto` is the default.
-    for key in ["usb", "nvdimm", "vmport", "smm", "hmat", "sata", "sev", "memory-encryption", "memory-backend"] {
+    for key in
+        ["usb", "nvdimm", "vmport", "smm", "hmat", "sata", "sev", "memory-encryption", "memory-backend"]
+    {
         if let Some(value) = props.text(key)?
             && !matches!(value.as_str(), "off" | "auto" | "no" | "false")
         {
@@ -192,7 +205,14 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
         }
     }
     // These tune what a guest cannot see.
-    props.ignore(&["graphics", "kernel_irqchip", "kernel-irqchip", "mem-merge", "dump-guest-core", "suppress-vmdesc"]);
+    props.ignore(&[
+        "graphics",
+        "kernel_irqchip",
+        "kernel-irqchip",
+        "mem-merge",
+        "dump-guest-core",
+        "suppress-vmdesc",
+    ]);
     props.finish()?;
     Ok(arg)
 }
@@ -213,9 +233,14 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
     let accepted: &[&str] = match kind {
         AccelKind::Interp => &[],
         AccelKind::Jit => &["thread", "tb-size", "one-insn-per-tb", "split-wx", "igd-passthru"],
-        AccelKind::Kvm => {
-            &["kernel-irqchip", "kvm-shadow-mem", "dirty-ring-size", "notify-vmexit", "notify-window", "device"]
-        }
+        AccelKind::Kvm => &[
+            "kernel-irqchip",
+            "kvm-shadow-mem",
+            "dirty-ring-size",
+            "notify-vmexit",
+            "notify-window",
+            "device",
+        ],
         AccelKind::Hvf => &[],
     };
     if let Some((key, _)) = all.iter().find(|(k, _)| !accepted.contains(&k.as_str())) {
@@ -225,7 +250,9 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
         } else {
             format!(" (accepted: {})", accepted.join(", "))
         };
-        return Err(props.error(format!("unknown property '{key}'{}", if hint.is_empty() { list } else { hint })));
+        return Err(
+            props.error(format!("unknown property '{key}'{}", if hint.is_empty() { list } else { hint }))
+        );
     }
     Ok(Accel { kind, properties: all })
 }
@@ -237,9 +264,9 @@ fn accel_kind(option: &str, name: &str) -> Result<AccelKind, Error> {
         "jit" | "tcg" => Ok(AccelKind::Jit),
         "kvm" => Ok(AccelKind::Kvm),
         "hvf" => Ok(AccelKind::Hvf),
-        "xen" | "whpx" | "nvmm" | "hax" | "qtest" => {
-            Err(Error::new(format!("{option}{space}{name}: not supported (accepted: interp, jit, tcg, kvm, hvf)")))
-        }
+        "xen" | "whpx" | "nvmm" | "hax" | "qtest" => Err(Error::new(format!(
+            "{option}{space}{name}: not supported (accepted: interp, jit, tcg, kvm, hvf)"
+        ))),
         _ => {
             let hint = did_you_mean("", name, ["interp", "jit", "tcg", "kvm", "hvf"]);
             let hint = if hint.is_empty() { " (accepted: interp, jit, tcg, kvm, hvf)".into() } else { hint };
@@ -267,7 +294,9 @@ mod tests {
         assert_eq!(memory("0").unwrap_err().to_string(), "-m 0: a PC needs at least 1 MiB of RAM");
         let error = memory("100T").unwrap_err().to_string();
         assert!(
-            error.starts_with("-m 100T: 100 TiB is more than the 4 TiB of RAM a guest can have; this host has "),
+            error.starts_with(
+                "-m 100T: 100 TiB is more than the 4 TiB of RAM a guest can have; this host has "
+            ),
             "{error}"
         );
         assert!(memory("lots").unwrap_err().to_string().contains("'lots' is not a size"));
@@ -302,7 +331,12 @@ mod tests {
             "-smp 4,sockets=3: 3 sockets x 1 dies x 1 cores x 1 threads are 3 processors, not 4"
         );
         assert!(smp("4,maxcpus=2").unwrap_err().to_string().contains("more than maxcpus"));
-        assert!(smp("sockets=255,cores=255,threads=255,dies=255").unwrap_err().to_string().contains("at most 255"));
+        assert!(
+            smp("sockets=255,cores=255,threads=255,dies=255")
+                .unwrap_err()
+                .to_string()
+                .contains("at most 255")
+        );
         assert!(smp("two").unwrap_err().to_string().contains("'two' is not a number"));
     }
 
@@ -329,7 +363,10 @@ mod tests {
         assert_eq!(accel("interp").unwrap().kind, AccelKind::Interp);
         assert_eq!(accel("tcg,thread=multi").unwrap().kind, AccelKind::Jit);
         assert_eq!(accel("kvm").unwrap().kind, AccelKind::Kvm);
-        assert_eq!(accel("intrep").unwrap_err().to_string(), "-accel intrep: unknown engine; did you mean 'interp'?");
+        assert_eq!(
+            accel("intrep").unwrap_err().to_string(),
+            "-accel intrep: unknown engine; did you mean 'interp'?"
+        );
         assert!(accel("xen").unwrap_err().to_string().contains("not supported"));
         assert!(accel("interp,fast=on").unwrap_err().to_string().contains("it takes no properties"));
         assert!(accel("tcg,thraed=single").unwrap_err().to_string().contains("did you mean 'thread'?"));

@@ -124,10 +124,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> i32 {
         return report(&called, run_machine(&called, &called, &rest));
     }
     match rest.first().and_then(|a| a.to_str()) {
-        Some(command @ ("run" | "qemu")) => report("mynah", run_machine("mynah", &format!("mynah {command}"), &rest[1..])),
+        Some(command @ ("run" | "qemu")) => {
+            report("mynah", run_machine("mynah", &format!("mynah {command}"), &rest[1..]))
+        }
         Some("-version" | "--version" | "-V") => report("mynah", Err(Error::info(help::version()).into())),
         Some(option) if option.starts_with('-') && !matches!(option, "-h" | "--help" | "-help") => {
-            let error = Error::new(format!("{option} stands before a command; options go after one: mynah run {option} ..."));
+            let error = Error::new(format!(
+                "{option} stands before a command; options go after one: mynah run {option} ..."
+            ));
             report("mynah", Err(error.into()))
         }
         Some("-help") => commands(&["--help".into()]),
@@ -175,15 +179,22 @@ fn guests_command(command: GuestsCommand) -> anyhow::Result<()> {
             let store = store(dir)?;
             let mut text = String::new();
             for guest in guests::manifest() {
-                let there = store.cached(&guest.name).map_or("not fetched".into(), |f| f.display().to_string());
-                text += &format!("{:14} {:7} {}\n{:23}{there}\n", guest.name, guest.architecture, guest.about, "");
+                let there =
+                    store.cached(&guest.name).map_or("not fetched".into(), |f| f.display().to_string());
+                text += &format!(
+                    "{:14} {:7} {}\n{:23}{there}\n",
+                    guest.name, guest.architecture, guest.about, ""
+                );
             }
             print(&text);
         }
         GuestsCommand::Fetch { names, dir, refresh } => {
             let store = store(dir)?;
-            let names =
-                if names.is_empty() { guests::manifest().iter().map(|g| g.name.clone()).collect() } else { names };
+            let names = if names.is_empty() {
+                guests::manifest().iter().map(|g| g.name.clone()).collect()
+            } else {
+                names
+            };
             for name in names {
                 if refresh {
                     store.forget(&name)?;
@@ -193,8 +204,10 @@ fn guests_command(command: GuestsCommand) -> anyhow::Result<()> {
             }
         }
         GuestsCommand::Extract { kernel, elf } => {
-            let image = std::fs::read(&kernel).map_err(|e| Error::new(format!("{}: {e}", kernel.display())))?;
-            let payload = crate::vmlinux::payload(&image).map_err(|e| Error::new(format!("{}: {e}", kernel.display())))?;
+            let image =
+                std::fs::read(&kernel).map_err(|e| Error::new(format!("{}: {e}", kernel.display())))?;
+            let payload = crate::vmlinux::payload(&image)
+                .map_err(|e| Error::new(format!("{}: {e}", kernel.display())))?;
             std::fs::write(&elf, payload).map_err(|e| Error::new(format!("{}: {e}", elf.display())))?;
         }
     }

@@ -23,7 +23,11 @@ impl Given {
     /// The argument as text, for all but plain file names.
     pub fn text(&self) -> Result<&str, Error> {
         self.value.to_str().ok_or_else(|| {
-            Error::new(format!("{} {}: the value is not valid UTF-8", self.dashed(), self.value.to_string_lossy()))
+            Error::new(format!(
+                "{} {}: the value is not valid UTF-8",
+                self.dashed(),
+                self.value.to_string_lossy()
+            ))
         })
     }
 }
@@ -59,7 +63,8 @@ fn option_name(arg: &OsStr) -> Result<Option<&str>, Error> {
     if !arg.as_encoded_bytes().starts_with(b"-") {
         return Ok(None);
     }
-    let text = arg.to_str().ok_or_else(|| Error::new(format!("unknown option '{}'", arg.to_string_lossy())))?;
+    let text =
+        arg.to_str().ok_or_else(|| Error::new(format!("unknown option '{}'", arg.to_string_lossy())))?;
     let name = text.strip_prefix("--").or_else(|| text.strip_prefix('-')).unwrap_or(text);
     if name.is_empty() {
         return Err(Error::new(format!("'{text}' is no option and no file name")));
@@ -80,7 +85,8 @@ fn unknown(name: &str, arg: &OsStr) -> Error {
     let mut hint = did_you_mean("-", name, known);
     // `-m512`, `-smp2`: an argument glued on.
     if let Some(option) = OPTIONS.iter().find(|o| {
-        o.value.is_some() && name.strip_prefix(o.name).is_some_and(|r| r.starts_with(|c: char| c.is_ascii_digit()))
+        o.value.is_some()
+            && name.strip_prefix(o.name).is_some_and(|r| r.starts_with(|c: char| c.is_ascii_digit()))
     }) {
         let (before, value) = name.split_at(option.name.len());
         hint = format!("; did you mean '-{before} {value}'?");
@@ -113,7 +119,10 @@ mod tests {
         assert_eq!(error(&["--kernal", "x"]), "unknown option '--kernal'; did you mean '-kernel'?");
         assert_eq!(error(&["-frobnicate"]), "unknown option '-frobnicate'");
         assert_eq!(error(&["-m512"]), "unknown option '-m512'; did you mean '-m 512'?");
-        assert_eq!(error(&["-m=512"]), "unknown option '-m=512'; an option's argument stands apart: '-m 512'");
+        assert_eq!(
+            error(&["-m=512"]),
+            "unknown option '-m=512'; an option's argument stands apart: '-m 512'"
+        );
     }
 
     #[test]

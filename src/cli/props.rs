@@ -77,10 +77,14 @@ impl Props {
             None => None,
             Some(None) => Some(true),
             Some(Some(text)) => Some(parse_switch(&text).ok_or_else(|| {
-                self.error(format!("{key}={text}: '{text}' is neither on nor off (on, off, yes, no, true, false)"))
+                self.error(format!(
+                    "{key}={text}: '{text}' is neither on nor off (on, off, yes, no, true, false)"
+                ))
             })?),
         };
-        for item in self.items.iter_mut().filter(|i| i.value.is_none() && i.key.strip_prefix("no") == Some(key)) {
+        for item in
+            self.items.iter_mut().filter(|i| i.value.is_none() && i.key.strip_prefix("no") == Some(key))
+        {
             item.used = true;
             value = Some(false);
         }
@@ -89,7 +93,8 @@ impl Props {
 
     /// A switch that may also say `auto`, which is `Some(None)`.
     pub fn switch_or_auto(&mut self, key: &'static str) -> Result<Option<Option<bool>>, Error> {
-        if self.items.iter().rev().find(|i| i.key == key).is_some_and(|i| i.value.as_deref() == Some("auto")) {
+        if self.items.iter().rev().find(|i| i.key == key).is_some_and(|i| i.value.as_deref() == Some("auto"))
+        {
             self.raw(key);
             return Ok(Some(None));
         }
@@ -144,7 +149,11 @@ impl Props {
         } else {
             format!(" (accepted: {})", self.asked.join(", "))
         };
-        Err(self.error(format!("unknown property '{}'{}", item.key, if hint.is_empty() { accepted } else { hint })))
+        Err(self.error(format!(
+            "unknown property '{}'{}",
+            item.key,
+            if hint.is_empty() { accepted } else { hint }
+        )))
     }
 }
 
@@ -199,7 +208,10 @@ mod tests {
     fn an_unknown_property_is_named_with_the_nearest() {
         let mut p = Props::parse("-smp", "core=2", Some("cpus"));
         let _ = (p.number("cpus", 1, 9), p.number("cores", 1, 9));
-        assert_eq!(p.finish().unwrap_err().to_string(), "-smp: unknown property 'core'; did you mean 'cores'?");
+        assert_eq!(
+            p.finish().unwrap_err().to_string(),
+            "-smp: unknown property 'core'; did you mean 'cores'?"
+        );
         let mut p = Props::parse("-smp", "zzzzzzz=2", None);
         let _ = p.number("cores", 1, 9);
         assert_eq!(p.finish().unwrap_err().to_string(), "-smp: unknown property 'zzzzzzz' (accepted: cores)");

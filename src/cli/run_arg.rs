@@ -6,8 +6,8 @@ use super::props::Props;
 use super::size::parse_number;
 use super::suggest::did_you_mean;
 use crate::config::{
-    Boot, Config, Drive, FwCfgData, FwCfgItem, LogItem, Net, PanicAction, RebootAction, Rtc, RtcBase, RtcClock,
-    ShutdownAction, split_commas,
+    Boot, Config, Drive, FwCfgData, FwCfgItem, LogItem, Net, PanicAction, RebootAction, Rtc, RtcBase,
+    RtcClock, ShutdownAction, split_commas,
 };
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -28,7 +28,9 @@ pub fn rtc(text: &str, rtc: &mut Rtc) -> Result<(), Error> {
             "utc" => RtcBase::Utc,
             "localtime" => RtcBase::LocalTime,
             date => RtcBase::At(parse_date(date).ok_or_else(|| {
-                props.error(format!("base={date}: accepted are utc, localtime, or a date such as 2026-01-31T12:00:00"))
+                props.error(format!(
+                    "base={date}: accepted are utc, localtime, or a date such as 2026-01-31T12:00:00"
+                ))
             })?),
         };
     }
@@ -56,10 +58,16 @@ fn parse_date(text: &str) -> Option<i64> {
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let lengths = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let length = *lengths.get(usize::try_from(month - 1).ok()?)?;
-    if !(1970..=9999).contains(&year) || !(1..=length).contains(&day) || hour > 23 || minute > 59 || second > 59 {
+    if !(1970..=9999).contains(&year)
+        || !(1..=length).contains(&day)
+        || hour > 23
+        || minute > 59
+        || second > 59
+    {
         return None;
     }
-    let years = (1970..year).map(|y| 365 + i64::from(y % 4 == 0 && (y % 100 != 0 || y % 400 == 0))).sum::<i64>();
+    let years =
+        (1970..year).map(|y| 365 + i64::from(y % 4 == 0 && (y % 100 != 0 || y % 400 == 0))).sum::<i64>();
     let days = years + lengths[..(month - 1) as usize].iter().sum::<i64>() + day - 1;
     Some(days * 86_400 + hour * 3600 + minute * 60 + second)
 }
@@ -85,7 +93,8 @@ pub fn boot(text: &str, boot: &mut Boot) -> Result<(), Error> {
     // -1 is QEMU's word for never.
     let never = props.text("reboot-timeout")?.as_deref() == Some("-1");
     if !never {
-        boot.reboot_timeout = props.number("reboot-timeout", 0, most)?.map(|n| n as u32).or(boot.reboot_timeout);
+        boot.reboot_timeout =
+            props.number("reboot-timeout", 0, most)?.map(|n| n as u32).or(boot.reboot_timeout);
     }
     if let Some(file) = props.text("splash")? {
         return Err(props.error(format!("splash={file}: not supported yet")));
@@ -111,7 +120,8 @@ const LOG_ITEMS: &[(&str, LogItem, &str)] = &[
 ];
 
 /// Items of QEMU's that concern its own innards.
-const LOG_LATER: &[&str] = &["op_opt", "op_ind", "op_plugin", "page", "plugin", "strace", "tid", "vpu", "all"];
+const LOG_LATER: &[&str] =
+    &["op_opt", "op_ind", "op_plugin", "page", "plugin", "strace", "tid", "vpu", "all"];
 
 /// Parses `-d`.
 pub fn log_items(text: &str) -> Result<Vec<LogItem>, Error> {
@@ -145,7 +155,9 @@ pub fn log_file(name: &OsStr) -> Result<PathBuf, Error> {
     let Some(text) = name.to_str() else { return Ok(name.into()) };
     let signs = text.matches('%').count();
     if signs > usize::from(text.contains("%d")) {
-        return Err(Error::new(format!("-D {text}: accepted is one %d, for the process's number, and no other %")));
+        return Err(Error::new(format!(
+            "-D {text}: accepted is one %d, for the process's number, and no other %"
+        )));
     }
     Ok(text.replace("%d", &std::process::id().to_string()).into())
 }
@@ -226,7 +238,9 @@ pub fn fw_cfg(text: &str) -> Result<FwCfgItem, Error> {
     let mut props = Props::parse("-fw_cfg", text, Some("name"));
     let name = props.text("name")?.unwrap_or_default();
     if name.is_empty() || name.len() > 55 {
-        return Err(props.error(format!("name={name}: a name has 1 to 55 characters, such as opt/org.test/a")));
+        return Err(
+            props.error(format!("name={name}: a name has 1 to 55 characters, such as opt/org.test/a"))
+        );
     }
     let data = match (props.text("file")?, props.text("string")?) {
         (Some(file), None) => FwCfgData::File(file.into()),
@@ -240,7 +254,9 @@ pub fn fw_cfg(text: &str) -> Result<FwCfgItem, Error> {
 /// Parses `-echr`: the code of a control character, or of any other.
 pub fn escape(text: &str) -> Result<u8, Error> {
     let code = parse_number(text).ok().and_then(|n| u8::try_from(n).ok());
-    code.ok_or_else(|| Error::new(format!("-echr {text}: accepted is a character's code from 0 to 255 (1 is Ctrl-A)")))
+    code.ok_or_else(|| {
+        Error::new(format!("-echr {text}: accepted is a character's code from 0 to 255 (1 is Ctrl-A)"))
+    })
 }
 
 /// Keeps `-drive`.
@@ -270,9 +286,25 @@ pub fn plain_drive(option: &'static str, file: &OsStr) -> Drive {
 /// Keeps `-netdev`, `-nic` or `-net`, whose first part is the kind.
 pub fn net(option: &'static str, text: &str) -> Result<Net, Error> {
     let (dashed, kinds): (_, &[&str]) = match option {
-        "netdev" => ("-netdev", &["user", "tap", "bridge", "socket", "stream", "dgram", "hubport", "l2tpv3", "vde",
-            "vhost-user", "vhost-vdpa"]),
-        "nic" => ("-nic", &["none", "user", "tap", "bridge", "socket", "hubport", "l2tpv3", "vde", "vhost-user"]),
+        "netdev" => (
+            "-netdev",
+            &[
+                "user",
+                "tap",
+                "bridge",
+                "socket",
+                "stream",
+                "dgram",
+                "hubport",
+                "l2tpv3",
+                "vde",
+                "vhost-user",
+                "vhost-vdpa",
+            ],
+        ),
+        "nic" => {
+            ("-nic", &["none", "user", "tap", "bridge", "socket", "hubport", "l2tpv3", "vde", "vhost-user"])
+        }
         _ => ("-net", &["none", "nic", "user", "tap", "bridge", "socket", "l2tpv3", "vde", "dump"]),
     };
     let mut parts = split_commas(text).into_iter();
@@ -307,7 +339,9 @@ mod tests {
         assert_eq!(parse("base=1970-01-01").unwrap().base, RtcBase::At(0));
         assert_eq!(parse("base=2000-03-01T00:00:01").unwrap().base, RtcBase::At(951_868_801));
         assert_eq!(parse("base=2026-01-31T12:00:00").unwrap().base, RtcBase::At(1_769_860_800));
-        for bad in ["base=2026-02-29", "base=2026-13-01", "base=2026-00-01", "base=now", "base=2026-01-01T24:00:00"] {
+        for bad in
+            ["base=2026-02-29", "base=2026-13-01", "base=2026-00-01", "base=now", "base=2026-01-01T24:00:00"]
+        {
             assert!(parse(bad).unwrap_err().contains("accepted are utc, localtime"), "{bad}");
         }
         assert_eq!(parse("clock=sun").unwrap_err(), "-rtc: clock=sun: accepted are host, rt, vm");
@@ -357,7 +391,9 @@ mod tests {
             (c.on_reboot, c.on_shutdown, c.on_panic),
             (RebootAction::Shutdown, ShutdownAction::Pause, PanicAction::ExitFailure)
         );
-        assert!(action("reboot=never", &mut c).unwrap_err().to_string().contains("accepted are reset, shutdown"));
+        assert!(
+            action("reboot=never", &mut c).unwrap_err().to_string().contains("accepted are reset, shutdown")
+        );
         assert!(action("watchdog=reset", &mut c).is_err());
     }
 

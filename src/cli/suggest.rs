@@ -35,7 +35,8 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         let mut d = distance(word, candidate);
         let longer = word_len.max(candidate.chars().count());
         if d * 3 > longer.max(3) {
-            let is_start = word_len >= 3 && candidate.to_ascii_lowercase().starts_with(&word.to_ascii_lowercase());
+            let is_start =
+                word_len >= 3 && candidate.to_ascii_lowercase().starts_with(&word.to_ascii_lowercase());
             if !is_start {
                 continue;
             }

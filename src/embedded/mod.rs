@@ -169,10 +169,8 @@ pub fn image() -> Result<Vec<u8>, IcedError> {
 
     data.bytes.resize(data.bytes.len().next_multiple_of(16), 0);
     let entry = data.here();
-    let code = a.assemble_options(
-        u64::from(entry),
-        iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS,
-    )?;
+    let code =
+        a.assemble_options(u64::from(entry), iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
     let irq = code.label_ip(&irq)? as u32;
     let exception = code.label_ip(&exception)? as u32;
     data.patch(far, &(code.label_ip(&flat)? as u32).to_le_bytes());

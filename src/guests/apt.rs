@@ -60,7 +60,11 @@ impl Apt {
 
     fn command(&self, tool: &str) -> Command {
         let mut command = Command::new(tool);
-        command.args(&self.options).env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+        command
+            .args(&self.options)
+            .env("LC_ALL", "C")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null());
         command
     }
 
@@ -97,7 +101,9 @@ impl Apt {
     pub fn download(&self, package: &str, folder: &Path) -> Result<PathBuf> {
         output(self.command("apt-get").args(["-q", "download", package]).current_dir(folder))?;
         let mut files = std::fs::read_dir(folder)?.flatten().map(|f| f.path());
-        files.find(|f| f.extension().is_some_and(|e| e == "deb")).with_context(|| format!("apt-get left no {package}"))
+        files
+            .find(|f| f.extension().is_some_and(|e| e == "deb"))
+            .with_context(|| format!("apt-get left no {package}"))
     }
 }
 
@@ -145,7 +151,8 @@ pub fn extract(deb: &Path, pattern: &str, scratch: &Path, to: &Path) -> Result<(
         bail!("{}: dpkg-deb cannot unpack it", deb.display());
     }
     let (parent, _) = pattern.rsplit_once('/').unwrap_or(("", pattern));
-    let mut files = std::fs::read_dir(folder.join(parent))?.flatten().map(|f| f.path()).filter(|f| f.is_file());
+    let mut files =
+        std::fs::read_dir(folder.join(parent))?.flatten().map(|f| f.path()).filter(|f| f.is_file());
     let file = files.next().with_context(|| format!("{}: there is no {pattern} in it", deb.display()))?;
     std::fs::rename(&file, to).with_context(|| format!("{}", to.display()))
 }
@@ -171,13 +178,17 @@ mod tests {
     fn the_real_package_is_found_among_dependencies() {
         let text = "linux-image-cloud-amd64\n  Depends: linux-base\n |Depends: linux-image-6.1.0-1-cloud-amd64\n  \
                     Recommends: linux-image-x\n";
-        assert_eq!(first_dependency(text, "linux-image-").as_deref(), Some("linux-image-6.1.0-1-cloud-amd64"));
+        assert_eq!(
+            first_dependency(text, "linux-image-").as_deref(),
+            Some("linux-image-6.1.0-1-cloud-amd64")
+        );
         assert_eq!(first_dependency("busybox\n  Depends: libc6\n", "linux-image-"), None);
     }
 
     #[test]
     fn a_failing_command_is_told_with_its_last_words() {
-        let error = output(Command::new("sh").args(["-c", "echo W: first >&2; echo 'E: no such thing' >&2; exit 3"]));
+        let error =
+            output(Command::new("sh").args(["-c", "echo W: first >&2; echo 'E: no such thing' >&2; exit 3"]));
         assert_eq!(error.unwrap_err().to_string(), "sh: no such thing");
         assert!(output(&mut Command::new("/no/such/tool")).is_err());
     }

@@ -131,8 +131,7 @@ impl Board {
         let pci = PciBus::new(ports.clone(), memory.clone());
         let piix3 = Piix3::new(std::array::from_fn(&mut pin), power.clone());
         let pm_clock = clock.clone();
-        let pm =
-            Piix4Pm::new(pin(9), move || pm_timer_value(pm_clock.now()), ports.clone(), power.clone());
+        let pm = Piix4Pm::new(pin(9), move || pm_timer_value(pm_clock.now()), ports.clone(), power.clone());
         pm.follow(&dyn_clock);
         pci.attach(i440fx::DEVFN, Arc::new(I440fx::new(|_| {})));
         pci.attach(piix3::DEVFN, piix3.clone());

@@ -44,8 +44,7 @@ impl Consoles {
             let Some(&(base, irq)) = COM.get(n) else {
                 bail!("-serial {}: a PC has four serial ports", target.spec);
             };
-            let line =
-                all.line(cfg, target, power).with_context(|| format!("-serial {}", target.spec))?;
+            let line = all.line(cfg, target, power).with_context(|| format!("-serial {}", target.spec))?;
             all.serial(board, line, base, irq);
         }
         Ok(all)
@@ -177,9 +176,11 @@ impl Monitor for Hmp {
             ["info", "status"] => {
                 format!("VM status: {}\n", if self.power.is_paused() { "paused" } else { "running" })
             }
-            ["help" | "?", ..] => "cont|c          go on\ninfo status     running or paused\nquit|q          end Mynah\n\
+            ["help" | "?", ..] => {
+                "cont|c          go on\ninfo status     running or paused\nquit|q          end Mynah\n\
                 stop|s          pause the guest\nsystem_reset    reset the machine\n"
-                .into(),
+                    .into()
+            }
             [first, ..] => format!("unknown command: '{first}' (try 'help')\n"),
         }
     }
@@ -236,9 +237,8 @@ pub fn attach_extra(
     for item in &cfg.fw_cfg {
         let data = match &item.data {
             FwCfgData::Text(t) => t.clone().into_bytes(),
-            FwCfgData::File(path) => {
-                std::fs::read(path).with_context(|| format!("-fw_cfg name={}: {}", item.name, path.display()))?
-            }
+            FwCfgData::File(path) => std::fs::read(path)
+                .with_context(|| format!("-fw_cfg name={}: {}", item.name, path.display()))?,
         };
         fw_cfg.add_file(&item.name, data).with_context(|| format!("-fw_cfg name={}", item.name))?;
     }

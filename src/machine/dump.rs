@@ -3,8 +3,10 @@ use mynah_cpu::Cpu;
 use mynah_cpu::state::{gpr, seg};
 use std::fmt::Write;
 
-const NAMES: [&str; 16] =
-    ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15"];
+const NAMES: [&str; 16] = [
+    "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14",
+    "R15",
+];
 
 /// Registers, segments and control registers, in the order in which `info registers` shows them.
 pub fn cpu_state(cpu: &Cpu) -> String {

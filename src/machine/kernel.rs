@@ -1,8 +1,8 @@
 //! Direct boot: reading the kernel's files, placing them in RAM with the firmware tables, and the CPU's first state.
 use crate::config::{Config, Device};
 use anyhow::{Context, bail};
-use mynah_cpu::state::{Segment as CpuSegment, Table, gpr, seg};
 use mynah_cpu::model::Dynamic;
+use mynah_cpu::state::{Segment as CpuSegment, Table, gpr, seg};
 use mynah_cpu::{Cpu, CpuModel};
 use mynah_firmware::{Entry, Kind, LoadRequest, Module, Segment, build_tables, identify, load};
 use mynah_mmu::PhysMemory;
@@ -142,5 +142,28 @@ pub fn enter(cpu: &mut Cpu, e: &Entry) {
     s.cr4 = e.cr4;
     s.msr.efer = e.efer;
     s.cpl = 0;
+    set_mtrrs(cpu);
     cpu.sync_all();
+}
+
+/// Memory types as firmware sets them: RAM is write-back, the legacy video window and the PCI hole are uncached (SDM volume 3A, 11.11).
+fn set_mtrrs(cpu: &mut Cpu) {
+    const WRITE_BACK: u64 = 6;
+    const ENABLE: u64 = 1 << 11 | 1 << 10;
+    const WRITE_BACK_ALL: u64 = 0x0606_0606_0606_0606;
+    let below = cpu.mem.below_4g();
+    let mask = (1u64 << cpu.model.phys_bits()) - 1;
+    let m = &mut cpu.state.msr;
+    m.mtrr_def_type = ENABLE | WRITE_BACK;
+    // 64K_00000, 16K_80000, then 16K_A0000 (video: uncached), then the BIOS area.
+    m.mtrr_fixed = [WRITE_BACK_ALL; 11];
+    m.mtrr_fixed[2] = 0;
+    // One uncached range from the hole's start, 3 GiB or 3.5 GiB, or with less RAM from 2 GiB, up to 4 GiB.
+    let hole: u64 = match below {
+        b if b > 0xc000_0000 => 0xe000_0000,
+        b if b > 0x8000_0000 => 0xc000_0000,
+        _ => 0x8000_0000,
+    };
+    m.mtrr_var[0] = hole;
+    m.mtrr_var[1] = !((1u64 << 32) - hole - 1) & mask | 1 << 11;
 }

@@ -46,7 +46,12 @@ pub struct Power {
 
 impl Power {
     /// A machine that is on, with the user's wishes for what ends it.
-    pub fn new(on_reboot: RebootAction, on_shutdown: ShutdownAction, on_panic: PanicAction, paused: bool) -> Self {
+    pub fn new(
+        on_reboot: RebootAction,
+        on_shutdown: ShutdownAction,
+        on_panic: PanicAction,
+        paused: bool,
+    ) -> Self {
         Self {
             on_reboot,
             on_shutdown,
