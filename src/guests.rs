@@ -146,7 +146,6 @@ impl Store {
         let scratch = self.folder.join(format!(".{}.new", guest.name));
         let _ = fs::remove_dir_all(&scratch);
         fs::create_dir_all(&scratch).with_context(|| format!("{}", scratch.display()))?;
-        fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
         let made = scratch.join(&guest.stored_as);
         let result = match &guest.from {
             Some(from) => self.take_elf(from, &made, progress),
@@ -154,6 +153,7 @@ impl Store {
         };
         let file = folder.join(&guest.stored_as);
         let result = result.and_then(|version| {
+            fs::create_dir_all(&folder)?;
             fs::write(folder.join("version"), version + "\n")?;
             fs::rename(&made, &file).with_context(|| format!("{}", file.display()))
         });

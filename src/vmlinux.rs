@@ -2,7 +2,7 @@
 //!
 //! A bzImage is a setup part and a small program that unpacks the payload after it; the payload is the ELF kernel,
 //! compressed, and the setup header (protocol 2.08 and later) says where it is and how long. An ELF kernel can be
-//! started by PVH, which needs no decompressor. Not handled: bzip2, LZO and LZ4 payloads, which no Debian kernel has.
+//! started by PVH, which needs no decompressor. Not handled: bzip2 and LZO payloads, which Debian's kernels do not have.
 //!
 //! Source: Linux, Documentation/arch/x86/boot.rst ("payload_offset", "payload_length").
 
@@ -89,13 +89,35 @@ fn unpack(packed: &[u8]) -> Result<Vec<u8>, Error> {
         read(liblzma::read::XzDecoder::new_stream(packed, stream))
     } else if packed.starts_with(b"BZh") {
         Err(Error::Compression("bzip2"))
-    } else if packed.starts_with(&[0x02, 0x21, 0x4C, 0x18]) {
-        Err(Error::Compression("LZ4"))
+    } else if let Some(blocks) = packed.strip_prefix(&[0x02, 0x21, 0x4C, 0x18]) {
+        unpack_lz4(blocks)
     } else if packed.starts_with(&[0x89, b'L', b'Z', b'O']) {
         Err(Error::Compression("LZO"))
     } else {
         Err(Error::Compression("something unknown"))
     }
+}
+
+/// LZ4's legacy frame after its magic: blocks of up to 8 MiB, each after its compressed size
+/// (LZ4 Frame Format Description, "Legacy frame"). What is too short for a block is the build's own size field.
+fn unpack_lz4(mut blocks: &[u8]) -> Result<Vec<u8>, Error> {
+    const BLOCK: usize = 8 << 20;
+    let mut out = Vec::new();
+    while let Some((size, rest)) = blocks.split_first_chunk::<4>()
+        && !rest.is_empty()
+    {
+        let size = u32::from_le_bytes(*size) as usize;
+        let block = rest.get(..size).ok_or_else(|| {
+            Error::Corrupt(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "an LZ4 block is cut off"))
+        })?;
+        let block = lz4_flex::block::decompress(block, BLOCK);
+        out.extend(block.map_err(|e| Error::Corrupt(std::io::Error::other(e)))?);
+        if out.len() as u64 > MAX_KERNEL {
+            return Err(Error::TooLarge);
+        }
+        blocks = &rest[size..];
+    }
+    Ok(out)
 }
 
 fn read(from: impl Read) -> Result<Vec<u8>, Error> {
@@ -145,6 +167,15 @@ mod tests {
         let zstd =
             ruzstd::encoding::compress_to_vec(elf().as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
         assert_eq!(payload(&image(&with_size(zstd))).unwrap(), elf());
+        let mut lz4 = vec![0x02, 0x21, 0x4C, 0x18];
+        for block in elf().chunks(300_000) {
+            let block = lz4_flex::block::compress(block);
+            lz4.extend_from_slice(&(block.len() as u32).to_le_bytes());
+            lz4.extend_from_slice(&block);
+        }
+        assert_eq!(payload(&image(&with_size(lz4.clone()))).unwrap(), elf());
+        lz4.truncate(lz4.len() - 10);
+        assert!(matches!(payload(&image(&lz4)), Err(Error::Corrupt(_))));
         assert_eq!(payload(&image(&elf())).unwrap(), elf());
     }
 

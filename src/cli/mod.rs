@@ -195,12 +195,19 @@ fn guests_command(command: GuestsCommand) -> anyhow::Result<()> {
             } else {
                 names
             };
+            // One that fails leaves the others to be fetched.
+            let mut failed = Vec::new();
             for name in names {
-                if refresh {
-                    store.forget(&name)?;
+                match fetch(&store, &name, refresh) {
+                    Ok(file) => print(&format!("{name} {}\n", file.display())),
+                    Err(error) => {
+                        eprintln!("mynah: {error:#}");
+                        failed.push(name);
+                    }
                 }
-                let file = store.fetch(&name, &mut |line| eprintln!("mynah: {line}"))?;
-                print(&format!("{name} {}\n", file.display()));
+            }
+            if !failed.is_empty() {
+                return Err(Error::new(format!("not fetched: {}", failed.join(", "))).into());
             }
         }
         GuestsCommand::Extract { kernel, elf } => {
@@ -212,6 +219,13 @@ fn guests_command(command: GuestsCommand) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn fetch(store: &guests::Store, name: &str, refresh: bool) -> anyhow::Result<PathBuf> {
+    if refresh {
+        store.forget(name)?;
+    }
+    store.fetch(name, &mut |line| eprintln!("mynah: {line}"))
 }
 
 /// `mynah run`: options to a machine, and the machine to its end. `usage` is how the help calls it.
