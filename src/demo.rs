@@ -4,7 +4,7 @@
 //! kept in the user's cache (see [`guests`]). Where they cannot be had, it says why and runs the guest that is
 //! built in ([`embedded`]).
 
-use crate::cli::{build, print, start};
+use crate::cli::{build, print, start, tell};
 use crate::{embedded, guests};
 use anyhow::{Context, Result};
 use std::ffi::OsString;
@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Result<i32> {
 /// Fetches kernel and busybox, and makes the initial RAM disk; the options that run them.
 fn debian() -> Result<Vec<OsString>> {
     let store = guests::Store::open()?;
-    let mut progress = |line: &str| eprintln!("mynah: {line}");
+    let mut progress = |line: &str| tell(line);
     let kernel = store.fetch("cloud", &mut progress)?;
     let busybox = store.fetch("busybox", &mut progress)?;
     let busybox = std::fs::read(&busybox).with_context(|| format!("{}", busybox.display()))?;
@@ -75,8 +75,8 @@ fn debian() -> Result<Vec<OsString>> {
 
 /// Says why there is no Debian kernel, and what comes instead.
 fn instead(why: &anyhow::Error) -> Result<Vec<OsString>> {
-    eprintln!("mynah: Debian's kernel is not to be had: {why:#}");
-    eprintln!("mynah: running the built-in guest instead");
+    tell(&format!("Debian's kernel is not to be had: {why:#}"));
+    tell("running the built-in guest instead");
     built_in()
 }
 

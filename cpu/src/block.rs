@@ -181,6 +181,11 @@ impl BlockCache {
         (lin ^ (lin >> 12)) as usize & (JUMPS - 1)
     }
 
+    /// The live block at a physical address under a mode key.
+    pub(crate) fn block_at(&self, phys: u64, key: u32) -> Option<&Block> {
+        self.blocks.get(&(phys, key)).map(|b| &**b)
+    }
+
     fn forget_jumps(&mut self, dead: *const Block) {
         for j in self.jumps.iter_mut() {
             if j.block == dead {
@@ -198,6 +203,7 @@ impl BlockCache {
 
     /// Empties the cache.
     pub(crate) fn clear(&mut self) {
+        self.invalidated += self.blocks.len() as u64;
         self.graveyard.extend(self.blocks.drain().map(|(_, b)| b));
         self.pages.clear();
         self.ops = 0;
@@ -234,7 +240,9 @@ impl Cpu {
             _ => std::ptr::null(),
         };
         // SAFETY: just taken from the map.
-        if !found.is_null() && let Some(second) = unsafe { (*found).second_page } {
+        if !found.is_null()
+            && let Some(second) = unsafe { (*found).second_page }
+        {
             // The mapping of the next page may have changed since.
             let next = (lin & !PAGE_MASK).wrapping_add(PAGE_MASK + 1);
             if self.fetch_page(next)?.0 & !PAGE_MASK != second {
@@ -348,6 +356,9 @@ impl Cpu {
         }
         if !ended {
             ops.push(crate::interp::leave_op(len));
+        }
+        if self.trace.is_some() {
+            self.trace_decoded(lin, &bytes[..len.min(bytes.len())]);
         }
         self.blocks.decoded += 1;
         self.blocks.ops += ops.len();

@@ -63,6 +63,10 @@ impl Events {
     pub fn pending(&self) -> u32 {
         self.bits.load(Ordering::Relaxed)
     }
+    /// Where the pending bits are, for generated code.
+    pub fn as_ptr(&self) -> *const u32 {
+        self.bits.as_ptr()
+    }
     /// Sets bits and wakes the vCPU if it sleeps.
     pub fn raise(&self, bits: u32) {
         let before = self.bits.fetch_or(bits, Ordering::SeqCst);

@@ -123,6 +123,10 @@ pub struct Cpu {
     pub(crate) watch: bool,
     /// The branch distance of `from`: from the first byte of its block.
     pub(crate) from_relative: u64,
+    /// The log of `-d`.
+    pub(crate) trace: Option<Arc<crate::trace::Trace>>,
+    /// Blocks are not to be linked: the log wants to see each.
+    pub(crate) unchained: bool,
     /// This is the only vCPU of the machine.
     pub sole: bool,
     /// A handler has left a fault in `fault` for the dispatcher.
@@ -172,6 +176,8 @@ impl Cpu {
             single: false,
             watch: false,
             from_relative: 0,
+            trace: None,
+            unchained: false,
             sole: true,
             faulted: false,
             from: (std::ptr::null(), 0),

@@ -5,7 +5,9 @@ use crate::exec::Exec;
 use crate::model::CpuModel;
 use crate::op::{CHECKED, Flow, LOCK, LONG, MEM, Op, REP, REPNE};
 use crate::state::gpr;
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 /// What a finished selection says of an instruction.
 pub struct Selected<E: Exec> {
@@ -186,8 +188,10 @@ fn select<E: crate::sse::VecExec>(i: &Instruction, op: &Op) -> Option<Selected<E
     if let Some(handler) = crate::int::select::<E>(i, op) {
         return Some(Selected { handler, helper: none, flow: natural });
     }
-    let helper =
-        crate::int::lookup(i).or_else(|| crate::sys::lookup(i)).or_else(|| crate::x87::lookup(i)).or_else(|| crate::sse::lookup(i));
+    let helper = crate::int::lookup(i)
+        .or_else(|| crate::sys::lookup(i))
+        .or_else(|| crate::x87::lookup(i))
+        .or_else(|| crate::sse::lookup(i));
     if let Some(h) = helper {
         return Some(Selected { handler: E::helper(h), helper: h.run, flow: h.flow });
     }

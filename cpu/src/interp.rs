@@ -104,7 +104,7 @@ impl Cpu {
     }
 
     #[inline(always)]
-    fn enter(&mut self, block: *const Block) {
+    pub(crate) fn enter(&mut self, block: *const Block) {
         self.blocks.current = block;
         // SAFETY: callers pass a live block.
         self.icount += unsafe { (&(*block).ops).len() as u64 };
@@ -125,7 +125,7 @@ impl Cpu {
     /// Goes to the block at the current RIP if the jump cache knows it and nothing is pending.
     #[inline(always)]
     fn go(&mut self) -> *const Op {
-        if self.events.pending() & self.event_mask != 0 || self.single {
+        if self.events.pending() & self.event_mask != 0 || self.single || self.unchained {
             return std::ptr::null();
         }
         if self.mode_key & (ModeKey::LONG | ModeKey::FLAT) == 0 {
@@ -588,11 +588,15 @@ impl Cpu {
         None
     }
 
-    fn single_wanted(&self) -> bool {
+    pub(crate) fn single_wanted(&self) -> bool {
         self.state.rflags & (fl::TF | fl::RF) != 0 || self.state.shadow != Shadow::None || self.debug_armed()
     }
 
     fn execute(&mut self, block: *const Block) {
+        if self.trace.is_some() {
+            // SAFETY: callers pass a live block.
+            self.trace_block(unsafe { &*block });
+        }
         self.enter(block);
         self.faulted = false;
         // SAFETY: `find_block` gives a live block, and blocks stay allocated until `bury`. A handler returns null, the op after `op` in its block
@@ -607,7 +611,7 @@ impl Cpu {
 
     fn link(&mut self, to: *const Block) {
         let (from, slot) = std::mem::replace(&mut self.from, (std::ptr::null(), 0));
-        if from.is_null() {
+        if from.is_null() || self.unchained {
             return;
         }
         // SAFETY: `from` was the current block when the dispatcher was entered; if it died since, it is marked so, and it is freed only by
@@ -621,7 +625,7 @@ impl Cpu {
         }
     }
 
-    fn step_once(&mut self) {
+    pub(crate) fn step_once(&mut self) {
         self.from = (std::ptr::null(), 0);
         let trap = self.state.rflags & fl::TF != 0;
         let resumed = self.state.rflags & fl::RF != 0;
@@ -678,14 +682,14 @@ impl Cpu {
         self.deliver(Event { vector: vector::DB, kind: EventKind::Exception, error: None });
     }
 
-    fn deliver_fault(&mut self) {
+    pub(crate) fn deliver_fault(&mut self) {
         self.faulted = false;
         let e = self.fault;
         self.deliver(Event { vector: e.vector, kind: EventKind::Exception, error: e.error });
     }
 
     #[inline(never)]
-    fn handle_events(&mut self) -> Option<Exit> {
+    pub(crate) fn handle_events(&mut self) -> Option<Exit> {
         self.from = (std::ptr::null(), 0);
         let pending = self.events.pending() & self.event_mask;
         if pending & EV_KICK != 0 {

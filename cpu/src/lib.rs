@@ -10,6 +10,7 @@ pub mod block;
 pub mod board;
 pub mod cpu;
 pub mod decode;
+pub mod engine;
 pub mod exec;
 pub mod flags;
 pub mod int;
@@ -20,6 +21,7 @@ pub mod op;
 pub mod sse;
 pub mod state;
 pub mod sys;
+pub mod trace;
 pub mod width;
 pub mod x87;
 

@@ -218,7 +218,18 @@ pub struct Fpu {
 
 impl Default for Fpu {
     fn default() -> Self {
-        Self { r: [F80::default(); 8], cw: 0x37f, sw: 0, top: 0, empty: 0xff, fop: 0, fip: 0, fdp: 0, fcs: 0, fds: 0 }
+        Self {
+            r: [F80::default(); 8],
+            cw: 0x37f,
+            sw: 0,
+            top: 0,
+            empty: 0xff,
+            fop: 0,
+            fip: 0,
+            fdp: 0,
+            fcs: 0,
+            fds: 0,
+        }
     }
 }
 

@@ -57,7 +57,9 @@ macro_rules! width {
                 use std::sync::atomic::Ordering::SeqCst;
                 // SAFETY: the caller vouches for validity and alignment.
                 let cell = unsafe { <$atomic>::from_ptr(p.cast()) };
-                cell.compare_exchange(old as $raw, new as $raw, SeqCst, SeqCst).map(u64::from).map_err(u64::from)
+                cell.compare_exchange(old as $raw, new as $raw, SeqCst, SeqCst)
+                    .map(u64::from)
+                    .map_err(u64::from)
             }
         }
     };

@@ -14,6 +14,7 @@ use crate::config::{
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 /// Display back ends of QEMU's that a Mynah with a display could have.
@@ -331,13 +332,19 @@ fn open_file(option: &str, path: &Path) -> Result<File, Error> {
     File::open(path).map_err(because)
 }
 
-/// A file must open, be no directory, and hold something.
+/// A file must open, be no directory and no device, and hold something.
 fn check_file(option: &str, path: &Path) -> Result<(), Error> {
-    let mut file = open_file(option, path)?;
-    // A pipe's bytes must stay for whoever reads the file in earnest.
-    if !file.metadata().is_ok_and(|m| m.is_file()) {
-        return Ok(());
+    if let Ok(meta) = std::fs::metadata(path)
+        && !meta.is_file()
+        && !meta.is_dir()
+    {
+        // A pipe's bytes must stay for whoever reads it in earnest; a device may go on for ever.
+        return match meta.file_type().is_fifo() {
+            true => Ok(()),
+            false => Err(Error::new(format!("{option} {}: that is a device, not a file", path.display()))),
+        };
     }
+    let mut file = open_file(option, path)?;
     match file.read(&mut [0]) {
         Ok(0) => Err(Error::new(format!("{option} {}: the file is empty", path.display()))),
         Ok(_) => Ok(()),
@@ -565,6 +572,7 @@ mod tests {
         check(&["-kernel", full_s]).unwrap();
         assert_eq!(check(&["-kernel", "/no/such"]).unwrap_err(), "-kernel /no/such: there is no such file");
         assert!(check(&["-kernel", dir_s]).unwrap_err().ends_with("that is a directory, not a file"));
+        assert!(check(&["-kernel", "/dev/zero"]).unwrap_err().ends_with("that is a device, not a file"));
         assert!(check(&["-kernel", empty_s]).unwrap_err().ends_with("the file is empty"));
         assert_eq!(check(&["-kernel", ""]).unwrap_err(), "-kernel: the file's name is empty");
         assert!(check(&["-kernel", full_s, "-initrd", empty_s]).unwrap_err().starts_with("-initrd "));

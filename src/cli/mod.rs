@@ -155,6 +155,10 @@ fn commands(args: &[OsString]) -> i32 {
             if !error.use_stderr() {
                 return report("mynah", Err(Error::info(text).into()));
             }
+            if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                let _ = write!(std::io::stderr(), "{text}");
+                return exit_code::ERROR;
+            }
             let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
             return report("mynah", Err(Error::new(text).into()));
         }
@@ -201,7 +205,7 @@ fn guests_command(command: GuestsCommand) -> anyhow::Result<()> {
                 match fetch(&store, &name, refresh) {
                     Ok(file) => print(&format!("{name} {}\n", file.display())),
                     Err(error) => {
-                        eprintln!("mynah: {error:#}");
+                        tell(&format!("{error:#}"));
                         failed.push(name);
                     }
                 }
@@ -225,7 +229,7 @@ fn fetch(store: &guests::Store, name: &str, refresh: bool) -> anyhow::Result<Pat
     if refresh {
         store.forget(name)?;
     }
-    store.fetch(name, &mut |line| eprintln!("mynah: {line}"))
+    store.fetch(name, &mut |line| tell(line))
 }
 
 /// `mynah run`: options to a machine, and the machine to its end. `usage` is how the help calls it.
@@ -281,6 +285,11 @@ fn report(program: &str, result: anyhow::Result<i32>) -> i32 {
             }
         },
     }
+}
+
+/// Prints a line to standard error; a closed one leaves nobody to tell.
+pub(crate) fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "mynah: {line}");
 }
 
 /// Prints to standard output; if nobody reads it any more, that is no reason to panic.

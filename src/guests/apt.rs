@@ -82,8 +82,10 @@ impl Apt {
             let folder = root.join(folder);
             std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
         }
-        match output(self.command("apt-get").args(["-q", "update"])) {
+        // By itself apt calls it a success when nothing could be fetched.
+        match output(self.command("apt-get").args(["-q", "-o", "APT::Update::Error-Mode=any", "update"])) {
             Err(why) if !self.has_lists() => Err(why.context("the package lists cannot be fetched")),
+            Ok(_) if !self.has_lists() => bail!("apt's sources hold no packages for this architecture"),
             _ => Ok(()),
         }
     }
@@ -157,7 +159,7 @@ pub fn extract(deb: &Path, pattern: &str, scratch: &Path, to: &Path) -> Result<(
     std::fs::rename(&file, to).with_context(|| format!("{}", to.display()))
 }
 
-/// Runs a command to its end; its standard output, or an error with what it last said.
+/// Runs a command to its end; its standard output, or an error with what it complained of.
 fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("{name} cannot be run"))?;
@@ -165,9 +167,9 @@ fn output(command: &mut Command) -> Result<String> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().map(str::trim).rfind(|l| l.starts_with("E:"));
-    let last = last.or_else(|| said.lines().map(str::trim).rfind(|l| !l.is_empty()));
-    bail!("{name}: {}", last.map_or("it failed", |l| l.trim_start_matches("E:").trim()));
+    let first = said.lines().map(str::trim).find(|l| l.starts_with("E:"));
+    let said = first.or_else(|| said.lines().map(str::trim).rfind(|l| !l.is_empty()));
+    bail!("{name}: {}", said.map_or("it failed", |l| l.trim_start_matches("E:").trim()));
 }
 
 #[cfg(test)]
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_command_is_told_with_its_last_words() {
+    fn a_failing_command_is_told_with_its_complaint() {
         let error =
             output(Command::new("sh").args(["-c", "echo W: first >&2; echo 'E: no such thing' >&2; exit 3"]));
         assert_eq!(error.unwrap_err().to_string(), "sh: no such thing");

@@ -2,14 +2,14 @@
 
 pub mod board;
 pub mod console;
-pub mod dump;
 pub mod kernel;
 pub mod power;
 pub mod vcpu;
 
-use crate::config::{AccelKind, Config, Device};
+use crate::config::{AccelKind, Config, Device, LogItem};
 use anyhow::{Context, bail};
 use board::Board;
+use mynah_cpu::trace::{self, Trace};
 use mynah_cpu::{Cpu, CpuModel};
 use mynah_mmu::{GuestRam, PhysMemory};
 use power::Power;
@@ -46,12 +46,16 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     // The first load shows whether the kernel fits, before anything runs.
     let entry = boot.load(&memory)?;
 
+    let log = trace(&cfg)?;
     let mut threads = Vec::new();
     for (n, handle) in handles.iter().enumerate() {
         let view = Arc::new(board.view(n));
         let mut cpu = Cpu::new(n as u32, memory.clone(), view, handle.events.clone(), model.clone());
         cpu.inbox = handle.inbox.clone();
         cpu.sole = handles.len() == 1;
+        if let Some(log) = &log {
+            cpu.set_trace(log.clone());
+        }
         if n == 0 {
             kernel::enter(&mut cpu, &entry);
         }
@@ -61,6 +65,7 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             .stack_size(8 << 20)
             .spawn(move || {
                 vcpu::run(&mut cpu, &power, |cpu| {
+                    cpu.trace_reset();
                     board.reset();
                     cpu.reset();
                     kernel::enter(cpu, &boot.load(&board.memory)?);
@@ -76,10 +81,46 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         let _ = t.join();
     }
     consoles.close();
+    if let Some(log) = log {
+        log.flush();
+    }
     if let Some(message) = end.message {
         eprintln!("{}: {message}", cfg.program);
     }
     Ok(end.code)
+}
+
+/// The log of `-d`, if anything is to be in it.
+fn trace(cfg: &Config) -> anyhow::Result<Option<Arc<Trace>>> {
+    let mut items = 0;
+    for item in &cfg.log.items {
+        items |= match item {
+            LogItem::InAsm => trace::IN_ASM,
+            LogItem::Exec => trace::EXEC,
+            LogItem::Cpu => trace::CPU,
+            LogItem::Fpu => trace::FPU,
+            LogItem::Int => trace::INT,
+            LogItem::CpuReset => trace::RESET,
+            // `exec` and `cpu` see every block anyway. The other two go through MYNAH_LOG's log.
+            LogItem::NoChain | LogItem::GuestErrors | LogItem::Unimp => 0,
+            LogItem::Mmu | LogItem::Pcall | LogItem::OutAsm | LogItem::Op => {
+                bail!(
+                    "-d {item:?}: not supported yet; there are in_asm, exec, cpu, fpu, int, cpu_reset, nochain"
+                );
+            }
+        };
+    }
+    if items == 0 {
+        return Ok(None);
+    }
+    let out: Box<dyn std::io::Write + Send> = match &cfg.log.file {
+        None => Box::new(std::io::stderr()),
+        Some(path) => {
+            let file = std::fs::File::create(path).with_context(|| format!("-D {}", path.display()))?;
+            Box::new(std::io::BufWriter::new(file))
+        }
+    };
+    Ok(Some(Arc::new(Trace::new(items, cfg.log.filter.clone(), out))))
 }
 
 /// What the command line knows but the machine does not have yet is refused, never ignored.

@@ -125,7 +125,7 @@ pub fn run(cpu: &mut Cpu, power: &Power, mut reset: impl FnMut(&mut Cpu) -> anyh
             Exit::Kick | Exit::Budget => {}
             Exit::Halt => cpu.events.wait(cpu.event_mask, None),
             Exit::Shutdown => {
-                power.describe(crate::machine::dump::cpu_state(cpu));
+                power.describe(mynah_cpu::trace::cpu_state(cpu));
                 power.reset(ResetCause::TripleFault);
                 if power.request() == Request::Run {
                     // Nobody acts on it: stay shut down until someone does.

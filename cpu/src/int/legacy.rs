@@ -214,7 +214,9 @@ fn random<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 fn fill_random(b: &mut [u8; 8]) {
     use std::hash::{BuildHasher, Hasher};
     let mut h = std::collections::hash_map::RandomState::new().build_hasher();
-    h.write_u128(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos()));
+    h.write_u128(
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos()),
+    );
     *b = h.finish().to_le_bytes();
 }
 

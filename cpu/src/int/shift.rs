@@ -201,7 +201,8 @@ fn shld<W: Width, const CL: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         top as u64 & W::MASK
     })?;
     let w = if bits == 64 { u128::from(a) << 64 | u128::from(b) } else { wide(a) };
-    let before = if bits == 64 { (w << (n - 1)) >> 64 } else { (w << (n - 1)) >> (2 * bits) } as u64 & W::MASK;
+    let before =
+        if bits == 64 { (w << (n - 1)) >> 64 } else { (w << (n - 1)) >> (2 * bits) } as u64 & W::MASK;
     let cf = before >> (bits - 1) & 1 != 0;
     let of = (r >> (bits - 1) & 1 != 0) != (before >> (bits - 1) & 1 != 0);
     cpu.flags_result::<W>(r, cf, of);

@@ -66,11 +66,7 @@ fn interrupted(cpu: &Cpu) -> bool {
 }
 
 /// Runs `step` once, or RCX times: `step` does one element and says whether to go on.
-fn repeat(
-    cpu: &mut Cpu,
-    op: &Op,
-    mut step: impl FnMut(&mut Cpu) -> Result<bool, Stop>,
-) -> Result<(), Stop> {
+fn repeat(cpu: &mut Cpu, op: &Op, mut step: impl FnMut(&mut Cpu) -> Result<bool, Stop>) -> Result<(), Stop> {
     if !repeated(op) {
         return step(cpu).map(|_| ());
     }

@@ -121,7 +121,8 @@ impl CpuModel {
                 let n = self.brand.len().min(48);
                 b[..n].copy_from_slice(&self.brand.as_bytes()[..n]);
                 let at = (leaf - 0x8000_0002) as usize * 16;
-                let r = |i: usize| u32::from_le_bytes([b[at + i], b[at + i + 1], b[at + i + 2], b[at + i + 3]]);
+                let r =
+                    |i: usize| u32::from_le_bytes([b[at + i], b[at + i + 1], b[at + i + 2], b[at + i + 3]]);
                 [r(0), r(4), r(8), r(12)]
             }
             // L1: 64 KiB data and instruction caches, 2-way; L2: 512 KiB 16-way; L3: 16 MiB. TLB figures as QEMU's.

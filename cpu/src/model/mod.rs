@@ -57,7 +57,9 @@ impl std::fmt::Display for ModelError {
             Self::UnknownFeature(n, near) => {
                 write!(f, "unknown CPU feature '{n}' (the nearest name is '{near}'; -cpu help lists all)")
             }
-            Self::ModelNotYet(n, what) => write!(f, "CPU model '{n}' needs {what}, which is not implemented yet"),
+            Self::ModelNotYet(n, what) => {
+                write!(f, "CPU model '{n}' needs {what}, which is not implemented yet")
+            }
             Self::FeatureNotYet(n) => write!(f, "CPU feature '{n}' is not implemented yet"),
             Self::BadValue(n, v, want) => write!(f, "CPU property '{n}={v}': expected {want}"),
         }
@@ -189,7 +191,12 @@ impl CpuModel {
             "x86-64-v3" | "x86-64-v4" => {
                 return Err(ModelError::ModelNotYet(name.to_string(), "AVX"));
             }
-            _ => return Err(ModelError::UnknownModel(name.to_string(), nearest(name, MODELS.iter().map(|m| m.0)))),
+            _ => {
+                return Err(ModelError::UnknownModel(
+                    name.to_string(),
+                    nearest(name, MODELS.iter().map(|m| m.0)),
+                ));
+            }
         })
     }
 
@@ -199,7 +206,8 @@ impl CpuModel {
         let mut m = Self::everything("host", "Mynah CPU, features of the host");
         #[cfg(target_arch = "x86_64")]
         {
-            let keep = [F::X2APIC, F::TSC_DEADLINE, F::HYPERVISOR, F::INVTSC, F::ARAT, F::XSAVEERPTR, F::WBNOINVD];
+            let keep =
+                [F::X2APIC, F::TSC_DEADLINE, F::HYPERVISOR, F::INVTSC, F::ARAT, F::XSAVEERPTR, F::WBNOINVD];
             let host = leaves::host_words();
             for n in FEATURES {
                 let there = host[n.feature.word as usize] & n.feature.mask() != 0;

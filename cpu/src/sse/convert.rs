@@ -20,7 +20,9 @@ const TRUNCATE: u8 = 3;
 /// Lanes of `b` to 32-bit integers, from lane 0 up; lanes beyond are zero.
 fn ints<F: Format>(b: u128, rc: u8, env: &mut Env) -> u128 {
     let count = 128 / F::BITS as usize;
-    of_u32s(std::array::from_fn(|k| if k < count { soft::to_int::<F>(F::lane(b, k), 32, rc, env) as u32 } else { 0 }))
+    of_u32s(std::array::from_fn(|k| {
+        if k < count { soft::to_int::<F>(F::lane(b, k), 32, rc, env) as u32 } else { 0 }
+    }))
 }
 
 float_op!(Cvtdq2ps, "cvtdq2ps", |a, b, i, env| {
@@ -165,7 +167,11 @@ form! {
 /// Handlers of this module's instructions.
 pub(super) fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
     fn from_gpr<E: VecExec, O: FloatOp, W: Width>(i: &Instruction) -> E::Handler {
-        if source_in_memory(i) { E::handler::<IntFloat<O, Mem<W>>>() } else { E::handler::<IntFloat<O, Gpr<W>>>() }
+        if source_in_memory(i) {
+            E::handler::<IntFloat<O, Mem<W>>>()
+        } else {
+            E::handler::<IntFloat<O, Gpr<W>>>()
+        }
     }
     fn to_gpr<E: VecExec, O: FloatOp, W: Width, T: Width>(i: &Instruction) -> E::Handler {
         if source_in_memory(i) {

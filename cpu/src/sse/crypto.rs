@@ -205,12 +205,8 @@ pub(super) mod portable {
                 2 => (bb & c ^ bb & d ^ c & d, 0x8f1b_bcdc),
                 _ => (bb ^ c ^ d, 0xca62_c1d6),
             };
-            let next = aa
-                .rotate_left(5)
-                .wrapping_add(f)
-                .wrapping_add(words[3 - n])
-                .wrapping_add(k)
-                .wrapping_add(e);
+            let next =
+                aa.rotate_left(5).wrapping_add(f).wrapping_add(words[3 - n]).wrapping_add(k).wrapping_add(e);
             (e, d, c, bb, aa) = (d, c, bb.rotate_left(30), aa, next);
         }
         of_u32s([d, c, bb, aa])

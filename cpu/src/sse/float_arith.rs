@@ -170,10 +170,18 @@ macro_rules! round_op {
         }
     };
 }
-round_op!(Roundps, "roundps", |a, b, i, env| soft::packed::<Single>(a, b, |_, y| soft::round_int::<Single>(y, i, env)));
-round_op!(Roundss, "roundss", |a, b, i, env| soft::scalar::<Single>(a, b, |_, y| soft::round_int::<Single>(y, i, env)));
-round_op!(Roundpd, "roundpd", |a, b, i, env| soft::packed::<Double>(a, b, |_, y| soft::round_int::<Double>(y, i, env)));
-round_op!(Roundsd, "roundsd", |a, b, i, env| soft::scalar::<Double>(a, b, |_, y| soft::round_int::<Double>(y, i, env)));
+round_op!(Roundps, "roundps", |a, b, i, env| soft::packed::<Single>(a, b, |_, y| soft::round_int::<Single>(
+    y, i, env
+)));
+round_op!(Roundss, "roundss", |a, b, i, env| soft::scalar::<Single>(a, b, |_, y| soft::round_int::<Single>(
+    y, i, env
+)));
+round_op!(Roundpd, "roundpd", |a, b, i, env| soft::packed::<Double>(a, b, |_, y| soft::round_int::<Double>(
+    y, i, env
+)));
+round_op!(Roundsd, "roundsd", |a, b, i, env| soft::scalar::<Double>(a, b, |_, y| soft::round_int::<Double>(
+    y, i, env
+)));
 
 /// The approximations neither read nor change MXCSR: they are plain vector operations.
 macro_rules! approximation {

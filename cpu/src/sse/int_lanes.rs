@@ -135,12 +135,16 @@ vec_ops! {
 #[inline(always)]
 fn pairs16(a: u128, b: u128, f: impl Fn(i16, i16) -> i16) -> u128 {
     let (a, b) = (i16s(a), i16s(b));
-    of_i16s(std::array::from_fn(|k| if k < 4 { f(a[2 * k], a[2 * k + 1]) } else { f(b[2 * k - 8], b[2 * k - 7]) }))
+    of_i16s(std::array::from_fn(|k| {
+        if k < 4 { f(a[2 * k], a[2 * k + 1]) } else { f(b[2 * k - 8], b[2 * k - 7]) }
+    }))
 }
 #[inline(always)]
 fn pairs32(a: u128, b: u128, f: impl Fn(i32, i32) -> i32) -> u128 {
     let (a, b) = (i32s(a), i32s(b));
-    of_i32s(std::array::from_fn(|k| if k < 2 { f(a[2 * k], a[2 * k + 1]) } else { f(b[2 * k - 4], b[2 * k - 3]) }))
+    of_i32s(std::array::from_fn(|k| {
+        if k < 2 { f(a[2 * k], a[2 * k + 1]) } else { f(b[2 * k - 4], b[2 * k - 3]) }
+    }))
 }
 /// An MMX operand pair as one vector: its neighbours are those of `a`, then those of `b`.
 #[inline(always)]

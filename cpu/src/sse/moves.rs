@@ -121,7 +121,11 @@ pub(super) fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
         }
     }
     fn insert<E: VecExec, W: Width>(i: &Instruction) -> E::Handler {
-        if source_in_memory(i) { E::handler::<Insert<W, Mem<W>>>() } else { E::handler::<Insert<W, Gpr<W>>>() }
+        if source_in_memory(i) {
+            E::handler::<Insert<W, Mem<W>>>()
+        } else {
+            E::handler::<Insert<W, Gpr<W>>>()
+        }
     }
     fn scalar<E: VecExec, O: VecOp, W: Width>(i: &Instruction) -> E::Handler {
         match (target_in_memory(i), source_in_memory(i)) {
@@ -140,7 +144,10 @@ pub(super) fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
         {
             E::handler::<Load<M128>>()
         }
-        Code::Movups_xmm_xmmm128 | Code::Movupd_xmm_xmmm128 | Code::Movdqu_xmm_xmmm128 | Code::Lddqu_xmm_m128
+        Code::Movups_xmm_xmmm128
+        | Code::Movupd_xmm_xmmm128
+        | Code::Movdqu_xmm_xmmm128
+        | Code::Lddqu_xmm_m128
             if from =>
         {
             E::handler::<Load<M128U>>()

@@ -1,5 +1,8 @@
 //! Operations that move lanes about: interleave, pack, shuffle, align, blend, insert, widen (SDM volume 2).
-use super::forms::{Bin, Bin3, M128, Mem, Xmm, narrow16, narrow32, narrow64, packed, packed_or_mmx, packed_or_mmx32, source_in_memory};
+use super::forms::{
+    Bin, Bin3, M128, Mem, Xmm, narrow16, narrow32, narrow64, packed, packed_or_mmx, packed_or_mmx32,
+    source_in_memory,
+};
 use super::lanes::*;
 use super::{VecExec, VecId, VecOp, VecOp3};
 use crate::width::W32;

@@ -82,7 +82,10 @@ fn compare(a: u128, la: usize, b: u128, lb: usize, imm: u8) -> Outcome {
     };
     let bits = res1 ^ negated;
     let flag = |on: bool, f: u64| if on { f } else { 0 };
-    let flags = flag(bits != 0, fl::CF) | flag(lb < count, fl::ZF) | flag(la < count, fl::SF) | flag(bits & 1 != 0, fl::OF);
+    let flags = flag(bits != 0, fl::CF)
+        | flag(lb < count, fl::ZF)
+        | flag(la < count, fl::SF)
+        | flag(bits & 1 != 0, fl::OF);
     Outcome { bits, count: count as u32, flags }
 }
 

@@ -22,14 +22,8 @@ const CR0_BITS: u64 = cr0::PE
     | cr0::PG;
 
 /// The bits of CR4 that translations depend on.
-const CR4_PAGING: u64 = cr4::PSE
-    | cr4::PAE
-    | cr4::PGE
-    | cr4::LA57
-    | cr4::PCIDE
-    | cr4::SMEP
-    | cr4::SMAP
-    | cr4::PKE;
+const CR4_PAGING: u64 =
+    cr4::PSE | cr4::PAE | cr4::PGE | cr4::LA57 | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::PKE;
 
 impl Cpu {
     /// The four PDPTEs that `cr3` points to; #GP(0) if one has reserved bits set (SDM volume 3A, 4.4.1).

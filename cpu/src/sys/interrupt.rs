@@ -91,7 +91,8 @@ fn combine(first: &Event, second: Exception) -> Combined {
 /// Exceptions that are faults: the pushed RF is set, so that an instruction breakpoint does not hit again on return. Not #DB, of which only the
 /// instruction breakpoint is a fault, and that pushes RF as it is.
 fn pushes_rf(ev: &Event) -> bool {
-    ev.kind == EventKind::Exception && !matches!(ev.vector, vector::DB | vector::BP | vector::OF | vector::DF | vector::MC)
+    ev.kind == EventKind::Exception
+        && !matches!(ev.vector, vector::DB | vector::BP | vector::OF | vector::DF | vector::MC)
 }
 
 impl Cpu {
@@ -104,6 +105,9 @@ impl Cpu {
                 self.state.activity = Activity::Running;
             }
             let rip = self.state.gpr[gpr::RIP];
+            if self.trace.is_some() {
+                self.trace_event(&ev);
+            }
             match self.try_deliver(&ev, rip) {
                 Ok(ip) => {
                     self.state.gpr[gpr::RIP] = ip;

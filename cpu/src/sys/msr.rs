@@ -174,7 +174,9 @@ impl Cpu {
                 has(F::MCA, s.mc[(n / 4).min(9)][n % 4])
             }
             m::XSS => has(F::XSAVES, s.xss),
-            m::EFER if self.model.has(F::SYSCALL) || self.model.has(F::NX) || self.model.has(F::LM) => Ok(s.efer),
+            m::EFER if self.model.has(F::SYSCALL) || self.model.has(F::NX) || self.model.has(F::LM) => {
+                Ok(s.efer)
+            }
             m::STAR => has(F::SYSCALL, s.star),
             m::LSTAR => has(F::LM, s.lstar),
             m::CSTAR => has(F::LM, s.cstar),

@@ -225,13 +225,21 @@ pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
             _ if long => Helper::straight(mov_to_sreg),
             _ => Helper::ends(mov_to_sreg),
         },
-        Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => Helper::straight(mov_from_sreg),
-        Code::Pushw_ES | Code::Pushw_CS | Code::Pushw_SS | Code::Pushw_DS | Code::Pushw_FS | Code::Pushw_GS => {
-            Helper::straight(push_sreg::<2>)
+        Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
+            Helper::straight(mov_from_sreg)
         }
-        Code::Pushd_ES | Code::Pushd_CS | Code::Pushd_SS | Code::Pushd_DS | Code::Pushd_FS | Code::Pushd_GS => {
-            Helper::straight(push_sreg::<4>)
-        }
+        Code::Pushw_ES
+        | Code::Pushw_CS
+        | Code::Pushw_SS
+        | Code::Pushw_DS
+        | Code::Pushw_FS
+        | Code::Pushw_GS => Helper::straight(push_sreg::<2>),
+        Code::Pushd_ES
+        | Code::Pushd_CS
+        | Code::Pushd_SS
+        | Code::Pushd_DS
+        | Code::Pushd_FS
+        | Code::Pushd_GS => Helper::straight(push_sreg::<4>),
         Code::Pushq_FS | Code::Pushq_GS => Helper::straight(push_sreg::<8>),
         Code::Popw_SS => Helper::ends(pop_ss::<2>),
         Code::Popd_SS => Helper::ends(pop_ss::<4>),

@@ -77,11 +77,19 @@ fn sidt<const N: u64>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 
 /// The selector operand of the instructions whose first operand it is.
 fn selector_dst(cpu: &mut Cpu, op: &Op) -> Result<u16, Stop> {
-    if op.is_mem() { Ok(cpu.load_op::<W16>(op)? as u16) } else { Ok(cpu.state.gpr[usize::from(op.dst & 31)] as u16) }
+    if op.is_mem() {
+        Ok(cpu.load_op::<W16>(op)? as u16)
+    } else {
+        Ok(cpu.state.gpr[usize::from(op.dst & 31)] as u16)
+    }
 }
 
 fn selector_src(cpu: &mut Cpu, op: &Op) -> Result<u16, Stop> {
-    if op.is_mem() { Ok(cpu.load_op::<W16>(op)? as u16) } else { Ok(cpu.state.gpr[usize::from(op.src & 31)] as u16) }
+    if op.is_mem() {
+        Ok(cpu.load_op::<W16>(op)? as u16)
+    } else {
+        Ok(cpu.state.gpr[usize::from(op.src & 31)] as u16)
+    }
 }
 
 fn store_selector(cpu: &mut Cpu, op: &Op, sel: u16) -> Result<(), Stop> {

@@ -98,7 +98,14 @@ impl Cpu {
         self.switch(sel, d, Switch::Return, ip, None)
     }
 
-    fn switch(&mut self, sel: u16, d: Descriptor, how: Switch, ip: u64, ev: Option<&Event>) -> Result<(), Stop> {
+    fn switch(
+        &mut self,
+        sel: u16,
+        d: Descriptor,
+        how: Switch,
+        ip: u64,
+        ev: Option<&Event>,
+    ) -> Result<(), Stop> {
         let wide = d.kind() & 8 != 0;
         if !d.present() {
             return Err(self.raise_ec(vector::NP, code_of(sel)));
@@ -189,8 +196,7 @@ impl Cpu {
     }
 
     fn read_tss(&mut self, t: &Segment, wide: bool) -> Result<Incoming, Stop> {
-        let mut n =
-            Incoming { cr3: 0, ip: 0, flags: 0, gpr: [0; 8], sel: [0; 6], ldt: 0, trap: false };
+        let mut n = Incoming { cr3: 0, ip: 0, flags: 0, gpr: [0; 8], sel: [0; 6], ldt: 0, trap: false };
         let at = |off: u64| t.base.wrapping_add(off);
         if wide {
             n.cr3 = self.load_sys::<W32>(at(tss32::CR3))?;

@@ -78,7 +78,10 @@ fn get_x87(b: &Legacy, wide: bool) -> Fpu {
         f.fds = u16::from_le_bytes(get(b, 20));
     }
     for i in 0..8 {
-        let r = F80 { mant: u64::from_le_bytes(get(b, 32 + 16 * i)), exp: u16::from_le_bytes(get(b, 40 + 16 * i)) };
+        let r = F80 {
+            mant: u64::from_le_bytes(get(b, 32 + 16 * i)),
+            exp: u16::from_le_bytes(get(b, 40 + 16 * i)),
+        };
         f.r[(usize::from(f.top) + i) & 7] = r;
     }
     f

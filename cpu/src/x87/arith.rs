@@ -154,41 +154,44 @@ pub fn fabs(cpu: &mut Cpu, op: &Op) -> Done {
     sign(cpu, op, |e| e & 0x7fff)
 }
 
-/// ST(0) = f(ST(0)); `cc` are the condition code bits that it sets.
+/// What a function sets of the condition code besides C1.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sets {
+    /// Nothing.
+    C1,
+    /// C2: the operand is out of range.
+    C2,
+}
+
+impl Sets {
+    fn bits(self) -> u16 {
+        match self {
+            Self::C1 => C1,
+            Self::C2 => C1 | C2,
+        }
+    }
+    /// Raises the stack fault for an empty operand.
+    fn underflow(self, f: &mut Fpu) -> bool {
+        match self {
+            Self::C1 => f.underflow(),
+            Self::C2 => f.underflow_c2(),
+        }
+    }
+}
+
+/// ST(0) = f(ST(0)).
 #[inline(always)]
-pub(super) fn unary(cpu: &mut Cpu, op: &Op, cc: u16, compute: impl FnOnce(&Fpu, F80) -> Out) -> Done {
+pub(super) fn unary(cpu: &mut Cpu, op: &Op, sets: Sets, compute: impl FnOnce(&Fpu, F80) -> Out) -> Done {
     enter(cpu, op)?;
     let f = &mut cpu.state.fpu;
     if f.is_empty(0) {
-        if f.underflow() {
+        if sets.underflow(f) {
             f.set_st(0, INDEFINITE);
         }
         return Ok(());
     }
     let o = compute(f, f.st(0));
-    if f.post_cc(o.sw, cc) {
-        f.set_st(0, o.v);
-    }
-    Ok(())
-}
-/// ST(0) = f(ST(0), ST(1)).
-#[inline(always)]
-pub(super) fn binary(
-    cpu: &mut Cpu,
-    op: &Op,
-    cc: u16,
-    compute: impl FnOnce(u16, F80, F80) -> Out,
-) -> Done {
-    enter(cpu, op)?;
-    let f = &mut cpu.state.fpu;
-    if f.is_empty(0) || f.is_empty(1) {
-        if f.underflow() {
-            f.set_st(0, INDEFINITE);
-        }
-        return Ok(());
-    }
-    let o = compute(f.cw, f.st(0), f.st(1));
-    if f.post_cc(o.sw, cc) {
+    if f.post_cc(o.sw, sets.bits()) {
         f.set_st(0, o.v);
     }
     Ok(())
@@ -210,18 +213,18 @@ pub(super) fn binary_pop(cpu: &mut Cpu, op: &Op, compute: fn(u16, F80, F80) -> O
     Ok(())
 }
 /// Replaces ST(0) and pushes (FXTRACT, FPTAN, FSINCOS).
-pub(super) fn pushing(cpu: &mut Cpu, op: &Op, cc: u16, compute: fn(u16, F80) -> Wide2) -> Done {
+pub(super) fn pushing(cpu: &mut Cpu, op: &Op, sets: Sets, compute: fn(u16, F80) -> Wide2) -> Done {
     enter(cpu, op)?;
     let f = &mut cpu.state.fpu;
     let w = if f.is_empty(0) || !f.is_empty(7) {
-        let stored = if f.is_empty(0) { f.underflow() } else { f.overflow() };
+        let stored = if f.is_empty(0) { sets.underflow(f) } else { f.post_cc(IE | SF | C1, sets.bits()) };
         if !stored {
             return Ok(());
         }
         Wide2 { a: INDEFINITE, b: INDEFINITE, count: Count::Two, sw: 0 }
     } else {
         let w = compute(f.cw, f.st(0));
-        if !f.post_cc(w.sw, cc) {
+        if !f.post_cc(w.sw, sets.bits()) {
             return Ok(());
         }
         w
@@ -235,25 +238,45 @@ pub(super) fn pushing(cpu: &mut Cpu, op: &Op, cc: u16, compute: fn(u16, F80) -> 
 
 /// FSQRT.
 pub fn fsqrt(cpu: &mut Cpu, op: &Op) -> Done {
-    unary(cpu, op, C1, |f, a| engine::sqrt(f.cw, f.sw, a))
+    unary(cpu, op, Sets::C1, |f, a| engine::sqrt(f.cw, f.sw, a))
 }
 /// FRNDINT.
 pub fn frndint(cpu: &mut Cpu, op: &Op) -> Done {
-    unary(cpu, op, C1, |f, a| basic::rint(f.cw, a))
-}
-/// FSCALE.
-pub fn fscale(cpu: &mut Cpu, op: &Op) -> Done {
-    binary(cpu, op, C1, basic::scale)
+    unary(cpu, op, Sets::C1, |f, a| basic::rint(f.cw, a))
 }
 /// FXTRACT.
 pub fn fxtract(cpu: &mut Cpu, op: &Op) -> Done {
-    pushing(cpu, op, C1, basic::extract)
+    pushing(cpu, op, Sets::C1, basic::extract)
 }
-/// FPREM.
-pub fn fprem(cpu: &mut Cpu, op: &Op) -> Done {
-    binary(cpu, op, CC, |cw, a, b| basic::rem(cw, a, b, false))
+/// FSCALE.
+pub fn fscale(cpu: &mut Cpu, op: &Op) -> Done {
+    enter(cpu, op)?;
+    let f = &mut cpu.state.fpu;
+    let stored = if f.is_empty(0) || f.is_empty(1) {
+        f.underflow().then_some(INDEFINITE)
+    } else {
+        let o = basic::scale(f.cw, f.st(0), f.st(1));
+        f.post(o.sw).then_some(o.v)
+    };
+    if let Some(v) = stored {
+        f.set_st(0, v);
+    }
+    Ok(())
 }
-/// FPREM1.
-pub fn fprem1(cpu: &mut Cpu, op: &Op) -> Done {
-    binary(cpu, op, CC, |cw, a, b| basic::rem(cw, a, b, true))
+/// FPREM (`NEAREST` false), FPREM1. C0 and C3 are set only by a reduction that is complete.
+pub fn fprem<const NEAREST: bool>(cpu: &mut Cpu, op: &Op) -> Done {
+    enter(cpu, op)?;
+    let f = &mut cpu.state.fpu;
+    let stored = if f.is_empty(0) || f.is_empty(1) {
+        f.underflow_c2().then_some(INDEFINITE)
+    } else {
+        let (a, b) = (f.st(0), f.st(1));
+        let o = basic::rem(f.cw, a, b, NEAREST);
+        let complete = is_number(a) && is_number(b) && o.sw & (IE | C2) == 0;
+        f.post_cc(o.sw, if complete { CC } else { C1 | C2 }).then_some(o.v)
+    };
+    if let Some(v) = stored {
+        f.set_st(0, v);
+    }
+    Ok(())
 }

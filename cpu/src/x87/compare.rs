@@ -2,7 +2,7 @@
 use super::soft::convert::{compare, from_f32, from_f64, from_int};
 use super::soft::{Kind, kind};
 use super::word::*;
-use super::{check, enter, track};
+use super::{check, enter, is_intel, track};
 use crate::cpu::{Cpu, Stop};
 use crate::op::Op;
 use crate::state::{F80, Fpu, fl};
@@ -88,25 +88,28 @@ pub fn ftst(cpu: &mut Cpu, op: &Op) -> Done {
     Ok(())
 }
 
-/// FCOMI, FCOMIP, FUCOMI, FUCOMIP: to EFLAGS, where OF, SF and AF become zero.
+/// FCOMI, FCOMIP, FUCOMI, FUCOMIP: to EFLAGS, where OF, SF and AF become zero. On AMD's chips C1 stays as it is (but after a stack fault),
+/// and EFLAGS are written under an unmasked exception too.
 pub fn fcomi<const QUIET: bool, const POP: bool>(cpu: &mut Cpu, op: &Op) -> Done {
     enter(cpu, op)?;
+    let intel = is_intel(cpu);
     let s = &mut cpu.state;
     let f = &mut s.fpu;
     let sw = match (register(f, 0), register(f, op.src)) {
         (Some(a), Some(b)) => compare(a, b, QUIET),
         _ => UNORDERED | IE | SF,
     };
-    if !f.post(sw & !CC) {
-        return Ok(());
+    let c1 = if intel || sw & SF != 0 { C1 } else { 0 };
+    let goes_on = f.post_cc(sw & !CC, c1);
+    if goes_on || !intel {
+        let flags = if sw & C0 != 0 { fl::CF } else { 0 }
+            | if sw & C2 != 0 { fl::PF } else { 0 }
+            | if sw & C3 != 0 { fl::ZF } else { 0 };
+        s.set_arith_flags(flags);
     }
-    if POP {
-        f.pop();
+    if goes_on && POP {
+        s.fpu.pop();
     }
-    let flags = if sw & C0 != 0 { fl::CF } else { 0 }
-        | if sw & C2 != 0 { fl::PF } else { 0 }
-        | if sw & C3 != 0 { fl::ZF } else { 0 };
-    s.set_arith_flags(flags);
     Ok(())
 }
 

@@ -106,11 +106,12 @@ pub fn fdecstp(cpu: &mut Cpu, _op: &Op) -> Done {
     f.sw &= !C1;
     Ok(())
 }
-/// FFREE, FFREEP.
+/// FFREE, FFREEP. C1 is undefined in the manual; it becomes zero.
 pub fn ffree<const POP: bool>(cpu: &mut Cpu, op: &Op) -> Done {
     check(cpu)?;
     let f = &mut cpu.state.fpu;
     f.empty |= 1 << f.phys(op.dst);
+    f.sw &= !C1;
     if POP {
         f.pop();
     }

@@ -28,7 +28,12 @@ fn write_environment(f: &Fpu, wide: bool, protected: bool, b: &mut [u8]) {
     let fop = u32::from(f.fop & 0x7ff);
     let pointers = if protected {
         let fop = if wide { fop << 16 } else { 0 };
-        [f.fip as u32, u32::from(f.fcs) | fop, f.fdp as u32, u32::from(f.fds) | if wide { 0xffff_0000 } else { 0 }]
+        [
+            f.fip as u32,
+            u32::from(f.fcs) | fop,
+            f.fdp as u32,
+            u32::from(f.fds) | if wide { 0xffff_0000 } else { 0 },
+        ]
     } else {
         let (ip, dp) = (linear(f.fcs, f.fip), linear(f.fds, f.fdp));
         let upper = if wide { 0xffff_0000 } else { 0 };

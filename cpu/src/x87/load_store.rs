@@ -2,7 +2,7 @@
 use super::soft::convert::{from_bcd, from_f32, from_f64, from_int, to_bcd, to_f32, to_f64, to_int};
 use super::soft::{INDEFINITE, Kind, Out, exact, kind, nan1};
 use super::word::*;
-use super::{check, enter, track};
+use super::{check, enter, is_intel, track};
 use crate::cpu::{Cpu, Stop};
 use crate::op::Op;
 use crate::state::{F80, Fpu};
@@ -24,12 +24,23 @@ fn loaded((v, denormal): (F80, bool)) -> Out {
     }
 }
 
+/// Pushes a single or double. Under an unmasked DE AMD's chips push all the same.
+#[inline(always)]
+fn push_loaded(cpu: &mut Cpu, o: Out) {
+    if o.sw & DE != 0 && cpu.state.fpu.is_empty(7) && !is_intel(cpu) {
+        cpu.state.fpu.post(DE);
+        cpu.state.fpu.push(o.v);
+        return;
+    }
+    cpu.state.fpu.push_result(o);
+}
+
 /// FLD m32fp.
 pub fn fld_m32(cpu: &mut Cpu, op: &Op) -> Done {
     check(cpu)?;
     let v = cpu.load_op::<W32>(op)?;
     track(cpu, op);
-    cpu.state.fpu.push_result(loaded(from_f32(v as u32)));
+    push_loaded(cpu, loaded(from_f32(v as u32)));
     Ok(())
 }
 /// FLD m64fp.
@@ -37,7 +48,7 @@ pub fn fld_m64(cpu: &mut Cpu, op: &Op) -> Done {
     check(cpu)?;
     let v = cpu.load_op::<W64>(op)?;
     track(cpu, op);
-    cpu.state.fpu.push_result(loaded(from_f64(v)));
+    push_loaded(cpu, loaded(from_f64(v)));
     Ok(())
 }
 /// FLD m80fp: no conversion, so no exception but a stack fault.
@@ -84,14 +95,14 @@ pub fn fbld(cpu: &mut Cpu, op: &Op) -> Done {
 pub fn fld_sti(cpu: &mut Cpu, op: &Op) -> Done {
     enter(cpu, op)?;
     let f = &mut cpu.state.fpu;
-    let full = !f.is_empty(7);
-    if !full && !f.is_empty(op.dst) {
+    let absent = f.is_empty(op.dst);
+    if !absent && f.is_empty(7) {
         let v = f.st(op.dst);
         f.sw &= !C1;
         f.push(v);
         return Ok(());
     }
-    if if full { f.overflow() } else { f.underflow() } {
+    if if absent { f.underflow() } else { f.overflow() } {
         f.push(INDEFINITE);
     }
     Ok(())
@@ -221,9 +232,14 @@ pub fn fisttp_m16(cpu: &mut Cpu, op: &Op) -> Done {
 }
 /// FISTTP m32int.
 pub fn fisttp_m32(cpu: &mut Cpu, op: &Op) -> Done {
-    store(cpu, op, true, 1 << 31, |cw, a| to_int(cw | RC, a, 32), |c, o, v| {
-        c.store_op::<W32>(o, v & 0xffff_ffff)
-    })
+    store(
+        cpu,
+        op,
+        true,
+        1 << 31,
+        |cw, a| to_int(cw | RC, a, 32),
+        |c, o, v| c.store_op::<W32>(o, v & 0xffff_ffff),
+    )
 }
 /// FISTTP m64int.
 pub fn fisttp_m64(cpu: &mut Cpu, op: &Op) -> Done {
@@ -260,15 +276,14 @@ pub fn fst_sti<const POP: bool>(cpu: &mut Cpu, op: &Op) -> Done {
     Ok(())
 }
 
-/// FSTPNCE ST(i) (D9 D8+i, undocumented): as FSTP, but an empty ST(0) is no stack fault.
+/// FSTPNCE ST(i) (D9 D8+i, undocumented): as FSTP, but an empty ST(0) is no stack fault and only popped.
 pub fn fstpnce(cpu: &mut Cpu, op: &Op) -> Done {
     enter(cpu, op)?;
     let f = &mut cpu.state.fpu;
-    let (v, empty) = (f.st(0), f.is_empty(0));
     f.sw &= !C1;
-    f.set_st(op.dst, v);
-    if empty {
-        f.empty |= 1 << f.phys(op.dst);
+    if !f.is_empty(0) {
+        let v = f.st(0);
+        f.set_st(op.dst, v);
     }
     f.pop();
     Ok(())
@@ -315,7 +330,6 @@ pub fn fcmov<const CC: u8>(cpu: &mut Cpu, op: &Op) -> Done {
         }
         return Ok(());
     }
-    f.sw &= !C1;
     if holds {
         let v = f.st(op.src);
         f.set_st(0, v);

@@ -66,6 +66,11 @@ fn check_no_wait(cpu: &mut Cpu) -> Result<(), Stop> {
     Ok(())
 }
 
+/// Whether the model is Intel's: makers differ in a few corners that manuals leave open, or that AMD's chips do otherwise than Intel's manual says.
+fn is_intel(cpu: &Cpu) -> bool {
+    cpu.model.vendor == crate::model::Vendor::Intel
+}
+
 /// The beginning of a non-control instruction on registers: checks, and FIP, FCS, FOP.
 #[inline(always)]
 fn enter(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
@@ -184,8 +189,8 @@ pub fn lookup(i: &iced_x86::Instruction) -> Option<Helper> {
         Frndint => a::frndint,
         Fscale => a::fscale,
         Fxtract => a::fxtract,
-        Fprem => a::fprem,
-        Fprem1 => a::fprem1,
+        Fprem => a::fprem::<false>,
+        Fprem1 => a::fprem::<true>,
 
         F2xm1 => t::f2xm1,
         Fyl2x => t::fyl2x,

@@ -110,6 +110,11 @@ impl Fpu {
     pub fn underflow(&mut self) -> bool {
         self.post(IE | SF)
     }
+    /// As `underflow`, for instructions whose C2 says "incomplete": it is cleared too.
+    #[cold]
+    pub fn underflow_c2(&mut self) -> bool {
+        self.post_cc(IE | SF, C1 | C2)
+    }
     /// A push found its register in use. True if the masked response is to be pushed.
     #[cold]
     pub fn overflow(&mut self) -> bool {

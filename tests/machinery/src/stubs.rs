@@ -28,17 +28,19 @@ pub fn stub64(vector: u8) -> u32 {
 pub const VECTORS: u8 = 0x40;
 const COMMON: u32 = 16 * VECTORS as u32;
 /// The routine that prints EAX as eight digits behind a space, with near calls of 32-bit code.
-pub const HEX32: u32 = STUBS32 + COMMON;
+pub const HEX32: u32 = STUBS32 + COMMON + 0x400;
 /// As [`HEX32`], for 64-bit code.
-pub const HEX64: u32 = STUBS64 + COMMON;
+pub const HEX64: u32 = STUBS64 + COMMON + 0x400;
 
 /// Prints AL.
 pub(crate) fn put(p: &mut Prog, c: u8) {
     asm!(p; mov al, u32::from(c); out LOG_PORT, al);
 }
 
-/// The digits of EAX. Keeps registers and flags; uses the stack and no data segment.
-fn hex(p: &mut Prog) {
+/// The routine at [`HEX32`] or [`HEX64`]: keeps registers and flags; uses the stack and no data segment.
+pub fn hex(bits: u32) -> Prog {
+    let mut program = Prog::new(bits, if bits == 64 { HEX64 } else { HEX32 });
+    let p = &mut program;
     let mut next = p.a.create_label();
     if p.bits == 64 {
         asm!(p; pushfq; push rax; push rcx; push rdx; mov edx, eax; mov al, 0x20; out LOG_PORT, al; mov ecx, 8);
@@ -57,28 +59,30 @@ fn hex(p: &mut Prog) {
     } else {
         asm!(p; pop edx; pop ecx; pop eax; popfd; ret);
     }
+    program
 }
 
-fn stubs(p: &mut Prog, common: CodeLabel) {
+/// The stubs: PUSH 0 where there is no error code, PUSH vector, JMP to the handler behind them. The same bytes do in both modes.
+pub fn stubs() -> Vec<u8> {
+    let mut bytes = Vec::new();
     for v in 0..VECTORS {
-        p.pad_to(16 * u32::from(v));
+        let end = 16 * (usize::from(v) + 1);
         if !has_error_code(v) {
-            asm!(p; push 0);
+            bytes.extend([0x6a, 0]);
         }
-        asm!(p; push i32::from(v); jmp common);
+        bytes.extend([0x6a, v, 0xe9]);
+        let next = bytes.len() as u32 + 4;
+        bytes.extend((COMMON - next).to_le_bytes());
+        bytes.resize(end, 0x90);
     }
-    p.pad_to(COMMON);
+    bytes
 }
 
-/// The stubs and handler of protected mode, at [`STUBS32`].
+/// The handler of protected mode, behind the stubs at [`STUBS32`].
 pub fn protected() -> Prog {
-    let mut p = Prog::new(32, STUBS32);
-    let p = &mut p;
-    let mut common = p.a.create_label();
-    stubs(p, common);
-    hex(p);
+    let mut program = Prog::new(32, STUBS32 + COMMON);
+    let p = &mut program;
     let digits = u64::from(HEX32);
-    p.place(&mut common);
     asm!(p; pushfd; cld; pushad; push ds; push es; mov eax, u32::from(DATA0); mov ds, ax; mov es, ax;
         mov ebp, esp; mov eax, ss; lar eax, eax; test eax, 1 << 22);
     // A 16-bit stack: the upper half of ESP means nothing.
@@ -120,20 +124,15 @@ pub fn protected() -> Prog {
     p.say("no way on");
     p.exit();
     p.place(&mut known);
-    asm!(p; push dword_ptr(RECOVER); mov dword_ptr(RECOVER), 0; push i32::from(CODE0); xchg eax, dword_ptr(esp + 4);
-        xchg eax, dword_ptr(esp); xchg eax, dword_ptr(esp + 4); retf);
-    std::mem::replace(p, Prog::new(32, 0))
+    asm!(p; mov eax, dword_ptr(RECOVER); mov dword_ptr(RECOVER + 8), eax; mov dword_ptr(RECOVER), 0; jmp fword_ptr(RECOVER + 8));
+    program
 }
 
-/// The stubs and handler of 64-bit mode, at [`STUBS64`].
+/// The handler of 64-bit mode, behind the stubs at [`STUBS64`].
 pub fn long() -> Prog {
-    let mut p = Prog::new(64, STUBS64);
-    let p = &mut p;
-    let mut common = p.a.create_label();
-    stubs(p, common);
-    hex(p);
+    let mut program = Prog::new(64, STUBS64 + COMMON);
+    let p = &mut program;
     let digits = u64::from(HEX64);
-    p.place(&mut common);
     asm!(p; pushfq; cld; push rbp; push rcx; push rax; mov rbp, rsp);
     // [rbp]: rax, rcx, rbp, flags, vector, error, then the processor's frame.
     let (mut recover, mut quit) = (p.a.create_label(), p.a.create_label());
@@ -171,5 +170,5 @@ pub fn long() -> Prog {
     p.exit();
     p.place(&mut known);
     asm!(p; mov qword_ptr(RECOVER), 0; push i32::from(CODE64); push rcx; retfq);
-    std::mem::replace(p, Prog::new(64, 0))
+    program
 }

@@ -136,7 +136,7 @@ pub const LDT: [UserSegment; 9] = [
     segment(CODE, 0x8fff, false, true, 2, false),
     segment(LOW + 0x1000, 0x7f, false, true, 0, false),
     UserSegment { present: false, ..segment(LOW, 0xffff, false, true, 0, false) },
-    segment(0, 0xf_ffff, true, true, 3, false),
+    UserSegment { present: false, ..segment(0, 0xf_ffff, true, true, 3, false) },
 ];
 
 impl UserSegment {

@@ -100,7 +100,8 @@ fn every_legacy_vector_instruction_is_handled() {
     for code in Code::values() {
         let features: Vec<_> = code.cpuid_features().iter().map(|f| format!("{f:?}")).collect();
         let ours = |f: &String| {
-            ["MMX", "SSE", "SSE2", "SSE3", "SSSE3", "SSE4_1", "SSE4_2", "AES", "PCLMULQDQ", "SHA"].contains(&f.as_str())
+            ["MMX", "SSE", "SSE2", "SSE3", "SSSE3", "SSE4_1", "SSE4_2", "AES", "PCLMULQDQ", "SHA"]
+                .contains(&f.as_str())
         };
         let name = format!("{code:?}");
         let elsewhere = ["Lfence", "Mfence", "Sfence", "Prefetch", "Crc32", "Fisttp", "Popcnt", "Pause"];
@@ -347,12 +348,8 @@ fn an_unmasked_exception_is_raised_without_a_result() {
 #[test]
 fn comparisons_set_all_arithmetic_flags() {
     let mut cpu = machine();
-    let cases = [
-        (1f64, 2f64, fl::CF),
-        (2.0, 1.0, 0),
-        (1.0, 1.0, fl::ZF),
-        (1.0, f64::NAN, fl::ZF | fl::PF | fl::CF),
-    ];
+    let cases =
+        [(1f64, 2f64, fl::CF), (2.0, 1.0, 0), (1.0, 1.0, fl::ZF), (1.0, f64::NAN, fl::ZF | fl::PF | fl::CF)];
     for (a, b, flags) in cases {
         cpu.state.set_arith_flags(fl::ARITH);
         cpu.state.xmm[1].set_x(a.to_bits().into());

@@ -1,10 +1,10 @@
 //! Tests: operations against the host's own instructions (x86-64 hosts), portable code against known answers, forms on a small machine.
 mod machine;
-mod portable;
 #[cfg(target_arch = "x86_64")]
 mod oracle_bits;
 #[cfg(target_arch = "x86_64")]
 mod oracle_float;
+mod portable;
 
 /// A small generator (xorshift64*), so that a failure repeats.
 struct Random(u64);

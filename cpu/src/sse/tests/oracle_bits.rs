@@ -291,7 +291,15 @@ fn string_comparisons_agree_with_the_host_for_every_immediate() {
     let text = |r: &mut Random| {
         u128::from_le_bytes(std::array::from_fn(|k| {
             let x = r.below(12) as u8;
-            if x == 11 { 0x80 } else if r.below(40) == 0 { 0 } else if k & 1 != 0 && r.below(2) == 0 { 0 } else { x.max(1) }
+            if x == 11 {
+                0x80
+            } else if r.below(40) == 0 {
+                0
+            } else if k & 1 != 0 && r.below(2) == 0 {
+                0
+            } else {
+                x.max(1)
+            }
         }))
     };
     for (imm, (by_zero, by_length)) in table.iter().flatten().enumerate() {
@@ -301,7 +309,11 @@ fn string_comparisons_agree_with_the_host_for_every_immediate() {
             let b = if n % 4 == 0 { a >> (8 * r.below(4)) } else { text(&mut r) };
             let (la, lb) = (r.below(40) as i32 - 20, r.below(40) as i32 - 20);
             let all = |o: Outcome| (o.index(imm), o.mask(imm), o.flags);
-            assert_eq!(all(implicit(a, b, imm)), by_zero(a, 0, b, 0), "implicit, {imm:#x}: {a:032x} {b:032x}");
+            assert_eq!(
+                all(implicit(a, b, imm)),
+                by_zero(a, 0, b, 0),
+                "implicit, {imm:#x}: {a:032x} {b:032x}"
+            );
             let got = all(explicit(a, la.into(), b, lb.into(), imm));
             assert_eq!(got, by_length(a, la, b, lb), "explicit, {imm:#x}: {a:032x}[{la}] {b:032x}[{lb}]");
         }

@@ -50,7 +50,10 @@ fn agree<O: FloatOp>(source: impl Fn(&mut Random) -> u128, imms: std::ops::Range
     }
     let mut r = Random::new();
     for mode in 0..16 {
-        let mxcsr = DEFAULT | (mode & 3) << RC_SHIFT | if mode & 4 != 0 { DAZ } else { 0 } | if mode & 8 != 0 { FTZ } else { 0 };
+        let mxcsr = DEFAULT
+            | (mode & 3) << RC_SHIFT
+            | if mode & 4 != 0 { DAZ } else { 0 }
+            | if mode & 8 != 0 { FTZ } else { 0 };
         for imm in imms.clone() {
             for _ in 0..(4000 / imms.len()).max(20) {
                 let (mut a, mut b) = (source(&mut r), source(&mut r));

@@ -21,7 +21,8 @@ fn aes_128_encrypts_and_decrypts_the_example_of_fips_197() {
     }
     let middle = keys[1..10].iter().fold(plain ^ keys[0], |s, &k| portable::aesenc(s, k));
     assert_eq!(portable::aesenclast(middle, keys[10]), cipher);
-    let middle = keys[1..10].iter().rev().fold(cipher ^ keys[10], |s, &k| portable::aesdec(s, portable::aesimc(0, k)));
+    let middle =
+        keys[1..10].iter().rev().fold(cipher ^ keys[10], |s, &k| portable::aesdec(s, portable::aesimc(0, k)));
     assert_eq!(portable::aesdeclast(middle, keys[0]), plain);
 }
 

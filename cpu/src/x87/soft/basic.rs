@@ -70,8 +70,7 @@ fn add_finite(cw: u16, a: F80, b: F80) -> Out {
     let d = (ea - eb) as u32;
     let large = u128::from(ma) << 63;
     let small = u128::from(mb) << 63;
-    let small =
-        if d >= 127 { 1 } else { small >> d | u128::from(small & ((1u128 << d) - 1) != 0) };
+    let small = if d >= 127 { 1 } else { small >> d | u128::from(small & ((1u128 << d) - 1) != 0) };
     let (sign, sum) = if (a.exp ^ b.exp) & 0x8000 == 0 {
         (sa, large + small)
     } else if large >= small {
@@ -211,9 +210,7 @@ pub fn scale(cw: u16, a: F80, b: F80) -> Out {
         _ if !is_number(a) || !is_number(b) => nan2(a, b),
         (Zero, Inf) if up => invalid(),
         (Inf, Inf) if !up => invalid(),
-        (_, Inf) => {
-            with_denormal(cw, de, || exact(if up { infinity(a.exp) } else { zero(a.exp) }))
-        }
+        (_, Inf) => with_denormal(cw, de, || exact(if up { infinity(a.exp) } else { zero(a.exp) })),
         (Zero | Inf, _) => with_denormal(cw, de, || exact(a)),
         (_, Zero) => with_denormal(cw, de, || {
             let (e, m) = parts(a);
@@ -250,7 +247,11 @@ pub fn extract(cw: u16, a: F80) -> Wide2 {
                 let sign = if e < 0 { 0x8000 } else { 0 };
                 F80 { mant: u64::from(n) << lz, exp: (BIAS + 63 - lz as i32) as u16 | sign }
             };
-            two(exponent, F80 { mant: m, exp: BIAS as u16 | a.exp & 0x8000 }, denormals(a, a) & if cw & DE == 0 { DE } else { !0 })
+            two(
+                exponent,
+                F80 { mant: m, exp: BIAS as u16 | a.exp & 0x8000 },
+                denormals(a, a) & if cw & DE == 0 { DE } else { !0 },
+            )
         }
         _ => {
             let r = nan1(a);
@@ -305,7 +306,8 @@ fn rem_finite(cw: u16, a: F80, b: F80, nearest: bool) -> Out {
     }
     let r = pack_rest(cw, sign, e, left);
     let v = if left == 0 { zero(a.exp) } else { r.v };
-    let bits = if q & 4 != 0 { C0 } else { 0 } | if q & 2 != 0 { C3 } else { 0 } | if q & 1 != 0 { C1 } else { 0 };
+    let bits =
+        if q & 4 != 0 { C0 } else { 0 } | if q & 2 != 0 { C3 } else { 0 } | if q & 1 != 0 { C1 } else { 0 };
     Out { v, sw: r.sw | bits }
 }
 

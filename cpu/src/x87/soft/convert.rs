@@ -44,7 +44,7 @@ pub fn from_int(v: i64) -> F80 {
     F80 { mant: m << n, exp: (BIAS + 63 - n as i32) as u16 | if v < 0 { 0x8000 } else { 0 } }
 }
 
-/// To single precision: the encoding and the exceptions. Where an unmasked OE or UE is among them there is no result.
+/// To single precision: the encoding and the exceptions. An unmasked OE or UE comes alone, and without a result.
 pub fn to_f32(cw: u16, a: F80) -> (u32, u16) {
     let (v, sw) = to_small(cw, a, 24, 8);
     (v as u32, sw)
@@ -87,7 +87,7 @@ fn to_small(cw: u16, a: F80, bits: u32, ebits: u32) -> (u64, u16) {
             let sw = if inexact { PE } else { 0 } | if up { C1 } else { 0 };
             if e >= top as i32 {
                 if cw & OE == 0 {
-                    return (0, sw | OE);
+                    return (0, OE);
                 }
                 let to_infinity = match cw & RC {
                     RC_NEAREST => true,
@@ -105,7 +105,7 @@ fn to_small(cw: u16, a: F80, bits: u32, ebits: u32) -> (u64, u16) {
                 return (sign | (e as u64) << fraction_bits | (mant << 1 >> (65 - bits)), sw);
             }
             if cw & UE == 0 {
-                return (0, sw | UE);
+                return (0, UE);
             }
             let (hi, lo) = shift_right_jam(m, 0, (1 - unrounded).min(128) as u32);
             let (mant, inexact, up) = round_significand(a.exp, hi, lo, bits, cw);

@@ -251,7 +251,8 @@ fn reduce(a: F80) -> (Wide, u32) {
         rest >>= n;
     }
     let mut q = (rest / quarter) as u32;
-    let r = Wide::new(false, 127 - 65, rest % quarter).add(Wide::new(false, 127 - 65 - below.1 as i32, below.0));
+    let r =
+        Wide::new(false, 127 - 65, rest % quarter).add(Wide::new(false, 127 - 65 - below.1 as i32, below.0));
     let quarter = Wide::new(false, 127 - 65, quarter);
     let mut r = r;
     if r.cmp_abs(&quarter.scaled(-1)) == Ordering::Greater {
@@ -350,7 +351,12 @@ pub fn fsincos(cw: u16, a: F80) -> Wide2 {
 pub fn fptan(cw: u16, a: F80) -> Wide2 {
     match trig(cw, a) {
         Err(o) if o.sw & C2 != 0 => Wide2 { a, b: a, count: Count::One, sw: C2 },
-        Err(o) => Wide2 { a: o.v, b: if o.sw & IE != 0 || !is_number(a) { o.v } else { one(0) }, count: Count::Two, sw: o.sw },
+        Err(o) => Wide2 {
+            a: o.v,
+            b: if o.sw & IE != 0 || !is_number(a) { o.v } else { one(0) },
+            count: Count::Two,
+            sw: o.sw,
+        },
         Ok(_) if a.mant == 0 => Wide2 { a, b: one(0), count: Count::Two, sw: 0 },
         Ok(de) => {
             let (s, c) = sin_cos(a);

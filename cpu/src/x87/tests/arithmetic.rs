@@ -2,7 +2,7 @@
 use super::rig::Random;
 use crate::state::F80;
 use crate::x87::engine::Binary;
-use crate::x87::soft::{Count, Out, basic, elementary, is_number, kind, Kind};
+use crate::x87::soft::{Count, Kind, Out, basic, elementary, is_number, kind};
 use crate::x87::word::*;
 use crate::x87::{engine, host};
 
@@ -90,7 +90,12 @@ fn special_operands_of_elementary_functions_are_treated_as_the_host_treats_them(
     };
     for _ in 0..20_000 {
         let (cw, a, b) = (0x340 | r.below(64) as u16, r.f80(), r.f80());
-        let special = |x: F80| !is_number(x) || x.exp & 0x7fff == 0 || x.exp & 0x7fff == 0x7fff || x.exp & 0x7fff == 0x3fff && x.mant == 1 << 63;
+        let special = |x: F80| {
+            !is_number(x)
+                || x.exp & 0x7fff == 0
+                || x.exp & 0x7fff == 0x7fff
+                || x.exp & 0x7fff == 0x3fff && x.mant == 1 << 63
+        };
         if !special(a) && !special(b) {
             continue;
         }
@@ -115,7 +120,10 @@ fn special_operands_of_elementary_functions_are_treated_as_the_host_treats_them(
         }
         let (p, h) = (elementary::fsincos(cw, a), host::fsincos(cw, a));
         if h.sw & !cw & FAULTS == 0 {
-            assert!(p.count == h.count && distance(p.a, h.a) <= 2 && distance(p.b, h.b) <= 2, "fsincos {a:x?}\n{p:x?}\n{h:x?}");
+            assert!(
+                p.count == h.count && distance(p.a, h.a) <= 2 && distance(p.b, h.b) <= 2,
+                "fsincos {a:x?}\n{p:x?}\n{h:x?}"
+            );
         }
     }
 }

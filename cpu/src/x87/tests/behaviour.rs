@@ -81,8 +81,15 @@ fn a_fault_in_memory_changes_nothing() {
     rig.cpu.mode_key &= !crate::block::ModeKey::FLAT;
     rig.cpu.sync_segment(seg::DS);
     rig.cpu.sync_mode();
-    let memory: [&[u8]; 7] =
-        [&[0xd9, 0x06], &[0xdd, 0x1e], &[0xdb, 0x3e], &[0xd8, 0x06], &[0xdd, 0x36], &[0xdf, 0x36], &[0xd9, 0x36]];
+    let memory: [&[u8]; 7] = [
+        &[0xd9, 0x06],
+        &[0xdd, 0x1e],
+        &[0xdb, 0x3e],
+        &[0xd8, 0x06],
+        &[0xdd, 0x36],
+        &[0xdf, 0x36],
+        &[0xd9, 0x36],
+    ];
     for i in memory {
         assert_eq!(rig.execute(i), Some(Err(Stop::Fault)), "{i:02x?}");
         assert_eq!(rig.cpu.fault.vector, vector::GP);
@@ -128,7 +135,10 @@ fn environments_have_the_format_of_the_mode_and_operand_size() {
     let w = words(&rig.read(28));
     assert_eq!(
         w,
-        [0x37f, 0xffff, 0, 0xffff, 0xffff, 0xffff, 0x4321, 0x8765, 0x1111, 0x5a5, 0x3210, 0x7654, 0x2222, 0xffff]
+        [
+            0x37f, 0xffff, 0, 0xffff, 0xffff, 0xffff, 0x4321, 0x8765, 0x1111, 0x5a5, 0x3210, 0x7654, 0x2222,
+            0xffff
+        ]
     );
     rig.run(&[0xdb, 0xe3]);
     rig.run(&[0xd9, 0x26]);

@@ -164,7 +164,11 @@ struct Seen {
 
 impl std::fmt::Display for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "cw {:04x} sw {:04x} tw {:04x} ax {:04x} flags {:03x} st", self.cw, self.sw, self.tw, self.ax, self.flags)?;
+        write!(
+            f,
+            "cw {:04x} sw {:04x} tw {:04x} ax {:04x} flags {:03x} st",
+            self.cw, self.sw, self.tw, self.ax, self.flags
+        )?;
         for x in &self.st {
             write!(f, " {:04x}.{:016x}", x.exp, x.mant)?;
         }

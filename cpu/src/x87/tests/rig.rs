@@ -2,7 +2,7 @@
 use crate::block::ModeKey;
 use crate::board::{Board, Events};
 use crate::cpu::{Cpu, Stop};
-use crate::model::CpuModel;
+use crate::model::{CpuModel, Vendor};
 use crate::state::{F80, Segment, cr0, gpr, seg};
 use mynah_mmu::{GuestRam, PhysMemory};
 use parking_lot::Mutex;
@@ -60,11 +60,22 @@ pub struct Rig {
     pub board: Arc<Bare>,
 }
 
+/// The maker of the host's CPU: the chip that the tests compare with.
+fn host_vendor() -> Vendor {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu") {
+        return Vendor::Intel;
+    }
+    Vendor::Amd
+}
+
 impl Rig {
     pub fn new() -> Self {
         let mem = PhysMemory::new(GuestRam::new(0x10000).unwrap(), 0x10000);
         let board = Arc::new(Bare::default());
-        let model = Arc::new(CpuModel::parse("max").unwrap());
+        let mut model = CpuModel::parse("max").unwrap();
+        model.vendor = host_vendor();
+        let model = Arc::new(model);
         let mut cpu = Cpu::new(0, mem, board.clone(), Arc::new(Events::default()), model);
         cpu.state.cr0 = cr0::PE | cr0::ET | cr0::NE;
         for i in 0..6 {
@@ -85,8 +96,7 @@ impl Rig {
         super::super::lookup(&i)?;
         let mut padded = bytes.to_vec();
         padded.resize(15, 0x90);
-        let (op, _) =
-            crate::decode::decode_op(&self.cpu.model, ModeKey(self.cpu.mode_key), &padded, 0)?;
+        let (op, _) = crate::decode::decode_op(&self.cpu.model, ModeKey(self.cpu.mode_key), &padded, 0)?;
         Some((op.helper)(&mut self.cpu, &op))
     }
 

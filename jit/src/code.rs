@@ -1,0 +1,158 @@
+//! Memory for generated code, and what is kept of a compiled region.
+//!
+//! Code lies in segments of a memory file that is mapped twice, once to be written and once to be executed, so that no page is ever
+//! both and no protection changes while other threads may execute. Code is put into a segment one piece after the other; when as many segments are full as the
+//! budget allows, the oldest one is taken with all the regions in it.
+use memmap2::{Mmap, MmapMut, MmapOptions};
+use mynah_cpu::{Cpu, Op};
+use std::fs::File;
+use std::io;
+
+use crate::runtime::Context;
+
+/// Bytes in a segment.
+pub(crate) const SEGMENT: usize = 1 << 20;
+/// Alignment of a piece of code.
+const ALIGN: usize = 16;
+
+/// How a region is entered: with the vCPU, the engine's context and the region's ops. Returns a [`crate::Left`].
+pub(crate) type Entry = unsafe extern "C" fn(*mut Cpu, *mut Context, *const Op) -> u32;
+
+/// A block that went into a region, for telling whether it is still the guest's code.
+pub(crate) struct Part {
+    /// Guest physical address of the first byte.
+    pub phys: u64,
+    /// The guest's bytes.
+    pub bytes: Box<[u8]>,
+}
+
+/// A compiled region.
+pub struct CompiledRegion {
+    pub(crate) entry: Entry,
+    /// Copies of the ops that the code calls the interpreter for.
+    pub(crate) ops: Box<[Op]>,
+    pub(crate) parts: Box<[Part]>,
+    pub(crate) segment: usize,
+    /// The last [`Cpu::code_epoch`] at which the parts were seen to hold.
+    pub(crate) epoch: u64,
+    /// Guest physical address of the entry.
+    pub phys: u64,
+    /// Mode key of the blocks.
+    pub key: u32,
+    /// Bytes of host code.
+    pub size: usize,
+    /// Guest instructions.
+    pub instructions: usize,
+}
+
+impl CompiledRegion {
+    /// Whether the guest's bytes and the decoded blocks are still those that the region was made of.
+    pub(crate) fn holds(&self, cpu: &Cpu) -> bool {
+        let mut now = [0; mynah_mmu::PAGE_SIZE as usize];
+        self.parts.iter().all(|p| {
+            // Only a live block has its bytes watched.
+            let known = cpu.known_block(p.phys, self.key).is_some_and(|b| b.len as usize == p.bytes.len());
+            let now = &mut now[..p.bytes.len()];
+            known && {
+                cpu.mem.read(p.phys, now);
+                *now == *p.bytes
+            }
+        })
+    }
+
+    /// Blocks in the region.
+    pub fn blocks(&self) -> usize {
+        self.parts.len()
+    }
+}
+
+struct Segment {
+    write: MmapMut,
+    execute: Mmap,
+    used: usize,
+}
+
+impl Segment {
+    fn new() -> io::Result<Self> {
+        let file = memory_file(SEGMENT)?;
+        // SAFETY: the file is this process's own and has no name: nobody else changes its length or contents.
+        let (write, execute) = unsafe {
+            (
+                MmapOptions::new().len(SEGMENT).map_mut(&file)?,
+                MmapOptions::new().len(SEGMENT).map_exec(&file)?,
+            )
+        };
+        Ok(Self { write, execute, used: 0 })
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn memory_file(len: usize) -> io::Result<File> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the name is a NUL-terminated literal; the call has no other memory argument.
+    let raw = unsafe { libc::memfd_create(c"mynah-code".as_ptr(), libc::MFD_CLOEXEC) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `raw` was just opened and nobody else owns it.
+    let file = unsafe { File::from_raw_fd(raw) };
+    file.set_len(len as u64)?;
+    Ok(file)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn memory_file(_: usize) -> io::Result<File> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "no memory files on this host"))
+}
+
+/// All code of an engine.
+pub(crate) struct CodeMemory {
+    segments: Vec<Segment>,
+    current: usize,
+    limit: usize,
+}
+
+/// Where a piece of code was put.
+pub(crate) struct Placed {
+    pub address: *const u8,
+    pub segment: usize,
+    /// The segment that was emptied for it: whatever had code there is gone.
+    pub evicted: Option<usize>,
+}
+
+impl CodeMemory {
+    /// Memory for up to `limit` bytes (at least two segments).
+    pub fn new(limit: usize) -> io::Result<Self> {
+        Ok(Self { segments: vec![Segment::new()?], current: 0, limit: (limit / SEGMENT).max(2) })
+    }
+
+    /// Puts a piece of code; `None` if it is larger than a segment or the host has no memory.
+    pub fn place(&mut self, code: &[u8]) -> Option<Placed> {
+        if code.len() > SEGMENT {
+            return None;
+        }
+        let mut evicted = None;
+        if self.segments[self.current].used + code.len() > SEGMENT {
+            if self.segments.len() < self.limit {
+                self.segments.push(Segment::new().ok()?);
+                self.current = self.segments.len() - 1;
+            } else {
+                // Segments fill in turn, so the next one is the oldest. Segment 0 begins with what must stay.
+                self.current = if self.current + 1 < self.segments.len() { self.current + 1 } else { 1 };
+                self.segments[self.current].used = 0;
+                evicted = Some(self.current);
+            }
+        }
+        let segment = self.current;
+        let s = &mut self.segments[segment];
+        let at = s.used;
+        s.write[at..at + code.len()].copy_from_slice(code);
+        s.used = (at + code.len()).next_multiple_of(ALIGN);
+        Some(Placed { address: s.execute[at..].as_ptr(), segment, evicted })
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> usize {
+        self.segments.iter().map(|s| s.used).sum()
+    }
+}

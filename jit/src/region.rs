@@ -1,0 +1,364 @@
+//! What is compiled: a block and those that it leads to on the same page, with the sets that the translator needs to know beforehand.
+//!
+//! A region lies on one page, so that it holds wherever the page is mapped; it has one entry. Only blocks that the interpreter has decoded
+//! go into it: those that have run. Loops are closed inside; a block that an edge leads back to tests for events. Everything else that is
+//! jumped to is a side exit.
+//!
+//! Two sets of variables (registers, flags) are computed over the region's blocks: *dirty*, those that may differ from the state in memory, and *live*,
+//! those that must have a value because they are read, or dirty where the region may be left. As it may be left before any instruction, what is
+//! dirty is always live.
+use crate::translate::{AUX, Emit, RES, Translator};
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+};
+use mynah_cpu::block::{Block, ModeKey};
+use mynah_cpu::decode::{bitness, build};
+use mynah_cpu::{Cpu, CpuModel, Op};
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+
+use crate::code::Part;
+
+/// Variables of the translator: 16 registers and two words of flags.
+pub(crate) const VARS: usize = 18;
+const FLAGS: u32 = 1 << RES | 1 << AUX;
+
+/// Blocks in a region.
+const MAX_BLOCKS: usize = 32;
+/// Instructions in a region.
+const MAX_OPS: usize = 320;
+/// Return sites that a RET is compared with.
+const MAX_SITES: usize = 4;
+
+/// A block of a region.
+pub(crate) struct PlanBlock {
+    /// Distance of its first byte from the entry's.
+    pub delta: i64,
+    /// Its ops, in [`Plan::ops`].
+    pub ops: Range<usize>,
+    /// An edge leads back to it.
+    pub is_head: bool,
+    /// Variables that have values when it begins.
+    pub live_in: u32,
+    /// Variables that may be dirty when it begins.
+    pub dirty_in: u32,
+    followers: Vec<usize>,
+}
+
+/// A region before translation.
+pub(crate) struct Plan {
+    pub blocks: Vec<PlanBlock>,
+    pub ops: Vec<Op>,
+    /// What each op was decoded from; `None` for the end of a block that was cut.
+    instructions: Vec<Option<Instruction>>,
+    /// Variables that must have values after each op.
+    pub live_after: Vec<u32>,
+    /// Blocks that calls in the region return to, by distance.
+    pub return_sites: Vec<i64>,
+    /// 64-bit code.
+    pub long: bool,
+    mode: ModeKey,
+    index: HashMap<i64, usize>,
+    parts: Vec<Part>,
+}
+
+impl Plan {
+    /// The block at a distance from the entry.
+    pub fn find(&self, delta: i64) -> Option<usize> {
+        self.index.get(&delta).copied()
+    }
+
+    /// The handlers of all ops, `None` for those that are called.
+    pub fn handlers<'a>(&self, model: &CpuModel) -> Vec<Option<Emit<'a>>> {
+        self.instructions
+            .iter()
+            .zip(&self.ops)
+            .map(|(i, op)| {
+                let i = i.as_ref()?;
+                build::<Translator<'a>>(model, self.mode, i, usize::from(op.off))?.1.handler
+            })
+            .collect()
+    }
+
+    /// What is kept for telling whether the code still holds.
+    pub fn take_parts(&mut self) -> Box<[Part]> {
+        std::mem::take(&mut self.parts).into()
+    }
+
+    /// Instructions of the guest.
+    pub fn instruction_count(&self) -> usize {
+        self.instructions.iter().flatten().count()
+    }
+
+    /// The region that begins with `entry`; `None` if it is not one to be compiled: code that is neither 64-bit nor flat 32-bit, or a block across
+    /// pages.
+    pub fn new(cpu: &Cpu, entry: &Block, info: &mut InstructionInfoFactory) -> Option<Self> {
+        let mode = ModeKey(entry.key);
+        let long = mode.has(ModeKey::LONG);
+        let flat32 = ModeKey::FLAT | ModeKey::D32 | ModeKey::STACK32;
+        if !long && entry.key & flat32 != flat32 || mode.has(ModeKey::SINGLE) || !fits(entry) {
+            return None;
+        }
+        let mut plan = Self {
+            blocks: Vec::new(),
+            ops: Vec::new(),
+            instructions: Vec::new(),
+            live_after: Vec::new(),
+            return_sites: Vec::new(),
+            long,
+            mode,
+            index: HashMap::new(),
+            parts: Vec::new(),
+        };
+        let mut wanted = VecDeque::from([0]);
+        while let Some(delta) = wanted.pop_front() {
+            if plan.index.contains_key(&delta) || plan.blocks.len() >= MAX_BLOCKS || plan.ops.len() >= MAX_OPS
+            {
+                continue;
+            }
+            let phys = entry.phys.wrapping_add(delta as u64);
+            if phys >> 12 != entry.phys >> 12 {
+                continue;
+            }
+            if let Some(block) = cpu.known_block(phys, entry.key).filter(|b| fits(b)) {
+                wanted.extend(plan.add(cpu, block, delta)?);
+            }
+        }
+        plan.return_sites.retain(|d| plan.index.contains_key(d));
+        plan.return_sites.truncate(MAX_SITES);
+        plan.connect();
+        plan.solve(&cpu.model, info);
+        Some(plan)
+    }
+
+    /// Adds a block; returns where it leads.
+    fn add(&mut self, cpu: &Cpu, block: &Block, delta: i64) -> Option<Vec<i64>> {
+        let mut bytes = vec![0; block.len as usize];
+        cpu.mem.read(block.phys, &mut bytes);
+        let first = self.ops.len();
+        for op in &block.ops {
+            // SAFETY: ops are changed by the vCPU's own thread only, which is this one.
+            let op = unsafe { *op.get() };
+            let at = usize::from(op.off);
+            let instruction = if op.len == 0 {
+                None
+            } else {
+                let code = bytes.get(at..at + usize::from(op.len))?;
+                let mut d = Decoder::with_ip(bitness(self.mode), code, at as u64, DecoderOptions::AMD);
+                let i = d.decode();
+                // The bytes have been decoded before: another result means that they are just changing.
+                if i.code() as u16 != op.code {
+                    return None;
+                }
+                Some(i)
+            };
+            self.ops.push(op);
+            self.instructions.push(instruction);
+        }
+        let ops = first..self.ops.len();
+        self.index.insert(delta, self.blocks.len());
+        let mut leads = Vec::new();
+        let last = ops.end.checked_sub(1)?;
+        let op = &self.ops[last];
+        let after = delta + i64::from(op.off) + i64::from(op.len);
+        match &self.instructions[last] {
+            None => leads.push(after),
+            Some(i) => {
+                let near = match i.op0_kind() {
+                    OpKind::NearBranch64 => Some(delta.wrapping_add(op.imm as i64)),
+                    OpKind::NearBranch32 => Some(delta.wrapping_add(i64::from(op.imm as i32))),
+                    _ => None,
+                };
+                match i.flow_control() {
+                    FlowControl::ConditionalBranch => leads.extend(near.into_iter().chain([after])),
+                    FlowControl::UnconditionalBranch => leads.extend(near),
+                    FlowControl::Call => {
+                        leads.extend(near.into_iter().chain([after]));
+                        self.return_sites.push(after);
+                    }
+                    FlowControl::IndirectCall => {
+                        leads.push(after);
+                        self.return_sites.push(after);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.blocks.push(PlanBlock {
+            delta,
+            ops,
+            is_head: false,
+            live_in: 0,
+            dirty_in: 0,
+            followers: Vec::new(),
+        });
+        self.parts.push(Part { phys: block.phys, bytes: bytes.into() });
+        Some(leads)
+    }
+
+    /// Finds each block's followers in the region, and which are led back to.
+    fn connect(&mut self) {
+        for n in 0..self.blocks.len() {
+            let b = &self.blocks[n];
+            let last = b.ops.end - 1;
+            let op = &self.ops[last];
+            let after = b.delta + i64::from(op.off) + i64::from(op.len);
+            let places: Vec<i64> = match &self.instructions[last] {
+                None => vec![after],
+                Some(i) => {
+                    let near = match i.op0_kind() {
+                        OpKind::NearBranch64 => vec![b.delta.wrapping_add(op.imm as i64)],
+                        OpKind::NearBranch32 => vec![b.delta.wrapping_add(i64::from(op.imm as i32))],
+                        _ => Vec::new(),
+                    };
+                    match i.flow_control() {
+                        FlowControl::ConditionalBranch => near.into_iter().chain([after]).collect(),
+                        FlowControl::UnconditionalBranch | FlowControl::Call => near,
+                        FlowControl::Return => self.return_sites.clone(),
+                        _ => Vec::new(),
+                    }
+                }
+            };
+            let followers: Vec<usize> = places.iter().filter_map(|&d| self.find(d)).collect();
+            for &f in &followers {
+                self.blocks[f].is_head |= f <= n;
+            }
+            self.blocks[n].followers = followers;
+        }
+    }
+
+    /// Computes the sets.
+    fn solve(&mut self, model: &CpuModel, info: &mut InstructionInfoFactory) {
+        let uses: Vec<Use> = self
+            .handlers(model)
+            .iter()
+            .zip(&self.instructions)
+            .map(|(h, i)| match (h, i) {
+                (Some(_), Some(i)) => Use::of(i, info),
+                (None, Some(_)) => Use::Call,
+                (_, None) => Use::Variables { reads: 0, writes: 0, kills: 0 },
+            })
+            .collect();
+        // Forward: dirty.
+        let mut dirty_after = vec![0; self.ops.len()];
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for n in 0..self.blocks.len() {
+                let mut dirty = self.blocks[n].dirty_in;
+                for k in self.blocks[n].ops.clone() {
+                    dirty = match uses[k] {
+                        Use::Call => 0,
+                        Use::Variables { writes, .. } => dirty | writes,
+                    };
+                    dirty_after[k] = dirty;
+                }
+                for f in self.blocks[n].followers.clone() {
+                    let to = &mut self.blocks[f].dirty_in;
+                    changed |= dirty & !*to != 0;
+                    *to |= dirty;
+                }
+            }
+        }
+        // Backward: live.
+        self.live_after = vec![0; self.ops.len()];
+        changed = true;
+        while changed {
+            changed = false;
+            for n in (0..self.blocks.len()).rev() {
+                let b = &self.blocks[n];
+                let mut live = b.followers.iter().fold(0, |l, &f| l | self.blocks[f].live_in);
+                for k in b.ops.clone().rev() {
+                    live |= dirty_after[k];
+                    self.live_after[k] = live;
+                    live = match uses[k] {
+                        Use::Call => 0,
+                        Use::Variables { reads, kills, .. } => live & !kills | reads,
+                    };
+                    // What is dirty before the op.
+                    live |= if k == b.ops.start { b.dirty_in } else { dirty_after[k - 1] };
+                }
+                changed |= self.blocks[n].live_in != live;
+                self.blocks[n].live_in = live;
+            }
+        }
+    }
+}
+
+/// Whether a block can be in a region.
+fn fits(b: &Block) -> bool {
+    b.second_page.is_none() && !b.is_dead() && b.len > 0
+}
+
+/// What an op does to the variables.
+#[derive(Clone, Copy)]
+enum Use {
+    /// It is called with the state in memory.
+    Call,
+    /// It is emitted. `kills` are written without regard to what they were.
+    Variables { reads: u32, writes: u32, kills: u32 },
+}
+
+impl Use {
+    /// Of an instruction that is emitted. More than it really reads costs a load; less would be noticed by the translator.
+    fn of(i: &Instruction, info: &mut InstructionInfoFactory) -> Self {
+        use Mnemonic::*;
+        let (mut reads, mut writes, mut kills) = (0, 0, 0);
+        let whole = matches!(i.mnemonic(), Mov | Movzx | Movsx | Movsxd | Lea | Pop | Movbe)
+            || i.mnemonic() == Imul && i.op_count() == 3;
+        for r in info.info(i).used_registers() {
+            if !r.register().is_gpr() {
+                continue;
+            }
+            let bit = 1 << r.register().full_register().number();
+            let wide = r.register().size() >= 4;
+            match r.access() {
+                OpAccess::Write if whole && wide => {
+                    kills |= bit;
+                    writes |= bit;
+                }
+                OpAccess::Read | OpAccess::CondRead => reads |= bit,
+                OpAccess::None | OpAccess::NoMemAccess => {}
+                _ => {
+                    reads |= bit;
+                    writes |= bit;
+                }
+            }
+        }
+        kills &= !reads;
+        let arithmetic = 0x3f; // OF, SF, ZF, AF, CF, PF as iced-x86 numbers them
+        let modified = i.rflags_modified() & arithmetic;
+        let overwrites = matches!(
+            i.mnemonic(),
+            Add | Sub
+                | And
+                | Or
+                | Xor
+                | Cmp
+                | Test
+                | Neg
+                | Mul
+                | Imul
+                | Xadd
+                | Cmpxchg
+                | Bsf
+                | Bsr
+                | Popcnt
+                | Tzcnt
+                | Lzcnt
+        );
+        if modified != 0 {
+            writes |= FLAGS;
+            if overwrites {
+                kills |= FLAGS;
+            } else {
+                reads |= FLAGS;
+            }
+        }
+        if i.rflags_read() & arithmetic != 0 {
+            reads |= FLAGS;
+            kills &= !FLAGS;
+        }
+        Self::Variables { reads, writes, kills }
+    }
+}

@@ -1,0 +1,81 @@
+//! What generated code and the engine share: the context that code reaches the engine through, and the functions that it calls.
+//!
+//! Code has no absolute addresses: it takes the addresses of these functions from the [`Context`], whose address it is entered with.
+use mynah_cpu::{Cpu, Op};
+
+/// Why a region was left. In each case the state in memory is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Left {
+    /// Not left: the value of a call that lets the region go on.
+    Stay = 0,
+    /// Execution goes on at RIP, outside the region.
+    Next = 1,
+    /// An event is pending; execution goes on at RIP.
+    Event = 2,
+    /// The interpreter must execute the instruction at RIP, which has not begun.
+    Interpret = 3,
+    /// A call has ended the block, or has stopped at RIP, perhaps with a fault to be settled.
+    Stopped = 4,
+    /// Decoded code has changed under the region; execution goes on at RIP.
+    Code = 5,
+}
+
+impl Left {
+    /// From what a region returns.
+    pub(crate) fn from_raw(v: u32) -> Self {
+        match v {
+            1 => Self::Next,
+            2 => Self::Event,
+            3 => Self::Interpret,
+            5 => Self::Code,
+            _ => Self::Stopped,
+        }
+    }
+}
+
+/// What code is entered with besides the vCPU. One per engine; generated code addresses the fields by offset.
+#[repr(C)]
+pub(crate) struct Context {
+    /// The stub that calls [`refill`] and keeps all registers; it leaves the answer in `host`.
+    pub refill_stub: *const u8,
+    /// [`refill`].
+    pub refill: unsafe extern "C" fn(*mut Cpu, u64, u64) -> *mut u8,
+    /// [`run_op`].
+    pub run_op: unsafe extern "C" fn(*mut Cpu, *const Op) -> u32,
+    /// The word of pending events.
+    pub events: *const u32,
+    /// Answer of the last `refill_stub`.
+    pub host: *mut u8,
+}
+
+/// The bit of `refill`'s `kind` that says that the access writes; the bits below are its length.
+pub(crate) const WRITE: u64 = 0x100;
+
+/// See [`Cpu::refill`]; `kind` is the length, and [`WRITE`] or not.
+///
+/// # Safety
+/// `cpu` is the vCPU that the calling region was entered with.
+pub(crate) unsafe extern "C" fn refill(cpu: *mut Cpu, lin: u64, kind: u64) -> *mut u8 {
+    // SAFETY: the engine entered the region with an exclusive reference, of which this is a copy; generated code keeps no other.
+    let cpu = unsafe { &mut *cpu };
+    cpu.refill(lin, kind & 0xff, kind & WRITE != 0)
+}
+
+/// Executes one op by its interpreter's handler, with the state in memory complete and RIP that of the op's block.
+///
+/// # Safety
+/// As for [`refill`]; `op` is one of the region's own ops.
+pub(crate) unsafe extern "C" fn run_op(cpu: *mut Cpu, op: *const Op) -> u32 {
+    // SAFETY: see `refill`; a region's ops live as long as its code.
+    let (cpu, op) = unsafe { (&mut *cpu, &*op) };
+    let epoch = cpu.code_epoch();
+    if !cpu.run_op(op) {
+        Left::Stopped as u32
+    } else if cpu.code_epoch() != epoch {
+        cpu.state.gpr[mynah_cpu::state::gpr::RIP] = cpu.ip_after(op);
+        Left::Code as u32
+    } else {
+        Left::Stay as u32
+    }
+}

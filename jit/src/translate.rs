@@ -1,0 +1,514 @@
+//! The translator: an [`mynah_cpu::Exec`] whose integers are Cranelift values.
+//!
+//! One function is made per region. General registers and the two words of lazy flags are SSA variables: loaded where the region begins or comes
+//! back from a call, stored where it is left or calls. The state in memory is thus old while a region runs, and complete whenever anything else looks at it.
+//! Whatever is not plain (faults, devices, pages that hold code, accesses across pages) leaves the region before the instruction,
+//! with the state as that found it, and the interpreter executes it: so generated code raises no faults and has none of their details in it.
+//!
+//! [`Translator`] here has the variables, exits and calls; [`crate::exec`] the operations, [`crate::memory`] the accesses, [`crate::vector`] vectors.
+use crate::region::{Plan, VARS};
+use crate::runtime::{Context, Left};
+use cranelift_codegen::ir::{
+    AbiParam, AliasRegion, AliasRegionData, Block, Function, InstBuilder, InstructionData, MemFlagsData,
+    Opcode, SigRef, Signature, Type, Value, ValueDef, condcodes::IntCC, types,
+};
+use cranelift_codegen::isa::{CallConv, TargetIsa};
+use cranelift_frontend::{FunctionBuilder, Variable};
+use mynah_cpu::{Cpu, Op, State, Stop, state::gpr};
+use std::mem::offset_of;
+
+/// Number of the variable of `State::res`; registers have their own numbers.
+pub(crate) const RES: usize = 16;
+/// Number of the variable of `State::aux`.
+pub(crate) const AUX: usize = 17;
+
+/// A handler of the translator: emits the code of one op.
+pub(crate) type Emit<'a> = fn(&mut Translator<'a>, &Op) -> Result<Step, Stop>;
+
+/// How an emitted op goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// With the next op.
+    Next,
+    /// It has ended its block: the builder's current block is filled.
+    Ended,
+}
+
+/// What is known of the flags at translation time beyond the variables: valid in straight-line code.
+#[derive(Clone, Copy)]
+pub(crate) enum Recent {
+    /// Nothing.
+    Nothing,
+    /// Of a - b.
+    Sub(Value, Value, Value),
+    /// Of a + b = r.
+    Add(Value, Value),
+    /// CF = OF = 0; the rest of the result.
+    Logic(Value),
+    /// ZF and SF of the result; CF and OF are elsewhere.
+    Result(Value),
+}
+
+/// Flags of memory accesses: the vCPU's state, its TLB's tables, guest memory and the context do not overlap.
+#[derive(Clone, Copy)]
+pub(crate) struct Access {
+    pub state: MemFlagsData,
+    pub tlb: MemFlagsData,
+    pub guest: MemFlagsData,
+    pub context: MemFlagsData,
+    /// Parts of the context that never change.
+    pub fixed: MemFlagsData,
+}
+
+impl Access {
+    fn new(f: &mut Function) -> Self {
+        let mut region = |user_id, name: &'static str| -> AliasRegion {
+            f.dfg.alias_regions.insert(AliasRegionData { user_id, description: name.into() })
+        };
+        let plain = MemFlagsData::new().with_notrap();
+        let state = plain.with_aligned().with_alias_region(Some(region(0, "state")));
+        let tlb = plain.with_aligned().with_alias_region(Some(region(1, "tlb")));
+        let guest = plain.with_alias_region(Some(region(2, "guest")));
+        let context = plain.with_aligned().with_alias_region(Some(region(3, "context")));
+        Self { state, tlb, guest, context, fixed: context.with_readonly().with_can_move() }
+    }
+}
+
+/// The signature of a region.
+pub(crate) fn entry_signature(isa: &dyn TargetIsa) -> Signature {
+    let mut s = Signature::new(isa.default_call_conv());
+    s.params.extend([AbiParam::new(types::I64); 3]);
+    s.returns.push(AbiParam::new(types::I32));
+    s
+}
+
+/// The signature of the refill stub: vCPU, context, address, kind.
+pub(crate) fn stub_signature() -> Signature {
+    let mut s = Signature::new(CallConv::PreserveAll);
+    s.params.extend([AbiParam::new(types::I64); 4]);
+    s
+}
+
+/// A cold block to be filled later: leaves the region with the variables as they are there.
+struct PendingExit {
+    block: Block,
+    rip: Rip,
+    /// Instructions of the block that have been executed.
+    done: u64,
+    dirty: u32,
+    reason: Left,
+}
+
+/// Where RIP is to be when a region is left.
+#[derive(Clone, Copy)]
+enum Rip {
+    /// So far from the entry's.
+    At(i64),
+    /// The value.
+    Is(Value),
+}
+
+/// Translates the ops of a region.
+pub struct Translator<'a> {
+    pub(crate) b: FunctionBuilder<'a>,
+    plan: &'a Plan,
+    vars: [Variable; VARS],
+    /// Instructions executed in blocks that are complete.
+    count: Variable,
+    pub(crate) access: Access,
+    pub(crate) cpu: Value,
+    pub(crate) context: Value,
+    ops: Value,
+    /// RIP at the entry.
+    rip: Value,
+    op_sig: SigRef,
+    pub(crate) stub_sig: SigRef,
+    blocks: Vec<Block>,
+    /// Variables that differ, or may differ, from the state in memory.
+    dirty: u32,
+    /// Variables that have a value.
+    valid: u32,
+    /// Index of the block that is translated, and of the op in it.
+    at: usize,
+    index: usize,
+    pub(crate) recent: Recent,
+    /// Where this op leaves if the interpreter must execute it.
+    here: Option<Block>,
+    pending: Vec<PendingExit>,
+    /// A jump target that has been checked in this op.
+    pub(crate) checked: Option<Value>,
+    /// The op cannot be emitted: its interpreter's handler is to be called.
+    pub(crate) unable: bool,
+    /// Something is not as planned: there will be no region.
+    pub(crate) failed: bool,
+}
+
+impl<'a> Translator<'a> {
+    /// Begins the region of `plan`: entry block, loads, and a block for each of the plan's.
+    pub(crate) fn new(mut b: FunctionBuilder<'a>, isa: &dyn TargetIsa, plan: &'a Plan) -> Self {
+        let access = Access::new(b.func);
+        let entry = b.create_block();
+        b.append_block_params_for_function_params(entry);
+        b.switch_to_block(entry);
+        b.seal_block(entry);
+        let params = b.block_params(entry);
+        let (cpu, context, ops) = (params[0], params[1], params[2]);
+        let vars = std::array::from_fn(|_| b.declare_var(types::I64));
+        let count = b.declare_var(types::I64);
+        let mut sig = Signature::new(isa.default_call_conv());
+        sig.params.extend([AbiParam::new(types::I64); 2]);
+        sig.returns.push(AbiParam::new(types::I32));
+        let op_sig = b.import_signature(sig);
+        let stub_sig = b.import_signature(stub_signature());
+        let rip = b.ins().load(types::I64, access.state, cpu, state_offset(gpr::RIP));
+        let zero = b.ins().iconst(types::I64, 0);
+        b.def_var(count, zero);
+        let blocks: Vec<Block> = plan.blocks.iter().map(|_| b.create_block()).collect();
+        let mut t = Self {
+            b,
+            plan,
+            vars,
+            count,
+            access,
+            cpu,
+            context,
+            ops,
+            rip,
+            op_sig,
+            stub_sig,
+            blocks,
+            dirty: 0,
+            valid: 0,
+            at: 0,
+            index: 0,
+            recent: Recent::Nothing,
+            here: None,
+            pending: Vec::new(),
+            checked: None,
+            unable: false,
+            failed: false,
+        };
+        t.reload(plan.blocks[0].live_in);
+        t.b.ins().jump(t.blocks[0], &[]);
+        t
+    }
+
+    /// Translates all blocks. `false` if there is to be no region.
+    pub(crate) fn run(mut self, handlers: &[Option<Emit<'a>>], isa: &dyn TargetIsa) -> bool {
+        let plan = self.plan;
+        for (n, p) in plan.blocks.iter().enumerate() {
+            self.at = n;
+            self.index = 0;
+            self.b.switch_to_block(self.blocks[n]);
+            self.dirty = p.dirty_in;
+            self.valid = p.live_in | p.dirty_in;
+            self.recent = Recent::Nothing;
+            if p.is_head {
+                self.emit_event_test();
+            }
+            for (k, op) in plan.ops[p.ops.clone()].iter().enumerate() {
+                self.index = k;
+                self.emit_op(op, handlers[p.ops.start + k], p.ops.start + k, p.ops.len() == k + 1);
+                if self.failed {
+                    break;
+                }
+            }
+            if self.failed {
+                return false;
+            }
+            self.fill_exits();
+        }
+        self.b.seal_all_blocks();
+        self.b.finalize(isa.frontend_config());
+        true
+    }
+
+    fn emit_op(&mut self, op: &Op, handler: Option<Emit<'a>>, number: usize, last: bool) {
+        self.here = None;
+        self.checked = None;
+        self.unable = false;
+        if op.len == 0 {
+            // The end of a block that was cut: nothing is executed.
+            self.go_to(self.base() + i64::from(op.off), 0);
+            return;
+        }
+        if let Some(emit) = handler {
+            match emit(self, op) {
+                Ok(Step::Next) if !self.unable => {
+                    self.failed |= last;
+                    return;
+                }
+                Ok(Step::Ended) => {
+                    self.failed |= !last || self.unable;
+                    return;
+                }
+                _ => {}
+            }
+        }
+        self.recent = Recent::Nothing;
+        self.call_op(number, last);
+    }
+
+    // ---- variables ---------------------------------------------------------------------------------------------------------
+
+    pub(crate) fn var(&mut self, n: usize) -> Value {
+        if self.valid & 1 << n == 0 {
+            // The plan did not foresee it.
+            tracing::debug!(n, "a variable is read that the plan does not load");
+            self.failed = true;
+            return self.b.ins().iconst(types::I64, 0);
+        }
+        self.b.use_var(self.vars[n])
+    }
+
+    pub(crate) fn set_var(&mut self, n: usize, v: Value) {
+        self.b.def_var(self.vars[n], v);
+        self.dirty |= 1 << n;
+        self.valid |= 1 << n;
+    }
+
+    fn reload(&mut self, set: u32) {
+        for n in bits(set) {
+            let v = self.b.ins().load(types::I64, self.access.state, self.cpu, state_offset(n));
+            self.b.def_var(self.vars[n], v);
+        }
+        self.valid = set;
+        self.dirty = 0;
+    }
+
+    fn write_back(&mut self, dirty: u32) {
+        for n in bits(dirty) {
+            let v = self.b.use_var(self.vars[n]);
+            self.b.ins().store(self.access.state, v, self.cpu, state_offset(n));
+        }
+    }
+
+    // ---- places in the region ----------------------------------------------------------------------------------------------
+
+    /// Distance of the current block's first byte from the entry.
+    pub(crate) fn base(&self) -> i64 {
+        self.plan.blocks[self.at].delta
+    }
+
+    /// RIP at a distance from the entry.
+    pub(crate) fn rip_at(&mut self, delta: i64) -> Value {
+        let v = self.add_const(self.rip, delta);
+        if self.plan.long { v } else { self.b.ins().band_imm_u(v, 0xffff_ffff) }
+    }
+
+    /// Whether the region is 64-bit code.
+    pub(crate) fn is_long(&self) -> bool {
+        self.plan.long
+    }
+
+    /// Distances of the places that calls in this region return to.
+    pub(crate) fn return_sites(&self) -> Vec<i64> {
+        self.plan.return_sites.clone()
+    }
+
+    /// The block to jump to in order to have the interpreter execute this op.
+    pub(crate) fn interpret_here(&mut self) -> Block {
+        if let Some(b) = self.here {
+            return b;
+        }
+        let op = &self.plan.ops[self.plan.blocks[self.at].ops.start + self.index];
+        let rip = Rip::At(self.base() + i64::from(op.off));
+        let block = self.exit_block(rip, self.index as u64, Left::Interpret);
+        self.here = Some(block);
+        block
+    }
+
+    fn exit_block(&mut self, rip: Rip, done: u64, reason: Left) -> Block {
+        let block = self.b.create_block();
+        self.b.set_cold_block(block);
+        self.pending.push(PendingExit { block, rip, done, dirty: self.dirty, reason });
+        block
+    }
+
+    /// Leaves for the interpreter if `condition` holds.
+    pub(crate) fn bail_if(&mut self, condition: Value) {
+        let out = self.interpret_here();
+        let on = self.b.create_block();
+        self.b.ins().brif(condition, out, &[], on, &[]);
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+    }
+
+    fn fill_exits(&mut self) {
+        for e in std::mem::take(&mut self.pending) {
+            self.b.switch_to_block(e.block);
+            self.b.seal_block(e.block);
+            self.write_back(e.dirty);
+            let rip = match e.rip {
+                Rip::At(d) => self.rip_at(d),
+                Rip::Is(v) => v,
+            };
+            self.b.ins().store(self.access.state, rip, self.cpu, state_offset(gpr::RIP));
+            self.add_count(e.done);
+            let r = self.b.ins().iconst(types::I32, e.reason as i64);
+            self.b.ins().return_(&[r]);
+        }
+    }
+
+    /// Adds what was executed to the vCPU's count.
+    fn add_count(&mut self, done: u64) {
+        let v = self.b.use_var(self.count);
+        let v = self.add_const(v, done as i64);
+        let at = offset_of!(Cpu, icount) as i32;
+        let old = self.b.ins().load(types::I64, self.access.state, self.cpu, at);
+        let new = self.b.ins().iadd(old, v);
+        self.b.ins().store(self.access.state, new, self.cpu, at);
+    }
+
+    fn emit_event_test(&mut self) {
+        let at = offset_of!(Context, events) as i32;
+        let word = self.b.ins().load(types::I64, self.access.fixed, self.context, at);
+        // Atomic, so that it is not taken for the same as the last time round.
+        let pending = self.b.ins().atomic_load(types::I32, MemFlagsData::trusted(), word);
+        let mask = offset_of!(Cpu, event_mask) as i32;
+        let mask = self.b.ins().load(types::I32, self.access.state, self.cpu, mask);
+        let hit = self.b.ins().band(pending, mask);
+        let out = self.exit_block(Rip::At(self.base()), 0, Left::Event);
+        let on = self.b.create_block();
+        self.b.ins().brif(hit, out, &[], on, &[]);
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+    }
+
+    // ---- ways on -----------------------------------------------------------------------------------------------------------
+
+    /// The block to jump to for a place at a distance from the entry, in the region or out of it; `done` instructions of this block are executed by then.
+    fn way_to(&mut self, delta: i64, done: u64) -> Block {
+        let Some(n) = self.plan.find(delta) else {
+            return self.exit_block(Rip::At(delta), done, Left::Next);
+        };
+        let to = &self.plan.blocks[n];
+        if to.live_in & !self.valid != 0 || self.dirty & !to.dirty_in != 0 || to.dirty_in & !self.valid != 0 {
+            tracing::debug!(delta, "the plan's sets do not fit at an edge");
+            self.failed = true;
+        }
+        self.blocks[n]
+    }
+
+    /// Counts the whole block as executed: before an edge to another block of the region.
+    fn count_block(&mut self, done: u64) {
+        let v = self.b.use_var(self.count);
+        let v = self.add_const(v, done as i64);
+        self.b.def_var(self.count, v);
+    }
+
+    /// Instructions executed when the current op has been.
+    fn done(&self) -> u64 {
+        self.index as u64 + 1
+    }
+
+    /// Goes to a place at a distance from the entry; `own` is 1 if the current op counts as executed.
+    pub(crate) fn go_to(&mut self, delta: i64, own: u64) {
+        self.count_block(self.index as u64 + own);
+        let to = self.way_to(delta, 0);
+        self.b.ins().jump(to, &[]);
+    }
+
+    /// Goes to one of two places.
+    pub(crate) fn branch_to(&mut self, x: Value, taken: i64, other: i64) {
+        self.count_block(self.done());
+        let (a, b) = (self.way_to(taken, 0), self.way_to(other, 0));
+        self.b.ins().brif(x, a, &[], b, &[]);
+    }
+
+    /// Leaves the region for the address `rip`, or goes on in it if that is one of `sites`.
+    pub(crate) fn leave_to(&mut self, rip: Value, sites: &[i64]) {
+        self.count_block(self.done());
+        for &s in sites.iter().filter(|&&s| self.plan.find(s).is_some()).take(4).collect::<Vec<_>>() {
+            let there = self.rip_at(s);
+            let same = self.b.ins().icmp(IntCC::Equal, rip, there);
+            let to = self.way_to(s, 0);
+            let on = self.b.create_block();
+            self.b.ins().brif(same, to, &[], on, &[]);
+            self.b.switch_to_block(on);
+            self.b.seal_block(on);
+        }
+        let out = self.exit_block(Rip::Is(rip), 0, Left::Next);
+        self.b.ins().jump(out, &[]);
+    }
+
+    // ---- calls -------------------------------------------------------------------------------------------------------------
+
+    /// Has op `number` of the region executed by its interpreter's handler, with the state in memory.
+    fn call_op(&mut self, number: usize, last: bool) {
+        self.write_back(self.dirty);
+        let rip = self.rip_at(self.base());
+        self.b.ins().store(self.access.state, rip, self.cpu, state_offset(gpr::RIP));
+        let op = self.add_const(self.ops, (number * size_of::<Op>()) as i64);
+        let at = offset_of!(Context, run_op) as i32;
+        let callee = self.b.ins().load(types::I64, self.access.fixed, self.context, at);
+        let call = self.b.ins().call_indirect(self.op_sig, callee, &[self.cpu, op]);
+        let status = self.b.inst_results(call)[0];
+        if last {
+            self.add_count(self.done());
+            self.b.ins().return_(&[status]);
+            return;
+        }
+        let out = self.b.create_block();
+        let on = self.b.create_block();
+        self.b.set_cold_block(out);
+        self.b.ins().brif(status, out, &[], on, &[]);
+        self.b.switch_to_block(out);
+        self.b.seal_block(out);
+        self.add_count(self.done());
+        self.b.ins().return_(&[status]);
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+        self.reload(self.plan.live_after[number]);
+    }
+
+    // ---- small things ------------------------------------------------------------------------------------------------------
+
+    pub(crate) fn add_const(&mut self, v: Value, n: i64) -> Value {
+        if n == 0 { v } else { self.b.ins().iadd_imm_s(v, n) }
+    }
+
+    /// The constant that a value is.
+    pub(crate) fn constant(&self, v: Value) -> Option<u64> {
+        match self.definition(v)? {
+            InstructionData::UnaryImm { opcode: Opcode::Iconst, imm } => {
+                let bits = self.b.func.dfg.value_type(v).bits();
+                Some(imm.bits() as u64 & u64::MAX >> (64 - bits))
+            }
+            _ => None,
+        }
+    }
+
+    /// The instruction that a value comes from.
+    pub(crate) fn definition(&self, v: Value) -> Option<&InstructionData> {
+        match self.b.func.dfg.value_def(v) {
+            ValueDef::Result(i, _) => Some(&self.b.func.dfg.insts[i]),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn type_of(&self, v: Value) -> Type {
+        self.b.func.dfg.value_type(v)
+    }
+}
+
+/// Where a variable is in the vCPU.
+pub(crate) fn state_offset(n: usize) -> i32 {
+    (offset_of!(Cpu, state)
+        + match n {
+            RES => offset_of!(State, res),
+            AUX => offset_of!(State, aux),
+            n => offset_of!(State, gpr) + 8 * n,
+        }) as i32
+}
+
+/// The numbers of the bits set.
+pub(crate) fn bits(mut set: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        (set != 0).then(|| {
+            let n = set.trailing_zeros() as usize;
+            set &= set - 1;
+            n
+        })
+    })
+}

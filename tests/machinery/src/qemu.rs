@@ -1,0 +1,56 @@
+//! The same image in QEMU (TCG), where it is installed.
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// After this a guest counts as lost.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs an image; its log, and a last line if it did not end by isa-debug-exit. `None` if there is no QEMU, or `MYNAH_NO_QEMU` is set.
+pub fn run(name: &str, image: &[u8]) -> Option<String> {
+    if std::env::var_os("MYNAH_NO_QEMU").is_some() {
+        return None;
+    }
+    let dir = std::env::temp_dir().join(format!("mynah-machinery-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a directory for the guest");
+    let log = run_in(&dir, image);
+    std::fs::remove_dir_all(&dir).expect("removing the guest's directory");
+    log
+}
+
+fn run_in(dir: &std::path::Path, image: &[u8]) -> Option<String> {
+    let kernel: PathBuf = dir.join("image");
+    let log = dir.join("log");
+    std::fs::write(&kernel, image).expect("writing the image");
+    let child = Command::new("qemu-system-x86_64")
+        .args(["-accel", "tcg", "-cpu", "max", "-m", "32", "-nodefaults", "-display", "none", "-no-reboot"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+        .arg("-debugcon")
+        .arg(format!("file:{}", log.display()))
+        .arg("-kernel")
+        .arg(&kernel)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut child = match child {
+        Ok(c) => c,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(e) => panic!("qemu-system-x86_64: {e}"),
+    };
+    let start = Instant::now();
+    let end = loop {
+        match child.try_wait().expect("waiting for QEMU") {
+            Some(status) if status.code() == Some(1) => break String::new(),
+            Some(status) if status.code() == Some(0) => break "shutdown\n".to_owned(),
+            Some(status) => break format!("QEMU ended with {status}\n"),
+            None if start.elapsed() > PATIENCE => {
+                child.kill().and_then(|()| child.wait()).expect("ending QEMU");
+                break "lost\n".to_owned();
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let mut text = String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default()).into_owned();
+    text += &end;
+    Some(text)
+}

@@ -1,0 +1,339 @@
+//! Mynah's side: one vCPU whose page tables, descriptor tables and registers give it the address space and the environment that a program has
+//! under 64-bit Linux. A case ends in an interrupt gate whose handler is HLT; the outcome is read from the interrupt's stack frame.
+
+use crate::layout::*;
+use mynah_cpu::state::{F80, Segment, cr0, cr4, efer, fl, gpr, seg};
+use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit};
+use mynah_mmu::{GuestRam, PhysMemory};
+use std::sync::Arc;
+
+/// A board with nothing on it.
+struct Bare;
+
+impl Board for Bare {
+    fn port_read(&self, _: u16, _: u8) -> u32 {
+        !0
+    }
+    fn port_write(&self, _: u16, _: u8, _: u32) {}
+    fn acknowledge(&self) -> Option<u8> {
+        None
+    }
+    fn cr8(&self) -> u8 {
+        0
+    }
+    fn set_cr8(&self, _: u8) {}
+    fn apic_msr_read(&self, _: u32) -> Result<u64, ()> {
+        Err(())
+    }
+    fn apic_msr_write(&self, _: u32, _: u64) -> Result<(), ()> {
+        Err(())
+    }
+    fn apic_page(&self) -> Option<u64> {
+        None
+    }
+    fn apic_read(&self, _: u32, _: u8) -> u64 {
+        0
+    }
+    fn apic_write(&self, _: u32, _: u8, _: u64) {}
+    fn tsc(&self) -> u64 {
+        0
+    }
+}
+
+/// Where supervisor pages stand: this plus the physical address.
+const KERNEL: u64 = 0xffff_8000_0000_0000;
+const GDT: u64 = 0x1000;
+const IDT: u64 = 0x2000;
+const TSS: u64 = 0x3000;
+const STACK: u64 = 0x4000;
+const STACK_TOP: u64 = 0x6000;
+const HANDLERS: u64 = 0x6000;
+const LDT_AT: u64 = 0x7000;
+const TABLES: u64 = 0x1_0000;
+const CODE_AT: u64 = 0x10_0000;
+const DATA_AT: u64 = 0x20_0000;
+const RAM: u64 = 0x40_0000;
+
+/// Descriptors of the GDT as 64-bit Linux has them; the task's and the LDT's are added.
+const GDT_ENTRIES: [u64; 7] = [
+    0,
+    0x00cf_9b00_0000_ffff,
+    0x00af_9b00_0000_ffff,
+    0x00cf_9300_0000_ffff,
+    0x00cf_fb00_0000_ffff,
+    0x00cf_f300_0000_ffff,
+    0x00af_fb00_0000_ffff,
+];
+
+/// A vCPU that runs cases.
+pub struct Guest {
+    cpu: Box<Cpu>,
+    mem: Arc<PhysMemory>,
+    events: Arc<Events>,
+    next_table: u64,
+    background: Vec<u8>,
+}
+
+impl Guest {
+    /// A vCPU of model `model` (`host`, `max`, ...).
+    pub fn new(model: &str) -> Result<Self, String> {
+        let model = CpuModel::parse(model).map_err(|e| e.to_string())?;
+        let ram = GuestRam::new(RAM).map_err(|e| e.to_string())?;
+        let mem = PhysMemory::new(ram, RAM);
+        let events = Arc::new(Events::default());
+        let cpu = Cpu::new(0, mem.clone(), Arc::new(Bare), events.clone(), Arc::new(model));
+        let mut g = Self { cpu, mem, events, next_table: TABLES + 0x1000, background: vec![0; DATA_LEN] };
+        g.build();
+        Ok(g)
+    }
+
+    /// The signals of the vCPU: raising `EV_KICK` ends a run that hangs.
+    pub fn events(&self) -> Arc<Events> {
+        self.events.clone()
+    }
+
+    /// The model.
+    pub fn model(&self) -> &CpuModel {
+        &self.cpu.model
+    }
+
+    fn ram(&self, at: u64) -> *mut u8 {
+        assert!(at < RAM, "inside RAM");
+        self.mem.ram().base().wrapping_add(at as usize)
+    }
+
+    fn map(&mut self, linear: u64, phys: u64, flags: u64) {
+        let mut table = TABLES;
+        for level in [39, 30, 21] {
+            let at = table + (linear >> level & 511) * 8;
+            let e = self.mem.read_u64(at);
+            table = if e & 1 != 0 {
+                e & !0xfff
+            } else {
+                let t = self.next_table;
+                self.next_table += 0x1000;
+                self.mem.write_u64(at, t | 7);
+                t
+            };
+        }
+        self.mem.write_u64(table + (linear >> 12 & 511) * 8, phys | flags);
+    }
+
+    fn build(&mut self) {
+        const NX: u64 = 1 << 63;
+        for page in (0x1000..TABLES).step_by(0x1000) {
+            self.map(KERNEL + page, page, if page == HANDLERS { 0x61 } else { 0x63 | NX });
+        }
+        for i in 0..CODE_PAGES {
+            self.map(code_page(i), CODE_AT + i as u64 * 4096, 0x65);
+        }
+        for o in (0..DATA_LEN).step_by(4096) {
+            let write = if o < WRITABLE_LEN { 2 } else { 0 };
+            self.map(data_address(o), DATA_AT + o as u64, 0x65 | write | NX);
+        }
+        for (i, d) in GDT_ENTRIES.iter().enumerate() {
+            self.mem.write_u64(GDT + i as u64 * 8, *d);
+        }
+        for (i, s) in TLS.iter().enumerate() {
+            self.mem.write_u64(GDT + (12 + i as u64) * 8, s.descriptor());
+        }
+        let system = |kind: u64, at: u64, limit: u64| {
+            let base = KERNEL + at;
+            let low = limit | (base & 0xff_ffff) << 16 | kind << 40 | 1 << 47 | (base >> 24 & 0xff) << 56;
+            (low, base >> 32)
+        };
+        for (slot, (low, high)) in
+            [(8, system(0xb, TSS, 0x67)), (10, system(2, LDT_AT, LDT.len() as u64 * 8 - 1))]
+        {
+            self.mem.write_u64(GDT + slot * 8, low);
+            self.mem.write_u64(GDT + slot * 8 + 8, high);
+        }
+        for (i, s) in LDT.iter().enumerate() {
+            self.mem.write_u64(LDT_AT + i as u64 * 8, s.descriptor());
+        }
+        self.mem.write_u64(TSS + 4, KERNEL + STACK_TOP);
+        self.mem.write_u16(TSS + 102, 0x68);
+        for v in 0..256u64 {
+            let to = KERNEL + HANDLERS + v * 16;
+            let dpl = if v == 3 || v == 4 { 3 } else { 0 };
+            let low =
+                to & 0xffff | 0x10 << 16 | 0xe << 40 | dpl << 45 | 1 << 47 | (to >> 16 & 0xffff) << 48;
+            self.mem.write_u64(IDT + v * 16, low);
+            self.mem.write_u64(IDT + v * 16 + 8, to >> 32);
+            self.mem.write_u8(HANDLERS + v * 16, 0xf4);
+        }
+        let s = &mut self.cpu.state;
+        s.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
+        s.cr3 = TABLES;
+        s.cr4 = cr4::PAE
+            | cr4::DE
+            | cr4::PSE
+            | cr4::MCE
+            | cr4::PGE
+            | cr4::OSFXSR
+            | cr4::OSXMMEXCPT
+            | cr4::OSXSAVE
+            | cr4::SMEP
+            | cr4::SMAP
+            | cr4::UMIP
+            | cr4::FSGSBASE;
+        s.xcr0 = 3;
+        s.msr.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+        s.gdtr = mynah_cpu::state::Table { base: KERNEL + GDT, limit: 127 };
+        s.idtr = mynah_cpu::state::Table { base: KERNEL + IDT, limit: 0xfff };
+        s.tr = Segment { base: KERNEL + TSS, limit: 0x67, attr: 0x8b, sel: 0x40 };
+        s.ldtr = Segment { base: KERNEL + LDT_AT, limit: LDT.len() as u32 * 8 - 1, attr: 0x82, sel: 0x50 };
+        s.cpl = 3;
+        for i in 0..6 {
+            s.seg[i] = descriptor_of(sel::DATA, &self.mem);
+        }
+        s.seg[seg::CS] = descriptor_of(sel::CODE64, &self.mem);
+        self.cpu.sync_all();
+    }
+
+    /// Replaces the background.
+    pub fn set_background(&mut self, background: &[u8]) {
+        self.background.copy_from_slice(background);
+        // SAFETY: data memory lies in RAM, and this vCPU, which is not running, is the only user of it.
+        unsafe { self.ram(DATA_AT).copy_from_nonoverlapping(background.as_ptr(), DATA_LEN) };
+    }
+
+    /// Forgets the cases before: their code slots may be used again.
+    pub fn new_batch(&mut self) {
+        self.cpu.forget_code();
+    }
+
+    /// Runs a case. `Err` says how it failed to come to an end.
+    pub fn run(&mut self, case: &Case, out: &mut Outcome) -> Result<(), String> {
+        // SAFETY: code and data memory lie in RAM, of which this vCPU, which is not running, is the only user.
+        unsafe {
+            case.place(std::slice::from_raw_parts_mut(self.ram(CODE_AT), CODE_PAGES * 4096));
+            apply_patches(case, self.ram(DATA_AT), self.background.as_ptr(), false);
+        }
+        self.load(&case.regs);
+        let mut exit = self.cpu.run();
+        while exit == Exit::Budget {
+            exit = self.cpu.run();
+        }
+        let result = self.save(exit, out);
+        // SAFETY: as above.
+        unsafe {
+            out.collect(self.ram(DATA_AT), self.background.as_ptr());
+            apply_patches(case, self.ram(DATA_AT), self.background.as_ptr(), true);
+        }
+        result
+    }
+
+    fn load(&mut self, r: &Regs) {
+        let s = &mut self.cpu.state;
+        s.gpr[..16].copy_from_slice(&r.gpr);
+        s.gpr[gpr::RIP] = r.rip;
+        s.set_rflags(r.rflags);
+        s.cr2 = 0;
+        s.cpl = 3;
+        s.activity = mynah_cpu::state::Activity::Running;
+        s.shadow = mynah_cpu::state::Shadow::None;
+        s.dr[6] = 0xffff_0ff0;
+        let fpu = &mut s.fpu;
+        fpu.cw = r.fx16(0);
+        let sw = r.fx16(2);
+        fpu.top = (sw >> 11 & 7) as u8;
+        fpu.sw = sw & !0x3800;
+        fpu.empty = !r.fx[4];
+        fpu.fop = r.fx16(6);
+        fpu.fip = r.fx64(8);
+        fpu.fdp = r.fx64(16);
+        (fpu.fcs, fpu.fds) = (0, 0);
+        for n in 0..8u8 {
+            let (exp, mant) = r.st(usize::from(n));
+            fpu.r[usize::from((fpu.top + n) & 7)] = F80 { mant, exp };
+        }
+        s.mxcsr = r.mxcsr();
+        for n in 0..16 {
+            s.xmm[n].set_x(r.xmm(n));
+        }
+        for i in 0..6 {
+            s.seg[i] = descriptor_of(r.sel[i], &self.mem);
+        }
+        for i in [seg::FS, seg::GS] {
+            if r.base[i - seg::FS] != 0 {
+                self.cpu.state.seg[i].base = r.base[i - seg::FS];
+            }
+        }
+        self.cpu.sync_mode();
+        for i in 0..6 {
+            self.cpu.sync_segment(i);
+        }
+        self.cpu.sync_mode();
+    }
+
+    fn save(&mut self, exit: Exit, out: &mut Outcome) -> Result<(), String> {
+        let s = &self.cpu.state;
+        let r = &mut out.regs;
+        r.gpr.copy_from_slice(&s.gpr[..16]);
+        r.rip = s.gpr[gpr::RIP];
+        r.rflags = s.rflags();
+        for i in 0..6 {
+            r.sel[i] = s.seg[i].sel;
+        }
+        r.base = [s.seg[seg::FS].base, s.seg[seg::GS].base];
+        r.fx = [0; 512];
+        let fpu = &s.fpu;
+        r.put_fx(0, &fpu.cw.to_le_bytes());
+        r.put_fx(2, &(fpu.sw & !0x3800 | u16::from(fpu.top & 7) << 11).to_le_bytes());
+        r.put_fx(4, &[!fpu.empty, 0]);
+        r.put_fx(6, &fpu.fop.to_le_bytes());
+        r.put_fx(8, &fpu.fip.to_le_bytes());
+        r.put_fx(16, &fpu.fdp.to_le_bytes());
+        for n in 0..8u8 {
+            let v = fpu.r[usize::from((fpu.top + n) & 7)];
+            r.put_fx(32 + 16 * usize::from(n), &v.mant.to_le_bytes());
+            r.put_fx(40 + 16 * usize::from(n), &v.exp.to_le_bytes());
+        }
+        r.put_fx(24, &s.mxcsr.to_le_bytes());
+        for n in 0..16 {
+            r.put_fx(160 + 16 * n, &s.xmm[n].x().to_le_bytes());
+        }
+        (out.vector, out.error, out.cr2) = (0xfe, 0, 0);
+        if exit != Exit::Halt {
+            return Err(format!("Mynah stopped with {exit:?} instead of coming to an exception"));
+        }
+        let at = r.rip.wrapping_sub(1).wrapping_sub(KERNEL + HANDLERS);
+        if s.cpl != 0 || at >= 4096 || at & 15 != 0 {
+            return Err("Mynah halted outside the exception handlers".into());
+        }
+        out.vector = (at >> 4) as u32;
+        let mut frame = r.gpr[gpr::RSP].wrapping_sub(KERNEL);
+        if !(STACK..=STACK_TOP - 40).contains(&frame) {
+            return Err("Mynah's exception frame is not on the supervisor's stack".into());
+        }
+        if matches!(out.vector, 8 | 10..=14 | 17 | 21) {
+            out.error = self.mem.read_u64(frame) as u32;
+            frame += 8;
+        }
+        let word = |n: u64| self.mem.read_u64(frame + n * 8);
+        r.rip = word(0);
+        r.sel[seg::CS] = word(1) as u16;
+        r.rflags = word(2);
+        r.gpr[gpr::RSP] = word(3);
+        r.sel[seg::SS] = word(4) as u16;
+        if out.vector == 14 {
+            out.cr2 = s.cr2;
+        }
+        let _ = fl::RF;
+        Ok(())
+    }
+}
+
+/// The segment that loading `selector` gives.
+fn descriptor_of(selector: u16, mem: &PhysMemory) -> Segment {
+    if selector & !3 == 0 {
+        return Segment { base: 0, limit: 0, attr: Segment::UNUSABLE, sel: selector };
+    }
+    let table = if selector & 4 != 0 { LDT_AT } else { GDT };
+    let d = mem.read_u64(table + u64::from(selector & !7));
+    let raw = (d & 0xffff) as u32 | (d >> 32 & 0xf_0000) as u32;
+    let attr = (d >> 40 & 0xf0ff) as u32;
+    let limit = if attr & 1 << 15 != 0 { raw << 12 | 0xfff } else { raw };
+    Segment { base: d >> 16 & 0xff_ffff | d >> 32 & 0xff00_0000, limit, attr, sel: selector }
+}
