@@ -415,6 +415,13 @@ impl Cpu {
         }
     }
 
+    /// Forgets all decoded blocks: the next instruction is decoded anew. For those who change guest memory behind the vCPU's back; not while it
+    /// runs.
+    pub fn forget_code(&mut self) {
+        self.blocks.clear();
+        self.blocks.bury();
+    }
+
     /// The guest physical address of a host address in RAM.
     fn ram_address(&self, host: *const u8) -> Option<u64> {
         let offset = (host as u64).wrapping_sub(self.mem.ram().base() as u64);

@@ -3,7 +3,7 @@ use super::board::Board;
 use super::power::Power;
 use crate::config::{CharBackend, CharTarget, Config, Device, FwCfgData};
 use anyhow::{Context, bail};
-use mynah_devices::chardev::{Chardev, Host, Monitor, Mux, spec};
+use mynah_devices::chardev::{Chardev, ChardevError, Host, Monitor, Mux, spec};
 use mynah_devices::misc::debug_exit::DebugExit;
 use mynah_devices::misc::debugcon::Debugcon;
 use mynah_devices::misc::fw_cfg::{FwCfg, key};
@@ -12,6 +12,26 @@ use mynah_devices::serial::{COM, Serial};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Standard output was closed when the process began.
+static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Looks at standard output before the language's runtime, which opens /dev/null in its place if it is closed.
+#[cfg(target_os = "linux")]
+#[used]
+// SAFETY: the section holds pointers to functions without arguments that the C library calls before `main`; this is one, and it uses
+// nothing that is set up later.
+#[unsafe(link_section = ".init_array")]
+static LOOK_AT_STDOUT: extern "C" fn() = look_at_stdout;
+
+#[cfg(target_os = "linux")]
+extern "C" fn look_at_stdout() {
+    // SAFETY: asks for the flags of a descriptor, open or not.
+    if unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } < 0 {
+        STDOUT_CLOSED.store(true, Ordering::Relaxed);
+    }
+}
 
 /// All open streams.
 pub struct Consoles {
@@ -26,8 +46,15 @@ impl Consoles {
     pub fn open(cfg: &Config, board: &mut Board, power: &Arc<Power>) -> anyhow::Result<Self> {
         let program = cfg.program.clone();
         let shown = program.clone();
+        let failing = power.clone();
         let host = Host {
-            on_error: Arc::new(move |e| eprintln!("{program}: {e}")),
+            on_error: Arc::new(move |e| match e {
+                // Without its console a run says nothing to anyone: it ends, so that the caller knows.
+                ChardevError::Write { ref target, .. } if target == "standard output" => {
+                    failing.fail(format!("{e}"));
+                }
+                e => eprintln!("{program}: {e}"),
+            }),
             announce: Arc::new(move |line| eprintln!("{shown}: {line}")),
         };
         let mut all =
@@ -69,6 +96,9 @@ impl Consoles {
                 Some(line) => Ok(line.clone()),
                 None => bail!("there is no -chardev with id={id}"),
             };
+        }
+        if matches!(target.backend, CharBackend::Stdio { .. }) && STDOUT_CLOSED.load(Ordering::Relaxed) {
+            bail!("standard output is closed; open it, or send the stream elsewhere (> /dev/null, or file:PATH)");
         }
         let mut what = spec_of(&target.backend)?;
         if target.mux {

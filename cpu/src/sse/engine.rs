@@ -5,6 +5,9 @@ use crate::op::Op;
 use crate::state::cr0;
 use crate::width::Width;
 
+/// Exception summary: bit 7 of the x87 status word.
+const ES: u16 = 1 << 7;
+
 impl VecExec for Cpu {
     type Vec = u128;
 
@@ -25,8 +28,7 @@ impl VecExec for Cpu {
     }
     #[inline(always)]
     fn x87_check(&mut self) -> Result<(), Stop> {
-        let f = &self.state.fpu;
-        if f.sw & !f.cw & 0x3f != 0 { Err(self.raise(vector::MF)) } else { Ok(()) }
+        if self.state.fpu.sw & ES == 0 { Ok(()) } else { crate::x87::pending(self) }
     }
     #[inline(always)]
     fn enter_mmx(&mut self) {
@@ -66,11 +68,11 @@ impl VecExec for Cpu {
     }
     #[inline(always)]
     fn lane<W: Width>(&mut self, v: u128, n: u8) -> u64 {
-        (v >> (u32::from(n) * W::BITS & 127)) as u64 & W::MASK
+        (v >> ((u32::from(n) * W::BITS) & 127)) as u64 & W::MASK
     }
     #[inline(always)]
     fn with_lane<W: Width>(&mut self, v: u128, n: u8, x: u64) -> u128 {
-        let shift = u32::from(n) * W::BITS & 127;
+        let shift = (u32::from(n) * W::BITS) & 127;
         v & !(u128::from(W::MASK) << shift) | u128::from(x & W::MASK) << shift
     }
 

@@ -191,7 +191,7 @@ impl VecToInt for Movmskpd {
     const ID: VecId = VecId::Movmskpd;
     #[inline(always)]
     fn eval(b: u128) -> u64 {
-        b as u64 >> 63 | (b >> 127) as u64 * 2
+        (b as u64 >> 63) | ((b >> 127) as u64) << 1
     }
 }
 /// `PTEST`: ZF if no bit of `b` is set in `a`, CF if all are; the other flags are cleared.

@@ -109,9 +109,9 @@ pub trait VecExec: Exec {
 
     /// #UD if CR0.EM is set or CR4.OSFXSR clear, #NM if CR0.TS is set: what every SSE instruction checks first.
     fn sse_check(&mut self) -> Result<(), Stop>;
-    /// #UD if CR0.EM is set, #NM if CR0.TS is set, #MF if an x87 exception is pending: what every MMX instruction checks first.
+    /// #UD if CR0.EM is set, #NM if CR0.TS is set, then `x87_check`: what every MMX instruction checks first.
     fn mmx_check(&mut self) -> Result<(), Stop>;
-    /// #MF if an x87 exception is pending (instructions on both register files, after `sse_check`).
+    /// #MF (or FERR#) if an x87 exception is pending (alone: instructions on both register files, after `sse_check`).
     fn x87_check(&mut self) -> Result<(), Stop>;
     /// What every MMX instruction but EMMS does to the x87 unit once it cannot fault: TOP = 0, all registers valid.
     fn enter_mmx(&mut self);

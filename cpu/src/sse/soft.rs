@@ -338,7 +338,7 @@ pub fn div<F: Format>(a: u64, b: u64, env: &mut Env) -> u64 {
             // With the dividend's top bit at 127 and a divisor of at most 53 bits the quotient has at least 74.
             let up = u128::from(xs).leading_zeros();
             let (n, d) = (u128::from(xs) << up, u128::from(ys));
-            round::<F>(negative, n / d | u128::from(n % d != 0), xe - up as i32 - ye, env)
+            round::<F>(negative, (n / d) | u128::from(n % d != 0), xe - up as i32 - ye, env)
         }
         (Kind::Infinite, _) => signed::<F>(negative, F::INF),
         _ => signed::<F>(negative, 0),

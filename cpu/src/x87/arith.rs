@@ -263,7 +263,7 @@ pub fn fscale(cpu: &mut Cpu, op: &Op) -> Done {
     }
     Ok(())
 }
-/// FPREM (`NEAREST` false), FPREM1. C0 and C3 are set only by a reduction that is complete.
+/// FPREM (`NEAREST` false), FPREM1. C0 and C3 stay as they are where nothing is reduced: NaNs, unmasked exceptions.
 pub fn fprem<const NEAREST: bool>(cpu: &mut Cpu, op: &Op) -> Done {
     enter(cpu, op)?;
     let f = &mut cpu.state.fpu;
@@ -272,8 +272,8 @@ pub fn fprem<const NEAREST: bool>(cpu: &mut Cpu, op: &Op) -> Done {
     } else {
         let (a, b) = (f.st(0), f.st(1));
         let o = basic::rem(f.cw, a, b, NEAREST);
-        let complete = is_number(a) && is_number(b) && o.sw & (IE | C2) == 0;
-        f.post_cc(o.sw, if complete { CC } else { C1 | C2 }).then_some(o.v)
+        let reduced = is_number(a) && is_number(b) && o.sw & FAULTS & (IE | !f.cw) == 0;
+        f.post_cc(o.sw, if reduced { CC } else { C1 | C2 }).then_some(o.v)
     };
     if let Some(v) = stored {
         f.set_st(0, v);

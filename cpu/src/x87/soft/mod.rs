@@ -237,7 +237,7 @@ pub fn shift_right_jam(hi: u64, lo: u64, n: u32) -> (u64, u64) {
 }
 
 /// Rounds the number +-`hi.lo` x 2^(`exp` - bias - 63) to `bits` bits of significand and the range of the extended format. `hi` has its top bit
-/// set; the last bit of `lo` may stand for all that is below it. What even a wrapped exponent cannot hold (FSCALE) gets the masked response.
+/// set; the last bit of `lo` may stand for all that is below it. What even a wrapped exponent cannot hold (FSCALE) becomes infinity or zero.
 #[inline(always)]
 pub fn round(sign: u16, exp: i32, hi: u64, lo: u64, bits: u32, cw: u16) -> Out {
     let (mut mant, inexact, up) = round_significand(sign, hi, lo, bits, cw);
@@ -246,17 +246,20 @@ pub fn round(sign: u16, exp: i32, hi: u64, lo: u64, bits: u32, cw: u16) -> Out {
         mant = J;
         e += 1;
     }
-    let mut sw = if inexact { PE } else { 0 } | if up { C1 } else { 0 };
+    let sw = if inexact { PE } else { 0 } | if up { C1 } else { 0 };
     if e > 0 && e < 0x7fff {
         return Out { v: F80 { mant, exp: e as u16 | sign & 0x8000 }, sw };
     }
     if e >= 0x7fff {
         return overflow(sign, e, mant, sw, bits, cw);
     }
-    if cw & UE == 0 && e > -WRAP {
+    if cw & UE == 0 {
         e += WRAP;
-        sw |= UE;
-        return Out { v: F80 { mant, exp: e as u16 | sign & 0x8000 }, sw };
+        return if e > 0 {
+            Out { v: F80 { mant, exp: e as u16 | sign & 0x8000 }, sw: sw | UE }
+        } else {
+            Out { v: zero(sign), sw: UE | PE }
+        };
     }
     let (hi, lo) = shift_right_jam(hi, lo, (1 - exp).min(128) as u32);
     let (mant, inexact, up) = round_significand(sign, hi, lo, bits, cw);
@@ -268,8 +271,12 @@ pub fn round(sign: u16, exp: i32, hi: u64, lo: u64, bits: u32, cw: u16) -> Out {
 #[cold]
 fn overflow(sign: u16, e: i32, mant: u64, sw: u16, bits: u32, cw: u16) -> Out {
     let wrapped = e - WRAP;
-    if cw & OE == 0 && wrapped < 0x7fff {
-        return Out { v: F80 { mant, exp: wrapped as u16 | sign & 0x8000 }, sw: sw | OE };
+    if cw & OE == 0 {
+        return if wrapped < 0x7fff {
+            Out { v: F80 { mant, exp: wrapped as u16 | sign & 0x8000 }, sw: sw | OE }
+        } else {
+            Out { v: infinity(sign), sw: OE | PE | C1 }
+        };
     }
     let to_infinity = match cw & RC {
         RC_NEAREST => true,

@@ -253,7 +253,7 @@ fn blank(i: &[u8], s: &mut Seen) {
 #[test]
 fn every_instruction_does_what_the_chip_does() {
     let rounds = std::env::var("X87_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(300);
-    let mut r = Random(0x1234_5678_9abc_def1);
+    let mut r = Random(std::env::var("X87_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(0x1234_5678_9abc_def1));
     let mut rig = Rig::new();
     let page = Page::new();
     let mut wrong: BTreeMap<Vec<u8>, (u32, String)> = BTreeMap::new();

@@ -1,0 +1,242 @@
+//! Two machines with the same memory and state: one is interpreted, the other runs through the translator.
+#![allow(dead_code)]
+use mynah_cpu::state::{Segment, Vector, cr0, cr4, efer, fl, gpr, seg};
+use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit, State};
+use mynah_jit::Engine;
+use mynah_mmu::{GuestRam, PhysMemory};
+use std::sync::Arc;
+
+/// RAM of each machine.
+pub const RAM: u64 = 1 << 20;
+/// Where vector n's handler, a HLT, stands: this and 4 n.
+pub const HANDLERS: u64 = 0x7000;
+/// The stack's first byte and its top.
+pub const STACK: (u64, u64) = (0x8000, 0xa000);
+/// Data: eight pages; then a read-only page, then one that is not present (with paging).
+pub const DATA: u64 = 0x10000;
+pub const READ_ONLY: u64 = 0x18000;
+pub const ABSENT: u64 = 0x19000;
+/// Code.
+pub const CODE: u64 = 0x20000;
+/// Where FS points to.
+pub const FS_BASE: u64 = 0x12000;
+
+struct Bare;
+impl Board for Bare {
+    fn port_read(&self, port: u16, size: u8) -> u32 {
+        u32::from(port) * 0x101 & (u64::MAX >> (64 - 8 * u32::from(size))) as u32
+    }
+    fn port_write(&self, _: u16, _: u8, _: u32) {}
+    fn acknowledge(&self) -> Option<u8> {
+        Some(0x30)
+    }
+    fn cr8(&self) -> u8 {
+        0
+    }
+    fn set_cr8(&self, _: u8) {}
+    fn apic_msr_read(&self, _: u32) -> Result<u64, ()> {
+        Err(())
+    }
+    fn apic_msr_write(&self, _: u32, _: u64) -> Result<(), ()> {
+        Err(())
+    }
+    fn apic_page(&self) -> Option<u64> {
+        None
+    }
+    fn apic_read(&self, _: u32, _: u8) -> u64 {
+        0
+    }
+    fn apic_write(&self, _: u32, _: u8, _: u64) {}
+    fn tsc(&self) -> u64 {
+        0
+    }
+}
+
+/// A small generator of pseudo-random numbers (xorshift64*).
+pub struct Random(pub u64);
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+    /// A number as they matter to arithmetic: often small, or near a boundary.
+    pub fn value(&mut self) -> u64 {
+        let r = self.next();
+        match r % 8 {
+            0 => r >> 60,
+            1 => (r >> 60).wrapping_neg(),
+            2 => 1 << (r >> 58),
+            3 => (1u64 << (r >> 58)).wrapping_sub(1),
+            4 => u64::from((r >> 32) as u32),
+            5 => (r >> 32) as i32 as u64,
+            _ => self.next(),
+        }
+    }
+}
+
+/// Bits of the code that a machine runs: 32 or 64.
+pub type Bits = u32;
+
+/// A vCPU with 1 MiB of RAM in flat protected mode (32, without paging) or 64-bit mode (64, identity-mapped), at CPL 0. Every vector has a handler that halts.
+pub fn machine(bits: Bits) -> Box<Cpu> {
+    let mem = PhysMemory::new(GuestRam::new(RAM).expect("RAM"), RAM);
+    let long = bits == 64;
+    let model = CpuModel::default();
+    let mut cpu = Cpu::new(0, mem.clone(), Arc::new(Bare), Arc::new(Events::default()), Arc::new(model));
+    // GDT: null, code, data, FS.
+    let code: u64 = if long { 0x00af_9b00_0000_ffff } else { 0x00cf_9b00_0000_ffff };
+    let fs: u64 = 0x0040_9301_2000_0fff;
+    for (n, d) in [0, code, 0x00cf_9300_0000_ffff, fs].into_iter().enumerate() {
+        mem.write_u64(0x5000 + 8 * n as u64, d);
+    }
+    for n in 0..256u64 {
+        mem.write_u8(HANDLERS + 4 * n, 0xf4);
+        let at = HANDLERS + 4 * n;
+        let gate = (at & 0xffff) | 8 << 16 | 0x8e00 << 32 | (at >> 16 & 0xffff) << 48;
+        if long {
+            mem.write_u64(0x6000 + 16 * n, gate);
+            mem.write_u64(0x6008 + 16 * n, 0);
+        } else {
+            mem.write_u64(0x6000 + 8 * n, gate);
+        }
+    }
+    let s = &mut cpu.state;
+    s.gdtr.base = 0x5000;
+    s.gdtr.limit = 31;
+    s.idtr.base = 0x6000;
+    s.idtr.limit = 0xfff;
+    s.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP;
+    s.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PAE;
+    for i in 0..6 {
+        s.seg[i] = Segment { base: 0, limit: 0xffff_ffff, attr: 0xc093, sel: 16 };
+    }
+    s.seg[seg::CS] =
+        Segment { base: 0, limit: 0xffff_ffff, attr: if long { 0xa09b } else { 0xc09b }, sel: 8 };
+    s.seg[seg::FS] = Segment { base: FS_BASE, limit: 0xfff, attr: 0x4093, sel: 24 };
+    if long {
+        mem.write_u64(0x1000, 0x2003);
+        mem.write_u64(0x2000, 0x3003);
+        mem.write_u64(0x3000, 0x4003);
+        for n in 0..512u64 {
+            let page = n << 12;
+            let entry = match page {
+                READ_ONLY => page | 1,
+                ABSENT => 0,
+                p if p >= RAM => 0,
+                p => p | 3,
+            };
+            mem.write_u64(0x4000 + 8 * n, entry);
+        }
+        s.cr3 = 0x1000;
+        s.cr0 |= cr0::PG;
+        s.msr.efer = efer::LME | efer::LMA | efer::SCE;
+    }
+    s.rflags = 2;
+    s.gpr[gpr::RSP] = STACK.1 - 0x800;
+    s.gpr[gpr::RIP] = CODE;
+    cpu.sync_all();
+    cpu
+}
+
+/// The pair.
+pub struct Pair {
+    pub bits: Bits,
+    pub plain: Box<Cpu>,
+    pub fast: Box<Cpu>,
+    pub engine: Engine,
+    next_code: u64,
+}
+
+impl Pair {
+    pub fn new(bits: Bits) -> Self {
+        let mut engine = Engine::new().expect("an engine");
+        engine.set_threshold(0);
+        Self { bits, plain: machine(bits), fast: machine(bits), engine, next_code: CODE }
+    }
+
+    /// Puts code where none has been, within a page; returns its address.
+    pub fn put_code(&mut self, code: &[u8]) -> u64 {
+        let mut at = self.next_code.next_multiple_of(16);
+        if at & 0xfff > 0x1000 - code.len() as u64 {
+            at = at.next_multiple_of(0x1000);
+        }
+        if at + code.len() as u64 > RAM {
+            *self = Self::new(self.bits);
+            return self.put_code(code);
+        }
+        self.next_code = at + code.len() as u64;
+        for cpu in [&self.plain, &self.fast] {
+            cpu.mem.write(at, code);
+        }
+        at
+    }
+
+    /// Gives both machines this state (all but what the machine itself is made of), and fills data and stack from `seed`.
+    pub fn prepare(&mut self, at: u64, seed: u64, set: impl Fn(&mut State, &mut Random)) {
+        for cpu in [&mut self.plain, &mut self.fast] {
+            let mut r = Random(seed | 1);
+            let fresh = machine_state(self.bits);
+            cpu.state = fresh;
+            let s = &mut cpu.state;
+            s.gpr[gpr::RIP] = at;
+            for n in 0..16 {
+                s.gpr[n] = r.value() & if self.bits == 64 { u64::MAX } else { 0xffff_ffff };
+            }
+            s.gpr[gpr::RSP] = STACK.1 - 0x800 + 8 * r.below(16);
+            s.set_rflags(2 | r.next() & fl::ARITH);
+            for x in &mut s.xmm[..16] {
+                *x = Vector(std::array::from_fn(|_| r.value()));
+            }
+            set(s, &mut r);
+            let mut bytes = vec![0u8; (READ_ONLY + 0x1000 - DATA) as usize];
+            for b in bytes.chunks_exact_mut(8) {
+                b.copy_from_slice(&r.value().to_le_bytes());
+            }
+            cpu.mem.write(DATA, &bytes);
+            cpu.mem.write(STACK.0, &bytes[..(STACK.1 - STACK.0) as usize]);
+            cpu.sync_all();
+        }
+    }
+
+    /// Runs both until they halt, and compares.
+    pub fn run(&mut self, what: &dyn Fn() -> String) {
+        let a = self.plain.run();
+        let b = self.engine.run(&mut self.fast);
+        assert_eq!(a, Exit::Halt, "{}", what());
+        assert_eq!(b, Exit::Halt, "{}", what());
+        if self.plain.state != self.fast.state {
+            let (p, f) = (&self.plain.state, &self.fast.state);
+            for n in 0..32 {
+                if p.gpr[n] != f.gpr[n] {
+                    println!("gpr {n}: interpreted {:x}, translated {:x}", p.gpr[n], f.gpr[n]);
+                }
+            }
+            println!("res {:x} {:x}  aux {:x} {:x}", p.res, f.res, p.aux, f.aux);
+            println!("flags {:x} {:x}  cr2 {:x} {:x}", p.rflags(), f.rflags(), p.cr2, f.cr2);
+            for n in 0..16 {
+                if p.xmm[n] != f.xmm[n] {
+                    println!("xmm {n}: {:x?} {:x?}", p.xmm[n], f.xmm[n]);
+                }
+            }
+            panic!("states differ after {}", what());
+        }
+        let (mut x, mut y) = (vec![0; CODE as usize], vec![0; CODE as usize]);
+        self.plain.mem.read(0, &mut x);
+        self.fast.mem.read(0, &mut y);
+        if let Some(n) = (0..x.len()).find(|&n| x[n] != y[n]) {
+            panic!("memory differs at {n:#x}: {:x} {:x} after {}", x[n], y[n], what());
+        }
+    }
+}
+
+fn machine_state(bits: Bits) -> State {
+    use std::sync::OnceLock;
+    static STATES: OnceLock<[State; 2]> = OnceLock::new();
+    let states = STATES.get_or_init(|| [machine(32).state.clone(), machine(64).state.clone()]);
+    states[usize::from(bits == 64)].clone()
+}
