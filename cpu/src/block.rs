@@ -92,6 +92,7 @@ pub struct Block {
     /// Successors on the same page: of a taken branch, and of falling through.
     pub link: [Cell<*const Block>; 2],
     dead: Cell<bool>,
+    pub(crate) tier: crate::tier::BlockTier,
 }
 
 impl Block {
@@ -143,6 +144,8 @@ pub struct BlockCache {
     jumps: Box<[Jump]>,
     /// The block that is executing.
     pub(crate) current: *const Block,
+    // Boxed: the blocks must stay where they are.
+    #[allow(clippy::vec_box)]
     graveyard: Vec<Box<Block>>,
     ops: usize,
     /// Blocks decoded since the start.
@@ -221,7 +224,8 @@ impl Cpu {
         let known = self.blocks.jump(lin, key, generation);
         if !known.is_null() {
             // SAFETY: jump-cache entries are removed when their block dies.
-            if u64::from(unsafe { (*known).len }) <= left {
+            let len = unsafe { (*known).len };
+            if u64::from(len) <= left {
                 return Ok(known);
             }
         }
@@ -239,10 +243,9 @@ impl Cpu {
             Some(b) if u64::from(b.len) <= left => &**b,
             _ => std::ptr::null(),
         };
-        // SAFETY: just taken from the map.
-        if !found.is_null()
-            && let Some(second) = unsafe { (*found).second_page }
-        {
+        // SAFETY: null, or just taken from the map.
+        let second = unsafe { found.as_ref() }.and_then(|b| b.second_page);
+        if let Some(second) = second {
             // The mapping of the next page may have changed since.
             let next = (lin & !PAGE_MASK).wrapping_add(PAGE_MASK + 1);
             if self.fetch_page(next)?.0 & !PAGE_MASK != second {
@@ -362,7 +365,9 @@ impl Cpu {
         }
         self.blocks.decoded += 1;
         self.blocks.ops += ops.len();
+        let first = ops[0].run;
         let block = Box::new(Block {
+            tier: crate::tier::BlockTier::new(first),
             ops: ops.into_iter().map(UnsafeCell::new).collect(),
             phys,
             second_page,
@@ -371,6 +376,7 @@ impl Cpu {
             link: [Cell::new(std::ptr::null()), Cell::new(std::ptr::null())],
             dead: Cell::new(false),
         });
+        self.count_block(&block);
         let ptr: *const Block = &*block;
         self.blocks.pages.entry(phys & !PAGE_MASK).or_default().push(ptr);
         if let Some(p) = second_page {
@@ -419,7 +425,6 @@ impl Cpu {
     /// runs.
     pub fn forget_code(&mut self) {
         self.blocks.clear();
-        self.blocks.bury();
     }
 
     /// The guest physical address of a host address in RAM.
@@ -474,7 +479,11 @@ impl Cpu {
         for l in &b.link {
             l.set(std::ptr::null());
         }
+        let heads = b.tier.take_heads();
         self.blocks.graveyard.push(b);
+        for (phys, key) in heads {
+            self.uninstall(phys, key);
+        }
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// The board as one vCPU sees it: I/O ports, its local APIC, the time-stamp counter.
+// Err(()) is "#GP(0)": there is nothing else to say.
+#[allow(clippy::result_unit_err)]
 pub trait Board: Send + Sync {
     /// IN: `size` is 1, 2 or 4.
     fn port_read(&self, port: u16, size: u8) -> u32;
@@ -56,6 +58,9 @@ pub const EV_INIT: u32 = 8;
 pub const EV_SIPI: u32 = 16;
 /// The physical address map, the A20 gate or a code page changed: caches must be looked through.
 pub const EV_MEMORY: u32 = 32;
+
+/// A faster tier has code ready.
+pub const EV_TIER: u32 = 64;
 
 impl Events {
     /// The pending bits.

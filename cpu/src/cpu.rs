@@ -109,6 +109,8 @@ pub struct Cpu {
     pub a20_mask: u64,
     /// Debug conditions met by the current instruction: bits of DR6 to be delivered as a trap after it.
     pub debug_hits: u64,
+    /// The current instruction was a software interrupt: it has cleared TF, and no single-step trap follows it (SDM volume 3B, 18.3.1.4).
+    pub(crate) untraced: bool,
     /// Executed instructions, counted at block ends.
     pub icount: u64,
     /// vCPU number (initial APIC id).
@@ -127,6 +129,12 @@ pub struct Cpu {
     pub(crate) trace: Option<Arc<crate::trace::Trace>>,
     /// Blocks are not to be linked: the log wants to see each.
     pub(crate) unchained: bool,
+    /// What compiles hot blocks.
+    pub(crate) tier: Option<Box<dyn crate::tier::Tier>>,
+    /// Executions after which a block is hot.
+    pub(crate) hot_after: u32,
+    /// Compiled code has left the instruction at RIP to the interpreter.
+    pub(crate) interpret_next: bool,
     /// This is the only vCPU of the machine.
     pub sole: bool,
     /// A handler has left a fault in `fault` for the dispatcher.
@@ -169,6 +177,7 @@ impl Cpu {
             paging: Paging::default(),
             a20_mask: !0,
             debug_hits: 0,
+            untraced: false,
             icount: 0,
             index,
             alignment_traced: false,
@@ -178,6 +187,9 @@ impl Cpu {
             from_relative: 0,
             trace: None,
             unchained: false,
+            tier: None,
+            hot_after: u32::MAX,
+            interpret_next: false,
             sole: true,
             faulted: false,
             from: (std::ptr::null(), 0),
@@ -278,6 +290,7 @@ impl Cpu {
         self.x87_trap = u8::from(self.state.cr0 & (cr0::EM | cr0::TS) != 0);
         let mode = self.access_mode();
         self.tlb.select(mode);
+        self.track_alignment();
         let s = &self.state;
         self.sse_trap = if s.cr0 & cr0::EM != 0 || s.cr4 & cr4::OSFXSR == 0 {
             vector::UD

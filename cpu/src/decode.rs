@@ -22,7 +22,8 @@ pub struct Selected<E: Exec> {
 /// Decodes the instruction at the start of `bytes`, which stands `off` bytes behind the block's first byte. `None` if it needs more bytes.
 pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> Option<(Op, Flow)> {
     let bytes = &bytes[..bytes.len().min(15)];
-    let mut d = Decoder::with_ip(bitness(mode), bytes, off as u64, DecoderOptions::AMD);
+    let options = DecoderOptions::AMD | model.decoder_options();
+    let mut d = Decoder::with_ip(bitness(mode), bytes, off as u64, options);
     let mut i = d.decode();
     if i.is_invalid() && d.last_error() == DecoderError::NoMoreBytes {
         if bytes.len() < 15 {
@@ -168,7 +169,7 @@ pub fn build<E: crate::sse::VecExec>(
         }
     }
     // Segment checks: in 64-bit mode none; in a flat environment none but through FS and GS.
-    if op.flags & LONG == 0 && (!mode.has(ModeKey::FLAT) || op.seg > 3) {
+    if op.flags & LONG == 0 && (!mode.has(ModeKey::FLAT) || !matches!(op.seg, 0 | 2 | 3)) {
         op.flags |= CHECKED;
     }
     let s = select::<E>(i, &op)?;

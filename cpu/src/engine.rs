@@ -77,7 +77,8 @@ impl Cpu {
                 if !next.is_null() {
                     // The last op has gone on to another block, which is not executed now.
                     // SAFETY: `current` is a live block.
-                    self.icount -= unsafe { (&(*self.blocks.current).ops).len() as u64 };
+                    let entered = unsafe { &*self.blocks.current };
+                    self.icount -= entered.ops.len() as u64;
                 }
                 break;
             }

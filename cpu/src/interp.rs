@@ -3,7 +3,7 @@
 //! A handler executes one op and returns the next: the following one, the first of a linked block, or null to come back to the dispatcher. The
 //! dispatcher looks at events, delivers faults and interrupts, and finds or decodes blocks.
 use crate::block::{Block, ModeKey};
-use crate::board::{EV_INIT, EV_INTR, EV_KICK, EV_MEMORY, EV_NMI, EV_SIPI};
+use crate::board::{EV_INIT, EV_INTR, EV_KICK, EV_MEMORY, EV_NMI, EV_SIPI, EV_TIER};
 use crate::cpu::{Cpu, Exit, Stop, vector};
 use crate::exec::{Exec, Sem, cc};
 use crate::flags::{AUX_CF, AUX_PO, add_carries, aux_of_carries, sub_borrows};
@@ -107,7 +107,7 @@ impl Cpu {
     pub(crate) fn enter(&mut self, block: *const Block) {
         self.blocks.current = block;
         // SAFETY: callers pass a live block.
-        self.icount += unsafe { (&(*block).ops).len() as u64 };
+        self.icount += unsafe { &*block }.ops.len() as u64;
     }
 
     #[inline(never)]
@@ -125,6 +125,18 @@ impl Cpu {
     /// Goes to the block at the current RIP if the jump cache knows it and nothing is pending.
     #[inline(always)]
     fn go(&mut self) -> *const Op {
+        let next = self.next_block();
+        if next.is_null() {
+            return std::ptr::null();
+        }
+        self.enter(next);
+        // SAFETY: jump-cache entries are removed when their block dies.
+        unsafe { (*next).first() }
+    }
+
+    /// The block at the current RIP if the jump cache knows it and nothing is pending.
+    #[inline(always)]
+    pub(crate) fn next_block(&mut self) -> *const Block {
         if self.events.pending() & self.event_mask != 0 || self.single || self.unchained {
             return std::ptr::null();
         }
@@ -133,13 +145,7 @@ impl Cpu {
         }
         // Flat or 64-bit: the linear address is RIP.
         let lin = self.state.gpr[gpr::RIP];
-        let next = self.blocks.jump(lin, self.mode_key, self.tlb.exec_generation());
-        if next.is_null() {
-            return std::ptr::null();
-        }
-        self.enter(next);
-        // SAFETY: jump-cache entries are removed when their block dies.
-        unsafe { (*next).first() }
+        self.blocks.jump(lin, self.mode_key, self.tlb.exec_generation())
     }
 
     #[inline(always)]
@@ -566,7 +572,26 @@ impl Cpu {
             self.execute(block);
             if self.faulted {
                 self.deliver_fault();
+            } else if std::mem::take(&mut self.interpret_next) {
+                self.interpret_one();
             }
+        }
+    }
+
+    /// Interprets the instruction at RIP: what compiled code would not do itself.
+    fn interpret_one(&mut self) {
+        self.from = (std::ptr::null(), 0);
+        match self.find_block(self.mode_key | ModeKey::SINGLE) {
+            Ok(block) => {
+                self.single = true;
+                self.execute(block);
+                self.single = false;
+                self.from = (std::ptr::null(), 0);
+                if self.faulted {
+                    self.deliver_fault();
+                }
+            }
+            Err(_) => self.deliver_fault(),
         }
     }
 
@@ -653,6 +678,7 @@ impl Cpu {
         };
         self.single = true;
         self.watch = armed;
+        self.untraced = false;
         self.execute(block);
         self.watch = false;
         self.single = false;
@@ -665,7 +691,7 @@ impl Cpu {
             self.state.rflags &= !fl::RF;
         }
         let mut hits = self.debug_hits;
-        if trap {
+        if trap && !self.untraced {
             hits |= 1 << 14;
         }
         if hits != 0 && self.state.shadow != Shadow::MovSs {
@@ -677,7 +703,8 @@ impl Cpu {
     /// Delivers #DB with `hits` added to DR6; a fault leaves RIP at the instruction, a trap behind it.
     fn debug_exception(&mut self, hits: u64, fault: bool) {
         let _ = fault;
-        self.state.dr[6] |= hits;
+        // The condition bits are those of this trap alone (SDM volume 3B, 17.2.3: the processor may clear them).
+        self.state.dr[6] = self.state.dr[6] & !0xf | hits;
         self.debug_hits = 0;
         self.deliver(Event { vector: vector::DB, kind: EventKind::Exception, error: None });
     }
@@ -699,6 +726,13 @@ impl Cpu {
         if pending & EV_MEMORY != 0 {
             self.events.take(EV_MEMORY);
             self.memory_changed();
+        }
+        if pending & EV_TIER != 0 {
+            self.events.take(EV_TIER);
+            if let Some(mut t) = self.tier.take() {
+                t.ready(self);
+                self.tier = Some(t);
+            }
         }
         if pending & EV_INIT != 0 {
             self.events.take(EV_INIT);

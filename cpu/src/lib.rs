@@ -21,6 +21,7 @@ pub mod op;
 pub mod sse;
 pub mod state;
 pub mod sys;
+pub mod tier;
 pub mod trace;
 pub mod width;
 pub mod x87;

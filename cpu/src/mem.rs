@@ -249,6 +249,9 @@ impl Cpu {
     pub fn load_bytes(&mut self, lin: u64, buf: &mut [u8], s: u8) -> Result<(), Stop> {
         let mode = self.tlb.mode();
         self.canonical(lin, buf.len() as u64, s)?;
+        if self.watch {
+            self.data_breakpoint(lin, buf.len() as u64, false);
+        }
         self.load_bytes_as(lin, buf, mode)
     }
 
@@ -256,6 +259,9 @@ impl Cpu {
     pub fn store_bytes(&mut self, lin: u64, buf: &[u8], s: u8) -> Result<(), Stop> {
         let mode = self.tlb.mode();
         self.canonical(lin, buf.len() as u64, s)?;
+        if self.watch {
+            self.data_breakpoint(lin, buf.len() as u64, true);
+        }
         self.store_bytes_as(lin, buf, mode)
     }
 
@@ -417,7 +423,7 @@ impl Cpu {
     fn fill(&mut self, lin: u64, mode: Mode, t: &Translation, host: *mut u8, fast_write: bool) {
         let page = lin & !PAGE_MASK;
         let tag = |on: bool| if on { page } else { NEVER };
-        let slow = self.alignment_checked() && mode == Mode::User;
+        let slow = self.alignment_checked() && mode == Mode::User || self.watches_page(page);
         let entry = TlbEntry {
             read: tag(t.readable && !slow),
             write: tag(t.writable && fast_write && !slow),

@@ -4,10 +4,11 @@
 //!   file: | boot sector + setup code, (setup_sects + 1) * 512 | protected-mode kernel, syssize * 16 |
 //! ```
 //!
-//! Three entries: 64-bit (payload + 0x200, with boot_params in RSI), 32-bit (payload, boot_params in ESI) and 16-bit (the setup
-//! code itself, which then calls the BIOS). The first two skip the setup code, so that this module fills in boot_params, the
-//! "zero page", as the setup code would have. Missing on purpose: setup_data chains, EFI handover, EDD and APM data (all of them
-//! describe firmware that is not there), kernels before protocol 2.00.
+//! Three entries: 64-bit (payload + 0x200, with boot_params in RSI), 32-bit (payload, boot_params in ESI) and
+//! 16-bit (the setup code itself, which then calls the BIOS). The first two skip the setup code, so that this
+//! module fills in boot_params, the "zero page", as the setup code would have. Missing on purpose: setup_data
+//! chains, EFI handover, EDD and APM data (all of them describe firmware that is not there), kernels before
+//! protocol 2.00.
 //!
 //! Source: Linux Documentation/arch/x86/boot.rst and zero-page.rst.
 use crate::detect::{BootProtocol, LoadRequest, has};
@@ -188,7 +189,8 @@ impl<'a> Image<'a> {
             mem.write(0x1_0000, self.payload);
             return Ok(0x1_0000);
         }
-        // Before 2.10 nothing tells how far the unpacked kernel reaches; the initrd goes to the far end of RAM anyway.
+        // Before 2.10 nothing tells how far the unpacked kernel reaches; the initrd goes to the far end of
+        // RAM anyway.
         let Some((preferred, init_size)) = self.runtime else {
             let at = if self.relocatable { u64::from(self.code32_start).max(ONE_MIB) } else { ONE_MIB };
             places.claim_for(KERNEL, at, len)?;
@@ -359,7 +361,8 @@ struct SetupPlace {
 }
 
 impl Image<'_> {
-    /// Takes conventional memory for the real-mode code: 64 KiB from 0x10000, or from 0x90000 for kernels that must be there.
+    /// Takes conventional memory for the real-mode code: 64 KiB from 0x10000, or from 0x90000 for kernels
+    /// that must be there.
     fn place_setup(&self, places: &mut Places) -> Result<SetupPlace, Reason> {
         let fixed = self.version < 0x202 || self.loadflags & LOADED_HIGH == 0;
         let place = if fixed {

@@ -246,3 +246,18 @@ fn command_line_options_for_the_loader_are_read() {
         assert_eq!((mem_option(odd), vga_mode(odd)), (None, None), "{odd}");
     }
 }
+
+#[test]
+fn the_machines_own_memory_is_filled_as_the_tests_memory_is() {
+    use mynah_mmu::{GuestRam, PhysMemory};
+    let sparse = SparseMemory::new(RAM, 0);
+    let phys = PhysMemory::new(GuestRam::new(RAM).unwrap(), RAM);
+    let kernel = linux_image();
+    let req = LoadRequest { initrd: Some(b"initrd"), cmdline: "quiet", ..LoadRequest::new("k", &kernel) };
+    let entry = boot(&sparse, &req).unwrap();
+    let tables = crate::build_tables(&*phys, &crate::Config::default()).unwrap();
+    assert_eq!(crate::load(&*phys, &tables, &req).unwrap(), entry);
+    for at in [0x400, 0x1000, 0xf_0000, 0x100_0000, RAM - 0x3000] {
+        assert!(read_vec(&sparse, at, 0x3000) == read_vec(&*phys, at, 0x3000), "{at:#x}");
+    }
+}

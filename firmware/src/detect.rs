@@ -1,8 +1,8 @@
 //! What a kernel file is, and which boot protocol it gets.
 //!
-//! Order of preference, as QEMU's users know it: a Linux setup header, a multiboot 1 header, a PVH note, a multiboot 2 header.
-//! [`LoadRequest::protocol`] overrides it. Files that are none of these are recognised by their magic numbers (`foreign`) so that
-//! the error can say what was given.
+//! Order of preference, as QEMU's users know it: a Linux setup header, a multiboot 1 header, a PVH note, a
+//! multiboot 2 header. [`LoadRequest::protocol`] overrides it. Files that are none of these are recognised by
+//! their magic numbers (`foreign`) so that the error can say what was given.
 use crate::elf::ElfImage;
 use crate::entry::Entry;
 use crate::error::{LoadError, Reason};
@@ -101,7 +101,8 @@ pub enum Kind {
     Multiboot2,
 }
 
-/// Tells what a kernel file is, so that the caller knows how `-initrd` is to be read; an error says what else it is.
+/// Tells what a kernel file is, so that the caller knows how `-initrd` is to be read; an error says what else
+/// it is.
 pub fn identify(name: &str, kernel: &[u8]) -> Result<Kind, LoadError> {
     kind_of(kernel).map_err(|reason| LoadError { name: name.to_owned(), reason })
 }
@@ -131,11 +132,13 @@ fn kind_of(kernel: &[u8]) -> Result<Kind, Reason> {
     Err(foreign::recognise(kernel))
 }
 
-/// Puts the kernel, its initrd and command line into RAM around what `tables` describes; returns the state to start it in.
+/// Puts the kernel, its initrd and command line into RAM around what `tables` describes; returns the state to
+/// start it in.
 pub fn load(mem: &dyn GuestMemory, tables: &Tables, req: &LoadRequest<'_>) -> Result<Entry, LoadError> {
     let entry = load_kind(mem, tables, req);
     if let Ok(e) = &entry {
-        tracing::debug!(kernel = req.kernel_name, mode = ?e.mode, rip = format_args!("{:#x}", e.rip), "kernel loaded");
+        let rip = format_args!("{:#x}", e.rip);
+        tracing::debug!(kernel = req.kernel_name, mode = ?e.mode, rip, "kernel loaded");
     }
     entry.map_err(|reason| LoadError { name: req.kernel_name.to_owned(), reason })
 }

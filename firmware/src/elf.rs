@@ -1,10 +1,12 @@
 //! ELF kernels: segments into RAM, section headers for multiboot, and the PVH entry.
 //!
-//! goblin reads the file header, program headers and section headers; everything they say is checked here before it is used:
-//! ranges of the file, ranges of RAM, overlaps, the machine. PVH is the protocol by which Xen and QEMU start `vmlinux`: an ELF note
-//! holds the physical address of a 32-bit entry, which is given a `hvm_start_info` in EBX.
+//! goblin reads the file header, program headers and section headers; everything they say is checked here
+//! before it is used: ranges of the file, ranges of RAM, overlaps, the machine. PVH is the protocol by which
+//! Xen and QEMU start `vmlinux`: an ELF note holds the physical address of a 32-bit entry, which is given a
+//! `hvm_start_info` in EBX.
 //!
-//! Source: Xen docs/misc/pvh.pandoc, xen/include/public/arch-x86/hvm/start_info.h (layout version 1), xen/include/public/elfnote.h.
+//! Source: Xen docs/misc/pvh.pandoc, xen/include/public/arch-x86/hvm/start_info.h (layout version 1),
+//! xen/include/public/elfnote.h.
 use crate::detect::LoadRequest;
 use crate::entry::{Entry, reg};
 use crate::error::Reason;
@@ -138,7 +140,8 @@ impl<'a> ElfImage<'a> {
         Ok(list)
     }
 
-    /// The physical address of the entry point: as it stands, or through the segment that holds it as a virtual address.
+    /// The physical address of the entry point: as it stands, or through the segment that holds it as a
+    /// virtual address.
     pub fn physical_entry(&self, loadables: &[Loadable<'_>]) -> Result<u64, Reason> {
         let entry = self.header.e_entry;
         let within = |start: u64, s: &&Loadable<'_>| entry.wrapping_sub(start) < s.mem_len;
@@ -171,8 +174,8 @@ impl<'a> ElfImage<'a> {
         Ok(None)
     }
 
-    /// Section headers as raw bytes, with the addresses of symbol and string tables that were put into RAM by `place`.
-    /// Empty if the file has none, or none that can be read.
+    /// Section headers as raw bytes, with the addresses of symbol and string tables that were put into RAM by
+    /// `place`. Empty if the file has none, or none that can be read.
     pub fn section_headers(&self, mut place: impl FnMut(&[u8]) -> Option<u32>) -> Vec<u8> {
         let h = &self.header;
         let entry_len = SectionHeader::size(self.ctx);
@@ -280,7 +283,8 @@ pub(crate) fn load_pvh(
         None => 0,
     };
 
-    // hvm_start_info, version 1: magic, version, flags, nr_modules; modlist, cmdline, rsdp, memmap; memmap entries, reserved.
+    // hvm_start_info, version 1: magic, version, flags, nr_modules; modlist, cmdline, rsdp, memmap; memmap
+    // entries, reserved.
     let mut info = Vec::with_capacity(56);
     for word in [HVM_START_MAGIC, 1, 0, u32::from(initrd.is_some())] {
         info.extend(word.to_le_bytes());

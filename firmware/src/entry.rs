@@ -1,8 +1,8 @@
 //! The state a boot processor must be in when it enters a kernel.
 //!
-//! Plain values, to be put into the CPU by the machine; registers that are not named here are as after RESET. Segment attributes
-//! have the layout of VMX access rights (SDM volume 3C, 25.4.1), which is bits 40-55 of a descriptor: type 0-3, S 4, DPL 5-6, P 7,
-//! AVL 12, L 13, D/B 14, G 15.
+//! Plain values, to be put into the CPU by the machine; registers that are not named here are as after RESET.
+//! Segment attributes have the layout of VMX access rights (SDM volume 3C, 25.4.1), which is bits 40-55 of a
+//! descriptor: type 0-3, S 4, DPL 5-6, P 7, AVL 12, L 13, D/B 14, G 15.
 use crate::error::Reason;
 use crate::mem::GuestMemory;
 use crate::place::Places;

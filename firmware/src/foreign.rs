@@ -76,7 +76,8 @@ fn recognise_pe(file: &[u8]) -> Reason {
         };
     }
     let machine = file.u16_at(pe.saturating_add(4)).unwrap_or(0);
-    // The optional header's Subsystem field: 10 to 13 are the kinds of EFI image (PE format, "Windows Subsystem").
+    // The optional header's Subsystem field: 10 to 13 are the kinds of EFI image (PE format, "Windows
+    // Subsystem").
     let efi = matches!(file.u16_at(pe.saturating_add(24 + 68)), Some(10..=13));
     let other = |what: &str| Reason::OtherArchitecture { what: what.to_owned() };
     match (machine, efi) {

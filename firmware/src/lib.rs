@@ -1,16 +1,16 @@
 //! Firmware of a PC that starts without a BIOS: boot protocols and the tables an operating system looks for.
 //!
 //! ```text
-//!   tables::build_tables(mem, Config)  -> Tables { e820, rsdp, .. }   ACPI, SMBIOS, MP table, BDA in guest RAM
-//!   detect::load(mem, Tables, LoadRequest) -> Entry                   kernel, initrd, command line in guest RAM
+//!   build_tables(mem, Config)      -> Tables { e820, rsdp, .. }  ACPI, SMBIOS, MP table, BDA in guest RAM
+//!   load(mem, Tables, LoadRequest) -> Entry                      kernel, initrd, command line in guest RAM
 //! ```
 //!
-//! The machine builds the tables first, because a kernel must be placed around them, then loads the kernel and puts the
-//! returned [`Entry`] into its boot processor. Both steps are repeated when the guest resets. No BIOS ROM is mapped: what a
-//! BIOS leaves in 0xF0000-0xFFFFF is written to the RAM that lies there.
+//! The machine builds the tables first, because a kernel must be placed around them, then loads the kernel
+//! and puts the returned [`Entry`] into its boot processor. Both steps are repeated when the guest resets. No
+//! BIOS ROM is mapped: what a BIOS leaves in 0xF0000-0xFFFFF is written to the RAM that lies there.
 //!
-//! Kernels, their headers and the guest's RAM size are untrusted: whatever does not fit is a [`LoadError`] that names the
-//! file and the reason, never a panic. Nothing here holds a lock or a thread.
+//! Kernels, their headers and the guest's RAM size are untrusted: whatever does not fit is a [`LoadError`]
+//! that names the file and the reason, never a panic. Nothing here holds a lock or a thread.
 
 pub mod bzimage;
 pub mod detect;
@@ -31,4 +31,4 @@ pub use detect::{BootProtocol, Kind, LoadRequest, Module, identify, load};
 pub use entry::{CpuMode, DescriptorTable, Entry, Segment};
 pub use error::{LoadError, Reason};
 pub use mem::{GuestMemory, SparseMemory};
-pub use tables::{Config, E820Entry, E820Kind, E820Map, Tables, build_tables};
+pub use tables::{Config, CpuInfo, E820Entry, E820Kind, E820Map, Tables, TablesError, build_tables};

@@ -46,7 +46,8 @@ impl dyn GuestMemory + '_ {
     }
 }
 
-/// RAM that holds only the pages that were written: for tests and fuzzing, where a guest of any size costs nothing.
+/// RAM that holds only the pages that were written: for tests and fuzzing, where a guest of any size costs
+/// nothing.
 pub struct SparseMemory {
     below: u64,
     above: u64,
@@ -63,7 +64,8 @@ impl SparseMemory {
         gpa < self.below || gpa.checked_sub(FOUR_GIB).is_some_and(|above| above < self.above)
     }
 
-    /// Calls `f` for each page's part of `gpa .. gpa + len` with (page address, offset in page, range in the buffer).
+    /// Calls `f` for each page's part of `gpa .. gpa + len` with (page address, offset in page, range in the
+    /// buffer).
     fn for_each_page(gpa: Gpa, len: usize, mut f: impl FnMut(u64, usize, std::ops::Range<usize>)) {
         let mut done = 0;
         while done < len {

@@ -1,7 +1,8 @@
-//! Free guest RAM while a guest is being set up: what a loader has placed is taken out, so that nothing can overlap.
+//! Free guest RAM while a guest is being set up: what a loader has placed is taken out, so that nothing can
+//! overlap.
 //!
-//! Starts from the usable ranges of the E820 map less the first page, which holds the real-mode interrupt vectors and the BIOS
-//! data area. All ranges are half open.
+//! Starts from the usable ranges of the E820 map less the first page, which holds the real-mode interrupt
+//! vectors and the BIOS data area. All ranges are half open.
 use crate::error::{Reason, Size};
 use crate::tables::{E820Kind, E820Map};
 use std::ops::Range;

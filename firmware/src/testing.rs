@@ -17,7 +17,8 @@ pub fn read_u32(mem: &dyn GuestMemory, gpa: u64) -> u32 {
     read_u64(mem, gpa) as u32
 }
 
-/// A Linux image of protocol 2.15: relocatable, 64-bit, 16 MiB wanted at 16 MiB; its payload is 0xa5 throughout.
+/// A Linux image of protocol 2.15: relocatable, 64-bit, 16 MiB wanted at 16 MiB; its payload is 0xa5
+/// throughout.
 pub fn linux_image() -> Vec<u8> {
     let mut f = vec![0; 0x1000 + 0x4000];
     let mut put = |at: usize, bytes: &[u8]| f[at..at + bytes.len()].copy_from_slice(bytes);

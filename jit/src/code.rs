@@ -26,6 +26,20 @@ pub(crate) struct Part {
     pub bytes: Box<[u8]>,
 }
 
+impl Part {
+    /// Whether the guest's bytes and the decoded block are still those that the region was made of.
+    pub(crate) fn holds(&self, cpu: &Cpu, key: u32) -> bool {
+        // Only a live block has its bytes watched.
+        let known = cpu.known_block(self.phys, key).is_some_and(|b| b.len as usize == self.bytes.len());
+        let mut now = [0; mynah_mmu::PAGE_SIZE as usize];
+        let now = &mut now[..self.bytes.len()];
+        known && {
+            cpu.mem.read(self.phys, now);
+            *now == *self.bytes
+        }
+    }
+}
+
 /// A compiled region.
 pub struct CompiledRegion {
     pub(crate) entry: Entry,
@@ -48,16 +62,7 @@ pub struct CompiledRegion {
 impl CompiledRegion {
     /// Whether the guest's bytes and the decoded blocks are still those that the region was made of.
     pub(crate) fn holds(&self, cpu: &Cpu) -> bool {
-        let mut now = [0; mynah_mmu::PAGE_SIZE as usize];
-        self.parts.iter().all(|p| {
-            // Only a live block has its bytes watched.
-            let known = cpu.known_block(p.phys, self.key).is_some_and(|b| b.len as usize == p.bytes.len());
-            let now = &mut now[..p.bytes.len()];
-            known && {
-                cpu.mem.read(p.phys, now);
-                *now == *p.bytes
-            }
-        })
+        self.parts.iter().all(|p| p.holds(cpu, self.key))
     }
 
     /// Blocks in the region.

@@ -17,6 +17,7 @@ mod exec;
 mod memory;
 mod region;
 mod runtime;
+pub mod tier;
 pub mod translate;
 mod vector;
 

@@ -136,9 +136,8 @@ impl Plan {
         let mut bytes = vec![0; block.len as usize];
         cpu.mem.read(block.phys, &mut bytes);
         let first = self.ops.len();
-        for op in &block.ops {
-            // SAFETY: ops are changed by the vCPU's own thread only, which is this one.
-            let op = unsafe { *op.get() };
+        for n in 0..block.ops.len() {
+            let op = cpu.plain_op(block, n);
             let at = usize::from(op.off);
             let instruction = if op.len == 0 {
                 None

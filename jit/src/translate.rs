@@ -160,7 +160,7 @@ impl<'a> Translator<'a> {
         sig.returns.push(AbiParam::new(types::I32));
         let op_sig = b.import_signature(sig);
         let stub_sig = b.import_signature(stub_signature());
-        let rip = b.ins().load(types::I64, access.state, cpu, state_offset(gpr::RIP));
+        let rip = b.ins().load(types::I64, access.state, cpu, RIP_OFFSET);
         let zero = b.ins().iconst(types::I64, 0);
         b.def_var(count, zero);
         let blocks: Vec<Block> = plan.blocks.iter().map(|_| b.create_block()).collect();
@@ -269,7 +269,7 @@ impl<'a> Translator<'a> {
 
     fn reload(&mut self, set: u32) {
         for n in bits(set) {
-            let v = self.b.ins().load(types::I64, self.access.state, self.cpu, state_offset(n));
+            let v = self.b.ins().load(types::I64, self.access.state, self.cpu, variable_offset(n));
             self.b.def_var(self.vars[n], v);
         }
         self.valid = set;
@@ -279,7 +279,7 @@ impl<'a> Translator<'a> {
     fn write_back(&mut self, dirty: u32) {
         for n in bits(dirty) {
             let v = self.b.use_var(self.vars[n]);
-            self.b.ins().store(self.access.state, v, self.cpu, state_offset(n));
+            self.b.ins().store(self.access.state, v, self.cpu, variable_offset(n));
         }
     }
 
@@ -343,7 +343,7 @@ impl<'a> Translator<'a> {
                 Rip::At(d) => self.rip_at(d),
                 Rip::Is(v) => v,
             };
-            self.b.ins().store(self.access.state, rip, self.cpu, state_offset(gpr::RIP));
+            self.b.ins().store(self.access.state, rip, self.cpu, RIP_OFFSET);
             self.add_count(e.done);
             let r = self.b.ins().iconst(types::I32, e.reason as i64);
             self.b.ins().return_(&[r]);
@@ -438,7 +438,7 @@ impl<'a> Translator<'a> {
     fn call_op(&mut self, number: usize, last: bool) {
         self.write_back(self.dirty);
         let rip = self.rip_at(self.base());
-        self.b.ins().store(self.access.state, rip, self.cpu, state_offset(gpr::RIP));
+        self.b.ins().store(self.access.state, rip, self.cpu, RIP_OFFSET);
         let op = self.add_const(self.ops, (number * size_of::<Op>()) as i64);
         let at = offset_of!(Context, run_op) as i32;
         let callee = self.b.ins().load(types::I64, self.access.fixed, self.context, at);
@@ -492,8 +492,11 @@ impl<'a> Translator<'a> {
     }
 }
 
+/// Where RIP is in the vCPU.
+const RIP_OFFSET: i32 = (offset_of!(Cpu, state) + offset_of!(State, gpr) + 8 * gpr::RIP) as i32;
+
 /// Where a variable is in the vCPU.
-pub(crate) fn state_offset(n: usize) -> i32 {
+fn variable_offset(n: usize) -> i32 {
     (offset_of!(Cpu, state)
         + match n {
             RES => offset_of!(State, res),

@@ -98,7 +98,9 @@ impl Consoles {
             };
         }
         if matches!(target.backend, CharBackend::Stdio { .. }) && STDOUT_CLOSED.load(Ordering::Relaxed) {
-            bail!("standard output is closed; open it, or send the stream elsewhere (> /dev/null, or file:PATH)");
+            bail!(
+                "standard output is closed; open it, or send the stream elsewhere (> /dev/null, or file:PATH)"
+            );
         }
         let mut what = spec_of(&target.backend)?;
         if target.mux {

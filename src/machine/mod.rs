@@ -56,6 +56,11 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         if let Some(log) = &log {
             cpu.set_trace(log.clone());
         }
+        if engine(&cfg) == Some(AccelKind::Jit) {
+            let tier = mynah_jit::tier::Translating::new(model.clone(), handle.events.clone())
+                .map_err(|e| anyhow::anyhow!("-accel jit: {e}; use '-accel interp'"))?;
+            cpu.set_tier(Box::new(tier), mynah_jit::tier::HOT);
+        }
         if n == 0 {
             kernel::enter(&mut cpu, &entry);
         }
@@ -88,6 +93,14 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         eprintln!("{}: {message}", cfg.program);
     }
     Ok(end.code)
+}
+
+/// The engine to use: the first of those asked for that there is.
+fn engine(cfg: &Config) -> Option<AccelKind> {
+    if cfg.accel.is_empty() {
+        return Some(AccelKind::Interp);
+    }
+    cfg.accel.iter().map(|a| a.kind).find(|k| matches!(k, AccelKind::Interp | AccelKind::Jit))
 }
 
 /// The log of `-d`, if anything is to be in it.
@@ -128,10 +141,8 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if cfg.smp.cpus > 1 {
         bail!("-smp {}: more than one vCPU is not supported yet", cfg.smp.cpus);
     }
-    if let Some(a) = cfg.accel.first()
-        && !cfg.accel.iter().any(|a| a.kind == AccelKind::Interp)
-    {
-        bail!("-accel {}: not supported yet; use '-accel interp'", a.kind);
+    if !cfg.accel.is_empty() && engine(cfg).is_none() {
+        bail!("-accel {}: not supported yet; there are interp and jit (or tcg)", cfg.accel[0].kind);
     }
     if let Some(bios) = &cfg.bios {
         bail!("-bios {}: firmware images are not supported yet; give a kernel with -kernel", bios.display());

@@ -60,10 +60,10 @@ sem!(
     }
 );
 sem!(
-    /// BSWAP.
+    /// BSWAP. Of a 16-bit register the result is undefined (SDM volume 2A, BSWAP): processors give zero.
     Bswap[W: Width][] |e, op| {
         let v = e.reg::<W>(op.dst);
-        let v = e.bswap::<W>(v);
+        let v = if W::BITS == 16 { e.imm::<W>(0) } else { e.bswap::<W>(v) };
         e.set_reg::<W>(op.dst, v);
         Ok(e.next(op))
     }

@@ -234,7 +234,7 @@ features! {
     EXTAPIC X1Ecx 3 Missing "extapic";
     CR8LEGACY X1Ecx 4 Missing "cr8legacy";
     ABM X1Ecx 5 Max "abm" | "lzcnt";
-    SSE4A X1Ecx 6 OnDemand "sse4a";
+    SSE4A X1Ecx 6 Missing "sse4a";
     MISALIGNSSE X1Ecx 7 Missing "misalignsse";
     X3DNOWPREFETCH X1Ecx 8 Max "3dnowprefetch";
     OSVW X1Ecx 9 Missing "osvw";

@@ -137,7 +137,7 @@ impl CpuModel {
             }
             0x8000_001d if self.has(F::TOPOEXT) => self.cache_properties(sub),
             0x8000_001e if self.has(F::TOPOEXT) => {
-                [d.apic_id, (self.threads - 1) << 8 | d.apic_id / self.threads, 0, 0]
+                [d.apic_id, ((self.threads - 1) << 8) | (d.apic_id / self.threads), 0, 0]
             }
             _ => [0; 4],
         }

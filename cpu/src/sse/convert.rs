@@ -1,4 +1,5 @@
-//! Conversions between floating-point formats, integers in vectors, general registers and MMX registers (SDM volume 2, CVT*).
+//! Conversions between floating-point formats, integers in vectors, general registers and MMX registers (SDM
+//! volume 2, CVT*).
 use super::float_arith::float_op;
 use super::forms::{
     FloatInt, Gpr, IntFloat, IntSource, M128, Mem, Mm, VecSource, Xmm, float_packed, float32, float64, form,
@@ -50,8 +51,8 @@ float_op!(Cvtsd2ss, "cvtsd2ss", |a, b, i, env| {
     Single::with_low(a, soft::convert::<Double, Single>(Double::lane(b, 0), env))
 });
 
-/// Operations on MMX operands, which are the low halves of vectors here: the host runs the XMM form on operands whose other lanes are zero
-/// and raise nothing.
+/// Operations on MMX operands, which are the low halves of vectors here: the host runs the XMM form on
+/// operands whose other lanes are zero and raise nothing.
 macro_rules! mmx_op {
     ($($name:ident = $text:literal, |$a:ident, $b:ident| $before:expr, |$r:ident| $after:expr, $soft:ident;)*) => {$(
         #[doc = concat!("The operation of `", stringify!($name), "`.")]

@@ -1,94 +1,96 @@
 //! AES-NI, PCLMULQDQ and SHA: by the host's own instructions where it has them, else in portable code.
 //!
-//! The AES state is the vector's bytes in column order (FIPS 197; SDM volume 1, 12.13). SHA words stand highest first: the lane that the
-//! manual calls A is lane 3 (SDM volume 2, SHA1RNDS4).
+//! The AES state is the vector's bytes in column order (FIPS 197; SDM volume 1, 12.13). SHA words stand
+//! highest first: the lane that the manual calls A is lane 3 (SDM volume 2, SHA1RNDS4).
 use super::forms::{Bin3, M128, Xmm, packed, source_in_memory};
 use super::lanes::*;
-use super::{VecExec, VecId, VecOp3};
+use super::{VecExec, VecId, VecOp};
 use iced_x86::{Instruction, Mnemonic};
 
 vec_ops! {
-    Aesenc = |a, b, i| native::aesenc(a, b).unwrap_or_else(|| portable::aesenc(a, b));
-    Aesenclast = |a, b, i| native::aesenclast(a, b).unwrap_or_else(|| portable::aesenclast(a, b));
-    Aesdec = |a, b, i| native::aesdec(a, b).unwrap_or_else(|| portable::aesdec(a, b));
-    Aesdeclast = |a, b, i| native::aesdeclast(a, b).unwrap_or_else(|| portable::aesdeclast(a, b));
-    Aesimc = |a, b, i| native::aesimc(b, b).unwrap_or_else(|| portable::aesimc(b, b));
+    Aesenc: "aes" = |a, b, i| portable::aesenc(a, b);
+    Aesenclast: "aes" = |a, b, i| portable::aesenclast(a, b);
+    Aesdec: "aes" = |a, b, i| portable::aesdec(a, b);
+    Aesdeclast: "aes" = |a, b, i| portable::aesdeclast(a, b);
+    Aesimc: "aes" = |a, b, i| portable::aesimc(b);
     Aeskeygenassist = |a, b, i| portable::aeskeygenassist(b, i);
-    Pclmulqdq = |a, b, i| {
-        let (x, y) = (u64s(a)[usize::from(i & 1)], u64s(b)[usize::from(i >> 4 & 1)]);
-        native::clmul(x.into(), y.into()).unwrap_or_else(|| portable::clmul(x.into(), y.into()))
-    };
-    Sha1nexte = |a, b, i| native::sha1nexte(a, b).unwrap_or_else(|| portable::sha1nexte(a, b));
-    Sha1msg1 = |a, b, i| native::sha1msg1(a, b).unwrap_or_else(|| portable::sha1msg1(a, b));
-    Sha1msg2 = |a, b, i| native::sha1msg2(a, b).unwrap_or_else(|| portable::sha1msg2(a, b));
-    Sha1rnds4 = |a, b, i| match i & 3 {
-        0 => native::sha1rnds4_0(a, b),
-        1 => native::sha1rnds4_1(a, b),
-        2 => native::sha1rnds4_2(a, b),
-        _ => native::sha1rnds4_3(a, b),
-    }.unwrap_or_else(|| portable::sha1rnds4(a, b, i));
-    Sha256msg1 = |a, b, i| native::sha256msg1(a, b).unwrap_or_else(|| portable::sha256msg1(a, b));
-    Sha256msg2 = |a, b, i| native::sha256msg2(a, b).unwrap_or_else(|| portable::sha256msg2(a, b));
+    Sha1nexte: "sha" = |a, b, i| portable::sha1nexte(a, b);
+    Sha1msg1: "sha" = |a, b, i| portable::sha1msg1(a, b);
+    Sha1msg2: "sha" = |a, b, i| portable::sha1msg2(a, b);
+    Sha256msg1: "sha" = |a, b, i| portable::sha256msg1(a, b);
+    Sha256msg2: "sha" = |a, b, i| portable::sha256msg2(a, b);
+}
+vec3_ops! {
+    // Two rounds; the third vector holds the sums of message and constants.
+    Sha256rnds2: "sha" = |a, b, c| portable::sha256rnds2(a, b, c);
 }
 
-/// `SHA256RNDS2`: two rounds; the third vector (XMM0) holds the sums of message and constants.
-pub struct Sha256rnds2;
-impl VecOp3 for Sha256rnds2 {
-    const ID: VecId = VecId::Sha256rnds2;
+/// The host's instruction with a constant immediate, which the host must have: `host_imm!("name", a, b,
+/// constant)`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! host_imm {
+    ($name:literal, $a:expr, $b:expr, $imm:literal) => {{
+        let (mut v, w) = (super::host::vec($a), super::host::vec($b));
+        // SAFETY: the caller has found the feature; the instruction reads and writes nothing but these
+        // registers.
+        unsafe {
+            std::arch::asm!(
+                concat!($name, " {v}, {w}, ", $imm), v = inout(xmm_reg) v, w = in(xmm_reg) w,
+                options(pure, nomem, nostack, preserves_flags),
+            )
+        };
+        super::host::bits(v)
+    }};
+}
+
+/// `PCLMULQDQ`: the carry-less product of the halves that bits 0 and 4 of the immediate choose.
+pub struct Pclmulqdq;
+impl VecOp for Pclmulqdq {
+    const ID: VecId = VecId::Pclmulqdq;
     #[inline(always)]
-    fn eval(a: u128, b: u128, c: u128) -> u128 {
-        native::sha256rnds2(a, b, c).unwrap_or_else(|| portable::sha256rnds2(a, b, c))
+    fn portable(a: u128, b: u128, imm: u8) -> u128 {
+        portable::clmul(u64s(a)[usize::from(imm & 1)], u64s(b)[usize::from((imm >> 4) & 1)])
     }
-}
-
-/// The host's instructions: `None` if it lacks them.
-mod native {
     #[cfg(target_arch = "x86_64")]
-    use crate::sse::host::{bits, vec};
-
-    macro_rules! native {
-        ($($name:ident($($arg:ident),*): $feature:tt = |$($v:ident),*| $call:expr;)*) => {$(
-            #[cfg(target_arch = "x86_64")]
-            #[inline(always)]
-            pub fn $name($($arg: u128),*) -> Option<u128> {
-                use std::arch::x86_64::*;
-                #[target_feature(enable = $feature, enable = "sse2")]
-                fn run($($v: __m128i),*) -> __m128i {
-                    $call
-                }
-                // SAFETY: the feature has just been found present.
-                is_x86_feature_detected!($feature).then(|| bits(unsafe { run($(vec($arg)),*) }))
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            #[inline(always)]
-            pub fn $name($($arg: u128),*) -> Option<u128> {
-                let _ = ($($arg),*);
-                None
-            }
-        )*};
-    }
-    native! {
-        aesenc(a, b): "aes" = |a, b| _mm_aesenc_si128(a, b);
-        aesenclast(a, b): "aes" = |a, b| _mm_aesenclast_si128(a, b);
-        aesdec(a, b): "aes" = |a, b| _mm_aesdec_si128(a, b);
-        aesdeclast(a, b): "aes" = |a, b| _mm_aesdeclast_si128(a, b);
-        aesimc(a, b): "aes" = |_a, b| _mm_aesimc_si128(b);
-        clmul(a, b): "pclmulqdq" = |a, b| _mm_clmulepi64_si128::<0>(a, b);
-        sha1nexte(a, b): "sha" = |a, b| _mm_sha1nexte_epu32(a, b);
-        sha1msg1(a, b): "sha" = |a, b| _mm_sha1msg1_epu32(a, b);
-        sha1msg2(a, b): "sha" = |a, b| _mm_sha1msg2_epu32(a, b);
-        sha1rnds4_0(a, b): "sha" = |a, b| _mm_sha1rnds4_epu32::<0>(a, b);
-        sha1rnds4_1(a, b): "sha" = |a, b| _mm_sha1rnds4_epu32::<1>(a, b);
-        sha1rnds4_2(a, b): "sha" = |a, b| _mm_sha1rnds4_epu32::<2>(a, b);
-        sha1rnds4_3(a, b): "sha" = |a, b| _mm_sha1rnds4_epu32::<3>(a, b);
-        sha256msg1(a, b): "sha" = |a, b| _mm_sha256msg1_epu32(a, b);
-        sha256msg2(a, b): "sha" = |a, b| _mm_sha256msg2_epu32(a, b);
-        sha256rnds2(a, b, c): "sha" = |a, b, c| _mm_sha256rnds2_epu32(a, b, c);
+    #[inline(always)]
+    fn eval(a: u128, b: u128, imm: u8) -> u128 {
+        if !is_x86_feature_detected!("pclmulqdq") {
+            return Self::portable(a, b, imm);
+        }
+        match imm & 0x11 {
+            0x00 => host_imm!("pclmulqdq", a, b, 0x00),
+            0x01 => host_imm!("pclmulqdq", a, b, 0x01),
+            0x10 => host_imm!("pclmulqdq", a, b, 0x10),
+            _ => host_imm!("pclmulqdq", a, b, 0x11),
+        }
     }
 }
 
-/// The same in portable code.
-pub(super) mod portable {
+/// `SHA1RNDS4`: four rounds with the function that the immediate chooses.
+pub struct Sha1rnds4;
+impl VecOp for Sha1rnds4 {
+    const ID: VecId = VecId::Sha1rnds4;
+    #[inline(always)]
+    fn portable(a: u128, b: u128, imm: u8) -> u128 {
+        portable::sha1rnds4(a, b, imm)
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn eval(a: u128, b: u128, imm: u8) -> u128 {
+        if !is_x86_feature_detected!("sha") {
+            return Self::portable(a, b, imm);
+        }
+        match imm & 3 {
+            0 => host_imm!("sha1rnds4", a, b, 0),
+            1 => host_imm!("sha1rnds4", a, b, 1),
+            2 => host_imm!("sha1rnds4", a, b, 2),
+            _ => host_imm!("sha1rnds4", a, b, 3),
+        }
+    }
+}
+
+/// The algorithms in portable code.
+mod portable {
     use super::{of_u32s, u8s, u32s};
 
     /// Product in GF(2^8) modulo x^8 + x^4 + x^3 + x + 1.
@@ -160,7 +162,7 @@ pub(super) mod portable {
     pub fn aesdeclast(a: u128, key: u128) -> u128 {
         u128::from_le_bytes(inverse_sub_shift(a)) ^ key
     }
-    pub fn aesimc(_: u128, b: u128) -> u128 {
+    pub fn aesimc(b: u128) -> u128 {
         mix(u8s(b), INVERSE_MIX)
     }
     pub fn aeskeygenassist(b: u128, imm: u8) -> u128 {
@@ -170,10 +172,9 @@ pub(super) mod portable {
         of_u32s([x1, x1.rotate_right(8) ^ rcon, x3, x3.rotate_right(8) ^ rcon])
     }
 
-    /// Carry-less product of the low halves.
-    pub fn clmul(a: u128, b: u128) -> u128 {
-        let (a, b) = (u128::from(a as u64), b as u64);
-        (0..64).filter(|n| b >> n & 1 != 0).fold(0, |r, n| r ^ a << n)
+    /// Carry-less product.
+    pub fn clmul(a: u64, b: u64) -> u128 {
+        (0..64).filter(|n| (b >> n) & 1 != 0).fold(0, |r, n| r ^ (u128::from(a) << n))
     }
 
     pub fn sha1nexte(a: u128, b: u128) -> u128 {

@@ -116,7 +116,8 @@ impl VecExec for Cpu {
     }
 }
 
-/// Evaluates under the guest's MXCSR. The quick way is for the usual MXCSR (all masked, nearest, denormals kept) on an x86-64 host.
+/// Evaluates under the guest's MXCSR. The quick way is for the usual MXCSR (all masked, nearest, denormals
+/// kept) on an x86-64 host.
 #[inline(always)]
 fn run<O: FloatOp>(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128, Stop> {
     #[cfg(target_arch = "x86_64")]
@@ -139,7 +140,8 @@ fn run_slow<O: FloatOp>(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128
 
 /// The masked result and the exceptions found, under any MXCSR.
 pub(super) fn evaluate<O: FloatOp>(a: u128, b: u128, imm: u8, mxcsr: u32) -> (u128, u32) {
-    // With underflow or overflow unmasked the flags are others than the masked ones, which are all that the host would tell.
+    // With underflow or overflow unmasked the flags are others than the masked ones, which are all that the
+    // host would tell.
     #[cfg(target_arch = "x86_64")]
     if mxcsr & (mxcsr::UM | mxcsr::OM) == mxcsr::UM | mxcsr::OM && O::on_host() {
         return super::host::full::<O>(a, b, imm, mxcsr);

@@ -1,8 +1,10 @@
-//! Floating-point arithmetic: add, subtract, multiply, divide, square root, minimum, maximum, horizontal and alternating sums, dot products,
-//! rounding to integral values, and the approximations RCP and RSQRT (SDM volume 2).
+//! Floating-point arithmetic: add, subtract, multiply, divide, square root, minimum, maximum, horizontal and
+//! alternating sums, dot products, rounding to integral values, and the approximations RCP and RSQRT (SDM
+//! volume 2).
 use super::forms::{float_packed, float32, float64, narrow32, packed};
+use super::lanes::{LOW32, each_u32, vec_ops};
 use super::soft::{self, Double, Env, Format, Single};
-use super::{FloatOp, VecExec, VecId, VecOp, lanes};
+use super::{FloatOp, VecExec, VecId};
 use iced_x86::{Instruction, Mnemonic};
 
 /// The operation of `{a} = name({a}, {b})` with its portable form.
@@ -183,38 +185,16 @@ round_op!(Roundsd, "roundsd", |a, b, i, env| soft::scalar::<Double>(a, b, |_, y|
     y, i, env
 )));
 
-/// The approximations neither read nor change MXCSR: they are plain vector operations.
-macro_rules! approximation {
-    ($ps:ident $ss:ident, $intrinsic:ident, $soft:path) => {
-        #[doc = concat!("The operation of `", stringify!($ps), "`.")]
-        pub struct $ps;
-        impl VecOp for $ps {
-            const ID: VecId = VecId::$ps;
-            #[inline(always)]
-            fn eval(_: u128, b: u128, _: u8) -> u128 {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: the casts are between 16-byte vectors of plain data; the instruction is in every x86-64.
-                unsafe {
-                    use std::arch::x86_64::*;
-                    super::host::bits(_mm_castps_si128($intrinsic(_mm_castsi128_ps(super::host::vec(b)))))
-                }
-                #[cfg(not(target_arch = "x86_64"))]
-                lanes::each_u32(b, $soft)
-            }
-        }
-        #[doc = concat!("The operation of `", stringify!($ss), "`.")]
-        pub struct $ss;
-        impl VecOp for $ss {
-            const ID: VecId = VecId::$ss;
-            #[inline(always)]
-            fn eval(a: u128, b: u128, _: u8) -> u128 {
-                a & !lanes::LOW32 | $ps::eval(0, b, 0) & lanes::LOW32
-            }
-        }
-    };
+vec_ops! {
+    // The approximations neither read nor change MXCSR: they are plain vector operations.
+    Rcpps: "sse2" = |a, b, i| each_u32(b, soft::rcp);
+    Rcpss: "sse2" = |a, b, i| scalar_u32(a, b, soft::rcp);
+    Rsqrtps: "sse2" = |a, b, i| each_u32(b, soft::rsqrt);
+    Rsqrtss: "sse2" = |a, b, i| scalar_u32(a, b, soft::rsqrt);
 }
-approximation!(Rcpps Rcpss, _mm_rcp_ps, soft::rcp);
-approximation!(Rsqrtps Rsqrtss, _mm_rsqrt_ps, soft::rsqrt);
+fn scalar_u32(a: u128, b: u128, f: impl Fn(u32) -> u32) -> u128 {
+    (a & !LOW32) | u128::from(f(b as u32))
+}
 
 /// Handlers of this module's instructions.
 pub(super) fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {

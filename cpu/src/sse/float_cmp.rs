@@ -1,4 +1,5 @@
-//! Floating-point comparison: CMPPS and its kin by the eight legacy predicates, COMISS, UCOMISS and their double forms.
+//! Floating-point comparison: CMPPS and its kin by the eight legacy predicates, COMISS, UCOMISS and their
+//! double forms.
 use super::forms::{FloatFlags, Mem, Xmm, float_packed, float32, float64, source_in_memory};
 use super::soft::{self, Double, Env, Order, Single};
 use super::{FloatOp, VecExec, VecId};

@@ -1,7 +1,8 @@
-//! Forms: how an instruction's operands are found and its result put back. Each is a [`Sem`] for one operation and source kind.
+//! Forms: how an instruction's operands are found and its result put back. Each is a [`Sem`] for one
+//! operation and source kind.
 //!
-//! The legacy forms here read the destination as the first operand and keep its bits above 127. A three-operand (VEX) form is
-//! another struct over the same operations and sources.
+//! The legacy forms here read the destination as the first operand and keep its bits above 127. A
+//! three-operand (VEX) form is another struct over the same operations and sources.
 use super::{FloatOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
 use crate::cpu::Stop;
 use crate::exec::Sem;

@@ -1,11 +1,12 @@
 //! Floating point by the x86-64 host's own instructions.
 //!
-//! Each operation is one `asm!` block that holds the instruction between accesses to the host's MXCSR, so that no compiled code ever runs
-//! under another rounding mode. There are two such frames:
+//! Each operation is one `asm!` block that holds the instruction between accesses to the host's MXCSR, so
+//! that no compiled code ever runs under another rounding mode. There are two such frames:
 //!
-//! * quick: store MXCSR, operate, store MXCSR. It is for a guest whose control bits are the host's own. The host's sticky flags may have been
-//!   set by anyone; the outcome is used only if they were a subset of the guest's sticky flags before, for then
-//!   the union of the guest's flags and those after is exact. So a guest that runs floating point costs no LDMXCSR, which is slow.
+//! * quick: store MXCSR, operate, store MXCSR. It is for a guest whose control bits are the host's own. The
+//!   host's sticky flags may have been set by anyone; the outcome is used only if they were a subset of the
+//!   guest's sticky flags before, for then the union of the guest's flags and those after is exact. So a
+//!   guest that runs floating point costs no LDMXCSR, which is slow.
 //! * full: load the guest's control bits (all masked, flags clear), operate, store, load the default.
 use super::FloatOp;
 use super::mxcsr::{DAZ, DEFAULT, FLAGS, FTZ, MASKS, RC};
@@ -40,15 +41,16 @@ pub fn bits(v: __m128i) -> u128 {
 macro_rules! frame {
     ($fast:ident, $c:ident, $ins:expr, $($operands:tt)*) => {
         if $fast {
-            // SAFETY: the caller of `FloatOp::host` vouches for the pointer and the instruction. Control bits stay; sticky flags may change,
-            // as a block without `preserves_flags` may.
+            // SAFETY: the caller of `FloatOp::host` vouches for the pointer and the instruction. Control bits
+            // stay; sticky flags may change, as a block without `preserves_flags` may.
             unsafe {
                 std::arch::asm!(
                     "stmxcsr [{c}]", $ins, "stmxcsr [{c} + 4]", c = in(reg) $c, $($operands)*, options(nostack),
                 )
             }
         } else {
-            // SAFETY: as above; the control bits in force before are the default, which is loaded again at the end.
+            // SAFETY: as above; the control bits in force before are the default, which is loaded again at
+            // the end.
             unsafe {
                 std::arch::asm!(
                     "ldmxcsr [{c}]", $ins, "stmxcsr [{c} + 4]", "ldmxcsr [{c} + 8]",
@@ -73,7 +75,8 @@ macro_rules! frame_vec {
 }
 pub(super) use frame_vec;
 
-/// The result and the flags to add to the guest's, if `guest` (whose control bits must be the default) allows the quick frame.
+/// The result and the flags to add to the guest's, if `guest` (whose control bits must be the default) allows
+/// the quick frame.
 #[inline(always)]
 pub fn quick<O: FloatOp>(a: u128, b: u128, imm: u8, guest: u32) -> Option<(u128, u32)> {
     let mut c = Csr::default();

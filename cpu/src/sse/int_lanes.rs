@@ -1,5 +1,5 @@
-//! Packed integer arithmetic, logic, comparison and shifts (SDM volume 2; MMX, SSE, SSE2, SSSE3, SSE4.1, SSE4.2), and the bitwise operations
-//! that carry floating-point names.
+//! Packed integer arithmetic, logic, comparison and shifts (SDM volume 2; MMX, SSE, SSE2, SSSE3, SSE4.1,
+//! SSE4.2), and the bitwise operations that carry floating-point names.
 use super::forms::{BinImm, Flags, M128, ToInt, Xmm, packed, packed_or_mmx, shift, source_in_memory};
 use super::lanes::*;
 use super::{VecExec, VecFlags, VecId, VecToInt};
@@ -14,69 +14,69 @@ macro_rules! ones {
 }
 
 vec_ops! {
-    Paddb = |a, b, i| map_u8(a, b, u8::wrapping_add);
-    Paddw = |a, b, i| map_u16(a, b, u16::wrapping_add);
-    Paddd = |a, b, i| map_u32(a, b, u32::wrapping_add);
+    Paddb: "sse2" = |a, b, i| map_u8(a, b, u8::wrapping_add);
+    Paddw: "sse2" = |a, b, i| map_u16(a, b, u16::wrapping_add);
+    Paddd: "sse2" = |a, b, i| map_u32(a, b, u32::wrapping_add);
     Paddq = |a, b, i| map_u64(a, b, u64::wrapping_add);
-    Psubb = |a, b, i| map_u8(a, b, u8::wrapping_sub);
-    Psubw = |a, b, i| map_u16(a, b, u16::wrapping_sub);
-    Psubd = |a, b, i| map_u32(a, b, u32::wrapping_sub);
+    Psubb: "sse2" = |a, b, i| map_u8(a, b, u8::wrapping_sub);
+    Psubw: "sse2" = |a, b, i| map_u16(a, b, u16::wrapping_sub);
+    Psubd: "sse2" = |a, b, i| map_u32(a, b, u32::wrapping_sub);
     Psubq = |a, b, i| map_u64(a, b, u64::wrapping_sub);
-    Paddsb = |a, b, i| map_i8(a, b, i8::saturating_add);
-    Paddsw = |a, b, i| map_i16(a, b, i16::saturating_add);
-    Paddusb = |a, b, i| map_u8(a, b, u8::saturating_add);
-    Paddusw = |a, b, i| map_u16(a, b, u16::saturating_add);
-    Psubsb = |a, b, i| map_i8(a, b, i8::saturating_sub);
-    Psubsw = |a, b, i| map_i16(a, b, i16::saturating_sub);
-    Psubusb = |a, b, i| map_u8(a, b, u8::saturating_sub);
-    Psubusw = |a, b, i| map_u16(a, b, u16::saturating_sub);
+    Paddsb: "sse2" = |a, b, i| map_i8(a, b, i8::saturating_add);
+    Paddsw: "sse2" = |a, b, i| map_i16(a, b, i16::saturating_add);
+    Paddusb: "sse2" = |a, b, i| map_u8(a, b, u8::saturating_add);
+    Paddusw: "sse2" = |a, b, i| map_u16(a, b, u16::saturating_add);
+    Psubsb: "sse2" = |a, b, i| map_i8(a, b, i8::saturating_sub);
+    Psubsw: "sse2" = |a, b, i| map_i16(a, b, i16::saturating_sub);
+    Psubusb: "sse2" = |a, b, i| map_u8(a, b, u8::saturating_sub);
+    Psubusw: "sse2" = |a, b, i| map_u16(a, b, u16::saturating_sub);
 
-    Pmullw = |a, b, i| map_u16(a, b, u16::wrapping_mul);
-    Pmulhw = |a, b, i| map_i16(a, b, |x, y| ((i32::from(x) * i32::from(y)) >> 16) as i16);
-    Pmulhuw = |a, b, i| map_u16(a, b, |x, y| ((u32::from(x) * u32::from(y)) >> 16) as u16);
-    Pmulhrsw = |a, b, i| map_i16(a, b, |x, y| ((((i32::from(x) * i32::from(y)) >> 14) + 1) >> 1) as i16);
-    Pmulld = |a, b, i| map_u32(a, b, u32::wrapping_mul);
-    Pmuludq = |a, b, i| map_u64(a, b, |x, y| u64::from(x as u32) * u64::from(y as u32));
-    Pmuldq = |a, b, i| map_i64(a, b, |x, y| i64::from(x as i32) * i64::from(y as i32));
-    Pmaddwd = |a, b, i| {
+    Pmullw: "sse2" = |a, b, i| map_u16(a, b, u16::wrapping_mul);
+    Pmulhw: "sse2" = |a, b, i| map_i16(a, b, |x, y| ((i32::from(x) * i32::from(y)) >> 16) as i16);
+    Pmulhuw: "sse2" = |a, b, i| map_u16(a, b, |x, y| ((u32::from(x) * u32::from(y)) >> 16) as u16);
+    Pmulhrsw: "ssse3" = |a, b, i| map_i16(a, b, |x, y| ((((i32::from(x) * i32::from(y)) >> 14) + 1) >> 1) as i16);
+    Pmulld: "sse4.1" = |a, b, i| map_u32(a, b, u32::wrapping_mul);
+    Pmuludq: "sse2" = |a, b, i| map_u64(a, b, |x, y| u64::from(x as u32) * u64::from(y as u32));
+    Pmuldq: "sse4.1" = |a, b, i| map_i64(a, b, |x, y| i64::from(x as i32) * i64::from(y as i32));
+    Pmaddwd: "sse2" = |a, b, i| {
         let (a, b) = (i16s(a), i16s(b));
         let product = |k: usize| i32::from(a[k]) * i32::from(b[k]);
         of_i32s(std::array::from_fn(|k| product(2 * k).wrapping_add(product(2 * k + 1))))
     };
-    Pmaddubsw = |a, b, i| {
+    Pmaddubsw: "ssse3" = |a, b, i| {
         let (a, b) = (u8s(a), i8s(b));
         let product = |k: usize| i16::from(b[k]).wrapping_mul(i16::from(a[k]));
         of_i16s(std::array::from_fn(|k| product(2 * k).saturating_add(product(2 * k + 1))))
     };
-    Psadbw = |a, b, i| {
+    Psadbw: "sse2" = |a, b, i| {
         let (a, b) = (u8s(a), u8s(b));
         let sum = |k: usize| (k..k + 8).map(|n| u64::from(a[n].abs_diff(b[n]))).sum();
         of_u64s([sum(0), sum(8)])
     };
-    Pavgb = |a, b, i| map_u8(a, b, |x, y| ((u16::from(x) + u16::from(y) + 1) >> 1) as u8);
-    Pavgw = |a, b, i| map_u16(a, b, |x, y| ((u32::from(x) + u32::from(y) + 1) >> 1) as u16);
+    Pavgb: "sse2" = |a, b, i| map_u8(a, b, |x, y| ((u16::from(x) + u16::from(y) + 1) >> 1) as u8);
+    Pavgw: "sse2" = |a, b, i| map_u16(a, b, |x, y| ((u32::from(x) + u32::from(y) + 1) >> 1) as u16);
 
-    Pminsb = |a, b, i| map_i8(a, b, i8::min);
-    Pminsw = |a, b, i| map_i16(a, b, i16::min);
-    Pminsd = |a, b, i| map_i32(a, b, i32::min);
-    Pminub = |a, b, i| map_u8(a, b, u8::min);
-    Pminuw = |a, b, i| map_u16(a, b, u16::min);
-    Pminud = |a, b, i| map_u32(a, b, u32::min);
-    Pmaxsb = |a, b, i| map_i8(a, b, i8::max);
-    Pmaxsw = |a, b, i| map_i16(a, b, i16::max);
-    Pmaxsd = |a, b, i| map_i32(a, b, i32::max);
-    Pmaxub = |a, b, i| map_u8(a, b, u8::max);
-    Pmaxuw = |a, b, i| map_u16(a, b, u16::max);
-    Pmaxud = |a, b, i| map_u32(a, b, u32::max);
+    Pminsb: "sse4.1" = |a, b, i| map_i8(a, b, i8::min);
+    Pminsw: "sse2" = |a, b, i| map_i16(a, b, i16::min);
+    Pminsd: "sse4.1" = |a, b, i| map_i32(a, b, i32::min);
+    Pminub: "sse2" = |a, b, i| map_u8(a, b, u8::min);
+    Pminuw: "sse4.1" = |a, b, i| map_u16(a, b, u16::min);
+    Pminud: "sse4.1" = |a, b, i| map_u32(a, b, u32::min);
+    Pmaxsb: "sse4.1" = |a, b, i| map_i8(a, b, i8::max);
+    Pmaxsw: "sse2" = |a, b, i| map_i16(a, b, i16::max);
+    Pmaxsd: "sse4.1" = |a, b, i| map_i32(a, b, i32::max);
+    Pmaxub: "sse2" = |a, b, i| map_u8(a, b, u8::max);
+    Pmaxuw: "sse4.1" = |a, b, i| map_u16(a, b, u16::max);
+    Pmaxud: "sse4.1" = |a, b, i| map_u32(a, b, u32::max);
 
-    Pcmpeqb = |a, b, i| map_u8(a, b, |x, y| ones!(x == y, u8));
-    Pcmpeqw = |a, b, i| map_u16(a, b, |x, y| ones!(x == y, u16));
-    Pcmpeqd = |a, b, i| map_u32(a, b, |x, y| ones!(x == y, u32));
-    Pcmpeqq = |a, b, i| map_u64(a, b, |x, y| ones!(x == y, u64));
-    Pcmpgtb = |a, b, i| map_i8(a, b, |x, y| ones!(x > y, i8));
-    Pcmpgtw = |a, b, i| map_i16(a, b, |x, y| ones!(x > y, i16));
-    Pcmpgtd = |a, b, i| map_i32(a, b, |x, y| ones!(x > y, i32));
-    Pcmpgtq = |a, b, i| map_i64(a, b, |x, y| ones!(x > y, i64));
+    Pcmpeqb: "sse2" = |a, b, i| map_u8(a, b, |x, y| ones!(x == y, u8));
+    Pcmpeqw: "sse2" = |a, b, i| map_u16(a, b, |x, y| ones!(x == y, u16));
+    Pcmpeqd: "sse2" = |a, b, i| map_u32(a, b, |x, y| ones!(x == y, u32));
+    Pcmpeqq: "sse4.1" = |a, b, i| map_u64(a, b, |x, y| ones!(x == y, u64));
+    Pcmpgtb: "sse2" = |a, b, i| map_i8(a, b, |x, y| ones!(x > y, i8));
+    Pcmpgtw: "sse2" = |a, b, i| map_i16(a, b, |x, y| ones!(x > y, i16));
+    Pcmpgtd: "sse2" = |a, b, i| map_i32(a, b, |x, y| ones!(x > y, i32));
+    Pcmpgtq: "sse4.2" = |a, b, i| map_i64(a, b, |x, y| ones!(x > y, i64));
 
     Pand = |a, b, i| a & b;
     Pandn = |a, b, i| !a & b;
@@ -91,33 +91,33 @@ vec_ops! {
     Xorps = |a, b, i| a ^ b;
     Xorpd = |a, b, i| a ^ b;
 
-    Psllw = |a, b, i| { let n = b as u64; if n > 15 { 0 } else { each_u16(a, |x| x << n) } };
-    Pslld = |a, b, i| { let n = b as u64; if n > 31 { 0 } else { each_u32(a, |x| x << n) } };
-    Psllq = |a, b, i| { let n = b as u64; if n > 63 { 0 } else { each_u64(a, |x| x << n) } };
-    Psrlw = |a, b, i| { let n = b as u64; if n > 15 { 0 } else { each_u16(a, |x| x >> n) } };
-    Psrld = |a, b, i| { let n = b as u64; if n > 31 { 0 } else { each_u32(a, |x| x >> n) } };
-    Psrlq = |a, b, i| { let n = b as u64; if n > 63 { 0 } else { each_u64(a, |x| x >> n) } };
-    Psraw = |a, b, i| { let n = (b as u64).min(15); each_i16(a, |x| x >> n) };
-    Psrad = |a, b, i| { let n = (b as u64).min(31); each_i32(a, |x| x >> n) };
+    Psllw: "sse2" = |a, b, i| { let n = b as u64; if n > 15 { 0 } else { each_u16(a, |x| x << n) } };
+    Pslld: "sse2" = |a, b, i| { let n = b as u64; if n > 31 { 0 } else { each_u32(a, |x| x << n) } };
+    Psllq: "sse2" = |a, b, i| { let n = b as u64; if n > 63 { 0 } else { each_u64(a, |x| x << n) } };
+    Psrlw: "sse2" = |a, b, i| { let n = b as u64; if n > 15 { 0 } else { each_u16(a, |x| x >> n) } };
+    Psrld: "sse2" = |a, b, i| { let n = b as u64; if n > 31 { 0 } else { each_u32(a, |x| x >> n) } };
+    Psrlq: "sse2" = |a, b, i| { let n = b as u64; if n > 63 { 0 } else { each_u64(a, |x| x >> n) } };
+    Psraw: "sse2" = |a, b, i| { let n = (b as u64).min(15); each_i16(a, |x| x >> n) };
+    Psrad: "sse2" = |a, b, i| { let n = (b as u64).min(31); each_i32(a, |x| x >> n) };
     // Counts in bytes; the count comes as the second vector.
     Pslldq = |a, b, i| { let n = b as u64; if n > 15 { 0 } else { a << (8 * n) } };
     Psrldq = |a, b, i| { let n = b as u64; if n > 15 { 0 } else { a >> (8 * n) } };
 
-    Pabsb = |a, b, i| each_i8(b, i8::wrapping_abs);
-    Pabsw = |a, b, i| each_i16(b, i16::wrapping_abs);
-    Pabsd = |a, b, i| each_i32(b, i32::wrapping_abs);
-    Psignb = |a, b, i| map_i8(a, b, |x, y| x.wrapping_mul(y.signum()));
-    Psignw = |a, b, i| map_i16(a, b, |x, y| x.wrapping_mul(y.signum()));
-    Psignd = |a, b, i| map_i32(a, b, |x, y| x.wrapping_mul(y.signum()));
+    Pabsb: "ssse3" = |a, b, i| each_i8(b, i8::wrapping_abs);
+    Pabsw: "ssse3" = |a, b, i| each_i16(b, i16::wrapping_abs);
+    Pabsd: "ssse3" = |a, b, i| each_i32(b, i32::wrapping_abs);
+    Psignb: "ssse3" = |a, b, i| map_i8(a, b, |x, y| x.wrapping_mul(y.signum()));
+    Psignw: "ssse3" = |a, b, i| map_i16(a, b, |x, y| x.wrapping_mul(y.signum()));
+    Psignd: "ssse3" = |a, b, i| map_i32(a, b, |x, y| x.wrapping_mul(y.signum()));
 
-    Phaddw = |a, b, i| pairs16(a, b, i16::wrapping_add), mmx pairs16_mmx(a, b, i16::wrapping_add);
-    Phaddsw = |a, b, i| pairs16(a, b, i16::saturating_add), mmx pairs16_mmx(a, b, i16::saturating_add);
-    Phsubw = |a, b, i| pairs16(a, b, i16::wrapping_sub), mmx pairs16_mmx(a, b, i16::wrapping_sub);
-    Phsubsw = |a, b, i| pairs16(a, b, i16::saturating_sub), mmx pairs16_mmx(a, b, i16::saturating_sub);
-    Phaddd = |a, b, i| pairs32(a, b, i32::wrapping_add), mmx pairs32_mmx(a, b, i32::wrapping_add);
-    Phsubd = |a, b, i| pairs32(a, b, i32::wrapping_sub), mmx pairs32_mmx(a, b, i32::wrapping_sub);
+    Phaddw: "ssse3" = |a, b, i| pairs16(a, b, i16::wrapping_add), mmx pairs16_mmx(a, b, i16::wrapping_add);
+    Phaddsw: "ssse3" = |a, b, i| pairs16(a, b, i16::saturating_add), mmx pairs16_mmx(a, b, i16::saturating_add);
+    Phsubw: "ssse3" = |a, b, i| pairs16(a, b, i16::wrapping_sub), mmx pairs16_mmx(a, b, i16::wrapping_sub);
+    Phsubsw: "ssse3" = |a, b, i| pairs16(a, b, i16::saturating_sub), mmx pairs16_mmx(a, b, i16::saturating_sub);
+    Phaddd: "ssse3" = |a, b, i| pairs32(a, b, i32::wrapping_add), mmx pairs32_mmx(a, b, i32::wrapping_add);
+    Phsubd: "ssse3" = |a, b, i| pairs32(a, b, i32::wrapping_sub), mmx pairs32_mmx(a, b, i32::wrapping_sub);
 
-    Phminposuw = |a, b, i| {
+    Phminposuw: "sse4.1" = |a, b, i| {
         // The lowest index wins a tie: the index is below the value in the key.
         let least = u16s(b).iter().enumerate().map(|(k, &x)| u32::from(x) << 3 | k as u32).min().unwrap_or(0);
         u128::from(least >> 3) | u128::from(least & 7) << 16

@@ -1,5 +1,5 @@
-//! Vectors as lanes: a `u128` taken apart into integers of one size and put together again, lane 0 lowest. Every function is pure and meant
-//! to be inlined: the compiler turns the arrays into host vector operations.
+//! Vectors as lanes: a `u128` taken apart into integers of one size and put together again, lane 0 lowest.
+//! Every function is pure and meant to be inlined: the compiler turns the arrays into host vector operations.
 
 macro_rules! lanes {
     ($get:ident, $put:ident, $map:ident, $map1:ident, $t:ty, $count:literal, $bytes:literal) => {
@@ -48,19 +48,40 @@ pub const LOW64: u128 = u64::MAX as u128;
 /// A vector's low 32 bits.
 pub const LOW32: u128 = u32::MAX as u128;
 
-/// Unites vector operations under the names of their mnemonics: each becomes a type that implements [`super::VecOp`]. `mmx` gives the form
-/// on 64-bit registers where it is not the low half of the 128-bit one.
+/// Declares vector operations under the names of their mnemonics: each becomes a type that implements
+/// [`super::VecOp`]. After the name may stand the feature that an x86-64 host needs to execute the
+/// instruction itself (`{a} = name({a}, {b})`): the compiler would take many of these apart into single
+/// lanes. `mmx` gives the form on 64-bit registers where it is not the low half of the 128-bit one.
 macro_rules! vec_ops {
-    ($($name:ident = |$a:ident, $b:ident, $i:ident| $body:expr $(, mmx $m:expr)?;)*) => {$(
+    ($($name:ident $(: $feature:tt)? = |$a:ident, $b:ident, $i:ident| $body:expr $(, mmx $m:expr)?;)*) => {$(
         #[doc = concat!("The operation of `", stringify!($name), "`.")]
         pub struct $name;
         impl $crate::sse::VecOp for $name {
             const ID: $crate::sse::VecId = $crate::sse::VecId::$name;
             #[allow(unused_variables)]
             #[inline(always)]
-            fn eval($a: u128, $b: u128, $i: u8) -> u128 {
+            fn portable($a: u128, $b: u128, $i: u8) -> u128 {
                 $body
             }
+            $(
+                #[cfg(target_arch = "x86_64")]
+                #[inline(always)]
+                fn eval(a: u128, b: u128, imm: u8) -> u128 {
+                    if !is_x86_feature_detected!($feature) {
+                        return Self::portable(a, b, imm);
+                    }
+                    let (mut v, w) = ($crate::sse::host::vec(a), $crate::sse::host::vec(b));
+                    // SAFETY: the host has the instruction, which reads and writes nothing but these
+                    // registers.
+                    unsafe {
+                        std::arch::asm!(
+                            concat!(stringify!($name), " {v}, {w}"), v = inout(xmm_reg) v, w = in(xmm_reg) w,
+                            options(pure, nomem, nostack, preserves_flags),
+                        )
+                    };
+                    $crate::sse::host::bits(v)
+                }
+            )?
             $(
                 #[allow(unused_variables)]
                 #[inline(always)]
@@ -72,3 +93,35 @@ macro_rules! vec_ops {
     )*};
 }
 pub(super) use vec_ops;
+
+/// The same for operations whose third operand is XMM0: [`super::VecOp3`].
+macro_rules! vec3_ops {
+    ($($name:ident: $feature:tt = |$a:ident, $b:ident, $c:ident| $body:expr;)*) => {$(
+        #[doc = concat!("The operation of `", stringify!($name), "`.")]
+        pub struct $name;
+        impl $crate::sse::VecOp3 for $name {
+            const ID: $crate::sse::VecId = $crate::sse::VecId::$name;
+            #[inline(always)]
+            fn portable($a: u128, $b: u128, $c: u128) -> u128 {
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[inline(always)]
+            fn eval(a: u128, b: u128, c: u128) -> u128 {
+                if !is_x86_feature_detected!($feature) {
+                    return Self::portable(a, b, c);
+                }
+                let (mut v, w) = ($crate::sse::host::vec(a), $crate::sse::host::vec(b));
+                // SAFETY: as in `vec_ops`.
+                unsafe {
+                    std::arch::asm!(
+                        concat!(stringify!($name), " {v}, {w}"), v = inout(xmm_reg) v, w = in(xmm_reg) w,
+                        in("xmm0") $crate::sse::host::vec(c), options(pure, nomem, nostack, preserves_flags),
+                    )
+                };
+                $crate::sse::host::bits(v)
+            }
+        }
+    )*};
+}
+pub(super) use vec3_ops;

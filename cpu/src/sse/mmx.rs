@@ -1,7 +1,9 @@
-//! What is particular to MMX registers: moves, sign masks, element access, transfers to and from XMM registers, EMMS, and the masked stores
-//! MASKMOVQ and MASKMOVDQU. Arithmetic on MMX registers stands with its XMM twin in [`super::int_lanes`] and [`super::shuffle`].
+//! What is particular to MMX registers: moves, sign masks, element access, transfers to and from XMM
+//! registers, EMMS, and the masked stores MASKMOVQ and MASKMOVDQU. Arithmetic on MMX registers stands with
+//! its XMM twin in [`super::int_lanes`] and [`super::shuffle`].
 //!
-//! MMX register n is the significand of the x87 unit's physical register n (SDM volume 1, 9.2; volume 3A, 13.1).
+//! MMX register n is the significand of the x87 unit's physical register n (SDM volume 1, 9.2; volume 3A,
+//! 13.1).
 use super::forms::{Gpr, IntSource, Mem, Mm, form, source_in_memory, target_in_memory};
 use super::int_lanes::Pmovmskb;
 use super::{VecExec, VecToInt};
@@ -162,8 +164,8 @@ fn maskmovdqu<const ADDRESS: u32>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     masked_store::<ADDRESS>(cpu, op, &v.to_le_bytes(), &mask.to_le_bytes())
 }
 
-/// Stores at DS:[rDI] (or the overriding segment) those bytes whose mask byte has its top bit set. With no bit set memory is neither
-/// touched nor checked, which the manual leaves to the implementation.
+/// Stores at DS:[rDI] (or the overriding segment) those bytes whose mask byte has its top bit set. With no
+/// bit set memory is neither touched nor checked, which the manual leaves to the implementation.
 fn masked_store<const ADDRESS: u32>(cpu: &mut Cpu, op: &Op, v: &[u8], mask: &[u8]) -> Result<(), Stop> {
     let chosen = |k: usize| mask[k] & 0x80 != 0;
     let address_mask = u64::MAX >> (64 - ADDRESS);

@@ -1,18 +1,22 @@
-//! SSE, SSE2, SSE3, SSSE3, SSE4.1, SSE4.2, AES-NI, PCLMULQDQ, SHA and MMX in their legacy encodings, with MXCSR.
+//! SSE, SSE2, SSE3, SSSE3, SSE4.1, SSE4.2, AES-NI, PCLMULQDQ, SHA and MMX in their legacy encodings, with
+//! MXCSR.
 //!
-//! An operation is a type: [`VecOp`] for those that only map bits to bits, [`FloatOp`] for those that round and may raise SIMD
-//! floating-point exceptions. How an operation's operands are found (register, aligned memory, scalar memory, MMX register) is a second type,
-//! the *form* ([`forms`]); a form with an operation is a [`crate::Sem`], generic over the engine. Engines implement [`VecExec`]: the
-//! interpreter ([`crate::Cpu`], `Vec = u128`) evaluates an operation in place; a translator matches its `ID` to emit host
-//! instructions, or else emits a call of `eval`.
+//! An operation is a type: [`VecOp`] for those that only map bits to bits, [`FloatOp`] for those that round
+//! and may raise SIMD floating-point exceptions. How an operation's operands are found (register, aligned
+//! memory, scalar memory, MMX register) is a second type, the *form* ([`forms`]); a form with an operation is
+//! a [`crate::Sem`], generic over the engine. Engines implement [`VecExec`]: the interpreter ([`crate::Cpu`],
+//! `Vec = u128`) evaluates an operation in place; a translator matches its `ID` to emit host instructions, or
+//! else emits a call of `eval`.
 //!
 //! * [`moves`], [`int_lanes`], [`shuffle`], [`crypto`]: operations on bits. [`lanes`]: vectors as arrays.
-//! * [`float_arith`], [`float_cmp`], [`convert`]: floating point. [`host`] runs the very instruction on an x86-64 host under the guest's
-//!   MXCSR; [`soft`] is the portable arithmetic, which also serves where the host cannot (unmasked underflow). [`mxcsr`] ends both.
+//! * [`float_arith`], [`float_cmp`], [`convert`]: floating point. [`host`] runs the very instruction on an
+//!   x86-64 host under the guest's MXCSR; [`soft`] is the portable arithmetic, which also serves where the
+//!   host cannot (unmasked underflow). [`mxcsr`] ends both.
 //! * [`string_sse42`], [`mxcsr`]: helpers. [`mmx`]: the 64-bit registers.
 //!
-//! Not here: VEX and EVEX forms (another form over the same operations), SSE4a, 3DNow!; fences, prefetches, CRC32 and POPCNT (integer
-//! instructions); FXSAVE and XSAVE (system). Faults come before any change of state; bits above 127 of a vector register stay.
+//! Not here: VEX and EVEX forms (another form over the same operations), SSE4a, 3DNow!; fences, prefetches,
+//! CRC32 and POPCNT (integer instructions); FXSAVE and XSAVE (system). Faults come before any change of
+//! state; bits above 127 of a vector register stay.
 mod convert;
 mod crypto;
 mod engine;
@@ -47,8 +51,14 @@ pub type VecId = iced_x86::Mnemonic;
 pub trait VecOp: 'static {
     /// Its name, for translators.
     const ID: VecId;
-    /// The result for the destination's old value `a`, source `b`, immediate `imm`. Operations of one source ignore `a`.
-    fn eval(a: u128, b: u128, imm: u8) -> u128;
+    /// The result for the destination's old value `a`, source `b`, immediate `imm`, in portable code.
+    /// Operations of one source ignore `a`.
+    fn portable(a: u128, b: u128, imm: u8) -> u128;
+    /// The same by whatever is quickest on this host.
+    #[inline(always)]
+    fn eval(a: u128, b: u128, imm: u8) -> u128 {
+        Self::portable(a, b, imm)
+    }
     /// The same on MMX registers.
     #[inline(always)]
     fn eval64(a: u64, b: u64, imm: u8) -> u64 {
@@ -60,8 +70,13 @@ pub trait VecOp: 'static {
 pub trait VecOp3: 'static {
     /// Its name, for translators.
     const ID: VecId;
-    /// The result for the destination's old value `a`, source `b` and selector `c`.
-    fn eval(a: u128, b: u128, c: u128) -> u128;
+    /// The result for the destination's old value `a`, source `b` and selector `c`, in portable code.
+    fn portable(a: u128, b: u128, c: u128) -> u128;
+    /// The same by whatever is quickest on this host.
+    #[inline(always)]
+    fn eval(a: u128, b: u128, c: u128) -> u128 {
+        Self::portable(a, b, c)
+    }
 }
 
 /// An operation from a vector to an integer (sign masks).
@@ -80,7 +95,8 @@ pub trait VecFlags: 'static {
     fn eval(a: u128, b: u128) -> u64;
 }
 
-/// A floating-point operation under MXCSR. Operands and result are vectors, or integers or RFLAGS in the low 64 bits, as the form has it.
+/// A floating-point operation under MXCSR. Operands and result are vectors, or integers or RFLAGS in the low
+/// 64 bits, as the form has it.
 pub trait FloatOp: 'static {
     /// Its name, for translators.
     const ID: VecId;
@@ -105,15 +121,18 @@ pub trait VecExec: Exec {
     /// 128 bits.
     type Vec: Copy;
 
-    // ---- state ---------------------------------------------------------------------------------------------------------
+    // ---- state --------------------------------------------------------------------------------------------
 
-    /// #UD if CR0.EM is set or CR4.OSFXSR clear, #NM if CR0.TS is set: what every SSE instruction checks first.
+    /// #UD if CR0.EM is set or CR4.OSFXSR clear, #NM if CR0.TS is set: what every SSE instruction checks
+    /// first.
     fn sse_check(&mut self) -> Result<(), Stop>;
     /// #UD if CR0.EM is set, #NM if CR0.TS is set, then `x87_check`: what every MMX instruction checks first.
     fn mmx_check(&mut self) -> Result<(), Stop>;
-    /// #MF (or FERR#) if an x87 exception is pending (alone: instructions on both register files, after `sse_check`).
+    /// #MF (or FERR#) if an x87 exception is pending (alone: instructions on both register files, after
+    /// `sse_check`).
     fn x87_check(&mut self) -> Result<(), Stop>;
-    /// What every MMX instruction but EMMS does to the x87 unit once it cannot fault: TOP = 0, all registers valid.
+    /// What every MMX instruction but EMMS does to the x87 unit once it cannot fault: TOP = 0, all registers
+    /// valid.
     fn enter_mmx(&mut self);
     /// Reads XMM register `r`.
     fn xmm(&mut self, r: u8) -> Self::Vec;
@@ -128,7 +147,7 @@ pub trait VecExec: Exec {
     /// Stores a 128-bit memory operand.
     fn store_vec(&mut self, op: &Op, v: Self::Vec, aligned: bool) -> Result<(), Stop>;
 
-    // ---- between integers and vectors ------------------------------------------------------------------------------------
+    // ---- between integers and vectors ---------------------------------------------------------------------
 
     /// An integer zero-extended to a vector.
     fn vec_of<W: Width>(&mut self, v: Self::Int) -> Self::Vec;
@@ -137,7 +156,7 @@ pub trait VecExec: Exec {
     /// `v` with lane `n` (a constant, modulo the number of lanes) of width W replaced.
     fn with_lane<W: Width>(&mut self, v: Self::Vec, n: u8, x: Self::Int) -> Self::Vec;
 
-    // ---- operations ----------------------------------------------------------------------------------------------------
+    // ---- operations ---------------------------------------------------------------------------------------
 
     /// Evaluates a vector operation.
     fn vec<O: VecOp>(&mut self, a: Self::Vec, b: Self::Vec, imm: u8) -> Self::Vec;

@@ -1,5 +1,6 @@
-//! Moves: between XMM registers and memory of every size, between XMM and general registers, with and without a temporal hint (the hint is
-//! of no consequence here), and single elements in and out (PEXTR, PINSR, EXTRACTPS).
+//! Moves: between XMM registers and memory of every size, between XMM and general registers, with and without
+//! a temporal hint (the hint is of no consequence here), and single elements in and out (PEXTR, PINSR,
+//! EXTRACTPS).
 use super::forms::{
     Bin, Gpr, IntSource, Load, M128, M128U, Mem, VecSource, Xmm, form, source_in_memory, target_in_memory,
 };
@@ -67,7 +68,8 @@ form! {
     }
 }
 form! {
-    /// Register of width R = element imm8 of width W of xmm, zero-extended. (Bits 32-63 of a register are zeroed by writes of 32 bits.)
+    /// Register of width R = element imm8 of width W of xmm, zero-extended. (Bits 32-63 of a register are
+    /// zeroed by writes of 32 bits.)
     Extract<W: Width, R: Width> |e, op| {
         e.sse_check()?;
         let v = e.xmm(op.src);
@@ -216,7 +218,8 @@ pub(super) fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
     })
 }
 
-/// PINSRB and PINSRW name a 32-bit register of which they take the low part (so that number 4 is ESP, never AH).
+/// PINSRB and PINSRW name a 32-bit register of which they take the low part (so that number 4 is ESP, never
+/// AH).
 fn insert_narrow<E: VecExec, W: Width>(i: &Instruction) -> E::Handler {
     if source_in_memory(i) { E::handler::<Insert<W, Mem<W>>>() } else { E::handler::<Insert<W, Gpr<W32>>>() }
 }

@@ -1,4 +1,5 @@
-//! MXCSR: its loads and stores, and how a floating-point operation's exceptions end up in it or in #XM (SDM volume 1, 10.2.3 and 11.5).
+//! MXCSR: its loads and stores, and how a floating-point operation's exceptions end up in it or in #XM (SDM
+//! volume 1, 10.2.3 and 11.5).
 use super::VecExec;
 use crate::cpu::{Cpu, Stop, vector};
 use crate::op::{Helper, Op};
@@ -25,6 +26,7 @@ pub const FLAGS: u32 = 0x3f;
 /// Denormals are zeros.
 pub const DAZ: u32 = 1 << 6;
 /// All exception masks.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub const MASKS: u32 = 0x3f << 7;
 /// Overflow mask.
 pub const OM: u32 = 1 << 10;
@@ -37,6 +39,7 @@ pub const RC_SHIFT: u32 = 13;
 /// Flush to zero.
 pub const FTZ: u32 = 1 << 15;
 /// Value after reset: all masked, round to nearest.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub const DEFAULT: u32 = 0x1f80;
 /// Exceptions found before computing: if one of these is unmasked there is no result and no other exception.
 const PRE: u32 = IE | DE | ZE;
@@ -70,7 +73,8 @@ fn stmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.store_op::<W32>(op, u64::from(cpu.state.mxcsr))
 }
 
-/// Records the exceptions that an operation found: sticky flags; #XM, or #UD without CR4.OSXMMEXCPT, if one is unmasked.
+/// Records the exceptions that an operation found: sticky flags; #XM, or #UD without CR4.OSXMMEXCPT, if one
+/// is unmasked.
 #[inline(always)]
 pub(super) fn finish(cpu: &mut Cpu, found: u32) -> Result<(), Stop> {
     let unmasked = found & !(cpu.state.mxcsr >> 7) & FLAGS;

@@ -30,6 +30,14 @@ macro_rules! pack_mmx {
     };
 }
 
+/// Lane k of `b` if bit k of the immediate is set, else of `a`.
+macro_rules! blend_by_bits {
+    ($get:ident, $put:ident, $a:expr, $b:expr, $imm:expr) => {{
+        let (a, b) = ($get($a), $get($b));
+        $put(std::array::from_fn(|k| if ($imm >> k) & 1 != 0 { b[k] } else { a[k] }))
+    }};
+}
+
 fn to_i8(x: i16) -> i8 {
     x.clamp(-128, 127) as i8
 }
@@ -53,25 +61,25 @@ fn high(v: u128) -> u64 {
 }
 
 vec_ops! {
-    Punpcklbw = |a, b, i| interleave!(u8s, of_u8s, a, b, 0);
-    Punpcklwd = |a, b, i| interleave!(u16s, of_u16s, a, b, 0);
-    Punpckldq = |a, b, i| interleave!(u32s, of_u32s, a, b, 0);
+    Punpcklbw: "sse2" = |a, b, i| interleave!(u8s, of_u8s, a, b, 0);
+    Punpcklwd: "sse2" = |a, b, i| interleave!(u16s, of_u16s, a, b, 0);
+    Punpckldq: "sse2" = |a, b, i| interleave!(u32s, of_u32s, a, b, 0);
     Punpcklqdq = |a, b, i| interleave!(u64s, of_u64s, a, b, 0);
-    Punpckhbw = |a, b, i| interleave!(u8s, of_u8s, a, b, 8), mmx high(Punpcklbw::eval(a.into(), b.into(), 0));
-    Punpckhwd = |a, b, i| interleave!(u16s, of_u16s, a, b, 4), mmx high(Punpcklwd::eval(a.into(), b.into(), 0));
-    Punpckhdq = |a, b, i| interleave!(u32s, of_u32s, a, b, 2), mmx high(Punpckldq::eval(a.into(), b.into(), 0));
+    Punpckhbw: "sse2" = |a, b, i| interleave!(u8s, of_u8s, a, b, 8), mmx high(Punpcklbw::eval(a.into(), b.into(), 0));
+    Punpckhwd: "sse2" = |a, b, i| interleave!(u16s, of_u16s, a, b, 4), mmx high(Punpcklwd::eval(a.into(), b.into(), 0));
+    Punpckhdq: "sse2" = |a, b, i| interleave!(u32s, of_u32s, a, b, 2), mmx high(Punpckldq::eval(a.into(), b.into(), 0));
     Punpckhqdq = |a, b, i| interleave!(u64s, of_u64s, a, b, 1);
-    Unpcklps = |a, b, i| interleave!(u32s, of_u32s, a, b, 0);
-    Unpckhps = |a, b, i| interleave!(u32s, of_u32s, a, b, 2);
+    Unpcklps: "sse2" = |a, b, i| interleave!(u32s, of_u32s, a, b, 0);
+    Unpckhps: "sse2" = |a, b, i| interleave!(u32s, of_u32s, a, b, 2);
     Unpcklpd = |a, b, i| interleave!(u64s, of_u64s, a, b, 0);
     Unpckhpd = |a, b, i| interleave!(u64s, of_u64s, a, b, 1);
 
-    Packsswb = |a, b, i| pack!(i16s, of_i8s, a, b, to_i8), mmx pack_mmx!(i16s, of_i8s, a, b, to_i8);
-    Packuswb = |a, b, i| pack!(i16s, of_u8s, a, b, to_u8), mmx pack_mmx!(i16s, of_u8s, a, b, to_u8);
-    Packssdw = |a, b, i| pack!(i32s, of_i16s, a, b, to_i16), mmx pack_mmx!(i32s, of_i16s, a, b, to_i16);
-    Packusdw = |a, b, i| pack!(i32s, of_u16s, a, b, to_u16);
+    Packsswb: "sse2" = |a, b, i| pack!(i16s, of_i8s, a, b, to_i8), mmx pack_mmx!(i16s, of_i8s, a, b, to_i8);
+    Packuswb: "sse2" = |a, b, i| pack!(i16s, of_u8s, a, b, to_u8), mmx pack_mmx!(i16s, of_u8s, a, b, to_u8);
+    Packssdw: "sse2" = |a, b, i| pack!(i32s, of_i16s, a, b, to_i16), mmx pack_mmx!(i32s, of_i16s, a, b, to_i16);
+    Packusdw: "sse4.1" = |a, b, i| pack!(i32s, of_u16s, a, b, to_u16);
 
-    Pshufb = |a, b, i| {
+    Pshufb: "ssse3" = |a, b, i| {
         let a = u8s(a);
         each_u8(b, |n| if n & 0x80 != 0 { 0 } else { a[usize::from(n & 15)] })
     }, mmx {
@@ -108,26 +116,26 @@ vec_ops! {
     };
 
     Movddup = |a, b, i| { let x = b as u64; of_u64s([x, x]) };
-    Movshdup = |a, b, i| { let b = u32s(b); of_u32s([b[1], b[1], b[3], b[3]]) };
-    Movsldup = |a, b, i| { let b = u32s(b); of_u32s([b[0], b[0], b[2], b[2]]) };
+    Movshdup: "sse3" = |a, b, i| { let b = u32s(b); of_u32s([b[1], b[1], b[3], b[3]]) };
+    Movsldup: "sse3" = |a, b, i| { let b = u32s(b); of_u32s([b[0], b[0], b[2], b[2]]) };
 
-    Blendps = |a, b, i| { let (a, b) = (u32s(a), u32s(b)); of_u32s(std::array::from_fn(|k| if i >> k & 1 != 0 { b[k] } else { a[k] })) };
-    Blendpd = |a, b, i| { let (a, b) = (u64s(a), u64s(b)); of_u64s(std::array::from_fn(|k| if i >> k & 1 != 0 { b[k] } else { a[k] })) };
-    Pblendw = |a, b, i| { let (a, b) = (u16s(a), u16s(b)); of_u16s(std::array::from_fn(|k| if i >> k & 1 != 0 { b[k] } else { a[k] })) };
+    Blendps = |a, b, i| blend_by_bits!(u32s, of_u32s, a, b, i);
+    Blendpd = |a, b, i| blend_by_bits!(u64s, of_u64s, a, b, i);
+    Pblendw = |a, b, i| blend_by_bits!(u16s, of_u16s, a, b, i);
     Insertps = |a, b, i| inserted(a, u32s(b)[usize::from(i >> 6)], i);
 
-    Pmovsxbw = |a, b, i| of_i16s(std::array::from_fn(|k| i8s(b)[k].into()));
-    Pmovsxbd = |a, b, i| of_i32s(std::array::from_fn(|k| i8s(b)[k].into()));
-    Pmovsxbq = |a, b, i| of_i64s(std::array::from_fn(|k| i8s(b)[k].into()));
-    Pmovsxwd = |a, b, i| of_i32s(std::array::from_fn(|k| i16s(b)[k].into()));
-    Pmovsxwq = |a, b, i| of_i64s(std::array::from_fn(|k| i16s(b)[k].into()));
-    Pmovsxdq = |a, b, i| of_i64s(std::array::from_fn(|k| i32s(b)[k].into()));
-    Pmovzxbw = |a, b, i| of_u16s(std::array::from_fn(|k| u8s(b)[k].into()));
-    Pmovzxbd = |a, b, i| of_u32s(std::array::from_fn(|k| u8s(b)[k].into()));
-    Pmovzxbq = |a, b, i| of_u64s(std::array::from_fn(|k| u8s(b)[k].into()));
-    Pmovzxwd = |a, b, i| of_u32s(std::array::from_fn(|k| u16s(b)[k].into()));
-    Pmovzxwq = |a, b, i| of_u64s(std::array::from_fn(|k| u16s(b)[k].into()));
-    Pmovzxdq = |a, b, i| of_u64s(std::array::from_fn(|k| u32s(b)[k].into()));
+    Pmovsxbw: "sse4.1" = |a, b, i| of_i16s(std::array::from_fn(|k| i8s(b)[k].into()));
+    Pmovsxbd: "sse4.1" = |a, b, i| of_i32s(std::array::from_fn(|k| i8s(b)[k].into()));
+    Pmovsxbq: "sse4.1" = |a, b, i| of_i64s(std::array::from_fn(|k| i8s(b)[k].into()));
+    Pmovsxwd: "sse4.1" = |a, b, i| of_i32s(std::array::from_fn(|k| i16s(b)[k].into()));
+    Pmovsxwq: "sse4.1" = |a, b, i| of_i64s(std::array::from_fn(|k| i16s(b)[k].into()));
+    Pmovsxdq: "sse4.1" = |a, b, i| of_i64s(std::array::from_fn(|k| i32s(b)[k].into()));
+    Pmovzxbw: "sse4.1" = |a, b, i| of_u16s(std::array::from_fn(|k| u8s(b)[k].into()));
+    Pmovzxbd: "sse4.1" = |a, b, i| of_u32s(std::array::from_fn(|k| u8s(b)[k].into()));
+    Pmovzxbq: "sse4.1" = |a, b, i| of_u64s(std::array::from_fn(|k| u8s(b)[k].into()));
+    Pmovzxwd: "sse4.1" = |a, b, i| of_u32s(std::array::from_fn(|k| u16s(b)[k].into()));
+    Pmovzxwq: "sse4.1" = |a, b, i| of_u64s(std::array::from_fn(|k| u16s(b)[k].into()));
+    Pmovzxdq: "sse4.1" = |a, b, i| of_u64s(std::array::from_fn(|k| u32s(b)[k].into()));
 }
 
 /// `a` with `x` put where bits 4-5 of the immediate say, and zeros where bits 0-3 say.
@@ -143,29 +151,23 @@ pub struct InsertpsMem;
 impl VecOp for InsertpsMem {
     const ID: VecId = VecId::Insertps;
     #[inline(always)]
-    fn eval(a: u128, b: u128, imm: u8) -> u128 {
+    fn portable(a: u128, b: u128, imm: u8) -> u128 {
         inserted(a, b as u32, imm)
     }
 }
 
-/// Declares a blend by the top bits of the selector's lanes.
+/// `b` where the selector's lane of the given type has its top bit set, else `a`.
 macro_rules! blend {
-    ($name:ident, $signed:ident, $put:ident, $shift:literal) => {
-        #[doc = concat!("The operation of `", stringify!($name), "`.")]
-        pub struct $name;
-        impl VecOp3 for $name {
-            const ID: VecId = VecId::$name;
-            #[inline(always)]
-            fn eval(a: u128, b: u128, c: u128) -> u128 {
-                let c = $put($signed(c).map(|x| x >> $shift));
-                a & !c | b & c
-            }
-        }
-    };
+    ($get:ident, $put:ident, $shift:literal, $a:expr, $b:expr, $c:expr) => {{
+        let chosen = $put($get($c).map(|x| x >> $shift));
+        ($a & !chosen) | ($b & chosen)
+    }};
 }
-blend!(Pblendvb, i8s, of_i8s, 7);
-blend!(Blendvps, i32s, of_i32s, 31);
-blend!(Blendvpd, i64s, of_i64s, 63);
+vec3_ops! {
+    Pblendvb: "sse4.1" = |a, b, c| blend!(i8s, of_i8s, 7, a, b, c);
+    Blendvps: "sse4.1" = |a, b, c| blend!(i32s, of_i32s, 31, a, b, c);
+    Blendvpd: "sse4.1" = |a, b, c| blend!(i64s, of_i64s, 63, a, b, c);
+}
 
 /// Handlers of this module's instructions.
 pub(super) fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {

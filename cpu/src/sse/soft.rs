@@ -1,9 +1,11 @@
-//! Portable IEEE 754 binary32 and binary64 arithmetic as SSE does it: rounding by MXCSR.RC, DAZ, FTZ, denormal-operand exception, tininess
-//! detected after rounding, and x86's choice of NaN (the first operand that is a NaN, made quiet; else the negative default NaN).
+//! Portable IEEE 754 binary32 and binary64 arithmetic as SSE does it: rounding by MXCSR.RC, DAZ, FTZ,
+//! denormal-operand exception, tininess detected after rounding, and x86's choice of NaN (the first operand
+//! that is a NaN, made quiet; else the negative default NaN).
 //!
-//! A finite number is `sig * 2^exp` in integers; each operation computes its result exactly, or with a sticky lowest bit, and
-//! [`round`] does the rest. It is the arithmetic of hosts other than x86-64, and on those of underflow and overflow that are not
-//! masked: their flags depend on the result as it would be with an exponent of any size, which a host does not tell without a trap.
+//! A finite number is `sig * 2^exp` in integers; each operation computes its result exactly, or with a sticky
+//! lowest bit, and [`round`] does the rest. It is the arithmetic of hosts other than x86-64, and on those of
+//! underflow and overflow that are not masked: their flags depend on the result as it would be with an
+//! exponent of any size, which a host does not tell without a trap.
 use super::lanes::{LOW32, LOW64, of_u32s, of_u64s, u32s, u64s};
 use super::mxcsr::{DAZ, DE, FTZ, IE, OE, OM, PE, RC, RC_SHIFT, UE, UM, ZE};
 
@@ -20,7 +22,8 @@ pub struct Env {
 }
 
 impl Env {
-    /// The environment that `mxcsr` asks for. FTZ works only while underflow is masked (SDM volume 1, 10.2.3.3).
+    /// The environment that `mxcsr` asks for. FTZ works only while underflow is masked (SDM volume 1,
+    /// 10.2.3.3).
     pub fn new(mxcsr: u32) -> Self {
         let underflow_masked = mxcsr & UM != 0;
         Self {
@@ -182,7 +185,8 @@ fn nan2<F: Format>(a: u64, b: u64, env: &mut Env) -> Option<u64> {
     if is_nan::<F>(a) { Some(a | F::QUIET) } else { is_nan::<F>(b).then_some(b | F::QUIET) }
 }
 
-/// Whether a magnitude is rounded up: `rest` is what is cut off, `half` its half-way value, `odd` the lowest bit kept.
+/// Whether a magnitude is rounded up: `rest` is what is cut off, `half` its half-way value, `odd` the lowest
+/// bit kept.
 fn rounds_up(rc: u8, negative: bool, odd: bool, rest: u128, half: u128) -> bool {
     match rc {
         0 => rest > half || rest == half && odd,
@@ -201,7 +205,8 @@ fn shift_sticky(v: u128, n: u32) -> u128 {
     }
 }
 
-/// Rounds `sig * 2^exp` (`sig` not zero, its lowest bit possibly sticky if it has more than 60 bits) to the format.
+/// Rounds `sig * 2^exp` (`sig` not zero, its lowest bit possibly sticky if it has more than 60 bits) to the
+/// format.
 fn round<F: Format>(negative: bool, sig: u128, exp: i32, env: &mut Env) -> u64 {
     let up = sig.leading_zeros();
     let sig = sig << up;
@@ -230,7 +235,8 @@ fn round<F: Format>(negative: bool, sig: u128, exp: i32, env: &mut Env) -> u64 {
         env.flags |= match (env.underflow_masked, lossy, inexact) {
             (true, true, _) => UE | PE,
             (true, false, _) => 0,
-            // Unmasked, every tiny result underflows, and it is inexact only if more than the range is lacking.
+            // Unmasked, every tiny result underflows, and it is inexact only if more than the range is
+            // lacking.
             (false, _, true) => UE | PE,
             (false, _, false) => UE,
         };
@@ -335,7 +341,8 @@ pub fn div<F: Format>(a: u64, b: u64, env: &mut Env) -> u64 {
     }
     match (x.kind, y.kind) {
         (Kind::Finite { sig: xs, exp: xe }, Kind::Finite { sig: ys, exp: ye }) => {
-            // With the dividend's top bit at 127 and a divisor of at most 53 bits the quotient has at least 74.
+            // With the dividend's top bit at 127 and a divisor of at most 53 bits the quotient has at least
+            // 74.
             let up = u128::from(xs).leading_zeros();
             let (n, d) = (u128::from(xs) << up, u128::from(ys));
             round::<F>(negative, (n / d) | u128::from(n % d != 0), xe - up as i32 - ye, env)
@@ -466,7 +473,8 @@ fn integral(negative: bool, sig: u64, exp: i32, rc: u8) -> Option<(u64, bool)> {
     Some((kept as u64 + u64::from(up), rest != 0))
 }
 
-/// Converts to a signed integer of `bits` bits: out of range, infinity and NaN give the most negative one and are invalid.
+/// Converts to a signed integer of `bits` bits: out of range, infinity and NaN give the most negative one and
+/// are invalid.
 pub fn to_int<F: Format>(x: u64, bits: u32, rc: u8, env: &mut Env) -> u64 {
     let indefinite = 1 << (bits - 1);
     let x = daz::<F>(x, env);
@@ -487,8 +495,8 @@ pub fn to_int<F: Format>(x: u64, bits: u32, rc: u8, env: &mut Env) -> u64 {
     v & (u64::MAX >> (64 - bits))
 }
 
-/// Rounds to an integral number (ROUNDPS and its kin): immediate bits 0-1 are the rounding mode unless bit 2 takes it from MXCSR; bit 3
-/// suppresses the precision exception.
+/// Rounds to an integral number (ROUNDPS and its kin): immediate bits 0-1 are the rounding mode unless bit 2
+/// takes it from MXCSR; bit 3 suppresses the precision exception.
 pub fn round_int<F: Format>(x: u64, imm: u8, env: &mut Env) -> u64 {
     let x = daz::<F>(x, env);
     if let Some(n) = nan1::<F>(x, env) {
@@ -514,7 +522,6 @@ pub fn round_int<F: Format>(x: u64, imm: u8, env: &mut Env) -> u64 {
 }
 
 /// RCP: the reciprocal to 12 bits, with no exceptions. Denormals count as zero and tiny results become zero.
-#[cfg_attr(target_arch = "x86_64", allow(dead_code))]
 pub fn rcp(x: u32) -> u32 {
     let sign = x & 0x8000_0000;
     let x64 = u64::from(x);
@@ -533,7 +540,6 @@ pub fn rcp(x: u32) -> u32 {
 }
 
 /// RSQRT: the reciprocal of the square root to 12 bits, with no exceptions.
-#[cfg_attr(target_arch = "x86_64", allow(dead_code))]
 pub fn rsqrt(x: u32) -> u32 {
     let sign = x & 0x8000_0000;
     let x64 = u64::from(x);

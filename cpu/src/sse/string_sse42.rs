@@ -1,7 +1,8 @@
 //! PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM (SDM volume 1, 12.11; volume 2, 4.1).
 //!
-//! Immediate: bit 0 words (else bytes), bit 1 signed, bits 2-3 aggregation (equal any, ranges, equal each, equal ordered), bits 4-5 polarity
-//! (bit 4 negates, with bit 5 only the valid elements), bit 6 the last (else first) index, or a mask expanded to elements.
+//! Immediate: bit 0 words (else bytes), bit 1 signed, bits 2-3 aggregation (equal any, ranges, equal each,
+//! equal ordered), bits 4-5 polarity (bit 4 negates, with bit 5 only the valid elements), bit 6 the last
+//! (else first) index, or a mask expanded to elements.
 use super::VecExec;
 use super::lanes::{i8s, i16s, u8s, u16s};
 use crate::cpu::{Cpu, Stop};
@@ -71,7 +72,8 @@ fn compare(a: u128, la: usize, b: u128, lb: usize, imm: u8) -> Outcome {
         1 => j < lb && (0..la / 2).any(|k| x[2 * k] <= y[j] && y[j] <= x[2 * k + 1]),
         // Two elements beyond the ends are equal.
         2 => (j < la) == (j < lb) && (j >= la || x[j] == y[j]),
-        // An element beyond the end of the first matches anything; beyond the end of the vector there is nothing to compare with.
+        // An element beyond the end of the first matches anything; beyond the end of the vector there is
+        // nothing to compare with.
         _ => (0..la.min(count - j)).all(|k| j + k < lb && x[k] == y[j + k]),
     };
     let res1 = (0..count).filter(|&j| holds(j)).fold(0u32, |r, j| r | 1 << j);

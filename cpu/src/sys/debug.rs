@@ -6,6 +6,7 @@ use crate::op::{Helper, Op};
 use crate::state::cr4;
 use crate::width::W64;
 use iced_x86::{Code, Instruction};
+use mynah_mmu::PAGE_SIZE;
 
 /// DR6: a MOV DR was met while DR7.GD was set.
 pub const DR6_BD: u64 = 1 << 13;
@@ -71,6 +72,12 @@ impl Cpu {
         self.debug_hits |= self.matches(kinds, lin, len);
     }
 
+    /// Whether a data breakpoint lies on this page: its accesses must not go fast.
+    #[inline]
+    pub(crate) fn watches_page(&self, page: u64) -> bool {
+        self.debug_armed() && self.matches(&[Wait::Write, Wait::Access], page, PAGE_SIZE) != 0
+    }
+
     /// Notes the I/O breakpoints (CR4.DE) that a port access meets.
     pub fn io_breakpoint(&mut self, port: u16, size: u32) {
         if self.state.cr4 & cr4::DE != 0 && self.debug_armed() {
@@ -93,10 +100,13 @@ impl Cpu {
 /// The register that `n` means: DR4 and DR5 are DR6 and DR7, or do not exist with CR4.DE.
 fn resolve(cpu: &mut Cpu, n: u8) -> Result<usize, Stop> {
     let n = usize::from(n);
-    if n > 7 || n & !1 == 4 && cpu.state.cr4 & cr4::DE != 0 {
+    if n > 7 {
         return Err(cpu.ud());
     }
     ring0(cpu)?;
+    if n & !1 == 4 && cpu.state.cr4 & cr4::DE != 0 {
+        return Err(cpu.ud());
+    }
     if cpu.state.dr[7] & DR7_GD != 0 {
         cpu.state.dr[6] |= DR6_BD;
         return Err(cpu.raise(vector::DB));

@@ -108,6 +108,10 @@ fn sysenter(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
 }
 
 fn sysexit<const N: u64>(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
+    // The privilege is looked at before the mode in which the vendor does not have it.
+    if cpu.state.cpl != 0 && cpu.model.has(Feature::SEP) {
+        return Err(cpu.gp(0));
+    }
     sysenter_exists(cpu)?;
     let s = &cpu.state;
     let base = s.msr.sysenter_cs as u16;

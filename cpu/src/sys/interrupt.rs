@@ -393,6 +393,7 @@ fn software(cpu: &mut Cpu, vector: u8, kind: EventKind) -> Result<(), Stop> {
     let next = cpu.next_ip;
     let ip = cpu.try_deliver(&Event { vector, kind, error: None }, next)?;
     cpu.set_next_ip(ip);
+    cpu.untraced = true;
     Ok(())
 }
 

@@ -37,6 +37,11 @@ impl Cpu {
 }
 
 fn iret(cpu: &mut Cpu, width: u64) -> Result<(), Stop> {
+    // NMIs are unblocked even if the instruction faults (SDM volume 3A, 6.7.1).
+    if cpu.state.nmi_blocked {
+        cpu.state.nmi_blocked = false;
+        cpu.sync_events();
+    }
     let r = if cpu.state.is_real() {
         iret_real(cpu, width)
     } else if cpu.state.is_v86() {
@@ -45,7 +50,6 @@ fn iret(cpu: &mut Cpu, width: u64) -> Result<(), Stop> {
         iret_protected(cpu, width)
     };
     r?;
-    cpu.state.nmi_blocked = false;
     cpu.sync_mode();
     Ok(())
 }

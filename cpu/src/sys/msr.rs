@@ -324,7 +324,7 @@ impl Cpu {
             m::MC0_CTL..=m::MC9_MISC => {
                 let n = (index - m::MC0_CTL) as usize;
                 // STATUS, ADDR and MISC can only be cleared (AMD: unless HWCR.McStatusWrEn); CTL enables all or nothing.
-                let free = n % 4 == 0 || s.hwcr >> 18 & 1 != 0;
+                let free = n.is_multiple_of(4) || s.hwcr >> 18 & 1 != 0;
                 want(v == 0 || free)?;
                 s.mc[(n / 4).min(9)][n % 4] = v;
             }

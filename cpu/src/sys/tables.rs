@@ -227,7 +227,7 @@ fn lar(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         known && visible(cpu, *d, sel)
     });
     if let Some(d) = found {
-        set_result(cpu, op, d.0 >> 32 & 0x00f0_ff00);
+        set_result(cpu, op, d.0 >> 32 & 0x00ff_ff00);
     }
     set_zf(cpu, found.is_some());
     Ok(())

@@ -21,6 +21,9 @@ const COMPACTED: u64 = 1 << 63;
 /// What MXCSR_MASK says: all bits but the upper half.
 const MXCSR_MASK: u32 = 0xffff;
 
+/// Room for the largest component.
+const LARGEST: usize = 256;
+
 /// The legacy region, 512 bytes.
 type Legacy = [u8; 512];
 
@@ -272,10 +275,10 @@ fn save(cpu: &mut Cpu, op: &Op, form: Form, supervisor: bool, wide: bool) -> Res
         }
     }
     for c in COMPONENTS.iter().filter(|c| saved >> c.bit & 1 != 0) {
-        let mut area = [0; 64];
+        let mut area = [0; LARGEST];
         cpu.put_component(c, &mut area);
         let at = lin.wrapping_add(place(c, compacted));
-        cpu.store_bytes(at, &area[..c.size as usize & 63], op.seg)?;
+        cpu.store_bytes(at, &area[..(c.size as usize).min(LARGEST)], op.seg)?;
     }
     cpu.store_bytes(lin.wrapping_add(512), &header[..header_len], op.seg)
 }
@@ -307,12 +310,12 @@ fn restore(cpu: &mut Cpu, op: &Op, supervisor: bool, wide: bool) -> Result<(), S
     // All memory is read, and MXCSR checked, before anything changes.
     let mut b = [0; 512];
     cpu.load_bytes(lin, &mut b, op.seg)?;
-    let mut areas = [[0u8; 64]; COMPONENTS.len()];
+    let mut areas = [[0u8; LARGEST]; COMPONENTS.len()];
     for (c, area) in COMPONENTS.iter().zip(areas.iter_mut()) {
         if loaded >> c.bit & 1 != 0 {
             let at = place(c, compacted);
             let lin = cpu.operand_at(op, at, u64::from(c.size), false)?;
-            cpu.load_bytes(lin, &mut area[..c.size as usize & 63], op.seg)?;
+            cpu.load_bytes(lin, &mut area[..(c.size as usize).min(LARGEST)], op.seg)?;
         }
     }
     let from_memory = if compact { loaded & SSE != 0 } else { rfbm & (SSE | AVX) != 0 };

@@ -1,5 +1,5 @@
-//! Add, subtract, multiply, divide in all their forms; and what works on ST(0) or on ST(0) and ST(1) without a table of polynomials.
-use super::engine::{self, Binary};
+//! Add, subtract, multiply, divide in all their forms; and what works on ST(0) or on ST(0) and ST(1) without
+//! a table of polynomials.
 use super::soft::convert::{from_f32, from_f64, from_int};
 use super::soft::{Count, INDEFINITE, Out, Wide2, basic, is_number};
 use super::word::*;
@@ -11,15 +11,17 @@ use crate::width::{W16, W32, W64};
 
 type Done = Result<(), Stop>;
 
-/// [`Binary`] as a const parameter: the encoding's own order (modrm bits 3-5; 2 and 3 are the comparisons).
-const fn operation(n: u8) -> Binary {
-    match n {
-        0 => Binary::Add,
-        1 => Binary::Mul,
-        4 => Binary::Sub,
-        5 => Binary::SubR,
-        6 => Binary::Div,
-        _ => Binary::DivR,
+/// `a op b`; OP counts as the encoding does (ModR/M bits 3-5; 2 and 3 are the comparisons): 0 a + b, 1 a x b,
+/// 4 a - b, 5 b - a, 6 a / b, 7 b / a.
+#[inline(always)]
+fn compute<const OP: u8>(cw: u16, a: F80, b: F80) -> Out {
+    match OP {
+        0 => basic::add(cw, a, b),
+        1 => basic::mul(cw, a, b),
+        4 => basic::sub(cw, a, b),
+        5 => basic::sub(cw, b, a),
+        6 => basic::div(cw, a, b),
+        _ => basic::div(cw, b, a),
     }
 }
 
@@ -32,7 +34,7 @@ fn registers<const OP: u8>(f: &mut Fpu, d: u8, s: u8) -> bool {
             true
         };
     }
-    let o = engine::binary(operation(OP), f.cw, f.sw, f.st(d), f.st(s));
+    let o = compute::<OP>(f.cw, f.st(d), f.st(s));
     f.post(o.sw) && {
         let p = f.phys(d);
         f.r[p] = o.v;
@@ -72,7 +74,7 @@ fn memory<const OP: u8>(f: &mut Fpu, (b, denormal): (F80, bool)) {
         return;
     }
     let a = f.st(0);
-    let mut o = engine::binary(operation(OP), f.cw, f.sw, a, b);
+    let mut o = compute::<OP>(f.cw, a, b);
     if denormal {
         o = with_denormal(f.cw, a, o);
     }
@@ -127,7 +129,8 @@ pub fn m32int<const OP: u8>(cpu: &mut Cpu, op: &Op) -> Done {
     Ok(())
 }
 
-// ---- operations on ST(0) -------------------------------------------------------------------------------------------
+// ---- operations on ST(0)
+// -------------------------------------------------------------------------------------------
 
 /// FCHS and FABS: the sign bit of whatever is in ST(0).
 #[inline(always)]
@@ -238,7 +241,7 @@ pub(super) fn pushing(cpu: &mut Cpu, op: &Op, sets: Sets, compute: fn(u16, F80) 
 
 /// FSQRT.
 pub fn fsqrt(cpu: &mut Cpu, op: &Op) -> Done {
-    unary(cpu, op, Sets::C1, |f, a| engine::sqrt(f.cw, f.sw, a))
+    unary(cpu, op, Sets::C1, |f, a| basic::sqrt(f.cw, a))
 }
 /// FRNDINT.
 pub fn frndint(cpu: &mut Cpu, op: &Op) -> Done {
@@ -263,7 +266,8 @@ pub fn fscale(cpu: &mut Cpu, op: &Op) -> Done {
     }
     Ok(())
 }
-/// FPREM (`NEAREST` false), FPREM1. C0 and C3 stay as they are where nothing is reduced: NaNs, unmasked exceptions.
+/// FPREM (`NEAREST` false), FPREM1. C0 and C3 stay as they are where nothing is reduced: NaNs, unmasked
+/// exceptions.
 pub fn fprem<const NEAREST: bool>(cpu: &mut Cpu, op: &Op) -> Done {
     enter(cpu, op)?;
     let f = &mut cpu.state.fpu;

@@ -88,8 +88,8 @@ pub fn ftst(cpu: &mut Cpu, op: &Op) -> Done {
     Ok(())
 }
 
-/// FCOMI, FCOMIP, FUCOMI, FUCOMIP: to EFLAGS, where OF, SF and AF become zero. On AMD's chips C1 stays as it is (but after a stack fault),
-/// and EFLAGS are written under an unmasked exception too.
+/// FCOMI, FCOMIP, FUCOMI, FUCOMIP: to EFLAGS, where OF, SF and AF become zero. On AMD's chips C1 stays as it
+/// is (but after a stack fault), and EFLAGS are written under an unmasked exception too.
 pub fn fcomi<const QUIET: bool, const POP: bool>(cpu: &mut Cpu, op: &Op) -> Done {
     enter(cpu, op)?;
     let intel = is_intel(cpu);

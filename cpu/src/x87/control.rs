@@ -1,4 +1,5 @@
-//! Control: the words, the stack pointer, WAIT. None of these counts as "the last instruction" for FIP, FDP and FOP.
+//! Control: the words, the stack pointer, WAIT. None of these counts as "the last instruction" for FIP, FDP
+//! and FOP.
 use super::word::*;
 use super::{check, check_no_wait, pending, settle};
 use crate::cpu::{Cpu, Stop, vector};

@@ -1,4 +1,5 @@
-//! FLDENV, FSTENV, FRSTOR, FSAVE: the environment in its four formats (SDM volume 1, figures 8-9 to 8-12), with the registers behind it.
+//! FLDENV, FSTENV, FRSTOR, FSAVE: the environment in its four formats (SDM volume 1, figures 8-9 to 8-12),
+//! with the registers behind it.
 //!
 //! | bytes | 16-bit protected | 16-bit real, VM86 | 32-bit protected | 32-bit real, VM86 |
 //! | --- | --- | --- | --- | --- |

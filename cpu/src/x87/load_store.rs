@@ -10,9 +10,11 @@ use crate::width::{W16, W32, W64};
 
 type Done = Result<(), Stop>;
 
-// ---- loads ---------------------------------------------------------------------------------------------------------
+// ---- loads
+// ---------------------------------------------------------------------------------------------------------
 
-/// What loading a single or double that was widened exactly to `v` gives: SNaNs become quiet with IE, denormals raise DE.
+/// What loading a single or double that was widened exactly to `v` gives: SNaNs become quiet with IE,
+/// denormals raise DE.
 #[inline(always)]
 fn loaded((v, denormal): (F80, bool)) -> Out {
     if denormal {
@@ -170,10 +172,12 @@ pub fn fldln2(cpu: &mut Cpu, op: &Op) -> Done {
     constant(cpu, op, 0x3ffe, 0xb172_17f7_d1cf_79ac, 0xb172_17f7_d1cf_79ab, 0xb172_17f7_d1cf_79ac)
 }
 
-// ---- stores --------------------------------------------------------------------------------------------------------
+// ---- stores
+// --------------------------------------------------------------------------------------------------------
 
-/// Stores ST(0) as `convert` makes it, with the status bits that go with it; `indefinite` if ST(0) is empty. Nothing is stored or popped when an
-/// unmasked exception other than PE comes up (a destination in memory gets no wrapped exponents). A page fault changes nothing.
+/// Stores ST(0) as `convert` makes it, with the status bits that go with it; `indefinite` if ST(0) is empty.
+/// Nothing is stored or popped when an unmasked exception other than PE comes up (a destination in memory
+/// gets no wrapped exponents). A page fault changes nothing.
 #[inline(always)]
 fn store<T>(
     cpu: &mut Cpu,
@@ -289,7 +293,8 @@ pub fn fstpnce(cpu: &mut Cpu, op: &Op) -> Done {
     Ok(())
 }
 
-// ---- moves between registers ---------------------------------------------------------------------------------------
+// ---- moves between registers
+// ---------------------------------------------------------------------------------------
 
 /// FXCH.
 pub fn fxch(cpu: &mut Cpu, op: &Op) -> Done {

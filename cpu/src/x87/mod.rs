@@ -1,18 +1,23 @@
 //! The x87 FPU: every instruction as a helper.
 //!
-//! * [`stack`]: registers, tags, TOP, and what raised exceptions do. [`word`]: bits of the status and control words.
-//! * [`load_store`], [`arith`], [`transcendental`], [`compare`], [`control`], [`env`]: the instructions by group.
-//! * [`engine`] picks the arithmetic: [`host`] (x86-64 hosts: the host's own unit) or [`soft`] (portable, exact to the bit, exceptions and all).
+//! * [`stack`]: registers, tags, TOP, and what raised exceptions do. [`word`]: bits of the status and control
+//!   words.
+//! * [`load_store`], [`arith`], [`transcendental`], [`compare`], [`control`], [`env`]: the instructions by
+//!   group.
+//! * [`soft`]: the arithmetic, portable and exact to the bit, exceptions and all. [`engine`] picks the
+//!   elementary functions: [`host`]'s on an x86-64 host, [`soft`]'s elsewhere.
 //!
-//! An instruction that waits first raises what is pending: #NM (CR0.EM, CR0.TS), then #MF. With CR0.NE clear the PC/AT's way is taken instead of
-//! #MF: FERR# goes to the board, which raises IRQ 13, and the vCPU stays at the instruction, taking interrupts, until the board's IGNNE# lets it
-//! pass (SDM volume 1, 8.7.2).
+//! An instruction that waits first raises what is pending: #NM (CR0.EM, CR0.TS), then #MF. With CR0.NE clear
+//! the PC/AT's way is taken instead: FERR# goes to the board, which raises IRQ 13, and the vCPU stays at the
+//! instruction, taking interrupts, until the board's IGNNE# lets it pass (SDM volume 1, 8.7.2).
 //!
-//! FIP, FCS, FDP, FDS and FOP follow every non-control instruction (as without the CPUID bits "FDP_EXCPTN_ONLY"; AMD's FXSAVE, which
-//! stores them only while an exception is pending, is FXSAVE's business). An instruction without memory operand leaves FDP and FDS. In the
-//! 64-bit formats of FXSAVE the two are whole. FOP comes with the decoded instruction, see [`note_opcode`].
+//! FIP, FCS, FDP, FDS and FOP follow every non-control instruction (as without the CPUID bits
+//! "FDP_EXCPTN_ONLY"; AMD's FXSAVE, which stores them only while an exception is pending, is FXSAVE's
+//! business). An instruction without memory operand leaves FDP and FDS. In the 64-bit formats of FXSAVE the
+//! two are whole. FOP comes with the decoded instruction, see [`note_opcode`].
 //!
-//! Elementary functions differ in the last place between hosts, as they do between makers of the real chip; all else is the same everywhere.
+//! Elementary functions differ in the last place between hosts, as they do between makers of the real chip;
+//! all else is the same everywhere.
 
 pub mod arith;
 pub mod compare;
@@ -35,8 +40,9 @@ use crate::state::{cr0, seg};
 use iced_x86::Code;
 use word::ES;
 
-/// Puts the opcode of an x87 instruction (low 3 bits of its first byte, then the ModR/M byte: what FOP holds) into `op.imm`, which these
-/// instructions do not use otherwise. `bytes` starts with the instruction's prefixes.
+/// Puts the opcode of an x87 instruction (low 3 bits of its first byte, then the ModR/M byte: what FOP holds)
+/// into `op.imm`, which these instructions do not use otherwise. `bytes` starts with the instruction's
+/// prefixes.
 pub fn note_opcode(op: &mut Op, bytes: &[u8]) {
     if !(Code::Fadd_m32fp as u16..=Code::Fcomip_st0_sti as u16).contains(&op.code) {
         return;
@@ -66,7 +72,8 @@ fn check_no_wait(cpu: &mut Cpu) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Whether the model is Intel's: makers differ in a few corners that manuals leave open, or that AMD's chips do otherwise than Intel's manual says.
+/// Whether the model is Intel's: makers differ in a few corners that manuals leave open, or that AMD's chips
+/// do otherwise than Intel's manual says.
 fn is_intel(cpu: &Cpu) -> bool {
     cpu.model.vendor == crate::model::Vendor::Intel
 }
@@ -102,7 +109,8 @@ fn blocked(cpu: &mut Cpu) -> Result<(), Stop> {
     pending(cpu)
 }
 
-/// Raises #MF, or asserts FERR#, if an unmasked exception is pending. What WAIT, x87 and MMX instructions do after their #NM check.
+/// Raises #MF, or asserts FERR#, if an unmasked exception is pending. What WAIT, x87 and MMX instructions do
+/// after their #NM check.
 pub fn pending(cpu: &mut Cpu) -> Result<(), Stop> {
     if cpu.state.fpu.sw & ES == 0 {
         return Ok(());
@@ -117,7 +125,8 @@ pub fn pending(cpu: &mut Cpu) -> Result<(), Stop> {
     if cpu.board.ignne() { Ok(()) } else { Err(Stop::Again) }
 }
 
-/// Takes FERR# back if no exception is pending any more: call it after anything that clears or replaces the status word.
+/// Takes FERR# back if no exception is pending any more: call it after anything that clears or replaces the
+/// status word.
 pub fn settle(cpu: &mut Cpu) {
     if cpu.ferr && cpu.state.fpu.sw & ES == 0 {
         cpu.ferr = false;

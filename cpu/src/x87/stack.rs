@@ -60,7 +60,8 @@ impl Fpu {
         let pending = self.sw & !self.cw & EXCEPTIONS != 0;
         self.sw = self.sw & !(ES | B) | if pending { ES | B } else { 0 };
     }
-    /// The full tag word: 00 valid, 01 zero, 10 special, 11 empty for each physical register (SDM volume 1, 8.1.7).
+    /// The full tag word: 00 valid, 01 zero, 10 special, 11 empty for each physical register (SDM volume 1,
+    /// 8.1.7).
     pub fn tag_word(&self) -> u16 {
         (0..8).fold(0, |w, p| {
             let x = self.r[p];
@@ -87,9 +88,11 @@ impl Fpu {
         (self.fop, self.fip, self.fdp, self.fcs, self.fds) = (0, 0, 0, 0, 0);
     }
 
-    // ---- exceptions ----------------------------------------------------------------------------------------------------
+    // ---- exceptions
+    // ----------------------------------------------------------------------------------------------------
 
-    /// Raises the exceptions in `sw` and sets C1 from it. True if the destination is to be written: no unmasked IE, DE or ZE among them.
+    /// Raises the exceptions in `sw` and sets C1 from it. True if the destination is to be written: no
+    /// unmasked IE, DE or ZE among them.
     #[inline(always)]
     pub fn post(&mut self, sw: u16) -> bool {
         self.post_cc(sw, C1)

@@ -1,4 +1,5 @@
-//! Logarithm, power and trigonometry. The functions are the host's own on x86-64, [`super::soft::elementary`] elsewhere.
+//! Logarithm, power and trigonometry. The functions are the host's own on x86-64, [`super::soft::elementary`]
+//! elsewhere.
 use super::arith::{Sets, binary_pop, pushing, unary};
 use super::engine;
 use crate::cpu::{Cpu, Stop};

@@ -1,4 +1,5 @@
-//! Bits of the status and control words (SDM volume 1, 8.1.3 and 8.1.5). Exceptions have the same places in both.
+//! Bits of the status and control words (SDM volume 1, 8.1.3 and 8.1.5). Exceptions have the same places in
+//! both.
 #![allow(missing_docs)]
 
 /// Invalid operation.

@@ -1,8 +1,10 @@
-//! Multiboot 1 and 2: kernels that carry a header near their start and are entered in flat 32-bit protected mode.
+//! Multiboot 1 and 2: kernels that carry a header near their start and are entered in flat 32-bit protected
+//! mode.
 //!
-//! Both versions load the image by the same two ways, which stand here: by the load addresses in the multiboot header (the "a.out
-//! kludge") or as ELF; and both take modules, page aligned, above the kernel. Missing on purpose: video mode setting (the kernel
-//! finds no framebuffer), BIOS boot device, APM and VBE data, EFI entries.
+//! Both versions load the image by the same two ways, which stand here: by the load addresses in the
+//! multiboot header (the "a.out kludge") or as ELF; and both take modules, page aligned, above the kernel.
+//! Missing on purpose: video mode setting (the kernel finds no framebuffer), BIOS boot device, APM and VBE
+//! data, EFI entries.
 //!
 //! Source: Multiboot Specification 0.6.96 and 2.0.
 pub mod v1;
@@ -155,8 +157,14 @@ fn place_sections(
     })
 }
 
-fn check_cmdline(len: usize) -> Result<(), Reason> {
-    if len > CMDLINE_MAX { Err(Reason::CmdlineTooLong { len, max: CMDLINE_MAX }) } else { Ok(()) }
+/// The command line with the kernel's name as its first word. Kernels (Xen) expect it of every loader but
+/// GRUB 2.
+fn cmdline(req: &LoadRequest<'_>) -> Result<String, Reason> {
+    let line = format!("{} {}", req.kernel_name, req.cmdline);
+    if line.len() > CMDLINE_MAX {
+        return Err(Reason::CmdlineTooLong { len: line.len(), max: CMDLINE_MAX });
+    }
+    Ok(line)
 }
 
 /// KiB of conventional memory, and of RAM from 1 MiB to the first hole.

@@ -1,5 +1,5 @@
 //! Multiboot 1 (Multiboot Specification 0.6.96).
-use super::{LoadAddresses, basic_memory, check_cmdline, check_entry, load_elf, modules_of};
+use super::{LoadAddresses, basic_memory, check_entry, load_elf, modules_of};
 use crate::detect::LoadRequest;
 use crate::elf::ElfImage;
 use crate::entry::{Entry, reg};
@@ -59,8 +59,7 @@ pub(crate) fn load(mem: &dyn GuestMemory, tables: &Tables, req: &LoadRequest<'_>
     if flags & WANTS_VIDEO != 0 {
         tracing::warn!(kernel = req.kernel_name, "the kernel asks for a video mode; it is started in none");
     }
-    let cmdline = format!("{} {}", req.kernel_name, req.cmdline);
-    check_cmdline(cmdline.len())?;
+    let cmdline = super::cmdline(req)?;
 
     let mut places = Places::new(&tables.e820);
     let (loaded, entry) = if flags & HAS_ADDRESSES != 0 {

@@ -1,6 +1,6 @@
 //! Multiboot 2 (Multiboot2 Specification version 2.0): a header and an information structure made of tags.
-use super::{LoadAddresses, Loaded, basic_memory, check_cmdline, check_entry, load_elf, modules_of};
-use crate::detect::LoadRequest;
+use super::{LoadAddresses, Loaded, basic_memory, check_entry, load_elf, modules_of};
+use crate::detect::{LoadRequest, Module};
 use crate::elf::ElfImage;
 use crate::entry::{Entry, reg};
 use crate::error::Reason;
@@ -196,7 +196,7 @@ pub(crate) fn load(mem: &dyn GuestMemory, tables: &Tables, req: &LoadRequest<'_>
     let file = req.kernel;
     let at = find_header(file).ok_or(Reason::Unknown)?;
     let header = Header::parse(file, at)?;
-    check_cmdline(req.cmdline.len())?;
+    let cmdline = super::cmdline(req)?;
     let mut places = Places::new(&tables.e820);
     let loaded = match header.addresses {
         Some(a) => a.load(mem, &mut places, file, at)?,
@@ -214,7 +214,7 @@ pub(crate) fn load(mem: &dyn GuestMemory, tables: &Tables, req: &LoadRequest<'_>
     let entry = loaded.entry.or(header.entry.map(u64::from));
     let entry =
         check_entry(&loaded, entry.ok_or_else(|| bad("it has an address tag but no entry address tag"))?)?;
-    let info_at = write_info(mem, &mut places, tables, req, &header, &loaded)?;
+    let info_at = write_info(mem, &mut places, tables, (&cmdline, &modules_of(req)), &header, &loaded)?;
 
     let mut e = Entry::protected32(mem, &mut places, entry)?;
     e.gpr[reg::RAX] = LOADED_MAGIC;
@@ -226,14 +226,14 @@ fn write_info(
     mem: &dyn GuestMemory,
     places: &mut Places,
     tables: &Tables,
-    req: &LoadRequest<'_>,
+    (cmdline, modules): (&str, &[Module<'_>]),
     header: &Header,
     loaded: &Loaded<'_>,
 ) -> Result<u64, Reason> {
-    let modules = super::place_modules(mem, places, &modules_of(req), loaded.end)?;
+    let modules = super::place_modules(mem, places, modules, loaded.end)?;
     let sections = super::place_sections(mem, places, loaded.elf.as_ref(), loaded.end);
     let mut i = Info(vec![0; 8]);
-    i.tag(info::CMDLINE, &[req.cmdline.as_bytes(), &[0]]);
+    i.tag(info::CMDLINE, &[cmdline.as_bytes(), &[0]]);
     i.tag(info::LOADER_NAME, &[super::LOADER_NAME.as_bytes(), &[0]]);
     let (lower, upper) = basic_memory(tables);
     i.tag(info::BASIC_MEMINFO, &[&words([lower, upper])]);

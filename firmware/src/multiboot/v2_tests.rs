@@ -1,5 +1,4 @@
 use super::*;
-use crate::detect::Module;
 use crate::error::LoadError;
 use crate::mem::SparseMemory;
 use crate::testing::{Elf64, multiboot2_header, pvh_image, read_u32, read_vec, small_tables};
@@ -43,7 +42,7 @@ fn the_information_has_all_tags() {
     let kinds: Vec<u32> = tags.iter().map(|t| t.0).collect();
     assert_eq!(kinds, [1, 2, 4, 3, 6, 9, 14, 15, 0]);
     let body = |kind: u32| &tags.iter().find(|t| t.0 == kind).unwrap().1;
-    assert_eq!(body(1), b"-v\0");
+    assert_eq!(body(1), b"k -v\0");
     let (start, end) = (body(3).u32_at(0).unwrap(), body(3).u32_at(4).unwrap());
     assert_eq!(read_vec(&mem, start.into(), (end - start) as usize), [7; 9]);
     assert_eq!(&body(3)[8..], b"m1 arg\0");

@@ -1,7 +1,8 @@
 //! The fixed ACPI tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, HPET, WAET.
 //!
-//! The registers they describe are those of a PIIX4 power management function whose firmware has put its I/O base at 0x600, with
-//! general purpose events at 0xAFE0 and the SMI command port at 0xB2, and of the reset control register at 0xCF9.
+//! The registers they describe are those of a PIIX4 power management function whose firmware has put its I/O
+//! base at 0x600, with general purpose events at 0xAFE0 and the SMI command port at 0xB2, and of the reset
+//! control register at 0xCF9.
 //!
 //! Source: ACPI 6.5 chapter 5.2; IA-PC HPET 1.0a 3.2.4; Windows ACPI Emulated Devices Table (WAET) 1.0.
 use super::{Config, GPE0_BASE, HPET_BASE, IOAPIC_BASE, LAPIC_BASE, PM_BASE, SCI_IRQ, SMI_CMD, dsdt};
@@ -46,8 +47,8 @@ fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     t
 }
 
-/// Builds all tables. `place` is asked, once, where they go: it gets the length of all but the FACS and says where they and the FACS
-/// start (below 4 GiB).
+/// Builds all tables. `place` is asked, once, where they go: it gets the length of all but the FACS and says
+/// where they and the FACS start (below 4 GiB).
 pub(super) fn build(
     cfg: &Config,
     below_4g: u64,
@@ -111,7 +112,8 @@ fn facs() -> Vec<u8> {
     f
 }
 
-/// A generic address structure of an I/O port (5.2.3.2): space 1, width in bits, offset 0, access size (1 byte, 2 word, 3 dword).
+/// A generic address structure of an I/O port (5.2.3.2): space 1, width in bits, offset 0, access size (1
+/// byte, 2 word, 3 dword).
 fn gas_io(port: u16, bits: u8, access: u8) -> [u8; 12] {
     let mut g = [0; 12];
     (g[0], g[1], g[3]) = (1, bits, access);
@@ -165,7 +167,8 @@ fn fadt(cfg: &Config, facs: u32, dsdt: u64) -> Vec<u8> {
     table(b"FACP", 3, &body)
 }
 
-/// 5.2.12. Processors first, the boot processor before all others; then the IOAPIC and how ISA interrupts differ from the default.
+/// 5.2.12. Processors first, the boot processor before all others; then the IOAPIC and how ISA interrupts
+/// differ from the default.
 fn madt(cfg: &Config) -> Vec<u8> {
     const ENABLED: u32 = 1;
     const ALL: u32 = u32::MAX;
@@ -207,7 +210,8 @@ fn madt(cfg: &Config) -> Vec<u8> {
     table(b"APIC", 3, &m)
 }
 
-/// IA-PC HPET 3.2.4: the hardware id is the low half of the capabilities register (three comparators, 64-bit counter, legacy routing).
+/// IA-PC HPET 3.2.4: the hardware id is the low half of the capabilities register (three comparators, 64-bit
+/// counter, legacy routing).
 fn hpet() -> Vec<u8> {
     let mut h = Vec::new();
     h.extend(super::HPET_ID.to_le_bytes());

@@ -1,7 +1,8 @@
-//! An assembler for AML, the byte code of DSDTs (ACPI 6.5, chapter 20), and for resource templates (chapter 6.4).
+//! An assembler for AML, the byte code of DSDTs (ACPI 6.5, chapter 20), and for resource templates (chapter
+//! 6.4).
 //!
-//! Containers take a closure that assembles their body, so that nesting in Rust is nesting in AML and package lengths are right by
-//! construction. Covers what the DSDT here uses and no more.
+//! Containers take a closure that assembles their body, so that nesting in Rust is nesting in AML and package
+//! lengths are right by construction. Covers what the DSDT here uses and no more.
 
 /// An operand.
 #[derive(Clone, Copy, Debug)]
@@ -12,8 +13,6 @@ pub enum Term<'a> {
     Name(&'a str),
     /// An argument of the method.
     Arg(u8),
-    /// A local variable.
-    Local(u8),
 }
 
 /// How a field is accessed.
@@ -33,7 +32,8 @@ pub struct Aml {
 }
 
 impl Aml {
-    /// PkgLength (20.2.4): it counts itself; the first byte holds the number of further bytes in its top bits.
+    /// PkgLength (20.2.4): it counts itself; the first byte holds the number of further bytes in its top
+    /// bits.
     fn package(&mut self, op: &[u8], body: impl FnOnce(&mut Aml)) {
         let mut inner = Aml::default();
         body(&mut inner);
@@ -97,7 +97,6 @@ impl Aml {
         match t {
             Term::Int(n) => self.int(n),
             Term::Name(p) => self.path(p),
-            Term::Local(n) => self.byte(0x60 + n),
             Term::Arg(n) => self.byte(0x68 + n),
         }
     }
@@ -186,7 +185,8 @@ impl Aml {
         self
     }
 
-    /// `Method (name, args, ..) {..}`. A serialized method runs in one thread at a time; those that create named objects must be.
+    /// `Method (name, args, ..) {..}`. A serialized method runs in one thread at a time; those that create
+    /// named objects must be.
     pub fn method(
         &mut self,
         name: &str,
@@ -223,11 +223,6 @@ impl Aml {
     /// `destination = source`.
     pub fn store(&mut self, source: Term<'_>, destination: Term<'_>) -> &mut Self {
         self.byte(0x70).term(source).term(destination)
-    }
-
-    /// `destination = a & b`.
-    pub fn and(&mut self, a: Term<'_>, b: Term<'_>, destination: Term<'_>) -> &mut Self {
-        self.byte(0x7b).term(a).term(b).term(destination)
     }
 
     /// `destination = a | b`.
@@ -298,7 +293,8 @@ impl Resources {
         self
     }
 
-    /// A choice of level-triggered, active-high, shared interrupts (6.4.3.6); the first one's number is at offset 5.
+    /// A choice of level-triggered, active-high, shared interrupts (6.4.3.6); the first one's number is at
+    /// offset 5.
     pub fn shared_interrupts(mut self, gsis: &[u32]) -> Self {
         self.bytes.push(0x89);
         self.bytes.extend((2 + 4 * gsis.len() as u16).to_le_bytes());

@@ -1,7 +1,7 @@
 //! The DSDT: the devices of an i440FX + PIIX3 board that an operating system cannot find by itself.
 //!
-//! Missing on purpose: hot plug of PCI devices and CPUs (no GPE has a method), floppy and parallel ports (the board has none),
-//! thermal and battery objects.
+//! Missing on purpose: hot plug of PCI devices and CPUs (no GPE has a method), floppy and parallel ports (the
+//! board has none), thermal and battery objects.
 //!
 //! Source: ACPI 6.5 chapters 5-7; PIIX3 data sheet (290550-002) 2.2 for the PIRQRC registers.
 use super::aml::{Aml, Resources, Space, Term, Window};
@@ -70,7 +70,8 @@ fn host_bridge(a: &mut Aml, cfg: &Config, below_4g: u64) {
         r = r.window(Window::Memory64(first, last));
     }
     a.resources("_CRS", &r);
-    // Pin p of slot s is wired to PIRQ (s + p - 1) mod 4; the PM function in slot 1 signals on the SCI instead.
+    // Pin p of slot s is wired to PIRQ (s + p - 1) mod 4; the PM function in slot 1 signals on the SCI
+    // instead.
     a.name("_PRT", |a| {
         a.elements(4 * 32, |a| {
             for (slot, pin) in (0..32u64).flat_map(|slot| (0..4u64).map(move |pin| (slot, pin))) {

@@ -1,4 +1,5 @@
-//! What an operating system expects a PC's firmware to have left in memory: E820 map, ACPI, SMBIOS, MP table, BIOS data area.
+//! What an operating system expects a PC's firmware to have left in memory: E820 map, ACPI, SMBIOS, MP table,
+//! BIOS data area.
 //!
 //! ```text
 //!   0x00400            BIOS data area: COM ports, EBDA segment, 639 KiB of conventional memory
@@ -7,10 +8,10 @@
 //!   end of low RAM     ACPI tables ("ACPI data"), FACS in the last page ("ACPI NVS")
 //! ```
 //!
-//! The port and MMIO addresses here are the board's fixed ones: the machine maps its devices there. Nothing is read from devices;
-//! what differs between machines is in [`Config`].
+//! The port and MMIO addresses here are the board's fixed ones: the machine maps its devices there. Nothing
+//! is read from devices; what differs between machines is in [`Config`].
 mod acpi;
-pub mod aml;
+mod aml;
 mod dsdt;
 pub mod e820;
 mod mptable;
@@ -45,7 +46,8 @@ pub const IOAPIC_BASE: u32 = 0xfec0_0000;
 pub const IOAPIC_ID: u8 = 0;
 /// The HPET's registers.
 pub const HPET_BASE: u32 = 0xfed0_0000;
-/// Low half of the HPET's capabilities register: vendor 8086h, legacy routing, 64 bits, three comparators, revision 1.
+/// Low half of the HPET's capabilities register: vendor 8086h, legacy routing, 64 bits, three comparators,
+/// revision 1.
 pub const HPET_ID: u32 = 0x8086_a201;
 /// The pvpanic device's port.
 pub const PVPANIC_PORT: u16 = 0x505;
@@ -55,8 +57,8 @@ pub const FW_CFG_PORT: u16 = 0x510;
 pub const COM_PORTS: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 /// ISA interrupts that are level triggered and active high: the SCI and those that PCI is routed to.
 pub const LEVEL_IRQS: [u8; 4] = [5, 9, 10, 11];
-/// The interrupts to which PIRQA-D must be routed (PIIX3 configuration registers 60h-63h) before a guest starts that does not route
-/// them itself; the MP table says so.
+/// The interrupts to which PIRQA-D must be routed (PIIX3 configuration registers 60h-63h) before a guest
+/// starts that does not route them itself; the MP table says so.
 pub const PIRQ_ROUTES: [u8; 4] = [10, 10, 11, 11];
 /// The extended BIOS data area, where conventional memory ends.
 pub const EBDA: u64 = 0x9_fc00;

@@ -1,7 +1,7 @@
 //! The MultiProcessor Specification's tables, for guests that use IOAPICs and do not read ACPI.
 //!
-//! Consistent with the MADT and with the routes in [`super::PIRQ_ROUTES`]. Processors whose APIC id needs x2APIC are left out: the
-//! format has eight bits for it.
+//! Consistent with the MADT and with the routes in [`super::PIRQ_ROUTES`]. Processors whose APIC id needs
+//! x2APIC are left out: the format has eight bits for it.
 //!
 //! Source: Intel MultiProcessor Specification 1.4, chapter 4.
 use super::acpi::fix_checksum;

@@ -8,8 +8,9 @@ use super::{Config, MANUFACTURER, PRODUCT};
 
 /// A structure that holds "see the 64-bit field" in its old 32-bit one.
 const SEE_EXTENDED: u32 = u32::MAX;
-/// Linux turns features on by this date (ACPI at 2001, the ACPI alarm instead of the HPET's at 2015, other PCI window rules at 2023);
-/// this one, which other emulated PCs have, means a board with everything here and nothing newer.
+/// Linux turns features on by this date (ACPI at 2001, the ACPI alarm instead of the HPET's at 2015, other
+/// PCI window rules at 2023); this one, which other emulated PCs have, means a board with everything here and
+/// nothing newer.
 const RELEASE_DATE: &str = "04/01/2014";
 /// No structure has this handle.
 const NO_HANDLE: u16 = 0xffff;

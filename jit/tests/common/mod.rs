@@ -24,7 +24,7 @@ pub const FS_BASE: u64 = 0x12000;
 struct Bare;
 impl Board for Bare {
     fn port_read(&self, port: u16, size: u8) -> u32 {
-        u32::from(port) * 0x101 & (u64::MAX >> (64 - 8 * u32::from(size))) as u32
+        (u32::from(port) * 0x101) & (u64::MAX >> (64 - 8 * u32::from(size))) as u32
     }
     fn port_write(&self, _: u16, _: u8, _: u32) {}
     fn acknowledge(&self) -> Option<u8> {

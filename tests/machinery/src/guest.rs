@@ -28,7 +28,9 @@ pub struct Guest {
     next_low: u32,
     next_sel: u16,
     qemu_expected: Option<(String, &'static str)>,
-    strict_stack: bool,
+    qemu_lines: Vec<(&'static str, &'static str, &'static str)>,
+    qemu_ext: bool,
+    stacks: bool,
 }
 
 impl Default for Guest {
@@ -50,7 +52,9 @@ impl Guest {
             next_low: LOW_CODE,
             next_sel: FREE,
             qemu_expected: None,
-            strict_stack: false,
+            qemu_lines: Vec::new(),
+            qemu_ext: false,
+            stacks: false,
         };
         let gdt = [
             (CODE0, flat(access::CODE, size::P32)),
@@ -220,6 +224,13 @@ impl Guest {
         self.add(p)
     }
 
+    /// Adds a 32-bit program in low memory (whose offsets fit 16 bits); its address.
+    pub fn low32(&mut self, f: impl FnOnce(&mut Prog)) -> u32 {
+        let mut p = Prog::new(32, self.next_low);
+        f(&mut p);
+        self.add(p)
+    }
+
     /// Where a name stands.
     pub fn addr(&self, name: &str) -> u32 {
         let found = self.names.iter().find(|(_, n)| *n == name);
@@ -266,7 +277,7 @@ impl Guest {
         asm!(p; cli; cld; lgdt fword_ptr(DESCRIPTORS); lidt fword_ptr(DESCRIPTORS + 8); mov eax, u32::from(DATA0);
             mov ds, ax; mov es, ax; mov ss, ax; mov fs, ax; mov gs, ax; mov esp, STACK_MAIN;
             mov esi, LOW_COPY; xor edi, edi; mov ecx, LOW_SIZE / 4);
-        asm!(p; rep);
+        p.rep();
         asm!(p; movsd; mov al, 0xff; out 0x21, al; out 0xa1, al);
         let (tables, long) = match main {
             Main::Protected => (None, false),
@@ -310,42 +321,95 @@ impl Guest {
         self.qemu_expected = Some((log.to_owned(), reason));
     }
 
-    /// Has each exception's line tell the handler's stack.
-    pub fn show_stacks(&mut self) {
-        self.strict_stack = true;
+    /// QEMU writes what is expected but for lines: each pair is a line of the manual's log and QEMU's line instead (or several, or none).
+    pub fn qemu_differs(&mut self, lines: &[(&'static str, &'static str)], reason: &'static str) {
+        self.qemu_lines.extend(lines.iter().map(|(a, b)| (*a, *b, reason)));
     }
 
-    /// Runs the guest in Mynah and in QEMU; panics if a log differs from what is expected.
+    /// QEMU (TCG) never sets the EXT bit of an error code: the manual's log is compared without it.
+    pub fn qemu_clears_ext(&mut self) {
+        self.qemu_ext = true;
+    }
+
+    /// Has each exception's line tell the handler's stack.
+    pub fn show_stacks(&mut self) {
+        self.stacks = true;
+    }
+
+    /// Runs the guest in Mynah and in QEMU; panics if a log differs from what is expected. With `MYNAH_LOGS=directory` in the environment the
+    /// logs are written there, too.
     pub fn check(&self, expected: &str) {
+        self.compare(expected, true);
+    }
+
+    /// Runs the guest in Mynah alone, because QEMU (TCG) does not do this at all.
+    pub fn check_manual(&self, expected: &str, reason: &str) {
+        eprintln!("{}: compared with the manual only: {reason}", test_name());
+        self.compare(expected, false);
+    }
+
+    fn compare(&self, expected: &str, in_qemu: bool) {
         let expected = tidy(expected);
         let mut wrong = Vec::new();
         for (how, stepwise) in [("Mynah, in blocks", false), ("Mynah, step by step", true)] {
-            let got = self.decode(&machine::run(&self.image, stepwise));
+            let got = self.decode(&machine::run(&self.image, stepwise), true);
+            keep(if stepwise { "steps" } else { "blocks" }, &got);
             if got != expected {
                 wrong.push(log::difference(how, &expected, &got));
             }
         }
-        let name = std::thread::current().name().unwrap_or("guest").replace("::", "-");
-        match qemu::run(&name, &self.image) {
-            None => eprintln!("{name}: QEMU not installed: compared with the manual only"),
-            Some(raw) => {
-                let got = self.decode(&raw);
-                let (want, why) = match &self.qemu_expected {
-                    Some((log, why)) => (tidy(log), format!("QEMU (deviates: {why})")),
-                    None => (expected.clone(), "QEMU".to_owned()),
-                };
-                if got != want {
-                    wrong.push(log::difference(&why, &want, &got));
-                }
+        let raw = if in_qemu { qemu::run(&test_name(), &self.image) } else { None };
+        if let Some(raw) = raw {
+            let got = self.decode(&raw, false);
+            keep("qemu", &got);
+            let (want, why) = match &self.qemu_expected {
+                Some((log, why)) => (tidy(log), format!("QEMU (deviates: {why})")),
+                None => self.qemu_lines(&expected),
+            };
+            if got != want {
+                wrong.push(log::difference(&why, &want, &got));
             }
+        } else if in_qemu {
+            eprintln!("{}: QEMU not installed: compared with the manual only", test_name());
         }
         if !wrong.is_empty() {
             panic!("{}", wrong.join("\n"));
         }
     }
 
-    fn decode(&self, raw: &str) -> String {
-        log::decode(raw, &self.names, self.strict_stack)
+    /// The log expected of QEMU, and the reasons for what differs.
+    fn qemu_lines(&self, expected: &str) -> (String, String) {
+        let mut why: Vec<&str> = self.qemu_lines.iter().map(|(_, _, r)| *r).collect();
+        why.dedup();
+        for (line, _, _) in &self.qemu_lines {
+            assert!(expected.lines().any(|l| l == *line), "no line {line:?} to differ from");
+        }
+        if self.qemu_ext {
+            why.insert(0, "no EXT in error codes");
+        }
+        let why = if why.is_empty() { "QEMU".to_owned() } else { format!("QEMU (deviates: {})", why.join("; ")) };
+        let line = |l: &str| match self.qemu_lines.iter().find(|(m, _, _)| *m == l) {
+            Some((_, q, _)) => tidy(q),
+            None if self.qemu_ext => format!("{}\n", log::without_ext(l)),
+            None => format!("{l}\n"),
+        };
+        (expected.lines().map(line).collect(), why)
+    }
+
+    fn decode(&self, raw: &str, rf: bool) -> String {
+        log::decode(raw, &self.names, log::Style { stacks: self.stacks, rf })
+    }
+}
+
+fn test_name() -> String {
+    std::thread::current().name().unwrap_or("guest").replace("::", "-")
+}
+
+/// Writes a log to the directory that `MYNAH_LOGS` names.
+fn keep(kind: &str, log: &str) {
+    if let Some(dir) = std::env::var_os("MYNAH_LOGS") {
+        let file = std::path::Path::new(&dir).join(format!("{}.{kind}", test_name()));
+        std::fs::write(file, log).expect("writing a log to MYNAH_LOGS");
     }
 }
 

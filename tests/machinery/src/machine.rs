@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 
 /// Instructions after which a guest counts as lost.
 const LIMIT: u64 = 20_000_000;
+/// A longer log is that of a lost guest, too.
+const MAX_LOG: usize = 256 << 10;
 const RAM: u64 = 32 << 20;
 
 struct Pins(Arc<Events>);
@@ -50,7 +52,15 @@ impl Board for TestBoard {
     }
     fn port_write(&self, port: u16, _: u8, value: u32) {
         match u32::from(port) {
-            LOG_PORT => self.log.lock().expect("the log").push(value as u8),
+            LOG_PORT => {
+                let mut log = self.log.lock().expect("the log");
+                if log.len() < MAX_LOG {
+                    log.push(value as u8);
+                } else {
+                    self.exited.store(true, Ordering::Relaxed);
+                    self.events.raise(EV_KICK);
+                }
+            }
             EXIT_PORT => {
                 self.exited.store(true, Ordering::Relaxed);
                 self.events.raise(EV_KICK);

@@ -5,6 +5,9 @@ use crate::stubs::{HEX32, HEX64, put};
 use iced_x86::BlockEncoderOptions;
 use iced_x86::code_asm::*;
 
+/// The first of the immediates that stand for labels: a number that no test has for its own.
+const FIXUP: i32 = 0x7e5a_b000;
+
 /// Instructions at a fixed address.
 pub struct Prog {
     /// The assembler.
@@ -15,6 +18,10 @@ pub struct Prog {
     /// What IP is at `base`: differs in 16-bit code whose segment does not start at 0.
     origin: u32,
     names: Vec<(String, CodeLabel)>,
+    /// Immediates that stand for labels until all is assembled.
+    fixups: Vec<CodeLabel>,
+    /// Labels as they were before they were placed (a copy of one does not learn its place), and after.
+    placed: Vec<(CodeLabel, CodeLabel)>,
     count: u32,
 }
 
@@ -37,12 +44,14 @@ impl Prog {
     /// As `new`, with IP `origin` at the program's start.
     pub fn with_origin(bits: u32, base: u32, origin: u32) -> Self {
         let a = CodeAssembler::new(bits).expect("bits");
-        Self { a, bits, base, origin, names: Vec::new(), count: 0 }
+        Self { a, bits, base, origin, names: Vec::new(), fixups: Vec::new(), placed: Vec::new(), count: 0 }
     }
 
     /// Sets a label here. More than one may stand at a place.
     pub fn place(&mut self, label: &mut CodeLabel) {
+        let unplaced = *label;
         self.a.set_label(label).expect("label");
+        self.placed.push((unplaced, *label));
         self.a.zero_bytes().expect("label");
     }
 
@@ -51,6 +60,12 @@ impl Prog {
         let mut l = self.a.create_label();
         self.place(&mut l);
         self.names.push((name.to_owned(), l));
+    }
+
+    /// A label's address as a 32-bit immediate operand.
+    pub fn address(&mut self, label: CodeLabel) -> i32 {
+        self.fixups.push(label);
+        FIXUP + self.fixups.len() as i32 - 1
     }
 
     /// Prints text (registers and flags stay).
@@ -76,28 +91,72 @@ impl Prog {
         self.print("\n");
     }
 
-    /// Prints `name=` and a register, in hexadecimal (registers and flags stay). In 16-bit code it needs a stack of 16 bytes and no more.
+    /// Prints `name=` and a register, in hexadecimal (registers and flags stay).
     pub fn show(&mut self, name: &str, reg: AsmRegister32) {
-        self.print("=");
-        self.print(name);
-        match self.bits {
-            64 => {
-                let reg64 = iced_x86::Register::from(reg).full_register();
-                let reg64 = gpr64::get_gpr64(reg64).expect("a general register");
-                asm!(self; push rax; mov rax, reg64; call u64::from(HEX64); pop rax);
+        self.show_all(name, &[reg]);
+    }
+
+    /// Prints `name=` and registers, in hexadecimal (registers and flags stay; a stack pointer is shown as it is before).
+    pub fn show_all(&mut self, name: &str, regs: &[AsmRegister32]) {
+        self.print(&format!("={name} "));
+        for reg in regs.iter().copied() {
+            match self.bits {
+                64 => {
+                    let full = gpr64::get_gpr64(iced_x86::Register::from(reg).full_register());
+                    let full = full.expect("a general register");
+                    asm!(self; push rax; mov rax, full);
+                    if reg == esp {
+                        asm!(self; add rax, 8);
+                    }
+                    asm!(self; call u64::from(HEX64); pop rax);
+                }
+                32 => {
+                    asm!(self; push eax; mov eax, reg);
+                    if reg == esp {
+                        asm!(self; lea eax, dword_ptr(eax + 4));
+                    }
+                    asm!(self; call u64::from(HEX32); pop eax);
+                }
+                _ => self.show16(reg),
             }
-            32 => asm!(self; push eax; mov eax, reg; call u64::from(HEX32); pop eax),
-            _ => self.show16(reg),
         }
         self.print("\n");
     }
 
     /// As `show`, all 64 bits (64-bit code).
     pub fn show64(&mut self, name: &str, reg: AsmRegister64) {
-        self.print("=");
-        self.print(name);
+        self.print(&format!("%{name} "));
         asm!(self; push rax; push reg; mov eax, dword_ptr(rsp + 4); call u64::from(HEX64); mov eax, dword_ptr(rsp);
             call u64::from(HEX64); pop rax; pop rax);
+        self.print("\n");
+    }
+
+    /// Prints CS, SS, DS, ES, FS and GS.
+    pub fn show_segments(&mut self) {
+        self.print("=cs ss ds es fs gs ");
+        for s in [cs, ss, ds, es, fs, gs] {
+            match self.bits {
+                64 => asm!(self; push rax; mov eax, s; call u64::from(HEX64); pop rax),
+                32 => asm!(self; push eax; mov eax, s; call u64::from(HEX32); pop eax),
+                _ => {
+                    asm!(self; push eax; xor eax, eax; mov ax, s);
+                    self.show16(eax);
+                    asm!(self; pop eax);
+                }
+            }
+        }
+        self.print("\n");
+    }
+
+    /// Prints `count` doublewords from the top of the stack upwards.
+    pub fn show_stack(&mut self, name: &str, count: i32) {
+        self.print(&format!("={name} "));
+        for n in 0..count {
+            match self.bits {
+                64 => asm!(self; push rax; mov rax, qword_ptr(rsp + 8 + 8 * n); call u64::from(HEX64); pop rax),
+                _ => asm!(self; push eax; mov eax, dword_ptr(esp + 4 + 4 * n); call u64::from(HEX32); pop eax),
+            }
+        }
         self.print("\n");
     }
 
@@ -131,10 +190,11 @@ impl Prog {
 
     /// Has the handler go on at `after` with the stack as it is now (32- and 64-bit code; registers and flags stay).
     pub fn recover_at(&mut self, after: CodeLabel) {
+        let after = self.address(after);
         if self.bits == 64 {
-            asm!(self; push rax; lea rax, ptr(after); mov qword_ptr(RECOVER), rax; pop rax; mov qword_ptr(RECOVER_SP), rsp);
+            asm!(self; mov qword_ptr(RECOVER), after; mov qword_ptr(RECOVER_SP), rsp);
         } else {
-            asm!(self; push eax; lea eax, ptr(after); mov dword_ptr(RECOVER), eax; pop eax; mov dword_ptr(RECOVER_SP), esp);
+            asm!(self; mov dword_ptr(RECOVER), after; mov dword_ptr(RECOVER_SP), esp);
         }
     }
 
@@ -163,11 +223,12 @@ impl Prog {
         let stack = STACKS[level] as i32;
         let bits = self.bits;
         self.guarded(|p| {
+            let at = p.address(start);
             if bits == 64 {
                 let code = if level == 0 { CODE64 } else { CODE64_3 };
-                asm!(p; push i32::from(data); push stack; pushfq; push i32::from(code); lea rax, ptr(start); push rax; iretq);
+                asm!(p; push i32::from(data); push stack; pushfq; push i32::from(code); push at; iretq);
             } else {
-                asm!(p; push i32::from(data); push stack; pushfd; push i32::from(code); lea eax, ptr(start); push eax;
+                asm!(p; push i32::from(data); push stack; pushfd; push i32::from(code); push at;
                     mov eax, u32::from(data); mov ds, ax; mov es, ax; iretd);
             }
             p.place(&mut start);
@@ -181,19 +242,33 @@ impl Prog {
         self.ring(3, f);
     }
 
+    /// Names the next instruction and runs what `f` assembles at `level`: what `attempt` is at level 0.
+    pub fn attempt_at(&mut self, level: usize, name: &str, f: impl FnOnce(&mut Prog)) {
+        self.ring(level, |p| {
+            p.name(name);
+            f(p);
+            p.say(&format!("{name} ok"));
+        });
+    }
+
     /// Ends a program at any level.
     pub fn quit(&mut self) {
         asm!(self; int i32::from(QUIT));
     }
 
-    /// Enters virtual-8086 mode at `cs:ip` with `flags` (VM is added), all data segments `ds`, and stack `ss:sp`.
-    pub fn v86(&mut self, cs: u32, ip: u32, flags: u32, ds: u32, ss: u32, sp: u32) {
+    /// Enters virtual-8086 mode at segment `code`, offset `at`, with `flags` (VM is added), all data segments `data`, and stack `stack.0:stack.1`.
+    pub fn v86(&mut self, code: u32, at: u32, flags: u32, data: u32, stack: (u32, u32)) {
         self.guarded(|p| {
-            for v in [ds, ds, ds, ds, ss, sp, flags | 1 << 17 | 2, cs, ip] {
+            for v in [data, data, data, data, stack.0, stack.1, flags | 1 << 17 | 2, code, at] {
                 asm!(p; push v as i32);
             }
             asm!(p; iretd);
         });
+    }
+
+    /// A REP prefix for the next instruction.
+    pub fn rep(&mut self) {
+        let _ = self.a.rep();
     }
 
     /// Adds `bits` to the flags register (32-bit code).
@@ -240,7 +315,14 @@ impl Prog {
         asm!(self; nop);
         let options = BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
         let r = self.a.assemble_options(u64::from(self.origin), options).expect("assembling a program");
-        let bytes = r.inner.code_buffer.clone();
+        let mut bytes = r.inner.code_buffer.clone();
+        for (n, label) in self.fixups.iter().enumerate() {
+            let mark = (FIXUP + n as i32).to_le_bytes();
+            let at = bytes.windows(4).position(|w| w == mark).expect("an immediate");
+            let label = self.placed.iter().find(|(before, _)| before == label).map_or(label, |(_, l)| l);
+            let ip = r.label_ip(label).expect("a label") as u32;
+            bytes[at..at + 4].copy_from_slice(&ip.to_le_bytes());
+        }
         let names = self.names.iter().map(|(n, l)| {
             let ip = r.label_ip(l).expect("a label") as u32;
             (n.clone(), ip - self.origin + self.base)

@@ -4,7 +4,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// After this a guest counts as lost.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A longer log is that of a lost guest, too.
+const MAX_LOG: u64 = 256 << 10;
 
 /// Runs an image; its log, and a last line if it did not end by isa-debug-exit. `None` if there is no QEMU, or `MYNAH_NO_QEMU` is set.
 pub fn run(name: &str, image: &[u8]) -> Option<String> {
@@ -43,7 +46,7 @@ fn run_in(dir: &std::path::Path, image: &[u8]) -> Option<String> {
             Some(status) if status.code() == Some(1) => break String::new(),
             Some(status) if status.code() == Some(0) => break "shutdown\n".to_owned(),
             Some(status) => break format!("QEMU ended with {status}\n"),
-            None if start.elapsed() > PATIENCE => {
+            None if start.elapsed() > PATIENCE || log.metadata().is_ok_and(|m| m.len() > MAX_LOG) => {
                 child.kill().and_then(|()| child.wait()).expect("ending QEMU");
                 break "lost\n".to_owned();
             }

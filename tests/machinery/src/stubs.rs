@@ -3,7 +3,7 @@
 //! The record is a line of hexadecimal fields; `E` from protected mode, `L` from 64-bit mode:
 //! vector, error code, EIP, CS, EFLAGS, then the handler's own EFLAGS, CS, SS and ESP (at the frame), the interrupted ESP and SS (if the
 //! level changed), CR2, DR6. After it the handler returns (vectors of [`crate::layout::RESUME`], and 32 up), or takes the flat segments of
-//! level 0 and goes where [`crate::layout::RECOVER`] says.
+//! level 0 (general registers stay) and goes where [`crate::layout::RECOVER`] says.
 use crate::asm;
 use crate::layout::*;
 use crate::prog::Prog;
@@ -118,13 +118,17 @@ pub fn protected() -> Prog {
     asm!(p; pop es; pop ds; popad; add esp, 12; iretd);
     p.place(&mut quit);
     p.place(&mut recover);
-    asm!(p; mov eax, u32::from(DATA0); mov ss, ax; mov esp, dword_ptr(RECOVER_SP); mov ds, ax; mov es, ax; mov fs, ax; mov gs, ax);
+    // The interrupted program's general registers stay, but for the stack pointer.
+    asm!(p; mov eax, at(36); mov dword_ptr(RECOVER + 0x40), eax; mov edi, at(8); mov esi, at(12); mov ebx, at(24); mov edx, at(28);
+        mov ecx, at(32); mov ebp, at(16); mov eax, u32::from(DATA0); mov ss, ax; mov esp, dword_ptr(RECOVER_SP);
+        mov ds, ax; mov es, ax; mov fs, ax; mov gs, ax);
     let mut known = p.a.create_label();
     asm!(p; cmp dword_ptr(RECOVER), 0; jne known);
     p.say("no way on");
     p.exit();
     p.place(&mut known);
-    asm!(p; mov eax, dword_ptr(RECOVER); mov dword_ptr(RECOVER + 8), eax; mov dword_ptr(RECOVER), 0; jmp fword_ptr(RECOVER + 8));
+    asm!(p; push dword_ptr(RECOVER); pop dword_ptr(RECOVER + 8); mov dword_ptr(RECOVER), 0; mov eax, dword_ptr(RECOVER + 0x40);
+        jmp fword_ptr(RECOVER + 8));
     program
 }
 
@@ -163,12 +167,13 @@ pub fn long() -> Prog {
     asm!(p; pop rax; pop rcx; pop rbp; add rsp, 24; iretq);
     p.place(&mut quit);
     p.place(&mut recover);
-    asm!(p; mov eax, u32::from(DATA0); mov ss, ax; mov rsp, qword_ptr(RECOVER_SP); mov ds, ax; mov es, ax);
+    asm!(p; pop rax; mov qword_ptr(RECOVER + 0x40), rax; pop rcx; pop rbp; mov eax, u32::from(DATA0); mov ss, ax; mov rsp, qword_ptr(RECOVER_SP);
+        mov ds, ax; mov es, ax);
     let mut known = p.a.create_label();
-    asm!(p; mov rcx, qword_ptr(RECOVER); test rcx, rcx; jne known);
+    asm!(p; mov rax, qword_ptr(RECOVER); test rax, rax; jne known);
     p.say("no way on");
     p.exit();
     p.place(&mut known);
-    asm!(p; mov qword_ptr(RECOVER), 0; push i32::from(CODE64); push rcx; retfq);
+    asm!(p; mov qword_ptr(RECOVER), 0; push i32::from(CODE64); push rax; mov rax, qword_ptr(RECOVER + 0x40); retf);
     program
 }

@@ -60,7 +60,8 @@ pub fn group(code: Code) -> &'static str {
         "sse4"
     } else if has(C::AES) || has(C::PCLMULQDQ) || has(C::SHA) {
         "crypto"
-    } else if has(C::BMI1) || has(C::BMI2) || has(C::ADX) || has(C::MOVBE) || has(C::LZCNT) || has(C::POPCNT) {
+    } else if has(C::BMI1) || has(C::BMI2) || has(C::ADX) || has(C::MOVBE) || has(C::LZCNT) || has(C::POPCNT)
+    {
         "bmi"
     } else if has(C::FXSR) || has(C::XSAVE) || has(C::XSAVEC) || has(C::XSAVEOPT) {
         "save"

@@ -2,7 +2,7 @@
 //! under 64-bit Linux. A case ends in an interrupt gate whose handler is HLT; the outcome is read from the interrupt's stack frame.
 
 use crate::layout::*;
-use mynah_cpu::state::{F80, Segment, cr0, cr4, efer, fl, gpr, seg};
+use mynah_cpu::state::{F80, Segment, cr0, cr4, efer, gpr, seg};
 use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::Arc;
@@ -134,9 +134,6 @@ impl Guest {
         for (i, d) in GDT_ENTRIES.iter().enumerate() {
             self.mem.write_u64(GDT + i as u64 * 8, *d);
         }
-        for (i, s) in TLS.iter().enumerate() {
-            self.mem.write_u64(GDT + (12 + i as u64) * 8, s.descriptor());
-        }
         let system = |kind: u64, at: u64, limit: u64| {
             let base = KERNEL + at;
             let low = limit | (base & 0xff_ffff) << 16 | kind << 40 | 1 << 47 | (base >> 24 & 0xff) << 56;
@@ -156,8 +153,7 @@ impl Guest {
         for v in 0..256u64 {
             let to = KERNEL + HANDLERS + v * 16;
             let dpl = if v == 3 || v == 4 { 3 } else { 0 };
-            let low =
-                to & 0xffff | 0x10 << 16 | 0xe << 40 | dpl << 45 | 1 << 47 | (to >> 16 & 0xffff) << 48;
+            let low = to & 0xffff | 0x10 << 16 | 0xe << 40 | dpl << 45 | 1 << 47 | (to >> 16 & 0xffff) << 48;
             self.mem.write_u64(IDT + v * 16, low);
             self.mem.write_u64(IDT + v * 16 + 8, to >> 32);
             self.mem.write_u8(HANDLERS + v * 16, 0xf4);
@@ -320,7 +316,6 @@ impl Guest {
         if out.vector == 14 {
             out.cr2 = s.cr2;
         }
-        let _ = fl::RF;
         Ok(())
     }
 }

@@ -83,14 +83,14 @@ pub mod sel {
     pub const DATA: u16 = 0x2b;
     /// 64-bit code.
     pub const CODE64: u16 = 0x33;
-    /// The GDT's first slot for threads: FS.
-    pub const FS: u16 = 12 << 3 | 3;
-    /// The GDT's second slot for threads: GS.
-    pub const GS: u16 = 13 << 3 | 3;
     /// Selector of an entry of the LDT.
     pub const fn ldt(n: u16) -> u16 {
         n << 3 | 7
     }
+    /// FS.
+    pub const FS: u16 = ldt(9);
+    /// GS.
+    pub const GS: u16 = ldt(10);
     /// The LDT's 16-bit code segment.
     pub const CODE16: u16 = ldt(0);
     /// The LDT's 16-bit data segment (stack pointer SP).
@@ -116,18 +116,19 @@ pub struct UserSegment {
     pub present: bool,
 }
 
-const fn segment(base: u64, limit: u32, pages: bool, big: bool, contents: u8, restricted: bool) -> UserSegment {
+const fn segment(
+    base: u64,
+    limit: u32,
+    pages: bool,
+    big: bool,
+    contents: u8,
+    restricted: bool,
+) -> UserSegment {
     UserSegment { base: base as u32, limit, pages, big, contents, restricted, present: true }
 }
 
-/// The segments of FS and GS.
-pub const TLS: [UserSegment; 2] = [
-    segment(LOW + 0x800, 0xf_ffff, true, true, 0, false),
-    segment(LOW + 0x1800, 0x17ff, false, true, 0, false),
-];
-
 /// The LDT.
-pub const LDT: [UserSegment; 9] = [
+pub const LDT: [UserSegment; 11] = [
     segment(CODE, 0x7fff, false, false, 2, false),
     segment(LOW, 0xffff, false, false, 0, false),
     segment(LOW, 0x0fff, false, true, 1, false),
@@ -137,7 +138,15 @@ pub const LDT: [UserSegment; 9] = [
     segment(LOW + 0x1000, 0x7f, false, true, 0, false),
     UserSegment { present: false, ..segment(LOW, 0xffff, false, true, 0, false) },
     UserSegment { present: false, ..segment(0, 0xf_ffff, true, true, 3, false) },
+    segment(LOW + 0x800, 0xf_ffff, true, true, 0, false),
+    segment(LOW + 0x1800, 0x17ff, false, true, 0, false),
 ];
+
+/// FS and GS of a case, and their bases; null selectors where no LDT can be made.
+pub fn fs_gs(ldt: bool) -> ([u16; 2], [u64; 2]) {
+    let base = |s: u16| u64::from(LDT[usize::from(s >> 3)].base);
+    if ldt { ([sel::FS, sel::GS], [base(sel::FS), base(sel::GS)]) } else { ([0; 2], [0; 2]) }
+}
 
 impl UserSegment {
     /// The descriptor as Linux writes it into the GDT or LDT.
@@ -389,7 +398,8 @@ impl Outcome {
         while at < WRITABLE_LEN {
             // SAFETY: `at` and the lengths stay below DATA_LEN.
             unsafe {
-                let same = |o: usize, n: usize| libc::memcmp(now.add(o).cast(), background.add(o).cast(), n) == 0;
+                let same =
+                    |o: usize, n: usize| libc::memcmp(now.add(o).cast(), background.add(o).cast(), n) == 0;
                 if at & 0xfff == 0 && same(at, 4096) {
                     at += 4096;
                     continue;

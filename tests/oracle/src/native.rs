@@ -110,7 +110,9 @@ impl Native {
             }
             if self.wait(0).is_err() {
                 let step = (*a).failed.load(Ordering::SeqCst);
-                return Err(std::io::Error::other(format!("the oracle's child could not be set up (step {step})")));
+                return Err(std::io::Error::other(format!(
+                    "the oracle's child could not be set up (step {step})"
+                )));
             }
         }
         Ok(())
@@ -139,7 +141,9 @@ impl Native {
         let a = self.area;
         // SAFETY: the child waits for `go`: the area is the parent's until then, and again after `done`.
         unsafe {
-            addr_of_mut!((*a).background).cast::<u8>().copy_from_nonoverlapping(background.as_ptr(), DATA_LEN);
+            addr_of_mut!((*a).background)
+                .cast::<u8>()
+                .copy_from_nonoverlapping(background.as_ptr(), DATA_LEN);
             (*a).data.copy_from_nonoverlapping(background.as_ptr(), DATA_LEN);
             addr_of_mut!((*a).cases).cast::<Case>().copy_from_nonoverlapping(cases.as_ptr(), cases.len());
             (*a).count.store(cases.len() as u32, Ordering::SeqCst);
@@ -248,7 +252,7 @@ unsafe fn futex(word: *const AtomicU32, op: i32, value: u32, nanoseconds: i64) {
     }
 }
 
-/// The system call `set_thread_area` and `modify_ldt` take this.
+/// The system call `modify_ldt` takes this.
 #[repr(C)]
 struct UserDesc {
     entry: u32,
@@ -298,7 +302,6 @@ unsafe fn child(a: *mut Area, code_fd: i32, data_fd: i32) -> ! {
         map(READ_ONLY, 0x1000, r, data_fd, WRITABLE_LEN, 5);
         // Pages are touched once, so that no case meets the kernel's first-touch handling.
         for i in 0..CODE_PAGES {
-            code_page(i).to_ne_bytes();
             (code_page(i) as *const u8).read_volatile();
         }
         for o in (0..DATA_LEN).step_by(4096) {
@@ -313,12 +316,6 @@ unsafe fn child(a: *mut Area, code_fd: i32, data_fd: i32) -> ! {
             let d = user_desc(i as u32, s);
             if libc::syscall(libc::SYS_modify_ldt, 0x11, addr_of!(d), size_of::<UserDesc>()) != 0 {
                 abilities &= !HAS_LDT;
-            }
-        }
-        for (i, s) in TLS.iter().enumerate() {
-            let d = user_desc(12 + i as u32, s);
-            if libc::syscall(libc::SYS_set_thread_area, addr_of!(d)) != 0 {
-                fail(6);
             }
         }
         if libc::getauxval(libc::AT_HWCAP2) & 2 != 0 {
@@ -449,13 +446,7 @@ unsafe extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, context: *mut
     }
 }
 
-unsafe fn save(
-    signal: i32,
-    regs: &mut [i64; 23],
-    fx: *const u8,
-    out: *mut Outcome,
-    abilities: u32,
-) {
+unsafe fn save(signal: i32, regs: &mut [i64; 23], fx: *const u8, out: *mut Outcome, abilities: u32) {
     // SAFETY: `fx` is the frame's FXSAVE area, `out` an outcome of the shared area. Reading selectors and bases changes nothing.
     unsafe {
         let r = &mut (*out).regs;
@@ -481,8 +472,7 @@ unsafe fn save(
         r.fx = [0; 512];
         std::ptr::copy_nonoverlapping(fx, r.fx.as_mut_ptr(), 416);
         r.fx[28..32].fill(0);
-        (*out).vector =
-            if signal == libc::SIGSYS { 0xff } else { regs[libc::REG_TRAPNO as usize] as u32 };
+        (*out).vector = if signal == libc::SIGSYS { 0xff } else { regs[libc::REG_TRAPNO as usize] as u32 };
         (*out).error = regs[libc::REG_ERR as usize] as u32;
         (*out).cr2 = if (*out).vector == 14 { regs[libc::REG_CR2 as usize] as u64 } else { 0 };
     }

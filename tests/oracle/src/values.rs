@@ -21,7 +21,19 @@ pub fn int(rng: &mut Rng) -> u64 {
         0 => 0,
         1 => 1,
         2 => u64::MAX,
-        3 => rng.pick(&[0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 63, !0 >> 1]),
+        3 => rng.pick(&[
+            0x7f,
+            0x80,
+            0xff,
+            0x7fff,
+            0x8000,
+            0xffff,
+            0x7fff_ffff,
+            0x8000_0000,
+            0xffff_ffff,
+            1 << 63,
+            !0 >> 1,
+        ]),
         4 => (1u64 << rng.below(64)).wrapping_add(rng.below(3)).wrapping_sub(1),
         5 => !(1u64 << rng.below(64)),
         6 => rng.below(256),
@@ -102,7 +114,14 @@ pub fn f80(rng: &mut Rng) -> (u16, u64) {
         }
         4 => {
             // Near the exponent limits of single and double.
-            let e = rng.pick(&[0x3fff - 127, 0x3fff + 127, 0x3fff - 1023, 0x3fff + 1023, 0x3fff - 149, 0x3fff - 1074]);
+            let e = rng.pick(&[
+                0x3fff - 127,
+                0x3fff + 127,
+                0x3fff - 1023,
+                0x3fff + 1023,
+                0x3fff - 149,
+                0x3fff - 1074,
+            ]);
             return ((rng.below(2) << 15 | (e - 2 + rng.below(5))) as u16, 1 << 63 | rng.u64());
         }
         _ => {}
@@ -119,7 +138,13 @@ pub fn fill(rng: &mut Rng, kind: Kind, out: &mut [u8]) {
             0 => out.fill(rng.pick(&[0, 0xff, 0x80, 0x7f])),
             1 => rng.fill(out),
             n => {
-                let step = if n < 3 { 1 } else if n < 5 { 2 } else { 8 };
+                let step = if n < 3 {
+                    1
+                } else if n < 5 {
+                    2
+                } else {
+                    8
+                };
                 for c in out.chunks_mut(step) {
                     let v = int(rng).to_le_bytes();
                     c.copy_from_slice(&v[..c.len()]);

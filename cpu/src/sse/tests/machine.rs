@@ -150,7 +150,8 @@ fn packed_memory_operands_must_be_aligned_and_moves_for_unaligned_ones_need_not_
     let mut cpu = machine();
     put(&cpu, DATA + 8, B);
     cpu.state.xmm[1].set_x(A);
-    // paddb xmm1, [rax + 8]; movaps xmm1, [rax + 8]; movaps [rax + 8], xmm1; movntdq [rax + 8], xmm1; cvtdq2ps xmm1, [rax + 8]
+    // paddb xmm1, [rax + 8]; movaps xmm1, [rax + 8]; movaps [rax + 8], xmm1; movntdq [rax + 8], xmm1;
+    // cvtdq2ps xmm1, [rax + 8]
     for bytes in [
         &[0x66, 0x0f, 0xfc, 0x48, 8][..],
         &[0x0f, 0x28, 0x48, 8],
@@ -204,7 +205,8 @@ fn scalar_loads_clear_the_rest_and_scalar_register_moves_keep_it() {
     cpu.state.gpr[gpr::RSP] = 0x1234;
     assert_eq!(execute(&mut cpu, &[0x66, 0x0f, 0x3a, 0x20, 0xcc, 15]), None);
     assert_eq!(cpu.state.xmm[1].x() >> 120, 0x34);
-    // insertps xmm1, [rax + 1], 0xd2: from memory the source element is the only one; lane 1 is replaced, then lane 1 zeroed
+    // insertps xmm1, [rax + 1], 0xd2: from memory the source element is the only one; lane 1 is replaced,
+    // then lane 1 zeroed
     assert_eq!(execute(&mut cpu, &[0x66, 0x0f, 0x3a, 0x21, 0x48, 1, 0xd0]), None);
     assert_eq!(cpu.state.xmm[1].x() >> 32 & 0xffff_ffff, B & 0xffff_ffff);
 }
@@ -335,7 +337,8 @@ fn an_unmasked_exception_is_raised_without_a_result() {
     cpu.state.xmm[2].set_x(b);
     cpu.state.mxcsr = 0x1f80 & !(1 << 9);
     assert_eq!(execute(&mut cpu, divps), plain(vector::XM));
-    // What is found before computing keeps the rest from being found (0/0 in lanes 2 and 3 is invalid, though masked).
+    // What is found before computing keeps the rest from being found (0/0 in lanes 2 and 3 is invalid, though
+    // masked).
     assert_eq!((cpu.state.xmm[1].x(), cpu.state.mxcsr & 0x3f), (a, 0x05));
     // Precision alone unmasked: all flags are set.
     cpu.state.mxcsr = 0x1f80 & !(1 << 12);

@@ -1,4 +1,5 @@
-//! Tests: operations against the host's own instructions (x86-64 hosts), portable code against known answers, forms on a small machine.
+//! Tests: operations against the host's own instructions (x86-64 hosts), portable code against known answers,
+//! forms on a small machine.
 mod machine;
 #[cfg(target_arch = "x86_64")]
 mod oracle_bits;
@@ -22,7 +23,8 @@ impl Random {
     fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
-    /// A vector for integer operations: random, or made of few distinct bytes so that comparisons and saturation meet their edges.
+    /// A vector for integer operations: random, or made of few distinct bytes so that comparisons and
+    /// saturation meet their edges.
     fn vector(&mut self) -> u128 {
         const EDGES: [u8; 8] = [0, 1, 0x7f, 0x80, 0x81, 0xff, 0xfe, 0x40];
         let byte = |edgy: bool, r: u64| if edgy { EDGES[(r & 7) as usize] } else { (r >> 8) as u8 };

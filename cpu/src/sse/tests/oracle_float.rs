@@ -1,4 +1,5 @@
-//! Floating point: the portable arithmetic against the host's instructions, under every rounding mode with DAZ and FTZ.
+//! Floating point: the portable arithmetic against the host's instructions, under every rounding mode with
+//! DAZ and FTZ.
 use super::super::convert::*;
 use super::super::float_arith::*;
 use super::super::float_cmp::*;
@@ -6,7 +7,8 @@ use super::super::mxcsr::{DAZ, DEFAULT, FLAGS, FTZ, RC_SHIFT};
 use super::super::{FloatOp, host, soft};
 use super::Random;
 
-/// A number with a good chance of being special: zeros, infinities, NaNs, denormals, the least and greatest, near powers of two.
+/// A number with a good chance of being special: zeros, infinities, NaNs, denormals, the least and greatest,
+/// near powers of two.
 fn number(r: &mut Random, fraction: u32, exponent: u32) -> u64 {
     let sign = r.below(2) << (fraction + exponent);
     let top = (1u64 << exponent) - 1;

@@ -1,5 +1,6 @@
 //! Portable code against known answers.
-use super::super::crypto::portable;
+use super::super::VecOp;
+use super::super::crypto::{Aesdec, Aesdeclast, Aesenc, Aesenclast, Aesimc, Aeskeygenassist};
 use super::super::engine::evaluate;
 use super::super::float_arith::{Addss, Divss, Dpps, Mulss};
 use super::super::mxcsr::{DE, DEFAULT, FTZ, OE, OM, PE, UE, UM, ZE};
@@ -15,15 +16,17 @@ fn aes_128_encrypts_and_decrypts_the_example_of_fips_197() {
     let mut keys = vec![key];
     for rcon in [1, 2, 4, 8, 0x10, 0x20, 0x40, 0x80, 0x1b, 0x36] {
         let last = *keys.last().unwrap();
-        let word = portable::aeskeygenassist(last, rcon) >> 96;
+        let word = Aeskeygenassist::portable(0, last, rcon) >> 96;
         let spread = word | word << 32 | word << 64 | word << 96;
         keys.push(last ^ last << 32 ^ last << 64 ^ last << 96 ^ spread);
     }
-    let middle = keys[1..10].iter().fold(plain ^ keys[0], |s, &k| portable::aesenc(s, k));
-    assert_eq!(portable::aesenclast(middle, keys[10]), cipher);
-    let middle =
-        keys[1..10].iter().rev().fold(cipher ^ keys[10], |s, &k| portable::aesdec(s, portable::aesimc(0, k)));
-    assert_eq!(portable::aesdeclast(middle, keys[0]), plain);
+    let middle = keys[1..10].iter().fold(plain ^ keys[0], |s, &k| Aesenc::portable(s, k, 0));
+    assert_eq!(Aesenclast::portable(middle, keys[10], 0), cipher);
+    let middle = keys[1..10]
+        .iter()
+        .rev()
+        .fold(cipher ^ keys[10], |s, &k| Aesdec::portable(s, Aesimc::portable(0, k, 0), 0));
+    assert_eq!(Aesdeclast::portable(middle, keys[0], 0), plain);
 }
 
 #[test]

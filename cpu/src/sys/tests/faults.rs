@@ -161,3 +161,21 @@ fn dr4_is_dr6_unless_debugging_extensions_are_on() {
     r.bytes(&[0x0f, 0x21, 0xe0, 0xf4]);
     assert_eq!(r.vector(), 6);
 }
+
+#[test]
+fn an_io_breakpoint_traps_after_the_access() {
+    let mut r = Rig::protected();
+    r.cpu.state.cr4 |= cr4::DE;
+    r.cpu.state.dr[2] = 0x80;
+    r.cpu.state.dr[7] = 0x400 | 0x20 | 2 << 24;
+    r.cpu.sync_all();
+    r.code(32, |a| {
+        a.out(0x7f, al)?;
+        a.out(0x80, al)?;
+        a.hlt()
+    });
+    assert_eq!(r.vector(), 1);
+    assert_eq!(r.cpu.state.dr[6] & 15, 4);
+    assert_eq!(r.stack32(0), CODE as u32 + 4);
+    assert_eq!(r.board.writes.lock().len(), 2);
+}

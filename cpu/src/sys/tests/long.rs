@@ -62,7 +62,6 @@ fn gates_to_code_that_is_not_64_bit_or_not_canonical_fault() {
 fn syscall_and_sysret_swap_rings() {
     let mut r = Rig::long_user();
     let m = &mut r.cpu.state.msr;
-    m.star = 0x1234_0008 << 16 | 0x70 << 48;
     m.star = u64::from(CODE64) << 32 | 0x78 << 48;
     m.lstar = handler(0x50);
     m.fmask = fl::IF | fl::DF;
@@ -158,8 +157,8 @@ fn long_mode_is_entered_by_paging_and_left_from_compatibility_mode() {
     assert!(r.cpu.state.is_long() && !r.cpu.state.is_long64());
     // 64-bit code by a far jump.
     let at = r.rip();
-    r.cpu.mem.write(at, &[0xea, 0, 0, 2, 0, CODE64 as u8, 0]);
-    r.cpu.mem.write(handler(0), &[0x48, 0xff, 0xc0, 0xf4]);
+    r.put(at, &[0xea, 0, 0, 2, 0, CODE64 as u8, 0]);
+    r.put(handler(0), &[0x48, 0xff, 0xc0, 0xf4]);
     r.cpu.state.activity = crate::state::Activity::Running;
     assert_eq!(r.run(), Exit::Halt);
     assert!(r.cpu.state.is_long64());

@@ -259,17 +259,22 @@ impl Rig {
         self.write64(IDT + v * 8, g);
     }
 
+    /// Writes as another bus master does: decoded code there dies.
+    pub fn put(&mut self, at: u64, b: &[u8]) {
+        self.cpu.mem.write(at, b);
+        self.cpu.invalidate_code(at, b.len() as u64);
+    }
     pub fn write8(&mut self, at: u64, v: u8) {
-        self.cpu.mem.write_u8(at, v);
+        self.put(at, &v.to_le_bytes());
     }
     pub fn write16(&mut self, at: u64, v: u16) {
-        self.cpu.mem.write_u16(at, v);
+        self.put(at, &v.to_le_bytes());
     }
     pub fn write32(&mut self, at: u64, v: u32) {
-        self.cpu.mem.write_u32(at, v);
+        self.put(at, &v.to_le_bytes());
     }
     pub fn write64(&mut self, at: u64, v: u64) {
-        self.cpu.mem.write_u64(at, v);
+        self.put(at, &v.to_le_bytes());
     }
     pub fn read16(&self, at: u64) -> u16 {
         self.cpu.mem.read_u16(at)
@@ -291,7 +296,7 @@ impl Rig {
 
     /// Puts bytes at [`CODE`].
     pub fn bytes(&mut self, b: &[u8]) {
-        self.cpu.mem.write(CODE, b);
+        self.put(CODE, b);
     }
 
     /// Runs until HLT or shutdown.

@@ -130,3 +130,25 @@ fn nmi_is_blocked_until_iret() {
     r.cpu.step();
     assert!(r.cpu.state.nmi_blocked);
 }
+
+#[test]
+fn iret_unblocks_nmi_even_if_it_faults() {
+    let mut r = Rig::v86(0);
+    r.cpu.state.nmi_blocked = true;
+    r.cpu.sync_all();
+    r.bytes(&[0xcf]);
+    assert_eq!(r.vector(), 13);
+    assert!(!r.cpu.state.nmi_blocked);
+}
+
+#[test]
+fn a_model_without_bmi1_takes_tzcnt_for_bsf() {
+    for (model, rcx) in [("qemu64", 7), ("max", 16)] {
+        let mut r = Rig::with_model(model);
+        r.cpu.state.gpr[gpr::RCX] = 7;
+        // TZCNT CX, AX with AX = 0: BSF leaves the destination.
+        r.bytes(&[0x31, 0xc0, 0xf3, 0x0f, 0xbc, 0xc8, 0xf4]);
+        assert_eq!(r.run(), Exit::Halt);
+        assert_eq!(r.cpu.state.gpr[gpr::RCX], rcx, "{model}");
+    }
+}

@@ -143,7 +143,8 @@ fn div_finite(cw: u16, a: F80, b: F80) -> Out {
     let (shift, e) = if ma >= mb { (63, ea - eb + BIAS) } else { (64, ea - eb + BIAS - 1) };
     let n = u128::from(ma) << shift;
     let d = u128::from(mb);
-    let (q, r) = ((n / d) as u64, n % d);
+    let q = (n / d) as u64;
+    let r = n - u128::from(q) * d;
     // Only how the rest compares with one half counts.
     let lo = match (r << 1).cmp(&d) {
         std::cmp::Ordering::Less => u64::from(r != 0),
@@ -165,7 +166,7 @@ pub fn sqrt(cw: u16, a: F80) -> Out {
             // m x 2^(e - bias - 63) = n x 2^2k with n of 127 or 128 bits.
             let odd = (e - BIAS) & 1 != 0;
             let n = u128::from(m) << if odd { 64 } else { 63 };
-            let root = n.isqrt() as u64;
+            let root = root(n);
             let rest = n - u128::from(root) * u128::from(root);
             let lo = match rest {
                 0 => 0,
@@ -175,6 +176,21 @@ pub fn sqrt(cw: u16, a: F80) -> Out {
             round(0, ((e - BIAS) >> 1) + BIAS, root, lo, precision(cw), cw)
         }),
     }
+}
+
+/// The integer square root of a number of 127 or 128 bits.
+fn root(n: u128) -> u64 {
+    // The host's double has 53 bits of it, one step of Newton's iteration all but the last one or two.
+    let first = ((n >> 64) as f64).sqrt() * 4_294_967_296.0;
+    let first = u128::from(first as u64 | 1 << 63);
+    let mut r = (first + n / first) >> 1;
+    while r > u128::from(u64::MAX) || r * r > n {
+        r -= 1;
+    }
+    while r < u128::from(u64::MAX) && (r + 1) * (r + 1) <= n {
+        r += 1;
+    }
+    r as u64
 }
 
 /// ST(0) rounded to an integer as RC says.
@@ -260,8 +276,8 @@ pub fn extract(cw: u16, a: F80) -> Wide2 {
     }
 }
 
-/// FPREM (quotient truncated) and FPREM1 (`nearest`: rounded to nearest): remainder, and C0, C3, C1 with the quotient's low bits, or C2 if the
-/// reduction is incomplete.
+/// FPREM (quotient truncated) and FPREM1 (`nearest`: rounded to nearest): remainder, and C0, C3, C1 with the
+/// quotient's low bits, or C2 if the reduction is incomplete.
 pub fn rem(cw: u16, a: F80, b: F80, nearest: bool) -> Out {
     use Kind::{Inf, Zero};
     let de = denormals(a, b);
@@ -282,7 +298,8 @@ fn rem_finite(cw: u16, a: F80, b: F80, nearest: bool) -> Out {
     let (eb, mb) = parts(b);
     let d = ea - eb;
     if d >= 64 {
-        // Partial: the manual leaves open how much (32 to 63 bits); the exponents' difference becomes a multiple of 32, at least 32 less.
+        // Partial: the manual leaves open how much (32 to 63 bits); the exponents' difference becomes a
+        // multiple of 32, at least 32 less.
         let n = (d & 31) + 32;
         let left = (u128::from(ma) << n) % u128::from(mb);
         let r = pack_rest(cw, a.exp, eb + d - n, left);
@@ -292,7 +309,8 @@ fn rem_finite(cw: u16, a: F80, b: F80, nearest: bool) -> Out {
     let (mut q, mut left, mut e) = (0u64, u128::from(ma), ea);
     if d >= 0 {
         let n = u128::from(ma) << d;
-        (q, left, e) = ((n / u128::from(mb)) as u64, n % u128::from(mb), eb);
+        q = (n / u128::from(mb)) as u64;
+        (left, e) = (n - u128::from(q) * u128::from(mb), eb);
     }
     if nearest && d >= -1 {
         // Twice the rest against the divisor, both in units of the rest.

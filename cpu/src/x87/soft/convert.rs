@@ -44,7 +44,8 @@ pub fn from_int(v: i64) -> F80 {
     F80 { mant: m << n, exp: (BIAS + 63 - n as i32) as u16 | if v < 0 { 0x8000 } else { 0 } }
 }
 
-/// To single precision: the encoding and the exceptions. An unmasked OE or UE comes alone, and without a result.
+/// To single precision: the encoding and the exceptions. An unmasked OE or UE comes alone, and without a
+/// result.
 pub fn to_f32(cw: u16, a: F80) -> (u32, u16) {
     let (v, sw) = to_small(cw, a, 24, 8);
     (v as u32, sw)
@@ -116,7 +117,8 @@ fn to_small(cw: u16, a: F80, bits: u32, ebits: u32) -> (u64, u16) {
     }
 }
 
-/// To a signed integer of `bits` bits, rounding as `cw` says: two's complement, sign-extended; the integer indefinite with IE if it does not fit.
+/// To a signed integer of `bits` bits, rounding as `cw` says: two's complement, sign-extended; the integer
+/// indefinite with IE if it does not fit.
 #[inline(always)]
 pub fn to_int(cw: u16, a: F80, bits: u32) -> (u64, u16) {
     let indefinite = (-1i64 << (bits - 1)) as u64;
@@ -151,7 +153,8 @@ fn magnitude(cw: u16, a: F80) -> Option<(u64, u16)> {
     Some((int, if inexact { PE } else { 0 } | if up { C1 } else { 0 }))
 }
 
-/// 18 packed decimal digits and a sign. Digits above 9 count as what they are worth (the manual leaves them undefined).
+/// 18 packed decimal digits and a sign. Digits above 9 count as what they are worth (the manual leaves them
+/// undefined).
 pub fn from_bcd(b: &[u8; 10]) -> F80 {
     let mut v = 0u64;
     for &x in b[..9].iter().rev() {
@@ -177,7 +180,7 @@ pub fn to_bcd(cw: u16, a: F80) -> ([u8; 10], u16) {
     let mut b = [0; 10];
     for x in &mut b[..9] {
         let two = (v % 100) as u8;
-        *x = two / 10 << 4 | two % 10;
+        *x = ((two / 10) << 4) | (two % 10);
         v /= 100;
     }
     b[9] = sign;

@@ -1,7 +1,8 @@
 //! F2XM1, FYL2X, FYL2XP1, FPATAN, FSIN, FCOS, FSINCOS, FPTAN in software.
 //!
-//! Range reduction, then a power series with 128-bit significands. The chip's own results differ in the last place now and then, among makers
-//! too (the manual promises less than one unit). Trigonometry reduces by the 66-bit pi of SDM volume 1, 8.3.8, as the chip does.
+//! Range reduction, then a power series with 128-bit significands. The chip's own results differ in the last
+//! place now and then, among makers too (the manual promises less than one unit). Trigonometry reduces by the
+//! 66-bit pi of SDM volume 1, 8.3.8, as the chip does.
 use super::wide::Wide;
 use super::*;
 use std::cmp::Ordering;
@@ -16,15 +17,16 @@ fn one(sign: u16) -> F80 {
     F80 { mant: J, exp: BIAS as u16 | sign & 0x8000 }
 }
 
-// ---- exponential ---------------------------------------------------------------------------------------------------
+// ---- exponential
+// ---------------------------------------------------------------------------------------------------
 
 /// e^y - 1 for |y| < 0.7.
 fn expm1(y: Wide) -> Wide {
     let mut s = Wide::ONE;
     for n in (2..=36).rev() {
-        s = Wide::ONE.add(y.mul(s).div_int(n));
+        s = Wide::ONE.plus(y.times(s).div_int(n));
     }
-    y.mul(s)
+    y.times(s)
 }
 
 /// F2XM1: 2^a - 1. Beyond -1...+1, where the manual leaves it undefined, it is that all the same.
@@ -46,31 +48,32 @@ pub fn f2xm1(cw: u16, a: F80) -> Out {
     }
     let x = Wide::of(a);
     let r = if x.exp < 0 {
-        expm1(x.mul(Wide::LN2))
+        expm1(x.times(Wide::LN2))
     } else if x.exp >= 15 {
         // 2^32768 or -1.
         if x.neg { Wide::ONE.negate() } else { Wide::ONE.scaled(1 << 17) }
     } else {
         let k = (x.mant >> (127 - x.exp)) as i32;
         let k = if x.neg { -k } else { k };
-        let f = x.sub(Wide::int(k));
-        expm1(f.mul(Wide::LN2)).add(Wide::ONE).scaled(k).sub(Wide::ONE)
+        let f = x.minus(Wide::int(k));
+        expm1(f.times(Wide::LN2)).plus(Wide::ONE).scaled(k).minus(Wide::ONE)
     };
     let mut o = r.out(cw);
     o.sw |= de;
     o
 }
 
-// ---- logarithm -----------------------------------------------------------------------------------------------------
+// ---- logarithm
+// -----------------------------------------------------------------------------------------------------
 
 /// ln((1 + z) / (1 - z)) = 2 atanh(z) for |z| < 0.18.
 fn ln_ratio(z: Wide) -> Wide {
-    let zz = z.mul(z);
+    let zz = z.times(z);
     let mut s = Wide::ZERO;
     for n in (0..=28u32).rev() {
-        s = s.mul(zz).add(Wide::ONE.div_int(2 * n + 1));
+        s = s.times(zz).plus(Wide::ONE.div_int(2 * n + 1));
     }
-    s.mul(z).scaled(1)
+    s.times(z).scaled(1)
 }
 
 /// log2(x) of a positive number.
@@ -80,8 +83,8 @@ fn log2(x: Wide) -> Wide {
         k += 1;
         m.exp = -1;
     }
-    let z = m.sub(Wide::ONE).div(m.add(Wide::ONE));
-    Wide::int(k).add(ln_ratio(z).div(Wide::LN2))
+    let z = m.minus(Wide::ONE).over(m.plus(Wide::ONE));
+    Wide::int(k).plus(ln_ratio(z).over(Wide::LN2))
 }
 
 /// FYL2X: b x log2(a).
@@ -118,7 +121,7 @@ pub fn fyl2x(cw: u16, a: F80, b: F80) -> Out {
                 // A power of two: a product of two exact numbers.
                 basic::mul(cw | PC, b, convert::from_int(i64::from(e - BIAS)))
             } else {
-                Wide::of(b).mul(log2(Wide::of(a))).out(cw)
+                Wide::of(b).times(log2(Wide::of(a))).out(cw)
             }
         }
     };
@@ -150,18 +153,19 @@ pub fn fyl2xp1(cw: u16, a: F80, b: F80) -> Out {
         (Kind::Zero, _) | (_, Kind::Zero) => exact(zero(sign)),
         _ => {
             let log = if x.exp < -2 {
-                ln_ratio(x.div(x.add(Wide::int(2)))).div(Wide::LN2)
+                ln_ratio(x.over(x.plus(Wide::int(2)))).over(Wide::LN2)
             } else {
-                log2(x.add(Wide::ONE))
+                log2(x.plus(Wide::ONE))
             };
-            Wide::of(b).mul(log).out(cw)
+            Wide::of(b).times(log).out(cw)
         }
     };
     o.sw |= de;
     o
 }
 
-// ---- arctangent ----------------------------------------------------------------------------------------------------
+// ---- arctangent
+// ----------------------------------------------------------------------------------------------------
 
 /// arctan(t) for 0 <= t <= 1.
 fn arctan(t: Wide) -> Wide {
@@ -169,14 +173,14 @@ fn arctan(t: Wide) -> Wide {
         return t;
     }
     // arctan(t) = 2 arctan(t / (1 + sqrt(1 + t^2))), twice: t below 0.2.
-    let halve = |t: Wide| t.div(Wide::ONE.add(Wide::ONE.add(t.mul(t)).sqrt()));
+    let halve = |t: Wide| t.over(Wide::ONE.plus(Wide::ONE.plus(t.times(t)).sqrt()));
     let u = halve(halve(t));
-    let uu = u.mul(u).negate();
+    let uu = u.times(u).negate();
     let mut s = Wide::ZERO;
     for n in (0..=28u32).rev() {
-        s = s.mul(uu).add(Wide::ONE.div_int(2 * n + 1));
+        s = s.times(uu).plus(Wide::ONE.div_int(2 * n + 1));
     }
-    s.mul(u).scaled(2)
+    s.times(u).scaled(2)
 }
 
 /// FPATAN: the angle of the point (a, b) = (ST(0), ST(1)).
@@ -194,7 +198,7 @@ pub fn fpatan(cw: u16, a: F80, b: F80) -> Out {
     let angle = match (ka, kb) {
         (Kind::Inf, Kind::Inf) => {
             let quarter = Wide::PI.scaled(-2);
-            if left { Wide::PI.sub(quarter) } else { quarter }
+            if left { Wide::PI.minus(quarter) } else { quarter }
         }
         (_, Kind::Inf) => Wide::PI.scaled(-1),
         (_, Kind::Zero) | (Kind::Inf, _) => {
@@ -207,10 +211,10 @@ pub fn fpatan(cw: u16, a: F80, b: F80) -> Out {
         _ => {
             let (x, y) = (Wide::of(a).abs(), Wide::of(b).abs());
             let base = match y.cmp_abs(&x) {
-                Ordering::Greater => Wide::PI.scaled(-1).sub(arctan(x.div(y))),
-                _ => arctan(y.div(x)),
+                Ordering::Greater => Wide::PI.scaled(-1).minus(arctan(x.over(y))),
+                _ => arctan(y.over(x)),
             };
-            if left { Wide::PI.sub(base) } else { base }
+            if left { Wide::PI.minus(base) } else { base }
         }
     };
     let mut o = Wide { neg, ..angle }.out(cw);
@@ -218,7 +222,8 @@ pub fn fpatan(cw: u16, a: F80, b: F80) -> Out {
     o
 }
 
-// ---- sine, cosine, tangent -------------------------------------------------------------------------------------------
+// ---- sine, cosine, tangent
+// -------------------------------------------------------------------------------------------
 
 /// Pi as the reduction uses it: 66 bits, x 2^-64.
 const PI66: u128 = 0x3_243f_6a88_85a3_08d3;
@@ -229,14 +234,14 @@ fn reduce(a: F80) -> (Wide, u32) {
     if x.exp < -1 {
         return (x, 0);
     }
-    // In units of 2^-128: the numerator is m x 2^(e + 65), the quarter turn PI66 x 2^63.
+    // In units of 2^-65: |x| = m x 2^s, pi/2 = PI66.
     let (e, m) = parts(a);
-    let quarter = PI66; // pi/2 in units of 2^-65
+    let quarter = PI66;
     let turn = quarter << 2;
-    // |x| = m x 2^(e - bias - 63) = m x 2^s in units of 2^-65.
     let s = e - BIAS - 63 + 65;
     let mut rest = u128::from(m);
-    let mut below = (0u128, 0u32); // bits shifted out for numbers with more than 65 fraction bits
+    // What is below the unit, and by how many bits.
+    let mut below = (0u128, 0i32);
     if s >= 0 {
         let mut s = s as u32;
         rest %= turn;
@@ -246,36 +251,34 @@ fn reduce(a: F80) -> (Wide, u32) {
             s -= n;
         }
     } else {
-        let n = s.unsigned_abs();
-        below = (rest & ((1 << n) - 1), n);
-        rest >>= n;
+        below = (rest & ((1 << -s) - 1), -s);
+        rest >>= -s;
     }
     let mut q = (rest / quarter) as u32;
-    let r =
-        Wide::new(false, 127 - 65, rest % quarter).add(Wide::new(false, 127 - 65 - below.1 as i32, below.0));
-    let quarter = Wide::new(false, 127 - 65, quarter);
-    let mut r = r;
+    let unit = 127 - 65;
+    let mut r = Wide::new(false, unit, rest % quarter).plus(Wide::new(false, unit - below.1, below.0));
+    let quarter = Wide::new(false, unit, quarter);
     if r.cmp_abs(&quarter.scaled(-1)) == Ordering::Greater {
-        r = r.sub(quarter);
+        r = r.minus(quarter);
         q += 1;
     }
     if x.neg { (r.negate(), (4 - (q & 3)) & 3) } else { (r, q & 3) }
 }
 
 fn sin_series(r: Wide) -> Wide {
-    let rr = r.mul(r).negate();
+    let rr = r.times(r).negate();
     let mut s = Wide::ONE;
     for n in (1..=18u32).rev() {
-        s = Wide::ONE.add(rr.mul(s).div_int(2 * n * (2 * n + 1)));
+        s = Wide::ONE.plus(rr.times(s).div_int(2 * n * (2 * n + 1)));
     }
-    r.mul(s)
+    r.times(s)
 }
 
 fn cos_series(r: Wide) -> Wide {
-    let rr = r.mul(r).negate();
+    let rr = r.times(r).negate();
     let mut s = Wide::ONE;
     for n in (1..=18u32).rev() {
-        s = Wide::ONE.add(rr.mul(s).div_int((2 * n - 1) * 2 * n));
+        s = Wide::ONE.plus(rr.times(s).div_int((2 * n - 1) * 2 * n));
     }
     s
 }
@@ -292,7 +295,8 @@ fn sin_cos(a: F80) -> (Wide, Wide) {
     }
 }
 
-/// What the trigonometric instructions do before they compute: `Ok` with DE for a finite operand in range, `Err` with the result.
+/// What the trigonometric instructions do before they compute: `Ok` with DE for a finite operand in range,
+/// `Err` with the result.
 fn trig(cw: u16, a: F80) -> Result<u16, Out> {
     match kind(a) {
         Kind::Zero => Ok(0),
@@ -360,7 +364,7 @@ pub fn fptan(cw: u16, a: F80) -> Wide2 {
         Ok(_) if a.mant == 0 => Wide2 { a, b: one(0), count: Count::Two, sw: 0 },
         Ok(de) => {
             let (s, c) = sin_cos(a);
-            let o = s.div(c).out(cw);
+            let o = s.over(c).out(cw);
             Wide2 { a: o.v, b: one(0), count: Count::Two, sw: o.sw | de }
         }
     }

@@ -1,14 +1,19 @@
-//! 80-bit arithmetic in portable integer code: what every x87 instruction computes, to the bit, with its exceptions.
+//! 80-bit arithmetic in portable integer code: what every x87 instruction computes, to the bit, with its
+//! exceptions.
 //!
-//! Nothing here knows the register stack. Every function takes operands and the control word and gives an [`Out`]: the value that the
-//! destination gets *under that control word*, and status bits (IE, DE, ZE, OE, UE, PE, and C1 = "rounded up"). Where an exception in it
-//! is unmasked and of a kind that stores nothing (IE, DE, ZE), the value means nothing. For unmasked OE and UE it is the one with the
-//! exponent wrapped by 24,576 (SDM volume 1, 8.5.4 and 8.5.5).
+//! Nothing here knows the register stack. Every function takes operands and the control word and gives an
+//! [`Out`]: the value that the destination gets *under that control word*, and status bits (IE, DE, ZE, OE,
+//! UE, PE, and C1 = "rounded up"). Where an exception in it is unmasked and of a kind that stores nothing
+//! (IE, DE, ZE), the value means nothing. For unmasked OE and UE it is the one with the exponent wrapped by
+//! 24,576 (SDM volume 1, 8.5.4 and 8.5.5).
 //!
-//! * this file: classes, NaN rules, rounding. [`basic`]: add to square root, remainder, scale. [`convert`]: other formats, comparison.
-//! * [`wide`]: 128-bit significands, and on them [`elementary`]: logarithm, power, trigonometry (within 0.51 units in the last place).
+//! * this file: classes, NaN rules, rounding. [`basic`]: add to square root, remainder, scale. [`convert`]:
+//!   other formats, comparison.
+//! * [`wide`]: 128-bit significands, and on them [`elementary`]: logarithm, power, trigonometry (within 0.51
+//!   units in the last place).
 //!
-//! Precision control narrows the significand of add, subtract, multiply, divide and square root and leaves the exponent alone, as the chip does.
+//! Precision control narrows the significand of add, subtract, multiply, divide and square root and leaves
+//! the exponent alone, as the chip does.
 
 pub mod basic;
 pub mod convert;
@@ -112,7 +117,8 @@ pub fn both_normal(a: F80, b: F80) -> bool {
         && a.mant & b.mant & J != 0
 }
 
-/// Biased exponent and normalised significand of a finite number other than zero. The exponent may be below 1.
+/// Biased exponent and normalised significand of a finite number other than zero. The exponent may be below
+/// 1.
 #[inline(always)]
 pub fn parts(x: F80) -> (i32, u64) {
     let e = i32::from(x.exp & 0x7fff).max(1);
@@ -150,7 +156,8 @@ pub fn nan1(a: F80) -> Out {
     }
 }
 
-/// The result of an operation on two operands of which one at least is a NaN or unsupported (SDM volume 1, table 4-7).
+/// The result of an operation on two operands of which one at least is a NaN or unsupported (SDM volume 1,
+/// table 4-7).
 pub fn nan2(a: F80, b: F80) -> Out {
     let (ka, kb) = (kind(a), kind(b));
     if ka == Kind::Unsupported || kb == Kind::Unsupported {
@@ -199,8 +206,8 @@ pub fn precision(cw: u16) -> u32 {
     }
 }
 
-/// Rounds the significand `hi:lo` to `bits` bits: the result, and whether it was inexact and went up (away from zero). A carry out of the top
-/// shows as a result below `hi`'s top bit: zero.
+/// Rounds the significand `hi:lo` to `bits` bits: the result, and whether it was inexact and went up (away
+/// from zero). A carry out of the top shows as a result below `hi`'s top bit: zero.
 #[inline(always)]
 fn round_significand(sign: u16, hi: u64, lo: u64, bits: u32, cw: u16) -> (u64, bool, bool) {
     let (kept, unit, rest, half) = if bits == 64 {
@@ -236,8 +243,9 @@ pub fn shift_right_jam(hi: u64, lo: u64, n: u32) -> (u64, u64) {
     ((r >> 64) as u64, r as u64)
 }
 
-/// Rounds the number +-`hi.lo` x 2^(`exp` - bias - 63) to `bits` bits of significand and the range of the extended format. `hi` has its top bit
-/// set; the last bit of `lo` may stand for all that is below it. What even a wrapped exponent cannot hold (FSCALE) becomes infinity or zero.
+/// Rounds the number +-`hi.lo` x 2^(`exp` - bias - 63) to `bits` bits of significand and the range of the
+/// extended format. `hi` has its top bit set; the last bit of `lo` may stand for all that is below it. What
+/// even a wrapped exponent cannot hold (FSCALE) becomes infinity or zero.
 #[inline(always)]
 pub fn round(sign: u16, exp: i32, hi: u64, lo: u64, bits: u32, cw: u16) -> Out {
     let (mut mant, inexact, up) = round_significand(sign, hi, lo, bits, cw);

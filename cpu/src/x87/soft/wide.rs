@@ -1,5 +1,5 @@
-//! Binary floating point with 128 bits of significand and no limits of exponent: the workspace of the elementary functions. Each operation
-//! truncates, so its error is below 2^-126 of the result.
+//! Binary floating point with 128 bits of significand and no limits of exponent: the workspace of the
+//! elementary functions. Each operation truncates, so its error is below 2^-126 of the result.
 use super::{BIAS, Out, parts, round};
 use crate::state::F80;
 use std::cmp::Ordering;
@@ -74,7 +74,7 @@ impl Wide {
     }
 
     /// Sum.
-    pub fn add(self, o: Self) -> Self {
+    pub fn plus(self, o: Self) -> Self {
         let (a, b) = if self.cmp_abs(&o) == Ordering::Less { (o, self) } else { (self, o) };
         if b.mant == 0 {
             return a;
@@ -92,11 +92,11 @@ impl Wide {
         Self::new(a.neg, a.exp, a.mant - small)
     }
     /// Difference.
-    pub fn sub(self, o: Self) -> Self {
-        self.add(o.negate())
+    pub fn minus(self, o: Self) -> Self {
+        self.plus(o.negate())
     }
     /// Product.
-    pub fn mul(self, o: Self) -> Self {
+    pub fn times(self, o: Self) -> Self {
         if self.mant == 0 || o.mant == 0 {
             return Self::ZERO;
         }
@@ -115,7 +115,7 @@ impl Wide {
         }
     }
     /// Quotient; `o` is not zero.
-    pub fn div(self, o: Self) -> Self {
+    pub fn over(self, o: Self) -> Self {
         if self.mant == 0 || o.mant == 0 {
             return Self::ZERO;
         }
@@ -167,7 +167,7 @@ impl Wide {
         let root = if odd == 0 { self.mant >> 1 } else { self.mant }.isqrt();
         let first = Self::new(false, self.exp >> 1, root << 64);
         let first = if odd == 0 && root >> 63 == 0 { first.scaled(1) } else { first };
-        first.add(self.div(first)).scaled(-1)
+        first.plus(self.over(first)).scaled(-1)
     }
 
     /// The extended number, rounded as `cw` says and marked inexact.
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     fn near(a: Wide, b: Wide) -> bool {
-        let d = a.sub(b);
+        let d = a.minus(b);
         d.is_zero() || a.exp - d.exp > 122
     }
 
@@ -197,8 +197,8 @@ mod tests {
             x = x.wrapping_mul(0xda94_2042_e4dd_58b5).rotate_left(37) ^ i;
             let a = Wide::new(i & 1 != 0, i as i32 - 100, x);
             let b = Wide::new(i & 2 != 0, 7, x.rotate_left(61));
-            assert!(near(a.mul(b).div(b), a));
-            assert!(near(a.div_int(77).mul(Wide::int(77)), a));
+            assert!(near(a.times(b).over(b), a));
+            assert!(near(a.div_int(77).times(Wide::int(77)), a));
         }
     }
 
@@ -209,7 +209,7 @@ mod tests {
             x = x.wrapping_mul(0xda94_2042_e4dd_58b5).rotate_left(37) ^ i;
             let a = Wide::new(false, i as i32 - 100, x);
             let r = a.sqrt();
-            assert!(near(r.mul(r), a), "{a:x?} {r:x?}");
+            assert!(near(r.times(r), a), "{a:x?} {r:x?}");
         }
         assert!(near(Wide::int(4).sqrt(), Wide::int(2)));
     }

@@ -1,31 +1,9 @@
-//! Portable arithmetic against the host's own, on operands of every class under every control word.
+//! Portable elementary functions against the host's own.
 use super::rig::Random;
 use crate::state::F80;
-use crate::x87::engine::Binary;
-use crate::x87::soft::{Count, Kind, Out, basic, elementary, is_number, kind};
+use crate::x87::host;
+use crate::x87::soft::{Count, Kind, Out, elementary, is_number, kind};
 use crate::x87::word::*;
-use crate::x87::{engine, host};
-
-/// Whether two outcomes are the same under `cw`: where nothing is stored only the exceptions count.
-fn same(cw: u16, a: Out, b: Out) -> bool {
-    let faulted = b.sw & !cw & FAULTS != 0;
-    a.sw == b.sw && (faulted || a.v == b.v)
-}
-
-#[test]
-fn portable_arithmetic_is_the_hosts_to_the_bit() {
-    let mut r = Random(0xfeed_5678_9abc_def1);
-    let ops = [Binary::Add, Binary::Sub, Binary::SubR, Binary::Mul, Binary::Div, Binary::DivR];
-    for n in 0..400_000 {
-        let (cw, a, b) = (r.control(), r.f80(), r.f80());
-        for op in ops {
-            let (p, h) = (engine::binary_soft(op, cw, a, b), engine::binary(op, cw, 0, a, b));
-            assert!(same(cw, p, h), "{n}: {op:?} cw {cw:04x} {a:x?} {b:x?}\n portable {p:x?}\n host {h:x?}");
-        }
-        let (p, h) = (basic::sqrt(cw, a), host::sqrt(cw, 0, &a));
-        assert!(same(cw, p, h), "{n}: sqrt cw {cw:04x} {a:x?}\n portable {p:x?}\n host {h:x?}");
-    }
-}
 
 /// Distance in units of the last place; signs and classes must agree.
 fn distance(a: F80, b: F80) -> u64 {
@@ -45,11 +23,11 @@ fn argument(r: &mut Random, max_exp: u16, span: u64) -> F80 {
 }
 
 #[test]
-fn portable_elementary_functions_agree_with_the_host_to_two_units() {
+fn portable_elementary_functions_agree_with_the_host_to_the_last_place() {
     let mut r = Random(0xabcd_5678_9abc_def1);
     let cw = 0x37f;
     let near = |what: &str, a: F80, b: F80, p: Out, h: Out| {
-        assert!(distance(p.v, h.v) <= 2, "{what} {a:x?} {b:x?}\n portable {p:x?}\n host {h:x?}");
+        assert!(distance(p.v, h.v) <= 1, "{what} {a:x?} {b:x?}\n portable {p:x?}\n host {h:x?}");
         assert_eq!(p.sw & !C1, h.sw & !C1, "{what} {a:x?} {b:x?}\n portable {p:x?}\n host {h:x?}");
     };
     for _ in 0..2_000 {
@@ -66,13 +44,14 @@ fn portable_elementary_functions_agree_with_the_host_to_two_units() {
         near("fyl2x", x, y, elementary::fyl2x(cw, x, y), host::fyl2x(cw, x, y));
         let (x, y) = (argument(&mut r, 0x4020, 0x40), argument(&mut r, 0x4020, 0x40));
         near("fpatan", x, y, elementary::fpatan(cw, x, y), host::fpatan(cw, x, y));
-        let x = argument(&mut r, 0x3ffe, 70);
+        // Up to 2^62: the reduction with 66 bits of pi is part of the result.
+        let x = argument(&mut r, 0x403d, 130);
         near("fsin", x, x, elementary::fsin(cw, x), host::fsin(cw, x));
         near("fcos", x, x, elementary::fcos(cw, x), host::fcos(cw, x));
         let (p, h) = (elementary::fptan(cw, x), host::fptan(cw, x));
         near("fptan", x, x, Out { v: p.a, sw: p.sw }, Out { v: h.a, sw: h.sw });
         let (p, h) = (elementary::fsincos(cw, x), host::fsincos(cw, x));
-        assert!(distance(p.a, h.a) <= 2 && distance(p.b, h.b) <= 2 && p.count == h.count);
+        assert!(distance(p.a, h.a) <= 1 && distance(p.b, h.b) <= 1 && p.count == h.count);
     }
 }
 
@@ -82,7 +61,7 @@ fn special_operands_of_elementary_functions_are_treated_as_the_host_treats_them(
     let two = |f: fn(u16, F80, F80) -> Out, h: fn(u16, F80, F80) -> Out, what: &str, cw, a: F80, b: F80| {
         let (p, h) = (f(cw, a, b), h(cw, a, b));
         let faulted = h.sw & !cw & FAULTS != 0;
-        let close = faulted || distance(p.v, h.v) <= 2;
+        let close = faulted || distance(p.v, h.v) <= 1;
         assert!(
             close && p.sw & (IE | DE | ZE) == h.sw & (IE | DE | ZE),
             "{what} cw {cw:04x} {a:x?} {b:x?}\n portable {p:x?}\n host {h:x?}"
@@ -114,14 +93,14 @@ fn special_operands_of_elementary_functions_are_treated_as_the_host_treats_them(
         let (p, h) = (elementary::fptan(cw, a), host::fptan(cw, a));
         if h.sw & !cw & FAULTS == 0 {
             assert!(
-                p.count == h.count && distance(p.a, h.a) <= 2 && (p.count == Count::One || p.b == h.b),
+                p.count == h.count && distance(p.a, h.a) <= 1 && (p.count == Count::One || p.b == h.b),
                 "fptan {a:x?}\n portable {p:x?}\n host {h:x?}"
             );
         }
         let (p, h) = (elementary::fsincos(cw, a), host::fsincos(cw, a));
         if h.sw & !cw & FAULTS == 0 {
             assert!(
-                p.count == h.count && distance(p.a, h.a) <= 2 && distance(p.b, h.b) <= 2,
+                p.count == h.count && distance(p.a, h.a) <= 1 && distance(p.b, h.b) <= 1,
                 "fsincos {a:x?}\n{p:x?}\n{h:x?}"
             );
         }

@@ -1,0 +1,193 @@
+//! A faster tier above the interpreter: code that a translator has made for hot blocks, run by the interpreter's own chain.
+//!
+//! A block starts out with a first op that counts ([`count`]); when it has run [`hot_after`](Cpu::set_tier) times, the tier is told of it. The
+//! tier compiles where and when it likes, and [`Cpu::install`]s the code: the first op's handler is then [`run_code`], which enters it. So links,
+//! the jump cache and the dispatcher know nothing of tiers, and both run side by side at no cost to either.
+//!
+//! Code made from several blocks is taken away from its head as soon as one of them dies.
+use crate::block::{Block, ModeKey};
+use crate::cpu::Cpu;
+use crate::op::{Handler, Op};
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+
+/// Compiled code: takes the vCPU, its context and its ops; returns why it was left, with the state in memory complete.
+pub type Entry = unsafe extern "C" fn(*mut Cpu, *mut c_void, *const Op) -> u32;
+
+/// Execution goes on at RIP.
+pub const LEFT_NEXT: u32 = 1;
+/// The interpreter must execute the instruction at RIP, which has not begun.
+pub const LEFT_INTERPRET: u32 = 3;
+
+/// Code for a block.
+#[derive(Clone, Copy)]
+pub struct Compiled {
+    /// The function.
+    pub entry: Entry,
+    /// Its second argument.
+    pub context: *mut c_void,
+    /// Its third argument.
+    pub ops: *const Op,
+}
+
+/// What makes code.
+pub trait Tier: Send {
+    /// The block at this physical address, under this mode key, is hot. Called on the vCPU's thread, with no code of this tier executing.
+    fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32);
+    /// [`crate::board::EV_TIER`] was raised: code may be ready to be installed.
+    fn ready(&mut self, cpu: &mut Cpu);
+}
+
+/// What the tiers keep with a block.
+pub(crate) struct BlockTier {
+    /// The handler of the first op, behind what counts or enters code.
+    first: Cell<Handler>,
+    heat: Cell<u32>,
+    code: Cell<Option<Compiled>>,
+    /// Heads of the code that this block went into.
+    heads: RefCell<Vec<(u64, u32)>>,
+}
+
+impl BlockTier {
+    pub(crate) fn new(first: Handler) -> Self {
+        Self { first: Cell::new(first), heat: Cell::new(0), code: Cell::new(None), heads: RefCell::default() }
+    }
+
+    /// The block dies: whose code it went into.
+    pub(crate) fn take_heads(&self) -> Vec<(u64, u32)> {
+        self.code.set(None);
+        self.heads.take()
+    }
+}
+
+/// The handler of a first op that counts.
+pub(crate) fn count(cpu: &mut Cpu, op: &Op) -> *const Op {
+    let block = cpu.blocks.current;
+    // SAFETY: `current` is the live block whose first op this is.
+    let tier = unsafe { &(*block).tier };
+    let heat = tier.heat.get() + 1;
+    tier.heat.set(heat);
+    let first = tier.first.get();
+    if heat >= cpu.hot_after {
+        // SAFETY: as above; ops are changed by this thread only, and no reference to `run` is held.
+        let (phys, key) = unsafe {
+            (*(*block).ops[0].get()).run = first;
+            ((*block).phys, (*block).key)
+        };
+        if let Some(mut t) = cpu.tier.take() {
+            t.hot(cpu, phys, key);
+            cpu.tier = Some(t);
+        }
+    }
+    first(cpu, op)
+}
+
+/// The handler of a first op that enters compiled code.
+fn run_code(cpu: &mut Cpu, _: &Op) -> *const Op {
+    let mut block = cpu.blocks.current;
+    // The code counts its instructions itself.
+    // SAFETY: `current` is live.
+    cpu.icount -= unsafe { &*block }.ops.len() as u64;
+    loop {
+        // SAFETY: `current` is live, or has died in code that it left at once.
+        let Some(code) = (unsafe { (*block).tier.code.get() }) else { return std::ptr::null() };
+        cpu.faulted = false;
+        // SAFETY: installed code is kept until it is uninstalled on this thread, which does not happen while it runs; it accesses the
+        // vCPU through this reference alone.
+        let left = unsafe { (code.entry)(cpu, code.context, code.ops) };
+        if left != LEFT_NEXT {
+            cpu.interpret_next = left == LEFT_INTERPRET;
+            return std::ptr::null();
+        }
+        let next = cpu.next_block();
+        if next.is_null() {
+            return std::ptr::null();
+        }
+        // SAFETY: the jump cache names live blocks.
+        let n = unsafe { &*next };
+        if n.tier.code.get().is_none() {
+            cpu.enter(next);
+            return n.first();
+        }
+        cpu.blocks.current = next;
+        block = next;
+    }
+}
+
+impl Cpu {
+    /// Gives the vCPU a tier above the interpreter, which is told of blocks that have run `hot_after` times.
+    pub fn set_tier(&mut self, tier: Box<dyn Tier>, hot_after: u32) {
+        self.tier = Some(tier);
+        self.hot_after = hot_after.max(1);
+        self.flush_blocks();
+    }
+
+    /// Starts to count a new block, if there is a tier that may want it.
+    pub(crate) fn count_block(&self, block: &Block) {
+        let key = ModeKey(block.key);
+        let fits = key.has(ModeKey::LONG) || key.has(ModeKey::FLAT) && key.has(ModeKey::D32);
+        if self.tier.is_some() && fits && !key.has(ModeKey::SINGLE) && block.second_page.is_none() {
+            // SAFETY: the block is new and not executing.
+            unsafe { (*block.ops[0].get()).run = count };
+        }
+    }
+
+    /// Has a hot block counted again from the start: the tier could not take it now.
+    pub fn cool(&self, phys: u64, key: u32) {
+        if let Some(b) = self.blocks.block_at(phys, key)
+            && b.tier.code.get().is_none()
+        {
+            b.tier.heat.set(0);
+            self.count_block(b);
+        }
+    }
+
+    /// Installs code for the block at `phys`, made from the blocks `parts`; false if one of them is gone.
+    ///
+    /// # Safety
+    /// The code must be valid until it is uninstalled, and do what the blocks' instructions do.
+    pub unsafe fn install(&mut self, phys: u64, key: u32, parts: &[u64], code: Compiled) -> bool {
+        let Some(head) = self.blocks.block_at(phys, key) else { return false };
+        if parts.iter().any(|&p| self.blocks.block_at(p, key).is_none()) {
+            return false;
+        }
+        for &p in parts {
+            if let Some(b) = self.blocks.block_at(p, key) {
+                let mut heads = b.tier.heads.borrow_mut();
+                if !heads.contains(&(phys, key)) {
+                    heads.push((phys, key));
+                }
+            }
+        }
+        head.tier.code.set(Some(code));
+        // SAFETY: ops are changed by this thread only; no handler of this block is on the stack with a reference to `run`.
+        unsafe { (*head.ops[0].get()).run = run_code };
+        true
+    }
+
+    /// Takes a block's code away, if it has any.
+    pub fn uninstall(&mut self, phys: u64, key: u32) {
+        if let Some(b) = self.blocks.block_at(phys, key)
+            && b.tier.code.take().is_some()
+        {
+            // SAFETY: as for `install`.
+            unsafe { (*b.ops[0].get()).run = b.tier.first.get() };
+        }
+    }
+
+    /// Forgets all decoded blocks (and their code).
+    pub fn flush_blocks(&mut self) {
+        self.blocks.clear();
+        self.from = (std::ptr::null(), 0);
+    }
+
+    /// The handler of an op as the interpreter has it, whatever tier its block is in.
+    pub fn plain_op(&self, block: &Block, n: usize) -> Op {
+        // SAFETY: ops are changed by the vCPU's own thread only, which is this one.
+        let mut op = unsafe { *block.ops[n].get() };
+        if n == 0 {
+            op.run = block.tier.first.get();
+        }
+        op
+    }
+}

@@ -1,0 +1,223 @@
+//! The tier above the interpreter: regions compiled on a thread of their own while the vCPU goes on interpreting.
+//!
+//! ```text
+//!   interpreter --hot block--> Plan --queue (bounded)--> compiler thread --code--> ready list, EV_TIER --> install on the vCPU's thread
+//! ```
+//!
+//! A plan is made on the vCPU's thread, which owns the decoded blocks; compiling needs nothing but the plan. When code comes back the blocks
+//! may have died meanwhile: [`mynah_cpu::Cpu::install`] takes it only if all of them are there, and their bytes are compared.
+use crate::code::{CodeMemory, Part};
+use crate::compile::Compiler;
+use crate::region::Plan;
+use crate::runtime::{Context, refill, run_op};
+use iced_x86::InstructionInfoFactory;
+use mynah_cpu::board::EV_TIER;
+use mynah_cpu::tier::{Compiled, Entry, Tier};
+use mynah_cpu::{Cpu, CpuModel, Events, Op};
+use parking_lot::{Condvar, Mutex};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+/// Executions after which a block is compiled.
+pub const HOT: u32 = 300;
+/// Plans that may wait for the compiler; a block that finds the queue full is counted anew.
+const QUEUE: usize = 256;
+/// Bytes of code kept.
+const CODE: usize = 128 << 20;
+
+/// What has been done.
+#[derive(Default)]
+pub struct Counters {
+    /// Regions compiled.
+    pub compiled: AtomicU64,
+    /// Regions installed.
+    pub installed: AtomicU64,
+    /// Regions that came too late: their blocks had changed.
+    pub late: AtomicU64,
+    /// Blocks that could not be compiled.
+    pub refused: AtomicU64,
+    /// Times that the queue was full.
+    pub full: AtomicU64,
+    /// Guest instructions in compiled regions.
+    pub instructions: AtomicU64,
+    /// Bytes of host code.
+    pub bytes: AtomicU64,
+    /// Nanoseconds spent compiling.
+    pub nanos: AtomicU64,
+}
+
+struct Job {
+    plan: Plan,
+    phys: u64,
+    key: u32,
+}
+
+struct Done {
+    code: Vec<u8>,
+    ops: Box<[Op]>,
+    parts: Box<[Part]>,
+    phys: u64,
+    key: u32,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<(VecDeque<Job>, bool)>,
+    wake: Condvar,
+    done: Mutex<Vec<Done>>,
+}
+
+/// What is kept of installed code.
+struct Region {
+    /// The code calls the interpreter's handlers for these.
+    _ops: Box<[Op]>,
+    segment: usize,
+    phys: u64,
+    key: u32,
+}
+
+/// The translator as a tier of one vCPU.
+pub struct Translating {
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+    memory: CodeMemory,
+    context: Box<Context>,
+    regions: HashMap<(u64, u32), Region>,
+    info: InstructionInfoFactory,
+    thread: Option<JoinHandle<()>>,
+}
+
+// SAFETY: the raw pointers in `context` lead to code that `memory` owns, to functions, and to the events of the vCPU, which outlive it; ops hold
+// function pointers.
+unsafe impl Send for Translating {}
+
+impl Translating {
+    /// A tier for vCPUs of `model`; an error says why this host has none.
+    pub fn new(model: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
+        if !cfg!(target_arch = "x86_64") {
+            return Err("the guest's memory order is not yet kept on this host".into());
+        }
+        let mut compiler = Compiler::new()?;
+        let mut memory = CodeMemory::new(CODE).map_err(|e| format!("no executable memory: {e}"))?;
+        let stub = compiler.refill_stub().ok_or("the refill stub does not compile")?;
+        let stub = memory.place(&stub).ok_or("no room for the refill stub")?.address;
+        let context = Context {
+            refill_stub: stub,
+            refill,
+            run_op,
+            events: events.as_ptr(),
+            host: std::ptr::null_mut(),
+        };
+        let shared = Arc::new(Shared::default());
+        let counters = Arc::new(Counters::default());
+        let (its_shared, its_counters) = (shared.clone(), counters.clone());
+        let thread = std::thread::Builder::new()
+            .name("mynah-jit".into())
+            .spawn(move || work(compiler, &model, &events, &its_shared, &its_counters))
+            .map_err(|e| format!("no thread to compile on: {e}"))?;
+        Ok(Self {
+            shared,
+            counters,
+            memory,
+            context: Box::new(context),
+            regions: HashMap::new(),
+            info: InstructionInfoFactory::new(),
+            thread: Some(thread),
+        })
+    }
+
+    /// The counters, which go on counting.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
+    }
+}
+
+fn work(mut compiler: Compiler, model: &CpuModel, events: &Events, shared: &Shared, counters: &Counters) {
+    loop {
+        let mut job = {
+            let mut q = shared.queue.lock();
+            loop {
+                if q.1 {
+                    return;
+                }
+                if let Some(job) = q.0.pop_front() {
+                    break job;
+                }
+                shared.wake.wait(&mut q);
+            }
+        };
+        let start = std::time::Instant::now();
+        let code = compiler.region(&job.plan, model);
+        counters.nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        let Some(code) = code else {
+            counters.refused.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
+        counters.compiled.fetch_add(1, Ordering::Relaxed);
+        counters.instructions.fetch_add(job.plan.instruction_count() as u64, Ordering::Relaxed);
+        counters.bytes.fetch_add(code.len() as u64, Ordering::Relaxed);
+        let parts = job.plan.take_parts();
+        let done = Done { code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key };
+        shared.done.lock().push(done);
+        events.raise(EV_TIER);
+    }
+}
+
+impl Tier for Translating {
+    fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        if self.shared.queue.lock().0.len() >= QUEUE {
+            self.counters.full.fetch_add(1, Ordering::Relaxed);
+            cpu.cool(phys, key);
+            return;
+        }
+        let Some(plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info)) else {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        self.shared.queue.lock().0.push_back(Job { plan, phys, key });
+        self.shared.wake.notify_one();
+    }
+
+    fn ready(&mut self, cpu: &mut Cpu) {
+        let done = std::mem::take(&mut *self.shared.done.lock());
+        for d in done {
+            if !d.parts.iter().all(|p| p.holds(cpu, d.key)) {
+                self.counters.late.fetch_add(1, Ordering::Relaxed);
+                cpu.cool(d.phys, d.key);
+                continue;
+            }
+            let Some(placed) = self.memory.place(&d.code) else { continue };
+            if let Some(segment) = placed.evicted {
+                self.regions.retain(|_, r| {
+                    if r.segment == segment {
+                        cpu.uninstall(r.phys, r.key);
+                    }
+                    r.segment != segment
+                });
+            }
+            // SAFETY: the address is that of code which the translator made with the signature of `Entry`.
+            let entry = unsafe { std::mem::transmute::<*const u8, Entry>(placed.address) };
+            let context: *mut Context = &mut *self.context;
+            let code = Compiled { entry, context: context.cast(), ops: d.ops.as_ptr() };
+            let parts: Vec<u64> = d.parts.iter().map(|p| p.phys).collect();
+            // SAFETY: code, ops and context stay until the region is uninstalled (above) or the vCPU, which owns this tier, ends.
+            if unsafe { cpu.install(d.phys, d.key, &parts, code) } {
+                self.counters.installed.fetch_add(1, Ordering::Relaxed);
+                let region = Region { _ops: d.ops, segment: placed.segment, phys: d.phys, key: d.key };
+                self.regions.insert((d.phys, d.key), region);
+            }
+        }
+    }
+}
+
+impl Drop for Translating {
+    fn drop(&mut self) {
+        self.shared.queue.lock().1 = true;
+        self.shared.wake.notify_one();
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Loops and calls: what a region is made for. The results are those of the interpreter, and nearly all of the work is done in regions.
+mod common;
+
+use common::*;
+use iced_x86::code_asm::*;
+use mynah_cpu::board::{EV_INTR, EV_KICK};
+use mynah_cpu::state::{fl, gpr};
+use mynah_cpu::{Exit, State};
+
+fn assemble(bits: u32, at: u64, f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(bits).unwrap();
+    f(&mut a).unwrap();
+    a.assemble(at).unwrap()
+}
+
+/// Runs code (which ends with HLT) on both machines and compares; returns the translated machine's state and the pair.
+fn both(
+    bits: u32,
+    set: impl Fn(&mut State),
+    f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> (State, Pair) {
+    let mut pair = Pair::new(bits);
+    pair.engine.set_threshold(10);
+    let at = pair.put_code(&assemble(bits, CODE, f));
+    assert_eq!(at, CODE);
+    pair.prepare(at, 99, |s, _| set(s));
+    pair.run(&|| "the program".into());
+    (pair.fast.state.clone(), pair)
+}
+
+fn sum(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut top = a.create_label();
+    a.xor(eax, eax)?;
+    a.mov(ecx, 10_000)?;
+    a.set_label(&mut top)?;
+    a.add(eax, ecx)?;
+    a.dec(ecx)?;
+    a.jne(top)?;
+    a.hlt()
+}
+
+#[test]
+fn a_sum_over_a_counted_loop_is_right_in_both_modes() {
+    for bits in [32, 64] {
+        let (s, pair) = both(bits, |_| (), sum);
+        assert_eq!(s.gpr[gpr::RAX], 50_005_000);
+        let st = pair.engine.statistics();
+        assert!(st.compiled >= 1 && st.entered < 5 && st.interpreted < 30, "{st:?}");
+    }
+}
+
+#[test]
+fn instructions_are_counted_one_by_one() {
+    let (_, pair) = both(64, |_| (), sum);
+    // Two, three for each time round, and the HLT.
+    assert_eq!(pair.fast.icount, 2 + 3 * 10_000 + 1);
+}
+
+#[test]
+fn a_sieve_with_nested_loops_finds_the_primes() {
+    let (s, pair) = both(
+        64,
+        |_| (),
+        |a| {
+            let (mut outer, mut inner, mut skip, mut clear, mut count, mut no) = (
+                a.create_label(),
+                a.create_label(),
+                a.create_label(),
+                a.create_label(),
+                a.create_label(),
+                a.create_label(),
+            );
+            a.mov(rsi, DATA)?;
+            a.xor(ecx, ecx)?;
+            a.set_label(&mut clear)?;
+            a.mov(byte_ptr(rsi + rcx), 1)?;
+            a.inc(ecx)?;
+            a.cmp(ecx, 4096)?;
+            a.jb(clear)?;
+            a.mov(ebx, 2)?;
+            a.set_label(&mut outer)?;
+            a.cmp(byte_ptr(rsi + rbx), 0)?;
+            a.je(skip)?;
+            a.lea(edi, ptr(rbx + rbx))?;
+            a.cmp(edi, 4096)?;
+            a.jae(skip)?;
+            a.set_label(&mut inner)?;
+            a.mov(byte_ptr(rsi + rdi), 0)?;
+            a.add(edi, ebx)?;
+            a.cmp(edi, 4096)?;
+            a.jb(inner)?;
+            a.set_label(&mut skip)?;
+            a.inc(ebx)?;
+            a.cmp(ebx, 4096)?;
+            a.jne(outer)?;
+            a.xor(eax, eax)?;
+            a.mov(ebx, 2)?;
+            a.set_label(&mut count)?;
+            a.cmp(byte_ptr(rsi + rbx), 0)?;
+            a.je(no)?;
+            a.inc(eax)?;
+            a.set_label(&mut no)?;
+            a.inc(ebx)?;
+            a.cmp(ebx, 4096)?;
+            a.jne(count)?;
+            a.hlt()
+        },
+    );
+    assert_eq!(s.gpr[gpr::RAX], 564);
+    assert!(pair.engine.statistics().interpreted < 500, "{:?}", pair.engine.statistics());
+}
+
+#[test]
+fn a_table_driven_crc32_of_memory_is_right_in_both_modes() {
+    let mut results = Vec::new();
+    for bits in [32, 64] {
+        let (s, _) = both(
+            bits,
+            |s| s.gpr[gpr::RAX] = 0xffff_ffff,
+            |a| {
+                // The table at DATA, computed by the guest; then the CRC of what follows it.
+                let (mut each, mut bit, mut even, mut next) =
+                    (a.create_label(), a.create_label(), a.create_label(), a.create_label());
+                a.xor(ebx, ebx)?;
+                a.set_label(&mut each)?;
+                a.mov(edx, ebx)?;
+                a.mov(ecx, 8)?;
+                a.set_label(&mut bit)?;
+                a.shr(edx, 1)?;
+                a.jnc(even)?;
+                a.xor(edx, 0xedb8_8320u32 as i32)?;
+                a.set_label(&mut even)?;
+                a.dec(ecx)?;
+                a.jne(bit)?;
+                if bits == 64 {
+                    a.mov(dword_ptr(rbx * 4 + DATA as i32), edx)?;
+                } else {
+                    a.mov(dword_ptr(ebx * 4 + DATA as i32), edx)?;
+                }
+                a.inc(bl)?;
+                a.jne(each)?;
+                a.mov(esi, DATA as u32)?;
+                a.mov(eax, 0xffff_ffffu32)?;
+                a.set_label(&mut next)?;
+                if bits == 64 {
+                    a.movzx(edx, byte_ptr(rsi))?;
+                } else {
+                    a.movzx(edx, byte_ptr(esi))?;
+                }
+                a.xor(dl, al)?;
+                a.shr(eax, 8)?;
+                if bits == 64 {
+                    a.xor(eax, dword_ptr(rdx * 4 + DATA as i32))?;
+                } else {
+                    a.xor(eax, dword_ptr(edx * 4 + DATA as i32))?;
+                }
+                a.inc(esi)?;
+                a.cmp(esi, DATA as i32 + 1024)?;
+                a.jne(next)?;
+                a.not(eax)?;
+                a.hlt()
+            },
+        );
+        results.push(s.gpr[gpr::RAX]);
+    }
+    // The CRC-32 of the 1024 bytes of the table itself.
+    let mut table = [0u32; 256];
+    for (n, t) in table.iter_mut().enumerate() {
+        *t = (0..8).fold(n as u32, |c, _| c >> 1 ^ if c & 1 != 0 { 0xedb8_8320 } else { 0 });
+    }
+    let crc = table
+        .iter()
+        .flat_map(|t| t.to_le_bytes())
+        .fold(!0u32, |c, b| c >> 8 ^ table[usize::from(c as u8 ^ b)]);
+    assert_eq!(results, [u64::from(!crc), u64::from(!crc)]);
+}
+
+#[test]
+fn calls_and_returns_stay_in_the_region() {
+    let (s, pair) = both(
+        64,
+        |_| (),
+        |a| {
+            let (mut top, mut f, mut end) = (a.create_label(), a.create_label(), a.create_label());
+            a.xor(eax, eax)?;
+            a.mov(ecx, 5000)?;
+            a.set_label(&mut top)?;
+            a.call(f)?;
+            a.dec(ecx)?;
+            a.jne(top)?;
+            a.jmp(end)?;
+            a.set_label(&mut f)?;
+            a.push(rcx)?;
+            a.add(rax, rcx)?;
+            a.pop(rdx)?;
+            a.ret()?;
+            a.set_label(&mut end)?;
+            a.hlt()
+        },
+    );
+    assert_eq!(s.gpr[gpr::RAX], 5000 * 5001 / 2);
+    assert!(pair.engine.statistics().entered < 100, "{:?}", pair.engine.statistics());
+}
+
+#[test]
+fn helpers_in_a_loop_see_and_change_the_state() {
+    let (s, _) = both(
+        64,
+        |_| (),
+        |a| {
+            let mut top = a.create_label();
+            a.mov(ebx, 7)?;
+            a.xor(esi, esi)?;
+            a.mov(ecx, 1000)?;
+            a.set_label(&mut top)?;
+            a.mov(eax, ecx)?;
+            a.xor(edx, edx)?;
+            a.div(ebx)?;
+            a.add(esi, edx)?;
+            a.rcl(esi, 1)?;
+            a.rcr(esi, 1)?;
+            a.dec(ecx)?;
+            a.jne(top)?;
+            a.hlt()
+        },
+    );
+    assert_eq!(s.gpr[gpr::RSI], (1..=1000u64).map(|n| n % 7).sum::<u64>());
+}
+
+#[test]
+fn a_fault_in_a_hot_loop_is_delivered_with_the_state_of_its_instruction() {
+    // Stores upward until the page that is not there: #PF, whose handler halts; its frame is compared with the rest of memory.
+    let (s, _) = both(
+        64,
+        |_| (),
+        |a| {
+            let mut top = a.create_label();
+            a.mov(rdi, DATA)?;
+            a.set_label(&mut top)?;
+            a.add(rdi, 4)?;
+            a.add(dword_ptr(rdi), edi)?;
+            a.inc(rbx)?;
+            a.jmp(top)
+        },
+    );
+    // The read-only page comes first.
+    assert_eq!(s.cr2, READ_ONLY);
+    assert_eq!(s.gpr[gpr::RDI], READ_ONLY);
+    assert_eq!(s.gpr[gpr::RIP], HANDLERS + 4 * 14 + 1);
+}
+
+#[test]
+fn a_kick_leaves_an_endless_loop() {
+    let mut pair = Pair::new(64);
+    let at = pair.put_code(&assemble(64, CODE, |a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.inc(rax)?;
+        a.jmp(top)
+    }));
+    pair.prepare(at, 1, |_, _| ());
+    let events = pair.fast.events.clone();
+    let kicker = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        events.raise(EV_KICK);
+    });
+    assert_eq!(pair.engine.run(&mut pair.fast), Exit::Kick);
+    kicker.join().unwrap();
+    assert_eq!(pair.fast.state.gpr[gpr::RIP], at);
+    assert_eq!(pair.engine.statistics().interpreted, 0);
+}
+
+#[test]
+fn an_interrupt_is_taken_between_iterations() {
+    let mut pair = Pair::new(64);
+    let at = pair.put_code(&assemble(64, CODE, |a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.inc(rax)?;
+        a.cmp(rax, rbx)?;
+        a.jne(top)?;
+        a.hlt()
+    }));
+    pair.prepare(at, 1, |s, _| {
+        s.rflags |= fl::IF;
+        s.gpr[gpr::RAX] = 0;
+        s.gpr[gpr::RBX] = u64::MAX;
+    });
+    let events = pair.fast.events.clone();
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        events.raise(EV_INTR);
+    });
+    assert_eq!(pair.engine.run(&mut pair.fast), Exit::Halt);
+    thread.join().unwrap();
+    assert_eq!(pair.fast.state.gpr[gpr::RIP], HANDLERS + 4 * 0x30 + 1);
+    // The frame's RIP is the head of the loop.
+    let frame = pair.fast.state.gpr[gpr::RSP];
+    assert_eq!(pair.fast.mem.read_u64(frame), at);
+}
+
+#[test]
+fn code_that_changes_itself_takes_effect_at_once() {
+    // The loop increments the immediate of its own ADD.
+    let (s, pair) = both(
+        64,
+        |_| (),
+        |a| {
+            let mut top = a.create_label();
+            let mut site = a.create_label();
+            a.xor(eax, eax)?;
+            a.mov(ecx, 100)?;
+            a.lea(rsi, ptr(site))?;
+            a.set_label(&mut top)?;
+            a.inc(byte_ptr(rsi + 2))?;
+            a.set_label(&mut site)?;
+            a.add(ebx, 0)?;
+            a.mov(ebx, ebx)?;
+            a.dec(ecx)?;
+            a.jne(top)?;
+            a.hlt()
+        },
+    );
+    let _ = s;
+    assert!(pair.engine.statistics().compiled > 0);
+}
+
+#[test]
+fn a_region_is_dropped_when_its_code_is_written_and_made_anew() {
+    let mut pair = Pair::new(64);
+    let code = |step: i32| {
+        assemble(64, CODE, |a| {
+            let mut top = a.create_label();
+            a.mov(ecx, 1000)?;
+            a.set_label(&mut top)?;
+            a.add(eax, step)?;
+            a.dec(ecx)?;
+            a.jne(top)?;
+            a.hlt()
+        })
+    };
+    let at = pair.put_code(&code(1));
+    for (step, want) in [(1, 1000), (3, 3000), (1, 1000)] {
+        for cpu in [&mut pair.plain, &mut pair.fast] {
+            cpu.mem.write(at, &code(step));
+            cpu.invalidate_code(at, 64);
+        }
+        pair.prepare(at, 5, |s, _| s.gpr[gpr::RAX] = 0);
+        pair.run(&|| format!("steps of {step}"));
+        assert_eq!(pair.fast.state.gpr[gpr::RAX], want);
+    }
+    assert!(pair.engine.statistics().dropped >= 2);
+}
+
+#[test]
+fn single_steps_are_not_translated() {
+    let mut pair = Pair::new(64);
+    let at = pair.put_code(&assemble(64, CODE, |a| {
+        a.inc(rax)?;
+        a.inc(rax)?;
+        a.hlt()
+    }));
+    pair.prepare(at, 3, |s, _| s.rflags |= fl::TF);
+    pair.run(&|| "a step".into());
+    assert_eq!(pair.fast.state.gpr[gpr::RIP], HANDLERS + 4 + 1);
+    // The handler's HLT is a region of its own; the stepped instruction is not.
+    assert_eq!(pair.fast.state.dr[6] & 0x4000, 0x4000);
+}

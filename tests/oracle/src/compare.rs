@@ -1,0 +1,219 @@
+//! Whether two outcomes of a case are the same, as far as the manuals say what they must be.
+//!
+//! What is not compared:
+//!
+//! | what | where | why |
+//! | --- | --- | --- |
+//! | flags that the manual leaves undefined | as iced-x86 lists them, when the instruction completes | differ between processors |
+//! | error code bit 0 (present) | page faults at kernel addresses | Linux sets it always, to hide its mappings |
+//! | MXCSR_MASK | memory written by FXSAVE and XSAVE | the processor's own |
+//! | FOP, FIP, FDP | registers, unless this instruction raised an x87 exception | AMD's processors save them only then |
+
+use crate::layout::*;
+use iced_x86::{Instruction, Mnemonic, Register};
+
+/// What a pair of outcomes differs in: the name of the place, the oracle's value, Mynah's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Register, flag or memory.
+    pub what: String,
+    /// What the oracle has.
+    pub want: String,
+    /// What Mynah has.
+    pub got: String,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: oracle {}, mynah {}", self.what, self.want, self.got)
+    }
+}
+
+const NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
+];
+const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
+
+/// Vectors that mean that the instruction was completed.
+pub fn completed(vector: u32) -> bool {
+    vector == 1 || vector == 3
+}
+
+/// Flags that need not agree.
+pub fn flags_ignored(i: &Instruction, vector: u32) -> u64 {
+    if !completed(vector) {
+        return 0;
+    }
+    u64::from(iced_flags(i.rflags_undefined()))
+}
+
+/// iced-x86's bits for flags, at their places in RFLAGS.
+pub fn iced_flags(bits: u32) -> u32 {
+    use iced_x86::RflagsBits as R;
+    let table = [
+        (R::OF, 1 << 11),
+        (R::SF, 1 << 7),
+        (R::ZF, 1 << 6),
+        (R::AF, 1 << 4),
+        (R::CF, 1 << 0),
+        (R::PF, 1 << 2),
+        (R::DF, 1 << 10),
+        (R::IF, 1 << 9),
+        (R::AC, 1 << 18),
+    ];
+    table.iter().filter(|(b, _)| bits & b != 0).map(|(_, f)| f).sum()
+}
+
+/// The linear address of the memory operand.
+pub fn operand_address(case: &Case, i: &Instruction) -> Option<u64> {
+    let n = (0..i.op_count()).find(|&n| i.op_kind(n) == iced_x86::OpKind::Memory)?;
+    i.virtual_address(n, 0, |r, _, _| {
+        Some(match r {
+            Register::FS => case.regs.base[0],
+            Register::GS => case.regs.base[1],
+            r if r.is_segment_register() => {
+                let s = case.regs.sel[r.number()];
+                let ldt = s & 4 != 0 && case.regs.bitness() != 64;
+                if ldt { LDT.get(usize::from(s >> 3)).map_or(0, |d| u64::from(d.base)) } else { 0 }
+            }
+            r => case.regs.gpr[r.full_register().number() & 15] & (!0 >> (64 - 8 * r.size().clamp(1, 8))),
+        })
+    })
+}
+
+/// All differences between the oracle's outcome and Mynah's.
+pub fn compare(
+    case: &Case,
+    i: &Instruction,
+    background: &[u8],
+    want: &Outcome,
+    got: &Outcome,
+) -> Vec<Difference> {
+    let mut all = Vec::new();
+    let mut put = |what: &str, want: u64, got: u64| {
+        if want != got {
+            all.push(Difference { what: what.into(), want: format!("{want:#x}"), got: format!("{got:#x}") });
+        }
+    };
+    let (w, g) = (&want.regs, &got.regs);
+    put("exception", want.vector.into(), got.vector.into());
+    let present = if want.vector == 14 && want.cr2 >> 47 != 0 { 1 } else { 0 };
+    put("error code", u64::from(want.error | present), u64::from(got.error | present));
+    put("cr2", want.cr2, got.cr2);
+    put("rip", w.rip, g.rip);
+    let ignored = flags_ignored(i, want.vector);
+    put("rflags", w.rflags & !ignored, g.rflags & !ignored);
+    for n in 0..16 {
+        // An IRET to a 16-bit stack leaves part of the kernel's stack pointer above ESP.
+        let seen = if n == 4 && case.regs.bitness() != 64 { 0xffff_ffff } else { u64::MAX };
+        put(NAMES[n], w.gpr[n] & seen, g.gpr[n] & seen);
+    }
+    for n in 0..6 {
+        put(SEGMENTS[n], w.sel[n].into(), g.sel[n].into());
+    }
+    if case.regs.bitness() == 64 {
+        put("fs base", w.base[0], g.base[0]);
+        put("gs base", w.base[1], g.base[1]);
+    }
+    put("mxcsr", w.mxcsr().into(), g.mxcsr().into());
+    put("fcw", w.fx16(0).into(), g.fx16(0).into());
+    put("fsw", w.fx16(2).into(), g.fx16(2).into());
+    put("ftw", w.fx[4].into(), g.fx[4].into());
+    if w.fx16(2) & 0x80 != 0 && case.regs.fx16(2) & 0x80 == 0 {
+        put("fop", w.fx16(6).into(), g.fx16(6).into());
+        put("fip", w.fx64(8), g.fx64(8));
+        put("fdp", w.fx64(16), g.fx64(16));
+    }
+    for n in 0..8 {
+        let (a, b) = (w.st(n), g.st(n));
+        if a != b {
+            all.push(Difference {
+                what: format!("st{n}"),
+                want: format!("{:04x}:{:016x}", a.0, a.1),
+                got: format!("{:04x}:{:016x}", b.0, b.1),
+            });
+        }
+    }
+    let approximate = approximation(i);
+    for n in 0..16 {
+        let (a, b) = (w.xmm(n), g.xmm(n));
+        if a != b && !(approximate && near(a, b)) {
+            all.push(Difference {
+                what: format!("xmm{n}"),
+                want: format!("{a:032x}"),
+                got: format!("{b:032x}"),
+            });
+        }
+    }
+    if want.chunks() != got.chunks() {
+        memory(case, i, background, want, got, &mut all);
+    }
+    all
+}
+
+/// Instructions whose result is only bounded in its error (relative 1.5 * 2^-12).
+fn approximation(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Rcpps | Mnemonic::Rcpss | Mnemonic::Rsqrtps | Mnemonic::Rsqrtss)
+}
+
+/// Whether four floats are each within the error that two approximations may have between them.
+fn near(a: u128, b: u128) -> bool {
+    (0..4).all(|n| {
+        let (x, y) = ((a >> (32 * n)) as u32, (b >> (32 * n)) as u32);
+        let (fx, fy) = (f64::from(f32::from_bits(x)), f64::from(f32::from_bits(y)));
+        x == y || fx.is_finite() && fy.is_finite() && (fx - fy).abs() <= fx.abs() * 3.0 / 4096.0
+    })
+}
+
+fn memory(
+    case: &Case,
+    i: &Instruction,
+    background: &[u8],
+    want: &Outcome,
+    got: &Outcome,
+    all: &mut Vec<Difference>,
+) {
+    use Mnemonic::*;
+    let (w, mut g) = (want.memory(background), got.memory(background));
+    if let Some(at) = operand_address(case, i) {
+        let mut ignore = |from: u64, to: u64| {
+            for o in (from..to).filter_map(|n| data_offset(at.wrapping_add(n))) {
+                g[o] = w[o];
+            }
+        };
+        if matches!(
+            i.mnemonic(),
+            Fxsave | Fxsave64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64
+        ) {
+            ignore(28, 32);
+        }
+    }
+    let mut n = 0;
+    while n < w.len() {
+        if w[n] == g[n] {
+            n += 1;
+            continue;
+        }
+        let start = n;
+        while n < w.len() && w[n] != g[n] && n < start + 32 {
+            n += 1;
+        }
+        let hex = |b: &[u8]| b.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        all.push(Difference {
+            what: format!("memory {:#x}", data_address(start)),
+            want: hex(&w[start..n]),
+            got: hex(&g[start..n]),
+        });
+        if all.len() > 40 {
+            return;
+        }
+    }
+    if want.chunks != got.chunks && want.chunks.max(got.chunks) as usize > CHUNKS {
+        all.push(Difference {
+            what: "memory, 64-byte pieces changed".into(),
+            want: want.chunks.to_string(),
+            got: got.chunks.to_string(),
+        });
+    }
+}

@@ -1,0 +1,140 @@
+//! Runs random instructions on the host's CPU and in Mynah, and reports what differs.
+
+const USAGE: &str = "usage: mynah-oracle [options]
+  --cases N         how many cases to run (default 2000000)
+  --seed N          seed of the run (default 1)
+  --only LIST       only forms whose mnemonic, code or group contains one of these (comma-separated; '=x' means exactly x)
+  --skip LIST       not these
+  --isa LIST        the same as --only, for groups: integer, flow, stack, string, bmi, x87, mmx, sse, sse2, sse3, sse4, crypto, save, privileged
+  --bits LIST       modes: 64, 32, 16 (default: all)
+  --model MODEL     Mynah's CPU model (default: host)
+  --jobs N          threads (default: 2)
+  --show N          how many differing cases to report (default 20)
+  --verbose         with all registers
+  --flags           list undefined flags that differ from the host's
+  --replay S:N      run case N of seed S and show everything
+  --list            list the forms that are tried
+Exit code: 0 no difference, 1 differences, 2 the run could not be made.";
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn main() {
+    let _ = USAGE;
+    println!(
+        "mynah-oracle: SKIPPED: the host is not x86-64 Linux, so its CPU cannot be the oracle (recorded rows run in `cargo test`)"
+    );
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn main() -> std::process::ExitCode {
+    match host::main() {
+        Ok(0) => 0.into(),
+        Ok(_) => 1.into(),
+        Err(e) => {
+            eprintln!("mynah-oracle: {e}");
+            2.into()
+        }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod host {
+    use mynah_oracle::session::{Plan, Summary, run};
+    use mynah_oracle::{forms, guest::Guest};
+
+    pub fn main() -> Result<u64, String> {
+        let mut plan = Plan { jobs: 2, ..Plan::default() };
+        let mut args = std::env::args().skip(1);
+        let (mut list, mut flags) = (false, false);
+        while let Some(a) = args.next() {
+            let mut value = || args.next().ok_or(format!("{a} needs a value"));
+            let number = |s: String| {
+                let r = s
+                    .strip_prefix("0x")
+                    .map_or_else(|| s.replace('_', "").parse(), |h| u64::from_str_radix(h, 16));
+                r.map_err(|_| format!("'{s}' is not a number"))
+            };
+            match a.as_str() {
+                "--cases" => plan.cases = number(value()?)?,
+                "--seed" => plan.seed = number(value()?)?,
+                "--only" | "--isa" => plan.only = value()?,
+                "--skip" => plan.skip = value()?,
+                "--bits" => {
+                    plan.bits = value()?
+                        .split(',')
+                        .map(|b| number(b.into()).map(|b| b as u32))
+                        .collect::<Result<_, _>>()?;
+                    if plan.bits.iter().any(|b| ![16, 32, 64].contains(b)) {
+                        return Err("--bits takes 16, 32 and 64".into());
+                    }
+                }
+                "--model" => plan.model = value()?,
+                "--jobs" => plan.jobs = number(value()?)? as u32,
+                "--show" => plan.show = number(value()?)?,
+                "--verbose" => plan.verbose = true,
+                "--flags" => flags = true,
+                "--list" => list = true,
+                "--replay" => {
+                    let v = value()?;
+                    let (s, n) = v.split_once(':').ok_or("--replay takes SEED:INDEX")?;
+                    (plan.seed, plan.first) = (number(s.into())?, number(n.into())?);
+                    (plan.cases, plan.jobs, plan.verbose) = (1, 1, true);
+                }
+                "--help" | "-h" => {
+                    println!("{}", super::USAGE);
+                    return Ok(0);
+                }
+                _ => return Err(format!("unknown option '{a}'\n{}", super::USAGE)),
+            }
+        }
+        if list {
+            let guest = Guest::new(&plan.model)?;
+            for bits in [64, 32, 16] {
+                for c in forms::forms(guest.model(), bits).into_iter().filter(|&c| plan.wants(c)) {
+                    println!(
+                        "{bits} {:10} {:30} {}",
+                        forms::group(c),
+                        format!("{c:?}"),
+                        c.op_code().instruction_string()
+                    );
+                }
+            }
+            return Ok(0);
+        }
+        let start = std::time::Instant::now();
+        let sum = run(&plan)?;
+        print(&plan, &sum, start.elapsed().as_secs_f64(), flags);
+        Ok(sum.differing())
+    }
+
+    fn print(plan: &Plan, sum: &Summary, seconds: f64, flags: bool) {
+        for r in &sum.reports {
+            println!("{r}");
+        }
+        if !sum.kinds.is_empty() {
+            println!("differing cases by instruction:");
+            let mut v: Vec<_> = sum.kinds.iter().collect();
+            v.sort_by_key(|(_, n)| std::cmp::Reverse(n.0));
+            for ((mnemonic, what), (n, first)) in v.iter().take(200) {
+                println!("  {n:7} {mnemonic:14} {what:50} {}:{first}", plan.seed);
+            }
+        }
+        if flags {
+            println!("undefined flags that differ from the host's:");
+            for (m, (bits, n)) in &sum.undefined {
+                println!("  {m:14} {bits:#06x} {n}");
+            }
+        }
+        println!("{:12} {:>10} {:>10} {:>10}", "group", "cases", "faults", "differing");
+        for (g, c) in &sum.groups {
+            println!("{g:12} {:10} {:10} {:10}", c.cases, c.faults, c.differing);
+        }
+        println!(
+            "seed {}: {} cases, {} forms, {} differing, {seconds:.1} s, {:.0} cases/s",
+            plan.seed,
+            sum.cases(),
+            sum.forms.len(),
+            sum.differing(),
+            sum.cases() as f64 / seconds
+        );
+    }
+}

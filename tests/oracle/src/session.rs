@@ -1,0 +1,292 @@
+//! Many cases on both sides.
+
+use crate::compare::{Difference, compare};
+use crate::generate::Generator;
+use crate::guest::Guest;
+use crate::layout::*;
+use crate::native::Native;
+use crate::{background, forms, report};
+use iced_x86::{Code, Instruction};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The run's seed.
+    pub seed: u64,
+    /// Index of the first case.
+    pub first: u64,
+    /// Number of cases.
+    pub cases: u64,
+    /// Modes: some of 64, 32, 16.
+    pub bits: Vec<u32>,
+    /// Name parts of mnemonics, codes or groups that are wanted, separated by commas; empty: all.
+    pub only: String,
+    /// Those that are not wanted.
+    pub skip: String,
+    /// The CPU model.
+    pub model: String,
+    /// Threads.
+    pub jobs: u32,
+    /// How many differing cases are reported in full.
+    pub show: u64,
+    /// With all registers.
+    pub verbose: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            first: 0,
+            cases: 2_000_000,
+            bits: vec![64, 32, 16],
+            only: String::new(),
+            skip: String::new(),
+            model: "host".into(),
+            jobs: 1,
+            show: 20,
+            verbose: false,
+        }
+    }
+}
+
+impl Plan {
+    /// Whether a form is wanted.
+    pub fn wants(&self, code: Code) -> bool {
+        let names = [
+            format!("{:?}", code.mnemonic()).to_lowercase(),
+            format!("{code:?}").to_lowercase(),
+            forms::group(code).to_string(),
+        ];
+        let any = |list: &str| {
+            list.split(',').filter(|p| !p.is_empty()).any(|p| {
+                let p = p.to_lowercase();
+                match p.strip_prefix('=') {
+                    Some(exact) => names.iter().any(|n| n == exact),
+                    None => names.iter().any(|n| n.contains(&p)),
+                }
+            })
+        };
+        (self.only.is_empty() || any(&self.only)) && !any(&self.skip)
+    }
+
+    /// The command that runs case `index` again.
+    pub fn replay(&self, index: u64) -> String {
+        let mut s = format!("--replay {}:{index}", self.seed);
+        if !self.only.is_empty() {
+            s += &format!(" --only '{}'", self.only);
+        }
+        if !self.skip.is_empty() {
+            s += &format!(" --skip '{}'", self.skip);
+        }
+        if self.bits != [64, 32, 16] {
+            s += &format!(" --bits {}", self.bits.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
+        }
+        s
+    }
+}
+
+/// Counts for a group of forms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Cases run.
+    pub cases: u64,
+    /// Of these, ended by a fault.
+    pub faults: u64,
+    /// Of these, came out differently.
+    pub differing: u64,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// By group.
+    pub groups: BTreeMap<&'static str, Count>,
+    /// Cases by form.
+    pub forms: BTreeMap<Code, u64>,
+    /// Differing cases by form and by what differs.
+    pub kinds: BTreeMap<(String, String), (u64, u64)>,
+    /// Reports of differing cases.
+    pub reports: Vec<String>,
+    /// Undefined flags that came out differently all the same, by mnemonic: bits and how often.
+    pub undefined: BTreeMap<String, (u64, u64)>,
+}
+
+impl Summary {
+    /// Cases that came out differently.
+    pub fn differing(&self) -> u64 {
+        self.groups.values().map(|c| c.differing).sum()
+    }
+    /// Cases run.
+    pub fn cases(&self) -> u64 {
+        self.groups.values().map(|c| c.cases).sum()
+    }
+    fn merge(&mut self, o: Self) {
+        for (k, v) in o.groups {
+            let c = self.groups.entry(k).or_default();
+            c.cases += v.cases;
+            c.faults += v.faults;
+            c.differing += v.differing;
+        }
+        for (k, v) in o.forms {
+            *self.forms.entry(k).or_default() += v;
+        }
+        for (k, v) in o.kinds {
+            self.kinds.entry(k).or_insert((0, v.1)).0 += v.0;
+        }
+        for (k, v) in o.undefined {
+            let e = self.undefined.entry(k).or_default();
+            *e = (e.0 | v.0, e.1 + v.1);
+        }
+        self.reports.extend(o.reports);
+    }
+}
+
+/// Runs a plan.
+pub fn run(plan: &Plan) -> Result<Summary, String> {
+    let next = AtomicU64::new(plan.first / BATCH as u64);
+    let stop = AtomicBool::new(false);
+    let results = std::thread::scope(|s| {
+        let hands: Vec<_> = (0..plan.jobs.max(1)).map(|_| s.spawn(|| worker(plan, &next, &stop))).collect();
+        hands
+            .into_iter()
+            .map(|h| h.join().unwrap_or_else(|_| Err("a worker panicked".into())))
+            .collect::<Vec<_>>()
+    });
+    let mut all = Summary::default();
+    for r in results {
+        all.merge(r?);
+    }
+    Ok(all)
+}
+
+fn worker(plan: &Plan, next: &AtomicU64, stop: &AtomicBool) -> Result<Summary, String> {
+    let mut native = Native::new().map_err(|e| e.to_string())?;
+    let mut guest = Guest::new(&plan.model)?;
+    let generator =
+        Generator::new(guest.model(), |c| plan.wants(c), &plan.bits, native.has_ldt(), native.has_fsgsbase());
+    if generator.is_empty() {
+        return Err("no form matches".into());
+    }
+    let progress = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    let events = guest.events();
+    std::thread::scope(|s| {
+        // A case that never ends in Mynah must not hang the run.
+        s.spawn(|| {
+            let (mut last, mut same) = (u64::MAX, 0);
+            while !done.load(Ordering::SeqCst) {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                let now = progress.load(Ordering::SeqCst);
+                same = if now == last && now & 1 == 1 { same + 1 } else { 0 };
+                last = now;
+                if same > 60 {
+                    events.raise(mynah_cpu::board::EV_KICK);
+                    same = 0;
+                }
+            }
+        });
+        let r = batches(plan, next, stop, &mut native, &mut guest, &generator, &progress);
+        done.store(true, Ordering::SeqCst);
+        r
+    })
+}
+
+fn batches(
+    plan: &Plan,
+    next: &AtomicU64,
+    stop: &AtomicBool,
+    native: &mut Native,
+    guest: &mut Guest,
+    generator: &Generator,
+    progress: &AtomicU64,
+) -> Result<Summary, String> {
+    let mut sum = Summary::default();
+    let end = plan.first + plan.cases;
+    let mut got = Outcome::new();
+    while !stop.load(Ordering::SeqCst) {
+        let base = next.fetch_add(1, Ordering::SeqCst) * BATCH as u64;
+        if base >= end {
+            break;
+        }
+        let bg = background::random(plan.seed, base);
+        let indices: Vec<u64> = (base.max(plan.first)..(base + BATCH as u64).min(end)).collect();
+        let made: Vec<(Case, Instruction)> = indices.iter().map(|&n| generator.case(plan.seed, n)).collect();
+        let cases: Vec<Case> = made.iter().map(|m| m.0).collect();
+        guest.set_background(&bg);
+        guest.new_batch();
+        native
+            .run(&bg, &cases, |n, want| {
+                let (case, i) = &made[n];
+                progress.fetch_add(1, Ordering::SeqCst);
+                let ran = guest.run(case, &mut got);
+                progress.fetch_add(1, Ordering::SeqCst);
+                let faults = sum.note(i, want.as_ref().map_or(0, |w| w.vector));
+                let differences = match (&want, ran) {
+                    (Err(d), _) => vec![Difference {
+                        what: "the oracle's process died".into(),
+                        want: format!("{d:?}"),
+                        got: String::new(),
+                    }],
+                    (Ok(w), Err(e)) => {
+                        vec![Difference {
+                            what: "run".into(),
+                            want: format!("exception {}", w.vector),
+                            got: e,
+                        }]
+                    }
+                    (Ok(w), Ok(())) => {
+                        let ignored = crate::compare::flags_ignored(i, w.vector);
+                        let off = (w.regs.rflags ^ got.regs.rflags) & ignored;
+                        if off != 0 {
+                            let e = sum.undefined.entry(format!("{:?}", i.mnemonic())).or_default();
+                            *e = (e.0 | off, e.1 + 1);
+                        }
+                        compare(case, i, &bg, w, &got)
+                    }
+                };
+                let _ = faults;
+                if differences.is_empty() {
+                    return;
+                }
+                sum.differs(i, &differences, indices[n]);
+                if (sum.reports.len() as u64) < plan.show {
+                    let empty = Outcome::new();
+                    let w = want.unwrap_or(&empty);
+                    let mut s = format!("DIFFERENCE  {}\n", plan.replay(indices[n]));
+                    s += &report::reproducer(case, i, &bg, w, &got, &differences, plan.verbose);
+                    sum.reports.push(s);
+                }
+            })
+            .map_err(|e| e.to_string())?;
+    }
+    Ok(sum)
+}
+
+impl Summary {
+    fn note(&mut self, i: &Instruction, vector: u32) -> bool {
+        let group = if i.is_invalid() { "undefined" } else { forms::group(i.code()) };
+        let c = self.groups.entry(group).or_default();
+        c.cases += 1;
+        let fault = !crate::compare::completed(vector);
+        c.faults += u64::from(fault);
+        *self.forms.entry(i.code()).or_default() += 1;
+        fault
+    }
+    fn differs(&mut self, i: &Instruction, d: &[Difference], index: u64) {
+        let group = if i.is_invalid() { "undefined" } else { forms::group(i.code()) };
+        self.groups.entry(group).or_default().differing += 1;
+        let mut what: Vec<String> = d
+            .iter()
+            .map(|d| {
+                let w = d.what.trim_end_matches(|c: char| c.is_ascii_digit());
+                if w.starts_with("memory") { "memory".into() } else { w.to_string() }
+            })
+            .collect();
+        what.dedup();
+        let key = (format!("{:?}", i.mnemonic()), what.join("+"));
+        self.kinds.entry(key).or_insert((0, index)).0 += 1;
+    }
+}
