@@ -36,6 +36,13 @@ pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> O
         (op.run, op.helper) = (crate::interp::run_ender, crate::interp::too_long);
         return Some((op, Flow::Ends));
     }
+    if i.code() == Code::Pause
+        && mode.has(ModeKey::LONG)
+        && bytes.len() >= 2
+        && bytes[i.len().max(2) - 2] & 0xf1 == 0x41
+    {
+        i = exchange_r8(&i, bytes[i.len().max(2) - 2] & 8 != 0, &bytes[..i.len()]);
+    }
     Some(build::<Cpu>(model, mode, &i, off).map_or_else(
         || {
             let mut op = blank(&i, mode, off);
@@ -48,6 +55,24 @@ pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> O
             (op, s.flow)
         },
     ))
+}
+
+/// F3 90 with REX.B is no PAUSE but XCHG R8, rAX with a prefix that means nothing.
+fn exchange_r8(pause: &Instruction, wide: bool, bytes: &[u8]) -> Instruction {
+    let (code, r8, rax) = if wide {
+        (Code::Xchg_r64_RAX, Register::R8, Register::RAX)
+    } else if bytes.contains(&0x66) {
+        (Code::Xchg_r16_AX, Register::R8W, Register::AX)
+    } else {
+        (Code::Xchg_r32_EAX, Register::R8D, Register::EAX)
+    };
+    let mut i = Instruction::default();
+    i.set_code(code);
+    i.set_op0_register(r8);
+    i.set_op1_register(rax);
+    i.set_len(pause.len());
+    i.set_ip(pause.ip());
+    i
 }
 
 /// 16, 32 or 64.

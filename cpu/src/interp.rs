@@ -161,7 +161,9 @@ impl Cpu {
             return self.stopped(op, stop);
         }
         self.state.gpr[gpr::RIP] = target;
-        self.chain(slot, imm)
+        // The distance in its own width: near branches reach 2 GiB.
+        let distance = if op.width == 2 { imm as i16 as u64 } else { imm as i32 as u64 };
+        self.chain(slot, distance)
     }
 
     /// The mask of the stack pointer for `op`.

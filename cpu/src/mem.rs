@@ -188,6 +188,8 @@ impl Cpu {
             unsafe { W::write(p, new) };
             return Ok((old, new));
         }
+        self.canonical(lin, W::BYTES, s)?;
+        self.align_check(lin, W::BYTES)?;
         self.probe_write(lin, W::BYTES, s)?;
         let old = self.load::<W>(lin, s)?;
         let new = f(self, old) & W::MASK;
@@ -350,6 +352,7 @@ impl Cpu {
     #[inline(never)]
     fn load_slow(&mut self, lin: u64, len: u64, s: u8) -> Result<u64, Stop> {
         let mut b = [0; 8];
+        self.canonical(lin, len, s)?;
         self.align_check(lin, len)?;
         self.load_bytes(lin, &mut b[..len as usize], s)?;
         Ok(u64::from_le_bytes(b))
@@ -358,12 +361,13 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn store_slow(&mut self, lin: u64, v: u64, len: u64, s: u8) -> Result<(), Stop> {
+        self.canonical(lin, len, s)?;
         self.align_check(lin, len)?;
         self.store_bytes(lin, &v.to_le_bytes()[..len as usize], s)
     }
 
     /// #AC at CPL 3 with CR0.AM and EFLAGS.AC. While the check is on the TLB gives no fast accesses at CPL 3, so all come here.
-    fn align_check(&mut self, lin: u64, len: u64) -> Result<(), Stop> {
+    pub(crate) fn align_check(&mut self, lin: u64, len: u64) -> Result<(), Stop> {
         if lin & (len - 1) != 0 && self.alignment_checked() {
             return Err(self.raise_ec(vector::AC, 0));
         }

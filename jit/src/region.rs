@@ -80,6 +80,11 @@ impl Plan {
             .collect()
     }
 
+    /// Guest physical addresses of the region's blocks.
+    pub fn part_addresses(&self) -> impl Iterator<Item = u64> {
+        self.parts.iter().map(|p| p.phys)
+    }
+
     /// What is kept for telling whether the code still holds.
     pub fn take_parts(&mut self) -> Box<[Part]> {
         std::mem::take(&mut self.parts).into()

@@ -21,9 +21,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 /// Executions after which a block is compiled.
-pub const HOT: u32 = 300;
-/// Plans that may wait for the compiler; a block that finds the queue full is counted anew.
-const QUEUE: usize = 256;
+pub const HOT: u32 = 500;
+/// Plans that may wait for the compiler; then the oldest is dropped, and its block counted anew.
+const QUEUE: usize = 64;
 /// Bytes of code kept.
 const CODE: usize = 128 << 20;
 
@@ -142,7 +142,8 @@ fn work(mut compiler: Compiler, model: &CpuModel, events: &Events, shared: &Shar
                 if q.1 {
                     return;
                 }
-                if let Some(job) = q.0.pop_front() {
+                // The latest first: what has just become hot is what is running.
+                if let Some(job) = q.0.pop_back() {
                     break job;
                 }
                 shared.wake.wait(&mut q);
@@ -153,6 +154,7 @@ fn work(mut compiler: Compiler, model: &CpuModel, events: &Events, shared: &Shar
         counters.nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
         let Some(code) = code else {
             counters.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(phys = format_args!("{:#x}", job.phys), "refused");
             continue;
         };
         counters.compiled.fetch_add(1, Ordering::Relaxed);
@@ -167,16 +169,22 @@ fn work(mut compiler: Compiler, model: &CpuModel, events: &Events, shared: &Shar
 
 impl Tier for Translating {
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
-        if self.shared.queue.lock().0.len() >= QUEUE {
-            self.counters.full.fetch_add(1, Ordering::Relaxed);
-            cpu.cool(phys, key);
-            return;
-        }
         let Some(plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info)) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        self.shared.queue.lock().0.push_back(Job { plan, phys, key });
+        // The blocks of a loop become hot together: one region is enough, unless they go on being entered from elsewhere.
+        for part in plan.part_addresses().filter(|&p| p != phys) {
+            cpu.cool(part, key);
+        }
+        let mut queue = self.shared.queue.lock();
+        queue.0.push_back(Job { plan, phys, key });
+        let dropped = if queue.0.len() > QUEUE { queue.0.pop_front() } else { None };
+        drop(queue);
+        if let Some(old) = dropped {
+            self.counters.full.fetch_add(1, Ordering::Relaxed);
+            cpu.cool(old.phys, old.key);
+        }
         self.shared.wake.notify_one();
     }
 
@@ -219,5 +227,18 @@ impl Drop for Translating {
         if let Some(t) = self.thread.take() {
             let _ = t.join();
         }
+        let c = &self.counters;
+        let n = |v: &AtomicU64| v.load(Ordering::Relaxed);
+        tracing::info!(
+            compiled = n(&c.compiled),
+            installed = n(&c.installed),
+            late = n(&c.late),
+            refused = n(&c.refused),
+            full = n(&c.full),
+            instructions = n(&c.instructions),
+            bytes = n(&c.bytes),
+            ms = n(&c.nanos) / 1_000_000,
+            "translator"
+        );
     }
 }

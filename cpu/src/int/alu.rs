@@ -122,12 +122,19 @@ sem!(
     Cmpxchg[W: Width, D: Place][] |e, op| {
         let acc = e.reg::<W>(0);
         let new = e.reg::<W>(op.src);
+        let whole = e.reg::<W64>(op.dst & 0x1f);
         let (old, _) = D::modify::<E, W>(e, op, |e, old| {
             let hit = e.eq::<W>(old, acc);
             e.select::<W>(hit, new, old)
         })?;
         let r = e.sub::<W>(acc, old);
         let hit = e.eq::<W>(old, acc);
+        if D::IS_REG && W::BITS == 32 {
+            // On a miss a register is not written at all, its upper half stays.
+            let now = e.reg::<W64>(op.dst);
+            let v = e.select::<W64>(hit, now, whole);
+            e.set_reg::<W64>(op.dst, v);
+        }
         // On a hit the whole 64-bit accumulator keeps its value.
         let keep = e.reg::<W64>(0);
         e.set_reg::<W>(0, old);

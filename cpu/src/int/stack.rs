@@ -38,6 +38,7 @@ fn pusha<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     // All eight must be writable before the first is written.
     for n in [1, 8] {
         let lin = cpu.stack_linear(op, sp.wrapping_sub(n * W::BYTES), W::BYTES, true)?;
+        cpu.align_check(lin, W::BYTES)?;
         cpu.probe_write(lin, W::BYTES, seg::SS as u8)?;
     }
     for n in 0..8u8 {
@@ -107,6 +108,7 @@ fn enter<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         sp = sp.wrapping_sub(size);
         // The new top of the stack must be writable.
         let lin = cpu.stack_linear(op, sp, W::BYTES, true)?;
+        cpu.align_check(lin, W::BYTES)?;
         cpu.probe_write(lin, W::BYTES, seg::SS as u8)?;
         cpu.set_sp(op, sp);
         cpu.set_reg::<W>(gpr::RBP as u8, frame & W::MASK);

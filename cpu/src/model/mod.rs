@@ -428,6 +428,17 @@ impl CpuModel {
 
     /// Whether the model has the instruction; without it the instruction is an invalid opcode.
     pub fn allows(&self, i: &iced_x86::Instruction) -> bool {
+        // PREFETCH with a register operand: a no-operation with Intel, an invalid opcode with AMD.
+        use iced_x86::Code::{
+            Reservednop_rm16_r16_0F0D, Reservednop_rm32_r32_0F0D, Reservednop_rm64_r64_0F0D,
+        };
+        let hint = matches!(
+            i.code(),
+            Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D
+        );
+        if hint && self.vendor == Vendor::Amd && i.op0_kind() == iced_x86::OpKind::Register {
+            return false;
+        }
         i.cpuid_features().iter().all(|f| self.allows_set(*f))
     }
 

@@ -89,6 +89,9 @@ impl Stack {
     pub fn push(&mut self, cpu: &mut Cpu, size: u64, v: u64) -> Result<(), Stop> {
         let sp = self.sp.wrapping_sub(size) & self.mask;
         let lin = self.linear(cpu, sp, size)?;
+        if self.mode == Mode::User {
+            cpu.align_check(lin, size)?;
+        }
         match size {
             2 => cpu.store_as::<W16>(lin, v, self.mode, seg::SS as u8)?,
             4 => cpu.store_as::<W32>(lin, v, self.mode, seg::SS as u8)?,
@@ -101,6 +104,9 @@ impl Stack {
     /// Pops `size` bytes.
     pub fn pop(&mut self, cpu: &mut Cpu, size: u64) -> Result<u64, Stop> {
         let lin = self.linear(cpu, self.sp, size)?;
+        if self.mode == Mode::User {
+            cpu.align_check(lin, size)?;
+        }
         let v = match size {
             2 => cpu.load_as::<W16>(lin, self.mode, seg::SS as u8)?,
             4 => cpu.load_as::<W32>(lin, self.mode, seg::SS as u8)?,

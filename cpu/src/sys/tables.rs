@@ -273,12 +273,12 @@ fn arpl(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     protected(cpu)?;
     let want = cpu.state.gpr[usize::from(op.src & 31)] & 3;
     if op.is_mem() {
-        let lin = cpu.operand(op, 2, true)?;
-        let mut raised = false;
-        cpu.rmw::<W16>(lin, op.seg, false, |_, old| {
-            raised = old & 3 < want;
-            if raised { old & !3 | want } else { old }
-        })?;
+        // Written only if it changes.
+        let old = cpu.load_op::<W16>(op)?;
+        let raised = old & 3 < want;
+        if raised {
+            cpu.store_op::<W16>(op, old & !3 | want)?;
+        }
         set_zf(cpu, raised);
         return Ok(());
     }

@@ -122,6 +122,8 @@ impl Guest {
     pub const IDT64_OPERAND: u32 = DESCRIPTORS + 16;
     /// Linear address of the operand of LIDT for real mode's vector table.
     pub const IVT_OPERAND: u32 = DESCRIPTORS + 24;
+    /// The same in low memory, where 16-bit code reaches it (tests put it there).
+    pub const IVT_LOW: u32 = 0x7e20;
 
     // ---- memory --------------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,13 @@ impl Prog {
         self.names.push((name.to_owned(), l));
     }
 
+    /// Fills up with NOPs to linear address `at`; what is there must have no labels yet.
+    pub fn pad_with_nops_to(&mut self, at: u32) {
+        let now = self.a.assemble(u64::from(self.origin)).map_or(0, |b| b.len());
+        let n = (at - self.base) as usize - now;
+        asm!(self; db &vec![0x90; n]);
+    }
+
     /// A label's address as a 32-bit immediate operand.
     pub fn address(&mut self, label: CodeLabel) -> i32 {
         self.fixups.push(label);

@@ -3,7 +3,7 @@
 //! The record is a line of hexadecimal fields; `E` from protected mode, `L` from 64-bit mode:
 //! vector, error code, EIP, CS, EFLAGS, then the handler's own EFLAGS, CS, SS and ESP (at the frame), the interrupted ESP and SS (if the
 //! level changed), CR2, DR6. After it the handler returns (vectors of [`crate::layout::RESUME`], and 32 up), or takes the flat segments of
-//! level 0 (general registers stay) and goes where [`crate::layout::RECOVER`] says.
+//! level 0 (FS, GS and the general registers stay) and goes where [`crate::layout::RECOVER`] says.
 use crate::asm;
 use crate::layout::*;
 use crate::prog::Prog;
@@ -121,7 +121,7 @@ pub fn protected() -> Prog {
     // The interrupted program's general registers stay, but for the stack pointer.
     asm!(p; mov eax, at(36); mov dword_ptr(RECOVER + 0x40), eax; mov edi, at(8); mov esi, at(12); mov ebx, at(24); mov edx, at(28);
         mov ecx, at(32); mov ebp, at(16); mov eax, u32::from(DATA0); mov ss, ax; mov esp, dword_ptr(RECOVER_SP);
-        mov ds, ax; mov es, ax; mov fs, ax; mov gs, ax);
+        mov ds, ax; mov es, ax);
     let mut known = p.a.create_label();
     asm!(p; cmp dword_ptr(RECOVER), 0; jne known);
     p.say("no way on");

@@ -22,7 +22,10 @@ fn contributory_exceptions_become_double_faults() {
     let mut g = Guest::new();
     let absent_data = g.gdt(flat(absent(access::DATA), size::P32));
     g.qemu_clears_ext();
-    g.qemu_differs(&[("#NP(0x8b) at #AC", "no #AC ok")], "no alignment check");
+    g.qemu_differs(
+        &[("#NP(0x8b) at #AC cs=0x3b fl=AC", "no #AC ok"), ("#NP(0x9b) at #XM+21", "#XM ok")],
+        "neither alignment check nor SIMD floating-point exceptions",
+    );
     g.main(Main::Paged(PageTables::new(Format::Legacy, true)), |p| {
         // Table 6-4: contributory, then page faults, then benign.
         set_present(p, 0, false);
@@ -74,7 +77,24 @@ fn contributory_exceptions_become_double_faults() {
             asm!(p; nop);
         });
     });
-    g.check("");
+    g.check("
+        #DF(0x0) at #DE+2
+        #DF(0x0) at #TS fl=NT
+        #DF(0x0) at #SS+5
+        #DF(0x0) at #GP+5
+        #DF(0x0) at #GP at level 3 cs=0x3b
+        #DF(0x0) at #NP+5
+        #DF(0x0) at #PF
+        #NP(0x33) at #UD
+        #NP(0x2b) at #BR+22
+        #NP(0x1a) at #BP
+        #NP(0x22) at #OF+6
+        #NP(0x3b) at #NM+8
+        #NP(0x83) at #MF+16
+        #NP(0x9b) at #XM+21
+        #NP(0x8b) at #AC cs=0x3b fl=AC
+        #NP(0xb) at #DB+10 fl=TF
+        ");
 }
 
 /// Table 6-5: a page fault while a contributory exception or a benign one is delivered is just a page fault; its access is a supervisor's.
@@ -105,7 +125,14 @@ fn a_page_fault_while_reading_the_idt() {
         asm!(p; mov dword_ptr(VARS + 2), idt - 8; lidt fword_ptr(VARS); mov eax, dword_ptr(0x50_0000));
         p.say("not reached");
     });
-    g.check("");
+    g.check("
+        #PF(0x0) at #UD cr2=0x180fc0
+        #PF(0x0) at #GP+5 cr2=entry 13
+        #PF(0x0) at #GP at level 3 cs=0x3b cr2=entry 13
+        #PF(0x0) at INT cs=0x3b cr2=entry 8
+        now #PF with an absent entry
+        shutdown
+        ");
 }
 
 /// 6.15, interrupt 8: a fault while #DF is delivered is shutdown; so is no IDT at all.
@@ -119,7 +146,10 @@ fn triple_faults_shut_down() {
         asm!(p; mov eax, u32::from(CODE3); mov ss, ax);
         p.say("not reached");
     });
-    g.check("");
+    g.check("
+        last words
+        shutdown
+        ");
     let mut g = Guest::new();
     g.main(Main::Protected, |p| {
         p.say("last words");
@@ -144,6 +174,10 @@ fn stacks_of_64_bit_handlers() {
     g.show_stacks();
     g.idt64(0x21, gate(CODE64, stubs::stub64(0x21), dpl(access::INT32, 3), 3), 0);
     g.idt64(0x22, gate(CODE64, stubs::stub64(0x22), dpl(access::TRAP32, 3), 0), 0);
+    g.qemu_differs(
+        &[("int 0x21 at int22 fl=IF stack=10:11bfd0", "int 0x21 at int22 fl=IF stack=0:11bfd0")],
+        "SS becomes null by IST without a change of level",
+    );
     g.main(Main::Long(long_tables()), |p| {
         asm!(p; pushfq; or dword_ptr(rsp), 0x200; popfq);
         asm!(p; sub rsp, 3);
@@ -153,7 +187,7 @@ fn stacks_of_64_bit_handlers() {
         asm!(p; int 0x21);
         p.name("int22");
         asm!(p; int 0x22; add rsp, 3);
-        p.attempt("#GP with an error code", |p| asm!(p; mov eax, u32::from(CODE3); mov ds, ax));
+        p.attempt("#GP with an error code", |p| asm!(p; mov eax, u32::from(CODE3); mov ss, ax));
         p.user(|p| {
             asm!(p; sub rsp, 5);
             p.name("user20");
@@ -164,7 +198,17 @@ fn stacks_of_64_bit_handlers() {
         });
         p.attempt("null SS at level 0", |p| asm!(p; xor eax, eax; mov ss, ax; push rax; pop rax; int 0x20));
     });
-    g.check("");
+    g.check("
+        int 0x20 at int21 fl=IF stack=10:110fc0
+        int 0x21 at int22 fl=IF stack=10:11bfd0
+        int 0x22 at int22+2 fl=IF h=IF stack=10:110fc0
+        #GP(0x38) at #GP with an error code+5 fl=IF stack=10:110fd0
+        int 0x20 at user21 cs=0x53 sp=43:118ffb stack=0:112fd0
+        int 0x21 at user21+2 cs=0x53 sp=43:118ffb stack=0:11bfd0
+        cs ss ds es fs gs=0x53 0x43 0x0 0x0 0x0 0x0
+        int 0x20 at null SS at level 0+9 stack=0:110fd0
+        null SS at level 0 ok
+        ");
 }
 
 /// 6.14.1, 6.14.2 and volume 2, INT n: what is not a 64-bit interrupt or trap gate to 64-bit code; non-canonical handlers and stacks.
@@ -194,13 +238,28 @@ fn checks_of_64_bit_gates() {
     }
     g.idt64(12, gate(CODE64, stubs::stub64(12), access::INT32, 2), 0);
     g.qemu_clears_ext();
+    g.qemu_differs(
+        &[
+            ("#GP(0x18a) at 16-bit gate cs=0x53", "#GP(0x312) at 16-bit gate cs=0x53"),
+            ("#GP(0x192) at task gate cs=0x53", "#GP(0x322) at task gate cs=0x53"),
+            ("#GP(0x19a) at call gate cs=0x53", "#GP(0x332) at call gate cs=0x53"),
+            ("#NP(0x1a2) at absent cs=0x53", "#NP(0x342) at absent cs=0x53"),
+            ("#GP(0x1aa) at DPL 0 cs=0x53", "#GP(0x352) at DPL 0 cs=0x53"),
+            ("#GP(0x7fa) at beyond the IDT cs=0x53", "#GP(0xff2) at beyond the IDT cs=0x53"),
+        ],
+        "the error code has the vector times 16",
+    );
+    g.qemu_differs(
+        &[("#GP(0x0) at not canonical cs=0x53", "#GP(0x0) at 0x80000010e310")],
+        "a non-canonical handler faults when it is fetched",
+    );
     g.main(Main::Long(long_tables()), |p| {
         for (n, (name, ..)) in cases.iter().enumerate() {
             p.attempt_at(3, name, |p| asm!(p; int 0x31 + n as i32));
         }
         p.attempt_at(3, "beyond the IDT", |p| asm!(p; int 0xff));
         // A stack that is not canonical: #SS(0), which has a stack of its own.
-        asm!(p; mov rax, 0x8000_0000_0000u64; mov qword_ptr(TSS64 + 4), rax);
+        asm!(p; mov rax, 0x8000_0000_1000u64; mov qword_ptr(TSS64 + 4), rax);
         p.attempt_at(3, "stack is not canonical", |p| asm!(p; int 0x3c));
         p.attempt_at(3, "stack is not canonical, #UD", |p| asm!(p; ud2));
         asm!(p; mov dword_ptr(TSS64 + 4), STACKS[0]; mov dword_ptr(TSS64 + 8), 0);
@@ -208,7 +267,25 @@ fn checks_of_64_bit_gates() {
         asm!(p; mov byte_ptr(IDT64 + 16 * 14 + 4), 3; mov byte_ptr(IDT64 + 16 * 8 + 4), 1; mov dword_ptr(TSS64 + 0x34), 0x50_0000);
         p.attempt("#PF on an absent stack", |p| asm!(p; mov eax, dword_ptr(0x60_0000)));
     });
-    g.check("");
+    g.check("
+        #GP(0x18a) at 16-bit gate cs=0x53
+        #GP(0x192) at task gate cs=0x53
+        #GP(0x19a) at call gate cs=0x53
+        #NP(0x1a2) at absent cs=0x53
+        #GP(0x1aa) at DPL 0 cs=0x53
+        #GP(0x8) at 32-bit code cs=0x53
+        #GP(0x98) at L and D cs=0x53
+        #NP(0x90) at absent code cs=0x53
+        #GP(0x0) at null code cs=0x53
+        #GP(0x10) at data cs=0x53
+        #GP(0x0) at not canonical cs=0x53
+        int 0x31 at fine+2 cs=0x53
+        fine ok
+        #GP(0x7fa) at beyond the IDT cs=0x53
+        #SS(0x0) at stack is not canonical cs=0x53
+        #SS(0x1) at stack is not canonical, #UD cs=0x53
+        #DF(0x0) at #PF on an absent stack
+        ");
 }
 
 /// 5.8.3.1 and volume 2, CALL: 64-bit call gates are 16 bytes, have no parameters, lead to 64-bit code alone, and load SS with a null selector.
@@ -240,6 +317,10 @@ fn call_gates_of_64_bit_mode() {
         ("cut by the GDT", 0xff8),
     ];
     g.put64(GDT + 0xff8, gate(CODE64, target, c3, 0));
+    g.qemu_differs(
+        &[("#GP(0x0) at not canonical cs=0x53", "#GP(0x0) at 0x8000000000120000")],
+        "a non-canonical target faults when it is fetched",
+    );
     g.main(Main::Long(long_tables()), |p| {
         p.say("same level");
         call(p, fine);
@@ -257,7 +338,29 @@ fn call_gates_of_64_bit_mode() {
             p.attempt_at(3, name, |p| asm!(p; call fword_ptr(VARS)));
         }
     });
-    g.check("");
+    g.check("
+        same level
+        cs ss ds es fs gs=0x48 0x10 0x10 0x10 0x10 0x10
+        esp=0x110ff0
+        frame=back0 0x48 0x0 0x0
+        esp=0x111000
+        from level 3
+        cs ss ds es fs gs=0x48 0x0 0x0 0x0 0x0 0x0
+        esp=0x112fe0
+        frame=back3 0x53 0x119000 0x43
+        cs ss ds es fs gs=0x53 0x43 0x0 0x0 0x0 0x0
+        esp=0x119000
+        #GP(0xa0) at 16-bit gate cs=0x53
+        #GP(0x8) at to 32-bit code cs=0x53
+        #GP(0xc0) at upper type cs=0x53
+        #GP(0x0) at not canonical cs=0x53
+        #NP(0xe0) at absent cs=0x53
+        #GP(0xf0) at DPL 0 cs=0x53
+        #GP(0x0) at null cs=0x53
+        #GP(0x110) at task gate cs=0x53
+        #GP(0x68) at TSS cs=0x53
+        #GP(0xff8) at cut by the GDT cs=0x53
+        ");
 }
 
 /// Volume 2, IRET, in 64-bit mode: SS:RSP is popped always; SS may be null at levels 0-2 alone; NT is #GP; non-canonical RIP is #GP(0).
@@ -275,6 +378,21 @@ fn iret_in_64_bit_mode() {
         p.quit();
     });
     let code64_1 = g.gdt(flat(dpl(access::CODE, 1), size::P64));
+    g.qemu_differs(
+        &[
+            ("#GP(0x0) at level 0, null SS with RPL 3", "cs ss ds es fs gs=0x48 0x3 0x10 0x10 0x10 0x10\nrsp=0x114ff8"),
+            ("#GP(0x0) at level 1, null SS with RPL 3", "cs ss ds es fs gs=0x91 0x3 0x0 0x0 0x0 0x0\nrsp=0x114ff8"),
+            ("#GP(0x0) at compatibility mode, null SS", "cs ss ds es fs gs=0x8 0x0 0x10 0x10 0x0 0x0\nesp=0x115000"),
+        ],
+        "a null SS is not checked",
+    );
+    g.qemu_differs(
+        &[
+            ("#GP(0x0) at RIP", "#GP(0x0) at 0x800000000000"),
+            ("#GP(0x0) at RIP at level 3", "#GP(0x0) at 0xffff7fffffffffff cs=0x53"),
+        ],
+        "a non-canonical target faults when it is fetched",
+    );
     g.main(Main::Long(long_tables()), |p| {
         for (name, ss_, code, ip) in [
             ("level 0", DATA0, CODE64, out),
@@ -333,7 +451,34 @@ fn iret_in_64_bit_mode() {
                 mov dword_ptr(rsp + 12), STACKS[3]; mov dword_ptr(rsp + 16), u32::from(DATA3); iretd);
         });
     });
-    g.check("");
+    g.check("
+        cs ss ds es fs gs=0x48 0x10 0x10 0x10 0x10 0x10
+        rsp=0x114ff8
+        cs ss ds es fs gs=0x48 0x0 0x10 0x10 0x10 0x10
+        rsp=0x114ff8
+        #GP(0x0) at level 0, null SS with RPL 3
+        cs ss ds es fs gs=0x53 0x43 0x0 0x0 0x0 0x0
+        rsp=0x118ff8
+        #GP(0x0) at level 3, null SS
+        #GP(0x0) at level 3, null SS with RPL 0
+        cs ss ds es fs gs=0x91 0x1 0x0 0x0 0x0 0x0
+        rsp=0x114ff8
+        #GP(0x0) at level 1, null SS with RPL 3
+        cs ss ds es fs gs=0x3b 0x43 0x0 0x0 0x0 0x0
+        esp=0x115000
+        cs ss ds es fs gs=0x8 0x10 0x10 0x10 0x0 0x0
+        esp=0x115000
+        #GP(0x0) at compatibility mode, null SS
+        #GP(0x40) at SS of another level
+        #GP(0x0) at null CS
+        #GP(0x0) at NT fl=NT
+        #GP(0x0) at RIP
+        #GP(0x0) at RIP at level 3
+        cs ss ds es fs gs=0x53 0x43 0x0 0x0 0x0 0x0
+        rsp=0x118ff8
+        cs ss ds es fs gs=0x53 0x43 0x0 0x0 0x0 0x0
+        rsp=0x118ff8
+        ");
 }
 
 /// Volume 2, IRET, "return to outer privilege level": which flags each level may change; the data segments.
@@ -346,7 +491,7 @@ fn iret_changes_the_flags_it_may() {
         p.show_segments();
         p.quit();
     });
-    const ALL: i32 = 0x3f_7700 & !0x2_4100 | 2; // all but VM, NT, TF
+    const ALL: i32 = 0x3f_7700 & !0x1a_4100 | 2; // all but VM, VIF, VIP, NT, TF
     g.main(Main::Protected, |p| {
         for (from, to, iopl) in [(0, 0, 0), (0, 3, 0), (1, 1, 0), (1, 3, 1), (3, 3, 0), (3, 3, 3)] {
             p.say(&format!("{from} to {to}, IOPL {iopl}"));
@@ -357,10 +502,50 @@ fn iret_changes_the_flags_it_may() {
                 asm!(p; push i32::from(data); push STACKS[to] as i32 - 0x100; push ALL; push i32::from(code); push out as i32; iretd);
             });
         }
-        // VM in the image at level 3 is ignored; RPL less than CPL is #GP.
-        p.clear_flags(0x3f_7f00);
-        p.attempt_at(3, "VM at level 3", |p| asm!(p; push 0x2_0002; push i32::from(CODE3); push out as i32; iretd));
         p.attempt_at(3, "to level 0", |p| asm!(p; push 2; push i32::from(CODE0); push out as i32; iretd));
     });
-    g.check("");
+    g.check("
+        0 to 0, IOPL 0
+        flags=0x243600
+        cs ss ds es fs gs=0x8 0x10 0x10 0x10 0x10 0x10
+        0 to 3, IOPL 0
+        flags=0x243600
+        cs ss ds es fs gs=0x3b 0x43 0x0 0x0 0x0 0x0
+        1 to 1, IOPL 0
+        flags=0x240400
+        cs ss ds es fs gs=0x19 0x21 0x21 0x21 0x0 0x0
+        1 to 3, IOPL 1
+        flags=0x241600
+        cs ss ds es fs gs=0x3b 0x43 0x0 0x0 0x0 0x0
+        3 to 3, IOPL 0
+        flags=0x240400
+        cs ss ds es fs gs=0x3b 0x43 0x43 0x43 0x0 0x0
+        3 to 3, IOPL 3
+        flags=0x243600
+        cs ss ds es fs gs=0x3b 0x43 0x43 0x43 0x0 0x0
+        #GP(0x8) at to level 0+9 cs=0x3b fl=AC|ID|IOPL3
+        ");
+}
+
+/// Volume 2, IRET: the VM bit of the image counts at level 0 alone; VIF and VIP are taken at level 0 alone.
+#[test]
+fn iret_ignores_vm_and_the_virtual_flags_at_level_3() {
+    let mut g = Guest::new();
+    let out = g.code32(|p| {
+        asm!(p; pushfd; pop eax; and eax, 0x3f_7700);
+        p.show("flags", eax);
+        p.quit();
+    });
+    g.main(Main::Protected, |p| {
+        p.ring(3, |p| asm!(p; push 0x1a_0002; push i32::from(CODE3); push out as i32; iretd));
+        p.ring(0, |p| asm!(p; push 0x18_0002; push i32::from(CODE0); push out as i32; iretd));
+        // POPF leaves VIF and VIP alone.
+        asm!(p; push 2; popfd; pushfd; pop eax);
+        p.show("flags", eax);
+    });
+    g.check_manual("
+        flags=0x0
+        flags=0x180000
+        flags=0x180002
+        ", "TCG enters virtual-8086 mode from level 3, and knows no VIF and VIP outside it");
 }

@@ -152,8 +152,7 @@ impl Generator {
         setup.stack();
         setup.end();
         let i = decode(&case, bitness).0;
-        // A displacement that was set may have made another instruction only if the decoder is wrong.
-        (i.code() == setup_code(&case, bitness)).then_some((case, i))
+        meaningful(&case, &i).then_some((case, i))
     }
 
     fn registers(&self, rng: &mut Rng, code: Code, bitness: u32) -> Regs {
@@ -279,8 +278,38 @@ fn uses_fsgsbase(m: Mnemonic) -> bool {
     matches!(m, Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase)
 }
 
-fn setup_code(case: &Case, bitness: u32) -> Code {
-    decode(case, bitness).0.code()
+/// Whether the manuals say what the case does. Not tried:
+///
+/// * SHLD and SHRD of 16-bit operands by more than 16: the result is undefined.
+/// * REP prefixes on LOOPE and LOOPNE: on some processors they choose the condition instead of the opcode.
+/// * Offsets that are not canonical before the base of FS or GS is added but are so then: AMD's processors raise #GP.
+/// * MOVSXD of 16 bits with alignment checks: AMD's processors read 32 bits.
+/// * REX.W on far JMP and CALL: AMD's processors push 64-bit frames and read 32-bit offsets.
+fn meaningful(case: &Case, i: &Instruction) -> bool {
+    use Mnemonic::*;
+    let fs_gs = matches!(i.memory_segment(), Register::FS | Register::GS);
+    if case.regs.bitness() == 64 && fs_gs {
+        let base = case.regs.base[usize::from(i.memory_segment() == Register::GS)];
+        let canonical = |a: u64| (a << 16) as i64 >> 16 == a as i64;
+        if crate::compare::operand_address(case, i).is_some_and(|a| !canonical(a.wrapping_sub(base))) {
+            return false;
+        }
+    }
+    let rep =
+        || case.bytes().iter().take_while(|b| ![0xe0, 0xe1].contains(*b)).any(|b| matches!(b, 0xf2 | 0xf3));
+    match i.mnemonic() {
+        Shld | Shrd if i.op1_register().is_gpr16() => {
+            let n = if i.op2_kind() == OpKind::Register { case.regs.gpr[1] } else { i.immediate(2) };
+            n & 31 <= 16
+        }
+        Loope | Loopne => !rep(),
+        Movsxd if i.op0_register().is_gpr16() => case.regs.rflags & 1 << 18 == 0,
+        Jmp | Call if i.is_jmp_far_indirect() || i.is_call_far_indirect() => {
+            let opcode = case.bytes().iter().position(|&b| b == 0xff).unwrap_or(0);
+            case.regs.bitness() != 64 || opcode == 0 || case.code[opcode - 1] & 0xf8 != 0x48
+        }
+        _ => true,
+    }
 }
 
 fn blank(regs: Regs, bytes: &[u8]) -> Case {
@@ -385,15 +414,19 @@ impl Setup<'_> {
             1 => 0x80 + (r.below(64) as u16) * 8,
             2..7 if self.ldt => sel::ldt(r.below(11) as u16),
             7 if self.ldt => (r.below(16) as u16) << 3 | 4 | r.below(4) as u16,
-            _ => r.pick(&known),
+            _ => match r.pick(&known) {
+                sel::CODE64 if self.bitness == 16 => sel::CODE32,
+                s => s,
+            },
         }
     }
 
     /// A selector for code.
     fn code_selector(&mut self) -> u16 {
         match self.rng.below(10) {
-            0..3 => sel::CODE64,
-            3..6 => sel::CODE32,
+            // With a 16-bit stack the kernel does not get back to 64-bit code.
+            0..3 if self.bitness != 16 => sel::CODE64,
+            0..6 => sel::CODE32,
             6 if self.ldt => sel::CODE16,
             7 if self.ldt => sel::ldt(5),
             _ => self.selector(),

@@ -1,0 +1,505 @@
+//! Real-address mode, unreal mode, virtual-8086 mode with and without VME, protected-mode virtual interrupts, compatibility mode, and the switches
+//! between modes.
+//!
+//! SDM volume 3B, chapter 20 (8086 emulation: 20.1 real mode, 20.2 virtual-8086 mode, 20.3 interrupts, 20.4 PVI); volume 3A, 9.9 (mode switching), 9.8.5
+//! (IA-32e mode), 2.5 (control registers); volume 2, CLI, STI, PUSHF, POPF, INT n, IRET.
+use iced_x86::code_asm::*;
+use mynah_machinery::{asm, *};
+
+/// 16-bit code that ends with UD2, so that the log tells where it got; its address.
+fn snippet(g: &mut Guest, name: &str, f: impl FnOnce(&mut Prog)) -> u32 {
+    g.code16(|p| {
+        p.name(name);
+        f(p);
+        p.name(&format!("{name}, end"));
+        asm!(p; ud2);
+    })
+}
+
+/// Runs 16-bit programs in virtual-8086 mode, with a line before each.
+fn run_v86(p: &mut Prog, programs: &[(&str, u32)], flags: u32) {
+    for (name, at) in programs {
+        let _ = name;
+        p.v86(0, *at, flags, 0, (0x1000, 0x7000));
+    }
+}
+
+/// The sensitive instructions: CLI, STI, PUSHF, POPF, INT n, IRET; and some that are not.
+fn sensitive(g: &mut Guest) -> Vec<(&'static str, u32)> {
+    let mut list = Vec::new();
+    let mut add = |g: &mut Guest, name: &'static str, f: &dyn Fn(&mut Prog)| {
+        let at = snippet(g, name, f);
+        list.push((name, at));
+    };
+    add(g, "cli", &|p| asm!(p; cli));
+    add(g, "sti", &|p| asm!(p; sti));
+    add(g, "pushf", &|p| {
+        asm!(p; pushf; xor eax, eax; pop ax; and ax, 0x7700);
+        p.show("ax", eax);
+    });
+    add(g, "popf", &|p| asm!(p; push 0x3602; popf; pushf; pop ax));
+    add(g, "popf TF", &|p| asm!(p; push 0x0102; popf));
+    add(g, "pushfd", &|p| {
+        asm!(p; pushfd; pop eax; and eax, 0x3f_7700);
+        p.show("eax", eax);
+    });
+    add(g, "popfd", &|p| asm!(p; push 0; push 0x3602; popfd));
+    add(g, "int 21", &|p| asm!(p; int 0x21));
+    add(g, "int 22", &|p| asm!(p; int 0x22));
+    add(g, "int3", &|p| asm!(p; int3));
+    add(g, "into", &|p| asm!(p; mov al, 0x7f; inc al; db &[0xce]));
+    add(g, "iret", &|p| {
+        let mut l = p.a.create_label();
+        asm!(p; push 0x3202; push 0; call l);
+        p.place(&mut l);
+        // The return address lies 4 bytes before the instruction behind IRET.
+        asm!(p; pop ax; add ax, 6; push ax; iret; nop; nop; nop; nop);
+    });
+    add(g, "iretd", &|p| {
+        asm!(p; push 0; push 0; push 0; push 0; push 0; push 0; iretd);
+    });
+    list
+}
+
+/// Volume 3B, 20.2.7 and table 20-2 (methods 4-6 and 1): with IOPL 3 everything runs, with IOPL below 3 the sensitive instructions are #GP(0).
+#[test]
+fn sensitive_instructions_of_virtual_8086_mode() {
+    let mut g = Guest::new();
+    let programs = sensitive(&mut g);
+    g.idt(0x22, gate(CODE0, stubs::stub32(0x22), access::INT32, 0));
+    g.main(Main::Protected, |p| {
+        for iopl in [3, 2, 0] {
+            p.say(&format!("IOPL {iopl}"));
+            run_v86(p, &programs, iopl << 12 | 0x200);
+        }
+    });
+    g.check("");
+}
+
+/// Volume 3B, 20.2.8.2 (ports go by the bitmap whatever IOPL), 20.2.2, 20.3.1.1 (frame), 20.2.1 (64-KByte segments); instructions that do not exist there.
+#[test]
+fn other_rules_of_virtual_8086_mode() {
+    let mut g = Guest::new();
+    let list = [
+        snippet(&mut g, "in 80", |p| asm!(p; in_ al, 0x80)),
+        snippet(&mut g, "in e9", |p| asm!(p; in_ al, 0xe9)),
+        snippet(&mut g, "in ax, e9", |p| asm!(p; in_ ax, 0xe9)),
+        snippet(&mut g, "hlt", |p| asm!(p; hlt)),
+        snippet(&mut g, "mov cr0", |p| asm!(p; mov eax, cr0)),
+        snippet(&mut g, "smsw", |p| asm!(p; smsw ax)),
+        snippet(&mut g, "lmsw", |p| asm!(p; lmsw ax)),
+        snippet(&mut g, "lgdt", |p| asm!(p; lgdt fword_ptr(0x7000))),
+        snippet(&mut g, "sgdt", |p| asm!(p; sgdt fword_ptr(0x7000))),
+        snippet(&mut g, "lar", |p| asm!(p; lar ax, bx)),
+        snippet(&mut g, "verr", |p| asm!(p; verr ax)),
+        snippet(&mut g, "arpl", |p| asm!(p; arpl ax, bx)),
+        snippet(&mut g, "ltr", |p| asm!(p; ltr ax)),
+        snippet(&mut g, "sldt", |p| asm!(p; sldt ax)),
+        snippet(&mut g, "sysenter", |p| asm!(p; sysenter)),
+        snippet(&mut g, "segments", |p| {
+            asm!(p; mov ax, 0x1234; mov ds, ax; mov es, ax; mov fs, ax; mov gs, ax);
+            p.show_segments();
+            // A far call and return within the mode.
+            asm!(p; push cs);
+        }),
+        snippet(&mut g, "int e", |p| asm!(p; int 0xe)),
+    ];
+    let limits = [
+        snippet(&mut g, "last word", |p| asm!(p; mov ax, word_ptr(0xfffe))),
+        snippet(&mut g, "beyond", |p| asm!(p; mov bx, 0xffff; mov ax, word_ptr(bx))),
+        snippet(&mut g, "32-bit offset", |p| asm!(p; mov ebx, 0x1_0000; mov al, byte_ptr(ebx))),
+        snippet(&mut g, "stack", |p| asm!(p; mov sp, 1; push ax)),
+    ];
+    g.show_stacks();
+    g.qemu_differs(
+        &[
+            ("#GP(0x0) at beyond+3 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8", "#UD at beyond, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8"),
+            ("#GP(0x0) at 32-bit offset+6 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8", "#UD at 32-bit offset, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8"),
+            ("#SS(0x0) at stack+3 cs=0x0 fl=VM|IOPL3 sp=1000:1 stack=10:112fd8", "#UD at stack, end cs=0x0 fl=VM|IOPL3 sp=1000:ffff stack=10:112fd8"),
+        ],
+        "no limit checks",
+    );
+    g.main(Main::Protected, |p| {
+        for at in list {
+            p.v86(0, at, 0x3000, 0x20, (0x1000, 0x7000));
+        }
+        for at in limits {
+            p.v86(0, at, 0x3000, 0, (0x1000, 0x7000));
+        }
+        // The handler finds null data segments and the 8086 program's in the frame.
+        asm!(p; mov dword_ptr(IDT32 + 8 * 6), (CODE0 as u32) << 16 | (IMAGE & 0xffff));
+    });
+    g.check("");
+}
+
+/// Volume 3B, 20.3.1.1: on an interrupt from virtual-8086 mode GS, FS, DS, ES are pushed and made null; the handler must be of level 0.
+#[test]
+fn interrupts_from_virtual_8086_mode() {
+    let mut g = Guest::new();
+    let handler = g.code32(|p| {
+        p.show_segments();
+        p.show("esp", esp);
+        p.show_stack("eip cs eflags esp ss es ds fs gs", 9);
+        asm!(p; iretd);
+    });
+    let conforming = g.gdt(flat(access::CONFORMING, size::P32));
+    g.idt(0x25, gate(CODE0, handler, dpl(access::INT32, 3), 0));
+    g.idt(0x26, gate(conforming, handler, dpl(access::INT32, 3), 0));
+    g.idt(0x27, gate(CODE1, handler, dpl(access::INT32, 3), 0));
+    let run = snippet(&mut g, "run", |p| {
+        asm!(p; mov ax, 0x11; mov ds, ax; mov ax, 0x22; mov es, ax; mov ax, 0x33; mov fs, ax; mov ax, 0x44; mov gs, ax);
+        p.name("int25");
+        asm!(p; int 0x25);
+        p.name("back");
+        p.show_segments();
+    });
+    let conform = snippet(&mut g, "conforming", |p| asm!(p; int 0x26));
+    let level1 = snippet(&mut g, "level 1", |p| asm!(p; int 0x27));
+    g.qemu_differs(&[("#GP(0x18) at level 1 cs=0x0 fl=VM|IOPL3", "#GP(0x18) at level 1 cs=0x0 fl=VM|IOPL3")], "");
+    g.main(Main::Protected, |p| {
+        p.v86(0, run, 0x3000, 0, (0x1000, 0x7000));
+        p.v86(0, conform, 0x3000, 0, (0x1000, 0x7000));
+        p.v86(0, level1, 0x3000, 0, (0x1000, 0x7000));
+    });
+    g.check("");
+}
+
+/// Volume 3B, 20.3 and table 20-2 with CR4.VME: with IOPL below 3 CLI, STI, PUSHF, POPF and IRET work on VIF; INT n goes by the redirection bitmap; STI
+/// and POPF with VIP set are #GP(0).
+#[test]
+fn virtual_mode_extensions() {
+    let mut g = Guest::new();
+    let programs = sensitive(&mut g);
+    // The 8086 program's own handler.
+    let own = g.code16(|p| {
+        p.print("own handler");
+        asm!(p; pushf; xor eax, eax; pop ax; and ax, 0x7700);
+        p.show(" flags", eax);
+        asm!(p; mov bp, sp; xor eax, eax; mov ax, word_ptr(bp + 4); and ax, 0x7700);
+        p.show("pushed flags", eax);
+        asm!(p; iret);
+    });
+    g.put32(4 * 0x22, own);
+    g.put32(4 * 0x21, own);
+    // Bit clear: to the 8086 program.
+    g.put(TSS32 + 0x68 + 0x22 / 8, &[0xff & !(1 << (0x22 % 8))]);
+    g.main(Main::Protected, |p| {
+        p.set_cr4(1);
+        for (name, flags) in [
+            ("IOPL 0", 0u32),
+            ("IOPL 0, VIF", 1 << 19),
+            ("IOPL 0, VIP", 1 << 20 | 0x200),
+            ("IOPL 3", 0x3200),
+        ] {
+            p.say(name);
+            run_v86(p, &programs, flags);
+        }
+        // The bitmap lies below the I/O bitmap's base; beyond the TSS's limit the instruction is #GP.
+        asm!(p; mov word_ptr(TSS32 + 0x66), 0xffff);
+        p.say("no bitmap");
+        run_v86(p, &programs[7..8], 0x3000);
+    });
+    g.check_manual("", "TCG has no VME");
+}
+
+/// Volume 3B, 20.4: with CR4.PVI, CLI and STI at level 3 with IOPL below 3 work on VIF; STI with VIP set is #GP(0); PUSHF and POPF are not virtualised.
+#[test]
+fn protected_mode_virtual_interrupts() {
+    let mut g = Guest::new();
+    g.main(Main::Protected, |p| {
+        let flags = |p: &mut Prog| {
+            asm!(p; pushfd; pop eax; and eax, 0x1a_7200);
+            p.show("flags", eax);
+        };
+        p.attempt_at(3, "CLI without PVI", |p| asm!(p; cli));
+        p.attempt_at(3, "STI without PVI", |p| asm!(p; sti));
+        p.set_cr4(2);
+        p.user(|p| {
+            asm!(p; sti);
+            flags(p);
+            asm!(p; cli);
+            flags(p);
+            asm!(p; sti; push 0x202; popfd);
+            flags(p);
+        });
+        p.attempt_at(1, "CLI at level 1", |p| asm!(p; cli));
+        // VIP by IRET from level 0.
+        p.guarded(|p| {
+            let mut l = p.a.create_label();
+            let at = p.address(l);
+            asm!(p; push i32::from(DATA3); push STACKS[3] as i32; push 0x10_0002; push i32::from(CODE3); push at; iretd);
+            p.place(&mut l);
+            asm!(p; cli);
+            p.name("STI with VIP");
+            asm!(p; sti);
+            p.say("STI with VIP ok");
+        });
+        p.set_flags(0x3000);
+        p.user(|p| {
+            asm!(p; sti);
+            flags(p);
+        });
+    });
+    g.check_manual("", "TCG has no PVI");
+}
+
+/// Where real-mode programs go on after an exception, and where they come back to protected mode.
+struct Real {
+    leave: u32,
+}
+
+const REAL_RECOVER: u32 = 0x7e00;
+const REAL_SP: u32 = 0x7e04;
+
+/// Real mode's vector table: each stub tells vector, IP, CS and FLAGS, and goes where [`REAL_RECOVER`] says.
+fn real_mode(g: &mut Guest) -> Real {
+    let common = g.code16(|p| {
+        asm!(p; mov bp, sp; xor eax, eax; mov ax, word_ptr(bp); xor ebx, ebx; mov bx, word_ptr(bp + 2); xor ecx, ecx; mov cx, word_ptr(bp + 4);
+            xor edx, edx; mov dx, word_ptr(bp + 6); and dx, 0x7700);
+        p.show_all("interrupt vector ip cs flags", &[eax, ebx, ecx, edx]);
+        asm!(p; xor ax, ax; mov ds, ax; mov es, ax; mov ss, ax; mov esp, dword_ptr(REAL_SP); jmp word_ptr(REAL_RECOVER));
+    });
+    for v in 0..0x40u32 {
+        let at = g.code16(|p| asm!(p; push v as i32; mov ax, common; jmp ax));
+        g.put32(4 * v, at);
+    }
+    let quit = g.code32(|p| {
+        asm!(p; mov eax, u32::from(DATA0); mov ds, ax; mov es, ax; mov fs, ax; mov gs, ax; mov ss, ax; mov esp, STACK_MAIN - 0x800);
+        p.quit();
+    });
+    // Back: protected mode, and a far jump to 32-bit code.
+    let leave = g.code16(|p| {
+        asm!(p; cli; xor ax, ax; mov ds, ax; lgdt fword_ptr(0x7e10); lidt fword_ptr(0x7e18); mov eax, cr0; or al, 1; mov cr0, eax);
+        let mut far = vec![0x66, 0xea];
+        far.extend(quit.to_le_bytes());
+        far.extend(CODE0.to_le_bytes());
+        asm!(p; db &far);
+    });
+    g.put(0x7e10, &[0xff, 0x0f]);
+    g.put32(0x7e12, GDT);
+    g.put(0x7e18, &[0xff, 0x07]);
+    g.put32(0x7e1a, IDT32);
+    g.put(0x7e20, &[0xff, 0x03, 0, 0, 0, 0]);
+    Real { leave }
+}
+
+impl Real {
+    /// A program for real mode, with the way there (to be jumped to with CS = [`CODE16`]) and back. Its segments are 0.
+    fn program(&self, g: &mut Guest, segments: u16, f: impl FnOnce(&mut Prog)) -> u32 {
+        g.code16(|p| {
+            let mut real = p.a.create_label();
+            asm!(p; mov ax, u32::from(segments); mov ds, ax; mov es, ax; mov fs, ax; mov gs, ax; mov ax, u32::from(DATA16); mov ss, ax;
+                lidt fword_ptr(Guest::IVT_LOW).cs(); mov eax, cr0; and al, 0xfe; mov cr0, eax);
+            // CS: the far jump is to the next instruction.
+            let at = p.address(real);
+            asm!(p; push 0; push 0; db &[0x66, 0x68]; dd &[at as u32]; add sp, 2);
+            asm!(p; pop ax; add sp, 4; push 0; push ax; retf);
+            p.place(&mut real);
+            asm!(p; mov ax, cs; mov ss, ax; mov sp, LOW_STACK as i32 & 0xffff);
+            f(p);
+            asm!(p; mov ax, self.leave; jmp ax);
+        })
+    }
+}
+
+/// A piece of a real-mode program that may fault.
+fn real_attempt(p: &mut Prog, name: &str, f: impl FnOnce(&mut Prog)) {
+    let mut after = p.a.create_label();
+    let at = p.address(after);
+    asm!(p; mov dword_ptr(REAL_RECOVER).cs(), at; mov dword_ptr(REAL_SP).cs(), esp);
+    p.name(name);
+    f(p);
+    p.say(&format!("{name} ok"));
+    p.place(&mut after);
+}
+
+/// Volume 3B, 20.1: segments of 64 KBytes (#GP and #SS, vectors 13 and 12, push no error code), INT n through the vector table, the table's limit.
+#[test]
+fn real_mode_rules() {
+    let mut g = Guest::new();
+    let real = real_mode(&mut g);
+    let handler = g.code16(|p| {
+        asm!(p; pushf; xor eax, eax; pop ax; and ax, 0x7700);
+        p.show("in the handler: flags", eax);
+        asm!(p; iret);
+    });
+    g.put32(4 * 0x25, handler);
+    let program = real.program(&mut g, DATA16, |p| {
+        p.show_segments();
+        asm!(p; mov ax, 0xffff; mov es, ax);
+        asm!(p; pushf; pop ax; or ax, 0x200; push ax; popf);
+        p.name("int25");
+        asm!(p; int 0x25; pushf; xor eax, eax; pop ax; and ax, 0x7700; cli);
+        p.show("flags", eax);
+        real_attempt(p, "ud", |p| asm!(p; ud2));
+        real_attempt(p, "div", |p| asm!(p; xor cx, cx; div cx));
+        real_attempt(p, "int3", |p| asm!(p; int3));
+        real_attempt(p, "ltr", |p| asm!(p; ltr ax));
+        real_attempt(p, "sldt", |p| asm!(p; sldt ax));
+        real_attempt(p, "lar", |p| asm!(p; lar ax, bx));
+        real_attempt(p, "arpl", |p| asm!(p; arpl ax, bx));
+        real_attempt(p, "sysenter", |p| asm!(p; sysenter));
+        real_attempt(p, "PG without PE", |p| asm!(p; mov eax, cr0; or eax, 0x8000_0000u32; mov cr0, eax));
+        real_attempt(p, "lidt", |p| asm!(p; mov word_ptr(0x7e20), 4 * 0x25 + 2; lidt fword_ptr(0x7e20)));
+        real_attempt(p, "int at the table's limit", |p| asm!(p; int 0x25));
+        asm!(p; mov word_ptr(0x7e20), 0x3ff; lidt fword_ptr(0x7e20));
+        // Far calls and returns.
+        let mut there = p.a.create_label();
+        let mut over = p.a.create_label();
+        asm!(p; mov bx, sp; push cs; call there; jmp over);
+        p.place(&mut there);
+        asm!(p; retf);
+        p.place(&mut over);
+        asm!(p; sub bx, sp; movzx ebx, bx);
+        p.show("stack balance", ebx);
+        // 16-bit stack pointers leave the upper half of ESP alone.
+        asm!(p; mov ebx, esp; mov esp, 0x1234_0002; push ax; push ax; mov eax, esp; mov esp, ebx);
+        p.show("esp", eax);
+    });
+    g.main(Main::Protected, |p| {
+        p.guarded(|p| asm!(p; jmp_far CODE16, program));
+        p.say("back");
+    });
+    g.check("");
+}
+
+/// Limits in real mode, and "unreal" mode: a limit loaded in protected mode stays in the descriptor cache when PE is cleared, and real-mode loads of the
+/// selector change the base alone.
+#[test]
+fn limits_in_real_and_unreal_mode() {
+    let mut g = Guest::new();
+    let real = real_mode(&mut g);
+    let plain = real.program(&mut g, DATA16, |p| {
+        real_attempt(p, "last word", |p| asm!(p; mov ax, word_ptr(0xfffe)));
+        real_attempt(p, "beyond", |p| asm!(p; mov bx, 0xffff; mov ax, word_ptr(bx)));
+        real_attempt(p, "32-bit offset", |p| asm!(p; mov ebx, SCRATCH; mov eax, dword_ptr(ebx)));
+        real_attempt(p, "stack", |p| asm!(p; mov bp, 0xffff; mov ax, word_ptr(bp)));
+        real_attempt(p, "jump beyond", |p| asm!(p; mov ebx, 0x1_0000; db &[0x66, 0xff, 0xe3]));
+    });
+    let unreal = real.program(&mut g, DATA0, |p| {
+        real_attempt(p, "unreal", |p| {
+            asm!(p; mov ebx, SCRATCH; mov dword_ptr(ebx), 0x1234_5678; mov ax, 0x100; mov ds, ax; mov eax, dword_ptr(ebx - 0x1000));
+            p.show("eax", eax);
+        });
+        real_attempt(p, "unreal by GS", |p| asm!(p; mov ebx, SCRATCH; mov eax, dword_ptr(ebx).gs()));
+    });
+    g.main(Main::Protected, |p| {
+        p.guarded(|p| asm!(p; jmp_far CODE16, plain));
+        p.guarded(|p| asm!(p; jmp_far CODE16, unreal));
+        p.say("back");
+    });
+    g.check_manual("", "TCG does not check limits");
+}
+
+/// Volume 3A, 9.8.5 and 2.5, 2.2.1: switching long mode on and off; the combinations of CR0, CR4 and EFER that are #GP(0).
+#[test]
+fn control_registers() {
+    let mut g = Guest::new();
+    g.main(Main::Paged(PageTables::new(Format::Pae, false)), |p| {
+        let cr0_try = |p: &mut Prog, name: &str, set: u32, clear: u32| {
+            p.attempt(name, |p| asm!(p; mov eax, cr0; or eax, set; and eax, !clear; mov cr0, eax));
+        };
+        cr0_try(p, "PG without PE", 0, 1);
+        cr0_try(p, "NW without CD", 1 << 29, 1 << 30);
+        cr0_try(p, "CD", 1 << 30, 0);
+        cr0_try(p, "not CD", 0, 1 << 30);
+        cr0_try(p, "reserved bits of CR0", 1 << 7 | 1 << 17 | 1 << 28, 0);
+        asm!(p; mov eax, cr0);
+        p.show("cr0", eax);
+        for (name, bit) in [("CR4 bit 14", 14), ("CR4 bit 15", 15), ("CR4 bit 19", 19), ("CR4 bit 26", 26), ("CR4 bit 31", 31), ("CR4.PCIDE", 17)] {
+            p.attempt(name, |p| asm!(p; mov eax, cr4; or eax, 1u32 << bit; mov cr4, eax));
+        }
+        asm!(p; mov eax, cr4);
+        p.show("cr4", eax);
+        p.attempt("EFER reserved", |p| p.wrmsr(0xc000_0080, 1 << 1));
+        p.attempt("EFER upper half", |p| p.wrmsr(0xc000_0080, 1 << 40));
+        p.attempt("EFER.LME while paging", |p| p.wrmsr(0xc000_0080, 1 << 8));
+        p.attempt("EFER.SCE", |p| p.wrmsr(0xc000_0080, 1 << 11 | 1));
+        p.attempt("unknown MSR", |p| asm!(p; mov ecx, 0x4000_1234; rdmsr));
+        p.attempt("write of an unknown MSR", |p| p.wrmsr(0x4000_1234, 0));
+        p.attempt("LSTAR not canonical", |p| p.wrmsr(0xc000_0082, 0x8000_0000_0000));
+        p.attempt("MOV CR1", |p| asm!(p; db &[0x0f, 0x20, 0xc8]));
+        p.attempt("MOV CR5", |p| asm!(p; db &[0x0f, 0x22, 0xe8]));
+        p.attempt("MOV CR3 in bits 63:32 that are not there", |p| asm!(p; mov eax, cr3; or eax, 0x18; mov cr3, eax));
+        // PDPTEs are checked when CR3 is loaded.
+        asm!(p; mov eax, cr3; mov ebx, dword_ptr(eax); mov dword_ptr(eax + 8), 1 | 1 << 1);
+        p.attempt("reserved bit in a PDPTE", |p| asm!(p; mov cr3, eax));
+        asm!(p; mov dword_ptr(eax + 8), 1 << 1);
+        p.attempt("reserved bit in an absent PDPTE", |p| asm!(p; mov cr3, eax));
+        // LMSW sets PE and cannot clear it.
+        asm!(p; smsw eax; and eax, 0xffff_fff0u32; lmsw ax; smsw eax; and eax, 0xf);
+        p.show("msw", eax);
+    });
+    g.qemu_differs(&[], "");
+    g.check("");
+}
+
+/// In long mode: PAE and LME cannot be cleared while paging is on, LA57 cannot change; leaving needs compatibility mode; PCIDE needs CR3[11:0] = 0.
+#[test]
+fn control_registers_in_long_mode() {
+    let mut g = Guest::new();
+    g.main(Main::Long(PageTables::new(Format::Level4, false)), |p| {
+        let cr4_try = |p: &mut Prog, name: &str, flip: i32| {
+            p.attempt(name, |p| asm!(p; mov rax, cr4; xor rax, flip; mov cr4, rax));
+        };
+        cr4_try(p, "clear PAE", 1 << 5);
+        cr4_try(p, "set LA57", 1 << 12);
+        asm!(p; mov rax, cr3; or rax, 8; mov cr3, rax);
+        cr4_try(p, "PCIDE with CR3[11:0]", 1 << 17);
+        asm!(p; mov rax, cr3; and rax, -4096; mov cr3, rax);
+        cr4_try(p, "PCIDE", 1 << 17);
+        p.attempt("CR3 with PCID", |p| asm!(p; mov rax, cr3; or rax, 0x123; mov cr3, rax));
+        p.attempt("CR3 bit 63", |p| asm!(p; mov rax, cr3; bts rax, 63; mov cr3, rax));
+        asm!(p; mov rax, cr3);
+        p.show64("cr3", rax);
+        p.attempt("CR3 bit 62", |p| asm!(p; mov rax, cr3; bts rax, 62; mov cr3, rax));
+        p.attempt("clear PG in 64-bit mode", |p| asm!(p; mov rax, cr0; btr rax, 31; mov cr0, rax));
+        p.attempt("CR0 upper half", |p| asm!(p; mov rax, cr0; bts rax, 32; mov cr0, rax));
+        p.attempt("CR4 upper half", |p| asm!(p; mov rax, cr4; bts rax, 40; mov cr4, rax));
+        p.attempt("clear LME", |p| p.wrmsr(0xc000_0080, 1 << 11));
+        p.attempt("clear LMA", |p| p.wrmsr(0xc000_0080, 1 << 11 | 1 << 8));
+        asm!(p; mov ecx, 0xc000_0080u32; rdmsr);
+        p.show("efer", eax);
+        p.attempt("CR8", |p| asm!(p; mov eax, 5; mov cr8, rax; mov rbx, cr8));
+        p.show("cr8", ebx);
+        p.attempt("CR8 reserved", |p| asm!(p; mov eax, 0x10; mov cr8, rax));
+        asm!(p; xor eax, eax; mov cr8, rax);
+        p.attempt("FS base not canonical", |p| p.wrmsr(0xc000_0100, 0x8000_0000_0000));
+        p.attempt("SYSENTER_EIP not canonical", |p| p.wrmsr(0x176, 0x8000_0000_0000));
+        p.attempt("LGDT not canonical", |p| {
+            asm!(p; mov rax, 0x8000_0000_0000u64; mov qword_ptr(VARS + 2), rax; mov word_ptr(VARS), 0xfff; lgdt fword_ptr(VARS))
+        });
+        p.attempt("read not canonical", |p| asm!(p; mov rax, 0x8000_0000_0000u64; mov al, byte_ptr(rax)));
+        p.attempt("read across the end", |p| asm!(p; mov rax, 0x7fff_ffff_fffdu64; mov eax, dword_ptr(rax)));
+        p.attempt("RBP not canonical", |p| asm!(p; mov rbp, 0x8000_0000_0000u64; mov al, byte_ptr(rbp)));
+        p.attempt("RBP with DS", |p| asm!(p; mov rbp, 0x8000_0000_0000u64; mov al, byte_ptr(rbp).ds()));
+        p.attempt("jump not canonical", |p| asm!(p; mov rax, 0x8000_0000_0000u64; jmp rax));
+        p.attempt("call not canonical", |p| asm!(p; mov rax, 0x8000_0000_0000u64; call rax));
+        p.user(|p| {
+            asm!(p; mov rsp, 0x8000_0000_0000u64; mov rax, rsp);
+            p.name("push at the edge");
+            asm!(p; add rsp, 4; push rax);
+        });
+        p.user(|p| {
+            asm!(p; mov rsp, 0x8000_0000_1000u64);
+            p.name("push not canonical");
+            asm!(p; push rax);
+        });
+        p.user(|p| {
+            asm!(p; mov rsp, 0x8000_0000_1000u64);
+            p.name("pop not canonical");
+            asm!(p; pop rax);
+        });
+        p.user(|p| {
+            asm!(p; mov rsp, 0x8000_0000_1000u64);
+            p.name("ret not canonical");
+            asm!(p; ret);
+        });
+        // Out of long mode and back, in compatibility mode (volume 3A, 9.8.5.4).
+        for (name, bytes) in [("PUSH ES", 0x06u8), ("PUSHA", 0x60), ("DAA", 0x27), ("LES", 0xc4), ("SALC", 0xd6), ("AAM", 0xd4), ("far JMP", 0xea)] {
+            p.attempt(name, |p| asm!(p; db &[bytes, 0, 0, 0, 0, 0, 0, 0]));
+        }
+        asm!(p; clc);
+    });
+    g.check("");
+}
