@@ -94,10 +94,10 @@ poweroff -f
 "#;
 
 /// Boots `kernel` with `busybox` and `script`.
-fn boot(tag: &str, kernel: &str, busybox: &str, script: &str) -> Option<Boot> {
+fn boot(tag: &str, accel: &str, kernel: &str, busybox: &str, script: &str) -> Option<Boot> {
     let (kernel, initrd) = (guest(kernel)?, ramdisk(tag, busybox, script)?);
-    let mut args: Vec<&str> = "-accel interp -cpu max -m 512 -nographic -no-reboot".split(' ').collect();
-    args.extend(["-append", "console=ttyS0 panic=-1"]);
+    let mut args: Vec<&str> = "-cpu max -m 512 -nographic -no-reboot".split(' ').collect();
+    args.extend(["-accel", accel, "-append", "console=ttyS0 panic=-1"]);
     args.extend(["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()]);
     let boot = run(&args, Duration::from_secs(300));
     std::fs::remove_file(&initrd).unwrap();
@@ -107,7 +107,13 @@ fn boot(tag: &str, kernel: &str, busybox: &str, script: &str) -> Option<Boot> {
 }
 
 fn boots(tag: &str, kernel: &str, busybox: &str, machine: &str) {
-    let Some(boot) = boot(tag, kernel, busybox, WORK) else { return };
+    for accel in ["interp", "jit"] {
+        boots_on(&format!("{tag}-{accel}"), accel, kernel, busybox, machine);
+    }
+}
+
+fn boots_on(tag: &str, accel: &str, kernel: &str, busybox: &str, machine: &str) {
+    let Some(boot) = boot(tag, accel, kernel, busybox, WORK) else { return };
     let has = |line: &str| assert!(boot.console.contains(line), "no '{line}' in:\n{}", boot.console);
     has(&format!("UNAME Linux {machine}"));
     has("FLAGS 1");
@@ -174,7 +180,7 @@ fn guest_time_keeps_step_with_host_time_idle_and_busy() {
         t BUSY0; e=$(( $(cut -d. -f1 /proc/uptime) + 30 ))\n\
         while [ $(cut -d. -f1 /proc/uptime) -lt $e ]; do i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; done\n\
         t BUSY1; poweroff -f\n";
-    let Some(boot) = boot("time", "cloud", "busybox", script) else { return };
+    let Some(boot) = boot("time", "jit", "cloud", "busybox", script) else { return };
     for (from, to) in [("IDLE0", "IDLE1"), ("BUSY0", "BUSY1")] {
         let (host, guest) = elapsed(&boot, from, to);
         assert!(host > 29.0, "{from}: {host} s");

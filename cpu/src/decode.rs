@@ -175,16 +175,14 @@ pub fn build<E: crate::sse::VecExec>(
                     // An absolute address; moffs has 64 bits, others are sign-extended by the decoder already.
                     op.disp = i.memory_displacement64();
                 }
-                op.seg = register_number(i.memory_segment());
+                op.seg = segment(i, mode);
             }
             OpKind::MemorySegSI
             | OpKind::MemorySegESI
             | OpKind::MemorySegRSI
             | OpKind::MemorySegDI
             | OpKind::MemorySegEDI
-            | OpKind::MemorySegRDI => {
-                op.seg = register_number(i.memory_segment());
-            }
+            | OpKind::MemorySegRDI => op.seg = segment(i, mode),
             OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => {}
             _ => {
                 let v = i.immediate(n);
@@ -202,6 +200,18 @@ pub fn build<E: crate::sse::VecExec>(
         return None;
     }
     Some((op, s))
+}
+
+/// The segment of the memory operand. In 64-bit mode only FS and GS prefixes count; SS is then what RSP or RBP as a base stands for.
+fn segment(i: &Instruction, mode: ModeKey) -> u8 {
+    match i.memory_segment() {
+        Register::ES | Register::CS | Register::SS | Register::DS if mode.has(ModeKey::LONG) => {
+            let stack =
+                matches!(i.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+            if stack { 2 } else { 3 }
+        }
+        r => register_number(r),
+    }
 }
 
 fn is_rip(i: &Instruction) -> bool {

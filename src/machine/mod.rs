@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use board::Board;
 use mynah_cpu::trace::{self, Trace};
 use mynah_cpu::{Cpu, CpuModel};
+use mynah_jit::tier::Translating;
 use mynah_mmu::{GuestRam, PhysMemory};
 use power::Power;
 use std::sync::Arc;
@@ -57,9 +58,12 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             cpu.set_trace(log.clone());
         }
         if engine(&cfg) == Some(AccelKind::Jit) {
-            let tier = mynah_jit::tier::Translating::new(model.clone(), handle.events.clone())
-                .map_err(|e| anyhow::anyhow!("-accel jit: {e}; use '-accel interp'"))?;
-            cpu.set_tier(Box::new(tier), mynah_jit::tier::HOT);
+            match Translating::new(model.clone(), handle.events.clone()) {
+                Ok(tier) => cpu.set_tier(Box::new(tier), mynah_jit::tier::HOT),
+                // Without a wish the interpreter will do.
+                Err(e) if cfg.accel.is_empty() => tracing::info!("no translator: {e}; interpreting"),
+                Err(e) => bail!("-accel jit: {e}; use '-accel interp'"),
+            }
         }
         if n == 0 {
             kernel::enter(&mut cpu, &entry);
@@ -95,10 +99,10 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     Ok(end.code)
 }
 
-/// The engine to use: the first of those asked for that there is.
+/// The engine to use: the first of those asked for that there is; the translator if none was.
 fn engine(cfg: &Config) -> Option<AccelKind> {
     if cfg.accel.is_empty() {
-        return Some(AccelKind::Interp);
+        return Some(AccelKind::Jit);
     }
     cfg.accel.iter().map(|a| a.kind).find(|k| matches!(k, AccelKind::Interp | AccelKind::Jit))
 }

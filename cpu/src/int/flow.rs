@@ -2,8 +2,10 @@
 use super::mov::{by_condition, condition};
 use super::{Dst, Kind, Mem, Source, by_width, kind, sem};
 use crate::exec::Exec;
-use crate::op::Op;
+use crate::op::{CHECKED, Helper, Op};
+use crate::state::gpr;
 use crate::width::{W16, W32, W64, Width};
+use crate::{Cpu, Stop};
 use iced_x86::{Code, Instruction, Mnemonic};
 
 sem!(
@@ -90,6 +92,36 @@ sem!(
     }
 );
 
+/// LOOP where the target must be within a limit: RCX is only written if it is.
+fn loop_checked<const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    let mask = u64::MAX >> op.ashift;
+    let old = cpu.state.gpr[gpr::RCX];
+    let n = old.wrapping_sub(1) & mask;
+    let wanted = match KIND {
+        0 => true,
+        1 => cpu.state.zf(),
+        _ => !cpu.state.zf(),
+    };
+    if n != 0 && wanted {
+        let width = if op.width == 2 { 0xffff } else { 0xffff_ffff };
+        let target = cpu.state.gpr[gpr::RIP].wrapping_add(op.imm) & width;
+        Exec::check_target(cpu, target)?;
+        cpu.set_next_ip(target);
+    }
+    cpu.state.gpr[gpr::RCX] = if op.ashift == 32 { n } else { old & !mask | n };
+    Ok(())
+}
+
+/// The forms of LOOP whose target must be checked.
+pub(crate) fn lookup(i: &Instruction) -> Option<Helper> {
+    match i.mnemonic() {
+        Mnemonic::Loop => Helper::ends(loop_checked::<0>),
+        Mnemonic::Loope => Helper::ends(loop_checked::<1>),
+        Mnemonic::Loopne => Helper::ends(loop_checked::<2>),
+        _ => None,
+    }
+}
+
 fn address_width(op: &Op) -> u8 {
     match op.ashift {
         0 => 8,
@@ -117,6 +149,7 @@ pub(crate) fn select<E: Exec>(i: &Instruction, op: &Op) -> Option<E::Handler> {
             Kind::Mem => by_width!(op.width, W => Some(E::handler::<CallTo<W, Mem>>())),
             _ => by_width!(op.width, W => Some(E::handler::<Call<W>>())),
         },
+        Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne if op.flags & CHECKED != 0 => None,
         Mnemonic::Loop => by_width!(address_width(op), W => Some(E::handler::<Loop<W, 0>>())),
         Mnemonic::Loope => by_width!(address_width(op), W => Some(E::handler::<Loop<W, 1>>())),
         Mnemonic::Loopne => by_width!(address_width(op), W => Some(E::handler::<Loop<W, 2>>())),

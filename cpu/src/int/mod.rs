@@ -180,6 +180,7 @@ pub fn lookup(i: &Instruction) -> Option<Helper> {
     divide::lookup(i)
         .or_else(|| shift::lookup(i))
         .or_else(|| string::lookup(i))
+        .or_else(|| flow::lookup(i))
         .or_else(|| legacy::lookup(i))
         .or_else(|| bmi::lookup(i))
         .or_else(|| stack::lookup(i))

@@ -214,9 +214,9 @@ pub(super) fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
         Code::Cvttps2pi_mm_xmmm64 => to_mm::<E, Cvttps2pi, Mem<W64>>(i),
         Code::Cvtpd2pi_mm_xmmm128 => to_mm::<E, Cvtpd2pi, M128>(i),
         Code::Cvttpd2pi_mm_xmmm128 => to_mm::<E, Cvttpd2pi, M128>(i),
-        Code::Cvtpi2ps_xmm_mmm64 if memory => E::handler::<MmToFloat<Cvtpi2ps, Mem<W64>>>(),
+        // From memory these two leave the x87 unit alone (the first of them at least with AMD's processors).
+        Code::Cvtpi2ps_xmm_mmm64 if memory => E::handler::<IntFloat<Cvtpi2ps, Mem<W64>>>(),
         Code::Cvtpi2ps_xmm_mmm64 => E::handler::<MmToFloat<Cvtpi2ps, Mm>>(),
-        // From memory this one leaves the x87 unit alone.
         Code::Cvtpi2pd_xmm_mmm64 if memory => E::handler::<IntFloat<Cvtpi2pd, Mem<W64>>>(),
         Code::Cvtpi2pd_xmm_mmm64 => E::handler::<MmToFloat<Cvtpi2pd, Mm>>(),
         _ => return None,

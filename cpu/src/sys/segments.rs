@@ -157,7 +157,7 @@ fn pop_ss<const N: u64>(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
 
 /// LDS, LES, LFS, LGS, LSS with an `N`-byte offset into segment register `S`.
 fn load_far<const N: u64, const S: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let lin = cpu.operand(op, N + 2, false)?;
+    let lin = cpu.operand(op, N, false)?;
     let off = match N {
         2 => cpu.load::<W16>(lin, op.seg)?,
         4 => cpu.load::<W32>(lin, op.seg)?,

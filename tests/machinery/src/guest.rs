@@ -28,7 +28,7 @@ pub struct Guest {
     next_low: u32,
     next_sel: u16,
     qemu_expected: Option<(String, &'static str)>,
-    qemu_lines: Vec<(&'static str, &'static str, &'static str)>,
+    qemu_lines: Vec<(String, String, &'static str)>,
     qemu_ext: bool,
     stacks: bool,
 }
@@ -324,8 +324,9 @@ impl Guest {
     }
 
     /// QEMU writes what is expected but for lines: each pair is a line of the manual's log and QEMU's line instead (or several, or none).
-    pub fn qemu_differs(&mut self, lines: &[(&'static str, &'static str)], reason: &'static str) {
-        self.qemu_lines.extend(lines.iter().map(|(a, b)| (*a, *b, reason)));
+    pub fn qemu_differs(&mut self, lines: &[(&str, &str)], reason: &'static str) {
+        let own = lines.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned(), reason));
+        self.qemu_lines.extend(own);
     }
 
     /// QEMU (TCG) never sets the EXT bit of an error code: the manual's log is compared without it.
@@ -384,13 +385,13 @@ impl Guest {
         let mut why: Vec<&str> = self.qemu_lines.iter().map(|(_, _, r)| *r).collect();
         why.dedup();
         for (line, _, _) in &self.qemu_lines {
-            assert!(expected.lines().any(|l| l == *line), "no line {line:?} to differ from");
+            assert!(expected.lines().any(|l| l == line), "no line {line:?} to differ from");
         }
         if self.qemu_ext {
             why.insert(0, "no EXT in error codes");
         }
         let why = if why.is_empty() { "QEMU".to_owned() } else { format!("QEMU (deviates: {})", why.join("; ")) };
-        let line = |l: &str| match self.qemu_lines.iter().find(|(m, _, _)| *m == l) {
+        let line = |l: &str| match self.qemu_lines.iter().find(|(m, _, _)| m == l) {
             Some((_, q, _)) => tidy(q),
             None if self.qemu_ext => format!("{}\n", log::without_ext(l)),
             None => format!("{l}\n"),

@@ -50,13 +50,15 @@ fn sensitive(g: &mut Guest) -> Vec<(&'static str, u32)> {
     add(g, "into", &|p| asm!(p; mov al, 0x7f; inc al; db &[0xce]));
     add(g, "iret", &|p| {
         let mut l = p.a.create_label();
-        asm!(p; push 0x3202; push 0; call l);
+        let at = p.address(l);
+        asm!(p; mov eax, at; push 0x3202; push 0; push ax; iret);
         p.place(&mut l);
-        // The return address lies 4 bytes before the instruction behind IRET.
-        asm!(p; pop ax; add ax, 6; push ax; iret; nop; nop; nop; nop);
     });
     add(g, "iretd", &|p| {
-        asm!(p; push 0; push 0; push 0; push 0; push 0; push 0; iretd);
+        let mut l = p.a.create_label();
+        let at = p.address(l);
+        asm!(p; mov eax, at; mov ebx, 0x3202; push ebx; xor ebx, ebx; push ebx; push eax; iretd);
+        p.place(&mut l);
     });
     list
 }
@@ -73,7 +75,59 @@ fn sensitive_instructions_of_virtual_8086_mode() {
             run_v86(p, &programs, iopl << 12 | 0x200);
         }
     });
-    g.check("");
+    g.check("
+        IOPL 3
+        #UD at cli, end cs=0x0 fl=VM|IOPL3
+        #UD at sti, end cs=0x0 fl=IF|VM|IOPL3
+        ax=0x3200
+        #UD at pushf, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at popf, end cs=0x0 fl=IF|DF|VM|IOPL3
+        #UD at popf TF, end cs=0x0 fl=TF|VM|IOPL3
+        eax=0x3200
+        #UD at pushfd, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at popfd, end cs=0x0 fl=IF|DF|VM|IOPL3
+        int 0x21 at int 21, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at int 21, end cs=0x0 fl=IF|VM|IOPL3
+        #GP(0x112) at int 22 cs=0x0 fl=IF|VM|IOPL3
+        #BP at int3, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at int3, end cs=0x0 fl=IF|VM|IOPL3
+        #OF at into, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at into, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at iret, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at iretd, end cs=0x0 fl=IF|VM|IOPL3
+        IOPL 2
+        #GP(0x0) at cli cs=0x0 fl=IF|VM|IOPL2
+        #GP(0x0) at sti cs=0x0 fl=IF|VM|IOPL2
+        #GP(0x0) at pushf cs=0x0 fl=IF|VM|IOPL2
+        #GP(0x0) at popf+3 cs=0x0 fl=IF|VM|IOPL2
+        #GP(0x0) at popf TF+3 cs=0x0 fl=IF|VM|IOPL2
+        #GP(0x0) at pushfd cs=0x0 fl=IF|VM|IOPL2
+        #GP(0x0) at popfd+5 cs=0x0 fl=IF|VM|IOPL2
+        #GP(0x0) at int 21 cs=0x0 fl=IF|VM|IOPL2
+        #GP(0x0) at int 22 cs=0x0 fl=IF|VM|IOPL2
+        #BP at int3, end cs=0x0 fl=IF|VM|IOPL2
+        #UD at int3, end cs=0x0 fl=IF|VM|IOPL2
+        #OF at into, end cs=0x0 fl=IF|VM|IOPL2
+        #UD at into, end cs=0x0 fl=IF|VM|IOPL2
+        #GP(0x0) at iret+12 cs=0x0 fl=IF|VM|IOPL2
+        #GP(0x0) at iretd+21 cs=0x0 fl=IF|VM|IOPL2
+        IOPL 0
+        #GP(0x0) at cli cs=0x0 fl=IF|VM
+        #GP(0x0) at sti cs=0x0 fl=IF|VM
+        #GP(0x0) at pushf cs=0x0 fl=IF|VM
+        #GP(0x0) at popf+3 cs=0x0 fl=IF|VM
+        #GP(0x0) at popf TF+3 cs=0x0 fl=IF|VM
+        #GP(0x0) at pushfd cs=0x0 fl=IF|VM
+        #GP(0x0) at popfd+5 cs=0x0 fl=IF|VM
+        #GP(0x0) at int 21 cs=0x0 fl=IF|VM
+        #GP(0x0) at int 22 cs=0x0 fl=IF|VM
+        #BP at int3, end cs=0x0 fl=IF|VM
+        #UD at int3, end cs=0x0 fl=IF|VM
+        #OF at into, end cs=0x0 fl=IF|VM
+        #UD at into, end cs=0x0 fl=IF|VM
+        #GP(0x0) at iret+12 cs=0x0 fl=IF|VM
+        #GP(0x0) at iretd+21 cs=0x0 fl=IF|VM
+        ");
 }
 
 /// Volume 3B, 20.2.8.2 (ports go by the bitmap whatever IOPL), 20.2.2, 20.3.1.1 (frame), 20.2.1 (64-KByte segments); instructions that do not exist there.
@@ -129,7 +183,30 @@ fn other_rules_of_virtual_8086_mode() {
         // The handler finds null data segments and the 8086 program's in the frame.
         asm!(p; mov dword_ptr(IDT32 + 8 * 6), (CODE0 as u32) << 16 | (IMAGE & 0xffff));
     });
-    g.check("");
+    g.check("
+        #GP(0x0) at in 80 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #UD at in e9, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #GP(0x0) at in ax, e9 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #GP(0x0) at hlt cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #GP(0x0) at mov cr0 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #UD at smsw, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #GP(0x0) at lmsw cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #GP(0x0) at lgdt cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #UD at sgdt, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #UD at lar cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #UD at verr cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #UD at arpl cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #UD at ltr cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #UD at sldt cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #GP(0x0) at sysenter cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        cs ss ds es fs gs=0x0 0x1000 0x1234 0x1234 0x1234 0x1234
+        #UD at segments, end cs=0x0 fl=VM|IOPL3 sp=1000:6ffe stack=10:112fd8
+        #GP(0x72) at int e cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #UD at last word, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #GP(0x0) at beyond+3 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #GP(0x0) at 32-bit offset+6 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
+        #SS(0x0) at stack+3 cs=0x0 fl=VM|IOPL3 sp=1000:1 stack=10:112fd8
+        ");
 }
 
 /// Volume 3B, 20.3.1.1: on an interrupt from virtual-8086 mode GS, FS, DS, ES are pushed and made null; the handler must be of level 0.
@@ -155,13 +232,30 @@ fn interrupts_from_virtual_8086_mode() {
     });
     let conform = snippet(&mut g, "conforming", |p| asm!(p; int 0x26));
     let level1 = snippet(&mut g, "level 1", |p| asm!(p; int 0x27));
-    g.qemu_differs(&[("#GP(0x18) at level 1 cs=0x0 fl=VM|IOPL3", "#GP(0x18) at level 1 cs=0x0 fl=VM|IOPL3")], "");
+    g.qemu_differs(
+        &[(
+            "#GP(0x18) at level 1 cs=0x0 fl=VM|IOPL3",
+            "cs ss ds es fs gs=0x19 0x21 0x0 0x0 0x0 0x0
+            esp=0x114fdc
+            eip cs eflags esp ss es ds fs gs=level 1, end 0x0 0x23002 0x7000 0x1000 0x0 0x0 0x0 0x0
+            #UD at level 1, end cs=0x0 fl=VM|IOPL3",
+        )],
+        "a handler may be of level 1",
+    );
     g.main(Main::Protected, |p| {
         p.v86(0, run, 0x3000, 0, (0x1000, 0x7000));
         p.v86(0, conform, 0x3000, 0, (0x1000, 0x7000));
         p.v86(0, level1, 0x3000, 0, (0x1000, 0x7000));
     });
-    g.check("");
+    g.check("
+        cs ss ds es fs gs=0x8 0x10 0x0 0x0 0x0 0x0
+        esp=0x112fdc
+        eip cs eflags esp ss es ds fs gs=back 0x0 0x23002 0x7000 0x1000 0x22 0x11 0x33 0x44
+        cs ss ds es fs gs=0x0 0x1000 0x11 0x22 0x33 0x44
+        #UD at run, end cs=0x0 fl=VM|IOPL3
+        #GP(0x90) at conforming cs=0x0 fl=VM|IOPL3
+        #GP(0x18) at level 1 cs=0x0 fl=VM|IOPL3
+        ");
 }
 
 /// Volume 3B, 20.3 and table 20-2 with CR4.VME: with IOPL below 3 CLI, STI, PUSHF, POPF and IRET work on VIF; INT n goes by the redirection bitmap; STI
@@ -172,9 +266,9 @@ fn virtual_mode_extensions() {
     let programs = sensitive(&mut g);
     // The 8086 program's own handler.
     let own = g.code16(|p| {
-        p.print("own handler");
+        p.say("own handler");
         asm!(p; pushf; xor eax, eax; pop ax; and ax, 0x7700);
-        p.show(" flags", eax);
+        p.show("flags", eax);
         asm!(p; mov bp, sp; xor eax, eax; mov ax, word_ptr(bp + 4); and ax, 0x7700);
         p.show("pushed flags", eax);
         asm!(p; iret);
@@ -199,7 +293,92 @@ fn virtual_mode_extensions() {
         p.say("no bitmap");
         run_v86(p, &programs[7..8], 0x3000);
     });
-    g.check_manual("", "TCG has no VME");
+    g.check_manual("
+        IOPL 0
+        #UD at cli, end cs=0x0 fl=VM
+        #UD at sti, end cs=0x0 fl=VM|VIF
+        ax=0x3000
+        #UD at pushf, end cs=0x0 fl=VM
+        #UD at popf, end cs=0x0 fl=DF|VM|VIF
+        #GP(0x0) at popf TF+3 cs=0x0 fl=VM
+        #GP(0x0) at pushfd cs=0x0 fl=VM
+        #GP(0x0) at popfd+5 cs=0x0 fl=VM
+        #GP(0x0) at int 21 cs=0x0 fl=VM
+        own handler
+        flags=0x3000
+        pushed flags=0x3000
+        #UD at int 22, end cs=0x0 fl=VM
+        #BP at int3, end cs=0x0 fl=VM
+        #UD at int3, end cs=0x0 fl=VM
+        #OF at into, end cs=0x0 fl=VM
+        #UD at into, end cs=0x0 fl=VM
+        #UD at iret, end cs=0x0 fl=VM|VIF
+        #GP(0x0) at iretd+21 cs=0x0 fl=VM
+        IOPL 0, VIF
+        #UD at cli, end cs=0x0 fl=VM
+        #UD at sti, end cs=0x0 fl=VM|VIF
+        ax=0x3200
+        #UD at pushf, end cs=0x0 fl=VM|VIF
+        #UD at popf, end cs=0x0 fl=DF|VM|VIF
+        #GP(0x0) at popf TF+3 cs=0x0 fl=VM|VIF
+        #GP(0x0) at pushfd cs=0x0 fl=VM|VIF
+        #GP(0x0) at popfd+5 cs=0x0 fl=VM|VIF
+        #GP(0x0) at int 21 cs=0x0 fl=VM|VIF
+        own handler
+        flags=0x3000
+        pushed flags=0x3200
+        #UD at int 22, end cs=0x0 fl=VM|VIF
+        #BP at int3, end cs=0x0 fl=VM|VIF
+        #UD at int3, end cs=0x0 fl=VM|VIF
+        #OF at into, end cs=0x0 fl=VM|VIF
+        #UD at into, end cs=0x0 fl=VM|VIF
+        #UD at iret, end cs=0x0 fl=VM|VIF
+        #GP(0x0) at iretd+21 cs=0x0 fl=VM|VIF
+        IOPL 0, VIP
+        #UD at cli, end cs=0x0 fl=IF|VM|VIP
+        #GP(0x0) at sti cs=0x0 fl=IF|VM|VIP
+        ax=0x3000
+        #UD at pushf, end cs=0x0 fl=IF|VM|VIP
+        #GP(0x0) at popf+3 cs=0x0 fl=IF|VM|VIP
+        #GP(0x0) at popf TF+3 cs=0x0 fl=IF|VM|VIP
+        #GP(0x0) at pushfd cs=0x0 fl=IF|VM|VIP
+        #GP(0x0) at popfd+5 cs=0x0 fl=IF|VM|VIP
+        #GP(0x0) at int 21 cs=0x0 fl=IF|VM|VIP
+        own handler
+        flags=0x3000
+        pushed flags=0x3000
+        #UD at int 22, end cs=0x0 fl=IF|VM|VIP
+        #BP at int3, end cs=0x0 fl=IF|VM|VIP
+        #UD at int3, end cs=0x0 fl=IF|VM|VIP
+        #OF at into, end cs=0x0 fl=IF|VM|VIP
+        #UD at into, end cs=0x0 fl=IF|VM|VIP
+        #GP(0x0) at iret+12 cs=0x0 fl=IF|VM|VIP
+        #GP(0x0) at iretd+21 cs=0x0 fl=IF|VM|VIP
+        IOPL 3
+        #UD at cli, end cs=0x0 fl=VM|IOPL3
+        #UD at sti, end cs=0x0 fl=IF|VM|IOPL3
+        ax=0x3200
+        #UD at pushf, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at popf, end cs=0x0 fl=IF|DF|VM|IOPL3
+        #UD at popf TF, end cs=0x0 fl=TF|VM|IOPL3
+        eax=0x3200
+        #UD at pushfd, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at popfd, end cs=0x0 fl=IF|DF|VM|IOPL3
+        int 0x21 at int 21, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at int 21, end cs=0x0 fl=IF|VM|IOPL3
+        own handler
+        flags=0x3000
+        pushed flags=0x3200
+        #UD at int 22, end cs=0x0 fl=IF|VM|IOPL3
+        #BP at int3, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at int3, end cs=0x0 fl=IF|VM|IOPL3
+        #OF at into, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at into, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at iret, end cs=0x0 fl=IF|VM|IOPL3
+        #UD at iretd, end cs=0x0 fl=IF|VM|IOPL3
+        no bitmap
+        #GP(0x0) at int 21 cs=0x0 fl=VM|IOPL3
+        ", "TCG has no VME");
 }
 
 /// Volume 3B, 20.4: with CR4.PVI, CLI and STI at level 3 with IOPL below 3 work on VIF; STI with VIP set is #GP(0); PUSHF and POPF are not virtualised.
@@ -240,7 +419,16 @@ fn protected_mode_virtual_interrupts() {
             flags(p);
         });
     });
-    g.check_manual("", "TCG has no PVI");
+    g.check_manual("
+        #GP(0x0) at CLI without PVI cs=0x3b
+        #GP(0x0) at STI without PVI cs=0x3b
+        flags=0x80000
+        flags=0x0
+        flags=0x80000
+        #GP(0x0) at CLI at level 1 cs=0x19 fl=VIF
+        #GP(0x0) at STI with VIP cs=0x3b fl=VIP
+        flags=0x103200
+        ", "TCG has no PVI");
 }
 
 /// Where real-mode programs go on after an exception, and where they come back to protected mode.
@@ -290,10 +478,9 @@ impl Real {
             let mut real = p.a.create_label();
             asm!(p; mov ax, u32::from(segments); mov ds, ax; mov es, ax; mov fs, ax; mov gs, ax; mov ax, u32::from(DATA16); mov ss, ax;
                 lidt fword_ptr(Guest::IVT_LOW).cs(); mov eax, cr0; and al, 0xfe; mov cr0, eax);
-            // CS: the far jump is to the next instruction.
+            // CS becomes 0 by a far return to the next instruction.
             let at = p.address(real);
-            asm!(p; push 0; push 0; db &[0x66, 0x68]; dd &[at as u32]; add sp, 2);
-            asm!(p; pop ax; add sp, 4; push 0; push ax; retf);
+            asm!(p; mov sp, 0x7000; mov eax, at; push 0; push ax; retf);
             p.place(&mut real);
             asm!(p; mov ax, cs; mov ss, ax; mov sp, LOW_STACK as i32 & 0xffff);
             f(p);
@@ -339,7 +526,6 @@ fn real_mode_rules() {
         real_attempt(p, "lar", |p| asm!(p; lar ax, bx));
         real_attempt(p, "arpl", |p| asm!(p; arpl ax, bx));
         real_attempt(p, "sysenter", |p| asm!(p; sysenter));
-        real_attempt(p, "PG without PE", |p| asm!(p; mov eax, cr0; or eax, 0x8000_0000u32; mov cr0, eax));
         real_attempt(p, "lidt", |p| asm!(p; mov word_ptr(0x7e20), 4 * 0x25 + 2; lidt fword_ptr(0x7e20)));
         real_attempt(p, "int at the table's limit", |p| asm!(p; int 0x25));
         asm!(p; mov word_ptr(0x7e20), 0x3ff; lidt fword_ptr(0x7e20));
@@ -360,7 +546,24 @@ fn real_mode_rules() {
         p.guarded(|p| asm!(p; jmp_far CODE16, program));
         p.say("back");
     });
-    g.check("");
+    g.check("
+        cs ss ds es fs gs=0x0 0x0 0x60 0x60 0x60 0x60
+        in the handler: flags=0x0
+        flags=0x200
+        interrupt vector ip cs flags=0x6 ud 0x0 0x0
+        interrupt vector ip cs flags=0x0 0x94f2 0x0 0x0
+        interrupt vector ip cs flags=0x3 0x9525 0x0 0x0
+        interrupt vector ip cs flags=0x6 ltr 0x0 0x0
+        interrupt vector ip cs flags=0x6 sldt 0x0 0x0
+        interrupt vector ip cs flags=0x6 lar 0x0 0x0
+        interrupt vector ip cs flags=0x6 arpl 0x0 0x0
+        interrupt vector ip cs flags=0xd sysenter 0x0 0x0
+        lidt ok
+        interrupt vector ip cs flags=0xd int at the table's limit 0x0 0x0
+        stack balance=0x0
+        esp=0x1234fffe
+        back
+        ");
 }
 
 /// Limits in real mode, and "unreal" mode: a limit loaded in protected mode stays in the descriptor cache when PE is cleared, and real-mode loads of the
@@ -374,6 +577,7 @@ fn limits_in_real_and_unreal_mode() {
         real_attempt(p, "beyond", |p| asm!(p; mov bx, 0xffff; mov ax, word_ptr(bx)));
         real_attempt(p, "32-bit offset", |p| asm!(p; mov ebx, SCRATCH; mov eax, dword_ptr(ebx)));
         real_attempt(p, "stack", |p| asm!(p; mov bp, 0xffff; mov ax, word_ptr(bp)));
+        real_attempt(p, "PG without PE", |p| asm!(p; mov eax, cr0; or eax, 0x8000_0000u32; mov cr0, eax));
         real_attempt(p, "jump beyond", |p| asm!(p; mov ebx, 0x1_0000; db &[0x66, 0xff, 0xe3]));
     });
     let unreal = real.program(&mut g, DATA0, |p| {
@@ -388,12 +592,50 @@ fn limits_in_real_and_unreal_mode() {
         p.guarded(|p| asm!(p; jmp_far CODE16, unreal));
         p.say("back");
     });
-    g.check_manual("", "TCG does not check limits");
+    g.check_manual("
+        last word ok
+        interrupt vector ip cs flags=0xd 0x9250 0x0 0x0
+        interrupt vector ip cs flags=0xd 0x9294 0x0 0x0
+        interrupt vector ip cs flags=0xc 0x92f3 0x0 0x0
+        interrupt vector ip cs flags=0xd 0x9337 0x0 0x0
+        interrupt vector ip cs flags=0xd 0x9398 0x0 0x0
+        eax=0x12345678
+        unreal ok
+        unreal by GS ok
+        back
+        ", "TCG does not check limits");
 }
 
-/// Volume 3A, 9.8.5 and 2.5, 2.2.1: switching long mode on and off; the combinations of CR0, CR4 and EFER that are #GP(0).
+/// Volume 3A, 2.5 and volume 2, MOV CRn, WRMSR: what is #GP(0), #UD, or ignored.
 #[test]
 fn control_registers() {
+    let mut g = Guest::new();
+    g.main(Main::Paged(PageTables::new(Format::Pae, false)), |p| {
+        p.attempt("CD", |p| asm!(p; mov eax, cr0; or eax, 1 << 30; mov cr0, eax));
+        p.attempt("not CD", |p| asm!(p; mov eax, cr0; and eax, !(1u32 << 30); mov cr0, eax));
+        asm!(p; mov eax, cr4);
+        p.show("cr4", eax);
+        p.attempt("EFER.SCE", |p| p.wrmsr(0xc000_0080, 1 << 11 | 1));
+        p.attempt("MOV CR1", |p| asm!(p; db &[0x0f, 0x20, 0xc8]));
+        p.attempt("MOV CR5", |p| asm!(p; db &[0x0f, 0x22, 0xe8]));
+        // LMSW sets PE and cannot clear it.
+        asm!(p; smsw eax; and eax, 0xffff_fff0u32; lmsw ax; smsw eax; and eax, 0xf);
+        p.show("msw", eax);
+    });
+    g.check("
+        CD ok
+        not CD ok
+        cr4=0x30
+        EFER.SCE ok
+        #UD at MOV CR1
+        #UD at MOV CR5
+        msw=0x1
+        ");
+}
+
+/// Volume 3A, 2.5, 2.2.1, 4.4.1: combinations that are #GP(0), reserved bits of CR0 (ignored), PDPTEs that are checked when CR3 is loaded.
+#[test]
+fn combinations_of_control_bits() {
     let mut g = Guest::new();
     g.main(Main::Paged(PageTables::new(Format::Pae, false)), |p| {
         let cr0_try = |p: &mut Prog, name: &str, set: u32, clear: u32| {
@@ -401,40 +643,54 @@ fn control_registers() {
         };
         cr0_try(p, "PG without PE", 0, 1);
         cr0_try(p, "NW without CD", 1 << 29, 1 << 30);
-        cr0_try(p, "CD", 1 << 30, 0);
-        cr0_try(p, "not CD", 0, 1 << 30);
         cr0_try(p, "reserved bits of CR0", 1 << 7 | 1 << 17 | 1 << 28, 0);
         asm!(p; mov eax, cr0);
         p.show("cr0", eax);
-        for (name, bit) in [("CR4 bit 14", 14), ("CR4 bit 15", 15), ("CR4 bit 19", 19), ("CR4 bit 26", 26), ("CR4 bit 31", 31), ("CR4.PCIDE", 17)] {
+        for (name, bit) in [("CR4 bit 14", 14), ("CR4 bit 15", 15), ("CR4 bit 19", 19), ("CR4 bit 26", 26), ("CR4 bit 31", 31)] {
             p.attempt(name, |p| asm!(p; mov eax, cr4; or eax, 1u32 << bit; mov cr4, eax));
         }
-        asm!(p; mov eax, cr4);
-        p.show("cr4", eax);
+        p.attempt("PCIDE outside long mode", |p| asm!(p; mov eax, cr4; or eax, 1 << 17; mov cr4, eax));
         p.attempt("EFER reserved", |p| p.wrmsr(0xc000_0080, 1 << 1));
         p.attempt("EFER upper half", |p| p.wrmsr(0xc000_0080, 1 << 40));
         p.attempt("EFER.LME while paging", |p| p.wrmsr(0xc000_0080, 1 << 8));
-        p.attempt("EFER.SCE", |p| p.wrmsr(0xc000_0080, 1 << 11 | 1));
         p.attempt("unknown MSR", |p| asm!(p; mov ecx, 0x4000_1234; rdmsr));
         p.attempt("write of an unknown MSR", |p| p.wrmsr(0x4000_1234, 0));
         p.attempt("LSTAR not canonical", |p| p.wrmsr(0xc000_0082, 0x8000_0000_0000));
-        p.attempt("MOV CR1", |p| asm!(p; db &[0x0f, 0x20, 0xc8]));
-        p.attempt("MOV CR5", |p| asm!(p; db &[0x0f, 0x22, 0xe8]));
-        p.attempt("MOV CR3 in bits 63:32 that are not there", |p| asm!(p; mov eax, cr3; or eax, 0x18; mov cr3, eax));
-        // PDPTEs are checked when CR3 is loaded.
-        asm!(p; mov eax, cr3; mov ebx, dword_ptr(eax); mov dword_ptr(eax + 8), 1 | 1 << 1);
+        p.attempt("PWT and PCD of CR3", |p| asm!(p; mov eax, cr3; or eax, 0x18; mov cr3, eax; and eax, !0x18; mov cr3, eax));
+        asm!(p; mov dword_ptr(eax + 8), 1 | 1 << 1);
         p.attempt("reserved bit in a PDPTE", |p| asm!(p; mov cr3, eax));
         asm!(p; mov dword_ptr(eax + 8), 1 << 1);
         p.attempt("reserved bit in an absent PDPTE", |p| asm!(p; mov cr3, eax));
-        // LMSW sets PE and cannot clear it.
-        asm!(p; smsw eax; and eax, 0xffff_fff0u32; lmsw ax; smsw eax; and eax, 0xf);
-        p.show("msw", eax);
+        // Loaded PDPTEs stay until CR3 (or paging bits) are written.
+        asm!(p; mov ebx, dword_ptr(eax); mov dword_ptr(eax), 0; invlpg byte_ptr(SCRATCH));
+        p.attempt("PDPTE in memory cleared", |p| asm!(p; mov ecx, dword_ptr(SCRATCH)));
+        asm!(p; mov dword_ptr(eax), ebx);
     });
-    g.qemu_differs(&[], "");
-    g.check("");
+    g.check_manual("
+        #GP(0x0) at PG without PE+13
+        #GP(0x0) at NW without CD+13
+        reserved bits of CR0 ok
+        cr0=0x80000031
+        #GP(0x0) at CR4 bit 14+8
+        #GP(0x0) at CR4 bit 15+8
+        #GP(0x0) at CR4 bit 19+8
+        #GP(0x0) at CR4 bit 26+8
+        #GP(0x0) at CR4 bit 31+8
+        #GP(0x0) at PCIDE outside long mode+8
+        #GP(0x0) at EFER reserved+15
+        #GP(0x0) at EFER upper half+15
+        #GP(0x0) at EFER.LME while paging+15
+        #GP(0x0) at unknown MSR+5
+        #GP(0x0) at write of an unknown MSR+15
+        #GP(0x0) at LSTAR not canonical+15
+        PWT and PCD of CR3 ok
+        #GP(0x0) at reserved bit in a PDPTE
+        reserved bit in an absent PDPTE ok
+        PDPTE in memory cleared ok
+        ", "TCG makes hardly any of these checks");
 }
 
-/// In long mode: PAE and LME cannot be cleared while paging is on, LA57 cannot change; leaving needs compatibility mode; PCIDE needs CR3[11:0] = 0.
+/// Volume 3A, 2.5, 4.10.1, 9.8.5: in long mode PAE, LME and LA57 cannot change; PCIDE needs CR3[11:0] = 0; upper halves are reserved.
 #[test]
 fn control_registers_in_long_mode() {
     let mut g = Guest::new();
@@ -453,53 +709,262 @@ fn control_registers_in_long_mode() {
         asm!(p; mov rax, cr3);
         p.show64("cr3", rax);
         p.attempt("CR3 bit 62", |p| asm!(p; mov rax, cr3; bts rax, 62; mov cr3, rax));
+        // Clearing PG with PCIDE set is #GP, too (volume 2, MOV CRn).
         p.attempt("clear PG in 64-bit mode", |p| asm!(p; mov rax, cr0; btr rax, 31; mov cr0, rax));
         p.attempt("CR0 upper half", |p| asm!(p; mov rax, cr0; bts rax, 32; mov cr0, rax));
         p.attempt("CR4 upper half", |p| asm!(p; mov rax, cr4; bts rax, 40; mov cr4, rax));
         p.attempt("clear LME", |p| p.wrmsr(0xc000_0080, 1 << 11));
-        p.attempt("clear LMA", |p| p.wrmsr(0xc000_0080, 1 << 11 | 1 << 8));
         asm!(p; mov ecx, 0xc000_0080u32; rdmsr);
         p.show("efer", eax);
-        p.attempt("CR8", |p| asm!(p; mov eax, 5; mov cr8, rax; mov rbx, cr8));
-        p.show("cr8", ebx);
         p.attempt("CR8 reserved", |p| asm!(p; mov eax, 0x10; mov cr8, rax));
-        asm!(p; xor eax, eax; mov cr8, rax);
         p.attempt("FS base not canonical", |p| p.wrmsr(0xc000_0100, 0x8000_0000_0000));
         p.attempt("SYSENTER_EIP not canonical", |p| p.wrmsr(0x176, 0x8000_0000_0000));
         p.attempt("LGDT not canonical", |p| {
             asm!(p; mov rax, 0x8000_0000_0000u64; mov qword_ptr(VARS + 2), rax; mov word_ptr(VARS), 0xfff; lgdt fword_ptr(VARS))
         });
-        p.attempt("read not canonical", |p| asm!(p; mov rax, 0x8000_0000_0000u64; mov al, byte_ptr(rax)));
-        p.attempt("read across the end", |p| asm!(p; mov rax, 0x7fff_ffff_fffdu64; mov eax, dword_ptr(rax)));
-        p.attempt("RBP not canonical", |p| asm!(p; mov rbp, 0x8000_0000_0000u64; mov al, byte_ptr(rbp)));
-        p.attempt("RBP with DS", |p| asm!(p; mov rbp, 0x8000_0000_0000u64; mov al, byte_ptr(rbp).ds()));
-        p.attempt("jump not canonical", |p| asm!(p; mov rax, 0x8000_0000_0000u64; jmp rax));
-        p.attempt("call not canonical", |p| asm!(p; mov rax, 0x8000_0000_0000u64; call rax));
+    });
+    g.check_manual("
+        #GP(0x0) at clear PAE+9
+        #GP(0x0) at set LA57+9
+        #GP(0x0) at PCIDE with CR3[11:0]+9
+        PCIDE ok
+        CR3 with PCID ok
+        CR3 bit 63 ok
+        cr3=0x150123
+        #GP(0x0) at CR3 bit 62+8
+        #GP(0x0) at clear PG in 64-bit mode+8
+        #GP(0x0) at CR0 upper half+8
+        #GP(0x0) at CR4 upper half+8
+        #GP(0x0) at clear LME+15
+        efer=0xd00
+        #GP(0x0) at CR8 reserved+5
+        #GP(0x0) at FS base not canonical+15
+        #GP(0x0) at SYSENTER_EIP not canonical+15
+        #GP(0x0) at LGDT not canonical+30
+        ", "TCG makes hardly any of these checks");
+}
+
+/// Volume 1, 3.3.7.1: a non-canonical address is #GP(0), through the stack #SS(0); with 5-level paging 57 bits count.
+fn canonical_addresses(format: Format, bad: u64) -> Guest {
+    let mut g = Guest::new();
+    g.main(Main::Long(PageTables::new(format, true)), |p| {
+        p.attempt("CR8", |p| asm!(p; mov eax, 5; mov cr8, rax; mov rbx, cr8));
+        p.show("cr8", ebx);
+        asm!(p; xor eax, eax; mov cr8, rax; mov rbx, bad; mov rcx, bad - 3; mov rdx, bad + 0x1000; mov rbp, bad);
+        p.attempt("read", |p| asm!(p; mov al, byte_ptr(rbx)));
+        p.attempt("read across the end", |p| asm!(p; mov eax, dword_ptr(rcx)));
+        p.attempt("last dword", |p| asm!(p; mov eax, dword_ptr(rcx - 1)));
+        p.attempt("RBP", |p| asm!(p; mov al, byte_ptr(rbp)));
+        p.attempt("RBP with DS", |p| asm!(p; mov al, byte_ptr(rbp).ds()));
+        p.attempt("RBP with GS", |p| asm!(p; mov al, byte_ptr(rbp).gs()));
+        p.attempt("LEA", |p| asm!(p; lea rax, byte_ptr(rbp)));
+        p.attempt("jump", |p| asm!(p; jmp rbx));
+        p.attempt("call", |p| asm!(p; call rbx));
+        for (name, instruction) in [("push", 0x50u8), ("pop", 0x58), ("ret", 0xc3), ("leave", 0xc9), ("pushfq", 0x9c)] {
+            p.user(|p| {
+                asm!(p; mov rsp, rdx);
+                p.name(name);
+                asm!(p; db &[instruction]);
+            });
+        }
         p.user(|p| {
-            asm!(p; mov rsp, 0x8000_0000_0000u64; mov rax, rsp);
-            p.name("push at the edge");
-            asm!(p; add rsp, 4; push rax);
-        });
-        p.user(|p| {
-            asm!(p; mov rsp, 0x8000_0000_1000u64);
-            p.name("push not canonical");
-            asm!(p; push rax);
-        });
-        p.user(|p| {
-            asm!(p; mov rsp, 0x8000_0000_1000u64);
-            p.name("pop not canonical");
-            asm!(p; pop rax);
-        });
-        p.user(|p| {
-            asm!(p; mov rsp, 0x8000_0000_1000u64);
-            p.name("ret not canonical");
+            asm!(p; push rbx);
+            p.name("ret to it");
             asm!(p; ret);
         });
-        // Out of long mode and back, in compatibility mode (volume 3A, 9.8.5.4).
-        for (name, bytes) in [("PUSH ES", 0x06u8), ("PUSHA", 0x60), ("DAA", 0x27), ("LES", 0xc4), ("SALC", 0xd6), ("AAM", 0xd4), ("far JMP", 0xea)] {
-            p.attempt(name, |p| asm!(p; db &[bytes, 0, 0, 0, 0, 0, 0, 0]));
-        }
-        asm!(p; clc);
     });
-    g.check("");
+    g
+}
+
+#[test]
+fn canonical_addresses_with_48_bits() {
+    let mut g = canonical_addresses(Format::Level4, 0x8000_0000_0000);
+    deviations(&mut g, "0x800000000000", "0x7ffffffffffd");
+    g.check("
+        CR8 ok
+        cr8=0x5
+        #GP(0x0) at read
+        #GP(0x0) at read across the end
+        #PF(0x0) at last dword cr2=0x7ffffffffffc
+        #SS(0x0) at RBP
+        #GP(0x0) at RBP with DS
+        #GP(0x0) at RBP with GS
+        LEA ok
+        #GP(0x0) at jump
+        #GP(0x0) at call
+        #SS(0x0) at push cs=0x53
+        #SS(0x0) at pop cs=0x53
+        #SS(0x0) at ret cs=0x53
+        #SS(0x0) at leave cs=0x53
+        #SS(0x0) at pushfq cs=0x53
+        #GP(0x0) at ret to it cs=0x53
+        ");
+}
+
+#[test]
+fn canonical_addresses_with_57_bits() {
+    let mut g = canonical_addresses(Format::Level5, 0x100_0000_0000_0000);
+    deviations(&mut g, "0x100000000000000", "0xfffffffffffffd");
+    g.check("
+        CR8 ok
+        cr8=0x5
+        #GP(0x0) at read
+        #GP(0x0) at read across the end
+        #PF(0x0) at last dword cr2=0xfffffffffffffc
+        #SS(0x0) at RBP
+        #GP(0x0) at RBP with DS
+        #GP(0x0) at RBP with GS
+        LEA ok
+        #GP(0x0) at jump
+        #GP(0x0) at call
+        #SS(0x0) at push cs=0x53
+        #SS(0x0) at pop cs=0x53
+        #SS(0x0) at ret cs=0x53
+        #SS(0x0) at leave cs=0x53
+        #SS(0x0) at pushfq cs=0x53
+        #GP(0x0) at ret to it cs=0x53
+        ");
+}
+
+fn deviations(g: &mut Guest, bad: &str, across: &str) {
+    let at = format!("#GP(0x0) at {bad}");
+    let at3 = format!("{at} cs=0x53");
+    let across = format!("#PF(0x0) at read across the end cr2={across}");
+    g.qemu_differs(
+        &[("#GP(0x0) at jump", &at), ("#GP(0x0) at call", &at), ("#GP(0x0) at ret to it cs=0x53", &at3)],
+        "a non-canonical target faults when it is fetched",
+    );
+    g.qemu_differs(&[("#GP(0x0) at read across the end", &across)], "only the first byte's address is checked");
+    g.qemu_differs(
+        &[
+            ("#SS(0x0) at RBP", "#GP(0x0) at RBP"),
+            ("#SS(0x0) at push cs=0x53", "#GP(0x0) at push cs=0x53"),
+            ("#SS(0x0) at pop cs=0x53", "#GP(0x0) at pop cs=0x53"),
+            ("#SS(0x0) at ret cs=0x53", "#GP(0x0) at ret cs=0x53"),
+            ("#SS(0x0) at leave cs=0x53", "#GP(0x0) at leave cs=0x53"),
+            ("#SS(0x0) at pushfq cs=0x53", "#GP(0x0) at pushfq cs=0x53"),
+        ],
+        "#GP for the stack, too",
+    );
+}
+
+/// Volume 2: instructions that do not exist in 64-bit mode.
+#[test]
+fn instructions_that_64_bit_mode_has_not() {
+    let mut g = Guest::new();
+    g.main(Main::Long(PageTables::new(Format::Level4, true)), |p| {
+        for (name, byte) in [
+            ("PUSH ES", 0x06u8),
+            ("PUSH CS", 0x0e),
+            ("POP DS", 0x1f),
+            ("DAA", 0x27),
+            ("DAS", 0x2f),
+            ("AAA", 0x37),
+            ("AAS", 0x3f),
+            ("PUSHA", 0x60),
+            ("POPA", 0x61),
+            ("82 group", 0x82),
+            ("far CALL", 0x9a),
+            ("AAM", 0xd4),
+            ("AAD", 0xd5),
+            ("SALC", 0xd6),
+            ("INTO", 0xce),
+            ("far JMP", 0xea),
+        ] {
+            p.attempt(name, |p| asm!(p; db &[byte, 0, 0, 0, 0, 0, 0, 0]));
+        }
+    });
+    g.check("
+        #UD at PUSH ES
+        #UD at PUSH CS
+        #UD at POP DS
+        #UD at DAA
+        #UD at DAS
+        #UD at AAA
+        #UD at AAS
+        #UD at PUSHA
+        #UD at POPA
+        #UD at 82 group
+        #UD at far CALL
+        #UD at AAM
+        #UD at AAD
+        #UD at SALC
+        #UD at INTO
+        #UD at far JMP
+        ");
+}
+
+/// Volume 3A, 9.8.5.3 and 9.8.5.4: leaving long mode through compatibility mode, running without paging, and coming back; EFER.LMA follows CR0.PG.
+#[test]
+fn leaving_and_entering_long_mode() {
+    let mut g = Guest::new();
+    let tables = PageTables::new(Format::Level4, true);
+    let efer = |p: &mut Prog, name: &str| {
+        asm!(p; mov ecx, 0xc000_0080u32; rdmsr);
+        p.show(name, eax);
+    };
+    let back = g.code64(|p| {
+        p.say("64-bit again");
+        efer(p, "efer");
+        p.exit();
+    });
+    let compat = g.code32(|p| {
+        p.say("compatibility mode");
+        p.show_segments();
+        // Addresses are 32 bits wide there, whatever the registers held.
+        asm!(p; mov ebx, 0xffff_fff0u32; lea ecx, dword_ptr(ebx + 0x20));
+        p.show("wrapped", ecx);
+        asm!(p; mov eax, cr0; and eax, 0x7fff_ffff; mov cr0, eax);
+        p.say("no paging");
+        efer(p, "efer");
+        asm!(p; lidt fword_ptr(Guest::IDT32_OPERAND); mov eax, u32::from(TR32); ltr ax);
+        p.attempt("ud", |p| asm!(p; ud2));
+        asm!(p; mov ecx, 0xc000_0080u32; rdmsr; and eax, !0x100; wrmsr);
+        p.say("PAE paging is not possible with these tables; LME off");
+        efer(p, "efer");
+        asm!(p; mov ecx, 0xc000_0080u32; rdmsr; or eax, 0x100; wrmsr; mov eax, cr0; or eax, 0x8000_0000u32; mov cr0, eax);
+        p.say("compatibility mode again");
+        asm!(p; lidt fword_ptr(Guest::IDT64_OPERAND); mov dword_ptr(RECOVER), 0);
+        asm!(p; and byte_ptr(GDT + u32::from(TR64) + 5), !2i32; mov eax, u32::from(TR64); ltr ax; jmp_far CODE64, back);
+    });
+    g.main(Main::Long(tables), |p| {
+        asm!(p; push i32::from(CODE0); push compat as i32; retf);
+    });
+    g.check("
+        compatibility mode
+        cs ss ds es fs gs=0x8 0x10 0x10 0x10 0x10 0x10
+        wrapped=0x10
+        no paging
+        efer=0x900
+        #UD at ud
+        PAE paging is not possible with these tables; LME off
+        efer=0x800
+        compatibility mode again
+        64-bit again
+        efer=0xd00
+        ");
+}
+
+/// Volume 3A, 9.8.5: activating long mode with a 64-bit CS (L = 1), or without PAE, or with a 16-bit TSS in TR is #GP(0).
+#[test]
+fn activating_long_mode_is_checked() {
+    let mut g = Guest::new();
+    let tss16 = g.gdt(segment(TSS32, 0x67, access::TSS16, size::B16));
+    let tables = PageTables::new(Format::Level4, true);
+    g.put(TABLES, tables.bytes());
+    g.main(Main::Protected, |p| {
+        p.wrmsr(0xc000_0080, 1 << 8);
+        asm!(p; mov eax, TABLES; mov cr3, eax);
+        p.attempt("without PAE", |p| asm!(p; mov eax, cr0; or eax, 0x8000_0000u32; mov cr0, eax));
+        p.set_cr4(1 << 5);
+        asm!(p; mov eax, u32::from(tss16); ltr ax);
+        p.attempt("with a 16-bit TSS", |p| asm!(p; mov eax, cr0; or eax, 0x8000_0000u32; mov cr0, eax));
+        asm!(p; mov ecx, 0xc000_0080u32; rdmsr);
+        p.show("efer", eax);
+    });
+    g.check_manual("
+        #GP(0x0) at without PAE+8
+        #GP(0x0) at with a 16-bit TSS+8
+        efer=0x100
+        ", "TCG does not make these checks");
 }

@@ -151,6 +151,9 @@ impl Generator {
         setup.memory(self.lanes[i.code() as usize]);
         setup.stack();
         setup.end();
+        if !matches!(forms::group(i.code()), "integer" | "string" | "flow" | "stack" | "bmi") {
+            case.regs.rflags &= !(1 << 18);
+        }
         let i = decode(&case, bitness).0;
         meaningful(&case, &i).then_some((case, i))
     }
@@ -284,6 +287,8 @@ fn uses_fsgsbase(m: Mnemonic) -> bool {
 /// * REP prefixes on LOOPE and LOOPNE: on some processors they choose the condition instead of the opcode.
 /// * Offsets that are not canonical before the base of FS or GS is added but are so then: AMD's processors raise #GP.
 /// * MOVSXD of 16 bits with alignment checks: AMD's processors read 32 bits.
+/// * XSAVE and XRSTOR of components that only the host has.
+/// * SHA instructions with operands that are not aligned: Intel's processors raise #GP, AMD's do not.
 /// * REX.W on far JMP and CALL: AMD's processors push 64-bit frames and read 32-bit offsets.
 fn meaningful(case: &Case, i: &Instruction) -> bool {
     use Mnemonic::*;
@@ -291,6 +296,9 @@ fn meaningful(case: &Case, i: &Instruction) -> bool {
     if case.regs.bitness() == 64 && fs_gs {
         let base = case.regs.base[usize::from(i.memory_segment() == Register::GS)];
         let canonical = |a: u64| (a << 16) as i64 >> 16 == a as i64;
+        if (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::MemorySegRSI) && !canonical(case.regs.gpr[RSI]) {
+            return false;
+        }
         if crate::compare::operand_address(case, i).is_some_and(|a| !canonical(a.wrapping_sub(base))) {
             return false;
         }
@@ -303,6 +311,12 @@ fn meaningful(case: &Case, i: &Instruction) -> bool {
             n & 31 <= 16
         }
         Loope | Loopne => !rep(),
+        Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64 => {
+            case.regs.gpr[0] & 0xffff_fffc == 0 && case.regs.gpr[2] as u32 == 0
+        }
+        Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2 => {
+            crate::compare::operand_address(case, i).is_none_or(|a| a & 15 == 0)
+        }
         Movsxd if i.op0_register().is_gpr16() => case.regs.rflags & 1 << 18 == 0,
         Jmp | Call if i.is_jmp_far_indirect() || i.is_call_far_indirect() => {
             let opcode = case.bytes().iter().position(|&b| b == 0xff).unwrap_or(0);
@@ -344,7 +358,8 @@ fn place_code(rng: &mut Rng, slot: usize, len: usize) -> u64 {
     }
 }
 
-/// Completes a case.
+/// Completes a case. Alignment is checked (EFLAGS.AC) only for instructions on general registers: what it means for others depends on the
+/// processor.
 struct Setup<'a> {
     rng: &'a mut Rng,
     case: &'a mut Case,
