@@ -127,7 +127,7 @@ fn memory(c: &mut Criterion) {
 
     // Four levels: PML4 at 10000h, PDPT, PD, PT behind it; the table maps page 0 of every level to itself.
     for level in 0..4u64 {
-        cpu.mem.write_u64(0x1_0000 + level * 0x1000, 0x1_1000 + level * 0x1000 | 0x67);
+        cpu.mem.write_u64(0x1_0000 + level * 0x1000, (0x1_1000 + level * 0x1000) | 0x67);
     }
     let p = Paging {
         cr0: cr0::PE | cr0::PG | cr0::WP,

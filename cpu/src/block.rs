@@ -34,12 +34,14 @@ impl ModeKey {
     pub const FLAT: u32 = 32;
     /// Blocks of a single instruction.
     pub const SINGLE: u32 = 64;
+    /// CPL 3: what the jump cache knows to be executable at one level may not be at the other.
+    pub const USER: u32 = 128;
     /// A change of one of these changes how segments are applied.
     pub const SEGMENTED: u32 = Self::LONG | Self::PE | Self::VM;
 
     /// The key of a state, without `FLAT` and `SINGLE`.
     pub fn of(s: &State) -> Self {
-        let mut k = 0;
+        let mut k = if s.cpl == 3 { Self::USER } else { 0 };
         if s.cr0 & cr0::PE != 0 {
             k |= Self::PE;
         }

@@ -26,9 +26,15 @@ pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> O
     let mut d = Decoder::with_ip(bitness(mode), bytes, off as u64, options);
     let mut i = d.decode();
     if i.is_invalid() && d.last_error() == DecoderError::NoMoreBytes {
-        if bytes.len() < 15 {
-            return None;
-        }
+        return None;
+    }
+    // The decoder calls what goes on behind 15 bytes invalid; what is invalid by its opcode shows that within them.
+    let cut = || {
+        let mut d = Decoder::with_ip(bitness(mode), &bytes[..14], off as u64, options);
+        let _ = d.decode();
+        d.last_error() == DecoderError::NoMoreBytes
+    };
+    if i.is_invalid() && i.len() == 15 && cut() {
         // More than 15 bytes: #GP(0).
         i = Instruction::default();
         i.set_len(15);

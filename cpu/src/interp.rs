@@ -658,7 +658,8 @@ impl Cpu {
         let resumed = self.state.rflags & fl::RF != 0;
         let shadow = std::mem::replace(&mut self.state.shadow, Shadow::None);
         let armed = self.debug_armed();
-        self.debug_hits = 0;
+        // Data breakpoints that MOV SS met are reported behind the instruction that follows it.
+        self.debug_hits = if shadow == Shadow::MovSs { self.debug_hits } else { 0 };
         if armed && self.state.rflags & fl::RF == 0 && shadow != Shadow::MovSs {
             let lin = self.state.gpr[gpr::RIP].wrapping_add(if self.state.is_long64() {
                 0

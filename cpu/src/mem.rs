@@ -87,7 +87,10 @@ impl Cpu {
     /// Loads a 128-bit memory operand; with `aligned`, #GP(0) unless it is 16-byte aligned.
     #[inline(always)]
     pub fn load_op128(&mut self, op: &Op, aligned: bool) -> Result<u128, Stop> {
-        let lin = self.operand(op, 16, false)?;
+        let lin = match self.operand(op, 16, false) {
+            Ok(lin) => lin,
+            Err(stop) => return Err(self.alignment_first(op, aligned, stop)),
+        };
         if aligned && lin & 15 != 0 {
             return Err(self.gp(0));
         }
@@ -96,11 +99,21 @@ impl Cpu {
     /// Stores a 128-bit memory operand; with `aligned`, #GP(0) unless it is 16-byte aligned.
     #[inline(always)]
     pub fn store_op128(&mut self, op: &Op, v: u128, aligned: bool) -> Result<(), Stop> {
-        let lin = self.operand(op, 16, true)?;
+        let lin = match self.operand(op, 16, true) {
+            Ok(lin) => lin,
+            Err(stop) => return Err(self.alignment_first(op, aligned, stop)),
+        };
         if aligned && lin & 15 != 0 {
             return Err(self.gp(0));
         }
         self.store128(lin, v, op.seg)
+    }
+
+    /// Of an operand beyond its segment's limit that is not aligned either, the alignment is what is reported.
+    #[cold]
+    fn alignment_first(&mut self, op: &Op, aligned: bool, stop: Stop) -> Stop {
+        let lin = self.view[usize::from(op.seg & 7)].base.wrapping_add(self.ea(op));
+        if aligned && lin & 15 != 0 { self.gp(0) } else { stop }
     }
 
     // ---- linear accesses at the current privilege ----------------------------------------------------------------------

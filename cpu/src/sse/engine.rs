@@ -138,15 +138,17 @@ fn run_slow<O: FloatOp>(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128
     Ok(r)
 }
 
-/// The masked result and the exceptions found, under any MXCSR.
+/// The masked result and the exceptions found, under any MXCSR; from bit 8 those of earlier steps, which were masked.
 pub(super) fn evaluate<O: FloatOp>(a: u128, b: u128, imm: u8, mxcsr: u32) -> (u128, u32) {
     // With underflow or overflow unmasked the flags are others than the masked ones, which are all that the
     // host would tell.
     #[cfg(target_arch = "x86_64")]
-    if mxcsr & (mxcsr::UM | mxcsr::OM) == mxcsr::UM | mxcsr::OM && O::on_host() {
+    let masked = if O::STAGED { mxcsr::MASKS } else { mxcsr::UM | mxcsr::OM };
+    #[cfg(target_arch = "x86_64")]
+    if mxcsr & masked == masked && O::on_host() {
         return super::host::full::<O>(a, b, imm, mxcsr);
     }
     let mut env = soft::Env::new(mxcsr);
     let r = O::soft(a, b, imm, &mut env);
-    (r, env.flags)
+    (r, env.flags | env.earlier << 8)
 }

@@ -85,9 +85,15 @@ fn neighbours<F: Format>(a: u128, b: u128, mut f: impl FnMut(u64, u64) -> u64) -
 fn dot<F: Format>(a: u128, b: u128, imm: u8, env: &mut Env) -> u128 {
     let (a, b) = chosen::<F>(a, b, imm);
     let product = soft::packed::<F>(a, b, |x, y| soft::mul::<F>(x, y, env));
+    if !env.step() {
+        return 0;
+    }
     let mut sum = soft::add::<F>(F::lane(product, 0), F::lane(product, 1), env);
     if F::BITS == 32 {
         let high = soft::add::<F>(F::lane(product, 2), F::lane(product, 3), env);
+        if !env.step() {
+            return 0;
+        }
         sum = soft::add::<F>(sum, high, env);
     }
     received::<F>(F::fill(|_| sum), imm)
@@ -113,6 +119,7 @@ macro_rules! dot_op {
         pub struct $name;
         impl FloatOp for $name {
             const ID: VecId = VecId::$name;
+            const STAGED: bool = true;
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
             fn on_host() -> bool {

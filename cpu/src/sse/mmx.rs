@@ -164,24 +164,19 @@ fn maskmovdqu<const ADDRESS: u32>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     masked_store::<ADDRESS>(cpu, op, &v.to_le_bytes(), &mask.to_le_bytes())
 }
 
-/// Stores at DS:[rDI] (or the overriding segment) those bytes whose mask byte has its top bit set. With no
-/// bit set memory is neither touched nor checked, which the manual leaves to the implementation.
+/// Stores at DS:[rDI] (or the overriding segment) those bytes whose mask byte has its top bit set. The whole operand must be writable, also
+/// where no byte is stored, which the manual leaves to the implementation.
 fn masked_store<const ADDRESS: u32>(cpu: &mut Cpu, op: &Op, v: &[u8], mask: &[u8]) -> Result<(), Stop> {
-    let chosen = |k: usize| mask[k] & 0x80 != 0;
-    let address_mask = u64::MAX >> (64 - ADDRESS);
-    let base = cpu.state.gpr[gpr::RDI];
-    let mut at = [0u64; 16];
-    for k in (0..v.len()).filter(|&k| chosen(k)) {
-        let offset = base.wrapping_add(k as u64) & address_mask;
-        at[k] = if op.flags & CHECKED == 0 {
-            cpu.view[usize::from(op.seg & 7)].base.wrapping_add(offset)
-        } else {
-            cpu.linear(usize::from(op.seg), offset, 1, true)?
-        };
-        cpu.probe_write(at[k], 1, op.seg)?;
-    }
-    for k in (0..v.len()).filter(|&k| chosen(k)) {
-        cpu.store_bytes(at[k], &v[k..=k], op.seg)?;
+    let len = v.len() as u64;
+    let offset = cpu.state.gpr[gpr::RDI] & u64::MAX >> (64 - ADDRESS);
+    let lin = if op.flags & CHECKED == 0 {
+        cpu.view[usize::from(op.seg & 7)].base.wrapping_add(offset)
+    } else {
+        cpu.linear(usize::from(op.seg), offset, len, true)?
+    };
+    cpu.probe_write(lin, len, op.seg)?;
+    for k in (0..v.len()).filter(|&k| mask[k] & 0x80 != 0) {
+        cpu.store_bytes(lin.wrapping_add(k as u64), &v[k..=k], op.seg)?;
     }
     Ok(())
 }

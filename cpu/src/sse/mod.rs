@@ -100,6 +100,8 @@ pub trait VecFlags: 'static {
 pub trait FloatOp: 'static {
     /// Its name, for translators.
     const ID: VecId;
+    /// It is made of steps, each of which raises its exceptions before the next is taken.
+    const STAGED: bool = false;
     /// Whether this host has the instruction.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]

@@ -77,6 +77,8 @@ fn stmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 /// is unmasked.
 #[inline(always)]
 pub(super) fn finish(cpu: &mut Cpu, found: u32) -> Result<(), Stop> {
+    cpu.state.mxcsr |= found >> 8 & FLAGS;
+    let found = found & FLAGS;
     let unmasked = found & !(cpu.state.mxcsr >> 7) & FLAGS;
     if unmasked != 0 {
         return Err(unmasked_exception(cpu, found, unmasked));

@@ -7,7 +7,7 @@
 //! underflow and overflow that are not masked: their flags depend on the result as it would be with an
 //! exponent of any size, which a host does not tell without a trap.
 use super::lanes::{LOW32, LOW64, of_u32s, of_u64s, u32s, u64s};
-use super::mxcsr::{DAZ, DE, FTZ, IE, OE, OM, PE, RC, RC_SHIFT, UE, UM, ZE};
+use super::mxcsr::{DAZ, DE, FLAGS, FTZ, IE, OE, OM, PE, RC, RC_SHIFT, UE, UM, ZE};
 
 /// The environment of one instruction.
 pub struct Env {
@@ -19,9 +19,24 @@ pub struct Env {
     overflow_masked: bool,
     /// Exceptions found, at their places in MXCSR.
     pub flags: u32,
+    /// Exceptions of earlier steps, which were all masked.
+    pub earlier: u32,
+    /// Exceptions that are not masked.
+    unmasked: u32,
 }
 
 impl Env {
+    /// Ends a step of an operation that has several: false if it has raised an exception that is not masked, which keeps the next steps from
+    /// being taken.
+    pub fn step(&mut self) -> bool {
+        if self.flags & self.unmasked != 0 {
+            return false;
+        }
+        self.earlier |= self.flags;
+        self.flags = 0;
+        true
+    }
+
     /// The environment that `mxcsr` asks for. FTZ works only while underflow is masked (SDM volume 1,
     /// 10.2.3.3).
     pub fn new(mxcsr: u32) -> Self {
@@ -33,6 +48,8 @@ impl Env {
             underflow_masked,
             overflow_masked: mxcsr & OM != 0,
             flags: 0,
+            earlier: 0,
+            unmasked: !(mxcsr >> 7) & FLAGS,
         }
     }
 }

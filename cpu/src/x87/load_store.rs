@@ -193,6 +193,11 @@ fn store<T>(
     let stored = sw & !f.cw & (EXCEPTIONS & !PE) == 0;
     if stored {
         put(cpu, op, v)?;
+    } else {
+        // The destination must be writable all the same.
+        let len = u64::from(op.width);
+        let lin = cpu.operand(op, len, true)?;
+        cpu.probe_write(lin, len, op.seg)?;
     }
     track(cpu, op);
     let f = &mut cpu.state.fpu;

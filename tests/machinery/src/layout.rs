@@ -175,5 +175,9 @@ pub const fn absent(access: u8) -> u8 {
 /// A gate (the low half of a 16-byte one); `count` is a call gate's parameter count or an IST index.
 pub const fn gate(sel: u16, offset: u32, access: u8, count: u8) -> u64 {
     let offset = offset as u64;
-    (offset & 0xffff) | (sel as u64) << 16 | (count as u64) << 32 | (access as u64) << 40 | (offset >> 16) << 48
+    (offset & 0xffff)
+        | (sel as u64) << 16
+        | (count as u64) << 32
+        | (access as u64) << 40
+        | (offset >> 16) << 48
 }

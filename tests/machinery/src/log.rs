@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 const NAMES: [&str; 22] = [
-    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#9", "#TS", "#NP", "#SS", "#GP", "#PF", "#15", "#MF",
-    "#AC", "#MC", "#XM", "#VE", "#CP",
+    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#9", "#TS", "#NP", "#SS", "#GP", "#PF",
+    "#15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
 ];
 
 const FLAGS: [(u64, &str); 10] = [
@@ -80,7 +80,8 @@ fn record(line: &str, names: &BTreeMap<u32, String>, style: Style) -> Option<Str
     };
     let (vector, error) = (next(false)?, next(false)?);
     let eip = next(long)?;
-    let (cs, efl, hfl, hcs, hss, hsp) = (next(false)?, next(false)?, next(false)?, next(false)?, next(false)?, next(false)?);
+    let (cs, efl, hfl, hcs, hss, hsp) =
+        (next(false)?, next(false)?, next(false)?, next(false)?, next(false)?, next(false)?);
     let (esp, ss, cr2, dr6) = (next(long)?, next(false)?, next(long)?, next(false)?);
     let cs = cs & 0xffff;
     let mut s = match NAMES.get(vector as usize) {
@@ -129,7 +130,8 @@ fn record(line: &str, names: &BTreeMap<u32, String>, style: Style) -> Option<Str
 /// A line `=name XXXXXXXX ...` shows 32-bit values, `%name XXXXXXXX XXXXXXXX` one of 64 bits.
 fn values(line: &str, names: &BTreeMap<u32, String>) -> Option<String> {
     let (name, words) = line.strip_prefix(['=', '%'])?.split_once("  ")?;
-    let words = words.split_whitespace().map(|w| u64::from_str_radix(w, 16).ok()).collect::<Option<Vec<_>>>()?;
+    let words =
+        words.split_whitespace().map(|w| u64::from_str_radix(w, 16).ok()).collect::<Option<Vec<_>>>()?;
     let value = |v: u64| match u32::try_from(v).ok().and_then(|a| names.get(&a)) {
         Some(n) => n.clone(),
         None => format!("{v:#x}"),
@@ -159,10 +161,20 @@ pub fn decode(raw: &str, names: &BTreeMap<u32, String>, style: Style) -> String 
 
 /// A line with the EXT bit of its error code clear.
 pub fn without_ext(line: &str) -> String {
-    let cut = ["#TS(0x", "#NP(0x", "#SS(0x", "#GP(0x"].iter().find_map(|p| line.strip_prefix(p)?.split_once(')'));
+    let cut =
+        ["#TS(0x", "#NP(0x", "#SS(0x", "#GP(0x"].iter().find_map(|p| line.strip_prefix(p)?.split_once(')'));
     match cut.and_then(|(code, rest)| Some((u32::from_str_radix(code, 16).ok()?, rest))) {
         Some((code, rest)) => format!("{}{:#x}){rest}", &line[..4], code & !1),
         None => line.to_owned(),
+    }
+}
+
+/// A page fault's line with P clear if RSVD is set.
+pub fn reserved_without_p(line: &str) -> String {
+    let cut = line.strip_prefix("#PF(0x").and_then(|l| l.split_once(')'));
+    match cut.and_then(|(code, rest)| Some((u32::from_str_radix(code, 16).ok()?, rest))) {
+        Some((code, rest)) if code & 8 != 0 => format!("#PF({:#x}){rest}", code & !1),
+        _ => line.to_owned(),
     }
 }
 

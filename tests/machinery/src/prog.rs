@@ -15,14 +15,11 @@ pub struct Prog {
     /// 16, 32 or 64.
     pub bits: u32,
     base: u32,
-    /// What IP is at `base`: differs in 16-bit code whose segment does not start at 0.
-    origin: u32,
     names: Vec<(String, CodeLabel)>,
     /// Immediates that stand for labels until all is assembled.
     fixups: Vec<CodeLabel>,
     /// Labels as they were before they were placed (a copy of one does not learn its place), and after.
     placed: Vec<(CodeLabel, CodeLabel)>,
-    count: u32,
 }
 
 /// An assembled program.
@@ -38,13 +35,8 @@ pub struct Assembled {
 impl Prog {
     /// An empty program for `base`, in 16-, 32- or 64-bit code.
     pub fn new(bits: u32, base: u32) -> Self {
-        Self::with_origin(bits, base, base)
-    }
-
-    /// As `new`, with IP `origin` at the program's start.
-    pub fn with_origin(bits: u32, base: u32, origin: u32) -> Self {
         let a = CodeAssembler::new(bits).expect("bits");
-        Self { a, bits, base, origin, names: Vec::new(), fixups: Vec::new(), placed: Vec::new(), count: 0 }
+        Self { a, bits, base, names: Vec::new(), fixups: Vec::new(), placed: Vec::new() }
     }
 
     /// Sets a label here. More than one may stand at a place.
@@ -64,7 +56,7 @@ impl Prog {
 
     /// Fills up with NOPs to linear address `at`; what is there must have no labels yet.
     pub fn pad_with_nops_to(&mut self, at: u32) {
-        let now = self.a.assemble(u64::from(self.origin)).map_or(0, |b| b.len());
+        let now = self.a.assemble(u64::from(self.base)).map_or(0, |b| b.len());
         let n = (at - self.base) as usize - now;
         asm!(self; db &vec![0x90; n]);
     }
@@ -160,8 +152,12 @@ impl Prog {
         self.print(&format!("={name} "));
         for n in 0..count {
             match self.bits {
-                64 => asm!(self; push rax; mov rax, qword_ptr(rsp + 8 + 8 * n); call u64::from(HEX64); pop rax),
-                _ => asm!(self; push eax; mov eax, dword_ptr(esp + 4 + 4 * n); call u64::from(HEX32); pop eax),
+                64 => {
+                    asm!(self; push rax; mov rax, qword_ptr(rsp + 8 + 8 * n); call u64::from(HEX64); pop rax)
+                }
+                _ => {
+                    asm!(self; push eax; mov eax, dword_ptr(esp + 4 + 4 * n); call u64::from(HEX32); pop eax)
+                }
             }
         }
         self.print("\n");
@@ -311,17 +307,11 @@ impl Prog {
         asm!(self; mov ecx, index; mov eax, value as u32; mov edx, (value >> 32) as u32; wrmsr);
     }
 
-    /// A fresh name.
-    pub fn fresh(&mut self, what: &str) -> String {
-        self.count += 1;
-        format!("{what}{}", self.count)
-    }
-
     /// Encodes it.
     pub fn assemble(mut self) -> Assembled {
         asm!(self; nop);
         let options = BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
-        let r = self.a.assemble_options(u64::from(self.origin), options).expect("assembling a program");
+        let r = self.a.assemble_options(u64::from(self.base), options).expect("assembling a program");
         let mut bytes = r.inner.code_buffer.clone();
         for (n, label) in self.fixups.iter().enumerate() {
             let mark = (FIXUP + n as i32).to_le_bytes();
@@ -332,7 +322,7 @@ impl Prog {
         }
         let names = self.names.iter().map(|(n, l)| {
             let ip = r.label_ip(l).expect("a label") as u32;
-            (n.clone(), ip - self.origin + self.base)
+            (n.clone(), ip)
         });
         Assembled { base: self.base, names: names.collect(), bytes }
     }

@@ -2,7 +2,7 @@
 //!
 //! The record is a line of hexadecimal fields; `E` from protected mode, `L` from 64-bit mode:
 //! vector, error code, EIP, CS, EFLAGS, then the handler's own EFLAGS, CS, SS and ESP (at the frame), the interrupted ESP and SS (if the
-//! level changed), CR2, DR6. After it the handler returns (vectors of [`crate::layout::RESUME`], and 32 up), or takes the flat segments of
+//! level changed), CR2, DR6 (for #DB, and set to its initial value then). After it the handler returns (with RF set for #DB; vectors of [`crate::layout::RESUME`], and 32 up), or takes the flat segments of
 //! level 0 (FS, GS and the general registers stay) and goes where [`crate::layout::RECOVER`] says.
 use crate::asm;
 use crate::layout::*;
@@ -107,7 +107,7 @@ pub fn protected() -> Prog {
     p.place(&mut shown);
     asm!(p; mov eax, cr2; call digits);
     let (mut other, mut done) = (p.a.create_label(), p.a.create_label());
-    asm!(p; cmp at(44), 1; jne other; mov eax, dr6; call digits; mov eax, 0xffff_0ff0u32; mov dr6, eax; jmp done);
+    asm!(p; cmp at(44), 1; jne other; mov eax, dr6; mov dword_ptr(RECOVER + 0x48), eax; call digits; mov eax, 0xffff_0ff0u32; mov dr6, eax; jmp done);
     p.place(&mut other);
     asm!(p; xor eax, eax; call digits);
     p.place(&mut done);
@@ -115,6 +115,10 @@ pub fn protected() -> Prog {
     let mut resume = p.a.create_label();
     asm!(p; mov ecx, at(44); cmp ecx, 32; jae resume; bt dword_ptr(RESUME), ecx; jc resume; jmp recover);
     p.place(&mut resume);
+    // RF, so that an instruction breakpoint lets its instruction run; not after a single step, which may be followed by one.
+    let mut no_debug = p.a.create_label();
+    asm!(p; cmp at(44), 1; jne no_debug; test byte_ptr(RECOVER + 0x49), 0x40; jnz no_debug; or at(60), 1 << 16);
+    p.place(&mut no_debug);
     asm!(p; pop es; pop ds; popad; add esp, 12; iretd);
     p.place(&mut quit);
     p.place(&mut recover);
@@ -156,7 +160,7 @@ pub fn long() -> Prog {
     wide(p, 72);
     asm!(p; mov eax, dword_ptr(rbp + 80); call digits; mov rcx, cr2; mov rax, rcx; shr rax, 32; call digits; mov eax, ecx; call digits);
     let (mut other, mut done) = (p.a.create_label(), p.a.create_label());
-    asm!(p; cmp dword_ptr(rbp + 32), 1; jne other; mov rax, dr6; call digits; mov eax, 0xffff_0ff0u32; mov dr6, rax; jmp done);
+    asm!(p; cmp dword_ptr(rbp + 32), 1; jne other; mov rax, dr6; mov dword_ptr(RECOVER + 0x48), eax; call digits; mov eax, 0xffff_0ff0u32; mov dr6, rax; jmp done);
     p.place(&mut other);
     asm!(p; xor eax, eax; call digits);
     p.place(&mut done);
@@ -164,6 +168,9 @@ pub fn long() -> Prog {
     let mut resume = p.a.create_label();
     asm!(p; mov ecx, dword_ptr(rbp + 32); cmp ecx, 32; jae resume; mov eax, dword_ptr(RESUME); bt eax, ecx; jc resume; jmp recover);
     p.place(&mut resume);
+    let mut no_debug = p.a.create_label();
+    asm!(p; cmp dword_ptr(rbp + 32), 1; jne no_debug; test byte_ptr(RECOVER + 0x49), 0x40; jnz no_debug; or dword_ptr(rbp + 64), 1 << 16);
+    p.place(&mut no_debug);
     asm!(p; pop rax; pop rcx; pop rbp; add rsp, 24; iretq);
     p.place(&mut quit);
     p.place(&mut recover);

@@ -1,7 +1,9 @@
+//! The kit itself: logs, levels and both sets of stubs work in Mynah and in QEMU.
+
 use mynah_machinery::{asm, *};
 
 #[test]
-fn kit_works() {
+fn the_kit_works_in_protected_mode() {
     let mut g = Guest::new();
     g.main(Main::Protected, |p| {
         p.say("hello");
@@ -21,7 +23,7 @@ fn kit_works() {
 }
 
 #[test]
-fn kit_works_in_long_mode() {
+fn the_kit_works_in_long_mode() {
     for format in [Format::Level4, Format::Level5] {
         let mut g = Guest::new();
         g.main(Main::Long(PageTables::new(format, true)), |p| {

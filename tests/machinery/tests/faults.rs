@@ -77,7 +77,8 @@ fn contributory_exceptions_become_double_faults() {
             asm!(p; nop);
         });
     });
-    g.check("
+    g.check(
+        "
         #DF(0x0) at #DE+2
         #DF(0x0) at #TS fl=NT
         #DF(0x0) at #SS+5
@@ -94,7 +95,8 @@ fn contributory_exceptions_become_double_faults() {
         #NP(0x9b) at #XM+21
         #NP(0x8b) at #AC cs=0x3b fl=AC
         #NP(0xb) at #DB+10 fl=TF
-        ");
+        ",
+    );
 }
 
 /// Table 6-5: a page fault while a contributory exception or a benign one is delivered is just a page fault; its access is a supervisor's.
@@ -125,14 +127,16 @@ fn a_page_fault_while_reading_the_idt() {
         asm!(p; mov dword_ptr(VARS + 2), idt - 8; lidt fword_ptr(VARS); mov eax, dword_ptr(0x50_0000));
         p.say("not reached");
     });
-    g.check("
+    g.check(
+        "
         #PF(0x0) at #UD cr2=0x180fc0
         #PF(0x0) at #GP+5 cr2=entry 13
         #PF(0x0) at #GP at level 3 cs=0x3b cr2=entry 13
         #PF(0x0) at INT cs=0x3b cr2=entry 8
         now #PF with an absent entry
         shutdown
-        ");
+        ",
+    );
 }
 
 /// 6.15, interrupt 8: a fault while #DF is delivered is shutdown; so is no IDT at all.
@@ -146,10 +150,12 @@ fn triple_faults_shut_down() {
         asm!(p; mov eax, u32::from(CODE3); mov ss, ax);
         p.say("not reached");
     });
-    g.check("
+    g.check(
+        "
         last words
         shutdown
-        ");
+        ",
+    );
     let mut g = Guest::new();
     g.main(Main::Protected, |p| {
         p.say("last words");
@@ -198,7 +204,8 @@ fn stacks_of_64_bit_handlers() {
         });
         p.attempt("null SS at level 0", |p| asm!(p; xor eax, eax; mov ss, ax; push rax; pop rax; int 0x20));
     });
-    g.check("
+    g.check(
+        "
         int 0x20 at int21 fl=IF stack=10:110fc0
         int 0x21 at int22 fl=IF stack=10:11bfd0
         int 0x22 at int22+2 fl=IF h=IF stack=10:110fc0
@@ -208,7 +215,8 @@ fn stacks_of_64_bit_handlers() {
         cs ss ds es fs gs=0x53 0x43 0x0 0x0 0x0 0x0
         int 0x20 at null SS at level 0+9 stack=0:110fd0
         null SS at level 0 ok
-        ");
+        ",
+    );
 }
 
 /// 6.14.1, 6.14.2 and volume 2, INT n: what is not a 64-bit interrupt or trap gate to 64-bit code; non-canonical handlers and stacks.
@@ -267,7 +275,8 @@ fn checks_of_64_bit_gates() {
         asm!(p; mov byte_ptr(IDT64 + 16 * 14 + 4), 3; mov byte_ptr(IDT64 + 16 * 8 + 4), 1; mov dword_ptr(TSS64 + 0x34), 0x50_0000);
         p.attempt("#PF on an absent stack", |p| asm!(p; mov eax, dword_ptr(0x60_0000)));
     });
-    g.check("
+    g.check(
+        "
         #GP(0x18a) at 16-bit gate cs=0x53
         #GP(0x192) at task gate cs=0x53
         #GP(0x19a) at call gate cs=0x53
@@ -285,7 +294,8 @@ fn checks_of_64_bit_gates() {
         #SS(0x0) at stack is not canonical cs=0x53
         #SS(0x1) at stack is not canonical, #UD cs=0x53
         #DF(0x0) at #PF on an absent stack
-        ");
+        ",
+    );
 }
 
 /// 5.8.3.1 and volume 2, CALL: 64-bit call gates are 16 bytes, have no parameters, lead to 64-bit code alone, and load SS with a null selector.
@@ -338,7 +348,8 @@ fn call_gates_of_64_bit_mode() {
             p.attempt_at(3, name, |p| asm!(p; call fword_ptr(VARS)));
         }
     });
-    g.check("
+    g.check(
+        "
         same level
         cs ss ds es fs gs=0x48 0x10 0x10 0x10 0x10 0x10
         esp=0x110ff0
@@ -360,7 +371,8 @@ fn call_gates_of_64_bit_mode() {
         #GP(0x110) at task gate cs=0x53
         #GP(0x68) at TSS cs=0x53
         #GP(0xff8) at cut by the GDT cs=0x53
-        ");
+        ",
+    );
 }
 
 /// Volume 2, IRET, in 64-bit mode: SS:RSP is popped always; SS may be null at levels 0-2 alone; NT is #GP; non-canonical RIP is #GP(0).
@@ -380,9 +392,18 @@ fn iret_in_64_bit_mode() {
     let code64_1 = g.gdt(flat(dpl(access::CODE, 1), size::P64));
     g.qemu_differs(
         &[
-            ("#GP(0x0) at level 0, null SS with RPL 3", "cs ss ds es fs gs=0x48 0x3 0x10 0x10 0x10 0x10\nrsp=0x114ff8"),
-            ("#GP(0x0) at level 1, null SS with RPL 3", "cs ss ds es fs gs=0x91 0x3 0x0 0x0 0x0 0x0\nrsp=0x114ff8"),
-            ("#GP(0x0) at compatibility mode, null SS", "cs ss ds es fs gs=0x8 0x0 0x10 0x10 0x0 0x0\nesp=0x115000"),
+            (
+                "#GP(0x0) at level 0, null SS with RPL 3",
+                "cs ss ds es fs gs=0x48 0x3 0x10 0x10 0x10 0x10\nrsp=0x114ff8",
+            ),
+            (
+                "#GP(0x0) at level 1, null SS with RPL 3",
+                "cs ss ds es fs gs=0x91 0x3 0x0 0x0 0x0 0x0\nrsp=0x114ff8",
+            ),
+            (
+                "#GP(0x0) at compatibility mode, null SS",
+                "cs ss ds es fs gs=0x8 0x0 0x10 0x10 0x0 0x0\nesp=0x115000",
+            ),
         ],
         "a null SS is not checked",
     );
@@ -451,7 +472,8 @@ fn iret_in_64_bit_mode() {
                 mov dword_ptr(rsp + 12), STACKS[3]; mov dword_ptr(rsp + 16), u32::from(DATA3); iretd);
         });
     });
-    g.check("
+    g.check(
+        "
         cs ss ds es fs gs=0x48 0x10 0x10 0x10 0x10 0x10
         rsp=0x114ff8
         cs ss ds es fs gs=0x48 0x0 0x10 0x10 0x10 0x10
@@ -478,7 +500,8 @@ fn iret_in_64_bit_mode() {
         rsp=0x118ff8
         cs ss ds es fs gs=0x53 0x43 0x0 0x0 0x0 0x0
         rsp=0x118ff8
-        ");
+        ",
+    );
 }
 
 /// Volume 2, IRET, "return to outer privilege level": which flags each level may change; the data segments.
@@ -504,7 +527,8 @@ fn iret_changes_the_flags_it_may() {
         }
         p.attempt_at(3, "to level 0", |p| asm!(p; push 2; push i32::from(CODE0); push out as i32; iretd));
     });
-    g.check("
+    g.check(
+        "
         0 to 0, IOPL 0
         flags=0x243600
         cs ss ds es fs gs=0x8 0x10 0x10 0x10 0x10 0x10
@@ -524,7 +548,8 @@ fn iret_changes_the_flags_it_may() {
         flags=0x243600
         cs ss ds es fs gs=0x3b 0x43 0x43 0x43 0x0 0x0
         #GP(0x8) at to level 0+9 cs=0x3b fl=AC|ID|IOPL3
-        ");
+        ",
+    );
 }
 
 /// Volume 2, IRET: the VM bit of the image counts at level 0 alone; VIF and VIP are taken at level 0 alone.
@@ -543,9 +568,12 @@ fn iret_ignores_vm_and_the_virtual_flags_at_level_3() {
         asm!(p; push 2; popfd; pushfd; pop eax);
         p.show("flags", eax);
     });
-    g.check_manual("
+    g.check_manual(
+        "
         flags=0x0
         flags=0x180000
         flags=0x180002
-        ", "TCG enters virtual-8086 mode from level 3, and knows no VIF and VIP outside it");
+        ",
+        "TCG enters virtual-8086 mode from level 3, and knows no VIF and VIP outside it",
+    );
 }

@@ -272,7 +272,10 @@ fn call_gate_stack_checks() {
     g.idt(10, gate(CODE3, ts, access::INT32, 0));
     g.idt(12, gate(CODE3, ss_, access::INT32, 0));
     let small_tss = g.gdt(segment(TSS32, 0xb, access::TSS32, size::B16));
-    g.qemu_differs(&[("SS=0xa8", "TS=0xa8"), ("SS at=absent", "TS at=absent")], "#TS, not #SS, for an absent inner stack");
+    g.qemu_differs(
+        &[("SS=0xa8", "TS=0xa8"), ("SS at=absent", "TS at=absent")],
+        "#TS, not #SS, for an absent inner stack",
+    );
     g.main(Main::Protected, |p| {
         for (name, sel, sp_) in [
             ("null stack", 0, STACKS[0]),
@@ -338,7 +341,10 @@ fn far_returns_to_outer_levels() {
         p.quit();
     });
     let target = g.code32(|p| asm!(p; retf));
-    g.qemu_differs(&[("#SS(0xa0) at absent stack", "#NP(0xa0) at absent stack")], "#NP, not #SS, for an absent stack");
+    g.qemu_differs(
+        &[("#SS(0xa0) at absent stack", "#NP(0xa0) at absent stack")],
+        "#NP, not #SS, for an absent stack",
+    );
     g.main(Main::Protected, |p| {
         // Data segments of inner levels become null, but for conforming code.
         p.guarded(|p| {
@@ -348,6 +354,7 @@ fn far_returns_to_outer_levels() {
             asm!(p; db &[0x58]); // the offset is taken to put the parameter between
             asm!(p; pop ecx; pop edx; push ecx; push eax; retf);
         });
+        asm!(p; xor eax, eax; mov fs, ax; mov gs, ax);
         p.guarded(|p| {
             asm!(p; push i32::from(DATA3); push STACKS[3] as i32 - 0x10; push 0x5555; push 0x6666; push i32::from(CODE3); push outer as i32; retf_1 8);
         });
@@ -499,19 +506,20 @@ fn checks_of_idt_gates() {
     let cases = |v: u8| {
         let at = stub(v);
         [
-        ("DPL 0", gate(CODE0, at, access::INT32, 0)),
-        ("absent", gate(CODE0, at, absent(i), 0)),
-        ("absent DPL 0", gate(CODE0, at, absent(access::INT32), 0)),
-        ("empty", 0),
-        ("call gate", gate(CODE0, at, dpl(access::CALL32, 3), 0)),
-        ("code descriptor", flat(dpl(access::CODE, 3), size::P32)),
-        ("null code", gate(0, at, i, 0)),
-        ("data as code", gate(DATA0, at, i, 0)),
-        ("absent code", gate(absent_code, at, i, 0)),
-        ("beyond the GDT", gate(0xfff8, at, i, 0)),
-        ("in no LDT", gate(0x0c, at, i, 0)),
-        ("RPL is ignored", gate(CODE0 | 3, at, i, 0)),
-    ]};
+            ("DPL 0", gate(CODE0, at, access::INT32, 0)),
+            ("absent", gate(CODE0, at, absent(i), 0)),
+            ("absent DPL 0", gate(CODE0, at, absent(access::INT32), 0)),
+            ("empty", 0),
+            ("call gate", gate(CODE0, at, dpl(access::CALL32, 3), 0)),
+            ("code descriptor", flat(dpl(access::CODE, 3), size::P32)),
+            ("null code", gate(0, at, i, 0)),
+            ("data as code", gate(DATA0, at, i, 0)),
+            ("absent code", gate(absent_code, at, i, 0)),
+            ("beyond the GDT", gate(0xfff8, at, i, 0)),
+            ("in no LDT", gate(0x0c, at, i, 0)),
+            ("RPL is ignored", gate(CODE0 | 3, at, i, 0)),
+        ]
+    };
     let outer = gate(CODE3, stub(5), i, 0);
     // The same entries for #BR, an exception of which the error codes have EXT set (but for privilege, which is not checked).
     g.qemu_clears_ext();

@@ -16,10 +16,9 @@ fn snippet(g: &mut Guest, name: &str, f: impl FnOnce(&mut Prog)) -> u32 {
     })
 }
 
-/// Runs 16-bit programs in virtual-8086 mode, with a line before each.
+/// Runs 16-bit programs in virtual-8086 mode.
 fn run_v86(p: &mut Prog, programs: &[(&str, u32)], flags: u32) {
-    for (name, at) in programs {
-        let _ = name;
+    for (_, at) in programs {
         p.v86(0, *at, flags, 0, (0x1000, 0x7000));
     }
 }
@@ -75,7 +74,8 @@ fn sensitive_instructions_of_virtual_8086_mode() {
             run_v86(p, &programs, iopl << 12 | 0x200);
         }
     });
-    g.check("
+    g.check(
+        "
         IOPL 3
         #UD at cli, end cs=0x0 fl=VM|IOPL3
         #UD at sti, end cs=0x0 fl=IF|VM|IOPL3
@@ -127,7 +127,8 @@ fn sensitive_instructions_of_virtual_8086_mode() {
         #UD at into, end cs=0x0 fl=IF|VM
         #GP(0x0) at iret+12 cs=0x0 fl=IF|VM
         #GP(0x0) at iretd+21 cs=0x0 fl=IF|VM
-        ");
+        ",
+    );
 }
 
 /// Volume 3B, 20.2.8.2 (ports go by the bitmap whatever IOPL), 20.2.2, 20.3.1.1 (frame), 20.2.1 (64-KByte segments); instructions that do not exist there.
@@ -167,9 +168,18 @@ fn other_rules_of_virtual_8086_mode() {
     g.show_stacks();
     g.qemu_differs(
         &[
-            ("#GP(0x0) at beyond+3 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8", "#UD at beyond, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8"),
-            ("#GP(0x0) at 32-bit offset+6 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8", "#UD at 32-bit offset, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8"),
-            ("#SS(0x0) at stack+3 cs=0x0 fl=VM|IOPL3 sp=1000:1 stack=10:112fd8", "#UD at stack, end cs=0x0 fl=VM|IOPL3 sp=1000:ffff stack=10:112fd8"),
+            (
+                "#GP(0x0) at beyond+3 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8",
+                "#UD at beyond, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8",
+            ),
+            (
+                "#GP(0x0) at 32-bit offset+6 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8",
+                "#UD at 32-bit offset, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8",
+            ),
+            (
+                "#SS(0x0) at stack+3 cs=0x0 fl=VM|IOPL3 sp=1000:1 stack=10:112fd8",
+                "#UD at stack, end cs=0x0 fl=VM|IOPL3 sp=1000:ffff stack=10:112fd8",
+            ),
         ],
         "no limit checks",
     );
@@ -183,7 +193,8 @@ fn other_rules_of_virtual_8086_mode() {
         // The handler finds null data segments and the 8086 program's in the frame.
         asm!(p; mov dword_ptr(IDT32 + 8 * 6), (CODE0 as u32) << 16 | (IMAGE & 0xffff));
     });
-    g.check("
+    g.check(
+        "
         #GP(0x0) at in 80 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
         #UD at in e9, end cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
         #GP(0x0) at in ax, e9 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
@@ -206,7 +217,8 @@ fn other_rules_of_virtual_8086_mode() {
         #GP(0x0) at beyond+3 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
         #GP(0x0) at 32-bit offset+6 cs=0x0 fl=VM|IOPL3 sp=1000:7000 stack=10:112fd8
         #SS(0x0) at stack+3 cs=0x0 fl=VM|IOPL3 sp=1000:1 stack=10:112fd8
-        ");
+        ",
+    );
 }
 
 /// Volume 3B, 20.3.1.1: on an interrupt from virtual-8086 mode GS, FS, DS, ES are pushed and made null; the handler must be of level 0.
@@ -247,7 +259,8 @@ fn interrupts_from_virtual_8086_mode() {
         p.v86(0, conform, 0x3000, 0, (0x1000, 0x7000));
         p.v86(0, level1, 0x3000, 0, (0x1000, 0x7000));
     });
-    g.check("
+    g.check(
+        "
         cs ss ds es fs gs=0x8 0x10 0x0 0x0 0x0 0x0
         esp=0x112fdc
         eip cs eflags esp ss es ds fs gs=back 0x0 0x23002 0x7000 0x1000 0x22 0x11 0x33 0x44
@@ -255,7 +268,8 @@ fn interrupts_from_virtual_8086_mode() {
         #UD at run, end cs=0x0 fl=VM|IOPL3
         #GP(0x90) at conforming cs=0x0 fl=VM|IOPL3
         #GP(0x18) at level 1 cs=0x0 fl=VM|IOPL3
-        ");
+        ",
+    );
 }
 
 /// Volume 3B, 20.3 and table 20-2 with CR4.VME: with IOPL below 3 CLI, STI, PUSHF, POPF and IRET work on VIF; INT n goes by the redirection bitmap; STI
@@ -276,15 +290,12 @@ fn virtual_mode_extensions() {
     g.put32(4 * 0x22, own);
     g.put32(4 * 0x21, own);
     // Bit clear: to the 8086 program.
-    g.put(TSS32 + 0x68 + 0x22 / 8, &[0xff & !(1 << (0x22 % 8))]);
+    g.put(TSS32 + 0x68 + 0x22 / 8, &[!(1 << (0x22 % 8))]);
     g.main(Main::Protected, |p| {
         p.set_cr4(1);
-        for (name, flags) in [
-            ("IOPL 0", 0u32),
-            ("IOPL 0, VIF", 1 << 19),
-            ("IOPL 0, VIP", 1 << 20 | 0x200),
-            ("IOPL 3", 0x3200),
-        ] {
+        for (name, flags) in
+            [("IOPL 0", 0u32), ("IOPL 0, VIF", 1 << 19), ("IOPL 0, VIP", 1 << 20 | 0x200), ("IOPL 3", 0x3200)]
+        {
             p.say(name);
             run_v86(p, &programs, flags);
         }
@@ -293,7 +304,8 @@ fn virtual_mode_extensions() {
         p.say("no bitmap");
         run_v86(p, &programs[7..8], 0x3000);
     });
-    g.check_manual("
+    g.check_manual(
+        "
         IOPL 0
         #UD at cli, end cs=0x0 fl=VM
         #UD at sti, end cs=0x0 fl=VM|VIF
@@ -378,7 +390,9 @@ fn virtual_mode_extensions() {
         #UD at iretd, end cs=0x0 fl=IF|VM|IOPL3
         no bitmap
         #GP(0x0) at int 21 cs=0x0 fl=VM|IOPL3
-        ", "TCG has no VME");
+        ",
+        "TCG has no VME",
+    );
 }
 
 /// Volume 3B, 20.4: with CR4.PVI, CLI and STI at level 3 with IOPL below 3 work on VIF; STI with VIP set is #GP(0); PUSHF and POPF are not virtualised.
@@ -419,7 +433,8 @@ fn protected_mode_virtual_interrupts() {
             flags(p);
         });
     });
-    g.check_manual("
+    g.check_manual(
+        "
         #GP(0x0) at CLI without PVI cs=0x3b
         #GP(0x0) at STI without PVI cs=0x3b
         flags=0x80000
@@ -428,7 +443,9 @@ fn protected_mode_virtual_interrupts() {
         #GP(0x0) at CLI at level 1 cs=0x19 fl=VIF
         #GP(0x0) at STI with VIP cs=0x3b fl=VIP
         flags=0x103200
-        ", "TCG has no PVI");
+        ",
+        "TCG has no PVI",
+    );
 }
 
 /// Where real-mode programs go on after an exception, and where they come back to protected mode.
@@ -546,7 +563,8 @@ fn real_mode_rules() {
         p.guarded(|p| asm!(p; jmp_far CODE16, program));
         p.say("back");
     });
-    g.check("
+    g.check(
+        "
         cs ss ds es fs gs=0x0 0x0 0x60 0x60 0x60 0x60
         in the handler: flags=0x0
         flags=0x200
@@ -563,7 +581,8 @@ fn real_mode_rules() {
         stack balance=0x0
         esp=0x1234fffe
         back
-        ");
+        ",
+    );
 }
 
 /// Limits in real mode, and "unreal" mode: a limit loaded in protected mode stays in the descriptor cache when PE is cleared, and real-mode loads of the
@@ -592,7 +611,8 @@ fn limits_in_real_and_unreal_mode() {
         p.guarded(|p| asm!(p; jmp_far CODE16, unreal));
         p.say("back");
     });
-    g.check_manual("
+    g.check_manual(
+        "
         last word ok
         interrupt vector ip cs flags=0xd 0x9250 0x0 0x0
         interrupt vector ip cs flags=0xd 0x9294 0x0 0x0
@@ -603,7 +623,9 @@ fn limits_in_real_and_unreal_mode() {
         unreal ok
         unreal by GS ok
         back
-        ", "TCG does not check limits");
+        ",
+        "TCG does not check limits",
+    );
 }
 
 /// Volume 3A, 2.5 and volume 2, MOV CRn, WRMSR: what is #GP(0), #UD, or ignored.
@@ -622,7 +644,8 @@ fn control_registers() {
         asm!(p; smsw eax; and eax, 0xffff_fff0u32; lmsw ax; smsw eax; and eax, 0xf);
         p.show("msw", eax);
     });
-    g.check("
+    g.check(
+        "
         CD ok
         not CD ok
         cr4=0x30
@@ -630,7 +653,8 @@ fn control_registers() {
         #UD at MOV CR1
         #UD at MOV CR5
         msw=0x1
-        ");
+        ",
+    );
 }
 
 /// Volume 3A, 2.5, 2.2.1, 4.4.1: combinations that are #GP(0), reserved bits of CR0 (ignored), PDPTEs that are checked when CR3 is loaded.
@@ -646,7 +670,13 @@ fn combinations_of_control_bits() {
         cr0_try(p, "reserved bits of CR0", 1 << 7 | 1 << 17 | 1 << 28, 0);
         asm!(p; mov eax, cr0);
         p.show("cr0", eax);
-        for (name, bit) in [("CR4 bit 14", 14), ("CR4 bit 15", 15), ("CR4 bit 19", 19), ("CR4 bit 26", 26), ("CR4 bit 31", 31)] {
+        for (name, bit) in [
+            ("CR4 bit 14", 14),
+            ("CR4 bit 15", 15),
+            ("CR4 bit 19", 19),
+            ("CR4 bit 26", 26),
+            ("CR4 bit 31", 31),
+        ] {
             p.attempt(name, |p| asm!(p; mov eax, cr4; or eax, 1u32 << bit; mov cr4, eax));
         }
         p.attempt("PCIDE outside long mode", |p| asm!(p; mov eax, cr4; or eax, 1 << 17; mov cr4, eax));
@@ -656,7 +686,10 @@ fn combinations_of_control_bits() {
         p.attempt("unknown MSR", |p| asm!(p; mov ecx, 0x4000_1234; rdmsr));
         p.attempt("write of an unknown MSR", |p| p.wrmsr(0x4000_1234, 0));
         p.attempt("LSTAR not canonical", |p| p.wrmsr(0xc000_0082, 0x8000_0000_0000));
-        p.attempt("PWT and PCD of CR3", |p| asm!(p; mov eax, cr3; or eax, 0x18; mov cr3, eax; and eax, !0x18; mov cr3, eax));
+        p.attempt(
+            "PWT and PCD of CR3",
+            |p| asm!(p; mov eax, cr3; or eax, 0x18; mov cr3, eax; and eax, !0x18; mov cr3, eax),
+        );
         asm!(p; mov dword_ptr(eax + 8), 1 | 1 << 1);
         p.attempt("reserved bit in a PDPTE", |p| asm!(p; mov cr3, eax));
         asm!(p; mov dword_ptr(eax + 8), 1 << 1);
@@ -666,7 +699,8 @@ fn combinations_of_control_bits() {
         p.attempt("PDPTE in memory cleared", |p| asm!(p; mov ecx, dword_ptr(SCRATCH)));
         asm!(p; mov dword_ptr(eax), ebx);
     });
-    g.check_manual("
+    g.check_manual(
+        "
         #GP(0x0) at PG without PE+13
         #GP(0x0) at NW without CD+13
         reserved bits of CR0 ok
@@ -687,7 +721,9 @@ fn combinations_of_control_bits() {
         #GP(0x0) at reserved bit in a PDPTE
         reserved bit in an absent PDPTE ok
         PDPTE in memory cleared ok
-        ", "TCG makes hardly any of these checks");
+        ",
+        "TCG makes hardly any of these checks",
+    );
 }
 
 /// Volume 3A, 2.5, 4.10.1, 9.8.5: in long mode PAE, LME and LA57 cannot change; PCIDE needs CR3[11:0] = 0; upper halves are reserved.
@@ -723,7 +759,8 @@ fn control_registers_in_long_mode() {
             asm!(p; mov rax, 0x8000_0000_0000u64; mov qword_ptr(VARS + 2), rax; mov word_ptr(VARS), 0xfff; lgdt fword_ptr(VARS))
         });
     });
-    g.check_manual("
+    g.check_manual(
+        "
         #GP(0x0) at clear PAE+9
         #GP(0x0) at set LA57+9
         #GP(0x0) at PCIDE with CR3[11:0]+9
@@ -741,10 +778,13 @@ fn control_registers_in_long_mode() {
         #GP(0x0) at FS base not canonical+15
         #GP(0x0) at SYSENTER_EIP not canonical+15
         #GP(0x0) at LGDT not canonical+30
-        ", "TCG makes hardly any of these checks");
+        ",
+        "TCG makes hardly any of these checks",
+    );
 }
 
 /// Volume 1, 3.3.7.1: a non-canonical address is #GP(0), through the stack #SS(0); with 5-level paging 57 bits count.
+/// (A DS prefix is ignored in 64-bit mode: RBP still means the stack.)
 fn canonical_addresses(format: Format, bad: u64) -> Guest {
     let mut g = Guest::new();
     g.main(Main::Long(PageTables::new(format, true)), |p| {
@@ -780,14 +820,15 @@ fn canonical_addresses(format: Format, bad: u64) -> Guest {
 fn canonical_addresses_with_48_bits() {
     let mut g = canonical_addresses(Format::Level4, 0x8000_0000_0000);
     deviations(&mut g, "0x800000000000", "0x7ffffffffffd");
-    g.check("
+    g.check(
+        "
         CR8 ok
         cr8=0x5
         #GP(0x0) at read
         #GP(0x0) at read across the end
         #PF(0x0) at last dword cr2=0x7ffffffffffc
         #SS(0x0) at RBP
-        #GP(0x0) at RBP with DS
+        #SS(0x0) at RBP with DS
         #GP(0x0) at RBP with GS
         LEA ok
         #GP(0x0) at jump
@@ -798,21 +839,23 @@ fn canonical_addresses_with_48_bits() {
         #SS(0x0) at leave cs=0x53
         #SS(0x0) at pushfq cs=0x53
         #GP(0x0) at ret to it cs=0x53
-        ");
+        ",
+    );
 }
 
 #[test]
 fn canonical_addresses_with_57_bits() {
     let mut g = canonical_addresses(Format::Level5, 0x100_0000_0000_0000);
     deviations(&mut g, "0x100000000000000", "0xfffffffffffffd");
-    g.check("
+    g.check(
+        "
         CR8 ok
         cr8=0x5
         #GP(0x0) at read
         #GP(0x0) at read across the end
         #PF(0x0) at last dword cr2=0xfffffffffffffc
         #SS(0x0) at RBP
-        #GP(0x0) at RBP with DS
+        #SS(0x0) at RBP with DS
         #GP(0x0) at RBP with GS
         LEA ok
         #GP(0x0) at jump
@@ -823,7 +866,8 @@ fn canonical_addresses_with_57_bits() {
         #SS(0x0) at leave cs=0x53
         #SS(0x0) at pushfq cs=0x53
         #GP(0x0) at ret to it cs=0x53
-        ");
+        ",
+    );
 }
 
 fn deviations(g: &mut Guest, bad: &str, across: &str) {
@@ -834,10 +878,14 @@ fn deviations(g: &mut Guest, bad: &str, across: &str) {
         &[("#GP(0x0) at jump", &at), ("#GP(0x0) at call", &at), ("#GP(0x0) at ret to it cs=0x53", &at3)],
         "a non-canonical target faults when it is fetched",
     );
-    g.qemu_differs(&[("#GP(0x0) at read across the end", &across)], "only the first byte's address is checked");
+    g.qemu_differs(
+        &[("#GP(0x0) at read across the end", &across)],
+        "only the first byte's address is checked",
+    );
     g.qemu_differs(
         &[
             ("#SS(0x0) at RBP", "#GP(0x0) at RBP"),
+            ("#SS(0x0) at RBP with DS", "#GP(0x0) at RBP with DS"),
             ("#SS(0x0) at push cs=0x53", "#GP(0x0) at push cs=0x53"),
             ("#SS(0x0) at pop cs=0x53", "#GP(0x0) at pop cs=0x53"),
             ("#SS(0x0) at ret cs=0x53", "#GP(0x0) at ret cs=0x53"),
@@ -874,7 +922,8 @@ fn instructions_that_64_bit_mode_has_not() {
             p.attempt(name, |p| asm!(p; db &[byte, 0, 0, 0, 0, 0, 0, 0]));
         }
     });
-    g.check("
+    g.check(
+        "
         #UD at PUSH ES
         #UD at PUSH CS
         #UD at POP DS
@@ -891,7 +940,8 @@ fn instructions_that_64_bit_mode_has_not() {
         #UD at SALC
         #UD at INTO
         #UD at far JMP
-        ");
+        ",
+    );
 }
 
 /// Volume 3A, 9.8.5.3 and 9.8.5.4: leaving long mode through compatibility mode, running without paging, and coming back; EFER.LMA follows CR0.PG.
@@ -930,7 +980,8 @@ fn leaving_and_entering_long_mode() {
     g.main(Main::Long(tables), |p| {
         asm!(p; push i32::from(CODE0); push compat as i32; retf);
     });
-    g.check("
+    g.check(
+        "
         compatibility mode
         cs ss ds es fs gs=0x8 0x10 0x10 0x10 0x10 0x10
         wrapped=0x10
@@ -942,7 +993,8 @@ fn leaving_and_entering_long_mode() {
         compatibility mode again
         64-bit again
         efer=0xd00
-        ");
+        ",
+    );
 }
 
 /// Volume 3A, 9.8.5: activating long mode with a 64-bit CS (L = 1), or without PAE, or with a 16-bit TSS in TR is #GP(0).
@@ -962,9 +1014,12 @@ fn activating_long_mode_is_checked() {
         asm!(p; mov ecx, 0xc000_0080u32; rdmsr);
         p.show("efer", eax);
     });
-    g.check_manual("
+    g.check_manual(
+        "
         #GP(0x0) at without PAE+8
         #GP(0x0) at with a 16-bit TSS+8
         efer=0x100
-        ", "TCG does not make these checks");
+        ",
+        "TCG does not make these checks",
+    );
 }

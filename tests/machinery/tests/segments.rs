@@ -32,8 +32,7 @@ fn loads_of_segment_registers() {
         ("LDT entry", g.ldt(1, flat(dpl(access::DATA, 3), size::P32)) | 3),
         ("beyond the LDT", 0x104 | 3),
     ];
-    let no_ldt = g.gdt(flat(a3(access::DATA), size::P32));
-    let _ = no_ldt;
+    let fresh = g.gdt(flat(a3(access::DATA), size::P32));
     g.main(Main::Protected, |p| {
         p.attempt_at(3, "no LDT yet", |p| asm!(p; mov eax, 0xf; mov ds, ax));
         asm!(p; mov eax, u32::from(LDTR); lldt ax);
@@ -54,15 +53,16 @@ fn loads_of_segment_registers() {
         p.attempt("lfs", |p| asm!(p; lfs eax, fword_ptr(VARS)));
         p.show("eax", eax);
         // A load sets the accessed bit, a failed one does not.
-        asm!(p; mov byte_ptr(GDT + u32::from(no_ldt) + 5), 0xf2; mov eax, u32::from(no_ldt); mov es, ax; mov al, byte_ptr(GDT + u32::from(no_ldt) + 5));
+        asm!(p; mov byte_ptr(GDT + u32::from(fresh) + 5), 0xf2; mov eax, u32::from(fresh); mov es, ax; mov al, byte_ptr(GDT + u32::from(fresh) + 5));
         asm!(p; movzx eax, al);
         p.show("access byte", eax);
-        asm!(p; mov byte_ptr(GDT + u32::from(no_ldt) + 5), 0x72);
-        p.attempt("absent is not accessed", |p| asm!(p; mov eax, u32::from(no_ldt); mov es, ax));
-        asm!(p; movzx eax, byte_ptr(GDT + u32::from(no_ldt) + 5));
+        asm!(p; mov byte_ptr(GDT + u32::from(fresh) + 5), 0x72);
+        p.attempt("absent is not accessed", |p| asm!(p; mov eax, u32::from(fresh); mov es, ax));
+        asm!(p; movzx eax, byte_ptr(GDT + u32::from(fresh) + 5));
         p.show("access byte", eax);
     });
-    g.check("
+    g.check(
+        "
         #GP(0xc) at no LDT yet+5 cs=0x3b
         DS 0 null ok
         DS 0 null with RPL 3 ok
@@ -148,7 +148,8 @@ fn loads_of_segment_registers() {
         access byte=0xf3
         #NP(0xd0) at absent is not accessed+5
         access byte=0x72
-        ");
+        ",
+    );
 }
 
 /// Volume 2, LLDT, LTR, SLDT, STR, LGDT: types, presence, privilege, #UD outside protected mode (see `modes.rs`).
@@ -225,7 +226,8 @@ fn loads_of_system_segments() {
         p.attempt_at(3, "UMIP STR", |p| asm!(p; str ax));
         p.attempt("UMIP at level 0", |p| asm!(p; sldt ax; smsw ax; str ax));
     });
-    g.check("
+    g.check(
+        "
         LLDT null ok
         ldt=0x0
         LLDT null with RPL ok
@@ -280,10 +282,12 @@ fn loads_of_system_segments() {
         #GP(0x0) at UMIP SMSW cs=0x3b
         #GP(0x0) at UMIP STR cs=0x3b
         UMIP at level 0 ok
-        ");
+        ",
+    );
 }
 
 /// Volume 2, LAR, LSL, VERR, VERW: which types are valid, privilege by CPL and RPL but for conforming code; ZF tells, the destination stays otherwise.
+/// (LAR gives the bits of mask 00F0FF00; bits 19:16 are not defined.)
 #[test]
 fn pointer_validation() {
     let mut g = Guest::new();
@@ -299,12 +303,14 @@ fn pointer_validation() {
         ("conforming 0", access::CONFORMING),
         ("absent 3", dpl(absent(access::DATA), 3)),
     ] {
-        let sel = g.gdt(segment(0x1234_5678, 0x9_abcd, a, if a == access::DATA { size::B32 } else { size::P32 }));
+        let sel =
+            g.gdt(segment(0x1234_5678, 0x9_abcd, a, if a == access::DATA { size::B32 } else { size::P32 }));
         sels.push((name, sel));
     }
-    let names: [&'static str; 16] =
-        ["type 0", "type 1", "type 2", "type 3", "type 4", "type 5", "type 6", "type 7", "type 8", "type 9", "type a", "type b", "type c",
-            "type d", "type e", "type f"];
+    let names: [&'static str; 16] = [
+        "type 0", "type 1", "type 2", "type 3", "type 4", "type 5", "type 6", "type 7", "type 8", "type 9",
+        "type a", "type b", "type c", "type d", "type e", "type f",
+    ];
     for (n, name) in names.into_iter().enumerate() {
         sels.push((name, g.gdt(segment(0x100, 0x2_3456, 0xe0 | n as u8, size::P32))));
     }
@@ -312,7 +318,7 @@ fn pointer_validation() {
     let code = |p: &mut Prog, rpl: u16| {
         for (name, sel) in &sels {
             let sel = u32::from(sel | rpl);
-            asm!(p; mov ecx, sel; mov ebx, 0x7777_7777; lar ebx, ecx; setz dl);
+            asm!(p; mov ecx, sel; mov ebx, 0x7777_7777; lar ebx, ecx; setz dl; and ebx, 0xf0_ff00);
             asm!(p; mov esi, 0x7777_7777; lsl esi, ecx; setz dh; verr cx; setz al; verw cx; setz ah; movzx edx, dx; movzx eax, ax);
             p.show_all(&format!("{name}: LAR LSL"), &[ebx, esi, edx, eax]);
         }
@@ -333,12 +339,13 @@ fn pointer_validation() {
         asm!(p; mov eax, 0x13; mov ecx, 0x10; arpl ax, cx; setz dl; movzx edx, dl);
         p.show_all("ARPL stays", &[eax, edx]);
     });
-    g.check("
+    g.check(
+        "
         level 0
-        null: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        beyond: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        null: LAR LSL=0x707700 0x77777777 0x0 0x0
+        beyond: LAR LSL=0x707700 0x77777777 0x0 0x0
         LDT 1: LAR LSL=0xf300 0xfffff 0x101 0x101
-        LDT beyond: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        LDT beyond: LAR LSL=0x707700 0x77777777 0x0 0x0
         data 0: LAR LSL=0x409300 0x9abcd 0x101 0x101
         data 3: LAR LSL=0xc0f300 0x9abcdfff 0x101 0x101
         read-only 3: LAR LSL=0xc0f100 0x9abcdfff 0x101 0x1
@@ -348,86 +355,87 @@ fn pointer_validation() {
         code 1: LAR LSL=0xc0bb00 0x9abcdfff 0x101 0x1
         conforming 0: LAR LSL=0xc09f00 0x9abcdfff 0x101 0x1
         absent 3: LAR LSL=0xc07300 0x9abcdfff 0x101 0x101
-        type 0: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type 0: LAR LSL=0x707700 0x77777777 0x0 0x0
         type 1: LAR LSL=0xc0e100 0x23456fff 0x101 0x0
         type 2: LAR LSL=0xc0e200 0x23456fff 0x101 0x0
         type 3: LAR LSL=0xc0e300 0x23456fff 0x101 0x0
         type 4: LAR LSL=0xc0e400 0x77777777 0x1 0x0
         type 5: LAR LSL=0xc0e500 0x77777777 0x1 0x0
-        type 6: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type 7: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type 8: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type 6: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type 7: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type 8: LAR LSL=0x707700 0x77777777 0x0 0x0
         type 9: LAR LSL=0xc0e900 0x23456fff 0x101 0x0
-        type a: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type a: LAR LSL=0x707700 0x77777777 0x0 0x0
         type b: LAR LSL=0xc0eb00 0x23456fff 0x101 0x0
         type c: LAR LSL=0xc0ec00 0x77777777 0x1 0x0
-        type d: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type e: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type f: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type d: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type e: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type f: LAR LSL=0x707700 0x77777777 0x0 0x0
         level 0, RPL 3
-        null: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        beyond: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        null: LAR LSL=0x707700 0x77777777 0x0 0x0
+        beyond: LAR LSL=0x707700 0x77777777 0x0 0x0
         LDT 1: LAR LSL=0xf300 0xfffff 0x101 0x101
-        LDT beyond: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        data 0: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        LDT beyond: LAR LSL=0x707700 0x77777777 0x0 0x0
+        data 0: LAR LSL=0x707700 0x77777777 0x0 0x0
         data 3: LAR LSL=0xc0f300 0x9abcdfff 0x101 0x101
         read-only 3: LAR LSL=0xc0f100 0x9abcdfff 0x101 0x1
         down 3: LAR LSL=0xc0f700 0x9abcdfff 0x101 0x101
         execute-only 3: LAR LSL=0xc0f900 0x9abcdfff 0x101 0x0
         code 3: LAR LSL=0xc0fb00 0x9abcdfff 0x101 0x1
-        code 1: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        code 1: LAR LSL=0x707700 0x77777777 0x0 0x0
         conforming 0: LAR LSL=0xc09f00 0x9abcdfff 0x101 0x1
         absent 3: LAR LSL=0xc07300 0x9abcdfff 0x101 0x101
-        type 0: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type 0: LAR LSL=0x707700 0x77777777 0x0 0x0
         type 1: LAR LSL=0xc0e100 0x23456fff 0x101 0x0
         type 2: LAR LSL=0xc0e200 0x23456fff 0x101 0x0
         type 3: LAR LSL=0xc0e300 0x23456fff 0x101 0x0
         type 4: LAR LSL=0xc0e400 0x77777777 0x1 0x0
         type 5: LAR LSL=0xc0e500 0x77777777 0x1 0x0
-        type 6: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type 7: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type 8: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type 6: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type 7: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type 8: LAR LSL=0x707700 0x77777777 0x0 0x0
         type 9: LAR LSL=0xc0e900 0x23456fff 0x101 0x0
-        type a: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type a: LAR LSL=0x707700 0x77777777 0x0 0x0
         type b: LAR LSL=0xc0eb00 0x23456fff 0x101 0x0
         type c: LAR LSL=0xc0ec00 0x77777777 0x1 0x0
-        type d: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type e: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type f: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type d: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type e: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type f: LAR LSL=0x707700 0x77777777 0x0 0x0
         level 3
-        null: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        beyond: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        null: LAR LSL=0x707700 0x77777777 0x0 0x0
+        beyond: LAR LSL=0x707700 0x77777777 0x0 0x0
         LDT 1: LAR LSL=0xf300 0xfffff 0x101 0x101
-        LDT beyond: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        data 0: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        LDT beyond: LAR LSL=0x707700 0x77777777 0x0 0x0
+        data 0: LAR LSL=0x707700 0x77777777 0x0 0x0
         data 3: LAR LSL=0xc0f300 0x9abcdfff 0x101 0x101
         read-only 3: LAR LSL=0xc0f100 0x9abcdfff 0x101 0x1
         down 3: LAR LSL=0xc0f700 0x9abcdfff 0x101 0x101
         execute-only 3: LAR LSL=0xc0f900 0x9abcdfff 0x101 0x0
         code 3: LAR LSL=0xc0fb00 0x9abcdfff 0x101 0x1
-        code 1: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        code 1: LAR LSL=0x707700 0x77777777 0x0 0x0
         conforming 0: LAR LSL=0xc09f00 0x9abcdfff 0x101 0x1
         absent 3: LAR LSL=0xc07300 0x9abcdfff 0x101 0x101
-        type 0: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type 0: LAR LSL=0x707700 0x77777777 0x0 0x0
         type 1: LAR LSL=0xc0e100 0x23456fff 0x101 0x0
         type 2: LAR LSL=0xc0e200 0x23456fff 0x101 0x0
         type 3: LAR LSL=0xc0e300 0x23456fff 0x101 0x0
         type 4: LAR LSL=0xc0e400 0x77777777 0x1 0x0
         type 5: LAR LSL=0xc0e500 0x77777777 0x1 0x0
-        type 6: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type 7: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type 8: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type 6: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type 7: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type 8: LAR LSL=0x707700 0x77777777 0x0 0x0
         type 9: LAR LSL=0xc0e900 0x23456fff 0x101 0x0
-        type a: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type a: LAR LSL=0x707700 0x77777777 0x0 0x0
         type b: LAR LSL=0xc0eb00 0x23456fff 0x101 0x0
         type c: LAR LSL=0xc0ec00 0x77777777 0x1 0x0
-        type d: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type e: LAR LSL=0x77777777 0x77777777 0x0 0x0
-        type f: LAR LSL=0x77777777 0x77777777 0x0 0x0
+        type d: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type e: LAR LSL=0x707700 0x77777777 0x0 0x0
+        type f: LAR LSL=0x707700 0x77777777 0x0 0x0
         16-bit LAR LSL=0x77779300 0x7777ffff
         ARPL up=0x13 0x1
         ARPL stays=0x13 0x0
-        ");
+        ",
+    );
 }
 
 /// 5.3, 5.5: accesses beyond the limit are #GP(0), through SS #SS(0); expand-down segments have their valid offsets above the limit, up to FFFFH
@@ -447,12 +455,11 @@ fn limits_and_rights_of_accesses() {
     let up3 = g.gdt(segment(base, 0xfff, dpl(access::DATA, 3), size::B32)) | 3;
     let down3 = g.gdt(segment(base, 0xfff, dpl(access::DOWN, 3), size::B32)) | 3;
     let tiny_code = g.gdt(segment(0, 0x8fff, access::CODE, size::B32));
-    let last = g.low32(|p| {
+    g.low32(|p| {
         p.pad_with_nops_to(0x9000 - 6);
         p.name("last");
         asm!(p; nop; nop; mov eax, 0x1234_5678);
     });
-    let _ = last;
     g.main(Main::Protected, |p| {
         let load = |p: &mut Prog, sel: u16| asm!(p; mov eax, u32::from(sel); mov fs, ax);
         for (name, sel, first, end) in [("up", up, 0u32, 0x1000u32), ("pages", pages, 0, 0x2000), ("down 16", down16, 0x1000, 0x1_0000)] {
@@ -544,7 +551,8 @@ fn limits_and_rights_of_accesses() {
         p.attempt("fetch at the limit", |p| asm!(p; jmp_far tiny_code, 0x9000 - 6));
     });
     g.alias(0, "scratch");
-    g.check_manual("
+    g.check_manual(
+        "
         up: last byte ok
         #GP(0x0) at up: byte behind
         up: last word ok
@@ -601,5 +609,7 @@ fn limits_and_rights_of_accesses() {
         #SS(0x0) at RET beyond+1 cs=0x3b
         #GP(0x0) at scratch cs=0xc8
         #GP(0x0) at last+2 cs=0xe0
-        ", "TCG checks neither limits nor rights of accesses");
+        ",
+        "TCG checks neither limits nor rights of accesses",
+    );
 }

@@ -194,11 +194,10 @@ fn checks_before_the_switch() {
         ("absent gate", task_gate(fine, absent(t3))),
     ];
     let gate0 = task_gate(fine, access::TASK);
-    for (v, (_, sel)) in (0x31..).zip(gates) {
-        let d = gate([busy, away, small, 4, 0, CODE0, 0xfff8, fine][usize::from(v - 0x31u8)], 0, if v == 0x38 { absent(t3) } else { t3 }, 0);
-        let _ = sel;
-        g.idt(v, d);
+    for (v, target) in (0x31u8..).zip([busy, away, small, 4, 0, CODE0, 0xfff8]) {
+        g.idt(v, gate(target, 0, t3, 0));
     }
+    g.idt(0x38, gate(fine, 0, absent(t3), 0));
     fill_tss32(&mut g, TSS2, 0, STACK2);
     g.qemu_differs(
         &[
@@ -327,8 +326,14 @@ fn faults_in_the_new_task() {
     });
     g.alias(task, "task2");
     fill_tss32(&mut g, TSS2, task, STACK2);
-    g.qemu_differs(&[("at its first instruction=0x1", "at its first instruction=0x0")], "the new task's EIP is that of the switching instruction");
-    g.qemu_differs(&[("vector error=0xc 0xa0", "vector error=0xb 0xa0")], "#NP, not #SS, for an absent stack");
+    g.qemu_differs(
+        &[("at its first instruction=0x1", "at its first instruction=0x0")],
+        "the new task's EIP is that of the switching instruction",
+    );
+    g.qemu_differs(
+        &[("vector error=0xc 0xa0", "vector error=0xb 0xa0")],
+        "#NP, not #SS, for an absent stack",
+    );
     g.main(Main::Protected, |p| {
         for (name, field, value, usual) in [
             ("null LDT", t32::LDT, 0u16, 0u16),
@@ -531,8 +536,28 @@ fn a_16_bit_task() {
         asm!(p; jmp_far TR32, 0);
     });
     let words: [u16; 22] = [
-        0, 0x3000, DATA0, 0, 0, 0, 0, task as u16, 2, 0xaaaa, 0xcccc, 0xdddd, 0xbbbb, 0x7f00, 0x5555, 0x5151, 0xd1d1, DATA0, CODE0,
-        DATA16, DATA0, 0,
+        0,
+        0x3000,
+        DATA0,
+        0,
+        0,
+        0,
+        0,
+        task as u16,
+        2,
+        0xaaaa,
+        0xcccc,
+        0xdddd,
+        0xbbbb,
+        0x7f00,
+        0x5555,
+        0x5151,
+        0xd1d1,
+        DATA0,
+        CODE0,
+        DATA16,
+        DATA0,
+        0,
     ];
     for (i, w) in words.iter().enumerate() {
         g.put(TSS_16 + 2 * i as u32, &w.to_le_bytes());

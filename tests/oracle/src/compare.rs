@@ -4,16 +4,20 @@
 //!
 //! | what | where | why |
 //! | --- | --- | --- |
-//! | flags that the manual leaves undefined | as iced-x86 lists them, when the instruction completes | differ between processors |
+//! | flags that the manual leaves undefined | as iced-x86 lists them, when the instruction completes (`--flags` shows where they differ) | differ between processors |
 //! | error code bit 0 (present) | page faults at addresses that are not the program's | Linux sets it always, to hide its mappings |
-//! | which fault | far CALL, RETF and IRET that meet a page fault or #AC | processors differ in what they read and check first |
+//! | which fault | CALL, RETF and IRET that could raise several | processors differ in what they read, write and check first |
 //! | memory below the stack pointer | CALL that faults | processors differ in whether they have written the return address |
 //! | RPL of null selectors | ES, DS, FS, GS | the kernel's IRET clears them |
 //! | MXCSR_MASK | memory written by FXSAVE and XSAVE | the processor's own |
-//! | FOP, FIP, FDP | unless this instruction raised an x87 exception; memory written by FXSAVE and XSAVE | AMD's processors save them only then |
+//! | FOP, FIP, FDP | unless this instruction raised an x87 exception; memory written by FXSAVE, XSAVE, FNSTENV, FNSAVE | AMD's processors save them only then |
 //! | TOP and tags | MMX instructions that fault | some processors have gone over to MMX before |
-//! | EDI | POPA that faults | some processors have written it |
-//! | CR2 | within its page, for operands of more than 16 bytes and MASKMOVQ | processors start at different ends |
+//! | registers | POPA that faults | some processors have written some of them |
+//! | memory | PUSHA that faults | some processors have written some of it |
+//! | CR2 | CALL, RETF and IRET | the order of their accesses is not defined |
+//! | result 0 | LSL | the limit of a segment in which Linux keeps the CPU's number |
+//! | all | MXCSR bit 17 was set (MM) | AMD's processors have it |
+//! | CR2 | within 4096 bytes, for operands of more than 16 bytes and MASKMOVQ | processors start at different ends |
 
 use crate::layout::*;
 use iced_x86::{Instruction, Mnemonic, Register};
@@ -74,7 +78,7 @@ pub fn iced_flags(bits: u32) -> u32 {
 /// The linear address of the memory operand.
 pub fn operand_address(case: &Case, i: &Instruction) -> Option<u64> {
     let n = (0..i.op_count()).find(|&n| i.op_kind(n) == iced_x86::OpKind::Memory)?;
-    i.virtual_address(n, 0, |r, _, _| {
+    let a = i.virtual_address(n, 0, |r, _, _| {
         Some(match r {
             Register::FS => case.regs.base[0],
             Register::GS => case.regs.base[1],
@@ -85,11 +89,24 @@ pub fn operand_address(case: &Case, i: &Instruction) -> Option<u64> {
             }
             r => case.regs.gpr[r.full_register().number() & 15] & (!0 >> (64 - 8 * r.size().clamp(1, 8))),
         })
-    })
+    })?;
+    Some(if case.regs.bitness() == 64 { a } else { a & 0xffff_ffff })
 }
 
-fn far_operand(i: &Instruction) -> bool {
-    i.is_call_far() || i.is_call_far_indirect()
+/// Whether an operand of `size` bytes at linear address `a` lies within its segment, or begins beyond it (not in 64-bit mode).
+pub fn within_limit(case: &Case, i: &Instruction, a: u64, size: u64) -> bool {
+    let s = case.regs.sel[i.memory_segment().number().min(5)];
+    let d = (s & 4 != 0).then(|| LDT.get(usize::from(s >> 3))).flatten();
+    let (base, limit) = match d {
+        Some(d) if d.pages => (d.base, u32::MAX),
+        Some(d) => (d.base, d.limit),
+        None => (0, u32::MAX),
+    };
+    let offset = a.wrapping_sub(base.into()) & 0xffff_ffff;
+    let end = offset + size - 1;
+    let down = d.is_some_and(|d| d.contents == 1);
+    let inside = |o: u64| if down { o > u64::from(limit) && o >> 32 == 0 } else { o <= u64::from(limit) };
+    inside(offset) == inside(end)
 }
 
 /// All differences between the oracle's outcome and Mynah's.
@@ -108,18 +125,30 @@ pub fn compare(
     };
     let (w, g) = (&want.regs, &got.regs);
     let done = completed(case, want);
-    let far = matches!(i.mnemonic(), Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq)
-        || far_operand(i);
-    if far && matches!(want.vector, 14 | 17) && matches!(got.vector, 10..=14 | 17) {
+    // Which of several faults comes first.
+    let far = matches!(
+        i.mnemonic(),
+        Mnemonic::Call | Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+    );
+    if far
+        && matches!(want.vector, 10..=14 | 17)
+        && matches!(got.vector, 10..=14 | 17)
+        && want.vector != got.vector
+    {
         return all;
     }
-    let wide =
-        i.memory_size().size() > 16 || matches!(i.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu);
-    let page = if wide { 0xfff } else { 0 };
+    // MXCSR.MM, which AMD's processors have.
+    if w.mxcsr() & 0x2_0000 != 0 {
+        return all;
+    }
+    let wide = !matches!(i.memory_size().size(), 1..=10 | 16)
+        || matches!(i.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu);
     put("exception", want.vector.into(), got.vector.into());
     let present = if want.vector == 14 && want.cr2 >= 0x7fff_ffff_f000 { 1 } else { 0 };
     put("error code", u64::from(want.error | present), u64::from(got.error | present));
-    put("cr2", want.cr2 | page, got.cr2 | page);
+    if !far && (!wide || want.cr2.abs_diff(got.cr2) > 0x1000) {
+        put("cr2", want.cr2, got.cr2);
+    }
     put("rip", w.rip, g.rip);
     let ignored = flags_ignored(case, i, want);
     put("rflags", w.rflags & !ignored, g.rflags & !ignored);
@@ -127,7 +156,11 @@ pub fn compare(
         // An IRET to a 16-bit stack leaves part of the kernel's stack pointer above ESP.
         let narrow = case.regs.bitness() != 64 || want.regs.bitness() != 64;
         let seen = if n == 4 && narrow { 0xffff_ffff } else { u64::MAX };
-        if n == 7 && !done && matches!(i.mnemonic(), Mnemonic::Popa | Mnemonic::Popad) {
+        if n != 4 && !done && matches!(i.mnemonic(), Mnemonic::Popa | Mnemonic::Popad) {
+            continue;
+        }
+        // The limit of the segment in which Linux keeps the CPU's number.
+        if i.mnemonic() == Mnemonic::Lsl && w.gpr[n] ^ g.gpr[n] < 0x1000 && g.gpr[n] & 0xffff == 0 {
             continue;
         }
         put(NAMES[n], w.gpr[n] & seen, g.gpr[n] & seen);
@@ -151,9 +184,16 @@ pub fn compare(
     }
     if group == "x87" && w.fx16(2) & 0x80 != 0 && case.regs.fx16(2) & 0x80 == 0 && i.memory_size().size() < 14
     {
-        put("fop", w.fx16(6).into(), g.fx16(6).into());
-        put("fip", w.fx64(8), g.fx64(8));
-        put("fdp", w.fx64(16), g.fx64(16));
+        // The kernel's switch to another process and back has lost the pointers if there was no exception before.
+        let before = &case.regs;
+        if w.fx16(6) != 0 || g.fx16(6) != before.fx16(6) {
+            put("fop", w.fx16(6).into(), g.fx16(6).into());
+        }
+        for (name, at) in [("fip", 8), ("fdp", 16)] {
+            if w.fx64(at) != 0 || g.fx64(at) != before.fx64(at) {
+                put(name, w.fx64(at), g.fx64(at));
+            }
+        }
     }
     for n in 0..if transition { 0 } else { 8 } {
         let (a, b) = (w.st(n), g.st(n));
@@ -176,7 +216,8 @@ pub fn compare(
             });
         }
     }
-    if want.chunks() != got.chunks() {
+    let pusha = !done && matches!(i.mnemonic(), Mnemonic::Pusha | Mnemonic::Pushad);
+    if want.chunks() != got.chunks() && !pusha {
         memory(case, i, background, want, got, &mut all);
     }
     all
@@ -218,6 +259,11 @@ fn memory(
         ) {
             ignore(28, 32);
             ignore(6, 24);
+        }
+        match i.mnemonic() {
+            Fnstenv | Fnsave if matches!(i.memory_size().size(), 14 | 94) => ignore(6, 14),
+            Fnstenv | Fnsave => ignore(12, 28),
+            _ => {}
         }
     }
     if matches!(i.mnemonic(), Call) && !completed(case, want) {

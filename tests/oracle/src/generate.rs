@@ -135,6 +135,15 @@ impl Generator {
         let mut case = blank(regs, &bytes);
         let (i, offsets) = decode(&case, bitness);
         if i.is_invalid() {
+            // Too short: another form has come out, whose other bytes stand behind.
+            let mut longer = case;
+            longer.code_len = 15;
+            if decode(&longer, bitness).0.len() > bytes.len() {
+                return None;
+            }
+            if (case.regs.rip_linear() & 0xfff) + 15 > 0x1000 {
+                return None;
+            }
             return (i.len() <= bytes.len() && !bytes.is_empty() && rng.chance(25)).then_some((case, i));
         }
         if i.len() != bytes.len()
@@ -286,21 +295,40 @@ fn uses_fsgsbase(m: Mnemonic) -> bool {
 /// * SHLD and SHRD of 16-bit operands by more than 16: the result is undefined.
 /// * REP prefixes on LOOPE and LOOPNE: on some processors they choose the condition instead of the opcode.
 /// * Offsets that are not canonical before the base of FS or GS is added but are so then: AMD's processors raise #GP.
-/// * MOVSXD of 16 bits with alignment checks: AMD's processors read 32 bits.
+/// * MOVSXD of 16 bits from memory: AMD's processors read 32 bits.
+/// * UD0 and UD1 that cross a page: AMD's processors do not fetch all of their bytes.
+/// * Operands of several parts that cross a segment's limit or the end of canonical addresses: the order of the parts is not defined.
 /// * XSAVE and XRSTOR of components that only the host has.
 /// * SHA instructions with operands that are not aligned: Intel's processors raise #GP, AMD's do not.
-/// * REX.W on far JMP and CALL: AMD's processors push 64-bit frames and read 32-bit offsets.
+/// * REX.W on far JMP and CALL: AMD's processors push 64-bit frames and read 32-bit offsets. A stack above 4 GiB there: they cut the stack
+///   pointer off first when the target is 32-bit code.
 fn meaningful(case: &Case, i: &Instruction) -> bool {
     use Mnemonic::*;
     let fs_gs = matches!(i.memory_segment(), Register::FS | Register::GS);
     if case.regs.bitness() == 64 && fs_gs {
         let base = case.regs.base[usize::from(i.memory_segment() == Register::GS)];
         let canonical = |a: u64| (a << 16) as i64 >> 16 == a as i64;
-        if (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::MemorySegRSI) && !canonical(case.regs.gpr[RSI]) {
+        let through = |k: OpKind, r: usize| {
+            (0..i.op_count()).any(|n| i.op_kind(n) == k) && !canonical(case.regs.gpr[r])
+        };
+        if through(OpKind::MemorySegRSI, RSI) || through(OpKind::MemorySegRDI, RDI) {
             return false;
         }
         if crate::compare::operand_address(case, i).is_some_and(|a| !canonical(a.wrapping_sub(base))) {
             return false;
+        }
+    }
+    if let Some(a) = crate::compare::operand_address(case, i) {
+        let save = i.memory_size().size() == 0 || i.memory_size().size() == 512;
+        let size = if save { 576 } else { i.memory_size().size() as u64 };
+        if size > 8 && size != 16 || i.is_jmp_far_indirect() || i.is_call_far_indirect() {
+            let last = a.wrapping_add(size - 1);
+            if (a as i64 ^ last as i64) >> 47 != 0 {
+                return false;
+            }
+            if case.regs.bitness() != 64 && !crate::compare::within_limit(case, i, a, size) {
+                return false;
+            }
         }
     }
     let rep =
@@ -317,10 +345,27 @@ fn meaningful(case: &Case, i: &Instruction) -> bool {
         Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2 => {
             crate::compare::operand_address(case, i).is_none_or(|a| a & 15 == 0)
         }
-        Movsxd if i.op0_register().is_gpr16() => case.regs.rflags & 1 << 18 == 0,
+        Movsxd if i.op0_register().is_gpr16() => i.op1_kind() == OpKind::Register,
+        Jmp | Call if case.regs.bitness() == 16 && i.op0_kind() == OpKind::FarBranch16 => {
+            i.far_branch_selector() & !3 != 0x30
+        }
+        Jmp | Call if case.regs.bitness() == 16 && i.op0_kind() == OpKind::FarBranch32 => {
+            i.far_branch_selector() & !3 != 0x30
+        }
+        Maskmovq | Maskmovdqu if case.regs.bitness() != 64 => {
+            let by16 = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::MemorySegDI);
+            let rdi = case.regs.gpr[RDI] & if by16 { 0xffff } else { 0xffff_ffff };
+            let n = i.memory_segment().number().min(5);
+            let s = case.regs.sel[n];
+            let base = if s & 4 != 0 { LDT.get(usize::from(s >> 3)).map_or(0, |d| d.base) } else { 0 };
+            let a = rdi.wrapping_add(base.into()) & 0xffff_ffff;
+            crate::compare::within_limit(case, i, a, 16) && !(by16 && rdi > 0xfff0)
+        }
+        Ud0 | Ud1 => (case.regs.rip_linear() & 0xfff) + i.len() as u64 <= 0x1000,
         Jmp | Call if i.is_jmp_far_indirect() || i.is_call_far_indirect() => {
             let opcode = case.bytes().iter().position(|&b| b == 0xff).unwrap_or(0);
-            case.regs.bitness() != 64 || opcode == 0 || case.code[opcode - 1] & 0xf8 != 0x48
+            case.regs.bitness() != 64
+                || (opcode == 0 || case.code[opcode - 1] & 0xf8 != 0x48) && case.regs.gpr[RSP] >> 32 == 0
         }
         _ => true,
     }
@@ -645,7 +690,8 @@ impl Setup<'_> {
             t = LOW + self.rng.below(50) * 64;
         }
         let t = self.lead_to(t);
-        if self.rng.chance(15) && !save {
+        let far = self.i.is_jmp_far_indirect() || self.i.is_call_far_indirect();
+        if self.rng.chance(15) && !save && !far {
             return;
         }
         let gpr = self.case.regs.gpr;
@@ -679,7 +725,6 @@ impl Setup<'_> {
             }
             Jmp | Call => {
                 let to = self.code_target().to_le_bytes();
-                let far = self.i.is_jmp_far_indirect() || self.i.is_call_far_indirect();
                 v[..8].copy_from_slice(&to);
                 if far {
                     let s = self.code_selector().to_le_bytes();
@@ -735,7 +780,7 @@ impl Setup<'_> {
         let mut header = [0u8; 64];
         header[0] = self.rng.below(4) as u8;
         if self.rng.chance(8) {
-            header[self.rng.below(16) as usize] = self.rng.u64() as u8;
+            header[3 + self.rng.below(20) as usize] = self.rng.u64() as u8;
         }
         if self.rng.chance(20) {
             // The compacted format.

@@ -145,6 +145,8 @@ impl Guest {
             self.mem.write_u64(GDT + slot * 8, low);
             self.mem.write_u64(GDT + slot * 8 + 8, high);
         }
+        // The segment in whose limit Linux keeps the CPU's number.
+        self.mem.write_u64(GDT + 15 * 8, 0x0040_f500_0000_0000);
         for (i, s) in LDT.iter().enumerate() {
             self.mem.write_u64(LDT_AT + i as u64 * 8, s.descriptor());
         }

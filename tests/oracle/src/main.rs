@@ -5,7 +5,7 @@ const USAGE: &str = "usage: mynah-oracle [options]
   --seed N          seed of the run (default 1)
   --only LIST       only forms whose mnemonic, code or group contains one of these (comma-separated; '=x' means exactly x)
   --skip LIST       not these
-  --isa LIST        the same as --only, for groups: integer, flow, stack, string, bmi, x87, mmx, sse, sse2, sse3, sse4, crypto, save, privileged
+  --isa LIST        only these groups: integer, flow, stack, string, bmi, x87, mmx, sse, sse2, sse3, sse4, crypto, save, privileged
   --bits LIST       modes: 64, 32, 16 (default: all)
   --model MODEL     Mynah's CPU model (default: host)
   --jobs N          threads (default: 2)
@@ -13,6 +13,7 @@ const USAGE: &str = "usage: mynah-oracle [options]
   --verbose         with all registers
   --flags           list undefined flags that differ from the host's
   --replay S:N      run case N of seed S and show everything
+  --record N        write N recorded rows for every form to tests/oracle/rows
   --list            list the forms that are tried
 Exit code: 0 no difference, 1 differences, 2 the run could not be made.";
 
@@ -56,7 +57,10 @@ mod host {
             match a.as_str() {
                 "--cases" => plan.cases = number(value()?)?,
                 "--seed" => plan.seed = number(value()?)?,
-                "--only" | "--isa" => plan.only = value()?,
+                "--only" => plan.only = value()?,
+                "--isa" => {
+                    plan.only = value()?.split(',').map(|g| format!("={g}")).collect::<Vec<_>>().join(",")
+                }
                 "--skip" => plan.skip = value()?,
                 "--bits" => {
                     plan.bits = value()?
@@ -73,6 +77,10 @@ mod host {
                 "--verbose" => plan.verbose = true,
                 "--flags" => flags = true,
                 "--list" => list = true,
+                "--record" => {
+                    let each = number(value()?)?;
+                    return write_rows(&plan, each);
+                }
                 "--replay" => {
                     let v = value()?;
                     let (s, n) = v.split_once(':').ok_or("--replay takes SEED:INDEX")?;
@@ -106,6 +114,20 @@ mod host {
         Ok(sum.differing())
     }
 
+    fn write_rows(plan: &Plan, each: u64) -> Result<u64, String> {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/rows");
+        for (group, lines) in mynah_oracle::session::record(plan, each)? {
+            let file = format!("{dir}/{group}.txt");
+            let head = format!(
+                "# {group}: recorded by `mynah-oracle --record {each} --seed {}`; see src/rows.rs for the format.\n",
+                plan.seed
+            );
+            std::fs::write(&file, head + &lines.join("\n") + "\n").map_err(|e| format!("{file}: {e}"))?;
+            println!("{file}: {} rows", lines.len());
+        }
+        Ok(0)
+    }
+
     fn print(plan: &Plan, sum: &Summary, seconds: f64, flags: bool) {
         use std::io::Write;
         let mut out = std::io::stdout().lock();
@@ -133,6 +155,15 @@ mod host {
         put!("{:12} {:>10} {:>10} {:>10}", "group", "cases", "faults", "differing");
         for (g, c) in &sum.groups {
             put!("{g:12} {:10} {:10} {:10}", c.cases, c.faults, c.differing);
+        }
+        if let Ok(guest) = Guest::new(&plan.model) {
+            let mut missed: Vec<_> = plan.bits.iter().flat_map(|&b| forms::forms(guest.model(), b)).collect();
+            missed.retain(|c| plan.wants(*c) && !sum.forms.contains_key(c));
+            missed.sort();
+            missed.dedup();
+            if sum.cases() >= 500_000 && !missed.is_empty() {
+                put!("forms without a case: {missed:?}");
+            }
         }
         put!(
             "seed {}: {} cases, {} forms, {} differing, {seconds:.1} s, {:.0} cases/s",

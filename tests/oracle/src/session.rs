@@ -287,3 +287,52 @@ impl Summary {
         self.kinds.entry(key).or_insert((0, index)).0 += 1;
     }
 }
+
+/// Outcomes of `each` cases of every form on this host, by group: of all forms in 64-bit mode, of those that 64-bit mode does not have in
+/// 32-bit mode, and of one case of each form that addresses or stacks matter to in 16-bit mode.
+pub fn record(plan: &Plan, each: u64) -> Result<BTreeMap<&'static str, Vec<String>>, String> {
+    let mut native = Native::new().map_err(|e| e.to_string())?;
+    let guest = Guest::new(&plan.model)?;
+    if !native.has_ldt() || !native.has_fsgsbase() {
+        return Err("rows are recorded where the kernel has modify_ldt and lets programs use WRFSBASE".into());
+    }
+    let generator = Generator::new(guest.model(), |c| plan.wants(c), &plan.bits, true, true);
+    let mut wanted: Vec<(Code, u32, u64)> = Vec::new();
+    for bits in [64, 32, 16] {
+        for &c in generator.forms(bits) {
+            let n = match bits {
+                64 => each,
+                32 if !c.op_code().mode64() => each,
+                16 if matches!(forms::group(c), "integer" | "flow" | "stack" | "string") => each.min(1),
+                _ => 0,
+            };
+            wanted.extend((0..n).map(|k| (c, bits, k)));
+        }
+    }
+    let bg = background::pattern();
+    let mut all: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    for (number, chunk) in wanted.chunks(BATCH / 2).enumerate() {
+        let mut made = Vec::new();
+        for (slot, &(code, bits, k)) in chunk.iter().enumerate() {
+            // Rather a case that is completed than one that faults.
+            let tries = (0..40u64).filter_map(|t| {
+                let seed = plan.seed ^ (code as u64) << 20 ^ k << 8 ^ t << 40;
+                let index = slot as u64 + (number as u64) * BATCH as u64;
+                generator.case_of(seed, index, code, bits).filter(|(_, i)| i.code() == code)
+            });
+            if let Some((case, i)) = tries.take(1).next() {
+                made.push((crate::rows::sparse(&case, &i), i));
+            }
+        }
+        let cases: Vec<Case> = made.iter().map(|m| m.0).collect();
+        native
+            .run(&bg, &cases, |n, want| {
+                let Ok(want) = want else { return };
+                // Operands below the top of memory, where pages of the kernel's own choice might stand, do not belong into rows.
+                let row = crate::rows::Row { case: made[n].0, want: Box::new(*want) };
+                all.entry(forms::group(made[n].1.code())).or_default().push(row.line());
+            })
+            .map_err(|e| e.to_string())?;
+    }
+    Ok(all)
+}
