@@ -163,6 +163,9 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if let Some(q) = cfg.qmp.first() {
         bail!("-qmp {q}: the management protocol is not supported yet");
     }
+    if cfg.escape != 1 {
+        bail!("-echr {}: the console's escape character is Ctrl-A (1); another is not supported yet", cfg.escape);
+    }
     if cfg.icount.is_some() {
         bail!("-icount: counting instructions for time is not supported yet");
     }

@@ -6,6 +6,7 @@ use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit};
 use mynah_devices::clock::ManualClock;
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, VcpuPins};
 use mynah_firmware::{Config, Entry, LoadRequest, Segment, build_tables, load};
+use mynah_jit::Jit;
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -97,8 +98,30 @@ impl Board for TestBoard {
     }
 }
 
+/// How Mynah executes the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// The interpreter: [`Cpu::run`].
+    Blocks,
+    /// The interpreter, one instruction at a time: [`Cpu::step`].
+    Steps,
+    /// The translator, which compiles every block when it is first met.
+    Translator,
+}
+
+impl Engine {
+    /// All that this host has.
+    pub fn all() -> Vec<(Self, &'static str)> {
+        let mut all = vec![(Self::Blocks, "blocks"), (Self::Steps, "steps")];
+        if cfg!(target_arch = "x86_64") {
+            all.push((Self::Translator, "translated"));
+        }
+        all
+    }
+}
+
 /// Runs an image until it exits; the log, and a last line if it ended otherwise.
-pub fn run(image: &[u8], stepwise: bool) -> String {
+pub fn run(image: &[u8], engine: Engine) -> String {
     let ram = GuestRam::new(RAM).expect("guest RAM");
     let memory = PhysMemory::new(ram, RAM);
     let tables = build_tables(&*memory, &Config::default()).expect("firmware tables");
@@ -116,7 +139,15 @@ pub fn run(image: &[u8], stepwise: bool) -> String {
     let model = Arc::new(CpuModel::parse("max").expect("the model"));
     let mut cpu = Cpu::new(0, memory, board.clone(), events.clone(), model);
     enter(&mut cpu, &entry);
-    let end = if stepwise { run_steps(&mut cpu, &board) } else { run_blocks(&mut cpu, &board) };
+    let end = match engine {
+        Engine::Steps => run_steps(&mut cpu, &board),
+        Engine::Blocks => run_blocks(&mut cpu, &board, Cpu::run),
+        Engine::Translator => {
+            let mut jit = Jit::new().expect("a translator for this host");
+            jit.set_threshold(1);
+            run_blocks(&mut cpu, &board, |cpu| jit.run(cpu))
+        }
+    };
     let mut log = String::from_utf8_lossy(&board.log.lock().expect("the log")).into_owned();
     log += end;
     log
@@ -143,7 +174,7 @@ fn run_steps(cpu: &mut Cpu, board: &TestBoard) -> &'static str {
     "lost\n"
 }
 
-fn run_blocks(cpu: &mut Cpu, board: &TestBoard) -> &'static str {
+fn run_blocks(cpu: &mut Cpu, board: &TestBoard, mut run: impl FnMut(&mut Cpu) -> Exit) -> &'static str {
     let done = AtomicBool::new(false);
     let events = cpu.events.clone();
     std::thread::scope(|scope| {
@@ -155,7 +186,7 @@ fn run_blocks(cpu: &mut Cpu, board: &TestBoard) -> &'static str {
             }
         });
         let end = loop {
-            let exit = cpu.run();
+            let exit = run(cpu);
             if let Some(end) = ended(exit, board, cpu) {
                 break end;
             }
