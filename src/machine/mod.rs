@@ -164,7 +164,10 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
         bail!("-qmp {q}: the management protocol is not supported yet");
     }
     if cfg.escape != 1 {
-        bail!("-echr {}: the console's escape character is Ctrl-A (1); another is not supported yet", cfg.escape);
+        bail!(
+            "-echr {}: the console's escape character is Ctrl-A (1); another is not supported yet",
+            cfg.escape
+        );
     }
     if cfg.icount.is_some() {
         bail!("-icount: counting instructions for time is not supported yet");
