@@ -362,11 +362,11 @@ impl Guest {
     fn compare(&self, expected: &str, in_qemu: bool) {
         let expected = tidy(expected);
         let mut wrong = Vec::new();
-        for (engine, name) in machine::Engine::all() {
-            let got = self.decode(&machine::run(&self.image, engine), true);
-            keep(name, &got);
+        for (how, stepwise) in [("Mynah, in blocks", false), ("Mynah, step by step", true)] {
+            let got = self.decode(&machine::run(&self.image, stepwise), true);
+            keep(if stepwise { "steps" } else { "blocks" }, &got);
             if got != expected {
-                wrong.push(log::difference(&format!("Mynah ({name})"), &expected, &got));
+                wrong.push(log::difference(how, &expected, &got));
             }
         }
         let raw = if in_qemu { qemu::run(&test_name(), &self.image) } else { None };
@@ -381,7 +381,7 @@ impl Guest {
                 wrong.push(log::difference(&why, &want, &got));
             }
         } else if in_qemu {
-            eprintln!("{}: {}: compared with the manual only", test_name(), qemu::why_not());
+            eprintln!("{}: QEMU not installed: compared with the manual only", test_name());
         }
         if !wrong.is_empty() {
             panic!("{}", wrong.join("\n"));

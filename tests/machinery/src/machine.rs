@@ -6,7 +6,6 @@ use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit};
 use mynah_devices::clock::ManualClock;
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, VcpuPins};
 use mynah_firmware::{Config, Entry, LoadRequest, Segment, build_tables, load};
-use mynah_jit::Jit;
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -98,30 +97,8 @@ impl Board for TestBoard {
     }
 }
 
-/// How Mynah executes the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
-    /// The interpreter: [`Cpu::run`].
-    Blocks,
-    /// The interpreter, one instruction at a time: [`Cpu::step`].
-    Steps,
-    /// The translator, which compiles every block when it is first met.
-    Translator,
-}
-
-impl Engine {
-    /// All that this host has.
-    pub fn all() -> Vec<(Self, &'static str)> {
-        let mut all = vec![(Self::Blocks, "blocks"), (Self::Steps, "steps")];
-        if cfg!(target_arch = "x86_64") {
-            all.push((Self::Translator, "translated"));
-        }
-        all
-    }
-}
-
 /// Runs an image until it exits; the log, and a last line if it ended otherwise.
-pub fn run(image: &[u8], engine: Engine) -> String {
+pub fn run(image: &[u8], stepwise: bool) -> String {
     let ram = GuestRam::new(RAM).expect("guest RAM");
     let memory = PhysMemory::new(ram, RAM);
     let tables = build_tables(&*memory, &Config::default()).expect("firmware tables");
@@ -139,15 +116,7 @@ pub fn run(image: &[u8], engine: Engine) -> String {
     let model = Arc::new(CpuModel::parse("max").expect("the model"));
     let mut cpu = Cpu::new(0, memory, board.clone(), events.clone(), model);
     enter(&mut cpu, &entry);
-    let end = match engine {
-        Engine::Steps => run_steps(&mut cpu, &board),
-        Engine::Blocks => run_blocks(&mut cpu, &board, Cpu::run),
-        Engine::Translator => {
-            let mut jit = Jit::new().expect("a translator for this host");
-            jit.set_threshold(1);
-            run_blocks(&mut cpu, &board, |cpu| jit.run(cpu))
-        }
-    };
+    let end = if stepwise { run_steps(&mut cpu, &board) } else { run_blocks(&mut cpu, &board) };
     let mut log = String::from_utf8_lossy(&board.log.lock().expect("the log")).into_owned();
     log += end;
     log
@@ -174,7 +143,7 @@ fn run_steps(cpu: &mut Cpu, board: &TestBoard) -> &'static str {
     "lost\n"
 }
 
-fn run_blocks(cpu: &mut Cpu, board: &TestBoard, mut run: impl FnMut(&mut Cpu) -> Exit) -> &'static str {
+fn run_blocks(cpu: &mut Cpu, board: &TestBoard) -> &'static str {
     let done = AtomicBool::new(false);
     let events = cpu.events.clone();
     std::thread::scope(|scope| {
@@ -186,7 +155,7 @@ fn run_blocks(cpu: &mut Cpu, board: &TestBoard, mut run: impl FnMut(&mut Cpu) ->
             }
         });
         let end = loop {
-            let exit = run(cpu);
+            let exit = cpu.run();
             if let Some(end) = ended(exit, board, cpu) {
                 break end;
             }
