@@ -78,15 +78,23 @@ struct Region {
     key: u32,
 }
 
+/// Who compiles.
+enum Worker {
+    /// A thread, while the vCPU goes on interpreting.
+    Thread(Option<JoinHandle<()>>),
+    /// The vCPU's own thread, which stands still meanwhile.
+    AtOnce(Box<Compiler>),
+}
+
 /// The translator as a tier of one vCPU.
 pub struct Translating {
+    worker: Worker,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
     memory: CodeMemory,
     context: Box<Context>,
     regions: HashMap<(u64, u32), Region>,
     info: InstructionInfoFactory,
-    thread: Option<JoinHandle<()>>,
 }
 
 // SAFETY: the raw pointers in `context` lead to code that `memory` owns, to functions, and to the events of the vCPU, which outlive it; ops hold
@@ -94,8 +102,26 @@ pub struct Translating {
 unsafe impl Send for Translating {}
 
 impl Translating {
-    /// A tier for vCPUs of `model`; an error says why this host has none.
+    /// A tier for a vCPU of `model` that compiles in the background; an error says why this host has none.
     pub fn new(model: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
+        let (compiler, mut tier) = Self::prepare(&events)?;
+        let (shared, counters) = (tier.shared.clone(), tier.counters.clone());
+        let thread = std::thread::Builder::new()
+            .name("mynah-jit".into())
+            .spawn(move || work(compiler, &model, &events, &shared, &counters))
+            .map_err(|e| format!("no thread to compile on: {e}"))?;
+        tier.worker = Worker::Thread(Some(thread));
+        Ok(tier)
+    }
+
+    /// A tier that compiles a hot block before it goes on: for tests, where what runs compiled must not depend on time.
+    pub fn at_once(_: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
+        let (compiler, mut tier) = Self::prepare(&events)?;
+        tier.worker = Worker::AtOnce(Box::new(compiler));
+        Ok(tier)
+    }
+
+    fn prepare(events: &Arc<Events>) -> Result<(Compiler, Self), String> {
         if !cfg!(target_arch = "x86_64") {
             return Err("the guest's memory order is not yet kept on this host".into());
         }
@@ -110,22 +136,16 @@ impl Translating {
             events: events.as_ptr(),
             host: std::ptr::null_mut(),
         };
-        let shared = Arc::new(Shared::default());
-        let counters = Arc::new(Counters::default());
-        let (its_shared, its_counters) = (shared.clone(), counters.clone());
-        let thread = std::thread::Builder::new()
-            .name("mynah-jit".into())
-            .spawn(move || work(compiler, &model, &events, &its_shared, &its_counters))
-            .map_err(|e| format!("no thread to compile on: {e}"))?;
-        Ok(Self {
-            shared,
-            counters,
+        let tier = Self {
+            worker: Worker::Thread(None),
+            shared: Arc::default(),
+            counters: Arc::default(),
             memory,
             context: Box::new(context),
             regions: HashMap::new(),
             info: InstructionInfoFactory::new(),
-            thread: Some(thread),
-        })
+        };
+        Ok((compiler, tier))
     }
 
     /// The counters, which go on counting.
@@ -136,7 +156,7 @@ impl Translating {
 
 fn work(mut compiler: Compiler, model: &CpuModel, events: &Events, shared: &Shared, counters: &Counters) {
     loop {
-        let mut job = {
+        let job = {
             let mut q = shared.queue.lock();
             loop {
                 if q.1 {
@@ -149,22 +169,27 @@ fn work(mut compiler: Compiler, model: &CpuModel, events: &Events, shared: &Shar
                 shared.wake.wait(&mut q);
             }
         };
-        let start = std::time::Instant::now();
-        let code = compiler.region(&job.plan, model);
-        counters.nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        let Some(code) = code else {
-            counters.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(phys = format_args!("{:#x}", job.phys), "refused");
-            continue;
-        };
-        counters.compiled.fetch_add(1, Ordering::Relaxed);
-        counters.instructions.fetch_add(job.plan.instruction_count() as u64, Ordering::Relaxed);
-        counters.bytes.fetch_add(code.len() as u64, Ordering::Relaxed);
-        let parts = job.plan.take_parts();
-        let done = Done { code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key };
-        shared.done.lock().push(done);
-        events.raise(EV_TIER);
+        if let Some(done) = compile(&mut compiler, model, job, counters) {
+            shared.done.lock().push(done);
+            events.raise(EV_TIER);
+        }
     }
+}
+
+fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &Counters) -> Option<Done> {
+    let start = std::time::Instant::now();
+    let code = compiler.region(&job.plan, model);
+    counters.nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    let Some(code) = code else {
+        counters.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(phys = format_args!("{:#x}", job.phys), "refused");
+        return None;
+    };
+    counters.compiled.fetch_add(1, Ordering::Relaxed);
+    counters.instructions.fetch_add(job.plan.instruction_count() as u64, Ordering::Relaxed);
+    counters.bytes.fetch_add(code.len() as u64, Ordering::Relaxed);
+    let parts = job.plan.take_parts();
+    Some(Done { code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key })
 }
 
 impl Tier for Translating {
@@ -177,8 +202,16 @@ impl Tier for Translating {
         for part in plan.part_addresses().filter(|&p| p != phys) {
             cpu.cool(part, key);
         }
+        let job = Job { plan, phys, key };
+        if let Worker::AtOnce(compiler) = &mut self.worker {
+            let model = cpu.model.clone();
+            if let Some(done) = compile(compiler, &model, job, &self.counters) {
+                self.install(cpu, done);
+            }
+            return;
+        }
         let mut queue = self.shared.queue.lock();
-        queue.0.push_back(Job { plan, phys, key });
+        queue.0.push_back(job);
         let dropped = if queue.0.len() > QUEUE { queue.0.pop_front() } else { None };
         drop(queue);
         if let Some(old) = dropped {
@@ -191,31 +224,38 @@ impl Tier for Translating {
     fn ready(&mut self, cpu: &mut Cpu) {
         let done = std::mem::take(&mut *self.shared.done.lock());
         for d in done {
-            if !d.parts.iter().all(|p| p.holds(cpu, d.key)) {
-                self.counters.late.fetch_add(1, Ordering::Relaxed);
-                cpu.cool(d.phys, d.key);
-                continue;
-            }
-            let Some(placed) = self.memory.place(&d.code) else { continue };
-            if let Some(segment) = placed.evicted {
-                self.regions.retain(|_, r| {
-                    if r.segment == segment {
-                        cpu.uninstall(r.phys, r.key);
-                    }
-                    r.segment != segment
-                });
-            }
-            // SAFETY: the address is that of code which the translator made with the signature of `Entry`.
-            let entry = unsafe { std::mem::transmute::<*const u8, Entry>(placed.address) };
-            let context: *mut Context = &mut *self.context;
-            let code = Compiled { entry, context: context.cast(), ops: d.ops.as_ptr() };
-            let parts: Vec<u64> = d.parts.iter().map(|p| p.phys).collect();
-            // SAFETY: code, ops and context stay until the region is uninstalled (above) or the vCPU, which owns this tier, ends.
-            if unsafe { cpu.install(d.phys, d.key, &parts, code) } {
-                self.counters.installed.fetch_add(1, Ordering::Relaxed);
-                let region = Region { _ops: d.ops, segment: placed.segment, phys: d.phys, key: d.key };
-                self.regions.insert((d.phys, d.key), region);
-            }
+            self.install(cpu, d);
+        }
+    }
+}
+
+impl Translating {
+    /// Puts code into place for the vCPU, if the blocks that it was made of are still there.
+    fn install(&mut self, cpu: &mut Cpu, d: Done) {
+        if !d.parts.iter().all(|p| p.holds(cpu, d.key)) {
+            self.counters.late.fetch_add(1, Ordering::Relaxed);
+            cpu.cool(d.phys, d.key);
+            return;
+        }
+        let Some(placed) = self.memory.place(&d.code) else { return };
+        if let Some(segment) = placed.evicted {
+            self.regions.retain(|_, r| {
+                if r.segment == segment {
+                    cpu.uninstall(r.phys, r.key);
+                }
+                r.segment != segment
+            });
+        }
+        // SAFETY: the address is that of code which the translator made with the signature of `Entry`.
+        let entry = unsafe { std::mem::transmute::<*const u8, Entry>(placed.address) };
+        let context: *mut Context = &mut *self.context;
+        let code = Compiled { entry, context: context.cast(), ops: d.ops.as_ptr() };
+        let parts: Vec<u64> = d.parts.iter().map(|p| p.phys).collect();
+        // SAFETY: code, ops and context stay until the region is uninstalled (above) or the vCPU, which owns this tier, ends.
+        if unsafe { cpu.install(d.phys, d.key, &parts, code) } {
+            self.counters.installed.fetch_add(1, Ordering::Relaxed);
+            let region = Region { _ops: d.ops, segment: placed.segment, phys: d.phys, key: d.key };
+            self.regions.insert((d.phys, d.key), region);
         }
     }
 }
@@ -224,7 +264,7 @@ impl Drop for Translating {
     fn drop(&mut self) {
         self.shared.queue.lock().1 = true;
         self.shared.wake.notify_one();
-        if let Some(t) = self.thread.take() {
+        if let Worker::Thread(Some(t)) = std::mem::replace(&mut self.worker, Worker::Thread(None)) {
             let _ = t.join();
         }
         let c = &self.counters;
