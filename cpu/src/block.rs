@@ -10,6 +10,7 @@ use crate::cpu::{Cpu, SegView, Stop};
 use crate::decode::decode_op;
 use crate::op::{Flow, Op};
 use crate::state::{Segment, State, cr0, fl, seg};
+use crate::tier::{CODE_JUMPS, CodeJump};
 use mynah_mmu::PAGE_MASK;
 use std::cell::{Cell, UnsafeCell};
 use std::collections::HashMap;
@@ -144,6 +145,8 @@ pub struct BlockCache {
     blocks: Map<(u64, u32), Box<Block>>,
     pages: Map<u64, Vec<*const Block>>,
     jumps: Box<[Jump]>,
+    /// Compiled code by linear address.
+    pub(crate) code_jumps: Box<[CodeJump]>,
     /// The block that is executing.
     pub(crate) current: *const Block,
     // Boxed: the blocks must stay where they are.
@@ -166,6 +169,7 @@ impl BlockCache {
             blocks: Map::default(),
             pages: Map::default(),
             jumps: vec![none; JUMPS].into_boxed_slice(),
+            code_jumps: vec![CodeJump::NONE; CODE_JUMPS].into_boxed_slice(),
             current: std::ptr::null(),
             graveyard: Vec::new(),
             ops: 0,
@@ -215,6 +219,7 @@ impl BlockCache {
         for j in self.jumps.iter_mut() {
             j.block = std::ptr::null();
         }
+        self.code_jumps.fill(CodeJump::NONE);
     }
 }
 
@@ -481,6 +486,7 @@ impl Cpu {
         for l in &b.link {
             l.set(std::ptr::null());
         }
+        self.forget_code_jumps(&b.tier);
         let heads = b.tier.take_heads();
         self.blocks.graveyard.push(b);
         for (phys, key) in heads {

@@ -145,6 +145,8 @@ pub struct Cpu {
     pub x87_trap: u8,
     /// FERR#: an x87 exception is pending while CR0.NE is clear (the board was told, see [`Board::ferr`]).
     pub ferr: bool,
+    /// Compiled code by linear address, for generated code: [`crate::tier::CODE_JUMPS`] entries, which `blocks` owns.
+    pub code_jumps: *const crate::tier::CodeJump,
     pub(crate) blocks: BlockCache,
 }
 
@@ -195,8 +197,10 @@ impl Cpu {
             from: (std::ptr::null(), 0),
             x87_trap: 0,
             ferr: false,
+            code_jumps: std::ptr::null(),
             blocks: BlockCache::new(),
         });
+        cpu.code_jumps = cpu.blocks.code_jumps.as_ptr();
         cpu.reset();
         cpu
     }
@@ -287,6 +291,7 @@ impl Cpu {
         }
         let flat = crate::block::ModeKey::flat(&self.view, &self.state);
         self.mode_key = key | flat;
+        self.tlb.set_code_key(self.mode_key as u8);
         self.x87_trap = u8::from(self.state.cr0 & (cr0::EM | cr0::TS) != 0);
         let mode = self.access_mode();
         self.tlb.select(mode);

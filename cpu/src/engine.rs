@@ -91,7 +91,14 @@ impl Cpu {
     #[inline]
     pub fn run_op(&mut self, op: &Op) -> bool {
         self.faulted = false;
-        !(op.run)(self, op).is_null()
+        let next = (op.run)(self, op);
+        // The current block is not the one that the op is in: nothing is to be linked to it, and what it is linked to is not entered.
+        self.from = (std::ptr::null(), 0);
+        if !next.is_null() && next != op.next() {
+            // SAFETY: `current` is a live block, which the op's handler has just entered.
+            self.icount -= unsafe { &*self.blocks.current }.ops.len() as u64;
+        }
+        !next.is_null()
     }
 
     /// Delivers the fault that the last execution has left, if any; returns whether there was one.

@@ -11,8 +11,9 @@ use crate::op::{Handler, Op};
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 
-/// Compiled code: takes the vCPU, its context and its ops; returns why it was left, with the state in memory complete.
-pub type Entry = unsafe extern "C" fn(*mut Cpu, *mut c_void, *const Op) -> u32;
+/// Enters compiled code: takes the vCPU, the code's context and ops, RIP, and the code; returns why the code (or what it has gone on to) was left, with
+/// the state in memory complete.
+pub type Enter = unsafe extern "C" fn(*mut Cpu, *mut c_void, *const Op, u64, *const u8) -> u32;
 
 /// Execution goes on at RIP.
 pub const LEFT_NEXT: u32 = 1;
@@ -22,12 +23,42 @@ pub const LEFT_INTERPRET: u32 = 3;
 /// Code for a block.
 #[derive(Clone, Copy)]
 pub struct Compiled {
-    /// The function.
-    pub entry: Entry,
-    /// Its second argument.
+    /// What it is entered by.
+    pub enter: Enter,
+    /// The code.
+    pub code: *const u8,
+    /// Its context.
     pub context: *mut c_void,
-    /// Its third argument.
+    /// Its ops.
     pub ops: *const Op,
+}
+
+/// Entries of the table that compiled code finds other code in.
+pub const CODE_JUMPS: usize = 1 << 12;
+
+/// Compiled code known at a linear address.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CodeJump {
+    /// The address.
+    pub lin: u64,
+    /// The [`mynah_mmu::TlbView::code_tag`] under which the code is there.
+    pub tag: u64,
+    /// The code.
+    pub code: *const u8,
+    /// Its ops.
+    pub ops: *const Op,
+}
+
+impl CodeJump {
+    pub(crate) const NONE: Self =
+        Self { lin: 0, tag: u64::MAX, code: std::ptr::null(), ops: std::ptr::null() };
+
+    /// The entry that a linear address has.
+    #[inline(always)]
+    fn index(lin: u64) -> usize {
+        (lin ^ (lin >> 12)) as usize & (CODE_JUMPS - 1)
+    }
 }
 
 /// What makes code.
@@ -46,11 +77,19 @@ pub(crate) struct BlockTier {
     code: Cell<Option<Compiled>>,
     /// Heads of the code that this block went into.
     heads: RefCell<Vec<(u64, u32)>>,
+    /// Entries of the table of [`CodeJump`]s that may name its code.
+    jumps: RefCell<Vec<u16>>,
 }
 
 impl BlockTier {
     pub(crate) fn new(first: Handler) -> Self {
-        Self { first: Cell::new(first), heat: Cell::new(0), code: Cell::new(None), heads: RefCell::default() }
+        Self {
+            first: Cell::new(first),
+            heat: Cell::new(0),
+            code: Cell::new(None),
+            heads: RefCell::default(),
+            jumps: RefCell::default(),
+        }
     }
 
     /// The block dies: whose code it went into.
@@ -92,9 +131,12 @@ fn run_code(cpu: &mut Cpu, _: &Op) -> *const Op {
         // SAFETY: `current` is live, or has died in code that it left at once.
         let Some(code) = (unsafe { (*block).tier.code.get() }) else { return std::ptr::null() };
         cpu.faulted = false;
+        let rip = cpu.state.gpr[crate::state::gpr::RIP];
+        // SAFETY: as above.
+        cpu.note_code(unsafe { &(*block).tier }, &code, rip);
         // SAFETY: installed code is kept until it is uninstalled on this thread, which does not happen while it runs; it accesses the
-        // vCPU through this reference alone.
-        let left = unsafe { (code.entry)(cpu, code.context, code.ops) };
+        // vCPU through this reference alone. The table of code that it goes on to names installed code only.
+        let left = unsafe { (code.enter)(cpu, code.context, code.ops, rip, code.code) };
         if left != LEFT_NEXT {
             cpu.interpret_next = left == LEFT_INTERPRET;
             return std::ptr::null();
@@ -115,6 +157,36 @@ fn run_code(cpu: &mut Cpu, _: &Op) -> *const Op {
 }
 
 impl Cpu {
+    /// Lets other code find the code of the block at RIP, which is about to be entered: the block is there under the present mappings.
+    #[inline(always)]
+    fn note_code(&mut self, tier: &BlockTier, code: &Compiled, rip: u64) {
+        let tag = self.tlb.view.code_tag;
+        let at = CodeJump::index(rip);
+        let jump = &mut self.blocks.code_jumps[at];
+        if jump.lin == rip && jump.tag == tag && jump.code == code.code {
+            return;
+        }
+        if self.unchained {
+            return;
+        }
+        *jump = CodeJump { lin: rip, tag, code: code.code, ops: code.ops };
+        let mut known = tier.jumps.borrow_mut();
+        if !known.contains(&(at as u16)) {
+            known.push(at as u16);
+        }
+    }
+
+    /// The code of a block is no longer to be found.
+    pub(crate) fn forget_code_jumps(&mut self, tier: &BlockTier) {
+        let Some(code) = tier.code.get() else { return };
+        for at in tier.jumps.take() {
+            let jump = &mut self.blocks.code_jumps[usize::from(at)];
+            if jump.code == code.code {
+                *jump = CodeJump::NONE;
+            }
+        }
+    }
+
     /// Gives the vCPU a tier above the interpreter, which is told of blocks that have run `hot_after` times.
     pub fn set_tier(&mut self, tier: Box<dyn Tier>, hot_after: u32) {
         self.tier = Some(tier);
@@ -159,6 +231,10 @@ impl Cpu {
                 }
             }
         }
+        let block: *const Block = head;
+        // SAFETY: the block stays in the cache: nothing below takes blocks out.
+        let head = unsafe { &*block };
+        self.forget_code_jumps(&head.tier);
         head.tier.code.set(Some(code));
         // SAFETY: ops are changed by this thread only; no handler of this block is on the stack with a reference to `run`.
         unsafe { (*head.ops[0].get()).run = run_code };
@@ -167,12 +243,17 @@ impl Cpu {
 
     /// Takes a block's code away, if it has any.
     pub fn uninstall(&mut self, phys: u64, key: u32) {
-        if let Some(b) = self.blocks.block_at(phys, key)
-            && b.tier.code.take().is_some()
-        {
-            // SAFETY: as for `install`.
-            unsafe { (*b.ops[0].get()).run = b.tier.first.get() };
+        let Some(b) = self.blocks.block_at(phys, key) else { return };
+        if b.tier.code.get().is_none() {
+            return;
         }
+        let block: *const Block = b;
+        // SAFETY: the block stays in the cache: nothing below takes blocks out.
+        let tier = unsafe { &(*block).tier };
+        self.forget_code_jumps(tier);
+        tier.code.set(None);
+        // SAFETY: as for `install`.
+        unsafe { (*(*block).ops[0].get()).run = tier.first.get() };
     }
 
     /// Forgets all decoded blocks (and their code).

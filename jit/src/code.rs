@@ -8,15 +8,10 @@ use mynah_cpu::{Cpu, Op};
 use std::fs::File;
 use std::io;
 
-use crate::runtime::Context;
-
 /// Bytes in a segment.
 pub(crate) const SEGMENT: usize = 1 << 20;
 /// Alignment of a piece of code.
 const ALIGN: usize = 16;
-
-/// How a region is entered: with the vCPU, the engine's context and the region's ops. Returns a [`crate::Left`].
-pub(crate) type Entry = unsafe extern "C" fn(*mut Cpu, *mut Context, *const Op) -> u32;
 
 /// A block that went into a region, for telling whether it is still the guest's code.
 pub(crate) struct Part {
@@ -42,7 +37,7 @@ impl Part {
 
 /// A compiled region.
 pub struct CompiledRegion {
-    pub(crate) entry: Entry,
+    pub(crate) code: *const u8,
     /// Copies of the ops that the code calls the interpreter for.
     pub(crate) ops: Box<[Op]>,
     pub(crate) parts: Box<[Part]>,

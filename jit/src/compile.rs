@@ -1,15 +1,18 @@
 //! From a plan to host code: Cranelift with its settings and buffers.
 use crate::region::Plan;
 use crate::runtime::{Context as Shared, WRITE};
-use crate::translate::{Translator, entry_signature, stub_signature};
+use crate::translate::{RIP_OFFSET, Translator, chain_signature, region_signature, stub_signature};
 use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{AbiParam, Function, InstBuilder, MemFlagsData, Signature, UserFuncName, types};
 use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use iced_x86::InstructionInfoFactory;
-use mynah_cpu::CpuModel;
-use std::mem::offset_of;
+use mynah_cpu::tier::{CODE_JUMPS, CodeJump, LEFT_NEXT};
+use mynah_cpu::{Cpu, CpuModel};
+use mynah_mmu::{Tlb, TlbView};
+use std::mem::{offset_of, size_of};
 
 /// A compiler with its buffers.
 pub(crate) struct Compiler {
@@ -29,7 +32,12 @@ impl Compiler {
             ("opt_level", "speed"),
             ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
         ];
-        for (name, value) in options.into_iter().chain([("unwind_info", "false"), ("is_pic", "true")]) {
+        for (name, value) in options.into_iter().chain([
+            ("unwind_info", "false"),
+            ("is_pic", "true"),
+            // Tail calls need them.
+            ("preserve_frame_pointers", "true"),
+        ]) {
             flags.set(name, value).map_err(|e| format!("setting {name}: {e}"))?;
         }
         let isa =
@@ -46,8 +54,7 @@ impl Compiler {
     /// The host code of a region; `None` if it cannot be translated.
     pub fn region(&mut self, plan: &Plan, model: &CpuModel) -> Option<Vec<u8>> {
         self.context.clear();
-        self.context.func =
-            Function::with_name_signature(UserFuncName::default(), entry_signature(&*self.isa));
+        self.context.func = Function::with_name_signature(UserFuncName::default(), region_signature());
         let b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
         if !Translator::new(b, &*self.isa, plan).run(&plan.handlers(model), &*self.isa) {
             self.builder = FunctionBuilderContext::new();
@@ -79,6 +86,81 @@ impl Compiler {
         let host = b.inst_results(call)[0];
         b.ins().store(plain, host, context, offset_of!(Shared, host) as i32);
         b.ins().return_(&[]);
+        b.finalize(self.isa.frontend_config());
+        self.finish()
+    }
+
+    /// The host code of the function that regions are entered by, a [`mynah_cpu::tier::Enter`].
+    pub fn enter_stub(&mut self) -> Option<Vec<u8>> {
+        self.context.clear();
+        let mut signature = Signature::new(self.isa.default_call_conv());
+        signature.params.extend([AbiParam::new(types::I64); 5]);
+        signature.returns.push(AbiParam::new(types::I32));
+        self.context.func = Function::with_name_signature(UserFuncName::default(), signature);
+        let mut b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
+        let callee = b.import_signature(region_signature());
+        let entry = b.create_block();
+        b.append_block_params_for_function_params(entry);
+        b.switch_to_block(entry);
+        b.seal_block(entry);
+        let (rest, code) = match b.block_params(entry) {
+            [rest @ .., code] => (rest.to_vec(), *code),
+            _ => return None,
+        };
+        let call = b.ins().call_indirect(callee, code, &rest);
+        let left = b.inst_results(call)[0];
+        b.ins().return_(&[left]);
+        b.finalize(self.isa.frontend_config());
+        self.finish()
+    }
+
+    /// The host code of the stub that goes on with the code at an address if there is some and no event is pending, and else leaves.
+    pub fn chain_stub(&mut self) -> Option<Vec<u8>> {
+        self.context.clear();
+        self.context.func = Function::with_name_signature(UserFuncName::default(), chain_signature());
+        let mut b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
+        let region = b.import_signature(region_signature());
+        let entry = b.create_block();
+        let (other, found, on, out) =
+            (b.create_block(), b.create_block(), b.create_block(), b.create_block());
+        b.append_block_params_for_function_params(entry);
+        b.switch_to_block(entry);
+        let (cpu, context, rip) = match b.block_params(entry) {
+            &[cpu, context, rip] => (cpu, context, rip),
+            _ => return None,
+        };
+        let (t, plain) = (types::I64, MemFlagsData::trusted());
+        let table = b.ins().load(t, plain, cpu, offset_of!(Cpu, code_jumps) as i32);
+        let high = b.ins().ushr_imm_u(rip, 12);
+        let index = b.ins().bxor(rip, high);
+        let index = b.ins().band_imm_u(index, CODE_JUMPS as i64 - 1);
+        let index = b.ins().ishl_imm_u(index, i64::from(size_of::<CodeJump>().trailing_zeros()));
+        let jump = b.ins().iadd(table, index);
+        let lin = b.ins().load(t, plain, jump, offset_of!(CodeJump, lin) as i32);
+        let same = b.ins().icmp(IntCC::Equal, lin, rip);
+        b.ins().brif(same, other, &[], out, &[]);
+        b.switch_to_block(other);
+        let tag = b.ins().load(t, plain, jump, offset_of!(CodeJump, tag) as i32);
+        let view = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
+        let now = b.ins().load(t, plain, cpu, (view + offset_of!(TlbView, code_tag)) as i32);
+        let same = b.ins().icmp(IntCC::Equal, tag, now);
+        b.ins().brif(same, found, &[], out, &[]);
+        b.switch_to_block(found);
+        let events = b.ins().load(t, plain, context, offset_of!(Shared, events) as i32);
+        let pending = b.ins().load(types::I32, plain, events, 0);
+        let mask = b.ins().load(types::I32, plain, cpu, offset_of!(Cpu, event_mask) as i32);
+        let hit = b.ins().band(pending, mask);
+        b.ins().brif(hit, out, &[], on, &[]);
+        b.switch_to_block(on);
+        let code = b.ins().load(t, plain, jump, offset_of!(CodeJump, code) as i32);
+        let ops = b.ins().load(t, plain, jump, offset_of!(CodeJump, ops) as i32);
+        b.ins().return_call_indirect(region, code, &[cpu, context, ops, rip]);
+        b.set_cold_block(out);
+        b.switch_to_block(out);
+        b.ins().store(plain, rip, cpu, RIP_OFFSET);
+        let left = b.ins().iconst(types::I32, LEFT_NEXT as i64);
+        b.ins().return_(&[left]);
+        b.seal_all_blocks();
         b.finalize(self.isa.frontend_config());
         self.finish()
     }

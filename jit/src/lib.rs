@@ -25,10 +25,11 @@ pub use code::CompiledRegion;
 pub use runtime::Left;
 pub use translate::Translator;
 
-use code::{CodeMemory, Entry};
+use code::CodeMemory;
 use compile::Compiler;
 use mynah_cpu::block::{Block, ModeKey};
 use mynah_cpu::engine::Turn;
+use mynah_cpu::tier::Enter;
 use mynah_cpu::{Cpu, Exit, state::gpr};
 use region::Plan;
 use runtime::Context;
@@ -63,7 +64,7 @@ struct Jump {
     generation: u64,
     epoch: u64,
     region: RegionId,
-    entry: Option<Entry>,
+    code: *const u8,
     ops: *const mynah_cpu::Op,
 }
 
@@ -79,6 +80,7 @@ pub struct Engine {
     compiler: Compiler,
     memory: CodeMemory,
     context: Box<Context>,
+    enter: Enter,
     regions: HashMap<RegionId, CompiledRegion>,
     /// By guest physical address and mode key.
     index: HashMap<(u64, u32), RegionId>,
@@ -101,19 +103,12 @@ impl Engine {
         }
         let mut compiler = Compiler::new()?;
         let mut memory = CodeMemory::new(CODE).map_err(|e| format!("no executable memory: {e}"))?;
-        let stub = compiler.refill_stub().ok_or("the refill stub does not compile")?;
-        let stub = memory.place(&stub).ok_or("no room for the refill stub")?.address;
-        let context = Context {
-            refill_stub: stub,
-            refill: runtime::refill,
-            run_op: runtime::run_op,
-            events: std::ptr::null(),
-            host: std::ptr::null_mut(),
-        };
+        let (context, enter) = Context::new(&mut compiler, &mut memory, std::ptr::null())?;
         Ok(Self {
             compiler,
             memory,
             context: Box::new(context),
+            enter,
             regions: HashMap::new(),
             index: HashMap::new(),
             heat: HashMap::new(),
@@ -161,13 +156,10 @@ impl Engine {
         if let Some(segment) = placed.evicted {
             self.drop_regions(|r| r.segment == segment);
         }
-        // SAFETY: the address is that of code which `Translator` made with the signature of `Entry`, and which stays until its segment is
-        // emptied; the region is dropped then.
-        let entry = unsafe { std::mem::transmute::<*const u8, Entry>(placed.address) };
         self.next_id += 1;
         let id = RegionId(self.next_id);
         let region = CompiledRegion {
-            entry,
+            code: placed.address,
             parts: plan.take_parts(),
             segment: placed.segment,
             epoch: cpu.code_epoch(),
@@ -209,9 +201,7 @@ impl Engine {
             // Back in a region that was found here before, with nothing in the way.
             let jump = self.jumps[slot(cpu)];
             let block = if jump.fits(cpu) && cpu.is_undisturbed() {
-                if let Some(entry) = jump.entry
-                    && self.enter(cpu, entry, jump.ops) != Left::Interpret
-                {
+                if self.enter(cpu, jump.code, jump.ops) != Left::Interpret {
                     continue;
                 }
                 match cpu.turn() {
@@ -226,9 +216,9 @@ impl Engine {
                     Turn::Block(b) => b,
                 };
                 // SAFETY: valid until the next turn.
-                if let Some((id, entry, ops)) = self.region_at(cpu, unsafe { &*block }) {
-                    self.remember(cpu, id, entry, ops);
-                    if self.enter(cpu, entry, ops) != Left::Interpret {
+                if let Some((id, code, ops)) = self.region_at(cpu, unsafe { &*block }) {
+                    self.remember(cpu, id, code, ops);
+                    if self.enter(cpu, code, ops) != Left::Interpret {
                         continue;
                     }
                     match cpu.turn() {
@@ -248,11 +238,13 @@ impl Engine {
     }
 
     /// Enters a region, and settles what it leaves.
-    fn enter(&mut self, cpu: &mut Cpu, entry: Entry, ops: *const mynah_cpu::Op) -> Left {
+    fn enter(&mut self, cpu: &mut Cpu, code: *const u8, ops: *const mynah_cpu::Op) -> Left {
         self.statistics.entered += 1;
         // SAFETY: the region holds for the code at RIP (`fits`, `region_at`), its code and ops are kept until this engine drops them, which it does
         // not do while one runs; the context lives as long as the engine. The code accesses the vCPU through this reference alone.
-        let left = Left::from_raw(unsafe { entry(cpu, &mut *self.context, ops) });
+        let context: *mut Context = &mut *self.context;
+        let rip = cpu.state.gpr[gpr::RIP];
+        let left = Left::from_raw(unsafe { (self.enter)(cpu, context.cast(), ops, rip, code) });
         match left {
             Left::Stopped => {
                 cpu.settle();
@@ -264,7 +256,7 @@ impl Engine {
     }
 
     /// The region for a block, compiled if it has become hot.
-    fn region_at(&mut self, cpu: &Cpu, block: &Block) -> Option<(RegionId, Entry, *const mynah_cpu::Op)> {
+    fn region_at(&mut self, cpu: &Cpu, block: &Block) -> Option<(RegionId, *const u8, *const mynah_cpu::Op)> {
         let at = (block.phys, block.key);
         let epoch = cpu.code_epoch();
         let mut id = self.index.get(&at).copied();
@@ -290,17 +282,17 @@ impl Engine {
         }
         let id = id?;
         let r = self.regions.get(&id)?;
-        Some((id, r.entry, r.ops.as_ptr()))
+        Some((id, r.code, r.ops.as_ptr()))
     }
 
-    fn remember(&mut self, cpu: &Cpu, region: RegionId, entry: Entry, ops: *const mynah_cpu::Op) {
+    fn remember(&mut self, cpu: &Cpu, region: RegionId, code: *const u8, ops: *const mynah_cpu::Op) {
         self.jumps[slot(cpu)] = Jump {
             lin: cpu.state.gpr[gpr::RIP],
             key: cpu.mode_key,
             generation: cpu.tlb.exec_generation(),
             epoch: cpu.code_epoch(),
             region,
-            entry: Some(entry),
+            code,
             ops,
         };
     }
@@ -312,7 +304,7 @@ const NO_JUMP: Jump = Jump {
     generation: 0,
     epoch: 0,
     region: RegionId(0),
-    entry: None,
+    code: std::ptr::null(),
     ops: std::ptr::null(),
 };
 

@@ -1,6 +1,9 @@
 //! What generated code and the engine share: the context that code reaches the engine through, and the functions that it calls.
 //!
 //! Code has no absolute addresses: it takes the addresses of these functions from the [`Context`], whose address it is entered with.
+use crate::code::CodeMemory;
+use crate::compile::Compiler;
+use mynah_cpu::tier::Enter;
 use mynah_cpu::{Cpu, Op};
 
 /// Why a region was left. In each case the state in memory is complete.
@@ -39,6 +42,8 @@ impl Left {
 pub(crate) struct Context {
     /// The stub that calls [`refill`] and keeps all registers; it leaves the answer in `host`.
     pub refill_stub: *const u8,
+    /// Where a region goes that leaves for an address: the stub that looks for other code there.
+    pub chain_stub: *const u8,
     /// [`refill`].
     pub refill: unsafe extern "C" fn(*mut Cpu, u64, u64) -> *mut u8,
     /// [`run_op`].
@@ -47,6 +52,33 @@ pub(crate) struct Context {
     pub events: *const u32,
     /// Answer of the last `refill_stub`.
     pub host: *mut u8,
+}
+
+impl Context {
+    /// A context with its stubs, which are put into `memory`, and what regions are entered by. An error says what there is not.
+    pub(crate) fn new(
+        compiler: &mut Compiler,
+        memory: &mut CodeMemory,
+        events: *const u32,
+    ) -> Result<(Self, Enter), String> {
+        let mut place = |code: Option<Vec<u8>>, name: &str| {
+            let code = code.ok_or_else(|| format!("the {name} stub does not compile"))?;
+            let placed = memory.place(&code).ok_or_else(|| format!("no room for the {name} stub"))?;
+            Ok::<_, String>(placed.address)
+        };
+        let enter = place(compiler.enter_stub(), "entry")?;
+        let context = Self {
+            refill_stub: place(compiler.refill_stub(), "refill")?,
+            chain_stub: place(compiler.chain_stub(), "chain")?,
+            refill,
+            run_op,
+            events,
+            host: std::ptr::null_mut(),
+        };
+        // SAFETY: the stub was made with this signature.
+        let enter = unsafe { std::mem::transmute::<*const u8, Enter>(enter) };
+        Ok((context, enter))
+    }
 }
 
 /// The bit of `refill`'s `kind` that says that the access writes; the bits below are its length.

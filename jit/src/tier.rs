@@ -9,10 +9,10 @@
 use crate::code::{CodeMemory, Part};
 use crate::compile::Compiler;
 use crate::region::Plan;
-use crate::runtime::{Context, refill, run_op};
+use crate::runtime::Context;
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::board::EV_TIER;
-use mynah_cpu::tier::{Compiled, Entry, Tier};
+use mynah_cpu::tier::{Compiled, Enter, Tier};
 use mynah_cpu::{Cpu, CpuModel, Events, Op};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
@@ -93,6 +93,7 @@ pub struct Translating {
     counters: Arc<Counters>,
     memory: CodeMemory,
     context: Box<Context>,
+    enter: Enter,
     regions: HashMap<(u64, u32), Region>,
     info: InstructionInfoFactory,
 }
@@ -127,21 +128,14 @@ impl Translating {
         }
         let mut compiler = Compiler::new()?;
         let mut memory = CodeMemory::new(CODE).map_err(|e| format!("no executable memory: {e}"))?;
-        let stub = compiler.refill_stub().ok_or("the refill stub does not compile")?;
-        let stub = memory.place(&stub).ok_or("no room for the refill stub")?.address;
-        let context = Context {
-            refill_stub: stub,
-            refill,
-            run_op,
-            events: events.as_ptr(),
-            host: std::ptr::null_mut(),
-        };
+        let (context, enter) = Context::new(&mut compiler, &mut memory, events.as_ptr())?;
         let tier = Self {
             worker: Worker::Thread(None),
             shared: Arc::default(),
             counters: Arc::default(),
             memory,
             context: Box::new(context),
+            enter,
             regions: HashMap::new(),
             info: InstructionInfoFactory::new(),
         };
@@ -246,10 +240,13 @@ impl Translating {
                 r.segment != segment
             });
         }
-        // SAFETY: the address is that of code which the translator made with the signature of `Entry`.
-        let entry = unsafe { std::mem::transmute::<*const u8, Entry>(placed.address) };
         let context: *mut Context = &mut *self.context;
-        let code = Compiled { entry, context: context.cast(), ops: d.ops.as_ptr() };
+        let code = Compiled {
+            enter: self.enter,
+            code: placed.address,
+            context: context.cast(),
+            ops: d.ops.as_ptr(),
+        };
         let parts: Vec<u64> = d.parts.iter().map(|p| p.phys).collect();
         // SAFETY: code, ops and context stay until the region is uninstalled (above) or the vCPU, which owns this tier, ends.
         if unsafe { cpu.install(d.phys, d.key, &parts, code) } {

@@ -74,9 +74,17 @@ impl Access {
     }
 }
 
-/// The signature of a region.
-pub(crate) fn entry_signature(isa: &dyn TargetIsa) -> Signature {
-    let mut s = Signature::new(isa.default_call_conv());
+/// The signature of a region: vCPU, context, ops, RIP.
+pub(crate) fn region_signature() -> Signature {
+    let mut s = Signature::new(CallConv::Tail);
+    s.params.extend([AbiParam::new(types::I64); 4]);
+    s.returns.push(AbiParam::new(types::I32));
+    s
+}
+
+/// The signature of the stub that looks for the code at an address: vCPU, context, address.
+pub(crate) fn chain_signature() -> Signature {
+    let mut s = Signature::new(CallConv::Tail);
     s.params.extend([AbiParam::new(types::I64); 3]);
     s.returns.push(AbiParam::new(types::I32));
     s
@@ -122,6 +130,7 @@ pub struct Translator<'a> {
     /// RIP at the entry.
     rip: Value,
     op_sig: SigRef,
+    chain_sig: SigRef,
     pub(crate) stub_sig: SigRef,
     blocks: Vec<Block>,
     /// Variables that differ, or may differ, from the state in memory.
@@ -152,7 +161,7 @@ impl<'a> Translator<'a> {
         b.switch_to_block(entry);
         b.seal_block(entry);
         let params = b.block_params(entry);
-        let (cpu, context, ops) = (params[0], params[1], params[2]);
+        let (cpu, context, ops, rip) = (params[0], params[1], params[2], params[3]);
         let vars = std::array::from_fn(|_| b.declare_var(types::I64));
         let count = b.declare_var(types::I64);
         let mut sig = Signature::new(isa.default_call_conv());
@@ -160,7 +169,7 @@ impl<'a> Translator<'a> {
         sig.returns.push(AbiParam::new(types::I32));
         let op_sig = b.import_signature(sig);
         let stub_sig = b.import_signature(stub_signature());
-        let rip = b.ins().load(types::I64, access.state, cpu, RIP_OFFSET);
+        let chain_sig = b.import_signature(chain_signature());
         let zero = b.ins().iconst(types::I64, 0);
         b.def_var(count, zero);
         let blocks: Vec<Block> = plan.blocks.iter().map(|_| b.create_block()).collect();
@@ -175,6 +184,7 @@ impl<'a> Translator<'a> {
             ops,
             rip,
             op_sig,
+            chain_sig,
             stub_sig,
             blocks,
             dirty: 0,
@@ -343,8 +353,14 @@ impl<'a> Translator<'a> {
                 Rip::At(d) => self.rip_at(d),
                 Rip::Is(v) => v,
             };
-            self.b.ins().store(self.access.state, rip, self.cpu, RIP_OFFSET);
             self.add_count(e.done);
+            if e.reason == Left::Next {
+                let at = offset_of!(Context, chain_stub) as i32;
+                let stub = self.b.ins().load(types::I64, self.access.fixed, self.context, at);
+                self.b.ins().return_call_indirect(self.chain_sig, stub, &[self.cpu, self.context, rip]);
+                continue;
+            }
+            self.b.ins().store(self.access.state, rip, self.cpu, RIP_OFFSET);
             let r = self.b.ins().iconst(types::I32, e.reason as i64);
             self.b.ins().return_(&[r]);
         }
@@ -493,7 +509,7 @@ impl<'a> Translator<'a> {
 }
 
 /// Where RIP is in the vCPU.
-const RIP_OFFSET: i32 = (offset_of!(Cpu, state) + offset_of!(State, gpr) + 8 * gpr::RIP) as i32;
+pub(crate) const RIP_OFFSET: i32 = (offset_of!(Cpu, state) + offset_of!(State, gpr) + 8 * gpr::RIP) as i32;
 
 /// Where a variable is in the vCPU.
 fn variable_offset(n: usize) -> i32 {

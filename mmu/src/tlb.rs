@@ -50,6 +50,8 @@ pub struct TlbView {
     pub table: *mut TlbEntry,
     /// Entries minus one.
     pub mask: u64,
+    /// What code cached by linear address is good for: `exec_generation`, and from bit 0 the key given to `set_code_key`.
+    pub code_tag: u64,
 }
 
 /// On whose behalf memory is accessed.
@@ -143,6 +145,7 @@ pub struct Tlb {
     /// The last number given to a space as its `exec_generation`.
     last_generation: u64,
     exec_filter: ExecFilter,
+    code_key: u8,
 }
 
 // SAFETY: `view` points into one of the tables, which the `Tlb` owns and which are themselves `Send`.
@@ -158,6 +161,7 @@ impl Tlb {
     /// An empty TLB; current are `Mode::Super` and PCID 0.
     pub fn new() -> Self {
         let supervisor = Table::new();
+        let (table, mask) = supervisor.view();
         let spaces = std::array::from_fn(|i| Space {
             pcid: (i == 0).then_some(0),
             used: 0,
@@ -166,7 +170,7 @@ impl Tlb {
             super_ac: Table::new(),
         });
         Self {
-            view: supervisor.view(),
+            view: TlbView { table, mask, code_tag: 0 },
             mode: Mode::Super,
             current: 0,
             spaces,
@@ -174,6 +178,7 @@ impl Tlb {
             switches: 0,
             last_generation: SPACES as u64 - 1,
             exec_filter: ExecFilter::new(),
+            code_key: 0,
         }
     }
 
@@ -206,7 +211,20 @@ impl Tlb {
     /// Puts the current table in `view`.
     #[inline(always)]
     fn select_table(&mut self) {
-        self.view = self.table(self.mode).view();
+        let (table, mask) = self.table(self.mode).view();
+        self.view = TlbView { table, mask, code_tag: self.code_tag() };
+    }
+
+    #[inline(always)]
+    fn code_tag(&self) -> u64 {
+        self.exec_generation() << 8 | u64::from(self.code_key)
+    }
+
+    /// Sets the mode bits that code cached by linear address is made for: they become part of `TlbView::code_tag`.
+    #[inline]
+    pub fn set_code_key(&mut self, key: u8) {
+        self.code_key = key;
+        self.view.code_tag = self.code_tag();
     }
 
     /// Makes `mode`'s table of the current address space the current one.
@@ -358,6 +376,7 @@ impl Tlb {
     fn new_exec_generation(&mut self, space: usize) {
         self.last_generation += 1;
         self.spaces[space].exec_generation = self.last_generation;
+        self.view.code_tag = self.code_tag();
     }
 
     fn new_exec_generations(&mut self) {

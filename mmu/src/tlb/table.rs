@@ -5,7 +5,7 @@
 //! slots that such a page can have filled. For `protect` a compact array holds the host page behind each
 //! slot, so that a search reads 4 bytes a slot in a loop that vectorises.
 
-use super::{NEVER, TlbEntry, TlbView};
+use super::{NEVER, TlbEntry};
 use crate::{PAGE_MASK, PAGE_SIZE};
 
 /// Entries of a new table.
@@ -132,8 +132,8 @@ impl Table {
 
     /// What generated code sees of the table.
     #[inline(always)]
-    pub fn view(&self) -> TlbView {
-        TlbView { table: self.entries, mask: self.mask }
+    pub fn view(&self) -> (*mut TlbEntry, u64) {
+        (self.entries, self.mask)
     }
 
     /// Number of slots.
