@@ -1,4 +1,5 @@
 //! From a plan to host code: Cranelift with its settings and buffers.
+use crate::memory::look_up;
 use crate::region::Plan;
 use crate::runtime::{Context as Shared, WRITE};
 use crate::translate::{RIP_OFFSET, Translator, chain_signature, region_signature, stub_signature};
@@ -11,7 +12,7 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::tier::{CODE_JUMPS, CodeJump, LEFT_NEXT};
 use mynah_cpu::{Cpu, CpuModel};
-use mynah_mmu::{Tlb, TlbView};
+use mynah_mmu::{PAGE_MASK, Tlb, TlbEntry, TlbView};
 use std::mem::{offset_of, size_of};
 
 /// A compiler with its buffers.
@@ -63,29 +64,75 @@ impl Compiler {
         self.finish()
     }
 
-    /// The host code of the stub that calls [`crate::runtime::refill`] and keeps all registers.
+    /// The host code of the stub that translates an address and keeps all registers: from the TLB if it is there (it may well be: code asks also where an
+    /// access has left the page of an earlier one), else by `fill_stub`.
     pub fn refill_stub(&mut self) -> Option<Vec<u8>> {
+        self.stub(|b, [cpu, context, lin, kind]| {
+            let (t, plain) = (types::I64, MemFlagsData::trusted());
+            let [writes, reads, found, missed] = std::array::from_fn(|_| b.create_block());
+            let write = b.ins().band_imm_u(kind, WRITE as i64);
+            b.ins().brif(write, writes, &[], reads, &[]);
+            let mut entry = None;
+            for (block, write) in [(writes, true), (reads, false)] {
+                b.switch_to_block(block);
+                // The length is not known here, so the last byte is left to the comparison below.
+                let (hit, e) = look_up(b, (plain, plain), t, cpu, lin, 1, write);
+                let found_entry = *entry.get_or_insert_with(|| b.append_block_param(found, t));
+                debug_assert_eq!(b.block_params(found), [found_entry]);
+                b.ins().brif(hit, found, &[e.into()], missed, &[]);
+            }
+            let entry = entry?;
+            b.switch_to_block(found);
+            let within = b.create_block();
+            let low = b.ins().band_imm_u(lin, PAGE_MASK as i64);
+            let len = b.ins().band_imm_u(kind, 0xff);
+            let end = b.ins().iadd(low, len);
+            let inside = b.ins().icmp_imm_u(IntCC::UnsignedLessThanOrEqual, end, PAGE_MASK as i64 + 1);
+            b.ins().brif(inside, within, &[], missed, &[]);
+            b.switch_to_block(within);
+            let addend = b.ins().load(t, plain, entry, offset_of!(TlbEntry, addend) as i32);
+            let host = b.ins().iadd(lin, addend);
+            b.ins().store(plain, host, context, offset_of!(Shared, host) as i32);
+            b.ins().return_(&[]);
+            b.switch_to_block(missed);
+            let signature = b.import_signature(stub_signature());
+            let stub = b.ins().load(t, plain, context, offset_of!(Shared, fill_stub) as i32);
+            b.ins().call_indirect(signature, stub, &[cpu, context, lin, kind]);
+            b.ins().return_(&[]);
+            Some(())
+        })
+    }
+
+    /// The host code of the stub that calls [`crate::runtime::refill`] and keeps all registers.
+    pub fn fill_stub(&mut self) -> Option<Vec<u8>> {
+        let mut callee = Signature::new(self.isa.default_call_conv());
+        self.stub(|b, [cpu, context, lin, kind]| {
+            callee.params.extend([AbiParam::new(types::I64); 3]);
+            callee.returns.push(AbiParam::new(types::I64));
+            let callee = b.import_signature(callee);
+            let plain = MemFlagsData::trusted();
+            let function = b.ins().load(types::I64, plain, context, offset_of!(Shared, refill) as i32);
+            let call = b.ins().call_indirect(callee, function, &[cpu, lin, kind]);
+            let host = b.inst_results(call)[0];
+            b.ins().store(plain, host, context, offset_of!(Shared, host) as i32);
+            b.ins().return_(&[]);
+            Some(())
+        })
+    }
+
+    fn stub(
+        &mut self,
+        body: impl FnOnce(&mut FunctionBuilder, [cranelift_codegen::ir::Value; 4]) -> Option<()>,
+    ) -> Option<Vec<u8>> {
         self.context.clear();
         self.context.func = Function::with_name_signature(UserFuncName::default(), stub_signature());
         let mut b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-        let mut callee = Signature::new(self.isa.default_call_conv());
-        callee.params.extend([AbiParam::new(types::I64); 3]);
-        callee.returns.push(AbiParam::new(types::I64));
-        let callee = b.import_signature(callee);
         let entry = b.create_block();
         b.append_block_params_for_function_params(entry);
         b.switch_to_block(entry);
-        b.seal_block(entry);
-        let (cpu, context, lin, kind) = match b.block_params(entry) {
-            &[cpu, context, lin, kind] => (cpu, context, lin, kind),
-            _ => return None,
-        };
-        let plain = MemFlagsData::trusted();
-        let function = b.ins().load(types::I64, plain, context, offset_of!(Shared, refill) as i32);
-        let call = b.ins().call_indirect(callee, function, &[cpu, lin, kind]);
-        let host = b.inst_results(call)[0];
-        b.ins().store(plain, host, context, offset_of!(Shared, host) as i32);
-        b.ins().return_(&[]);
+        let params = b.block_params(entry).try_into().ok()?;
+        body(&mut b, params)?;
+        b.seal_all_blocks();
         b.finalize(self.isa.frontend_config());
         self.finish()
     }

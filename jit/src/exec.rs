@@ -250,7 +250,11 @@ impl Translator<'_> {
     fn stack_value(&mut self, op: &Op, sp: Value) -> Value {
         match op.stack {
             8 => sp,
-            4 => self.b.ins().band_imm_u(sp, 0xffff_ffff),
+            4 => {
+                let cut = self.b.ins().band_imm_u(sp, 0xffff_ffff);
+                self.note_cut(cut, sp);
+                cut
+            }
             _ => self.b.ins().band_imm_u(sp, 0xffff),
         }
     }
@@ -315,8 +319,7 @@ impl<'a> Exec for Translator<'a> {
     fn load<W: Width>(&mut self, op: &Op) -> Result<Value, Stop> {
         let off = self.address(op, None);
         let lin = self.linear(op, off, W::BYTES, false);
-        let host = self.host(lin, W::BYTES, false);
-        Ok(self.load_host(ty::<W>(), host))
+        Ok(self.load_linear(ty::<W>(), lin))
     }
     fn store<W: Width>(&mut self, op: &Op, v: Value) -> Result<(), Stop> {
         if self.unable {
@@ -324,9 +327,8 @@ impl<'a> Exec for Translator<'a> {
         }
         let off = self.address(op, None);
         let lin = self.linear(op, off, W::BYTES, true);
-        let host = self.host(lin, W::BYTES, true);
         let v = self.fit(v, ty::<W>());
-        self.store_host(v, host);
+        self.store_linear(v, lin);
         Ok(())
     }
     fn modify<W: Width>(
@@ -342,8 +344,7 @@ impl<'a> Exec for Translator<'a> {
     fn load_at<W: Width>(&mut self, op: &Op, offset: Value) -> Result<Value, Stop> {
         let off = self.address(op, Some(offset));
         let lin = self.linear(op, off, W::BYTES, false);
-        let host = self.host(lin, W::BYTES, false);
-        Ok(self.load_host(ty::<W>(), host))
+        Ok(self.load_linear(ty::<W>(), lin))
     }
     fn modify_at<W: Width>(
         &mut self,
@@ -360,9 +361,8 @@ impl<'a> Exec for Translator<'a> {
         let sp = self.add_const(sp, -(W::BYTES as i64));
         let at = self.stack_value(op, sp);
         let lin = self.stack_linear(at, W::BYTES);
-        let host = self.host(lin, W::BYTES, true);
         let v = self.fit(v, ty::<W>());
-        self.store_host(v, host);
+        self.store_linear(v, lin);
         self.set_stack(op, sp);
         Ok(())
     }
@@ -370,8 +370,7 @@ impl<'a> Exec for Translator<'a> {
         let sp = self.var(gpr::RSP);
         let at = self.stack_value(op, sp);
         let lin = self.stack_linear(at, W::BYTES);
-        let host = self.host(lin, W::BYTES, false);
-        Ok(self.load_host(ty::<W>(), host))
+        Ok(self.load_linear(ty::<W>(), lin))
     }
     fn drop_stack(&mut self, op: &Op, bytes: u64) {
         let sp = self.var(gpr::RSP);

@@ -4,15 +4,62 @@
 //! executes the instruction. The look-up is four loads and a compare: table, mask, tag, addend.
 use crate::runtime::{Context, WRITE};
 use crate::translate::Translator;
-use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value, condcodes::IntCC, types};
+use cranelift_codegen::ir::{Block, InstBuilder, MemFlagsData, Type, Value, condcodes::IntCC, types};
+use cranelift_frontend::FunctionBuilder;
 use mynah_cpu::op::{CHECKED, Op};
 use mynah_cpu::{Cpu, cpu::SegView, state::gpr, state::seg};
-use mynah_mmu::{PAGE_MASK, Tlb, TlbEntry, TlbView};
+use mynah_mmu::{ENTRY_SHIFT, PAGE_MASK, Tlb, TlbEntry, TlbView};
 use std::mem::{offset_of, size_of};
 
 const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
-const ENTRY_SHIFT: u32 = size_of::<TlbEntry>().trailing_zeros();
-const _: () = assert!(size_of::<TlbEntry>().is_power_of_two());
+
+/// What is known of a linear address: so many bytes behind a value.
+#[derive(Clone, Copy)]
+pub(crate) struct Root {
+    value: Value,
+    offset: i64,
+    wraps: Wraps,
+}
+
+/// Whether a sum was cut to 32 bits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wraps {
+    No,
+    /// A cut sum and something added.
+    NotYet,
+    Yes,
+}
+
+/// An access that the rest of its block may follow: with both addresses known, one at a known distance on the same page needs no look-up.
+pub(crate) struct Seen {
+    root: Root,
+    lin: Value,
+    host: Value,
+    write: bool,
+}
+
+/// Emits the look-up of a linear address in the TLB: a truth value for a hit, and the entry. `flags` are those of the vCPU's state and the TLB.
+pub(crate) fn look_up(
+    b: &mut FunctionBuilder,
+    (state, tlb): (MemFlagsData, MemFlagsData),
+    t: Type,
+    cpu: Value,
+    lin: Value,
+    len: u64,
+    write: bool,
+) -> (Value, Value) {
+    let table = b.ins().load(t, state, cpu, (VIEW + offset_of!(TlbView, table)) as i32);
+    let offset = b.ins().ushr_imm_u(lin, i64::from(ENTRY_SHIFT));
+    let mask = b.ins().load(t, state, cpu, (VIEW + offset_of!(TlbView, mask)) as i32);
+    let offset = b.ins().band(offset, mask);
+    let entry = b.ins().iadd(table, offset);
+    let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
+    let tag = b.ins().load(t, tlb, entry, tag as i32);
+    // The tag is that of the first byte's page, or does not match: it is enough to compare with the last byte's.
+    let last = if len == 1 { lin } else { b.ins().iadd_imm_s(lin, len as i64 - 1) };
+    let want = b.ins().band_imm_s(last, !PAGE_MASK as i64);
+    (b.ins().icmp(IntCC::Equal, tag, want), entry)
+}
 
 impl Translator<'_> {
     /// The effective address of the memory operand, `extra` bytes further if given.
@@ -31,14 +78,35 @@ impl Translator<'_> {
             None => v,
         };
         if op.index != zero {
+            if let Some(base) = sum
+                && let Some(known) = self.known_sum(op, base)
+            {
+                let sum = self.add_const(known, op.disp as i64);
+                return self.finish_address(op, sum, extra);
+            }
             let i = self.var(usize::from(op.index) & 15);
             let i = if op.scale & 3 != 0 { self.b.ins().ishl_imm_u(i, i64::from(op.scale & 3)) } else { i };
-            sum = Some(add(self, sum, i));
+            let total = add(self, sum, i);
+            if let Some(base) = sum {
+                let index = self.var(usize::from(op.index) & 15);
+                self.sums.insert((base, index, op.scale & 3), total);
+            }
+            sum = Some(total);
         }
         let sum = match sum {
             Some(s) => self.add_const(s, op.disp as i64),
             None => self.b.ins().iconst(types::I64, op.disp as i64),
         };
+        self.finish_address(op, sum, extra)
+    }
+
+    /// The sum of a base and an index that was computed before in this block.
+    fn known_sum(&mut self, op: &Op, base: Value) -> Option<Value> {
+        let index = self.var(usize::from(op.index) & 15);
+        self.sums.get(&(base, index, op.scale & 3)).copied()
+    }
+
+    fn finish_address(&mut self, op: &Op, sum: Value, extra: Option<Value>) -> Value {
         let sum = self.wrap_offset(op, sum);
         match extra {
             Some(x) => {
@@ -52,8 +120,20 @@ impl Translator<'_> {
     fn wrap_offset(&mut self, op: &Op, v: Value) -> Value {
         match op.ashift & 63 {
             0 => v,
-            n => self.b.ins().band_imm_u(v, (u64::MAX >> n) as i64),
+            n => {
+                let cut = self.b.ins().band_imm_u(v, (u64::MAX >> n) as i64);
+                if n == 32 {
+                    self.note_cut(cut, v);
+                }
+                cut
+            }
         }
+    }
+
+    /// Takes note that `cut` is `v` cut to 32 bits.
+    pub(crate) fn note_cut(&mut self, cut: Value, v: Value) {
+        let r = self.root(v);
+        self.roots.insert(cut, Root { wraps: Wraps::Yes, ..r });
     }
 
     /// The linear address of `len` bytes at an offset in the operand's segment.
@@ -63,8 +143,31 @@ impl Translator<'_> {
             if s < seg::FS {
                 return offset; // 64-bit, or flat: the base is 0
             }
-            let base = self.segment(s, offset_of!(SegView, base));
-            return self.b.ins().iadd(base, offset);
+            let base = match self.bases[s] {
+                Some(v) => v,
+                None => self.segment(s, offset_of!(SegView, base)),
+            };
+            self.bases[s] = Some(base);
+            return match self.constant(offset) {
+                Some(n) => self.add_const(base, n as i64),
+                None => {
+                    // So many bytes from what the rest comes to.
+                    let r = self.root(offset);
+                    if r.offset == 0 || r.wraps != Wraps::No {
+                        self.b.ins().iadd(base, offset)
+                    } else {
+                        let sum = match self.sums.get(&(base, r.value, 0)) {
+                            Some(&sum) => sum,
+                            None => {
+                                let sum = self.b.ins().iadd(base, r.value);
+                                self.sums.insert((base, r.value, 0), sum);
+                                sum
+                            }
+                        };
+                        self.add_const(sum, r.offset)
+                    }
+                }
+            };
         }
         let (lo, hi) = if write {
             (offset_of!(SegView, write_lo), offset_of!(SegView, write_hi))
@@ -99,54 +202,157 @@ impl Translator<'_> {
         self.b.ins().load(types::I64, self.access.state, self.cpu, at)
     }
 
-    /// The host address of `len` bytes at a linear address, translated; leaves the region if the access is not a plain one.
-    pub(crate) fn host(&mut self, lin: Value, len: u64, write: bool) -> Value {
-        let t = types::I64;
-        let a = self.access;
-        let table = self.b.ins().load(t, a.state, self.cpu, (VIEW + offset_of!(TlbView, table)) as i32);
-        let mask = self.b.ins().load(t, a.state, self.cpu, (VIEW + offset_of!(TlbView, mask)) as i32);
-        let page = self.b.ins().ushr_imm_u(lin, 12);
-        let index = self.b.ins().band(page, mask);
-        let index = self.b.ins().ishl_imm_u(index, i64::from(ENTRY_SHIFT));
-        let entry = self.b.ins().iadd(table, index);
-        let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
-        let tag = self.b.ins().load(t, a.tlb, entry, tag as i32);
-        let last = self.add_const(lin, len as i64 - 1);
-        let want = self.b.ins().band_imm_s(last, !PAGE_MASK as i64);
-        let hit = self.b.ins().icmp(IntCC::Equal, tag, want);
+    /// Looks a linear address up in the TLB's current table: a truth value for a hit, and the entry.
+    fn look_up(&mut self, lin: Value, len: u64, write: bool) -> (Value, Value) {
+        let (t, a, cpu) = (types::I64, self.access, self.cpu);
+        look_up(&mut self.b, (a.state, a.tlb), t, cpu, lin, len, write)
+    }
 
-        let found = self.b.create_block();
-        let missed = self.b.create_block();
-        let on = self.b.create_block();
-        let host = self.b.append_block_param(on, t);
-        let out = self.interpret_here();
-        self.b.set_cold_block(missed);
-        self.b.ins().brif(hit, found, &[], missed, &[]);
-
-        self.b.switch_to_block(missed);
-        self.b.seal_block(missed);
+    /// Calls the stub that translates a linear address; returns the host address, or leaves the region if the access is not a plain one.
+    fn ask(&mut self, lin: Value, len: u64, write: bool, out: Block) -> Value {
+        let (t, a) = (types::I64, self.access);
         let stub = self.b.ins().load(t, a.fixed, self.context, offset_of!(Context, refill_stub) as i32);
         let kind = self.b.ins().iconst(t, (len | if write { WRITE } else { 0 }) as i64);
         self.b.ins().call_indirect(self.stub_sig, stub, &[self.cpu, self.context, lin, kind]);
         let answer = self.b.ins().load(t, a.context, self.context, offset_of!(Context, host) as i32);
-        self.b.ins().brif(answer, on, &[answer.into()], out, &[]);
+        let on = self.b.create_block();
+        self.b.ins().brif(answer, on, &[], out, &[]);
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+        answer
+    }
 
+    /// What a linear address is made of, as far as it is known.
+    fn root(&self, v: Value) -> Root {
+        self.roots.get(&v).copied().unwrap_or(Root { value: v, offset: 0, wraps: Wraps::No })
+    }
+
+    /// Takes note that `v` is `of` and so many bytes.
+    pub(crate) fn note_sum(&mut self, v: Value, of: Value, n: i64) {
+        let r = self.root(of);
+        let wraps = if r.wraps == Wraps::No { Wraps::No } else { Wraps::NotYet };
+        self.roots.insert(v, Root { value: r.value, offset: r.offset.wrapping_add(n), wraps });
+    }
+
+    /// An access to the page that an earlier one in this block went to, at a known distance from it.
+    fn seen_near(&self, lin: Value, write: bool) -> Option<(Value, Value, i64)> {
+        let r = self.root(lin);
+        if r.wraps == Wraps::NotYet {
+            return None;
+        }
+        let near = self.seen.iter().rev().find(|s| s.root.value == r.value && s.root.wraps == r.wraps)?;
+        let distance = r.offset.wrapping_sub(near.root.offset);
+        (distance.unsigned_abs() < PAGE_MASK && (near.write || !write))
+            .then_some((near.lin, near.host, distance))
+    }
+
+    fn note_seen(&mut self, lin: Value, host: Value, write: bool) {
+        let root = self.root(lin);
+        if root.wraps == Wraps::NotYet {
+            return;
+        }
+        self.seen.retain(|s| s.root.value != root.value || s.root.wraps != root.wraps);
+        self.seen.push(Seen { root, lin, host, write });
+    }
+
+    /// Tests an access for lying on the page of an earlier one; in the builder's new current block it does, in the other one not.
+    fn test_near(&mut self, lin: Value, distance: i64, len: u64) -> Block {
+        let low = self.b.ins().band_imm_u(lin, PAGE_MASK as i64);
+        let low = self.add_const(low, distance);
+        let hit = self.b.ins().icmp_imm_u(IntCC::UnsignedLessThanOrEqual, low, (PAGE_MASK + 1 - len) as i64);
+        self.fork(hit)
+    }
+
+    /// Goes on where `hit` holds; returns the cold block where it does not.
+    fn fork(&mut self, hit: Value) -> Block {
+        let found = self.b.create_block();
+        let missed = self.b.create_block();
+        self.b.set_cold_block(missed);
+        self.b.ins().brif(hit, found, &[], missed, &[]);
         self.b.switch_to_block(found);
         self.b.seal_block(found);
-        let addend = self.b.ins().load(t, a.tlb, entry, offset_of!(TlbEntry, addend) as i32);
-        let address = self.b.ins().iadd(lin, addend);
-        self.b.ins().jump(on, &[address.into()]);
+        self.b.seal_block(missed);
+        missed
+    }
 
+    /// The host address of `len` bytes at a linear address, translated; leaves the region if the access is not a plain one.
+    pub(crate) fn host(&mut self, lin: Value, len: u64, write: bool) -> Value {
+        let out = self.interpret_here();
+        let on = self.b.create_block();
+        let host = self.b.append_block_param(on, types::I64);
+        let (missed, address) = match self.seen_near(lin, write) {
+            Some((first, host, distance)) => {
+                let missed = self.test_near(first, distance, len);
+                (missed, self.b.ins().iadd_imm_s(host, distance))
+            }
+            None => {
+                let (hit, entry) = self.look_up(lin, len, write);
+                let missed = self.fork(hit);
+                let at = offset_of!(TlbEntry, addend) as i32;
+                let addend = self.b.ins().load(types::I64, self.access.tlb, entry, at);
+                self.note_seen(lin, host, write);
+                (missed, self.b.ins().iadd(lin, addend))
+            }
+        };
+        self.b.ins().jump(on, &[address.into()]);
+        self.b.switch_to_block(missed);
+        let answer = self.ask(lin, len, write, out);
+        self.b.ins().jump(on, &[answer.into()]);
         self.b.switch_to_block(on);
         self.b.seal_block(on);
         host
     }
 
-    pub(crate) fn load_host(&mut self, ty: Type, host: Value) -> Value {
+    /// Loads from a linear address.
+    pub(crate) fn load_linear(&mut self, ty: Type, lin: Value) -> Value {
+        let len = u64::from(ty.bytes());
+        let guest = self.access.guest;
+        let Some((first, host, distance)) = self.seen_near(lin, false) else {
+            let host = self.host(lin, len, false);
+            return self.b.ins().load(ty, guest, host, 0);
+        };
+        let out = self.interpret_here();
+        let on = self.b.create_block();
+        let value = self.b.append_block_param(on, ty);
+        let missed = self.test_near(first, distance, len);
+        let v = self.b.ins().load(ty, guest, host, distance as i32);
+        self.b.ins().jump(on, &[v.into()]);
+        self.b.switch_to_block(missed);
+        let answer = self.ask(lin, len, false, out);
+        let v = self.b.ins().load(ty, guest, answer, 0);
+        self.b.ins().jump(on, &[v.into()]);
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+        value
+    }
+
+    /// Stores to a linear address.
+    pub(crate) fn store_linear(&mut self, v: Value, lin: Value) {
+        let len = u64::from(self.type_of(v).bytes());
+        let guest = self.access.guest;
+        let Some((first, host, distance)) = self.seen_near(lin, true) else {
+            let host = self.host(lin, len, true);
+            self.b.ins().store(guest, v, host, 0);
+            return;
+        };
+        let out = self.interpret_here();
+        let on = self.b.create_block();
+        let missed = self.test_near(first, distance, len);
+        self.b.ins().store(guest, v, host, distance as i32);
+        self.b.ins().jump(on, &[]);
+        self.b.switch_to_block(missed);
+        let answer = self.ask(lin, len, true, out);
+        self.b.ins().store(guest, v, answer, 0);
+        self.b.ins().jump(on, &[]);
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+    }
+
+    fn load_host(&mut self, ty: Type, host: Value) -> Value {
         self.b.ins().load(ty, self.access.guest, host, 0)
     }
 
-    pub(crate) fn store_host(&mut self, v: Value, host: Value) {
+    fn store_host(&mut self, v: Value, host: Value) {
         self.b.ins().store(self.access.guest, v, host, 0);
     }
 

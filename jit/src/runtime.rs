@@ -40,8 +40,10 @@ impl Left {
 /// What code is entered with besides the vCPU. One per engine; generated code addresses the fields by offset.
 #[repr(C)]
 pub(crate) struct Context {
-    /// The stub that calls [`refill`] and keeps all registers; it leaves the answer in `host`.
+    /// The stub that finds an address in the TLB, or by `fill_stub`, and keeps all registers; it leaves the answer in `host`.
     pub refill_stub: *const u8,
+    /// The stub that calls [`refill`].
+    pub fill_stub: *const u8,
     /// Where a region goes that leaves for an address: the stub that looks for other code there.
     pub chain_stub: *const u8,
     /// [`refill`].
@@ -69,6 +71,7 @@ impl Context {
         let enter = place(compiler.enter_stub(), "entry")?;
         let context = Self {
             refill_stub: place(compiler.refill_stub(), "refill")?,
+            fill_stub: place(compiler.fill_stub(), "fill")?,
             chain_stub: place(compiler.chain_stub(), "chain")?,
             refill,
             run_op,

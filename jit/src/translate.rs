@@ -6,6 +6,7 @@
 //! with the state as that found it, and the interpreter executes it: so generated code raises no faults and has none of their details in it.
 //!
 //! [`Translator`] here has the variables, exits and calls; [`crate::exec`] the operations, [`crate::memory`] the accesses, [`crate::vector`] vectors.
+use crate::memory::{Root, Seen};
 use crate::region::{Plan, VARS};
 use crate::runtime::{Context, Left};
 use cranelift_codegen::ir::{
@@ -15,6 +16,7 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, Variable};
 use mynah_cpu::{Cpu, Op, State, Stop, state::gpr};
+use std::collections::HashMap;
 use std::mem::offset_of;
 
 /// Number of the variable of `State::res`; registers have their own numbers.
@@ -144,6 +146,16 @@ pub struct Translator<'a> {
     /// Where this op leaves if the interpreter must execute it.
     here: Option<Block>,
     pending: Vec<PendingExit>,
+    /// What values were made of by adding constants.
+    pub(crate) roots: HashMap<Value, Root>,
+    /// Accesses of this block since the last call.
+    pub(crate) seen: Vec<Seen>,
+    /// Sums of two values (the second shifted) in this block.
+    pub(crate) sums: HashMap<(Value, Value, u8), Value>,
+    /// Bases of segments that this block has loaded since the last call.
+    pub(crate) bases: [Option<Value>; 8],
+    /// SSE instructions were seen to be allowed in this block since the last call.
+    pub(crate) sse_allowed: bool,
     /// A jump target that has been checked in this op.
     pub(crate) checked: Option<Value>,
     /// The op cannot be emitted: its interpreter's handler is to be called.
@@ -194,6 +206,11 @@ impl<'a> Translator<'a> {
             recent: Recent::Nothing,
             here: None,
             pending: Vec::new(),
+            roots: HashMap::new(),
+            seen: Vec::new(),
+            sums: HashMap::new(),
+            bases: [None; 8],
+            sse_allowed: false,
             checked: None,
             unable: false,
             failed: false,
@@ -213,6 +230,8 @@ impl<'a> Translator<'a> {
             self.dirty = p.dirty_in;
             self.valid = p.live_in | p.dirty_in;
             self.recent = Recent::Nothing;
+            self.sums.clear();
+            self.forget_seen();
             if p.is_head {
                 self.emit_event_test();
             }
@@ -284,6 +303,13 @@ impl<'a> Translator<'a> {
         }
         self.valid = set;
         self.dirty = 0;
+    }
+
+    /// What was true of memory and modes may no longer be.
+    fn forget_seen(&mut self) {
+        self.seen.clear();
+        self.bases = [None; 8];
+        self.sse_allowed = false;
     }
 
     fn write_back(&mut self, dirty: u32) {
@@ -475,13 +501,19 @@ impl<'a> Translator<'a> {
         self.b.ins().return_(&[status]);
         self.b.switch_to_block(on);
         self.b.seal_block(on);
+        self.forget_seen();
         self.reload(self.plan.live_after[number]);
     }
 
     // ---- small things ------------------------------------------------------------------------------------------------------
 
     pub(crate) fn add_const(&mut self, v: Value, n: i64) -> Value {
-        if n == 0 { v } else { self.b.ins().iadd_imm_s(v, n) }
+        if n == 0 {
+            return v;
+        }
+        let sum = self.b.ins().iadd_imm_s(v, n);
+        self.note_sum(sum, v, n);
+        sum
     }
 
     /// The constant that a value is.

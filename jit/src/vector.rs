@@ -97,6 +97,10 @@ impl VecExec for Translator<'_> {
     type Vec = Value;
 
     fn sse_check(&mut self) -> Result<(), Stop> {
+        if self.sse_allowed {
+            return Ok(());
+        }
+        self.sse_allowed = true;
         let at = offset_of!(Cpu, sse_trap) as i32;
         let trap = self.b.ins().load(types::I8, self.access.state, self.cpu, at);
         self.bail_if(trap);
@@ -130,17 +134,15 @@ impl VecExec for Translator<'_> {
     }
     fn load_vec(&mut self, op: &Op, aligned: bool) -> Result<Value, Stop> {
         let lin = self.vector_linear(op, aligned, false);
-        let host = self.host(lin, 16, false);
-        Ok(self.load_host(types::I8X16, host))
+        Ok(self.load_linear(types::I8X16, lin))
     }
     fn store_vec(&mut self, op: &Op, v: Value, aligned: bool) -> Result<(), Stop> {
         if self.unable {
             return Err(Stop::Again);
         }
         let lin = self.vector_linear(op, aligned, true);
-        let host = self.host(lin, 16, true);
         let v = self.as_lanes(v, types::I8X16);
-        self.store_host(v, host);
+        self.store_linear(v, lin);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What a TLB keeps and what it forgets.
 
-use mynah_mmu::{Mode, NEVER, Tlb, TlbEntry};
+use mynah_mmu::{ENTRY_SHIFT, Mode, NEVER, Tlb, TlbEntry};
 
 const ALL_MODES: [Mode; 3] = [Mode::User, Mode::Super, Mode::SuperAc];
 
@@ -44,8 +44,8 @@ fn modes_have_tables_of_their_own_and_the_view_follows() {
         fill(&mut tlb, mode, 0x5123, false);
         assert_eq!(tlb.entry(0x5fff).read, 0x5000);
         // What generated code does with the view.
-        // SAFETY: the view names `mask + 1` entries.
-        let e = unsafe { tlb.view.table.add((0x5 & tlb.view.mask) as usize).read() };
+        // SAFETY: the view names a table whose last entry is `mask` bytes behind its first.
+        let e = unsafe { tlb.view.table.byte_add(((0x5123 >> ENTRY_SHIFT) & tlb.view.mask) as usize).read() };
         assert_eq!(e.addend.wrapping_add(0x5123), 0x7000_5123);
     }
     for mode in ALL_MODES {
@@ -226,7 +226,8 @@ fn invlpg_inside_a_large_page_flushes_all_of_it() {
 fn tables_grow_under_pressure_and_keep_their_entries() {
     let mut tlb = Tlb::new();
     tlb.select(Mode::User);
-    let start = tlb.view.mask + 1;
+    let entries = |tlb: &Tlb| tlb.view.mask / size_of::<TlbEntry>() as u64 + 1;
+    let start = entries(&tlb);
     let pages = 10_000;
     for _ in 0..40 {
         for page in 0..pages {
@@ -234,14 +235,14 @@ fn tables_grow_under_pressure_and_keep_their_entries() {
         }
     }
     assert!(start <= 1024);
-    assert_eq!(tlb.view.mask + 1, 16384);
+    assert_eq!(entries(&tlb), 16384);
     for page in 0..pages {
         let e = tlb.entry(page << 12);
         assert_eq!((e.read, e.addend.wrapping_add(page << 12)), (page << 12, page << 24));
     }
     // Other tables are as small as before.
     tlb.select(Mode::Super);
-    assert_eq!(tlb.view.mask + 1, start);
+    assert_eq!(entries(&tlb), start);
     tlb.select(Mode::User);
     // And a flush finds all of them, through whatever growth did to the lists.
     tlb.switch_space(0, false);
@@ -263,7 +264,7 @@ fn growth_keeps_globals_global_and_large_pages_large() {
         }
     }
     tlb.select(Mode::User);
-    assert!(tlb.view.mask > 1023);
+    assert!(tlb.view.mask / size_of::<TlbEntry>() as u64 > 1023);
     tlb.flush_page(large + 0x1f_f000);
     assert!(!hits(&tlb, Mode::User, large));
     tlb.switch_space(0, false);

@@ -133,7 +133,7 @@ impl Table {
     /// What generated code sees of the table.
     #[inline(always)]
     pub fn view(&self) -> (*mut TlbEntry, u64) {
-        (self.entries, self.mask)
+        (self.entries, self.mask * size_of::<TlbEntry>() as u64)
     }
 
     /// Number of slots.
