@@ -123,8 +123,6 @@ pub struct Translator<'a> {
     pub(crate) b: FunctionBuilder<'a>,
     plan: &'a Plan,
     vars: [Variable; VARS],
-    /// Instructions executed in blocks that are complete.
-    count: Variable,
     pub(crate) access: Access,
     pub(crate) cpu: Value,
     pub(crate) context: Value,
@@ -135,6 +133,8 @@ pub struct Translator<'a> {
     chain_sig: SigRef,
     pub(crate) stub_sig: SigRef,
     blocks: Vec<Block>,
+    /// Where blocks that are led back to are entered from before them.
+    outsides: Vec<Option<Block>>,
     /// Variables that differ, or may differ, from the state in memory.
     dirty: u32,
     /// Variables that have a value.
@@ -175,21 +175,17 @@ impl<'a> Translator<'a> {
         let params = b.block_params(entry);
         let (cpu, context, ops, rip) = (params[0], params[1], params[2], params[3]);
         let vars = std::array::from_fn(|_| b.declare_var(types::I64));
-        let count = b.declare_var(types::I64);
         let mut sig = Signature::new(isa.default_call_conv());
         sig.params.extend([AbiParam::new(types::I64); 2]);
         sig.returns.push(AbiParam::new(types::I32));
         let op_sig = b.import_signature(sig);
         let stub_sig = b.import_signature(stub_signature());
         let chain_sig = b.import_signature(chain_signature());
-        let zero = b.ins().iconst(types::I64, 0);
-        b.def_var(count, zero);
         let blocks: Vec<Block> = plan.blocks.iter().map(|_| b.create_block()).collect();
         let mut t = Self {
             b,
             plan,
             vars,
-            count,
             access,
             cpu,
             context,
@@ -198,6 +194,7 @@ impl<'a> Translator<'a> {
             op_sig,
             chain_sig,
             stub_sig,
+            outsides: vec![None; blocks.len()],
             blocks,
             dirty: 0,
             valid: 0,
@@ -246,6 +243,12 @@ impl<'a> Translator<'a> {
                 return false;
             }
             self.fill_exits();
+        }
+        for (outside, inside) in std::mem::take(&mut self.outsides).into_iter().zip(self.blocks.clone()) {
+            if let Some(block) = outside {
+                self.b.switch_to_block(block);
+                self.b.ins().jump(inside, &[]);
+            }
         }
         self.b.seal_all_blocks();
         self.b.finalize(isa.frontend_config());
@@ -394,11 +397,12 @@ impl<'a> Translator<'a> {
 
     /// Adds what was executed to the vCPU's count.
     fn add_count(&mut self, done: u64) {
-        let v = self.b.use_var(self.count);
-        let v = self.add_const(v, done as i64);
+        if done == 0 {
+            return;
+        }
         let at = offset_of!(Cpu, icount) as i32;
         let old = self.b.ins().load(types::I64, self.access.state, self.cpu, at);
-        let new = self.b.ins().iadd(old, v);
+        let new = self.b.ins().iadd_imm_s(old, done as i64);
         self.b.ins().store(self.access.state, new, self.cpu, at);
     }
 
@@ -429,14 +433,11 @@ impl<'a> Translator<'a> {
             tracing::debug!(delta, "the plan's sets do not fit at an edge");
             self.failed = true;
         }
+        if n > self.at && to.is_head {
+            // Into a loop: what is taken out of it has a place of its own, which is not in another loop.
+            return *self.outsides[n].get_or_insert_with(|| self.b.create_block());
+        }
         self.blocks[n]
-    }
-
-    /// Counts the whole block as executed: before an edge to another block of the region.
-    fn count_block(&mut self, done: u64) {
-        let v = self.b.use_var(self.count);
-        let v = self.add_const(v, done as i64);
-        self.b.def_var(self.count, v);
     }
 
     /// Instructions executed when the current op has been.
@@ -446,21 +447,21 @@ impl<'a> Translator<'a> {
 
     /// Goes to a place at a distance from the entry; `own` is 1 if the current op counts as executed.
     pub(crate) fn go_to(&mut self, delta: i64, own: u64) {
-        self.count_block(self.index as u64 + own);
+        self.add_count(self.index as u64 + own);
         let to = self.way_to(delta, 0);
         self.b.ins().jump(to, &[]);
     }
 
     /// Goes to one of two places.
     pub(crate) fn branch_to(&mut self, x: Value, taken: i64, other: i64) {
-        self.count_block(self.done());
+        self.add_count(self.done());
         let (a, b) = (self.way_to(taken, 0), self.way_to(other, 0));
         self.b.ins().brif(x, a, &[], b, &[]);
     }
 
     /// Leaves the region for the address `rip`, or goes on in it if that is one of `sites`.
     pub(crate) fn leave_to(&mut self, rip: Value, sites: &[i64]) {
-        self.count_block(self.done());
+        self.add_count(self.done());
         for &s in sites.iter().filter(|&&s| self.plan.find(s).is_some()).take(4).collect::<Vec<_>>() {
             let there = self.rip_at(s);
             let same = self.b.ins().icmp(IntCC::Equal, rip, there);
