@@ -14,6 +14,16 @@ use mynah_cpu::{Cpu, CpuModel};
 use mynah_mmu::{Tlb, TlbView};
 use std::mem::{offset_of, size_of};
 
+/// How much Cranelift optimises (its `opt_level`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Optimize {
+    /// Not at all.
+    None,
+    /// For speed.
+    #[default]
+    Speed,
+}
+
 /// A compiler with its buffers.
 pub(crate) struct Compiler {
     isa: OwnedTargetIsa,
@@ -26,10 +36,14 @@ pub(crate) struct Compiler {
 
 impl Compiler {
     /// A compiler for this host; an error says why there is none.
-    pub fn new() -> Result<Self, String> {
+    pub fn new(optimize: Optimize) -> Result<Self, String> {
         let mut flags = settings::builder();
+        let level = match optimize {
+            Optimize::None => "none",
+            Optimize::Speed => "speed",
+        };
         let options = [
-            ("opt_level", "speed"),
+            ("opt_level", level),
             ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
         ];
         for (name, value) in options.into_iter().chain([

@@ -101,7 +101,7 @@ impl Engine {
         if !cfg!(target_arch = "x86_64") {
             return Err("the guest's memory order is not yet kept on this host".into());
         }
-        let mut compiler = Compiler::new()?;
+        let mut compiler = Compiler::new(tier::Optimize::Speed)?;
         let mut memory = CodeMemory::new(CODE).map_err(|e| format!("no executable memory: {e}"))?;
         let (context, enter) = Context::new(&mut compiler, &mut memory, std::ptr::null())?;
         Ok(Self {
