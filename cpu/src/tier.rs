@@ -117,6 +117,10 @@ pub(crate) fn count(cpu: &mut Cpu, op: &Op) -> *const Op {
             t.hot(cpu, phys, key);
             cpu.tier = Some(t);
         }
+        if tier.code.get().is_some() {
+            // It was compiled at once.
+            return run_code(cpu, op);
+        }
     }
     first(cpu, op)
 }
