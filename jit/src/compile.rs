@@ -8,7 +8,6 @@ use cranelift_codegen::ir::{AbiParam, Function, InstBuilder, MemFlagsData, Signa
 use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
-use iced_x86::InstructionInfoFactory;
 use mynah_cpu::tier::{CODE_JUMPS, CodeJump, LEFT_NEXT};
 use mynah_cpu::{Cpu, CpuModel};
 use mynah_mmu::{Tlb, TlbView};
@@ -30,8 +29,6 @@ pub(crate) struct Compiler {
     context: cranelift_codegen::Context,
     builder: FunctionBuilderContext,
     plane: ControlPlane,
-    /// For [`Plan::new`].
-    pub info: InstructionInfoFactory,
 }
 
 impl Compiler {
@@ -61,7 +58,6 @@ impl Compiler {
             context: cranelift_codegen::Context::new(),
             builder: FunctionBuilderContext::new(),
             plane: ControlPlane::default(),
-            info: InstructionInfoFactory::new(),
         })
     }
 
