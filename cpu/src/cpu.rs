@@ -135,6 +135,8 @@ pub struct Cpu {
     pub(crate) hot_after: u32,
     /// Compiled code has left the instruction at RIP to the interpreter.
     pub(crate) interpret_next: bool,
+    /// How often compiled code was left, by what it said of why ([`crate::tier::Enter`]).
+    pub left: [u64; 8],
     /// This is the only vCPU of the machine.
     pub sole: bool,
     /// A handler has left a fault in `fault` for the dispatcher.
@@ -192,6 +194,7 @@ impl Cpu {
             tier: None,
             hot_after: u32::MAX,
             interpret_next: false,
+            left: [0; 8],
             sole: true,
             faulted: false,
             from: (std::ptr::null(), 0),

@@ -117,6 +117,10 @@ pub(crate) fn count(cpu: &mut Cpu, op: &Op) -> *const Op {
             t.hot(cpu, phys, key);
             cpu.tier = Some(t);
         }
+        if tier.code.get().is_some() {
+            // It was compiled at once.
+            return run_code(cpu, op);
+        }
     }
     first(cpu, op)
 }
@@ -137,6 +141,7 @@ fn run_code(cpu: &mut Cpu, _: &Op) -> *const Op {
         // SAFETY: installed code is kept until it is uninstalled on this thread, which does not happen while it runs; it accesses the
         // vCPU through this reference alone. The table of code that it goes on to names installed code only.
         let left = unsafe { (code.enter)(cpu, code.context, code.ops, rip, code.code) };
+        cpu.left[left as usize & 7] += 1;
         if left != LEFT_NEXT {
             cpu.interpret_next = left == LEFT_INTERPRET;
             return std::ptr::null();

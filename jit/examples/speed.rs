@@ -6,7 +6,8 @@ mod common;
 
 use common::*;
 use iced_x86::code_asm::*;
-use mynah_jit::Engine;
+use mynah_jit::tier::Translating;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 type Program = fn(&mut CodeAssembler) -> Result<(), IcedError>;
@@ -84,12 +85,15 @@ fn main() {
         let t = Instant::now();
         plain.run();
         let interpreted = plain.icount as f64 / t.elapsed().as_secs_f64() / 1e6;
-        let mut engine = Engine::new().expect("an engine");
+        let tier = Translating::at_once(fast.model.clone(), fast.events.clone()).expect("a translator");
+        let counters = tier.counters();
+        fast.set_tier(Box::new(tier), 50);
         let t = Instant::now();
-        engine.run(&mut fast);
+        fast.run();
         let translated = fast.icount as f64 / t.elapsed().as_secs_f64() / 1e6;
         assert!(plain.state == fast.state, "{name}: different results");
-        let (ops, bytes) = engine.regions().fold((0, 0), |(o, b), r| (o + r.instructions, b + r.size));
+        let (ops, bytes) =
+            (counters.instructions.load(Ordering::Relaxed), counters.bytes.load(Ordering::Relaxed));
         println!(
             "{name:8} {interpreted:>7.0} MIPS {translated:>7.0} MIPS {:>6.1}x {ops:>10} {bytes:>10}",
             translated / interpreted

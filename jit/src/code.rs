@@ -4,7 +4,7 @@
 //! both and no protection changes while other threads may execute. Code is put into a segment one piece after the other; when as many segments are full as the
 //! budget allows, the oldest one is taken with all the regions in it.
 use memmap2::{Mmap, MmapMut, MmapOptions};
-use mynah_cpu::{Cpu, Op};
+use mynah_cpu::Cpu;
 use std::fs::File;
 use std::io;
 
@@ -32,37 +32,6 @@ impl Part {
             cpu.mem.read(self.phys, now);
             *now == *self.bytes
         }
-    }
-}
-
-/// A compiled region.
-pub struct CompiledRegion {
-    pub(crate) code: *const u8,
-    /// Copies of the ops that the code calls the interpreter for.
-    pub(crate) ops: Box<[Op]>,
-    pub(crate) parts: Box<[Part]>,
-    pub(crate) segment: usize,
-    /// The last [`Cpu::code_epoch`] at which the parts were seen to hold.
-    pub(crate) epoch: u64,
-    /// Guest physical address of the entry.
-    pub phys: u64,
-    /// Mode key of the blocks.
-    pub key: u32,
-    /// Bytes of host code.
-    pub size: usize,
-    /// Guest instructions.
-    pub instructions: usize,
-}
-
-impl CompiledRegion {
-    /// Whether the guest's bytes and the decoded blocks are still those that the region was made of.
-    pub(crate) fn holds(&self, cpu: &Cpu) -> bool {
-        self.parts.iter().all(|p| p.holds(cpu, self.key))
-    }
-
-    /// Blocks in the region.
-    pub fn blocks(&self) -> usize {
-        self.parts.len()
     }
 }
 
@@ -149,10 +118,5 @@ impl CodeMemory {
         s.write[at..at + code.len()].copy_from_slice(code);
         s.used = (at + code.len()).next_multiple_of(ALIGN);
         Some(Placed { address: s.execute[at..].as_ptr(), segment, evicted })
-    }
-
-    /// Bytes in use.
-    pub fn used(&self) -> usize {
-        self.segments.iter().map(|s| s.used).sum()
     }
 }

@@ -9,11 +9,20 @@ use cranelift_codegen::ir::{AbiParam, Function, InstBuilder, MemFlagsData, Signa
 use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
-use iced_x86::InstructionInfoFactory;
 use mynah_cpu::tier::{CODE_JUMPS, CodeJump, LEFT_NEXT};
 use mynah_cpu::{Cpu, CpuModel};
 use mynah_mmu::{PAGE_MASK, Tlb, TlbEntry, TlbView};
 use std::mem::{offset_of, size_of};
+
+/// How much Cranelift optimises (its `opt_level`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Optimize {
+    /// Not at all.
+    None,
+    /// For speed.
+    #[default]
+    Speed,
+}
 
 /// A compiler with its buffers.
 pub(crate) struct Compiler {
@@ -21,16 +30,18 @@ pub(crate) struct Compiler {
     context: cranelift_codegen::Context,
     builder: FunctionBuilderContext,
     plane: ControlPlane,
-    /// For [`Plan::new`].
-    pub info: InstructionInfoFactory,
 }
 
 impl Compiler {
     /// A compiler for this host; an error says why there is none.
-    pub fn new() -> Result<Self, String> {
+    pub fn new(optimize: Optimize) -> Result<Self, String> {
         let mut flags = settings::builder();
+        let level = match optimize {
+            Optimize::None => "none",
+            Optimize::Speed => "speed",
+        };
         let options = [
-            ("opt_level", "speed"),
+            ("opt_level", level),
             ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
         ];
         for (name, value) in options.into_iter().chain([
@@ -48,7 +59,6 @@ impl Compiler {
             context: cranelift_codegen::Context::new(),
             builder: FunctionBuilderContext::new(),
             plane: ControlPlane::default(),
-            info: InstructionInfoFactory::new(),
         })
     }
 

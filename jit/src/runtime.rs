@@ -24,19 +24,6 @@ pub enum Left {
     Code = 5,
 }
 
-impl Left {
-    /// From what a region returns.
-    pub(crate) fn from_raw(v: u32) -> Self {
-        match v {
-            1 => Self::Next,
-            2 => Self::Event,
-            3 => Self::Interpret,
-            5 => Self::Code,
-            _ => Self::Stopped,
-        }
-    }
-}
-
 /// What code is entered with besides the vCPU. One per engine; generated code addresses the fields by offset.
 #[repr(C)]
 pub(crate) struct Context {

@@ -8,6 +8,7 @@
 //! may have died meanwhile: [`mynah_cpu::Cpu::install`] takes it only if all of them are there, and their bytes are compared.
 use crate::code::{CodeMemory, Part};
 use crate::compile::Compiler;
+pub use crate::compile::Optimize;
 use crate::region::Plan;
 use crate::runtime::Context;
 use iced_x86::InstructionInfoFactory;
@@ -105,7 +106,7 @@ unsafe impl Send for Translating {}
 impl Translating {
     /// A tier for a vCPU of `model` that compiles in the background; an error says why this host has none.
     pub fn new(model: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
-        let (compiler, mut tier) = Self::prepare(&events)?;
+        let (compiler, mut tier) = Self::prepare(&events, Optimize::Speed)?;
         let (shared, counters) = (tier.shared.clone(), tier.counters.clone());
         let thread = std::thread::Builder::new()
             .name("mynah-jit".into())
@@ -116,17 +117,22 @@ impl Translating {
     }
 
     /// A tier that compiles a hot block before it goes on: for tests, where what runs compiled must not depend on time.
-    pub fn at_once(_: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
-        let (compiler, mut tier) = Self::prepare(&events)?;
+    pub fn at_once(model: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
+        Self::at_once_with(model, events, Optimize::Speed)
+    }
+
+    /// As [`Self::at_once`], with a choice of how much is optimised.
+    pub fn at_once_with(_: Arc<CpuModel>, events: Arc<Events>, optimize: Optimize) -> Result<Self, String> {
+        let (compiler, mut tier) = Self::prepare(&events, optimize)?;
         tier.worker = Worker::AtOnce(Box::new(compiler));
         Ok(tier)
     }
 
-    fn prepare(events: &Arc<Events>) -> Result<(Compiler, Self), String> {
+    fn prepare(events: &Arc<Events>, optimize: Optimize) -> Result<(Compiler, Self), String> {
         if !cfg!(target_arch = "x86_64") {
             return Err("the guest's memory order is not yet kept on this host".into());
         }
-        let mut compiler = Compiler::new()?;
+        let mut compiler = Compiler::new(optimize)?;
         let mut memory = CodeMemory::new(CODE).map_err(|e| format!("no executable memory: {e}"))?;
         let (context, enter) = Context::new(&mut compiler, &mut memory, events.as_ptr())?;
         let tier = Self {

@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use iced_x86::code_asm::*;
 use mynah_cpu::state::gpr;
+use mynah_jit::tier::Optimize;
 
 const BLOCKS: usize = 12;
 
@@ -82,12 +83,10 @@ fn program(r: &mut Random) -> Vec<u8> {
     a.assemble(CODE).unwrap()
 }
 
-#[test]
-fn random_programs_do_the_same_translated() {
-    let mut r = Random(0x0dd0_5eed);
-    let mut pair = Pair::new(64);
-    pair.engine.set_threshold(3);
-    let mut refused = 0;
+fn check_programs(optimize: Optimize, seed: u64) {
+    let mut r = Random(seed);
+    let mut pair = Pair::with(64, optimize, 3);
+    let (mut compiled, mut entered) = (0, 0);
     for n in 0..150 {
         let code = program(&mut r);
         let at = pair.put_code(&code);
@@ -99,10 +98,19 @@ fn random_programs_do_the_same_translated() {
             });
             pair.run(&|| format!("program {n}, run {run}: {code:02x?}"));
         }
-        refused = refused.max(pair.engine.statistics().refused);
+        let s = pair.statistics();
+        assert_eq!(s.refused, 0, "a block was not translated");
+        (compiled, entered) = (compiled.max(s.compiled), entered.max(s.entered));
     }
-    let s = pair.engine.statistics();
-    println!("{s:?}");
-    assert_eq!(refused, 0, "a block was not translated");
-    assert!(s.compiled > 100 && s.entered > 500);
+    assert!(compiled > 100 && entered > 500, "{compiled} {entered}");
+}
+
+#[test]
+fn random_programs_do_the_same_translated() {
+    check_programs(Optimize::Speed, 0x0dd0_5eed);
+}
+
+#[test]
+fn random_programs_do_the_same_translated_without_optimisation() {
+    check_programs(Optimize::None, 0x0dd1_5eed);
 }

@@ -2,9 +2,10 @@
 #![allow(dead_code)]
 use mynah_cpu::state::{Segment, Vector, cr0, cr4, efer, fl, gpr, seg};
 use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit, State};
-use mynah_jit::Engine;
+use mynah_jit::tier::{Counters, Optimize, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// RAM of each machine.
 pub const RAM: u64 = 1 << 20;
@@ -148,15 +149,45 @@ pub struct Pair {
     pub bits: Bits,
     pub plain: Box<Cpu>,
     pub fast: Box<Cpu>,
-    pub engine: Engine,
+    counters: Arc<Counters>,
+    setting: (Optimize, u32),
     next_code: u64,
 }
 
+/// What the translator has done for a pair.
+#[derive(Clone, Copy, Debug)]
+pub struct Statistics {
+    /// Regions compiled.
+    pub compiled: u64,
+    /// Blocks that could not be.
+    pub refused: u64,
+    /// Times that compiled code was entered.
+    pub entered: u64,
+}
+
 impl Pair {
+    /// Blocks are compiled when they are first met, for speed.
     pub fn new(bits: Bits) -> Self {
-        let mut engine = Engine::new().expect("an engine");
-        engine.set_threshold(0);
-        Self { bits, plain: machine(bits), fast: machine(bits), engine, next_code: CODE }
+        Self::with(bits, Optimize::Speed, 1)
+    }
+
+    /// Blocks are compiled when they are met for the `hot_after`th time.
+    pub fn with(bits: Bits, optimize: Optimize, hot_after: u32) -> Self {
+        let (plain, mut fast) = (machine(bits), machine(bits));
+        let tier = Translating::at_once_with(fast.model.clone(), fast.events.clone(), optimize);
+        let tier = tier.expect("a translator for this host");
+        let counters = tier.counters();
+        fast.set_tier(Box::new(tier), hot_after);
+        Self { bits, plain, fast, counters, setting: (optimize, hot_after), next_code: CODE }
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        let n = |v: &AtomicU64| v.load(Ordering::Relaxed);
+        Statistics {
+            compiled: n(&self.counters.compiled),
+            refused: n(&self.counters.refused),
+            entered: self.fast.left.iter().sum(),
+        }
     }
 
     /// Puts code where none has been, within a page; returns its address.
@@ -166,7 +197,7 @@ impl Pair {
             at = at.next_multiple_of(0x1000);
         }
         if at + code.len() as u64 > RAM {
-            *self = Self::new(self.bits);
+            *self = Self::with(self.bits, self.setting.0, self.setting.1);
             return self.put_code(code);
         }
         self.next_code = at + code.len() as u64;
@@ -206,7 +237,7 @@ impl Pair {
     /// Runs both until they halt, and compares.
     pub fn run(&mut self, what: &dyn Fn() -> String) {
         let a = self.plain.run();
-        let b = self.engine.run(&mut self.fast);
+        let b = self.fast.run();
         assert_eq!(a, Exit::Halt, "{}", what());
         assert_eq!(b, Exit::Halt, "{}", what());
         if self.plain.state != self.fast.state {

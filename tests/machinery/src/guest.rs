@@ -359,14 +359,21 @@ impl Guest {
         self.compare(expected, false);
     }
 
+    /// How many regions the translator compiles for this guest; `None` if this host has no translator.
+    pub fn translated(&self) -> Option<u64> {
+        let translator =
+            machine::Engine::all().into_iter().find(|(e, _)| *e == machine::Engine::Translator)?;
+        Some(machine::run(&self.image, translator.0).translated)
+    }
+
     fn compare(&self, expected: &str, in_qemu: bool) {
         let expected = tidy(expected);
         let mut wrong = Vec::new();
-        for (how, stepwise) in [("Mynah, in blocks", false), ("Mynah, step by step", true)] {
-            let got = self.decode(&machine::run(&self.image, stepwise), true);
-            keep(if stepwise { "steps" } else { "blocks" }, &got);
+        for (engine, name) in machine::Engine::all() {
+            let got = self.decode(&machine::run(&self.image, engine).log, true);
+            keep(name, &got);
             if got != expected {
-                wrong.push(log::difference(how, &expected, &got));
+                wrong.push(log::difference(&format!("Mynah ({name})"), &expected, &got));
             }
         }
         let raw = if in_qemu { qemu::run(&test_name(), &self.image) } else { None };
@@ -381,7 +388,7 @@ impl Guest {
                 wrong.push(log::difference(&why, &want, &got));
             }
         } else if in_qemu {
-            eprintln!("{}: QEMU not installed: compared with the manual only", test_name());
+            eprintln!("{}: {}: compared with the manual only", test_name(), qemu::why_not());
         }
         if !wrong.is_empty() {
             panic!("{}", wrong.join("\n"));

@@ -1,13 +1,14 @@
 //! A kit for tests of the processor's protected-mode machinery: gates, tasks, faults, paging, debug traps.
 //!
 //! ```text
-//!   test: Guest (tables, programs) --image--> Multiboot 1 file --+--> Mynah's CPU in process, by blocks and step by step
+//!   test: Guest (tables, programs) --image--> Multiboot 1 file --+--> Mynah's CPU in process, with each engine
 //!                                                                +--> qemu-system-x86_64, if it is installed
 //!   port 0E9h: records of the guest --log::decode--> text, compared with what the manual says
 //! ```
 //!
-//! A test states the whole log that the Intel SDM demands; Mynah must write exactly it, twice: with [`mynah_cpu::Cpu::run`] and with
-//! [`mynah_cpu::Cpu::step`]. QEMU must write it too; where it is known to deviate from the manual the test gives QEMU's own text and
+//! A test states the whole log that the Intel SDM demands; Mynah must write exactly it, four times: with the interpreter by
+//! [`mynah_cpu::Cpu::run`] and by [`mynah_cpu::Cpu::step`], with the translator compiling every block when it is first met, and with the translator
+//! compiling regions of blocks met for the third time. QEMU must write it too; where it is known to deviate from the manual the test gives QEMU's own text and
 //! the reason. Without QEMU the log is compared with the manual only, and that is said on stderr.
 //!
 //! * [`layout`]: where everything lies in the guest, and descriptors. [`guest`]: building a guest. [`prog`]: its programs.

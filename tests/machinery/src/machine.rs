@@ -6,6 +6,7 @@ use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit};
 use mynah_devices::clock::ManualClock;
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, VcpuPins};
 use mynah_firmware::{Config, Entry, LoadRequest, Segment, build_tables, load};
+use mynah_jit::tier::Translating;
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -97,8 +98,41 @@ impl Board for TestBoard {
     }
 }
 
+/// How Mynah executes the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// The interpreter: [`Cpu::run`].
+    Blocks,
+    /// The interpreter, one instruction at a time: [`Cpu::step`].
+    Steps,
+    /// The translator, which compiles every block when it is first met: all that can be is compiled code, in regions of one block.
+    Translator,
+    /// The translator, which compiles a block when it is met for the third time, with those that it leads to.
+    Regions,
+}
+
+impl Engine {
+    /// All that this host has.
+    pub fn all() -> Vec<(Self, &'static str)> {
+        let mut all = vec![(Self::Blocks, "blocks"), (Self::Steps, "steps")];
+        if cfg!(target_arch = "x86_64") {
+            all.push((Self::Translator, "translated"));
+            all.push((Self::Regions, "in regions"));
+        }
+        all
+    }
+}
+
+/// What came of a run.
+pub struct Outcome {
+    /// What the guest wrote, and a last line if it did not end by isa-debug-exit.
+    pub log: String,
+    /// Regions that the translator compiled.
+    pub translated: u64,
+}
+
 /// Runs an image until it exits; the log, and a last line if it ended otherwise.
-pub fn run(image: &[u8], stepwise: bool) -> String {
+pub fn run(image: &[u8], engine: Engine) -> Outcome {
     let ram = GuestRam::new(RAM).expect("guest RAM");
     let memory = PhysMemory::new(ram, RAM);
     let tables = build_tables(&*memory, &Config::default()).expect("firmware tables");
@@ -116,10 +150,23 @@ pub fn run(image: &[u8], stepwise: bool) -> String {
     let model = Arc::new(CpuModel::parse("max").expect("the model"));
     let mut cpu = Cpu::new(0, memory, board.clone(), events.clone(), model);
     enter(&mut cpu, &entry);
-    let end = if stepwise { run_steps(&mut cpu, &board) } else { run_blocks(&mut cpu, &board) };
+    let mut translated = 0;
+    let end = match engine {
+        Engine::Steps => run_steps(&mut cpu, &board),
+        Engine::Blocks => run_blocks(&mut cpu, &board),
+        Engine::Translator | Engine::Regions => {
+            let model = cpu.model.clone();
+            let tier = Translating::at_once(model, events.clone()).expect("a translator for this host");
+            let counters = tier.counters();
+            cpu.set_tier(Box::new(tier), if engine == Engine::Regions { 3 } else { 1 });
+            let end = run_blocks(&mut cpu, &board);
+            translated = counters.compiled.load(Ordering::Relaxed);
+            end
+        }
+    };
     let mut log = String::from_utf8_lossy(&board.log.lock().expect("the log")).into_owned();
     log += end;
-    log
+    Outcome { log, translated }
 }
 
 fn ended(exit: Exit, board: &TestBoard, cpu: &Cpu) -> Option<&'static str> {

@@ -21,6 +21,11 @@ pub fn run(name: &str, image: &[u8]) -> Option<String> {
     log
 }
 
+/// Why [`run`] gave nothing.
+pub fn why_not() -> &'static str {
+    if std::env::var_os("MYNAH_NO_QEMU").is_some() { "MYNAH_NO_QEMU is set" } else { "QEMU not installed" }
+}
+
 fn run_in(dir: &std::path::Path, image: &[u8]) -> Option<String> {
     let kernel: PathBuf = dir.join("image");
     let log = dir.join("log");

@@ -167,7 +167,7 @@ impl Generator {
         meaningful(&case, &i).then_some((case, i))
     }
 
-    fn registers(&self, rng: &mut Rng, code: Code, bitness: u32) -> Regs {
+    pub(crate) fn registers(&self, rng: &mut Rng, code: Code, bitness: u32) -> Regs {
         let mut r = Regs::default();
         for v in &mut r.gpr {
             *v = values::int(rng);

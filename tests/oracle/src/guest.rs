@@ -2,8 +2,10 @@
 //! under 64-bit Linux. A case ends in an interrupt gate whose handler is HLT; the outcome is read from the interrupt's stack frame.
 
 use crate::layout::*;
-use mynah_cpu::state::{F80, Segment, cr0, cr4, efer, gpr, seg};
+use mynah_cpu::block::ModeKey;
+use mynah_cpu::state::{F80, Segment, State, cr0, cr4, efer, gpr, seg};
 use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit};
+use mynah_jit::tier::{Counters, Optimize, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::Arc;
 
@@ -72,19 +74,67 @@ pub struct Guest {
     events: Arc<Events>,
     next_table: u64,
     background: Vec<u8>,
+    counters: Option<Arc<Counters>>,
+    /// The blocks of the last case may be compiled; how many such cases there were.
+    translatable: bool,
+    translated_cases: u64,
 }
 
 impl Guest {
-    /// A vCPU of model `model` (`host`, `max`, ...).
+    /// A vCPU of model `model` (`host`, `max`, ...) that is interpreted.
     pub fn new(model: &str) -> Result<Self, String> {
         let model = CpuModel::parse(model).map_err(|e| e.to_string())?;
         let ram = GuestRam::new(RAM).map_err(|e| e.to_string())?;
         let mem = PhysMemory::new(ram, RAM);
         let events = Arc::new(Events::default());
         let cpu = Cpu::new(0, mem.clone(), Arc::new(Bare), events.clone(), Arc::new(model));
-        let mut g = Self { cpu, mem, events, next_table: TABLES + 0x1000, background: vec![0; DATA_LEN] };
+        let mut g = Self {
+            cpu,
+            mem,
+            events,
+            next_table: TABLES + 0x1000,
+            background: vec![0; DATA_LEN],
+            counters: None,
+            translatable: false,
+            translated_cases: 0,
+        };
         g.build();
         Ok(g)
+    }
+
+    /// A vCPU whose blocks are compiled when they have run `hot_after` times; before that they are interpreted. An error also says why this host
+    /// has no translator.
+    pub fn translated(model: &str, optimize: Optimize, hot_after: u32) -> Result<Self, String> {
+        let mut g = Self::new(model)?;
+        let tier = Translating::at_once_with(g.cpu.model.clone(), g.events.clone(), optimize)?;
+        g.counters = Some(tier.counters());
+        g.cpu.set_tier(Box::new(tier), hot_after);
+        Ok(g)
+    }
+
+    /// What the translator has done, if there is one.
+    pub fn counters(&self) -> Option<&Counters> {
+        self.counters.as_deref()
+    }
+
+    /// The state that the last case has left.
+    pub fn state(&self) -> &State {
+        &self.cpu.state
+    }
+
+    /// Whether the last case is one for compiled code: in 64-bit mode or flat 32-bit mode, and not stepped through.
+    pub fn is_translatable(&self) -> bool {
+        self.translatable
+    }
+
+    /// How many runs were of such cases.
+    pub fn translated_cases(&self) -> u64 {
+        self.translated_cases
+    }
+
+    /// The model, to be kept.
+    pub fn shared_model(&self) -> Arc<CpuModel> {
+        self.cpu.model.clone()
     }
 
     /// The signals of the vCPU: raising `EV_KICK` ends a run that hangs.
@@ -196,6 +246,14 @@ impl Guest {
         unsafe { self.ram(DATA_AT).copy_from_nonoverlapping(background.as_ptr(), DATA_LEN) };
     }
 
+    /// Replaces all code, for cases that have none of their own; forgets what stood there.
+    pub fn set_code(&mut self, code: &[u8]) {
+        assert_eq!(code.len(), CODE_PAGES * 4096, "all pages");
+        // SAFETY: code memory lies in RAM, and this vCPU, which is not running, is the only user of it.
+        unsafe { self.ram(CODE_AT).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
+        self.cpu.forget_code();
+    }
+
     /// Forgets the cases before: their code slots may be used again.
     pub fn new_batch(&mut self) {
         self.cpu.forget_code();
@@ -209,6 +267,10 @@ impl Guest {
             apply_patches(case, self.ram(DATA_AT), self.background.as_ptr(), false);
         }
         self.load(&case.regs);
+        let key = ModeKey(self.cpu.mode_key);
+        let flat = key.has(ModeKey::FLAT) && key.has(ModeKey::D32) && key.has(ModeKey::STACK32);
+        self.translatable = (key.has(ModeKey::LONG) || flat) && case.regs.rflags & TF == 0;
+        self.translated_cases += u64::from(self.translatable);
         let mut exit = self.cpu.run();
         while exit == Exit::Budget {
             exit = self.cpu.run();

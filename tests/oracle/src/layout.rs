@@ -279,7 +279,7 @@ pub struct Case {
     pub regs: Regs,
     /// The instruction.
     pub code: [u8; 15],
-    /// How many bytes of it.
+    /// How many bytes of it; 0: the code has been placed by other means, and stays.
     pub code_len: u8,
     /// How the case ends.
     pub end: End,
@@ -322,6 +322,9 @@ impl Case {
     }
     /// Writes the instruction, and what follows it, into `code`, an array of all code bytes.
     pub fn place(&self, code: &mut [u8]) {
+        if self.code_len == 0 {
+            return;
+        }
         let at = self.regs.rip_linear();
         let filler = if self.end == End::Breakpoint { 0xcc } else { 0x90 };
         for i in 0..31u64 {

@@ -8,6 +8,9 @@ const USAGE: &str = "usage: mynah-oracle [options]
   --isa LIST        only these groups: integer, flow, stack, string, bmi, x87, mmx, sse, sse2, sse3, sse4, crypto, save, privileged
   --bits LIST       modes: 64, 32, 16 (default: all)
   --model MODEL     Mynah's CPU model (default: host)
+  --engine ENGINE   Mynah's side: interp, jit or both, which are then compared to the last bit too (default: both)
+  --opt LEVEL       how much the translator optimises: none or speed (default: speed)
+  --programs        cases are random programs of 2 to 40 instructions
   --jobs N          threads (default: 2)
   --show N          how many differing cases to report (default 20)
   --verbose         with all registers
@@ -39,6 +42,8 @@ fn main() -> std::process::ExitCode {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod host {
+    use mynah_jit::tier::Optimize;
+    use mynah_oracle::engines::Choice;
     use mynah_oracle::session::{Plan, Summary, run};
     use mynah_oracle::{forms, guest::Guest};
 
@@ -72,6 +77,22 @@ mod host {
                     }
                 }
                 "--model" => plan.model = value()?,
+                "--engine" => {
+                    plan.engine = match value()?.as_str() {
+                        "interp" => Choice::Interpreter,
+                        "jit" => Choice::Translator,
+                        "both" => Choice::Both,
+                        e => return Err(format!("--engine takes interp, jit or both, not '{e}'")),
+                    }
+                }
+                "--opt" => {
+                    plan.optimize = match value()?.as_str() {
+                        "none" => Optimize::None,
+                        "speed" => Optimize::Speed,
+                        o => return Err(format!("--opt takes none or speed, not '{o}'")),
+                    }
+                }
+                "--programs" => plan.programs = true,
                 "--jobs" => plan.jobs = number(value()?)? as u32,
                 "--show" => plan.show = number(value()?)?,
                 "--verbose" => plan.verbose = true,
@@ -161,9 +182,13 @@ mod host {
             missed.retain(|c| plan.wants(*c) && !sum.forms.contains_key(c));
             missed.sort();
             missed.dedup();
-            if sum.cases() >= 500_000 && !missed.is_empty() {
+            if !plan.programs && sum.cases() >= 500_000 && !missed.is_empty() {
                 put!("forms without a case: {missed:?}");
             }
+        }
+        let t = sum.translated;
+        if t != Default::default() {
+            put!("translator: {} runs, {} regions, {} refused", t.cases, t.regions, t.refused);
         }
         put!(
             "seed {}: {} cases, {} forms, {} differing, {seconds:.1} s, {:.0} cases/s",

@@ -130,6 +130,13 @@ impl Native {
         unsafe { (*self.area).abilities.load(Ordering::SeqCst) & HAS_FSGSBASE != 0 }
     }
 
+    /// Replaces all code, for cases that have none of their own.
+    pub fn set_code(&mut self, code: &[u8]) {
+        assert_eq!(code.len(), CODE_PAGES * 4096, "all pages");
+        // SAFETY: the alias is mapped as long as `self` lives; between batches the child waits and touches nothing.
+        unsafe { (*self.area).code.copy_from_nonoverlapping(code.as_ptr(), code.len()) };
+    }
+
     /// Runs `cases` over `background`; calls `done` with the number and outcome of each. The child is started again if a case kills it.
     pub fn run(
         &mut self,

@@ -11,8 +11,8 @@
 
 use crate::background;
 use crate::compare::{Difference, compare};
+use crate::engines::Engines;
 use crate::generate::decode;
-use crate::guest::Guest;
 use crate::layout::*;
 use crate::report::hex;
 use iced_x86::{Instruction, InstructionInfoFactory};
@@ -285,15 +285,18 @@ impl Row {
         Ok(Some(Self { case, want }))
     }
 
-    /// Runs the row in `guest`, whose background is [`background::pattern`], and compares.
-    pub fn check(&self, guest: &mut Guest) -> Vec<Difference> {
+    /// Runs the row with each of `engines`, whose background is [`background::pattern`], and compares.
+    pub fn check(&self, engines: &mut Engines) -> Vec<Difference> {
         let mut got = Outcome::new();
-        guest.new_batch();
-        if let Err(e) = guest.run(&self.case, &mut got) {
-            let want = format!("exception {}", self.want.vector);
-            return vec![Difference { what: "run".into(), want, got: e }];
-        }
+        engines.new_batch();
         let i = decode(&self.case, self.case.regs.bitness()).0;
-        compare(&self.case, &i, &background::pattern(), &self.want, &got)
+        let bg = background::pattern();
+        engines.run(&self.case, &mut got, |ran, got| match ran {
+            Err(e) => {
+                let want = format!("exception {}", self.want.vector);
+                vec![Difference { what: "run".into(), want, got: e }]
+            }
+            Ok(()) => compare(&self.case, &i, &bg, &self.want, got),
+        })
     }
 }

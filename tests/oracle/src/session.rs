@@ -1,12 +1,15 @@
 //! Many cases on both sides.
 
 use crate::compare::{Difference, compare};
+use crate::engines::{Choice, Engines, Translated};
 use crate::generate::Generator;
 use crate::guest::Guest;
 use crate::layout::*;
 use crate::native::Native;
+use crate::programs::{PROGRAMS, Program, Programs};
 use crate::{background, forms, report};
 use iced_x86::{Code, Instruction};
+use mynah_jit::tier::Optimize;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -33,6 +36,12 @@ pub struct Plan {
     pub show: u64,
     /// With all registers.
     pub verbose: bool,
+    /// Mynah's engines.
+    pub engine: Choice,
+    /// How much the translator optimises.
+    pub optimize: Optimize,
+    /// Cases are random programs.
+    pub programs: bool,
 }
 
 impl Default for Plan {
@@ -48,6 +57,9 @@ impl Default for Plan {
             jobs: 1,
             show: 20,
             verbose: false,
+            engine: Choice::Both,
+            optimize: Optimize::Speed,
+            programs: false,
         }
     }
 }
@@ -81,6 +93,9 @@ impl Plan {
         if !self.skip.is_empty() {
             s += &format!(" --skip '{}'", self.skip);
         }
+        if self.programs {
+            s += " --programs";
+        }
         if self.bits != [64, 32, 16] {
             s += &format!(" --bits {}", self.bits.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
         }
@@ -110,6 +125,8 @@ pub struct Summary {
     pub kinds: BTreeMap<(String, String), (u64, u64)>,
     /// Reports of differing cases.
     pub reports: Vec<String>,
+    /// What the translator has done.
+    pub translated: Translated,
     /// Undefined flags that came out differently all the same, by mnemonic: bits and how often.
     pub undefined: BTreeMap<String, (u64, u64)>,
 }
@@ -141,12 +158,15 @@ impl Summary {
             *e = (e.0 | v.0, e.1 + v.1);
         }
         self.reports.extend(o.reports);
+        self.translated.cases += o.translated.cases;
+        self.translated.regions += o.translated.regions;
+        self.translated.refused += o.translated.refused;
     }
 }
 
 /// Runs a plan.
 pub fn run(plan: &Plan) -> Result<Summary, String> {
-    let next = AtomicU64::new(plan.first / BATCH as u64);
+    let next = AtomicU64::new(plan.first / plan.batch());
     let stop = AtomicBool::new(false);
     let results = std::thread::scope(|s| {
         let hands: Vec<_> = (0..plan.jobs.max(1)).map(|_| s.spawn(|| worker(plan, &next, &stop))).collect();
@@ -162,17 +182,27 @@ pub fn run(plan: &Plan) -> Result<Summary, String> {
     Ok(all)
 }
 
+impl Plan {
+    /// Cases that run in a row over the same background.
+    fn batch(&self) -> u64 {
+        if self.programs { PROGRAMS as u64 } else { BATCH as u64 }
+    }
+}
+
 fn worker(plan: &Plan, next: &AtomicU64, stop: &AtomicBool) -> Result<Summary, String> {
     let mut native = Native::new().map_err(|e| e.to_string())?;
-    let mut guest = Guest::new(&plan.model)?;
+    // The blocks of a program are all decoded when the first of them is compiled with those that it leads to.
+    let hot_after = if plan.programs { 2 } else { 1 };
+    let mut engines = Engines::new(&plan.model, plan.engine, plan.optimize, hot_after)?;
+    let model = engines.model();
     let generator =
-        Generator::new(guest.model(), |c| plan.wants(c), &plan.bits, native.has_ldt(), native.has_fsgsbase());
+        Generator::new(&model, |c| plan.wants(c), &plan.bits, native.has_ldt(), native.has_fsgsbase());
     if generator.is_empty() {
         return Err("no form matches".into());
     }
     let progress = AtomicU64::new(0);
     let done = AtomicBool::new(false);
-    let events = guest.events();
+    let kick = engines.kicker();
     std::thread::scope(|s| {
         // A case that never ends in Mynah must not hang the run.
         s.spawn(|| {
@@ -183,85 +213,202 @@ fn worker(plan: &Plan, next: &AtomicU64, stop: &AtomicBool) -> Result<Summary, S
                 same = if now == last && now & 1 == 1 { same + 1 } else { 0 };
                 last = now;
                 if same > 60 {
-                    events.raise(mynah_cpu::board::EV_KICK);
+                    kick();
                     same = 0;
                 }
             }
         });
-        let r = batches(plan, next, stop, &mut native, &mut guest, &generator, &progress);
+        let mut w = Worker { plan, native: &mut native, engines: &mut engines, progress: &progress };
+        let r = if plan.programs {
+            w.programs(next, stop, &Programs::new(&generator, &model, |c| plan.wants(c), &plan.bits))
+        } else {
+            w.instructions(next, stop, &generator)
+        };
         done.store(true, Ordering::SeqCst);
-        r
+        r.map(|mut sum| {
+            sum.translated = engines.translated();
+            sum
+        })
     })
 }
 
-fn batches(
-    plan: &Plan,
-    next: &AtomicU64,
-    stop: &AtomicBool,
-    native: &mut Native,
-    guest: &mut Guest,
-    generator: &Generator,
-    progress: &AtomicU64,
-) -> Result<Summary, String> {
-    let mut sum = Summary::default();
-    let end = plan.first + plan.cases;
-    let mut got = Outcome::new();
-    while !stop.load(Ordering::SeqCst) {
-        let base = next.fetch_add(1, Ordering::SeqCst) * BATCH as u64;
-        if base >= end {
-            break;
+struct Worker<'a> {
+    plan: &'a Plan,
+    native: &'a mut Native,
+    engines: &'a mut Engines,
+    progress: &'a AtomicU64,
+}
+
+/// An outcome of Mynah's that there is none of.
+fn no_run(want: &Outcome, e: String) -> Vec<Difference> {
+    vec![Difference { what: "run".into(), want: format!("exception {}", want.vector), got: e }]
+}
+
+fn died(d: &crate::native::Died) -> Vec<Difference> {
+    vec![Difference { what: "the oracle's process died".into(), want: format!("{d:?}"), got: String::new() }]
+}
+
+impl Worker<'_> {
+    /// The indices of the next batch.
+    fn next(&self, next: &AtomicU64, stop: &AtomicBool) -> Option<Vec<u64>> {
+        let (size, end) = (self.plan.batch(), self.plan.first + self.plan.cases);
+        let base = next.fetch_add(1, Ordering::SeqCst) * size;
+        (base < end && !stop.load(Ordering::SeqCst))
+            .then(|| (base.max(self.plan.first)..(base + size).min(end)).collect())
+    }
+
+    fn instructions(
+        &mut self,
+        next: &AtomicU64,
+        stop: &AtomicBool,
+        generator: &Generator,
+    ) -> Result<Summary, String> {
+        let mut sum = Summary::default();
+        let mut got = Outcome::new();
+        let plan = self.plan;
+        while let Some(indices) = self.next(next, stop) {
+            let bg = background::random(plan.seed, indices[0] / BATCH as u64 * BATCH as u64);
+            let made: Vec<(Case, Instruction)> =
+                indices.iter().map(|&n| generator.case(plan.seed, n)).collect();
+            let cases: Vec<Case> = made.iter().map(|m| m.0).collect();
+            let (engines, progress) = (&mut *self.engines, self.progress);
+            engines.set_background(&bg);
+            engines.new_batch();
+            self.native
+                .run(&bg, &cases, |n, want| {
+                    let (case, i) = &made[n];
+                    sum.note(i, want.is_ok_and(|w| !matches!(w.vector, 1 | 3)));
+                    progress.fetch_add(1, Ordering::SeqCst);
+                    let differences = match &want {
+                        Err(d) => died(d),
+                        Ok(w) => engines.run(case, &mut got, |ran, got| match ran {
+                            Err(e) => no_run(w, e),
+                            Ok(()) => {
+                                let ignored = crate::compare::flags_ignored(case, i, w);
+                                let off = (w.regs.rflags ^ got.regs.rflags) & ignored;
+                                if off != 0 {
+                                    let e = sum.undefined.entry(format!("{:?}", i.mnemonic())).or_default();
+                                    *e = (e.0 | off, e.1 + 1);
+                                }
+                                compare(case, i, &bg, w, got)
+                            }
+                        }),
+                    };
+                    progress.fetch_add(1, Ordering::SeqCst);
+                    if differences.is_empty() {
+                        return;
+                    }
+                    sum.differs(i, &differences, indices[n]);
+                    if (sum.reports.len() as u64) < plan.show {
+                        let empty = Outcome::new();
+                        let w = want.unwrap_or(&empty);
+                        let mut s = format!("DIFFERENCE  {}\n", plan.replay(indices[n]));
+                        s += &report::reproducer(case, i, &bg, w, &got, &differences, plan.verbose);
+                        sum.reports.push(s);
+                    }
+                })
+                .map_err(|e| e.to_string())?;
         }
-        let bg = background::random(plan.seed, base);
-        let indices: Vec<u64> = (base.max(plan.first)..(base + BATCH as u64).min(end)).collect();
-        let made: Vec<(Case, Instruction)> = indices.iter().map(|&n| generator.case(plan.seed, n)).collect();
-        let cases: Vec<Case> = made.iter().map(|m| m.0).collect();
-        guest.set_background(&bg);
-        guest.new_batch();
-        native
-            .run(&bg, &cases, |n, want| {
-                let (case, i) = &made[n];
-                progress.fetch_add(1, Ordering::SeqCst);
-                let ran = guest.run(case, &mut got);
-                progress.fetch_add(1, Ordering::SeqCst);
-                sum.note(i, want.is_ok_and(|w| !matches!(w.vector, 1 | 3)));
-                let differences = match (&want, ran) {
-                    (Err(d), _) => vec![Difference {
-                        what: "the oracle's process died".into(),
-                        want: format!("{d:?}"),
-                        got: String::new(),
-                    }],
-                    (Ok(w), Err(e)) => {
-                        vec![Difference {
-                            what: "run".into(),
-                            want: format!("exception {}", w.vector),
-                            got: e,
-                        }]
-                    }
-                    (Ok(w), Ok(())) => {
-                        let ignored = crate::compare::flags_ignored(case, i, w);
-                        let off = (w.regs.rflags ^ got.regs.rflags) & ignored;
-                        if off != 0 {
-                            let e = sum.undefined.entry(format!("{:?}", i.mnemonic())).or_default();
-                            *e = (e.0 | off, e.1 + 1);
-                        }
-                        compare(case, i, &bg, w, &got)
-                    }
+        Ok(sum)
+    }
+
+    fn programs(
+        &mut self,
+        next: &AtomicU64,
+        stop: &AtomicBool,
+        programs: &Programs,
+    ) -> Result<Summary, String> {
+        if programs.is_empty() {
+            return Err("no form for programs matches".into());
+        }
+        let mut sum = Summary::default();
+        let plan = self.plan;
+        while let Some(indices) = self.next(next, stop) {
+            let bg = background::random(plan.seed, indices[0] / PROGRAMS as u64);
+            let made: Vec<Program> = indices.iter().map(|&n| programs.program(plan.seed, n)).collect();
+            let mut differing = Vec::new();
+            for (n, vector, d) in self.run_programs(&bg, &made)? {
+                let end = match vector {
+                    Some(3) => "to the end",
+                    Some(0) => "#DE",
+                    Some(13) => "#GP",
+                    Some(14) => "#PF",
+                    Some(16) => "#MF",
+                    Some(17) => "#AC",
+                    Some(19) => "#XM",
+                    _ => "other ends",
                 };
-                if differences.is_empty() {
-                    return;
+                let c = sum.groups.entry(end).or_default();
+                c.cases += 1;
+                c.faults += u64::from(vector.is_some_and(|v| !matches!(v, 1 | 3)));
+                c.differing += u64::from(!d.is_empty());
+                if !d.is_empty() {
+                    differing.push((n, d));
                 }
-                sum.differs(i, &differences, indices[n]);
+            }
+            for (n, d) in differing {
+                let name = plan.replay(indices[n]);
+                let key = ("program".to_string(), Summary::kind(&d));
+                sum.kinds.entry(key).or_insert((0, indices[n])).0 += 1;
                 if (sum.reports.len() as u64) < plan.show {
-                    let empty = Outcome::new();
-                    let w = want.unwrap_or(&empty);
-                    let mut s = format!("DIFFERENCE  {}\n", plan.replay(indices[n]));
-                    s += &report::reproducer(case, i, &bg, w, &got, &differences, plan.verbose);
-                    sum.reports.push(s);
+                    let (small, d) = self.shorten(&bg, &made[n], d)?;
+                    sum.reports.push(small.report(&d, &name));
                 }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Runs programs of one batch: for each its number, the exception that it ended with on the host, and what differs.
+    fn run_programs(
+        &mut self,
+        bg: &[u8],
+        made: &[Program],
+    ) -> Result<Vec<(usize, Option<u32>, Vec<Difference>)>, String> {
+        let mut image = vec![0xcc; CODE_PAGES * 4096];
+        made.iter().for_each(|p| p.place(&mut image));
+        let cases: Vec<Case> = made.iter().map(|p| p.case).collect();
+        let (engines, progress) = (&mut *self.engines, self.progress);
+        engines.set_background(bg);
+        engines.set_code(&image);
+        self.native.set_code(&image);
+        let mut got = Outcome::new();
+        let mut all = Vec::new();
+        self.native
+            .run(bg, &cases, |n, want| {
+                progress.fetch_add(1, Ordering::SeqCst);
+                let vector = want.ok().map(|w| w.vector);
+                let d = match &want {
+                    Err(d) => died(d),
+                    Ok(w) => engines.run(&cases[n], &mut got, |ran, got| match ran {
+                        Err(e) => no_run(w, e),
+                        Ok(()) => made[n].compare(bg, w, got),
+                    }),
+                };
+                progress.fetch_add(1, Ordering::SeqCst);
+                all.push((n, vector, d));
             })
             .map_err(|e| e.to_string())?;
+        Ok(all)
     }
-    Ok(sum)
+
+    /// The program with as many instructions taken away as can be.
+    fn shorten(
+        &mut self,
+        bg: &[u8],
+        program: &Program,
+        differences: Vec<Difference>,
+    ) -> Result<(Program, Vec<Difference>), String> {
+        let (mut best, mut what) = (program.clone(), differences);
+        for n in (0..program.len()).rev() {
+            let less = best.without(n);
+            let d = self.run_programs(bg, std::slice::from_ref(&less))?.remove(0).2;
+            if !d.is_empty() {
+                (best, what) = (less, d);
+            }
+        }
+        Ok((best, what))
+    }
 }
 
 impl Summary {
@@ -275,6 +422,12 @@ impl Summary {
     fn differs(&mut self, i: &Instruction, d: &[Difference], index: u64) {
         let group = if i.is_invalid() { "undefined" } else { forms::group(i.code()) };
         self.groups.entry(group).or_default().differing += 1;
+        let key = (format!("{:?}", i.mnemonic()), Self::kind(d));
+        self.kinds.entry(key).or_insert((0, index)).0 += 1;
+    }
+
+    /// What differs, in short.
+    fn kind(d: &[Difference]) -> String {
         let mut what: Vec<String> = d
             .iter()
             .map(|d| {
@@ -283,8 +436,8 @@ impl Summary {
             })
             .collect();
         what.dedup();
-        let key = (format!("{:?}", i.mnemonic()), what.join("+"));
-        self.kinds.entry(key).or_insert((0, index)).0 += 1;
+        what.truncate(6);
+        what.join("+")
     }
 }
 

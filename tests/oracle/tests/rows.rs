@@ -1,13 +1,28 @@
 //! Recorded rows run on any host.
 
-use mynah_oracle::guest::Guest;
+use mynah_jit::tier::Optimize;
+use mynah_oracle::engines::{Choice, Engines};
 use mynah_oracle::rows::Row;
 use mynah_oracle::{background, generate, report};
 
 #[test]
 fn every_recorded_row_comes_out_as_it_did_on_the_processor() {
-    let mut guest = Guest::new("max").expect("a vCPU");
-    guest.set_background(&background::pattern());
+    check_rows(Optimize::Speed);
+}
+
+#[test]
+fn every_recorded_row_comes_out_as_it_did_on_the_processor_in_code_that_is_not_optimised() {
+    check_rows(Optimize::None);
+}
+
+fn engines(optimize: Optimize) -> Engines {
+    let mut e = Engines::new("max", Choice::Both, optimize, 1).expect("vCPUs");
+    e.set_background(&background::pattern());
+    e
+}
+
+fn check_rows(optimize: Optimize) {
+    let mut engines = engines(optimize);
     let (mut rows, mut bad) = (0, Vec::new());
     let dir = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/rows")).expect("the rows");
     for file in dir.map(|f| f.expect("a file").path()).filter(|f| f.extension().is_some_and(|e| e == "txt")) {
@@ -16,7 +31,7 @@ fn every_recorded_row_comes_out_as_it_did_on_the_processor() {
             let place = format!("{}:{}", file.display(), n + 1);
             let Some(row) = Row::parse(line).unwrap_or_else(|e| panic!("{place}: {e}")) else { continue };
             rows += 1;
-            let differences = row.check(&mut guest);
+            let differences = row.check(&mut engines);
             if !differences.is_empty() {
                 let i = generate::decode(&row.case, row.case.regs.bitness()).0;
                 let d: Vec<String> = differences.iter().map(|d| d.to_string()).collect();
@@ -26,6 +41,10 @@ fn every_recorded_row_comes_out_as_it_did_on_the_processor() {
     }
     assert!(bad.is_empty(), "{} of {rows} rows:\n{}", bad.len(), bad[..bad.len().min(30)].join("\n"));
     assert!(rows > 2500, "only {rows} rows");
+    if cfg!(target_arch = "x86_64") {
+        let t = engines.translated();
+        assert!(t.regions > 1500, "{t:?}");
+    }
 }
 
 #[test]
@@ -39,9 +58,7 @@ fn a_row_reads_back_as_it_was_written() {
 fn a_wrong_row_is_reported() {
     let line = "64 by int3 | 480fc8 | rip=10000010 rax=1122 | vec=3 rip=10000014 rax=2211 | 0";
     let row = Row::parse(line).expect("a row").expect("not a comment");
-    let mut guest = Guest::new("max").expect("a vCPU");
-    guest.set_background(&background::pattern());
-    let d = row.check(&mut guest);
+    let d = row.check(&mut engines(Optimize::Speed));
     assert_eq!(d.len(), 1);
     assert_eq!(d[0].what, "rax");
 }
