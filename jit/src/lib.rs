@@ -14,7 +14,9 @@
 mod code;
 mod compile;
 mod exec;
+mod float;
 mod memory;
+mod primitive;
 mod region;
 mod runtime;
 pub mod tier;
@@ -245,6 +247,7 @@ impl Engine {
         let context: *mut Context = &mut *self.context;
         let rip = cpu.state.gpr[gpr::RIP];
         let left = Left::from_raw(unsafe { (self.enter)(cpu, context.cast(), ops, rip, code) });
+        cpu.leave_host_float();
         match left {
             Left::Stopped => {
                 cpu.settle();
