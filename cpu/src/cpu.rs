@@ -91,6 +91,8 @@ pub struct Cpu {
     pub mode_key: u32,
     /// Vector that every SSE instruction raises now (#UD without CR4.OSFXSR or with CR0.EM, #NM with CR0.TS), 0 if none; kept by `sync_mode`.
     pub sse_trap: u8,
+    /// What of the guest's floating-point state is in the host's registers: see [`crate::host_float`].
+    pub float_live: u8,
     /// RIP after the current block-ending instruction.
     pub next_ip: u64,
     /// The exception behind `Err(Stop::Fault)`.
@@ -172,6 +174,7 @@ impl Cpu {
             event_mask: !0,
             mode_key: 0,
             sse_trap: 0,
+            float_live: 0,
             next_ip: 0,
             fault: Exception::default(),
             events,

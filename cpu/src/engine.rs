@@ -91,6 +91,7 @@ impl Cpu {
     #[inline]
     pub fn run_op(&mut self, op: &Op) -> bool {
         self.faulted = false;
+        self.leave_host_float();
         let next = (op.run)(self, op);
         // The current block is not the one that the op is in: nothing is to be linked to it, and what it is linked to is not entered.
         self.from = (std::ptr::null(), 0);

@@ -13,6 +13,7 @@ pub mod decode;
 pub mod engine;
 pub mod exec;
 pub mod flags;
+pub mod host_float;
 pub mod int;
 pub mod interp;
 pub mod mem;

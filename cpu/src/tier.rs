@@ -127,6 +127,12 @@ pub(crate) fn count(cpu: &mut Cpu, op: &Op) -> *const Op {
 
 /// The handler of a first op that enters compiled code.
 fn run_code(cpu: &mut Cpu, _: &Op) -> *const Op {
+    let next = run_regions(cpu);
+    cpu.leave_host_float();
+    next
+}
+
+fn run_regions(cpu: &mut Cpu) -> *const Op {
     let mut block = cpu.blocks.current;
     // The code counts its instructions itself.
     // SAFETY: `current` is live.

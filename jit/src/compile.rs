@@ -1,5 +1,6 @@
 //! From a plan to host code: Cranelift with its settings and buffers.
 use crate::memory::look_up;
+use crate::primitive::Primitives;
 use crate::region::Plan;
 use crate::runtime::{Context as Shared, WRITE};
 use crate::translate::{RIP_OFFSET, Translator, chain_signature, region_signature, stub_signature};
@@ -36,20 +37,20 @@ impl Compiler {
     /// A compiler for this host; an error says why there is none.
     pub fn new(optimize: Optimize) -> Result<Self, String> {
         let mut flags = settings::builder();
+        // `finish` verifies.
         let level = match optimize {
             Optimize::None => "none",
             Optimize::Speed => "speed",
         };
         let options = [
             ("opt_level", level),
-            ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
-        ];
-        for (name, value) in options.into_iter().chain([
+            ("enable_verifier", "false"),
             ("unwind_info", "false"),
             ("is_pic", "true"),
             // Tail calls need them.
             ("preserve_frame_pointers", "true"),
-        ]) {
+        ];
+        for (name, value) in options {
             flags.set(name, value).map_err(|e| format!("setting {name}: {e}"))?;
         }
         let isa =
@@ -67,11 +68,12 @@ impl Compiler {
         self.context.clear();
         self.context.func = Function::with_name_signature(UserFuncName::default(), region_signature());
         let b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-        if !Translator::new(b, &*self.isa, plan).run(&plan.handlers(model), &*self.isa) {
+        let Some(primitives) = Translator::new(b, &*self.isa, plan).run(&plan.handlers(model), &*self.isa)
+        else {
             self.builder = FunctionBuilderContext::new();
             return None;
-        }
-        self.finish()
+        };
+        self.finish(&primitives)
     }
 
     /// The host code of the stub that translates an address and keeps all registers: from the TLB if it is there (it may well be: code asks also where an
@@ -144,7 +146,7 @@ impl Compiler {
         body(&mut b, params)?;
         b.seal_all_blocks();
         b.finalize(self.isa.frontend_config());
-        self.finish()
+        self.finish(&Primitives::default())
     }
 
     /// The host code of the function that regions are entered by, a [`mynah_cpu::tier::Enter`].
@@ -168,7 +170,7 @@ impl Compiler {
         let left = b.inst_results(call)[0];
         b.ins().return_(&[left]);
         b.finalize(self.isa.frontend_config());
-        self.finish()
+        self.finish(&Primitives::default())
     }
 
     /// The host code of the stub that goes on with the code at an address if there is some and no event is pending, and else leaves.
@@ -219,20 +221,27 @@ impl Compiler {
         b.ins().return_(&[left]);
         b.seal_all_blocks();
         b.finalize(self.isa.frontend_config());
-        self.finish()
+        self.finish(&Primitives::default())
     }
 
     /// Compiles the function in the context.
-    fn finish(&mut self) -> Option<Vec<u8>> {
-        match self.context.compile(&*self.isa, &mut self.plane) {
-            // Code that refers to symbols could not be moved.
-            Ok(code) if code.buffer.relocs().is_empty() => Some(code.code_buffer().to_vec()),
-            Ok(_) => None,
+    fn finish(&mut self, primitives: &Primitives) -> Option<Vec<u8>> {
+        if cfg!(debug_assertions)
+            && let Err(e) = self.context.verify(&*self.isa)
+        {
+            tracing::error!("a region is not as it must be: {e:?}");
+            return None;
+        }
+        primitives.finish_signatures(&mut self.context.func);
+        let (bytes, relocs) = match self.context.compile(&*self.isa, &mut self.plane) {
+            Ok(code) => (code.code_buffer().to_vec(), code.buffer.relocs().to_vec()),
             Err(e) => {
                 tracing::warn!("a region could not be compiled: {:?}", e.inner);
-                None
+                return None;
             }
-        }
+        };
+        // Code that refers to anything but primitives could not be moved.
+        primitives.link(&self.context.func, &relocs, bytes)
     }
 }
 

@@ -135,6 +135,23 @@ impl Translator<'_> {
         let aux = self.b.ins().bxor(aux, change);
         self.b.ins().bxor(aux, lower)
     }
+    /// Sets the flags of a comparison of floating-point numbers: CF, PF and ZF as in RFLAGS, the others are cleared.
+    pub(crate) fn set_compared(&mut self, v: Value) {
+        let bit = |t: &mut Self, n: i64| {
+            let v = t.b.ins().ushr_imm_u(v, n);
+            t.b.ins().band_imm_u(v, 1)
+        };
+        let (cf, pf, zf) = (bit(self, 0), bit(self, 2), bit(self, 6));
+        // See `mynah_cpu::flags::pack`: SF = OF = AF = 0.
+        let res = self.b.ins().bxor_imm_u(zf, 1);
+        let fix = self.b.ins().bxor(pf, zf);
+        let fix = self.b.ins().ishl_imm_u(fix, 8);
+        let carry = self.b.ins().ineg(cf);
+        let carry = self.b.ins().band_imm_s(carry, AUX_TOP as i64);
+        let aux = self.b.ins().bor(carry, fix);
+        self.set_flags(res, aux);
+        self.recent = Recent::Compared(v);
+    }
     fn top_bit(&mut self, v: Value) -> Value {
         let v = self.b.ins().ushr_imm_u(v, 63);
         self.fit(v, types::I8)
@@ -157,6 +174,17 @@ impl Translator<'_> {
         match self.recent {
             Recent::Nothing => None,
             Recent::Result(r) => of_result(self, r),
+            Recent::Compared(v) => {
+                let mask = match code {
+                    cc::B => 1,
+                    cc::E | cc::LE => 0x40,
+                    cc::BE => 0x41,
+                    cc::P => 4,
+                    _ => return Some(self.constant_bool(false)),
+                };
+                let v = self.b.ins().band_imm_u(v, mask);
+                Some(self.zero_compare(IntCC::NotEqual, v))
+            }
             Recent::Sub(a, b, r) => {
                 let c = match code {
                     cc::B => UnsignedLessThan,
@@ -667,7 +695,7 @@ impl Translator<'_> {
             Recent::Sub(_, _, r) | Recent::Add(_, r) | Recent::Logic(r) | Recent::Result(r) => {
                 Recent::Result(r)
             }
-            Recent::Nothing => Recent::Nothing,
+            Recent::Nothing | Recent::Compared(_) => Recent::Nothing,
         };
     }
 }

@@ -13,7 +13,9 @@
 mod code;
 mod compile;
 mod exec;
+mod float;
 mod memory;
+mod primitive;
 mod region;
 mod runtime;
 pub mod tier;

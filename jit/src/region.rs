@@ -7,7 +7,7 @@
 //! Two sets of variables (registers, flags) are computed over the region's blocks: *dirty*, those that may differ from the state in memory, and *live*,
 //! those that must have a value because they are read, or dirty where the region may be left. As it may be left before any instruction, what is
 //! dirty is always live.
-use crate::translate::{AUX, Emit, RES, Translator};
+use crate::translate::{AUX, Emit, RES, Translator, XMM};
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
 };
@@ -19,9 +19,11 @@ use std::ops::Range;
 
 use crate::code::Part;
 
-/// Variables of the translator: 16 registers and two words of flags.
-pub(crate) const VARS: usize = 18;
-const FLAGS: u32 = 1 << RES | 1 << AUX;
+/// Variables of the translator: 16 registers, two words of flags, 16 vector registers.
+pub(crate) const VARS: usize = 34;
+/// A set of variables, one bit each.
+pub(crate) type Set = u64;
+const FLAGS: Set = 1 << RES | 1 << AUX;
 
 /// Blocks in a region.
 const MAX_BLOCKS: usize = 32;
@@ -39,9 +41,9 @@ pub(crate) struct PlanBlock {
     /// An edge leads back to it.
     pub is_head: bool,
     /// Variables that have values when it begins.
-    pub live_in: u32,
+    pub live_in: Set,
     /// Variables that may be dirty when it begins.
-    pub dirty_in: u32,
+    pub dirty_in: Set,
     followers: Vec<usize>,
 }
 
@@ -52,7 +54,7 @@ pub(crate) struct Plan {
     /// What each op was decoded from; `None` for the end of a block that was cut.
     instructions: Vec<Option<Instruction>>,
     /// Variables that must have values after each op.
-    pub live_after: Vec<u32>,
+    pub live_after: Vec<Set>,
     /// Blocks that calls in the region return to, by distance.
     pub return_sites: Vec<i64>,
     /// 64-bit code.
@@ -300,21 +302,24 @@ enum Use {
     /// It is called with the state in memory.
     Call,
     /// It is emitted. `kills` are written without regard to what they were.
-    Variables { reads: u32, writes: u32, kills: u32 },
+    Variables { reads: Set, writes: Set, kills: Set },
 }
 
 impl Use {
     /// Of an instruction that is emitted. More than it really reads costs a load; less would be noticed by the translator.
     fn of(i: &Instruction, info: &mut InstructionInfoFactory) -> Self {
         use Mnemonic::*;
-        let (mut reads, mut writes, mut kills) = (0, 0, 0);
+        let (mut reads, mut writes, mut kills): (Set, Set, Set) = (0, 0, 0);
         let whole = matches!(i.mnemonic(), Mov | Movzx | Movsx | Movsxd | Lea | Pop | Movbe)
+            || matches!(i.mnemonic(), Movaps | Movapd | Movdqa | Movups | Movupd | Movdqu | Movd | Lddqu)
             || i.mnemonic() == Imul && i.op_count() == 3;
         for r in info.info(i).used_registers() {
-            if !r.register().is_gpr() {
+            let vector = r.register().is_vector_register();
+            if !r.register().is_gpr() && !vector {
                 continue;
             }
-            let bit = 1 << r.register().full_register().number();
+            let number = r.register().full_register().number();
+            let bit = 1 << if vector { XMM + (number & 15) } else { number };
             let wide = r.register().size() >= 4;
             match r.access() {
                 OpAccess::Write if whole && wide => {

@@ -74,13 +74,20 @@ impl Context {
 /// The bit of `refill`'s `kind` that says that the access writes; the bits below are its length.
 pub(crate) const WRITE: u64 = 0x100;
 
-/// See [`Cpu::refill`]; `kind` is the length, and [`WRITE`] or not.
+/// The bit of `refill`'s `kind` that asks for [`Cpu::enter_host_float`] instead, with what the low bits say.
+pub(crate) const FLOAT: u64 = 0x200;
+
+/// See [`Cpu::refill`]; `kind` is the length, and [`WRITE`] or not. With [`FLOAT`] the answer is null if the instruction must be interpreted.
 ///
 /// # Safety
 /// `cpu` is the vCPU that the calling region was entered with.
 pub(crate) unsafe extern "C" fn refill(cpu: *mut Cpu, lin: u64, kind: u64) -> *mut u8 {
     // SAFETY: the engine entered the region with an exclusive reference, of which this is a copy; generated code keeps no other.
     let cpu = unsafe { &mut *cpu };
+    if kind & FLOAT != 0 {
+        let done = cpu.enter_host_float(kind as u8);
+        return std::ptr::without_provenance_mut(usize::from(done));
+    }
     cpu.refill(lin, kind & 0xff, kind & WRITE != 0)
 }
 

@@ -7,7 +7,8 @@
 //!
 //! [`Translator`] here has the variables, exits and calls; [`crate::exec`] the operations, [`crate::memory`] the accesses, [`crate::vector`] vectors.
 use crate::memory::{Root, Seen};
-use crate::region::{Plan, VARS};
+use crate::primitive::Primitives;
+use crate::region::{Plan, Set, VARS};
 use crate::runtime::{Context, Left};
 use cranelift_codegen::ir::{
     AbiParam, AliasRegion, AliasRegionData, Block, Function, InstBuilder, InstructionData, MemFlagsData,
@@ -15,7 +16,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, Variable};
-use mynah_cpu::{Cpu, Op, State, Stop, state::gpr};
+use mynah_cpu::{Cpu, Op, State, Stop, state::Vector, state::gpr};
 use std::collections::HashMap;
 use std::mem::offset_of;
 
@@ -23,6 +24,8 @@ use std::mem::offset_of;
 pub(crate) const RES: usize = 16;
 /// Number of the variable of `State::aux`.
 pub(crate) const AUX: usize = 17;
+/// Number of the variable of XMM0's low 128 bits; the others follow.
+pub(crate) const XMM: usize = 18;
 
 /// A handler of the translator: emits the code of one op.
 pub(crate) type Emit<'a> = fn(&mut Translator<'a>, &Op) -> Result<Step, Stop>;
@@ -49,6 +52,8 @@ pub(crate) enum Recent {
     Logic(Value),
     /// ZF and SF of the result; CF and OF are elsewhere.
     Result(Value),
+    /// All flags as in RFLAGS; only CF, PF and ZF may be set.
+    Compared(Value),
 }
 
 /// Flags of memory accesses: the vCPU's state, its TLB's tables, guest memory and the context do not overlap.
@@ -105,7 +110,7 @@ struct PendingExit {
     rip: Rip,
     /// Instructions of the block that have been executed.
     done: u64,
-    dirty: u32,
+    dirty: Set,
     reason: Left,
 }
 
@@ -136,9 +141,9 @@ pub struct Translator<'a> {
     /// Where blocks that are led back to are entered from before them.
     outsides: Vec<Option<Block>>,
     /// Variables that differ, or may differ, from the state in memory.
-    dirty: u32,
+    dirty: Set,
     /// Variables that have a value.
-    valid: u32,
+    valid: Set,
     /// Index of the block that is translated, and of the op in it.
     at: usize,
     index: usize,
@@ -154,14 +159,28 @@ pub struct Translator<'a> {
     pub(crate) sums: HashMap<(Value, Value, u8), Value>,
     /// Bases of segments that this block has loaded since the last call.
     pub(crate) bases: [Option<Value>; 8],
-    /// SSE instructions were seen to be allowed in this block since the last call.
-    pub(crate) sse_allowed: bool,
     /// A jump target that has been checked in this op.
     pub(crate) checked: Option<Value>,
     /// The op cannot be emitted: its interpreter's handler is to be called.
     pub(crate) unable: bool,
     /// Something is not as planned: there will be no region.
     pub(crate) failed: bool,
+    /// What has been checked since the block began or came back from a call.
+    pub(crate) ready: Ready,
+    pub(crate) primitives: Primitives,
+    /// The last vector that was made of a constant, and the constant.
+    pub(crate) vector_constant: Option<(Value, u64)>,
+}
+
+/// What has been checked, in straight-line code.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Ready {
+    /// Vector instructions do not trap.
+    pub sse: bool,
+    /// The host's MXCSR is the guest's.
+    pub float: bool,
+    /// The host's x87 unit is the guest's.
+    pub x87: bool,
 }
 
 impl<'a> Translator<'a> {
@@ -174,7 +193,7 @@ impl<'a> Translator<'a> {
         b.seal_block(entry);
         let params = b.block_params(entry);
         let (cpu, context, ops, rip) = (params[0], params[1], params[2], params[3]);
-        let vars = std::array::from_fn(|_| b.declare_var(types::I64));
+        let vars = std::array::from_fn(|n| b.declare_var(variable_type(n)));
         let mut sig = Signature::new(isa.default_call_conv());
         sig.params.extend([AbiParam::new(types::I64); 2]);
         sig.returns.push(AbiParam::new(types::I32));
@@ -207,18 +226,20 @@ impl<'a> Translator<'a> {
             seen: Vec::new(),
             sums: HashMap::new(),
             bases: [None; 8],
-            sse_allowed: false,
             checked: None,
             unable: false,
             failed: false,
+            ready: Ready::default(),
+            primitives: Primitives::default(),
+            vector_constant: None,
         };
         t.reload(plan.blocks[0].live_in);
         t.b.ins().jump(t.blocks[0], &[]);
         t
     }
 
-    /// Translates all blocks. `false` if there is to be no region.
-    pub(crate) fn run(mut self, handlers: &[Option<Emit<'a>>], isa: &dyn TargetIsa) -> bool {
+    /// Translates all blocks. `None` if there is to be no region.
+    pub(crate) fn run(mut self, handlers: &[Option<Emit<'a>>], isa: &dyn TargetIsa) -> Option<Primitives> {
         let plan = self.plan;
         for (n, p) in plan.blocks.iter().enumerate() {
             self.at = n;
@@ -240,7 +261,7 @@ impl<'a> Translator<'a> {
                 }
             }
             if self.failed {
-                return false;
+                return None;
             }
             self.fill_exits();
         }
@@ -252,7 +273,7 @@ impl<'a> Translator<'a> {
         }
         self.b.seal_all_blocks();
         self.b.finalize(isa.frontend_config());
-        true
+        Some(self.primitives)
     }
 
     fn emit_op(&mut self, op: &Op, handler: Option<Emit<'a>>, number: usize, last: bool) {
@@ -288,7 +309,7 @@ impl<'a> Translator<'a> {
             // The plan did not foresee it.
             tracing::debug!(n, "a variable is read that the plan does not load");
             self.failed = true;
-            return self.b.ins().iconst(types::I64, 0);
+            return if n < XMM { self.b.ins().iconst(types::I64, 0) } else { self.zero_vector() };
         }
         self.b.use_var(self.vars[n])
     }
@@ -299,9 +320,9 @@ impl<'a> Translator<'a> {
         self.valid |= 1 << n;
     }
 
-    fn reload(&mut self, set: u32) {
+    fn reload(&mut self, set: Set) {
         for n in bits(set) {
-            let v = self.b.ins().load(types::I64, self.access.state, self.cpu, variable_offset(n));
+            let v = self.b.ins().load(variable_type(n), self.access.state, self.cpu, variable_offset(n));
             self.b.def_var(self.vars[n], v);
         }
         self.valid = set;
@@ -312,10 +333,10 @@ impl<'a> Translator<'a> {
     fn forget_seen(&mut self) {
         self.seen.clear();
         self.bases = [None; 8];
-        self.sse_allowed = false;
+        self.ready = Ready::default();
     }
 
-    fn write_back(&mut self, dirty: u32) {
+    fn write_back(&mut self, dirty: Set) {
         for n in bits(dirty) {
             let v = self.b.use_var(self.vars[n]);
             self.b.ins().store(self.access.state, v, self.cpu, variable_offset(n));
@@ -345,12 +366,17 @@ impl<'a> Translator<'a> {
         self.plan.return_sites.clone()
     }
 
+    /// The op that is translated.
+    pub(crate) fn op(&self) -> &'a Op {
+        &self.plan.ops[self.plan.blocks[self.at].ops.start + self.index]
+    }
+
     /// The block to jump to in order to have the interpreter execute this op.
     pub(crate) fn interpret_here(&mut self) -> Block {
         if let Some(b) = self.here {
             return b;
         }
-        let op = &self.plan.ops[self.plan.blocks[self.at].ops.start + self.index];
+        let op = self.op();
         let rip = Rip::At(self.base() + i64::from(op.off));
         let block = self.exit_block(rip, self.index as u64, Left::Interpret);
         self.here = Some(block);
@@ -544,18 +570,24 @@ impl<'a> Translator<'a> {
 /// Where RIP is in the vCPU.
 pub(crate) const RIP_OFFSET: i32 = (offset_of!(Cpu, state) + offset_of!(State, gpr) + 8 * gpr::RIP) as i32;
 
+/// The type of a variable.
+fn variable_type(n: usize) -> Type {
+    if n < XMM { types::I64 } else { types::I8X16 }
+}
+
 /// Where a variable is in the vCPU.
 fn variable_offset(n: usize) -> i32 {
     (offset_of!(Cpu, state)
         + match n {
             RES => offset_of!(State, res),
             AUX => offset_of!(State, aux),
+            XMM.. => offset_of!(State, xmm) + (n - XMM) * size_of::<Vector>(),
             n => offset_of!(State, gpr) + 8 * n,
         }) as i32
 }
 
 /// The numbers of the bits set.
-pub(crate) fn bits(mut set: u32) -> impl Iterator<Item = usize> {
+pub(crate) fn bits(mut set: Set) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         (set != 0).then(|| {
             let n = set.trailing_zeros() as usize;

@@ -1,17 +1,17 @@
 //! Vector instructions: [`VecExec`] with 128-bit Cranelift vectors, lanes of 8 bits by default.
 //!
-//! Vector registers stay in the vCPU's state and are loaded and stored there. Emitted are moves, accesses, lane transfers, and the operations in
-//! [`Translator::vec`]'s table; for any other operation the translator gives the op up (`unable`): what has been emitted of it has changed nothing, and its
-//! interpreter's handler is called. MMX instructions are given up at their first check.
-use crate::translate::Translator;
+//! The low 128 bits of vector registers are variables of the region, as general registers are. Operations on bits are Cranelift's where it has them, and
+//! else [primitives](crate::primitive): the very instruction. What the host has not is given up (`unable`): what has been emitted of it has changed nothing,
+//! and its interpreter's handler is called. Floating point: [`crate::float`]. MMX instructions are given up at their first check.
+use crate::float::{host_instruction, host_instruction3};
+use crate::translate::{Translator, XMM};
 use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, condcodes::IntCC, types};
 use iced_x86::Mnemonic;
 use mynah_cpu::op::Op;
 use mynah_cpu::sse::{FloatOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
-use mynah_cpu::state::Vector;
 use mynah_cpu::width::Width;
-use mynah_cpu::{Cpu, State, Stop};
-use std::mem::{offset_of, size_of};
+use mynah_cpu::{Cpu, Stop};
+use std::mem::offset_of;
 
 /// The vector type with lanes of width W.
 fn lanes<W: Width>() -> Type {
@@ -23,53 +23,171 @@ fn lanes<W: Width>() -> Type {
     }
 }
 
-fn register_offset(r: u8) -> i32 {
-    (offset_of!(Cpu, state) + offset_of!(State, xmm) + usize::from(r & 31) * size_of::<Vector>()) as i32
+/// Bytes of a constant shuffle from two vectors: 0-15 the first's, 16-31 the second's.
+type Mask = [u8; 16];
+
+/// The mask whose lanes of `size` bytes are the given ones, numbered through both vectors.
+fn lane_mask(size: usize, lane: impl Fn(usize) -> usize) -> Mask {
+    std::array::from_fn(|n| (lane(n / size) * size + n % size) as u8)
+}
+/// The two-bit field `k` of an immediate.
+fn field(imm: u8, k: usize) -> usize {
+    usize::from(imm >> (2 * k) & 3)
 }
 
 impl Translator<'_> {
-    fn as_lanes(&mut self, v: Value, t: Type) -> Value {
+    pub(crate) fn as_lanes(&mut self, v: Value, t: Type) -> Value {
         if self.type_of(v) == t {
             return v;
         }
         self.b.ins().bitcast(t, MemFlagsData::new().with_endianness(Endianness::Little), v)
     }
 
-    fn zero_vector(&mut self) -> Value {
+    pub(crate) fn zero_vector(&mut self) -> Value {
         let zero = self.b.ins().iconst(types::I64, 0);
         let v = self.b.ins().splat(types::I64X2, zero);
         self.as_lanes(v, types::I8X16)
     }
 
-    /// The operation on whole vectors that `id` names, if it is emitted.
+    fn shuffle(&mut self, a: Value, b: Value, mask: Mask) -> Value {
+        let (a, b) = (self.as_lanes(a, types::I8X16), self.as_lanes(b, types::I8X16));
+        let mask = self.b.func.dfg.immediates.push(mask.as_slice().into());
+        self.b.ins().shuffle(a, b, mask)
+    }
+
+    /// The operation on two vectors that `id` names, as Cranelift has it; `None` if it has not.
     fn whole(&mut self, id: Mnemonic, a: Value, b: Value) -> Option<Value> {
         use Mnemonic::*;
         let lane = match id {
             Pand | Andps | Andpd | Por | Orps | Orpd | Pxor | Xorps | Xorpd | Pandn | Andnps | Andnpd
-            | Paddb | Psubb | Pcmpeqb | Pcmpgtb | Pminub | Pmaxub => types::I8X16,
-            Paddw | Psubw | Pcmpeqw | Pcmpgtw | Pmullw | Pminsw | Pmaxsw => types::I16X8,
-            Paddd | Psubd | Pcmpeqd | Pcmpgtd => types::I32X4,
-            Paddq | Psubq => types::I64X2,
+            | Paddb | Psubb | Pcmpeqb | Pcmpgtb | Pminub | Pmaxub | Pminsb | Pmaxsb | Paddsb | Paddusb
+            | Psubsb | Psubusb | Pavgb | Pshufb | Pabsb | Pmovsxbw | Pmovzxbw => types::I8X16,
+            Paddw | Psubw | Pcmpeqw | Pcmpgtw | Pmullw | Pminsw | Pmaxsw | Pminuw | Pmaxuw | Paddsw
+            | Paddusw | Psubsw | Psubusw | Pavgw | Pabsw | Phaddw | Packsswb | Packuswb | Pmovsxwd
+            | Pmovzxwd => types::I16X8,
+            Paddd | Psubd | Pcmpeqd | Pcmpgtd | Pmulld | Pminsd | Pmaxsd | Pminud | Pmaxud | Pabsd
+            | Phaddd | Packssdw | Packusdw | Pmovsxdq | Pmovzxdq => types::I32X4,
+            Paddq | Psubq | Pcmpeqq | Pcmpgtq => types::I64X2,
             _ => return None,
         };
         let (a, b) = (self.as_lanes(a, lane), self.as_lanes(b, lane));
         let i = self.b.ins();
-        let r = match id {
+        Some(match id {
             Pand | Andps | Andpd => i.band(a, b),
             Por | Orps | Orpd => i.bor(a, b),
             Pxor | Xorps | Xorpd => i.bxor(a, b),
             Pandn | Andnps | Andnpd => i.band_not(b, a),
             Paddb | Paddw | Paddd | Paddq => i.iadd(a, b),
             Psubb | Psubw | Psubd | Psubq => i.isub(a, b),
-            Pmullw => i.imul(a, b),
-            Pcmpeqb | Pcmpeqw | Pcmpeqd => i.icmp(IntCC::Equal, a, b),
-            Pcmpgtb | Pcmpgtw | Pcmpgtd => i.icmp(IntCC::SignedGreaterThan, a, b),
-            Pminub => i.umin(a, b),
-            Pmaxub => i.umax(a, b),
-            Pminsw => i.smin(a, b),
-            _ => i.smax(a, b),
+            Paddsb | Paddsw => i.sadd_sat(a, b),
+            Paddusb | Paddusw => i.uadd_sat(a, b),
+            Psubsb | Psubsw => i.ssub_sat(a, b),
+            Psubusb | Psubusw => i.usub_sat(a, b),
+            Pavgb | Pavgw => i.avg_round(a, b),
+            Pmullw | Pmulld => i.imul(a, b),
+            Pcmpeqb | Pcmpeqw | Pcmpeqd | Pcmpeqq => i.icmp(IntCC::Equal, a, b),
+            Pcmpgtb | Pcmpgtw | Pcmpgtd | Pcmpgtq => i.icmp(IntCC::SignedGreaterThan, a, b),
+            Pminub | Pminuw | Pminud => i.umin(a, b),
+            Pmaxub | Pmaxuw | Pmaxud => i.umax(a, b),
+            Pminsb | Pminsw | Pminsd => i.smin(a, b),
+            Pmaxsb | Pmaxsw | Pmaxsd => i.smax(a, b),
+            Pabsb | Pabsw | Pabsd => i.iabs(b),
+            Phaddw | Phaddd => i.iadd_pairwise(a, b),
+            Packsswb | Packssdw => i.snarrow(a, b),
+            Packuswb | Packusdw => i.unarrow(a, b),
+            Pmovsxbw | Pmovsxwd | Pmovsxdq => i.swiden_low(b),
+            Pmovzxbw | Pmovzxwd | Pmovzxdq => i.uwiden_low(b),
+            _ => i.x86_pshufb(a, b),
+        })
+    }
+
+    /// The shuffle of two vectors that `id` names with an immediate.
+    fn shuffled(&mut self, id: Mnemonic, a: Value, b: Value, imm: u8) -> Option<Value> {
+        use Mnemonic::*;
+        // Lanes of `size` bytes from `from` on, of both in turn.
+        let interleave =
+            |size, from| lane_mask(size, |n| from + n / 2 + if n & 1 != 0 { 16 / size } else { 0 });
+        let blend = |size, bits: u8| lane_mask(size, |n| if bits >> n & 1 != 0 { n + 16 / size } else { n });
+        let (x, y, mask) = match id {
+            Punpcklbw => (a, b, interleave(1, 0)),
+            Punpcklwd => (a, b, interleave(2, 0)),
+            Punpckldq | Unpcklps => (a, b, interleave(4, 0)),
+            Punpcklqdq | Unpcklpd | Movlhps | Movhps => (a, b, interleave(8, 0)),
+            Punpckhbw => (a, b, interleave(1, 8)),
+            Punpckhwd => (a, b, interleave(2, 4)),
+            Punpckhdq | Unpckhps => (a, b, interleave(4, 2)),
+            Punpckhqdq | Unpckhpd => (a, b, interleave(8, 1)),
+            Movhlps => (a, b, lane_mask(8, |n| [3, 1][n & 1])),
+            Movss => (a, b, blend(4, 1)),
+            Movsd | Movlps => (a, b, blend(8, 1)),
+            Blendps => (a, b, blend(4, imm)),
+            Blendpd => (a, b, blend(8, imm)),
+            Pblendw => (a, b, blend(2, imm)),
+            Pshufd => (b, b, lane_mask(4, |n| field(imm, n & 3))),
+            Pshuflw => (b, b, lane_mask(2, |n| if n < 4 { field(imm, n) } else { n })),
+            Pshufhw => (b, b, lane_mask(2, |n| if n < 4 { n } else { 4 + field(imm, n & 3) })),
+            Shufps => (a, b, lane_mask(4, |n| field(imm, n & 3) + if n < 2 { 0 } else { 4 })),
+            Shufpd => (a, b, lane_mask(8, |n| usize::from(imm >> (n & 1) & 1) + if n == 0 { 0 } else { 2 })),
+            Movddup => (b, b, lane_mask(8, |_| 0)),
+            Movshdup => (b, b, lane_mask(4, |n| n | 1)),
+            Movsldup => (b, b, lane_mask(4, |n| n & !1)),
+            Palignr if imm <= 16 => (b, a, std::array::from_fn(|n| n as u8 + imm)),
+            Movq => (b, self.zero_vector(), interleave(8, 0)),
+            _ => return None,
         };
-        Some(self.as_lanes(r, types::I8X16))
+        Some(self.shuffle(x, y, mask))
+    }
+
+    /// A shift by a known count.
+    fn shifted(&mut self, id: Mnemonic, a: Value, n: u64) -> Option<Value> {
+        use Mnemonic::*;
+        let t = match id {
+            Psllw | Psrlw | Psraw => types::I16X8,
+            Pslld | Psrld | Psrad => types::I32X4,
+            Psllq | Psrlq => types::I64X2,
+            Pslldq | Psrldq => types::I8X16,
+            _ => return None,
+        };
+        let bits = u64::from(t.lane_bits());
+        let zero = self.zero_vector();
+        Some(match id {
+            Pslldq | Psrldq if n > 15 => zero,
+            Pslldq => self.shuffle(zero, a, std::array::from_fn(|k| (16 + k as u64 - n) as u8)),
+            Psrldq => self.shuffle(a, zero, std::array::from_fn(|k| (k as u64 + n) as u8)),
+            Psraw | Psrad => {
+                let a = self.as_lanes(a, t);
+                self.b.ins().sshr_imm_u(a, n.min(bits - 1) as i64)
+            }
+            _ if n >= bits => zero,
+            Psllw | Pslld | Psllq => {
+                let a = self.as_lanes(a, t);
+                self.b.ins().ishl_imm_u(a, n as i64)
+            }
+            _ => {
+                let a = self.as_lanes(a, t);
+                self.b.ins().ushr_imm_u(a, n as i64)
+            }
+        })
+    }
+
+    /// The instruction itself, `a` and `b` its operands.
+    pub(crate) fn vector_primitive(&mut self, id: Mnemonic, a: Value, b: Value, imm: u8) -> Option<Value> {
+        let bytes = host_instruction(id, imm)?;
+        self.primitive(&bytes, &[], &[a, b], 0, 1).first().copied()
+    }
+
+    fn operation(&mut self, id: Mnemonic, a: Value, b: Value, imm: u8) -> Option<Value> {
+        if let Some((v, n)) = self.vector_constant
+            && v == b
+            && let Some(r) = self.shifted(id, a, n)
+        {
+            return Some(r);
+        }
+        self.whole(id, a, b).or_else(|| self.shuffled(id, a, b, imm)).or_else(|| {
+            // From memory the source is one element, whatever the immediate says.
+            let imm = if id == Mnemonic::Insertps && self.op().is_mem() { imm & 0x3f } else { imm };
+            self.vector_primitive(id, a, b, imm)
+        })
     }
 
     fn give_up(&mut self) -> Value {
@@ -97,13 +215,13 @@ impl VecExec for Translator<'_> {
     type Vec = Value;
 
     fn sse_check(&mut self) -> Result<(), Stop> {
-        if self.sse_allowed {
+        if self.ready.sse {
             return Ok(());
         }
-        self.sse_allowed = true;
         let at = offset_of!(Cpu, sse_trap) as i32;
         let trap = self.b.ins().load(types::I8, self.access.state, self.cpu, at);
         self.bail_if(trap);
+        self.ready.sse = true;
         Ok(())
     }
     fn mmx_check(&mut self) -> Result<(), Stop> {
@@ -117,14 +235,14 @@ impl VecExec for Translator<'_> {
         self.unable = true;
     }
     fn xmm(&mut self, r: u8) -> Value {
-        self.b.ins().load(types::I8X16, self.access.state, self.cpu, register_offset(r))
+        self.var(XMM + usize::from(r & 15))
     }
     fn set_xmm(&mut self, r: u8, v: Value) {
         if self.unable {
             return;
         }
         let v = self.as_lanes(v, types::I8X16);
-        self.b.ins().store(self.access.state, v, self.cpu, register_offset(r));
+        self.set_var(XMM + usize::from(r & 15), v);
     }
     fn mm(&mut self, _: u8) -> Value {
         self.give_up_int()
@@ -146,10 +264,18 @@ impl VecExec for Translator<'_> {
         Ok(())
     }
 
-    fn vec_of<W: Width>(&mut self, v: Value) -> Value {
-        let v = self.fit(v, types::I64);
-        let v = self.b.ins().scalar_to_vector(types::I64X2, v);
-        self.as_lanes(v, types::I8X16)
+    fn vec_of<W: Width>(&mut self, x: Value) -> Value {
+        let known = self.constant(x);
+        let (x, t) = match self.type_of(x) {
+            types::I64 => (x, types::I64X2),
+            _ => (self.fit(x, types::I32), types::I32X4),
+        };
+        let v = self.b.ins().scalar_to_vector(t, x);
+        let v = self.as_lanes(v, types::I8X16);
+        if let Some(n) = known {
+            self.vector_constant = Some((v, n));
+        }
+        v
     }
     fn lane<W: Width>(&mut self, v: Value, n: u8) -> Value {
         let t = lanes::<W>();
@@ -164,17 +290,35 @@ impl VecExec for Translator<'_> {
         self.as_lanes(v, types::I8X16)
     }
 
-    fn vec<O: VecOp>(&mut self, a: Value, b: Value, _: u8) -> Value {
-        match self.whole(O::ID, a, b) {
-            Some(v) => v,
+    fn vec<O: VecOp>(&mut self, a: Value, b: Value, imm: u8) -> Value {
+        match self.operation(O::ID, a, b, imm) {
+            Some(v) => self.as_lanes(v, types::I8X16),
             None => self.give_up(),
         }
     }
     fn vec64<O: VecOp>(&mut self, _: Value, _: Value, _: u8) -> Value {
         self.give_up_int()
     }
-    fn vec3<O: VecOp3>(&mut self, _: Value, _: Value, _: Value) -> Value {
-        self.give_up()
+    fn vec3<O: VecOp3>(&mut self, a: Value, b: Value, c: Value) -> Value {
+        use Mnemonic::*;
+        if !has_sse41() {
+            return self.give_up();
+        }
+        let t = match O::ID {
+            Pblendvb => types::I8X16,
+            Blendvps => types::I32X4,
+            Blendvpd => types::I64X2,
+            id => {
+                // The third operand is XMM0, the result in XMM1.
+                return match host_instruction3(id) {
+                    Some(bytes) => self.primitive(&bytes, &[], &[c, a, b], 0, 2)[1],
+                    None => self.give_up(),
+                };
+            }
+        };
+        let (a, b, c) = (self.as_lanes(a, t), self.as_lanes(b, t), self.as_lanes(c, t));
+        let r = self.b.ins().blendv(c, b, a);
+        self.as_lanes(r, types::I8X16)
     }
     fn vec_int<O: VecToInt>(&mut self, b: Value) -> Value {
         let t = match O::ID {
@@ -186,21 +330,41 @@ impl VecExec for Translator<'_> {
         let b = self.as_lanes(b, t);
         self.b.ins().vhigh_bits(types::I32, b)
     }
-    fn vec_flags<O: VecFlags>(&mut self, _: Value, _: Value) {
-        self.unable = true;
+    fn vec_flags<O: VecFlags>(&mut self, a: Value, b: Value) {
+        if O::ID != Mnemonic::Ptest || self.unable {
+            self.unable = true;
+            return;
+        }
+        let both = self.b.ins().band(a, b);
+        let outside = self.b.ins().band_not(b, a);
+        let some = self.b.ins().vany_true(both);
+        let other = self.b.ins().vany_true(outside);
+        let (some, other) = (self.fit(some, types::I64), self.fit(other, types::I64));
+        let zf = self.b.ins().bxor_imm_u(some, 1);
+        let cf = self.b.ins().bxor_imm_u(other, 1);
+        let zf = self.b.ins().ishl_imm_u(zf, 6);
+        let flags = self.b.ins().bor(zf, cf);
+        self.set_compared(flags);
     }
-    fn float<O: FloatOp>(&mut self, _: Value, _: Value, _: u8) -> Result<Value, Stop> {
-        Err(Stop::Again)
+    fn float<O: FloatOp>(&mut self, a: Value, b: Value, imm: u8) -> Result<Value, Stop> {
+        self.float_vector(O::ID, a, b, imm)
     }
-    fn float_int<O: FloatOp>(&mut self, _: Value) -> Result<Value, Stop> {
-        Err(Stop::Again)
+    fn float_int<O: FloatOp>(&mut self, b: Value) -> Result<Value, Stop> {
+        self.float_to_int(O::ID, b)
     }
-    fn int_float<O: FloatOp>(&mut self, _: Value, _: Value) -> Result<Value, Stop> {
-        Err(Stop::Again)
+    fn int_float<O: FloatOp>(&mut self, a: Value, b: Value) -> Result<Value, Stop> {
+        self.int_to_float(O::ID, a, b)
     }
-    fn float_flags<O: FloatOp>(&mut self, _: Value, _: Value) -> Result<(), Stop> {
-        Err(Stop::Again)
+    fn float_flags<O: FloatOp>(&mut self, a: Value, b: Value) -> Result<(), Stop> {
+        self.float_compare(O::ID, a, b)
     }
 }
 
-const _: () = assert!(size_of::<Vector>() == 64);
+#[cfg(target_arch = "x86_64")]
+fn has_sse41() -> bool {
+    is_x86_feature_detected!("sse4.1")
+}
+#[cfg(not(target_arch = "x86_64"))]
+fn has_sse41() -> bool {
+    false
+}

@@ -1,6 +1,6 @@
 //! Two machines with the same memory and state: one is interpreted, the other runs through the translator.
 #![allow(dead_code)]
-use mynah_cpu::state::{Segment, Vector, cr0, cr4, efer, fl, gpr, seg};
+use mynah_cpu::state::{F80, Segment, Vector, cr0, cr4, efer, fl, gpr, seg};
 use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit, State};
 use mynah_jit::tier::{Counters, Optimize, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
@@ -77,6 +77,79 @@ impl Random {
             5 => (r >> 32) as i32 as u64,
             _ => self.next(),
         }
+    }
+}
+
+/// Two floats or a double, as they matter: ordinary numbers, zeros, infinities, NaNs of both kinds, denormals, the largest and smallest.
+pub fn float(r: &mut Random) -> u64 {
+    let single = |r: &mut Random| -> u32 {
+        let x = r.next();
+        let sign = (x as u32) & 0x8000_0000;
+        sign | match x % 12 {
+            0 => 0,
+            1 => 0x7f80_0000,
+            2 => 0x7f80_0000 | (x >> 40) as u32 & 0x7f_ffff,
+            3 => (x >> 40) as u32 & 0x7f_ffff,
+            4 => 0x7f7f_ffff,
+            5 => 0x0080_0000 | (x >> 62) as u32,
+            6 => (x >> 33) as u32,
+            7 => ((x >> 56) as f32).to_bits(),
+            _ => 0x3f00_0000 + ((x >> 38) as u32 & 0x1ff_ffff),
+        }
+    };
+    let x = r.next();
+    let sign = x & 1 << 63;
+    match x % 16 {
+        0..7 => u64::from(single(r)) | u64::from(single(r)) << 32,
+        7 => sign,
+        8 => sign | 0x7ff0_0000_0000_0000,
+        9 => sign | 0x7ff0_0000_0000_0000 | r.next() >> 12,
+        10 => sign | r.next() >> 12,
+        11 => sign | 0x7fef_ffff_ffff_ffff,
+        12 => r.next(),
+        13 => sign | ((r.next() >> 50) as f64 / 4.0).to_bits(),
+        _ => sign | 0x3fe0_0000_0000_0000 + (r.next() >> 10),
+    }
+}
+
+/// An extended number as they matter.
+pub fn extended(r: &mut Random) -> F80 {
+    let (m, x) = (r.next(), r.next());
+    let sign = (x as u16) & 0x8000;
+    match x % 12 {
+        0 => F80 { mant: 0, exp: sign },
+        1 => F80 { mant: 1 << 63, exp: sign | 0x7fff },
+        2 => F80 { mant: m | 1 << 63, exp: sign | 0x7fff },
+        3 => F80 { mant: m >> 1, exp: sign },
+        4 => F80 { mant: m, exp: (x >> 32) as u16 }, // of any kind, unsupported ones included
+        5 => F80 { mant: m | 1 << 63, exp: sign | 0x7ffe },
+        6 => F80 { mant: (m >> 60 | 1).rotate_right(4) | 1 << 63, exp: sign | 0x3fff + (x >> 60) as u16 },
+        _ => F80 { mant: m | 1 << 63, exp: sign | 0x3ff0 + ((x >> 40) as u16 & 0x3f) },
+    }
+}
+
+/// Gives the floating-point units a random state. All exceptions are masked, but for one state in eight.
+pub fn random_float_state(s: &mut State, r: &mut Random) {
+    for x in &mut s.xmm[..16] {
+        for lane in &mut x.0[..2] {
+            if r.below(4) != 0 {
+                *lane = float(r);
+            }
+        }
+    }
+    let x = r.next();
+    s.mxcsr = (x as u32 & 0xe07f) | 0x1f80;
+    let f = &mut s.fpu;
+    for v in &mut f.r {
+        *v = extended(r);
+    }
+    f.cw = 0x7f | (x >> 16) as u16 & 0xf00;
+    f.sw = (x >> 32) as u16 & 0x477f;
+    f.top = (x >> 48) as u8 & 7;
+    f.empty = (x >> 56) as u8 & (r.next() >> 56) as u8;
+    if r.below(8) == 0 {
+        s.mxcsr &= !(r.next() as u32 & 0x1f80);
+        f.set_control(f.cw & !(r.next() as u16 & 0x3f));
     }
 }
 
@@ -223,10 +296,12 @@ impl Pair {
             for x in &mut s.xmm[..16] {
                 *x = Vector(std::array::from_fn(|_| r.value()));
             }
+            random_float_state(s, &mut r);
             set(s, &mut r);
             let mut bytes = vec![0u8; (READ_ONLY + 0x1000 - DATA) as usize];
             for b in bytes.chunks_exact_mut(8) {
-                b.copy_from_slice(&r.value().to_le_bytes());
+                let v = if r.below(2) == 0 { r.value() } else { float(&mut r) };
+                b.copy_from_slice(&v.to_le_bytes());
             }
             cpu.mem.write(DATA, &bytes);
             cpu.mem.write(STACK.0, &bytes[..(STACK.1 - STACK.0) as usize]);
@@ -249,6 +324,11 @@ impl Pair {
             }
             println!("res {:x} {:x}  aux {:x} {:x}", p.res, f.res, p.aux, f.aux);
             println!("flags {:x} {:x}  cr2 {:x} {:x}", p.rflags(), f.rflags(), p.cr2, f.cr2);
+            println!("mxcsr {:x} {:x}", p.mxcsr, f.mxcsr);
+            if p.fpu != f.fpu {
+                println!("interpreted {:x?}", p.fpu);
+                println!("translated  {:x?}", f.fpu);
+            }
             for n in 0..16 {
                 if p.xmm[n] != f.xmm[n] {
                     println!("xmm {n}: {:x?} {:x?}", p.xmm[n], f.xmm[n]);

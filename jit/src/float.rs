@@ -1,0 +1,178 @@
+//! Floating point by the host's own instructions: SSE's as [primitives](crate::primitive), under the guest's MXCSR.
+//!
+//! An operation is the guest's instruction, executed where the guest executes it, so that rounding, flushing, NaNs and sticky flags are exact by
+//! construction. The host's MXCSR is the guest's meanwhile: see [`mynah_cpu::host_float`]. That is tested once in a straight run of code.
+use crate::primitive::encode;
+use crate::runtime::{Context, FLOAT};
+use crate::translate::Translator;
+use cranelift_codegen::ir::{InstBuilder, Value, types};
+use iced_x86::{
+    Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as Kind, Register,
+};
+use mynah_cpu::host_float::{SSE, X87};
+use mynah_cpu::{Cpu, Stop};
+use std::collections::HashMap;
+use std::mem::offset_of;
+use std::sync::OnceLock;
+
+/// Whether the host has what an instruction needs.
+#[cfg(target_arch = "x86_64")]
+fn on_host(code: Code) -> bool {
+    code.cpuid_features().iter().all(|f| match f {
+        CpuidFeature::SSE | CpuidFeature::SSE2 => true,
+        CpuidFeature::SSE3 => is_x86_feature_detected!("sse3"),
+        CpuidFeature::SSSE3 => is_x86_feature_detected!("ssse3"),
+        CpuidFeature::SSE4_1 => is_x86_feature_detected!("sse4.1"),
+        CpuidFeature::SSE4_2 => is_x86_feature_detected!("sse4.2"),
+        CpuidFeature::AES => is_x86_feature_detected!("aes"),
+        CpuidFeature::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
+        CpuidFeature::SHA => is_x86_feature_detected!("sha"),
+        _ => false,
+    })
+}
+#[cfg(not(target_arch = "x86_64"))]
+fn on_host(_: Code) -> bool {
+    false
+}
+
+/// The legacy instruction `xmm, xmm` or `xmm, xmm, imm8` of each name that the host has.
+fn host_codes() -> &'static HashMap<Mnemonic, Code> {
+    static CODES: OnceLock<HashMap<Mnemonic, Code>> = OnceLock::new();
+    CODES.get_or_init(|| {
+        let mut codes = HashMap::new();
+        for code in Code::values() {
+            let o = code.op_code();
+            let vector = |n| matches!(o.op_kind(n), Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem);
+            let fits = o.encoding() == EncodingKind::Legacy
+                && match o.op_count() {
+                    2 => vector(0) && vector(1),
+                    3 => vector(0) && vector(1) && o.op_kind(2) == Kind::imm8,
+                    _ => false,
+                };
+            if fits && on_host(code) {
+                codes.entry(code.mnemonic()).or_insert(code);
+            }
+        }
+        codes
+    })
+}
+
+/// The bytes of `id xmm0, xmm1` or `id xmm0, xmm1, imm`.
+pub(crate) fn host_instruction(id: Mnemonic, imm: u8) -> Option<Vec<u8>> {
+    let code = *host_codes().get(&id)?;
+    encode(&if code.op_code().op_count() == 2 {
+        Instruction::with2(code, Register::XMM0, Register::XMM1).ok()?
+    } else {
+        Instruction::with3(code, Register::XMM0, Register::XMM1, u32::from(imm)).ok()?
+    })
+}
+
+/// The bytes of `id xmm1, xmm2`, for an instruction whose third operand is XMM0.
+pub(crate) fn host_instruction3(id: Mnemonic) -> Option<Vec<u8>> {
+    let code = *host_codes().get(&id)?;
+    encode(&Instruction::with2(code, Register::XMM1, Register::XMM2).ok()?)
+}
+
+impl Translator<'_> {
+    /// Has the host's registers hold the guest's MXCSR or x87 unit; leaves for the interpreter where they must not.
+    fn host_float(&mut self, which: u8) {
+        let t = types::I64;
+        let at = offset_of!(Cpu, float_live) as i32;
+        let live = self.b.ins().load(types::I8, self.access.state, self.cpu, at);
+        let live = self.b.ins().band_imm_u(live, i64::from(which));
+        let out = self.interpret_here();
+        let enter = self.b.create_block();
+        let on = self.b.create_block();
+        self.b.set_cold_block(enter);
+        self.b.ins().brif(live, on, &[], enter, &[]);
+        self.b.switch_to_block(enter);
+        self.b.seal_block(enter);
+        let a = self.access;
+        let stub = self.b.ins().load(t, a.fixed, self.context, offset_of!(Context, fill_stub) as i32);
+        let kind = self.b.ins().iconst(t, (FLOAT | u64::from(which)) as i64);
+        let none = self.b.ins().iconst(t, 0);
+        self.b.ins().call_indirect(self.stub_sig, stub, &[self.cpu, self.context, none, kind]);
+        let done = self.b.ins().load(t, a.context, self.context, offset_of!(Context, host) as i32);
+        self.b.ins().brif(done, on, &[], out, &[]);
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+    }
+
+    /// Before an instruction that reads or changes MXCSR.
+    fn ready_float(&mut self) {
+        if !self.ready.float {
+            self.host_float(SSE);
+            self.ready.float = true;
+        }
+    }
+
+    /// Before an instruction of the x87 unit or MMX.
+    pub(crate) fn ready_x87(&mut self) {
+        if !self.ready.x87 {
+            self.host_float(X87);
+            self.ready.x87 = true;
+        }
+    }
+
+    pub(crate) fn float_vector(&mut self, id: Mnemonic, a: Value, b: Value, imm: u8) -> Result<Value, Stop> {
+        if self.unable {
+            return Err(Stop::Again);
+        }
+        let bytes = host_instruction(id, imm).ok_or(Stop::Again)?;
+        self.ready_float();
+        Ok(self.primitive(&bytes, &[], &[a, b], 0, 1)[0])
+    }
+
+    /// To a general register of the current instruction's width.
+    pub(crate) fn float_to_int(&mut self, id: Mnemonic, b: Value) -> Result<Value, Stop> {
+        use Code::*;
+        let wide = matches!(self.op().code().op_code().op_kind(0), Kind::r64_reg);
+        let code = match (id, wide) {
+            (Mnemonic::Cvtss2si, false) => Cvtss2si_r32_xmmm32,
+            (Mnemonic::Cvtss2si, true) => Cvtss2si_r64_xmmm32,
+            (Mnemonic::Cvtsd2si, false) => Cvtsd2si_r32_xmmm64,
+            (Mnemonic::Cvtsd2si, true) => Cvtsd2si_r64_xmmm64,
+            (Mnemonic::Cvttss2si, false) => Cvttss2si_r32_xmmm32,
+            (Mnemonic::Cvttss2si, true) => Cvttss2si_r64_xmmm32,
+            (Mnemonic::Cvttsd2si, false) => Cvttsd2si_r32_xmmm64,
+            (Mnemonic::Cvttsd2si, true) => Cvttsd2si_r64_xmmm64,
+            _ => return Err(Stop::Again),
+        };
+        let to = if wide { Register::RAX } else { Register::EAX };
+        let bytes = Instruction::with2(code, to, Register::XMM0).ok().and_then(|i| encode(&i));
+        let bytes = bytes.filter(|_| !self.unable).ok_or(Stop::Again)?;
+        self.ready_float();
+        Ok(self.primitive(&bytes, &[], &[b], 1, 0)[0])
+    }
+
+    /// From an integer of 32 or 64 bits.
+    pub(crate) fn int_to_float(&mut self, id: Mnemonic, a: Value, b: Value) -> Result<Value, Stop> {
+        use Code::*;
+        let wide = self.type_of(b) == types::I64;
+        let code = match (id, wide) {
+            (Mnemonic::Cvtsi2ss, false) => Cvtsi2ss_xmm_rm32,
+            (Mnemonic::Cvtsi2ss, true) => Cvtsi2ss_xmm_rm64,
+            (Mnemonic::Cvtsi2sd, false) => Cvtsi2sd_xmm_rm32,
+            (Mnemonic::Cvtsi2sd, true) => Cvtsi2sd_xmm_rm64,
+            _ => return Err(Stop::Again),
+        };
+        let from = if wide { Register::RDI } else { Register::EDI };
+        let bytes = Instruction::with2(code, Register::XMM0, from).ok().and_then(|i| encode(&i));
+        let bytes = bytes.filter(|_| !self.unable).ok_or(Stop::Again)?;
+        self.ready_float();
+        Ok(self.primitive(&bytes, &[b], &[a], 0, 1)[0])
+    }
+
+    /// COMISS and its kin: the comparison, then LAHF.
+    pub(crate) fn float_compare(&mut self, id: Mnemonic, a: Value, b: Value) -> Result<(), Stop> {
+        let mut bytes = host_instruction(id, 0).filter(|_| !self.unable).ok_or(Stop::Again)?;
+        bytes.push(0x9f);
+        self.ready_float();
+        let rax = self.primitive(&bytes, &[], &[a, b], 1, 0)[0];
+        // AH.
+        let flags = self.b.ins().ushr_imm_u(rax, 8);
+        let flags = self.b.ins().band_imm_u(flags, 0x45);
+        self.set_compared(flags);
+        Ok(())
+    }
+}
