@@ -151,6 +151,8 @@ pub struct Cpu {
     pub ferr: bool,
     /// Compiled code by linear address, for generated code: [`crate::tier::CODE_JUMPS`] entries, which `blocks` owns.
     pub code_jumps: *const crate::tier::CodeJump,
+    /// The tier's memory.
+    pub tier_memory: crate::tier::TierMemory,
     pub(crate) blocks: BlockCache,
 }
 
@@ -204,6 +206,7 @@ impl Cpu {
             x87_trap: 0,
             ferr: false,
             code_jumps: std::ptr::null(),
+            tier_memory: crate::tier::TierMemory([0; 512]),
             blocks: BlockCache::new(),
         });
         cpu.code_jumps = cpu.blocks.code_jumps.as_ptr();

@@ -9,11 +9,14 @@ use crate::block::{Block, ModeKey};
 use crate::cpu::Cpu;
 use crate::op::{Handler, Op};
 use std::cell::{Cell, RefCell};
-use std::ffi::c_void;
 
-/// Enters compiled code: takes the vCPU, the code's context and ops, RIP, and the code; returns why the code (or what it has gone on to) was left, with
-/// the state in memory complete.
-pub type Enter = unsafe extern "C" fn(*mut Cpu, *mut c_void, *const Op, u64, *const u8) -> u32;
+/// Enters compiled code: takes the vCPU, the code's ops, RIP, and the code; returns why the code (or what it has gone on to) was left, with the
+/// state in memory complete.
+pub type Enter = unsafe extern "C" fn(*mut Cpu, *const Op, u64, *const u8) -> u32;
+
+/// Memory of the tier's own, which its code reaches from the vCPU's pointer.
+#[repr(C, align(64))]
+pub struct TierMemory(pub [u8; 512]);
 
 /// Execution goes on at RIP.
 pub const LEFT_NEXT: u32 = 1;
@@ -27,8 +30,6 @@ pub struct Compiled {
     pub enter: Enter,
     /// The code.
     pub code: *const u8,
-    /// Its context.
-    pub context: *mut c_void,
     /// Its ops.
     pub ops: *const Op,
 }
@@ -63,6 +64,8 @@ impl CodeJump {
 
 /// What makes code.
 pub trait Tier: Send {
+    /// The vCPU that the tier is given to: its code may run from now on.
+    fn attach(&mut self, cpu: &mut Cpu);
     /// The block at this physical address, under this mode key, is hot. Called on the vCPU's thread, with no code of this tier executing.
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32);
     /// [`crate::board::EV_TIER`] was raised: code may be ready to be installed.
@@ -146,7 +149,7 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
         cpu.note_code(unsafe { &(*block).tier }, &code, rip);
         // SAFETY: installed code is kept until it is uninstalled on this thread, which does not happen while it runs; it accesses the
         // vCPU through this reference alone. The table of code that it goes on to names installed code only.
-        let left = unsafe { (code.enter)(cpu, code.context, code.ops, rip, code.code) };
+        let left = unsafe { (code.enter)(cpu, code.ops, rip, code.code) };
         cpu.left[left as usize & 7] += 1;
         if left != LEFT_NEXT {
             cpu.interpret_next = left == LEFT_INTERPRET;
@@ -199,7 +202,8 @@ impl Cpu {
     }
 
     /// Gives the vCPU a tier above the interpreter, which is told of blocks that have run `hot_after` times.
-    pub fn set_tier(&mut self, tier: Box<dyn Tier>, hot_after: u32) {
+    pub fn set_tier(&mut self, mut tier: Box<dyn Tier>, hot_after: u32) {
+        tier.attach(self);
         self.tier = Some(tier);
         self.hot_after = hot_after.max(1);
         self.flush_blocks();

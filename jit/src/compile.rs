@@ -2,11 +2,13 @@
 use crate::memory::look_up;
 use crate::primitive::Primitives;
 use crate::region::Plan;
-use crate::runtime::{Context as Shared, WRITE};
+use crate::runtime::{CONTEXT, Context as Shared, WRITE};
 use crate::translate::{RIP_OFFSET, Translator, chain_signature, region_signature, stub_signature};
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{AbiParam, Function, InstBuilder, MemFlagsData, Signature, UserFuncName, types};
+use cranelift_codegen::ir::{
+    AbiParam, Function, InstBuilder, MemFlagsData, Signature, UserFuncName, Value, types,
+};
 use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
@@ -31,6 +33,13 @@ pub(crate) struct Compiler {
     context: cranelift_codegen::Context,
     builder: FunctionBuilderContext,
     plane: ControlPlane,
+}
+
+/// Tells a region that is about to be entered its ops and RIP.
+fn put_entry(b: &mut FunctionBuilder, cpu: Value, ops: Value, rip: Value) {
+    let plain = MemFlagsData::trusted();
+    b.ins().store(plain, ops, cpu, (CONTEXT + offset_of!(Shared, ops)) as i32);
+    b.ins().store(plain, rip, cpu, (CONTEXT + offset_of!(Shared, rip)) as i32);
 }
 
 impl Compiler {
@@ -79,8 +88,11 @@ impl Compiler {
     /// The host code of the stub that translates an address and keeps all registers: from the TLB if it is there (it may well be: code asks also where an
     /// access has left the page of an earlier one), else by `fill_stub`.
     pub fn refill_stub(&mut self) -> Option<Vec<u8>> {
-        self.stub(|b, [cpu, context, lin, kind]| {
+        self.stub(|b, cpu| {
             let (t, plain) = (types::I64, MemFlagsData::trusted());
+            let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
+            let lin = b.ins().load(t, plain, context, offset_of!(Shared, lin) as i32);
+            let kind = b.ins().load(t, plain, context, offset_of!(Shared, kind) as i32);
             let [writes, reads, found, missed] = std::array::from_fn(|_| b.create_block());
             let write = b.ins().band_imm_u(kind, WRITE as i64);
             b.ins().brif(write, writes, &[], reads, &[]);
@@ -109,7 +121,7 @@ impl Compiler {
             b.switch_to_block(missed);
             let signature = b.import_signature(stub_signature());
             let stub = b.ins().load(t, plain, context, offset_of!(Shared, fill_stub) as i32);
-            b.ins().call_indirect(signature, stub, &[cpu, context, lin, kind]);
+            b.ins().call_indirect(signature, stub, &[cpu]);
             b.ins().return_(&[]);
             Some(())
         })
@@ -118,13 +130,14 @@ impl Compiler {
     /// The host code of the stub that calls [`crate::runtime::refill`] and keeps all registers.
     pub fn fill_stub(&mut self) -> Option<Vec<u8>> {
         let mut callee = Signature::new(self.isa.default_call_conv());
-        self.stub(|b, [cpu, context, lin, kind]| {
-            callee.params.extend([AbiParam::new(types::I64); 3]);
+        self.stub(|b, cpu| {
+            let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
+            callee.params.push(AbiParam::new(types::I64));
             callee.returns.push(AbiParam::new(types::I64));
             let callee = b.import_signature(callee);
             let plain = MemFlagsData::trusted();
             let function = b.ins().load(types::I64, plain, context, offset_of!(Shared, refill) as i32);
-            let call = b.ins().call_indirect(callee, function, &[cpu, lin, kind]);
+            let call = b.ins().call_indirect(callee, function, &[cpu]);
             let host = b.inst_results(call)[0];
             b.ins().store(plain, host, context, offset_of!(Shared, host) as i32);
             b.ins().return_(&[]);
@@ -132,18 +145,15 @@ impl Compiler {
         })
     }
 
-    fn stub(
-        &mut self,
-        body: impl FnOnce(&mut FunctionBuilder, [cranelift_codegen::ir::Value; 4]) -> Option<()>,
-    ) -> Option<Vec<u8>> {
+    fn stub(&mut self, body: impl FnOnce(&mut FunctionBuilder, Value) -> Option<()>) -> Option<Vec<u8>> {
         self.context.clear();
         self.context.func = Function::with_name_signature(UserFuncName::default(), stub_signature());
         let mut b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
         let entry = b.create_block();
         b.append_block_params_for_function_params(entry);
         b.switch_to_block(entry);
-        let params = b.block_params(entry).try_into().ok()?;
-        body(&mut b, params)?;
+        let cpu = *b.block_params(entry).first()?;
+        body(&mut b, cpu)?;
         b.seal_all_blocks();
         b.finalize(self.isa.frontend_config());
         self.finish(&Primitives::default())
@@ -153,7 +163,7 @@ impl Compiler {
     pub fn enter_stub(&mut self) -> Option<Vec<u8>> {
         self.context.clear();
         let mut signature = Signature::new(self.isa.default_call_conv());
-        signature.params.extend([AbiParam::new(types::I64); 5]);
+        signature.params.extend([AbiParam::new(types::I64); 4]);
         signature.returns.push(AbiParam::new(types::I32));
         self.context.func = Function::with_name_signature(UserFuncName::default(), signature);
         let mut b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
@@ -162,11 +172,9 @@ impl Compiler {
         b.append_block_params_for_function_params(entry);
         b.switch_to_block(entry);
         b.seal_block(entry);
-        let (rest, code) = match b.block_params(entry) {
-            [rest @ .., code] => (rest.to_vec(), *code),
-            _ => return None,
-        };
-        let call = b.ins().call_indirect(callee, code, &rest);
+        let &[cpu, ops, rip, code] = b.block_params(entry) else { return None };
+        put_entry(&mut b, cpu, ops, rip);
+        let call = b.ins().call_indirect(callee, code, &[cpu]);
         let left = b.inst_results(call)[0];
         b.ins().return_(&[left]);
         b.finalize(self.isa.frontend_config());
@@ -184,10 +192,8 @@ impl Compiler {
             (b.create_block(), b.create_block(), b.create_block(), b.create_block());
         b.append_block_params_for_function_params(entry);
         b.switch_to_block(entry);
-        let (cpu, context, rip) = match b.block_params(entry) {
-            &[cpu, context, rip] => (cpu, context, rip),
-            _ => return None,
-        };
+        let &[cpu, rip] = b.block_params(entry) else { return None };
+        let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
         let (t, plain) = (types::I64, MemFlagsData::trusted());
         let table = b.ins().load(t, plain, cpu, offset_of!(Cpu, code_jumps) as i32);
         let high = b.ins().ushr_imm_u(rip, 12);
@@ -213,7 +219,8 @@ impl Compiler {
         b.switch_to_block(on);
         let code = b.ins().load(t, plain, jump, offset_of!(CodeJump, code) as i32);
         let ops = b.ins().load(t, plain, jump, offset_of!(CodeJump, ops) as i32);
-        b.ins().return_call_indirect(region, code, &[cpu, context, ops, rip]);
+        put_entry(&mut b, cpu, ops, rip);
+        b.ins().return_call_indirect(region, code, &[cpu]);
         b.set_cold_block(out);
         b.switch_to_block(out);
         b.ins().store(plain, rip, cpu, RIP_OFFSET);

@@ -87,12 +87,8 @@ impl Translator<'_> {
         self.b.ins().brif(live, on, &[], enter, &[]);
         self.b.switch_to_block(enter);
         self.b.seal_block(enter);
-        let a = self.access;
-        let stub = self.b.ins().load(t, a.fixed, self.context, offset_of!(Context, fill_stub) as i32);
         let kind = self.b.ins().iconst(t, (FLOAT | u64::from(which)) as i64);
-        let none = self.b.ins().iconst(t, 0);
-        self.b.ins().call_indirect(self.stub_sig, stub, &[self.cpu, self.context, none, kind]);
-        let done = self.b.ins().load(t, a.context, self.context, offset_of!(Context, host) as i32);
+        let done = self.call_stub(offset_of!(Context, fill_stub), kind);
         self.b.ins().brif(done, on, &[], out, &[]);
         self.b.switch_to_block(on);
         self.b.seal_block(on);

@@ -210,16 +210,24 @@ impl Translator<'_> {
 
     /// Calls the stub that translates a linear address; returns the host address, or leaves the region if the access is not a plain one.
     fn ask(&mut self, lin: Value, len: u64, write: bool, out: Block) -> Value {
-        let (t, a) = (types::I64, self.access);
-        let stub = self.b.ins().load(t, a.fixed, self.context, offset_of!(Context, refill_stub) as i32);
-        let kind = self.b.ins().iconst(t, (len | if write { WRITE } else { 0 }) as i64);
-        self.b.ins().call_indirect(self.stub_sig, stub, &[self.cpu, self.context, lin, kind]);
-        let answer = self.b.ins().load(t, a.context, self.context, offset_of!(Context, host) as i32);
+        let kind = self.b.ins().iconst(types::I64, (len | if write { WRITE } else { 0 }) as i64);
+        self.b.ins().store(self.access.context, lin, self.context, offset_of!(Context, lin) as i32);
+        let answer = self.call_stub(offset_of!(Context, refill_stub), kind);
         let on = self.b.create_block();
         self.b.ins().brif(answer, on, &[], out, &[]);
         self.b.switch_to_block(on);
         self.b.seal_block(on);
         answer
+    }
+
+    /// Calls a stub of the context's that keeps all registers. It is asked through memory: operands in given registers would have the register
+    /// allocator move things about where nothing is missed.
+    pub(crate) fn call_stub(&mut self, stub: usize, kind: Value) -> Value {
+        let (t, a) = (types::I64, self.access);
+        self.b.ins().store(a.context, kind, self.context, offset_of!(Context, kind) as i32);
+        let stub = self.b.ins().load(t, a.context, self.context, stub as i32);
+        self.b.ins().call_indirect(self.stub_sig, stub, &[self.cpu]);
+        self.b.ins().load(t, a.context, self.context, offset_of!(Context, host) as i32)
     }
 
     /// What a linear address is made of, as far as it is known.

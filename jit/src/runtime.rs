@@ -3,8 +3,9 @@
 //! Code has no absolute addresses: it takes the addresses of these functions from the [`Context`], whose address it is entered with.
 use crate::code::CodeMemory;
 use crate::compile::Compiler;
-use mynah_cpu::tier::Enter;
+use mynah_cpu::tier::{Enter, TierMemory};
 use mynah_cpu::{Cpu, Op};
+use std::mem::{offset_of, size_of};
 
 /// Why a region was left. In each case the state in memory is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub enum Left {
     Code = 5,
 }
 
-/// What code is entered with besides the vCPU. One per engine; generated code addresses the fields by offset.
+/// What code finds in the vCPU's [`TierMemory`]; it addresses the fields by offset.
 #[repr(C)]
 pub(crate) struct Context {
     /// The stub that finds an address in the TLB, or by `fill_stub`, and keeps all registers; it leaves the answer in `host`.
@@ -34,14 +35,26 @@ pub(crate) struct Context {
     /// Where a region goes that leaves for an address: the stub that looks for other code there.
     pub chain_stub: *const u8,
     /// [`refill`].
-    pub refill: unsafe extern "C" fn(*mut Cpu, u64, u64) -> *mut u8,
+    pub refill: unsafe extern "C" fn(*mut Cpu) -> *mut u8,
     /// [`run_op`].
     pub run_op: unsafe extern "C" fn(*mut Cpu, *const Op) -> u32,
     /// The word of pending events.
     pub events: *const u32,
+    /// What `refill_stub` is asked: a linear address, and the kind of access.
+    pub lin: u64,
+    /// See [`WRITE`].
+    pub kind: u64,
     /// Answer of the last `refill_stub`.
     pub host: *mut u8,
+    /// The ops of the region that runs.
+    pub ops: *const Op,
+    /// RIP where it was entered.
+    pub rip: u64,
 }
+
+/// Where the context is in the vCPU.
+pub(crate) const CONTEXT: usize = offset_of!(Cpu, tier_memory);
+const _: () = assert!(size_of::<Context>() <= size_of::<TierMemory>());
 
 impl Context {
     /// A context with its stubs, which are put into `memory`, and what regions are entered by. An error says what there is not.
@@ -63,7 +76,11 @@ impl Context {
             refill,
             run_op,
             events,
+            lin: 0,
+            kind: 0,
             host: std::ptr::null_mut(),
+            ops: std::ptr::null(),
+            rip: 0,
         };
         // SAFETY: the stub was made with this signature.
         let enter = unsafe { std::mem::transmute::<*const u8, Enter>(enter) };
@@ -80,10 +97,15 @@ pub(crate) const FLOAT: u64 = 0x200;
 /// See [`Cpu::refill`]; `kind` is the length, and [`WRITE`] or not. With [`FLOAT`] the answer is null if the instruction must be interpreted.
 ///
 /// # Safety
-/// `cpu` is the vCPU that the calling region was entered with.
-pub(crate) unsafe extern "C" fn refill(cpu: *mut Cpu, lin: u64, kind: u64) -> *mut u8 {
+/// `cpu` is the vCPU that the calling region was entered with, with a context in its memory.
+pub(crate) unsafe extern "C" fn refill(cpu: *mut Cpu) -> *mut u8 {
     // SAFETY: the engine entered the region with an exclusive reference, of which this is a copy; generated code keeps no other.
     let cpu = unsafe { &mut *cpu };
+    // SAFETY: `attach` has put a context there.
+    let (lin, kind) = unsafe {
+        let c = cpu.tier_memory.0.as_ptr().cast::<Context>();
+        ((*c).lin, (*c).kind)
+    };
     if kind & FLOAT != 0 {
         let done = cpu.enter_host_float(kind as u8);
         return std::ptr::without_provenance_mut(usize::from(done));

@@ -93,7 +93,7 @@ pub struct Translating {
     shared: Arc<Shared>,
     counters: Arc<Counters>,
     memory: CodeMemory,
-    context: Box<Context>,
+    context: Option<Context>,
     enter: Enter,
     regions: HashMap<(u64, u32), Region>,
     info: InstructionInfoFactory,
@@ -140,7 +140,7 @@ impl Translating {
             shared: Arc::default(),
             counters: Arc::default(),
             memory,
-            context: Box::new(context),
+            context: Some(context),
             enter,
             regions: HashMap::new(),
             info: InstructionInfoFactory::new(),
@@ -193,6 +193,13 @@ fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &C
 }
 
 impl Tier for Translating {
+    fn attach(&mut self, cpu: &mut Cpu) {
+        if let Some(context) = self.context.take() {
+            // SAFETY: the memory is large enough and aligned, and made for this.
+            unsafe { cpu.tier_memory.0.as_mut_ptr().cast::<Context>().write(context) };
+        }
+    }
+
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
         let Some(plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info)) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -246,13 +253,7 @@ impl Translating {
                 r.segment != segment
             });
         }
-        let context: *mut Context = &mut *self.context;
-        let code = Compiled {
-            enter: self.enter,
-            code: placed.address,
-            context: context.cast(),
-            ops: d.ops.as_ptr(),
-        };
+        let code = Compiled { enter: self.enter, code: placed.address, ops: d.ops.as_ptr() };
         let parts: Vec<u64> = d.parts.iter().map(|p| p.phys).collect();
         // SAFETY: code, ops and context stay until the region is uninstalled (above) or the vCPU, which owns this tier, ends.
         if unsafe { cpu.install(d.phys, d.key, &parts, code) } {

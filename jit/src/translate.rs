@@ -9,7 +9,7 @@
 use crate::memory::{Root, Seen};
 use crate::primitive::Primitives;
 use crate::region::{Plan, Set, VARS};
-use crate::runtime::{Context, Left};
+use crate::runtime::{CONTEXT, Context, Left};
 use cranelift_codegen::ir::{
     AbiParam, AliasRegion, AliasRegionData, Block, Function, InstBuilder, InstructionData, MemFlagsData,
     Opcode, SigRef, Signature, Type, Value, ValueDef, condcodes::IntCC, types,
@@ -65,6 +65,8 @@ pub(crate) struct Access {
     pub context: MemFlagsData,
     /// Parts of the context that never change.
     pub fixed: MemFlagsData,
+    /// Parts of the context that stay while a region runs.
+    pub entry: MemFlagsData,
 }
 
 impl Access {
@@ -77,30 +79,31 @@ impl Access {
         let tlb = plain.with_aligned().with_alias_region(Some(region(1, "tlb")));
         let guest = plain.with_alias_region(Some(region(2, "guest")));
         let context = plain.with_aligned().with_alias_region(Some(region(3, "context")));
-        Self { state, tlb, guest, context, fixed: context.with_readonly().with_can_move() }
+        let entry = plain.with_aligned().with_alias_region(Some(region(4, "entry")));
+        Self { state, tlb, guest, context, fixed: context.with_readonly().with_can_move(), entry }
     }
 }
 
-/// The signature of a region: vCPU, context, ops, RIP.
+/// The signature of a region: the vCPU. Its ops and RIP are in the context.
 pub(crate) fn region_signature() -> Signature {
     let mut s = Signature::new(CallConv::Tail);
-    s.params.extend([AbiParam::new(types::I64); 4]);
+    s.params.push(AbiParam::new(types::I64));
     s.returns.push(AbiParam::new(types::I32));
     s
 }
 
-/// The signature of the stub that looks for the code at an address: vCPU, context, address.
+/// The signature of the stub that looks for the code at an address: vCPU, address.
 pub(crate) fn chain_signature() -> Signature {
     let mut s = Signature::new(CallConv::Tail);
-    s.params.extend([AbiParam::new(types::I64); 3]);
+    s.params.extend([AbiParam::new(types::I64); 2]);
     s.returns.push(AbiParam::new(types::I32));
     s
 }
 
-/// The signature of the refill stub: vCPU, context, address, kind.
+/// The signature of the refill stub: the vCPU. What it is asked is in the context.
 pub(crate) fn stub_signature() -> Signature {
     let mut s = Signature::new(CallConv::PreserveAll);
-    s.params.extend([AbiParam::new(types::I64); 4]);
+    s.params.push(AbiParam::new(types::I64));
     s
 }
 
@@ -131,9 +134,6 @@ pub struct Translator<'a> {
     pub(crate) access: Access,
     pub(crate) cpu: Value,
     pub(crate) context: Value,
-    ops: Value,
-    /// RIP at the entry.
-    rip: Value,
     op_sig: SigRef,
     chain_sig: SigRef,
     pub(crate) stub_sig: SigRef,
@@ -192,7 +192,8 @@ impl<'a> Translator<'a> {
         b.switch_to_block(entry);
         b.seal_block(entry);
         let params = b.block_params(entry);
-        let (cpu, context, ops, rip) = (params[0], params[1], params[2], params[3]);
+        let cpu = params[0];
+        let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
         let vars = std::array::from_fn(|n| b.declare_var(variable_type(n)));
         let mut sig = Signature::new(isa.default_call_conv());
         sig.params.extend([AbiParam::new(types::I64); 2]);
@@ -208,8 +209,6 @@ impl<'a> Translator<'a> {
             access,
             cpu,
             context,
-            ops,
-            rip,
             op_sig,
             chain_sig,
             stub_sig,
@@ -352,7 +351,9 @@ impl<'a> Translator<'a> {
 
     /// RIP at a distance from the entry.
     pub(crate) fn rip_at(&mut self, delta: i64) -> Value {
-        let v = self.add_const(self.rip, delta);
+        let at = offset_of!(Context, rip) as i32;
+        let rip = self.b.ins().load(types::I64, self.access.entry, self.context, at);
+        let v = self.add_const(rip, delta);
         if self.plan.long { v } else { self.b.ins().band_imm_u(v, 0xffff_ffff) }
     }
 
@@ -412,7 +413,7 @@ impl<'a> Translator<'a> {
             if e.reason == Left::Next {
                 let at = offset_of!(Context, chain_stub) as i32;
                 let stub = self.b.ins().load(types::I64, self.access.fixed, self.context, at);
-                self.b.ins().return_call_indirect(self.chain_sig, stub, &[self.cpu, self.context, rip]);
+                self.b.ins().return_call_indirect(self.chain_sig, stub, &[self.cpu, rip]);
                 continue;
             }
             self.b.ins().store(self.access.state, rip, self.cpu, RIP_OFFSET);
@@ -508,7 +509,9 @@ impl<'a> Translator<'a> {
         self.write_back(self.dirty);
         let rip = self.rip_at(self.base());
         self.b.ins().store(self.access.state, rip, self.cpu, RIP_OFFSET);
-        let op = self.add_const(self.ops, (number * size_of::<Op>()) as i64);
+        let at = offset_of!(Context, ops) as i32;
+        let ops = self.b.ins().load(types::I64, self.access.entry, self.context, at);
+        let op = self.add_const(ops, (number * size_of::<Op>()) as i64);
         let at = offset_of!(Context, run_op) as i32;
         let callee = self.b.ins().load(types::I64, self.access.fixed, self.context, at);
         let call = self.b.ins().call_indirect(self.op_sig, callee, &[self.cpu, op]);
