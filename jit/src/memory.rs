@@ -8,7 +8,7 @@ use cranelift_codegen::ir::{Block, InstBuilder, MemFlagsData, Type, Value, condc
 use cranelift_frontend::FunctionBuilder;
 use mynah_cpu::op::{CHECKED, Op};
 use mynah_cpu::{Cpu, cpu::SegView, state::gpr, state::seg};
-use mynah_mmu::{ENTRY_SHIFT, PAGE_MASK, Tlb, TlbEntry, TlbView};
+use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, Tlb, TlbEntry, TlbView};
 use std::mem::{offset_of, size_of};
 
 const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
@@ -50,6 +50,8 @@ pub(crate) fn look_up(
 ) -> (Value, Value) {
     let table = b.ins().load(t, state, cpu, (VIEW + offset_of!(TlbView, table)) as i32);
     let offset = b.ins().ushr_imm_u(lin, i64::from(ENTRY_SHIFT));
+    let high = b.ins().ushr_imm_u(offset, i64::from(HASH_SHIFT));
+    let offset = b.ins().bxor(offset, high);
     let mask = b.ins().load(t, state, cpu, (VIEW + offset_of!(TlbView, mask)) as i32);
     let offset = b.ins().band(offset, mask);
     let entry = b.ins().iadd(table, offset);

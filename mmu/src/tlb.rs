@@ -3,7 +3,7 @@
 //! One direct-mapped table per (address space, mode). The current one is named by `TlbView` (table, mask), so
 //! that a change of CPL, of EFLAGS.AC under SMAP, or a CR3 write with PCID swaps two words and flushes
 //! nothing. A look-up is
-//! `e = table[lin >> 12 & entries - 1]; if e.read == (lin + size - 1) & !0xfff { *(lin + e.addend) }`.
+//! `e = table[(lin ^ lin >> 14) >> 12 & entries - 1]; if e.read == (lin + size - 1) & !0xfff { *(lin + e.addend) }`.
 //!
 //! Address spaces are PCIDs; the last few used keep their tables (`User`, `SuperAc`). `Super`, where with
 //! SMAP only the kernel's own pages are, nearly all of them global, is one table for all spaces, and loses
@@ -46,13 +46,22 @@ pub struct TlbEntry {
 pub const ENTRY_SHIFT: u32 = 12 - size_of::<TlbEntry>().trailing_zeros();
 const _: () = assert!(size_of::<TlbEntry>().is_power_of_two());
 
+/// Higher bits of an address are folded into those that choose its entry: buffers a power of two apart are often used in turns.
+pub const HASH_SHIFT: u32 = 14;
+
+/// The bits of an address that choose its entry, from bit 12 on.
+#[inline(always)]
+fn fold(lin: u64) -> u64 {
+    lin ^ (lin >> HASH_SHIFT)
+}
+
 /// What generated code loads for each access.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TlbView {
     /// The current table.
     pub table: *mut TlbEntry,
-    /// Bytes of the table less those of one entry: the offset of an entry in bytes is `lin >> 7 & mask`.
+    /// Bytes of the table less those of one entry: the offset of an entry in bytes is `(lin ^ lin >> HASH_SHIFT) >> ENTRY_SHIFT & mask`.
     pub mask: u64,
     /// What code cached by linear address is good for: `exec_generation`, and from bit 0 the key given to `set_code_key`.
     pub code_tag: u64,
@@ -192,7 +201,7 @@ impl Tlb {
         // SAFETY: `view` always names a table of `mask + 1` entries that `self` owns: `select_table` sets it
         // after each operation that can replace a table or change which one is current. They are written only
         // through `&mut self`.
-        unsafe { &*self.view.table.byte_add(((lin >> ENTRY_SHIFT) & self.view.mask) as usize) }
+        unsafe { &*self.view.table.byte_add(((fold(lin) >> ENTRY_SHIFT) & self.view.mask) as usize) }
     }
 
     #[inline(always)]

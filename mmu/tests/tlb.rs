@@ -1,6 +1,6 @@
 //! What a TLB keeps and what it forgets.
 
-use mynah_mmu::{ENTRY_SHIFT, Mode, NEVER, Tlb, TlbEntry};
+use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, Mode, NEVER, Tlb, TlbEntry};
 
 const ALL_MODES: [Mode; 3] = [Mode::User, Mode::Super, Mode::SuperAc];
 
@@ -45,7 +45,12 @@ fn modes_have_tables_of_their_own_and_the_view_follows() {
         assert_eq!(tlb.entry(0x5fff).read, 0x5000);
         // What generated code does with the view.
         // SAFETY: the view names a table whose last entry is `mask` bytes behind its first.
-        let e = unsafe { tlb.view.table.byte_add(((0x5123 >> ENTRY_SHIFT) & tlb.view.mask) as usize).read() };
+        let e = unsafe {
+            tlb.view
+                .table
+                .byte_add((((0x5123 ^ 0x5123 >> HASH_SHIFT) >> ENTRY_SHIFT) & tlb.view.mask) as usize)
+                .read()
+        };
         assert_eq!(e.addend.wrapping_add(0x5123), 0x7000_5123);
     }
     for mode in ALL_MODES {
@@ -256,8 +261,9 @@ fn growth_keeps_globals_global_and_large_pages_large() {
     let large = 0x20_0000_0000u64;
     fill(&mut tlb, Mode::User, global, true);
     tlb.insert(Mode::User, large, entry(large, 0), false, 2 << 20);
+    let slot = |lin: u64| ((lin ^ lin >> HASH_SHIFT) >> 12) & 1023;
     for page in 0..1024u64 {
-        if page & 1023 != (global >> 12) & 1023 && page & 1023 != (large >> 12) & 1023 {
+        if page != slot(global) && page != slot(large) {
             for way in 1..4 {
                 fill(&mut tlb, Mode::User, (way << 10 | page) << 12, false);
             }
@@ -359,4 +365,21 @@ fn a_tlb_moves_between_threads_with_its_tables() {
     fill(&mut tlb, Mode::User, 0x1000, false);
     let tlb = std::thread::spawn(move || Box::new(tlb)).join().unwrap();
     assert_eq!(tlb.entry(0x1000).read, 0x1000);
+}
+
+#[test]
+fn two_buffers_a_power_of_two_apart_do_not_displace_each_other() {
+    for distance in [1u64 << 26, 1 << 27, 1 << 30, 1 << 32] {
+        let mut tlb = Tlb::new();
+        tlb.select(Mode::User);
+        let (from, to) = (0x7f00_0000_0000u64, 0x7f00_0000_0000 + distance);
+        for page in (0..64).map(|n| n << 12) {
+            fill(&mut tlb, Mode::User, from + page, false);
+            fill(&mut tlb, Mode::User, to + page, false);
+            assert!(
+                hits(&tlb, Mode::User, from + page) && hits(&tlb, Mode::User, to + page),
+                "{distance:#x}"
+            );
+        }
+    }
 }

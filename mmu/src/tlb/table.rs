@@ -5,7 +5,7 @@
 //! slots that such a page can have filled. For `protect` a compact array holds the host page behind each
 //! slot, so that a search reads 4 bytes a slot in a loop that vectorises.
 
-use super::{NEVER, TlbEntry};
+use super::{NEVER, TlbEntry, fold};
 use crate::{PAGE_MASK, PAGE_SIZE};
 
 /// Entries of a new table.
@@ -143,7 +143,7 @@ impl Table {
 
     #[inline(always)]
     fn slot(&self, lin: u64) -> usize {
-        ((lin >> 12) & self.mask) as usize
+        ((fold(lin) >> 12) & self.mask) as usize
     }
 
     #[inline(always)]
@@ -267,12 +267,14 @@ impl Table {
         }
     }
 
-    /// Flushes all entries filled out of the large page of `size` bytes at `base`. Its pages fill consecutive
-    /// slots: both the page and the table are powers of two, and the table is no smaller than a 4 MiB page.
+    /// Flushes all entries filled out of the large page of `size` bytes at `base`. Its pages fill an aligned
+    /// group of slots: page and table are powers of two, the table is no smaller than a 4 MiB page, and what is folded
+    /// into a page's slot is the same for all of a page of up to 4 MiB; larger ones may be anywhere.
     #[cold]
     fn flush_large(&mut self, base: u64, size: u64, class: u64, which: Which) {
-        let first = self.slot(base);
-        let end = (first + (size / PAGE_SIZE) as usize).min(self.len());
+        let group = ((size / PAGE_SIZE) as usize).min(self.len());
+        let first = if size > 4 << 20 { 0 } else { self.slot(base) & !(group - 1) };
+        let end = if size > 4 << 20 { self.len() } else { first + group };
         for slot in first..end {
             let meta = self.meta[slot];
             if (meta & CLASS) >> CLASS_SHIFT == class && meta & !(size - 1) == base && which.takes(meta) {
