@@ -109,6 +109,18 @@ pub trait Exec: Sized {
     fn umulh<W: Width>(&mut self, a: Self::Int, b: Self::Int) -> Self::Int;
     /// High half of the signed product.
     fn smulh<W: Width>(&mut self, a: Self::Int, b: Self::Int) -> Self::Int;
+    /// Divides the 2 x W bits `hi:lo` by `d`: quotient and remainder. #DE if the quotient does not fit, or `d` is 0.
+    fn divide<W: Width>(
+        &mut self,
+        hi: Self::Int,
+        lo: Self::Int,
+        d: Self::Int,
+        signed: bool,
+    ) -> Result<(Self::Int, Self::Int), Stop>;
+    /// The low bits of `a` put, in order, where `mask` has ones (PDEP).
+    fn deposit<W: Width>(&mut self, a: Self::Int, mask: Self::Int) -> Self::Int;
+    /// The bits of `a` where `mask` has ones, put together (PEXT).
+    fn gather<W: Width>(&mut self, a: Self::Int, mask: Self::Int) -> Self::Int;
     /// Sign-extends from F to T (T the wider).
     fn sext<F: Width, T: Width>(&mut self, a: Self::Int) -> Self::Int;
     /// Zero-extends from F to T.
@@ -163,6 +175,8 @@ pub trait Exec: Sized {
     fn flags_zero_only<W: Width>(&mut self, v: Self::Int);
     /// CF as given, the others stay.
     fn set_cf(&mut self, cf: Self::Bool);
+    /// OF as given, the others stay.
+    fn set_of(&mut self, of: Self::Bool);
     /// CF.
     fn cf(&mut self) -> Self::Bool;
     /// Whether the condition holds.

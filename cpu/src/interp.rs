@@ -198,6 +198,40 @@ impl Cpu {
     }
 }
 
+/// Quotient and remainder of unsigned `hi:lo` by `d`.
+#[inline(always)]
+fn div<W: Width>(hi: u64, lo: u64, d: u64) -> Option<(u64, u64)> {
+    // hi >= d: the quotient does not fit (and d = 0 is among them).
+    if hi >= d {
+        return None;
+    }
+    Some(if W::BITS < 64 {
+        let n = hi << W::BITS | lo;
+        (n / d, n % d)
+    } else if hi == 0 {
+        (lo / d, lo % d)
+    } else {
+        let n = u128::from(hi) << 64 | u128::from(lo);
+        ((n / u128::from(d)) as u64, (n % u128::from(d)) as u64)
+    })
+}
+
+/// Quotient and remainder of signed `hi:lo` by `d`.
+#[inline(always)]
+fn idiv<W: Width>(hi: u64, lo: u64, d: u64) -> Option<(u64, u64)> {
+    let d = W::sext(d) as i64;
+    let n = i128::from(W::sext(hi) as i64) << W::BITS | i128::from(lo);
+    if d == 0 {
+        return None;
+    }
+    let (q, r) = match i64::try_from(n) {
+        Ok(n) => (i128::from(n) / i128::from(d), i128::from(n.wrapping_rem(d))),
+        Err(_) => (n.wrapping_div(i128::from(d)), n.wrapping_rem(i128::from(d))),
+    };
+    let half = 1i128 << (W::BITS - 1);
+    (-half..half).contains(&q).then_some((q as u64 & W::MASK, r as u64 & W::MASK))
+}
+
 impl Exec for Cpu {
     type Int = u64;
     type Bool = bool;
@@ -363,6 +397,35 @@ impl Exec for Cpu {
         a.swap_bytes() >> (64 - W::BITS)
     }
     #[inline(always)]
+    fn divide<W: Width>(&mut self, hi: u64, lo: u64, d: u64, signed: bool) -> Result<(u64, u64), Stop> {
+        let r = if signed { idiv::<W>(hi, lo, d) } else { div::<W>(hi, lo, d) };
+        r.ok_or_else(|| self.raise(vector::DE))
+    }
+    #[inline(always)]
+    fn deposit<W: Width>(&mut self, mut a: u64, mut mask: u64) -> u64 {
+        let mut r = 0;
+        while mask != 0 {
+            let low = mask & mask.wrapping_neg();
+            if a & 1 != 0 {
+                r |= low;
+            }
+            a >>= 1;
+            mask ^= low;
+        }
+        r
+    }
+    #[inline(always)]
+    fn gather<W: Width>(&mut self, a: u64, mut mask: u64) -> u64 {
+        let (mut r, mut at) = (0, 0);
+        while mask != 0 {
+            let low = mask & mask.wrapping_neg();
+            r |= u64::from(a & low != 0) << at;
+            at += 1;
+            mask ^= low;
+        }
+        r
+    }
+    #[inline(always)]
     fn popcnt<W: Width>(&mut self, a: u64) -> u64 {
         u64::from(a.count_ones())
     }
@@ -460,6 +523,12 @@ impl Exec for Cpu {
     #[inline(always)]
     fn set_cf(&mut self, cf: bool) {
         self.state.aux = keep_cf(self.state.aux, u64::from(cf) << 63);
+    }
+    #[inline(always)]
+    fn set_of(&mut self, of: bool) {
+        // Bit 62 is CF xor OF.
+        let wrong = self.state.of() != of;
+        self.state.aux ^= u64::from(wrong) << 62;
     }
     #[inline(always)]
     fn cf(&mut self) -> bool {

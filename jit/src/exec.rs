@@ -3,6 +3,7 @@
 use crate::translate::{AUX, Emit, RES, Recent, Step, Translator};
 use cranelift_codegen::ir::condcodes::{CondCode, IntCC};
 use cranelift_codegen::ir::{InstBuilder, InstructionData, Opcode, Type, Value, types};
+use iced_x86::Mnemonic;
 use mynah_cpu::exec::{Exec, Sem, cc};
 use mynah_cpu::flags::{AUX_AF, AUX_CF, AUX_PO, AUX_TOP};
 use mynah_cpu::op::{CHECKED, Helper, LOCK, Op};
@@ -462,6 +463,69 @@ impl<'a> Exec for Translator<'a> {
         let r = self.b.ins().ushr_imm_u(r, i64::from(W::BITS));
         self.fit(r, ty::<W>())
     }
+    fn divide<W: Width>(
+        &mut self,
+        hi: Value,
+        lo: Value,
+        d: Value,
+        signed: bool,
+    ) -> Result<(Value, Value), Stop> {
+        let t = ty::<W>();
+        let wide = if W::BITS == 64 { types::I64 } else { types::I32 };
+        // All that may raise #DE, and a little more, is the interpreter's.
+        let (hi, lo, divisor) = if !signed {
+            let bad = self.b.ins().icmp(IntCC::UnsignedGreaterThanOrEqual, hi, d);
+            self.bail_if(bad);
+            let (hi, lo, d) = (self.fit(hi, wide), self.fit(lo, wide), self.fit(d, wide));
+            if W::BITS < 32 {
+                let high = self.b.ins().ishl_imm_u(hi, i64::from(W::BITS));
+                let zero = self.constant_of(wide, 0);
+                (zero, self.b.ins().bor(high, lo), d)
+            } else {
+                (hi, lo, d)
+            }
+        } else {
+            // 0 and -1.
+            let next = self.add_const(d, 1);
+            let bad = self.b.ins().icmp_imm_u(IntCC::UnsignedLessThanOrEqual, next, 1);
+            self.bail_if(bad);
+            if W::BITS < 32 {
+                let (high, low) = (self.sign_fit(hi, wide), self.fit(lo, wide));
+                let high = self.b.ins().ishl_imm_u(high, i64::from(W::BITS));
+                let n = self.b.ins().bor(high, low);
+                let sign = self.b.ins().sshr_imm_u(n, 31);
+                (sign, n, self.sign_fit(d, wide))
+            } else {
+                let sign = self.b.ins().sshr_imm_u(lo, i64::from(W::BITS) - 1);
+                let bad = self.b.ins().icmp(IntCC::NotEqual, sign, hi);
+                self.bail_if(bad);
+                (hi, lo, d)
+            }
+        };
+        // RAX = RSI; RDX:RAX / RDI.
+        let bytes: &[u8] = match (wide == types::I64, signed) {
+            (true, false) => &[0x56, 0x58, 0x48, 0xf7, 0xf7],
+            (true, true) => &[0x56, 0x58, 0x48, 0xf7, 0xff],
+            (false, false) => &[0x89, 0xf0, 0xf7, 0xf7],
+            (false, true) => &[0x89, 0xf0, 0xf7, 0xff],
+        };
+        let results = self.primitive(bytes, &[divisor, lo, hi], &[], 2, 0);
+        let (q, r) = (results[0], results[1]);
+        let narrow = self.fit(q, t);
+        if signed && W::BITS < 32 {
+            let q = self.fit(q, wide);
+            let again = self.sign_fit(narrow, wide);
+            let bad = self.b.ins().icmp(IntCC::NotEqual, again, q);
+            self.bail_if(bad);
+        }
+        Ok((narrow, self.fit(r, t)))
+    }
+    fn deposit<W: Width>(&mut self, a: Value, mask: Value) -> Value {
+        self.bits_by_mask::<W>(Mnemonic::Pdep, a, mask)
+    }
+    fn gather<W: Width>(&mut self, a: Value, mask: Value) -> Value {
+        self.bits_by_mask::<W>(Mnemonic::Pext, a, mask)
+    }
     fn sext<F: Width, T: Width>(&mut self, a: Value) -> Value {
         self.sign_fit(a, ty::<T>())
     }
@@ -612,6 +676,18 @@ impl<'a> Exec for Translator<'a> {
         self.set_var(AUX, aux);
         self.carry_changed();
     }
+    fn set_of(&mut self, of: Value) {
+        let old = self.var(AUX);
+        let up = self.b.ins().ishl_imm_u(old, 1);
+        let now = self.b.ins().bxor(old, up);
+        let now = self.top_bit(now);
+        let wrong = self.b.ins().bxor(now, of);
+        let wrong = self.fit(wrong, types::I64);
+        let wrong = self.b.ins().ishl_imm_u(wrong, 62);
+        let aux = self.b.ins().bxor(old, wrong);
+        self.set_var(AUX, aux);
+        self.carry_changed();
+    }
     fn cf(&mut self) -> Value {
         self.cond(cc::B)
     }
@@ -689,6 +765,21 @@ impl<'a> Exec for Translator<'a> {
 }
 
 impl Translator<'_> {
+    /// PDEP and PEXT, where the host has them.
+    fn bits_by_mask<W: Width>(&mut self, id: Mnemonic, a: Value, mask: Value) -> Value {
+        // pdep rax, rdi, rsi; pext rax, rdi, rsi.
+        let bytes = match id {
+            Mnemonic::Pdep => [0xc4, 0xe2, 0xc3, 0xf5, 0xc6],
+            _ => [0xc4, 0xe2, 0xc2, 0xf5, 0xc6],
+        };
+        if !has_bmi2() {
+            self.unable = true;
+            return a;
+        }
+        let r = self.primitive(&bytes, &[a, mask], &[], 1, 0)[0];
+        self.fit(r, ty::<W>())
+    }
+
     /// CF or OF were replaced; the rest of the flags is as it was.
     fn carry_changed(&mut self) {
         self.recent = match self.recent {
@@ -708,4 +799,13 @@ impl Kind for Op {
     fn is_return(&self) -> bool {
         self.code().mnemonic() == iced_x86::Mnemonic::Ret
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_bmi2() -> bool {
+    is_x86_feature_detected!("bmi2")
+}
+#[cfg(not(target_arch = "x86_64"))]
+fn has_bmi2() -> bool {
+    false
 }

@@ -17,9 +17,9 @@ use std::sync::OnceLock;
 
 /// Whether the host has what an instruction needs.
 #[cfg(target_arch = "x86_64")]
-fn on_host(code: Code) -> bool {
+pub(crate) fn on_host(code: Code) -> bool {
     code.cpuid_features().iter().all(|f| match f {
-        CpuidFeature::SSE | CpuidFeature::SSE2 => true,
+        CpuidFeature::MMX | CpuidFeature::SSE | CpuidFeature::SSE2 => true,
         CpuidFeature::SSE3 => is_x86_feature_detected!("sse3"),
         CpuidFeature::SSSE3 => is_x86_feature_detected!("ssse3"),
         CpuidFeature::SSE4_1 => is_x86_feature_detected!("sse4.1"),
@@ -31,7 +31,7 @@ fn on_host(code: Code) -> bool {
     })
 }
 #[cfg(not(target_arch = "x86_64"))]
-fn on_host(_: Code) -> bool {
+pub(crate) fn on_host(_: Code) -> bool {
     false
 }
 

@@ -21,6 +21,7 @@ mod runtime;
 pub mod tier;
 pub mod translate;
 mod vector;
+mod x87;
 
 pub use runtime::Left;
 pub use translate::Translator;

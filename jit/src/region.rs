@@ -8,6 +8,7 @@
 //! those that must have a value because they are read, or dirty where the region may be left. As it may be left before any instruction, what is
 //! dirty is always live.
 use crate::translate::{AUX, Emit, RES, Translator, XMM};
+use crate::x87;
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
 };
@@ -77,7 +78,8 @@ impl Plan {
             .zip(&self.ops)
             .map(|(i, op)| {
                 let i = i.as_ref()?;
-                build::<Translator<'a>>(model, self.mode, i, usize::from(op.off))?.1.handler
+                let selected = build::<Translator<'a>>(model, self.mode, i, usize::from(op.off))?.1;
+                x87::select(i, model).or(selected.handler)
             })
             .collect()
     }
@@ -355,6 +357,21 @@ impl Use {
                 | Popcnt
                 | Tzcnt
                 | Lzcnt
+                | Andn
+                | Bextr
+                | Blsi
+                | Blsmsk
+                | Blsr
+                | Bzhi
+                | Comiss
+                | Comisd
+                | Ucomiss
+                | Ucomisd
+                | Ptest
+                | Fcomi
+                | Fcomip
+                | Fucomi
+                | Fucomip
         );
         if modified != 0 {
             writes |= FLAGS;

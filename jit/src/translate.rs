@@ -10,6 +10,7 @@ use crate::memory::{Root, Seen};
 use crate::primitive::Primitives;
 use crate::region::{Plan, Set, VARS};
 use crate::runtime::{CONTEXT, Context, Left};
+use crate::x87::LastX87;
 use cranelift_codegen::ir::{
     AbiParam, AliasRegion, AliasRegionData, Block, Function, InstBuilder, InstructionData, MemFlagsData,
     Opcode, SigRef, Signature, Type, Value, ValueDef, condcodes::IntCC, types,
@@ -115,6 +116,7 @@ struct PendingExit {
     done: u64,
     dirty: Set,
     reason: Left,
+    x87: Option<LastX87>,
 }
 
 /// Where RIP is to be when a region is left.
@@ -170,6 +172,7 @@ pub struct Translator<'a> {
     pub(crate) primitives: Primitives,
     /// The last vector that was made of a constant, and the constant.
     pub(crate) vector_constant: Option<(Value, u64)>,
+    pub(crate) last_x87: Option<LastX87>,
 }
 
 /// What has been checked, in straight-line code.
@@ -231,6 +234,7 @@ impl<'a> Translator<'a> {
             ready: Ready::default(),
             primitives: Primitives::default(),
             vector_constant: None,
+            last_x87: None,
         };
         t.reload(plan.blocks[0].live_in);
         t.b.ins().jump(t.blocks[0], &[]);
@@ -387,7 +391,8 @@ impl<'a> Translator<'a> {
     fn exit_block(&mut self, rip: Rip, done: u64, reason: Left) -> Block {
         let block = self.b.create_block();
         self.b.set_cold_block(block);
-        self.pending.push(PendingExit { block, rip, done, dirty: self.dirty, reason });
+        let (dirty, x87) = (self.dirty, self.last_x87);
+        self.pending.push(PendingExit { block, rip, done, dirty, reason, x87 });
         block
     }
 
@@ -405,6 +410,7 @@ impl<'a> Translator<'a> {
             self.b.switch_to_block(e.block);
             self.b.seal_block(e.block);
             self.write_back(e.dirty);
+            self.store_last_x87(e.x87);
             let rip = match e.rip {
                 Rip::At(d) => self.rip_at(d),
                 Rip::Is(v) => v,
@@ -474,6 +480,7 @@ impl<'a> Translator<'a> {
 
     /// Goes to a place at a distance from the entry; `own` is 1 if the current op counts as executed.
     pub(crate) fn go_to(&mut self, delta: i64, own: u64) {
+        self.flush_x87();
         self.add_count(self.index as u64 + own);
         let to = self.way_to(delta, 0);
         self.b.ins().jump(to, &[]);
@@ -481,6 +488,7 @@ impl<'a> Translator<'a> {
 
     /// Goes to one of two places.
     pub(crate) fn branch_to(&mut self, x: Value, taken: i64, other: i64) {
+        self.flush_x87();
         self.add_count(self.done());
         let (a, b) = (self.way_to(taken, 0), self.way_to(other, 0));
         self.b.ins().brif(x, a, &[], b, &[]);
@@ -488,6 +496,7 @@ impl<'a> Translator<'a> {
 
     /// Leaves the region for the address `rip`, or goes on in it if that is one of `sites`.
     pub(crate) fn leave_to(&mut self, rip: Value, sites: &[i64]) {
+        self.flush_x87();
         self.add_count(self.done());
         for &s in sites.iter().filter(|&&s| self.plan.find(s).is_some()).take(4).collect::<Vec<_>>() {
             let there = self.rip_at(s);
@@ -507,6 +516,7 @@ impl<'a> Translator<'a> {
     /// Has op `number` of the region executed by its interpreter's handler, with the state in memory.
     fn call_op(&mut self, number: usize, last: bool) {
         self.write_back(self.dirty);
+        self.flush_x87();
         let rip = self.rip_at(self.base());
         self.b.ins().store(self.access.state, rip, self.cpu, RIP_OFFSET);
         let at = offset_of!(Context, ops) as i32;

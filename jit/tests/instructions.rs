@@ -35,6 +35,13 @@ fn is_excluded(m: Mnemonic) -> bool {
     )
 }
 
+/// BMI1 and BMI2 on general registers.
+fn is_vex_integer(code: Code) -> bool {
+    use iced_x86::CpuidFeature::{BMI1, BMI2};
+    code.op_code().encoding() == EncodingKind::VEX
+        && code.cpuid_features().iter().all(|f| matches!(f, BMI1 | BMI2))
+}
+
 /// Instructions of a code: register and memory forms, with operands from `r`.
 fn forms(code: Code, bits: u32, r: &mut Random) -> Vec<Instruction> {
     let info = code.op_code();
@@ -94,10 +101,16 @@ fn forms(code: Code, bits: u32, r: &mut Random) -> Vec<Instruction> {
                 }
                 Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode => register!(r8),
                 Kind::r16_or_mem | Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => register!(r16),
-                Kind::r32_or_mem | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode => register!(r32),
-                Kind::r64_or_mem | Kind::r64_reg | Kind::r64_rm | Kind::r64_opcode => register!(r64),
+                Kind::r32_or_mem | Kind::r32_vvvv | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode => {
+                    register!(r32)
+                }
+                Kind::r64_or_mem | Kind::r64_vvvv | Kind::r64_reg | Kind::r64_rm | Kind::r64_opcode => {
+                    register!(r64)
+                }
                 Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm => register!(x),
                 Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => register!(mm),
+                Kind::st0 => register!(&[ST0]),
+                Kind::sti_opcode => register!(&[ST0, ST1, ST5, ST7]),
                 Kind::al => register!(&[AL]),
                 Kind::cl => register!(&[CL]),
                 Kind::ax => register!(&[AX]),
@@ -150,7 +163,7 @@ fn check_all(bits: u32, wanted: impl Fn(&Instruction) -> bool, at_least: usize) 
         let in_mode = if bits == 64 { info.mode64() } else { info.mode32() };
         if !info.is_instruction()
             || !in_mode
-            || info.encoding() != EncodingKind::Legacy
+            || !(info.encoding() == EncodingKind::Legacy || is_vex_integer(code))
             || is_excluded(info.mnemonic())
         {
             continue;
@@ -237,6 +250,7 @@ fn is_vector(i: &Instruction) -> bool {
                 | CMOV
                 | POPCNT
                 | BMI1
+                | BMI2
                 | LZCNT
                 | MOVBE
                 | MULTIBYTENOP

@@ -114,3 +114,150 @@ fn random_programs_do_the_same_translated() {
 fn random_programs_do_the_same_translated_without_optimisation() {
     check_programs(Optimize::None, 0x0dd1_5eed);
 }
+
+/// Floating point of all kinds: SSE under any rounding mode, x87 with stack faults, MMX, and what reads their flags.
+fn float_instruction(a: &mut CodeAssembler, r: &mut Random) -> Result<(), IcedError> {
+    let xmm = [xmm0, xmm1, xmm2, xmm3, xmm6, xmm7, xmm9, xmm14];
+    let regs = [rax, rdx, rbx, rbp, rdi, r8, r9, r14];
+    let small = [eax, edx, ebx, ebp, edi, r8d, r9d, r14d];
+    let st = [st0, st1, st2, st3, st4, st5, st6, st7];
+    let mmx = [mm0, mm1, mm2, mm3, mm4, mm5, mm6, mm7];
+    let mut pick = || r.below(8) as usize;
+    let (x, y, z) = (pick(), pick(), pick());
+    let (v, w) = (xmm[x], xmm[y]);
+    let at = rsi + 8 * z as i32;
+    let even = rsi + 16 * (z as i32 & 3);
+    match r.below(64) {
+        0 => a.addsd(v, w),
+        1 => a.subps(v, w),
+        2 => a.mulpd(v, w),
+        3 => a.divss(v, w),
+        4 => a.sqrtsd(v, w),
+        5 => a.minps(v, w),
+        6 => a.maxsd(v, w),
+        7 => a.cmpps(v, w, z as i32),
+        8 => a.addsd(v, qword_ptr(at)),
+        9 => a.mulss(v, dword_ptr(at)),
+        10 => a.divps(v, xmmword_ptr(even)),
+        11 => a.movaps(v, w),
+        12 => a.movapd(v, xmmword_ptr(even)),
+        13 => a.movups(xmmword_ptr(at), v),
+        14 => a.movsd_2(qword_ptr(at), v),
+        15 => a.movsd_2(v, qword_ptr(at)),
+        16 => a.cvtsi2sd(v, regs[y]),
+        17 => a.cvttsd2si(regs[x], w),
+        18 => a.cvtss2si(small[x], w),
+        19 => a.cvtsd2ss(v, w),
+        20 => a.cvtps2pd(v, w),
+        21 => a.cvtdq2ps(v, w),
+        22 => a.cvttps2dq(v, w),
+        23 => a.comisd(v, w).and_then(|()| a.setb(dl)),
+        24 => a.ucomiss(v, w).and_then(|()| a.cmovp(regs[x], regs[y])),
+        25 => a.roundsd(v, w, z as i32),
+        26 => a.haddps(v, w),
+        27 => a.dpps(v, w, 0x73),
+        28 => a.ldmxcsr(dword_ptr(rsi + 0x200 + 4 * z as i32)),
+        29 => a.stmxcsr(dword_ptr(at)),
+        30 => a.pshufd(v, w, 0x1b + z as i32),
+        31 => a.punpcklbw(v, w),
+        32 => a.pmaddwd(v, w),
+        33 => a.psadbw(v, w),
+        34 => a.psllq(v, z as i32),
+        35 => a.psrlw(v, w),
+        36 => a.packuswb(v, w),
+        37 => a.ptest(v, w).and_then(|()| a.adc(regs[x], regs[y])),
+        38 => a.movmskpd(small[x], w),
+        39 => a.movq(regs[x], w),
+        40 => a.fld(qword_ptr(at)),
+        41 => a.fld(dword_ptr(at)),
+        42 => a.fld(tword_ptr(at)),
+        43 => a.fild(qword_ptr(at)),
+        44 => a.fstp(qword_ptr(at)),
+        45 => a.fst(dword_ptr(at)),
+        46 => a.fistp(dword_ptr(at)),
+        47 => a.fadd_2(st0, st[x]),
+        48 => a.fmulp(st[x], st0),
+        49 => a.fdiv_2(st[x], st0),
+        50 => a.fxch(st0, st[x]),
+        51 => a.fld(st[x]),
+        52 => a.fsqrt(),
+        53 => a.fcomi(st0, st[x]).and_then(|()| a.setbe(dl)),
+        54 => a.fucompp().and_then(|()| a.fnstsw(ax)),
+        55 => a.fldcw(word_ptr(rsi + 0x280 + 2 * z as i32)),
+        56 => a.fnstcw(word_ptr(at)),
+        57 => a.fcmovb(st0, st[x]),
+        58 => a.fchs(),
+        59 => a.paddw(mmx[x], mmx[y]),
+        60 => a.pshufb(mmx[x], qword_ptr(at)),
+        61 => a.movd(small[x], mmx[y]),
+        62 => a.fnclex(),
+        _ => a.fnstenv(tword_ptr(rsi + 0x300)).or_else(|_| a.emms()),
+    }
+}
+
+fn float_program(r: &mut Random, blocks: usize) -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    let mut labels: Vec<_> = (0..blocks).map(|_| a.create_label()).collect();
+    let mut end = a.create_label();
+    for n in 0..blocks {
+        a.set_label(&mut labels[n]).unwrap();
+        for _ in 0..1 + r.below(10) {
+            float_instruction(&mut a, r).unwrap();
+        }
+        a.lea(rcx, ptr(rcx - 1)).unwrap();
+        a.jrcxz(end).unwrap();
+        let to = labels[r.below(blocks as u64) as usize];
+        match r.below(5) {
+            0 => a.comisd(xmm0, xmm1).and_then(|()| a.ja(to)),
+            1 => a.ucomiss(xmm2, xmm3).and_then(|()| a.jp(to)),
+            2 => a.jb(to),
+            3 => a.je(to),
+            _ => a.jmp(to),
+        }
+        .unwrap();
+    }
+    a.set_label(&mut end).unwrap();
+    a.hlt().unwrap();
+    a.assemble(CODE).unwrap()
+}
+
+fn check_float_programs(optimize: Optimize, seed: u64) {
+    let mut r = Random(seed);
+    let mut pair = Pair::with(64, optimize, 2);
+    let (mut compiled, mut entered) = (0, 0);
+    for n in 0..300 {
+        let code = float_program(&mut r, 1 + n % 9);
+        let at = pair.put_code(&code);
+        for run in 0..4 {
+            let seed = r.next();
+            pair.prepare(at, seed, |s, r| {
+                s.gpr[gpr::RCX] = 20 + r.below(60);
+                s.gpr[gpr::RSI] = DATA + 16 * r.below(64);
+            });
+            // Words for MXCSR and the x87 control word, mostly with everything masked.
+            let data = pair.plain.state.gpr[gpr::RSI];
+            for k in 0..8 {
+                let v = r.next();
+                let masks = if r.below(6) == 0 { v >> 32 } else { !0 };
+                for cpu in [&pair.plain, &pair.fast] {
+                    cpu.mem.write_u32(data + 0x200 + 4 * k, v as u32 & 0xe07f | masks as u32 & 0x1f80);
+                    cpu.mem.write_u16(data + 0x280 + 2 * k, v as u16 & 0xff00 | masks as u16 & 0x7f);
+                }
+            }
+            pair.run(&|| format!("program {n}, run {run}: {code:02x?}"));
+        }
+        let s = pair.statistics();
+        (compiled, entered) = (compiled.max(s.compiled), entered.max(s.entered));
+    }
+    assert!(compiled > 200 && entered > 500, "{compiled} {entered}");
+}
+
+#[test]
+fn random_floating_point_programs_do_the_same_translated() {
+    check_float_programs(Optimize::Speed, 0xf10a_75ee);
+}
+
+#[test]
+fn random_floating_point_programs_do_the_same_translated_without_optimisation() {
+    check_float_programs(Optimize::None, 0xf10a_75ef);
+}

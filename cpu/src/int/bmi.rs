@@ -1,172 +1,248 @@
 //! BMI1, BMI2 (VEX-coded general-register instructions) and ADX.
-use crate::cpu::{Cpu, Stop};
-use crate::exec::Exec;
-use crate::op::{Helper, Op};
-use crate::state::fl;
+use super::{Kind, Mem, Source, Src, kind, sem};
+use crate::cpu::Stop;
+use crate::exec::{Exec, cc};
+use crate::op::Op;
 use crate::width::{W32, W64, Width};
 use iced_x86::{Instruction, Mnemonic};
 
-/// The r/m operand at position 1.
-fn second<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<u64, Stop> {
-    if op.is_mem() { cpu.load_op::<W>(op) } else { Ok(cpu.reg::<W>(op.src)) }
+/// Register `op.src2`.
+pub struct Src2;
+impl Source for Src2 {
+    #[inline(always)]
+    fn get<E: Exec, W: Width>(e: &mut E, op: &Op) -> Result<E::Int, Stop> {
+        Ok(e.reg::<W>(op.src2))
+    }
 }
 
-/// The r/m operand at position 2.
-fn third<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<u64, Stop> {
-    if op.is_mem() { cpu.load_op::<W>(op) } else { Ok(cpu.reg::<W>(op.src2)) }
+/// Ones from bit `n` up; none if `n` is the width or more.
+#[inline(always)]
+fn ones_from<E: Exec, W: Width>(e: &mut E, n: E::Int) -> E::Int {
+    let ones = e.imm::<W>(W::MASK);
+    e.shl::<W>(ones, n)
 }
 
-fn andn<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let b = third::<W>(cpu, op)?;
-    let a = cpu.reg::<W>(op.src);
-    let r = !a & b & W::MASK;
-    cpu.set_reg::<W>(op.dst, r);
-    cpu.flags_logic::<W>(r);
-    Ok(())
-}
+sem!(
+    /// ANDN.
+    Andn[W: Width, S: Source][] |e, op| {
+        let b = S::get::<E, W>(e, op)?;
+        let a = e.reg::<W>(op.src);
+        let a = e.not::<W>(a);
+        let r = e.and::<W>(a, b);
+        e.set_reg::<W>(op.dst, r);
+        e.flags_logic::<W>(r);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// BEXTR.
+    Bextr[W: Width, S: Source][] |e, op| {
+        let a = S::get::<E, W>(e, op)?;
+        let c = e.reg::<W>(op.src2);
+        let (low, eight) = (e.imm::<W>(0xff), e.imm::<W>(8));
+        let start = e.and::<W>(c, low);
+        let len = e.shr::<W>(c, eight);
+        let len = e.and::<W>(len, low);
+        let v = e.shr::<W>(a, start);
+        let above = ones_from::<E, W>(e, len);
+        let below = e.not::<W>(above);
+        let r = e.and::<W>(v, below);
+        e.set_reg::<W>(op.dst, r);
+        e.flags_logic::<W>(r);
+        Ok(e.next(op))
+    }
+);
 
-fn bextr<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let a = second::<W>(cpu, op)?;
-    let c = cpu.reg::<W>(op.src2);
-    let (start, len) = (c & 0xff, c >> 8 & 0xff);
-    let v = if start >= 64 { 0 } else { a >> start };
-    let r = if len >= 64 { v } else { v & ((1 << len) - 1) };
-    cpu.set_reg::<W>(op.dst, r);
-    cpu.flags_logic::<W>(r);
-    Ok(())
+/// What BLSI and its kin make of a number; CF is set if the source is not zero (`CF_NONZERO`), or if it is.
+pub trait Lowest: 'static {
+    /// See the trait.
+    const CF_NONZERO: bool;
+    /// The result.
+    fn of<E: Exec, W: Width>(e: &mut E, a: E::Int, less: E::Int) -> E::Int;
 }
-
-/// BLSI, BLSMSK, BLSR: destination is operand 0 (VEX.vvvv), source operand 1.
-fn blsi<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let a = second::<W>(cpu, op)?;
-    let r = a & a.wrapping_neg() & W::MASK;
-    cpu.set_reg::<W>(op.dst, r);
-    cpu.flags_result::<W>(r, a != 0, false);
-    Ok(())
+/// BLSI: the lowest bit that is set.
+pub struct Isolate;
+/// BLSMSK: ones up to it.
+pub struct MaskTo;
+/// BLSR: without it.
+pub struct Without;
+impl Lowest for Isolate {
+    const CF_NONZERO: bool = true;
+    #[inline(always)]
+    fn of<E: Exec, W: Width>(e: &mut E, a: E::Int, less: E::Int) -> E::Int {
+        let n = e.not::<W>(less);
+        e.and::<W>(a, n)
+    }
 }
-
-fn blsmsk<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let a = second::<W>(cpu, op)?;
-    let r = (a ^ a.wrapping_sub(1)) & W::MASK;
-    cpu.set_reg::<W>(op.dst, r);
-    cpu.flags_result::<W>(r, a == 0, false);
-    Ok(())
+impl Lowest for MaskTo {
+    const CF_NONZERO: bool = false;
+    #[inline(always)]
+    fn of<E: Exec, W: Width>(e: &mut E, a: E::Int, less: E::Int) -> E::Int {
+        e.xor::<W>(a, less)
+    }
 }
-
-fn blsr<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let a = second::<W>(cpu, op)?;
-    let r = a & a.wrapping_sub(1);
-    cpu.set_reg::<W>(op.dst, r);
-    cpu.flags_result::<W>(r, a == 0, false);
-    Ok(())
+impl Lowest for Without {
+    const CF_NONZERO: bool = false;
+    #[inline(always)]
+    fn of<E: Exec, W: Width>(e: &mut E, a: E::Int, less: E::Int) -> E::Int {
+        e.and::<W>(a, less)
+    }
 }
-
-fn bzhi<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let a = second::<W>(cpu, op)?;
-    let n = cpu.reg::<W>(op.src2) & 0xff;
-    let bits = u64::from(W::BITS);
-    let r = if n >= bits { a } else { a & ((1 << n) - 1) };
-    cpu.set_reg::<W>(op.dst, r);
-    cpu.flags_result::<W>(r, n >= bits, false);
-    Ok(())
-}
-
-fn mulx<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let b = third::<W>(cpu, op)?;
-    let a = cpu.reg::<W>(2);
-    let lo = cpu.mul::<W>(a, b);
-    let hi = cpu.umulh::<W>(a, b);
-    // The low half first: with equal destinations the high half remains.
-    cpu.set_reg::<W>(op.src, lo);
-    cpu.set_reg::<W>(op.dst, hi);
-    Ok(())
-}
-
-fn pdep<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let mut mask = third::<W>(cpu, op)?;
-    let mut a = cpu.reg::<W>(op.src);
-    let mut r = 0;
-    while mask != 0 {
-        let low = mask & mask.wrapping_neg();
-        if a & 1 != 0 {
-            r |= low;
+sem!(
+    /// BLSI, BLSMSK, BLSR: destination is operand 0 (VEX.vvvv), source operand 1.
+    Low[W: Width, L: Lowest, S: Source][] |e, op| {
+        let a = S::get::<E, W>(e, op)?;
+        let (zero, one) = (e.imm::<W>(0), e.imm::<W>(1));
+        let less = e.sub::<W>(a, one);
+        let r = L::of::<E, W>(e, a, less);
+        e.set_reg::<W>(op.dst, r);
+        let cf = if L::CF_NONZERO { e.ult::<W>(zero, a) } else { e.eq::<W>(a, zero) };
+        let of = e.differ(cf, cf);
+        e.flags_result::<W>(r, cf, of);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// BZHI.
+    Bzhi[W: Width, S: Source][] |e, op| {
+        let a = S::get::<E, W>(e, op)?;
+        let n = e.reg::<W>(op.src2);
+        let (low, last) = (e.imm::<W>(0xff), e.imm::<W>(u64::from(W::BITS) - 1));
+        let n = e.and::<W>(n, low);
+        let above = ones_from::<E, W>(e, n);
+        let below = e.not::<W>(above);
+        let r = e.and::<W>(a, below);
+        e.set_reg::<W>(op.dst, r);
+        let cf = e.ult::<W>(last, n);
+        let of = e.differ(cf, cf);
+        e.flags_result::<W>(r, cf, of);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// MULX.
+    Mulx[W: Width, S: Source][] |e, op| {
+        let b = S::get::<E, W>(e, op)?;
+        let a = e.reg::<W>(2);
+        let (lo, hi) = (e.mul::<W>(a, b), e.umulh::<W>(a, b));
+        // The low half first: with equal destinations the high half remains.
+        e.set_reg::<W>(op.src, lo);
+        e.set_reg::<W>(op.dst, hi);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// PDEP.
+    Pdep[W: Width, S: Source][] |e, op| {
+        let mask = S::get::<E, W>(e, op)?;
+        let a = e.reg::<W>(op.src);
+        let r = e.deposit::<W>(a, mask);
+        e.set_reg::<W>(op.dst, r);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// PEXT.
+    Pext[W: Width, S: Source][] |e, op| {
+        let mask = S::get::<E, W>(e, op)?;
+        let a = e.reg::<W>(op.src);
+        let r = e.gather::<W>(a, mask);
+        e.set_reg::<W>(op.dst, r);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// RORX.
+    Rorx[W: Width, S: Source][] |e, op| {
+        let a = S::get::<E, W>(e, op)?;
+        let n = e.imm::<W>(0u64.wrapping_sub(op.imm & W::COUNT_MASK) & W::COUNT_MASK);
+        let r = e.rotl::<W>(a, n);
+        e.set_reg::<W>(op.dst, r);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// SHLX (KIND 0), SHRX (1), SARX (2).
+    ShiftX[W: Width, S: Source][const KIND: u8] |e, op| {
+        let a = S::get::<E, W>(e, op)?;
+        let (n, m) = (e.reg::<W>(op.src2), e.imm::<W>(W::COUNT_MASK));
+        let n = e.and::<W>(n, m);
+        let r = match KIND {
+            0 => e.shl::<W>(a, n),
+            1 => e.shr::<W>(a, n),
+            _ => e.sar::<W>(a, n),
+        };
+        e.set_reg::<W>(op.dst, r);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// ADCX (carry in CF) and ADOX (carry in OF).
+    Adx[W: Width, S: Source][const OF: bool] |e, op| {
+        let b = S::get::<E, W>(e, op)?;
+        let a = e.reg::<W>(op.dst);
+        let carry = if OF { e.cond(cc::O) } else { e.cf() };
+        let carry = e.int_of::<W>(carry);
+        let sum = e.add::<W>(a, b);
+        let r = e.add::<W>(sum, carry);
+        e.set_reg::<W>(op.dst, r);
+        // At most one of the additions carries.
+        let (first, second) = (e.ult::<W>(sum, a), e.ult::<W>(r, sum));
+        let out = e.differ(first, second);
+        if OF {
+            e.set_of(out);
+        } else {
+            e.set_cf(out);
         }
-        a >>= 1;
-        mask ^= low;
+        Ok(e.next(op))
     }
-    cpu.set_reg::<W>(op.dst, r);
-    Ok(())
-}
+);
 
-fn pext<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let mut mask = third::<W>(cpu, op)?;
-    let a = cpu.reg::<W>(op.src);
-    let (mut r, mut at) = (0, 0);
-    while mask != 0 {
-        let low = mask & mask.wrapping_neg();
-        r |= u64::from(a & low != 0) << at;
-        at += 1;
-        mask ^= low;
-    }
-    cpu.set_reg::<W>(op.dst, r);
-    Ok(())
-}
-
-fn rorx<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let a = second::<W>(cpu, op)?;
-    let n = op.imm & W::COUNT_MASK;
-    let r = cpu.rotl::<W>(a, 0u64.wrapping_sub(n));
-    cpu.set_reg::<W>(op.dst, r);
-    Ok(())
-}
-
-fn shift_x<W: Width, const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let a = second::<W>(cpu, op)?;
-    let n = cpu.reg::<W>(op.src2) & W::COUNT_MASK;
-    let r = match KIND {
-        0 => cpu.shl::<W>(a, n),
-        1 => cpu.shr::<W>(a, n),
-        _ => cpu.sar::<W>(a, n),
-    };
-    cpu.set_reg::<W>(op.dst, r);
-    Ok(())
-}
-
-/// ADCX (carry in CF) and ADOX (carry in OF).
-fn adx<W: Width, const FLAG: u64>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let b = second::<W>(cpu, op)?;
-    let a = cpu.reg::<W>(op.dst);
-    let f = cpu.state.arith_flags();
-    let sum = u128::from(a) + u128::from(b) + u128::from(f & FLAG != 0);
-    cpu.set_reg::<W>(op.dst, sum as u64 & W::MASK);
-    let carry = sum >> W::BITS != 0;
-    cpu.state.set_arith_flags(f & !FLAG | if carry { FLAG } else { 0 });
-    Ok(())
-}
-
-pub(crate) fn lookup(i: &Instruction) -> Option<Helper> {
-    let wide = i.op0_register().size() == 8;
-    macro_rules! go {
-        ($f:ident $(, $k:expr)?) => {
-            if wide { Helper::straight($f::<W64 $(, { $k })?>) } else { Helper::straight($f::<W32 $(, { $k })?>) }
+fn pick<E: Exec, W: Width>(i: &Instruction) -> Option<E::Handler> {
+    // The r/m operand is the second or the third.
+    macro_rules! second {
+        ($name:ident $(, $p:tt)*) => {
+            if kind(i, 1) == Kind::Mem { E::handler::<$name<W, $($p,)* Mem>>() } else { E::handler::<$name<W, $($p,)* Src>>() }
         };
     }
-    match i.mnemonic() {
-        Mnemonic::Andn => go!(andn),
-        Mnemonic::Bextr => go!(bextr),
-        Mnemonic::Blsi => go!(blsi),
-        Mnemonic::Blsmsk => go!(blsmsk),
-        Mnemonic::Blsr => go!(blsr),
-        Mnemonic::Bzhi => go!(bzhi),
-        Mnemonic::Mulx => go!(mulx),
-        Mnemonic::Pdep => go!(pdep),
-        Mnemonic::Pext => go!(pext),
-        Mnemonic::Rorx => go!(rorx),
-        Mnemonic::Shlx => go!(shift_x, 0),
-        Mnemonic::Shrx => go!(shift_x, 1),
-        Mnemonic::Sarx => go!(shift_x, 2),
-        Mnemonic::Adcx => go!(adx, fl::CF),
-        Mnemonic::Adox => go!(adx, fl::OF),
-        _ => None,
+    macro_rules! third {
+        ($name:ident) => {
+            if kind(i, 2) == Kind::Mem {
+                E::handler::<$name<W, Mem>>()
+            } else {
+                E::handler::<$name<W, Src2>>()
+            }
+        };
     }
+    macro_rules! valued {
+        ($name:ident, $c:literal) => {
+            if kind(i, 1) == Kind::Mem {
+                E::handler::<$name<W, Mem, $c>>()
+            } else {
+                E::handler::<$name<W, Src, $c>>()
+            }
+        };
+    }
+    Some(match i.mnemonic() {
+        Mnemonic::Andn => third!(Andn),
+        Mnemonic::Bextr => second!(Bextr),
+        Mnemonic::Blsi => second!(Low, Isolate),
+        Mnemonic::Blsmsk => second!(Low, MaskTo),
+        Mnemonic::Blsr => second!(Low, Without),
+        Mnemonic::Bzhi => second!(Bzhi),
+        Mnemonic::Mulx => third!(Mulx),
+        Mnemonic::Pdep => third!(Pdep),
+        Mnemonic::Pext => third!(Pext),
+        Mnemonic::Rorx => second!(Rorx),
+        Mnemonic::Shlx => valued!(ShiftX, 0),
+        Mnemonic::Shrx => valued!(ShiftX, 1),
+        Mnemonic::Sarx => valued!(ShiftX, 2),
+        Mnemonic::Adcx => valued!(Adx, false),
+        Mnemonic::Adox => valued!(Adx, true),
+        _ => return None,
+    })
+}
+
+pub(crate) fn select<E: Exec>(i: &Instruction, _: &Op) -> Option<E::Handler> {
+    if i.op0_register().size() == 8 { pick::<E, W64>(i) } else { pick::<E, W32>(i) }
 }

@@ -173,15 +173,15 @@ pub fn select<E: Exec>(i: &Instruction, op: &Op) -> Option<E::Handler> {
         .or_else(|| bits::select::<E>(i, op))
         .or_else(|| stack::select::<E>(i, op))
         .or_else(|| flow::select::<E>(i, op))
+        .or_else(|| divide::select::<E>(i, op))
+        .or_else(|| bmi::select::<E>(i, op))
 }
 
 /// The helper of an integer instruction.
 pub fn lookup(i: &Instruction) -> Option<Helper> {
-    divide::lookup(i)
-        .or_else(|| shift::lookup(i))
+    shift::lookup(i)
         .or_else(|| string::lookup(i))
         .or_else(|| flow::lookup(i))
         .or_else(|| legacy::lookup(i))
-        .or_else(|| bmi::lookup(i))
         .or_else(|| stack::lookup(i))
 }

@@ -6,7 +6,7 @@ use super::{Dst, Kind, Mem, Place, by_width, kind, sem};
 use crate::cpu::{Cpu, Stop};
 use crate::exec::Exec;
 use crate::op::{Helper, Op};
-use crate::width::{W8, Width};
+use crate::width::{W8, W32, W64, Width};
 use iced_x86::{Instruction, Mnemonic};
 
 /// Where the count comes from.
@@ -107,6 +107,94 @@ sem!(
     }
 );
 
+sem!(
+    /// RCL of 32 or 64 bits, whose masked counts are below the width.
+    Rcl[W: Width, D: Place, C: Count][] |e, op| {
+        let n = C::get::<E, W>(e, op);
+        let (carry, one, bits) = (e.cf(), e.imm::<W>(1), e.imm::<W>(u64::from(W::BITS)));
+        let carry = e.int_of::<W>(carry);
+        // Counts from the width up, and so n - 1 of n = 0, give 0.
+        let (less, rest) = (e.sub::<W>(n, one), e.sub::<W>(bits, n));
+        let over = e.add::<W>(rest, one);
+        let (a, r) = D::modify::<E, W>(e, op, |e, a| {
+            let (high, middle, low) = (e.shl::<W>(a, n), e.shl::<W>(carry, less), e.shr::<W>(a, over));
+            let v = e.or::<W>(high, middle);
+            e.or::<W>(v, low)
+        })?;
+        let last = e.shr::<W>(a, rest);
+        let cf = e.bit::<W>(last, 0);
+        let top = e.bit::<W>(r, W::BITS - 1);
+        let of = e.differ(cf, top);
+        e.flags_rotate::<W>(n, cf, of);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// RCR of 32 or 64 bits.
+    Rcr[W: Width, D: Place, C: Count][] |e, op| {
+        let n = C::get::<E, W>(e, op);
+        let (carry, one, bits) = (e.cf(), e.imm::<W>(1), e.imm::<W>(u64::from(W::BITS)));
+        let carry = e.int_of::<W>(carry);
+        let (less, rest) = (e.sub::<W>(n, one), e.sub::<W>(bits, n));
+        let over = e.add::<W>(rest, one);
+        let (a, r) = D::modify::<E, W>(e, op, |e, a| {
+            let (low, middle, high) = (e.shr::<W>(a, n), e.shl::<W>(carry, rest), e.shl::<W>(a, over));
+            let v = e.or::<W>(high, middle);
+            e.or::<W>(v, low)
+        })?;
+        let last = e.shr::<W>(a, less);
+        let cf = e.bit::<W>(last, 0);
+        let (top, second) = (e.bit::<W>(r, W::BITS - 1), e.bit::<W>(r, W::BITS - 2));
+        let of = e.differ(top, second);
+        e.flags_rotate::<W>(n, cf, of);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// SHLD of 32 or 64 bits: shifted left, filled from the top of the second operand.
+    Shld[W: Width, D: Place, C: Count][] |e, op| {
+        let n = C::get::<E, W>(e, op);
+        let b = e.reg::<W>(op.src);
+        let bits = e.imm::<W>(u64::from(W::BITS));
+        let rest = e.sub::<W>(bits, n);
+        let low = e.shr::<W>(b, rest);
+        let (a, r) = D::modify::<E, W>(e, op, |e, a| {
+            let high = e.shl::<W>(a, n);
+            e.or::<W>(high, low)
+        })?;
+        // The last bit shifted out is also the top bit of the result for a count less by one.
+        let last = e.shr::<W>(a, rest);
+        let cf = e.bit::<W>(last, 0);
+        let top = e.bit::<W>(r, W::BITS - 1);
+        let of = e.differ(cf, top);
+        e.flags_shift::<W>(n, r, cf, of);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// SHRD of 32 or 64 bits: shifted right, filled from the bottom of the second operand.
+    Shrd[W: Width, D: Place, C: Count][] |e, op| {
+        let n = C::get::<E, W>(e, op);
+        let b = e.reg::<W>(op.src);
+        let (one, bits) = (e.imm::<W>(1), e.imm::<W>(u64::from(W::BITS)));
+        let (less, rest) = (e.sub::<W>(n, one), e.sub::<W>(bits, n));
+        let high = e.shl::<W>(b, rest);
+        let (a, r) = D::modify::<E, W>(e, op, |e, a| {
+            let low = e.shr::<W>(a, n);
+            e.or::<W>(high, low)
+        })?;
+        // The result for a count less by one.
+        let over = e.add::<W>(rest, one);
+        let (low, high) = (e.shr::<W>(a, less), e.shl::<W>(b, over));
+        let before = e.or::<W>(high, low);
+        let cf = e.bit::<W>(before, 0);
+        let (top, old) = (e.bit::<W>(r, W::BITS - 1), e.bit::<W>(before, W::BITS - 1));
+        let of = e.differ(top, old);
+        e.flags_shift::<W>(n, r, cf, of);
+        Ok(e.next(op))
+    }
+);
+
 fn pick<E: Exec>(i: &Instruction, op: &Op) -> Option<E::Handler> {
     let by_cl = kind(i, 1) == Kind::Reg;
     let mem = kind(i, 0) == Kind::Mem;
@@ -120,7 +208,31 @@ fn pick<E: Exec>(i: &Instruction, op: &Op) -> Option<E::Handler> {
             }))
         };
     }
+    // Narrower ones have counts beyond their width: helpers.
+    macro_rules! wide {
+        ($name:ident, $count:literal) => {{
+            type Wide<E> = <E as Exec>::Handler;
+            fn of<E: Exec, W: Width>(mem: bool, by_cl: bool) -> Wide<E> {
+                match (mem, by_cl) {
+                    (false, false) => E::handler::<$name<W, Dst, ByImm>>(),
+                    (false, true) => E::handler::<$name<W, Dst, ByCl>>(),
+                    (true, false) => E::handler::<$name<W, Mem, ByImm>>(),
+                    (true, true) => E::handler::<$name<W, Mem, ByCl>>(),
+                }
+            }
+            let by_cl = kind(i, $count) == Kind::Reg;
+            match op.width {
+                4 => Some(of::<E, W32>(mem, by_cl)),
+                8 => Some(of::<E, W64>(mem, by_cl)),
+                _ => None,
+            }
+        }};
+    }
     match i.mnemonic() {
+        Mnemonic::Rcl => wide!(Rcl, 1),
+        Mnemonic::Rcr => wide!(Rcr, 1),
+        Mnemonic::Shld => wide!(Shld, 2),
+        Mnemonic::Shrd => wide!(Shrd, 2),
         Mnemonic::Shl | Mnemonic::Sal => go!(Shl),
         Mnemonic::Shr => go!(Shr),
         Mnemonic::Sar => go!(Sar),

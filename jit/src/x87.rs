@@ -1,0 +1,285 @@
+//! x87 and MMX instructions: executed by the host's own unit, which holds the guest's registers meanwhile ([`mynah_cpu::host_float`]).
+//!
+//! Each is a [primitive](crate::primitive): the guest's own bytes, with the memory operand's address in RDI. So stack faults, tags, rounding, precision and the
+//! condition code are what the processor makes of them. The pointers to the last instruction and its operand (FIP, FCS, FOP, FDP, FDS), which
+//! only say something to who asks, are noted during translation and stored where a block ends or the region is left.
+//!
+//! Left to the interpreter: what stores or loads the whole unit, FNINIT and FNCLEX, conversions between MMX and XMM registers.
+use crate::primitive::encode;
+use crate::translate::{Emit, Step, Translator};
+use cranelift_codegen::ir::{InstBuilder, Value, condcodes::IntCC, types};
+use iced_x86::{Code, Instruction, OpCodeOperandKind as Kind, OpKind, Register};
+use mynah_cpu::exec::{Exec, cc};
+use mynah_cpu::op::Op;
+use mynah_cpu::state::{Fpu, Segment, gpr, seg};
+use mynah_cpu::width::{W16, W32};
+use mynah_cpu::{Cpu, CpuModel, State, Stop};
+use std::mem::offset_of;
+
+const LAHF: u8 = 0x9f;
+/// Masks in the control word.
+const MASKS: i64 = 0x3f;
+
+/// The last x87 instruction of a straight run of code, not yet stored.
+#[derive(Clone, Copy)]
+pub(crate) struct LastX87 {
+    /// Distance of the instruction from the entry.
+    delta: i64,
+    opcode: u16,
+    /// Offset and segment of the last memory operand, if there was one since the last store.
+    data: Option<(Value, u8)>,
+}
+
+/// The emitter of an x87 or MMX instruction; `None` for others and for those that are called.
+pub(crate) fn select<'a>(i: &Instruction, model: &CpuModel) -> Option<Emit<'a>> {
+    use Code::*;
+    let code = i.code();
+    match code {
+        Wait => {
+            return Some(|t, _| {
+                t.ready_x87();
+                Ok(Step::Next)
+            });
+        }
+        Emms => {
+            return Some(|t, _| {
+                t.ready_x87();
+                t.primitive(&[0x0f, 0x77], &[], &[], 0, 0);
+                Ok(Step::Next)
+            });
+        }
+        Fldenv_m14byte | Fldenv_m28byte | Fnstenv_m14byte | Fnstenv_m28byte | Fstenv_m14byte
+        | Fstenv_m28byte | Frstor_m94byte | Frstor_m108byte | Fnsave_m94byte | Fnsave_m108byte
+        | Fsave_m94byte | Fsave_m108byte | Fninit | Finit | Fnclex | Fclex | Fneni | Feni | Fndisi
+        | Fdisi | Fnsetpm | Fsetpm | Frstpm | Fstpnce_sti => return None,
+        // Makers differ in what becomes of C1.
+        Fcomi_st0_sti | Fcomip_st0_sti | Fucomi_st0_sti | Fucomip_st0_sti if !same_maker(model) => {
+            return None;
+        }
+        _ => {}
+    }
+    if (Fadd_m32fp as u16..=Fcomip_st0_sti as u16).contains(&(code as u16)) {
+        return Some(Translator::emit_x87);
+    }
+    let o = code.op_code();
+    let mm = |k| matches!(k, Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem);
+    let plain = |k| {
+        mm(k)
+            || matches!(
+                k,
+                Kind::imm8 | Kind::mem | Kind::r32_reg | Kind::r64_reg | Kind::r32_or_mem | Kind::r64_or_mem
+            )
+    };
+    let kinds = || (0..i.op_count()).map(|n| o.op_kind(n));
+    let shaped = kinds().any(mm)
+        && kinds().all(plain)
+        && (0..i.op_count())
+            .all(|n| matches!(i.op_kind(n), OpKind::Register | OpKind::Memory | OpKind::Immediate8));
+    (shaped && crate::float::on_host(code)).then_some(Translator::emit_mmx as Emit<'a>)
+}
+
+/// Whether the guest's processor is of the host's maker, as far as the x87 unit tells.
+fn same_maker(model: &CpuModel) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let intel = std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu");
+    #[cfg(not(target_arch = "x86_64"))]
+    let intel = false;
+    intel == (model.vendor == mynah_cpu::model::Vendor::Intel)
+}
+
+fn fpu_offset(field: usize) -> i32 {
+    (offset_of!(Cpu, state) + offset_of!(State, fpu) + field) as i32
+}
+
+impl<'a> Translator<'a> {
+    fn emit_x87(&mut self, op: &Op) -> Result<Step, Stop> {
+        use Code::*;
+        self.ready_x87();
+        let code = op.code();
+        let (first, second) = (0xd8 | (op.imm >> 8 & 7) as u8, op.imm as u8);
+        let control = matches!(
+            code,
+            Fldcw_m2byte
+                | Fnstcw_m2byte
+                | Fstcw_m2byte
+                | Fnstsw_m2byte
+                | Fstsw_m2byte
+                | Fnstsw_AX
+                | Fstsw_AX
+                | Fnop
+                | Fincstp
+                | Fdecstp
+                | Ffree_sti
+                | Ffreep_sti
+        );
+        let mut data = None;
+        if op.is_mem() {
+            let len = code.op_code().memory_size().size() as u64;
+            let write = is_store(code);
+            let off = self.address(op, None);
+            let lin = self.linear(op, off, len, write);
+            let host = self.host(lin, len, write);
+            if code == Fldcw_m2byte {
+                let word = self.b.ins().load(types::I16, self.access.guest, host, 0);
+                let masks = self.b.ins().band_imm_u(word, MASKS);
+                let unmasked = self.b.ins().icmp_imm_u(IntCC::NotEqual, masks, MASKS);
+                self.bail_if(unmasked);
+            }
+            // mod 0, r/m RDI.
+            self.primitive(&[first, second & 0x38 | 7], &[host], &[], 0, 0);
+            data = Some((off, op.seg));
+        } else {
+            match code {
+                Fnstsw_AX | Fstsw_AX => {
+                    let word = self.primitive(&[0xdf, 0xe0], &[], &[], 1, 0)[0];
+                    self.set_reg::<W16>(gpr::RAX as u8, word);
+                }
+                Fcomi_st0_sti | Fcomip_st0_sti | Fucomi_st0_sti | Fucomip_st0_sti => {
+                    let rax = self.primitive(&[first, second, LAHF], &[], &[], 1, 0)[0];
+                    let flags = self.b.ins().ushr_imm_u(rax, 8);
+                    let flags = self.b.ins().band_imm_u(flags, 0x45);
+                    self.set_compared(flags);
+                }
+                Fcmovb_st0_sti | Fcmove_st0_sti | Fcmovbe_st0_sti | Fcmovu_st0_sti | Fcmovnb_st0_sti
+                | Fcmovne_st0_sti | Fcmovnbe_st0_sti | Fcmovnu_st0_sti => {
+                    let condition = match code {
+                        Fcmovb_st0_sti => cc::B,
+                        Fcmove_st0_sti => cc::E,
+                        Fcmovbe_st0_sti => cc::BE,
+                        Fcmovu_st0_sti => cc::P,
+                        Fcmovnb_st0_sti => cc::AE,
+                        Fcmovne_st0_sti => cc::NE,
+                        Fcmovnbe_st0_sti => cc::A,
+                        _ => cc::NP,
+                    };
+                    let x = self.cond(condition);
+                    // TEST EDI, EDI; FCMOVNE ST(0), ST(i).
+                    self.primitive(&[0x85, 0xff, 0xdb, 0xc8 | second & 7], &[x], &[], 0, 0);
+                }
+                _ => {
+                    self.primitive(&[first, second], &[], &[], 0, 0);
+                }
+            }
+        }
+        if !control {
+            let delta = self.base() + i64::from(op.off);
+            let data = data.or(self.last_x87.and_then(|l| l.data));
+            self.last_x87 = Some(LastX87 { delta, opcode: op.imm as u16 & 0x7ff, data });
+        }
+        Ok(Step::Next)
+    }
+
+    /// Stores what is known of the last x87 instruction, where a straight run of code ends.
+    pub(crate) fn flush_x87(&mut self) {
+        let last = self.last_x87.take();
+        self.store_last_x87(last);
+    }
+
+    /// Stores what was known of the last x87 instruction.
+    pub(crate) fn store_last_x87(&mut self, last: Option<LastX87>) {
+        let Some(last) = last else { return };
+        let state = self.access.state;
+        let selector = |t: &mut Self, s: u8, to: usize| {
+            let at = offset_of!(Cpu, state)
+                + offset_of!(State, seg)
+                + usize::from(s.min(5)) * size_of::<Segment>()
+                + offset_of!(Segment, sel);
+            let v = t.b.ins().load(types::I16, state, t.cpu, at as i32);
+            t.b.ins().store(state, v, t.cpu, fpu_offset(to));
+        };
+        let ip = self.rip_at(last.delta);
+        self.b.ins().store(state, ip, self.cpu, fpu_offset(offset_of!(Fpu, fip)));
+        selector(self, seg::CS as u8, offset_of!(Fpu, fcs));
+        let opcode = self.b.ins().iconst(types::I16, i64::from(last.opcode));
+        self.b.ins().store(state, opcode, self.cpu, fpu_offset(offset_of!(Fpu, fop)));
+        if let Some((ea, s)) = last.data {
+            self.b.ins().store(state, ea, self.cpu, fpu_offset(offset_of!(Fpu, fdp)));
+            selector(self, s, offset_of!(Fpu, fds));
+        }
+    }
+
+    fn emit_mmx(&mut self, op: &Op) -> Result<Step, Stop> {
+        let code = op.code();
+        let o = code.op_code();
+        self.ready_x87();
+        let mut i = Instruction::default();
+        i.set_code(code);
+        let (mut ints, mut result) = (Vec::new(), None);
+        for n in 0..o.op_count() {
+            let number = [op.dst, op.src, op.src2][n.min(2) as usize];
+            let kind = o.op_kind(n);
+            match kind {
+                Kind::imm8 => {
+                    i.set_op_kind(n, OpKind::Immediate8);
+                    i.set_immediate8(op.imm as u8);
+                    continue;
+                }
+                Kind::mem | Kind::mm_or_mem | Kind::r32_or_mem | Kind::r64_or_mem if op.is_mem() => {
+                    let (len, write) = (o.memory_size().size() as u64, n == 0);
+                    let off = self.address(op, None);
+                    let lin = self.linear(op, off, len, write);
+                    ints.push(self.host(lin, len, write));
+                    i.set_op_kind(n, OpKind::Memory);
+                    i.set_memory_base(Register::RDI);
+                    continue;
+                }
+                _ => {}
+            }
+            let mm = matches!(kind, Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem);
+            let wide = matches!(kind, Kind::r64_reg | Kind::r64_or_mem);
+            i.set_op_kind(n, OpKind::Register);
+            i.set_op_register(
+                n,
+                if mm {
+                    Register::MM0 + u32::from(number & 7)
+                } else if n == 0 {
+                    result = Some(number);
+                    if wide { Register::RAX } else { Register::EAX }
+                } else {
+                    let v = self.var(usize::from(number & 15));
+                    ints.push(v);
+                    if wide { Register::RDI } else { Register::EDI }
+                },
+            );
+        }
+        let bytes = encode(&i).ok_or(Stop::Again)?;
+        let Some(number) = result else {
+            self.primitive(&bytes, &ints, &[], 0, 0);
+            return Ok(Step::Next);
+        };
+        // Results of 32 bits are extended with zeros, and so written as 64.
+        let v = self.primitive(&bytes, &ints, &[], 1, 0)[0];
+        if matches!(o.op_kind(0), Kind::r64_or_mem) {
+            self.set_reg::<mynah_cpu::width::W64>(number, v);
+        } else {
+            self.set_reg::<W32>(number, v);
+        }
+        Ok(Step::Next)
+    }
+}
+
+/// Whether an instruction with a memory operand writes it.
+fn is_store(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        Fst_m32fp
+            | Fstp_m32fp
+            | Fst_m64fp
+            | Fstp_m64fp
+            | Fstp_m80fp
+            | Fist_m16int
+            | Fistp_m16int
+            | Fist_m32int
+            | Fistp_m32int
+            | Fistp_m64int
+            | Fisttp_m16int
+            | Fisttp_m32int
+            | Fisttp_m64int
+            | Fbstp_m80bcd
+            | Fnstcw_m2byte
+            | Fstcw_m2byte
+            | Fnstsw_m2byte
+            | Fstsw_m2byte
+    )
+}
