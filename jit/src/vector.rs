@@ -7,7 +7,7 @@ use crate::translate::Translator;
 use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, condcodes::IntCC, types};
 use iced_x86::Mnemonic;
 use mynah_cpu::op::Op;
-use mynah_cpu::sse::{FloatOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
+use mynah_cpu::sse::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
 use mynah_cpu::state::Vector;
 use mynah_cpu::width::Width;
 use mynah_cpu::{Cpu, State, Stop};
@@ -102,6 +102,12 @@ impl VecExec for Translator<'_> {
         self.bail_if(trap);
         Ok(())
     }
+    fn avx_check(&mut self) -> Result<(), Stop> {
+        let at = offset_of!(Cpu, avx_trap) as i32;
+        let trap = self.b.ins().load(types::I8, self.access.state, self.cpu, at);
+        self.bail_if(trap);
+        Ok(())
+    }
     fn mmx_check(&mut self) -> Result<(), Stop> {
         Err(Stop::Again)
     }
@@ -121,6 +127,16 @@ impl VecExec for Translator<'_> {
         }
         let v = self.as_lanes(v, types::I8X16);
         self.b.ins().store(self.access.state, v, self.cpu, register_offset(r));
+    }
+    fn ymm_high(&mut self, r: u8) -> Value {
+        self.b.ins().load(types::I8X16, self.access.state, self.cpu, register_offset(r) + 16)
+    }
+    fn set_ymm_high(&mut self, r: u8, v: Value) {
+        if self.unable {
+            return;
+        }
+        let v = self.as_lanes(v, types::I8X16);
+        self.b.ins().store(self.access.state, v, self.cpu, register_offset(r) + 16);
     }
     fn mm(&mut self, _: u8) -> Value {
         self.give_up_int()
@@ -142,6 +158,12 @@ impl VecExec for Translator<'_> {
         let v = self.as_lanes(v, types::I8X16);
         self.store_host(v, host);
         Ok(())
+    }
+    fn load_pair(&mut self, _: &Op, _: bool) -> Result<[Value; 2], Stop> {
+        Err(Stop::Again)
+    }
+    fn store_pair(&mut self, _: &Op, _: [Value; 2], _: bool) -> Result<(), Stop> {
+        Err(Stop::Again)
     }
 
     fn vec_of<W: Width>(&mut self, v: Value) -> Value {
@@ -174,6 +196,10 @@ impl VecExec for Translator<'_> {
     fn vec3<O: VecOp3>(&mut self, _: Value, _: Value, _: Value) -> Value {
         self.give_up()
     }
+    fn pair<O: PairOp>(&mut self, a: [Value; 2], _: [Value; 2]) -> [Value; 2] {
+        self.unable = true;
+        a
+    }
     fn vec_int<O: VecToInt>(&mut self, b: Value) -> Value {
         let t = match O::ID {
             Mnemonic::Pmovmskb => types::I8X16,
@@ -187,6 +213,9 @@ impl VecExec for Translator<'_> {
     fn vec_flags<O: VecFlags>(&mut self, _: Value, _: Value) {
         self.unable = true;
     }
+    fn vec_flags_pair<O: VecFlags>(&mut self, _: [Value; 2], _: [Value; 2]) {
+        self.unable = true;
+    }
     fn float<O: FloatOp>(&mut self, _: Value, _: Value, _: u8) -> Result<Value, Stop> {
         Err(Stop::Again)
     }
@@ -197,6 +226,20 @@ impl VecExec for Translator<'_> {
         Err(Stop::Again)
     }
     fn float_flags<O: FloatOp>(&mut self, _: Value, _: Value) -> Result<(), Stop> {
+        Err(Stop::Again)
+    }
+    fn float_pair<O: FloatOp>(&mut self, _: [Value; 2], _: [Value; 2], _: u8) -> Result<[Value; 2], Stop> {
+        Err(Stop::Again)
+    }
+    fn fused<O: FusedOp>(&mut self, _: Value, _: Value, _: Value) -> Result<Value, Stop> {
+        Err(Stop::Again)
+    }
+    fn fused_pair<O: FusedOp>(
+        &mut self,
+        _: [Value; 2],
+        _: [Value; 2],
+        _: [Value; 2],
+    ) -> Result<[Value; 2], Stop> {
         Err(Stop::Again)
     }
 }
