@@ -112,20 +112,15 @@ impl Iterator for Chosen {
 
 /// Gathers elements of width D at base + index * scale + displacement, with indices of width I: those whose mask
 /// element (in the third operand) has its top bit set. Each mask element is cleared when its element is there, so that
-/// after a fault the instruction goes on where it was.
+/// after a fault the instruction goes on where it was; elements behind the one that faults are as they were.
 fn gather<I: Width, D: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.avx_check()?;
     let (dst, indices, mask) = (op.dst, op.index, op.src2);
     let width = if op.is_wide() { 256 } else { 128 };
     let n = (width / I::BITS.max(D::BITS)) as usize;
     let at = Op { index: gpr::ZERO as u8, ..*op };
-    // All bits of a mask element follow its top bit.
     for k in 0..n {
-        let m = if chosen::<D>(cpu, mask, k) { D::MASK } else { 0 };
-        cpu.set_element::<D>(mask, k, m);
-    }
-    for k in 0..n {
-        if cpu.element::<D>(mask, k) != 0 {
+        if chosen::<D>(cpu, mask, k) {
             let index = I::sext(cpu.element::<I>(indices, k)) << (op.scale & 3);
             let lin = cpu.operand_at(&at, index, D::BYTES, false)?;
             let v = cpu.load::<D>(lin, op.seg)?;
