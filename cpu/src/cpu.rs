@@ -93,6 +93,8 @@ pub struct Cpu {
     pub sse_trap: u8,
     /// What of the guest's floating-point state is in the host's registers: see [`crate::host_float`].
     pub float_live: u8,
+    /// Vector that every AVX instruction raises now (#UD without CR4.OSXSAVE or XCR0[2:1] = 11b, #NM with CR0.TS), 0 if none; kept by `sync_mode`.
+    pub avx_trap: u8,
     /// RIP after the current block-ending instruction.
     pub next_ip: u64,
     /// The exception behind `Err(Stop::Fault)`.
@@ -177,6 +179,7 @@ impl Cpu {
             mode_key: 0,
             sse_trap: 0,
             float_live: 0,
+            avx_trap: 0,
             next_ip: 0,
             fault: Exception::default(),
             events,
@@ -289,7 +292,7 @@ impl Cpu {
         }
     }
 
-    /// Call after a change of CS, SS, CPL, CR0, CR4, EFER, IF, TF, VM, AC, VIF, the shadow or DR7: selects the TLB's table, the block key and the event
+    /// Call after a change of CS, SS, CPL, CR0, CR4, XCR0, EFER, IF, TF, VM, AC, VIF, the shadow or DR7: selects the TLB's table, the block key and the event
     /// mask. Segment views are refreshed too if 64-bit mode was entered or left.
     pub fn sync_mode(&mut self) {
         let key = crate::block::ModeKey::of(&self.state).0;
@@ -307,6 +310,13 @@ impl Cpu {
         self.track_alignment();
         let s = &self.state;
         self.sse_trap = if s.cr0 & cr0::EM != 0 || s.cr4 & cr4::OSFXSR == 0 {
+            vector::UD
+        } else if s.cr0 & cr0::TS != 0 {
+            vector::NM
+        } else {
+            0
+        };
+        self.avx_trap = if s.cr4 & cr4::OSXSAVE == 0 || s.xcr0 & 6 != 6 {
             vector::UD
         } else if s.cr0 & cr0::TS != 0 {
             vector::NM

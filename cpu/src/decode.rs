@@ -3,10 +3,11 @@ use crate::block::ModeKey;
 use crate::cpu::Cpu;
 use crate::exec::Exec;
 use crate::model::CpuModel;
-use crate::op::{CHECKED, Flow, LOCK, LONG, MEM, Op, REP, REPNE};
+use crate::op::{CHECKED, Flow, LOCK, LONG, MEM, Op, REP, REPNE, WIDE};
 use crate::state::gpr;
 use iced_x86::{
-    Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+    Code, Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind,
+    Register,
 };
 
 /// What a finished selection says of an instruction.
@@ -132,6 +133,16 @@ pub fn build<E: crate::sse::VecExec>(
         return None;
     }
     let mut op = blank(i, mode, off);
+    if i.encoding() == EncodingKind::VEX {
+        // There are no VEX prefixes in real and virtual-8086 mode (SDM volume 2, 2.3).
+        if !mode.has(ModeKey::PE) || mode.has(ModeKey::VM) {
+            return None;
+        }
+        let o = i.code().op_code();
+        if o.l() == 1 && !o.is_lig() {
+            op.flags |= WIDE;
+        }
+    }
     if i.has_lock_prefix() {
         op.flags |= LOCK;
     }
@@ -152,7 +163,8 @@ pub fn build<E: crate::sse::VecExec>(
                 match n {
                     0 => op.dst = r,
                     1 => op.src = r,
-                    _ => op.src2 = r,
+                    2 => op.src2 = r,
+                    _ => op.imm = r.into(),
                 }
             }
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {

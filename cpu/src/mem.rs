@@ -109,11 +109,60 @@ impl Cpu {
         self.store128(lin, v, op.seg)
     }
 
+    /// Loads a 256-bit memory operand, low half first; with `aligned`, #GP(0) unless it is 32-byte aligned.
+    #[inline(always)]
+    pub fn load_op256(&mut self, op: &Op, aligned: bool) -> Result<[u128; 2], Stop> {
+        let lin = match self.operand(op, 32, false) {
+            Ok(lin) => lin,
+            Err(stop) => return Err(self.wide_alignment_first(op, aligned, stop)),
+        };
+        if aligned && lin & 31 != 0 {
+            return Err(self.gp(0));
+        }
+        let e = self.tlb.entry(lin);
+        if e.read == lin.wrapping_add(31) & !PAGE_MASK {
+            let p = lin.wrapping_add(e.addend) as *const [u128; 2];
+            // SAFETY: as in `load`.
+            return Ok(unsafe { p.read_unaligned() });
+        }
+        let mut b = [0; 32];
+        self.load_bytes(lin, &mut b, op.seg)?;
+        let (halves, _) = b.as_chunks::<16>();
+        Ok([u128::from_le_bytes(halves[0]), u128::from_le_bytes(halves[1])])
+    }
+    /// Stores a 256-bit memory operand, low half first; with `aligned`, #GP(0) unless it is 32-byte aligned.
+    #[inline(always)]
+    pub fn store_op256(&mut self, op: &Op, v: [u128; 2], aligned: bool) -> Result<(), Stop> {
+        let lin = match self.operand(op, 32, true) {
+            Ok(lin) => lin,
+            Err(stop) => return Err(self.wide_alignment_first(op, aligned, stop)),
+        };
+        if aligned && lin & 31 != 0 {
+            return Err(self.gp(0));
+        }
+        let e = self.tlb.entry(lin);
+        if e.write == lin.wrapping_add(31) & !PAGE_MASK {
+            let p = lin.wrapping_add(e.addend) as *mut [u128; 2];
+            // SAFETY: as in `store`.
+            unsafe { p.write_unaligned(v) };
+            return Ok(());
+        }
+        let mut b = [0; 32];
+        b[..16].copy_from_slice(&v[0].to_le_bytes());
+        b[16..].copy_from_slice(&v[1].to_le_bytes());
+        self.store_bytes(lin, &b, op.seg)
+    }
+
     /// Of an operand beyond its segment's limit that is not aligned either, the alignment is what is reported.
     #[cold]
     fn alignment_first(&mut self, op: &Op, aligned: bool, stop: Stop) -> Stop {
         let lin = self.view[usize::from(op.seg & 7)].base.wrapping_add(self.ea(op));
         if aligned && lin & 15 != 0 { self.gp(0) } else { stop }
+    }
+    #[cold]
+    fn wide_alignment_first(&mut self, op: &Op, aligned: bool, stop: Stop) -> Stop {
+        let lin = self.view[usize::from(op.seg & 7)].base.wrapping_add(self.ea(op));
+        if aligned && lin & 31 != 0 { self.gp(0) } else { stop }
     }
 
     // ---- linear accesses at the current privilege ----------------------------------------------------------------------

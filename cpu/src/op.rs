@@ -51,6 +51,9 @@ pub const CHECKED: u8 = 16;
 /// Executed in 64-bit mode.
 pub const LONG: u8 = 32;
 
+/// VEX.L = 1: the operation is on 256 bits.
+pub const WIDE: u8 = 64;
+
 /// A decoded instruction.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -79,13 +82,13 @@ pub struct Op {
     pub dst: u8,
     /// Source register (second operand), coded as `dst`.
     pub src: u8,
-    /// Third operand's register.
+    /// Third operand's register (a fourth's number is in `imm`).
     pub src2: u8,
     /// Operand size in bytes (of the effective operand size for those instructions that have one).
     pub width: u8,
     /// Instruction length in bytes.
     pub len: u8,
-    /// LOCK, REP, REPNE, MEM, CHECKED, LONG.
+    /// LOCK, REP, REPNE, MEM, CHECKED, LONG, WIDE.
     pub flags: u8,
     /// Number of the fixed stack width in bytes: 2, 4 or 8 (SS.B or 64-bit mode).
     pub stack: u8,
@@ -106,6 +109,11 @@ impl Op {
     #[inline(always)]
     pub fn is_mem(&self) -> bool {
         self.flags & MEM != 0
+    }
+    /// Whether the operation is on 256 bits.
+    #[inline(always)]
+    pub fn is_wide(&self) -> bool {
+        self.flags & WIDE != 0
     }
     /// Whether it was decoded in 64-bit mode.
     #[inline(always)]

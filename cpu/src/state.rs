@@ -178,6 +178,17 @@ impl Vector {
         self.0[0] = v as u64;
         self.0[1] = (v >> 64) as u64;
     }
+    /// Bits 128-255: the upper half of a YMM register.
+    #[inline(always)]
+    pub fn y_high(&self) -> u128 {
+        u128::from(self.0[2]) | u128::from(self.0[3]) << 64
+    }
+    /// Replaces bits 128-255.
+    #[inline(always)]
+    pub fn set_y_high(&mut self, v: u128) {
+        self.0[2] = v as u64;
+        self.0[3] = (v >> 64) as u64;
+    }
 }
 
 /// An 80-bit extended real as the FPU holds it.

@@ -8,10 +8,11 @@ use crate::translate::{Translator, XMM};
 use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, condcodes::IntCC, types};
 use iced_x86::Mnemonic;
 use mynah_cpu::op::Op;
-use mynah_cpu::sse::{FloatOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
+use mynah_cpu::sse::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
+use mynah_cpu::state::Vector;
 use mynah_cpu::width::Width;
-use mynah_cpu::{Cpu, Stop};
-use std::mem::offset_of;
+use mynah_cpu::{Cpu, State, Stop};
+use std::mem::{offset_of, size_of};
 
 /// The vector type with lanes of width W.
 fn lanes<W: Width>() -> Type {
@@ -224,6 +225,12 @@ impl VecExec for Translator<'_> {
         self.ready.sse = true;
         Ok(())
     }
+    fn avx_check(&mut self) -> Result<(), Stop> {
+        let at = offset_of!(Cpu, avx_trap) as i32;
+        let trap = self.b.ins().load(types::I8, self.access.state, self.cpu, at);
+        self.bail_if(trap);
+        Ok(())
+    }
     fn mmx_check(&mut self) -> Result<(), Stop> {
         Err(Stop::Again)
     }
@@ -244,6 +251,16 @@ impl VecExec for Translator<'_> {
         let v = self.as_lanes(v, types::I8X16);
         self.set_var(XMM + usize::from(r & 15), v);
     }
+    fn ymm_high(&mut self, r: u8) -> Value {
+        self.b.ins().load(types::I8X16, self.access.state, self.cpu, high_offset(r))
+    }
+    fn set_ymm_high(&mut self, r: u8, v: Value) {
+        if self.unable {
+            return;
+        }
+        let v = self.as_lanes(v, types::I8X16);
+        self.b.ins().store(self.access.state, v, self.cpu, high_offset(r));
+    }
     fn mm(&mut self, _: u8) -> Value {
         self.give_up_int()
     }
@@ -262,6 +279,12 @@ impl VecExec for Translator<'_> {
         let v = self.as_lanes(v, types::I8X16);
         self.store_linear(v, lin);
         Ok(())
+    }
+    fn load_pair(&mut self, _: &Op, _: bool) -> Result<[Value; 2], Stop> {
+        Err(Stop::Again)
+    }
+    fn store_pair(&mut self, _: &Op, _: [Value; 2], _: bool) -> Result<(), Stop> {
+        Err(Stop::Again)
     }
 
     fn vec_of<W: Width>(&mut self, x: Value) -> Value {
@@ -320,6 +343,10 @@ impl VecExec for Translator<'_> {
         let r = self.b.ins().blendv(c, b, a);
         self.as_lanes(r, types::I8X16)
     }
+    fn pair<O: PairOp>(&mut self, a: [Value; 2], _: [Value; 2]) -> [Value; 2] {
+        self.unable = true;
+        a
+    }
     fn vec_int<O: VecToInt>(&mut self, b: Value) -> Value {
         let t = match O::ID {
             Mnemonic::Pmovmskb => types::I8X16,
@@ -346,6 +373,9 @@ impl VecExec for Translator<'_> {
         let flags = self.b.ins().bor(zf, cf);
         self.set_compared(flags);
     }
+    fn vec_flags_pair<O: VecFlags>(&mut self, _: [Value; 2], _: [Value; 2]) {
+        self.unable = true;
+    }
     fn float<O: FloatOp>(&mut self, a: Value, b: Value, imm: u8) -> Result<Value, Stop> {
         self.float_vector(O::ID, a, b, imm)
     }
@@ -358,6 +388,25 @@ impl VecExec for Translator<'_> {
     fn float_flags<O: FloatOp>(&mut self, a: Value, b: Value) -> Result<(), Stop> {
         self.float_compare(O::ID, a, b)
     }
+    fn float_pair<O: FloatOp>(&mut self, _: [Value; 2], _: [Value; 2], _: u8) -> Result<[Value; 2], Stop> {
+        Err(Stop::Again)
+    }
+    fn fused<O: FusedOp>(&mut self, _: Value, _: Value, _: Value) -> Result<Value, Stop> {
+        Err(Stop::Again)
+    }
+    fn fused_pair<O: FusedOp>(
+        &mut self,
+        _: [Value; 2],
+        _: [Value; 2],
+        _: [Value; 2],
+    ) -> Result<[Value; 2], Stop> {
+        Err(Stop::Again)
+    }
+}
+
+/// Where bits 128-255 of a vector register are in the vCPU.
+fn high_offset(r: u8) -> i32 {
+    (offset_of!(Cpu, state) + offset_of!(State, xmm) + usize::from(r & 15) * size_of::<Vector>() + 16) as i32
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -132,7 +132,7 @@ features! {
     TM2 L1Ecx 8 Missing "tm2";
     SSSE3 L1Ecx 9 Max "ssse3";
     CID L1Ecx 10 Missing "cid";
-    FMA L1Ecx 12 Missing "fma";
+    FMA L1Ecx 12 Max "fma";
     CX16 L1Ecx 13 Max "cx16";
     XTPR L1Ecx 14 Missing "xtpr";
     PDCM L1Ecx 15 Missing "pdcm";
@@ -146,8 +146,8 @@ features! {
     TSC_DEADLINE L1Ecx 24 Max "tsc-deadline";
     AES L1Ecx 25 Max "aes";
     XSAVE L1Ecx 26 Max "xsave";
-    AVX L1Ecx 28 Missing "avx";
-    F16C L1Ecx 29 Missing "f16c";
+    AVX L1Ecx 28 Max "avx";
+    F16C L1Ecx 29 Max "f16c";
     RDRAND L1Ecx 30 Max "rdrand";
     HYPERVISOR L1Ecx 31 Max "hypervisor";
 
@@ -156,7 +156,7 @@ features! {
     SGX L7Ebx 2 Missing "sgx";
     BMI1 L7Ebx 3 Max "bmi1";
     HLE L7Ebx 4 Missing "hle";
-    AVX2 L7Ebx 5 Missing "avx2";
+    AVX2 L7Ebx 5 Max "avx2";
     SMEP L7Ebx 7 Max "smep";
     BMI2 L7Ebx 8 Max "bmi2";
     ERMS L7Ebx 9 Max "erms";
@@ -186,8 +186,8 @@ features! {
     WAITPKG L7Ecx 5 Missing "waitpkg";
     AVX512VBMI2 L7Ecx 6 Missing "avx512vbmi2";
     GFNI L7Ecx 8 Missing "gfni";
-    VAES L7Ecx 9 Missing "vaes";
-    VPCLMULQDQ L7Ecx 10 Missing "vpclmulqdq";
+    VAES L7Ecx 9 Max "vaes";
+    VPCLMULQDQ L7Ecx 10 Max "vpclmulqdq";
     AVX512VNNI L7Ecx 11 Missing "avx512vnni";
     AVX512BITALG L7Ecx 12 Missing "avx512bitalg";
     AVX512_VPOPCNTDQ L7Ecx 14 Missing "avx512-vpopcntdq";
@@ -360,6 +360,15 @@ pub static DEPENDENCIES: &[(Feature, Feature)] = &[
     (Feature::XSAVE, Feature::XGETBV1),
     (Feature::XSAVEC, Feature::XSAVES),
     (Feature::XSAVE, Feature::PKU),
+    (Feature::XSAVE, Feature::AVX),
+    (Feature::SSE42, Feature::AVX),
+    (Feature::AVX, Feature::AVX2),
+    (Feature::AVX, Feature::FMA),
+    (Feature::AVX, Feature::F16C),
+    (Feature::AVX, Feature::VAES),
+    (Feature::AES, Feature::VAES),
+    (Feature::AVX, Feature::VPCLMULQDQ),
+    (Feature::PCLMULQDQ, Feature::VPCLMULQDQ),
     (Feature::APIC, Feature::X2APIC),
     (Feature::APIC, Feature::TSC_DEADLINE),
     (Feature::PAE, Feature::LM),

@@ -35,7 +35,8 @@ pub struct XComponent {
 }
 
 /// The components behind the legacy area that exist, by rising bit number. None of them wants 64-byte alignment in the compacted format.
-pub const COMPONENTS: &[XComponent] = &[XComponent { bit: 9, size: 8, offset: 0xa80 }];
+pub const COMPONENTS: &[XComponent] =
+    &[XComponent { bit: 2, size: 256, offset: 576 }, XComponent { bit: 9, size: 8, offset: 0xa80 }];
 
 /// Bytes of the legacy area and the header.
 pub const XSAVE_HEADER_END: u32 = 576;
@@ -46,7 +47,9 @@ impl CpuModel {
         if !self.has(F::XSAVE) {
             return 0;
         }
-        3 | if self.has(F::PKU) { 1 << 9 } else { 0 }
+        let avx = if self.has(F::AVX) { 1 << 2 } else { 0 };
+        let pku = if self.has(F::PKU) { 1 << 9 } else { 0 };
+        3 | avx | pku
     }
 
     /// The bits that IA32_XSS may have.

@@ -100,7 +100,7 @@ const MODELS: &[(&str, &str)] = &[
     ("host", "what is implemented and the host's CPU has too"),
     ("x86-64-v1", "x86-64 psABI level 1: the baseline"),
     ("x86-64-v2", "x86-64 psABI level 2: up to SSE4.2"),
-    ("x86-64-v3", "x86-64 psABI level 3: AVX2 (not yet)"),
+    ("x86-64-v3", "x86-64 psABI level 3: up to AVX2 and FMA"),
 ];
 
 use Feature as F;
@@ -133,6 +133,20 @@ const BASE: &[Feature] = &[
 /// What the 64-bit ones add.
 const BASE64: &[Feature] = &[F::SYSCALL, F::NX, F::LM];
 const V2: &[Feature] = &[F::SSE3, F::SSSE3, F::SSE41, F::SSE42, F::CX16, F::POPCNT, F::LAHF_LM];
+const V3: &[Feature] = &[
+    F::AVX,
+    F::AVX2,
+    F::BMI1,
+    F::BMI2,
+    F::F16C,
+    F::FMA,
+    F::ABM,
+    F::MOVBE,
+    F::XSAVE,
+    F::XSAVEOPT,
+    F::XSAVEC,
+    F::XGETBV1,
+];
 
 impl CpuModel {
     fn plain(name: &'static str, brand: &str) -> Self {
@@ -188,8 +202,9 @@ impl CpuModel {
             "host" => Self::host(),
             "x86-64-v1" => Self::plain("x86-64-v1", "Mynah CPU, x86-64-v1").with(&[BASE, BASE64]),
             "x86-64-v2" => Self::plain("x86-64-v2", "Mynah CPU, x86-64-v2").with(&[BASE, BASE64, V2]),
-            "x86-64-v3" | "x86-64-v4" => {
-                return Err(ModelError::ModelNotYet(name.to_string(), "AVX"));
+            "x86-64-v3" => Self::plain("x86-64-v3", "Mynah CPU, x86-64-v3").with(&[BASE, BASE64, V2, V3]),
+            "x86-64-v4" => {
+                return Err(ModelError::ModelNotYet(name.to_string(), "AVX-512"));
             }
             _ => {
                 return Err(ModelError::UnknownModel(
@@ -468,6 +483,8 @@ impl CpuModel {
             C::X64 => F::LM,
             C::ADX => F::ADX,
             C::AES => F::AES,
+            C::AVX => F::AVX,
+            C::AVX2 => F::AVX2,
             C::BMI1 => F::BMI1,
             C::BMI2 => F::BMI2,
             C::CLFLUSHOPT => F::CLFLUSHOPT,
@@ -477,6 +494,8 @@ impl CpuModel {
             C::CMOV => F::CMOV,
             C::CMPXCHG16B => F::CX16,
             C::CX8 => F::CX8,
+            C::F16C => F::F16C,
+            C::FMA => F::FMA,
             C::FPU => F::FPU,
             C::FSGSBASE => F::FSGSBASE,
             C::FXSR => F::FXSR,
@@ -506,6 +525,8 @@ impl CpuModel {
             C::SSSE3 => F::SSSE3,
             C::SYSCALL => F::SYSCALL,
             C::TSC => F::TSC,
+            C::VAES => F::VAES,
+            C::VPCLMULQDQ => F::VPCLMULQDQ,
             C::WBNOINVD => F::WBNOINVD,
             C::XSAVE => F::XSAVE,
             C::XSAVEC => F::XSAVEC,

@@ -1,5 +1,5 @@
 //! The interpreter as a vector engine: [`VecExec`] for [`Cpu`], with vectors as `u128`.
-use super::{FloatOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt, mxcsr, soft};
+use super::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt, mxcsr, soft};
 use crate::cpu::{Cpu, Stop, vector};
 use crate::op::Op;
 use crate::state::cr0;
@@ -14,6 +14,13 @@ impl VecExec for Cpu {
     #[inline(always)]
     fn sse_check(&mut self) -> Result<(), Stop> {
         match self.sse_trap {
+            0 => Ok(()),
+            v => Err(self.raise(v)),
+        }
+    }
+    #[inline(always)]
+    fn avx_check(&mut self) -> Result<(), Stop> {
+        match self.avx_trap {
             0 => Ok(()),
             v => Err(self.raise(v)),
         }
@@ -44,6 +51,14 @@ impl VecExec for Cpu {
         self.state.xmm[usize::from(r & 31)].set_x(v);
     }
     #[inline(always)]
+    fn ymm_high(&mut self, r: u8) -> u128 {
+        self.state.xmm[usize::from(r & 31)].y_high()
+    }
+    #[inline(always)]
+    fn set_ymm_high(&mut self, r: u8, v: u128) {
+        self.state.xmm[usize::from(r & 31)].set_y_high(v);
+    }
+    #[inline(always)]
     fn mm(&mut self, r: u8) -> u64 {
         self.state.fpu.r[usize::from(r & 7)].mant
     }
@@ -60,6 +75,14 @@ impl VecExec for Cpu {
     #[inline(always)]
     fn store_vec(&mut self, op: &Op, v: u128, aligned: bool) -> Result<(), Stop> {
         self.store_op128(op, v, aligned)
+    }
+    #[inline(always)]
+    fn load_pair(&mut self, op: &Op, aligned: bool) -> Result<[u128; 2], Stop> {
+        self.load_op256(op, aligned)
+    }
+    #[inline(always)]
+    fn store_pair(&mut self, op: &Op, v: [u128; 2], aligned: bool) -> Result<(), Stop> {
+        self.store_op256(op, v, aligned)
     }
 
     #[inline(always)]
@@ -89,12 +112,20 @@ impl VecExec for Cpu {
         O::eval(a, b, c)
     }
     #[inline(always)]
+    fn pair<O: PairOp>(&mut self, a: [u128; 2], b: [u128; 2]) -> [u128; 2] {
+        O::eval(a, b)
+    }
+    #[inline(always)]
     fn vec_int<O: VecToInt>(&mut self, b: u128) -> u64 {
         O::eval(b)
     }
     #[inline(always)]
     fn vec_flags<O: VecFlags>(&mut self, a: u128, b: u128) {
         self.state.set_arith_flags(O::eval(a, b));
+    }
+    #[inline(always)]
+    fn vec_flags_pair<O: VecFlags>(&mut self, a: [u128; 2], b: [u128; 2]) {
+        self.state.set_arith_flags(O::eval(a[0], b[0]) & O::eval(a[1], b[1]));
     }
     #[inline(always)]
     fn float<O: FloatOp>(&mut self, a: u128, b: u128, imm: u8) -> Result<u128, Stop> {
@@ -114,6 +145,47 @@ impl VecExec for Cpu {
         self.state.set_arith_flags(flags);
         Ok(())
     }
+    #[inline(always)]
+    fn float_pair<O: FloatOp>(&mut self, a: [u128; 2], b: [u128; 2], imm: u8) -> Result<[u128; 2], Stop> {
+        run_pair::<O>(self, a, b, imm)
+    }
+    #[inline(always)]
+    fn fused<O: FusedOp>(&mut self, a: u128, b: u128, c: u128) -> Result<u128, Stop> {
+        #[cfg(target_arch = "x86_64")]
+        if usual(self)
+            && is_x86_feature_detected!("fma")
+            && let Some((r, flags)) = super::host::quick_fused::<O>(a, b, c, self.state.mxcsr)
+        {
+            self.state.mxcsr |= flags;
+            return Ok(r);
+        }
+        Ok(fused_slow::<O>(self, [a, 0], [b, 0], [c, 0], 1)?[0])
+    }
+    #[inline(always)]
+    fn fused_pair<O: FusedOp>(
+        &mut self,
+        a: [u128; 2],
+        b: [u128; 2],
+        c: [u128; 2],
+    ) -> Result<[u128; 2], Stop> {
+        #[cfg(target_arch = "x86_64")]
+        if usual(self)
+            && is_x86_feature_detected!("fma")
+            && let Some((low, f)) = super::host::quick_fused::<O>(a[0], b[0], c[0], self.state.mxcsr)
+            && let Some((high, g)) = super::host::quick_fused::<O>(a[1], b[1], c[1], self.state.mxcsr | f)
+        {
+            self.state.mxcsr |= f | g;
+            return Ok([low, high]);
+        }
+        fused_slow::<O>(self, a, b, c, 2)
+    }
+}
+
+/// Whether the guest's control bits are the host's own.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn usual(cpu: &Cpu) -> bool {
+    cpu.state.mxcsr & !mxcsr::FLAGS == mxcsr::DEFAULT
 }
 
 /// Evaluates under the guest's MXCSR. The quick way is for the usual MXCSR (all masked, nearest, denormals
@@ -121,7 +193,7 @@ impl VecExec for Cpu {
 #[inline(always)]
 fn run<O: FloatOp>(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128, Stop> {
     #[cfg(target_arch = "x86_64")]
-    if cpu.state.mxcsr & !mxcsr::FLAGS == mxcsr::DEFAULT
+    if usual(cpu)
         && O::on_host()
         && let Some((r, flags)) = super::host::quick::<O>(a, b, imm, cpu.state.mxcsr)
     {
@@ -138,17 +210,87 @@ fn run_slow<O: FloatOp>(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128
     Ok(r)
 }
 
+/// `run` on both lanes of 256-bit vectors.
+#[inline(always)]
+fn run_pair<O: FloatOp>(cpu: &mut Cpu, a: [u128; 2], b: [u128; 2], imm: u8) -> Result<[u128; 2], Stop> {
+    #[cfg(target_arch = "x86_64")]
+    if usual(cpu)
+        && O::on_host()
+        && let Some((low, f)) = super::host::quick::<O>(a[0], b[0], imm, cpu.state.mxcsr)
+        && let Some((high, g)) = super::host::quick::<O>(a[1], b[1], imm, cpu.state.mxcsr | f)
+    {
+        cpu.state.mxcsr |= f | g;
+        return Ok([low, high]);
+    }
+    run_pair_slow::<O>(cpu, a, b, imm)
+}
+
+#[inline(never)]
+fn run_pair_slow<O: FloatOp>(cpu: &mut Cpu, a: [u128; 2], b: [u128; 2], imm: u8) -> Result<[u128; 2], Stop> {
+    let (r, found) = evaluate_pair::<O>(a, b, imm, cpu.state.mxcsr);
+    mxcsr::finish(cpu, found)?;
+    Ok(r)
+}
+
+/// The first `lanes` lanes of a fused operation under any MXCSR.
+#[inline(never)]
+fn fused_slow<O: FusedOp>(
+    cpu: &mut Cpu,
+    a: [u128; 2],
+    b: [u128; 2],
+    c: [u128; 2],
+    lanes: usize,
+) -> Result<[u128; 2], Stop> {
+    let mut r = [0; 2];
+    let mut found = 0;
+    for k in 0..lanes.min(2) {
+        let flags;
+        (r[k], flags) = evaluate_fused::<O>(a[k], b[k], c[k], cpu.state.mxcsr);
+        found |= flags;
+    }
+    mxcsr::finish(cpu, found)?;
+    Ok(r)
+}
+
+/// Whether the host tells all flags under this MXCSR. With underflow or overflow unmasked they are others than the
+/// masked ones, which are all that the host would tell.
+#[cfg(target_arch = "x86_64")]
+fn told_by_host(staged: bool, mxcsr: u32) -> bool {
+    let masked = if staged { mxcsr::MASKS } else { mxcsr::UM | mxcsr::OM };
+    mxcsr & masked == masked
+}
+
 /// The masked result and the exceptions found, under any MXCSR; from bit 8 those of earlier steps, which were masked.
 pub(super) fn evaluate<O: FloatOp>(a: u128, b: u128, imm: u8, mxcsr: u32) -> (u128, u32) {
-    // With underflow or overflow unmasked the flags are others than the masked ones, which are all that the
-    // host would tell.
     #[cfg(target_arch = "x86_64")]
-    let masked = if O::STAGED { mxcsr::MASKS } else { mxcsr::UM | mxcsr::OM };
-    #[cfg(target_arch = "x86_64")]
-    if mxcsr & masked == masked && O::on_host() {
+    if told_by_host(O::STAGED, mxcsr) && O::on_host() {
         return super::host::full::<O>(a, b, imm, mxcsr);
     }
     let mut env = soft::Env::new(mxcsr);
     let r = O::soft(a, b, imm, &mut env);
     (r, env.flags | env.earlier << 8)
+}
+
+/// The same for both lanes of 256-bit vectors.
+pub(super) fn evaluate_pair<O: FloatOp>(a: [u128; 2], b: [u128; 2], imm: u8, mxcsr: u32) -> ([u128; 2], u32) {
+    #[cfg(target_arch = "x86_64")]
+    if told_by_host(O::STAGED, mxcsr) && O::on_host() {
+        let (low, f) = super::host::full::<O>(a[0], b[0], imm, mxcsr);
+        let (high, g) = super::host::full::<O>(a[1], b[1], imm, mxcsr);
+        return ([low, high], f | g);
+    }
+    let mut env = soft::Env::new(mxcsr);
+    let r = O::soft_pair(a, b, imm, &mut env);
+    (r, env.flags | env.earlier << 8)
+}
+
+/// The same for a fused operation.
+pub(super) fn evaluate_fused<O: FusedOp>(a: u128, b: u128, c: u128, mxcsr: u32) -> (u128, u32) {
+    #[cfg(target_arch = "x86_64")]
+    if told_by_host(false, mxcsr) && is_x86_feature_detected!("fma") {
+        return super::host::full_fused::<O>(a, b, c, mxcsr);
+    }
+    let mut env = soft::Env::new(mxcsr);
+    let r = O::soft(a, b, c, &mut env);
+    (r, env.flags)
 }

@@ -81,22 +81,25 @@ fn neighbours<F: Format>(a: u128, b: u128, mut f: impl FnMut(u64, u64) -> u64) -
     })
 }
 
-/// A dot product: immediate bits 4 and up choose the products, bits 0 and up the lanes that receive the sum.
-fn dot<F: Format>(a: u128, b: u128, imm: u8, env: &mut Env) -> u128 {
-    let (a, b) = chosen::<F>(a, b, imm);
-    let product = soft::packed::<F>(a, b, |x, y| soft::mul::<F>(x, y, env));
+/// Dot products of N lanes of 128 bits, which go step by step together: immediate bits 4 and up choose the products,
+/// bits 0 and up the elements that receive the sum.
+fn dot<F: Format, const N: usize>(a: [u128; N], b: [u128; N], imm: u8, env: &mut Env) -> [u128; N] {
+    let product: [u128; N] = std::array::from_fn(|n| {
+        let (a, b) = chosen::<F>(a[n], b[n], imm);
+        soft::packed::<F>(a, b, |x, y| soft::mul::<F>(x, y, env))
+    });
     if !env.step() {
-        return 0;
+        return [0; N];
     }
-    let mut sum = soft::add::<F>(F::lane(product, 0), F::lane(product, 1), env);
+    let mut sum = product.map(|p| soft::add::<F>(F::lane(p, 0), F::lane(p, 1), env));
     if F::BITS == 32 {
-        let high = soft::add::<F>(F::lane(product, 2), F::lane(product, 3), env);
+        let high = product.map(|p| soft::add::<F>(F::lane(p, 2), F::lane(p, 3), env));
         if !env.step() {
-            return 0;
+            return [0; N];
         }
-        sum = soft::add::<F>(sum, high, env);
+        sum = std::array::from_fn(|n| soft::add::<F>(sum[n], high[n], env));
     }
-    received::<F>(F::fill(|_| sum), imm)
+    sum.map(|s| received::<F>(F::fill(|_| s), imm))
 }
 /// The operands with zeros in the lanes that take no part: their product is +0 and raises nothing.
 #[inline(always)]
@@ -133,7 +136,11 @@ macro_rules! dot_op {
                 received::<$format>(r, imm)
             }
             fn soft(a: u128, b: u128, imm: u8, env: &mut Env) -> u128 {
-                dot::<$format>(a, b, imm, env)
+                let [r] = dot::<$format, 1>([a], [b], imm, env);
+                r
+            }
+            fn soft_pair(a: [u128; 2], b: [u128; 2], imm: u8, env: &mut Env) -> [u128; 2] {
+                dot::<$format, 2>(a, b, imm, env)
             }
         }
     };

@@ -1,5 +1,5 @@
-//! Floating-point comparison: CMPPS and its kin by the eight legacy predicates, COMISS, UCOMISS and their
-//! double forms.
+//! Floating-point comparison: CMPPS and its kin by the eight legacy predicates, VCMPPS and its kin by the 32 of VEX
+//! forms, COMISS, UCOMISS and their double forms.
 use super::forms::{FloatFlags, Mem, Xmm, float_packed, float32, float64, source_in_memory};
 use super::soft::{self, Double, Env, Order, Single};
 use super::{FloatOp, VecExec, VecId};
@@ -56,6 +56,76 @@ compare_op! {
     Cmpss, "cmpss", scalar, Single;
     Cmppd, "cmppd", packed, Double;
     Cmpsd, "cmpsd", scalar, Double;
+}
+
+/// Whether predicate `imm & 31` of the VEX forms holds: all ones or zero (SDM volume 2, CMPPD, table 3-1).
+fn wide_predicate<F: soft::Format>(a: u64, b: u64, imm: u8, env: &mut Env) -> u64 {
+    // Bit 4 turns signalling predicates into quiet ones and the other way round.
+    let signalling = matches!(imm & 7, 1 | 2 | 5 | 6) != (imm & 16 != 0);
+    let order = soft::compare::<F>(a, b, signalling, env);
+    let holds = match imm & 15 {
+        0 => order == Order::Equal,
+        1 => order == Order::Less,
+        2 => matches!(order, Order::Less | Order::Equal),
+        3 => order == Order::Unordered,
+        4 => order != Order::Equal,
+        5 => order != Order::Less,
+        6 => matches!(order, Order::Greater | Order::Unordered),
+        7 => order != Order::Unordered,
+        8 => matches!(order, Order::Equal | Order::Unordered),
+        9 => matches!(order, Order::Less | Order::Unordered),
+        10 => order != Order::Greater,
+        11 => false,
+        12 => matches!(order, Order::Less | Order::Greater),
+        13 => matches!(order, Order::Greater | Order::Equal),
+        14 => order == Order::Greater,
+        _ => true,
+    };
+    if holds { u64::MAX } else { 0 }
+}
+
+/// `$with!(n)` for predicate n.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_predicate {
+    ($imm:expr, $with:ident: $($n:literal)*) => {
+        match $imm {
+            $($n => $with!($n),)*
+            _ => $with!(31),
+        }
+    };
+}
+
+macro_rules! wide_compare_op {
+    ($($name:ident, $text:literal, $shape:ident, $format:ident;)*) => {$(
+        #[doc = concat!("The operation of `", stringify!($name), "`.")]
+        pub struct $name;
+        impl FloatOp for $name {
+            const ID: VecId = VecId::$name;
+            #[cfg(target_arch = "x86_64")]
+            #[inline(always)]
+            fn on_host() -> bool {
+                is_x86_feature_detected!("avx")
+            }
+            #[cfg(target_arch = "x86_64")]
+            unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::host::Csr) -> u128 {
+                macro_rules! with {
+                    ($n:literal) => {
+                        super::host::frame_vec!(FAST, c, concat!($text, " {a}, {a}, {b}, ", $n), a, b)
+                    };
+                }
+                by_predicate!(imm & 31, with: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30)
+            }
+            fn soft(a: u128, b: u128, imm: u8, env: &mut Env) -> u128 {
+                soft::$shape::<$format>(a, b, |x, y| wide_predicate::<$format>(x, y, imm, env))
+            }
+        }
+    )*};
+}
+wide_compare_op! {
+    Vcmpps, "vcmpps", packed, Single;
+    Vcmpss, "vcmpss", scalar, Single;
+    Vcmppd, "vcmppd", packed, Double;
+    Vcmpsd, "vcmpsd", scalar, Double;
 }
 
 macro_rules! flags_op {

@@ -8,8 +8,8 @@
 //!   guest's sticky flags before, for then the union of the guest's flags and those after is exact. So a
 //!   guest that runs floating point costs no LDMXCSR, which is slow.
 //! * full: load the guest's control bits (all masked, flags clear), operate, store, load the default.
-use super::FloatOp;
 use super::mxcsr::{DAZ, DEFAULT, FLAGS, FTZ, MASKS, RC};
+use super::{FloatOp, FusedOp};
 use std::arch::x86_64::__m128i;
 
 /// MXCSR values of one frame.
@@ -79,16 +79,34 @@ pub(super) use frame_vec;
 /// the quick frame.
 #[inline(always)]
 pub fn quick<O: FloatOp>(a: u128, b: u128, imm: u8, guest: u32) -> Option<(u128, u32)> {
+    // SAFETY: the frame passes a valid pointer; the caller has tested `on_host`.
+    quick_frame(guest, |c| unsafe { O::host::<true>(a, b, imm, c) })
+}
+/// The same for a fused operation; the host must have FMA.
+#[inline(always)]
+pub fn quick_fused<O: FusedOp>(a: u128, b: u128, c: u128, guest: u32) -> Option<(u128, u32)> {
+    // SAFETY: the frame passes a valid pointer; the caller has tested for FMA.
+    quick_frame(guest, |csr| unsafe { O::host::<true>(a, b, c, csr) })
+}
+#[inline(always)]
+fn quick_frame(guest: u32, f: impl FnOnce(*mut Csr) -> u128) -> Option<(u128, u32)> {
     let mut c = Csr::default();
-    // SAFETY: `c` is a valid local; the caller has tested `on_host`.
-    let r = unsafe { O::host::<true>(a, b, imm, &mut c) };
+    let r = f(&mut c);
     ((c.first ^ DEFAULT) & !(guest & FLAGS) == 0).then_some((r, c.last & FLAGS))
 }
 
 /// The masked result and the exceptions found under the guest's rounding, DAZ and FTZ.
 pub fn full<O: FloatOp>(a: u128, b: u128, imm: u8, guest: u32) -> (u128, u32) {
+    // SAFETY: the frame passes a valid pointer; the caller has tested `on_host`.
+    full_frame(guest, |c| unsafe { O::host::<false>(a, b, imm, c) })
+}
+/// The same for a fused operation; the host must have FMA.
+pub fn full_fused<O: FusedOp>(a: u128, b: u128, c: u128, guest: u32) -> (u128, u32) {
+    // SAFETY: the frame passes a valid pointer; the caller has tested for FMA.
+    full_frame(guest, |csr| unsafe { O::host::<false>(a, b, c, csr) })
+}
+fn full_frame(guest: u32, f: impl FnOnce(*mut Csr) -> u128) -> (u128, u32) {
     let mut c = Csr { first: guest & (RC | DAZ | FTZ) | MASKS, last: 0, rest: DEFAULT };
-    // SAFETY: `c` is a valid local; the caller has tested `on_host`.
-    let r = unsafe { O::host::<false>(a, b, imm, &mut c) };
+    let r = f(&mut c);
     (r, c.last & FLAGS)
 }

@@ -138,6 +138,9 @@ pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
         (Mnemonic::Maskmovdqu, OpKind::MemorySegDI) => Helper::straight(maskmovdqu::<16>),
         (Mnemonic::Maskmovdqu, OpKind::MemorySegEDI) => Helper::straight(maskmovdqu::<32>),
         (Mnemonic::Maskmovdqu, _) => Helper::straight(maskmovdqu::<64>),
+        (Mnemonic::Vmaskmovdqu, OpKind::MemorySegDI) => Helper::straight(vmaskmovdqu::<16>),
+        (Mnemonic::Vmaskmovdqu, OpKind::MemorySegEDI) => Helper::straight(vmaskmovdqu::<32>),
+        (Mnemonic::Vmaskmovdqu, _) => Helper::straight(vmaskmovdqu::<64>),
         _ => None,
     }
 }
@@ -160,6 +163,15 @@ fn maskmovq<const ADDRESS: u32>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 
 fn maskmovdqu<const ADDRESS: u32>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.sse_check()?;
+    store_chosen_bytes::<ADDRESS>(cpu, op)
+}
+
+fn vmaskmovdqu<const ADDRESS: u32>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    cpu.avx_check()?;
+    store_chosen_bytes::<ADDRESS>(cpu, op)
+}
+
+fn store_chosen_bytes<const ADDRESS: u32>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let (v, mask) = (cpu.xmm(op.src), cpu.xmm(op.src2));
     masked_store::<ADDRESS>(cpu, op, &v.to_le_bytes(), &mask.to_le_bytes())
 }

@@ -1,5 +1,5 @@
-//! SSE, SSE2, SSE3, SSSE3, SSE4.1, SSE4.2, AES-NI, PCLMULQDQ, SHA and MMX in their legacy encodings, with
-//! MXCSR.
+//! SSE, SSE2, SSE3, SSSE3, SSE4.1, SSE4.2, AES-NI, PCLMULQDQ, SHA and MMX in their legacy encodings, and AVX,
+//! AVX2, FMA, F16C, VAES and VPCLMULQDQ in VEX encodings, with MXCSR.
 //!
 //! An operation is a type: [`VecOp`] for those that only map bits to bits, [`FloatOp`] for those that round
 //! and may raise SIMD floating-point exceptions. How an operation's operands are found (register, aligned
@@ -13,16 +13,23 @@
 //!   x86-64 host under the guest's MXCSR; [`soft`] is the portable arithmetic, which also serves where the
 //!   host cannot (unmasked underflow). [`mxcsr`] ends both.
 //! * [`string_sse42`], [`mxcsr`]: helpers. [`mmx`]: the 64-bit registers.
+//! * [`vex`]: three-operand forms of 128 and 256 bits over the same operations, and what only VEX encodes.
+//!   [`fused`]: FMA. [`f16c`]: half precision.
 //!
-//! Not here: VEX and EVEX forms (another form over the same operations), SSE4a, 3DNow!; fences, prefetches,
-//! CRC32 and POPCNT (integer instructions); FXSAVE and XSAVE (system). Faults come before any change of
-//! state; bits above 127 of a vector register stay.
+//! An operation on 256 bits is a pair of operations on 128 bits, `[low, high]`; what crosses the two lanes is
+//! made of lane transfers or is a [`PairOp`].
+//!
+//! Not here: EVEX forms, SSE4a, 3DNow!; fences, prefetches, CRC32 and POPCNT (integer instructions); FXSAVE and
+//! XSAVE (system). Faults come before any change of state. Bits above 127 of a vector register stay in legacy
+//! forms and are zeroed by VEX forms of 128 bits.
 mod convert;
 mod crypto;
 mod engine;
+mod f16c;
 mod float_arith;
 mod float_cmp;
 mod forms;
+mod fused;
 #[cfg(target_arch = "x86_64")]
 mod host;
 mod int_lanes;
@@ -35,16 +42,17 @@ mod soft;
 mod string_sse42;
 #[cfg(test)]
 mod tests;
+mod vex;
 
 use crate::cpu::Stop;
 use crate::exec::Exec;
 use crate::op::Op;
 use crate::width::Width;
-use iced_x86::Instruction;
+use iced_x86::{EncodingKind, Instruction};
 
 pub use mxcsr::{MXCSR_MASK, set_mxcsr};
 
-/// What names an operation: the mnemonic of its legacy instruction.
+/// What names an operation: the mnemonic of its legacy instruction, or of its VEX instruction if it has no other.
 pub type VecId = iced_x86::Mnemonic;
 
 /// An operation from two vectors (and an immediate) to one: pure, with no flags and no exceptions.
@@ -66,7 +74,7 @@ pub trait VecOp: 'static {
     }
 }
 
-/// An operation on three vectors (the third is XMM0 in the legacy forms).
+/// An operation on three vectors (the third is XMM0 in the legacy forms, the fourth operand in VEX forms).
 pub trait VecOp3: 'static {
     /// Its name, for translators.
     const ID: VecId;
@@ -87,7 +95,16 @@ pub trait VecToInt: 'static {
     fn eval(b: u128) -> u64;
 }
 
-/// An operation from two vectors to the arithmetic flags.
+/// An operation from two 256-bit vectors to one in which a lane may depend on both lanes of an operand.
+pub trait PairOp: 'static {
+    /// Its name, for translators.
+    const ID: VecId;
+    /// The result for the second operand `a` and the third operand `b`.
+    fn eval(a: [u128; 2], b: [u128; 2]) -> [u128; 2];
+}
+
+/// An operation from two vectors to the arithmetic flags. The flags of 256-bit vectors are those that both lanes
+/// give.
 pub trait VecFlags: 'static {
     /// Its name, for translators.
     const ID: VecId;
@@ -116,6 +133,25 @@ pub trait FloatOp: 'static {
     unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut host::Csr) -> u128;
     /// Portable arithmetic: the masked result, and in `env` the exceptions found.
     fn soft(a: u128, b: u128, imm: u8, env: &mut soft::Env) -> u128;
+    /// The same on both lanes of 256-bit vectors.
+    fn soft_pair(a: [u128; 2], b: [u128; 2], imm: u8, env: &mut soft::Env) -> [u128; 2] {
+        [Self::soft(a[0], b[0], imm, env), Self::soft(a[1], b[1], imm, env)]
+    }
+}
+
+/// A fused multiplication and addition: a [`FloatOp`] on three vectors, in the order of the instruction's operands
+/// (the first is the destination's old value).
+pub trait FusedOp: 'static {
+    /// Its name, for translators.
+    const ID: VecId;
+    /// Runs the instruction itself between accesses to MXCSR; see [`host`].
+    ///
+    /// # Safety
+    /// The host must have FMA, and `csr` be valid for reads and writes.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn host<const FAST: bool>(a: u128, b: u128, c: u128, csr: *mut host::Csr) -> u128;
+    /// Portable arithmetic, rounded once: the masked result, and in `env` the exceptions found.
+    fn soft(a: u128, b: u128, c: u128, env: &mut soft::Env) -> u128;
 }
 
 /// What vector instructions ask of an engine.
@@ -136,10 +172,17 @@ pub trait VecExec: Exec {
     /// What every MMX instruction but EMMS does to the x87 unit once it cannot fault: TOP = 0, all registers
     /// valid.
     fn enter_mmx(&mut self);
+    /// #UD unless CR4.OSXSAVE is set and XCR0 has SSE and AVX enabled, #NM if CR0.TS is set: what every
+    /// instruction of this module with a VEX prefix checks first.
+    fn avx_check(&mut self) -> Result<(), Stop>;
     /// Reads XMM register `r`.
     fn xmm(&mut self, r: u8) -> Self::Vec;
     /// Writes bits 0-127 of a vector register; the rest stays.
     fn set_xmm(&mut self, r: u8, v: Self::Vec);
+    /// Reads bits 128-255 of a vector register.
+    fn ymm_high(&mut self, r: u8) -> Self::Vec;
+    /// Writes bits 128-255 of a vector register.
+    fn set_ymm_high(&mut self, r: u8, v: Self::Vec);
     /// Reads MMX register `r`.
     fn mm(&mut self, r: u8) -> Self::Int;
     /// Writes MMX register `r`, and all ones to the exponent of the x87 register it lies in.
@@ -148,6 +191,10 @@ pub trait VecExec: Exec {
     fn load_vec(&mut self, op: &Op, aligned: bool) -> Result<Self::Vec, Stop>;
     /// Stores a 128-bit memory operand.
     fn store_vec(&mut self, op: &Op, v: Self::Vec, aligned: bool) -> Result<(), Stop>;
+    /// Loads a 256-bit memory operand; with `aligned`, #GP(0) unless it is 32-byte aligned.
+    fn load_pair(&mut self, op: &Op, aligned: bool) -> Result<[Self::Vec; 2], Stop>;
+    /// Stores a 256-bit memory operand.
+    fn store_pair(&mut self, op: &Op, v: [Self::Vec; 2], aligned: bool) -> Result<(), Stop>;
 
     // ---- between integers and vectors ---------------------------------------------------------------------
 
@@ -166,10 +213,14 @@ pub trait VecExec: Exec {
     fn vec64<O: VecOp>(&mut self, a: Self::Int, b: Self::Int, imm: u8) -> Self::Int;
     /// Evaluates an operation on three vectors.
     fn vec3<O: VecOp3>(&mut self, a: Self::Vec, b: Self::Vec, c: Self::Vec) -> Self::Vec;
+    /// Evaluates an operation across lanes.
+    fn pair<O: PairOp>(&mut self, a: [Self::Vec; 2], b: [Self::Vec; 2]) -> [Self::Vec; 2];
     /// Evaluates an operation that yields an integer.
     fn vec_int<O: VecToInt>(&mut self, b: Self::Vec) -> Self::Int;
     /// Sets the arithmetic flags.
     fn vec_flags<O: VecFlags>(&mut self, a: Self::Vec, b: Self::Vec);
+    /// Sets the arithmetic flags to those that both lanes give.
+    fn vec_flags_pair<O: VecFlags>(&mut self, a: [Self::Vec; 2], b: [Self::Vec; 2]);
     /// Evaluates a floating-point operation; #XM (or #UD) if it raises an unmasked exception.
     fn float<O: FloatOp>(&mut self, a: Self::Vec, b: Self::Vec, imm: u8) -> Result<Self::Vec, Stop>;
     /// The same for an operation whose result is an integer of up to 64 bits.
@@ -178,10 +229,29 @@ pub trait VecExec: Exec {
     fn int_float<O: FloatOp>(&mut self, a: Self::Vec, b: Self::Int) -> Result<Self::Vec, Stop>;
     /// The same for an operation whose results are the arithmetic flags.
     fn float_flags<O: FloatOp>(&mut self, a: Self::Vec, b: Self::Vec) -> Result<(), Stop>;
+    /// As `float`, on both lanes at once: exceptions of either keep both from having a result.
+    fn float_pair<O: FloatOp>(
+        &mut self,
+        a: [Self::Vec; 2],
+        b: [Self::Vec; 2],
+        imm: u8,
+    ) -> Result<[Self::Vec; 2], Stop>;
+    /// Evaluates a fused operation; #XM (or #UD) if it raises an unmasked exception.
+    fn fused<O: FusedOp>(&mut self, a: Self::Vec, b: Self::Vec, c: Self::Vec) -> Result<Self::Vec, Stop>;
+    /// The same on both lanes at once.
+    fn fused_pair<O: FusedOp>(
+        &mut self,
+        a: [Self::Vec; 2],
+        b: [Self::Vec; 2],
+        c: [Self::Vec; 2],
+    ) -> Result<[Self::Vec; 2], Stop>;
 }
 
 /// The handler for a vector instruction with generic semantics, `None` if it is not one of this module's.
 pub fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
+    if i.encoding() == EncodingKind::VEX {
+        return vex::select::<E>(i);
+    }
     moves::select::<E>(i)
         .or_else(|| int_lanes::select::<E>(i))
         .or_else(|| shuffle::select::<E>(i))
@@ -194,5 +264,5 @@ pub fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
 
 /// The helper for a vector instruction that has no generic semantics.
 pub(crate) fn lookup(i: &Instruction) -> Option<crate::op::Helper> {
-    mxcsr::lookup(i).or_else(|| string_sse42::lookup(i)).or_else(|| mmx::lookup(i))
+    mxcsr::lookup(i).or_else(|| string_sse42::lookup(i)).or_else(|| mmx::lookup(i)).or_else(|| vex::lookup(i))
 }

@@ -49,6 +49,8 @@ pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
     match i.mnemonic() {
         Mnemonic::Ldmxcsr => Helper::straight(ldmxcsr),
         Mnemonic::Stmxcsr => Helper::straight(stmxcsr),
+        Mnemonic::Vldmxcsr => Helper::straight(vldmxcsr),
+        Mnemonic::Vstmxcsr => Helper::straight(vstmxcsr),
         _ => None,
     }
 }
@@ -64,12 +66,26 @@ pub fn set_mxcsr(cpu: &mut Cpu, v: u32) -> Result<(), Stop> {
 
 fn ldmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.sse_check()?;
+    load(cpu, op)
+}
+
+fn vldmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    cpu.avx_check()?;
+    load(cpu, op)
+}
+
+fn load(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let v = cpu.load_op::<W32>(op)? as u32;
     set_mxcsr(cpu, v)
 }
 
 fn stmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.sse_check()?;
+    cpu.store_op::<W32>(op, u64::from(cpu.state.mxcsr))
+}
+
+fn vstmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    cpu.avx_check()?;
     cpu.store_op::<W32>(op, u64::from(cpu.state.mxcsr))
 }
 

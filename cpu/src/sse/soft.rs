@@ -14,7 +14,7 @@ pub struct Env {
     /// Rounding control: 0 nearest, 1 down, 2 up, 3 towards zero.
     pub rc: u8,
     daz: bool,
-    ftz: bool,
+    pub(super) ftz: bool,
     underflow_masked: bool,
     overflow_masked: bool,
     /// Exceptions found, at their places in MXCSR.
@@ -122,12 +122,12 @@ pub fn scalar<F: Format>(a: u128, b: u128, f: impl FnOnce(u64, u64) -> u64) -> u
 
 /// What an encoding stands for; NaNs are dealt with before.
 #[derive(Clone, Copy)]
-struct Num {
-    negative: bool,
-    kind: Kind,
+pub(super) struct Num {
+    pub(super) negative: bool,
+    pub(super) kind: Kind,
 }
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     Zero,
     Infinite,
     /// `sig * 2^exp`, `sig` not zero.
@@ -154,7 +154,7 @@ pub fn daz<F: Format>(x: u64, env: &Env) -> u64 {
 }
 
 /// Takes an encoding that is no NaN apart.
-fn open<F: Format>(x: u64) -> Num {
+pub(super) fn open<F: Format>(x: u64) -> Num {
     let negative = x & F::SIGN != 0;
     let field = ((x & F::INF) >> F::FRACTION) as i32;
     let fraction = x & ((1 << F::FRACTION) - 1);
@@ -170,25 +170,25 @@ fn open<F: Format>(x: u64) -> Num {
     Num { negative, kind }
 }
 
-fn invalid<F: Format>(env: &mut Env) -> u64 {
+pub(super) fn invalid<F: Format>(env: &mut Env) -> u64 {
     env.flags |= IE;
     F::DEFAULT_NAN
 }
-fn signed<F: Format>(negative: bool, x: u64) -> u64 {
+pub(super) fn signed<F: Format>(negative: bool, x: u64) -> u64 {
     if negative { x | F::SIGN } else { x }
 }
 /// A zero that is the exact sum of opposite numbers.
-fn cancelled<F: Format>(env: &Env) -> u64 {
+pub(super) fn cancelled<F: Format>(env: &Env) -> u64 {
     signed::<F>(env.rc == 1, 0)
 }
-fn note_denormals<F: Format>(operands: &[u64], env: &mut Env) {
+pub(super) fn note_denormals<F: Format>(operands: &[u64], env: &mut Env) {
     if operands.iter().any(|&x| is_denormal::<F>(x)) {
         env.flags |= DE;
     }
 }
 
 /// Quiets the operand if it is a NaN.
-fn nan1<F: Format>(x: u64, env: &mut Env) -> Option<u64> {
+pub(super) fn nan1<F: Format>(x: u64, env: &mut Env) -> Option<u64> {
     if is_snan::<F>(x) {
         env.flags |= IE;
     }
@@ -214,7 +214,7 @@ fn rounds_up(rc: u8, negative: bool, odd: bool, rest: u128, half: u128) -> bool 
 }
 
 /// Shifts right; what is lost is kept as a sticky lowest bit.
-fn shift_sticky(v: u128, n: u32) -> u128 {
+pub(super) fn shift_sticky(v: u128, n: u32) -> u128 {
     match n {
         0 => v,
         1..128 => v >> n | u128::from(v << (128 - n) != 0),
@@ -224,7 +224,7 @@ fn shift_sticky(v: u128, n: u32) -> u128 {
 
 /// Rounds `sig * 2^exp` (`sig` not zero, its lowest bit possibly sticky if it has more than 60 bits) to the
 /// format.
-fn round<F: Format>(negative: bool, sig: u128, exp: i32, env: &mut Env) -> u64 {
+pub(super) fn round<F: Format>(negative: bool, sig: u128, exp: i32, env: &mut Env) -> u64 {
     let up = sig.leading_zeros();
     let sig = sig << up;
     // The number is 1.xxx * 2^e.

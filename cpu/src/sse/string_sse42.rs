@@ -1,4 +1,4 @@
-//! PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM (SDM volume 1, 12.11; volume 2, 4.1).
+//! PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM and their VEX forms (SDM volume 1, 12.11; volume 2, 4.1).
 //!
 //! Immediate: bit 0 words (else bytes), bit 1 signed, bits 2-3 aggregation (equal any, ranges, equal each,
 //! equal ordered), bits 4-5 polarity (bit 4 negates, with bit 5 only the valid elements), bit 6 the last
@@ -103,25 +103,35 @@ pub(super) fn explicit(a: u128, la: i64, b: u128, lb: i64, imm: u8) -> Outcome {
 /// Helpers of this module.
 pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
     match i.code() {
-        Code::Pcmpestrm_xmm_xmmm128_imm8 => Helper::straight(pcmpestrm::<false>),
-        Code::Pcmpestrm64_xmm_xmmm128_imm8 => Helper::straight(pcmpestrm::<true>),
-        Code::Pcmpestri_xmm_xmmm128_imm8 => Helper::straight(pcmpestri::<false>),
-        Code::Pcmpestri64_xmm_xmmm128_imm8 => Helper::straight(pcmpestri::<true>),
-        Code::Pcmpistrm_xmm_xmmm128_imm8 => Helper::straight(pcmpistrm),
-        Code::Pcmpistri_xmm_xmmm128_imm8 => Helper::straight(pcmpistri),
+        Code::Pcmpestrm_xmm_xmmm128_imm8 => Helper::straight(pcmpestrm::<false, false>),
+        Code::Pcmpestrm64_xmm_xmmm128_imm8 => Helper::straight(pcmpestrm::<true, false>),
+        Code::Pcmpestri_xmm_xmmm128_imm8 => Helper::straight(pcmpestri::<false, false>),
+        Code::Pcmpestri64_xmm_xmmm128_imm8 => Helper::straight(pcmpestri::<true, false>),
+        Code::Pcmpistrm_xmm_xmmm128_imm8 => Helper::straight(pcmpistrm::<false>),
+        Code::Pcmpistri_xmm_xmmm128_imm8 => Helper::straight(pcmpistri::<false>),
+        Code::VEX_Vpcmpestrm_xmm_xmmm128_imm8 => Helper::straight(pcmpestrm::<false, true>),
+        Code::VEX_Vpcmpestrm64_xmm_xmmm128_imm8 => Helper::straight(pcmpestrm::<true, true>),
+        Code::VEX_Vpcmpestri_xmm_xmmm128_imm8 => Helper::straight(pcmpestri::<false, true>),
+        Code::VEX_Vpcmpestri64_xmm_xmmm128_imm8 => Helper::straight(pcmpestri::<true, true>),
+        Code::VEX_Vpcmpistrm_xmm_xmmm128_imm8 => Helper::straight(pcmpistrm::<true>),
+        Code::VEX_Vpcmpistri_xmm_xmmm128_imm8 => Helper::straight(pcmpistri::<true>),
         _ => None,
     }
 }
 
 /// Both vectors; memory may be unaligned.
-fn operands(cpu: &mut Cpu, op: &Op) -> Result<(u128, u128), Stop> {
-    cpu.sse_check()?;
+fn operands<const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Result<(u128, u128), Stop> {
+    if VEX {
+        cpu.avx_check()?
+    } else {
+        cpu.sse_check()?
+    }
     let b = if op.is_mem() { cpu.load_op128(op, false)? } else { cpu.xmm(op.src) };
     Ok((cpu.xmm(op.dst), b))
 }
 
-fn run_explicit<const LONG: bool>(cpu: &mut Cpu, op: &Op) -> Result<Outcome, Stop> {
-    let (a, b) = operands(cpu, op)?;
+fn run_explicit<const LONG: bool, const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Result<Outcome, Stop> {
+    let (a, b) = operands::<VEX>(cpu, op)?;
     let length = |r: usize| {
         let n = cpu.state.gpr[r];
         if LONG { n as i64 } else { W32::sext(n) as i64 }
@@ -133,28 +143,31 @@ fn put_index(cpu: &mut Cpu, op: &Op, r: &Outcome) {
     cpu.state.gpr[gpr::RCX] = r.index(op.imm as u8).into();
     cpu.state.set_arith_flags(r.flags);
 }
-fn put_mask(cpu: &mut Cpu, op: &Op, r: &Outcome) {
+fn put_mask<const VEX: bool>(cpu: &mut Cpu, op: &Op, r: &Outcome) {
     cpu.set_xmm(0, r.mask(op.imm as u8));
+    if VEX {
+        cpu.set_ymm_high(0, 0);
+    }
     cpu.state.set_arith_flags(r.flags);
 }
 
-fn pcmpestrm<const LONG: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let r = run_explicit::<LONG>(cpu, op)?;
-    put_mask(cpu, op, &r);
+fn pcmpestrm<const LONG: bool, const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    let r = run_explicit::<LONG, VEX>(cpu, op)?;
+    put_mask::<VEX>(cpu, op, &r);
     Ok(())
 }
-fn pcmpestri<const LONG: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let r = run_explicit::<LONG>(cpu, op)?;
+fn pcmpestri<const LONG: bool, const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    let r = run_explicit::<LONG, VEX>(cpu, op)?;
     put_index(cpu, op, &r);
     Ok(())
 }
-fn pcmpistrm(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let (a, b) = operands(cpu, op)?;
-    put_mask(cpu, op, &implicit(a, b, op.imm as u8));
+fn pcmpistrm<const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    let (a, b) = operands::<VEX>(cpu, op)?;
+    put_mask::<VEX>(cpu, op, &implicit(a, b, op.imm as u8));
     Ok(())
 }
-fn pcmpistri(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let (a, b) = operands(cpu, op)?;
+fn pcmpistri<const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    let (a, b) = operands::<VEX>(cpu, op)?;
     put_index(cpu, op, &implicit(a, b, op.imm as u8));
     Ok(())
 }

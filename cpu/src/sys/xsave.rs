@@ -1,6 +1,7 @@
 //! FXSAVE, FXRSTOR and the XSAVE family (SDM volume 1, 10.5 and chapter 13; volume 2).
 //!
-//! Components: x87 (0), SSE (1), and behind the header what [`crate::model::leaves::COMPONENTS`] lists (PKRU, 9). A component is *in use* unless
+//! Components: x87 (0), SSE (1), and behind the header what [`crate::model::leaves::COMPONENTS`] lists (AVX, 2: bits
+//! 128-255 of the YMM registers; PKRU, 9). A component is *in use* unless
 //! its registers have their initial values. The modified optimisation is not made: XSAVEOPT and XSAVES write all that is in use, which the manual
 //! allows.
 use super::tables::ring0;
@@ -15,6 +16,7 @@ use iced_x86::{Code, Instruction};
 const X87: u64 = 1;
 const SSE: u64 = 2;
 const AVX: u64 = 4;
+const AVX_BIT: u32 = 2;
 const PKRU_BIT: u32 = 9;
 /// XCOMP_BV bit 63: the compacted format.
 const COMPACTED: u64 = 1 << 63;
@@ -117,8 +119,9 @@ impl Cpu {
     pub(crate) fn components_in_use(&self) -> u64 {
         let s = &self.state;
         let sse = s.xmm[..16].iter().any(|x| x.x() != 0);
+        let avx = s.xmm[..16].iter().any(|x| x.y_high() != 0);
         let x87 = s.fpu != Fpu::default();
-        u64::from(x87) | u64::from(sse) << 1 | u64::from(s.pkru != 0) << PKRU_BIT
+        u64::from(avx) << AVX_BIT | u64::from(x87) | u64::from(sse) << 1 | u64::from(s.pkru != 0) << PKRU_BIT
     }
 
     /// XINUSE as XGETBV, XSAVEC and XSAVES see it: SSE counts as used if MXCSR has changed.
@@ -126,22 +129,39 @@ impl Cpu {
         self.components_in_use() | if self.state.mxcsr == 0x1f80 { 0 } else { SSE }
     }
 
-    fn put_component(&self, c: &XComponent, b: &mut [u8]) {
-        if c.bit == PKRU_BIT {
-            put(b, 0, self.state.pkru.to_le_bytes());
+    /// Writes a component into its area; returns how many bytes of it the current mode has.
+    fn put_component(&self, c: &XComponent, b: &mut [u8; LARGEST]) -> usize {
+        match c.bit {
+            AVX_BIT => {
+                let n = self.xmm_count();
+                for i in 0..n {
+                    put(b, 16 * i, self.state.xmm[i].y_high().to_le_bytes());
+                }
+                16 * n
+            }
+            PKRU_BIT => {
+                put(b, 0, self.state.pkru.to_le_bytes());
+                c.size as usize
+            }
+            _ => 0,
         }
     }
 
-    fn get_component(&mut self, c: &XComponent, b: &[u8]) {
-        if c.bit == PKRU_BIT {
-            self.set_pkru(u32::from_le_bytes(get(b, 0)));
+    fn get_component(&mut self, c: &XComponent, b: &[u8; LARGEST]) {
+        match c.bit {
+            AVX_BIT => {
+                for i in 0..self.xmm_count() {
+                    self.state.xmm[i].set_y_high(u128::from_le_bytes(get(b, 16 * i)));
+                }
+            }
+            PKRU_BIT => self.set_pkru(u32::from_le_bytes(get(b, 0))),
+            _ => {}
         }
     }
 
+    /// Gives a component its initial values, which are zeros.
     fn init_component(&mut self, c: &XComponent) {
-        if c.bit == PKRU_BIT {
-            self.set_pkru(0);
-        }
+        self.get_component(c, &[0; LARGEST]);
     }
 
     /// What FXSAVE and FXRSTOR check: #NM, then a 16-byte boundary.
@@ -276,9 +296,9 @@ fn save(cpu: &mut Cpu, op: &Op, form: Form, supervisor: bool, wide: bool) -> Res
     }
     for c in COMPONENTS.iter().filter(|c| saved >> c.bit & 1 != 0) {
         let mut area = [0; LARGEST];
-        cpu.put_component(c, &mut area);
+        let len = cpu.put_component(c, &mut area).min(LARGEST);
         let at = lin.wrapping_add(place(c, compacted));
-        cpu.store_bytes(at, &area[..(c.size as usize).min(LARGEST)], op.seg)?;
+        cpu.store_bytes(at, &area[..len], op.seg)?;
     }
     cpu.store_bytes(lin.wrapping_add(512), &header[..header_len], op.seg)
 }

@@ -12,6 +12,7 @@ struct Shape {
     opcode_register: bool,
     segment_register: bool,
     vvvv: bool,
+    vsib: bool,
     immediates: Vec<u32>,
     moffs: bool,
     memory: bool,
@@ -26,6 +27,7 @@ fn shape(code: Code) -> Shape {
         opcode_register: false,
         segment_register: false,
         vvvv: false,
+        vsib: false,
         immediates: Vec::new(),
         moffs: false,
         memory: false,
@@ -36,11 +38,22 @@ fn shape(code: Code) -> Shape {
                 s.modrm = true;
                 s.needs_memory = true;
             }
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem => {
+            K::mem_vsib32x | K::mem_vsib64x | K::mem_vsib32y | K::mem_vsib64y => {
+                s.modrm = true;
+                s.needs_memory = true;
+                s.vsib = true;
+            }
+            K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::mm_or_mem
+            | K::xmm_or_mem
+            | K::ymm_or_mem => {
                 s.modrm = true;
                 s.memory = true;
             }
-            K::r16_rm | K::r32_rm | K::r64_rm | K::mm_rm | K::xmm_rm => {
+            K::r16_rm | K::r32_rm | K::r64_rm | K::mm_rm | K::xmm_rm | K::ymm_rm => {
                 s.modrm = true;
                 s.needs_register = true;
             }
@@ -53,7 +66,7 @@ fn shape(code: Code) -> Shape {
             | K::r64_reg_mem => {
                 s.modrm = true;
             }
-            K::mm_reg | K::xmm_reg | K::cr_reg | K::dr_reg | K::tr_reg => s.modrm = true,
+            K::mm_reg | K::xmm_reg | K::ymm_reg | K::cr_reg | K::dr_reg | K::tr_reg => s.modrm = true,
             K::seg_reg => {
                 s.modrm = true;
                 s.segment_register = true;
@@ -61,7 +74,8 @@ fn shape(code: Code) -> Shape {
             K::r8_opcode | K::r16_opcode | K::r32_opcode | K::r64_opcode | K::sti_opcode => {
                 s.opcode_register = true
             }
-            K::r32_vvvv | K::r64_vvvv => s.vvvv = true,
+            K::r32_vvvv | K::r64_vvvv | K::xmm_vvvv | K::ymm_vvvv => s.vvvv = true,
+            K::xmm_is4 | K::ymm_is4 => s.immediates.push(1),
             K::imm8 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64 | K::br16_1 | K::br32_1 | K::br64_1 => {
                 s.immediates.push(1)
             }
@@ -154,12 +168,14 @@ pub fn assemble(rng: &mut Rng, code: Code, bitness: u32) -> Vec<u8> {
         let vvvv = if s.vvvv || rng.chance(2) { rng.below(16) as u8 } else { 15 };
         let w = if op.is_wig() || op.is_wig32() && bitness != 64 { rng.chance(50) } else { op.w() == 1 };
         let keep = if bitness == 64 { (!bits & 7) << 5 } else { 0xc0 | (rng.below(2) as u8) << 5 };
-        b.extend([
-            0xc4,
-            keep | map,
-            u8::from(w) << 7 | vvvv << 3 | (op.l() as u8 & 1) << 2 | pp,
-            opcode as u8,
-        ]);
+        let l = op.l() as u8 & 1 ^ u8::from(op.is_lig() && rng.chance(50) || rng.chance(1));
+        let last = vvvv << 3 | l << 2 | pp;
+        if map == 1 && !w && keep & 0x60 == 0x60 && rng.chance(50) {
+            b.extend([0xc5, keep & 0x80 | last]);
+        } else {
+            b.extend([0xc4, keep | map, u8::from(w) << 7 | last]);
+        }
+        b.push(opcode as u8);
     } else {
         if bitness == 64 && (w || extended || rng.chance(3)) {
             b.push(0x40 | u8::from(w || rng.chance(4)) << 3 | bits);
@@ -185,6 +201,7 @@ pub fn assemble(rng: &mut Rng, code: Code, bitness: u32) -> Vec<u8> {
         let register = s.needs_register || !s.needs_memory && rng.chance(40);
         let rm = match op.rm_group_index() {
             n if n >= 0 => n as u8,
+            _ if s.vsib && rng.chance(99) => 4,
             _ => rng.below(8) as u8,
         };
         if register {

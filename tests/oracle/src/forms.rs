@@ -1,5 +1,4 @@
-//! Which instructions are tried: every legacy form, and the VEX forms on general registers, that the CPU model has, but for those whose outcome is
-//! not the CPU's alone.
+//! Which instructions are tried: every legacy and VEX form that the CPU model has, but for those whose outcome is not the CPU's alone.
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeInfo};
 use mynah_cpu::CpuModel;
@@ -24,18 +23,15 @@ pub fn claimed(model: &CpuModel, code: Code) -> bool {
     if !op.is_instruction() || excluded(code.mnemonic()) {
         return false;
     }
-    let gpr_vex = || {
-        let f = code.cpuid_features();
-        f.iter().all(|f| matches!(f, CpuidFeature::BMI1 | CpuidFeature::BMI2))
-    };
-    let encoding = match op.encoding() {
-        EncodingKind::Legacy => true,
-        EncodingKind::VEX => gpr_vex(),
-        _ => false,
-    };
+    let encoding = matches!(op.encoding(), EncodingKind::Legacy | EncodingKind::VEX);
     let mut i = Instruction::default();
     i.set_code(code);
     encoding && model.allows(&i)
+}
+
+/// Whether it is a fused multiplication and addition.
+pub fn is_fused(m: Mnemonic) -> bool {
+    (Mnemonic::Vfmadd132pd..=Mnemonic::Vfnmsub231ss).contains(&m)
 }
 
 /// The group that a form is counted in.
@@ -46,6 +42,18 @@ pub fn group(code: Code) -> &'static str {
     let has = |x: C| f.contains(&x);
     if op.must_be_cpl0() || op.is_privileged() {
         "privileged"
+    } else if has(C::FMA) {
+        "fma"
+    } else if has(C::F16C) {
+        "f16c"
+    } else if op.encoding() == EncodingKind::VEX
+        && (has(C::AES) || has(C::VAES) || has(C::PCLMULQDQ) || has(C::VPCLMULQDQ))
+    {
+        "vaes"
+    } else if has(C::AVX2) {
+        "avx2"
+    } else if has(C::AVX) {
+        "avx"
     } else if has(C::FPU) || has(C::FPU287) || has(C::FPU387) {
         "x87"
     } else if has(C::MMX) || op.op_kinds().iter().any(|k| format!("{k:?}").starts_with("mm_")) {

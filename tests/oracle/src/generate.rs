@@ -8,8 +8,8 @@ use crate::layout::*;
 use crate::rng::Rng;
 use crate::values::{self, Kind};
 use iced_x86::{
-    Code, ConstantOffsets, Decoder, DecoderOptions, FlowControl, Instruction, MemorySize, Mnemonic, OpKind,
-    Register,
+    Code, ConstantOffsets, Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, MemorySize,
+    Mnemonic, OpKind, Register,
 };
 use mynah_cpu::CpuModel;
 
@@ -43,7 +43,15 @@ impl Generator {
         for c in Code::values() {
             claimed[c as usize] = forms::claimed(model, c);
             let name = format!("{:?}", c.mnemonic()).to_lowercase();
-            lanes[c as usize] = if name.ends_with("ps") || name.ends_with("ss") {
+            let vex = c.op_code().encoding() == EncodingKind::VEX;
+            let name = name.strip_prefix('v').filter(|_| vex).unwrap_or(&name);
+            lanes[c as usize] = if name == "cvtph2ps" {
+                Kind::F16
+            } else if name == "cvtps2ph" {
+                Kind::NearF16
+            } else if name.starts_with('p') && !name.starts_with("perm") {
+                Kind::Int
+            } else if name.ends_with("ps") || name.ends_with("ss") {
                 Kind::F32
             } else if name.ends_with("pd")
                 || name.ends_with("sd")
@@ -283,12 +291,24 @@ impl Generator {
             values::fill(rng, kind, &mut v);
             r.put_fx(160 + 16 * n, &v);
         }
+        // Upper halves of YMM registers: now and then all in their initial state.
+        if !rng.chance(10) {
+            for n in 0..16 {
+                let mut v = [0; 16];
+                let kind = if rng.chance(90) { lane } else { Kind::Int };
+                values::fill(rng, kind, &mut v);
+                r.put_ymm_high(n, u128::from_le_bytes(v));
+            }
+        }
     }
 }
 
 fn uses_fsgsbase(m: Mnemonic) -> bool {
     matches!(m, Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase)
 }
+
+/// Bytes of an XSAVE area with the components that are tried: x87, SSE and AVX.
+const SAVE_LEN: u64 = 832;
 
 /// Whether the manuals say what the case does. Not tried:
 ///
@@ -300,6 +320,7 @@ fn uses_fsgsbase(m: Mnemonic) -> bool {
 /// * Operands of several parts that cross a segment's limit or the end of canonical addresses: the order of the parts is not defined.
 /// * XSAVE and XRSTOR of components that only the host has.
 /// * SHA instructions with operands that are not aligned: Intel's processors raise #GP, AMD's do not.
+/// * VEX.W on VPEXTRD and VPINSRD outside 64-bit mode: Intel's processors ignore it, AMD's raise #UD.
 /// * REX.W on far JMP and CALL: AMD's processors push 64-bit frames and read 32-bit offsets. A stack above 4 GiB there: they cut the stack
 ///   pointer off first when the target is 32-bit code.
 fn meaningful(case: &Case, i: &Instruction) -> bool {
@@ -320,7 +341,7 @@ fn meaningful(case: &Case, i: &Instruction) -> bool {
     }
     if let Some(a) = crate::compare::operand_address(case, i) {
         let save = i.memory_size().size() == 0 || i.memory_size().size() == 512;
-        let size = if save { 576 } else { i.memory_size().size() as u64 };
+        let size = if save { SAVE_LEN } else { i.memory_size().size() as u64 };
         if size > 8 && size != 16 || i.is_jmp_far_indirect() || i.is_call_far_indirect() {
             let last = a.wrapping_add(size - 1);
             if (a as i64 ^ last as i64) >> 47 != 0 {
@@ -340,11 +361,12 @@ fn meaningful(case: &Case, i: &Instruction) -> bool {
         }
         Loope | Loopne => !rep(),
         Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64 => {
-            case.regs.gpr[0] & 0xffff_fffc == 0 && case.regs.gpr[2] as u32 == 0
+            case.regs.gpr[0] & 0xffff_fff8 == 0 && case.regs.gpr[2] as u32 == 0
         }
         Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2 => {
             crate::compare::operand_address(case, i).is_none_or(|a| a & 15 == 0)
         }
+        Vpextrd | Vpinsrd => case.regs.bitness() == 64 || !vex_w(case.bytes()),
         Movsxd if i.op0_register().is_gpr16() => i.op1_kind() == OpKind::Register,
         Jmp | Call if case.regs.bitness() == 16 && i.op0_kind() == OpKind::FarBranch16 => {
             i.far_branch_selector() & !3 != 0x30
@@ -352,7 +374,7 @@ fn meaningful(case: &Case, i: &Instruction) -> bool {
         Jmp | Call if case.regs.bitness() == 16 && i.op0_kind() == OpKind::FarBranch32 => {
             i.far_branch_selector() & !3 != 0x30
         }
-        Maskmovq | Maskmovdqu if case.regs.bitness() != 64 => {
+        Maskmovq | Maskmovdqu | Vmaskmovdqu if case.regs.bitness() != 64 => {
             let by16 = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::MemorySegDI);
             let rdi = case.regs.gpr[RDI] & if by16 { 0xffff } else { 0xffff_ffff };
             let n = i.memory_segment().number().min(5);
@@ -369,6 +391,12 @@ fn meaningful(case: &Case, i: &Instruction) -> bool {
         }
         _ => true,
     }
+}
+
+/// Whether VEX.W is set: three bytes behind legacy prefixes.
+fn vex_w(bytes: &[u8]) -> bool {
+    let at = bytes.iter().position(|b| matches!(b, 0xc4 | 0xc5));
+    at.is_some_and(|n| bytes[n] == 0xc4 && bytes.get(n + 2).is_some_and(|b| b & 0x80 != 0))
 }
 
 fn blank(regs: Regs, bytes: &[u8]) -> Case {
@@ -511,7 +539,7 @@ impl Setup<'_> {
         if string {
             let size = self.i.memory_size().size() as u64;
             for (n, s) in [(RSI, self.i.memory_segment()), (RDI, Register::ES)] {
-                let s = if matches!(self.i.mnemonic(), Maskmovq | Maskmovdqu) {
+                let s = if matches!(self.i.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu) {
                     self.i.memory_segment()
                 } else {
                     s
@@ -558,7 +586,8 @@ impl Setup<'_> {
                 let v = self.rng.pick(&[0, 1, 2, 0x1_0000, 0x1_0001, 1 << 32, 1 << 32 | 1]);
                 self.reg(1, v);
             }
-            Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm => {
+            Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm | Vpcmpestri | Vpcmpestrm | Vpcmpistri
+            | Vpcmpistrm | Vpcmpestri64 | Vpcmpestrm64 => {
                 for n in [0, 2] {
                     let v = self.rng.below(40).wrapping_sub(20);
                     self.reg(n, v);
@@ -578,7 +607,7 @@ impl Setup<'_> {
             }
             Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64 | Xsaves
             | Xsaves64 | Xrstors | Xrstors64 => {
-                let v = self.rng.below(4) | (self.rng.u64() & !0xffff_ffff);
+                let v = self.rng.below(8) | (self.rng.u64() & !0xffff_ffff);
                 self.reg(0, v);
                 self.reg(2, 0);
             }
@@ -604,6 +633,11 @@ impl Setup<'_> {
                 let r = self.i.op0_register().full_register().number();
                 self.reg(r, t);
             }
+            Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq => {
+                let mask = self.i.op1_register().number();
+                self.mask(mask);
+            }
+            m if forms::is_fused(m) && self.rng.chance(40) => self.cancel(),
             Xlatb => {
                 let high = self.address_size() == 64;
                 let al = self.case.regs.gpr[0] & 0xff;
@@ -680,7 +714,11 @@ impl Setup<'_> {
                 | Fxrstor
                 | Fxrstor64
         );
-        let size = if save { 576 } else { self.i.memory_size().size() as u64 };
+        if self.i.is_vsib() {
+            self.gather();
+            return;
+        }
+        let size = if save { SAVE_LEN } else { self.i.memory_size().size() as u64 };
         let mut high = self.address_size() == 64;
         if self.i.memory_base() == Register::RIP || self.i.memory_base() == Register::None {
             high = false;
@@ -700,6 +738,7 @@ impl Setup<'_> {
         let kind = match self.i.memory_size() {
             MemorySize::Float80 => Kind::F80,
             s => match s.element_type() {
+                MemorySize::Float16 => Kind::F16,
                 MemorySize::Float32 => Kind::F32,
                 MemorySize::Float64 => Kind::F64,
                 _ if n == 16 => lane,
@@ -755,6 +794,123 @@ impl Setup<'_> {
         self.case.patch(t, &v[..n]);
     }
 
+    /// Gives a mask register signs of its own for each element: some, all or none of them.
+    fn mask(&mut self, r: usize) {
+        let how = self.rng.below(10);
+        let mut v = [0u8; 32];
+        for (n, c) in v.chunks_mut(4).enumerate() {
+            let on = match how {
+                0 => true,
+                1 => false,
+                2 => n < 4,
+                3 => n >= 4,
+                4 => n == 0,
+                _ => self.rng.chance(50),
+            };
+            let bits = values::int(self.rng) as u32 & !(1 << 31) | u32::from(on) << 31;
+            c.copy_from_slice(&bits.to_le_bytes());
+        }
+        self.put_ymm(r, &v);
+    }
+
+    fn put_ymm(&mut self, r: usize, v: &[u8; 32]) {
+        self.case.regs.put_fx(160 + 16 * r, &v[..16]);
+        self.case.regs.ymm[16 * r..16 * r + 16].copy_from_slice(&v[16..]);
+    }
+
+    fn ymm(&self, r: usize) -> [u8; 32] {
+        let mut v = [0; 32];
+        v[..16].copy_from_slice(&self.case.regs.fx[160 + 16 * r..][..16]);
+        v[16..].copy_from_slice(&self.case.regs.ymm[16 * r..16 * r + 16]);
+        v
+    }
+
+    /// Gives a fused operation on registers an addend that nearly or wholly cancels the product.
+    fn cancel(&mut self) {
+        if self.i.op2_kind() != OpKind::Register {
+            return;
+        }
+        let r = |n| self.i.op_register(n).number();
+        let name = format!("{:?}", self.i.mnemonic());
+        let [x, y, z] = if name.contains("132") {
+            [r(0), r(2), r(1)]
+        } else if name.contains("213") {
+            [r(1), r(0), r(2)]
+        } else {
+            [r(1), r(2), r(0)]
+        };
+        let (a, b) = (self.ymm(x), self.ymm(y));
+        let mut v = [0u8; 32];
+        if name.to_lowercase().ends_with('s') {
+            for n in (0..32).step_by(4) {
+                let f = |v: &[u8; 32]| f32::from_le_bytes([v[n], v[n + 1], v[n + 2], v[n + 3]]);
+                let p = (f(&a) * f(&b)).to_bits().wrapping_add(self.rng.below(3) as u32).wrapping_sub(1);
+                v[n..n + 4].copy_from_slice(&(p ^ (self.rng.below(2) as u32) << 31).to_le_bytes());
+            }
+        } else {
+            for n in (0..32).step_by(8) {
+                let f = |v: &[u8; 32]| f64::from_le_bytes(std::array::from_fn(|k| v[n + k]));
+                let p = (f(&a) * f(&b)).to_bits().wrapping_add(self.rng.below(3)).wrapping_sub(1);
+                v[n..n + 8].copy_from_slice(&(p ^ self.rng.below(2) << 63).to_le_bytes());
+            }
+        }
+        self.put_ymm(z, &v);
+    }
+
+    /// Makes the elements of a gather stand in data memory, each where chance wants it.
+    fn gather(&mut self) {
+        use Mnemonic::*;
+        let (wide_index, size) = match self.i.mnemonic() {
+            Vpgatherdd | Vgatherdps => (false, 4),
+            Vpgatherdq | Vgatherdpd => (false, 8),
+            Vpgatherqd | Vgatherqps => (true, 4),
+            _ => (true, 8),
+        };
+        let mask = self.i.op2_register().number();
+        self.mask(mask);
+        if self.rng.chance(3) {
+            return;
+        }
+        let scale = u64::from(self.i.memory_index_scale());
+        let address = self.address_mask();
+        let seg_base = self.base(self.i.memory_segment());
+        let mut base = self.i.memory_displacement64();
+        let high = self.address_size() == 64 && self.i.memory_base() != Register::None && self.rng.chance(15);
+        let centre = if high { HIGH + 0x1000 } else { LOW + 0x2000 };
+        if self.i.memory_base() == Register::None {
+            let (at, size) = (self.offsets.displacement_offset(), self.offsets.displacement_size());
+            base = centre.wrapping_sub(seg_base);
+            if size == 4 {
+                self.case.code[at..at + 4].copy_from_slice(&(base as u32).to_le_bytes());
+                base = base as u32 as i32 as u64;
+            }
+        } else {
+            let n = self.i.memory_base().full_register().number();
+            let v = centre.wrapping_sub(seg_base).wrapping_sub(base);
+            self.set_address(n, v, address);
+            base = base.wrapping_add(self.case.regs.gpr[n]) & address;
+        }
+        // Faults are to be rare enough that several elements are often gathered.
+        let calm = self.rng.chance(70);
+        let mut v = [0u8; 32];
+        let step = if wide_index { 8 } else { 4 };
+        for c in v.chunks_mut(step) {
+            let t = if high {
+                HIGH.wrapping_add(self.rng.below(HIGH_LEN - 8))
+            } else if calm {
+                LOW + self.rng.below(LOW_LEN - 8)
+            } else {
+                self.target(size, false)
+            };
+            let distance = t.wrapping_sub(seg_base).wrapping_sub(base);
+            let index = ((distance as i64) / scale as i64) as u64;
+            let junk = if self.rng.chance(3) { self.rng.u64() } else { 0 };
+            c.copy_from_slice(&(index ^ junk).to_le_bytes()[..step]);
+        }
+        let r = self.i.memory_index().number();
+        self.put_ymm(r, &v);
+    }
+
     /// What FXRSTOR and XRSTOR read.
     fn save_area(&mut self, t: u64) {
         let mut head = [0u8; 64];
@@ -767,7 +923,7 @@ impl Setup<'_> {
             head[0..2].copy_from_slice(&[0x7f, 3]);
         }
         self.case.patch(t, &head);
-        for n in 1..4 {
+        for n in 1..3 {
             let mut v = [0u8; 64];
             values::fill(self.rng, Kind::Int, &mut v);
             for half in [0, 16, 32, 48] {
@@ -777,14 +933,17 @@ impl Setup<'_> {
             }
             self.case.patch(t + n * 64, &v);
         }
+        let mut v = [0u8; 64];
+        values::fill(self.rng, Kind::Int, &mut v);
+        self.case.patch(t + 576, &v);
         let mut header = [0u8; 64];
-        header[0] = self.rng.below(4) as u8;
+        header[0] = self.rng.below(8) as u8;
         if self.rng.chance(8) {
             header[3 + self.rng.below(20) as usize] = self.rng.u64() as u8;
         }
         if self.rng.chance(20) {
             // The compacted format.
-            header[8] = self.rng.below(4) as u8;
+            header[8] = self.rng.below(8) as u8;
             header[15] = 0x80;
         }
         self.case.patch(t + 512, &header);

@@ -210,6 +210,7 @@ impl Guest {
             self.mem.write_u64(IDT + v * 16 + 8, to >> 32);
             self.mem.write_u8(HANDLERS + v * 16, 0xf4);
         }
+        let xcr0 = self.cpu.model.xcr0_mask() & 7;
         let s = &mut self.cpu.state;
         s.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
         s.cr3 = TABLES;
@@ -225,7 +226,7 @@ impl Guest {
             | cr4::SMAP
             | cr4::UMIP
             | cr4::FSGSBASE;
-        s.xcr0 = 3;
+        s.xcr0 = xcr0;
         s.msr.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
         s.gdtr = mynah_cpu::state::Table { base: KERNEL + GDT, limit: 127 };
         s.idtr = mynah_cpu::state::Table { base: KERNEL + IDT, limit: 0xfff };
@@ -311,6 +312,7 @@ impl Guest {
         s.mxcsr = r.mxcsr();
         for n in 0..16 {
             s.xmm[n].set_x(r.xmm(n));
+            s.xmm[n].set_y_high(r.ymm_high(n));
         }
         for i in 0..6 {
             s.seg[i] = descriptor_of(r.sel[i], &self.mem);
@@ -353,6 +355,7 @@ impl Guest {
         r.put_fx(24, &s.mxcsr.to_le_bytes());
         for n in 0..16 {
             r.put_fx(160 + 16 * n, &s.xmm[n].x().to_le_bytes());
+            r.put_ymm_high(n, s.xmm[n].y_high());
         }
         (out.vector, out.error, out.cr2) = (0xfe, 0, 0);
         if exit != Exit::Halt {

@@ -185,6 +185,8 @@ pub struct Regs {
     pub base: [u64; 2],
     /// x87, MXCSR and XMM0-15 as FXSAVE64 writes them.
     pub fx: [u8; 512],
+    /// Bits 128-255 of YMM0-15 as XSAVE writes them.
+    pub ymm: [u8; 256],
 }
 
 impl Default for Regs {
@@ -194,7 +196,7 @@ impl Default for Regs {
         fx[1] = 3;
         fx[24] = 0x80;
         fx[25] = 0x1f;
-        Self { gpr: [0; 16], rip: 0, rflags: 0x202, sel: [0; 6], pad: 0, base: [0; 2], fx }
+        Self { gpr: [0; 16], rip: 0, rflags: 0x202, sel: [0; 6], pad: 0, base: [0; 2], fx, ymm: [0; 256] }
     }
 }
 
@@ -218,6 +220,16 @@ impl Regs {
     /// XMM register `n`.
     pub fn xmm(&self, n: usize) -> u128 {
         u128::from(self.fx64(160 + 16 * n)) | u128::from(self.fx64(168 + 16 * n)) << 64
+    }
+    /// Bits 128-255 of YMM register `n`.
+    pub fn ymm_high(&self, n: usize) -> u128 {
+        let mut b = [0; 16];
+        b.copy_from_slice(&self.ymm[16 * n..16 * n + 16]);
+        u128::from_le_bytes(b)
+    }
+    /// Replaces bits 128-255 of YMM register `n`.
+    pub fn put_ymm_high(&mut self, n: usize, v: u128) {
+        self.ymm[16 * n..16 * n + 16].copy_from_slice(&v.to_le_bytes());
     }
     /// ST(`n`): sign and exponent, significand.
     pub fn st(&self, n: usize) -> (u16, u64) {

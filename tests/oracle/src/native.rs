@@ -23,7 +23,7 @@ struct Area {
     current: AtomicU32,
     /// Number of cases in the batch.
     count: AtomicU32,
-    /// 1: the LDT could be made. 2: RDFSBASE works.
+    /// 1: the LDT could be made. 2: RDFSBASE works. 4: the kernel has AVX enabled.
     abilities: AtomicU32,
     /// Set-up has failed: which step.
     failed: AtomicU32,
@@ -38,6 +38,9 @@ struct Area {
 const NONE: u32 = u32::MAX;
 const HAS_LDT: u32 = 1;
 const HAS_FSGSBASE: u32 = 2;
+const HAS_AVX: u32 = 4;
+/// Where component 2 stands in an XSAVE area of the standard format.
+const YMM_AT: usize = 576;
 
 static AREA: AtomicPtr<Area> = AtomicPtr::new(null_mut());
 
@@ -328,6 +331,9 @@ unsafe fn child(a: *mut Area, code_fd: i32, data_fd: i32) -> ! {
         if libc::getauxval(libc::AT_HWCAP2) & 2 != 0 {
             abilities |= HAS_FSGSBASE;
         }
+        if is_x86_feature_detected!("avx") {
+            abilities |= HAS_AVX;
+        }
         (*a).abilities.store(abilities, Ordering::SeqCst);
         let len = 1 << 17;
         let stack = libc::mmap(null_mut(), len, r | w, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
@@ -449,7 +455,7 @@ unsafe extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, context: *mut
         let case = &*addr_of!((*a).cases[index as usize]);
         case.place(std::slice::from_raw_parts_mut(head.code, CODE_PAGES * 4096));
         apply_patches(case, head.data, addr_of!((*a).background).cast(), false);
-        load(case, regs, fx);
+        load(case, regs, fx, head.abilities.load(Ordering::Relaxed));
     }
 }
 
@@ -479,13 +485,17 @@ unsafe fn save(signal: i32, regs: &mut [i64; 23], fx: *const u8, out: *mut Outco
         r.fx = [0; 512];
         std::ptr::copy_nonoverlapping(fx, r.fx.as_mut_ptr(), 416);
         r.fx[28..32].fill(0);
+        r.ymm = [0; 256];
+        if abilities & HAS_AVX != 0 && *fx.add(512).cast::<u64>() & 4 != 0 {
+            std::ptr::copy_nonoverlapping(fx.add(YMM_AT), r.ymm.as_mut_ptr(), 256);
+        }
         (*out).vector = if signal == libc::SIGSYS { 0xff } else { regs[libc::REG_TRAPNO as usize] as u32 };
         (*out).error = regs[libc::REG_ERR as usize] as u32;
         (*out).cr2 = if (*out).vector == 14 { regs[libc::REG_CR2 as usize] as u64 } else { 0 };
     }
 }
 
-unsafe fn load(case: &Case, regs: &mut [i64; 23], fx: *mut u8) {
+unsafe fn load(case: &Case, regs: &mut [i64; 23], fx: *mut u8, abilities: u32) {
     let r = &case.regs;
     for (v, i) in r.gpr.iter().zip(GREGS) {
         regs[i as usize] = *v as i64;
@@ -500,8 +510,12 @@ unsafe fn load(case: &Case, regs: &mut [i64; 23], fx: *mut u8) {
         std::ptr::copy_nonoverlapping(r.fx.as_ptr(), fx, 28);
         std::ptr::copy_nonoverlapping(r.fx.as_ptr().add(32), fx.add(32), 384);
         let present = fx.add(512).cast::<u64>();
-        // x87 and SSE from here, PKRU as it was, all else in its initial state.
-        *present = *present & 1 << 9 | 3;
+        // x87, SSE and AVX from here, PKRU as it was, all else in its initial state.
+        let avx = abilities & HAS_AVX != 0;
+        *present = *present & 1 << 9 | if avx { 7 } else { 3 };
+        if avx {
+            std::ptr::copy_nonoverlapping(r.ymm.as_ptr(), fx.add(YMM_AT), 256);
+        }
         std::arch::asm!(
             "mov es, {0:x}", "mov ds, {1:x}", "mov fs, {2:x}", "mov gs, {3:x}",
             in(reg) es, in(reg) ds, in(reg) fs, in(reg) gs, options(nostack, preserves_flags),

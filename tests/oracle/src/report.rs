@@ -83,12 +83,12 @@ pub fn reproducer(
     let used = |n: usize| {
         (0..i.op_count()).any(|o| {
             i.op_kind(o) == iced_x86::OpKind::Register
-                && i.op_register(o).is_xmm()
+                && i.op_register(o).is_vector_register()
                 && i.op_register(o).number() == n
         })
     };
     for n in (0..16).filter(|&n| used(n)) {
-        let _ = writeln!(s, "    xmm{n} {:032x}", case.regs.xmm(n));
+        let _ = writeln!(s, "    ymm{n} {:032x} {:032x}", case.regs.ymm_high(n), case.regs.xmm(n));
     }
     let f = crate::forms::group(i.code());
     if f == "x87" || f == "mmx" {

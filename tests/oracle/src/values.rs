@@ -7,6 +7,10 @@ use crate::rng::Rng;
 pub enum Kind {
     /// Integers.
     Int,
+    /// 16-bit floats.
+    F16,
+    /// 32-bit floats near the range of 16-bit ones.
+    NearF16,
     /// 32-bit floats.
     F32,
     /// 64-bit floats.
@@ -76,6 +80,27 @@ fn float(rng: &mut Rng, eb: u32, fb: u32) -> (u64, u64, u64) {
         _ => bias - 4 + rng.below(9),
     };
     (sign, exp, fraction)
+}
+
+/// The bits of a 16-bit float.
+pub fn f16(rng: &mut Rng) -> u16 {
+    let (s, e, f) = float(rng, 5, 10);
+    (s << 15 | e << 10 | f) as u16
+}
+
+/// The bits of a 32-bit float whose rounding to 16 bits is often denormal, tied or beyond the range.
+pub fn near_f16(rng: &mut Rng) -> u32 {
+    if rng.chance(20) {
+        return f32(rng);
+    }
+    let exp = 127 - 27 + rng.below(46);
+    let fraction = match rng.below(4) {
+        0 => rng.u64() << 12,
+        1 => (rng.u64() << 13).wrapping_sub(1 + rng.below(2)),
+        2 => rng.u64() << rng.below(23),
+        _ => rng.u64(),
+    };
+    (rng.below(2) << 31 | exp << 23 | fraction & 0x7f_ffff) as u32
 }
 
 /// The bits of a 32-bit float.
@@ -151,6 +176,16 @@ pub fn fill(rng: &mut Rng, kind: Kind, out: &mut [u8]) {
                 }
             }
         },
+        Kind::F16 => {
+            for c in out.chunks_mut(2) {
+                c.copy_from_slice(&f16(rng).to_le_bytes()[..c.len()]);
+            }
+        }
+        Kind::NearF16 => {
+            for c in out.chunks_mut(4) {
+                c.copy_from_slice(&near_f16(rng).to_le_bytes()[..c.len()]);
+            }
+        }
         Kind::F32 => {
             for c in out.chunks_mut(4) {
                 c.copy_from_slice(&f32(rng).to_le_bytes()[..c.len()]);
