@@ -11,10 +11,11 @@ use crate::decode::decode_op;
 use crate::op::{Flow, Op};
 use crate::state::{Segment, State, cr0, fl, seg};
 use crate::tier::{CODE_JUMPS, CodeJump};
-use mynah_mmu::PAGE_MASK;
+use mynah_mmu::{PAGE_MASK, PhysMemory};
 use std::cell::{Cell, UnsafeCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 /// The mode bits that decoding and handlers depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +93,8 @@ pub struct Block {
     pub key: u32,
     /// Bytes.
     pub len: u32,
+    /// What the ops were decoded from. What stands in memory may be newer until the vCPU looks at its events.
+    pub bytes: Box<[u8]>,
     /// Successors on the same page: of a taken branch, and of falling through.
     pub link: [Cell<*const Block>; 2],
     dead: Cell<bool>,
@@ -143,7 +146,9 @@ const MAX_BLOCK: usize = 64;
 /// All decoded blocks of a vCPU.
 pub struct BlockCache {
     blocks: Map<(u64, u32), Box<Block>>,
+    /// The blocks on each page; the pages are held in `mem` (`PhysMemory::hold_code`).
     pages: Map<u64, Vec<*const Block>>,
+    mem: Arc<PhysMemory>,
     jumps: Box<[Jump]>,
     /// Compiled code by linear address.
     pub(crate) code_jumps: Box<[CodeJump]>,
@@ -163,11 +168,12 @@ pub struct BlockCache {
 unsafe impl Send for BlockCache {}
 
 impl BlockCache {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(mem: Arc<PhysMemory>) -> Self {
         let none = Jump { lin: 1, generation: 0, block: std::ptr::null(), key: u32::MAX };
         Self {
             blocks: Map::default(),
             pages: Map::default(),
+            mem,
             jumps: vec![none; JUMPS].into_boxed_slice(),
             code_jumps: vec![CodeJump::NONE; CODE_JUMPS].into_boxed_slice(),
             current: std::ptr::null(),
@@ -214,7 +220,9 @@ impl BlockCache {
     pub(crate) fn clear(&mut self) {
         self.invalidated += self.blocks.len() as u64;
         self.graveyard.extend(self.blocks.drain().map(|(_, b)| b));
-        self.pages.clear();
+        for (page, _) in self.pages.drain() {
+            self.mem.release_code(page);
+        }
         self.ops = 0;
         for j in self.jumps.iter_mut() {
             j.block = std::ptr::null();
@@ -223,7 +231,37 @@ impl BlockCache {
     }
 }
 
+impl Drop for BlockCache {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 impl Cpu {
+    /// Holds the page of a physical address, before bytes of it are decoded: from now on stores to it, by whomever, come to be known.
+    fn hold_page(&mut self, gpa: u64) {
+        let page = gpa & !PAGE_MASK;
+        if self.blocks.pages.contains_key(&page) {
+            return;
+        }
+        self.blocks.pages.insert(page, Vec::new());
+        self.mem.hold_code(page);
+        if self.sole {
+            self.protect_own(page);
+            return;
+        }
+        let writers = self.mem.writers(page);
+        if writers & self.writer_bit != 0 {
+            self.protect_own(page);
+        }
+        let others = if self.world.len() > 64 { writers } else { writers & !self.writer_bit };
+        if others != 0 {
+            let world = self.world.clone();
+            world.ask_protect(self.seat, others, page);
+            self.serve_protect();
+        }
+    }
+
     /// The block at the current RIP, decoded if need be. An error is a fault of the fetch (in `self.fault`).
     pub(crate) fn find_block(&mut self, key: u32) -> Result<*const Block, Stop> {
         let (lin, left) = self.fetch_address()?;
@@ -294,25 +332,24 @@ impl Cpu {
             self.blocks.clear();
         }
         let in_page = (PAGE_MASK + 1 - (lin & PAGE_MASK)).min(left) as usize;
-        let mut device_bytes = [0u8; 16];
-        let bytes: &[u8] = match host {
+        // A copy: all of the decoding sees the same bytes, whatever others store meanwhile.
+        let mut copy = [0u8; MAX_BLOCK * 15];
+        let n = in_page.min(if host.is_some() { copy.len() } else { 15 });
+        self.hold_page(phys);
+        match host {
             // SAFETY: `fetch_page` vouches for the whole page. Guest stores may race with this read as on hardware; what is decoded is then
-            // invalidated by the store, which comes after `mark_code` below.
+            // invalidated by the store, which sees that the page is held.
             Some(p) => unsafe {
-                std::slice::from_raw_parts(p.wrapping_add((lin & PAGE_MASK) as usize), in_page)
+                crate::width::copy_out(p.wrapping_add((lin & PAGE_MASK) as usize), &mut copy[..n]);
             },
             None => {
-                let n = in_page.min(15);
-                for (i, b) in device_bytes[..n].iter_mut().enumerate() {
+                for (i, b) in copy[..n].iter_mut().enumerate() {
                     *b = self.mem.phys_read(phys + i as u64, 1) as u8;
                 }
-                &device_bytes[..n]
             }
-        };
-        if host.is_some() && self.mem.mark_code(phys) {
-            let page = bytes.as_ptr() as u64 & !PAGE_MASK;
-            self.tlb.protect_host_page(page as *const u8);
         }
+        let bytes: &[u8] = &copy[..n];
+        let mut crossing = [0u8; 15];
         let mode = ModeKey(key);
         let limit = if mode.has(ModeKey::SINGLE) || host.is_none() { 1 } else { MAX_BLOCK };
         let mut ops: Vec<Op> = Vec::with_capacity(16);
@@ -325,9 +362,8 @@ impl Cpu {
                 None if !ops.is_empty() => break, // crosses the page: a block of its own
                 None => {
                     // The instruction needs more bytes than the page (or the segment) has.
-                    let mut buf = [0u8; 15];
                     let n = bytes.len().min(15);
-                    buf[..n].copy_from_slice(&bytes[..n]);
+                    crossing[..n].copy_from_slice(&bytes[..n]);
                     if (n as u64) >= left {
                         return Err(self.gp(0));
                     }
@@ -335,20 +371,16 @@ impl Cpu {
                     let next = if self.state.is_long64() { next } else { next & 0xffff_ffff };
                     let (phys2, host2) = self.fetch_page(next)?;
                     second_page = Some(phys2 & !PAGE_MASK);
+                    self.hold_page(phys2);
                     let total = (left.min(15)) as usize;
-                    for (i, b) in buf[n..total].iter_mut().enumerate() {
+                    for (i, b) in crossing[n..total].iter_mut().enumerate() {
                         *b = match host2 {
                             // SAFETY: as above, for the next page.
                             Some(p) => unsafe { p.wrapping_add(i).read() },
                             None => self.mem.phys_read(phys2 + i as u64, 1) as u8,
                         };
                     }
-                    if let Some(p) = host2
-                        && self.mem.mark_code(phys2)
-                    {
-                        self.tlb.protect_host_page(p);
-                    }
-                    match decode_op(&self.model, mode, &buf[..total], 0) {
+                    match decode_op(&self.model, mode, &crossing[..total], 0) {
                         Some(x) => x,
                         None => return Err(self.gp(0)), // longer than 15 bytes, or beyond the limit
                     }
@@ -367,8 +399,10 @@ impl Cpu {
         if !ended {
             ops.push(crate::interp::leave_op(len));
         }
+        let bytes: Box<[u8]> =
+            if second_page.is_some() { crossing[..len].into() } else { bytes[..len].into() };
         if self.trace.is_some() {
-            self.trace_decoded(lin, &bytes[..len.min(bytes.len())]);
+            self.trace_decoded(lin, &bytes);
         }
         self.blocks.decoded += 1;
         self.blocks.ops += ops.len();
@@ -380,6 +414,7 @@ impl Cpu {
             second_page,
             key,
             len: len as u32,
+            bytes,
             link: [Cell::new(std::ptr::null()), Cell::new(std::ptr::null())],
             dead: Cell::new(false),
         });
@@ -399,12 +434,7 @@ impl Cpu {
     /// Bytes of guest RAM have changed: blocks made of them die.
     pub fn invalidate_code(&mut self, gpa: u64, len: u64) {
         let page = gpa & !PAGE_MASK;
-        let Some(list) = self.blocks.pages.get(&page) else {
-            if self.sole {
-                self.mem.clear_code(page);
-            }
-            return;
-        };
+        let Some(list) = self.blocks.pages.get(&page) else { return };
         let hit: Vec<*const Block> = list
             .iter()
             .copied()
@@ -420,11 +450,19 @@ impl Cpu {
         for b in hit {
             self.kill_block(b);
         }
-        if self.blocks.pages.get(&page).is_none_or(Vec::is_empty) {
+        if self.blocks.pages.get(&page).is_some_and(Vec::is_empty) {
             self.blocks.pages.remove(&page);
-            if self.sole {
-                self.mem.clear_code(page);
-            }
+            self.mem.release_code(page);
+        }
+    }
+
+    /// Something else stands at these physical addresses now: blocks on their pages die.
+    pub(crate) fn invalidate_range(&mut self, first: u64, last: u64) {
+        let (first, last) = (first & !PAGE_MASK, last & !PAGE_MASK);
+        let pages: Vec<u64> =
+            self.blocks.pages.keys().copied().filter(|p| (first..=last).contains(p)).collect();
+        for page in pages {
+            self.invalidate_code(page, PAGE_MASK + 1);
         }
     }
 

@@ -61,6 +61,8 @@ pub const EV_MEMORY: u32 = 32;
 
 /// A faster tier has code ready.
 pub const EV_TIER: u32 = 64;
+/// Another vCPU wants the machine for itself: stop for a moment.
+pub const EV_SYNC: u32 = 128;
 
 impl Events {
     /// The pending bits.
@@ -79,6 +81,10 @@ impl Events {
             drop(self.sleep.lock());
             self.wake.notify_all();
         }
+    }
+    /// Sets bits without waking the vCPU: it sees them when it runs next.
+    pub fn mark(&self, bits: u32) {
+        self.bits.fetch_or(bits, Ordering::SeqCst);
     }
     /// Clears bits; returns which of them were set.
     pub fn take(&self, bits: u32) -> u32 {

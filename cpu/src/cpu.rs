@@ -3,6 +3,7 @@ use crate::block::BlockCache;
 use crate::board::{Board, Events};
 use crate::model::CpuModel;
 use crate::state::{Activity, Segment, State, cr0, cr4, efer, fl, gpr, seg};
+use crate::world::{Mail, World};
 use mynah_mmu::{Mode, Paging, PhysMemory, Tlb};
 use std::sync::Arc;
 
@@ -122,7 +123,18 @@ pub struct Cpu {
     /// Whether the translations of user pages were made with alignment checking on: see `track_alignment`.
     pub(crate) alignment_traced: bool,
     /// What other threads have changed in memory.
-    pub inbox: Arc<parking_lot::Mutex<crate::interp::MemoryChanges>>,
+    pub inbox: Arc<parking_lot::Mutex<crate::world::MemoryChanges>>,
+    /// The vCPUs of the machine, and this one's place among them.
+    pub(crate) world: Arc<World>,
+    pub(crate) seat: usize,
+    /// Its bit in the masks of those who may write to a page.
+    pub(crate) writer_bit: u64,
+    /// Its number among those who are told of writes to code.
+    pub(crate) watcher: Option<usize>,
+    /// There are more vCPUs than CPUs of the host: one that spins should let others have its CPU.
+    pub crowded: bool,
+    /// PAUSEs executed.
+    pub(crate) pauses: u32,
     /// Executing a single instruction: handlers must not go on to another block.
     pub(crate) single: bool,
     /// Data breakpoints are to be looked for.
@@ -142,7 +154,7 @@ pub struct Cpu {
     /// How often compiled code was left, by what it said of why ([`crate::tier::Enter`]).
     pub left: [u64; 8],
     /// This is the only vCPU of the machine.
-    pub sole: bool,
+    pub(crate) sole: bool,
     /// A handler has left a fault in `fault` for the dispatcher.
     pub(crate) faulted: bool,
     /// The link to fill in once the next block is known: a block and one of its successors.
@@ -171,6 +183,9 @@ impl Cpu {
         events: Arc<Events>,
         model: Arc<CpuModel>,
     ) -> Box<Self> {
+        let inbox: Arc<parking_lot::Mutex<crate::world::MemoryChanges>> = Arc::default();
+        let world = World::new([(events.clone(), inbox.clone())]);
+        let blocks = BlockCache::new(mem.clone());
         let mut cpu = Box::new(Self {
             state: State::default(),
             tlb: Tlb::new(),
@@ -193,7 +208,13 @@ impl Cpu {
             icount: 0,
             index,
             alignment_traced: false,
-            inbox: Arc::default(),
+            inbox,
+            world,
+            seat: 0,
+            writer_bit: 1,
+            watcher: None,
+            crowded: false,
+            pauses: 0,
             single: false,
             watch: false,
             from_relative: 0,
@@ -210,16 +231,33 @@ impl Cpu {
             ferr: false,
             code_jumps: std::ptr::null(),
             tier_memory: crate::tier::TierMemory([0; 512]),
-            blocks: BlockCache::new(),
+            blocks,
         });
         cpu.code_jumps = cpu.blocks.code_jumps.as_ptr();
         cpu.reset();
         cpu
     }
 
-    /// RESET: the state of SDM volume 3A, table 10-1; RDX holds the processor signature.
+    /// Takes its seat among the vCPUs of the machine, and is told from now on of what others (devices, too) write to pages that it holds code
+    /// of, and of changes of the physical map. Its events must be those of the seat.
+    pub fn join(&mut self, world: &Arc<World>, seat: usize) {
+        let Some(inbox) = world.inbox(seat) else { return };
+        self.inbox = inbox;
+        self.world = world.clone();
+        self.seat = seat;
+        self.sole = world.len() == 1;
+        self.writer_bit = World::writer_bit(seat);
+        self.watcher = Some(self.mem.watch_code(Arc::new(Mail { world: world.clone(), seat })));
+        // What the TLB was filled with so far is on nobody's record.
+        self.tlb.flush_all();
+    }
+
+    /// RESET: the state of SDM volume 3A, table 10-1; RDX holds the processor signature. All but the first processor wait for a start-up IPI.
     pub fn reset(&mut self) {
         self.state = State::default();
+        if self.index != 0 {
+            self.state.activity = Activity::WaitSipi;
+        }
         self.state.gpr[gpr::RDX] = u64::from(self.model.signature());
         self.sync_all();
     }

@@ -3,7 +3,7 @@
 //! A handler executes one op and returns the next: the following one, the first of a linked block, or null to come back to the dispatcher. The
 //! dispatcher looks at events, delivers faults and interrupts, and finds or decodes blocks.
 use crate::block::{Block, ModeKey};
-use crate::board::{EV_INIT, EV_INTR, EV_KICK, EV_MEMORY, EV_NMI, EV_SIPI, EV_TIER};
+use crate::board::{EV_INIT, EV_INTR, EV_KICK, EV_MEMORY, EV_NMI, EV_SIPI, EV_SYNC, EV_TIER};
 use crate::cpu::{Cpu, Exit, Stop, vector};
 use crate::exec::{Exec, Sem, cc};
 use crate::flags::{AUX_CF, AUX_PO, add_carries, aux_of_carries, sub_borrows};
@@ -11,6 +11,7 @@ use crate::op::{Flow, Handler, Helper, LOCK, Op};
 use crate::state::{Activity, Shadow, fl, gpr, seg};
 use crate::sys::{Event, EventKind};
 use crate::width::{W64, Width};
+pub use crate::world::MemoryChanges;
 
 // ---- handlers -----------------------------------------------------------------------------------------------------------
 
@@ -612,8 +613,15 @@ fn keep_cf(aux: u64, cf: u64) -> u64 {
 // ---- the run loop -------------------------------------------------------------------------------------------------------
 
 impl Cpu {
-    /// Runs until something has to be done outside.
+    /// Runs until something has to be done outside. The other vCPUs may count on this one to come to instruction boundaries until then.
     pub fn run(&mut self) -> Exit {
+        self.world.enter(self.seat);
+        let exit = self.run_inside();
+        self.world.leave(self.seat);
+        exit
+    }
+
+    fn run_inside(&mut self) -> Exit {
         loop {
             if self.blocks.bury() {
                 self.from = (std::ptr::null(), 0);
@@ -790,10 +798,16 @@ impl Cpu {
     #[inline(never)]
     pub(crate) fn handle_events(&mut self) -> Option<Exit> {
         self.from = (std::ptr::null(), 0);
-        let pending = self.events.pending() & self.event_mask;
+        let mut pending = self.events.pending() & self.event_mask;
         if pending & EV_KICK != 0 {
             self.events.take(EV_KICK);
             return Some(Exit::Kick);
+        }
+        if pending & EV_SYNC != 0 {
+            self.events.take(EV_SYNC);
+            self.world.leave(self.seat);
+            self.world.enter(self.seat);
+            pending = self.events.pending() & self.event_mask;
         }
         if pending & EV_MEMORY != 0 {
             self.events.take(EV_MEMORY);
@@ -838,7 +852,8 @@ impl Cpu {
 
     /// The physical map, A20 or bytes of code changed.
     fn memory_changed(&mut self) {
-        let changes = std::mem::take(&mut *self.inbox.lock());
+        self.serve_protect();
+        let changes = self.inbox.lock().take();
         if let Some(open) = changes.a20 {
             self.a20_mask = if open { !0 } else { !(1 << 20) };
             self.sync_paging();
@@ -847,8 +862,41 @@ impl Cpu {
             self.tlb.flush_all();
             self.sync_mode();
         }
+        for (first, last) in changes.map {
+            self.invalidate_range(first, last);
+        }
+        if changes.all_code {
+            self.flush_blocks();
+        }
         for (gpa, len) in changes.code {
             self.invalidate_code(gpa, len);
+        }
+    }
+
+    /// Gives up fast writes to the pages that other vCPUs are about to decode. To be done whenever the vCPU has waited for others, before it
+    /// uses its TLB again.
+    pub(crate) fn serve_protect(&mut self) {
+        let (pages, asked) = {
+            let mut inbox = self.inbox.lock();
+            (std::mem::take(&mut inbox.protect), inbox.asked)
+        };
+        if pages.is_empty() {
+            return;
+        }
+        for gpa in pages {
+            self.protect_own(gpa);
+        }
+        self.world.protected(self.seat, asked);
+    }
+
+    /// Gives up this vCPU's fast writes to a page.
+    pub(crate) fn protect_own(&mut self, gpa: u64) {
+        if let Some(host) = self.mem.ram_page(gpa) {
+            self.tlb.protect_host_page(host);
+        }
+        // With more vCPUs than bits the bit may be another's, too.
+        if self.world.len() <= 64 {
+            self.mem.forget_writer(gpa, self.writer_bit);
         }
     }
 
@@ -877,17 +925,6 @@ impl Cpu {
         self.state.gpr[gpr::RIP] = 0;
         self.sync_all();
     }
-}
-
-/// What other threads tell a vCPU about memory; raise [`EV_MEMORY`] after filling it.
-#[derive(Default)]
-pub struct MemoryChanges {
-    /// The A20 gate was opened or closed.
-    pub a20: Option<bool>,
-    /// The physical map changed: flush the TLB.
-    pub flush: bool,
-    /// Bytes on code pages were written: address and length.
-    pub code: Vec<(u64, u64)>,
 }
 
 const _: () = assert!(W64::BITS == 64);

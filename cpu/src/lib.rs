@@ -4,7 +4,7 @@
 //! * [`op`], [`block`]: decoded instructions and the cache of decoded blocks.
 //! * [`exec`]: the machine as an instruction sees it; semantics generic over it are in [`int`] and [`sse`]; helpers (long, rare or stateful
 //!   instructions, called by every engine) are in [`sys`], [`x87`] and [`int::string`].
-//! * [`interp`]: the interpreter and the run loop. [`mem`]: memory accesses.
+//! * [`interp`]: the interpreter and the run loop. [`mem`]: memory accesses. [`world`]: the vCPUs among each other.
 
 pub mod block;
 pub mod board;
@@ -25,6 +25,7 @@ pub mod sys;
 pub mod tier;
 pub mod trace;
 pub mod width;
+pub mod world;
 pub mod x87;
 
 pub use board::{Board, Events};
@@ -33,3 +34,4 @@ pub use exec::{Exec, Sem};
 pub use model::CpuModel;
 pub use op::{Flow, Helper, Op};
 pub use state::State;
+pub use world::World;

@@ -1,9 +1,12 @@
 //! Memory accesses of the vCPU: linear accesses through the TLB, the slow path behind it, and operand addressing.
 use crate::cpu::{Cpu, Stop, vector};
 use crate::op::{CHECKED, Op};
-use crate::state::{gpr, seg};
-use crate::width::Width;
+use crate::state::seg;
+use crate::width::{Width, copy_in, copy_out, read128, write128};
+use crate::world::World;
 use mynah_mmu::{Access, Mode, PAGE_MASK, TlbEntry, Translation, walk};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 /// Tag of an entry that must never match.
 const NEVER: u64 = u64::MAX;
@@ -198,9 +201,9 @@ impl Cpu {
     pub fn load128(&mut self, lin: u64, s: u8) -> Result<u128, Stop> {
         let e = self.tlb.entry(lin);
         if e.read == lin.wrapping_add(15) & !PAGE_MASK {
-            let p = lin.wrapping_add(e.addend) as *const u128;
+            let p = lin.wrapping_add(e.addend) as *const u8;
             // SAFETY: as in `load`.
-            return Ok(unsafe { p.read_unaligned() });
+            return Ok(unsafe { read128(p) });
         }
         let mut b = [0; 16];
         self.load_bytes(lin, &mut b, s)?;
@@ -211,9 +214,9 @@ impl Cpu {
     pub fn store128(&mut self, lin: u64, v: u128, s: u8) -> Result<(), Stop> {
         let e = self.tlb.entry(lin);
         if e.write == lin.wrapping_add(15) & !PAGE_MASK {
-            let p = lin.wrapping_add(e.addend) as *mut u128;
+            let p = lin.wrapping_add(e.addend) as *mut u8;
             // SAFETY: as in `store`.
-            unsafe { p.write_unaligned(v) };
+            unsafe { write128(p, v) };
             return Ok(());
         }
         self.store_bytes(lin, &v.to_le_bytes(), s)
@@ -229,9 +232,10 @@ impl Cpu {
         mut f: impl FnMut(&mut Self, u64) -> u64,
     ) -> Result<(u64, u64), Stop> {
         let e = self.tlb.entry(lin);
-        if e.write == lin.wrapping_add(W::BYTES - 1) & !PAGE_MASK {
+        let aligned = lin & (W::BYTES - 1) == 0;
+        if e.write == lin.wrapping_add(W::BYTES - 1) & !PAGE_MASK && (aligned || !lock) {
             let p = lin.wrapping_add(e.addend) as *mut u8;
-            if lock && lin & (W::BYTES - 1) == 0 {
+            if lock {
                 // SAFETY: as in `store`; host pages are aligned, so the host address is aligned as the linear one is.
                 let mut old = unsafe { W::read(p) };
                 loop {
@@ -250,24 +254,108 @@ impl Cpu {
             unsafe { W::write(p, new) };
             return Ok((old, new));
         }
+        self.rmw_slow::<W>(lin, s, lock, &mut f)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn rmw_slow<W: Width>(
+        &mut self,
+        lin: u64,
+        s: u8,
+        lock: bool,
+        f: &mut dyn FnMut(&mut Self, u64) -> u64,
+    ) -> Result<(u64, u64), Stop> {
         self.canonical(lin, W::BYTES, s)?;
         self.align_check(lin, W::BYTES)?;
+        let crosses = |unit: u64| (lin & (unit - 1)) + W::BYTES > unit;
+        let across_pages = crosses(PAGE_MASK + 1);
+        let whole =
+            !across_pages && (!crosses(64) || self.world.split_locks() && cfg!(target_arch = "x86_64"));
+        // What the host cannot do at once is done while the others stand still.
+        let world = (lock && !whole).then(|| self.world.clone());
+        let _alone = world.as_ref().map(|w| self.alone(w));
         self.probe_write(lin, W::BYTES, s)?;
-        let old = self.load::<W>(lin, s)?;
-        let new = f(self, old) & W::MASK;
-        self.store::<W>(lin, new, s)?;
+        if self.watch {
+            self.data_breakpoint(lin, W::BYTES, true);
+        }
+        let mode = self.tlb.mode();
+        if across_pages {
+            let mut b = [0; 8];
+            let b = &mut b[..W::BYTES as usize];
+            self.load_bytes_as(lin, b, mode)?;
+            let mut old = [0; 8];
+            old[..b.len()].copy_from_slice(b);
+            let old = u64::from_le_bytes(old);
+            let new = f(self, old) & W::MASK;
+            self.store_bytes_as(lin, &new.to_le_bytes()[..W::BYTES as usize], mode)?;
+            return Ok((old, new));
+        }
+        let place = self.place(self.wrap(lin), mode, true)?;
+        let p = match place {
+            Place::Host(p) | Place::Watched(_, p) => p,
+            Place::Device(gpa) => {
+                let mut b = [0; 8];
+                self.device_read(gpa, &mut b[..W::BYTES as usize]);
+                let old = u64::from_le_bytes(b);
+                let new = f(self, old) & W::MASK;
+                self.device_write(gpa, &new.to_le_bytes()[..W::BYTES as usize]);
+                return Ok((old, new));
+            }
+        };
+        // SAFETY: `place` gave host memory for the byte at `lin` and the rest of its page, and the access does not leave it.
+        let mut old = unsafe { W::read(p) };
+        let new = loop {
+            let new = f(self, old) & W::MASK;
+            if !lock {
+                // SAFETY: as above.
+                unsafe { W::write(p, new) };
+                break new;
+            }
+            // SAFETY: as above.
+            match unsafe { W::compare_exchange_anywhere(p, old, new) } {
+                Ok(_) => break new,
+                Err(now) => old = now,
+            }
+        };
+        if let Place::Watched(gpa, _) = place {
+            self.watched_write(gpa, W::BYTES);
+        }
         Ok((old, new))
     }
 
-    /// Atomic compare-exchange of 16 aligned bytes; returns what was found.
+    /// Stops the other vCPUs. Translations must be looked up anew after it.
+    fn alone<'a>(&mut self, world: &'a Arc<World>) -> crate::world::Exclusive<'a> {
+        let alone = world.exclusive(self.seat);
+        self.serve_protect();
+        alone
+    }
+
+    /// Atomic compare-exchange of 16 bytes at an aligned address; returns what was found. A failed comparison writes the old value back, as
+    /// hardware does.
     pub fn compare_exchange128(&mut self, lin: u64, s: u8, old: u128, new: u128) -> Result<u128, Stop> {
         self.probe_write(lin, 16, s)?;
-        let e = self.tlb.entry(lin);
+        if self.watch {
+            self.data_breakpoint(lin, 16, true);
+        }
+        let world = cfg!(not(target_arch = "x86_64")).then(|| self.world.clone());
+        let _alone = world.as_ref().map(|w| self.alone(w));
+        let place = self.place(self.wrap(lin), self.tlb.mode(), true)?;
+        let p = match place {
+            Place::Host(p) | Place::Watched(_, p) => p,
+            Place::Device(gpa) => {
+                let mut b = [0; 16];
+                self.device_read(gpa, &mut b);
+                let found = u128::from_le_bytes(b);
+                self.device_write(gpa, &(if found == old { new } else { found }).to_le_bytes());
+                return Ok(found);
+            }
+        };
         #[cfg(target_arch = "x86_64")]
-        if e.write == lin & !PAGE_MASK && lin & 15 == 0 {
-            let p = lin.wrapping_add(e.addend) as *mut u64;
+        let found = {
             let (mut lo, mut hi) = (old as u64, (old >> 64) as u64);
-            // SAFETY: a matching write tag gives host memory for the page; the address is 16-byte aligned. RBX is saved around the instruction.
+            // SAFETY: `place` gave host memory for the rest of the page from there; host pages are aligned, and the callers see to it that `lin`
+            // is. RBX is saved around the instruction.
             unsafe {
                 std::arch::asm!(
                     "xchg rbx, {nlo}",
@@ -280,12 +368,18 @@ impl Cpu {
                     inout("rdx") hi,
                 );
             }
-            return Ok(u128::from(hi) << 64 | u128::from(lo));
+            u128::from(hi) << 64 | u128::from(lo)
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        // SAFETY: as above; nobody else runs.
+        let found = unsafe {
+            let found = read128(p);
+            write128(p, if found == old { new } else { found });
+            found
+        };
+        if let Place::Watched(gpa, _) = place {
+            self.watched_write(gpa, 16);
         }
-        let _ = e;
-        let found = self.load128(lin, s)?;
-        // A failed comparison writes the old value back, as hardware does.
-        self.store128(lin, if found == old { new } else { found }, s)?;
         Ok(found)
     }
 
@@ -364,7 +458,7 @@ impl Cpu {
             match self.place(at, mode, false)? {
                 Place::Host(p) | Place::Watched(_, p) => {
                     // SAFETY: `place` gave host memory for the byte at `at` and the rest of its page; `n` stays in it.
-                    unsafe { std::ptr::copy_nonoverlapping(p, buf[done..].as_mut_ptr(), n) };
+                    unsafe { copy_out(p, &mut buf[done..done + n]) };
                 }
                 Place::Device(gpa) => self.device_read(gpa, &mut buf[done..done + n]),
             }
@@ -394,11 +488,11 @@ impl Cpu {
             match self.place(at, mode, true)? {
                 Place::Host(p) => {
                     // SAFETY: as in `load_bytes_as`, for writes.
-                    unsafe { std::ptr::copy_nonoverlapping(buf[done..].as_ptr(), p, n) };
+                    unsafe { copy_in(p, &buf[done..done + n]) };
                 }
                 Place::Watched(gpa, p) => {
                     // SAFETY: as above.
-                    unsafe { std::ptr::copy_nonoverlapping(buf[done..].as_ptr(), p, n) };
+                    unsafe { copy_in(p, &buf[done..done + n]) };
                     self.watched_write(gpa, n as u64);
                 }
                 Place::Device(gpa) => self.device_write(gpa, &buf[done..done + n]),
@@ -475,7 +569,7 @@ impl Cpu {
             return Ok(Place::Device(t.gpa));
         };
         let p = host.wrapping_add((t.gpa & PAGE_MASK) as usize);
-        let watched = self.mem.is_code(t.gpa) || self.mem.dirty_log();
+        let watched = self.is_watched(t.gpa, writable && t.writable);
         if write && !writable {
             return Ok(Place::Device(t.gpa)); // ROM: the write vanishes
         }
@@ -484,6 +578,15 @@ impl Cpu {
         }
         self.fill(lin, mode, &t, host, writable && !watched);
         Ok(if write && watched { Place::Watched(t.gpa, p) } else { Place::Host(p) })
+    }
+
+    /// Whether stores to the page must come to be known. If they may be fast otherwise, the vCPU is put on record as one who makes such, first:
+    /// either it sees that the page is held, or whoever comes to hold it sees the record.
+    fn is_watched(&self, gpa: u64, writable: bool) -> bool {
+        if writable && !self.sole {
+            self.mem.note_writer(gpa, self.writer_bit);
+        }
+        self.mem.is_code(gpa) || self.mem.dirty_log()
     }
 
     fn fill(&mut self, lin: u64, mode: Mode, t: &Translation, host: *mut u8, fast_write: bool) {
@@ -531,7 +634,7 @@ impl Cpu {
         let t = self.translate(lin, Access { write: false, fetch: true, mode })?;
         let plain = self.plain(t.gpa);
         if let Some((host, writable)) = plain {
-            let watched = self.mem.is_code(t.gpa) || self.mem.dirty_log();
+            let watched = self.is_watched(t.gpa, writable && t.writable);
             self.fill(lin, mode, &t, host, writable && !watched);
         } else {
             self.tlb.note_exec(lin, t.page_size);
@@ -575,11 +678,14 @@ impl Cpu {
 
     /// Bytes on a page that holds decoded code (or is dirty-logged) were written by this vCPU.
     fn watched_write(&mut self, gpa: u64, len: u64) {
+        // The bytes first, then the look: as in `PhysMemory::write`.
+        fence(Ordering::SeqCst);
         if self.mem.is_code(gpa) {
-            let current = self.state.gpr[gpr::RIP];
-            let _ = current;
             self.invalidate_code(gpa, len);
-            self.mem.notify_code_written(gpa, len, Some(self.index as usize));
+            // Others hold code there, too.
+            if self.mem.is_code(gpa) {
+                self.mem.notify_code_written(gpa, len, self.watcher);
+            }
         }
     }
 }

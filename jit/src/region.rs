@@ -142,8 +142,7 @@ impl Plan {
 
     /// Adds a block; returns where it leads.
     fn add(&mut self, cpu: &Cpu, block: &Block, delta: i64) -> Option<Vec<i64>> {
-        let mut bytes = vec![0; block.len as usize];
-        cpu.mem.read(block.phys, &mut bytes);
+        let bytes = &block.bytes;
         let first = self.ops.len();
         for n in 0..block.ops.len() {
             let op = cpu.plain_op(block, n);
@@ -200,7 +199,7 @@ impl Plan {
             dirty_in: 0,
             followers: Vec::new(),
         });
-        self.parts.push(Part { phys: block.phys, bytes: bytes.into() });
+        self.parts.push(Part { phys: block.phys, bytes: bytes.clone() });
         Some(leads)
     }
 

@@ -5,12 +5,17 @@
 //! bytes.
 //!
 //! A bitmap says for each page of RAM whether anything lies over it, so that accesses to ordinary RAM take no
-//! lock: that is one load. The rest looks in the flat map (`map.rs`) under a reader lock. Two more bitmaps
-//! hold the dirty pages and those with decoded code.
+//! lock: that is one load. The rest looks in the flat map (`map.rs`) under a reader lock. Another bitmap holds
+//! the dirty pages.
+//!
+//! Each page also has a count of the vCPUs that have decoded code from it, and a mask of those whose TLB may
+//! let them store to it without further ado. A vCPU that wants to decode counts itself first and then asks the
+//! ones in the mask to give that up; a vCPU that fills its TLB enters itself in the mask first and then looks at
+//! the count. Both are sequentially consistent, so that one of the two sees the other.
 //!
 //! Locks: `map` and `watchers`, never held together, and neither is held while a device or a watcher runs.
-//! Order within a store: the bytes, then the dirty mark, then the code mark is looked at; `mark_code` is
-//! called before the bytes are decoded. So either the decoder sees the new bytes or the writer sees the mark.
+//! Order within a store: the bytes, then the dirty mark, then the code count is looked at; `hold_code` is
+//! called before the bytes are decoded. So either the decoder sees the new bytes or the writer sees the count.
 
 use crate::bitmap::PageBitmap;
 use crate::map::{Backing, FOUR_GIB, Map};
@@ -28,11 +33,14 @@ pub trait Mmio: Send + Sync {
     fn write(&self, offset: u64, size: u8, value: u64);
 }
 
-/// Told when bytes on a page that was marked with `mark_code` are written by anyone but its own vCPU's fast
-/// path.
+/// Told when bytes on a page that someone holds with `hold_code` are written by anyone but its own vCPU's fast
+/// path, and when the map changes.
 pub trait CodeWatcher: Send + Sync {
     /// Bytes `gpa .. gpa + len` (within one page) have changed.
     fn code_written(&self, gpa: Gpa, len: u64);
+    /// Something else stands at `first ..= last` now: what was translated to there or decoded from there no
+    /// longer holds.
+    fn map_changed(&self, _first: Gpa, _last: Gpa) {}
 }
 
 /// What stands at a physical address.
@@ -64,7 +72,10 @@ pub struct PhysMemory {
     map: RwLock<Map>,
     /// Pages of RAM over which something else lies, whole or in part. Conservative while the map changes.
     overlaid: PageBitmap,
-    code: PageBitmap,
+    /// How many hold decoded code of each page.
+    code: Box<[AtomicU16]>,
+    /// Whose TLB may allow fast writes to each page.
+    writers: Box<[AtomicU64]>,
     dirty: PageBitmap,
     dirty_log: AtomicBool,
     generation: AtomicU64,
@@ -79,10 +90,17 @@ impl PhysMemory {
         let below = below_4g.min(ram.size()).min(FOUR_GIB) & !PAGE_MASK;
         let above = ram.size() - below;
         let pages = ram.size() / PAGE_SIZE;
+        let count = pages as usize;
+        // The words come from zeroed pages: they cost nothing before they are used.
+        // SAFETY: all-zero bytes are valid atomics.
+        let (code, writers) = unsafe {
+            (Box::new_zeroed_slice(count).assume_init(), Box::new_zeroed_slice(count).assume_init())
+        };
         Arc::new(Self {
             map: RwLock::new(Map::new(below, above)),
             overlaid: PageBitmap::new(pages),
-            code: PageBitmap::new(pages),
+            code,
+            writers,
             dirty: PageBitmap::new(pages),
             dirty_log: AtomicBool::new(false),
             generation: AtomicU64::new(0),
@@ -234,6 +252,11 @@ impl PhysMemory {
         }
         self.map_generation.fetch_add(1, Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::SeqCst);
+        drop(map);
+        let watchers = self.watchers.read().clone();
+        for watcher in watchers.iter() {
+            watcher.map_changed(first, last);
+        }
         result
     }
 
@@ -306,7 +329,7 @@ impl PhysMemory {
     fn ram_written(&self, offset: u64, gpa: Gpa, len: u64) {
         self.dirty.set(offset / PAGE_SIZE);
         fence(Ordering::SeqCst);
-        if self.code.get(offset / PAGE_SIZE) {
+        if self.holders(offset) != 0 {
             self.notify_code_written(gpa, len, None);
         }
     }
@@ -502,27 +525,63 @@ impl PhysMemory {
         u64::from_le_bytes(bytes)
     }
 
-    /// True if the page holds bytes that some vCPU has decoded: stores to it must go through `code_written`.
-    /// Never true of a page that has no RAM: what is decoded from ROM needs no mark.
+    /// How many hold code of the page at an offset in RAM.
+    #[inline(always)]
+    fn holders(&self, offset: u64) -> u16 {
+        self.code.get((offset / PAGE_SIZE) as usize).map_or(0, |n| n.load(Ordering::SeqCst))
+    }
+
+    /// Whether anyone holds code of the page: stores to it must be told with `notify_code_written`. Never true
+    /// of a page that has no RAM: what is decoded from ROM needs no watching.
     #[inline]
     pub fn is_code(&self, gpa: Gpa) -> bool {
-        self.ram_offset(gpa).is_some_and(|offset| self.code.get(offset / PAGE_SIZE))
+        self.ram_offset(gpa).is_some_and(|offset| self.holders(offset) != 0)
     }
 
-    /// Marks the page of `gpa` as holding decoded code. True if it was not marked before (TLBs that allow
-    /// fast writes must then be told).
-    pub fn mark_code(&self, gpa: Gpa) -> bool {
-        match self.find(gpa).0 {
-            Found::Ram(offset) => self.code.set(offset / PAGE_SIZE),
-            _ => false,
+    /// One more vCPU will decode bytes of the page of `gpa`. Nothing happens where there is no RAM. Those in
+    /// `writers` must give up their fast writes before the bytes are read.
+    pub fn hold_code(&self, gpa: Gpa) {
+        if let Some(n) = self.ram_offset(gpa).and_then(|o| self.code.get((o / PAGE_SIZE) as usize)) {
+            n.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// The page holds decoded code no more.
-    pub fn clear_code(&self, gpa: Gpa) {
-        if let Some(offset) = self.ram_offset(gpa) {
-            self.code.clear(offset / PAGE_SIZE);
+    /// A vCPU that has called `hold_code` has no code of the page any more.
+    pub fn release_code(&self, gpa: Gpa) {
+        if let Some(n) = self.ram_offset(gpa).and_then(|o| self.code.get((o / PAGE_SIZE) as usize)) {
+            let _ = n.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         }
+    }
+
+    /// The vCPUs with these bits are about to fill their TLB so that it lets them write to the page without
+    /// further ado. To be called before `is_code` is looked at.
+    #[inline]
+    pub fn note_writer(&self, gpa: Gpa, bits: u64) {
+        if let Some(w) = self.ram_offset(gpa).and_then(|o| self.writers.get((o / PAGE_SIZE) as usize))
+            && w.load(Ordering::SeqCst) & bits != bits
+        {
+            w.fetch_or(bits, Ordering::SeqCst);
+        }
+    }
+
+    /// The bits of the vCPUs whose TLB may let them write to the page without further ado.
+    pub fn writers(&self, gpa: Gpa) -> u64 {
+        self.ram_offset(gpa)
+            .and_then(|o| self.writers.get((o / PAGE_SIZE) as usize))
+            .map_or(0, |w| w.load(Ordering::SeqCst))
+    }
+
+    /// The TLBs of the vCPUs with these bits do not allow fast writes to the page any more. Only for those vCPUs
+    /// themselves to say.
+    pub fn forget_writer(&self, gpa: Gpa, bits: u64) {
+        if let Some(w) = self.ram_offset(gpa).and_then(|o| self.writers.get((o / PAGE_SIZE) as usize)) {
+            w.fetch_and(!bits, Ordering::SeqCst);
+        }
+    }
+
+    /// The host address of the RAM page that `gpa` is on, whatever lies over it.
+    pub fn ram_page(&self, gpa: Gpa) -> Option<*mut u8> {
+        self.ram_offset(gpa).map(|offset| self.host(offset & !PAGE_MASK))
     }
 
     /// Registers someone who is told of writes to code pages. Returns its number, for `notify_code_written`.

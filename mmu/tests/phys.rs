@@ -173,8 +173,9 @@ fn roms_ignore_writes_and_pad_to_a_page() {
     }
     let (host, writable) = mem.page_is_plain(0xffff_f123).unwrap();
     assert!(!writable && (host as usize).is_multiple_of(4096));
-    assert!(!mem.mark_code(0xffff_f000) && !mem.is_code(0xffff_f000), "code in ROM needs no mark");
-    assert!(!mem.mark_code(0xfff0_0000));
+    mem.hold_code(0xffff_f000);
+    mem.hold_code(0xfff0_0000);
+    assert!(!mem.is_code(0xffff_f000) && !mem.is_code(0xfff0_0000), "code in ROM needs no watching");
     assert_eq!(mem.map_rom(0xffff_0000, &[]), 2, "an empty image is a mapping of nothing");
     mem.unmap(2);
 }
@@ -238,8 +239,8 @@ fn watchers_hear_of_writes_to_code_pages_and_of_no_others() {
     let watcher = Arc::new(Watcher::default());
     assert_eq!(mem.watch_code(watcher.clone()), 0);
     let heard = || std::mem::take(&mut *watcher.0.lock());
-    assert!(mem.mark_code(0x5123));
-    assert!(!mem.mark_code(0x5fff), "marked before");
+    mem.hold_code(0x5123);
+    mem.hold_code(0x5fff);
     assert!(mem.is_code(0x5000) && !mem.is_code(0x6000) && !mem.is_code(0x4fff));
 
     mem.write_u32(0x5010, 1);
@@ -250,16 +251,50 @@ fn watchers_hear_of_writes_to_code_pages_and_of_no_others() {
     assert_eq!(heard(), [(0x5000, 4)], "only the part on the code page");
     mem.write(0x4800, &[0; 0x2000]);
     assert_eq!(heard(), [(0x5000, 0x1000)]);
-    assert!(mem.mark_code(FOUR_GIB));
+    mem.hold_code(FOUR_GIB);
     mem.write(FOUR_GIB + 8, &[0; 2]);
     assert_eq!(heard(), [(FOUR_GIB + 8, 2)]);
     assert_eq!(mem.compare_exchange_u64(0x5008, 1, 2), Err(0));
     assert_eq!(heard(), []);
     assert_eq!(mem.compare_exchange_u64(0x5008, 0, 2), Ok(0));
     assert_eq!(heard(), [(0x5008, 8)]);
-    mem.clear_code(0x5000);
+    mem.release_code(0x5000);
+    mem.write_u32(0x5010, 1);
+    assert_eq!(heard(), [(0x5010, 4)], "one of two has let go");
+    mem.release_code(0x5000);
     mem.write_u32(0x5010, 1);
     assert_eq!(heard(), []);
+}
+
+#[test]
+fn those_who_may_write_a_page_fast_are_known_by_their_bits() {
+    let mem = memory();
+    mem.note_writer(0x5123, 1);
+    mem.note_writer(0x5fff, 4);
+    mem.note_writer(FOUR_GIB, 2);
+    assert_eq!((mem.writers(0x5000), mem.writers(0x6000), mem.writers(FOUR_GIB + 1)), (5, 0, 2));
+    mem.forget_writer(0x5800, 1);
+    assert_eq!(mem.writers(0x5000), 4);
+    mem.note_writer(0xfff0_0000, 1);
+    assert_eq!(mem.writers(0xfff0_0000), 0, "there is no RAM");
+}
+
+#[test]
+fn watchers_hear_of_what_is_mapped_and_unmapped() {
+    #[derive(Default)]
+    struct Ranges(Mutex<Vec<(u64, u64)>>);
+    impl CodeWatcher for Ranges {
+        fn code_written(&self, _: u64, _: u64) {}
+        fn map_changed(&self, first: u64, last: u64) {
+            self.0.lock().push((first, last));
+        }
+    }
+    let mem = memory();
+    let ranges = Arc::new(Ranges::default());
+    mem.watch_code(ranges.clone());
+    let id = mem.map_mmio(0xfec0_0010, 0x20, Dev::new(0));
+    mem.unmap(id);
+    assert_eq!(*ranges.0.lock(), [(0xfec0_0000, 0xfec0_0fff); 2]);
 }
 
 #[test]
@@ -280,14 +315,14 @@ fn a_watcher_may_use_the_memory_it_is_told_of() {
     impl CodeWatcher for Clears {
         fn code_written(&self, gpa: u64, _: u64) {
             let mem = self.0.upgrade().unwrap();
-            mem.clear_code(gpa);
+            mem.release_code(gpa);
             mem.map_mmio(0xfee0_0000, 0x1000, Dev::new(0));
             mem.watch_code(Arc::new(Watcher::default()));
         }
     }
     let mem = memory();
     mem.watch_code(Arc::new(Clears(Arc::downgrade(&mem))));
-    mem.mark_code(0x1000);
+    mem.hold_code(0x1000);
     mem.write_u8(0x1000, 1);
     assert!(!mem.is_code(0x1000));
     assert_eq!(kind(&mem, 0xfee0_0000), "mmio");

@@ -389,7 +389,7 @@ fn setting_flags_tells_the_dirty_map_and_code_watchers() {
     let guest = Guest::with_leaf(Level4, 1, 0x5000 | P);
     let count = Arc::new(Count(0.into()));
     guest.mem.watch_code(count.clone());
-    guest.mem.mark_code(guest.entry_gpa(1));
+    guest.mem.hold_code(guest.entry_gpa(1));
     guest.mem.take_dirty(guest.entry_gpa(1));
     guest.walk(READ).unwrap();
     guest.walk(READ).unwrap();

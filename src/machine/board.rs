@@ -85,7 +85,7 @@ impl Board {
         let apics: Vec<_> = vcpus
             .iter()
             .enumerate()
-            .map(|(n, v)| apic_bus.add(n as u32, n == 0, tsc.clone(), Arc::new(Pins(v.events.clone()))))
+            .map(|(n, v)| apic_bus.add(v.apic_id, n == 0, tsc.clone(), Arc::new(Pins(v.events.clone()))))
             .collect();
         let pic = Pic::new(Irq::new(apic_bus.clone(), 0));
         apic_bus.connect_pic(&pic);

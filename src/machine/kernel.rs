@@ -56,7 +56,7 @@ impl Boot {
             com_ports[n] = s.backend != crate::config::CharBackend::None;
         }
         let tables = mynah_firmware::Config {
-            apic_ids: (0..cfg.smp.cpus).collect(),
+            apic_ids: (0..cfg.smp.cpus).map(|n| model.apic_id(n)).collect(),
             cpu: mynah_firmware::tables::CpuInfo {
                 signature: model.signature(),
                 features: cpuid(1)[3],
@@ -144,6 +144,12 @@ pub fn enter(cpu: &mut Cpu, e: &Entry) {
     s.cpl = 0;
     set_mtrrs(cpu);
     cpu.sync_all();
+}
+
+/// The state in which firmware leaves the processors that do not boot: waiting for a start-up IPI, with memory types set.
+pub fn park(cpu: &mut Cpu) {
+    cpu.reset();
+    set_mtrrs(cpu);
 }
 
 /// Memory types as firmware sets them: RAM is write-back, the legacy video window and the PCI hole are uncached (SDM volume 3A, 11.11).

@@ -10,7 +10,7 @@ use crate::config::{AccelKind, Config, Device, LogItem};
 use anyhow::{Context, bail};
 use board::Board;
 use mynah_cpu::trace::{self, Trace};
-use mynah_cpu::{Cpu, CpuModel};
+use mynah_cpu::{Cpu, CpuModel, World};
 use mynah_jit::tier::Translating;
 use mynah_mmu::{GuestRam, PhysMemory};
 use power::Power;
@@ -34,7 +34,10 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     let ram = GuestRam::new(size).with_context(|| format!("-m: cannot map {size} bytes of guest RAM"))?;
     let memory = PhysMemory::new(ram, below_4g(size));
     let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, cfg.start_stopped));
-    let handles: Vec<VcpuHandle> = (0..cfg.smp.cpus).map(|_| VcpuHandle::default()).collect();
+    let handles: Vec<VcpuHandle> =
+        (0..cfg.smp.cpus).map(|n| VcpuHandle { apic_id: model.apic_id(n), ..Default::default() }).collect();
+    let world = World::new(handles.iter().map(|h| (h.events.clone(), h.inbox.clone())));
+    let crowded = std::thread::available_parallelism().is_ok_and(|n| handles.len() > n.get());
     power.connect(handles.clone());
     let mut board = Board::new(&cfg, memory.clone(), &power, &handles)?;
     let mut consoles = console::Consoles::open(&cfg, &mut board, &power)?;
@@ -52,8 +55,8 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     for (n, handle) in handles.iter().enumerate() {
         let view = Arc::new(board.view(n));
         let mut cpu = Cpu::new(n as u32, memory.clone(), view, handle.events.clone(), model.clone());
-        cpu.inbox = handle.inbox.clone();
-        cpu.sole = handles.len() == 1;
+        cpu.join(&world, n);
+        cpu.crowded = crowded;
         if let Some(log) = &log {
             cpu.set_trace(log.clone());
         }
@@ -67,14 +70,20 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         }
         if n == 0 {
             kernel::enter(&mut cpu, &entry);
+        } else {
+            kernel::park(&mut cpu);
         }
-        let (power, board, boot) = (power.clone(), board.clone(), boot.clone());
+        let (power, board, boot, world) = (power.clone(), board.clone(), boot.clone(), world.clone());
         let thread = std::thread::Builder::new()
             .name(format!("mynah-vcpu{n}"))
             .stack_size(8 << 20)
             .spawn(move || {
-                vcpu::run(&mut cpu, &power, |cpu| {
+                vcpu::run(&mut cpu, &world, n, &power, |cpu| {
                     cpu.trace_reset();
+                    if n != 0 {
+                        kernel::park(cpu);
+                        return Ok(());
+                    }
                     board.reset();
                     cpu.reset();
                     kernel::enter(cpu, &boot.load(&board.memory)?);
@@ -142,9 +151,6 @@ fn trace(cfg: &Config) -> anyhow::Result<Option<Arc<Trace>>> {
 
 /// What the command line knows but the machine does not have yet is refused, never ignored.
 fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
-    if cfg.smp.cpus > 1 {
-        bail!("-smp {}: more than one vCPU is not supported yet", cfg.smp.cpus);
-    }
     if !cfg.accel.is_empty() && engine(cfg).is_none() {
         bail!("-accel {}: not supported yet; there are interp and jit (or tcg)", cfg.accel[0].kind);
     }
@@ -194,5 +200,8 @@ fn cpu_model(cfg: &Config) -> anyhow::Result<CpuModel> {
     for (name, value) in &cfg.cpu.properties {
         text.push_str(&format!(",{name}={value}"));
     }
-    CpuModel::parse(&text).with_context(|| format!("-cpu {text}"))
+    let mut model = CpuModel::parse(&text).with_context(|| format!("-cpu {text}"))?;
+    // CPUID has no level for dies here: their cores are the package's.
+    model.set_topology(cfg.smp.dies * cfg.smp.cores, cfg.smp.threads);
+    Ok(model)
 }

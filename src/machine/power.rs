@@ -29,6 +29,10 @@ pub struct End {
 
 struct State {
     reset: bool,
+    /// Resets that were carried out.
+    resets: u64,
+    /// vCPUs that stand still until the reset is carried out.
+    parked: usize,
     paused: bool,
     end: Option<End>,
     triple_fault: Option<String>,
@@ -56,7 +60,14 @@ impl Power {
             on_reboot,
             on_shutdown,
             on_panic,
-            state: Mutex::new(State { reset: false, paused, end: None, triple_fault: None }),
+            state: Mutex::new(State {
+                reset: false,
+                resets: 0,
+                parked: 0,
+                paused,
+                end: None,
+                triple_fault: None,
+            }),
             changed: Condvar::new(),
             vcpus: OnceLock::new(),
         }
@@ -89,9 +100,42 @@ impl Power {
         }
     }
 
-    /// The reset asked for has been carried out.
+    /// For the boot processor: waits until all others stand still for the reset that was asked for. False if there is none any more.
+    pub fn wait_parked(&self) -> bool {
+        let others = self.vcpus.get().map_or(0, |v| v.len().saturating_sub(1));
+        let mut s = self.state.lock();
+        while s.parked < others && s.end.is_none() {
+            self.changed.wait(&mut s);
+        }
+        s.end.is_none() && s.reset
+    }
+
+    /// For the other processors: stands still until the reset is carried out. False if the machine has ended instead.
+    pub fn park_for_reset(&self) -> bool {
+        let mut s = self.state.lock();
+        if !s.reset {
+            return false;
+        }
+        let resets = s.resets;
+        s.parked += 1;
+        self.changed.notify_all();
+        while s.resets == resets && s.end.is_none() {
+            self.changed.wait(&mut s);
+        }
+        s.end.is_none()
+    }
+
+    /// The reset asked for has been carried out by the boot processor: all go on, as after power-on.
     pub fn reset_done(&self) {
-        self.state.lock().reset = false;
+        let mut s = self.state.lock();
+        for v in self.vcpus.get().into_iter().flatten() {
+            v.forget_signals();
+        }
+        s.reset = false;
+        s.resets += 1;
+        s.parked = 0;
+        drop(s);
+        self.changed.notify_all();
     }
 
     /// Ends the run.

@@ -2,13 +2,17 @@
 use super::power::{Power, Request};
 use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_NMI, EV_SIPI};
 use mynah_cpu::interp::MemoryChanges;
-use mynah_cpu::{Board, Cpu, Events, Exit};
+use mynah_cpu::state::Activity;
+use mynah_cpu::{Board, Cpu, Events, Exit, World};
 use mynah_devices::bus::PortBus;
 use mynah_devices::events::{MachineEvents, ResetCause};
 use mynah_devices::interrupts::lapic::{LocalApic, ReadTsc, VcpuPins};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Where the vector of a start-up IPI stands in the event word.
+const SIPI_VECTOR: u32 = 0xff00_0000;
 
 /// What other threads hold of a vCPU.
 #[derive(Clone, Default)]
@@ -17,12 +21,19 @@ pub struct VcpuHandle {
     pub events: Arc<Events>,
     /// What has changed in memory.
     pub inbox: Arc<Mutex<MemoryChanges>>,
+    /// The id of its local APIC.
+    pub apic_id: u32,
 }
 
 impl VcpuHandle {
     /// Has the vCPU come out of its run loop.
     pub fn kick(&self) {
         self.events.raise(EV_KICK);
+    }
+
+    /// RESET: what was signalled before is void.
+    pub fn forget_signals(&self) {
+        self.events.take(EV_NMI | EV_INIT | EV_SIPI | SIPI_VECTOR);
     }
 
     /// Leaves a note on memory and has the vCPU look at it.
@@ -50,9 +61,13 @@ impl VcpuPins for Pins {
         // There is no system management mode: as with SMIs disabled in the chipset.
     }
     fn init(&self) {
+        // A start-up IPI that was not looked at yet is void.
+        self.0.take(EV_SIPI | SIPI_VECTOR);
         self.0.raise(EV_INIT);
     }
     fn sipi(&self, vector: u8) {
+        // Of several the last one counts. Calls come one at a time, with the local APIC locked.
+        self.0.take(EV_SIPI | SIPI_VECTOR);
         self.0.raise(EV_SIPI | u32::from(vector) << 24);
     }
 }
@@ -103,18 +118,54 @@ impl Board for VcpuBoard {
     }
 }
 
-/// Runs the vCPU until the machine ends. `reset` puts CPU and machine into the state of a fresh start.
-pub fn run(cpu: &mut Cpu, power: &Power, mut reset: impl FnMut(&mut Cpu) -> anyhow::Result<()>) {
+/// Ends the machine if its vCPU's thread panics, so that nobody waits for it.
+struct EndOnPanic<'a> {
+    power: &'a Power,
+    world: &'a World,
+    seat: usize,
+}
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.world.leave(self.seat);
+            self.power.fail(format!("internal error: the thread of vCPU {} has panicked", self.seat));
+        }
+    }
+}
+
+/// Runs the vCPU in seat `seat` until the machine ends. `reset` puts it into the state of a fresh start; that of the boot processor, which is called
+/// while all others stand still, does the same to the machine.
+pub fn run(
+    cpu: &mut Cpu,
+    world: &World,
+    seat: usize,
+    power: &Power,
+    mut reset: impl FnMut(&mut Cpu) -> anyhow::Result<()>,
+) {
+    let _guard = EndOnPanic { power, world, seat };
     loop {
         match power.request() {
             Request::Run => {}
             Request::Stop => return,
-            Request::Reset => {
+            Request::Reset if seat == 0 => {
+                if !power.wait_parked() {
+                    continue;
+                }
                 if let Err(e) = reset(cpu) {
                     power.fail(format!("{e:#}"));
                     return;
                 }
                 power.reset_done();
+            }
+            Request::Reset => {
+                if power.park_for_reset()
+                    && let Err(e) = reset(cpu)
+                {
+                    power.fail(format!("{e:#}"));
+                    return;
+                }
+                continue;
             }
             Request::Pause => {
                 power.wait_while_paused();
@@ -123,6 +174,10 @@ pub fn run(cpu: &mut Cpu, power: &Power, mut reset: impl FnMut(&mut Cpu) -> anyh
         }
         match cpu.run() {
             Exit::Kick | Exit::Budget => {}
+            // Waiting for a start-up IPI it takes no interrupts.
+            Exit::Halt if cpu.state.activity == Activity::WaitSipi => {
+                cpu.events.wait(cpu.event_mask & !(EV_INTR | EV_NMI), None);
+            }
             Exit::Halt => cpu.events.wait(cpu.event_mask, None),
             Exit::Shutdown => {
                 power.describe(mynah_cpu::trace::cpu_state(cpu));

@@ -8,6 +8,12 @@ use crate::width::W64;
 use iced_x86::{Instruction, Mnemonic};
 use std::sync::atomic::{Ordering, fence};
 
+/// What a serialising instruction (SDM volume 3A, 9.3) does for memory: earlier stores are seen by all before later loads are made. Such an
+/// instruction also ends its block, so that what others have changed in code is seen behind it.
+pub(super) fn serialise() {
+    fence(Ordering::SeqCst);
+}
+
 /// INVLPG makes no access: its address is not checked.
 fn invlpg(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     ring0(cpu)?;
@@ -15,10 +21,12 @@ fn invlpg(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let lin = base.wrapping_add(cpu.ea(op));
     let lin = if cpu.state.is_long64() { lin } else { lin & 0xffff_ffff };
     cpu.tlb.flush_page(lin);
+    serialise();
     Ok(())
 }
 
 fn invpcid(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    serialise();
     ring0(cpu)?;
     let mut kind = cpu.state.gpr[usize::from(op.dst & 31)];
     if !op.is_long() {
@@ -43,7 +51,9 @@ fn invpcid(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 }
 
 fn privileged_nop(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
-    ring0(cpu)
+    ring0(cpu)?;
+    serialise();
+    Ok(())
 }
 
 /// CLFLUSH, CLFLUSHOPT, CLWB: checked as the load of a byte; execute-only segments are allowed too.
@@ -74,13 +84,12 @@ pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
     match i.mnemonic() {
         Mnemonic::Invlpg => Helper::ends(invlpg),
         Mnemonic::Invpcid => Helper::ends(invpcid),
-        Mnemonic::Invd | Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => Helper::straight(privileged_nop),
+        Mnemonic::Invd | Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => Helper::ends(privileged_nop),
         Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => Helper::straight(flush_line),
         Mnemonic::Clzero => Helper::straight(clzero),
         Mnemonic::Mfence | Mnemonic::Lfence | Mnemonic::Sfence => Helper::straight(full_fence),
         Mnemonic::Serialize => Helper::ends(full_fence),
         Mnemonic::Cldemote
-        | Mnemonic::Pause
         | Mnemonic::Prefetch
         | Mnemonic::Prefetchw
         | Mnemonic::Prefetchnta

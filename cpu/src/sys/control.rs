@@ -177,6 +177,7 @@ fn reg(cpu: &Cpu, r: u8, long: bool) -> u64 {
 }
 
 fn mov_to_cr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    super::cache::serialise();
     let v = reg(cpu, op.src, op.is_long());
     if !matches!(op.dst, 0 | 2 | 3 | 4 | 8) {
         return Err(cpu.ud());
@@ -226,6 +227,7 @@ fn clts(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
 
 /// LMSW: PE, MP, EM and TS; PE cannot be cleared.
 fn lmsw(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    super::cache::serialise();
     ring0(cpu)?;
     let v = if op.is_mem() { cpu.load_op::<W16>(op)? } else { reg(cpu, op.dst, true) };
     let bits = cr0::PE | cr0::MP | cr0::EM | cr0::TS;

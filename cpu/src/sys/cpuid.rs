@@ -25,6 +25,7 @@ impl Cpu {
 }
 
 fn cpuid(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
+    super::cache::serialise();
     let d = cpu.cpuid_input();
     let g = &mut cpu.state.gpr;
     let [a, b, c, e] = cpu.model.cpuid(&d, g[gpr::RAX] as u32, g[gpr::RCX] as u32);
@@ -86,7 +87,7 @@ fn rdpid(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 /// The helper for an instruction of this group.
 pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
     match i.code() {
-        Code::Cpuid => Helper::straight(cpuid),
+        Code::Cpuid => Helper::ends(cpuid),
         Code::Rdtsc => Helper::straight(rdtsc),
         Code::Rdtscp => Helper::straight(rdtscp),
         Code::Rdpmc => Helper::straight(rdpmc),

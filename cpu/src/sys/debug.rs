@@ -123,6 +123,7 @@ fn mov_from_dr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 }
 
 fn mov_to_dr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    super::cache::serialise();
     let n = resolve(cpu, op.dst)?;
     let v = cpu.state.gpr[usize::from(op.src & 31)];
     let v = if op.is_long() { v } else { v & 0xffff_ffff };

@@ -176,6 +176,7 @@ fn to_v86(cpu: &mut Cpu, mut st: Stack, ip: u64, cs: u16, flags: u64) -> Result<
 }
 
 fn iret_n<const N: u64>(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
+    super::cache::serialise();
     iret(cpu, N)
 }
 

@@ -1,4 +1,4 @@
-//! HLT, MONITOR, MWAIT, BOUND (SDM volume 2). UD0, UD1, UD2, RSM outside SMM, VMCALL and VMMCALL have no helper: they are invalid opcodes.
+//! HLT, PAUSE, MONITOR, MWAIT, BOUND (SDM volume 2). UD0, UD1, UD2, RSM outside SMM, VMCALL and VMMCALL have no helper: they are invalid opcodes.
 use super::tables::ring0;
 use crate::board::EV_INTR;
 use crate::cpu::{Cpu, Stop, vector};
@@ -12,6 +12,21 @@ use std::time::Duration;
 fn hlt(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     ring0(cpu)?;
     cpu.state.activity = Activity::Halted;
+    Ok(())
+}
+
+/// PAUSEs of a vCPU that spins after which it lets others have its CPU, if there are not enough of those.
+const SPIN: u32 = 32;
+
+/// PAUSE: a program waits for another vCPU, which may have been put aside for this one's sake.
+fn pause(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
+    std::hint::spin_loop();
+    if cpu.crowded {
+        cpu.pauses = cpu.pauses.wrapping_add(1);
+        if cpu.pauses % SPIN == 0 {
+            std::thread::yield_now();
+        }
+    }
     Ok(())
 }
 
@@ -67,6 +82,7 @@ fn bound<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
     match i.mnemonic() {
         Mnemonic::Hlt => Helper::ends(hlt),
+        Mnemonic::Pause => Helper::straight(pause),
         Mnemonic::Monitor => Helper::straight(monitor),
         Mnemonic::Mwait => Helper::ends(mwait),
         Mnemonic::Bound if i.code() == Code::Bound_r16_m1616 => Helper::straight(bound::<W16>),

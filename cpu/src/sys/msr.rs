@@ -429,6 +429,7 @@ fn rdmsr(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
 }
 
 fn wrmsr(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
+    super::cache::serialise();
     ring0(cpu)?;
     let g = &cpu.state.gpr;
     let v = g[gpr::RDX] << 32 | g[gpr::RAX] & 0xffff_ffff;

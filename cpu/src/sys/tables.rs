@@ -47,11 +47,13 @@ fn load_table<const N: u64>(cpu: &mut Cpu, op: &Op) -> Result<Table, Stop> {
 }
 
 fn lgdt<const N: u64>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    super::cache::serialise();
     cpu.state.gdtr = load_table::<N>(cpu, op)?;
     Ok(())
 }
 
 fn lidt<const N: u64>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    super::cache::serialise();
     cpu.state.idtr = load_table::<N>(cpu, op)?;
     Ok(())
 }
@@ -141,6 +143,7 @@ impl Cpu {
 }
 
 fn lldt(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    super::cache::serialise();
     protected(cpu)?;
     ring0(cpu)?;
     let sel = selector_dst(cpu, op)?;
@@ -153,6 +156,7 @@ fn lldt(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 }
 
 fn ltr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    super::cache::serialise();
     protected(cpu)?;
     ring0(cpu)?;
     let sel = selector_dst(cpu, op)?;
