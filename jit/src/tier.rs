@@ -28,6 +28,18 @@ const QUEUE: usize = 64;
 /// Bytes of code kept.
 const CODE: usize = 128 << 20;
 
+/// Guest instructions within which a block that is compiled again counts as one that is written and run in turn.
+const STORM: u64 = 1 << 20;
+/// Blocks whose last compilation is remembered.
+const HISTORY: usize = 1 << 16;
+
+/// When a block was compiled last, and how often it must get hot before it is compiled again.
+struct Past {
+    icount: u64,
+    level: u32,
+    skip: u32,
+}
+
 /// What has been done.
 #[derive(Default)]
 pub struct Counters {
@@ -41,6 +53,8 @@ pub struct Counters {
     pub refused: AtomicU64,
     /// Times that the queue was full.
     pub full: AtomicU64,
+    /// Times that a hot block was left to the interpreter because it had been compiled a short while before.
+    pub put_off: AtomicU64,
     /// Guest instructions in compiled regions.
     pub instructions: AtomicU64,
     /// Bytes of host code.
@@ -96,6 +110,7 @@ pub struct Translating {
     context: Option<Context>,
     enter: Enter,
     regions: HashMap<(u64, u32), Region>,
+    history: HashMap<(u64, u32), Past>,
     info: InstructionInfoFactory,
 }
 
@@ -143,6 +158,7 @@ impl Translating {
             context: Some(context),
             enter,
             regions: HashMap::new(),
+            history: HashMap::new(),
             info: InstructionInfoFactory::new(),
         };
         Ok((compiler, tier))
@@ -201,6 +217,11 @@ impl Tier for Translating {
     }
 
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        if !self.is_worth_it(cpu.icount, phys, key) {
+            self.counters.put_off.fetch_add(1, Ordering::Relaxed);
+            cpu.cool(phys, key);
+            return;
+        }
         let Some(plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info)) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return;
@@ -223,6 +244,7 @@ impl Tier for Translating {
         drop(queue);
         if let Some(old) = dropped {
             self.counters.full.fetch_add(1, Ordering::Relaxed);
+            self.history.remove(&(old.phys, old.key));
             cpu.cool(old.phys, old.key);
         }
         self.shared.wake.notify_one();
@@ -237,6 +259,25 @@ impl Tier for Translating {
 }
 
 impl Translating {
+    /// Whether a block that is hot is to be compiled. One that is written and run in turn must get hot twice as often each time.
+    fn is_worth_it(&mut self, icount: u64, phys: u64, key: u32) -> bool {
+        if self.history.len() >= HISTORY {
+            self.history.clear();
+        }
+        let Some(past) = self.history.get_mut(&(phys, key)) else {
+            self.history.insert((phys, key), Past { icount, level: 0, skip: 0 });
+            return true;
+        };
+        if past.skip > 0 {
+            past.skip -= 1;
+            return false;
+        }
+        past.level = if icount.wrapping_sub(past.icount) < STORM { (past.level + 1).min(20) } else { 0 };
+        past.icount = icount;
+        past.skip = (1 << past.level) - 1;
+        true
+    }
+
     /// Puts code into place for the vCPU, if the blocks that it was made of are still there.
     fn install(&mut self, cpu: &mut Cpu, d: Done) {
         if !d.parts.iter().all(|p| p.holds(cpu, d.key)) {
