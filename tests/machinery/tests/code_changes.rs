@@ -241,9 +241,10 @@ fn a_fault_in_a_hot_loop_leaves_the_registers_of_its_instruction() {
             p.name("access");
             asm!(p; add ebx, dword_ptr(rdi); add edi, 4; xor ecx, 0; jmp top);
         });
+        asm!(p; sub edi, absent);
         p.show_all("regs", &[ebx, ecx, edx, edi]);
     });
-    g.check(&format!("#PF(0x0) at access cr2=absent\nregs={b:#x} {c:#x} {d:#x} {absent:#x}"));
+    g.check(&format!("#PF(0x0) at access cr2=absent\nregs={b:#x} {c:#x} {d:#x} 0x0"));
 }
 
 /// mov ecx, 2; inc ebx; dec ecx; jnz; ret
