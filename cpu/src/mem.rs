@@ -423,18 +423,30 @@ impl Cpu {
         }
         let t = self.translate(lin, Access { write, fetch: false, mode })?;
         let Some((host, writable)) = self.plain(t.gpa) else {
+            self.refuse_device()?;
             return Ok(Place::Device(t.gpa));
         };
         let p = host.wrapping_add((t.gpa & PAGE_MASK) as usize);
         let watched = self.mem.is_code(t.gpa) || self.mem.dirty_log();
         if write && !writable {
+            self.refuse_device()?;
             return Ok(Place::Device(t.gpa)); // ROM: the write vanishes
         }
         if write {
             self.mem.mark_dirty(t.gpa);
+            self.keep_page(host);
         }
-        self.fill(lin, mode, &t, host, writable && !watched);
+        self.fill(lin, mode, &t, host, writable && !watched && (write || !self.is_tentative()));
         Ok(if write && watched { Place::Watched(t.gpa, p) } else { Place::Host(p) })
+    }
+
+    /// Devices are not accessed while what is done may have to be taken back.
+    fn refuse_device(&mut self) -> Result<(), Stop> {
+        if !self.is_tentative() {
+            return Ok(());
+        }
+        self.device_met = true;
+        Err(Stop::Again)
     }
 
     fn fill(&mut self, lin: u64, mode: Mode, t: &Translation, host: *mut u8, fast_write: bool) {
@@ -483,7 +495,7 @@ impl Cpu {
         let plain = self.plain(t.gpa);
         if let Some((host, writable)) = plain {
             let watched = self.mem.is_code(t.gpa) || self.mem.dirty_log();
-            self.fill(lin, mode, &t, host, writable && !watched);
+            self.fill(lin, mode, &t, host, writable && !watched && !self.is_tentative());
         } else {
             self.tlb.note_exec(lin, t.page_size);
         }

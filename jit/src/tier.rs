@@ -9,10 +9,12 @@
 use crate::code::{CodeMemory, Part};
 use crate::compile::Compiler;
 pub use crate::compile::Optimize;
+use crate::perf::PerfMap;
 use crate::region::Plan;
 use crate::runtime::Context;
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::board::EV_TIER;
+use mynah_cpu::state::{gpr, seg};
 use mynah_cpu::tier::{Compiled, Enter, Tier};
 use mynah_cpu::{Cpu, CpuModel, Events, Op};
 use parking_lot::{Condvar, Mutex};
@@ -65,11 +67,14 @@ pub struct Counters {
 
 struct Job {
     plan: Plan,
+    /// The linear address at which the block got hot.
+    lin: u64,
     phys: u64,
     key: u32,
 }
 
 struct Done {
+    lin: u64,
     code: Vec<u8>,
     ops: Box<[Op]>,
     parts: Box<[Part]>,
@@ -93,6 +98,20 @@ struct Region {
     key: u32,
 }
 
+/// Where a text about code goes.
+pub type Sink = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What is told of regions to those who look inside.
+#[derive(Default)]
+pub struct Inside {
+    /// Takes Cranelift's intermediate representation of each.
+    pub ir: Option<Sink>,
+    /// Takes the host code of each.
+    pub asm: Option<Sink>,
+    /// Takes their names and places.
+    pub perf: Option<PerfMap>,
+}
+
 /// Who compiles.
 enum Worker {
     /// A thread, while the vCPU goes on interpreting.
@@ -112,6 +131,7 @@ pub struct Translating {
     regions: HashMap<(u64, u32), Region>,
     history: HashMap<(u64, u32), Past>,
     info: InstructionInfoFactory,
+    inside: Inside,
 }
 
 // SAFETY: the raw pointers in `context` lead to code that `memory` owns, to functions, and to the events of the vCPU, which outlive it; ops hold
@@ -121,7 +141,14 @@ unsafe impl Send for Translating {}
 impl Translating {
     /// A tier for a vCPU of `model` that compiles in the background; an error says why this host has none.
     pub fn new(model: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
-        let (compiler, mut tier) = Self::prepare(&events, Optimize::Speed)?;
+        Self::new_with(model, events, Inside::default())
+    }
+
+    /// As [`Self::new`], for somebody who looks inside.
+    pub fn new_with(model: Arc<CpuModel>, events: Arc<Events>, inside: Inside) -> Result<Self, String> {
+        let (mut compiler, mut tier) = Self::prepare(&events, Optimize::Speed)?;
+        compiler.ir = inside.ir.clone();
+        tier.inside = inside;
         let (shared, counters) = (tier.shared.clone(), tier.counters.clone());
         let thread = std::thread::Builder::new()
             .name("mynah-jit".into())
@@ -160,6 +187,7 @@ impl Translating {
             regions: HashMap::new(),
             history: HashMap::new(),
             info: InstructionInfoFactory::new(),
+            inside: Inside::default(),
         };
         Ok((compiler, tier))
     }
@@ -194,7 +222,7 @@ fn work(mut compiler: Compiler, model: &CpuModel, events: &Events, shared: &Shar
 
 fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &Counters) -> Option<Done> {
     let start = std::time::Instant::now();
-    let code = compiler.region(&job.plan, model);
+    let code = compiler.region(&job.plan, model, job.lin);
     counters.nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
     let Some(code) = code else {
         counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -205,7 +233,7 @@ fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &C
     counters.instructions.fetch_add(job.plan.instruction_count() as u64, Ordering::Relaxed);
     counters.bytes.fetch_add(code.len() as u64, Ordering::Relaxed);
     let parts = job.plan.take_parts();
-    Some(Done { code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key })
+    Some(Done { lin: job.lin, code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key })
 }
 
 impl Tier for Translating {
@@ -230,7 +258,9 @@ impl Tier for Translating {
         for part in plan.part_addresses().filter(|&p| p != phys) {
             cpu.cool(part, key);
         }
-        let job = Job { plan, phys, key };
+        let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
+        let lin = cpu.state.gpr[gpr::RIP].wrapping_add(base);
+        let job = Job { plan, lin, phys, key };
         if let Worker::AtOnce(compiler) = &mut self.worker {
             let model = cpu.model.clone();
             if let Some(done) = compile(compiler, &model, job, &self.counters) {
@@ -298,6 +328,12 @@ impl Translating {
         let parts: Vec<u64> = d.parts.iter().map(|p| p.phys).collect();
         // SAFETY: code, ops and context stay until the region is uninstalled (above) or the vCPU, which owns this tier, ends.
         if unsafe { cpu.install(d.phys, d.key, &parts, code) } {
+            if let Some(perf) = &mut self.inside.perf {
+                perf.add(placed.address, d.code.len(), d.lin);
+            }
+            if let Some(asm) = &self.inside.asm {
+                asm(&crate::perf::host_code(placed.address, &d.code, d.lin));
+            }
             self.counters.installed.fetch_add(1, Ordering::Relaxed);
             let region = Region { _ops: d.ops, segment: placed.segment, phys: d.phys, key: d.key };
             self.regions.insert((d.phys, d.key), region);
