@@ -35,6 +35,7 @@ pub(crate) struct Compiler {
     plane: ControlPlane,
     /// Takes the intermediate representation of each region.
     pub ir: Option<crate::tier::Sink>,
+    called: Vec<u16>,
 }
 
 /// Tells a region that is about to be entered its ops and RIP.
@@ -72,6 +73,7 @@ impl Compiler {
             builder: FunctionBuilderContext::new(),
             plane: ControlPlane::default(),
             ir: None,
+            called: Vec::new(),
         })
     }
 
@@ -88,7 +90,14 @@ impl Compiler {
         if let Some(ir) = &self.ir {
             ir(&format!("OP: guest {lin:#x}\n{}\n", self.context.func.display()));
         }
-        self.finish(&primitives)
+        let code = self.finish(&primitives);
+        self.called = primitives.called;
+        code
+    }
+
+    /// The instructions that the last region calls the interpreter for.
+    pub fn called(&self) -> &[u16] {
+        &self.called
     }
 
     /// The host code of the stub that translates an address and keeps all registers: from the TLB if it is there (it may well be: code asks also where an

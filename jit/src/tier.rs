@@ -61,6 +61,10 @@ pub struct Counters {
     pub instructions: AtomicU64,
     /// Bytes of host code.
     pub bytes: AtomicU64,
+    /// By instruction code: how many of them the code calls the interpreter for.
+    pub called: Mutex<HashMap<u16, u64>>,
+    /// What the vCPU last told: instructions executed, and how often compiled code was left, by reason.
+    pub running: Mutex<(u64, [u64; 8])>,
     /// Nanoseconds spent compiling.
     pub nanos: AtomicU64,
 }
@@ -232,6 +236,11 @@ fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &C
     counters.compiled.fetch_add(1, Ordering::Relaxed);
     counters.instructions.fetch_add(job.plan.instruction_count() as u64, Ordering::Relaxed);
     counters.bytes.fetch_add(code.len() as u64, Ordering::Relaxed);
+    let mut called = counters.called.lock();
+    for &op in compiler.called() {
+        *called.entry(op).or_default() += 1;
+    }
+    drop(called);
     let parts = job.plan.take_parts();
     Some(Done { lin: job.lin, code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key })
 }
@@ -245,6 +254,7 @@ impl Tier for Translating {
     }
 
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        *self.counters.running.lock() = (cpu.icount, cpu.left);
         if !self.is_worth_it(cpu.icount, phys, key) {
             self.counters.put_off.fetch_add(1, Ordering::Relaxed);
             cpu.cool(phys, key);
