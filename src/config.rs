@@ -90,6 +90,12 @@ pub struct Config {
     pub boot: Boot,
     /// What is logged (`-d`), where (`-D`) and for which addresses (`-dfilter`).
     pub log: Log,
+    /// Whether the translator is checked against the interpreter (`-check`, `-accel jit,check=`).
+    pub check: Check,
+    /// Whether names of translated code are written for `perf` (`-perf-map`).
+    pub perf_map: bool,
+    /// An ELF file with the names of the guest's functions (`-symbols`).
+    pub symbols: Option<PathBuf>,
     /// Start stopped (`-S`).
     pub start_stopped: bool,
     /// Where to wait for a debugger (`-gdb`, `-s`).
@@ -143,6 +149,9 @@ impl Default for Config {
             rtc: Rtc::default(),
             boot: Boot::default(),
             log: Log::default(),
+            check: Check::Off,
+            perf_map: false,
+            symbols: None,
             start_stopped: false,
             gdb: None,
             qmp: Vec::new(),
@@ -264,6 +273,18 @@ pub struct Accel {
     pub kind: AccelKind,
     /// Its properties, as given.
     pub properties: Vec<(String, String)>,
+}
+
+/// How much of the translator's code is checked against the interpreter while a guest runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Check {
+    /// Nothing.
+    #[default]
+    Off,
+    /// New code, and a sample of the rest.
+    On,
+    /// All, each time that it is entered.
+    All,
 }
 
 /// The engines.

@@ -167,6 +167,12 @@ pub struct Cpu {
     pub code_jumps: *const crate::tier::CodeJump,
     /// The tier's memory.
     pub tier_memory: crate::tier::TierMemory,
+    /// Compiled code is checked against the interpreter: see [`crate::check`].
+    pub(crate) check: Option<Box<crate::check::Check>>,
+    /// Pages as they were, while what is done may have to be taken back.
+    pub(crate) kept: Option<Vec<crate::check::Kept>>,
+    /// Meanwhile an access has met a device, and was not made.
+    pub(crate) device_met: bool,
     pub(crate) blocks: BlockCache,
 }
 
@@ -231,6 +237,9 @@ impl Cpu {
             ferr: false,
             code_jumps: std::ptr::null(),
             tier_memory: crate::tier::TierMemory([0; 512]),
+            check: None,
+            kept: None,
+            device_met: false,
             blocks,
         });
         cpu.code_jumps = cpu.blocks.code_jumps.as_ptr();

@@ -135,6 +135,7 @@ impl Cpu {
         if self.probe(lin, len, crate::state::seg::DS as u8, write).is_err() {
             self.state.cr2 = cr2;
             self.fault = fault;
+            self.device_met = false;
             return std::ptr::null_mut();
         }
         let e = self.tlb.entry(lin);

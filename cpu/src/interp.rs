@@ -696,7 +696,7 @@ impl Cpu {
         self.state.rflags & (fl::TF | fl::RF) != 0 || self.state.shadow != Shadow::None || self.debug_armed()
     }
 
-    fn execute(&mut self, block: *const Block) {
+    pub(crate) fn execute(&mut self, block: *const Block) {
         if self.trace.is_some() {
             // SAFETY: callers pass a live block.
             self.trace_block(unsafe { &*block });

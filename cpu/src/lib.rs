@@ -4,10 +4,12 @@
 //! * [`op`], [`block`]: decoded instructions and the cache of decoded blocks.
 //! * [`exec`]: the machine as an instruction sees it; semantics generic over it are in [`int`] and [`sse`]; helpers (long, rare or stateful
 //!   instructions, called by every engine) are in [`sys`], [`x87`] and [`int::string`].
-//! * [`interp`]: the interpreter and the run loop. [`mem`]: memory accesses. [`world`]: the vCPUs among each other.
+//! * [`interp`]: the interpreter and the run loop. [`mem`]: memory accesses. [`world`]: the vCPUs among each other. [`tier`]: compiled code,
+//!   [`check`]: its check on a running guest.
 
 pub mod block;
 pub mod board;
+pub mod check;
 pub mod cpu;
 pub mod decode;
 pub mod engine;

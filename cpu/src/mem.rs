@@ -566,17 +566,20 @@ impl Cpu {
         }
         let t = self.translate(lin, Access { write, fetch: false, mode })?;
         let Some((host, writable)) = self.plain(t.gpa) else {
+            self.refuse_device()?;
             return Ok(Place::Device(t.gpa));
         };
         let p = host.wrapping_add((t.gpa & PAGE_MASK) as usize);
         let watched = self.is_watched(t.gpa, writable && t.writable);
         if write && !writable {
+            self.refuse_device()?;
             return Ok(Place::Device(t.gpa)); // ROM: the write vanishes
         }
         if write {
             self.mem.mark_dirty(t.gpa);
+            self.keep_page(host);
         }
-        self.fill(lin, mode, &t, host, writable && !watched);
+        self.fill(lin, mode, &t, host, writable && !watched && (write || !self.is_tentative()));
         Ok(if write && watched { Place::Watched(t.gpa, p) } else { Place::Host(p) })
     }
 
@@ -587,6 +590,15 @@ impl Cpu {
             self.mem.note_writer(gpa, self.writer_bit);
         }
         self.mem.is_code(gpa) || self.mem.dirty_log()
+    }
+
+    /// Devices are not accessed while what is done may have to be taken back.
+    fn refuse_device(&mut self) -> Result<(), Stop> {
+        if !self.is_tentative() {
+            return Ok(());
+        }
+        self.device_met = true;
+        Err(Stop::Again)
     }
 
     fn fill(&mut self, lin: u64, mode: Mode, t: &Translation, host: *mut u8, fast_write: bool) {
@@ -635,7 +647,7 @@ impl Cpu {
         let plain = self.plain(t.gpa);
         if let Some((host, writable)) = plain {
             let watched = self.is_watched(t.gpa, writable && t.writable);
-            self.fill(lin, mode, &t, host, writable && !watched);
+            self.fill(lin, mode, &t, host, writable && !watched && !self.is_tentative());
         } else {
             self.tlb.note_exec(lin, t.page_size);
         }

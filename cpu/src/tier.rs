@@ -144,6 +144,9 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
         // SAFETY: `current` is live, or has died in code that it left at once.
         let Some(code) = (unsafe { (*block).tier.code.get() }) else { return std::ptr::null() };
         cpu.faulted = false;
+        if cpu.check.is_some() {
+            return run_checked(cpu, block, &code);
+        }
         let rip = cpu.state.gpr[crate::state::gpr::RIP];
         // SAFETY: as above.
         cpu.note_code(unsafe { &(*block).tier }, &code, rip);
@@ -168,6 +171,22 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
         cpu.blocks.current = next;
         block = next;
     }
+}
+
+/// Enters code that may be checked, and no other.
+#[cold]
+fn run_checked(cpu: &mut Cpu, block: *const Block, code: &Compiled) -> *const Op {
+    // SAFETY: `current` is live.
+    let left = if cpu.wants_check(unsafe { &*block }) {
+        cpu.enter_checked(code)
+    } else {
+        let rip = cpu.state.gpr[crate::state::gpr::RIP];
+        // SAFETY: as in `run_code`.
+        unsafe { (code.enter)(cpu, code.ops, rip, code.code) }
+    };
+    cpu.left[left as usize & 7] += 1;
+    cpu.interpret_next = left == LEFT_INTERPRET;
+    std::ptr::null()
 }
 
 impl Cpu {

@@ -23,6 +23,8 @@ pub const FPU: u32 = 1 << 3;
 pub const INT: u32 = 1 << 4;
 /// The state before a reset.
 pub const RESET: u32 = 1 << 5;
+/// What a translator has to say, which it says by [`Trace::put`].
+pub const TRANSLATOR: u32 = 1 << 6;
 
 /// Where the log goes and what is in it.
 pub struct Trace {
@@ -46,7 +48,8 @@ impl Trace {
         self.filter.is_empty() || self.filter.iter().any(|&(a, b)| (a..=b).contains(&ip))
     }
 
-    fn put(&self, text: &str) {
+    /// Adds a text to the log.
+    pub fn put(&self, text: &str) {
         // A log that cannot be written must not stop the guest.
         let _ = self.out.lock().write_all(text.as_bytes());
     }

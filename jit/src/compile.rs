@@ -33,6 +33,9 @@ pub(crate) struct Compiler {
     context: cranelift_codegen::Context,
     builder: FunctionBuilderContext,
     plane: ControlPlane,
+    /// Takes the intermediate representation of each region.
+    pub ir: Option<crate::tier::Sink>,
+    called: Vec<u16>,
 }
 
 /// Tells a region that is about to be entered its ops and RIP.
@@ -69,11 +72,13 @@ impl Compiler {
             context: cranelift_codegen::Context::new(),
             builder: FunctionBuilderContext::new(),
             plane: ControlPlane::default(),
+            ir: None,
+            called: Vec::new(),
         })
     }
 
-    /// The host code of a region; `None` if it cannot be translated.
-    pub fn region(&mut self, plan: &Plan, model: &CpuModel) -> Option<Vec<u8>> {
+    /// The host code of a region that was planned at guest address `lin`; `None` if it cannot be translated.
+    pub fn region(&mut self, plan: &Plan, model: &CpuModel, lin: u64) -> Option<Vec<u8>> {
         self.context.clear();
         self.context.func = Function::with_name_signature(UserFuncName::default(), region_signature());
         let b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
@@ -82,7 +87,17 @@ impl Compiler {
             self.builder = FunctionBuilderContext::new();
             return None;
         };
-        self.finish(&primitives)
+        if let Some(ir) = &self.ir {
+            ir(&format!("OP: guest {lin:#x}\n{}\n", self.context.func.display()));
+        }
+        let code = self.finish(&primitives);
+        self.called = primitives.called;
+        code
+    }
+
+    /// The instructions that the last region calls the interpreter for.
+    pub fn called(&self) -> &[u16] {
+        &self.called
     }
 
     /// The host code of the stub that translates an address and keeps all registers: from the TLB if it is there (it may well be: code asks also where an

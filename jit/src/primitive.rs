@@ -47,6 +47,8 @@ pub(crate) struct Primitives {
     signatures: HashMap<Shape, SigRef>,
     known: HashMap<(Shape, Box<[u8]>), FuncRef>,
     code: Vec<Box<[u8]>>,
+    /// Codes of the instructions that the region calls the interpreter for.
+    pub called: Vec<u16>,
 }
 
 impl Primitives {

@@ -120,6 +120,12 @@ pub(crate) unsafe extern "C" fn refill(cpu: *mut Cpu) -> *mut u8 {
 pub(crate) unsafe extern "C" fn run_op(cpu: *mut Cpu, op: *const Op) -> u32 {
     // SAFETY: see `refill`; a region's ops live as long as its code.
     let (cpu, op) = unsafe { (&mut *cpu, &*op) };
+    if cpu.is_tentative() && !mynah_cpu::check::is_repeatable(op.code()) {
+        cpu.state.gpr[mynah_cpu::state::gpr::RIP] = cpu.ip(op);
+        // The code counts the instruction, which has not been executed.
+        cpu.icount = cpu.icount.wrapping_sub(1);
+        return Left::Interpret as u32;
+    }
     let epoch = cpu.code_epoch();
     if !cpu.run_op(op) {
         Left::Stopped as u32

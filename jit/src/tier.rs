@@ -9,10 +9,12 @@
 use crate::code::{CodeMemory, Part};
 use crate::compile::Compiler;
 pub use crate::compile::Optimize;
+use crate::perf::PerfMap;
 use crate::region::Plan;
 use crate::runtime::Context;
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::board::EV_TIER;
+use mynah_cpu::state::{gpr, seg};
 use mynah_cpu::tier::{Compiled, Enter, Tier};
 use mynah_cpu::{Cpu, CpuModel, Events, Op};
 use parking_lot::{Condvar, Mutex};
@@ -28,6 +30,18 @@ const QUEUE: usize = 64;
 /// Bytes of code kept.
 const CODE: usize = 128 << 20;
 
+/// Guest instructions within which a block that is compiled again counts as one that is written and run in turn.
+const STORM: u64 = 1 << 20;
+/// Blocks whose last compilation is remembered.
+const HISTORY: usize = 1 << 16;
+
+/// When a block was compiled last, and how often it must get hot before it is compiled again.
+struct Past {
+    icount: u64,
+    level: u32,
+    skip: u32,
+}
+
 /// What has been done.
 #[derive(Default)]
 pub struct Counters {
@@ -41,21 +55,30 @@ pub struct Counters {
     pub refused: AtomicU64,
     /// Times that the queue was full.
     pub full: AtomicU64,
+    /// Times that a hot block was left to the interpreter because it had been compiled a short while before.
+    pub put_off: AtomicU64,
     /// Guest instructions in compiled regions.
     pub instructions: AtomicU64,
     /// Bytes of host code.
     pub bytes: AtomicU64,
+    /// By instruction code: how many of them the code calls the interpreter for.
+    pub called: Mutex<HashMap<u16, u64>>,
+    /// What the vCPU last told: instructions executed, and how often compiled code was left, by reason.
+    pub running: Mutex<(u64, [u64; 8])>,
     /// Nanoseconds spent compiling.
     pub nanos: AtomicU64,
 }
 
 struct Job {
     plan: Plan,
+    /// The linear address at which the block got hot.
+    lin: u64,
     phys: u64,
     key: u32,
 }
 
 struct Done {
+    lin: u64,
     code: Vec<u8>,
     ops: Box<[Op]>,
     parts: Box<[Part]>,
@@ -79,6 +102,20 @@ struct Region {
     key: u32,
 }
 
+/// Where a text about code goes.
+pub type Sink = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What is told of regions to those who look inside.
+#[derive(Default)]
+pub struct Inside {
+    /// Takes Cranelift's intermediate representation of each.
+    pub ir: Option<Sink>,
+    /// Takes the host code of each.
+    pub asm: Option<Sink>,
+    /// Takes their names and places.
+    pub perf: Option<PerfMap>,
+}
+
 /// Who compiles.
 enum Worker {
     /// A thread, while the vCPU goes on interpreting.
@@ -96,7 +133,9 @@ pub struct Translating {
     context: Option<Context>,
     enter: Enter,
     regions: HashMap<(u64, u32), Region>,
+    history: HashMap<(u64, u32), Past>,
     info: InstructionInfoFactory,
+    inside: Inside,
 }
 
 // SAFETY: the raw pointers in `context` lead to code that `memory` owns, to functions, and to the events of the vCPU, which outlive it; ops hold
@@ -106,7 +145,14 @@ unsafe impl Send for Translating {}
 impl Translating {
     /// A tier for a vCPU of `model` that compiles in the background; an error says why this host has none.
     pub fn new(model: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
-        let (compiler, mut tier) = Self::prepare(&events, Optimize::Speed)?;
+        Self::new_with(model, events, Inside::default())
+    }
+
+    /// As [`Self::new`], for somebody who looks inside.
+    pub fn new_with(model: Arc<CpuModel>, events: Arc<Events>, inside: Inside) -> Result<Self, String> {
+        let (mut compiler, mut tier) = Self::prepare(&events, Optimize::Speed)?;
+        compiler.ir = inside.ir.clone();
+        tier.inside = inside;
         let (shared, counters) = (tier.shared.clone(), tier.counters.clone());
         let thread = std::thread::Builder::new()
             .name("mynah-jit".into())
@@ -143,7 +189,9 @@ impl Translating {
             context: Some(context),
             enter,
             regions: HashMap::new(),
+            history: HashMap::new(),
             info: InstructionInfoFactory::new(),
+            inside: Inside::default(),
         };
         Ok((compiler, tier))
     }
@@ -178,7 +226,7 @@ fn work(mut compiler: Compiler, model: &CpuModel, events: &Events, shared: &Shar
 
 fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &Counters) -> Option<Done> {
     let start = std::time::Instant::now();
-    let code = compiler.region(&job.plan, model);
+    let code = compiler.region(&job.plan, model, job.lin);
     counters.nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
     let Some(code) = code else {
         counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -188,8 +236,13 @@ fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &C
     counters.compiled.fetch_add(1, Ordering::Relaxed);
     counters.instructions.fetch_add(job.plan.instruction_count() as u64, Ordering::Relaxed);
     counters.bytes.fetch_add(code.len() as u64, Ordering::Relaxed);
+    let mut called = counters.called.lock();
+    for &op in compiler.called() {
+        *called.entry(op).or_default() += 1;
+    }
+    drop(called);
     let parts = job.plan.take_parts();
-    Some(Done { code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key })
+    Some(Done { lin: job.lin, code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key })
 }
 
 impl Tier for Translating {
@@ -201,6 +254,12 @@ impl Tier for Translating {
     }
 
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        *self.counters.running.lock() = (cpu.icount, cpu.left);
+        if !self.is_worth_it(cpu.icount, phys, key) {
+            self.counters.put_off.fetch_add(1, Ordering::Relaxed);
+            cpu.cool(phys, key);
+            return;
+        }
         let Some(plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info)) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return;
@@ -209,7 +268,9 @@ impl Tier for Translating {
         for part in plan.part_addresses().filter(|&p| p != phys) {
             cpu.cool(part, key);
         }
-        let job = Job { plan, phys, key };
+        let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
+        let lin = cpu.state.gpr[gpr::RIP].wrapping_add(base);
+        let job = Job { plan, lin, phys, key };
         if let Worker::AtOnce(compiler) = &mut self.worker {
             let model = cpu.model.clone();
             if let Some(done) = compile(compiler, &model, job, &self.counters) {
@@ -223,6 +284,7 @@ impl Tier for Translating {
         drop(queue);
         if let Some(old) = dropped {
             self.counters.full.fetch_add(1, Ordering::Relaxed);
+            self.history.remove(&(old.phys, old.key));
             cpu.cool(old.phys, old.key);
         }
         self.shared.wake.notify_one();
@@ -237,6 +299,25 @@ impl Tier for Translating {
 }
 
 impl Translating {
+    /// Whether a block that is hot is to be compiled. One that is written and run in turn must get hot twice as often each time.
+    fn is_worth_it(&mut self, icount: u64, phys: u64, key: u32) -> bool {
+        if self.history.len() >= HISTORY {
+            self.history.clear();
+        }
+        let Some(past) = self.history.get_mut(&(phys, key)) else {
+            self.history.insert((phys, key), Past { icount, level: 0, skip: 0 });
+            return true;
+        };
+        if past.skip > 0 {
+            past.skip -= 1;
+            return false;
+        }
+        past.level = if icount.wrapping_sub(past.icount) < STORM { (past.level + 1).min(20) } else { 0 };
+        past.icount = icount;
+        past.skip = (1 << past.level) - 1;
+        true
+    }
+
     /// Puts code into place for the vCPU, if the blocks that it was made of are still there.
     fn install(&mut self, cpu: &mut Cpu, d: Done) {
         if !d.parts.iter().all(|p| p.holds(cpu, d.key)) {
@@ -257,6 +338,12 @@ impl Translating {
         let parts: Vec<u64> = d.parts.iter().map(|p| p.phys).collect();
         // SAFETY: code, ops and context stay until the region is uninstalled (above) or the vCPU, which owns this tier, ends.
         if unsafe { cpu.install(d.phys, d.key, &parts, code) } {
+            if let Some(perf) = &mut self.inside.perf {
+                perf.add(placed.address, d.code.len(), d.lin);
+            }
+            if let Some(asm) = &self.inside.asm {
+                asm(&crate::perf::host_code(placed.address, &d.code, d.lin));
+            }
             self.counters.installed.fetch_add(1, Ordering::Relaxed);
             let region = Region { _ops: d.ops, segment: placed.segment, phys: d.phys, key: d.key };
             self.regions.insert((d.phys, d.key), region);

@@ -515,6 +515,7 @@ impl<'a> Translator<'a> {
 
     /// Has op `number` of the region executed by its interpreter's handler, with the state in memory.
     fn call_op(&mut self, number: usize, last: bool) {
+        self.primitives.called.push(self.plan.ops[number].code);
         self.write_back(self.dirty);
         self.flush_x87();
         let rip = self.rip_at(self.base());

@@ -8,8 +8,8 @@ use super::size::parse_number;
 use super::suggest::did_you_mean;
 use super::{char_arg, cpu_arg, device_arg, help, machine_arg, run_arg};
 use crate::config::{
-    Accel, AccelKind, CharBackend, CharTarget, Config, Debugcon, Device, Display, FwCfgData, RebootAction,
-    ShutdownAction,
+    Accel, AccelKind, CharBackend, CharTarget, Check, Config, Debugcon, Device, Display, FwCfgData,
+    RebootAction, ShutdownAction,
 };
 use std::ffi::OsString;
 use std::fs::File;
@@ -79,7 +79,18 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
             }
         }
         "cpu" => config.cpu = cpu_arg::cpu(given.text()?)?,
-        "accel" => config.accel.push(machine_arg::accel(given.text()?)?),
+        "accel" => {
+            let accel = machine_arg::accel(given.text()?)?;
+            if let Some((_, value)) = accel.properties.iter().find(|(k, _)| k == "check") {
+                config.check = match value.as_str() {
+                    "on" | "yes" | "true" => Check::On,
+                    "off" | "no" | "false" => Check::Off,
+                    "all" => Check::All,
+                    v => return Err(Error::new(format!("-accel jit,check={v}: on, off or all"))),
+                };
+            }
+            config.accel.push(accel);
+        }
         "enable-kvm" => config.accel.push(Accel { kind: AccelKind::Kvm, properties: Vec::new() }),
         "smp" => config.smp = machine_arg::smp(given.text()?)?,
         "m" => config.memory = machine_arg::memory(given.text()?)?,
@@ -148,6 +159,9 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         }
         "D" => config.log.file = Some(run_arg::log_file(&given.value)?),
         "dfilter" => config.log.filter.extend(run_arg::log_filter(given.text()?)?),
+        "check" => config.check = Check::On,
+        "perf-map" => config.perf_map = true,
+        "symbols" => config.symbols = Some(path()),
         "pidfile" => config.pidfile = Some(path()),
         "S" => config.start_stopped = true,
         "s" => config.gdb = Some("tcp::1234".into()),

@@ -232,7 +232,7 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
     let all: Vec<_> = props.all().into_iter().filter(|(k, _)| k != "accel").collect();
     let accepted: &[&str] = match kind {
         AccelKind::Interp => &[],
-        AccelKind::Jit => &["thread", "tb-size", "one-insn-per-tb", "split-wx", "igd-passthru"],
+        AccelKind::Jit => &["check", "thread", "tb-size", "one-insn-per-tb", "split-wx", "igd-passthru"],
         AccelKind::Kvm => &[
             "kernel-irqchip",
             "kvm-shadow-mem",

@@ -145,6 +145,9 @@ pub const OPTIONS: &[OptionDef] = options! {
     Run Supported "d" ("ITEM[,ITEM...]", "int,guest_errors") "log these items ('help' lists them)";
     Run Supported "D" ("FILE", "mynah.log") "log to this file; %d in its name stands for the process's number";
     Run Supported "dfilter" ("RANGE[,RANGE...]", "0x1000+0x100,0x8000..0x8fff") "log only what these guest addresses do";
+    Run Supported "check" "check translated code against the interpreter as the guest runs; the same as -accel jit,check=on";
+    Run Supported "perf-map" "write the names of translated code to /tmp/perf-PID.map, for perf";
+    Run Supported "symbols" ("FILE", "vmlinux") "the guest's functions are named in this ELF file, for -perf-map";
     Run Supported "pidfile" ("FILE", "mynah.pid") "write the process's number to this file";
     Run Supported "S" "start stopped";
     Run Parsed "s" "wait for a debugger on TCP port 1234; the same as -gdb tcp::1234";

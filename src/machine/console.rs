@@ -1,5 +1,6 @@
 //! Character streams: serial ports, the monitor behind Ctrl-A, debug consoles.
 use super::board::Board;
+use super::inside::Translators;
 use super::power::Power;
 use crate::config::{CharBackend, CharTarget, Config, Device, FwCfgData};
 use anyhow::{Context, bail};
@@ -39,6 +40,7 @@ pub struct Consoles {
     serials: Vec<Arc<Serial>>,
     named: Mutex<HashMap<String, Arc<dyn Chardev>>>,
     host: Host,
+    translators: Translators,
 }
 
 impl Consoles {
@@ -57,8 +59,13 @@ impl Consoles {
             }),
             announce: Arc::new(move |line| eprintln!("{shown}: {line}")),
         };
-        let mut all =
-            Self { lines: Vec::new(), serials: Vec::new(), named: Mutex::new(HashMap::new()), host };
+        let mut all = Self {
+            lines: Vec::new(),
+            serials: Vec::new(),
+            named: Mutex::new(HashMap::new()),
+            host,
+            translators: Translators::default(),
+        };
         for c in &cfg.chardevs {
             let target = CharTarget { spec: c.id.clone(), mux: c.mux, backend: c.backend.clone() };
             let line = all.line(cfg, &target, power).with_context(|| format!("-chardev id={}", c.id))?;
@@ -108,10 +115,15 @@ impl Consoles {
         }
         let opened = what.open(&self.host)?;
         if let Some(mux) = opened.mux {
-            connect_monitor(cfg, &mux, power);
+            connect_monitor(cfg, &mux, power, &self.translators);
         }
         self.lines.push(opened.chardev.clone());
         Ok(opened.chardev)
+    }
+
+    /// Where the vCPUs' translators are to be listed, for the monitor.
+    pub fn translators(&self) -> Translators {
+        self.translators.clone()
     }
 
     /// Sends what is still on its way.
@@ -169,19 +181,20 @@ fn no_telnet(socket: &crate::config::Socket) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn connect_monitor(cfg: &Config, mux: &Arc<Mux>, power: &Arc<Power>) {
+fn connect_monitor(cfg: &Config, mux: &Arc<Mux>, power: &Arc<Power>, translators: &Translators) {
     let quit = power.clone();
     let program = cfg.program.clone();
     mux.set_quit(move || {
         eprintln!("{program}: terminated from the console");
         quit.end(crate::config::exit_code::POWER_OFF, None);
     });
-    mux.set_monitor(Arc::new(Hmp { power: power.clone() }));
+    mux.set_monitor(Arc::new(Hmp { power: power.clone(), translators: translators.clone() }));
 }
 
 /// The human monitor: the few commands that there is something behind.
 struct Hmp {
     power: Arc<Power>,
+    translators: Translators,
 }
 
 impl Monitor for Hmp {
@@ -208,8 +221,9 @@ impl Monitor for Hmp {
             ["info", "status"] => {
                 format!("VM status: {}\n", if self.power.is_paused() { "paused" } else { "running" })
             }
+            ["info", "jit"] => self.translators.info(),
             ["help" | "?", ..] => {
-                "cont|c          go on\ninfo status     running or paused\nquit|q          end Mynah\n\
+                "cont|c          go on\ninfo jit        what the translator has done\ninfo status     running or paused\nquit|q          end Mynah\n\
                 stop|s          pause the guest\nsystem_reset    reset the machine\n"
                     .into()
             }

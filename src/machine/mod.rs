@@ -2,11 +2,12 @@
 
 pub mod board;
 pub mod console;
+pub mod inside;
 pub mod kernel;
 pub mod power;
 pub mod vcpu;
 
-use crate::config::{AccelKind, Config, Device, LogItem};
+use crate::config::{AccelKind, Check, Config, Device, LogItem};
 use anyhow::{Context, bail};
 use board::Board;
 use mynah_cpu::trace::{self, Trace};
@@ -51,6 +52,7 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     let entry = boot.load(&memory)?;
 
     let log = trace(&cfg)?;
+    let (translators, checks) = (consoles.translators(), cfg.check != Check::Off);
     let mut threads = Vec::new();
     for (n, handle) in handles.iter().enumerate() {
         let view = Arc::new(board.view(n));
@@ -61,8 +63,13 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             cpu.set_trace(log.clone());
         }
         if engine(&cfg) == Some(AccelKind::Jit) {
-            match Translating::new(model.clone(), handle.events.clone()) {
-                Ok(tier) => cpu.set_tier(Box::new(tier), mynah_jit::tier::HOT),
+            let looks = inside::inside(&cfg, log.as_ref())?;
+            match Translating::new_with(model.clone(), handle.events.clone(), looks) {
+                Ok(tier) => {
+                    translators.add(tier.counters());
+                    cpu.set_tier(Box::new(tier), mynah_jit::tier::HOT);
+                    inside::check(&cfg, &mut cpu, &power);
+                }
                 // Without a wish the interpreter will do.
                 Err(e) if cfg.accel.is_empty() => tracing::info!("no translator: {e}; interpreting"),
                 Err(e) => bail!("-accel jit: {e}; use '-accel interp'"),
@@ -74,6 +81,7 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             kernel::park(&mut cpu);
         }
         let (power, board, boot, world) = (power.clone(), board.clone(), boot.clone(), world.clone());
+        let program = cfg.program.clone();
         let thread = std::thread::Builder::new()
             .name(format!("mynah-vcpu{n}"))
             .stack_size(8 << 20)
@@ -89,6 +97,9 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
                     kernel::enter(cpu, &boot.load(&board.memory)?);
                     Ok(())
                 });
+                if checks {
+                    eprintln!("{program}: {}", inside::checked(&cpu));
+                }
             })
             .context("cannot start a vCPU thread")?;
         threads.push(thread);
@@ -129,9 +140,10 @@ fn trace(cfg: &Config) -> anyhow::Result<Option<Arc<Trace>>> {
             LogItem::CpuReset => trace::RESET,
             // `exec` and `cpu` see every block anyway. The other two go through MYNAH_LOG's log.
             LogItem::NoChain | LogItem::GuestErrors | LogItem::Unimp => 0,
-            LogItem::Mmu | LogItem::Pcall | LogItem::OutAsm | LogItem::Op => {
+            LogItem::OutAsm | LogItem::Op => trace::TRANSLATOR,
+            LogItem::Mmu | LogItem::Pcall => {
                 bail!(
-                    "-d {item:?}: not supported yet; there are in_asm, exec, cpu, fpu, int, cpu_reset, nochain"
+                    "-d {item:?}: not supported yet; there are in_asm, out_asm, op, exec, cpu, fpu, int, cpu_reset, nochain"
                 );
             }
         };
@@ -174,6 +186,15 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
             "-echr {}: the console's escape character is Ctrl-A (1); another is not supported yet",
             cfg.escape
         );
+    }
+    if cfg.check != Check::Off && engine(cfg) != Some(AccelKind::Jit) {
+        bail!("-check: it is the translator that is checked; use -accel jit");
+    }
+    if cfg.check != Check::Off && cfg.smp.cpus > 1 {
+        bail!("-check: what other vCPUs write cannot be told from a difference; use -smp 1");
+    }
+    if cfg.symbols.is_some() && !cfg.perf_map {
+        bail!("-symbols: these are names for -perf-map");
     }
     if cfg.icount.is_some() {
         bail!("-icount: counting instructions for time is not supported yet");

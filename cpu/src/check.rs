@@ -1,0 +1,416 @@
+//! The translator checked against the interpreter while a guest runs: compiled code is run, taken back, and its instructions are interpreted; then
+//! registers, flags, vectors, the x87 unit and all memory that either has written must be the same.
+//!
+//! ```text
+//!   state, TLB empty --code--> state A, pages written (old contents kept) --back--> state --interpreter, as many instructions--> state B = A?
+//! ```
+//!
+//! * Memory is taken back by pages: with an empty TLB the first write to a page comes through [`Cpu`]'s slow path, which keeps a copy of it.
+//! * What cannot be done twice is not done in checked code: ports, devices, time, and all that changes modes ([`is_repeatable`]) leaves the code before
+//!   the instruction, and the interpreter executes it as ever. A device that is met inside an instruction ends it unfinished; then what has been done
+//!   is kept unchecked.
+//! * Code is checked the first times that it is entered and then now and then, since a check costs some ten thousand host instructions. Regions do not
+//!   lead to one another meanwhile: each is entered from here.
+//!
+//! Other writers of guest memory (devices with DMA, other vCPUs) would be seen as differences: this is for machines with one vCPU.
+use crate::block::{Block, ModeKey};
+use crate::cpu::{Cpu, Exception};
+use crate::op::{REP, REPNE};
+use crate::state::{State, gpr, seg};
+use crate::tier::{Compiled, LEFT_INTERPRET};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Formatter, Mnemonic, NasmFormatter};
+use mynah_mmu::PAGE_SIZE;
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Write;
+use std::sync::OnceLock;
+
+/// Times that code is checked when it is new.
+const FIRST: u64 = 16;
+/// Then one time in so many.
+const EVERY: u64 = 1024;
+/// Instructions shown before a difference.
+const SHOWN: usize = 40;
+
+/// A page of host memory and what it held.
+pub(crate) type Kept = (*mut u8, Box<[u8; PAGE_SIZE as usize]>);
+
+/// Called with the description of the first difference; the vCPU stops then.
+pub type Report = Box<dyn FnMut(String) + Send>;
+
+/// What has been checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Entries of compiled code that were checked.
+    pub entries: u64,
+    /// Instructions in them.
+    pub instructions: u64,
+    /// Entries that were let through unchecked, having met something that cannot be done twice.
+    pub unchecked: u64,
+}
+
+pub(crate) struct Check {
+    report: Report,
+    every: u64,
+    entered: HashMap<(u64, u32), u64>,
+    done: Checked,
+    failed: bool,
+}
+
+impl Cpu {
+    /// Has compiled code checked: all of it (`all`), or what is new and a sample of the rest.
+    pub fn check_translator(&mut self, all: bool, report: Report) {
+        let every = if all { 1 } else { EVERY };
+        let (entered, done) = (HashMap::new(), Checked::default());
+        self.check = Some(Box::new(Check { report, every, entered, done, failed: false }));
+        self.flush_blocks();
+    }
+
+    /// What has been checked so far.
+    pub fn checked(&self) -> Checked {
+        self.check.as_ref().map(|c| c.done).unwrap_or_default()
+    }
+
+    /// Whether what is done now may have to be taken back.
+    #[inline(always)]
+    pub fn is_tentative(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// A page is about to be written to, or made ready for that.
+    pub(crate) fn keep_page(&mut self, host: *mut u8) {
+        let Some(kept) = &mut self.kept else { return };
+        let page = (host as usize & !(PAGE_SIZE as usize - 1)) as *mut u8;
+        if kept.iter().any(|k| k.0 == page) {
+            return;
+        }
+        let mut copy = Box::new([0; PAGE_SIZE as usize]);
+        // SAFETY: the slow path of memory accesses gives addresses in pages of RAM, which is mapped as long as `mem` lives.
+        unsafe { copy.as_mut_ptr().copy_from_nonoverlapping(page, PAGE_SIZE as usize) };
+        kept.push((page, copy));
+    }
+
+    /// Whether this entry of the code of `block` is to be checked.
+    pub(crate) fn wants_check(&mut self, block: &Block) -> bool {
+        let Some(c) = &mut self.check else { return false };
+        if c.failed {
+            return false;
+        }
+        let n = c.entered.entry((block.phys, block.key)).or_insert(0);
+        *n += 1;
+        *n <= FIRST || *n % c.every == 0
+    }
+
+    /// Enters code and checks it. Returns why it was left, as the code does.
+    pub(crate) fn enter_checked(&mut self, code: &Compiled) -> u32 {
+        let before = self.state.clone();
+        let (current, count) = (self.blocks.current, self.icount);
+        self.start_keeping();
+        // SAFETY: as in `run_code`: installed code, with this vCPU.
+        let left = unsafe { (code.enter)(self, code.ops, before.gpr[gpr::RIP], code.code) };
+        self.leave_host_float();
+        let (faulted, fault) = (self.faulted, self.fault);
+        let after = self.state.clone();
+        let first = self.kept.take().unwrap_or_default();
+        let executed = self.icount.wrapping_sub(count);
+        let stopped = left != LEFT_INTERPRET && left >= 4 && !faulted;
+        if std::mem::take(&mut self.device_met) || stopped && left == 4 {
+            // Unfinished: what was done is kept, and the interpreter goes on from there.
+            self.tlb.flush_all();
+            if let Some(c) = &mut self.check {
+                c.done.unchecked += 1;
+            }
+            self.faulted = faulted;
+            return if faulted { left } else { LEFT_INTERPRET };
+        }
+        let results: Vec<Kept> = first.iter().map(|k| (k.0, copy_of(k.0))).collect();
+        for (page, old) in &first {
+            // SAFETY: see `keep_page`.
+            unsafe { page.copy_from_nonoverlapping(old.as_ptr(), PAGE_SIZE as usize) };
+        }
+        self.state = before.clone();
+        self.start_keeping();
+        let mut trail = VecDeque::new();
+        let mut differences = self.repeat(executed, faulted.then_some(fault), &mut trail);
+        let second = self.kept.take().unwrap_or_default();
+        self.tlb.flush_all();
+        differences.extend(compare_states(&self.state, &after));
+        differences.extend(self.compare_pages(&results, &second));
+        if !differences.is_empty() {
+            let text = self.describe(&before, executed, left, &trail, &differences);
+            if let Some(c) = &mut self.check {
+                c.failed = true;
+                (c.report)(text);
+            }
+        }
+        if let Some(c) = &mut self.check {
+            c.done.entries += 1;
+            c.done.instructions += executed;
+        }
+        self.blocks.current = current;
+        self.icount = count.wrapping_add(executed);
+        (self.faulted, self.fault) = (faulted, fault);
+        self.from = (std::ptr::null(), 0);
+        left
+    }
+
+    fn start_keeping(&mut self) {
+        self.tlb.flush_all();
+        self.kept = Some(Vec::new());
+        self.device_met = false;
+    }
+
+    /// Interprets `count` instructions, the last of which raises `fault` if given. Returns what went otherwise.
+    fn repeat(
+        &mut self,
+        count: u64,
+        fault: Option<Exception>,
+        trail: &mut VecDeque<(u64, u32)>,
+    ) -> Vec<String> {
+        let mut done = 0;
+        while done < count {
+            let ip = self.state.gpr[gpr::RIP];
+            if trail.len() == SHOWN {
+                trail.pop_front();
+            }
+            trail.push_back((self.code_address(), self.mode_key));
+            let last = done + 1 == count;
+            let (faulted, repeated) = self.interpret_alone();
+            if self.device_met {
+                return vec![format!("instruction {done} of {count} meets a device when it is interpreted")];
+            }
+            if faulted {
+                let exception = format!("{:x?}", self.fault);
+                return match fault {
+                    Some(f) if last && f == self.fault => Vec::new(),
+                    f => {
+                        vec![format!("instruction {done} of {count} raises {exception}; translated: {f:x?}")]
+                    }
+                };
+            }
+            // A repeated instruction stops after each iteration.
+            if !(repeated && self.state.gpr[gpr::RIP] == ip) {
+                done += 1;
+            }
+        }
+        match fault {
+            Some(f) => vec![format!("the last instruction raises no exception; translated: {f:x?}")],
+            None => Vec::new(),
+        }
+    }
+
+    /// Interprets the instruction at RIP; whether it faulted, and whether it is a repeated one.
+    fn interpret_alone(&mut self) -> (bool, bool) {
+        self.from = (std::ptr::null(), 0);
+        self.faulted = false;
+        let Ok(block) = self.find_block(self.mode_key | ModeKey::SINGLE) else { return (true, false) };
+        // SAFETY: `find_block` gives a live block.
+        let repeated = unsafe { &*(*block).first() }.flags & (REP | REPNE) != 0;
+        self.single = true;
+        self.execute(block);
+        self.single = false;
+        self.from = (std::ptr::null(), 0);
+        (self.faulted, repeated)
+    }
+
+    fn code_address(&self) -> u64 {
+        let base = if self.state.is_long64() { 0 } else { self.state.seg[seg::CS].base };
+        self.state.gpr[gpr::RIP].wrapping_add(base)
+    }
+
+    /// What differs between the pages that the code has left and those that the interpreter has left just now.
+    fn compare_pages(&self, results: &[Kept], second: &[Kept]) -> Vec<String> {
+        let mut all = Vec::new();
+        let alone = second.iter().filter(|s| results.iter().all(|r| r.0 != s.0));
+        for (page, translated) in results.iter().chain(alone) {
+            let interpreted = copy_of(*page);
+            let ram = self.mem.ram().base() as u64;
+            for n in
+                (0..PAGE_SIZE as usize).step_by(8).filter(|&n| interpreted[n..n + 8] != translated[n..n + 8])
+            {
+                let word = |b: &[u8]| b.iter().rev().fold(0u64, |v, &b| v << 8 | u64::from(b));
+                if all.len() < 16 {
+                    let at = (*page as u64).wrapping_sub(ram) + n as u64;
+                    all.push(format!(
+                        "RAM at {at:#x}: interpreted {:016x}, translated {:016x}",
+                        word(&interpreted[n..n + 8]),
+                        word(&translated[n..n + 8])
+                    ));
+                }
+            }
+        }
+        all
+    }
+
+    fn describe(
+        &mut self,
+        before: &State,
+        executed: u64,
+        left: u32,
+        trail: &VecDeque<(u64, u32)>,
+        differences: &[String],
+    ) -> String {
+        let mut s = format!(
+            "the translator and the interpreter differ: code at {:#x}, {executed} instructions, left for reason {left}\n",
+            before.gpr[gpr::RIP]
+        );
+        for d in differences {
+            let _ = writeln!(s, "  {d}");
+        }
+        let _ = writeln!(s, "the last of these instructions:");
+        let mut formatter = NasmFormatter::new();
+        for &(lin, key) in trail {
+            let mut bytes = [0; 15];
+            let Ok(phys) = self.peek_code(lin, &mut bytes) else { continue };
+            let i = Decoder::with_ip(crate::decode::bitness(ModeKey(key)), &bytes, lin, DecoderOptions::AMD)
+                .decode();
+            let mut text = String::new();
+            formatter.format(&i, &mut text);
+            let hex: String = bytes[..i.len()].iter().map(|b| format!("{b:02x}")).collect();
+            let _ = writeln!(s, "  {lin:016x} [{phys:x}]  {hex:30} {text}");
+        }
+        let _ = writeln!(s, "before: gpr {:x?} rflags {:x}", &before.gpr[..16], before.rflags());
+        s
+    }
+
+    /// Reads code as a fetch would, without leaving a trace of a fault.
+    fn peek_code(&mut self, lin: u64, bytes: &mut [u8; 15]) -> Result<u64, ()> {
+        let (cr2, fault) = (self.state.cr2, self.fault);
+        let mut first = Err(());
+        for (n, b) in bytes.iter_mut().enumerate() {
+            match self.fetch_page(lin.wrapping_add(n as u64)) {
+                Ok((phys, Some(_))) => {
+                    *b = self.mem.read_u8(phys);
+                    first = first.or(Ok(phys));
+                }
+                _ => break,
+            }
+        }
+        (self.state.cr2, self.fault) = (cr2, fault);
+        first
+    }
+}
+
+fn copy_of(page: *mut u8) -> Box<[u8; PAGE_SIZE as usize]> {
+    let mut copy = Box::new([0; PAGE_SIZE as usize]);
+    // SAFETY: see `Cpu::keep_page`, from which the address comes.
+    unsafe { copy.as_mut_ptr().copy_from_nonoverlapping(page, PAGE_SIZE as usize) };
+    copy
+}
+
+fn compare_states(interpreted: &State, translated: &State) -> Vec<String> {
+    if interpreted == translated {
+        return Vec::new();
+    }
+    let mut all = Vec::new();
+    let (i, t) = (interpreted, translated);
+    macro_rules! field {
+        ($($name:expr, $i:expr, $t:expr;)*) => {
+            $( if $i != $t { all.push(format!("{}: interpreted {:x?}, translated {:x?}", $name, $i, $t)); } )*
+        };
+    }
+    for (n, name) in [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+        "r14", "r15", "zero", "rip",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        field! { name, i.gpr[n], t.gpr[n]; }
+    }
+    for n in 0..i.xmm.len() {
+        field! { format!("xmm{n}"), i.xmm[n], t.xmm[n]; }
+    }
+    field! {
+        "rflags", i.rflags(), t.rflags();
+        "lazy flags", (i.res, i.aux), (t.res, t.aux);
+        "mxcsr", i.mxcsr, t.mxcsr;
+        "x87", i.fpu, t.fpu;
+        "segments", i.seg, t.seg;
+        "cr2", i.cr2, t.cr2;
+    }
+    if all.is_empty() {
+        all.push("another part of the state".into());
+    }
+    all
+}
+
+/// Whether executing an instruction, taking all it did back and executing it again does the same, and touches nothing but registers, flags and
+/// memory; for instructions that compiled code calls the interpreter for.
+pub fn is_repeatable(code: Code) -> bool {
+    static ALL: OnceLock<Vec<bool>> = OnceLock::new();
+    let all = ALL.get_or_init(|| Code::values().map(repeatable).collect());
+    all.get(code as usize).copied().unwrap_or(false)
+}
+
+fn repeatable(code: Code) -> bool {
+    use Mnemonic::*;
+    let op = code.op_code();
+    let far = matches!(code.mnemonic(), Retf | Iret | Iretd | Iretq | Syscall | Sysret | Sysenter | Sysexit)
+        || op.op_kinds().iter().any(|k| {
+            use iced_x86::OpCodeOperandKind as K;
+            matches!(k, K::farbr2_2 | K::farbr4_2 | K::seg_reg | K::cr_reg | K::dr_reg)
+        })
+        || code.is_jmp_far()
+        || code.is_call_far()
+        || code.is_jmp_far_indirect()
+        || code.is_call_far_indirect();
+    let plain_flow = !matches!(
+        code.flow_control(),
+        FlowControl::Interrupt | FlowControl::XbeginXabortXend | FlowControl::Exception
+    );
+    let special = matches!(
+        code.mnemonic(),
+        In | Out
+            | Insb
+            | Insw
+            | Insd
+            | Outsb
+            | Outsw
+            | Outsd
+            | Rdtsc
+            | Rdtscp
+            | Rdrand
+            | Rdseed
+            | Rdpmc
+            | Rdpid
+            | Cli
+            | Sti
+            | Clac
+            | Stac
+            | Popf
+            | Popfd
+            | Popfq
+            | Lds
+            | Les
+            | Lss
+            | Lfs
+            | Lgs
+            | Wrfsbase
+            | Wrgsbase
+            | Swapgs
+            | Xrstor
+            | Xrstor64
+            | Wrpkru
+            | Smsw
+            | Sgdt
+            | Sidt
+            | Sldt
+            | Str
+            | Monitor
+            | Mwait
+            | Pause
+            | Int1
+    );
+    let pops_segment = matches!(code.mnemonic(), Pop | Mov)
+        && (op.op_kinds().iter().any(|k| format!("{k:?}").starts_with("seg")) || is_segment_pop(code));
+    !op.must_be_cpl0() && !far && plain_flow && !special && !pops_segment
+}
+
+/// POP of a segment register has it in the opcode, as operand of the instruction.
+fn is_segment_pop(code: Code) -> bool {
+    if code.mnemonic() != Mnemonic::Pop {
+        return false;
+    }
+    let name = format!("{code:?}");
+    ["_ES", "_SS", "_DS", "_FS", "_GS"].iter().any(|s| name.ends_with(s))
+}

@@ -1,0 +1,142 @@
+//! Looking inside the translator: its log (`-d out_asm,op`), names for `perf`, counters for the monitor, and the check against the interpreter.
+use super::power::Power;
+use crate::config::{Check, Config, LogItem, exit_code};
+use anyhow::Context;
+use goblin::elf::Elf;
+use iced_x86::Code;
+use mynah_cpu::Cpu;
+use mynah_cpu::trace::Trace;
+use mynah_jit::perf::{PerfMap, Symbols};
+use mynah_jit::tier::{Counters, Inside, Sink};
+use parking_lot::Mutex;
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the user wants to see of the translator.
+pub fn inside(cfg: &Config, log: Option<&Arc<Trace>>) -> anyhow::Result<Inside> {
+    let sink = |item: LogItem| {
+        let log = log.filter(|_| cfg.log.has(item))?.clone();
+        Some(Arc::new(move |text: &str| log.put(text)) as Sink)
+    };
+    let perf = if cfg.perf_map {
+        let symbols = match &cfg.symbols {
+            Some(path) => symbols(path).with_context(|| format!("-symbols {}", path.display()))?,
+            None => Symbols::default(),
+        };
+        Some(PerfMap::create(Arc::new(symbols)).context("-perf-map: cannot write /tmp/perf-PID.map")?)
+    } else {
+        None
+    };
+    Ok(Inside { ir: sink(LogItem::Op), asm: sink(LogItem::OutAsm), perf })
+}
+
+/// The functions that an ELF file names.
+fn symbols(path: &Path) -> anyhow::Result<Symbols> {
+    let bytes = std::fs::read(path)?;
+    let elf = Elf::parse(&bytes)?;
+    let functions = elf.syms.iter().filter(|s| s.is_function() && s.st_value != 0);
+    let list: Vec<_> = functions
+        .filter_map(|s| Some((s.st_value, s.st_size, elf.strtab.get_at(s.st_name)?.to_owned())))
+        .collect();
+    anyhow::ensure!(!list.is_empty(), "it names no functions");
+    Ok(Symbols::new(list))
+}
+
+/// Has a vCPU's compiled code checked, if that is wanted; the first difference ends the run.
+pub fn check(cfg: &Config, cpu: &mut Cpu, power: &Arc<Power>) {
+    if cfg.check == Check::Off {
+        return;
+    }
+    let power = power.clone();
+    let report = move |text: String| power.end(exit_code::ERROR, Some(text));
+    cpu.check_translator(cfg.check == Check::All, Box::new(report));
+}
+
+/// A line about what was checked, for the end of the run.
+pub fn checked(cpu: &Cpu) -> String {
+    let c = cpu.checked();
+    format!(
+        "check: {} entries of compiled code, {} instructions checked; {} entries could not be",
+        c.entries, c.instructions, c.unchecked
+    )
+}
+
+/// The translators of all vCPUs, for the monitor.
+#[derive(Clone, Default)]
+pub struct Translators(Arc<Mutex<Vec<Arc<Counters>>>>);
+
+impl Translators {
+    /// Adds that of the next vCPU.
+    pub fn add(&self, counters: Arc<Counters>) {
+        self.0.lock().push(counters);
+    }
+
+    /// What `info jit` says.
+    pub fn info(&self) -> String {
+        let all = self.0.lock();
+        if all.is_empty() {
+            return "there is no translator\n".into();
+        }
+        all.iter().enumerate().map(|(n, c)| info(n, c)).collect()
+    }
+}
+
+/// What there is to say of a vCPU's translator.
+fn info(vcpu: usize, c: &Counters) -> String {
+    let n = |v: &AtomicU64| v.load(Ordering::Relaxed);
+    let mut s = String::new();
+    let compiled = n(&c.compiled).max(1);
+    let _ = writeln!(
+        s,
+        "vCPU {vcpu}: {} regions compiled, {} installed; {} guest instructions in {} bytes of host code",
+        n(&c.compiled),
+        n(&c.installed),
+        n(&c.instructions),
+        n(&c.bytes)
+    );
+    let ms = n(&c.nanos) as f64 / 1e6;
+    let _ = writeln!(
+        s,
+        "  compiling: {ms:.0} ms, {:.0} us and {:.1} instructions a region, {:.1} bytes an instruction",
+        ms * 1e3 / compiled as f64,
+        n(&c.instructions) as f64 / compiled as f64,
+        n(&c.bytes) as f64 / n(&c.instructions).max(1) as f64
+    );
+    let _ = writeln!(
+        s,
+        "  not compiled: {} refused, {} put off; too late: {}; dropped from a full queue: {}",
+        n(&c.refused),
+        n(&c.put_off),
+        n(&c.late),
+        n(&c.full)
+    );
+    let (instructions, ways) = *c.running.lock();
+    let names = ["", "next", "event", "interpret", "stopped", "code changed"];
+    let left: Vec<String> = names
+        .iter()
+        .zip(ways)
+        .filter(|(name, _)| !name.is_empty())
+        .map(|(name, n)| format!("{n} {name}"))
+        .collect();
+    let total: u64 = ways.iter().sum();
+    let _ = writeln!(
+        s,
+        "  run loop: {} instructions, {total} ways out of compiled code ({})",
+        instructions,
+        left.join(", ")
+    );
+    let mut called: Vec<(u16, u64)> = c.called.lock().iter().map(|(&c, &n)| (c, n)).collect();
+    called.sort_by_key(|&(code, n)| (std::cmp::Reverse(n), code));
+    let called: Vec<String> = called
+        .iter()
+        .take(12)
+        .map(|&(code, n)| match Code::try_from(usize::from(code)) {
+            Ok(c) => format!("{c:?} {n}"),
+            Err(_) => format!("{code} {n}"),
+        })
+        .collect();
+    let _ = writeln!(s, "  interpreted by calls from compiled code: {}", called.join(", "));
+    s
+}
