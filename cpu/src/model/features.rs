@@ -361,7 +361,6 @@ pub static DEPENDENCIES: &[(Feature, Feature)] = &[
     (Feature::XSAVEC, Feature::XSAVES),
     (Feature::XSAVE, Feature::PKU),
     (Feature::XSAVE, Feature::AVX),
-    (Feature::SSE42, Feature::AVX),
     (Feature::AVX, Feature::AVX2),
     (Feature::AVX, Feature::FMA),
     (Feature::AVX, Feature::F16C),

@@ -36,15 +36,39 @@ fn qemu32_answers_as_qemu_does() {
 
 #[test]
 fn no_model_promises_what_is_not_implemented() {
-    for name in ["qemu64", "qemu32", "max", "host", "x86-64-v1", "x86-64-v2"] {
+    for name in ["qemu64", "qemu32", "max", "host", "x86-64-v1", "x86-64-v2", "x86-64-v3"] {
         let m = model(name);
         for n in FEATURES.iter().filter(|n| n.status == Status::Missing) {
             assert!(!m.has(n.feature), "{name} has {}", n.name);
         }
     }
-    let m = model("max");
-    assert_eq!(m.cpuid(&enabled(), 1, 0)[2] & (F::AVX.mask() | F::FMA.mask() | F::F16C.mask()), 0);
-    assert_eq!(m.cpuid(&enabled(), 7, 0)[1] & F::AVX2.mask(), 0);
+    for name in ["qemu64", "x86-64-v2", "max,-avx", "max,-xsave"] {
+        let m = model(name);
+        assert_eq!(m.cpuid(&enabled(), 1, 0)[2] & (F::AVX.mask() | F::FMA.mask() | F::F16C.mask()), 0);
+        assert_eq!(m.cpuid(&enabled(), 7, 0)[1] & F::AVX2.mask(), 0);
+        assert_eq!(m.cpuid(&enabled(), 7, 0)[2] & (F::VAES.mask() | F::VPCLMULQDQ.mask()), 0);
+        assert_eq!(m.cpuid(&enabled(), 0xd, 0)[0] & 4, 0);
+        assert_eq!(m.cpuid(&enabled(), 0xd, 2), [0; 4]);
+    }
+}
+
+#[test]
+fn x86_64_v3_has_what_the_psabi_asks_for_and_no_more() {
+    let m = model("x86-64-v3");
+    let all =
+        [F::AVX, F::AVX2, F::BMI1, F::BMI2, F::F16C, F::FMA, F::ABM, F::MOVBE, F::XSAVE, F::SSE42, F::POPCNT];
+    assert!(all.iter().all(|f| m.has(*f)));
+    for f in [F::AES, F::VAES, F::ADX, F::AVX512F, F::SHA_NI, F::PKU] {
+        assert!(!m.has(f));
+    }
+    let d = Dynamic { xcr0: 7, ..enabled() };
+    assert_eq!(m.cpuid(&d, 0xd, 0), [7, 832, 832, 0]);
+    assert_eq!(m.cpuid(&d, 0xd, 1), [7, 832, 0, 0]);
+    assert_eq!(m.cpuid(&d, 0xd, 2), [256, 576, 0, 0]);
+    assert!(!model("x86-64-v3,-avx2").has(F::AVX2) && model("x86-64-v3,-avx2").has(F::FMA));
+    assert!(!model("x86-64-v3,-avx").has(F::AVX2));
+    assert!(!model("qemu64,+avx").has(F::AVX), "without XSAVE no system could enable it");
+    assert!(model("qemu64,+xsave,+avx").has(F::AVX));
 }
 
 #[test]
@@ -75,10 +99,10 @@ fn errors_name_the_word_and_the_nearest_known() {
     assert!(e.contains("'qemu46'") && e.contains("'qemu64'"), "{e}");
     let e = CpuModel::parse("max,+smpe").unwrap_err().to_string();
     assert!(e.contains("'smpe'") && e.contains("'smep'"), "{e}");
-    let e = CpuModel::parse("x86-64-v3").unwrap_err().to_string();
-    assert!(e.contains("AVX") && e.contains("not implemented yet"), "{e}");
-    let e = CpuModel::parse("max,+avx2").unwrap_err().to_string();
-    assert!(e.contains("'avx2'") && e.contains("not implemented"), "{e}");
+    let e = CpuModel::parse("x86-64-v4").unwrap_err().to_string();
+    assert!(e.contains("AVX-512") && e.contains("not implemented yet"), "{e}");
+    let e = CpuModel::parse("max,+avx512f").unwrap_err().to_string();
+    assert!(e.contains("'avx512f'") && e.contains("not implemented"), "{e}");
     assert!(CpuModel::parse("max,-avx2,-svm,kvm=off").is_ok());
     assert!(CpuModel::parse("max,smep=maybe").is_err());
     assert!(CpuModel::parse("max,phys-bits=99").is_err());
@@ -103,6 +127,8 @@ fn dynamic_bits_follow_the_registers() {
     d.xcr0 = 0x203;
     assert_eq!(m.cpuid(&d, 0xd, 0)[1], 0xa88);
     assert_eq!(m.cpuid(&d, 0xd, 1)[1], 584);
+    d.xcr0 = 0x207;
+    assert_eq!((m.cpuid(&d, 0xd, 0)[1], m.cpuid(&d, 0xd, 1)[1]), (0xa88, 840));
     assert_eq!(m.cpuid(&d, 0xd, 9), [8, 0xa80, 0, 0]);
 }
 
@@ -134,7 +160,7 @@ fn instructions_exist_only_if_the_model_has_their_feature() {
     let add = decode(&[0x01, 0xc8]);
     let (small, max) = (model("qemu64"), model("max"));
     assert!(!small.allows(&popcnt) && max.allows(&popcnt));
-    assert!(!small.allows(&vaddps) && !max.allows(&vaddps));
+    assert!(!small.allows(&vaddps) && max.allows(&vaddps));
     assert!(!small.allows(&andn) && max.allows(&andn));
     assert!(small.allows(&endbr) && small.allows(&add));
     // Without BMI1 F3 0F BC is BSF, not an invalid opcode.
@@ -155,6 +181,12 @@ fn every_instruction_of_an_implemented_feature_has_semantics() {
         ("sse4.1", &[0x66, 0x0f, 0x38, 0x10, 0xc1]),
         ("ssse3", &[0x66, 0x0f, 0x38, 0x00, 0xc1]),
         ("sse3", &[0xf2, 0x0f, 0x7c, 0xc1]),
+        ("avx", &[0xc5, 0xf0, 0x58, 0xc2]),
+        ("avx2", &[0xc4, 0xe2, 0x75, 0x36, 0xc2]),
+        ("fma", &[0xc4, 0xe2, 0xf1, 0xb9, 0xc2]),
+        ("f16c", &[0xc4, 0xe2, 0x79, 0x13, 0xc1]),
+        ("vaes", &[0xc4, 0xe2, 0x75, 0xdc, 0xc2]),
+        ("vpclmulqdq", &[0xc4, 0xe3, 0x75, 0x44, 0xc2, 0]),
         ("bmi2", &[0xc4, 0xe2, 0x73, 0xf5, 0xc2]),
         ("adx", &[0x66, 0x0f, 0x38, 0xf6, 0xc1]),
         ("movbe", &[0x0f, 0x38, 0xf0, 0x00]),

@@ -5,7 +5,8 @@ const USAGE: &str = "usage: mynah-oracle [options]
   --seed N          seed of the run (default 1)
   --only LIST       only forms whose mnemonic, code or group contains one of these (comma-separated; '=x' means exactly x)
   --skip LIST       not these
-  --isa LIST        only these groups: integer, flow, stack, string, bmi, x87, mmx, sse, sse2, sse3, sse4, crypto, save, privileged
+  --isa LIST        only these groups: integer, flow, stack, string, bmi, x87, mmx, sse, sse2, sse3, sse4, crypto, avx, avx2,
+                    fma, f16c, vaes, save, privileged
   --bits LIST       modes: 64, 32, 16 (default: all)
   --model MODEL     Mynah's CPU model (default: host)
   --engine ENGINE   Mynah's side: interp, jit or both, which are then compared to the last bit too (default: both)

@@ -7,7 +7,8 @@
 //! The fields: mode and how the case ends (`int3` behind the instruction, or `step`: TF); the instruction's bytes; the state before, as far as
 //! it differs from the default (registers zero, flat segments, RFLAGS 202h, MXCSR 1F80h, x87 control word 37Fh, all x87 registers empty);
 //! what is different after; the flags that are not compared. `m` is memory: an address and the bytes there. Memory that is not named holds
-//! [`background::pattern`]. Numbers are hexadecimal, registers of the x87 stack `exponent:significand`.
+//! [`background::pattern`]. Numbers are hexadecimal, registers of the x87 stack `exponent:significand`, `ymmh` bits 128-255 of YMM
+//! registers.
 
 use crate::background;
 use crate::compare::{Difference, compare};
@@ -78,6 +79,11 @@ fn state(before: &Regs, now: &Regs) -> Vec<String> {
             v.push(format!("xmm{n}={:x}", now.xmm(n)));
         }
     }
+    for n in 0..16 {
+        if before.ymm_high(n) != now.ymm_high(n) {
+            v.push(format!("ymmh{n}={:x}", now.ymm_high(n)));
+        }
+    }
     v
 }
 
@@ -130,10 +136,11 @@ fn apply(r: &mut Regs, word: &str) -> Result<Other, String> {
         "err" => return Ok(Other::Error(number(v)? as u32)),
         "cr2" => return Ok(Other::Cr2(number(v)?)),
         _ => {
+            let wide = |v| u128::from_str_radix(v, 16).map_err(|_| format!("'{v}' is no number"));
             if let Some(rest) = k.strip_prefix("xmm") {
-                let n: usize = index(rest, 16)?;
-                let x = u128::from_str_radix(v, 16).map_err(|_| format!("'{v}' is no number"))?;
-                r.put_fx(160 + 16 * n, &x.to_le_bytes());
+                r.put_fx(160 + 16 * index(rest, 16)?, &wide(v)?.to_le_bytes());
+            } else if let Some(rest) = k.strip_prefix("ymmh") {
+                r.put_ymm_high(index(rest, 16)?, wide(v)?);
             } else if let Some(rest) = k.strip_prefix("st") {
                 let n: usize = index(rest, 8)?;
                 let (e, m) = v.split_once(':').ok_or(format!("'{v}' is no x87 register"))?;
@@ -157,14 +164,18 @@ pub fn sparse(case: &Case, i: &Instruction) -> Case {
     let keeps = |n: usize| {
         n == 4 || used.iter().any(|u| u.register().is_gpr() && u.register().full_register().number() == n)
     };
-    let xmm = |n: usize| used.iter().any(|u| u.register().is_xmm() && u.register().number() == n);
+    let vector =
+        |n: usize| used.iter().any(|u| u.register().is_vector_register() && u.register().number() == n);
     let blank = default_regs(case.regs.bitness());
     for n in (0..16).filter(|&n| !keeps(n)) {
         c.regs.gpr[n] = 0;
     }
     let save = crate::forms::group(i.code()) == "save";
-    for n in (0..16).filter(|&n| !xmm(n) && !save) {
+    for n in (0..16).filter(|&n| !vector(n) && !save) {
         c.regs.put_fx(160 + 16 * n, &[0; 16]);
+    }
+    for n in (0..16).filter(|&n| !vector(n)) {
+        c.regs.put_ymm_high(n, 0);
     }
     // The pointers do not outlive what the kernel may do between two instructions.
     c.regs.put_fx(6, &[0; 18]);

@@ -42,10 +42,10 @@ impl Board for Bare {
 }
 
 /// Where the tests keep their operands: RAX points here. The page after it is not mapped.
-const DATA: u64 = 0x5000;
+pub(super) const DATA: u64 = 0x5000;
 
 /// A vCPU in 64-bit mode: page tables at 1000h map 4 KiB pages 0-5 one to one.
-fn machine() -> Box<Cpu> {
+pub(super) fn machine() -> Box<Cpu> {
     let mem = PhysMemory::new(GuestRam::new(0x10000).unwrap(), 0x10000);
     for (at, entry) in [(0x1000, 0x2003), (0x2000, 0x3003), (0x3000, 0x4003)] {
         mem.write_u64(at, entry);
@@ -68,7 +68,7 @@ fn machine() -> Box<Cpu> {
 }
 
 /// Executes one instruction: the exception it raised, if any.
-fn execute(cpu: &mut Cpu, bytes: &[u8]) -> Option<Exception> {
+pub(super) fn execute(cpu: &mut Cpu, bytes: &[u8]) -> Option<Exception> {
     let (op, _) = decode_op(&cpu.model, ModeKey(cpu.mode_key), bytes, 0).expect("a whole instruction");
     assert_eq!(usize::from(op.len), bytes.len());
     cpu.faulted = false;
@@ -76,16 +76,16 @@ fn execute(cpu: &mut Cpu, bytes: &[u8]) -> Option<Exception> {
     std::mem::take(&mut cpu.faulted).then_some(cpu.fault)
 }
 
-fn gp() -> Option<Exception> {
+pub(super) fn gp() -> Option<Exception> {
     Some(Exception { vector: vector::GP, error: Some(0) })
 }
-fn plain(vector: u8) -> Option<Exception> {
+pub(super) fn plain(vector: u8) -> Option<Exception> {
     Some(Exception { vector, error: None })
 }
-fn put(cpu: &Cpu, at: u64, v: u128) {
+pub(super) fn put(cpu: &Cpu, at: u64, v: u128) {
     cpu.mem.write(at, &v.to_le_bytes());
 }
-fn get(cpu: &Cpu, at: u64) -> u128 {
+pub(super) fn get(cpu: &Cpu, at: u64) -> u128 {
     let mut b = [0; 16];
     cpu.mem.read(at, &mut b);
     u128::from_le_bytes(b)

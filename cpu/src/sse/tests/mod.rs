@@ -6,6 +6,7 @@ mod oracle_bits;
 #[cfg(target_arch = "x86_64")]
 mod oracle_float;
 mod portable;
+mod vex;
 
 /// A small generator (xorshift64*), so that a failure repeats.
 struct Random(u64);

@@ -1,10 +1,12 @@
 //! Floating point: the portable arithmetic against the host's instructions, under every rounding mode with
 //! DAZ and FTZ.
 use super::super::convert::*;
+use super::super::f16c::{Vcvtph2ps, Vcvtps2ph};
 use super::super::float_arith::*;
 use super::super::float_cmp::*;
+use super::super::fused::*;
 use super::super::mxcsr::{DAZ, DEFAULT, FLAGS, FTZ, RC_SHIFT};
-use super::super::{FloatOp, host, soft};
+use super::super::{FloatOp, FusedOp, host, soft};
 use super::Random;
 
 /// A number with a good chance of being special: zeros, infinities, NaNs, denormals, the least and greatest,
@@ -111,6 +113,74 @@ fn portable_conversions_agree_with_the_host() {
     agree!(singles, 0..1, 64: Cvtps2dq Cvttps2dq Cvtps2pd Cvtss2sd Cvtps2pi Cvttps2pi Cvtss2si32 Cvtss2si64 Cvttss2si32 Cvttss2si64);
     agree!(doubles, 0..1, 64: Cvtpd2dq Cvttpd2dq Cvtpd2ps Cvtsd2ss Cvtpd2pi Cvttpd2pi Cvtsd2si32 Cvtsd2si64 Cvttsd2si32 Cvttsd2si64);
     agree!(integers, 0..1, 64: Cvtdq2ps Cvtdq2pd Cvtpi2ps Cvtpi2pd Cvtsi2ss32 Cvtsi2ss64 Cvtsi2sd32 Cvtsi2sd64);
+}
+
+#[test]
+fn portable_comparison_by_all_predicates_agrees_with_the_host() {
+    agree!(singles, 0..32, 32: Vcmpps Vcmpss);
+    agree!(doubles, 0..32, 32: Vcmppd Vcmpsd);
+}
+
+/// Singles about the range of halves, or anything.
+fn small_singles(r: &mut Random) -> u128 {
+    if r.below(4) == 0 {
+        return singles(r);
+    }
+    (0..4).fold(0, |v, k| {
+        let fraction = (r.next() & 0x7f_ffff) << r.below(14) & 0x7f_ffff;
+        let x = r.below(2) << 31 | (127 - 27 + r.below(46)) << 23 | fraction;
+        v | u128::from(x) << (32 * k)
+    })
+}
+
+#[test]
+fn portable_conversions_of_half_precision_agree_with_the_host() {
+    agree!(integers, 0..1, 64: Vcvtph2ps);
+    agree!(small_singles, 0..8, 64: Vcvtps2ph);
+}
+
+/// As `agree`, with an addend that is often the product's negative or near it.
+fn fused_agrees<O: FusedOp>(source: impl Fn(&mut Random) -> u128, product: impl Fn(u128, u128) -> u128) {
+    if !is_x86_feature_detected!("fma") {
+        return;
+    }
+    let mut r = Random::new();
+    for mode in 0..16 {
+        let mxcsr = DEFAULT
+            | (mode & 3) << RC_SHIFT
+            | if mode & 4 != 0 { DAZ } else { 0 }
+            | if mode & 8 != 0 { FTZ } else { 0 };
+        for _ in 0..2000 {
+            let mut v = [source(&mut r), source(&mut r), source(&mut r)];
+            if r.below(2) == 0 {
+                let n = r.below(3) as usize;
+                v[n] = product(v[(n + 1) % 3], v[(n + 2) % 3]) ^ u128::from(r.below(4));
+            }
+            let [a, b, c] = v;
+            let (want, flags) = host::full_fused::<O>(a, b, c, mxcsr);
+            let mut env = soft::Env::new(mxcsr);
+            let got = O::soft(a, b, c, &mut env);
+            assert_eq!(
+                (got, env.flags),
+                (want, flags),
+                "{:?} of {a:032x}, {b:032x}, {c:032x} under {mxcsr:x}: portable {got:032x}, host {want:032x}",
+                O::ID
+            );
+        }
+    }
+}
+
+#[test]
+fn portable_fused_operations_agree_with_the_host() {
+    let single = |a: u128, b: u128| host::full::<Mulps>(a, b, 0, DEFAULT).0 ^ 0x8000_0000;
+    let double = |a: u128, b: u128| host::full::<Mulpd>(a, b, 0, DEFAULT).0 ^ 1 << 63;
+    macro_rules! all {
+        ($source:ident, $product:ident: $($op:ident)*) => { $(fused_agrees::<$op>($source, $product);)* };
+    }
+    all!(singles, single: Vfmadd132ps Vfmadd213ps Vfmadd231ps Vfmsub213ps Vfnmadd231ps Vfnmsub132ps Vfmaddsub213ps
+        Vfmsubadd231ps Vfmadd213ss Vfnmsub231ss);
+    all!(doubles, double: Vfmadd132pd Vfmadd213pd Vfmadd231pd Vfmsub213pd Vfnmadd231pd Vfnmsub132pd Vfmaddsub213pd
+        Vfmsubadd231pd Vfmadd213sd Vfnmsub231sd);
 }
 
 #[test]

@@ -59,13 +59,20 @@ fn count<W: Width>(op: &Op) -> usize {
     (if op.is_wide() { 256 } else { 128 }) / W::BITS as usize
 }
 
+/// The linear address of element `k` of the memory operand. The address size wraps the operand's address, not those of
+/// its elements.
+fn element_address<W: Width>(cpu: &mut Cpu, op: &Op, k: usize, write: bool) -> Result<u64, Stop> {
+    let offset = cpu.ea(op).wrapping_add(k as u64 * W::BYTES);
+    cpu.linear(usize::from(op.seg), offset, W::BYTES, write)
+}
+
 /// VMASKMOVPS and its kin from memory: elements that are not chosen are zero, and not read.
 fn masked_load<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.avx_check()?;
     let n = count::<W>(op);
     let mut r = [0; 8];
     for k in (0..n).filter(|&k| chosen::<W>(cpu, op.src, k)).collect::<Chosen>() {
-        let lin = cpu.operand_at(op, k as u64 * W::BYTES, W::BYTES, false)?;
+        let lin = element_address::<W>(cpu, op, k, false)?;
         r[k & 7] = cpu.load::<W>(lin, op.seg)?;
     }
     for (k, v) in r[..n].iter().enumerate() {
@@ -81,7 +88,7 @@ fn masked_store<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let list = (0..count::<W>(op)).filter(|&k| chosen::<W>(cpu, op.src, k)).collect::<Chosen>();
     let mut at = [0; 8];
     for k in list {
-        let lin = cpu.operand_at(op, k as u64 * W::BYTES, W::BYTES, true)?;
+        let lin = element_address::<W>(cpu, op, k, true)?;
         cpu.probe_write(lin, W::BYTES, op.seg)?;
         at[k & 7] = lin;
     }
@@ -122,7 +129,8 @@ fn gather<I: Width, D: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     for k in 0..n {
         if chosen::<D>(cpu, mask, k) {
             let index = I::sext(cpu.element::<I>(indices, k)) << (op.scale & 3);
-            let lin = cpu.operand_at(&at, index, D::BYTES, false)?;
+            let offset = (cpu.ea(&at).wrapping_add(index) << (op.ashift & 63)) >> (op.ashift & 63);
+            let lin = cpu.linear(usize::from(op.seg), offset, D::BYTES, false)?;
             let v = cpu.load::<D>(lin, op.seg)?;
             cpu.set_element::<D>(dst, k, v);
         }

@@ -119,7 +119,7 @@ fn xsavec_packs_components_and_skips_initial_ones() {
 fn xrstor_refuses_components_that_are_not_enabled() {
     let mut r = filled();
     r.write64(DATA + 512, 4);
-    r.cpu.state.gpr[gpr::RAX] = 3;
+    r.cpu.state.gpr[gpr::RAX] = 3; // XCR0 has no AVX here
     r.code(64, |a| a.xrstor(ptr(DATA)));
     assert_eq!(r.vector(), 13);
     // XRSTORS takes the compacted format alone.
@@ -139,7 +139,7 @@ fn xsetbv_takes_what_cpuid_shows_and_xgetbv_1_what_is_in_use() {
     r.cpu.state.fpu = Fpu::default();
     run(&mut r, 0, |a| a.xgetbv());
     assert_eq!(r.cpu.state.gpr[gpr::RAX], 2);
-    for bad in [0, 2, 7] {
+    for bad in [0, 2, 5, 0x23] {
         let mut r = filled();
         r.cpu.state.gpr[gpr::RCX] = 0;
         r.cpu.state.gpr[gpr::RAX] = bad;
@@ -147,4 +147,82 @@ fn xsetbv_takes_what_cpuid_shows_and_xgetbv_1_what_is_in_use() {
         r.code(64, |a| a.xsetbv());
         assert_eq!(r.vector(), 13, "{bad}");
     }
+}
+
+/// With AVX enabled, and YMM9 and YMM2 in use.
+fn with_avx() -> Rig {
+    let mut r = filled();
+    r.cpu.state.xcr0 = 0x207;
+    r.cpu.state.xmm[9].set_y_high(0x9999);
+    r.cpu.state.xmm[2].set_y_high(0x2222 << 64);
+    r.cpu.sync_all();
+    r
+}
+
+#[test]
+fn the_avx_component_stands_behind_the_header_and_before_pkru() {
+    let mut r = with_avx();
+    r.cpu.set_pkru(0x54);
+    run(&mut r, !0, |a| a.xsave64(ptr(DATA)));
+    assert_eq!(r.read64(DATA + 512), 0x207);
+    assert_eq!((r.read64(DATA + 576 + 9 * 16), r.read64(DATA + 576 + 2 * 16 + 8)), (0x9999, 0x2222));
+    assert_eq!(r.read32(DATA + 0xa80), 0x54);
+    for i in 0..0x400 {
+        r.write8(DATA + i, 0);
+    }
+    run(&mut r, !0, |a| a.xsavec64(ptr(DATA)));
+    assert_eq!((r.read64(DATA + 512), r.read64(DATA + 520)), (0x207, 1 << 63 | 0x207));
+    assert_eq!(r.read64(DATA + 576 + 9 * 16), 0x9999);
+    assert_eq!(r.read32(DATA + 576 + 256), 0x54);
+    // Without AVX among what is asked for, PKRU stands where AVX was.
+    run(&mut r, 0x203, |a| a.xsavec64(ptr(DATA)));
+    assert_eq!((r.read64(DATA + 520), r.read32(DATA + 576)), (1 << 63 | 0x203, 0x54));
+}
+
+#[test]
+fn restoring_the_avx_component_keeps_the_lower_halves_and_its_initial_state_is_zero() {
+    let mut r = with_avx();
+    run(&mut r, 4, |a| a.xsave64(ptr(DATA)));
+    assert_eq!(r.read64(DATA + 512), 4);
+    assert_eq!(r.read32(DATA + 24), 0x1fc0, "MXCSR is saved with AVX too");
+    for x in &mut r.cpu.state.xmm[..16] {
+        x.set_y_high(7);
+    }
+    run(&mut r, 4, |a| a.xrstor64(ptr(DATA)));
+    let high = |r: &Rig, n: usize| r.cpu.state.xmm[n].y_high();
+    assert_eq!((high(&r, 9), high(&r, 2), high(&r, 3)), (0x9999, 0x2222 << 64, 0));
+    assert_eq!(r.cpu.state.xmm[9].x(), 0x99);
+    // The header says that it was in its initial state.
+    r.write64(DATA + 512, 0);
+    run(&mut r, 4, |a| a.xrstor64(ptr(DATA)));
+    assert_eq!((high(&r, 9), high(&r, 2)), (0, 0));
+    assert_eq!(r.cpu.state.xmm[9].x(), 0x99);
+    // Not in use any more: XSAVEOPT leaves its memory alone, and XGETBV tells.
+    r.write64(DATA + 576, 0x1234);
+    run(&mut r, 4, |a| a.xsaveopt64(ptr(DATA)));
+    assert_eq!((r.read64(DATA + 512), r.read64(DATA + 576)), (0, 0x1234));
+    r.cpu.state.gpr[gpr::RCX] = 1;
+    run(&mut r, 0, |a| a.xgetbv());
+    assert_eq!(r.cpu.state.gpr[gpr::RAX] & 4, 0);
+}
+
+#[test]
+fn avx_is_enabled_only_together_with_sse_and_stops_with_xcr0() {
+    let mut r = filled();
+    r.cpu.state.gpr[gpr::RCX] = 0;
+    run(&mut r, 7, |a| {
+        a.xsetbv()?;
+        a.vzeroall()
+    });
+    assert_eq!((r.cpu.state.xcr0, r.cpu.state.xmm[9].x()), (7, 0));
+    let mut r = with_avx();
+    r.cpu.state.gpr[gpr::RCX] = 0;
+    r.cpu.state.gpr[gpr::RAX] = 3;
+    r.cpu.state.gpr[gpr::RDX] = 0;
+    r.code(64, |a| {
+        a.xsetbv()?;
+        a.vzeroall()
+    });
+    assert_eq!(r.vector(), 6);
+    assert_eq!(r.cpu.state.xmm[9].y_high(), 0x9999, "the upper halves are kept while AVX is off");
 }
