@@ -14,6 +14,7 @@ pub const MODELS: &[(&str, &str)] = &[
     ("qemu32", "a generic 32-bit CPU"),
     ("x86-64-v1", "the x86-64 psABI's baseline"),
     ("x86-64-v2", "with SSE4.2, POPCNT, CMPXCHG16B, LAHF"),
+    ("x86-64-v3", "with AVX2, FMA, F16C, BMI1, BMI2, LZCNT, MOVBE"),
     ("max", "everything that the chosen engine can do"),
     ("host", "what this host's CPU has (with -accel kvm), or as much of it as the engine can do"),
 ];
