@@ -357,6 +357,7 @@ impl<'a> Exec for Translator<'a> {
         let off = self.address(op, None);
         let lin = self.linear(op, off, W::BYTES, true);
         let v = self.fit(v, ty::<W>());
+        let v = self.as_stored(v);
         self.store_linear(v, lin);
         Ok(())
     }

@@ -27,6 +27,10 @@ pub(crate) fn on_host(code: Code) -> bool {
         CpuidFeature::AES => is_x86_feature_detected!("aes"),
         CpuidFeature::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
         CpuidFeature::SHA => is_x86_feature_detected!("sha"),
+        CpuidFeature::AVX => is_x86_feature_detected!("avx"),
+        CpuidFeature::AVX2 => is_x86_feature_detected!("avx2"),
+        CpuidFeature::FMA => is_x86_feature_detected!("fma"),
+        CpuidFeature::F16C => is_x86_feature_detected!("f16c"),
         _ => false,
     })
 }
@@ -35,42 +39,84 @@ pub(crate) fn on_host(_: Code) -> bool {
     false
 }
 
-/// The legacy instruction `xmm, xmm` or `xmm, xmm, imm8` of each name that the host has.
+/// The instruction of each name on XMM registers that the host has: legacy, `xmm, xmm` or `xmm, xmm, imm8`, or else with a VEX prefix.
 fn host_codes() -> &'static HashMap<Mnemonic, Code> {
     static CODES: OnceLock<HashMap<Mnemonic, Code>> = OnceLock::new();
     CODES.get_or_init(|| {
         let mut codes = HashMap::new();
-        for code in Code::values() {
-            let o = code.op_code();
-            let vector = |n| matches!(o.op_kind(n), Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem);
-            let fits = o.encoding() == EncodingKind::Legacy
-                && match o.op_count() {
-                    2 => vector(0) && vector(1),
-                    3 => vector(0) && vector(1) && o.op_kind(2) == Kind::imm8,
-                    _ => false,
+        for encoding in [EncodingKind::Legacy, EncodingKind::VEX] {
+            for code in Code::values() {
+                let o = code.op_code();
+                let vector = |n| {
+                    matches!(o.op_kind(n), Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem | Kind::xmm_vvvv)
                 };
-            if fits && on_host(code) {
-                codes.entry(code.mnemonic()).or_insert(code);
+                let byte = |n| o.op_kind(n) == Kind::imm8;
+                let fits = o.encoding() == encoding
+                    && match o.op_count() {
+                        2 => vector(0) && vector(1),
+                        3 => {
+                            vector(0) && vector(1) && (byte(2) || encoding == EncodingKind::VEX && vector(2))
+                        }
+                        4 => vector(0) && vector(1) && vector(2) && byte(3),
+                        _ => false,
+                    };
+                if fits && on_host(code) {
+                    codes.entry(code.mnemonic()).or_insert(code);
+                }
             }
         }
         codes
     })
 }
 
-/// The bytes of `id xmm0, xmm1` or `id xmm0, xmm1, imm`.
+/// The bytes of an instruction that makes XMM0 of itself and XMM1 (and an immediate).
 pub(crate) fn host_instruction(id: Mnemonic, imm: u8) -> Option<Vec<u8>> {
+    use Register::{XMM0, XMM1};
     let code = *host_codes().get(&id)?;
-    encode(&if code.op_code().op_count() == 2 {
-        Instruction::with2(code, Register::XMM0, Register::XMM1).ok()?
-    } else {
-        Instruction::with3(code, Register::XMM0, Register::XMM1, u32::from(imm)).ok()?
-    })
+    let (o, imm) = (code.op_code(), u32::from(imm));
+    let last = o.op_count() - 1;
+    let i = match (o.op_count(), o.op_kind(last) == Kind::imm8) {
+        (2, _) => Instruction::with2(code, XMM0, XMM1),
+        // The destination of one that narrows may be memory: its operands stand in the other order, but so do its registers.
+        (3, true) => Instruction::with3(code, XMM0, XMM1, imm),
+        (3, false) => Instruction::with3(code, XMM0, XMM0, XMM1),
+        _ => Instruction::with4(code, XMM0, XMM0, XMM1, imm),
+    };
+    encode(&i.ok()?)
 }
 
 /// The bytes of `id xmm1, xmm2`, for an instruction whose third operand is XMM0.
 pub(crate) fn host_instruction3(id: Mnemonic) -> Option<Vec<u8>> {
     let code = *host_codes().get(&id)?;
     encode(&Instruction::with2(code, Register::XMM1, Register::XMM2).ok()?)
+}
+
+/// The bytes of `id xmm0, xmm1, xmm2`.
+fn host_fused(id: Mnemonic) -> Option<Vec<u8>> {
+    let code = *host_codes().get(&id)?;
+    encode(&Instruction::with3(code, Register::XMM0, Register::XMM1, Register::XMM2).ok()?)
+}
+
+/// The bytes of code that makes XMM0 and XMM1, as lanes of a 256-bit vector, of itself and of XMM2 and XMM3.
+pub(crate) fn across_lanes(id: Mnemonic) -> Option<Vec<u8>> {
+    use Register::{XMM1, XMM3, YMM0, YMM2};
+    let code = Code::VEX_Vpermd_ymm_ymm_ymmm256;
+    if id != Mnemonic::Vpermd || !on_host(code) {
+        return None;
+    }
+    let (join, part) = (Code::VEX_Vinserti128_ymm_ymm_xmmm128_imm8, Code::VEX_Vextracti128_xmmm128_ymm_imm8);
+    let mut bytes = Vec::new();
+    for i in [
+        Instruction::with4(join, YMM0, YMM0, XMM1, 1).ok()?,
+        Instruction::with4(join, YMM2, YMM2, XMM3, 1).ok()?,
+        Instruction::with3(code, YMM0, YMM0, YMM2).ok()?,
+        Instruction::with3(part, XMM1, YMM0, 1).ok()?,
+        // Legacy SSE instructions follow; nothing is kept in upper halves.
+        Instruction::with(Code::VEX_Vzeroupper),
+    ] {
+        bytes.extend(encode(&i)?);
+    }
+    Some(bytes)
 }
 
 impl Translator<'_> {
@@ -117,6 +163,13 @@ impl Translator<'_> {
         let bytes = host_instruction(id, imm).ok_or(Stop::Again)?;
         self.ready_float();
         Ok(self.primitive(&bytes, &[], &[a, b], 0, 1)[0])
+    }
+
+    /// On three vectors, the first the destination's old value.
+    pub(crate) fn float_fused(&mut self, id: Mnemonic, a: Value, b: Value, c: Value) -> Result<Value, Stop> {
+        let bytes = host_fused(id).filter(|_| !self.unable).ok_or(Stop::Again)?;
+        self.ready_float();
+        Ok(self.primitive(&bytes, &[], &[a, b, c], 0, 1)[0])
     }
 
     /// To a general register of the current instruction's width.

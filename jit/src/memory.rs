@@ -315,21 +315,43 @@ impl Translator<'_> {
 
     /// Loads from a linear address.
     pub(crate) fn load_linear(&mut self, ty: Type, lin: Value) -> Value {
-        let len = u64::from(ty.bytes());
         let guest = self.access.guest;
+        let load = |t: &mut Self, host, distance| t.b.ins().load(ty, guest, host, distance);
+        self.load_linear_as(u64::from(ty.bytes()), ty, lin, load)
+    }
+
+    /// Loads an integer from a linear address into the low lane of a vector, with zeros in the others.
+    pub(crate) fn load_low_linear(&mut self, ty: Type, lin: Value) -> Value {
+        let guest = self.access.guest;
+        let vector = if ty == types::I64 { types::I64X2 } else { types::I32X4 };
+        self.load_linear_as(u64::from(ty.bytes()), types::I8X16, lin, |t, host, distance| {
+            let v = t.b.ins().load(ty, guest, host, distance);
+            let v = t.b.ins().scalar_to_vector(vector, v);
+            t.as_lanes(v, types::I8X16)
+        })
+    }
+
+    /// What `load` makes of `len` bytes at a linear address, given a host address and a distance from it: a value of type `ty`.
+    fn load_linear_as(
+        &mut self,
+        len: u64,
+        ty: Type,
+        lin: Value,
+        mut load: impl FnMut(&mut Self, Value, i32) -> Value,
+    ) -> Value {
         let Some((first, host, distance)) = self.seen_near(lin, false) else {
             let host = self.host(lin, len, false);
-            return self.b.ins().load(ty, guest, host, 0);
+            return load(self, host, 0);
         };
         let out = self.interpret_here();
         let on = self.b.create_block();
         let value = self.b.append_block_param(on, ty);
         let missed = self.test_near(first, distance, len);
-        let v = self.b.ins().load(ty, guest, host, distance as i32);
+        let v = load(self, host, distance as i32);
         self.b.ins().jump(on, &[v.into()]);
         self.b.switch_to_block(missed);
         let answer = self.ask(lin, len, false, out);
-        let v = self.b.ins().load(ty, guest, answer, 0);
+        let v = load(self, answer, 0);
         self.b.ins().jump(on, &[v.into()]);
         self.b.switch_to_block(on);
         self.b.seal_block(on);

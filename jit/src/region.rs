@@ -7,10 +7,11 @@
 //! Two sets of variables (registers, flags) are computed over the region's blocks: *dirty*, those that may differ from the state in memory, and *live*,
 //! those that must have a value because they are read, or dirty where the region may be left. As it may be left before any instruction, what is
 //! dirty is always live.
-use crate::translate::{AUX, Emit, RES, Translator, XMM};
+use crate::translate::{AUX, Emit, HIGH, RES, Translator, XMM};
 use crate::x87;
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
+    OpAccess, OpKind,
 };
 use mynah_cpu::block::{Block, ModeKey};
 use mynah_cpu::decode::{bitness, build};
@@ -20,8 +21,8 @@ use std::ops::Range;
 
 use crate::code::Part;
 
-/// Variables of the translator: 16 registers, two words of flags, 16 vector registers.
-pub(crate) const VARS: usize = 34;
+/// Variables of the translator: 16 registers, two words of flags, 16 vector registers in two halves.
+pub(crate) const VARS: usize = 50;
 /// A set of variables, one bit each.
 pub(crate) type Set = u64;
 const FLAGS: Set = 1 << RES | 1 << AUX;
@@ -241,9 +242,9 @@ impl Plan {
             .iter()
             .zip(&self.instructions)
             .map(|(h, i)| match (h, i) {
-                (Some(_), Some(i)) => Use::of(i, info),
+                (Some(_), Some(i)) => Use::of(i, self.long, info),
                 (None, Some(_)) => Use::Call,
-                (_, None) => Use::Variables { reads: 0, writes: 0, kills: 0 },
+                (_, None) => Use::Variables { reads: 0, writes: 0, kills: 0, stored: 0 },
             })
             .collect();
         // Forward: dirty.
@@ -256,7 +257,7 @@ impl Plan {
                 for k in self.blocks[n].ops.clone() {
                     dirty = match uses[k] {
                         Use::Call => 0,
-                        Use::Variables { writes, .. } => dirty | writes,
+                        Use::Variables { writes, stored, .. } => (dirty | writes) & !stored,
                     };
                     dirty_after[k] = dirty;
                 }
@@ -302,15 +303,22 @@ fn fits(b: &Block) -> bool {
 enum Use {
     /// It is called with the state in memory.
     Call,
-    /// It is emitted. `kills` are written without regard to what they were.
-    Variables { reads: Set, writes: Set, kills: Set },
+    /// It is emitted. `kills` are written without regard to what they were, `stored` such that the state in memory has them at once.
+    Variables { reads: Set, writes: Set, kills: Set, stored: Set },
 }
 
 impl Use {
     /// Of an instruction that is emitted. More than it really reads costs a load; less would be noticed by the translator.
-    fn of(i: &Instruction, info: &mut InstructionInfoFactory) -> Self {
+    fn of(i: &Instruction, long: bool, info: &mut InstructionInfoFactory) -> Self {
         use Mnemonic::*;
-        let (mut reads, mut writes, mut kills): (Set, Set, Set) = (0, 0, 0);
+        let (mut reads, mut writes, mut kills, mut stored): (Set, Set, Set, Set) = (0, 0, 0, 0);
+        let vex = i.encoding() == EncodingKind::VEX;
+        let wide = (0..i.op_count()).any(|n| i.op_register(n).is_ymm());
+        if matches!(i.mnemonic(), Vzeroupper | Vzeroall) {
+            let all: Set = if long { 0xffff } else { 0xff };
+            let low = if i.mnemonic() == Vzeroall { all << XMM } else { 0 };
+            return Self::Variables { reads: 0, writes: low, kills: low | all << HIGH, stored: all << HIGH };
+        }
         let whole = matches!(i.mnemonic(), Mov | Movzx | Movsx | Movsxd | Lea | Pop | Movbe)
             || matches!(i.mnemonic(), Movaps | Movapd | Movdqa | Movups | Movupd | Movdqu | Movd | Lddqu)
             || i.mnemonic() == Imul && i.op_count() == 3;
@@ -320,6 +328,25 @@ impl Use {
                 continue;
             }
             let number = r.register().full_register().number();
+            if vector && vex {
+                let (low, high): (Set, Set) = (1 << (XMM + (number & 15)), 1 << (HIGH + (number & 15)));
+                let source = if wide { low | high } else { low };
+                let (read, write) = match r.access() {
+                    OpAccess::None | OpAccess::NoMemAccess => continue,
+                    OpAccess::Read | OpAccess::CondRead => (true, false),
+                    OpAccess::Write => (false, true),
+                    _ => (true, true),
+                };
+                if read {
+                    reads |= source;
+                }
+                if write {
+                    writes |= source;
+                    kills |= low | high;
+                    stored |= if wide { 0 } else { high };
+                }
+                continue;
+            }
             let bit = 1 << if vector { XMM + (number & 15) } else { number };
             let wide = r.register().size() >= 4;
             match r.access() {
@@ -334,6 +361,11 @@ impl Use {
                     writes |= bit;
                 }
             }
+        }
+        // Of an idiom that makes zero iced-x86 knows that its sources do not matter; they are read all the same.
+        for r in (1..i.op_count()).map(|n| i.op_register(n)).filter(|r| vex && r.is_vector_register()) {
+            let n = r.number() & 15;
+            reads |= 1 << (XMM + n) | if wide { 1 << (HIGH + n) } else { 0 };
         }
         kills &= !reads;
         let arithmetic = 0x3f; // OF, SF, ZF, AF, CF, PF as iced-x86 numbers them
@@ -367,6 +399,13 @@ impl Use {
                 | Ucomiss
                 | Ucomisd
                 | Ptest
+                | Vcomiss
+                | Vcomisd
+                | Vucomiss
+                | Vucomisd
+                | Vptest
+                | Vtestps
+                | Vtestpd
                 | Fcomi
                 | Fcomip
                 | Fucomi
@@ -384,6 +423,6 @@ impl Use {
             reads |= FLAGS;
             kills &= !FLAGS;
         }
-        Self::Variables { reads, writes, kills }
+        Self::Variables { reads, writes, kills, stored }
     }
 }

@@ -27,6 +27,8 @@ pub(crate) const RES: usize = 16;
 pub(crate) const AUX: usize = 17;
 /// Number of the variable of XMM0's low 128 bits; the others follow.
 pub(crate) const XMM: usize = 18;
+/// Number of the variable of YMM0's bits 128-255; the others follow.
+pub(crate) const HIGH: usize = XMM + 16;
 
 /// A handler of the translator: emits the code of one op.
 pub(crate) type Emit<'a> = fn(&mut Translator<'a>, &Op) -> Result<Step, Stop>;
@@ -170,8 +172,8 @@ pub struct Translator<'a> {
     /// What has been checked since the block began or came back from a call.
     pub(crate) ready: Ready,
     pub(crate) primitives: Primitives,
-    /// The last vector that was made of a constant, and the constant.
-    pub(crate) vector_constant: Option<(Value, u64)>,
+    /// Vectors that were made of constants.
+    pub(crate) vector_constants: HashMap<Value, u64>,
     pub(crate) last_x87: Option<LastX87>,
 }
 
@@ -184,6 +186,10 @@ pub(crate) struct Ready {
     pub float: bool,
     /// The host's x87 unit is the guest's.
     pub x87: bool,
+    /// AVX instructions do not trap.
+    pub avx: bool,
+    /// Registers whose bits 128-255 are zero in memory, and whose variables are too.
+    pub high_zero: u16,
 }
 
 impl<'a> Translator<'a> {
@@ -233,7 +239,7 @@ impl<'a> Translator<'a> {
             failed: false,
             ready: Ready::default(),
             primitives: Primitives::default(),
-            vector_constant: None,
+            vector_constants: HashMap::new(),
             last_x87: None,
         };
         t.reload(plan.blocks[0].live_in);
@@ -320,6 +326,14 @@ impl<'a> Translator<'a> {
     pub(crate) fn set_var(&mut self, n: usize, v: Value) {
         self.b.def_var(self.vars[n], v);
         self.dirty |= 1 << n;
+        self.valid |= 1 << n;
+    }
+
+    /// Gives a variable a value that is stored at once: the variable is not dirty.
+    pub(crate) fn set_stored_var(&mut self, n: usize, v: Value) {
+        self.b.def_var(self.vars[n], v);
+        self.b.ins().store(self.access.state, v, self.cpu, variable_offset(n));
+        self.dirty &= !(1 << n);
         self.valid |= 1 << n;
     }
 
@@ -595,6 +609,7 @@ fn variable_offset(n: usize) -> i32 {
         + match n {
             RES => offset_of!(State, res),
             AUX => offset_of!(State, aux),
+            HIGH.. => offset_of!(State, xmm) + (n - HIGH) * size_of::<Vector>() + 16,
             XMM.. => offset_of!(State, xmm) + (n - XMM) * size_of::<Vector>(),
             n => offset_of!(State, gpr) + 8 * n,
         }) as i32

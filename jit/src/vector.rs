@@ -3,16 +3,17 @@
 //! The low 128 bits of vector registers are variables of the region, as general registers are. Operations on bits are Cranelift's where it has them, and
 //! else [primitives](crate::primitive): the very instruction. What the host has not is given up (`unable`): what has been emitted of it has changed nothing,
 //! and its interpreter's handler is called. Floating point: [`crate::float`]. MMX instructions are given up at their first check.
-use crate::float::{host_instruction, host_instruction3};
-use crate::translate::{Translator, XMM};
-use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, condcodes::IntCC, types};
+use crate::float::{across_lanes, host_instruction, host_instruction3};
+use crate::translate::{HIGH, Translator, XMM};
+use cranelift_codegen::ir::{
+    Endianness, InstBuilder, InstructionData, MemFlagsData, Opcode, Type, Value, condcodes::IntCC, types,
+};
 use iced_x86::Mnemonic;
 use mynah_cpu::op::Op;
 use mynah_cpu::sse::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
-use mynah_cpu::state::Vector;
 use mynah_cpu::width::Width;
-use mynah_cpu::{Cpu, State, Stop};
-use std::mem::{offset_of, size_of};
+use mynah_cpu::{Cpu, Exec, Stop};
+use std::mem::offset_of;
 
 /// The vector type with lanes of width W.
 fn lanes<W: Width>() -> Type {
@@ -129,7 +130,10 @@ impl Translator<'_> {
             Pshufhw => (b, b, lane_mask(2, |n| if n < 4 { n } else { 4 + field(imm, n & 3) })),
             Shufps => (a, b, lane_mask(4, |n| field(imm, n & 3) + if n < 2 { 0 } else { 4 })),
             Shufpd => (a, b, lane_mask(8, |n| usize::from(imm >> (n & 1) & 1) + if n == 0 { 0 } else { 2 })),
-            Movddup => (b, b, lane_mask(8, |_| 0)),
+            Vpbroadcastb => (b, b, lane_mask(1, |_| 0)),
+            Vpbroadcastw => (b, b, lane_mask(2, |_| 0)),
+            Vpbroadcastd => (b, b, lane_mask(4, |_| 0)),
+            Movddup | Vpbroadcastq => (b, b, lane_mask(8, |_| 0)),
             Movshdup => (b, b, lane_mask(4, |n| n | 1)),
             Movsldup => (b, b, lane_mask(4, |n| n & !1)),
             Palignr if imm <= 16 => (b, a, std::array::from_fn(|n| n as u8 + imm)),
@@ -178,8 +182,7 @@ impl Translator<'_> {
     }
 
     fn operation(&mut self, id: Mnemonic, a: Value, b: Value, imm: u8) -> Option<Value> {
-        if let Some((v, n)) = self.vector_constant
-            && v == b
+        if let Some(&n) = self.vector_constants.get(&b)
             && let Some(r) = self.shifted(id, a, n)
         {
             return Some(r);
@@ -189,6 +192,22 @@ impl Translator<'_> {
             let imm = if id == Mnemonic::Insertps && self.op().is_mem() { imm & 0x3f } else { imm };
             self.vector_primitive(id, a, b, imm)
         })
+    }
+
+    /// An integer as it is best stored: a vector's low lane straight from there.
+    pub(crate) fn as_stored(&mut self, v: Value) -> Value {
+        let Some(&InstructionData::BinaryImm8 { opcode: Opcode::Extractlane, arg, imm: 0 }) =
+            self.definition(v)
+        else {
+            return v;
+        };
+        let t = match self.type_of(arg) {
+            types::I64X2 => types::F64X2,
+            types::I32X4 => types::F32X4,
+            _ => return v,
+        };
+        let v = self.as_lanes(arg, t);
+        self.b.ins().extractlane(v, 0)
     }
 
     fn give_up(&mut self) -> Value {
@@ -201,14 +220,56 @@ impl Translator<'_> {
         self.b.ins().iconst(types::I64, 0)
     }
 
-    fn vector_linear(&mut self, op: &Op, aligned: bool, write: bool) -> Value {
+    fn vector_linear(&mut self, op: &Op, len: u64, aligned: bool, write: bool) -> Value {
         let off = self.address(op, None);
-        let lin = self.linear(op, off, 16, write);
+        let lin = self.linear(op, off, len, write);
         if aligned {
-            let low = self.b.ins().band_imm_u(lin, 15);
+            let low = self.b.ins().band_imm_u(lin, len as i64 - 1);
             self.bail_if(low);
         }
         lin
+    }
+
+    /// ZF and CF of a test of vectors: of the sum of lanes, zero or not, and of the rest of `b` outside of `a`.
+    fn test_vectors(&mut self, id: Mnemonic, pairs: &[(Value, Value)]) {
+        let signs = match id {
+            Mnemonic::Ptest => None,
+            Mnemonic::Vtestps => Some([0, 0, 0, 0x80].repeat(4)),
+            Mnemonic::Vtestpd => Some([0, 0, 0, 0, 0, 0, 0, 0x80].repeat(2)),
+            _ => {
+                self.unable = true;
+                return;
+            }
+        };
+        let (mut inside, mut outside) = (None, None);
+        for &(a, b) in pairs {
+            for (sum, v) in
+                [(&mut inside, self.b.ins().band(a, b)), (&mut outside, self.b.ins().band_not(b, a))]
+            {
+                *sum = Some(match *sum {
+                    Some(s) => self.b.ins().bor(s, v),
+                    None => v,
+                });
+            }
+        }
+        let clear = |t: &mut Self, v: Option<Value>| {
+            let v = v.unwrap_or(t.cpu);
+            let v = match &signs {
+                Some(bytes) => {
+                    let mask = t.b.func.dfg.constants.insert(bytes.as_slice().into());
+                    let mask = t.b.ins().vconst(types::I8X16, mask);
+                    t.b.ins().band(v, mask)
+                }
+                None => v,
+            };
+            let some = t.b.ins().vany_true(v);
+            let some = t.fit(some, types::I64);
+            t.b.ins().bxor_imm_u(some, 1)
+        };
+        let (zf, cf) = (clear(self, inside), clear(self, outside));
+        let zf = self.b.ins().ishl_imm_u(zf, 6);
+        let flags = self.b.ins().bor(zf, cf);
+        self.set_compared(flags);
     }
 }
 
@@ -226,9 +287,13 @@ impl VecExec for Translator<'_> {
         Ok(())
     }
     fn avx_check(&mut self) -> Result<(), Stop> {
+        if self.ready.avx {
+            return Ok(());
+        }
         let at = offset_of!(Cpu, avx_trap) as i32;
         let trap = self.b.ins().load(types::I8, self.access.state, self.cpu, at);
         self.bail_if(trap);
+        self.ready.avx = true;
         Ok(())
     }
     fn mmx_check(&mut self) -> Result<(), Stop> {
@@ -252,14 +317,25 @@ impl VecExec for Translator<'_> {
         self.set_var(XMM + usize::from(r & 15), v);
     }
     fn ymm_high(&mut self, r: u8) -> Value {
-        self.b.ins().load(types::I8X16, self.access.state, self.cpu, high_offset(r))
+        self.var(HIGH + usize::from(r & 15))
     }
     fn set_ymm_high(&mut self, r: u8, v: Value) {
         if self.unable {
             return;
         }
+        let n = HIGH + usize::from(r & 15);
+        let bit = 1 << (r & 15);
+        if self.vector_constants.get(&v) == Some(&0) {
+            // What instructions on 128 bits leave: stored at once, and once.
+            if self.ready.high_zero & bit == 0 {
+                self.set_stored_var(n, v);
+                self.ready.high_zero |= bit;
+            }
+            return;
+        }
         let v = self.as_lanes(v, types::I8X16);
-        self.b.ins().store(self.access.state, v, self.cpu, high_offset(r));
+        self.set_var(n, v);
+        self.ready.high_zero &= !bit;
     }
     fn mm(&mut self, _: u8) -> Value {
         self.give_up_int()
@@ -268,23 +344,46 @@ impl VecExec for Translator<'_> {
         self.unable = true;
     }
     fn load_vec(&mut self, op: &Op, aligned: bool) -> Result<Value, Stop> {
-        let lin = self.vector_linear(op, aligned, false);
+        let lin = self.vector_linear(op, 16, aligned, false);
         Ok(self.load_linear(types::I8X16, lin))
+    }
+    fn load_low<W: Width>(&mut self, op: &Op) -> Result<Value, Stop> {
+        if W::BITS < 32 {
+            let v = Exec::load::<W>(self, op)?;
+            return Ok(self.vec_of::<W>(v));
+        }
+        let off = self.address(op, None);
+        let lin = self.linear(op, off, W::BYTES, false);
+        Ok(self.load_low_linear(if W::BITS == 64 { types::I64 } else { types::I32 }, lin))
     }
     fn store_vec(&mut self, op: &Op, v: Value, aligned: bool) -> Result<(), Stop> {
         if self.unable {
             return Err(Stop::Again);
         }
-        let lin = self.vector_linear(op, aligned, true);
+        let lin = self.vector_linear(op, 16, aligned, true);
         let v = self.as_lanes(v, types::I8X16);
         self.store_linear(v, lin);
         Ok(())
     }
-    fn load_pair(&mut self, _: &Op, _: bool) -> Result<[Value; 2], Stop> {
-        Err(Stop::Again)
+    fn load_pair(&mut self, op: &Op, aligned: bool) -> Result<[Value; 2], Stop> {
+        let lin = self.vector_linear(op, 32, aligned, false);
+        let host = self.host(lin, 32, false);
+        let guest = self.access.guest;
+        let low = self.b.ins().load(types::I8X16, guest, host, 0);
+        let high = self.b.ins().load(types::I8X16, guest, host, 16);
+        Ok([low, high])
     }
-    fn store_pair(&mut self, _: &Op, _: [Value; 2], _: bool) -> Result<(), Stop> {
-        Err(Stop::Again)
+    fn store_pair(&mut self, op: &Op, v: [Value; 2], aligned: bool) -> Result<(), Stop> {
+        if self.unable {
+            return Err(Stop::Again);
+        }
+        let lin = self.vector_linear(op, 32, aligned, true);
+        let host = self.host(lin, 32, true);
+        for (v, at) in v.into_iter().zip([0, 16]) {
+            let v = self.as_lanes(v, types::I8X16);
+            self.b.ins().store(self.access.guest, v, host, at);
+        }
+        Ok(())
     }
 
     fn vec_of<W: Width>(&mut self, x: Value) -> Value {
@@ -296,7 +395,7 @@ impl VecExec for Translator<'_> {
         let v = self.b.ins().scalar_to_vector(t, x);
         let v = self.as_lanes(v, types::I8X16);
         if let Some(n) = known {
-            self.vector_constant = Some((v, n));
+            self.vector_constants.insert(v, n);
         }
         v
     }
@@ -343,9 +442,17 @@ impl VecExec for Translator<'_> {
         let r = self.b.ins().blendv(c, b, a);
         self.as_lanes(r, types::I8X16)
     }
-    fn pair<O: PairOp>(&mut self, a: [Value; 2], _: [Value; 2]) -> [Value; 2] {
-        self.unable = true;
-        a
+    fn pair<O: PairOp>(&mut self, a: [Value; 2], b: [Value; 2]) -> [Value; 2] {
+        match across_lanes(O::ID) {
+            Some(bytes) => {
+                let r = self.primitive(&bytes, &[], &[a[0], a[1], b[0], b[1]], 0, 2);
+                [r[0], r[1]]
+            }
+            None => {
+                self.unable = true;
+                a
+            }
+        }
     }
     fn vec_int<O: VecToInt>(&mut self, b: Value) -> Value {
         let t = match O::ID {
@@ -358,23 +465,14 @@ impl VecExec for Translator<'_> {
         self.b.ins().vhigh_bits(types::I32, b)
     }
     fn vec_flags<O: VecFlags>(&mut self, a: Value, b: Value) {
-        if O::ID != Mnemonic::Ptest || self.unable {
-            self.unable = true;
-            return;
+        if !self.unable {
+            self.test_vectors(O::ID, &[(a, b)]);
         }
-        let both = self.b.ins().band(a, b);
-        let outside = self.b.ins().band_not(b, a);
-        let some = self.b.ins().vany_true(both);
-        let other = self.b.ins().vany_true(outside);
-        let (some, other) = (self.fit(some, types::I64), self.fit(other, types::I64));
-        let zf = self.b.ins().bxor_imm_u(some, 1);
-        let cf = self.b.ins().bxor_imm_u(other, 1);
-        let zf = self.b.ins().ishl_imm_u(zf, 6);
-        let flags = self.b.ins().bor(zf, cf);
-        self.set_compared(flags);
     }
-    fn vec_flags_pair<O: VecFlags>(&mut self, _: [Value; 2], _: [Value; 2]) {
-        self.unable = true;
+    fn vec_flags_pair<O: VecFlags>(&mut self, a: [Value; 2], b: [Value; 2]) {
+        if !self.unable {
+            self.test_vectors(O::ID, &[(a[0], b[0]), (a[1], b[1])]);
+        }
     }
     fn float<O: FloatOp>(&mut self, a: Value, b: Value, imm: u8) -> Result<Value, Stop> {
         self.float_vector(O::ID, a, b, imm)
@@ -388,25 +486,21 @@ impl VecExec for Translator<'_> {
     fn float_flags<O: FloatOp>(&mut self, a: Value, b: Value) -> Result<(), Stop> {
         self.float_compare(O::ID, a, b)
     }
-    fn float_pair<O: FloatOp>(&mut self, _: [Value; 2], _: [Value; 2], _: u8) -> Result<[Value; 2], Stop> {
-        Err(Stop::Again)
+    fn float_pair<O: FloatOp>(&mut self, a: [Value; 2], b: [Value; 2], imm: u8) -> Result<[Value; 2], Stop> {
+        // With all exceptions masked the lanes have nothing to do with each other.
+        Ok([self.float_vector(O::ID, a[0], b[0], imm)?, self.float_vector(O::ID, a[1], b[1], imm)?])
     }
-    fn fused<O: FusedOp>(&mut self, _: Value, _: Value, _: Value) -> Result<Value, Stop> {
-        Err(Stop::Again)
+    fn fused<O: FusedOp>(&mut self, a: Value, b: Value, c: Value) -> Result<Value, Stop> {
+        self.float_fused(O::ID, a, b, c)
     }
     fn fused_pair<O: FusedOp>(
         &mut self,
-        _: [Value; 2],
-        _: [Value; 2],
-        _: [Value; 2],
+        a: [Value; 2],
+        b: [Value; 2],
+        c: [Value; 2],
     ) -> Result<[Value; 2], Stop> {
-        Err(Stop::Again)
+        Ok([self.float_fused(O::ID, a[0], b[0], c[0])?, self.float_fused(O::ID, a[1], b[1], c[1])?])
     }
-}
-
-/// Where bits 128-255 of a vector register are in the vCPU.
-fn high_offset(r: u8) -> i32 {
-    (offset_of!(Cpu, state) + offset_of!(State, xmm) + usize::from(r & 15) * size_of::<Vector>() + 16) as i32
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -35,13 +35,6 @@ fn is_excluded(m: Mnemonic) -> bool {
     )
 }
 
-/// BMI1 and BMI2 on general registers.
-fn is_vex_integer(code: Code) -> bool {
-    use iced_x86::CpuidFeature::{BMI1, BMI2};
-    code.op_code().encoding() == EncodingKind::VEX
-        && code.cpuid_features().iter().all(|f| matches!(f, BMI1 | BMI2))
-}
-
 /// Instructions of a code: register and memory forms, with operands from `r`.
 fn forms(code: Code, bits: u32, r: &mut Random) -> Vec<Instruction> {
     let info = code.op_code();
@@ -61,6 +54,7 @@ fn forms(code: Code, bits: u32, r: &mut Random) -> Vec<Instruction> {
             let r32: &[Register] = if wide { &[EAX, R8D, R12D] } else { &[EAX, ECX, EDX, EBX, EBP] };
             let r64: &[Register] = &[RAX, RCX, RDX, RBX, RBP, R8, R10, R15];
             let x: &[Register] = if wide { &[XMM1, XMM9, XMM15] } else { &[XMM0, XMM1, XMM5] };
+            let y: &[Register] = if wide { &[YMM1, YMM9, YMM15] } else { &[YMM0, YMM1, YMM5] };
             let mm: &[Register] = &[MM0, MM3, MM7];
             let mut memory = |i: &mut Instruction| {
                 any_memory = true;
@@ -92,6 +86,7 @@ fn forms(code: Code, bits: u32, r: &mut Random) -> Vec<Instruction> {
                 | Kind::r32_or_mem
                 | Kind::r64_or_mem
                 | Kind::xmm_or_mem
+                | Kind::ymm_or_mem
                 | Kind::mm_or_mem
                 | Kind::r32_or_mem_mpx
                 | Kind::r64_or_mem_mpx
@@ -107,7 +102,12 @@ fn forms(code: Code, bits: u32, r: &mut Random) -> Vec<Instruction> {
                 Kind::r64_or_mem | Kind::r64_vvvv | Kind::r64_reg | Kind::r64_rm | Kind::r64_opcode => {
                     register!(r64)
                 }
-                Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm => register!(x),
+                Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4 => {
+                    register!(x)
+                }
+                Kind::ymm_or_mem | Kind::ymm_reg | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4 => {
+                    register!(y)
+                }
                 Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => register!(mm),
                 Kind::st0 => register!(&[ST0]),
                 Kind::sti_opcode => register!(&[ST0, ST1, ST5, ST7]),
@@ -155,7 +155,7 @@ fn forms(code: Code, bits: u32, r: &mut Random) -> Vec<Instruction> {
 fn check_all(bits: u32, wanted: impl Fn(&Instruction) -> bool, at_least: usize) {
     let mut r = Random(0x1234_5678_9abc_def1 ^ u64::from(bits));
     let mut pair = Pair::new(bits);
-    let model = CpuModel::default();
+    let model = CpuModel::parse("max").expect("a model");
     let mode = ModeKey(pair.plain.mode_key);
     let mut tested = 0;
     for code in Code::values() {
@@ -163,7 +163,7 @@ fn check_all(bits: u32, wanted: impl Fn(&Instruction) -> bool, at_least: usize) 
         let in_mode = if bits == 64 { info.mode64() } else { info.mode32() };
         if !info.is_instruction()
             || !in_mode
-            || !(info.encoding() == EncodingKind::Legacy || is_vex_integer(code))
+            || !matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
             || is_excluded(info.mnemonic())
         {
             continue;
@@ -275,4 +275,9 @@ fn integer_instructions_of_32_bit_code_do_the_same_translated() {
 #[test]
 fn vector_and_x87_instructions_do_the_same_translated() {
     check_all(64, is_vector, 300);
+}
+
+#[test]
+fn vector_instructions_of_32_bit_code_do_the_same_translated() {
+    check_all(32, is_vector, 300);
 }

@@ -127,6 +127,32 @@ fn float_instruction(a: &mut CodeAssembler, r: &mut Random) -> Result<(), IcedEr
     let (v, w) = (xmm[x], xmm[y]);
     let at = rsi + 8 * z as i32;
     let even = rsi + 16 * (z as i32 & 3);
+    let ymm = [ymm0, ymm1, ymm2, ymm3, ymm6, ymm7, ymm9, ymm14];
+    let (yv, yw, yx) = (ymm[x], ymm[y], ymm[z]);
+    if r.below(4) == 0 {
+        return match r.below(20) {
+            0 => a.vaddpd(yv, yw, yx),
+            1 => a.vpaddd(yv, yw, ymmword_ptr(at)),
+            2 => a.vmovdqu(yv, ymmword_ptr(at)),
+            3 => a.vmovdqu(ymmword_ptr(at), yv),
+            4 => a.vzeroupper(),
+            5 => a.vfmadd231sd(v, w, xmm[z]),
+            6 => a.vfmsub213ps(yv, yw, yx),
+            7 => a.vpermd(yv, yw, yx),
+            8 => a.vextracti128(v, yw, z as i32),
+            9 => a.vinserti128(yv, yw, xmm[z], y as i32),
+            10 => a.vpshufb(yv, yw, yx),
+            11 => a.vptest(yv, yw).and_then(|()| a.setbe(dl)),
+            12 => a.vpbroadcastd(yv, w),
+            13 => a.vcmppd(yv, yw, yx, (x * 4 + z) as i32),
+            14 => a.vaddss(v, w, xmm[z]),
+            15 => a.vpmovmskb(small[x], yw),
+            16 => a.vcvtps2pd(yv, w),
+            17 => a.vpslld(yv, yw, z as i32),
+            18 => a.vperm2i128(yv, yw, yx, (x * 8 + y) as i32),
+            _ => a.vmovaps(v, w),
+        };
+    }
     match r.below(64) {
         0 => a.addsd(v, w),
         1 => a.subps(v, w),

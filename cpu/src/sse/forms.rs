@@ -47,8 +47,7 @@ impl VecSource for M128U {
 impl<W: Width> VecSource for Mem<W> {
     #[inline(always)]
     fn get<E: VecExec>(e: &mut E, op: &Op) -> Result<E::Vec, Stop> {
-        let v = e.load::<W>(op)?;
-        Ok(e.vec_of::<W>(v))
+        e.load_low::<W>(op)
     }
 }
 

@@ -189,6 +189,12 @@ pub trait VecExec: Exec {
     fn set_mm(&mut self, r: u8, v: Self::Int);
     /// Loads a 128-bit memory operand; with `aligned`, #GP(0) unless it is 16-byte aligned.
     fn load_vec(&mut self, op: &Op, aligned: bool) -> Result<Self::Vec, Stop>;
+    /// Loads a memory operand of width W, zero-extended to a vector.
+    #[inline(always)]
+    fn load_low<W: Width>(&mut self, op: &Op) -> Result<Self::Vec, Stop> {
+        let v = self.load::<W>(op)?;
+        Ok(self.vec_of::<W>(v))
+    }
     /// Stores a 128-bit memory operand.
     fn store_vec(&mut self, op: &Op, v: Self::Vec, aligned: bool) -> Result<(), Stop>;
     /// Loads a 256-bit memory operand; with `aligned`, #GP(0) unless it is 32-byte aligned.

@@ -160,7 +160,7 @@ pub type Bits = u32;
 pub fn machine(bits: Bits) -> Box<Cpu> {
     let mem = PhysMemory::new(GuestRam::new(RAM).expect("RAM"), RAM);
     let long = bits == 64;
-    let model = CpuModel::default();
+    let model = CpuModel::parse("max").expect("a model");
     let mut cpu = Cpu::new(0, mem.clone(), Arc::new(Bare), Arc::new(Events::default()), Arc::new(model));
     // GDT: null, code, data, FS.
     let code: u64 = if long { 0x00af_9b00_0000_ffff } else { 0x00cf_9b00_0000_ffff };
@@ -185,7 +185,8 @@ pub fn machine(bits: Bits) -> Box<Cpu> {
     s.idtr.base = 0x6000;
     s.idtr.limit = 0xfff;
     s.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP;
-    s.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PAE;
+    s.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PAE | cr4::OSXSAVE;
+    s.xcr0 = 7;
     for i in 0..6 {
         s.seg[i] = Segment { base: 0, limit: 0xffff_ffff, attr: 0xc093, sel: 16 };
     }

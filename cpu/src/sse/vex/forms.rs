@@ -131,12 +131,7 @@ impl Last for Xmm128 {
 impl<W: Width> Last for Low<W> {
     #[inline(always)]
     fn get<E: VecExec>(e: &mut E, op: &Op, r: u8) -> Result<Pair<E>, Stop> {
-        let v = if op.is_mem() {
-            let x = e.load::<W>(op)?;
-            e.vec_of::<W>(x)
-        } else {
-            e.xmm(r)
-        };
+        let v = if op.is_mem() { e.load_low::<W>(op)? } else { e.xmm(r) };
         Ok([v, v])
     }
 }
