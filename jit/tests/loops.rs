@@ -331,8 +331,9 @@ fn code_that_changes_itself_takes_effect_at_once() {
             a.hlt()
         },
     );
-    // Compiled each time that it is met.
-    assert!(pair.statistics().compiled > 50, "{:?}", pair.statistics());
+    // Compiled, but not each of the hundred times that it has changed.
+    let compiled = pair.statistics().compiled;
+    assert!((1..50).contains(&compiled), "{compiled}");
 }
 
 #[test]
