@@ -12,6 +12,7 @@
 //! Sources: Plug and Play BIOS Specification 1.0A, 3.2; BIOS Boot Specification 1.01, 3; QEMU's specification of fw_cfg.
 use crate::bzimage;
 use crate::detect::{BootProtocol, LoadRequest};
+use crate::entry::reg;
 use crate::error::LoadError;
 use crate::mem::{Fields, GuestMemory};
 use crate::tables::{E820Kind, E820Map, Tables};
@@ -29,6 +30,8 @@ mod key {
     pub const INITRD: [u16; 3] = [0x0a, 0x0b, 0x12];
     pub const CMDLINE: [u16; 3] = [0x13, 0x14, 0x15];
     pub const SETUP: [u16; 3] = [0x16, 0x17, 0x18];
+    /// The kernel's entry point; for our ROM the stack pointer at the setup code's entry.
+    pub const ENTRY: u16 = 0x10;
 }
 
 /// RAM at the end of low memory that a firmware keeps for itself.
@@ -56,6 +59,8 @@ pub struct Parts {
     pub initrd: Part,
     /// The command line with its closing zero.
     pub cmdline: Part,
+    /// The stack pointer in the setup code's segment.
+    pub stack: u16,
 }
 
 /// Writes, in their order.
@@ -119,11 +124,12 @@ impl Parts {
         let payload = recorder.take(h.payload);
         let cmdline = recorder.take(h.cmdline);
         let initrd = if at(h.initrd_size) > 0 { recorder.take(at(h.initrd)) } else { Part::default() };
-        Ok(Parts { setup, payload, initrd, cmdline })
+        Ok(Parts { setup, payload, initrd, cmdline, stack: entry.gpr[reg::RSP] as u16 })
     }
 
     /// The fw_cfg items that the ROM reads: key and bytes.
     pub fn into_items(self) -> Vec<(u16, Vec<u8>)> {
+        let stack = (key::ENTRY, u32::from(self.stack).to_le_bytes().to_vec());
         let parts = [
             (key::SETUP, self.setup),
             (key::KERNEL, self.payload),
@@ -140,6 +146,7 @@ impl Parts {
                     (data, part.data),
                 ]
             })
+            .chain([stack])
             .collect()
     }
 }
@@ -232,13 +239,10 @@ fn code() -> Result<(u16, Vec<u8>), IcedError> {
         a.set_label(&mut next)?;
         a.nop()?;
     }
-    // The stack: below the command line, which stands above the setup code's heap.
     read_word(&mut a, key::SETUP[0], read)?;
     a.push(eax)?;
-    read_word(&mut a, key::CMDLINE[0], read)?;
+    read_word(&mut a, key::ENTRY, read)?;
     a.pop(esi)?;
-    a.sub(eax, esi)?;
-    a.sub(eax, 16)?;
     a.shr(esi, 4)?;
     for segment in [ds, es, fs, gs, ss] {
         a.mov(segment, si)?;
@@ -306,7 +310,7 @@ mod tests {
         assert_eq!(p.cmdline.data, b"console=ttyS0\0");
         assert_eq!(p.setup.data.u32_at(0x228), Some(p.cmdline.address));
         let items = p.into_items();
-        assert_eq!(items.len(), 12);
+        assert_eq!(items.len(), 13);
         assert!(items.iter().any(|(k, v)| *k == 0x0b && *v == 5000u32.to_le_bytes()));
     }
 
