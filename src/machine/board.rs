@@ -12,7 +12,7 @@ use super::vcpu::{Pins, VcpuBoard, VcpuHandle};
 use crate::config::{Config, RtcBase};
 use anyhow::Context;
 use mynah_devices::bus::{Irq, PortBus};
-use mynah_devices::chipset::{I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
+use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
 use mynah_devices::clock::{Clock, HostClock, host_unix_nanos};
 use mynah_devices::events::A20Gate;
 use mynah_devices::input::i8042::I8042;
@@ -76,6 +76,7 @@ pub struct Board {
     hpet: Option<Arc<Hpet>>,
     config_ports: Arc<ConfigPorts>,
     port92: Arc<Port92>,
+    ferr: Arc<Ferr>,
     tsc: ReadTsc,
     firmware: Firmware,
     events: Vec<Arc<Events>>,
@@ -162,6 +163,8 @@ impl Board {
         port92.attach(&ports);
         let i8042 = I8042::new(true, pin(1), pin(12), a20, power.clone());
         i8042.attach(&ports);
+        let ferr = Ferr::new(pin(13));
+        ferr.attach(&ports);
         // A diagnostic port that programs write to for a short delay.
         ports.map(0x80, 1, Arc::new(Delay));
 
@@ -183,6 +186,7 @@ impl Board {
             hpet,
             config_ports,
             port92,
+            ferr,
             tsc,
             firmware,
             events: vcpus.iter().map(|v| v.events.clone()).collect(),
@@ -201,7 +205,14 @@ impl Board {
             }
             Firmware::Image(_) => None,
         };
-        VcpuBoard { ports: self.ports.clone(), apic: self.apics[n].clone(), tsc: self.tsc.clone(), bios }
+        VcpuBoard {
+            ports: self.ports.clone(),
+            apic: self.apics[n].clone(),
+            tsc: self.tsc.clone(),
+            bios,
+            // Only the boot processor's error wires are connected.
+            ferr: (n == 0).then(|| self.ferr.clone()),
+        }
     }
 
     /// A pin on ISA interrupt `n`.
@@ -248,6 +259,7 @@ impl Board {
         self.config_ports.reset();
         self.port92.reset();
         self.i8042.reset();
+        self.ferr.reset();
         self.like_firmware();
     }
 }

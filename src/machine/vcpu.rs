@@ -6,6 +6,7 @@ use mynah_cpu::interp::MemoryChanges;
 use mynah_cpu::state::Activity;
 use mynah_cpu::{Board, Cpu, Events, Exit, World};
 use mynah_devices::bus::PortBus;
+use mynah_devices::chipset::Ferr;
 use mynah_devices::events::{MachineEvents, ResetCause};
 use mynah_devices::interrupts::lapic::{LocalApic, ReadTsc, VcpuPins};
 use mynah_firmware::bios::PORT;
@@ -84,6 +85,8 @@ pub struct VcpuBoard {
     pub tsc: ReadTsc,
     /// The built-in BIOS, if that is the machine's firmware.
     pub bios: Option<Arc<BiosCalls>>,
+    /// FERR# and IGNNE#, if they are wired.
+    pub ferr: Option<Arc<Ferr>>,
 }
 
 impl Board for VcpuBoard {
@@ -123,6 +126,14 @@ impl Board for VcpuBoard {
     }
     fn tsc(&self) -> u64 {
         (self.tsc)()
+    }
+    fn ferr(&self, asserted: bool) {
+        if let Some(chip) = &self.ferr {
+            chip.ferr(asserted);
+        }
+    }
+    fn ignne(&self) -> bool {
+        self.ferr.as_ref().is_none_or(|chip| chip.ignne())
     }
 }
 
