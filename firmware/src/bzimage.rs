@@ -425,7 +425,11 @@ pub(crate) fn header_fields(setup: &[u8]) -> HeaderFields {
     HeaderFields {
         payload: if high { u32_at(hdr::CODE32_START) } else { 0x1_0000 },
         // Before 2.02 at an offset from the setup code, which is at 90000h.
-        cmdline: if old { 0x9_0000 + u64::from(setup.u16_at(0x22).unwrap_or(0)) } else { u32_at(hdr::CMD_LINE_PTR) },
+        cmdline: if old {
+            0x9_0000 + u64::from(setup.u16_at(0x22).unwrap_or(0))
+        } else {
+            u32_at(hdr::CMD_LINE_PTR)
+        },
         initrd: hdr::RAMDISK_IMAGE,
         initrd_size: hdr::RAMDISK_SIZE,
     }

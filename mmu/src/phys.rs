@@ -165,9 +165,7 @@ impl PhysMemory {
                     Backing::Ram(at) => Found::Ram(at + inside),
                     Backing::Rom(rom, at) => Found::Rom(rom.at(at + inside)),
                     Backing::RamReadOnly(at) => Found::Rom(self.host(at + inside)),
-                    Backing::RomOverRam(rom, at, ram) => {
-                        Found::RomOverRam(rom.at(at + inside), ram + inside)
-                    }
+                    Backing::RomOverRam(rom, at, ram) => Found::RomOverRam(rom.at(at + inside), ram + inside),
                     Backing::Mmio(dev, at) => Found::Mmio(dev.clone(), at + inside),
                     Backing::Hole => Found::None,
                 };

@@ -191,7 +191,11 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
             "16" => KernelEntry::Real,
             "32" => KernelEntry::Protected,
             "64" => KernelEntry::Long,
-            _ => return Err(Error::new(format!("-machine kernel-entry={entry}: accepted are auto, 16, 32, 64"))),
+            _ => {
+                return Err(Error::new(format!(
+                    "-machine kernel-entry={entry}: accepted are auto, 16, 32, 64"
+                )));
+            }
         };
     }
     let refused =

@@ -25,7 +25,12 @@ pub struct BiosCalls {
 
 impl BiosCalls {
     /// The calls of the vCPU that `events` are signals to.
-    pub fn new(bios: Arc<Mutex<Bios>>, events: Arc<Events>, ports: Arc<PortBus>, clock: Arc<HostClock>) -> Self {
+    pub fn new(
+        bios: Arc<Mutex<Bios>>,
+        events: Arc<Events>,
+        ports: Arc<PortBus>,
+        clock: Arc<HostClock>,
+    ) -> Self {
         BiosCalls { bios, requested: AtomicBool::new(false), events, ports, clock }
     }
 

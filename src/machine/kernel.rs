@@ -12,7 +12,8 @@ use mynah_devices::misc::fw_cfg::{FwCfg, key};
 use mynah_devices::serial::COM;
 use mynah_firmware::linuxboot::{Parts, ROM_FILE, option_rom};
 use mynah_firmware::{
-    Bios, BiosConfig, BootProtocol, CpuMode, Entry, Kind, LoadRequest, Module, Segment, build_tables, identify, load,
+    Bios, BiosConfig, BootProtocol, CpuMode, Entry, Kind, LoadRequest, Module, Segment, build_tables,
+    identify, load,
 };
 use parking_lot::Mutex;
 use std::path::Path;
@@ -197,7 +198,8 @@ impl Boot {
         if let Some(uuid) = cfg.uuid {
             fw_cfg.set_item(key::UUID, uuid.to_vec());
         }
-        let files = mynah_firmware::tables::firmware_files(&self.tables, memory.below_4g(), memory.above_4g());
+        let files =
+            mynah_firmware::tables::firmware_files(&self.tables, memory.below_4g(), memory.above_4g());
         for (name, bytes) in files {
             fw_cfg.add_file(name, bytes)?;
         }

@@ -66,7 +66,8 @@ fn geometry(disk: &dyn Disk, floppy: bool) -> (u16, u8, u8) {
     }
     let sectors = disk.sectors();
     if floppy {
-        let known = [(720, 40, 2, 9), (1440, 80, 2, 9), (2400, 80, 2, 15), (2880, 80, 2, 18), (5760, 80, 2, 36)];
+        let known =
+            [(720, 40, 2, 9), (1440, 80, 2, 9), (2400, 80, 2, 15), (2880, 80, 2, 18), (5760, 80, 2, 36)];
         let fit = known.into_iter().find(|k| sectors <= k.0).unwrap_or((5760, 80, 2, 36));
         return (fit.1, fit.2, fit.3);
     }

@@ -35,16 +35,47 @@ fn key_of(code: u8, e0: bool, flags: u8) -> Option<u16> {
     let word = |scan: u8, c: u8| Some(u16::from(scan) << 8 | u16::from(c));
     match code {
         // Enter and slash of the keypad.
-        0x1c if e0 => word(if alt { 0xa6 } else { 0xe0 }, if ctrl { b'\n' } else if alt { 0 } else { b'\r' }),
+        0x1c if e0 => word(
+            if alt { 0xa6 } else { 0xe0 },
+            if ctrl {
+                b'\n'
+            } else if alt {
+                0
+            } else {
+                b'\r'
+            },
+        ),
         0x35 if e0 => word(if alt { 0xa4 } else { 0xe0 }, if alt { 0 } else { b'/' }),
         // Function keys: plain, Shift, Ctrl, Alt are rows of their own.
         0x3b..=0x44 => {
             let n = code - 0x3b;
-            word(if alt { 0x68 + n } else if ctrl { 0x5e + n } else if shift { 0x54 + n } else { code }, 0)
+            word(
+                if alt {
+                    0x68 + n
+                } else if ctrl {
+                    0x5e + n
+                } else if shift {
+                    0x54 + n
+                } else {
+                    code
+                },
+                0,
+            )
         }
         0x57 | 0x58 => {
             let n = code - 0x57;
-            word(if alt { 0x8b } else if ctrl { 0x89 } else if shift { 0x87 } else { 0x85 } + n, 0)
+            word(
+                if alt {
+                    0x8b
+                } else if ctrl {
+                    0x89
+                } else if shift {
+                    0x87
+                } else {
+                    0x85
+                } + n,
+                0,
+            )
         }
         0x47..=0x53 => {
             let digit = KEYPAD[usize::from(code - 0x47)];
@@ -54,9 +85,8 @@ fn key_of(code: u8, e0: bool, flags: u8) -> Option<u16> {
                 _ if alt => e0.then(|| u16::from(code + 0x50) << 8),
                 _ if ctrl => {
                     // Home, up, PgUp, -, left, 5, right, +, End, down, PgDn, Ins, Del.
-                    let scan = [
-                        0x77, 0x8d, 0x84, 0x8e, 0x73, 0x8f, 0x74, 0x90, 0x75, 0x91, 0x76, 0x92, 0x93,
-                    ][usize::from(code - 0x47)];
+                    let scan = [0x77, 0x8d, 0x84, 0x8e, 0x73, 0x8f, 0x74, 0x90, 0x75, 0x91, 0x76, 0x92, 0x93]
+                        [usize::from(code - 0x47)];
                     word(scan, if e0 { 0xe0 } else { 0 })
                 }
                 _ if number => word(code, digit),

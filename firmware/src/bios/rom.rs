@@ -118,12 +118,7 @@ struct Plan {
 
 /// A call: OUT, then whatever the caller emits.
 fn call(a: &mut CodeAssembler, plan: &mut Plan, service: Service) -> Result<(), IcedError> {
-    let mut l = Labels {
-        service,
-        behind: a.create_label(),
-        wait: a.create_label(),
-        poll: a.create_label(),
-    };
+    let mut l = Labels { service, behind: a.create_label(), wait: a.create_label(), poll: a.create_label() };
     let (mut entry, mut on) = (a.create_label(), a.create_label());
     a.jmp(entry)?;
     a.set_label(&mut l.wait)?;
@@ -287,8 +282,7 @@ impl Rom {
         const CODE: u16 = 0xf000;
         let mut a = CodeAssembler::new(16)?;
         let plan = program(&mut a)?;
-        let out = a
-            .assemble_options(CODE.into(), BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+        let out = a.assemble_options(CODE.into(), BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
         let at = |l: &CodeLabel| out.label_ip(l).map(|ip| ip as u16);
         let code = &out.inner.code_buffer;
         let mut image = vec![0xf4; LEN];

@@ -99,9 +99,7 @@ pub(super) fn clock(r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
         0x03 => {
             let b = pc.cmos(cmos::B);
             pc.set_cmos(cmos::B, b | cmos::SET);
-            for (index, v) in
-                [(cmos::HOURS, r.ch()), (cmos::MINUTES, r.cl()), (cmos::SECONDS, r.dh())]
-            {
+            for (index, v) in [(cmos::HOURS, r.ch()), (cmos::MINUTES, r.cl()), (cmos::SECONDS, r.dh())] {
                 pc.set_cmos(index, v);
             }
             pc.set_cmos(cmos::B, b & !(cmos::SET | 1) | r.dl() & 1);
@@ -118,12 +116,9 @@ pub(super) fn clock(r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
         0x05 => {
             let b = pc.cmos(cmos::B);
             pc.set_cmos(cmos::B, b | cmos::SET);
-            for (index, v) in [
-                (cmos::CENTURY, r.ch()),
-                (cmos::YEAR, r.cl()),
-                (cmos::MONTH, r.dh()),
-                (cmos::DAY, r.dl()),
-            ] {
+            for (index, v) in
+                [(cmos::CENTURY, r.ch()), (cmos::YEAR, r.cl()), (cmos::MONTH, r.dh()), (cmos::DAY, r.dl())]
+            {
                 pc.set_cmos(index, v);
             }
             pc.set_cmos(cmos::B, b & !cmos::SET);
@@ -136,11 +131,9 @@ pub(super) fn clock(r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
                 r.carry(true);
                 return Outcome::Return;
             }
-            for (index, v) in [
-                (cmos::ALARM_HOURS, r.ch()),
-                (cmos::ALARM_MINUTES, r.cl()),
-                (cmos::ALARM_SECONDS, r.dh()),
-            ] {
+            for (index, v) in
+                [(cmos::ALARM_HOURS, r.ch()), (cmos::ALARM_MINUTES, r.cl()), (cmos::ALARM_SECONDS, r.dh())]
+            {
                 pc.set_cmos(index, v);
             }
             pc.set_cmos(cmos::B, b | cmos::AIE);
