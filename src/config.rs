@@ -178,12 +178,35 @@ pub struct Machine {
     pub pit: bool,
     /// The 8259 pair is there (`pic=`).
     pub pic: bool,
+    /// Where a Linux kernel is entered (`kernel-entry=`).
+    pub kernel_entry: KernelEntry,
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Machine { kind: MachineKind::Pc, acpi: true, hpet: true, pit: true, pic: true }
+        Machine {
+            kind: MachineKind::Pc,
+            acpi: true,
+            hpet: true,
+            pit: true,
+            pic: true,
+            kernel_entry: KernelEntry::Auto,
+        }
     }
+}
+
+/// The entries of a Linux kernel that is started directly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelEntry {
+    /// The one that leaves least to do, of those that kernel and CPU have.
+    #[default]
+    Auto,
+    /// The setup code, in real mode, which asks the BIOS.
+    Real,
+    /// The 32-bit entry.
+    Protected,
+    /// The 64-bit entry.
+    Long,
 }
 
 /// The boards that exist.

@@ -95,8 +95,21 @@ poweroff -f
 
 /// Boots `kernel` with `busybox` and `script`.
 fn boot(tag: &str, accel: &str, kernel: &str, busybox: &str, script: &str) -> Option<Boot> {
+    boot_with(tag, accel, &[], kernel, busybox, script)
+}
+
+/// The same, with more options.
+fn boot_with(
+    tag: &str,
+    accel: &str,
+    options: &[&str],
+    kernel: &str,
+    busybox: &str,
+    script: &str,
+) -> Option<Boot> {
     let (kernel, initrd) = (guest(kernel)?, ramdisk(tag, busybox, script)?);
     let mut args: Vec<&str> = "-cpu max -m 512 -nographic -no-reboot".split(' ').collect();
+    args.extend(options);
     args.extend(["-accel", accel, "-append", "console=ttyS0 panic=-1"]);
     args.extend(["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()]);
     let boot = run(&args, Duration::from_secs(300));
@@ -114,6 +127,11 @@ fn boots(tag: &str, kernel: &str, busybox: &str, machine: &str) {
 
 fn boots_on(tag: &str, accel: &str, kernel: &str, busybox: &str, machine: &str) {
     let Some(boot) = boot(tag, accel, kernel, busybox, WORK) else { return };
+    has_worked(&boot, machine);
+}
+
+/// The guest has done all of `WORK`, with the right results.
+fn has_worked(boot: &Boot, machine: &str) {
     let has = |line: &str| assert!(boot.console.contains(line), "no '{line}' in:\n{}", boot.console);
     has(&format!("UNAME Linux {machine}"));
     has("FLAGS 1");
@@ -160,6 +178,39 @@ fn the_32_bit_kernel_without_pae_boots() {
 #[ignore = "boots a kernel from Debian's packages"]
 fn the_elf_kernel_boots_by_pvh() {
     boots("elf", "cloud-elf", "busybox", "x86_64");
+}
+
+/// Boots through the kernel's own setup code, which asks the BIOS for memory, video mode and disks.
+fn boots_in_real_mode(tag: &str, options: &[&str], kernel: &str, busybox: &str, machine: &str) {
+    for accel in ["interp", "jit"] {
+        let tag = format!("{tag}-{accel}");
+        let Some(boot) = boot_with(&tag, accel, options, kernel, busybox, WORK) else { return };
+        assert!(boot.console.contains("Probing EDD (edd=off to disable)... o"), "{}", boot.console);
+        assert!(boot.console.contains("BIOS-provided physical RAM map"), "{}", boot.console);
+        has_worked(&boot, machine);
+    }
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_cloud_kernel_boots_through_its_16_bit_entry() {
+    boots_in_real_mode("real", &["-machine", "kernel-entry=16"], "cloud", "busybox", "x86_64");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_32_bit_kernel_boots_through_its_16_bit_entry() {
+    boots_in_real_mode("real-686", &["-machine", "kernel-entry=16"], "686", "busybox-i386", "i686");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_cloud_kernel_boots_under_seabios() {
+    if !std::path::Path::new("/usr/share/seabios/bios-256k.bin").exists() {
+        eprintln!("SKIPPED: SeaBIOS is not installed (Debian's package 'seabios')");
+        return;
+    }
+    boots_in_real_mode("seabios", &["-bios", "bios-256k.bin"], "cloud", "busybox", "x86_64");
 }
 
 /// Seconds of host and of guest time between the marks `from` and `to` that a guest printed with its uptime.

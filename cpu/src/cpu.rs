@@ -268,6 +268,7 @@ impl Cpu {
             self.state.activity = Activity::WaitSipi;
         }
         self.state.gpr[gpr::RDX] = u64::from(self.model.signature());
+        crate::x87::settle(self);
         self.sync_all();
     }
 

@@ -745,7 +745,7 @@ impl Cpu {
             });
             let hit = self.instruction_breakpoint(lin);
             if hit != 0 {
-                self.debug_exception(hit, true);
+                self.debug_exception(hit);
                 return;
             }
         }
@@ -756,6 +756,7 @@ impl Cpu {
                 return;
             }
         };
+        let from = self.state.gpr[gpr::RIP];
         self.single = true;
         self.watch = armed;
         self.untraced = false;
@@ -771,18 +772,18 @@ impl Cpu {
             self.state.rflags &= !fl::RF;
         }
         let mut hits = self.debug_hits;
-        if trap && !self.untraced {
+        // SAFETY: blocks stay allocated until `bury`, dead or not, and a block has an op.
+        if trap && !self.untraced && self.step_traps(unsafe { &*(*block).first() }, from) {
             hits |= 1 << 14;
         }
         if hits != 0 && self.state.shadow != Shadow::MovSs {
-            self.debug_exception(hits, false);
+            self.debug_exception(hits);
         }
         self.sync_events();
     }
 
-    /// Delivers #DB with `hits` added to DR6; a fault leaves RIP at the instruction, a trap behind it.
-    fn debug_exception(&mut self, hits: u64, fault: bool) {
-        let _ = fault;
+    /// Delivers #DB at RIP, with `hits` added to DR6.
+    fn debug_exception(&mut self, hits: u64) {
         // The condition bits are those of this trap alone (SDM volume 3B, 17.2.3: the processor may clear them).
         self.state.dr[6] = self.state.dr[6] & !0xf | hits;
         self.debug_hits = 0;
@@ -904,7 +905,10 @@ impl Cpu {
     /// bootstrap processor.
     fn init(&mut self) {
         let old = self.state.clone();
+        // FERR# stands with the exception behind it.
+        let ferr = std::mem::take(&mut self.ferr);
         self.reset();
+        self.ferr = ferr;
         let s = &mut self.state;
         s.msr = old.msr;
         s.msr.efer = 0;

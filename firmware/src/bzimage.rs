@@ -405,6 +405,36 @@ fn enter_real_mode(
     Entry::real(segment + 0x20, 0, segment, place.heap_end)
 }
 
+/// What a filled-in setup header says about where things are.
+pub(crate) struct HeaderFields {
+    /// Address of the protected-mode kernel.
+    pub payload: u64,
+    /// Address of the command line.
+    pub cmdline: u64,
+    /// Offset of the initrd's address.
+    pub initrd: usize,
+    /// Offset of the initrd's size.
+    pub initrd_size: usize,
+}
+
+/// Reads the header of setup code that `load` has written.
+pub(crate) fn header_fields(setup: &[u8]) -> HeaderFields {
+    let u32_at = |at: usize| u64::from(setup.u32_at(at).unwrap_or(0));
+    let high = setup.u8_at(hdr::LOADFLAGS).unwrap_or(0) & LOADED_HIGH != 0;
+    let old = setup.u16_at(hdr::VERSION).unwrap_or(0) < 0x202;
+    HeaderFields {
+        payload: if high { u32_at(hdr::CODE32_START) } else { 0x1_0000 },
+        // Before 2.02 at an offset from the setup code, which is at 90000h.
+        cmdline: if old {
+            0x9_0000 + u64::from(setup.u16_at(0x22).unwrap_or(0))
+        } else {
+            u32_at(hdr::CMD_LINE_PTR)
+        },
+        initrd: hdr::RAMDISK_IMAGE,
+        initrd_size: hdr::RAMDISK_SIZE,
+    }
+}
+
 /// The value of the last `key=` word of a command line.
 fn option<'a>(cmdline: &'a str, key: &str) -> Option<&'a str> {
     cmdline.split_ascii_whitespace().filter_map(|w| w.strip_prefix(key)).next_back()

@@ -12,6 +12,7 @@
 //! Kernels, their headers and the guest's RAM size are untrusted: whatever does not fit is a [`LoadError`]
 //! that names the file and the reason, never a panic. Nothing here holds a lock or a thread.
 
+pub mod bios;
 pub mod bzimage;
 pub mod detect;
 pub mod elf;
@@ -20,6 +21,7 @@ pub mod error;
 mod foreign;
 #[cfg(test)]
 mod fuzz_tests;
+pub mod linuxboot;
 pub mod mem;
 pub mod multiboot;
 pub mod place;
@@ -27,6 +29,7 @@ pub mod tables;
 #[cfg(test)]
 mod testing;
 
+pub use bios::{Bios, BiosConfig};
 pub use detect::{BootProtocol, Kind, LoadRequest, Module, identify, load};
 pub use entry::{CpuMode, DescriptorTable, Entry, Segment};
 pub use error::{LoadError, Reason};

@@ -56,7 +56,13 @@ impl RomImage {
 pub(crate) enum Backing {
     Ram(u64),
     Rom(Arc<RomImage>, u64),
+    /// RAM that is read and not written.
+    RamReadOnly(u64),
+    /// A ROM is read; what is written goes to RAM (the last number).
+    RomOverRam(Arc<RomImage>, u64, u64),
     Mmio(Arc<dyn Mmio>, u64),
+    /// Nothing answers.
+    Hole,
 }
 
 impl Backing {
@@ -65,6 +71,9 @@ impl Backing {
         match self {
             Self::Ram(at) => Self::Ram(at + by),
             Self::Rom(rom, at) => Self::Rom(rom.clone(), at + by),
+            Self::RamReadOnly(at) => Self::RamReadOnly(at + by),
+            Self::RomOverRam(rom, at, ram) => Self::RomOverRam(rom.clone(), at + by, ram + by),
+            Self::Hole => Self::Hole,
             Self::Mmio(dev, at) => Self::Mmio(dev.clone(), at + by),
         }
     }
@@ -154,7 +163,7 @@ impl Map {
     /// Takes mapping `id` away; what it hid comes to light.
     pub fn remove(&mut self, id: u64) {
         let Some(i) = self.overlays.iter().position(|o| o.id == id) else { return };
-        if let Backing::Rom(rom, _) = self.overlays.remove(i).segment.backing {
+        if let Backing::Rom(rom, _) | Backing::RomOverRam(rom, ..) = self.overlays.remove(i).segment.backing {
             self.retired.push(rom);
         }
         self.flatten();

@@ -60,6 +60,8 @@ pub enum Target {
 enum Found {
     Ram(u64),
     Rom(*mut u8),
+    /// As `Rom`; writes go to RAM.
+    RomOverRam(*mut u8, u64),
     Mmio(Arc<dyn Mmio>, u64),
     None,
 }
@@ -162,7 +164,10 @@ impl PhysMemory {
                 let found = match &segment.backing {
                     Backing::Ram(at) => Found::Ram(at + inside),
                     Backing::Rom(rom, at) => Found::Rom(rom.at(at + inside)),
+                    Backing::RamReadOnly(at) => Found::Rom(self.host(at + inside)),
+                    Backing::RomOverRam(rom, at, ram) => Found::RomOverRam(rom.at(at + inside), ram + inside),
                     Backing::Mmio(dev, at) => Found::Mmio(dev.clone(), at + inside),
+                    Backing::Hole => Found::None,
                 };
                 (found, (segment.last - gpa).saturating_add(1))
             }
@@ -173,7 +178,7 @@ impl PhysMemory {
     pub fn lookup(&self, gpa: Gpa) -> Target {
         match self.find(gpa).0 {
             Found::Ram(offset) => Target::Ram(self.host(offset)),
-            Found::Rom(host) => Target::Rom(host),
+            Found::Rom(host) | Found::RomOverRam(host, _) => Target::Rom(host),
             Found::Mmio(dev, offset) => Target::Mmio(dev, offset),
             Found::None => Target::None,
         }
@@ -185,7 +190,7 @@ impl PhysMemory {
         let page = gpa & !PAGE_MASK;
         match self.find(page) {
             (Found::Ram(offset), run) if run >= PAGE_SIZE => Some((self.host(offset), true)),
-            (Found::Rom(host), run) if run >= PAGE_SIZE => Some((host, false)),
+            (Found::Rom(host) | Found::RomOverRam(host, _), run) if run >= PAGE_SIZE => Some((host, false)),
             _ => None,
         }
     }
@@ -197,8 +202,10 @@ impl PhysMemory {
         let region = |s: &crate::map::Segment| {
             let target = match &s.backing {
                 Backing::Ram(at) => Target::Ram(self.host(*at)),
-                Backing::Rom(rom, at) => Target::Rom(rom.at(*at)),
+                Backing::Rom(rom, at) | Backing::RomOverRam(rom, at, _) => Target::Rom(rom.at(*at)),
+                Backing::RamReadOnly(at) => Target::Rom(self.host(*at)),
                 Backing::Mmio(dev, at) => Target::Mmio(dev.clone(), *at),
+                Backing::Hole => Target::None,
             };
             (s.first, (s.last - s.first).saturating_add(1), target)
         };
@@ -218,6 +225,41 @@ impl PhysMemory {
             let rom = map.rom(image);
             map.add(range, Backing::Rom(rom, 0))
         })
+    }
+
+    /// Lets RAM be read and not written: shadowed firmware. `gpa` and `len` count in whole pages of RAM below 4 GiB;
+    /// where there is no RAM there is nothing.
+    pub fn map_ram_read_only(&self, gpa: Gpa, len: u64) -> u64 {
+        let range = range(gpa, len);
+        let backing = match self.low_ram(gpa, len) {
+            true => Backing::RamReadOnly(gpa),
+            false => Backing::Hole,
+        };
+        self.change(range, |map| map.add(range, backing))
+    }
+
+    /// Maps a ROM as `map_rom` does, but writes go to the RAM that lies below it: how firmware is copied to shadow RAM.
+    pub fn map_rom_over_ram(&self, gpa: Gpa, image: &[u8]) -> u64 {
+        let len = (image.len() as u64).next_multiple_of(PAGE_SIZE);
+        if !self.low_ram(gpa, len) {
+            return self.map_rom(gpa, image);
+        }
+        let range = range(gpa, len);
+        self.change(range, |map| {
+            let rom = map.rom(image);
+            map.add(range, Backing::RomOverRam(rom, 0, gpa))
+        })
+    }
+
+    /// Makes a hole: nothing answers there, whatever was mapped before.
+    pub fn map_hole(&self, gpa: Gpa, len: u64) -> u64 {
+        let range = range(gpa, len);
+        self.change(range, |map| map.add(range, Backing::Hole))
+    }
+
+    /// Whether all of these addresses are RAM below the PCI hole, where offsets in RAM are addresses.
+    fn low_ram(&self, gpa: Gpa, len: u64) -> bool {
+        gpa.checked_add(len).is_some_and(|end| end <= self.below)
     }
 
     /// Takes a mapping away.
@@ -299,7 +341,7 @@ impl PhysMemory {
                 // goes away while `self` lives.
                 Found::Ram(offset) => unsafe { copy_out(self.host(offset), chunk) },
                 // SAFETY: as above.
-                Found::Rom(host) => unsafe { copy_out(host, chunk) },
+                Found::Rom(host) | Found::RomOverRam(host, _) => unsafe { copy_out(host, chunk) },
                 Found::Mmio(..) | Found::None => chunk.fill(0xff),
             }
             buf = rest;
@@ -314,7 +356,7 @@ impl PhysMemory {
             let (found, run) = self.find(gpa);
             let n = run.min(PAGE_SIZE - (gpa & PAGE_MASK)).min(buf.len() as u64);
             let (chunk, rest) = buf.split_at(n as usize);
-            if let Found::Ram(offset) = found {
+            if let Found::Ram(offset) | Found::RomOverRam(_, offset) = found {
                 // SAFETY: `find` says that `run` bytes from there are RAM, which lives as long as `self`.
                 unsafe { copy_in(self.host(offset), chunk) };
                 self.ram_written(offset, gpa, n);
@@ -364,7 +406,7 @@ impl PhysMemory {
                 // goes away while `self` lives.
                 Found::Ram(offset) => unsafe { copy_out(self.host(offset), chunk) },
                 // SAFETY: as above.
-                Found::Rom(host) => unsafe { copy_out(host, chunk) },
+                Found::Rom(host) | Found::RomOverRam(host, _) => unsafe { copy_out(host, chunk) },
                 Found::Mmio(dev, offset) => {
                     for (i, width) in widths(n) {
                         let value = dev.read(offset.wrapping_add(i.into()), width);
@@ -406,7 +448,7 @@ impl PhysMemory {
             let n = run.min(PAGE_SIZE - (at & PAGE_MASK)).min((size - done).into()) as u8;
             let chunk = &bytes[usize::from(done)..usize::from(done + n)];
             match found {
-                Found::Ram(offset) => {
+                Found::Ram(offset) | Found::RomOverRam(_, offset) => {
                     // SAFETY: `find` says that `run` bytes from there are RAM, which lives as long as `self`.
                     unsafe { copy_in(self.host(offset), chunk) };
                     self.ram_written(offset, at, n.into());

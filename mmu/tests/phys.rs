@@ -392,3 +392,61 @@ fn reads_while_the_map_changes_see_one_thing_or_the_other() {
         }
     });
 }
+
+/// Bytes that tell where they were read from.
+fn rom() -> Vec<u8> {
+    vec![0xbb; 0x2000]
+}
+
+#[test]
+fn shadow_ram_is_written_under_the_rom_and_read_in_its_place() {
+    let mem = memory();
+    let changes = Arc::new(Changes::default());
+    mem.watch_code(changes.clone());
+    // As firmware copies itself: reads show the ROM, writes go to RAM.
+    let over = mem.map_rom_over_ram(0x4000, &rom());
+    assert_eq!(mem.read_u32(0x4100), 0xbbbb_bbbb);
+    mem.write_u32(0x4100, 0x1234_5678);
+    mem.write(0x5000, &[9; 4]);
+    assert_eq!((mem.read_u32(0x4100), mem.read_u32(0x5000)), (0xbbbb_bbbb, 0xbbbb_bbbb));
+    assert!(mem.page_is_plain(0x4000).is_some_and(|(_, writable)| !writable));
+    // Then RAM that is read and not written.
+    let locked = mem.map_ram_read_only(0x4000, 0x2000);
+    mem.unmap(over);
+    mem.write_u32(0x4100, 0);
+    mem.write(0x5000, &[0; 4]);
+    assert_eq!((mem.read_u32(0x4100), mem.read_u32(0x5000)), (0x1234_5678, 0x0909_0909));
+    assert!(mem.page_is_plain(0x5000).is_some_and(|(_, writable)| !writable));
+    // Then RAM.
+    mem.unmap(locked);
+    mem.write_u32(0x4100, 1);
+    assert_eq!(mem.read_u32(0x4100), 1);
+    assert!(mem.page_is_plain(0x4000).is_some_and(|(_, writable)| writable));
+    assert_eq!(*changes.0.lock(), [(0x4000, 0x2000); 4], "each change is told of");
+}
+
+#[test]
+fn a_hole_hides_ram_and_keeps_it() {
+    let mem = memory();
+    mem.write_u32(0x8000, 5);
+    let hole = mem.map_hole(0x8000, 0x1000);
+    mem.write_u32(0x8000, 6);
+    assert_eq!(mem.read_u32(0x8000), u32::MAX);
+    assert!(mem.page_is_plain(0x8000).is_none());
+    assert_eq!(kind(&mem, 0x8000), "none");
+    mem.unmap(hole);
+    assert_eq!(mem.read_u32(0x8000), 5);
+    // Where there is no RAM there is none to be shown.
+    mem.map_ram_read_only(0xf000_0000, 0x1000);
+    assert_eq!(mem.read_u32(0xf000_0000), u32::MAX);
+}
+
+#[derive(Default)]
+struct Changes(Mutex<Vec<(u64, u64)>>);
+
+impl CodeWatcher for Changes {
+    fn code_written(&self, _: u64, _: u64) {}
+    fn map_changed(&self, gpa: u64, len: u64) {
+        self.0.lock().push((gpa, len));
+    }
+}

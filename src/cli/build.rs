@@ -108,7 +108,7 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "initrd" => config.initrd = Some(given.text()?.into()),
         "append" => (config.append, seen.append) = (given.text()?.into(), true),
         "bios" => config.bios = Some(path()),
-        "L" if given.value == "help" => return Err(Error::info("firmware is built in\n".to_string())),
+        "L" if given.value == "help" => return Err(Error::info(FIRMWARE_DIRS.join("\n") + "\n")),
         "L" => config.firmware_dirs.push(path()),
         "boot" => run_arg::boot(given.text()?, &mut config.boot)?,
         "fw_cfg" => config.fw_cfg.push(run_arg::fw_cfg(given.text()?)?),
@@ -318,12 +318,17 @@ pub fn check_files(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// The file that `-bios NAME` means: `NAME` itself, or else in one of the folders of `-L`.
+/// Folders in which distributions put firmware.
+const FIRMWARE_DIRS: [&str; 3] = ["/usr/share/seabios", "/usr/share/qemu", "/usr/share/ovmf"];
+
+/// The file that `-bios NAME` means: `NAME` itself, or else in one of the folders of `-L`, or where distributions put it.
 pub fn find_firmware(config: &Config, name: &Path) -> PathBuf {
     if name.exists() {
         return name.into();
     }
-    config.firmware_dirs.iter().map(|dir| dir.join(name)).find(|f| f.exists()).unwrap_or_else(|| name.into())
+    let usual = FIRMWARE_DIRS.iter().map(Path::new);
+    let folders = config.firmware_dirs.iter().map(PathBuf::as_path).chain(usual);
+    folders.map(|dir| dir.join(name)).find(|f| f.exists()).unwrap_or_else(|| name.into())
 }
 
 fn open_file(option: &str, path: &Path) -> Result<File, Error> {

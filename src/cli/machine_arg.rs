@@ -4,7 +4,7 @@ use super::Error;
 use super::props::Props;
 use super::size::{host_ram, show_size};
 use super::suggest::did_you_mean;
-use crate::config::{Accel, AccelKind, MAX_MEMORY, Machine, MachineKind, Memory, Smp};
+use crate::config::{Accel, AccelKind, KernelEntry, MAX_MEMORY, Machine, MachineKind, Memory, Smp};
 
 /// The least RAM: the first MiB, which real mode needs.
 const MIN_MEMORY: u64 = 1 << 20;
@@ -185,6 +185,19 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
             None => {}
         }
     }
+    if let Some(entry) = props.text("kernel-entry")? {
+        machine.kernel_entry = match entry.as_str() {
+            "auto" => KernelEntry::Auto,
+            "16" => KernelEntry::Real,
+            "32" => KernelEntry::Protected,
+            "64" => KernelEntry::Long,
+            _ => {
+                return Err(Error::new(format!(
+                    "-machine kernel-entry={entry}: accepted are auto, 16, 32, 64"
+                )));
+            }
+        };
+    }
     let refused =
         |key: &str, value: &str| Err(Error::new(format!("-machine {key}={value}: not supported yet")));
     // What there is not cannot be asked for, what always is cannot be left out; `auto` is the default.
@@ -354,6 +367,9 @@ mod tests {
         assert_eq!(error("q35"), "-machine q35 (Q35 + ICH9, 2009): not supported yet; there is 'pc'");
         assert!(error("pc-q35-7.2").contains("not supported yet"));
         assert_eq!(error("pcc"), "-machine pcc: unknown board; did you mean 'pc'?");
+        machine("kernel-entry=16", &mut m).unwrap();
+        assert_eq!(m.kernel_entry, KernelEntry::Real);
+        assert_eq!(error("kernel-entry=8"), "-machine kernel-entry=8: accepted are auto, 16, 32, 64");
         assert_eq!(error("pc,usb=on"), "-machine usb=on: not supported yet");
         assert_eq!(error("pc,hept=on"), "-machine: unknown property 'hept'; did you mean 'hpet'?");
     }

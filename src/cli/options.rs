@@ -92,7 +92,7 @@ macro_rules! options {
 /// Every option.
 #[rustfmt::skip]
 pub const OPTIONS: &[OptionDef] = options! {
-    Machine Supported "machine" ("TYPE[,prop=value...]", "pc,hpet=on") "the board ('help' lists them)";
+    Machine Supported "machine" ("TYPE[,prop=value...]", "pc,hpet=on") "the board ('help' lists them); kernel-entry=16|32|64 chooses how Linux is entered";
     Machine Supported "M" ("TYPE[,prop=value...]", "pc") "the same as -machine";
     Machine Supported "cpu" ("MODEL[,+feature][,-feature]", "max,-x2apic") "the CPU model ('help' lists them)";
     Machine Supported "accel" ("NAME[,prop=value...]", "interp") "the engine: interp, jit (or tcg), kvm; repeat it to try several in turn";

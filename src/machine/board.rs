@@ -5,12 +5,16 @@
 //!        --MMIO---> PhysMemory --> I/O APIC, HPET (and RAM)
 //!        --APIC---> LocalApic <--- messages --- I/O APIC <--- GsiRouter <--- interrupt pins of all devices
 //! ```
+use super::bios::BiosCalls;
 use super::power::Power;
+use super::shadow::{Rom, Shadows};
 use super::vcpu::{Pins, VcpuBoard, VcpuHandle};
 use crate::config::{Config, RtcBase};
 use anyhow::Context;
+use mynah_cpu::Events;
 use mynah_devices::bus::{Irq, PortBus};
-use mynah_devices::chipset::{I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
+use mynah_devices::chipset::i440fx::PAM0;
+use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
 use mynah_devices::clock::{Clock, HostClock, host_unix_nanos};
 use mynah_devices::events::A20Gate;
 use mynah_devices::input::i8042::I8042;
@@ -23,11 +27,22 @@ use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::pm_timer::pm_timer_value;
 use mynah_devices::timers::rtc::Rtc;
+use mynah_firmware::bios::Bios;
 use mynah_mmu::PhysMemory;
+use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// The rate of the vCPUs' time-stamp counters: guest nanoseconds.
 pub const TSC_HZ: u64 = 1_000_000_000;
+/// What runs first.
+#[derive(Clone)]
+pub enum Firmware {
+    /// The built-in BIOS: the board starts as firmware leaves it.
+    BuiltIn(Arc<Mutex<Bios>>),
+    /// An image, at the reset vector: the board starts as after power-on.
+    Image(Arc<Vec<u8>>),
+}
+
 /// Where the I/O APIC stands.
 const IOAPIC_BASE: u64 = 0xfec0_0000;
 
@@ -61,14 +76,18 @@ pub struct Board {
     hpet: Option<Arc<Hpet>>,
     config_ports: Arc<ConfigPorts>,
     port92: Arc<Port92>,
+    ferr: Arc<Ferr>,
     tsc: ReadTsc,
+    firmware: Firmware,
+    events: Vec<Arc<Events>>,
 }
 
 impl Board {
-    /// Builds the board of `cfg` around its memory, and plugs in a local APIC for each of `vcpus`.
+    /// Builds the board of `cfg` around its memory and firmware, and plugs in a local APIC for each of `vcpus`.
     pub fn new(
         cfg: &Config,
         memory: Arc<PhysMemory>,
+        firmware: Firmware,
         power: &Arc<Power>,
         vcpus: &[VcpuHandle],
     ) -> anyhow::Result<Self> {
@@ -108,6 +127,7 @@ impl Board {
         let rtc = Rtc::new(dyn_clock.clone(), pin(8), rtc_base(cfg));
         ports.map(0x70, 2, rtc.ports());
         set_cmos_memory(&rtc, &memory);
+        set_cmos_machine(&rtc, cfg);
         let hpet = cfg.machine.hpet.then(|| {
             let (quiet_pit, quiet_rtc) = (pit.clone(), rtc.clone());
             Hpet::new(
@@ -133,7 +153,7 @@ impl Board {
         let pm_clock = clock.clone();
         let pm = Piix4Pm::new(pin(9), move || pm_timer_value(pm_clock.now()), ports.clone(), power.clone());
         pm.follow(&dyn_clock);
-        pci.attach(i440fx::DEVFN, Arc::new(I440fx::new(|_| {})));
+        pci.attach(i440fx::DEVFN, host_bridge(&memory, &firmware));
         pci.attach(piix3::DEVFN, piix3.clone());
         pci.attach(piix4_pm::DEVFN, pm.clone());
         let config_ports = ConfigPorts::new(pci.clone(), piix3.clone());
@@ -143,6 +163,8 @@ impl Board {
         port92.attach(&ports);
         let i8042 = I8042::new(true, pin(1), pin(12), a20, power.clone());
         i8042.attach(&ports);
+        let ferr = Ferr::new(pin(13));
+        ferr.attach(&ports);
         // A diagnostic port that programs write to for a short delay.
         ports.map(0x80, 1, Arc::new(Delay));
 
@@ -164,7 +186,10 @@ impl Board {
             hpet,
             config_ports,
             port92,
+            ferr,
             tsc,
+            firmware,
+            events: vcpus.iter().map(|v| v.events.clone()).collect(),
         };
         board.like_firmware();
         Ok(board)
@@ -172,7 +197,22 @@ impl Board {
 
     /// The board as vCPU `n` sees it.
     pub fn view(&self, n: usize) -> VcpuBoard {
-        VcpuBoard { ports: self.ports.clone(), apic: self.apics[n].clone(), tsc: self.tsc.clone() }
+        let bios = match &self.firmware {
+            Firmware::BuiltIn(bios) => {
+                let events = self.events[n].clone();
+                let calls = BiosCalls::new(bios.clone(), events, self.ports.clone(), self.clock.clone());
+                Some(Arc::new(calls))
+            }
+            Firmware::Image(_) => None,
+        };
+        VcpuBoard {
+            ports: self.ports.clone(),
+            apic: self.apics[n].clone(),
+            tsc: self.tsc.clone(),
+            bios,
+            // Only the boot processor's error wires are connected.
+            ferr: (n == 0).then(|| self.ferr.clone()),
+        }
     }
 
     /// A pin on ISA interrupt `n`.
@@ -180,9 +220,16 @@ impl Board {
         self.isa[n].share()
     }
 
-    /// What firmware leaves behind: power management enabled, PCI interrupts routed, the boot processor's APIC in virtual-wire mode.
+    /// What firmware leaves behind, where none will run: all of the first MiB RAM, power management enabled, PCI interrupts routed, the boot
+    /// processor's APIC in virtual-wire mode.
     fn like_firmware(&self) {
         use mynah_devices::pci::PciDevice;
+        if matches!(self.firmware, Firmware::Image(_)) {
+            return;
+        }
+        for i in 0..7 {
+            self.pci.config_write(0, i440fx::DEVFN, PAM0 + i, 1, 0x33);
+        }
         self.pm.enable_at(piix4_pm::PM_BASE);
         for (n, irq) in mynah_firmware::tables::PIRQ_ROUTES.into_iter().enumerate() {
             self.piix3.config_write(0x60 + n as u8, 1, u32::from(irq));
@@ -212,8 +259,19 @@ impl Board {
         self.config_ports.reset();
         self.port92.reset();
         self.i8042.reset();
+        self.ferr.reset();
         self.like_firmware();
     }
+}
+
+/// The i440FX, and what its PAM registers change.
+fn host_bridge(memory: &Arc<PhysMemory>, firmware: &Firmware) -> Arc<I440fx> {
+    let rom = match firmware {
+        Firmware::BuiltIn(_) => None,
+        Firmware::Image(image) => Some(Rom::map(memory, image.clone())),
+    };
+    let shadows = Shadows::new(memory.clone(), rom, I440fx::new(|_| {}).shadows());
+    Arc::new(I440fx::new(move |region| shadows.show(region)))
 }
 
 struct Delay;
@@ -241,6 +299,28 @@ fn local_offset() -> i64 {
         let mut tm: libc::tm = std::mem::zeroed();
         if libc::localtime_r(&now, &mut tm).is_null() { 0 } else { tm.tm_gmtoff }
     }
+}
+
+/// The CMOS cells by which a board tells its firmware what it has: no drives, an x87, a mouse port, processors, boot order.
+fn set_cmos_machine(rtc: &Rtc, cfg: &Config) {
+    const X87_AND_MOUSE: u8 = 0x06;
+    rtc.set_cmos(0x14, X87_AND_MOUSE);
+    rtc.set_cmos(0x5f, (cfg.smp.cpus - 1) as u8);
+    // Three nibbles: floppy 1, disk 2, CD-ROM 3, network 4.
+    let order = if cfg.boot.once.is_empty() { &cfg.boot.order } else { &cfg.boot.once };
+    let order = if order.is_empty() { "cad" } else { order };
+    let mut nibbles = order.chars().map(|c| match c {
+        'a' | 'b' => 1,
+        'c' => 2,
+        'd' => 3,
+        'n'..='p' => 4,
+        _ => 0,
+    });
+    let mut next = || nibbles.next().unwrap_or(0u8);
+    let (first, second, third) = (next(), next(), next());
+    rtc.set_cmos(0x3d, first | second << 4);
+    // Bit 0: floppies are booted without a look at their signature.
+    rtc.set_cmos(0x38, third << 4 | 1);
 }
 
 /// The CMOS cells in which firmware leaves the size of RAM.

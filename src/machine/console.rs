@@ -238,7 +238,7 @@ pub fn attach_extra(
     board: &mut Board,
     power: &Arc<Power>,
     consoles: &mut Consoles,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Arc<FwCfg>> {
     for d in &cfg.debugcons {
         let what = &d.target.spec;
         if d.readback != 0xe9 {
@@ -289,5 +289,5 @@ pub fn attach_extra(
         fw_cfg.add_file(&item.name, data).with_context(|| format!("-fw_cfg name={}", item.name))?;
     }
     fw_cfg.attach(&board.ports);
-    Ok(())
+    Ok(fw_cfg)
 }

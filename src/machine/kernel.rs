@@ -1,22 +1,68 @@
-//! Direct boot: reading the kernel's files, placing them in RAM with the firmware tables, and the CPU's first state.
-use crate::config::{Config, Device};
+//! What starts the guest: a kernel that is put into RAM with the firmware tables, under the built-in BIOS; or a firmware
+//! image (`-bios`), which gets kernel and tables through fw_cfg. And the boot processor's first state.
+use super::bios::BoardPlatform;
+use super::board::{Board, Firmware};
+use crate::cli::build::find_firmware;
+use crate::config::{CharBackend, Config, Device, KernelEntry};
 use anyhow::{Context, bail};
 use mynah_cpu::model::Dynamic;
 use mynah_cpu::state::{Segment as CpuSegment, Table, gpr, seg};
 use mynah_cpu::{Cpu, CpuModel};
-use mynah_firmware::{Entry, Kind, LoadRequest, Module, Segment, build_tables, identify, load};
-use mynah_mmu::PhysMemory;
+use mynah_devices::misc::fw_cfg::{FwCfg, key};
+use mynah_devices::serial::COM;
+use mynah_firmware::linuxboot::{Parts, ROM_FILE, option_rom};
+use mynah_firmware::{
+    Bios, BiosConfig, BootProtocol, CpuMode, Entry, Kind, LoadRequest, Module, Segment, build_tables,
+    identify, load,
+};
+use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What is to be booted: the files' contents, and what the tables say of the machine.
+/// A kernel and what goes with it: the files' contents.
+#[derive(Clone)]
+struct Kernel {
+    name: String,
+    kind: Kind,
+    image: Arc<Vec<u8>>,
+    modules: Arc<Vec<(String, Vec<u8>)>>,
+    cmdline: String,
+    entry: KernelEntry,
+}
+
+impl Kernel {
+    fn multiboot(&self) -> bool {
+        matches!(self.kind, Kind::Multiboot1 | Kind::Multiboot2)
+    }
+
+    /// Calls `f` with what is to be loaded.
+    fn with_request<R>(&self, long_mode: bool, f: impl FnOnce(&LoadRequest<'_>) -> R) -> R {
+        let modules: Vec<Module<'_>> = match self.multiboot() {
+            true => self.modules.iter().map(|(command, data)| Module { command, data }).collect(),
+            false => Vec::new(),
+        };
+        let initrd = if self.multiboot() { None } else { self.modules.first().map(|(_, d)| d.as_slice()) };
+        let mut request = LoadRequest::new(&self.name, &self.image);
+        request.initrd = initrd;
+        request.modules = &modules;
+        request.cmdline = &self.cmdline;
+        request.cpu_is_64bit = long_mode;
+        request.bios_services = true;
+        request.protocol = match self.entry {
+            KernelEntry::Auto => BootProtocol::Auto,
+            KernelEntry::Real => BootProtocol::Linux16,
+            KernelEntry::Protected => BootProtocol::Linux32,
+            KernelEntry::Long => BootProtocol::Linux64,
+        };
+        f(&request)
+    }
+}
+
+/// What is to be booted, and what the tables say of the machine.
 #[derive(Clone)]
 pub struct Boot {
-    name: String,
-    kernel: Arc<Vec<u8>>,
-    modules: Arc<Vec<(String, Vec<u8>)>>,
-    initrd: bool,
-    cmdline: String,
+    kernel: Option<Kernel>,
+    firmware: Firmware,
     tables: mynah_firmware::Config,
     long_mode: bool,
 }
@@ -34,27 +80,73 @@ fn read_file(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(data)
 }
 
+/// Reads the kernel that `cfg` names, and its modules.
+fn read_kernel(cfg: &Config) -> anyhow::Result<Option<Kernel>> {
+    let Some(path) = &cfg.kernel else { return Ok(None) };
+    let image = read_file("-kernel", path)?;
+    let name = path.display().to_string();
+    let kind = identify(&name, &image)?;
+    let mut modules = Vec::new();
+    if matches!(kind, Kind::Multiboot1 | Kind::Multiboot2) {
+        for (file, command) in cfg.modules() {
+            modules.push((command, read_file("-initrd", &file)?));
+        }
+    } else if let Some(initrd) = &cfg.initrd {
+        modules.push((initrd.clone(), read_file("-initrd", Path::new(initrd))?));
+    }
+    Ok(Some(Kernel {
+        name,
+        kind,
+        image: Arc::new(image),
+        modules: Arc::new(modules),
+        cmdline: cfg.append.clone(),
+        entry: cfg.machine.kernel_entry,
+    }))
+}
+
+/// Reads the firmware image that `cfg` names; without one, the built-in BIOS.
+fn read_firmware(cfg: &Config) -> anyhow::Result<Firmware> {
+    const UNIT: usize = 64 << 10;
+    const MOST: usize = 16 << 20;
+    let Some(name) = &cfg.bios else {
+        let console = (cfg.nographic && com_ports(cfg)[0]).then_some(COM[0].0);
+        let debug_ports = cfg.debugcons.iter().map(|d| d.iobase).collect();
+        return Ok(Firmware::BuiltIn(Arc::new(Mutex::new(Bios::new(BiosConfig { console, debug_ports })))));
+    };
+    let path = find_firmware(cfg, name);
+    let image = read_file("-bios", &path)?;
+    if image.len() % UNIT != 0 || image.len() > MOST {
+        bail!(
+            "-bios {}: a firmware image has a multiple of 64 KiB, up to 16 MiB; this one has {} bytes",
+            path.display(),
+            image.len()
+        );
+    }
+    Ok(Firmware::Image(Arc::new(image)))
+}
+
+fn com_ports(cfg: &Config) -> [bool; 4] {
+    let mut ports = [false; 4];
+    for (port, s) in ports.iter_mut().zip(&cfg.serials) {
+        *port = s.backend != CharBackend::None;
+    }
+    ports
+}
+
 impl Boot {
     /// Reads the files that `cfg` names.
     pub fn read(cfg: &Config, model: &CpuModel) -> anyhow::Result<Self> {
-        let Some(path) = &cfg.kernel else { bail!("no kernel was given (-kernel)") };
-        let kernel = read_file("-kernel", path)?;
-        let name = path.display().to_string();
-        let kind = identify(&name, &kernel)?;
-        let mut modules = Vec::new();
-        let multiboot = matches!(kind, Kind::Multiboot1 | Kind::Multiboot2);
-        if multiboot {
-            for (file, command) in cfg.modules() {
-                modules.push((command, read_file("-initrd", &file)?));
-            }
-        } else if let Some(initrd) = &cfg.initrd {
-            modules.push((initrd.clone(), read_file("-initrd", Path::new(initrd))?));
+        let kernel = read_kernel(cfg)?;
+        let firmware = read_firmware(cfg)?;
+        if let (Firmware::Image(_), Some(k)) = (&firmware, &kernel)
+            && k.kind != Kind::Linux
+        {
+            bail!(
+                "-kernel {}: under a firmware image (-bios) only Linux kernels with setup code are supported yet; leave -bios out",
+                k.name
+            );
         }
         let cpuid = |leaf: u32| leaf_of(model, leaf);
-        let mut com_ports = [false; 4];
-        for (n, s) in cfg.serials.iter().enumerate().take(4) {
-            com_ports[n] = s.backend != crate::config::CharBackend::None;
-        }
         let tables = mynah_firmware::Config {
             apic_ids: (0..cfg.smp.cpus).map(|n| model.apic_id(n)).collect(),
             cpu: mynah_firmware::tables::CpuInfo {
@@ -65,39 +157,80 @@ impl Boot {
                 mhz: 2000,
                 long_mode: model.is_64bit(),
             },
-            com_ports,
+            com_ports: com_ports(cfg),
             acpi: cfg.machine.acpi,
             hpet: cfg.machine.hpet,
             pvpanic: cfg.devices.iter().any(|d| matches!(d, Device::Pvpanic { .. })),
             uuid: cfg.uuid.unwrap_or([0; 16]),
             ..Default::default()
         };
-        Ok(Self {
-            name,
-            kernel: Arc::new(kernel),
-            modules: Arc::new(modules),
-            initrd: !multiboot,
-            cmdline: cfg.append.clone(),
-            tables,
-            long_mode: model.is_64bit(),
-        })
+        Ok(Self { kernel, firmware, tables, long_mode: model.is_64bit() })
     }
 
-    /// Writes tables, kernel and initrd to RAM; the state in which the kernel starts.
-    pub fn load(&self, memory: &Arc<PhysMemory>) -> anyhow::Result<Entry> {
-        let tables = build_tables(&**memory, &self.tables)?;
-        let modules: Vec<Module<'_>> = if self.initrd {
-            Vec::new()
-        } else {
-            self.modules.iter().map(|(command, data)| Module { command, data }).collect()
-        };
-        let initrd = if self.initrd { self.modules.first().map(|(_, d)| d.as_slice()) } else { None };
-        let mut request = LoadRequest::new(&self.name, &self.kernel);
-        request.initrd = initrd;
-        request.modules = &modules;
-        request.cmdline = &self.cmdline;
-        request.cpu_is_64bit = self.long_mode;
-        Ok(load(&**memory, &tables, &request)?)
+    /// The machine's firmware.
+    pub fn firmware(&self) -> Firmware {
+        self.firmware.clone()
+    }
+
+    /// Brings the machine to where its boot processor starts. With a kernel under the built-in BIOS: tables, BIOS, kernel and initrd are
+    /// in RAM, and the state is the one in which the kernel starts. With a firmware image it is the reset state (none).
+    pub fn load(&self, board: &Board) -> anyhow::Result<Option<Entry>> {
+        let Firmware::BuiltIn(bios) = &self.firmware else { return Ok(None) };
+        let Some(kernel) = &self.kernel else { bail!("no kernel was given (-kernel)") };
+        let memory = &*board.memory;
+        let tables = build_tables(memory, &self.tables)?;
+        let mut bios = bios.lock();
+        bios.install(memory, &tables);
+        let entry = kernel.with_request(self.long_mode, |r| load(memory, &tables, r))?;
+        if entry.mode == CpuMode::Real {
+            bios.power_on(&mut BoardPlatform::new(board));
+        }
+        Ok(Some(entry))
+    }
+
+    /// What a firmware image finds in fw_cfg: RAM, tables, boot order, and the kernel with the option ROM that starts it.
+    pub fn fill(&self, cfg: &Config, fw_cfg: &FwCfg, memory: &mynah_mmu::PhysMemory) -> anyhow::Result<()> {
+        let Firmware::Image(_) = &self.firmware else { return Ok(()) };
+        const IRQ0_OVERRIDE: u16 = 0x8002;
+        fw_cfg.set_u16(key::NOGRAPHIC, u16::from(cfg.nographic));
+        fw_cfg.set_u16(key::BOOT_MENU, u16::from(cfg.boot.menu));
+        fw_cfg.set_u32(IRQ0_OVERRIDE, u32::from(self.tables.irq0_override));
+        if let Some(uuid) = cfg.uuid {
+            fw_cfg.set_item(key::UUID, uuid.to_vec());
+        }
+        let files =
+            mynah_firmware::tables::firmware_files(&self.tables, memory.below_4g(), memory.above_4g());
+        for (name, bytes) in files {
+            fw_cfg.add_file(name, bytes)?;
+        }
+        let number = |n: u32| n.to_le_bytes().to_vec();
+        if cfg.nographic && com_ports(cfg)[0] {
+            fw_cfg.add_file("etc/sercon-port", number(COM[0].0.into()))?;
+        }
+        if let Some(ms) = cfg.boot.splash_time {
+            fw_cfg.add_file("etc/boot-menu-wait", number(ms))?;
+        }
+        if let Some(ms) = cfg.boot.reboot_timeout {
+            fw_cfg.add_file("etc/boot-fail-wait", number(ms))?;
+        }
+        let mut order: Vec<String> = Vec::new();
+        if let Some(kernel) = &self.kernel {
+            let parts = kernel.with_request(self.long_mode, |r| Parts::of(r, memory.below_4g()))?;
+            for (key, bytes) in parts.into_items() {
+                fw_cfg.set_item(key, bytes);
+            }
+            fw_cfg.add_file(ROM_FILE, option_rom())?;
+            order.push(format!("/rom@{ROM_FILE}"));
+        }
+        if cfg.boot.strict {
+            order.push("HALT".into());
+        }
+        if !order.is_empty() {
+            let mut text = order.join("\n").into_bytes();
+            text.push(0);
+            fw_cfg.add_file("bootorder", text)?;
+        }
+        Ok(())
     }
 }
 
@@ -116,8 +249,9 @@ fn brand(model: &CpuModel) -> String {
     String::from_utf8_lossy(&bytes).trim_end_matches('\0').trim().to_owned()
 }
 
-/// Puts the CPU into the state that a boot protocol asks for.
-pub fn enter(cpu: &mut Cpu, e: &Entry) {
+/// Puts the CPU into the state that a boot protocol asks for; without one it stays in its reset state.
+pub fn enter(cpu: &mut Cpu, entry: Option<&Entry>) {
+    let Some(e) = entry else { return };
     let convert = |s: &Segment| CpuSegment {
         base: s.base,
         limit: s.limit,

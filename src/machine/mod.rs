@@ -1,10 +1,12 @@
 //! The machine: a board with processors, memory and a kernel, from a [`Config`] to an exit code.
 
+pub mod bios;
 pub mod board;
 pub mod console;
 pub mod inside;
 pub mod kernel;
 pub mod power;
+pub mod shadow;
 pub mod vcpu;
 
 use crate::config::{AccelKind, Check, Config, Device, LogItem};
@@ -40,22 +42,24 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     let world = World::new(handles.iter().map(|h| (h.events.clone(), h.inbox.clone())));
     let crowded = std::thread::available_parallelism().is_ok_and(|n| handles.len() > n.get());
     power.connect(handles.clone());
-    let mut board = Board::new(&cfg, memory.clone(), &power, &handles)?;
+    let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), &power, &handles)?;
     let mut consoles = console::Consoles::open(&cfg, &mut board, &power)?;
-    console::attach_extra(&cfg, &mut board, &power, &mut consoles)?;
+    let fw_cfg = console::attach_extra(&cfg, &mut board, &power, &mut consoles)?;
+    boot.fill(&cfg, &fw_cfg, &memory)?;
     let board = Arc::new(board);
     if cfg.start_stopped {
         board.clock.pause();
     }
 
     // The first load shows whether the kernel fits, before anything runs.
-    let entry = boot.load(&memory)?;
+    let entry = boot.load(&board)?;
 
     let log = trace(&cfg)?;
     let (translators, checks) = (consoles.translators(), cfg.check != Check::Off);
     let mut threads = Vec::new();
     for (n, handle) in handles.iter().enumerate() {
         let view = Arc::new(board.view(n));
+        let bios = view.bios.clone();
         let mut cpu = Cpu::new(n as u32, memory.clone(), view, handle.events.clone(), model.clone());
         cpu.join(&world, n);
         cpu.crowded = crowded;
@@ -76,25 +80,27 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             }
         }
         if n == 0 {
-            kernel::enter(&mut cpu, &entry);
+            kernel::enter(&mut cpu, entry.as_ref());
         } else {
             kernel::park(&mut cpu);
         }
         let (power, board, boot, world) = (power.clone(), board.clone(), boot.clone(), world.clone());
         let program = cfg.program.clone();
+        let fw_cfg = fw_cfg.clone();
         let thread = std::thread::Builder::new()
             .name(format!("mynah-vcpu{n}"))
             .stack_size(8 << 20)
             .spawn(move || {
-                vcpu::run(&mut cpu, &world, n, &power, |cpu| {
+                vcpu::run(&mut cpu, &world, n, &power, bios.as_deref(), |cpu| {
                     cpu.trace_reset();
                     if n != 0 {
                         kernel::park(cpu);
                         return Ok(());
                     }
                     board.reset();
+                    fw_cfg.reset();
                     cpu.reset();
-                    kernel::enter(cpu, &boot.load(&board.memory)?);
+                    kernel::enter(cpu, boot.load(&board)?.as_ref());
                     Ok(())
                 });
                 if checks {
@@ -166,9 +172,6 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if !cfg.accel.is_empty() && engine(cfg).is_none() {
         bail!("-accel {}: not supported yet; there are interp and jit (or tcg)", cfg.accel[0].kind);
     }
-    if let Some(bios) = &cfg.bios {
-        bail!("-bios {}: firmware images are not supported yet; give a kernel with -kernel", bios.display());
-    }
     if let Some(d) = cfg.drives.first() {
         bail!("{}: disks are not supported yet", d.option);
     }
@@ -199,7 +202,7 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if cfg.icount.is_some() {
         bail!("-icount: counting instructions for time is not supported yet");
     }
-    if cfg.kernel.is_none() {
+    if cfg.kernel.is_none() && cfg.bios.is_none() {
         bail!("there is nothing to boot: give a kernel with -kernel, or try 'mynah demo'");
     }
     for d in &cfg.devices {

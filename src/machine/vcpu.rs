@@ -1,12 +1,15 @@
 //! A vCPU in its thread: the board as it sees it, its interrupt pins, and the loop around [`Cpu::run`].
+use super::bios::BiosCalls;
 use super::power::{Power, Request};
 use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_NMI, EV_SIPI};
 use mynah_cpu::interp::MemoryChanges;
 use mynah_cpu::state::Activity;
 use mynah_cpu::{Board, Cpu, Events, Exit, World};
 use mynah_devices::bus::PortBus;
+use mynah_devices::chipset::Ferr;
 use mynah_devices::events::{MachineEvents, ResetCause};
 use mynah_devices::interrupts::lapic::{LocalApic, ReadTsc, VcpuPins};
+use mynah_firmware::bios::PORT;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,6 +83,10 @@ pub struct VcpuBoard {
     pub apic: Arc<LocalApic>,
     /// The time-stamp counter.
     pub tsc: ReadTsc,
+    /// The built-in BIOS, if that is the machine's firmware.
+    pub bios: Option<Arc<BiosCalls>>,
+    /// FERR# and IGNNE#, if they are wired.
+    pub ferr: Option<Arc<Ferr>>,
 }
 
 impl Board for VcpuBoard {
@@ -87,6 +94,10 @@ impl Board for VcpuBoard {
         self.ports.read(port, size)
     }
     fn port_write(&self, port: u16, size: u8, value: u32) {
+        if let (PORT, Some(bios)) = (port, &self.bios) {
+            bios.request();
+            return;
+        }
         self.ports.write(port, size, value);
     }
     fn acknowledge(&self) -> Option<u8> {
@@ -116,6 +127,14 @@ impl Board for VcpuBoard {
     fn tsc(&self) -> u64 {
         (self.tsc)()
     }
+    fn ferr(&self, asserted: bool) {
+        if let Some(chip) = &self.ferr {
+            chip.ferr(asserted);
+        }
+    }
+    fn ignne(&self) -> bool {
+        self.ferr.as_ref().is_none_or(|chip| chip.ignne())
+    }
 }
 
 /// Ends the machine if its vCPU's thread panics, so that nobody waits for it.
@@ -141,6 +160,7 @@ pub fn run(
     world: &World,
     seat: usize,
     power: &Power,
+    bios: Option<&BiosCalls>,
     mut reset: impl FnMut(&mut Cpu) -> anyhow::Result<()>,
 ) {
     let _guard = EndOnPanic { power, world, seat };
@@ -173,7 +193,11 @@ pub fn run(
             }
         }
         match cpu.run() {
-            Exit::Kick | Exit::Budget => {}
+            Exit::Kick | Exit::Budget => {
+                if let Some(bios) = bios {
+                    bios.serve(cpu);
+                }
+            }
             // Waiting for a start-up IPI it takes no interrupts.
             Exit::Halt if cpu.state.activity == Activity::WaitSipi => {
                 cpu.events.wait(cpu.event_mask & !(EV_INTR | EV_NMI), None);

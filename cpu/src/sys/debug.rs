@@ -3,9 +3,9 @@ use super::tables::ring0;
 use crate::cpu::{Cpu, Stop, vector};
 use crate::exec::Exec;
 use crate::op::{Helper, Op};
-use crate::state::cr4;
+use crate::state::{cr4, gpr};
 use crate::width::W64;
-use iced_x86::{Code, Instruction};
+use iced_x86::{Code, FlowControl, Instruction};
 use mynah_mmu::PAGE_SIZE;
 
 /// DR6: a MOV DR was met while DR7.GD was set.
@@ -22,6 +22,8 @@ const DR6_BITS: u64 = 0xe00f;
 pub const DR7_GD: u64 = 1 << 13;
 /// Bits of DR7 that can be written; bit 10 reads one.
 const DR7_BITS: u64 = 0xffff_23ff;
+/// IA32_DEBUGCTL: single-step on branches.
+const DEBUGCTL_BTF: u64 = 1 << 1;
 
 /// What a breakpoint waits for (DR7.R/Wn).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,9 +87,20 @@ impl Cpu {
         }
     }
 
-    /// Whether a single-step trap follows an instruction that was, or was not, a taken branch: with DEBUGCTL.BTF only branches trap.
-    pub fn step_traps(&self, branched: bool) -> bool {
-        self.state.msr.debugctl & 2 == 0 || branched
+    /// Whether a single-step trap follows `op`, which was at `from` and has been executed: with DEBUGCTL.BTF only taken branches trap (SDM volume
+    /// 3B, 17.4.3).
+    pub(crate) fn step_traps(&self, op: &Op, from: u64) -> bool {
+        if self.state.msr.debugctl & DEBUGCTL_BTF == 0 {
+            return true;
+        }
+        match op.code().flow_control() {
+            FlowControl::Next | FlowControl::Exception => false,
+            // One that leads to the instruction behind it shows nothing: it counts as not taken.
+            FlowControl::ConditionalBranch | FlowControl::XbeginXabortXend => {
+                self.state.gpr[gpr::RIP] != from.wrapping_add(u64::from(op.len)) & self.ip_mask()
+            }
+            _ => true,
+        }
     }
 
     /// What the processor clears when it enters the handler of #DB: DR7.GD, and LBR and BTF in IA32_DEBUGCTL.

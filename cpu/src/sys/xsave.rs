@@ -236,6 +236,7 @@ fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         cpu.get_sse(&b);
     }
     cpu.state.fpu = get_x87(&b, WIDE);
+    crate::x87::settle(cpu);
     Ok(())
 }
 
@@ -349,6 +350,7 @@ fn restore(cpu: &mut Cpu, op: &Op, supervisor: bool, wide: bool) -> Result<(), S
     } else if reset & X87 != 0 {
         cpu.state.fpu = Fpu::default();
     }
+    crate::x87::settle(cpu);
     if from_memory {
         cpu.state.mxcsr = mxcsr;
     } else if reset & SSE != 0 {

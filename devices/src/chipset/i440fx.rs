@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 pub const DEVFN: DevFn = DevFn::new(0, 0);
 
 /// Programmable attribute map registers (3.2.18).
-const PAM0: u8 = 0x59;
+pub const PAM0: u8 = 0x59;
 /// System management RAM control (3.2.23).
 const SMRAM: u8 = 0x72;
 /// SMRAM bits: open, closed, locked, enabled.

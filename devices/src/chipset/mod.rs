@@ -5,16 +5,19 @@
 //!   00:01.0  8086:7000  PIIX3 ISA bridge     PIRQ routing, reset control (CF9h)
 //!   00:01.3  8086:7113  PIIX4 power manager  ACPI registers, SMI command port (B2h), SMBus
 //!            port 92h                        fast A20 and fast reset
+//!            port F0h                        FERR#, IGNNE# and IRQ 13
 //! ```
 //!
 //! The IDE and USB functions of PIIX (00:01.1, 00:01.2) are storage's and USB's. Interrupt controllers,
 //! timers and their ports are elsewhere too.
 
+pub mod ferr;
 pub mod i440fx;
 pub mod piix3;
 pub mod piix4_pm;
 pub mod port92;
 
+pub use ferr::Ferr;
 pub use i440fx::I440fx;
 pub use piix3::Piix3;
 pub use piix4_pm::Piix4Pm;

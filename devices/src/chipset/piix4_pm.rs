@@ -86,6 +86,7 @@ mod control {
 /// Configuration registers (7.1).
 mod cfg {
     pub const PMBASE: u8 = 0x40;
+    pub const DEVACTB: u8 = 0x58;
     pub const PMREGMISC: u8 = 0x80;
     pub const SMBBA: u8 = 0x90;
     pub const SMBHSTCFG: u8 = 0xd2;
@@ -172,6 +173,8 @@ impl Piix4Pm {
         for i in 0x44..0x80 {
             c.allow8(i, 0xff);
         }
+        // DEVACTB's APMC_EN says to firmware that system management mode has been set up: there is none to set up.
+        c.set32(cfg::DEVACTB, 0x0200_0000);
         c.allow8(cfg::PMREGMISC, 0x01);
         c.set32(cfg::SMBBA, 1);
         c.allow32(cfg::SMBBA, 0xfff0);

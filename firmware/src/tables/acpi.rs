@@ -22,6 +22,10 @@ pub(super) struct Built {
     pub tables: Vec<u8>,
     /// The FACS, to be put where `build` was told.
     pub facs: Vec<u8>,
+    /// Offset in `tables`, and length, of each table.
+    pub parts: Vec<(usize, usize)>,
+    /// Offset in `tables`, and bytes, of each pointer.
+    pub pointers: Vec<(usize, u8)>,
 }
 
 /// Makes the byte at `at` the one that brings the sum of `bytes` to zero.
@@ -86,7 +90,14 @@ pub(super) fn build(
         tables[at..at + t.len()].copy_from_slice(t);
     }
     let rsdp = rsdp(address(count + 1) as u32, address(count + 2));
-    Some(Built { rsdp, tables, facs: facs() })
+    let parts: Vec<_> = offsets.iter().copied().zip(all.iter().map(Vec::len)).collect();
+    // FIRMWARE_CTRL, DSDT and X_DSDT of the FADT; then what RSDT and XSDT list.
+    let mut pointers: Vec<_> = [(36, 4), (40, 4), (140, 8)].map(|(at, n)| (offsets[1] + at, n)).to_vec();
+    for i in 0..count {
+        pointers.push((offsets[count + 1] + 36 + 4 * i, 4));
+        pointers.push((offsets[count + 2] + 36 + 8 * i, 8));
+    }
+    Some(Built { rsdp, tables, facs: facs(), parts, pointers })
 }
 
 /// 5.2.5.3. The first 20 bytes are ACPI 1.0's structure with a checksum of their own.

@@ -14,10 +14,12 @@ mod acpi;
 mod aml;
 mod dsdt;
 pub mod e820;
+mod loader;
 mod mptable;
 mod smbios;
 
 pub use e820::{E820Entry, E820Kind, E820Map};
+pub use loader::firmware_files;
 
 use crate::mem::{FOUR_GIB, GuestMemory};
 use mynah_mmu::Gpa;

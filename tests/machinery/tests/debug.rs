@@ -114,6 +114,53 @@ fn single_step() {
     );
 }
 
+/// 17.4.3: with IA32_DEBUGCTL.BTF only taken branches trap, and the first trap clears the bit.
+#[test]
+fn single_step_on_branches() {
+    let mut g = Guest::new();
+    g.qemu_deviates(
+        "
+        #DB at b fl=TF dr6=4000
+        #DB at b+1 fl=TF dr6=4000
+        #DB at b+3 fl=TF dr6=4000
+        #DB at c fl=TF dr6=4000
+        #DB at d fl=TF dr6=4000
+        #DB at d+1 fl=TF dr6=4000
+        #DB at d+8 fl=TF dr6=4000
+        #DB at e dr6=4000
+        ebx=0x2
+        ",
+        "TCG has no IA32_DEBUGCTL",
+    );
+    g.main(Main::Protected, |p| {
+        asm!(p; mov ebx, 0; mov ecx, 0x1d9; xor edx, edx; mov eax, 2; wrmsr);
+        step_on(p);
+        p.name("a");
+        asm!(p; inc ebx);
+        p.name("b");
+        // A branch that is not taken is none (ZF is clear).
+        let mut l = p.a.create_label();
+        asm!(p; inc ebx; jz l; jmp l; nop; nop);
+        p.place(&mut l);
+        p.name("c");
+        asm!(p; nop);
+        p.name("d");
+        step_off(p);
+        p.name("e");
+        p.show("ebx", ebx);
+    });
+    g.check(
+        "
+        #DB at c fl=TF dr6=4000
+        #DB at d fl=TF dr6=4000
+        #DB at d+1 fl=TF dr6=4000
+        #DB at d+8 fl=TF dr6=4000
+        #DB at e dr6=4000
+        ebx=0x2
+        ",
+    );
+}
+
 /// 17.3.1.4 and volume 2, REP: a repeated string instruction traps after each iteration; EIP is the instruction's until it is done.
 #[test]
 fn single_step_of_repeated_instructions() {

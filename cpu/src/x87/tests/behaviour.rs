@@ -1,6 +1,8 @@
 //! Pending exceptions, #NM, FERR#, pointers, environments: what a program sees of the unit beyond results.
 use super::rig::{OPERAND, Rig};
+use crate::block::ModeKey;
 use crate::cpu::{Stop, vector};
+use crate::decode::decode_op;
 use crate::state::{F80, Segment, cr0, fl, gpr, seg};
 use crate::x87::word::*;
 
@@ -48,6 +50,34 @@ fn without_ne_ferr_goes_to_the_board_and_the_instruction_waits_for_ignne() {
     *rig.board.ignne.lock() = true;
     rig.run(FLD1);
     rig.run(FNCLEX);
+    assert!(!*rig.board.ferr.lock() && !rig.cpu.ferr);
+}
+
+#[test]
+fn ferr_goes_away_with_the_exception_however_it_goes() {
+    let pending = || {
+        let mut rig = divided_by_zero();
+        rig.cpu.state.cr0 &= !cr0::NE;
+        rig.cpu.sync_mode();
+        assert_eq!(rig.execute(FLD1), Some(Err(Stop::Again)));
+        assert!(*rig.board.ferr.lock());
+        rig
+    };
+    // FXRSTOR of an image without one.
+    let mut rig = pending();
+    rig.cpu.state.cr4 |= crate::state::cr4::OSFXSR;
+    let mut image = [0; 512];
+    image[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
+    image[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+    rig.write(&image);
+    let mut fxrstor = vec![0x0f, 0xae, 0x0e];
+    fxrstor.resize(15, 0x90);
+    let (op, _) = decode_op(&rig.cpu.model, ModeKey(rig.cpu.mode_key), &fxrstor, 0).unwrap();
+    assert_eq!((op.helper)(&mut rig.cpu, &op), Ok(()));
+    assert!(!*rig.board.ferr.lock() && !rig.cpu.ferr);
+    // RESET.
+    let mut rig = pending();
+    rig.cpu.reset();
     assert!(!*rig.board.ferr.lock() && !rig.cpu.ferr);
 }
 

@@ -1,0 +1,152 @@
+//! INT 15h: memory map and sizes, block moves, the A20 gate, delays, the configuration table.
+use super::{Bios, Outcome, Platform, Regs, bda, linear, rom};
+
+/// "SMAP", in EAX and EDX of E820h.
+const SMAP: u32 = 0x534d_4150;
+/// A function that is not there.
+const UNSUPPORTED: u8 = 0x86;
+/// Bit of port 92h: address line 20 passes.
+const A20: u8 = 1 << 1;
+/// A delay this long is slept through, from tick to tick; a shorter one is polled.
+const LONG_DELAY: u64 = 60_000_000;
+
+impl Bios {
+    /// INT 15h.
+    pub(super) fn system(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+        match (r.ah(), r.al()) {
+            (0x24, function) => a20(r, pc, function),
+            // Keyboard intercept: the scan code in AL stands.
+            (0x4f, _) => {
+                r.carry(true);
+                Outcome::Return
+            }
+            (0x80..=0x82 | 0x85 | 0x90 | 0x91, _) => r.ok(),
+            (0x86, _) => self.delay(r, pc),
+            (0x87, _) => block_move(r, pc),
+            (0x88, _) => {
+                // KiB above 1 MiB: no more than 63 MiB, which old programs can count.
+                r.set_ax((self.upper / 1024).min(63 * 1024) as u16);
+                r.carry(false);
+                Outcome::Return
+            }
+            (0xc0, _) => {
+                r.es = super::SEGMENT;
+                r.set_bx(rom::CONFIG_TABLE);
+                r.ok()
+            }
+            (0xc1, _) => {
+                r.es = pc.u16(bda::EBDA_SEGMENT);
+                r.carry(false);
+                Outcome::Return
+            }
+            // The caller will run in long mode, or in both modes: nothing here depends on it.
+            (0xec, 0x00) => r.ok(),
+            (0xe8, 0x01) => {
+                let (low, high) = self.e801();
+                for (set, v) in [Regs::set_ax as fn(&mut Regs, u16), Regs::set_cx].into_iter().zip([low, low])
+                {
+                    set(r, v);
+                }
+                r.set_bx(high);
+                r.set_dx(high);
+                r.carry(false);
+                Outcome::Return
+            }
+            (0xe8, 0x81) => {
+                let (low, high) = self.e801();
+                (r.eax, r.ecx, r.ebx, r.edx) = (low.into(), low.into(), high.into(), high.into());
+                r.carry(false);
+                Outcome::Return
+            }
+            (0xe8, 0x20) => self.e820(r, pc),
+            (function, sub) => {
+                tracing::debug!("INT 15h: no function {function:02x}{sub:02x}");
+                r.fail(UNSUPPORTED)
+            }
+        }
+    }
+
+    /// KiB from 1 to 16 MiB, and units of 64 KiB from 16 MiB up to the first hole.
+    fn e801(&self) -> (u16, u16) {
+        const FIFTEEN_MIB: u64 = 15 << 20;
+        let low = self.upper.min(FIFTEEN_MIB) / 1024;
+        let high = self.upper.saturating_sub(FIFTEEN_MIB) / 65536;
+        (low as u16, high.min(0xffff) as u16)
+    }
+
+    /// E820h: the entry of number EBX to ES:DI (ACPI 6.5, 15.1).
+    fn e820(&self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+        let entries = self.e820.entries();
+        let (Some(e), true, true) = (entries.get(r.ebx as usize), r.edx == SMAP, r.ecx >= 20) else {
+            return r.fail(UNSUPPORTED);
+        };
+        let mut out = [0; 20];
+        out[..8].copy_from_slice(&e.base.to_le_bytes());
+        out[8..16].copy_from_slice(&e.len.to_le_bytes());
+        out[16..].copy_from_slice(&(e.kind as u32).to_le_bytes());
+        pc.write(linear(r.es, r.edi as u16), &out);
+        let next = r.ebx + 1;
+        (r.eax, r.ecx) = (SMAP, 20);
+        r.ebx = if (next as usize) < entries.len() { next } else { 0 };
+        r.carry(false);
+        Outcome::Return
+    }
+
+    /// AH 86h: waits for CX:DX microseconds.
+    fn delay(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+        let now = pc.now();
+        let nanos = (u64::from(r.cx()) << 16 | u64::from(r.dx())) * 1000;
+        let end = *self.delay.get_or_insert(now.saturating_add(nanos));
+        match end.checked_sub(now) {
+            None | Some(0) => {
+                self.delay = None;
+                r.ok()
+            }
+            Some(LONG_DELAY..) => Outcome::Wait,
+            Some(_) => Outcome::Poll,
+        }
+    }
+}
+
+/// AH 24h, by port 92h.
+fn a20(r: &mut Regs, pc: &mut dyn Platform, function: u8) -> Outcome {
+    let now = pc.inb(0x92);
+    match function {
+        0 | 1 => {
+            pc.outb(0x92, if function == 1 { now | A20 } else { now & !A20 } & !1);
+            r.ok()
+        }
+        2 => {
+            r.set_al(now >> 1 & 1);
+            r.ok()
+        }
+        3 => {
+            // Supported by the keyboard controller and by port 92h.
+            r.set_bx(3);
+            r.ok()
+        }
+        _ => r.fail(UNSUPPORTED),
+    }
+}
+
+/// AH 87h: CX words from one place in physical memory to another, as the descriptors at ES:SI say.
+fn block_move(r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+    let table = linear(r.es, r.esi as u16);
+    let words = r.cx();
+    if words > 0x8000 {
+        return r.fail(0x02);
+    }
+    let mut base = |index: u32| {
+        let mut d = [0; 8];
+        pc.read(table + 8 * index, &mut d);
+        u64::from(u32::from_le_bytes([d[2], d[3], d[4], d[7]]))
+    };
+    let (from, to) = (base(2), base(3));
+    let mut data = vec![0; 2 * usize::from(words)];
+    pc.read_physical(from, &mut data);
+    pc.write_physical(to, &data);
+    r.set_ah(0);
+    r.carry(false);
+    r.zero(true);
+    Outcome::Return
+}

@@ -1,0 +1,204 @@
+//! The built-in BIOS on this machine: from a write to its port, with the vCPU's registers, to a service and back.
+//!
+//! The stub's OUT ends the vCPU's run (as a kick); what was asked is then done on the vCPU's thread, between two of its
+//! instructions. Only real and virtual-8086 mode call: a write to the port from anywhere else does nothing.
+use super::board::Board;
+use mynah_cpu::board::EV_KICK;
+use mynah_cpu::state::{gpr, seg};
+use mynah_cpu::{Cpu, Events};
+use mynah_devices::bus::PortBus;
+use mynah_devices::clock::{Clock, HostClock};
+use mynah_firmware::bios::{Bios, Platform, Regs};
+use mynah_mmu::{Access, Mode, PAGE_MASK, PhysMemory};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// One vCPU's calls of the BIOS.
+pub struct BiosCalls {
+    bios: Arc<Mutex<Bios>>,
+    requested: AtomicBool,
+    events: Arc<Events>,
+    ports: Arc<PortBus>,
+    clock: Arc<HostClock>,
+}
+
+impl BiosCalls {
+    /// The calls of the vCPU that `events` are signals to.
+    pub fn new(
+        bios: Arc<Mutex<Bios>>,
+        events: Arc<Events>,
+        ports: Arc<PortBus>,
+        clock: Arc<HostClock>,
+    ) -> Self {
+        BiosCalls { bios, requested: AtomicBool::new(false), events, ports, clock }
+    }
+
+    /// The vCPU has written to the port: has it come out of its run loop.
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::Relaxed);
+        self.events.raise(EV_KICK);
+    }
+
+    /// Does what was asked, if anything was.
+    pub fn serve(&self, cpu: &mut Cpu) {
+        if !self.requested.swap(false, Ordering::Relaxed) || cpu.state.is_protected() {
+            return;
+        }
+        let mut regs = registers(cpu);
+        let mut bios = self.bios.lock();
+        let mut pc = CpuPlatform { cpu, ports: &self.ports, clock: &self.clock };
+        if bios.call(&mut regs, &mut pc) {
+            set_registers(cpu, &regs);
+        }
+    }
+}
+
+fn registers(cpu: &Cpu) -> Regs {
+    let s = &cpu.state;
+    let g = |i: usize| s.gpr[i] as u32;
+    Regs {
+        eax: g(gpr::RAX),
+        ebx: g(gpr::RBX),
+        ecx: g(gpr::RCX),
+        edx: g(gpr::RDX),
+        esi: g(gpr::RSI),
+        edi: g(gpr::RDI),
+        ebp: g(gpr::RBP),
+        esp: g(gpr::RSP),
+        ip: g(gpr::RIP) as u16,
+        cs: s.seg[seg::CS].sel,
+        ds: s.seg[seg::DS].sel,
+        es: s.seg[seg::ES].sel,
+        ss: s.seg[seg::SS].sel,
+        flags: 0,
+    }
+}
+
+fn set_registers(cpu: &mut Cpu, r: &Regs) {
+    let s = &mut cpu.state;
+    for (i, v) in [
+        (gpr::RAX, r.eax),
+        (gpr::RBX, r.ebx),
+        (gpr::RCX, r.ecx),
+        (gpr::RDX, r.edx),
+        (gpr::RSI, r.esi),
+        (gpr::RDI, r.edi),
+        (gpr::RBP, r.ebp),
+        (gpr::RSP, r.esp),
+        (gpr::RIP, r.ip.into()),
+    ] {
+        s.gpr[i] = v.into();
+    }
+    // As a load in these modes does: the base follows the selector, limit and rights stay.
+    for (i, selector) in [(seg::CS, r.cs), (seg::DS, r.ds), (seg::ES, r.es), (seg::SS, r.ss)] {
+        if cpu.state.seg[i].sel != selector {
+            cpu.state.seg[i].sel = selector;
+            cpu.state.seg[i].base = u64::from(selector) << 4;
+            cpu.sync_segment(i);
+        }
+    }
+    cpu.sync_mode();
+}
+
+/// The machine as a service sees it from the vCPU that has called.
+struct CpuPlatform<'a> {
+    cpu: &'a mut Cpu,
+    ports: &'a PortBus,
+    clock: &'a HostClock,
+}
+
+impl CpuPlatform<'_> {
+    /// Physical addresses of `len` bytes at a linear address, page by page; nothing where a page is not mapped.
+    fn pages(&mut self, linear: u32, len: usize, write: bool) -> Vec<(Option<u64>, std::ops::Range<usize>)> {
+        // A walk that fails is nobody's page fault.
+        let (fault, cr2) = (self.cpu.fault, self.cpu.state.cr2);
+        let mut parts = Vec::new();
+        let mut done = 0;
+        while done < len {
+            let at = u64::from(linear.wrapping_add(done as u32));
+            let n = ((PAGE_MASK + 1 - (at & PAGE_MASK)) as usize).min(len - done);
+            let access = Access { write, fetch: false, mode: Mode::Super };
+            let gpa = self.cpu.translate(at, access).ok().map(|t| t.gpa);
+            parts.push((gpa, done..done + n));
+            done += n;
+        }
+        (self.cpu.fault, self.cpu.state.cr2) = (fault, cr2);
+        parts
+    }
+}
+
+impl Platform for CpuPlatform<'_> {
+    fn read(&mut self, linear: u32, buf: &mut [u8]) {
+        for (gpa, range) in self.pages(linear, buf.len(), false) {
+            match gpa {
+                Some(gpa) => self.read_physical(gpa, &mut buf[range]),
+                None => buf[range].fill(0xff),
+            }
+        }
+    }
+    fn write(&mut self, linear: u32, buf: &[u8]) {
+        for (gpa, range) in self.pages(linear, buf.len(), true) {
+            if let Some(gpa) = gpa {
+                self.write_physical(gpa, &buf[range]);
+            }
+        }
+    }
+    fn read_physical(&mut self, gpa: u64, buf: &mut [u8]) {
+        self.cpu.mem.read(gpa, buf);
+    }
+    fn write_physical(&mut self, gpa: u64, buf: &[u8]) {
+        // Tells all vCPUs, this one too, of bytes on code pages.
+        self.cpu.mem.write(gpa, buf);
+    }
+    fn port_in(&mut self, port: u16, size: u8) -> u32 {
+        self.ports.read(port, size)
+    }
+    fn port_out(&mut self, port: u16, size: u8, value: u32) {
+        self.ports.write(port, size, value);
+    }
+    fn now(&mut self) -> u64 {
+        self.clock.now()
+    }
+}
+
+/// The machine as the BIOS sees it at power-on, before any vCPU runs.
+pub struct BoardPlatform<'a> {
+    /// Physical memory.
+    pub memory: &'a PhysMemory,
+    /// I/O ports.
+    pub ports: &'a PortBus,
+    /// Guest time.
+    pub clock: &'a HostClock,
+}
+
+impl<'a> BoardPlatform<'a> {
+    /// The machine of `board`.
+    pub fn new(board: &'a Board) -> Self {
+        BoardPlatform { memory: &board.memory, ports: &board.ports, clock: &board.clock }
+    }
+}
+
+impl Platform for BoardPlatform<'_> {
+    fn read(&mut self, linear: u32, buf: &mut [u8]) {
+        self.memory.read(linear.into(), buf);
+    }
+    fn write(&mut self, linear: u32, buf: &[u8]) {
+        self.memory.write(linear.into(), buf);
+    }
+    fn read_physical(&mut self, gpa: u64, buf: &mut [u8]) {
+        self.memory.read(gpa, buf);
+    }
+    fn write_physical(&mut self, gpa: u64, buf: &[u8]) {
+        self.memory.write(gpa, buf);
+    }
+    fn port_in(&mut self, port: u16, size: u8) -> u32 {
+        self.ports.read(port, size)
+    }
+    fn port_out(&mut self, port: u16, size: u8, value: u32) {
+        self.ports.write(port, size, value);
+    }
+    fn now(&mut self) -> u64 {
+        self.clock.now()
+    }
+}
