@@ -34,6 +34,7 @@ fn right_code_is_not_reported_whatever_it_does() {
         // Stores, vectors, helpers, a repeated move, ports, the time, a fault at the end.
         let code = assemble(64, |a| {
             let (mut top, mut inner) = (a.create_label(), a.create_label());
+            a.fninit()?;
             a.mov(ebp, 40)?;
             a.set_label(&mut top)?;
             a.mov(rdi, DATA)?;
@@ -127,7 +128,7 @@ extern "C" fn right(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 
     two(cpu, rip, Some(DATA), |_| ())
 }
 extern "C" fn register(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
-    two(cpu, rip, Some(DATA), |cpu| cpu.state.gpr[gpr::R12] ^= 0x40)
+    two(cpu, rip, Some(DATA), |cpu| cpu.state.gpr[12] ^= 0x40)
 }
 extern "C" fn flags(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
     two(cpu, rip, Some(DATA), |cpu| cpu.state.aux ^= 1 << 63)

@@ -5,7 +5,7 @@ use common::*;
 use iced_x86::code_asm::*;
 use mynah_cpu::board::{EV_INTR, EV_KICK, EV_MEMORY};
 use mynah_cpu::state::{fl, gpr};
-use mynah_cpu::interp::MemoryChanges;
+use mynah_cpu::world::MemoryChanges;
 use mynah_cpu::{Cpu, Events, Exit};
 use mynah_jit::tier::Translating;
 use mynah_mmu::CodeWatcher;
@@ -33,7 +33,7 @@ struct Watcher {
 
 impl CodeWatcher for Watcher {
     fn code_written(&self, gpa: u64, len: u64) {
-        self.inbox.lock().code.push((gpa, len));
+        self.inbox.lock().code_written(gpa, len);
         self.events.raise(EV_MEMORY);
     }
 }
