@@ -1,6 +1,6 @@
 //! What the fuzz targets do with their bytes. Each must neither panic nor hang, whatever they are.
 //!
-//! `cargo install cargo-fuzz`, then `cargo fuzz run -s none --fuzz-dir tests/fuzz cpu -- -max_total_time=60` (and `loaders`, `ports`) from the project's
+//! `cargo install cargo-fuzz`, then `cargo fuzz run -s none --fuzz-dir tests/fuzz cpu -- -max_total_time=60` (and `loaders`, `ports`, `engines`) from the project's
 //! root. `-s none` is for the stable compiler.
 use mynah::config::Config;
 use mynah::machine::board::Board;
@@ -12,6 +12,17 @@ use mynah_firmware::{LoadRequest, Module, SparseMemory, build_tables, load};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::cell::RefCell;
 use std::sync::Arc;
+
+// The same guests as the translator's own tests.
+#[path = "../../../jit/tests/common/mod.rs"]
+mod common;
+#[path = "../../../jit/tests/common/guests.rs"]
+mod guests;
+
+/// A guest run by both engines, which must end alike.
+pub fn engines(data: &[u8]) {
+    guests::compare(data);
+}
 
 /// A board that answers nothing.
 struct NoBoard;

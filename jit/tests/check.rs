@@ -1,0 +1,166 @@
+//! The check of compiled code on a running guest: it is silent where code is right, and names what is wrong where it is not.
+mod common;
+
+use common::*;
+use iced_x86::code_asm::*;
+use mynah_cpu::state::gpr;
+use mynah_cpu::tier::{Compiled, Tier};
+use mynah_cpu::{Cpu, Exit, Op};
+use mynah_jit::tier::{Optimize, Translating};
+use std::sync::{Arc, Mutex};
+
+type Reports = Arc<Mutex<Vec<String>>>;
+
+fn checked(cpu: &mut Cpu) -> Reports {
+    let reports = Reports::default();
+    let to = reports.clone();
+    cpu.check_translator(true, Box::new(move |text| to.lock().unwrap().push(text)));
+    reports
+}
+
+fn assemble(bits: u32, f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(bits).unwrap();
+    f(&mut a).unwrap();
+    a.assemble(CODE).unwrap()
+}
+
+#[test]
+fn right_code_is_not_reported_whatever_it_does() {
+    for optimize in [Optimize::None, Optimize::Speed] {
+        let mut cpu = machine(64);
+        let tier = Translating::at_once_with(cpu.model.clone(), cpu.events.clone(), optimize).unwrap();
+        cpu.set_tier(Box::new(tier), 2);
+        let reports = checked(&mut cpu);
+        // Stores, vectors, helpers, a repeated move, ports, the time, a fault at the end.
+        let code = assemble(64, |a| {
+            let (mut top, mut inner) = (a.create_label(), a.create_label());
+            a.fninit()?;
+            a.mov(ebp, 40)?;
+            a.set_label(&mut top)?;
+            a.mov(rdi, DATA)?;
+            a.mov(ecx, 30)?;
+            a.set_label(&mut inner)?;
+            a.add(dword_ptr(rdi), ecx)?;
+            a.push(rcx)?;
+            a.movdqu(xmm0, xmmword_ptr(rdi))?;
+            a.paddd(xmm0, xmm1)?;
+            a.pmaddwd(xmm1, xmm0)?;
+            a.cvtsi2sd(xmm2, ecx)?;
+            a.divsd(xmm2, xmm3)?;
+            a.movdqu(xmmword_ptr(rdi + 32), xmm1)?;
+            a.pop(rax)?;
+            a.add(rdi, 8)?;
+            a.dec(ecx)?;
+            a.jne(inner)?;
+            a.mov(ecx, 5000)?;
+            a.mov(rsi, DATA)?;
+            a.mov(rdi, DATA + 100)?;
+            a.rep().movsb()?;
+            a.in_(al, dx)?;
+            a.rdtsc()?;
+            a.fld1()?;
+            a.fstp(dword_ptr(DATA))?;
+            a.dec(ebp)?;
+            a.jne(top)?;
+            a.mov(dword_ptr(READ_ONLY), eax)
+        });
+        cpu.mem.write(CODE, &code);
+        assert_eq!(cpu.run(), Exit::Halt);
+        assert_eq!(cpu.state.gpr[gpr::RIP], HANDLERS + 4 * 14 + 1, "the page fault");
+        assert_eq!(*reports.lock().unwrap(), Vec::<String>::new());
+        let done = cpu.checked();
+        assert!(done.entries > 100 && done.instructions > 10_000, "{done:?}");
+    }
+}
+
+/// A tier with one piece of "code" for every block: a function of the test's.
+struct Fake(mynah_cpu::tier::Enter);
+impl Tier for Fake {
+    fn attach(&mut self, _: &mut Cpu) {}
+    fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        let code = Compiled { enter: self.0, code: std::ptr::null(), ops: std::ptr::null() };
+        // SAFETY: a function lives for ever; what it does wrong is within the vCPU's own state and RAM.
+        unsafe { cpu.install(phys, key, &[phys], code) };
+    }
+    fn ready(&mut self, _: &mut Cpu) {}
+}
+
+/// Runs `inc eax; mov [rdi], eax; hlt` with the first two instructions done by `f`.
+fn with_fake(f: mynah_cpu::tier::Enter) -> Vec<String> {
+    let mut cpu = machine(64);
+    cpu.set_tier(Box::new(Fake(f)), 1);
+    let reports = checked(&mut cpu);
+    let code = assemble(64, |a| {
+        a.inc(eax)?;
+        a.mov(dword_ptr(rdi), eax)?;
+        a.hlt()
+    });
+    cpu.mem.write(CODE, &code);
+    cpu.state.gpr[gpr::RDI] = DATA;
+    assert_eq!(cpu.run(), Exit::Halt);
+    // The interpreter's result stands.
+    assert_eq!(cpu.mem.read_u32(DATA), 1);
+    reports.lock().unwrap().clone()
+}
+
+/// What the two instructions do, and then something else. Only the first block is "compiled" so; the HLT is left to the interpreter.
+fn two(cpu: *mut Cpu, rip: u64, store: Option<u64>, wrong: impl FnOnce(&mut Cpu)) -> u32 {
+    // SAFETY: called by `run_code` with its vCPU.
+    let cpu = unsafe { &mut *cpu };
+    if rip != CODE {
+        return 3;
+    }
+    // The flags of INC are those of an addition of 0 and 1.
+    use mynah_cpu::exec::Exec;
+    use mynah_cpu::width::W32;
+    cpu.state.gpr[gpr::RAX] = 1;
+    cpu.flags_inc::<W32>(1);
+    if let Some(at) = store {
+        cpu.store::<W32>(at, 1, 3).unwrap();
+    }
+    cpu.state.gpr[gpr::RIP] = rip + 4;
+    cpu.icount += 2;
+    wrong(cpu);
+    3
+}
+
+extern "C" fn right(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+    two(cpu, rip, Some(DATA), |_| ())
+}
+extern "C" fn register(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+    two(cpu, rip, Some(DATA), |cpu| cpu.state.gpr[12] ^= 0x40)
+}
+extern "C" fn flags(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+    two(cpu, rip, Some(DATA), |cpu| cpu.state.aux ^= 1 << 63)
+}
+extern "C" fn no_store(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+    two(cpu, rip, None, |_| ())
+}
+extern "C" fn other_store(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+    two(cpu, rip, Some(DATA), |cpu| cpu.store::<mynah_cpu::width::W8>(DATA + 0x3007, 7, 3).unwrap())
+}
+extern "C" fn early(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+    two(cpu, rip, Some(DATA), |cpu| cpu.state.gpr[gpr::RIP] -= 2)
+}
+extern "C" fn vector(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+    two(cpu, rip, Some(DATA), |cpu| cpu.state.xmm[7].set_x(1))
+}
+
+#[test]
+fn wrong_code_is_reported_with_what_is_wrong_and_where() {
+    assert_eq!(with_fake(right), Vec::<String>::new());
+    for (fake, wanted) in [
+        (register as mynah_cpu::tier::Enter, "r12: interpreted 0, translated 40"),
+        (flags, "rflags: interpreted"),
+        (no_store, "RAM at 0x10000: interpreted 0000000000000001, translated 0000000000000000"),
+        (other_store, "RAM at 0x13000: interpreted 0000000000000000, translated 0700000000000000"),
+        (early, "rip: interpreted 20004, translated 20002"),
+        (vector, "xmm7: interpreted"),
+    ] {
+        let reports = with_fake(fake);
+        // The first is enough.
+        assert_eq!(reports.len(), 1, "{wanted}: {reports:?}");
+        assert!(reports[0].contains(wanted), "{wanted} is not in {}", reports[0]);
+        assert!(reports[0].contains("inc eax") && reports[0].contains("mov [rdi],eax"), "{}", reports[0]);
+    }
+}
