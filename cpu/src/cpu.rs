@@ -131,8 +131,6 @@ pub struct Cpu {
     pub(crate) writer_bit: u64,
     /// Its number among those who are told of writes to code.
     pub(crate) watcher: Option<usize>,
-    /// There are more vCPUs than CPUs of the host: one that spins should let others have its CPU.
-    pub crowded: bool,
     /// PAUSEs executed.
     pub(crate) pauses: u32,
     /// Executing a single instruction: handlers must not go on to another block.
@@ -219,7 +217,6 @@ impl Cpu {
             seat: 0,
             writer_bit: 1,
             watcher: None,
-            crowded: false,
             pauses: 0,
             single: false,
             watch: false,

@@ -40,7 +40,6 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     let handles: Vec<VcpuHandle> =
         (0..cfg.smp.cpus).map(|n| VcpuHandle { apic_id: model.apic_id(n), ..Default::default() }).collect();
     let world = World::new(handles.iter().map(|h| (h.events.clone(), h.inbox.clone())));
-    let crowded = std::thread::available_parallelism().is_ok_and(|n| handles.len() > n.get());
     power.connect(handles.clone());
     let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), &power, &handles)?;
     let mut consoles = console::Consoles::open(&cfg, &mut board, &power)?;
@@ -62,7 +61,6 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         let bios = view.bios.clone();
         let mut cpu = Cpu::new(n as u32, memory.clone(), view, handle.events.clone(), model.clone());
         cpu.join(&world, n);
-        cpu.crowded = crowded;
         if let Some(log) = &log {
             cpu.set_trace(log.clone());
         }

@@ -15,13 +15,13 @@ fn hlt(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-/// PAUSEs of a vCPU that spins after which it lets others have its CPU, if there are not enough of those.
+/// PAUSEs of a vCPU that spins after which it lets others have its CPU. It costs little where nobody wants it.
 const SPIN: u32 = 32;
 
-/// PAUSE: a program waits for another vCPU, which may have been put aside for this one's sake.
+/// PAUSE: a program waits for another vCPU, whose thread may not run because this one does: the host may have fewer CPUs, or other work.
 fn pause(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     std::hint::spin_loop();
-    if cpu.crowded {
+    if !cpu.sole {
         cpu.pauses = cpu.pauses.wrapping_add(1);
         if cpu.pauses % SPIN == 0 {
             std::thread::yield_now();
