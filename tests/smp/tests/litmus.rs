@@ -193,6 +193,44 @@ fn two_plus_two_w_stores_of_each_stay_in_order() {
 }
 
 #[test]
+fn a_second_load_of_a_place_is_no_older_than_a_load_between() {
+    let t0 = |a: &mut CodeAssembler| {
+        store_x(a);
+        store_y(a);
+    };
+    let t1 = |a: &mut CodeAssembler| {
+        load_x(a, eax);
+        load_y(a, r8d);
+        load_x(a, r9d);
+    };
+    never("RRR", &[&t0, &t1], |o| o.r[1] == [1, 0]);
+    // With a vector in between and at the end.
+    let t1 = |a: &mut CodeAssembler| {
+        asm!(a; movups xmm0, xmmword_ptr(rbx); mov r8d, dword_ptr(rbx + 64); movups xmm1, xmmword_ptr(rbx);
+            movd r9d, xmm1);
+    };
+    never("RRR of vectors", &[&t0, &t1], |o| o.r[1] == [1, 0]);
+}
+
+#[test]
+fn a_load_behind_a_store_to_its_place_is_no_older_than_a_load_between() {
+    let t0 = |a: &mut CodeAssembler| {
+        store_x(a);
+        load_y(a, r8d);
+        load_x(a, r9d);
+    };
+    let t1 = |a: &mut CodeAssembler| asm!(a; mov dword_ptr(rbx), 2; mov dword_ptr(rbx + 64), 1);
+    never("WRR", &[&t0, &t1], |o| o.r[0] == [1, 1] && o.x == 2);
+    let t0 = |a: &mut CodeAssembler| {
+        asm!(a; inc dword_ptr(rbx));
+        load_y(a, r8d);
+        load_x(a, r9d);
+    };
+    let t1 = |a: &mut CodeAssembler| asm!(a; mov dword_ptr(rbx), 5; mov dword_ptr(rbx + 64), 1);
+    never("RWRR", &[&t0, &t1], |o| o.r[0] == [1, 1] && o.x == 5);
+}
+
+#[test]
 fn a_vcpu_reads_its_own_stores_early_and_no_others() {
     // n6 of the x86-TSO paper: allowed there, but not with the fence that a locked instruction is.
     let t0 = |a: &mut CodeAssembler| {
