@@ -92,7 +92,7 @@ impl Cpu {
     #[cfg(target_arch = "x86_64")]
     fn load_x87(&mut self) -> bool {
         let f = &self.state.fpu;
-        let tw = (0..8).fold(0, |w, p| w | u32::from(f.empty >> p & 1) * 3 << (2 * p));
+        let tw = (0..8).fold(0, |w, p| w | ((u32::from(f.empty >> p & 1) * 3) << (2 * p)));
         let mut image =
             Image { cw: f.cw.into(), sw: f.status().into(), tw, pointers: [0; 4], st: [[0; 10]; 8] };
         for (n, to) in image.st.iter_mut().enumerate() {

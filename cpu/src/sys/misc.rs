@@ -23,7 +23,7 @@ fn pause(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     std::hint::spin_loop();
     if !cpu.sole {
         cpu.pauses = cpu.pauses.wrapping_add(1);
-        if cpu.pauses % SPIN == 0 {
+        if cpu.pauses.is_multiple_of(SPIN) {
             std::thread::yield_now();
         }
     }

@@ -108,7 +108,7 @@ pub fn float(r: &mut Random) -> u64 {
         11 => sign | 0x7fef_ffff_ffff_ffff,
         12 => r.next(),
         13 => sign | ((r.next() >> 50) as f64 / 4.0).to_bits(),
-        _ => sign | 0x3fe0_0000_0000_0000 + (r.next() >> 10),
+        _ => sign | (0x3fe0_0000_0000_0000 + (r.next() >> 10)),
     }
 }
 
@@ -123,8 +123,8 @@ pub fn extended(r: &mut Random) -> F80 {
         3 => F80 { mant: m >> 1, exp: sign },
         4 => F80 { mant: m, exp: (x >> 32) as u16 }, // of any kind, unsupported ones included
         5 => F80 { mant: m | 1 << 63, exp: sign | 0x7ffe },
-        6 => F80 { mant: (m >> 60 | 1).rotate_right(4) | 1 << 63, exp: sign | 0x3fff + (x >> 60) as u16 },
-        _ => F80 { mant: m | 1 << 63, exp: sign | 0x3ff0 + ((x >> 40) as u16 & 0x3f) },
+        6 => F80 { mant: (m >> 60 | 1).rotate_right(4) | 1 << 63, exp: sign | (0x3fff + (x >> 60) as u16) },
+        _ => F80 { mant: m | 1 << 63, exp: sign | (0x3ff0 + ((x >> 40) as u16 & 0x3f)) },
     }
 }
 

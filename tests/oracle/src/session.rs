@@ -248,6 +248,9 @@ fn died(d: &crate::native::Died) -> Vec<Difference> {
     vec![Difference { what: "the oracle's process died".into(), want: format!("{d:?}"), got: String::new() }]
 }
 
+/// What became of a program: its number, the exception that it ended with on the host, and what differs.
+type Ran = (usize, Option<u32>, Vec<Difference>);
+
 impl Worker<'_> {
     /// The indices of the next batch.
     fn next(&self, next: &AtomicU64, stop: &AtomicBool) -> Option<Vec<u64>> {
@@ -359,12 +362,8 @@ impl Worker<'_> {
         Ok(sum)
     }
 
-    /// Runs programs of one batch: for each its number, the exception that it ended with on the host, and what differs.
-    fn run_programs(
-        &mut self,
-        bg: &[u8],
-        made: &[Program],
-    ) -> Result<Vec<(usize, Option<u32>, Vec<Difference>)>, String> {
+    /// Runs programs of one batch.
+    fn run_programs(&mut self, bg: &[u8], made: &[Program]) -> Result<Vec<Ran>, String> {
         let mut image = vec![0xcc; CODE_PAGES * 4096];
         made.iter().for_each(|p| p.place(&mut image));
         let cases: Vec<Case> = made.iter().map(|p| p.case).collect();

@@ -89,7 +89,7 @@ fn xadd_gives_each_its_own_number() {
 fn cmpxchg_loops_count_exactly() {
     for (place, rounds) in places(2) {
         let check = |rig: &Rig, engine: &str| {
-            let want = VCPUS as u64 * rounds & 0xffff;
+            let want = (VCPUS as u64 * rounds) & 0xffff;
             assert_eq!(at(rig, place) & 0xffff, want, "{engine}: at {place:#x}");
         };
         contend(place, rounds, check, |a, _| {

@@ -31,12 +31,12 @@ impl Cpu {
     #[inline(always)]
     fn element<W: Width>(&self, r: u8, n: usize) -> u64 {
         let bit = n * W::BITS as usize;
-        self.state.xmm[usize::from(r & 31)].0[bit / 64 & 3] >> (bit & 63) & W::MASK
+        self.state.xmm[usize::from(r & 31)].0[(bit / 64) & 3] >> (bit & 63) & W::MASK
     }
     #[inline(always)]
     fn set_element<W: Width>(&mut self, r: u8, n: usize, v: u64) {
         let bit = n * W::BITS as usize;
-        let q = &mut self.state.xmm[usize::from(r & 31)].0[bit / 64 & 3];
+        let q = &mut self.state.xmm[usize::from(r & 31)].0[(bit / 64) & 3];
         *q = *q & !(W::MASK << (bit & 63)) | (v & W::MASK) << (bit & 63);
     }
     /// Zeros the bits of a register behind the first `n` elements.
