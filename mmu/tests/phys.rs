@@ -422,7 +422,7 @@ fn shadow_ram_is_written_under_the_rom_and_read_in_its_place() {
     mem.write_u32(0x4100, 1);
     assert_eq!(mem.read_u32(0x4100), 1);
     assert!(mem.page_is_plain(0x4000).is_some_and(|(_, writable)| writable));
-    assert_eq!(*changes.0.lock(), [(0x4000, 0x2000); 4], "each change is told of");
+    assert_eq!(*changes.0.lock(), [(0x4000, 0x5fff); 4], "each change is told of");
 }
 
 #[test]
@@ -446,7 +446,7 @@ struct Changes(Mutex<Vec<(u64, u64)>>);
 
 impl CodeWatcher for Changes {
     fn code_written(&self, _: u64, _: u64) {}
-    fn map_changed(&self, gpa: u64, len: u64) {
-        self.0.lock().push((gpa, len));
+    fn map_changed(&self, first: u64, last: u64) {
+        self.0.lock().push((first, last));
     }
 }

@@ -301,7 +301,7 @@ impl Bios {
             mem.write(4 * n as u64, &[o[0], o[1], s[0], s[1]]);
         }
         // Vectors 40h and up that hold no handler of ours: those of pointers and of programs are empty.
-        for n in [0x1d, 0x1f, 0x43, 0x46].into_iter().chain(0x60..0x68).chain(0x78..0x100) {
+        for n in [0x1d, 0x1f, 0x41, 0x43, 0x46].into_iter().chain(0x60..0x68).chain(0x78..0x100) {
             mem.write(4 * n, &[0; 4]);
         }
         let put = |at: u32, bytes: &[u8]| mem.write(at.into(), bytes);

@@ -43,10 +43,8 @@ impl Bios {
             (0xec, 0x00) => r.ok(),
             (0xe8, 0x01) => {
                 let (low, high) = self.e801();
-                for (set, v) in [Regs::set_ax as fn(&mut Regs, u16), Regs::set_cx].into_iter().zip([low, low])
-                {
-                    set(r, v);
-                }
+                r.set_ax(low);
+                r.set_cx(low);
                 r.set_bx(high);
                 r.set_dx(high);
                 r.carry(false);

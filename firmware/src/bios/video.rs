@@ -124,7 +124,7 @@ impl Bios {
     fn clear(&mut self, pc: &mut dyn Platform) {
         self.screen.cells.fill(BLANK);
         if std::mem::take(&mut self.screen.used) {
-            self.send_to_terminal(pc, b"\x1b[2J\x1b[H");
+            self.terminal_out(pc, b"\x1b[2J\x1b[H");
             self.screen.terminal = (0, 0);
         }
     }
@@ -190,15 +190,15 @@ impl Bios {
             0x80.. => CP437.chars().nth(usize::from(c) - 0x80).unwrap_or(' '),
             _ => ' ',
         };
-        self.send_to_terminal(pc, shown.encode_utf8(&mut utf8).as_bytes());
-        self.send_to_debug(pc, c);
+        self.terminal_out(pc, shown.encode_utf8(&mut utf8).as_bytes());
+        self.debug_out(pc, c);
         // In the last column terminals differ in what they do: the next character moves the cursor by itself.
         self.screen.terminal = if column + 1 < COLUMNS { (row, column + 1) } else { (u8::MAX, u8::MAX) };
     }
 
     fn move_terminal(&mut self, pc: &mut dyn Platform, row: u8, column: u8) {
         if self.screen.terminal != (row, column) {
-            self.send_to_terminal(pc, format!("\x1b[{};{}H", row + 1, column + 1).as_bytes());
+            self.terminal_out(pc, format!("\x1b[{};{}H", row + 1, column + 1).as_bytes());
             self.screen.terminal = (row, column);
         }
     }
@@ -208,7 +208,7 @@ impl Bios {
         let (mut row, mut column) = position(pc);
         match c {
             7 => {
-                self.send_to_terminal(pc, b"\x07");
+                self.terminal_out(pc, b"\x07");
                 return;
             }
             8 => column = column.saturating_sub(1),
@@ -225,11 +225,11 @@ impl Bios {
         if c < 0x20 {
             // The terminal does the same: it need not be told where its cursor is.
             if matches!(c, 8 | b'\r' | b'\n') && self.screen.terminal.0 != u8::MAX {
-                self.send_to_terminal(pc, &[c]);
+                self.terminal_out(pc, &[c]);
                 self.screen.terminal = (row.min(ROWS - 1), column);
             }
             if c == b'\n' {
-                self.send_to_debug(pc, c);
+                self.debug_out(pc, c);
             }
         }
         if row >= ROWS {
@@ -238,7 +238,7 @@ impl Bios {
             row = ROWS - 1;
             if self.screen.terminal.0 == u8::MAX {
                 // Behind a full last line: have the terminal scroll as well.
-                self.send_to_terminal(pc, b"\r\n");
+                self.terminal_out(pc, b"\r\n");
                 self.screen.terminal = (row, 0);
             }
         }
@@ -270,7 +270,7 @@ impl Bios {
         }
     }
 
-    fn send_to_terminal(&mut self, pc: &mut dyn Platform, bytes: &[u8]) {
+    fn terminal_out(&self, pc: &mut dyn Platform, bytes: &[u8]) {
         const TX_EMPTY: u8 = 1 << 5;
         let Some(base) = self.cfg.console else { return };
         for b in bytes {
@@ -284,7 +284,7 @@ impl Bios {
         }
     }
 
-    fn send_to_debug(&mut self, pc: &mut dyn Platform, c: u8) {
+    fn debug_out(&self, pc: &mut dyn Platform, c: u8) {
         for i in 0..self.cfg.debug_ports.len() {
             pc.outb(self.cfg.debug_ports[i], c);
         }
