@@ -4,7 +4,7 @@ use crate::op::{CHECKED, Op};
 use crate::state::seg;
 use crate::width::{Width, copy_in, copy_out, read128, write128};
 use crate::world::World;
-use mynah_mmu::{Access, Mode, PAGE_MASK, TlbEntry, Translation, walk};
+use mynah_mmu::{Access, Mode, PAGE_MASK, TlbEntry, Translation, shares_entry_with_previous, walk};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -604,7 +604,9 @@ impl Cpu {
     fn fill(&mut self, lin: u64, mode: Mode, t: &Translation, host: *mut u8, fast_write: bool) {
         let page = lin & !PAGE_MASK;
         let tag = |on: bool| if on { page } else { NEVER };
-        let slow = self.alignment_checked() && mode == Mode::User || self.watches_page(page);
+        // Page 0 follows the last page in 64-bit mode only.
+        let ambiguous = shares_entry_with_previous(page) && (page != 0 || self.state.is_long());
+        let slow = self.alignment_checked() && mode == Mode::User || self.watches_page(page) || ambiguous;
         let entry = TlbEntry {
             read: tag(t.readable && !slow),
             write: tag(t.writable && fast_write && !slow),

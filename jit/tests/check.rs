@@ -69,7 +69,7 @@ fn right_code_is_not_reported_whatever_it_does() {
         assert_eq!(cpu.state.gpr[gpr::RIP], HANDLERS + 4 * 14 + 1, "the page fault");
         assert_eq!(*reports.lock().unwrap(), Vec::<String>::new());
         let done = cpu.checked();
-        assert!(done.entries > 100 && done.instructions > 10_000, "{done:?}");
+        assert!(done.entries > 50 && done.instructions > 10_000, "{done:?}");
     }
 }
 

@@ -49,18 +49,24 @@ fn run_interrupted(cpu: &mut Cpu) -> u64 {
     let gate = 0x7800u64 | 8 << 16 | 0x8e00 << 32;
     cpu.mem.write_u64(0x6000 + 16 * 0x30, gate);
     cpu.state.rflags |= fl::IF;
+    cpu.sync_mode();
     let done = Arc::new(AtomicBool::new(false));
     let (events, stop) = (cpu.events.clone(), done.clone());
+    let started = Arc::new(AtomicBool::new(false));
+    let begun = started.clone();
+    let wait = || (0..2000).for_each(|_| std::hint::spin_loop());
     let thread = std::thread::spawn(move || {
         while !stop.load(Ordering::Relaxed) {
             events.raise(EV_INTR);
-            for _ in 0..200 {
-                std::hint::spin_loop();
-            }
+            wait();
             events.take(EV_INTR);
-            std::thread::yield_now();
+            begun.store(true, Ordering::Relaxed);
+            wait();
         }
     });
+    while !started.load(Ordering::Relaxed) {
+        std::thread::yield_now();
+    }
     let exit = cpu.run();
     done.store(true, Ordering::Relaxed);
     thread.join().unwrap();

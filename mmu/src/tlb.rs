@@ -55,6 +55,15 @@ fn fold(lin: u64) -> u64 {
     lin ^ (lin >> HASH_SHIFT)
 }
 
+/// Whether a page has the entry of the page before it: then the tag of the last byte of an access across both would match in the wrong
+/// entry, so such a page must have no fast accesses. So it is at multiples of 64 GiB, and for page 0, which follows the last one of 64-bit mode.
+#[inline(always)]
+pub fn shares_entry_with_previous(lin: u64) -> bool {
+    let page = lin & !PAGE_MASK;
+    let differ = fold(page) ^ fold(page.wrapping_sub(PAGE_MASK + 1));
+    differ >> 12 & (table::MIN_ENTRIES as u64 - 1) == 0
+}
+
 /// What generated code loads for each access.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,6 @@
 //! What a TLB keeps and what it forgets.
 
-use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, Mode, NEVER, Tlb, TlbEntry};
+use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, Mode, NEVER, Tlb, TlbEntry, shares_entry_with_previous};
 
 const ALL_MODES: [Mode; 3] = [Mode::User, Mode::Super, Mode::SuperAc];
 
@@ -380,6 +380,27 @@ fn two_buffers_a_power_of_two_apart_do_not_displace_each_other() {
                 hits(&tlb, Mode::User, from + page) && hits(&tlb, Mode::User, to + page),
                 "{distance:#x}"
             );
+        }
+    }
+}
+
+#[test]
+fn a_page_whose_predecessor_has_its_entry_is_told() {
+    for (page, shares) in
+        [(0, true), (0x1000, false), (1 << 32, false), (1 << 35, false), (3 << 36, true), (1 << 46, true)]
+    {
+        assert_eq!(shares_entry_with_previous(page), shares, "{page:#x}");
+        let mut tlb = Tlb::new();
+        tlb.select(Mode::User);
+        fill(&mut tlb, Mode::User, page, false);
+        // What an access of two bytes finds there that begins on the page before.
+        let across = tlb.entry(page.wrapping_sub(1)).read == page;
+        assert!(!across || shares, "{page:#x}");
+    }
+    // Nowhere else in what 64-bit mode can address.
+    for n in 0..1u64 << 12 {
+        for page in [n << 35 | 1 << 34, n << 35 | 1 << 12, n << 35 | 0x7_ffff_f000] {
+            assert!(!shares_entry_with_previous(page), "{page:#x}");
         }
     }
 }
