@@ -102,6 +102,7 @@ impl Cpu {
 
     /// Enters code and checks it. Returns why it was left, as the code does.
     pub(crate) fn enter_checked(&mut self, code: &Compiled) -> u32 {
+        self.leave_host_float();
         let before = self.state.clone();
         let (current, count) = (self.blocks.current, self.icount);
         self.start_keeping();

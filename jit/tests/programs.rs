@@ -273,6 +273,7 @@ fn check_float_programs(optimize: Optimize, seed: u64) {
             pair.run(&|| format!("program {n}, run {run}: {code:02x?}"));
         }
         let s = pair.statistics();
+        assert_eq!(s.refused, 0, "a block was not translated");
         (compiled, entered) = (compiled.max(s.compiled), entered.max(s.entered));
     }
     assert!(compiled > 200 && entered > 500, "{compiled} {entered}");
