@@ -2,76 +2,9 @@
 //!
 //! They are fetched once through apt (see `tests/guests/manifest.toml`), and take a minute or so: `cargo test --release --test boot --
 //! --ignored`. A guest that cannot be fetched fails its test, unless MYNAH_GUESTS=cached says to pass over what is not in the cache.
-use mynah::guests::{MOUNTS, Store, initramfs};
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
-
-/// What a boot left behind.
-struct Boot {
-    console: String,
-    /// When each line was complete.
-    lines: Vec<(Instant, String)>,
-    code: Option<i32>,
-}
-
-fn guest(name: &str) -> Option<PathBuf> {
-    let store = Store::open().unwrap();
-    if std::env::var("MYNAH_GUESTS").is_ok_and(|v| v == "cached") && store.cached(name).is_none() {
-        eprintln!("SKIPPED: the guest '{name}' is not in the cache ({})", store.folder().display());
-        return None;
-    }
-    Some(store.fetch(name, &mut |line| eprintln!("{line}")).unwrap())
-}
-
-/// An initial RAM disk with busybox and a script, in a file that outlives the test's use of it.
-fn ramdisk(tag: &str, busybox: &str, script: &str) -> Option<PathBuf> {
-    let busybox = std::fs::read(guest(busybox)?).unwrap();
-    let path = std::env::temp_dir().join(format!("mynah-boot-{}-{tag}.cpio", std::process::id()));
-    std::fs::write(&path, initramfs(&busybox, &format!("{MOUNTS}{script}"))).unwrap();
-    Some(path)
-}
-
-/// Runs Mynah with `args`; kills it (and fails) if it does not end in time.
-fn run(args: &[&str], limit: Duration) -> Boot {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mynah"))
-        .arg("run")
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .unwrap();
-    let out = child.stdout.take().unwrap();
-    let (send, receive) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line).replace('\r', "");
-            let _ = send.send((Instant::now(), line));
-        }
-    });
-    let start = Instant::now();
-    let mut lines: Vec<(Instant, String)> = Vec::new();
-    let text =
-        |lines: &[(Instant, String)]| lines.iter().map(|(_, l)| l.as_str()).collect::<Vec<_>>().join("\n");
-    let code = loop {
-        lines.extend(receive.try_iter());
-        if let Some(status) = child.try_wait().unwrap() {
-            break status.code();
-        }
-        if start.elapsed() > limit {
-            child.kill().unwrap();
-            let _ = child.wait();
-            panic!("no end after {limit:?}; the console said:\n{}", text(&lines));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    // The reader ends with the pipe, which the child's end has closed.
-    lines.extend(receive.iter());
-    Boot { console: text(&lines), lines, code }
-}
+mod common;
+use common::{Boot, guest, ramdisk, run};
+use std::time::Duration;
 
 /// What every guest does: shows itself, does a little work that has one right answer, and powers off.
 const WORK: &str = r#"
@@ -112,7 +45,7 @@ fn boot_with(
     args.extend(options);
     args.extend(["-accel", accel, "-append", "console=ttyS0 panic=-1"]);
     args.extend(["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()]);
-    let boot = run(&args, Duration::from_secs(300));
+    let boot = run(&args, Duration::from_secs(300), |_| None);
     std::fs::remove_file(&initrd).unwrap();
     assert!(!boot.console.contains("Kernel panic"), "{}", boot.console);
     assert_eq!(boot.code, Some(0), "the exit code of a power-off; the console said:\n{}", boot.console);

@@ -877,11 +877,14 @@ impl Cpu {
     /// Gives up fast writes to the pages that other vCPUs are about to decode. To be done whenever the vCPU has waited for others, before it
     /// uses its TLB again.
     pub(crate) fn serve_protect(&mut self) {
-        let (pages, asked) = {
+        let (pages, all, asked) = {
             let mut inbox = self.inbox.lock();
-            (std::mem::take(&mut inbox.protect), inbox.asked)
+            let all = std::mem::take(&mut inbox.protect_all);
+            (std::mem::take(&mut inbox.protect), all, inbox.asked)
         };
-        if pages.is_empty() {
+        if all {
+            self.tlb.flush_all();
+        } else if pages.is_empty() {
             return;
         }
         for gpa in pages {

@@ -2,7 +2,7 @@
 use crate::cpu::{Cpu, Stop, vector};
 use crate::op::{CHECKED, Op};
 use crate::state::seg;
-use crate::width::{Width, copy_in, copy_out, read128, write128};
+use crate::width::{W8, Width, copy_in, copy_out, read128, write128};
 use crate::world::World;
 use mynah_mmu::{Access, Mode, PAGE_MASK, TlbEntry, Translation, shares_entry_with_previous, walk};
 use std::sync::Arc;
@@ -436,6 +436,30 @@ impl Cpu {
     pub fn store_sys<W: Width>(&mut self, lin: u64, v: u64) -> Result<(), Stop> {
         self.canonical(lin, W::BYTES, seg::DS as u8)?;
         self.store_bytes_as(lin, &v.to_le_bytes()[..W::BYTES as usize], Mode::Super)
+    }
+    /// Changes a byte on behalf of the system, atomically (SDM volume 3A, 9.1.2.1: descriptors are updated by locked accesses).
+    pub(crate) fn modify_sys_byte(&mut self, lin: u64, f: impl Fn(u64) -> u64) -> Result<(), Stop> {
+        self.canonical(lin, 1, seg::DS as u8)?;
+        let place = self.place(self.wrap(lin), Mode::Super, true)?;
+        let p = match place {
+            Place::Host(p) | Place::Watched(_, p) => p,
+            Place::Device(gpa) => {
+                let mut b = [0];
+                self.device_read(gpa, &mut b);
+                self.device_write(gpa, &[f(u64::from(b[0])) as u8]);
+                return Ok(());
+            }
+        };
+        // SAFETY: `place` gave host memory for the byte.
+        let mut old = unsafe { W8::read(p) };
+        // SAFETY: as above.
+        while let Err(now) = unsafe { W8::compare_exchange(p, old, f(old) & 0xff) } {
+            old = now;
+        }
+        if let Place::Watched(gpa, _) = place {
+            self.watched_write(gpa, 1);
+        }
+        Ok(())
     }
     /// Loads in the given mode (a stack at a CPL that is only about to be entered, for instance).
     pub fn load_as<W: Width>(&mut self, lin: u64, mode: Mode, s: u8) -> Result<u64, Stop> {

@@ -37,6 +37,8 @@ pub struct MemoryChanges {
     pub(crate) all_code: bool,
     /// Pages that another vCPU is about to decode: no more fast writes to them.
     pub(crate) protect: Vec<u64>,
+    /// Too many of them: no more fast writes to any page.
+    pub(crate) protect_all: bool,
     /// How many such pages there have ever been.
     pub(crate) asked: u64,
 }
@@ -64,11 +66,25 @@ impl MemoryChanges {
         }
     }
 
+    /// The page at `gpa` is to be protected; returns how many there have been by now.
+    fn ask(&mut self, gpa: u64) -> u64 {
+        if self.protect.len() >= MAX_RANGES {
+            // A vCPU that sleeps for long is asked many a time.
+            self.protect_all = true;
+            self.protect.clear();
+        }
+        if !self.protect_all {
+            self.protect.push(gpa);
+        }
+        self.asked += 1;
+        self.asked
+    }
+
     /// Takes out everything but the requests to protect pages.
     pub(crate) fn take(&mut self) -> Self {
         let protect = std::mem::take(&mut self.protect);
-        let asked = self.asked;
-        std::mem::replace(self, Self { protect, asked, ..Self::default() })
+        let (protect_all, asked) = (self.protect_all, self.asked);
+        std::mem::replace(self, Self { protect, protect_all, asked, ..Self::default() })
     }
 }
 
@@ -234,11 +250,7 @@ impl World {
             .enumerate()
             .filter(|&(i, _)| i != n && mask & Self::writer_bit(i) != 0)
             .map(|(_, seat)| {
-                let mut inbox = seat.inbox.lock();
-                inbox.protect.push(gpa);
-                inbox.asked += 1;
-                let ticket = inbox.asked;
-                drop(inbox);
+                let ticket = seat.inbox.lock().ask(gpa);
                 seat.notify();
                 (seat, ticket)
             })
@@ -341,6 +353,10 @@ mod tests {
         let taken = m.take();
         assert_eq!((taken.a20, m.a20), (Some(true), None));
         assert_eq!((m.protect.len(), m.asked, taken.protect.len()), (1, 3, 0));
+        for page in 0..1000 {
+            m.ask(page << 12);
+        }
+        assert_eq!((m.protect.len(), m.protect_all, m.asked), (0, true, 1003));
     }
 
     /// Threads that run, stop where they are told to, and take the machine for themselves now and then.

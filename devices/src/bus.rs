@@ -6,7 +6,7 @@
 //! into bytes, as the ISA bus does.
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use mynah_mmu::Mmio;
 
@@ -30,8 +30,9 @@ pub trait IrqSink: Send + Sync {
 pub struct Irq {
     sink: Arc<dyn IrqSink>,
     line: u32,
-    /// Devices that hold a shared line up; none for an unshared pin.
-    holders: Option<Arc<AtomicUsize>>,
+    /// How many devices hold a shared line up, locked while the line changes, so that its last change is the true one; none for an
+    /// unshared pin.
+    holders: Option<Arc<Mutex<usize>>>,
     level: Arc<Mutex<bool>>,
 }
 
@@ -52,7 +53,7 @@ impl Irq {
 
     /// Another device's pin on the same level-triggered wire: the wire is up while any of its pins is.
     pub fn share(&mut self) -> Self {
-        let holders = self.holders.get_or_insert_with(|| Arc::new(AtomicUsize::new(0))).clone();
+        let holders = self.holders.get_or_insert_with(|| Arc::new(Mutex::new(0))).clone();
         Self {
             sink: self.sink.clone(),
             line: self.line,
@@ -68,12 +69,14 @@ impl Irq {
             return;
         }
         *now = level;
-        let edge = match &self.holders {
-            None => true,
-            Some(h) if level => h.fetch_add(1, Ordering::SeqCst) == 0,
-            Some(h) => h.fetch_sub(1, Ordering::SeqCst) == 1,
+        let Some(holders) = &self.holders else {
+            self.sink.set(self.line, level);
+            return;
         };
-        if edge {
+        let mut holders = holders.lock();
+        let before = *holders;
+        *holders = if level { before + 1 } else { before.saturating_sub(1) };
+        if (before == 0) != (*holders == 0) {
             self.sink.set(self.line, level);
         }
     }

@@ -135,12 +135,14 @@ impl CpuModel {
             0x8000_0007 => [0, 0, 0, word(Word::X7Edx)],
             0x8000_0008 => {
                 let bits = u32::from(self.phys_bits()) | u32::from(self.linear_bits()) << 8;
-                let count = if self.has(F::HT) { self.cores * self.threads - 1 } else { 0 };
+                // ApicIdCoreIdSize: how many bits of the APIC id number what is in a package.
+                let (tb, cb) = self.id_bits();
+                let count = if self.has(F::HT) { self.cores * self.threads - 1 | (tb + cb) << 12 } else { 0 };
                 [bits, word(Word::X8Ebx), count, 0]
             }
             0x8000_001d if self.has(F::TOPOEXT) => self.cache_properties(sub),
             0x8000_001e if self.has(F::TOPOEXT) => {
-                [d.apic_id, ((self.threads - 1) << 8) | (d.apic_id / self.threads), 0, 0]
+                [d.apic_id, ((self.threads - 1) << 8) | d.apic_id >> self.id_bits().0, 0, 0]
             }
             _ => [0; 4],
         }

@@ -146,7 +146,7 @@ fn topology_is_told_in_whole_bit_fields() {
     assert_eq!(m.cpuid(&d, 0xb, 1)[..2], [3, 6]);
     assert_eq!(m.cpuid(&d, 1, 0)[1] >> 16 & 0xff, 8);
     assert_eq!(m.cpuid(&d, 1, 0)[3] >> 28 & 1, 1);
-    assert_eq!(m.cpuid(&d, 0x8000_0008, 0)[2], 5);
+    assert_eq!(m.cpuid(&d, 0x8000_0008, 0)[2], 0x3005);
 }
 
 #[test]

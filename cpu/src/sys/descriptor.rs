@@ -1,7 +1,7 @@
 //! Segment and gate descriptors, and finding them in the GDT and LDT (SDM volume 3A, 3.4.5, 3.5, 5.8.3).
 use crate::cpu::{Cpu, Stop, vector};
 use crate::state::Segment;
-use crate::width::{W8, W64};
+use crate::width::W64;
 
 /// System descriptor types (SDM volume 3A, table 3-2). In long mode 9 and 11 are the 64-bit TSS, 12 the 64-bit call gate, 14 and 15 the 64-bit
 /// gates, and the 16-bit ones do not exist.
@@ -168,9 +168,7 @@ impl Cpu {
     /// Sets and clears bits of the access byte of a descriptor in memory.
     pub(crate) fn patch_type(&mut self, sel: u16, set: u8, clear: u8) -> Result<(), Stop> {
         if let Some(at) = self.descriptor_address(sel, 8) {
-            let at = at.wrapping_add(5);
-            let b = self.load_sys::<W8>(at)?;
-            self.store_sys::<W8>(at, b & !u64::from(clear) | u64::from(set))?;
+            self.modify_sys_byte(at.wrapping_add(5), |b| b & !u64::from(clear) | u64::from(set))?;
         }
         Ok(())
     }

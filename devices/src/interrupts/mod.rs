@@ -7,7 +7,7 @@
 //!   vCPU: LocalApic::acknowledge() --INTA--> Pic         LocalApic EOI --vector--> Ioapic
 //! ```
 //!
-//! Lock order, outermost first: a device's own lock, the `Irq` pin's, [`pic::Pic`] or [`ioapic::Ioapic`], the INTR pin's, the
+//! Lock order, outermost first: a device's own lock, the `Irq` pin's, its shared line's, [`pic::Pic`] or [`ioapic::Ioapic`], the INTR pin's, the
 //! list of local APICs, one [`lapic::LocalApic`], whatever `VcpuPins` takes. Everything that goes down this list (a wire
 //! changes, a message is sent) is done with the upper locks held, so that changes arrive in the order in which they happened.
 //! What goes up (INTA to the PIC, the EOI to the I/O APIC, an IPI to the others) is called with no local APIC locked.

@@ -1,0 +1,81 @@
+//! Booting guests with the program itself, for the tests beside this folder.
+use mynah::guests::{MOUNTS, Store, initramfs};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// What a boot left behind.
+pub struct Boot {
+    /// All lines.
+    pub console: String,
+    /// When each line was complete.
+    #[allow(dead_code, reason = "not every test wants times")]
+    pub lines: Vec<(Instant, String)>,
+    /// The exit code.
+    pub code: Option<i32>,
+}
+
+/// The file of a guest; `None` if only what is cached is wanted and it is not.
+pub fn guest(name: &str) -> Option<PathBuf> {
+    let store = Store::open().unwrap();
+    if std::env::var("MYNAH_GUESTS").is_ok_and(|v| v == "cached") && store.cached(name).is_none() {
+        eprintln!("SKIPPED: the guest '{name}' is not in the cache ({})", store.folder().display());
+        return None;
+    }
+    Some(store.fetch(name, &mut |line| eprintln!("{line}")).unwrap())
+}
+
+/// An initial RAM disk with busybox and a script, in a file that outlives the test's use of it.
+pub fn ramdisk(tag: &str, busybox: &str, script: &str) -> Option<PathBuf> {
+    let busybox = std::fs::read(guest(busybox)?).unwrap();
+    let path = std::env::temp_dir().join(format!("mynah-boot-{}-{tag}.cpio", std::process::id()));
+    std::fs::write(&path, initramfs(&busybox, &format!("{MOUNTS}{script}"))).unwrap();
+    Some(path)
+}
+
+/// Runs Mynah with `args`; kills it (and fails) if it does not end in time. `answer` says what to type when a line has come.
+pub fn run(args: &[&str], limit: Duration, mut answer: impl FnMut(&str) -> Option<&'static str>) -> Boot {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mynah"))
+        .arg("run")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap();
+    let out = child.stdout.take().unwrap();
+    let mut keys = child.stdin.take().unwrap();
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).replace('\r', "");
+            let _ = send.send((Instant::now(), line));
+        }
+    });
+    let start = Instant::now();
+    let mut lines: Vec<(Instant, String)> = Vec::new();
+    let text =
+        |lines: &[(Instant, String)]| lines.iter().map(|(_, l)| l.as_str()).collect::<Vec<_>>().join("\n");
+    let code = loop {
+        for line in receive.try_iter() {
+            if let Some(text) = answer(&line.1) {
+                keys.write_all(text.as_bytes()).unwrap();
+            }
+            lines.push(line);
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            break status.code();
+        }
+        if start.elapsed() > limit {
+            child.kill().unwrap();
+            let _ = child.wait();
+            panic!("no end after {limit:?}; the console said:\n{}", text(&lines));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    // The reader ends with the pipe, which the child's end has closed.
+    lines.extend(receive.iter());
+    Boot { console: text(&lines), lines, code }
+}
