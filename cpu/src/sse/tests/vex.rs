@@ -2,7 +2,7 @@
 use super::machine::{DATA, execute, get, gp, machine, plain, put};
 use crate::block::ModeKey;
 use crate::cpu::{Cpu, vector};
-use crate::decode::decode_op;
+use crate::decode::{build, decode_op};
 use crate::model::CpuModel;
 use crate::state::{cr0, cr4, gpr};
 use iced_x86::{Code, EncodingKind, Instruction, OpCodeOperandKind as K, OpKind, Register};
@@ -76,9 +76,7 @@ fn every_vex_instruction_of_an_implemented_feature_is_handled() {
                 continue;
             }
             count += 1;
-            let there = super::super::select::<Cpu>(&i).is_some()
-                || super::super::lookup(&i).is_some()
-                || crate::int::lookup(&i).is_some();
+            let there = build::<Cpu>(&model, ModeKey(ModeKey::LONG | ModeKey::PE), &i, 0).is_some();
             if !there {
                 missing.push(format!("{code:?} (memory: {memory})"));
             }
