@@ -124,9 +124,9 @@ impl Cpu {
         }
         let e = self.tlb.entry(lin);
         if e.read == lin.wrapping_add(31) & !PAGE_MASK {
-            let p = lin.wrapping_add(e.addend) as *const [u128; 2];
+            let p = lin.wrapping_add(e.addend) as *const u8;
             // SAFETY: as in `load`.
-            return Ok(unsafe { p.read_unaligned() });
+            return Ok(unsafe { [read128(p), read128(p.wrapping_add(16))] });
         }
         let mut b = [0; 32];
         self.load_bytes(lin, &mut b, op.seg)?;
@@ -145,9 +145,12 @@ impl Cpu {
         }
         let e = self.tlb.entry(lin);
         if e.write == lin.wrapping_add(31) & !PAGE_MASK {
-            let p = lin.wrapping_add(e.addend) as *mut [u128; 2];
+            let p = lin.wrapping_add(e.addend) as *mut u8;
             // SAFETY: as in `store`.
-            unsafe { p.write_unaligned(v) };
+            unsafe {
+                write128(p, v[0]);
+                write128(p.wrapping_add(16), v[1]);
+            }
             return Ok(());
         }
         let mut b = [0; 32];
