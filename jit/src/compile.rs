@@ -132,6 +132,7 @@ impl Compiler {
             let addend = b.ins().load(t, plain, entry, offset_of!(TlbEntry, addend) as i32);
             let host = b.ins().iadd(lin, addend);
             b.ins().store(plain, host, context, offset_of!(Shared, host) as i32);
+            b.ins().store(plain, host, context, offset_of!(Shared, data) as i32);
             b.ins().return_(&[]);
             b.switch_to_block(missed);
             let signature = b.import_signature(stub_signature());

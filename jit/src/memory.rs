@@ -2,9 +2,11 @@
 //!
 //! A look-up that misses calls the stub, which keeps all registers, fills the TLB and leaves the host address; if there is none, the interpreter
 //! executes the instruction. The look-up is four loads and a compare: table, mask, tag, addend.
-use crate::runtime::{Context, WRITE};
+use crate::runtime::{ACROSS, Context, WRITE};
 use crate::translate::Translator;
-use cranelift_codegen::ir::{Block, InstBuilder, MemFlagsData, Type, Value, condcodes::IntCC, types};
+use cranelift_codegen::ir::{
+    Block, BlockArg, InstBuilder, MemFlagsData, Type, Value, condcodes::IntCC, types,
+};
 use cranelift_frontend::FunctionBuilder;
 use mynah_cpu::op::{CHECKED, Op};
 use mynah_cpu::{Cpu, cpu::SegView, state::gpr, state::seg};
@@ -220,6 +222,61 @@ impl Translator<'_> {
         self.b.switch_to_block(on);
         self.b.seal_block(on);
         answer
+    }
+
+    /// As `ask` for a load, which may lie on two pages: the host address of its first byte, and where it finds its bytes.
+    fn ask_load(&mut self, lin: Value, len: u64, out: Block) -> (Value, Value) {
+        let kind = self.b.ins().iconst(types::I64, (len | ACROSS) as i64);
+        self.b.ins().store(self.access.context, lin, self.context, offset_of!(Context, lin) as i32);
+        let answer = self.call_stub(offset_of!(Context, refill_stub), kind);
+        let at = offset_of!(Context, data) as i32;
+        let data = self.b.ins().load(types::I64, self.access.context, self.context, at);
+        let on = self.b.create_block();
+        self.b.ins().brif(answer, on, &[], out, &[]);
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+        (answer, data)
+    }
+
+    /// Loads one or two vectors of 16 bytes from a linear address. Unaligned ones lie on two pages often enough.
+    pub(crate) fn load_vectors<const N: usize>(&mut self, lin: Value) -> [Value; N] {
+        let len = 16 * N as u64;
+        let guest = self.access.guest;
+        let load = |t: &mut Self, host: Value, distance: i32| -> [Value; N] {
+            std::array::from_fn(|n| t.b.ins().load(types::I8X16, guest, host, distance + 16 * n as i32))
+        };
+        let out = self.interpret_here();
+        let on = self.b.create_block();
+        let values: [Value; N] = std::array::from_fn(|_| self.b.append_block_param(on, types::I8X16));
+        let (missed, loaded, address) = match self.seen_near(lin, false) {
+            Some((first, host, distance)) => {
+                let missed = self.test_near(first, distance, len);
+                (missed, load(self, host, distance as i32), None)
+            }
+            None => {
+                let (hit, entry) = self.look_up(lin, len, false);
+                let missed = self.fork(hit);
+                let at = offset_of!(TlbEntry, addend) as i32;
+                let addend = self.b.ins().load(types::I64, self.access.tlb, entry, at);
+                let address = self.b.ins().iadd(lin, addend);
+                (missed, load(self, address, 0), Some(address))
+            }
+        };
+        let host = address.map(|_| self.b.append_block_param(on, types::I64));
+        let args = |v: [Value; N], a: Option<Value>| -> Vec<BlockArg> {
+            v.into_iter().chain(a).map(BlockArg::Value).collect()
+        };
+        self.b.ins().jump(on, &args(loaded, address));
+        self.b.switch_to_block(missed);
+        let (answer, data) = self.ask_load(lin, len, out);
+        let loaded = load(self, data, 0);
+        self.b.ins().jump(on, &args(loaded, address.map(|_| answer)));
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+        if let Some(host) = host {
+            self.note_seen(lin, host, false);
+        }
+        values
     }
 
     /// Calls a stub of the context's that keeps all registers. It is asked through memory: operands in given registers would have the register

@@ -5,6 +5,7 @@ use crate::code::CodeMemory;
 use crate::compile::Compiler;
 use mynah_cpu::tier::{Enter, TierMemory};
 use mynah_cpu::{Cpu, Op};
+use mynah_mmu::PAGE_SIZE;
 use std::mem::{offset_of, size_of};
 
 /// Why a region was left. In each case the state in memory is complete.
@@ -46,6 +47,10 @@ pub(crate) struct Context {
     pub kind: u64,
     /// Answer of the last `refill_stub`.
     pub host: *mut u8,
+    /// Where a load that was asked for with [`ACROSS`] finds its bytes: at `host`, or in `scratch` if they lie on two pages.
+    pub data: *const u8,
+    /// Room for an operand.
+    pub scratch: [u8; 32],
     /// The ops of the region that runs.
     pub ops: *const Op,
     /// RIP where it was entered.
@@ -79,6 +84,8 @@ impl Context {
             lin: 0,
             kind: 0,
             host: std::ptr::null_mut(),
+            data: std::ptr::null(),
+            scratch: [0; 32],
             ops: std::ptr::null(),
             rip: 0,
         };
@@ -90,6 +97,9 @@ impl Context {
 
 /// The bit of `refill`'s `kind` that says that the access writes; the bits below are its length.
 pub(crate) const WRITE: u64 = 0x100;
+
+/// The bit of `refill`'s `kind` that says that a load will take its bytes from `data`, so that they may lie on two pages.
+pub(crate) const ACROSS: u64 = 0x400;
 
 /// The bit of `refill`'s `kind` that asks for [`Cpu::enter_host_float`] instead, with what the low bits say.
 pub(crate) const FLOAT: u64 = 0x200;
@@ -110,7 +120,44 @@ pub(crate) unsafe extern "C" fn refill(cpu: *mut Cpu) -> *mut u8 {
         let done = cpu.enter_host_float(kind as u8);
         return std::ptr::without_provenance_mut(usize::from(done));
     }
-    cpu.refill(lin, kind & 0xff, kind & WRITE != 0)
+    let (len, write) = (kind & 0xff, kind & WRITE != 0);
+    let scratch = (kind & ACROSS != 0).then(|| load_across(cpu, lin, len)).flatten();
+    let host = match scratch {
+        Some((host, _)) => host,
+        None => cpu.refill(lin, len, write),
+    };
+    // SAFETY: as above; the context is not referred to otherwise.
+    unsafe {
+        let c = cpu.tier_memory.0.as_mut_ptr().cast::<Context>();
+        (*c).data = host;
+        if let Some((_, bytes)) = scratch {
+            (*c).scratch = bytes;
+            (*c).data = (&raw const (*c).scratch).cast();
+        }
+    }
+    host
+}
+
+/// The bytes of a load that lies on two pages, and the host address of its first byte; `None` if it lies on one, or is not plain.
+fn load_across(cpu: &mut Cpu, lin: u64, len: u64) -> Option<(*mut u8, [u8; 32])> {
+    let first = PAGE_SIZE - (lin & (PAGE_SIZE - 1));
+    let second = lin.wrapping_add(first);
+    // Not where addresses wrap.
+    if len <= first || len > 32 || (lin ^ second) >> 32 != 0 {
+        return None;
+    }
+    let (a, b) = (cpu.refill(lin, first, false), cpu.refill(second, len - first, false));
+    if a.is_null() || b.is_null() {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    // SAFETY: `refill` has given the addresses of so many bytes of guest memory, which stays mapped; `len` is at most 32. Other vCPUs may write them
+    // meanwhile, as with any load of generated code.
+    unsafe {
+        bytes.as_mut_ptr().copy_from(a, first as usize);
+        bytes.as_mut_ptr().add(first as usize).copy_from(b, (len - first) as usize);
+    }
+    Some((a, bytes))
 }
 
 /// Executes one op by its interpreter's handler, with the state in memory complete and RIP that of the op's block.

@@ -345,7 +345,7 @@ impl VecExec for Translator<'_> {
     }
     fn load_vec(&mut self, op: &Op, aligned: bool) -> Result<Value, Stop> {
         let lin = self.vector_linear(op, 16, aligned, false);
-        Ok(self.load_linear(types::I8X16, lin))
+        Ok(self.load_vectors::<1>(lin)[0])
     }
     fn load_low<W: Width>(&mut self, op: &Op) -> Result<Value, Stop> {
         if W::BITS < 32 {
@@ -367,11 +367,7 @@ impl VecExec for Translator<'_> {
     }
     fn load_pair(&mut self, op: &Op, aligned: bool) -> Result<[Value; 2], Stop> {
         let lin = self.vector_linear(op, 32, aligned, false);
-        let host = self.host(lin, 32, false);
-        let guest = self.access.guest;
-        let low = self.b.ins().load(types::I8X16, guest, host, 0);
-        let high = self.b.ins().load(types::I8X16, guest, host, 16);
-        Ok([low, high])
+        Ok(self.load_vectors(lin))
     }
     fn store_pair(&mut self, op: &Op, v: [Value; 2], aligned: bool) -> Result<(), Stop> {
         if self.unable {
