@@ -56,7 +56,7 @@ fn fold(lin: u64) -> u64 {
 }
 
 /// Whether a page has the entry of the page before it: then the tag of the last byte of an access across both would match in the wrong
-/// entry, so such a page must have no fast accesses. So it is at multiples of 64 GiB, and for page 0, which follows the last one of 64-bit mode.
+/// entry, so such a page must have no fast accesses. So it is at multiples of 32 GiB, and for page 0, which follows the last one of 64-bit mode.
 #[inline(always)]
 pub fn shares_entry_with_previous(lin: u64) -> bool {
     let page = lin & !PAGE_MASK;

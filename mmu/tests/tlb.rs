@@ -387,7 +387,7 @@ fn two_buffers_a_power_of_two_apart_do_not_displace_each_other() {
 #[test]
 fn a_page_whose_predecessor_has_its_entry_is_told() {
     for (page, shares) in
-        [(0, true), (0x1000, false), (1 << 32, false), (1 << 35, false), (3 << 36, true), (1 << 46, true)]
+        [(0, true), (0x1000, false), (1 << 32, false), (1 << 34, false), (3 << 35, true), (1 << 46, true)]
     {
         assert_eq!(shares_entry_with_previous(page), shares, "{page:#x}");
         let mut tlb = Tlb::new();

@@ -137,7 +137,8 @@ impl CpuModel {
                 let bits = u32::from(self.phys_bits()) | u32::from(self.linear_bits()) << 8;
                 // ApicIdCoreIdSize: how many bits of the APIC id number what is in a package.
                 let (tb, cb) = self.id_bits();
-                let count = if self.has(F::HT) { (self.cores * self.threads - 1) | ((tb + cb) << 12) } else { 0 };
+                let count =
+                    if self.has(F::HT) { (self.cores * self.threads - 1) | ((tb + cb) << 12) } else { 0 };
                 [bits, word(Word::X8Ebx), count, 0]
             }
             0x8000_001d if self.has(F::TOPOEXT) => self.cache_properties(sub),
