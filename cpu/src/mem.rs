@@ -1,4 +1,5 @@
 //! Memory accesses of the vCPU: linear accesses through the TLB, the slow path behind it, and operand addressing.
+use crate::block::ModeKey;
 use crate::cpu::{Cpu, Stop, vector};
 use crate::op::{CHECKED, Op};
 use crate::state::seg;
@@ -269,7 +270,7 @@ impl Cpu {
         lock: bool,
         f: &mut dyn FnMut(&mut Self, u64) -> u64,
     ) -> Result<(u64, u64), Stop> {
-        self.canonical(lin, W::BYTES, s)?;
+        self.accessible(lin, W::BYTES, s)?;
         self.align_check(lin, W::BYTES)?;
         let crosses = |unit: u64| (lin & (unit - 1)) + W::BYTES > unit;
         let across_pages = crosses(PAGE_MASK + 1);
@@ -394,7 +395,7 @@ impl Cpu {
     /// Checks that `len` bytes at `lin` can be read or written.
     pub fn probe(&mut self, lin: u64, len: u64, s: u8, write: bool) -> Result<(), Stop> {
         let mode = self.tlb.mode();
-        self.canonical(lin, len, s)?;
+        self.accessible(lin, len, s)?;
         let mut at = lin;
         loop {
             self.place(at, mode, write)?;
@@ -409,7 +410,7 @@ impl Cpu {
     /// Loads any number of bytes.
     pub fn load_bytes(&mut self, lin: u64, buf: &mut [u8], s: u8) -> Result<(), Stop> {
         let mode = self.tlb.mode();
-        self.canonical(lin, buf.len() as u64, s)?;
+        self.accessible(lin, buf.len() as u64, s)?;
         if self.watch {
             self.data_breakpoint(lin, buf.len() as u64, false);
         }
@@ -419,7 +420,7 @@ impl Cpu {
     /// Stores any number of bytes; faults before the first is written.
     pub fn store_bytes(&mut self, lin: u64, buf: &[u8], s: u8) -> Result<(), Stop> {
         let mode = self.tlb.mode();
-        self.canonical(lin, buf.len() as u64, s)?;
+        self.accessible(lin, buf.len() as u64, s)?;
         if self.watch {
             self.data_breakpoint(lin, buf.len() as u64, true);
         }
@@ -535,7 +536,7 @@ impl Cpu {
     #[inline(never)]
     fn load_slow(&mut self, lin: u64, len: u64, s: u8) -> Result<u64, Stop> {
         let mut b = [0; 8];
-        self.canonical(lin, len, s)?;
+        self.accessible(lin, len, s)?;
         self.align_check(lin, len)?;
         self.load_bytes(lin, &mut b[..len as usize], s)?;
         Ok(u64::from_le_bytes(b))
@@ -544,7 +545,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn store_slow(&mut self, lin: u64, v: u64, len: u64, s: u8) -> Result<(), Stop> {
-        self.canonical(lin, len, s)?;
+        self.accessible(lin, len, s)?;
         self.align_check(lin, len)?;
         self.store_bytes(lin, &v.to_le_bytes()[..len as usize], s)
     }
@@ -561,6 +562,17 @@ impl Cpu {
     pub fn alignment_checked(&self) -> bool {
         use crate::state::{cr0, fl};
         self.state.cpl == 3 && self.state.cr0 & cr0::AM != 0 && self.state.rflags & fl::AC != 0
+    }
+
+    /// #GP(0) or #SS(0) unless the operand lies in its segment and has canonical addresses. Limits of flat segments are not checked when
+    /// addresses are computed: only an access across the end of the segment is beyond them, and that never hits the TLB.
+    fn accessible(&mut self, lin: u64, len: u64, s: u8) -> Result<(), Stop> {
+        let flat =
+            self.mode_key & (ModeKey::FLAT | ModeKey::LONG) == ModeKey::FLAT && usize::from(s) < seg::FS;
+        if flat && lin.wrapping_add(len.wrapping_sub(1)) > 0xffff_ffff {
+            return Err(self.segment_fault(usize::from(s)));
+        }
+        self.canonical(lin, len, s)
     }
 
     /// #GP(0) or #SS(0) unless all of the bytes have canonical addresses (64-bit mode).
