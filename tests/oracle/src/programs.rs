@@ -619,6 +619,9 @@ impl Program {
             case.regs.put_fx(2, &[0, 0]);
         }
         let mut got = *got;
+        // The x87 pointers do not outlive what the kernel may do between two instructions.
+        let pointers: [u8; 18] = std::array::from_fn(|n| want.regs.fx[6 + n]);
+        got.regs.put_fx(6, &pointers);
         got.regs.rflags = got.regs.rflags & !ignored | want.regs.rflags & ignored;
         compare(&case, &i, background, want, &got)
     }
