@@ -336,14 +336,25 @@ mod tests {
     #[test]
     fn a_signal_that_ends_the_process_leaves_the_terminal_as_it_was() {
         use std::io::Read;
-        use std::os::unix::process::ExitStatusExt;
+        use std::os::unix::process::{CommandExt, ExitStatusExt};
         use std::process::{Command, Stdio as Pipe};
         for (how, signal) in
             [("exit", 0), ("wait", libc::SIGTERM), ("wait", libc::SIGINT), ("wait", libc::SIGHUP)]
         {
             let (_master, slave) = terminal();
             let before = lflag(&slave);
-            let mut child = Command::new(std::env::current_exe().unwrap())
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            // SAFETY: between fork and exec only `signal` is called, which is async-signal-safe.
+            unsafe {
+                child.pre_exec(|| {
+                    // Whoever runs the tests may ignore them, as shells do for what runs in the background.
+                    for s in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                        libc::signal(s, libc::SIG_DFL);
+                    }
+                    Ok(())
+                });
+            }
+            let mut child = child
                 .args(["chardev::stdio::tests::child", "--exact", "--nocapture", "--test-threads=1"])
                 .env("MYNAH_TEST_STDIO_CHILD", how)
                 .stdin(slave.try_clone().unwrap())
