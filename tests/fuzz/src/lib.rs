@@ -3,7 +3,7 @@
 //! `cargo install cargo-fuzz`, then `cargo fuzz run -s none --fuzz-dir tests/fuzz cpu -- -max_total_time=60` (and `loaders`, `ports`, `engines`) from the project's
 //! root. `-s none` is for the stable compiler.
 use mynah::config::Config;
-use mynah::machine::board::Board;
+use mynah::machine::board::{Board, Firmware};
 use mynah::machine::power::Power;
 use mynah::machine::vcpu::VcpuHandle;
 use mynah_cpu::state::{Segment, cr0, cr4, efer, gpr, seg};
@@ -107,7 +107,8 @@ fn guest(cpu: &mut Cpu, data: &[u8]) {
     s.set_rflags(2 | input.word() & 0x2_4fd5);
     let attr = if mode & 1 != 0 { 0xc000 } else { 0 };
     for i in 0..6 {
-        s.seg[i] = Segment { base: 0, limit: !0, attr: attr | if i == seg::CS { 0x9b } else { 0x93 }, sel: 8 };
+        s.seg[i] =
+            Segment { base: 0, limit: !0, attr: attr | if i == seg::CS { 0x9b } else { 0x93 }, sel: 8 };
     }
     match mode >> 1 & 3 {
         0 => s.rflags &= !(1 << 17),
@@ -176,7 +177,8 @@ thread_local! {
         let memory = PhysMemory::new(GuestRam::new(2 << 20).unwrap(), 2 << 20);
         let config = Config::default();
         let power = Arc::new(Power::new(config.on_reboot, config.on_shutdown, config.on_panic, false));
-        Board::new(&config, memory, &power, &[VcpuHandle::default()]).unwrap()
+        let firmware = Firmware::Image(Arc::new(vec![0xf4; 128 << 10]));
+        Board::new(&config, memory, firmware, &power, &[VcpuHandle::default()]).unwrap()
     };
 }
 
@@ -198,7 +200,8 @@ pub fn ports(data: &[u8]) {
                 3 => board.memory.phys_write(0xfed0_0000 + u64::from(at & 0x3ff), size, value.into()),
                 4 => view.apic_write(u32::from(at & 0xfff), size, value.into()),
                 5 => {
-                    let _ = view.apic_msr_write(0x800 + u32::from(at & 0xff), u64::from(value) << (c[1] & 31));
+                    let _ =
+                        view.apic_msr_write(0x800 + u32::from(at & 0xff), u64::from(value) << (c[1] & 31));
                     let _ = view.apic_msr_read(0x800 + u32::from(at & 0xff));
                 }
                 6 => {
@@ -209,7 +212,8 @@ pub fn ports(data: &[u8]) {
                 _ => {
                     // The ports that a PC has, more often than the rest.
                     const BUSY: [u16; 16] = [
-                        0x20, 0xa0, 0x40, 0x43, 0x60, 0x64, 0x70, 0x71, 0x92, 0xcf8, 0xcfc, 0x600, 0xb2, 0x4d0, 0x3f8, 0x604,
+                        0x20, 0xa0, 0x40, 0x43, 0x60, 0x64, 0x70, 0x71, 0x92, 0xcf8, 0xcfc, 0x600, 0xb2,
+                        0x4d0, 0x3f8, 0x604,
                     ];
                     let port = BUSY[usize::from(c[2] & 15)] + u16::from(c[3] & 3);
                     view.port_write(port, size, value);
