@@ -92,6 +92,12 @@ pub struct Config {
     pub log: Log,
     /// Whether the translator is checked against the interpreter (`-check`, `-accel jit,check=`).
     pub check: Check,
+    /// Where compiled code is kept between runs (`-accel jit,cache=`).
+    pub code_cache: CodeCache,
+    /// Bytes that kept code may take (`-accel jit,cache-size=`), if not the usual bound.
+    pub code_cache_size: Option<u64>,
+    /// Bytes of memory for compiled code (`-accel jit,tb-size=`), if not the usual bound.
+    pub code_memory: Option<u64>,
     /// Whether names of translated code are written for `perf` (`-perf-map`).
     pub perf_map: bool,
     /// An ELF file with the names of the guest's functions (`-symbols`).
@@ -150,6 +156,9 @@ impl Default for Config {
             boot: Boot::default(),
             log: Log::default(),
             check: Check::Off,
+            code_cache: CodeCache::On,
+            code_cache_size: None,
+            code_memory: None,
             perf_map: false,
             symbols: None,
             start_stopped: false,
@@ -308,6 +317,18 @@ pub enum Check {
     On,
     /// All, each time that it is entered.
     All,
+}
+
+/// Where compiled code is kept between runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CodeCache {
+    /// In the user's cache folder, if that can be used.
+    #[default]
+    On,
+    /// Nowhere.
+    Off,
+    /// In this folder.
+    Dir(PathBuf),
 }
 
 /// The engines.

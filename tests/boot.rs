@@ -174,3 +174,47 @@ fn guest_time_keeps_step_with_host_time_idle_and_busy() {
         );
     }
 }
+
+/// Boots the cloud kernel with compiled code kept in `dir`, and says how many regions were taken from there, and how many were compiled.
+fn boot_with_cache(tag: &str, dir: &std::path::Path) -> Option<(u64, u64)> {
+    let accel = format!("jit,cache={}", dir.display());
+    let (kernel, initrd) =
+        (guest("cloud")?, ramdisk(tag, "busybox", &WORK.replace("poweroff", "sleep 2; poweroff"))?);
+    let mut args: Vec<&str> = "-cpu max -m 512 -nographic -no-reboot".split(' ').collect();
+    args.extend(["-accel", &accel, "-append", "console=ttyS0 panic=-1"]);
+    args.extend(["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()]);
+    // The monitor is on the same line.
+    let ask = |line: &str| line.starts_with("DONE").then_some("\x01cinfo jit\n\x01c");
+    let boot = run(&args, Duration::from_secs(300), ask);
+    std::fs::remove_file(&initrd).unwrap();
+    assert_eq!(boot.code, Some(0), "{}", boot.console);
+    has_worked(&boot, "x86_64");
+    let number = |before: &str, after: &str| -> u64 {
+        let line = boot.lines.iter().map(|l| &l.1).find(|l| l.contains(before) && l.contains(after));
+        let line = line.unwrap_or_else(|| panic!("no '{before}..{after}' in:\n{}", boot.console));
+        let end = line.find(after).unwrap();
+        let digits = line[..end].rsplit(|c: char| !c.is_ascii_digit()).next().unwrap();
+        digits.parse().unwrap()
+    };
+    Some((number("cache: ", " hits"), number("vCPU 0: ", " regions compiled")))
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn a_second_boot_takes_compiled_code_from_disk_and_two_at_once_do_too() {
+    let dir =
+        std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("boot-cache-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    let Some((hits, compiled)) = boot_with_cache("cache1", &dir) else { return };
+    assert!(hits == 0 && compiled > 500, "{hits} {compiled}");
+    let Some((hits, _)) = boot_with_cache("cache2", &dir) else { return };
+    assert!(hits > compiled / 2, "{hits} of {compiled}");
+    std::thread::scope(|s| {
+        let both = ["cache3", "cache4"].map(|tag| s.spawn(|| boot_with_cache(tag, &dir).unwrap()));
+        for b in both {
+            let (now, _) = b.join().unwrap();
+            assert!(now > hits / 2, "{now} of {hits}");
+        }
+    });
+    std::fs::remove_dir_all(&dir).unwrap();
+}

@@ -242,6 +242,9 @@ struct Run {
 fn run(program: &str, args: &[&str], typed: &str, limit: Duration) -> Run {
     let mut child = Command::new(program)
         .args(args)
+        // Nothing of the user's own is taken or left behind.
+        .env_remove("HOME")
+        .env_remove("XDG_CACHE_HOME")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
@@ -427,7 +430,8 @@ fn seabios_starts_a_16_bit_kernel_through_the_option_rom() {
 fn what_is_no_firmware_image_is_refused() {
     let odd = temporary("odd", &[0; 1000]);
     let args = ["run", "-bios", odd.to_str().unwrap(), "-display", "none"];
-    let out = Command::new(MYNAH).args(args).output().unwrap();
+    let out =
+        Command::new(MYNAH).args(args).env_remove("HOME").env_remove("XDG_CACHE_HOME").output().unwrap();
     let said = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(1));
     assert!(said.contains("a multiple of 64 KiB") && said.contains("1000 bytes"), "{said}");

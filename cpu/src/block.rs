@@ -307,6 +307,24 @@ impl Cpu {
         Ok(found)
     }
 
+    /// Decodes a block that is not about to run. Nothing that the guest can see changes.
+    pub(crate) fn decode_ahead(&mut self, lin: u64, phys: u64, key: u32) -> Option<()> {
+        // To make room is to drop all blocks, one of which may be executing.
+        if self.blocks.ops > MAX_OPS || (lin ^ phys) & PAGE_MASK != 0 {
+            return None;
+        }
+        let (host, _) = self.plain(phys)?;
+        // An instruction across pages would be fetched from the next page: it is not for a block that is only guessed at.
+        let mut copy = [0u8; 15];
+        let n = (PAGE_MASK + 1 - (phys & PAGE_MASK)).min(15) as usize;
+        self.mem.read(phys, &mut copy[..n]);
+        decode_op(&self.model, ModeKey(key), &copy[..n], 0)?;
+        let (fault, cr2) = (self.fault, self.state.cr2);
+        let block = self.decode_block(lin, phys, Some(host), key, u64::MAX);
+        (self.fault, self.state.cr2) = (fault, cr2);
+        block.ok().map(drop)
+    }
+
     /// The linear address to fetch from, and how many bytes are left below the limit of CS.
     fn fetch_address(&mut self) -> Result<(u64, u64), Stop> {
         let ip = self.state.gpr[crate::state::gpr::RIP];

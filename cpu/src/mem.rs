@@ -655,7 +655,7 @@ impl Cpu {
         self.tlb.insert(mode, lin, entry, t.global, t.page_size);
     }
 
-    fn plain(&self, gpa: u64) -> Option<(*mut u8, bool)> {
+    pub(crate) fn plain(&self, gpa: u64) -> Option<(*mut u8, bool)> {
         if self.board_page(gpa) {
             return None;
         }

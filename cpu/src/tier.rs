@@ -68,6 +68,12 @@ pub trait Tier: Send {
     fn attach(&mut self, cpu: &mut Cpu);
     /// The block at this physical address, under this mode key, is hot. Called on the vCPU's thread, with no code of this tier executing.
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32);
+    /// The number of executions after which [`Self::known`] is asked for a block's code.
+    fn known_after(&self) -> u32 {
+        u32::MAX
+    }
+    /// The block has run a few times: it may get code that there is already. Called as [`Self::hot`] is.
+    fn known(&mut self, _cpu: &mut Cpu, _phys: u64, _key: u32) {}
     /// [`crate::board::EV_TIER`] was raised: code may be ready to be installed.
     fn ready(&mut self, cpu: &mut Cpu);
 }
@@ -110,18 +116,25 @@ pub(crate) fn count(cpu: &mut Cpu, op: &Op) -> *const Op {
     let heat = tier.heat.get() + 1;
     tier.heat.set(heat);
     let first = tier.first.get();
-    if heat >= cpu.hot_after {
+    if heat >= cpu.hot_after || heat == cpu.known_after {
+        let hot = heat >= cpu.hot_after;
         // SAFETY: as above; ops are changed by this thread only, and no reference to `run` is held.
         let (phys, key) = unsafe {
-            (*(*block).ops[0].get()).run = first;
+            if hot {
+                (*(*block).ops[0].get()).run = first;
+            }
             ((*block).phys, (*block).key)
         };
         if let Some(mut t) = cpu.tier.take() {
-            t.hot(cpu, phys, key);
+            if hot {
+                t.hot(cpu, phys, key);
+            } else {
+                t.known(cpu, phys, key);
+            }
             cpu.tier = Some(t);
         }
         if tier.code.get().is_some() {
-            // It was compiled at once.
+            // There was some, or it was compiled at once.
             return run_code(cpu, op);
         }
     }
@@ -223,8 +236,9 @@ impl Cpu {
     /// Gives the vCPU a tier above the interpreter, which is told of blocks that have run `hot_after` times.
     pub fn set_tier(&mut self, mut tier: Box<dyn Tier>, hot_after: u32) {
         tier.attach(self);
+        self.known_after = tier.known_after();
         self.tier = Some(tier);
-        self.hot_after = hot_after.max(1);
+        self.hot_after = hot_after.clamp(1, u32::MAX - 1);
         self.flush_blocks();
     }
 
@@ -232,7 +246,8 @@ impl Cpu {
     pub(crate) fn count_block(&self, block: &Block) {
         let key = ModeKey(block.key);
         let fits = key.has(ModeKey::LONG) || key.has(ModeKey::FLAT) && key.has(ModeKey::D32);
-        if self.tier.is_some() && fits && !key.has(ModeKey::SINGLE) && block.second_page.is_none() {
+        // The tier itself is not in its place while it is told of a block.
+        if self.hot_after != u32::MAX && fits && !key.has(ModeKey::SINGLE) && block.second_page.is_none() {
             // SAFETY: the block is new and not executing.
             unsafe { (*block.ops[0].get()).run = count };
         }
@@ -298,10 +313,26 @@ impl Cpu {
 
     /// The handler of an op as the interpreter has it, whatever tier its block is in.
     pub fn plain_op(&self, block: &Block, n: usize) -> Op {
+        block.plain_op(n)
+    }
+
+    /// The block at a physical address of RAM under a mode key, decoded if need be; `lin` is where the guest has it, for the log. `None` if it is not on one
+    /// page of plain memory, or if there is no room for it now.
+    pub fn know_block(&mut self, lin: u64, phys: u64, key: u32) -> Option<&Block> {
+        if self.blocks.block_at(phys, key).is_none() {
+            self.decode_ahead(lin, phys, key)?;
+        }
+        self.blocks.block_at(phys, key).filter(|b| b.second_page.is_none())
+    }
+}
+
+impl Block {
+    /// An op with the handler that the interpreter has for it, whatever tier the block is in.
+    pub fn plain_op(&self, n: usize) -> Op {
         // SAFETY: ops are changed by the vCPU's own thread only, which is this one.
-        let mut op = unsafe { *block.ops[n].get() };
+        let mut op = unsafe { *self.ops[n].get() };
         if n == 0 {
-            op.run = block.tier.first.get();
+            op.run = self.tier.first.get();
         }
         op
     }

@@ -1,19 +1,23 @@
-//! Memory for generated code, and what is kept of a compiled region.
+//! Memory for generated code, and what is kept of a planned block.
 //!
-//! Code lies in segments of a memory file that is mapped twice, once to be written and once to be executed, so that no page is ever
-//! both and no protection changes while other threads may execute. Code is put into a segment one piece after the other; when as many segments are full as the
-//! budget allows, the oldest one is taken with all the regions in it.
+//! Code lies in segments of a memory file that is mapped twice, once to be written and once to be executed,
+//! so that no page is ever both and no protection changes while other threads may execute. Code is put into a
+//! segment one piece after the other. When as many segments are full as the budget allows, the oldest one is
+//! given up with all the code in it: it is unmapped as soon as nobody keeps a piece of it.
 use memmap2::{Mmap, MmapMut, MmapOptions};
-use mynah_cpu::Cpu;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes in a segment.
 pub(crate) const SEGMENT: usize = 1 << 20;
 /// Alignment of a piece of code.
 const ALIGN: usize = 16;
 
-/// A block that went into a region, for telling whether it is still the guest's code.
+/// A block that went into a region.
 pub(crate) struct Part {
     /// Guest physical address of the first byte.
     pub phys: u64,
@@ -21,37 +25,57 @@ pub(crate) struct Part {
     pub bytes: Box<[u8]>,
 }
 
-impl Part {
-    /// Whether the guest's bytes and the decoded block are still those that the region was made of.
-    pub(crate) fn holds(&self, cpu: &Cpu, key: u32) -> bool {
-        // Only a live block has its bytes watched.
-        let known = cpu.known_block(self.phys, key).is_some_and(|b| b.len as usize == self.bytes.len());
-        let mut now = [0; mynah_mmu::PAGE_SIZE as usize];
-        let now = &mut now[..self.bytes.len()];
-        known && {
-            cpu.mem.read(self.phys, now);
-            *now == *self.bytes
-        }
-    }
-}
-
-struct Segment {
-    write: MmapMut,
+/// A piece of memory that holds code.
+pub(crate) struct Segment {
+    write: Mutex<MmapMut>,
     execute: Mmap,
-    used: usize,
+    given_up: AtomicBool,
 }
 
 impl Segment {
-    fn new() -> io::Result<Self> {
-        let file = memory_file(SEGMENT)?;
+    /// Memory for `len` bytes of code.
+    pub fn new(len: usize) -> io::Result<Arc<Self>> {
+        let file = memory_file(len)?;
         // SAFETY: the file is this process's own and has no name: nobody else changes its length or contents.
         let (write, execute) = unsafe {
-            (
-                MmapOptions::new().len(SEGMENT).map_mut(&file)?,
-                MmapOptions::new().len(SEGMENT).map_exec(&file)?,
-            )
+            (MmapOptions::new().len(len).map_mut(&file)?, MmapOptions::new().len(len).map_exec(&file)?)
         };
-        Ok(Self { write, execute, used: 0 })
+        Ok(Arc::new(Self { write: Mutex::new(write), execute, given_up: AtomicBool::new(false) }))
+    }
+
+    /// Puts code at an offset where none has been.
+    pub fn put(self: &Arc<Self>, at: usize, code: &[u8]) -> Code {
+        self.write.lock()[at..at + code.len()].copy_from_slice(code);
+        Code { segment: self.clone(), at, len: code.len() }
+    }
+
+    /// Whether its place is wanted for other code: who keeps code of it is to let go of it.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+}
+
+/// Code in a segment, which stays while this is kept.
+#[derive(Clone)]
+pub(crate) struct Code {
+    /// Where it lies.
+    pub segment: Arc<Segment>,
+    at: usize,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
+impl Code {
+    /// Its first byte.
+    pub fn address(&self) -> *const u8 {
+        self.segment.execute.as_ptr().wrapping_add(self.at)
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `put` has checked that the piece is in the mapping, which lives as long as `segment`; the
+        // piece is written once, before this exists.
+        unsafe { std::slice::from_raw_parts(self.address(), self.len) }
     }
 }
 
@@ -74,25 +98,26 @@ fn memory_file(_: usize) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "no memory files on this host"))
 }
 
-/// All code of an engine.
+/// All code of a machine.
 pub(crate) struct CodeMemory {
-    segments: Vec<Segment>,
-    current: usize,
+    /// The oldest first; the last one is being filled.
+    segments: VecDeque<Arc<Segment>>,
+    used: usize,
     limit: usize,
 }
 
 /// Where a piece of code was put.
 pub(crate) struct Placed {
-    pub address: *const u8,
-    pub segment: usize,
-    /// The segment that was emptied for it: whatever had code there is gone.
-    pub evicted: Option<usize>,
+    pub code: Code,
+    /// The segment that was given up for it.
+    pub given_up: Option<Arc<Segment>>,
 }
 
 impl CodeMemory {
-    /// Memory for up to `limit` bytes (at least two segments).
+    /// Memory for up to `limit` bytes (at least one segment).
     pub fn new(limit: usize) -> io::Result<Self> {
-        Ok(Self { segments: vec![Segment::new()?], current: 0, limit: (limit / SEGMENT).max(2) })
+        let first = Segment::new(SEGMENT)?;
+        Ok(Self { segments: VecDeque::from([first]), used: 0, limit: (limit / SEGMENT).max(1) })
     }
 
     /// Puts a piece of code; `None` if it is larger than a segment or the host has no memory.
@@ -100,23 +125,47 @@ impl CodeMemory {
         if code.len() > SEGMENT {
             return None;
         }
-        let mut evicted = None;
-        if self.segments[self.current].used + code.len() > SEGMENT {
-            if self.segments.len() < self.limit {
-                self.segments.push(Segment::new().ok()?);
-                self.current = self.segments.len() - 1;
-            } else {
-                // Segments fill in turn, so the next one is the oldest. Segment 0 begins with what must stay.
-                self.current = if self.current + 1 < self.segments.len() { self.current + 1 } else { 1 };
-                self.segments[self.current].used = 0;
-                evicted = Some(self.current);
+        let mut given_up = None;
+        if self.used + code.len() > SEGMENT {
+            let fresh = Segment::new(SEGMENT).ok()?;
+            if self.segments.len() >= self.limit {
+                given_up = self.segments.pop_front();
             }
+            if let Some(s) = &given_up {
+                s.given_up.store(true, Ordering::Release);
+            }
+            self.segments.push_back(fresh);
+            self.used = 0;
         }
-        let segment = self.current;
-        let s = &mut self.segments[segment];
-        let at = s.used;
-        s.write[at..at + code.len()].copy_from_slice(code);
-        s.used = (at + code.len()).next_multiple_of(ALIGN);
-        Some(Placed { address: s.execute[at..].as_ptr(), segment, evicted })
+        let code = self.segments.back()?.put(self.used, code);
+        self.used = (self.used + code.len).next_multiple_of(ALIGN);
+        Some(Placed { code, given_up })
+    }
+
+    /// Bytes that the segments take.
+    pub fn bytes(&self) -> usize {
+        self.segments.len() * SEGMENT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_memory_gives_up_its_oldest_segment_which_stays_while_it_is_used() {
+        let mut m = CodeMemory::new(2 * SEGMENT).unwrap();
+        let half = vec![0x90; SEGMENT / 2];
+        let first = m.place(&[0xc3; SEGMENT / 2]).unwrap();
+        for _ in 0..3 {
+            assert!(m.place(&half).unwrap().given_up.is_none());
+        }
+        assert!(!first.code.segment.is_given_up());
+        let fifth = m.place(&half).unwrap();
+        assert!(Arc::ptr_eq(&fifth.given_up.unwrap(), &first.code.segment));
+        assert!(first.code.segment.is_given_up() && !fifth.code.segment.is_given_up());
+        assert_eq!(first.code.bytes(), [0xc3; SEGMENT / 2]);
+        assert_eq!(m.bytes(), 2 * SEGMENT);
+        assert!(m.place(&vec![0; SEGMENT + 1]).is_none());
     }
 }

@@ -77,6 +77,13 @@ impl Compiler {
         })
     }
 
+    /// The host that code is made for, with all settings.
+    pub fn isa_text(&self) -> String {
+        let flags = self.isa.isa_flags();
+        let list: Vec<String> = flags.iter().map(|f| f.to_string()).collect();
+        format!("{} {} {}", self.isa.triple(), self.isa.flags(), list.join(" "))
+    }
+
     /// The host code of a region that was planned at guest address `lin`; `None` if it cannot be translated.
     pub fn region(&mut self, plan: &Plan, model: &CpuModel, lin: u64) -> Option<Vec<u8>> {
         self.context.clear();

@@ -1,7 +1,6 @@
 //! What generated code and the engine share: the context that code reaches the engine through, and the functions that it calls.
 //!
 //! Code has no absolute addresses: it takes the addresses of these functions from the [`Context`], whose address it is entered with.
-use crate::code::CodeMemory;
 use crate::compile::Compiler;
 use mynah_cpu::tier::{Enter, TierMemory};
 use mynah_cpu::{Cpu, Op};
@@ -62,16 +61,14 @@ pub(crate) const CONTEXT: usize = offset_of!(Cpu, tier_memory);
 const _: () = assert!(size_of::<Context>() <= size_of::<TierMemory>());
 
 impl Context {
-    /// A context with its stubs, which are put into `memory`, and what regions are entered by. An error says what there is not.
+    /// A context with its stubs, which `put` gives places to, and what regions are entered by; without events as yet. An error says what there is not.
     pub(crate) fn new(
         compiler: &mut Compiler,
-        memory: &mut CodeMemory,
-        events: *const u32,
+        put: &mut dyn FnMut(&[u8]) -> Option<*const u8>,
     ) -> Result<(Self, Enter), String> {
         let mut place = |code: Option<Vec<u8>>, name: &str| {
             let code = code.ok_or_else(|| format!("the {name} stub does not compile"))?;
-            let placed = memory.place(&code).ok_or_else(|| format!("no room for the {name} stub"))?;
-            Ok::<_, String>(placed.address)
+            put(&code).ok_or_else(|| format!("no room for the {name} stub"))
         };
         let enter = place(compiler.enter_stub(), "entry")?;
         let context = Self {
@@ -80,7 +77,7 @@ impl Context {
             chain_stub: place(compiler.chain_stub(), "chain")?,
             refill,
             run_op,
-            events,
+            events: std::ptr::null(),
             lin: 0,
             kind: 0,
             host: std::ptr::null_mut(),
@@ -92,6 +89,11 @@ impl Context {
         // SAFETY: the stub was made with this signature.
         let enter = unsafe { std::mem::transmute::<*const u8, Enter>(enter) };
         Ok((context, enter))
+    }
+
+    /// The same for a vCPU with these events.
+    pub(crate) fn with_events(&self, events: *const u32) -> Self {
+        Self { events, ..*self }
     }
 }
 

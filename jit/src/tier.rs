@@ -1,36 +1,48 @@
-//! The tier above the interpreter: regions compiled on a thread of their own while the vCPU goes on interpreting.
+//! The tier above the interpreter: regions compiled on threads of their own while the vCPU goes on
+//! interpreting.
 //!
 //! ```text
-//!   interpreter --hot block--> Plan --queue (bounded)--> compiler thread --code--> ready list, EV_TIER --> install on the vCPU's thread
+//!   block met a few times ----> store: in memory, on disk --known--------------------------------> install
+//!   on the vCPU's thread hot block --> store --no--> Plan --pool (queue, threads)--> store, ready list,
+//!   EV_TIER ------> install
 //! ```
 //!
-//! A plan is made on the vCPU's thread, which owns the decoded blocks; compiling needs nothing but the plan. When code comes back the blocks
-//! may have died meanwhile: [`mynah_cpu::Cpu::install`] takes it only if all of them are there, and their bytes are compared.
-use crate::code::{CodeMemory, Part};
+//! A plan is made on the vCPU's thread, which owns the decoded blocks; compiling needs nothing but the plan.
+//! A region is installed if the bytes of all its blocks are the guest's at that moment; blocks that are not
+//! decoded then are, as a block that dies takes the code along that was made of it.
+use crate::cache::Cache;
+pub use crate::cache::{Folder, LIMIT};
+use crate::code::Segment;
 use crate::compile::Compiler;
 pub use crate::compile::Optimize;
+use crate::pack::Head;
 use crate::perf::PerfMap;
+use crate::pool::{self, Done, Job, Place, Pool, Seat};
 use crate::region::Plan;
 use crate::runtime::Context;
+use crate::store::{Region, Store};
 use iced_x86::InstructionInfoFactory;
-use mynah_cpu::board::EV_TIER;
 use mynah_cpu::state::{gpr, seg};
 use mynah_cpu::tier::{Compiled, Enter, Tier};
 use mynah_cpu::{Cpu, CpuModel, Events, Op};
-use parking_lot::{Condvar, Mutex};
-use std::collections::{HashMap, VecDeque};
+use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 
 /// Executions after which a block is compiled.
 pub const HOT: u32 = 500;
-/// Plans that may wait for the compiler; then the oldest is dropped, and its block counted anew.
-const QUEUE: usize = 64;
-/// Bytes of code kept.
-const CODE: usize = 128 << 20;
+/// Executions after which a block's code is looked for among what has been compiled before: what was hot once
+/// will be again.
+const KNOWN: u32 = 8;
+/// Bytes of code kept in memory unless told otherwise.
+pub const CODE: usize = 128 << 20;
+/// Bytes that the stubs may take.
+const STUBS: usize = 64 << 10;
 
-/// Guest instructions within which a block that is compiled again counts as one that is written and run in turn.
+/// Guest instructions within which a block that is compiled again counts as one that is written and run in
+/// turn.
 const STORM: u64 = 1 << 20;
 /// Blocks whose last compilation is remembered.
 const HISTORY: usize = 1 << 16;
@@ -53,7 +65,9 @@ pub struct Counters {
     pub late: AtomicU64,
     /// Blocks that could not be compiled.
     pub refused: AtomicU64,
-    /// Times that the queue was full.
+    /// Regions installed that had been compiled before: for another vCPU, another place or another run.
+    pub known: AtomicU64,
+    /// Plans dropped because the queue was full.
     pub full: AtomicU64,
     /// Times that a hot block was left to the interpreter because it had been compiled a short while before.
     pub put_off: AtomicU64,
@@ -67,39 +81,6 @@ pub struct Counters {
     pub running: Mutex<(u64, [u64; 8])>,
     /// Nanoseconds spent compiling.
     pub nanos: AtomicU64,
-}
-
-struct Job {
-    plan: Plan,
-    /// The linear address at which the block got hot.
-    lin: u64,
-    phys: u64,
-    key: u32,
-}
-
-struct Done {
-    lin: u64,
-    code: Vec<u8>,
-    ops: Box<[Op]>,
-    parts: Box<[Part]>,
-    phys: u64,
-    key: u32,
-}
-
-#[derive(Default)]
-struct Shared {
-    queue: Mutex<(VecDeque<Job>, bool)>,
-    wake: Condvar,
-    done: Mutex<Vec<Done>>,
-}
-
-/// What is kept of installed code.
-struct Region {
-    /// The code calls the interpreter's handlers for these.
-    _ops: Box<[Op]>,
-    segment: usize,
-    phys: u64,
-    key: u32,
 }
 
 /// Where a text about code goes.
@@ -116,133 +97,256 @@ pub struct Inside {
     pub perf: Option<PerfMap>,
 }
 
-/// Who compiles.
-enum Worker {
-    /// A thread, while the vCPU goes on interpreting.
-    Thread(Option<JoinHandle<()>>),
-    /// The vCPU's own thread, which stands still meanwhile.
-    AtOnce(Box<Compiler>),
+/// Where regions are kept on disk.
+pub struct OnDisk {
+    /// The folder.
+    pub folder: Folder,
+    /// Bytes that it may take.
+    pub limit: u64,
+}
+
+/// What an engine is to be like.
+pub struct Options {
+    /// How much is optimised.
+    pub optimize: Optimize,
+    /// Bytes of code kept in memory.
+    pub code_bytes: usize,
+    /// Where regions are kept.
+    pub disk: Option<OnDisk>,
+    /// Blocks are compiled before the vCPU goes on, by itself: for tests, where what runs compiled must not
+    /// depend on time.
+    pub at_once: bool,
+    /// For those who look inside.
+    pub inside: Inside,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            optimize: Optimize::Speed,
+            code_bytes: CODE,
+            disk: None,
+            at_once: false,
+            inside: Inside::default(),
+        }
+    }
+}
+
+/// What the translator has kept and found again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreInfo {
+    /// Bytes of memory for code.
+    pub code_bytes: u64,
+    /// Regions that were taken from memory where they had been compiled for another vCPU or place.
+    pub shared: u64,
+    /// Segments of code that were given up to make room.
+    pub given_up: u64,
+    /// What is on disk, if anything is kept there.
+    pub disk: Option<DiskInfo>,
+}
+
+/// What was kept on disk and found there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// Regions that there are.
+    pub regions: u64,
+    /// Regions found.
+    pub hits: u64,
+    /// Bytes of code found.
+    pub read: u64,
+    /// Regions looked for and not found.
+    pub misses: u64,
+    /// Regions that were damaged.
+    pub damaged: u64,
+    /// Files that were not used: damaged, or not this user's alone.
+    pub refused: u64,
+    /// Regions written.
+    pub written: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+}
+
+/// The translator of a machine: what its vCPUs have in common.
+pub struct Engine {
+    optimize: Optimize,
+    store: Arc<Store>,
+    /// None: each vCPU compiles by itself.
+    pool: Option<Arc<Pool>>,
+    context: Context,
+    enter: Enter,
+    stubs: Arc<Segment>,
+}
+
+// SAFETY: the pointers in `context` and `enter` lead to code that `stubs` keeps, and to functions.
+unsafe impl Send for Engine {}
+// SAFETY: as above; what changes has locks.
+unsafe impl Sync for Engine {}
+
+impl Engine {
+    /// An engine for vCPUs of `model`; an error says why this host has none.
+    pub fn new(model: &Arc<CpuModel>, options: Options) -> Result<Self, String> {
+        if !cfg!(target_arch = "x86_64") {
+            return Err("the guest's memory order is not yet kept on this host".into());
+        }
+        let memory = |e| format!("no executable memory: {e}");
+        let mut compiler = Compiler::new(options.optimize)?;
+        let stubs = Segment::new(STUBS).map_err(memory)?;
+        let mut used = 0;
+        let (context, enter) = Context::new(&mut compiler, &mut |code| {
+            let end = used + code.len();
+            let at = std::mem::replace(&mut used, end.next_multiple_of(16));
+            (end <= STUBS).then(|| stubs.put(at, code).address())
+        })?;
+        let ir = options.inside.ir.clone();
+        let store = Store::new(options.code_bytes, options.inside, options.disk.is_some()).map_err(memory)?;
+        let store = Arc::new(store);
+        if let Some(OnDisk { folder, limit }) = options.disk {
+            let (store, model, optimize) = (store.clone(), model.clone(), options.optimize);
+            let isa = compiler.isa_text();
+            let open = move || {
+                let cache = crate::realm::realm(&model, optimize, &isa)
+                    .and_then(|realm| Cache::open(folder, realm, limit))
+                    .inspect_err(|e| tracing::warn!("compiled code is not kept: {e}"));
+                store.set_cache(cache.ok());
+                if let Some(cache) = store.cache() {
+                    cache.tidy();
+                }
+            };
+            if options.at_once {
+                open();
+            } else {
+                // Reading the program takes some time, in which the machine can be built.
+                std::thread::Builder::new()
+                    .name("mynah-cache".into())
+                    .spawn(open)
+                    .map_err(|e| format!("no thread to read the cache: {e}"))?;
+            }
+        }
+        let pool = if options.at_once {
+            None
+        } else {
+            let mut compilers = vec![compiler];
+            for _ in 1..pool::threads() {
+                compilers.push(Compiler::new(options.optimize)?);
+            }
+            for c in &mut compilers {
+                c.ir = ir.clone();
+            }
+            Some(Pool::start(model.clone(), store.clone(), compilers)?)
+        };
+        Ok(Self { optimize: options.optimize, store, pool, context, enter, stubs })
+    }
+
+    /// Ends the threads, and writes what is to be kept. What vCPUs still have compiled is not.
+    pub fn close(&self) {
+        if let Some(pool) = &self.pool {
+            pool.stop();
+        }
+        self.store.write();
+    }
+
+    /// What has been kept and found again.
+    pub fn info(&self) -> StoreInfo {
+        let n = |v: &AtomicU64| v.load(Ordering::Relaxed);
+        let disk = self.store.cache().map(|cache| {
+            let c = &cache.counters;
+            DiskInfo {
+                regions: cache.len() as u64,
+                hits: n(&c.hits),
+                read: n(&c.read),
+                misses: n(&c.misses),
+                damaged: n(&c.damaged),
+                refused: n(&c.refused),
+                written: n(&c.written.0),
+                written_bytes: n(&c.written.1),
+            }
+        });
+        let c = &self.store.counters;
+        StoreInfo {
+            code_bytes: self.store.bytes() as u64,
+            shared: n(&c.shared),
+            given_up: n(&c.given_up),
+            disk,
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 /// The translator as a tier of one vCPU.
 pub struct Translating {
-    worker: Worker,
-    shared: Arc<Shared>,
-    counters: Arc<Counters>,
-    memory: CodeMemory,
+    /// Compiles, if the pool does not: then the vCPU stands still meanwhile.
+    compiler: Option<Box<Compiler>>,
+    pool: Option<Arc<Pool>>,
+    store: Arc<Store>,
+    seat: Arc<Seat>,
     context: Option<Context>,
     enter: Enter,
-    regions: HashMap<(u64, u32), Region>,
+    /// What `context` and `enter` lead to.
+    _stubs: Arc<Segment>,
+    /// What blocks have code of.
+    installed: HashMap<(u64, u32), Arc<Region>>,
+    /// How often the store had given up code when it was looked at last.
+    given_up: u64,
     history: HashMap<(u64, u32), Past>,
     info: InstructionInfoFactory,
-    inside: Inside,
+    /// An engine of this vCPU's own, which ends with it.
+    _own: Option<Engine>,
 }
 
-// SAFETY: the raw pointers in `context` lead to code that `memory` owns, to functions, and to the events of the vCPU, which outlive it; ops hold
-// function pointers.
+// SAFETY: the raw pointers in `context` lead to code that `_stubs` keeps, to functions, and to the events of
+// the vCPU, which outlive it.
 unsafe impl Send for Translating {}
 
 impl Translating {
-    /// A tier for a vCPU of `model` that compiles in the background; an error says why this host has none.
-    pub fn new(model: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
-        Self::new_with(model, events, Inside::default())
+    /// A tier for a vCPU of the engine's model, whose events these are.
+    pub fn new(engine: &Engine, events: Arc<Events>) -> Result<Self, String> {
+        let compiler = match engine.pool {
+            Some(_) => None,
+            None => Some(Box::new(Compiler::new(engine.optimize)?)),
+        };
+        Ok(Self {
+            compiler,
+            pool: engine.pool.clone(),
+            store: engine.store.clone(),
+            context: Some(engine.context.with_events(events.as_ptr())),
+            seat: Seat::new(events),
+            enter: engine.enter,
+            _stubs: engine.stubs.clone(),
+            installed: HashMap::new(),
+            given_up: 0,
+            history: HashMap::new(),
+            info: InstructionInfoFactory::new(),
+            _own: None,
+        })
     }
 
-    /// As [`Self::new`], for somebody who looks inside.
-    pub fn new_with(model: Arc<CpuModel>, events: Arc<Events>, inside: Inside) -> Result<Self, String> {
-        let (mut compiler, mut tier) = Self::prepare(&events, Optimize::Speed)?;
-        compiler.ir = inside.ir.clone();
-        tier.inside = inside;
-        let (shared, counters) = (tier.shared.clone(), tier.counters.clone());
-        let thread = std::thread::Builder::new()
-            .name("mynah-jit".into())
-            .spawn(move || work(compiler, &model, &events, &shared, &counters))
-            .map_err(|e| format!("no thread to compile on: {e}"))?;
-        tier.worker = Worker::Thread(Some(thread));
-        Ok(tier)
-    }
-
-    /// A tier that compiles a hot block before it goes on: for tests, where what runs compiled must not depend on time.
+    /// A tier that compiles a hot block before it goes on: for tests, where what runs compiled must not
+    /// depend on time.
     pub fn at_once(model: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
         Self::at_once_with(model, events, Optimize::Speed)
     }
 
     /// As [`Self::at_once`], with a choice of how much is optimised.
-    pub fn at_once_with(_: Arc<CpuModel>, events: Arc<Events>, optimize: Optimize) -> Result<Self, String> {
-        let (compiler, mut tier) = Self::prepare(&events, optimize)?;
-        tier.worker = Worker::AtOnce(Box::new(compiler));
+    pub fn at_once_with(
+        model: Arc<CpuModel>,
+        events: Arc<Events>,
+        optimize: Optimize,
+    ) -> Result<Self, String> {
+        let engine = Engine::new(&model, Options { optimize, at_once: true, ..Options::default() })?;
+        let mut tier = Self::new(&engine, events)?;
+        tier._own = Some(engine);
         Ok(tier)
-    }
-
-    fn prepare(events: &Arc<Events>, optimize: Optimize) -> Result<(Compiler, Self), String> {
-        if !cfg!(target_arch = "x86_64") {
-            return Err("the guest's memory order is not yet kept on this host".into());
-        }
-        let mut compiler = Compiler::new(optimize)?;
-        let mut memory = CodeMemory::new(CODE).map_err(|e| format!("no executable memory: {e}"))?;
-        let (context, enter) = Context::new(&mut compiler, &mut memory, events.as_ptr())?;
-        let tier = Self {
-            worker: Worker::Thread(None),
-            shared: Arc::default(),
-            counters: Arc::default(),
-            memory,
-            context: Some(context),
-            enter,
-            regions: HashMap::new(),
-            history: HashMap::new(),
-            info: InstructionInfoFactory::new(),
-            inside: Inside::default(),
-        };
-        Ok((compiler, tier))
     }
 
     /// The counters, which go on counting.
     pub fn counters(&self) -> Arc<Counters> {
-        self.counters.clone()
+        self.seat.counters.clone()
     }
-}
-
-fn work(mut compiler: Compiler, model: &CpuModel, events: &Events, shared: &Shared, counters: &Counters) {
-    loop {
-        let job = {
-            let mut q = shared.queue.lock();
-            loop {
-                if q.1 {
-                    return;
-                }
-                // The latest first: what has just become hot is what is running.
-                if let Some(job) = q.0.pop_back() {
-                    break job;
-                }
-                shared.wake.wait(&mut q);
-            }
-        };
-        if let Some(done) = compile(&mut compiler, model, job, counters) {
-            shared.done.lock().push(done);
-            events.raise(EV_TIER);
-        }
-    }
-}
-
-fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &Counters) -> Option<Done> {
-    let start = std::time::Instant::now();
-    let code = compiler.region(&job.plan, model, job.lin);
-    counters.nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
-    let Some(code) = code else {
-        counters.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(phys = format_args!("{:#x}", job.phys), "refused");
-        return None;
-    };
-    counters.compiled.fetch_add(1, Ordering::Relaxed);
-    counters.instructions.fetch_add(job.plan.instruction_count() as u64, Ordering::Relaxed);
-    counters.bytes.fetch_add(code.len() as u64, Ordering::Relaxed);
-    let mut called = counters.called.lock();
-    for &op in compiler.called() {
-        *called.entry(op).or_default() += 1;
-    }
-    drop(called);
-    let parts = job.plan.take_parts();
-    Some(Done { lin: job.lin, code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key })
 }
 
 impl Tier for Translating {
@@ -253,53 +357,89 @@ impl Tier for Translating {
         }
     }
 
+    fn known_after(&self) -> u32 {
+        KNOWN
+    }
+
+    fn known(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        self.let_go(cpu);
+        self.install_known(cpu, phys, key);
+    }
+
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
-        *self.counters.running.lock() = (cpu.icount, cpu.left);
+        *self.seat.counters.running.lock() = (cpu.icount, cpu.left);
+        self.let_go(cpu);
+        if self.install_known(cpu, phys, key) {
+            return;
+        }
         if !self.is_worth_it(cpu.icount, phys, key) {
-            self.counters.put_off.fetch_add(1, Ordering::Relaxed);
+            self.seat.counters.put_off.fetch_add(1, Ordering::Relaxed);
             cpu.cool(phys, key);
             return;
         }
         let Some(plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info)) else {
-            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        // The blocks of a loop become hot together: one region is enough, unless they go on being entered from elsewhere.
+        // The blocks of a loop become hot together: one region is enough, unless they go on being entered
+        // from elsewhere.
         for part in plan.part_addresses().filter(|&p| p != phys) {
             cpu.cool(part, key);
         }
-        let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
-        let lin = cpu.state.gpr[gpr::RIP].wrapping_add(base);
-        let job = Job { plan, lin, phys, key };
-        if let Worker::AtOnce(compiler) = &mut self.worker {
-            let model = cpu.model.clone();
-            if let Some(done) = compile(compiler, &model, job, &self.counters) {
-                self.install(cpu, done);
+        let place = Place { lin: linear_ip(cpu), phys, key };
+        let job = Job::new(plan, place, self.seat.clone());
+        match (&mut self.compiler, &self.pool) {
+            (Some(compiler), _) => {
+                let model = cpu.model.clone();
+                if let Some(region) = pool::compile(compiler, &model, &self.store, job) {
+                    self.install(cpu, place, &region);
+                }
             }
-            return;
+            (None, Some(pool)) => pool.submit(job),
+            (None, None) => {}
         }
-        let mut queue = self.shared.queue.lock();
-        queue.0.push_back(job);
-        let dropped = if queue.0.len() > QUEUE { queue.0.pop_front() } else { None };
-        drop(queue);
-        if let Some(old) = dropped {
-            self.counters.full.fetch_add(1, Ordering::Relaxed);
-            self.history.remove(&(old.phys, old.key));
-            cpu.cool(old.phys, old.key);
-        }
-        self.shared.wake.notify_one();
     }
 
     fn ready(&mut self, cpu: &mut Cpu) {
-        let done = std::mem::take(&mut *self.shared.done.lock());
-        for d in done {
-            self.install(cpu, d);
+        self.let_go(cpu);
+        for done in self.seat.take() {
+            match done {
+                Done::Region(place, region) => {
+                    if !self.install(cpu, place, &region) {
+                        self.seat.counters.late.fetch_add(1, Ordering::Relaxed);
+                        cpu.cool(place.phys, place.key);
+                    }
+                }
+                Done::Dropped(place) => {
+                    self.history.remove(&(place.phys, place.key));
+                    cpu.cool(place.phys, place.key);
+                }
+            }
         }
     }
 }
 
+/// The linear address of the block that is about to be executed.
+fn linear_ip(cpu: &Cpu) -> u64 {
+    let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
+    cpu.state.gpr[gpr::RIP].wrapping_add(base)
+}
+
+/// Whether the guest has these bytes at a distance from `phys`, on the same page.
+fn is_there(cpu: &Cpu, phys: u64, delta: i64, bytes: &[u8]) -> bool {
+    let at = phys.wrapping_add(delta as u64);
+    if at & !PAGE_MASK != phys & !PAGE_MASK || bytes.len() as u64 > PAGE_SIZE - (at & PAGE_MASK) {
+        return false;
+    }
+    let mut now = [0; PAGE_SIZE as usize];
+    let now = &mut now[..bytes.len()];
+    cpu.mem.read(at, now);
+    now == bytes
+}
+
 impl Translating {
-    /// Whether a block that is hot is to be compiled. One that is written and run in turn must get hot twice as often each time.
+    /// Whether a block that is hot is to be compiled. One that is written and run in turn must get hot twice
+    /// as often each time.
     fn is_worth_it(&mut self, icount: u64, phys: u64, key: u32) -> bool {
         if self.history.len() >= HISTORY {
             self.history.clear();
@@ -318,51 +458,96 @@ impl Translating {
         true
     }
 
-    /// Puts code into place for the vCPU, if the blocks that it was made of are still there.
-    fn install(&mut self, cpu: &mut Cpu, d: Done) {
-        if !d.parts.iter().all(|p| p.holds(cpu, d.key)) {
-            self.counters.late.fetch_add(1, Ordering::Relaxed);
-            cpu.cool(d.phys, d.key);
+    /// Takes the code away whose memory the store wants for other code.
+    fn let_go(&mut self, cpu: &mut Cpu) {
+        let given_up = self.store.given_up();
+        if std::mem::replace(&mut self.given_up, given_up) == given_up {
             return;
         }
-        let Some(placed) = self.memory.place(&d.code) else { return };
-        if let Some(segment) = placed.evicted {
-            self.regions.retain(|_, r| {
-                if r.segment == segment {
-                    cpu.uninstall(r.phys, r.key);
-                }
-                r.segment != segment
-            });
-        }
-        let code = Compiled { enter: self.enter, code: placed.address, ops: d.ops.as_ptr() };
-        let parts: Vec<u64> = d.parts.iter().map(|p| p.phys).collect();
-        // SAFETY: code, ops and context stay until the region is uninstalled (above) or the vCPU, which owns this tier, ends.
-        if unsafe { cpu.install(d.phys, d.key, &parts, code) } {
-            if let Some(perf) = &mut self.inside.perf {
-                perf.add(placed.address, d.code.len(), d.lin);
+        self.installed.retain(|&(phys, key), region| {
+            let stays = !region.code().segment.is_given_up();
+            if !stays {
+                cpu.uninstall(phys, key);
             }
-            if let Some(asm) = &self.inside.asm {
-                asm(&crate::perf::host_code(placed.address, &d.code, d.lin));
-            }
-            self.counters.installed.fetch_add(1, Ordering::Relaxed);
-            let region = Region { _ops: d.ops, segment: placed.segment, phys: d.phys, key: d.key };
-            self.regions.insert((d.phys, d.key), region);
-        }
+            stays
+        });
     }
+
+    /// Installs code for the block that is about to be executed if it was compiled before.
+    fn install_known(&mut self, cpu: &mut Cpu, phys: u64, key: u32) -> bool {
+        let Some(block) = cpu.known_block(phys, key).filter(|b| b.second_page.is_none()) else {
+            return false;
+        };
+        let head = Head::of(key, &block.bytes);
+        let there = |delta: i64, bytes: &[u8]| is_there(cpu, phys, delta, bytes);
+        let place = Place { lin: linear_ip(cpu), phys, key };
+        let region = match self.store.find(head, key, there) {
+            Some(region) => {
+                self.store.counters.shared.fetch_add(1, Ordering::Relaxed);
+                region
+            }
+            None => {
+                let Some(entry) = self.store.find_on_disk(head, key, there) else { return false };
+                let pieces = entry.pieces.iter().map(|p| (p.delta, &*p.bytes));
+                let Some(ops) = decode(cpu, place, pieces).filter(|ops| ops.len() == entry.ops as usize)
+                else {
+                    return false;
+                };
+                let Some(region) = self.store.add(entry, ops.into(), place.lin, false) else { return false };
+                region
+            }
+        };
+        let done = self.install(cpu, place, &region);
+        if done {
+            self.seat.counters.known.fetch_add(1, Ordering::Relaxed);
+        }
+        done
+    }
+
+    /// Puts code into place for the vCPU, if the blocks that it was made of are the guest's.
+    fn install(&mut self, cpu: &mut Cpu, place: Place, region: &Arc<Region>) -> bool {
+        let Place { phys, key, .. } = place;
+        // What stands in memory may be newer than what was decoded, until the vCPU looks at its events.
+        let there = region.pieces().all(|(delta, bytes)| is_there(cpu, phys, delta, bytes));
+        if !there || cpu.known_block(phys, key).is_none() || decode(cpu, place, region.pieces()).is_none() {
+            return false;
+        }
+        let parts: Vec<u64> = region.pieces().map(|(delta, _)| phys.wrapping_add(delta as u64)).collect();
+        let code = Compiled { enter: self.enter, code: region.code().address(), ops: region.ops.as_ptr() };
+        // SAFETY: code, ops and context stay until the region is uninstalled (`let_go`, or another takes its
+        // place here) or the vCPU, which owns this tier, ends.
+        if !unsafe { cpu.install(phys, key, &parts, code) } {
+            return false;
+        }
+        for &part in parts.iter().filter(|&&p| p != phys) {
+            cpu.cool(part, key);
+        }
+        self.seat.counters.installed.fetch_add(1, Ordering::Relaxed);
+        self.installed.insert((phys, key), region.clone());
+        true
+    }
+}
+
+/// The ops of blocks at distances from a place, which are decoded now if they are not yet; `None` if one does
+/// not consist of these bytes.
+fn decode<'a>(cpu: &mut Cpu, place: Place, pieces: impl Iterator<Item = (i64, &'a [u8])>) -> Option<Vec<Op>> {
+    let mut ops = Vec::new();
+    for (delta, bytes) in pieces {
+        let (lin, phys) = (place.lin.wrapping_add(delta as u64), place.phys.wrapping_add(delta as u64));
+        let block = cpu.know_block(lin, phys, place.key).filter(|b| *b.bytes == *bytes)?;
+        ops.extend((0..block.ops.len()).map(|n| block.plain_op(n)));
+    }
+    Some(ops)
 }
 
 impl Drop for Translating {
     fn drop(&mut self) {
-        self.shared.queue.lock().1 = true;
-        self.shared.wake.notify_one();
-        if let Worker::Thread(Some(t)) = std::mem::replace(&mut self.worker, Worker::Thread(None)) {
-            let _ = t.join();
-        }
-        let c = &self.counters;
+        let c = &self.seat.counters;
         let n = |v: &AtomicU64| v.load(Ordering::Relaxed);
         tracing::info!(
             compiled = n(&c.compiled),
             installed = n(&c.installed),
+            known = n(&c.known),
             late = n(&c.late),
             refused = n(&c.refused),
             full = n(&c.full),

@@ -89,6 +89,7 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
                     v => return Err(Error::new(format!("-accel jit,check={v}: on, off or all"))),
                 };
             }
+            machine_arg::compiled_code(&accel, config)?;
             config.accel.push(accel);
         }
         "enable-kvm" => config.accel.push(Accel { kind: AccelKind::Kvm, properties: Vec::new() }),

@@ -4,7 +4,9 @@ use super::Error;
 use super::props::Props;
 use super::size::{host_ram, show_size};
 use super::suggest::did_you_mean;
-use crate::config::{Accel, AccelKind, KernelEntry, MAX_MEMORY, Machine, MachineKind, Memory, Smp};
+use crate::config::{
+    Accel, AccelKind, CodeCache, Config, KernelEntry, MAX_MEMORY, Machine, MachineKind, Memory, Smp,
+};
 
 /// The least RAM: the first MiB, which real mode needs.
 const MIN_MEMORY: u64 = 1 << 20;
@@ -245,7 +247,16 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
     let all: Vec<_> = props.all().into_iter().filter(|(k, _)| k != "accel").collect();
     let accepted: &[&str] = match kind {
         AccelKind::Interp => &[],
-        AccelKind::Jit => &["check", "thread", "tb-size", "one-insn-per-tb", "split-wx", "igd-passthru"],
+        AccelKind::Jit => &[
+            "cache",
+            "cache-size",
+            "check",
+            "thread",
+            "tb-size",
+            "one-insn-per-tb",
+            "split-wx",
+            "igd-passthru",
+        ],
         AccelKind::Kvm => &[
             "kernel-irqchip",
             "kvm-shadow-mem",
@@ -270,6 +281,35 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
     Ok(Accel { kind, properties: all })
 }
 
+/// Most MiB that can be asked for: what a host can address.
+const MOST_MIB: u64 = 1 << 27;
+
+/// What `-accel jit` says of compiled code: where it is kept, and how much of it.
+pub fn compiled_code(accel: &Accel, config: &mut Config) -> Result<(), Error> {
+    for (key, value) in &accel.properties {
+        // As with QEMU, a size is a number of MiB, and 0 the usual one.
+        let size = || match value.parse::<u64>() {
+            Ok(0) => Ok(None),
+            Ok(n) if n <= MOST_MIB => Ok(Some(n << 20)),
+            _ => Err(Error::new(format!("-accel jit,{key}={value}: expected a number of MiB"))),
+        };
+        match key.as_str() {
+            "cache" => {
+                config.code_cache = match value.as_str() {
+                    "on" | "yes" | "true" => CodeCache::On,
+                    "off" | "no" | "false" => CodeCache::Off,
+                    "" => return Err(Error::new("-accel jit,cache=: expected on, off or a folder")),
+                    dir => CodeCache::Dir(dir.into()),
+                }
+            }
+            "cache-size" => config.code_cache_size = size()?,
+            "tb-size" => config.code_memory = size()?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn accel_kind(option: &str, name: &str) -> Result<AccelKind, Error> {
     let space = if option.ends_with('=') { "" } else { " " };
     match name {
@@ -291,6 +331,22 @@ fn accel_kind(option: &str, name: &str) -> Result<AccelKind, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_compiled_code_is_kept_and_how_much() {
+        let of = |text: &str| {
+            let mut c = Config::default();
+            compiled_code(&accel(text).unwrap(), &mut c)
+                .map(|()| (c.code_cache, c.code_cache_size, c.code_memory))
+        };
+        assert_eq!(of("jit").unwrap(), (CodeCache::On, None, None));
+        assert_eq!(of("tcg,cache=off,tb-size=32").unwrap(), (CodeCache::Off, None, Some(32 << 20)));
+        assert_eq!(of("jit,cache=on,tb-size=0").unwrap(), (CodeCache::On, None, None));
+        let dir = of("jit,cache=/var/x,cache-size=64").unwrap();
+        assert_eq!(dir, (CodeCache::Dir("/var/x".into()), Some(64 << 20), None));
+        assert!(of("jit,tb-size=much").unwrap_err().to_string().contains("expected a number of MiB"));
+        assert!(of("jit,cache=").unwrap_err().to_string().contains("a folder"));
+    }
 
     #[test]
     fn memory_in_all_its_forms() {

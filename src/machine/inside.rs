@@ -1,21 +1,21 @@
 //! Looking inside the translator: its log (`-d out_asm,op`), names for `perf`, counters for the monitor, and the check against the interpreter.
 use super::power::Power;
-use crate::config::{Check, Config, LogItem, exit_code};
+use crate::config::{Check, CodeCache, Config, LogItem, exit_code};
 use anyhow::Context;
 use goblin::elf::Elf;
 use iced_x86::Code;
 use mynah_cpu::Cpu;
 use mynah_cpu::trace::Trace;
 use mynah_jit::perf::{PerfMap, Symbols};
-use mynah_jit::tier::{Counters, Inside, Sink};
+use mynah_jit::tier::{self, Counters, Engine, Folder, Inside, OnDisk, Options, Sink, StoreInfo};
 use parking_lot::Mutex;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the user wants to see of the translator.
-pub fn inside(cfg: &Config, log: Option<&Arc<Trace>>) -> anyhow::Result<Inside> {
+fn inside(cfg: &Config, log: Option<&Arc<Trace>>) -> anyhow::Result<Inside> {
     let sink = |item: LogItem| {
         let log = log.filter(|_| cfg.log.has(item))?.clone();
         Some(Arc::new(move |text: &str| log.put(text)) as Sink)
@@ -30,6 +30,32 @@ pub fn inside(cfg: &Config, log: Option<&Arc<Trace>>) -> anyhow::Result<Inside> 
         None
     };
     Ok(Inside { ir: sink(LogItem::Op), asm: sink(LogItem::OutAsm), perf })
+}
+
+/// What the user wants the translator to be like.
+pub fn options(cfg: &Config, log: Option<&Arc<Trace>>) -> anyhow::Result<Options> {
+    let folder = match &cfg.code_cache {
+        CodeCache::Off => None,
+        // Nobody has asked for this one.
+        CodeCache::On => cache_folder().and_then(|dir| {
+            let unused = |e: &_| tracing::warn!("compiled code is not kept: {}: {e}", dir.display());
+            Folder::open(&dir).inspect_err(unused).ok()
+        }),
+        CodeCache::Dir(dir) => {
+            Some(Folder::open(dir).with_context(|| format!("-accel jit,cache={}", dir.display()))?)
+        }
+    };
+    let limit = cfg.code_cache_size.unwrap_or(tier::LIMIT);
+    let disk = folder.map(|folder| OnDisk { folder, limit });
+    let code_bytes = cfg.code_memory.map_or(tier::CODE, |n| n as usize);
+    Ok(Options { code_bytes, disk, inside: inside(cfg, log)?, ..Options::default() })
+}
+
+/// The user's own folder for compiled code: `mynah/jit` in `$XDG_CACHE_HOME`, or in `~/.cache`. Nothing if neither is set.
+fn cache_folder() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(cache.join("mynah/jit"))
 }
 
 /// The functions that an ELF file names.
@@ -63,24 +89,58 @@ pub fn checked(cpu: &Cpu) -> String {
     )
 }
 
-/// The translators of all vCPUs, for the monitor.
+/// The machine's translator, for the monitor.
 #[derive(Clone, Default)]
-pub struct Translators(Arc<Mutex<Vec<Arc<Counters>>>>);
+pub struct Translators(Arc<Mutex<Watched>>);
+
+#[derive(Default)]
+struct Watched {
+    vcpus: Vec<Arc<Counters>>,
+    engine: Option<Arc<Engine>>,
+}
 
 impl Translators {
-    /// Adds that of the next vCPU.
+    /// Names the engine.
+    pub fn set_engine(&self, engine: &Arc<Engine>) {
+        self.0.lock().engine = Some(engine.clone());
+    }
+
+    /// Adds what the next vCPU counts.
     pub fn add(&self, counters: Arc<Counters>) {
-        self.0.lock().push(counters);
+        self.0.lock().vcpus.push(counters);
     }
 
     /// What `info jit` says.
     pub fn info(&self) -> String {
-        let all = self.0.lock();
-        if all.is_empty() {
+        let watched = self.0.lock();
+        if watched.vcpus.is_empty() {
             return "there is no translator\n".into();
         }
-        all.iter().enumerate().map(|(n, c)| info(n, c)).collect()
+        let mut text: String = watched.vcpus.iter().enumerate().map(|(n, c)| info(n, c)).collect();
+        if let Some(engine) = &watched.engine {
+            text.push_str(&store_info(&engine.info()));
+        }
+        text
     }
+}
+
+/// What there is to say of what was kept.
+fn store_info(i: &StoreInfo) -> String {
+    let mut s = format!(
+        "code: {} KiB of memory; {} regions shared between vCPUs and places; {} times the oldest MiB was given up\n",
+        i.code_bytes >> 10,
+        i.shared,
+        i.given_up
+    );
+    let _ = match &i.disk {
+        None => writeln!(s, "cache: off"),
+        Some(d) => writeln!(
+            s,
+            "cache: {} regions on disk; {} hits ({} bytes of code), {} misses; {} damaged regions, {} refused files; {} regions ({} bytes) written",
+            d.regions, d.hits, d.read, d.misses, d.damaged, d.refused, d.written, d.written_bytes
+        ),
+    };
+    s
 }
 
 /// What there is to say of a vCPU's translator.
@@ -106,7 +166,8 @@ fn info(vcpu: usize, c: &Counters) -> String {
     );
     let _ = writeln!(
         s,
-        "  not compiled: {} refused, {} put off; too late: {}; dropped from a full queue: {}",
+        "  known before: {}; not compiled: {} refused, {} put off; too late: {}; dropped from a full queue: {}",
+        n(&c.known),
         n(&c.refused),
         n(&c.put_off),
         n(&c.late),

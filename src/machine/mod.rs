@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use board::Board;
 use mynah_cpu::trace::{self, Trace};
 use mynah_cpu::{Cpu, CpuModel, World};
-use mynah_jit::tier::Translating;
+use mynah_jit::tier::{Engine, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use power::Power;
 use std::sync::Arc;
@@ -31,6 +31,9 @@ fn below_4g(size: u64) -> u64 {
 pub fn run(cfg: Config) -> anyhow::Result<i32> {
     refuse_unbuilt(&cfg)?;
     let model = Arc::new(cpu_model(&cfg)?);
+    let log = trace(&cfg)?;
+    // First, so that what is on disk can be read while the machine is built.
+    let translator = translator(&cfg, &model, log.as_ref())?;
     let boot = kernel::Boot::read(&cfg, &model)?;
 
     let size = cfg.memory.size;
@@ -53,8 +56,10 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     // The first load shows whether the kernel fits, before anything runs.
     let entry = boot.load(&board)?;
 
-    let log = trace(&cfg)?;
     let (translators, checks) = (consoles.translators(), cfg.check != Check::Off);
+    if let Some(engine) = &translator {
+        translators.set_engine(engine);
+    }
     let mut threads = Vec::new();
     for (n, handle) in handles.iter().enumerate() {
         let view = Arc::new(board.view(n));
@@ -64,18 +69,12 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         if let Some(log) = &log {
             cpu.set_trace(log.clone());
         }
-        if engine(&cfg) == Some(AccelKind::Jit) {
-            let looks = inside::inside(&cfg, log.as_ref())?;
-            match Translating::new_with(model.clone(), handle.events.clone(), looks) {
-                Ok(tier) => {
-                    translators.add(tier.counters());
-                    cpu.set_tier(Box::new(tier), mynah_jit::tier::HOT);
-                    inside::check(&cfg, &mut cpu, &power);
-                }
-                // Without a wish the interpreter will do.
-                Err(e) if cfg.accel.is_empty() => tracing::info!("no translator: {e}; interpreting"),
-                Err(e) => bail!("-accel jit: {e}; use '-accel interp'"),
-            }
+        if let Some(engine) = &translator {
+            let tier = Translating::new(engine, handle.events.clone())
+                .map_err(|e| anyhow::anyhow!("-accel jit: {e}"))?;
+            translators.add(tier.counters());
+            cpu.set_tier(Box::new(tier), mynah_jit::tier::HOT);
+            inside::check(&cfg, &mut cpu, &power);
         }
         if n == 0 {
             kernel::enter(&mut cpu, entry.as_ref());
@@ -114,6 +113,9 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         let _ = t.join();
     }
     consoles.close();
+    if let Some(engine) = &translator {
+        engine.close();
+    }
     if let Some(log) = log {
         log.flush();
     }
@@ -121,6 +123,26 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         eprintln!("{}: {message}", cfg.program);
     }
     Ok(end.code)
+}
+
+/// The translator, if it is to be used and there is one.
+fn translator(
+    cfg: &Config,
+    model: &Arc<CpuModel>,
+    log: Option<&Arc<Trace>>,
+) -> anyhow::Result<Option<Arc<Engine>>> {
+    if engine(cfg) != Some(AccelKind::Jit) {
+        return Ok(None);
+    }
+    match Engine::new(model, inside::options(cfg, log)?) {
+        Ok(engine) => Ok(Some(Arc::new(engine))),
+        // Without a wish the interpreter will do.
+        Err(e) if cfg.accel.is_empty() => {
+            tracing::info!("no translator: {e}; interpreting");
+            Ok(None)
+        }
+        Err(e) => bail!("-accel jit: {e}; use '-accel interp'"),
+    }
 }
 
 /// The engine to use: the first of those asked for that there is; the translator if none was.

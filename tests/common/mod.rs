@@ -40,6 +40,9 @@ pub fn run(args: &[&str], limit: Duration, mut answer: impl FnMut(&str) -> Optio
     let mut child = Command::new(env!("CARGO_BIN_EXE_mynah"))
         .arg("run")
         .args(args)
+        // Nothing of the user's own is taken or left behind: compiled code is kept where a test says so.
+        .env_remove("HOME")
+        .env_remove("XDG_CACHE_HOME")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())

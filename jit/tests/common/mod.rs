@@ -233,6 +233,8 @@ pub struct Pair {
 pub struct Statistics {
     /// Regions compiled.
     pub compiled: u64,
+    /// Regions put into place: compiled for it, or before, for the same code elsewhere.
+    pub installed: u64,
     /// Blocks that could not be.
     pub refused: u64,
     /// Times that compiled code was entered.
@@ -259,6 +261,7 @@ impl Pair {
         let n = |v: &AtomicU64| v.load(Ordering::Relaxed);
         Statistics {
             compiled: n(&self.counters.compiled),
+            installed: n(&self.counters.installed),
             refused: n(&self.counters.refused),
             entered: self.fast.left.iter().sum(),
         }

@@ -1,6 +1,6 @@
 //! What the fuzz targets do with their bytes. Each must neither panic nor hang, whatever they are.
 //!
-//! `cargo install cargo-fuzz`, then `cargo fuzz run -s none --fuzz-dir tests/fuzz cpu -- -max_total_time=60` (and `loaders`, `ports`, `engines`) from the project's
+//! `cargo install cargo-fuzz`, then `cargo fuzz run -s none --fuzz-dir tests/fuzz cpu -- -max_total_time=60` (and `loaders`, `ports`, `engines`, `cache`) from the project's
 //! root. `-s none` is for the stable compiler.
 use mynah::config::Config;
 use mynah::machine::board::{Board, Firmware};
@@ -22,6 +22,15 @@ mod guests;
 /// A guest run by both engines, which must end alike.
 pub fn engines(data: &[u8]) {
     guests::compare(data);
+}
+
+// Files of compiled code, changed and then used.
+#[path = "../../../jit/tests/common/spoiled.rs"]
+mod spoiled;
+
+/// A file of compiled code, changed: a guest that is run with it must end as ever.
+pub fn cache(data: &[u8]) {
+    spoiled::run(data);
 }
 
 /// A board that answers nothing.

@@ -1,0 +1,125 @@
+//! What compiled code depends on beside the guest's bytes and mode: a hash of it is the key of what is kept
+//! on disk.
+use crate::compile::Optimize;
+use crate::pack::Realm;
+use mynah_cpu::CpuModel;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// The realm of code made by this process. Reads the program's own file, which takes some ten milliseconds.
+pub(crate) fn realm(model: &CpuModel, optimize: Optimize, isa: &str) -> io::Result<Realm> {
+    let mut h = blake3::Hasher::new_derive_key("Mynah 2026 realm of compiled code");
+    let mut part = |name: &str, bytes: &[u8]| {
+        h.update(&(name.len() as u64).to_le_bytes());
+        h.update(name.as_bytes());
+        h.update(&(bytes.len() as u64).to_le_bytes());
+        h.update(bytes);
+    };
+    part("build", &build()?);
+    part("host", isa.as_bytes());
+    part("host CPU", &host());
+    part("model", model_text(model).as_bytes());
+    part("optimize", format!("{optimize:?}").as_bytes());
+    Ok(*h.finalize().as_bytes())
+}
+
+/// What code can depend on of a CPU model: how many cores there are and what it is called are for CPUID
+/// alone.
+fn model_text(model: &CpuModel) -> String {
+    let mut m = model.clone();
+    m.set_topology(1, 1);
+    m.brand.clear();
+    m.name = "";
+    format!("{m:?}")
+}
+
+/// Maker and features of the host's CPU.
+fn host() -> Vec<u8> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        let (a, b, c, d, e) =
+            (__cpuid(0), __cpuid(1), __cpuid_count(7, 0), __cpuid_count(7, 1), __cpuid(0x8000_0001));
+        let words =
+            [a.ebx, a.ecx, a.edx, b.ecx, b.edx, c.ebx, c.ecx, c.edx, d.eax, d.ecx, d.edx, e.ecx, e.edx];
+        // What the host's kernel does not save, the CPU does not have.
+        let enabled = [is_x86_feature_detected!("avx"), is_x86_feature_detected!("avx512f")];
+        words.iter().flat_map(|w| w.to_le_bytes()).chain(enabled.map(u8::from)).collect()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
+}
+
+/// A hash of this program: of what is loaded of its file, or of all of it.
+fn build() -> io::Result<[u8; 32]> {
+    let file = File::open("/proc/self/exe").or_else(|_| File::open(std::env::current_exe()?))?;
+    let len = file.metadata()?.len();
+    let mut h = blake3::Hasher::new();
+    let parts = loaded(&file).unwrap_or_else(|| vec![(0, len)]);
+    let mut buffer = vec![0; 256 << 10];
+    for (mut at, end) in parts {
+        while at < end {
+            let n = (end - at).min(buffer.len() as u64) as usize;
+            let n = file.read_at(&mut buffer[..n], at)?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            h.update(&buffer[..n]);
+            at += n as u64;
+        }
+    }
+    Ok(*h.finalize().as_bytes())
+}
+
+/// The parts of an ELF file of 64 bits that are loaded (PT_LOAD): places of their first bytes and of what
+/// follows their last ones.
+fn loaded(file: &File) -> Option<Vec<(u64, u64)>> {
+    let mut header = [0; 64];
+    file.read_exact_at(&mut header, 0).ok()?;
+    let half = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
+    if header[..6] != *b"\x7fELF\x02\x01" || half(54) != 56 {
+        return None;
+    }
+    let table = u64::from_le_bytes(std::array::from_fn(|n| header[32 + n]));
+    let mut parts = vec![(0, 64)];
+    for n in 0..half(56) {
+        let mut entry = [0; 56];
+        file.read_exact_at(&mut entry, table.checked_add(56 * n)?).ok()?;
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| entry[at + n]));
+        if entry[..4] == [1, 0, 0, 0] {
+            parts.push((word(8), word(8).checked_add(word(32))?));
+        }
+    }
+    // Where nothing is loaded something has been misread.
+    (parts.len() > 1).then_some(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_realm_is_that_of_features_and_not_of_the_number_of_cores() {
+        let of = |text: &str, cores: u32, o: Optimize| {
+            let mut m = CpuModel::parse(text).unwrap();
+            m.set_topology(cores, 1);
+            realm(&m, o, "host").unwrap()
+        };
+        let max = of("max", 1, Optimize::Speed);
+        assert_eq!(max, of("max", 4, Optimize::Speed));
+        assert_ne!(max, of("max", 1, Optimize::None));
+        assert_ne!(max, of("max,-avx2", 1, Optimize::Speed));
+        assert_ne!(max, of("qemu64", 1, Optimize::Speed));
+        assert_ne!(max, realm(&CpuModel::parse("max").unwrap(), Optimize::Speed, "another host").unwrap());
+    }
+
+    #[test]
+    fn what_is_loaded_of_this_program_is_most_of_its_code() {
+        let file = File::open("/proc/self/exe").unwrap();
+        let parts = loaded(&file).unwrap();
+        let bytes: u64 = parts.iter().map(|p| p.1 - p.0).sum();
+        assert!(bytes > 1 << 20 && bytes <= file.metadata().unwrap().len() + 64, "{parts:?}");
+        assert_eq!(build().unwrap(), build().unwrap());
+    }
+}
