@@ -6,6 +6,7 @@
 //!
 //! A plan is made on the vCPU's thread, which owns the decoded blocks; compiling needs nothing but the plan. When code comes back the blocks
 //! may have died meanwhile: [`mynah_cpu::Cpu::install`] takes it only if all of them are there, and their bytes are compared.
+use crate::baseline::{self, Baseline};
 use crate::code::{CodeMemory, Part};
 use crate::compile::Compiler;
 pub use crate::compile::Optimize;
@@ -25,6 +26,8 @@ use std::thread::JoinHandle;
 
 /// Executions after which a block is compiled.
 pub const HOT: u32 = 500;
+/// Executions in the baseline after which a block is compiled by Cranelift.
+const HOTTER: u32 = 2000;
 /// Plans that may wait for the compiler; then the oldest is dropped, and its block counted anew.
 const QUEUE: usize = 64;
 /// Bytes of code kept.
@@ -136,6 +139,7 @@ pub struct Translating {
     history: HashMap<(u64, u32), Past>,
     info: InstructionInfoFactory,
     inside: Inside,
+    baseline: Option<Box<Baseline>>,
 }
 
 // SAFETY: the raw pointers in `context` lead to code that `memory` owns, to functions, and to the events of the vCPU, which outlive it; ops hold
@@ -153,6 +157,7 @@ impl Translating {
         let (mut compiler, mut tier) = Self::prepare(&events, Optimize::Speed)?;
         compiler.ir = inside.ir.clone();
         tier.inside = inside;
+        tier.baseline = Some(Box::new(Baseline::new(tier.enter, HOTTER)?));
         let (shared, counters) = (tier.shared.clone(), tier.counters.clone());
         let thread = std::thread::Builder::new()
             .name("mynah-jit".into())
@@ -170,6 +175,10 @@ impl Translating {
     /// As [`Self::at_once`], with a choice of how much is optimised.
     pub fn at_once_with(_: Arc<CpuModel>, events: Arc<Events>, optimize: Optimize) -> Result<Self, String> {
         let (compiler, mut tier) = Self::prepare(&events, optimize)?;
+        if optimize == Optimize::Baseline {
+            tier.baseline = Some(Box::new(Baseline::new(tier.enter, u32::MAX >> 1)?));
+            return Ok(tier);
+        }
         tier.worker = Worker::AtOnce(Box::new(compiler));
         Ok(tier)
     }
@@ -192,8 +201,14 @@ impl Translating {
             history: HashMap::new(),
             info: InstructionInfoFactory::new(),
             inside: Inside::default(),
+            baseline: None,
         };
         Ok((compiler, tier))
+    }
+
+    /// Executions after which the tier wants to be told of a block.
+    pub fn hot_after(&self) -> u32 {
+        if self.baseline.is_some() { baseline::HOT } else { HOT }
     }
 
     /// The counters, which go on counting.
@@ -247,7 +262,10 @@ fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &C
 
 impl Tier for Translating {
     fn attach(&mut self, cpu: &mut Cpu) {
-        if let Some(context) = self.context.take() {
+        if let Some(mut context) = self.context.take() {
+            if let Some(b) = &self.baseline {
+                b.attach(&mut context);
+            }
             // SAFETY: the memory is large enough and aligned, and made for this.
             unsafe { cpu.tier_memory.0.as_mut_ptr().cast::<Context>().write(context) };
         }
@@ -255,6 +273,20 @@ impl Tier for Translating {
 
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
         *self.counters.running.lock() = (cpu.icount, cpu.left);
+        if let Some(b) = &mut self.baseline
+            && !b.has(cpu, phys, key)
+            && b.compile(cpu, phys, key)
+        {
+            return;
+        }
+        self.hotter(cpu, phys, key);
+    }
+
+    fn hotter(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        if let Some(b) = &mut self.baseline {
+            // Should it not be compiled now.
+            b.count_again(cpu, phys, key);
+        }
         if !self.is_worth_it(cpu.icount, phys, key) {
             self.counters.put_off.fetch_add(1, Ordering::Relaxed);
             cpu.cool(phys, key);
@@ -267,10 +299,16 @@ impl Tier for Translating {
         // The blocks of a loop become hot together: one region is enough, unless they go on being entered from elsewhere.
         for part in plan.part_addresses().filter(|&p| p != phys) {
             cpu.cool(part, key);
+            if let Some(b) = &mut self.baseline {
+                b.count_again(cpu, part, key);
+            }
         }
         let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
         let lin = cpu.state.gpr[gpr::RIP].wrapping_add(base);
         let job = Job { plan, lin, phys, key };
+        if let Worker::Thread(None) = &self.worker {
+            return;
+        }
         if let Worker::AtOnce(compiler) = &mut self.worker {
             let model = cpu.model.clone();
             if let Some(done) = compile(compiler, &model, job, &self.counters) {
