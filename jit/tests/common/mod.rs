@@ -248,7 +248,7 @@ impl Pair {
     /// Blocks are compiled when they are met for the `hot_after`th time.
     pub fn with(bits: Bits, optimize: Optimize, hot_after: u32) -> Self {
         let (plain, mut fast) = (machine(bits), machine(bits));
-        let tier = Translating::at_once_with(fast.model.clone(), fast.events.clone(), optimize);
+        let tier = Translating::at_once_with(fast.events.clone(), optimize);
         let tier = tier.expect("a translator for this host");
         let counters = tier.counters();
         fast.set_tier(Box::new(tier), hot_after);

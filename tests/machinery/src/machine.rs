@@ -155,8 +155,7 @@ pub fn run(image: &[u8], engine: Engine) -> Outcome {
         Engine::Steps => run_steps(&mut cpu, &board),
         Engine::Blocks => run_blocks(&mut cpu, &board),
         Engine::Translator | Engine::Regions => {
-            let model = cpu.model.clone();
-            let tier = Translating::at_once(model, events.clone()).expect("a translator for this host");
+            let tier = Translating::at_once(events.clone()).expect("a translator for this host");
             let counters = tier.counters();
             cpu.set_tier(Box::new(tier), if engine == Engine::Regions { 3 } else { 1 });
             let end = run_blocks(&mut cpu, &board);

@@ -106,7 +106,7 @@ impl Guest {
     /// has no translator.
     pub fn translated(model: &str, optimize: Optimize, hot_after: u32) -> Result<Self, String> {
         let mut g = Self::new(model)?;
-        let tier = Translating::at_once_with(g.cpu.model.clone(), g.events.clone(), optimize)?;
+        let tier = Translating::at_once_with(g.events.clone(), optimize)?;
         g.counters = Some(tier.counters());
         g.cpu.set_tier(Box::new(tier), hot_after);
         Ok(g)

@@ -244,7 +244,7 @@ impl Rig {
                 let mut cpu = Cpu::new(n as u32, self.memory.clone(), board, events.clone(), model.clone());
                 cpu.join(&world, n);
                 if engine == Engine::Jit {
-                    let tier = Translating::at_once(model.clone(), events.clone()).expect("a translator");
+                    let tier = Translating::at_once(events.clone()).expect("a translator");
                     cpu.set_tier(Box::new(tier), HOT);
                 }
                 if n < programs {
