@@ -168,12 +168,12 @@ impl Translating {
     }
 
     /// A tier that compiles a hot block before it goes on: for tests, where what runs compiled must not depend on time.
-    pub fn at_once(model: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
-        Self::at_once_with(model, events, Optimize::Speed)
+    pub fn at_once(events: Arc<Events>) -> Result<Self, String> {
+        Self::at_once_with(events, Optimize::Speed)
     }
 
     /// As [`Self::at_once`], with a choice of how much is optimised.
-    pub fn at_once_with(_: Arc<CpuModel>, events: Arc<Events>, optimize: Optimize) -> Result<Self, String> {
+    pub fn at_once_with(events: Arc<Events>, optimize: Optimize) -> Result<Self, String> {
         let (compiler, mut tier) = Self::prepare(&events, optimize)?;
         if optimize == Optimize::Baseline {
             tier.baseline = Some(Box::new(Baseline::new(tier.enter, u32::MAX >> 1)?));

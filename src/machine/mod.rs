@@ -224,7 +224,6 @@ fn cpu_model(cfg: &Config) -> anyhow::Result<CpuModel> {
         text.push_str(&format!(",{name}={value}"));
     }
     let mut model = CpuModel::parse(&text).with_context(|| format!("-cpu {text}"))?;
-    // CPUID has no level for dies here: their cores are the package's.
-    model.set_topology(cfg.smp.dies * cfg.smp.cores, cfg.smp.threads);
+    model.set_topology(cfg.smp.dies, cfg.smp.cores, cfg.smp.threads);
     Ok(model)
 }
