@@ -48,6 +48,12 @@ struct Past {
 /// What has been done.
 #[derive(Default)]
 pub struct Counters {
+    /// Blocks compiled by the baseline.
+    pub blocks: AtomicU64,
+    /// Guest instructions in them.
+    pub block_instructions: AtomicU64,
+    /// Bytes of their host code.
+    pub block_bytes: AtomicU64,
     /// Regions compiled.
     pub compiled: AtomicU64,
     /// Regions installed.
@@ -172,6 +178,13 @@ impl Translating {
         Self::at_once_with(events, Optimize::Speed)
     }
 
+    /// A tier that compiles a hot block by the baseline, and one that has run `hotter` times more by Cranelift, before it goes on: for tests.
+    pub fn in_turn(events: Arc<Events>, hotter: u32) -> Result<Self, String> {
+        let mut tier = Self::at_once(events)?;
+        tier.baseline = Some(Box::new(Baseline::new(tier.enter, hotter)?));
+        Ok(tier)
+    }
+
     /// As [`Self::at_once`], with a choice of how much is optimised.
     pub fn at_once_with(events: Arc<Events>, optimize: Optimize) -> Result<Self, String> {
         let (compiler, mut tier) = Self::prepare(&events, optimize)?;
@@ -277,6 +290,9 @@ impl Tier for Translating {
             && !b.has(cpu, phys, key)
             && b.compile(cpu, phys, key)
         {
+            self.counters.blocks.store(b.compiled, Ordering::Relaxed);
+            self.counters.block_instructions.store(b.instructions, Ordering::Relaxed);
+            self.counters.block_bytes.store(b.bytes, Ordering::Relaxed);
             return;
         }
         self.hotter(cpu, phys, key);
