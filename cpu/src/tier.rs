@@ -271,7 +271,7 @@ impl Cpu {
     pub fn set_tier(&mut self, mut tier: Box<dyn Tier>, hot_after: u32) {
         tier.attach(self);
         self.tier = Some(tier);
-        self.hot_after = hot_after.max(1);
+        self.hot_after = hot_after.clamp(1, u32::MAX - 1);
         self.flush_blocks();
     }
 
@@ -279,7 +279,8 @@ impl Cpu {
     pub(crate) fn count_block(&self, block: &Block) {
         let key = ModeKey(block.key);
         let fits = key.has(ModeKey::LONG) || key.has(ModeKey::FLAT) && key.has(ModeKey::D32);
-        if self.tier.is_some() && fits && !key.has(ModeKey::SINGLE) && block.second_page.is_none() {
+        // The tier itself is not in its place while it is told of a block.
+        if self.hot_after != u32::MAX && fits && !key.has(ModeKey::SINGLE) {
             // SAFETY: the block is new and not executing.
             unsafe { (*block.ops[0].get()).run = count };
         }
@@ -335,9 +336,10 @@ impl Cpu {
         self.forget_code_jumps(tier);
         tier.sever();
         tier.code.set(None);
-        tier.heat.set(0);
         // SAFETY: as for `install`.
-        unsafe { (*(*block).ops[0].get()).run = count };
+        unsafe { (*(*block).ops[0].get()).run = tier.first.get() };
+        // The block itself is still there, and may well be hot.
+        self.cool(phys, key);
     }
 
     /// The code that the block at `phys` has.

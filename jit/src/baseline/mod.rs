@@ -304,6 +304,10 @@ impl Baseline {
     /// Has a jump lead straight to a block, if that has code.
     fn lead(&mut self, cpu: &Cpu, to: (u64, u32), w: Waiting) {
         let Some(e) = self.entry_of(cpu, to) else { return };
+        // What follows the page depends on where that is mapped.
+        if cpu.known_block(to.0, to.1).is_none_or(|b| b.second_page.is_some()) {
+            return;
+        }
         let target = if w.back { e.tested } else { e.body };
         let distance = |t: usize| (t as i64 - (w.site as i64 + 4)) as i32;
         let at: *mut u8 = self.write[w.site..w.site + 4].as_mut_ptr();
