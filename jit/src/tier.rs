@@ -163,7 +163,10 @@ impl Translating {
         let (mut compiler, mut tier) = Self::prepare(&events, Optimize::Speed)?;
         compiler.ir = inside.ir.clone();
         tier.inside = inside;
-        tier.baseline = Some(Box::new(Baseline::new(tier.enter, HOTTER)?));
+        tier.baseline = Some(Box::new(Baseline::new(
+            tier.enter,
+            std::env::var("HOTTER").ok().and_then(|v| v.parse().ok()).unwrap_or(HOTTER),
+        )?));
         let (shared, counters) = (tier.shared.clone(), tier.counters.clone());
         let thread = std::thread::Builder::new()
             .name("mynah-jit".into())
@@ -407,6 +410,13 @@ impl Translating {
 
 impl Drop for Translating {
     fn drop(&mut self) {
+        if let Some(b) = &self.baseline {
+            let mut called: Vec<_> =
+                b.called.iter().map(|(c, n)| (*n, iced_x86::Code::try_from(*c as usize).unwrap())).collect();
+            called.sort_by_key(|c| std::cmp::Reverse(c.0));
+            called.truncate(60);
+            tracing::info!(?called);
+        }
         self.shared.queue.lock().1 = true;
         self.shared.wake.notify_one();
         if let Worker::Thread(Some(t)) = std::mem::replace(&mut self.worker, Worker::Thread(None)) {
@@ -423,6 +433,10 @@ impl Drop for Translating {
             instructions = n(&c.instructions),
             bytes = n(&c.bytes),
             ms = n(&c.nanos) / 1_000_000,
+            blocks = n(&c.blocks),
+            block_instructions = n(&c.block_instructions),
+            block_bytes = n(&c.block_bytes),
+            left = ?c.running.lock(),
             "translator"
         );
     }

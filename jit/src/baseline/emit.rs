@@ -1,16 +1,18 @@
 //! The guest's instructions as host instructions, one by one.
+use super::MAP;
 use super::asm::{Asm, CPU, cc, host};
-use super::stubs::{FLAGS, PAGE_RIP, Stubs, gpr_at, in_context};
-use super::{MAP, hardware};
-use crate::runtime::{Context, WRITE};
+use super::stubs::{FLAGS, PAGE_RIP, Stubs, gpr_at, in_context, in_state};
+use crate::float::on_host;
+use crate::runtime::{Context, FLOAT, WRITE};
 use iced_x86::{
-    Code, ConditionCode, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
-    OpKind, Register,
+    Code, ConditionCode, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
+    OpAccess, OpKind, Register,
 };
 use mynah_cpu::Cpu;
 use mynah_cpu::cpu::SegView;
+use mynah_cpu::host_float::SSE;
 use mynah_cpu::op::{CHECKED, LOCK, Op};
-use mynah_cpu::state::{gpr, seg};
+use mynah_cpu::state::{State, Vector, gpr, seg};
 use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, Tlb, TlbEntry, TlbView};
 use std::mem::offset_of;
 
@@ -36,6 +38,8 @@ enum Cold {
     Miss { site: usize, back: usize, kind: u64, k: usize },
     /// Has op `k` interpreted.
     Interpret { site: usize, k: usize },
+    /// Has the host's MXCSR hold the guest's, and goes on at `back` or has op `k` interpreted.
+    Float { site: usize, back: usize, k: usize },
     /// Op `k` was called and returns.
     Returned { site: usize, k: usize },
     /// An event is pending where the block begins.
@@ -69,6 +73,11 @@ pub(super) struct Emitter<'a> {
     live: bool,
     /// The saved flags are the guest's.
     saved: bool,
+    /// Vector registers whose low 128 bits the host's registers of the same numbers hold.
+    vectors: u16,
+    /// The host's MXCSR is known to be the guest's; vectors of 256 bits are known to be allowed.
+    float: bool,
+    avx: bool,
     called: Vec<u16>,
 }
 
@@ -156,6 +165,11 @@ fn general(code: Code) -> Code {
     }
 }
 
+/// Whether an instruction is emitted here though the interpreter has it as a helper.
+pub(super) fn is_helper(m: Mnemonic) -> bool {
+    matches!(m, Mnemonic::Leave)
+}
+
 /// How an instruction is put into the code.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
@@ -209,7 +223,7 @@ fn how(i: &Instruction) -> Option<How> {
         }
         Movbe | Popcnt | Tzcnt | Lzcnt | Andn | Blsi | Blsmsk | Blsr | Bzhi | Bextr | Sarx | Shlx | Shrx
         | Rorx | Pdep | Pext | Mulx | Crc32 | Adcx | Adox
-            if hardware(i.mnemonic()) =>
+            if on_host(i.code()) =>
         {
             How::Same
         }
@@ -223,6 +237,64 @@ fn how(i: &Instruction) -> Option<How> {
         | Prefetch | Prefetchwt1 => How::Nothing,
         _ => return None,
     })
+}
+
+/// As `how`, of an instruction on vectors.
+fn vector_how(i: &Instruction) -> Option<How> {
+    use Mnemonic::*;
+    // These have operands of their own kind.
+    let odd = matches!(
+        i.mnemonic(),
+        Maskmovdqu
+            | Vmaskmovdqu
+            | Pcmpistrm
+            | Vpcmpistrm
+            | Pcmpestri
+            | Pcmpestrm
+            | Vpcmpestri
+            | Vpcmpestrm
+            | Movdq2q
+            | Movq2dq
+    );
+    let plain = (0..i.op_count()).all(|n| match i.op_kind(n) {
+        OpKind::Register => {
+            let r = i.op_register(n);
+            r.is_xmm() || r.is_ymm() || r.is_gpr()
+        }
+        OpKind::Memory | OpKind::Immediate8 => true,
+        _ => false,
+    });
+    (plain && !odd && !i.is_vsib() && on_host(i.code())).then_some(How::Same)
+}
+
+/// Whether a vector in memory must be aligned (SDM volume 1, 14.9 and volume 2, 2.4).
+fn is_aligned(i: &Instruction, len: u64) -> bool {
+    use Mnemonic::*;
+    if i.encoding() == EncodingKind::VEX {
+        return matches!(
+            i.mnemonic(),
+            Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa
+        );
+    }
+    let free = matches!(i.mnemonic(), Movups | Movupd | Movdqu | Lddqu | Pcmpistri);
+    len == 16 && !free
+}
+
+/// Whether an operand that is accessed so is written, or may be.
+fn writes(a: OpAccess) -> bool {
+    !matches!(a, OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess)
+}
+
+fn is_second_byte(r: Register) -> bool {
+    matches!(r, Register::AH | Register::BH | Register::CH | Register::DH)
+}
+
+/// A bit in a register's number: it is its second byte.
+const HIGH: u8 = 0x20;
+
+/// Where the low half of a vector register is in the vCPU.
+fn vector_at(n: u8) -> i32 {
+    in_state(offset_of!(State, xmm)) + i32::from(n) * size_of::<Vector>() as i32
 }
 
 /// Whether an instruction leaves the flags, or some of them, as they were in some cases.
@@ -261,6 +333,9 @@ impl<'a> Emitter<'a> {
             cold: Vec::new(),
             live: false,
             saved: true,
+            vectors: 0,
+            float: false,
+            avx: false,
             called: Vec::new(),
         };
         // Where other tiers enter.
@@ -389,16 +464,65 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// The host address, in R10, of `len` bytes of the memory operand. RAX, R11 and flags are lost.
-    fn operand(&mut self, op: &Op, len: u64, write: bool) {
+    /// The operand's linear address, in R10. R11 and flags are lost.
+    fn linear(&mut self, op: &Op) {
         self.save_flags();
         self.address(op, host::R10);
         let s = usize::from(op.seg & 7);
         if s >= seg::FS {
             let base = offset_of!(Cpu, view) + s * size_of::<SegView>() + offset_of!(SegView, base);
             self.a.add_mem(host::R10, CPU, base as i32);
+            self.flags_lost();
         }
+    }
+
+    /// The host address, in R10, of `len` bytes of the memory operand. RAX, R11 and flags are lost.
+    fn operand(&mut self, op: &Op, len: u64, write: bool) {
+        self.linear(op);
         self.look_up(len, write);
+    }
+
+    /// As `operand`; what is not aligned to its length is the interpreter's.
+    fn operand_aligned(&mut self, op: &Op, len: u64, write: bool) {
+        self.linear(op);
+        self.flags_lost();
+        self.a.test_low(host::R10, len as u8 - 1);
+        let site = self.a.jcc(cc::NE);
+        self.cold.push(Cold::Interpret { site, k: self.k });
+        self.look_up(len, write);
+    }
+
+    /// Before an instruction on vectors: it may raise #NM or #UD, and works under the guest's MXCSR.
+    fn want_vectors(&mut self, vex: bool) {
+        if vex && !self.avx {
+            self.save_flags();
+            self.flags_lost();
+            self.a.is_zero8(CPU, offset_of!(Cpu, avx_trap) as i32);
+            let site = self.a.jcc(cc::NE);
+            self.cold.push(Cold::Interpret { site, k: self.k });
+            self.avx = true;
+        }
+        if !self.float {
+            self.save_flags();
+            self.flags_lost();
+            self.a.test_mem8(CPU, offset_of!(Cpu, float_live) as i32, SSE);
+            let site = self.a.jcc(cc::E);
+            let (back, k) = (self.a.at(), self.k);
+            self.cold.push(Cold::Float { site, back, k });
+            self.float = true;
+        }
+    }
+
+    /// VZEROUPPER.
+    fn zero_upper(&mut self) -> Option<()> {
+        self.want_vectors(true);
+        // xorps xmm0, xmm0
+        self.a.bytes(&[0x0f, 0x57, 0xc0]);
+        for n in 0..if self.long { 16 } else { 8 } {
+            self.a.movups(0, CPU, vector_at(n) + 16, true);
+        }
+        self.vectors &= !1;
+        Some(())
     }
 
     /// The host address, in R10, of `len` bytes at the linear address in R10. RAX, R11 and flags are lost.
@@ -437,9 +561,11 @@ impl<'a> Emitter<'a> {
             Mnemonic::Pop => return self.pop_op(op, i),
             Mnemonic::Lea => return self.lea_op(op, i),
             Mnemonic::Leave => return self.leave_op(op, i),
+            Mnemonic::Vzeroupper if on_host(i.code()) => return self.zero_upper(),
             _ => {}
         }
-        let how = how(i)?;
+        let vector = (0..i.op_count()).any(|n| i.op_register(n).is_vector_register());
+        let how = if vector { vector_how(i) } else { how(i) }?;
         if how == How::Nothing {
             return Some(());
         }
@@ -450,7 +576,11 @@ impl<'a> Emitter<'a> {
             return None;
         }
         // Registers that are in memory are loaded into scratch ones.
+        let second_bytes = (0..i.op_count()).any(|n| is_second_byte(i.op_register(n)));
         let scratch: &[u8] = match (memory.is_some(), how) {
+            // Flags are fetched by RAX between.
+            (true, _) if second_bytes => &[host::R11],
+            (false, _) if second_bytes => &[host::R10, host::R11],
             (true, How::Same) => &[host::R11, host::RAX],
             (true, _) => &[host::R11],
             (false, How::Same) => &[host::R10, host::R11, host::RAX],
@@ -458,16 +588,35 @@ impl<'a> Emitter<'a> {
         };
         let mut loaded: [(u8, bool); 3] = [(0, false); 3];
         let mut used = 0;
+        let mut vectors: Vec<(u8, bool)> = Vec::new();
+        let mut wide = false;
+        if matches!(
+            i.code(),
+            Code::Blendvps_xmm_xmmm128
+                | Code::Blendvpd_xmm_xmmm128
+                | Code::Pblendvb_xmm_xmmm128
+                | Code::Sha256rnds2_xmm_xmmm128
+        ) {
+            // Not among the operands.
+            vectors.push((0, false));
+        }
         for n in 0..i.op_count() {
             if i.op_kind(n) != OpKind::Register {
                 continue;
             }
             let r = i.op_register(n);
-            if !r.is_gpr() || matches!(r, Register::AH | Register::BH | Register::CH | Register::DH) {
+            if r.is_xmm() || r.is_ymm() {
+                vectors.push((r.number() as u8, writes(self.info.info(i).op_access(n))));
+                wide |= r.is_ymm();
+                continue;
+            }
+            if !r.is_gpr() {
                 return None;
             }
             let guest = r.full_register().number() as u8;
-            let on = match MAP[usize::from(guest)] {
+            // A register's second byte is worked on in a register of its own.
+            let guest = if is_second_byte(r) { guest | HIGH } else { guest };
+            let on = match MAP.get(usize::from(guest)).copied().flatten() {
                 Some(h) => h,
                 None => {
                     let at = match loaded[..used].iter().position(|l| l.0 == guest) {
@@ -481,10 +630,7 @@ impl<'a> Emitter<'a> {
                             used - 1
                         }
                     };
-                    loaded[at].1 |= !matches!(
-                        self.info.info(i).op_access(n),
-                        OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
-                    );
+                    loaded[at].1 |= writes(self.info.info(i).op_access(n));
                     scratch[at]
                 }
             };
@@ -493,10 +639,10 @@ impl<'a> Emitter<'a> {
         let mut access = None;
         if let Some(n) = memory {
             let size = i.memory_size().size() as u64;
-            if size == 0 || size > 8 {
+            if size == 0 || size > if vector { 32 } else { 8 } {
                 return None;
             }
-            let write = !matches!(self.info.info(i).op_access(n), OpAccess::Read | OpAccess::CondRead);
+            let write = writes(self.info.info(i).op_access(n));
             access = Some((size, write));
             j.set_op_kind(n, OpKind::Memory);
             j.set_memory_base(Register::R10);
@@ -509,30 +655,41 @@ impl<'a> Emitter<'a> {
         let modified = i.rflags_modified() & ARITHMETIC;
         let wants =
             i.rflags_read() & ARITHMETIC != 0 || modified != 0 && modified != ARITHMETIC || may_keep_flags(i);
+        if vector {
+            self.want_vectors(i.encoding() == EncodingKind::VEX);
+        }
+        if second_bytes {
+            // Their bytes are moved by shifts.
+            self.save_flags();
+        }
         if let Some((len, write)) = access {
-            if len > 1 && (op.flags & LOCK != 0 || i.mnemonic() == Mnemonic::Xchg) {
+            if vector && is_aligned(i, len) {
+                self.operand_aligned(op, len, write);
+            } else if len > 1 && (op.flags & LOCK != 0 || i.mnemonic() == Mnemonic::Xchg) {
                 // A locked access across its natural boundary is the interpreter's.
-                self.save_flags();
-                self.address(op, host::R10);
-                let s = usize::from(op.seg & 7);
-                if s >= seg::FS {
-                    let base = offset_of!(Cpu, view) + s * size_of::<SegView>() + offset_of!(SegView, base);
-                    self.a.add_mem(host::R10, CPU, base as i32);
-                }
-                self.flags_lost();
-                self.a.test_low(host::R10, len as u8 - 1);
-                let site = self.a.jcc(cc::NE);
-                self.cold.push(Cold::Interpret { site, k: self.k });
-                self.look_up(len, write);
+                self.operand_aligned(op, len, write);
             } else {
                 self.operand(op, len, write);
             }
         }
+        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.0 & HIGH != 0) {
+            self.a.mov(scratch[n], MAP[usize::from(l.0 & 3)].unwrap_or(host::RAX));
+            self.a.shr(scratch[n], 8);
+            self.flags_lost();
+        }
         if wants {
             self.want_flags();
         }
-        for (n, l) in loaded[..used].iter().enumerate() {
+        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.0 & HIGH == 0) {
             self.a.load(scratch[n], CPU, gpr_at(usize::from(l.0)));
+        }
+        for &(n, _) in &vectors {
+            if wide {
+                self.a.vmovups(n, vector_at(n), false);
+            } else if self.vectors & 1 << n == 0 {
+                self.a.movups(n, CPU, vector_at(n), false);
+            }
+            self.vectors |= 1 << n;
         }
         if how == How::AroundRax {
             self.a.mov(host::RAX, host::R13);
@@ -541,13 +698,32 @@ impl<'a> Emitter<'a> {
         if how == How::AroundRax {
             self.a.mov(host::R13, host::RAX);
         }
+        for &(n, written) in &vectors {
+            if written && i.encoding() == EncodingKind::VEX {
+                self.a.vmovups(n, vector_at(n), true);
+            } else if written {
+                self.a.movups(n, CPU, vector_at(n), true);
+            }
+        }
+        if wide {
+            // Legacy instructions follow.
+            self.a.bytes(&[0xc5, 0xf8, 0x77]);
+        }
         for (n, l) in loaded[..used].iter().enumerate() {
-            if l.1 {
+            if l.1 && l.0 & HIGH == 0 {
                 self.a.store(true, scratch[n], CPU, gpr_at(usize::from(l.0)));
             }
         }
         if modified != 0 {
             self.flags_written();
+        }
+        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.1 && l.0 & HIGH != 0) {
+            self.save_flags();
+            self.flags_lost();
+            let to = MAP[usize::from(l.0 & 3)].unwrap_or(host::RAX);
+            self.a.rotate8(to, true);
+            self.a.mov8(to, scratch[n]);
+            self.a.rotate8(to, false);
         }
         Some(())
     }
@@ -793,6 +969,7 @@ impl<'a> Emitter<'a> {
         let site = self.a.call();
         self.lead_out(site, self.stubs.call);
         self.flags_lost();
+        (self.vectors, self.float, self.avx) = (0, false, false);
         if last {
             let site = self.a.jmp();
             self.lead_out(site, self.stubs.out);
@@ -833,6 +1010,18 @@ impl<'a> Emitter<'a> {
                     self.a.store_imm(true, kind as i32, CPU, in_context(offset_of!(Context, kind)));
                     let call = self.a.call();
                     self.lead_out(call, self.stubs.refill);
+                    self.a.test(host::R10);
+                    let found = self.a.jcc(cc::NE);
+                    self.a.lead(found, back as i64);
+                    let at = self.offset_of(k, &offsets);
+                    self.leave(self.stubs.interpret, at, self.count - k);
+                }
+                Cold::Float { site, back, k } => {
+                    self.a.lead(site, here as i64);
+                    let kind = (FLOAT | u64::from(SSE)) as i32;
+                    self.a.store_imm(true, kind, CPU, in_context(offset_of!(Context, kind)));
+                    let call = self.a.call();
+                    self.lead_out(call, self.stubs.float);
                     self.a.test(host::R10);
                     let found = self.a.jcc(cc::NE);
                     self.a.lead(found, back as i64);

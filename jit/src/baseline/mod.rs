@@ -24,7 +24,7 @@ use crate::code::memory_file;
 use crate::runtime::{CONTEXT, Context};
 use crate::translate::Translator;
 use emit::Emitter;
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic};
+use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use mynah_cpu::block::ModeKey;
 use mynah_cpu::decode::{bitness, build};
@@ -61,27 +61,6 @@ pub(crate) const HOT: u32 = 24;
 const CODE: usize = 48 << 20;
 /// Blocks.
 const BLOCKS: usize = 1 << 18;
-
-/// Whether the host has the instructions of a mnemonic.
-fn hardware(m: Mnemonic) -> bool {
-    use Mnemonic::*;
-    #[cfg(target_arch = "x86_64")]
-    return match m {
-        Movbe => is_x86_feature_detected!("movbe"),
-        Popcnt => is_x86_feature_detected!("popcnt"),
-        Lzcnt => is_x86_feature_detected!("lzcnt"),
-        Tzcnt | Andn | Blsi | Blsmsk | Blsr | Bextr => is_x86_feature_detected!("bmi1"),
-        Bzhi | Sarx | Shlx | Shrx | Rorx | Pdep | Pext | Mulx => is_x86_feature_detected!("bmi2"),
-        Crc32 => is_x86_feature_detected!("sse4.2"),
-        Adcx | Adox => is_x86_feature_detected!("adx"),
-        _ => false,
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (m, Popcnt);
-        false
-    }
-}
 
 /// A compiled block.
 struct Entry {
@@ -236,8 +215,8 @@ impl Baseline {
                     return false;
                 }
                 // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
-                let known =
-                    build::<Translator>(&cpu.model, mode, &i, at).is_some_and(|b| b.1.handler.is_some());
+                let known = build::<Translator>(&cpu.model, mode, &i, at)
+                    .is_some_and(|b| b.1.handler.is_some() || emit::is_helper(i.mnemonic()));
                 Some((i, known))
             };
             ops.push((op, i));
