@@ -6,7 +6,7 @@
 //! instruction set can be in a region from the first day.
 //!
 //! * `region`: what is compiled together. [`translate`], `exec`, `memory`, `vector`: how it is emitted. `compile`: Cranelift.
-//! * [`perf`]: names of regions for `perf`. `code`: executable memory. `runtime`: what code calls.
+//! * [`perf`]: names of regions for `perf`. `listing`: their code as text. `code`: executable memory. `runtime`: what code calls.
 //! * [`tier`]: the translator as a tier above the interpreter of one vCPU, which compiles in the background or at once.
 //!
 //! Not here yet: code kept on disk, and hosts whose memory order is weaker than x86's ([`tier::Translating::new`] refuses them).
@@ -14,6 +14,7 @@ mod code;
 mod compile;
 mod exec;
 mod float;
+mod listing;
 mod memory;
 pub mod perf;
 mod primitive;

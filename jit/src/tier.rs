@@ -9,9 +9,10 @@
 use crate::code::{CodeMemory, Part};
 use crate::compile::Compiler;
 pub use crate::compile::Optimize;
-use crate::perf::PerfMap;
+use crate::listing::{Mark, host_code};
+use crate::perf::{Perf, Symbols};
 use crate::region::Plan;
-use crate::runtime::Context;
+use crate::runtime::{Context, Stub};
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::board::EV_TIER;
 use mynah_cpu::state::{gpr, seg};
@@ -84,6 +85,8 @@ struct Done {
     parts: Box<[Part]>,
     phys: u64,
     key: u32,
+    /// What its code was made from, and how wide that code's addresses are; if somebody wants to know.
+    marks: (u32, Vec<Mark>),
 }
 
 #[derive(Default)]
@@ -102,8 +105,8 @@ struct Region {
     key: u32,
 }
 
-/// Where a text about code goes.
-pub type Sink = Arc<dyn Fn(&str) + Send + Sync>;
+/// Where a text about the code of a guest address goes.
+pub type Sink = Arc<dyn Fn(u64, &str) + Send + Sync>;
 
 /// What is told of regions to those who look inside.
 #[derive(Default)]
@@ -113,7 +116,9 @@ pub struct Inside {
     /// Takes the host code of each.
     pub asm: Option<Sink>,
     /// Takes their names and places.
-    pub perf: Option<PerfMap>,
+    pub perf: Option<Arc<Perf>>,
+    /// The names of the guest's functions.
+    pub symbols: Arc<Symbols>,
 }
 
 /// Who compiles.
@@ -136,6 +141,7 @@ pub struct Translating {
     history: HashMap<(u64, u32), Past>,
     info: InstructionInfoFactory,
     inside: Inside,
+    stubs: Vec<Stub>,
 }
 
 // SAFETY: the raw pointers in `context` lead to code that `memory` owns, to functions, and to the events of the vCPU, which outlive it; ops hold
@@ -151,7 +157,12 @@ impl Translating {
     /// As [`Self::new`], for somebody who looks inside.
     pub fn new_with(model: Arc<CpuModel>, events: Arc<Events>, inside: Inside) -> Result<Self, String> {
         let (mut compiler, mut tier) = Self::prepare(&events, Optimize::Speed)?;
-        compiler.ir = inside.ir.clone();
+        (compiler.ir, compiler.symbols) = (inside.ir.clone(), inside.symbols.clone());
+        for stub in &tier.stubs {
+            if let Some(perf) = &inside.perf {
+                perf.stub(stub.address, &stub.code, stub.name);
+            }
+        }
         tier.inside = inside;
         let (shared, counters) = (tier.shared.clone(), tier.counters.clone());
         let thread = std::thread::Builder::new()
@@ -180,7 +191,8 @@ impl Translating {
         }
         let mut compiler = Compiler::new(optimize)?;
         let mut memory = CodeMemory::new(CODE).map_err(|e| format!("no executable memory: {e}"))?;
-        let (context, enter) = Context::new(&mut compiler, &mut memory, events.as_ptr())?;
+        let mut stubs = Vec::new();
+        let (context, enter) = Context::new(&mut compiler, &mut memory, events.as_ptr(), &mut stubs)?;
         let tier = Self {
             worker: Worker::Thread(None),
             shared: Arc::default(),
@@ -192,6 +204,7 @@ impl Translating {
             history: HashMap::new(),
             info: InstructionInfoFactory::new(),
             inside: Inside::default(),
+            stubs,
         };
         Ok((compiler, tier))
     }
@@ -241,8 +254,13 @@ fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &C
         *called.entry(op).or_default() += 1;
     }
     drop(called);
+    let marked = compiler.marks().iter().filter_map(|&(offset, mark)| {
+        let (lin, bytes) = job.plan.marked(mark, job.lin)?;
+        Some(Mark { offset: offset as usize, lin, bytes })
+    });
+    let marks = (job.plan.bitness(), marked.collect());
     let parts = job.plan.take_parts();
-    Some(Done { lin: job.lin, code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key })
+    Some(Done { lin: job.lin, code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key, marks })
 }
 
 impl Tier for Translating {
@@ -260,7 +278,8 @@ impl Tier for Translating {
             cpu.cool(phys, key);
             return;
         }
-        let Some(plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info)) else {
+        let Some(mut plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info))
+        else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
@@ -270,6 +289,7 @@ impl Tier for Translating {
         }
         let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
         let lin = cpu.state.gpr[gpr::RIP].wrapping_add(base);
+        plan.marks = (self.inside.ir.is_some() || self.inside.asm.is_some()).then_some(lin as u32);
         let job = Job { plan, lin, phys, key };
         if let Worker::AtOnce(compiler) = &mut self.worker {
             let model = cpu.model.clone();
@@ -338,11 +358,12 @@ impl Translating {
         let parts: Vec<u64> = d.parts.iter().map(|p| p.phys).collect();
         // SAFETY: code, ops and context stay until the region is uninstalled (above) or the vCPU, which owns this tier, ends.
         if unsafe { cpu.install(d.phys, d.key, &parts, code) } {
-            if let Some(perf) = &mut self.inside.perf {
-                perf.add(placed.address, d.code.len(), d.lin);
+            if let Some(perf) = &self.inside.perf {
+                perf.region(placed.address, &d.code, d.lin);
             }
             if let Some(asm) = &self.inside.asm {
-                asm(&crate::perf::host_code(placed.address, &d.code, d.lin));
+                let what = self.inside.symbols.describe(d.lin);
+                asm(d.lin, &host_code(placed.address, &d.code, &what, d.marks.0, &d.marks.1));
             }
             self.counters.installed.fetch_add(1, Ordering::Relaxed);
             let region = Region { _ops: d.ops, segment: placed.segment, phys: d.phys, key: d.key };
