@@ -23,6 +23,20 @@ pub const LEFT_NEXT: u32 = 1;
 /// The interpreter must execute the instruction at RIP, which has not begun.
 pub const LEFT_INTERPRET: u32 = 3;
 
+/// The block at RIP, of the baseline, has run often.
+pub const LEFT_HOT: u32 = 6;
+/// A bit in [`Compiled::ops`] that says that the rest is not ops but where baseline code goes on that has registers and flags in its own places.
+pub const BASELINE: u64 = 1;
+
+/// A jump in a tier's code that leads straight to the code of a block.
+#[derive(Clone, Copy)]
+pub struct Link {
+    /// The jump's displacement, where it can be written.
+    pub at: *mut u8,
+    /// The displacement to have when the block's code is taken away.
+    pub back: i32,
+}
+
 /// Code for a block.
 #[derive(Clone, Copy)]
 pub struct Compiled {
@@ -68,6 +82,10 @@ pub trait Tier: Send {
     fn attach(&mut self, cpu: &mut Cpu);
     /// The block at this physical address, under this mode key, is hot. Called on the vCPU's thread, with no code of this tier executing.
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32);
+    /// The block, which has code, was left with [`LEFT_HOT`]. Called as `hot` is.
+    fn hotter(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        let _ = (cpu, phys, key);
+    }
     /// [`crate::board::EV_TIER`] was raised: code may be ready to be installed.
     fn ready(&mut self, cpu: &mut Cpu);
 }
@@ -82,6 +100,8 @@ pub(crate) struct BlockTier {
     heads: RefCell<Vec<(u64, u32)>>,
     /// Entries of the table of [`CodeJump`]s that may name its code.
     jumps: RefCell<Vec<u16>>,
+    /// Jumps that lead to its code.
+    links: RefCell<Vec<Link>>,
 }
 
 impl BlockTier {
@@ -92,6 +112,15 @@ impl BlockTier {
             code: Cell::new(None),
             heads: RefCell::default(),
             jumps: RefCell::default(),
+            links: RefCell::default(),
+        }
+    }
+
+    /// Has no jump lead to its code any more.
+    fn sever(&self) {
+        for l in self.links.take() {
+            // SAFETY: see `Cpu::link_code`.
+            unsafe { l.at.cast::<i32>().write_unaligned(l.back) };
         }
     }
 
@@ -102,6 +131,7 @@ impl BlockTier {
 
     /// The block dies: whose code it went into.
     pub(crate) fn take_heads(&self) -> Vec<(u64, u32)> {
+        self.sever();
         self.code.set(None);
         self.heads.take()
     }
@@ -159,7 +189,9 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
         // vCPU through this reference alone. The table of code that it goes on to names installed code only.
         let left = unsafe { (code.enter)(cpu, code.ops, rip, code.code) };
         cpu.left[left as usize & 7] += 1;
-        if left != LEFT_NEXT {
+        if left == LEFT_HOT {
+            tell_hotter(cpu);
+        } else if left != LEFT_NEXT {
             cpu.interpret_next = left == LEFT_INTERPRET;
             return std::ptr::null();
         }
@@ -191,7 +223,22 @@ fn run_checked(cpu: &mut Cpu, block: *const Block, code: &Compiled) -> *const Op
     };
     cpu.left[left as usize & 7] += 1;
     cpu.interpret_next = left == LEFT_INTERPRET;
+    if left == LEFT_HOT {
+        tell_hotter(cpu);
+    }
     std::ptr::null()
+}
+
+/// Tells the tier of the block at RIP.
+#[cold]
+fn tell_hotter(cpu: &mut Cpu) {
+    let Ok(block) = cpu.find_block(cpu.mode_key) else { return };
+    // SAFETY: `find_block` returns a live block.
+    let (phys, key) = unsafe { ((*block).phys, (*block).key) };
+    if let Some(mut t) = cpu.tier.take() {
+        t.hotter(cpu, phys, key);
+        cpu.tier = Some(t);
+    }
 }
 
 impl Cpu {
@@ -229,7 +276,7 @@ impl Cpu {
     pub fn set_tier(&mut self, mut tier: Box<dyn Tier>, hot_after: u32) {
         tier.attach(self);
         self.tier = Some(tier);
-        self.hot_after = hot_after.max(1);
+        self.hot_after = hot_after.clamp(1, u32::MAX - 1);
         self.flush_blocks();
     }
 
@@ -237,7 +284,8 @@ impl Cpu {
     pub(crate) fn count_block(&self, block: &Block) {
         let key = ModeKey(block.key);
         let fits = key.has(ModeKey::LONG) || key.has(ModeKey::FLAT) && key.has(ModeKey::D32);
-        if self.tier.is_some() && fits && !key.has(ModeKey::SINGLE) && block.second_page.is_none() {
+        // The tier itself is not in its place while it is told of a block.
+        if self.hot_after != u32::MAX && fits && !key.has(ModeKey::SINGLE) {
             // SAFETY: the block is new and not executing.
             unsafe { (*block.ops[0].get()).run = count };
         }
@@ -274,6 +322,7 @@ impl Cpu {
         // SAFETY: the block stays in the cache: nothing below takes blocks out.
         let head = unsafe { &*block };
         self.forget_code_jumps(&head.tier);
+        head.tier.sever();
         head.tier.code.set(Some(code));
         // SAFETY: ops are changed by this thread only; no handler of this block is on the stack with a reference to `run`.
         unsafe { (*head.ops[0].get()).run = run_code };
@@ -290,9 +339,38 @@ impl Cpu {
         // SAFETY: the block stays in the cache: nothing below takes blocks out.
         let tier = unsafe { &(*block).tier };
         self.forget_code_jumps(tier);
+        tier.sever();
         tier.code.set(None);
         // SAFETY: as for `install`.
         unsafe { (*(*block).ops[0].get()).run = tier.first.get() };
+        // The block itself is still there, and may well be hot.
+        self.cool(phys, key);
+    }
+
+    /// The code that the block at `phys` has.
+    pub fn code_of(&self, phys: u64, key: u32) -> Option<Compiled> {
+        self.blocks.block_at(phys, key)?.tier.code.get()
+    }
+
+    /// Whether code may lead straight to other code.
+    pub fn links_code(&self) -> bool {
+        !self.unchained && self.check.is_none()
+    }
+
+    /// Has a jump of the tier's lead straight to the code of the block at `phys` by a displacement, until that code is taken away.
+    ///
+    /// # Safety
+    /// `link.at` is the displacement of a jump in the tier's code, mapped as long as the vCPU has the tier, which may lead to the block's code with `to` and
+    /// anywhere with `link.back`; no code of this vCPU's executes.
+    pub unsafe fn link_code(&self, phys: u64, key: u32, link: Link, to: i32) {
+        if let Some(b) = self.blocks.block_at(phys, key) {
+            // SAFETY: as the caller vouches.
+            unsafe { link.at.cast::<i32>().write_unaligned(to) };
+            let mut links = b.tier.links.borrow_mut();
+            if !links.iter().any(|l| l.at == link.at) {
+                links.push(link);
+            }
+        }
     }
 
     /// Forgets all decoded blocks (and their code).

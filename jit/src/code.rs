@@ -56,7 +56,7 @@ impl Segment {
 }
 
 #[cfg(target_os = "linux")]
-fn memory_file(len: usize) -> io::Result<File> {
+pub(crate) fn memory_file(len: usize) -> io::Result<File> {
     use std::os::fd::FromRawFd;
     // SAFETY: the name is a NUL-terminated literal; the call has no other memory argument.
     let raw = unsafe { libc::memfd_create(c"mynah-code".as_ptr(), libc::MFD_CLOEXEC) };
@@ -70,7 +70,7 @@ fn memory_file(len: usize) -> io::Result<File> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn memory_file(_: usize) -> io::Result<File> {
+pub(crate) fn memory_file(_: usize) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "no memory files on this host"))
 }
 

@@ -22,6 +22,8 @@ use std::sync::Arc;
 /// How much Cranelift optimises (its `opt_level`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Optimize {
+    /// The baseline, without Cranelift.
+    Baseline,
     /// Not at all.
     None,
     /// For speed.
@@ -57,7 +59,7 @@ impl Compiler {
         let mut flags = settings::builder();
         // `finish` verifies.
         let level = match optimize {
-            Optimize::None => "none",
+            Optimize::None | Optimize::Baseline => "none",
             Optimize::Speed => "speed",
         };
         let options = [

@@ -6,10 +6,12 @@
 //! instruction set can be in a region from the first day.
 //!
 //! * `region`: what is compiled together. [`translate`], `exec`, `memory`, `vector`: how it is emitted. `compile`: Cranelift.
+//! * `baseline`: the tier between: on x86-64 hosts, the guest's own instructions on other registers.
 //! * [`perf`]: names of regions for `perf`. `listing`: their code as text. `code`: executable memory. `runtime`: what code calls.
 //! * [`tier`]: the translator as a tier above the interpreter of one vCPU, which compiles in the background or at once.
 //!
 //! Not here yet: code kept on disk, and hosts whose memory order is weaker than x86's ([`tier::Translating::new`] refuses them).
+mod baseline;
 mod code;
 mod compile;
 mod exec;

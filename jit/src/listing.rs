@@ -7,6 +7,7 @@ pub(crate) struct Mark {
     pub offset: usize,
     /// Its linear address.
     pub lin: u64,
+    /// Its bytes; none for what belongs to no single instruction.
     pub bytes: Vec<u8>,
 }
 
@@ -18,6 +19,10 @@ pub(crate) fn host_code(at: *const u8, code: &[u8], what: &str, bitness: u32, ma
     let mut marks = marks.iter().peekable();
     let mut mark = |s: &mut String, n: usize, formatter: &mut NasmFormatter| {
         while let Some(m) = marks.next_if(|m| m.offset <= n) {
+            if m.bytes.is_empty() {
+                s.push_str("  -- ways out\n");
+                continue;
+            }
             let i = Decoder::with_ip(bitness, &m.bytes, m.lin, DecoderOptions::AMD).decode();
             let mut text = String::new();
             formatter.format(&i, &mut text);

@@ -3,7 +3,7 @@
 //! Code has no absolute addresses: it takes the addresses of these functions from the [`Context`], whose address it is entered with.
 use crate::code::CodeMemory;
 use crate::compile::Compiler;
-use mynah_cpu::tier::{Enter, TierMemory};
+use mynah_cpu::tier::{Enter, LEFT_HOT, TierMemory};
 use mynah_cpu::{Cpu, Op};
 use mynah_mmu::PAGE_SIZE;
 use std::mem::{offset_of, size_of};
@@ -24,6 +24,8 @@ pub enum Left {
     Stopped = 4,
     /// Decoded code has changed under the region; execution goes on at RIP.
     Code = 5,
+    /// The block at RIP, of the baseline, has run often.
+    Hot = LEFT_HOT,
 }
 
 /// What code finds in the vCPU's [`TierMemory`]; it addresses the fields by offset.
@@ -55,6 +57,16 @@ pub(crate) struct Context {
     pub ops: *const Op,
     /// RIP where it was entered.
     pub rip: u64,
+    /// The baseline's: RIP of the first byte of the page that its code is on.
+    pub page_rip: u64,
+    /// The baseline's: OF, and in the second byte the other flags as LAHF has them.
+    pub native_flags: u64,
+    /// The baseline's: room for a value.
+    pub aside: u64,
+    /// The baseline's: `res` and `aux` for each of the 512 values of OF and LAHF's byte.
+    pub flag_words: *const u64,
+    /// The baseline's: what is left of each block's executions until it is hot.
+    pub counters: *const u32,
 }
 
 /// A stub, for who looks inside.
@@ -98,6 +110,11 @@ impl Context {
             scratch: [0; 32],
             ops: std::ptr::null(),
             rip: 0,
+            page_rip: 0,
+            native_flags: 0,
+            aside: 0,
+            flag_words: std::ptr::null(),
+            counters: std::ptr::null(),
         };
         // SAFETY: the stub was made with this signature.
         let enter = unsafe { std::mem::transmute::<*const u8, Enter>(enter) };

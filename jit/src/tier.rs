@@ -6,6 +6,7 @@
 //!
 //! A plan is made on the vCPU's thread, which owns the decoded blocks; compiling needs nothing but the plan. When code comes back the blocks
 //! may have died meanwhile: [`mynah_cpu::Cpu::install`] takes it only if all of them are there, and their bytes are compared.
+use crate::baseline::{self, Baseline};
 use crate::code::{CodeMemory, Part};
 use crate::compile::Compiler;
 pub use crate::compile::Optimize;
@@ -26,6 +27,8 @@ use std::thread::JoinHandle;
 
 /// Executions after which a block is compiled.
 pub const HOT: u32 = 500;
+/// Executions in the baseline after which a block is compiled by Cranelift.
+const HOTTER: u32 = 2000;
 /// Plans that may wait for the compiler; then the oldest is dropped, and its block counted anew.
 const QUEUE: usize = 64;
 /// Bytes of code kept.
@@ -46,6 +49,12 @@ struct Past {
 /// What has been done.
 #[derive(Default)]
 pub struct Counters {
+    /// Blocks compiled by the baseline.
+    pub blocks: AtomicU64,
+    /// Guest instructions in them.
+    pub block_instructions: AtomicU64,
+    /// Bytes of their host code.
+    pub block_bytes: AtomicU64,
     /// Regions compiled.
     pub compiled: AtomicU64,
     /// Regions installed.
@@ -142,6 +151,7 @@ pub struct Translating {
     info: InstructionInfoFactory,
     inside: Inside,
     stubs: Vec<Stub>,
+    baseline: Option<Box<Baseline>>,
 }
 
 // SAFETY: the raw pointers in `context` lead to code that `memory` owns, to functions, and to the events of the vCPU, which outlive it; ops hold
@@ -163,6 +173,12 @@ impl Translating {
                 perf.stub(stub.address, &stub.code, stub.name);
             }
         }
+        let baseline = Baseline::new(tier.enter, HOTTER)?;
+        if let Some(perf) = &inside.perf {
+            let (address, code) = baseline.stubs();
+            perf.stub(address, code, "baseline");
+        }
+        tier.baseline = Some(Box::new(baseline));
         tier.inside = inside;
         let (shared, counters) = (tier.shared.clone(), tier.counters.clone());
         let thread = std::thread::Builder::new()
@@ -178,9 +194,20 @@ impl Translating {
         Self::at_once_with(events, Optimize::Speed)
     }
 
+    /// A tier that compiles a hot block by the baseline, and one that has run `hotter` times more by Cranelift, before it goes on: for tests.
+    pub fn in_turn(events: Arc<Events>, hotter: u32) -> Result<Self, String> {
+        let mut tier = Self::at_once(events)?;
+        tier.baseline = Some(Box::new(Baseline::new(tier.enter, hotter)?));
+        Ok(tier)
+    }
+
     /// As [`Self::at_once`], with a choice of how much is optimised.
     pub fn at_once_with(events: Arc<Events>, optimize: Optimize) -> Result<Self, String> {
         let (compiler, mut tier) = Self::prepare(&events, optimize)?;
+        if optimize == Optimize::Baseline {
+            tier.baseline = Some(Box::new(Baseline::new(tier.enter, u32::MAX >> 1)?));
+            return Ok(tier);
+        }
         tier.worker = Worker::AtOnce(Box::new(compiler));
         Ok(tier)
     }
@@ -205,8 +232,14 @@ impl Translating {
             info: InstructionInfoFactory::new(),
             inside: Inside::default(),
             stubs,
+            baseline: None,
         };
         Ok((compiler, tier))
+    }
+
+    /// Executions after which the tier wants to be told of a block.
+    pub fn hot_after(&self) -> u32 {
+        if self.baseline.is_some() { baseline::HOT } else { HOT }
     }
 
     /// The counters, which go on counting.
@@ -263,9 +296,32 @@ fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &C
     Some(Done { lin: job.lin, code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key, marks })
 }
 
+/// The linear address of the instruction at RIP.
+fn code_linear(cpu: &Cpu) -> u64 {
+    let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
+    cpu.state.gpr[gpr::RIP].wrapping_add(base)
+}
+
+/// Tells those who look inside of the block at RIP, which the baseline has just compiled.
+fn show_block(cpu: &Cpu, b: &Baseline, inside: &Inside) {
+    let lin = code_linear(cpu);
+    if let Some(perf) = &inside.perf {
+        let (address, code) = b.latest();
+        perf.region(address, code, lin);
+    }
+    if let Some(asm) = &inside.asm {
+        let (address, code) = b.latest();
+        let (bitness, marks) = b.latest_marks(cpu, lin);
+        asm(lin, &host_code(address, code, &inside.symbols.describe(lin), bitness, &marks));
+    }
+}
+
 impl Tier for Translating {
     fn attach(&mut self, cpu: &mut Cpu) {
-        if let Some(context) = self.context.take() {
+        if let Some(mut context) = self.context.take() {
+            if let Some(b) = &self.baseline {
+                b.attach(&mut context);
+            }
             // SAFETY: the memory is large enough and aligned, and made for this.
             unsafe { cpu.tier_memory.0.as_mut_ptr().cast::<Context>().write(context) };
         }
@@ -273,6 +329,24 @@ impl Tier for Translating {
 
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
         *self.counters.running.lock() = (cpu.icount, cpu.left);
+        if let Some(b) = &mut self.baseline
+            && !b.has(cpu, phys, key)
+            && b.compile(cpu, phys, key)
+        {
+            show_block(cpu, b, &self.inside);
+            self.counters.blocks.store(b.compiled, Ordering::Relaxed);
+            self.counters.block_instructions.store(b.instructions, Ordering::Relaxed);
+            self.counters.block_bytes.store(b.bytes, Ordering::Relaxed);
+            return;
+        }
+        self.hotter(cpu, phys, key);
+    }
+
+    fn hotter(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        if let Some(b) = &mut self.baseline {
+            // Should it not be compiled now.
+            b.count_again(cpu, phys, key);
+        }
         if !self.is_worth_it(cpu.icount, phys, key) {
             self.counters.put_off.fetch_add(1, Ordering::Relaxed);
             cpu.cool(phys, key);
@@ -286,11 +360,16 @@ impl Tier for Translating {
         // The blocks of a loop become hot together: one region is enough, unless they go on being entered from elsewhere.
         for part in plan.part_addresses().filter(|&p| p != phys) {
             cpu.cool(part, key);
+            if let Some(b) = &mut self.baseline {
+                b.count_again(cpu, part, key);
+            }
         }
-        let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
-        let lin = cpu.state.gpr[gpr::RIP].wrapping_add(base);
+        let lin = code_linear(cpu);
         plan.marks = (self.inside.ir.is_some() || self.inside.asm.is_some()).then_some(lin as u32);
         let job = Job { plan, lin, phys, key };
+        if let Worker::Thread(None) = &self.worker {
+            return;
+        }
         if let Worker::AtOnce(compiler) = &mut self.worker {
             let model = cpu.model.clone();
             if let Some(done) = compile(compiler, &model, job, &self.counters) {

@@ -71,7 +71,8 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             match Translating::new_with(model.clone(), handle.events.clone(), looks.inside()) {
                 Ok(tier) => {
                     translators.add(tier.counters());
-                    cpu.set_tier(Box::new(tier), mynah_jit::tier::HOT);
+                    let hot_after = tier.hot_after();
+                    cpu.set_tier(Box::new(tier), hot_after);
                     inside::check(&cfg, &mut cpu, &power);
                 }
                 // Without a wish the interpreter will do.

@@ -8,7 +8,7 @@ use mynah_devices::bus::{PortBus, PortIo, open_bus};
 use mynah_devices::clock::ManualClock;
 use mynah_devices::interrupts::lapic::{LocalApics, ReadTsc};
 use mynah_firmware::{Config, LoadRequest, build_tables, load};
-use mynah_jit::tier::Translating;
+use mynah_jit::tier::{Optimize, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -71,6 +71,10 @@ pub enum Engine {
     Translator,
     /// The translator, which compiles a block when it is met for the third time, with those that it leads to.
     Regions,
+    /// The translator's baseline, which compiles every block when it is first met.
+    Baseline,
+    /// The baseline, and regions of blocks that have run four times.
+    Tiers,
 }
 
 impl Engine {
@@ -80,6 +84,8 @@ impl Engine {
         if cfg!(target_arch = "x86_64") {
             all.push((Self::Translator, "translated"));
             all.push((Self::Regions, "in regions"));
+            all.push((Self::Baseline, "in the baseline"));
+            all.push((Self::Tiers, "in tiers"));
         }
         all
     }
@@ -117,8 +123,13 @@ pub fn run(image: &[u8], engine: Engine) -> Outcome {
     let end = match engine {
         Engine::Steps => run_steps(&mut cpu, &ports),
         Engine::Blocks => run_blocks(&mut cpu, &ports),
-        Engine::Translator | Engine::Regions => {
-            let tier = Translating::at_once(events.clone()).expect("a translator for this host");
+        Engine::Translator | Engine::Regions | Engine::Baseline | Engine::Tiers => {
+            let tier = match engine {
+                Engine::Baseline => Translating::at_once_with(events.clone(), Optimize::Baseline),
+                Engine::Tiers => Translating::in_turn(events.clone(), 3),
+                _ => Translating::at_once(events.clone()),
+            };
+            let tier = tier.expect("a translator for this host");
             let counters = tier.counters();
             cpu.set_tier(Box::new(tier), if engine == Engine::Regions { 3 } else { 1 });
             let end = run_blocks(&mut cpu, &ports);

@@ -88,6 +88,7 @@ mod host {
                 }
                 "--opt" => {
                     plan.optimize = match value()?.as_str() {
+                        "baseline" => Optimize::Baseline,
                         "none" => Optimize::None,
                         "speed" => Optimize::Speed,
                         o => return Err(format!("--opt takes none or speed, not '{o}'")),

@@ -56,12 +56,14 @@ const HOT: u32 = 8;
 pub enum Engine {
     /// The interpreter.
     Interp,
-    /// The translator above it.
+    /// Regions by Cranelift.
     Jit,
+    /// The baseline, and regions above it.
+    Tiers,
 }
 
-/// Both engines.
-pub const ENGINES: [Engine; 2] = [Engine::Interp, Engine::Jit];
+/// All engines.
+pub const ENGINES: [Engine; 3] = [Engine::Interp, Engine::Jit, Engine::Tiers];
 
 /// Assembles 64-bit code for an address.
 pub fn assemble(at: u64, f: impl FnOnce(&mut CodeAssembler)) -> Vec<u8> {
@@ -185,9 +187,13 @@ impl Rig {
                 let board = Arc::new(VcpuBoard { ports, apic, tsc, bios: None, ferr: None });
                 let mut cpu = Cpu::new(n as u32, self.memory.clone(), board, events.clone(), model.clone());
                 cpu.join(&world, n);
-                if engine == Engine::Jit {
-                    let tier = Translating::at_once(events.clone()).expect("a translator");
-                    cpu.set_tier(Box::new(tier), HOT);
+                let tier = match engine {
+                    Engine::Interp => None,
+                    Engine::Jit => Some(Translating::at_once(events.clone())),
+                    Engine::Tiers => Some(Translating::in_turn(events.clone(), 20_000)),
+                };
+                if let Some(tier) = tier {
+                    cpu.set_tier(Box::new(tier.expect("a translator")), HOT);
                 }
                 if n < programs {
                     enter(&mut cpu, n);
