@@ -20,13 +20,12 @@ mod asm;
 mod emit;
 mod stubs;
 
-use crate::code::memory_file;
 use crate::listing::Mark;
 use crate::runtime::{CONTEXT, Context};
 use crate::translate::Translator;
+use crate::twice::{self, Executed, Written};
 use emit::Emitter;
 use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic};
-use memmap2::{Mmap, MmapMut, MmapOptions};
 use mynah_cpu::block::ModeKey;
 use mynah_cpu::decode::{bitness, build};
 use mynah_cpu::flags::pack;
@@ -109,8 +108,8 @@ struct Waiting {
 
 /// The baseline of one vCPU.
 pub(crate) struct Baseline {
-    write: MmapMut,
-    execute: Mmap,
+    write: Written,
+    execute: Executed,
     used: usize,
     stubs: Stubs,
     /// Where code begins.
@@ -151,17 +150,7 @@ impl Baseline {
     pub fn new(enter: Enter, hot: u32) -> Result<Self, String> {
         let mut code = Vec::new();
         let stubs = Stubs::new(&mut code).map_err(|e| format!("a stub of the baseline: {e}"))?;
-        let map = || -> std::io::Result<(MmapMut, Mmap)> {
-            let file = memory_file(CODE)?;
-            // SAFETY: the file is this process's own and has no name: nobody else changes its length or contents.
-            unsafe {
-                Ok((
-                    MmapOptions::new().len(CODE).map_mut(&file)?,
-                    MmapOptions::new().len(CODE).map_exec(&file)?,
-                ))
-            }
-        };
-        let (mut write, execute) = map().map_err(|e| format!("no executable memory: {e}"))?;
+        let (mut write, execute) = twice::map(CODE).map_err(|e| format!("no executable memory: {e}"))?;
         write[..code.len()].copy_from_slice(&code);
         let start = code.len().next_multiple_of(16);
         let flag_words = (0..512u64)
@@ -202,13 +191,13 @@ impl Baseline {
 
     /// The stubs: address and code.
     pub fn stubs(&self) -> (*const u8, &[u8]) {
-        (self.address(0), &self.execute[..self.start])
+        (self.address(0), &self.write[..self.start])
     }
 
     /// The code of the block that was compiled last, and where it is.
     pub fn latest(&self) -> (*const u8, &[u8]) {
         let Latest { origin, len, .. } = self.latest;
-        (self.address(origin), &self.execute[origin..origin + len])
+        (self.address(origin), &self.write[origin..origin + len])
     }
 
     /// What it was made from, if the block is at the linear address `lin`, and how wide addresses are there.
@@ -231,7 +220,7 @@ impl Baseline {
     }
 
     fn address(&self, offset: usize) -> *const u8 {
-        self.execute[offset..].as_ptr()
+        self.execute.address(offset)
     }
 
     /// The code that a block has, if it is of this tier.
