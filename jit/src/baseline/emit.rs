@@ -644,7 +644,7 @@ impl<'a> Emitter<'a> {
         self.save_flags();
         self.a.lea(self.long, host::R10, host::R14, None, 0);
         self.look_up(len, false);
-        let guest = i.op0_register().full_register().number() as usize;
+        let guest = i.op0_register().full_register().number();
         // First RSP, which may be what is popped.
         self.move_stack(len as i32);
         let to = MAP[guest].unwrap_or(host::RAX);
