@@ -91,6 +91,8 @@ pub(super) struct Emitted {
     pub leaps: Vec<Leap>,
     /// Codes of the instructions that are called.
     pub called: Vec<u16>,
+    /// Offsets of each op's code, and of what lies behind all.
+    pub places: Vec<usize>,
 }
 
 /// What the block is.
@@ -360,7 +362,9 @@ impl<'a> Emitter<'a> {
         let site = e.a.jcc(cc::S);
         e.cold.push(Cold::Hot { site });
         e.a.add_mem_imm(CPU, offset_of!(Cpu, icount) as i32, count as i8);
+        let mut places = Vec::with_capacity(block.ops.len() + 1);
         for (k, (op, i)) in block.ops.iter().enumerate() {
+            places.push(e.a.at());
             e.k = k;
             e.here = first + i64::from(op.off);
             match i {
@@ -368,8 +372,9 @@ impl<'a> Emitter<'a> {
                 None => e.go_to(first + i64::from(op.off)),
             }
         }
+        places.push(e.a.at());
         let leaps = e.finish();
-        Emitted { code: e.a.code, tested, body, leaps, called: e.called }
+        Emitted { code: e.a.code, tested, body, leaps, called: e.called, places }
     }
 
     fn op(&mut self, op: &Op, i: &Instruction, known: bool, kept: *const Op, last: bool) {
@@ -815,7 +820,7 @@ impl<'a> Emitter<'a> {
         self.save_flags();
         self.a.lea(self.long, host::R10, host::R14, None, 0);
         self.look_up(len, false);
-        let guest = i.op0_register().full_register().number() as usize;
+        let guest = i.op0_register().full_register().number();
         // First RSP, which may be what is popped.
         self.move_stack(len as i32);
         let to = MAP[guest].unwrap_or(host::RAX);

@@ -20,12 +20,12 @@ mod asm;
 mod emit;
 mod stubs;
 
-use crate::code::memory_file;
+use crate::listing::Mark;
 use crate::runtime::{CONTEXT, Context};
 use crate::translate::Translator;
+use crate::twice::{self, Executed, Written};
 use emit::Emitter;
 use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
-use memmap2::{Mmap, MmapMut, MmapOptions};
 use mynah_cpu::block::ModeKey;
 use mynah_cpu::decode::{bitness, build};
 use mynah_cpu::flags::pack;
@@ -87,8 +87,8 @@ struct Waiting {
 
 /// The baseline of one vCPU.
 pub(crate) struct Baseline {
-    write: MmapMut,
-    execute: Mmap,
+    write: Written,
+    execute: Executed,
     used: usize,
     stubs: Stubs,
     /// Where code begins.
@@ -111,6 +111,17 @@ pub(crate) struct Baseline {
     pub bytes: u64,
     /// By instruction code: how many of them are called.
     pub called: HashMap<u16, u64>,
+    latest: Latest,
+}
+
+/// The block that was compiled last.
+#[derive(Default)]
+struct Latest {
+    at: (u64, u32),
+    origin: usize,
+    len: usize,
+    /// See [`emit::Emitted::places`].
+    places: Vec<usize>,
 }
 
 impl Baseline {
@@ -118,17 +129,7 @@ impl Baseline {
     pub fn new(enter: Enter, hot: u32) -> Result<Self, String> {
         let mut code = Vec::new();
         let stubs = Stubs::new(&mut code).map_err(|e| format!("a stub of the baseline: {e}"))?;
-        let map = || -> std::io::Result<(MmapMut, Mmap)> {
-            let file = memory_file(CODE)?;
-            // SAFETY: the file is this process's own and has no name: nobody else changes its length or contents.
-            unsafe {
-                Ok((
-                    MmapOptions::new().len(CODE).map_mut(&file)?,
-                    MmapOptions::new().len(CODE).map_exec(&file)?,
-                ))
-            }
-        };
-        let (mut write, execute) = map().map_err(|e| format!("no executable memory: {e}"))?;
+        let (mut write, execute) = twice::map(CODE).map_err(|e| format!("no executable memory: {e}"))?;
         write[..code.len()].copy_from_slice(&code);
         let start = code.len().next_multiple_of(16);
         let flag_words = (0..512u64)
@@ -157,6 +158,7 @@ impl Baseline {
             instructions: 0,
             bytes: 0,
             called: HashMap::new(),
+            latest: Latest::default(),
         })
     }
 
@@ -166,8 +168,38 @@ impl Baseline {
         context.counters = self.counters.as_ptr();
     }
 
+    /// The stubs: address and code.
+    pub fn stubs(&self) -> (*const u8, &[u8]) {
+        (self.address(0), &self.write[..self.start])
+    }
+
+    /// The code of the block that was compiled last, and where it is.
+    pub fn latest(&self) -> (*const u8, &[u8]) {
+        let Latest { origin, len, .. } = self.latest;
+        (self.address(origin), &self.write[origin..origin + len])
+    }
+
+    /// What it was made from, if the block is at the linear address `lin`, and how wide addresses are there.
+    pub fn latest_marks(&self, cpu: &Cpu, lin: u64) -> (u32, Vec<Mark>) {
+        let Latest { at: (phys, key), places, .. } = &self.latest;
+        let Some(block) = cpu.known_block(*phys, *key) else { return (64, Vec::new()) };
+        let mark = |(n, &offset): (usize, &usize)| {
+            let bytes = (n < block.ops.len()).then(|| {
+                let op = cpu.plain_op(block, n);
+                let at = usize::from(op.off);
+                (
+                    u64::from(op.off),
+                    block.bytes.get(at..at + usize::from(op.len)).unwrap_or_default().to_vec(),
+                )
+            });
+            let (distance, bytes) = bytes.unwrap_or_default();
+            Mark { offset, lin: lin.wrapping_add(distance), bytes }
+        };
+        (bitness(ModeKey(*key)), places.iter().enumerate().map(mark).collect())
+    }
+
     fn address(&self, offset: usize) -> *const u8 {
-        self.execute[offset..].as_ptr()
+        self.execute.address(offset)
     }
 
     /// The code that a block has, if it is of this tier.
@@ -242,6 +274,7 @@ impl Baseline {
         for c in made.called {
             *self.called.entry(c).or_default() += 1;
         }
+        self.latest = Latest { at: (phys, key), origin, len: made.code.len(), places: made.places };
         let counter = self.counted;
         self.counted += 1;
         self.counters[counter] = self.hot;
