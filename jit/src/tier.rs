@@ -28,7 +28,7 @@ use std::thread::JoinHandle;
 /// Executions after which a block is compiled.
 pub const HOT: u32 = 500;
 /// Executions in the baseline after which a block is compiled by Cranelift.
-const HOTTER: u32 = 2000;
+const HOTTER: u32 = 30_000;
 /// Plans that may wait for the compiler; then the oldest is dropped, and its block counted anew.
 const QUEUE: usize = 64;
 /// Bytes of code kept.

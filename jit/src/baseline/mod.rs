@@ -18,6 +18,7 @@
 //! by the table of [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
 mod asm;
 mod emit;
+mod kinds;
 mod stubs;
 
 use crate::listing::Mark;
@@ -56,7 +57,7 @@ const MAP: [Option<u8>; 16] = [
 ];
 
 /// Executions by the interpreter after which a block is compiled.
-pub(crate) const HOT: u32 = 24;
+pub(crate) const HOT: u32 = 8;
 /// Bytes of code.
 const CODE: usize = 48 << 20;
 /// Blocks.
@@ -248,7 +249,7 @@ impl Baseline {
                 }
                 // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
                 let known = build::<Translator>(&cpu.model, mode, &i, at)
-                    .is_some_and(|b| b.1.handler.is_some() || emit::is_helper(i.mnemonic()));
+                    .is_some_and(|b| b.1.handler.is_some() || kinds::is_helper(i.mnemonic()));
                 Some((i, known))
             };
             ops.push((op, i));
