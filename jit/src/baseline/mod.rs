@@ -71,6 +71,8 @@ struct Entry {
     tested: usize,
     body: usize,
     counter: usize,
+    /// Where its jumps lead, and the offsets of their displacements.
+    leaps: Vec<((u64, u32), usize)>,
     /// The code calls the interpreter's handlers for these.
     _ops: Box<[Op]>,
 }
@@ -215,6 +217,11 @@ impl Baseline {
         self.entry_of(cpu, (phys, key)).is_some()
     }
 
+    /// Whether a block was compiled before.
+    pub fn knows(&self, phys: u64, key: u32) -> bool {
+        self.entries.contains_key(&(phys, key))
+    }
+
     /// Counts a block's executions from the start.
     pub fn count_again(&mut self, cpu: &Cpu, phys: u64, key: u32) {
         if let Some(e) = self.entry_of(cpu, (phys, key)) {
@@ -284,11 +291,19 @@ impl Baseline {
             tested: origin + made.tested,
             body: origin + made.body,
             counter,
+            leaps: Vec::new(),
             _ops: kept,
         };
         let body = self.address(entry.body).map_addr(|a| a | BASELINE as usize);
         let code = Compiled { enter: self.enter, code: self.address(origin), ops: body.cast() };
-        self.entries.insert((phys, key), entry);
+        if let Some(old) = self.entries.insert((phys, key), entry) {
+            // The block has died and was decoded again: its old code has no jumps to be led anywhere.
+            for (to, site) in old.leaps {
+                if let Some(list) = self.waiting.get_mut(&to) {
+                    list.retain(|w| w.site != site);
+                }
+            }
+        }
         // SAFETY: the code stays until this tier is emptied, which takes it away from all blocks, or the vCPU ends; it was made of the block's instructions.
         if !unsafe { cpu.install(phys, key, &[], code) } {
             return false;
@@ -304,6 +319,9 @@ impl Baseline {
             let back = leap.target <= i64::from(first);
             let waiting = Waiting { site: origin + leap.site, stub: origin + leap.stub, back };
             self.waiting.entry(to).or_default().push(waiting);
+            if let Some(e) = self.entries.get_mut(&(phys, key)) {
+                e.leaps.push((to, waiting.site));
+            }
             if to != (phys, key) {
                 self.lead(cpu, to, waiting);
             }
