@@ -209,6 +209,12 @@ impl BlockCache {
         }
     }
 
+    /// How many blocks died and are not yet freed.
+    #[inline]
+    pub(crate) fn graves(&self) -> usize {
+        self.graveyard.len()
+    }
+
     /// Frees blocks that died, if any; only when none is executing.
     pub(crate) fn bury(&mut self) -> bool {
         let any = !self.graveyard.is_empty();
@@ -235,6 +241,12 @@ impl Drop for BlockCache {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+/// Whether `lin` is on the last page: an instruction there may go on in the other half of the address space, and is not cached by its address.
+#[inline(always)]
+pub(crate) fn wraps(lin: u64) -> bool {
+    lin | PAGE_MASK == u64::MAX
 }
 
 impl Cpu {
@@ -265,7 +277,7 @@ impl Cpu {
     /// The block at the current RIP, decoded if need be. An error is a fault of the fetch (in `self.fault`).
     pub(crate) fn find_block(&mut self, key: u32) -> Result<*const Block, Stop> {
         let (lin, left) = self.fetch_address()?;
-        let generation = self.tlb.exec_generation();
+        let generation = self.tlb.exec_generation(lin);
         let known = self.blocks.jump(lin, key, generation);
         if !known.is_null() {
             // SAFETY: jump-cache entries are removed when their block dies.
@@ -301,9 +313,10 @@ impl Cpu {
         if found.is_null() {
             found = self.decode_block(lin, phys, host, key, left)?;
         }
-        let generation = self.tlb.exec_generation();
-        let s = BlockCache::slot(lin);
-        self.blocks.jumps[s] = Jump { lin, generation, block: found, key };
+        if !wraps(lin) {
+            let generation = self.tlb.exec_generation(lin);
+            self.blocks.jumps[BlockCache::slot(lin)] = Jump { lin, generation, block: found, key };
+        }
         Ok(found)
     }
 
