@@ -92,9 +92,11 @@ pub struct Config {
     pub log: Log,
     /// Whether the translator is checked against the interpreter (`-check`, `-accel jit,check=`).
     pub check: Check,
-    /// Whether names of translated code are written for `perf` (`-perf-map`).
+    /// Whether names of translated code are written for `perf` (`-perfmap`).
     pub perf_map: bool,
-    /// An ELF file with the names of the guest's functions (`-symbols`).
+    /// Whether translated code is written for `perf inject` (`-jitdump`).
+    pub jitdump: bool,
+    /// An ELF file (or a System.map) with the names of the guest's functions (`-symbols`).
     pub symbols: Option<PathBuf>,
     /// Start stopped (`-S`).
     pub start_stopped: bool,
@@ -151,6 +153,7 @@ impl Default for Config {
             log: Log::default(),
             check: Check::Off,
             perf_map: false,
+            jitdump: false,
             symbols: None,
             start_stopped: false,
             gdb: None,
@@ -657,9 +660,9 @@ impl Log {
 pub enum LogItem {
     /// `in_asm`: guest code when it is first decoded.
     InAsm,
-    /// `exec`: each block as it is run.
+    /// `exec`: blocks as they are run.
     Exec,
-    /// `cpu`: registers before each block.
+    /// `cpu`: registers before them.
     Cpu,
     /// `fpu`: x87 and SSE registers too, where `cpu` shows registers.
     Fpu,
@@ -675,12 +678,12 @@ pub enum LogItem {
     GuestErrors,
     /// `unimp`: what a guest uses and Mynah has not.
     Unimp,
-    /// `nochain`: look at every block (with `exec` and `cpu`, so that none is missed).
+    /// `nochain`: no block goes on to another by itself, so that `exec` and `cpu` miss none.
     NoChain,
     /// `out_asm`: host code that was generated.
     OutAsm,
-    /// `op`: the translator's own form of guest code.
-    Op,
+    /// `ir`, or by QEMU's name `op`: the translator's own form of guest code.
+    Ir,
 }
 
 impl Config {

@@ -129,6 +129,11 @@ impl BlockTier {
         }
     }
 
+    /// The block's code, if it has any.
+    pub(crate) fn compiled(&self) -> Option<Compiled> {
+        self.code.get()
+    }
+
     /// The block dies: whose code it went into.
     pub(crate) fn take_heads(&self) -> Vec<(u64, u32)> {
         self.sever();

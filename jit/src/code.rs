@@ -1,11 +1,10 @@
 //! Memory for generated code, and what is kept of a compiled region.
 //!
-//! Code lies in segments of a memory file that is mapped twice, once to be written and once to be executed, so that no page is ever
+//! Code lies in segments of memory that is mapped twice, once to be written and once to be executed, so that no page is ever
 //! both and no protection changes while other threads may execute. Code is put into a segment one piece after the other; when as many segments are full as the
 //! budget allows, the oldest one is taken with all the regions in it.
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use crate::twice::{self, Executed, Written};
 use mynah_cpu::Cpu;
-use std::fs::File;
 use std::io;
 
 /// Bytes in a segment.
@@ -36,42 +35,16 @@ impl Part {
 }
 
 struct Segment {
-    write: MmapMut,
-    execute: Mmap,
+    write: Written,
+    execute: Executed,
     used: usize,
 }
 
 impl Segment {
     fn new() -> io::Result<Self> {
-        let file = memory_file(SEGMENT)?;
-        // SAFETY: the file is this process's own and has no name: nobody else changes its length or contents.
-        let (write, execute) = unsafe {
-            (
-                MmapOptions::new().len(SEGMENT).map_mut(&file)?,
-                MmapOptions::new().len(SEGMENT).map_exec(&file)?,
-            )
-        };
+        let (write, execute) = twice::map(SEGMENT)?;
         Ok(Self { write, execute, used: 0 })
     }
-}
-
-#[cfg(target_os = "linux")]
-pub(crate) fn memory_file(len: usize) -> io::Result<File> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: the name is a NUL-terminated literal; the call has no other memory argument.
-    let raw = unsafe { libc::memfd_create(c"mynah-code".as_ptr(), libc::MFD_CLOEXEC) };
-    if raw < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `raw` was just opened and nobody else owns it.
-    let file = unsafe { File::from_raw_fd(raw) };
-    file.set_len(len as u64)?;
-    Ok(file)
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn memory_file(_: usize) -> io::Result<File> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, "no memory files on this host"))
 }
 
 /// All code of an engine.
@@ -117,6 +90,6 @@ impl CodeMemory {
         let at = s.used;
         s.write[at..at + code.len()].copy_from_slice(code);
         s.used = (at + code.len()).next_multiple_of(ALIGN);
-        Some(Placed { address: s.execute[at..].as_ptr(), segment, evicted })
+        Some(Placed { address: s.execute.address(at), segment, evicted })
     }
 }

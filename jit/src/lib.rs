@@ -7,7 +7,7 @@
 //!
 //! * `region`: what is compiled together. [`translate`], `exec`, `memory`, `vector`: how it is emitted. `compile`: Cranelift.
 //! * `baseline`: the tier between: on x86-64 hosts, the guest's own instructions on other registers.
-//! * [`perf`]: names of regions for `perf`. `code`: executable memory. `runtime`: what code calls.
+//! * [`perf`]: names of regions for `perf`. `listing`: their code as text. `code`, `twice`: executable memory. `runtime`: what code calls.
 //! * [`tier`]: the translator as a tier above the interpreter of one vCPU, which compiles in the background or at once.
 //!
 //! Not here yet: code kept on disk, and hosts whose memory order is weaker than x86's ([`tier::Translating::new`] refuses them).
@@ -16,6 +16,7 @@ mod code;
 mod compile;
 mod exec;
 mod float;
+mod listing;
 mod memory;
 pub mod perf;
 mod primitive;
@@ -23,6 +24,7 @@ mod region;
 mod runtime;
 pub mod tier;
 pub mod translate;
+mod twice;
 mod vector;
 mod x87;
 

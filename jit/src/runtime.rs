@@ -69,20 +69,30 @@ pub(crate) struct Context {
     pub counters: *const u32,
 }
 
+/// A stub, for who looks inside.
+pub(crate) struct Stub {
+    pub name: &'static str,
+    pub address: *const u8,
+    pub code: Vec<u8>,
+}
+
 /// Where the context is in the vCPU.
 pub(crate) const CONTEXT: usize = offset_of!(Cpu, tier_memory);
 const _: () = assert!(size_of::<Context>() <= size_of::<TierMemory>());
 
 impl Context {
-    /// A context with its stubs, which are put into `memory`, and what regions are entered by. An error says what there is not.
+    /// A context with its stubs, which are put into `memory`, and what regions are entered by; the stubs' names and code are added to `stubs`. An
+    /// error says what there is not.
     pub(crate) fn new(
         compiler: &mut Compiler,
         memory: &mut CodeMemory,
         events: *const u32,
+        stubs: &mut Vec<Stub>,
     ) -> Result<(Self, Enter), String> {
-        let mut place = |code: Option<Vec<u8>>, name: &str| {
+        let mut place = |code: Option<Vec<u8>>, name: &'static str| {
             let code = code.ok_or_else(|| format!("the {name} stub does not compile"))?;
             let placed = memory.place(&code).ok_or_else(|| format!("no room for the {name} stub"))?;
+            stubs.push(Stub { name, address: placed.address, code });
             Ok::<_, String>(placed.address)
         };
         let enter = place(compiler.enter_stub(), "entry")?;

@@ -10,9 +10,10 @@ use crate::baseline::{self, Baseline};
 use crate::code::{CodeMemory, Part};
 use crate::compile::Compiler;
 pub use crate::compile::Optimize;
-use crate::perf::PerfMap;
+use crate::listing::{Mark, host_code};
+use crate::perf::{Perf, Symbols};
 use crate::region::Plan;
-use crate::runtime::Context;
+use crate::runtime::{Context, Stub};
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::board::EV_TIER;
 use mynah_cpu::state::{gpr, seg};
@@ -27,7 +28,7 @@ use std::thread::JoinHandle;
 /// Executions after which a block is compiled.
 pub const HOT: u32 = 500;
 /// Executions in the baseline after which a block is compiled by Cranelift.
-const HOTTER: u32 = 2000;
+const HOTTER: u32 = 30_000;
 /// Plans that may wait for the compiler; then the oldest is dropped, and its block counted anew.
 const QUEUE: usize = 64;
 /// Bytes of code kept.
@@ -93,6 +94,8 @@ struct Done {
     parts: Box<[Part]>,
     phys: u64,
     key: u32,
+    /// What its code was made from, and how wide that code's addresses are; if somebody wants to know.
+    marks: (u32, Vec<Mark>),
 }
 
 #[derive(Default)]
@@ -111,8 +114,8 @@ struct Region {
     key: u32,
 }
 
-/// Where a text about code goes.
-pub type Sink = Arc<dyn Fn(&str) + Send + Sync>;
+/// Where a text about the code of a guest address goes.
+pub type Sink = Arc<dyn Fn(u64, &str) + Send + Sync>;
 
 /// What is told of regions to those who look inside.
 #[derive(Default)]
@@ -122,7 +125,9 @@ pub struct Inside {
     /// Takes the host code of each.
     pub asm: Option<Sink>,
     /// Takes their names and places.
-    pub perf: Option<PerfMap>,
+    pub perf: Option<Arc<Perf>>,
+    /// The names of the guest's functions.
+    pub symbols: Arc<Symbols>,
 }
 
 /// Who compiles.
@@ -145,6 +150,7 @@ pub struct Translating {
     history: HashMap<(u64, u32), Past>,
     info: InstructionInfoFactory,
     inside: Inside,
+    stubs: Vec<Stub>,
     baseline: Option<Box<Baseline>>,
 }
 
@@ -161,9 +167,22 @@ impl Translating {
     /// As [`Self::new`], for somebody who looks inside.
     pub fn new_with(model: Arc<CpuModel>, events: Arc<Events>, inside: Inside) -> Result<Self, String> {
         let (mut compiler, mut tier) = Self::prepare(&events, Optimize::Speed)?;
-        compiler.ir = inside.ir.clone();
+        (compiler.ir, compiler.symbols) = (inside.ir.clone(), inside.symbols.clone());
+        for stub in &tier.stubs {
+            if let Some(perf) = &inside.perf {
+                perf.stub(stub.address, &stub.code, stub.name);
+            }
+        }
+        let baseline = Baseline::new(
+            tier.enter,
+            std::env::var("HOTTER").ok().and_then(|v| v.parse().ok()).unwrap_or(HOTTER),
+        )?;
+        if let Some(perf) = &inside.perf {
+            let (address, code) = baseline.stubs();
+            perf.stub(address, code, "baseline");
+        }
+        tier.baseline = Some(Box::new(baseline));
         tier.inside = inside;
-        tier.baseline = Some(Box::new(Baseline::new(tier.enter, HOTTER)?));
         let (shared, counters) = (tier.shared.clone(), tier.counters.clone());
         let thread = std::thread::Builder::new()
             .name("mynah-jit".into())
@@ -202,7 +221,8 @@ impl Translating {
         }
         let mut compiler = Compiler::new(optimize)?;
         let mut memory = CodeMemory::new(CODE).map_err(|e| format!("no executable memory: {e}"))?;
-        let (context, enter) = Context::new(&mut compiler, &mut memory, events.as_ptr())?;
+        let mut stubs = Vec::new();
+        let (context, enter) = Context::new(&mut compiler, &mut memory, events.as_ptr(), &mut stubs)?;
         let tier = Self {
             worker: Worker::Thread(None),
             shared: Arc::default(),
@@ -214,6 +234,7 @@ impl Translating {
             history: HashMap::new(),
             info: InstructionInfoFactory::new(),
             inside: Inside::default(),
+            stubs,
             baseline: None,
         };
         Ok((compiler, tier))
@@ -269,8 +290,33 @@ fn compile(compiler: &mut Compiler, model: &CpuModel, mut job: Job, counters: &C
         *called.entry(op).or_default() += 1;
     }
     drop(called);
+    let marked = compiler.marks().iter().filter_map(|&(offset, mark)| {
+        let (lin, bytes) = job.plan.marked(mark, job.lin)?;
+        Some(Mark { offset: offset as usize, lin, bytes })
+    });
+    let marks = (job.plan.bitness(), marked.collect());
     let parts = job.plan.take_parts();
-    Some(Done { lin: job.lin, code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key })
+    Some(Done { lin: job.lin, code, ops: job.plan.ops.into(), parts, phys: job.phys, key: job.key, marks })
+}
+
+/// The linear address of the instruction at RIP.
+fn code_linear(cpu: &Cpu) -> u64 {
+    let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
+    cpu.state.gpr[gpr::RIP].wrapping_add(base)
+}
+
+/// Tells those who look inside of the block at RIP, which the baseline has just compiled.
+fn show_block(cpu: &Cpu, b: &Baseline, inside: &Inside) {
+    let lin = code_linear(cpu);
+    if let Some(perf) = &inside.perf {
+        let (address, code) = b.latest();
+        perf.region(address, code, lin);
+    }
+    if let Some(asm) = &inside.asm {
+        let (address, code) = b.latest();
+        let (bitness, marks) = b.latest_marks(cpu, lin);
+        asm(lin, &host_code(address, code, &inside.symbols.describe(lin), bitness, &marks));
+    }
 }
 
 impl Tier for Translating {
@@ -290,6 +336,7 @@ impl Tier for Translating {
             && !b.has(cpu, phys, key)
             && b.compile(cpu, phys, key)
         {
+            show_block(cpu, b, &self.inside);
             self.counters.blocks.store(b.compiled, Ordering::Relaxed);
             self.counters.block_instructions.store(b.instructions, Ordering::Relaxed);
             self.counters.block_bytes.store(b.bytes, Ordering::Relaxed);
@@ -308,7 +355,8 @@ impl Tier for Translating {
             cpu.cool(phys, key);
             return;
         }
-        let Some(plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info)) else {
+        let Some(mut plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info))
+        else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
@@ -319,8 +367,8 @@ impl Tier for Translating {
                 b.count_again(cpu, part, key);
             }
         }
-        let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
-        let lin = cpu.state.gpr[gpr::RIP].wrapping_add(base);
+        let lin = code_linear(cpu);
+        plan.marks = (self.inside.ir.is_some() || self.inside.asm.is_some()).then_some(lin as u32);
         let job = Job { plan, lin, phys, key };
         if let Worker::Thread(None) = &self.worker {
             return;
@@ -392,11 +440,12 @@ impl Translating {
         let parts: Vec<u64> = d.parts.iter().map(|p| p.phys).collect();
         // SAFETY: code, ops and context stay until the region is uninstalled (above) or the vCPU, which owns this tier, ends.
         if unsafe { cpu.install(d.phys, d.key, &parts, code) } {
-            if let Some(perf) = &mut self.inside.perf {
-                perf.add(placed.address, d.code.len(), d.lin);
+            if let Some(perf) = &self.inside.perf {
+                perf.region(placed.address, &d.code, d.lin);
             }
             if let Some(asm) = &self.inside.asm {
-                asm(&crate::perf::host_code(placed.address, &d.code, d.lin));
+                let what = self.inside.symbols.describe(d.lin);
+                asm(d.lin, &host_code(placed.address, &d.code, &what, d.marks.0, &d.marks.1));
             }
             self.counters.installed.fetch_add(1, Ordering::Relaxed);
             let region = Region { _ops: d.ops, segment: placed.segment, phys: d.phys, key: d.key };
@@ -407,6 +456,13 @@ impl Translating {
 
 impl Drop for Translating {
     fn drop(&mut self) {
+        if let Some(b) = &self.baseline {
+            let mut called: Vec<_> =
+                b.called.iter().map(|(c, n)| (*n, iced_x86::Code::try_from(*c as usize).unwrap())).collect();
+            called.sort_by_key(|c| std::cmp::Reverse(c.0));
+            called.truncate(60);
+            tracing::info!(?called);
+        }
         self.shared.queue.lock().1 = true;
         self.shared.wake.notify_one();
         if let Worker::Thread(Some(t)) = std::mem::replace(&mut self.worker, Worker::Thread(None)) {
@@ -423,6 +479,10 @@ impl Drop for Translating {
             instructions = n(&c.instructions),
             bytes = n(&c.bytes),
             ms = n(&c.nanos) / 1_000_000,
+            blocks = n(&c.blocks),
+            block_instructions = n(&c.block_instructions),
+            block_bytes = n(&c.block_bytes),
+            left = ?c.running.lock(),
             "translator"
         );
     }

@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use board::Board;
 use mynah_cpu::trace::{self, Trace};
 use mynah_cpu::{Cpu, CpuModel, World};
+use mynah_jit::perf::Symbols;
 use mynah_jit::tier::Translating;
 use mynah_mmu::{GuestRam, PhysMemory};
 use power::Power;
@@ -53,7 +54,9 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     // The first load shows whether the kernel fits, before anything runs.
     let entry = boot.load(&board)?;
 
-    let log = trace(&cfg)?;
+    let symbols = inside::symbols(&cfg)?;
+    let log = trace(&cfg, &symbols)?;
+    let looks = inside::Looks::new(&cfg, log.as_ref(), symbols)?;
     let (translators, checks) = (consoles.translators(), cfg.check != Check::Off);
     let mut threads = Vec::new();
     for (n, handle) in handles.iter().enumerate() {
@@ -65,8 +68,7 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             cpu.set_trace(log.clone());
         }
         if engine(&cfg) == Some(AccelKind::Jit) {
-            let looks = inside::inside(&cfg, log.as_ref())?;
-            match Translating::new_with(model.clone(), handle.events.clone(), looks) {
+            match Translating::new_with(model.clone(), handle.events.clone(), looks.inside()) {
                 Ok(tier) => {
                     translators.add(tier.counters());
                     let hot_after = tier.hot_after();
@@ -133,7 +135,7 @@ fn engine(cfg: &Config) -> Option<AccelKind> {
 }
 
 /// The log of `-d`, if anything is to be in it.
-fn trace(cfg: &Config) -> anyhow::Result<Option<Arc<Trace>>> {
+fn trace(cfg: &Config, symbols: &Arc<Symbols>) -> anyhow::Result<Option<Arc<Trace>>> {
     let mut items = 0;
     for item in &cfg.log.items {
         items |= match item {
@@ -143,17 +145,18 @@ fn trace(cfg: &Config) -> anyhow::Result<Option<Arc<Trace>>> {
             LogItem::Fpu => trace::FPU,
             LogItem::Int => trace::INT,
             LogItem::CpuReset => trace::RESET,
-            // `exec` and `cpu` see every block anyway. The other two go through MYNAH_LOG's log.
-            LogItem::NoChain | LogItem::GuestErrors | LogItem::Unimp => 0,
-            LogItem::OutAsm | LogItem::Op => trace::TRANSLATOR,
+            LogItem::NoChain => trace::EVERY_BLOCK,
+            // They go through MYNAH_LOG's log.
+            LogItem::GuestErrors | LogItem::Unimp => 0,
+            LogItem::OutAsm | LogItem::Ir => trace::TRANSLATOR,
             LogItem::Mmu | LogItem::Pcall => {
                 bail!(
-                    "-d {item:?}: not supported yet; there are in_asm, out_asm, op, exec, cpu, fpu, int, cpu_reset, nochain"
+                    "-d {item:?}: not supported yet; there are in_asm, ir (or op), out_asm, exec, cpu, fpu, int, cpu_reset, nochain"
                 );
             }
         };
     }
-    if items == 0 {
+    if items & !trace::EVERY_BLOCK == 0 {
         return Ok(None);
     }
     let out: Box<dyn std::io::Write + Send> = match &cfg.log.file {
@@ -163,7 +166,10 @@ fn trace(cfg: &Config) -> anyhow::Result<Option<Arc<Trace>>> {
             Box::new(std::io::BufWriter::new(file))
         }
     };
-    Ok(Some(Arc::new(Trace::new(items, cfg.log.filter.clone(), out))))
+    let mut log = Trace::new(items, cfg.log.filter.clone(), out);
+    let symbols = symbols.clone();
+    log.set_names(Box::new(move |lin| symbols.name(lin)));
+    Ok(Some(Arc::new(log)))
 }
 
 /// What the command line knows but the machine does not have yet is refused, never ignored.
@@ -195,8 +201,13 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if cfg.check != Check::Off && cfg.smp.cpus > 1 {
         bail!("-check: what other vCPUs write cannot be told from a difference; use -smp 1");
     }
-    if cfg.symbols.is_some() && !cfg.perf_map {
-        bail!("-symbols: these are names for -perf-map");
+    if let Some(path) = &cfg.symbols
+        && !(cfg.perf_map || cfg.jitdump || !cfg.log.items.is_empty())
+    {
+        bail!("-symbols {}: these are names for -perfmap, -jitdump and -d", path.display());
+    }
+    if (cfg.perf_map || cfg.jitdump) && engine(cfg) != Some(AccelKind::Jit) {
+        bail!("-perfmap, -jitdump: it is translated code that they name; use -accel jit");
     }
     if cfg.icount.is_some() {
         bail!("-icount: counting instructions for time is not supported yet");

@@ -187,6 +187,40 @@ impl Asm {
         self.bytes(&[1]);
     }
 
+    /// `test byte [base + disp], v`
+    pub fn test_mem8(&mut self, base: u8, disp: i32, v: u8) {
+        self.mem(false, &[0xf6], 0, base, None, disp);
+        self.bytes(&[v]);
+    }
+
+    /// `cmp byte [base + disp], 0`
+    pub fn is_zero8(&mut self, base: u8, disp: i32) {
+        self.mem(false, &[0x80], 7, base, None, disp);
+        self.bytes(&[0]);
+    }
+
+    /// `ror reg, 8` or `rol reg, 8`, 64 bits
+    pub fn rotate8(&mut self, reg: u8, right: bool) {
+        self.bytes(&[0x48 | reg >> 3, 0xc1, if right { 0xc8 } else { 0xc0 } | reg & 7, 8]);
+    }
+
+    /// `mov low byte of to, low byte of from`
+    pub fn mov8(&mut self, to: u8, from: u8) {
+        self.bytes(&[0x40 | (from >> 3) << 2 | to >> 3, 0x88, 0xc0 | (from & 7) << 3 | to & 7]);
+    }
+
+    /// `movups xmm, [base + disp]`, or to memory
+    pub fn movups(&mut self, xmm: u8, base: u8, disp: i32, store: bool) {
+        self.mem(false, &[0x0f, if store { 0x11 } else { 0x10 }], xmm, base, None, disp);
+    }
+
+    /// `vmovups ymm, [CPU + disp]`, or to memory
+    pub fn vmovups(&mut self, ymm: u8, disp: i32, store: bool) {
+        self.bytes(&[0xc5, (!ymm >> 3 & 1) << 7 | 0x7c, if store { 0x11 } else { 0x10 }]);
+        self.bytes(&[0x80 | (ymm & 7) << 3 | CPU]);
+        self.imm32(disp);
+    }
+
     /// `test low byte of reg (R8 to R15), imm`
     pub fn test_low(&mut self, reg: u8, v: u8) {
         self.bytes(&[0x41, 0xf6, 0xc0 | reg & 7, v]);
@@ -227,5 +261,6 @@ pub(super) mod cc {
     #![allow(missing_docs)]
     pub const NE: u8 = 5;
     pub const A: u8 = 7;
+    pub const E: u8 = 4;
     pub const S: u8 = 8;
 }

@@ -1,16 +1,20 @@
 //! The guest's instructions as host instructions, one by one.
+use super::MAP;
 use super::asm::{Asm, CPU, cc, host};
-use super::stubs::{FLAGS, PAGE_RIP, Stubs, gpr_at, in_context};
-use super::{MAP, hardware};
-use crate::runtime::{Context, WRITE};
+use super::kinds::{
+    HIGH, How, condition, general, how, is_aligned, is_second_byte, may_keep_flags, vector_how, writes,
+};
+use super::stubs::{FLAGS, PAGE_RIP, Stubs, gpr_at, in_context, in_state};
+use crate::float::on_host;
+use crate::runtime::{Context, FLOAT, WRITE};
 use iced_x86::{
-    Code, ConditionCode, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
-    OpKind, Register,
+    Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
 use mynah_cpu::Cpu;
 use mynah_cpu::cpu::SegView;
+use mynah_cpu::host_float::SSE;
 use mynah_cpu::op::{CHECKED, LOCK, Op};
-use mynah_cpu::state::{gpr, seg};
+use mynah_cpu::state::{State, Vector, gpr, seg};
 use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, Tlb, TlbEntry, TlbView};
 use std::mem::offset_of;
 
@@ -36,6 +40,8 @@ enum Cold {
     Miss { site: usize, back: usize, kind: u64, k: usize },
     /// Has op `k` interpreted.
     Interpret { site: usize, k: usize },
+    /// Has the host's MXCSR hold the guest's, and goes on at `back` or has op `k` interpreted.
+    Float { site: usize, back: usize, k: usize },
     /// Op `k` was called and returns.
     Returned { site: usize, k: usize },
     /// An event is pending where the block begins.
@@ -69,6 +75,11 @@ pub(super) struct Emitter<'a> {
     live: bool,
     /// The saved flags are the guest's.
     saved: bool,
+    /// Vector registers whose low 128 bits the host's registers of the same numbers hold.
+    vectors: u16,
+    /// The host's MXCSR is known to be the guest's; vectors of 256 bits are known to be allowed.
+    float: bool,
+    avx: bool,
     called: Vec<u16>,
 }
 
@@ -82,6 +93,8 @@ pub(super) struct Emitted {
     pub leaps: Vec<Leap>,
     /// Codes of the instructions that are called.
     pub called: Vec<u16>,
+    /// Offsets of each op's code, and of what lies behind all.
+    pub places: Vec<usize>,
 }
 
 /// What the block is.
@@ -110,129 +123,9 @@ fn register(number: u8, size: usize) -> Register {
     base + u32::from(number)
 }
 
-/// The form of an instruction that takes any register, where it has a shorter one for the accumulator or is not encodable in 64-bit code.
-fn general(code: Code) -> Code {
-    macro_rules! accumulators {
-        ($($al:ident $ax:ident $eax:ident $rax:ident: $b:ident $w:ident $d:ident $q:ident;)*) => {
-            match code {
-                $(Code::$al => Code::$b, Code::$ax => Code::$w, Code::$eax => Code::$d, Code::$rax => Code::$q,)*
-                Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
-                Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
-                Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
-                Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
-                Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
-                Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
-                Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
-                Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
-                Code::Xchg_r16_AX => Code::Xchg_rm16_r16,
-                Code::Xchg_r32_EAX => Code::Xchg_rm32_r32,
-                Code::Xchg_r64_RAX => Code::Xchg_rm64_r64,
-                Code::Add_rm8_imm8_82 => Code::Add_rm8_imm8,
-                Code::Or_rm8_imm8_82 => Code::Or_rm8_imm8,
-                Code::Adc_rm8_imm8_82 => Code::Adc_rm8_imm8,
-                Code::Sbb_rm8_imm8_82 => Code::Sbb_rm8_imm8,
-                Code::And_rm8_imm8_82 => Code::And_rm8_imm8,
-                Code::Sub_rm8_imm8_82 => Code::Sub_rm8_imm8,
-                Code::Xor_rm8_imm8_82 => Code::Xor_rm8_imm8,
-                Code::Cmp_rm8_imm8_82 => Code::Cmp_rm8_imm8,
-                Code::Inc_r16 => Code::Inc_rm16,
-                Code::Inc_r32 => Code::Inc_rm32,
-                Code::Dec_r16 => Code::Dec_rm16,
-                Code::Dec_r32 => Code::Dec_rm32,
-                other => other,
-            }
-        };
-    }
-    accumulators! {
-        Add_AL_imm8 Add_AX_imm16 Add_EAX_imm32 Add_RAX_imm32: Add_rm8_imm8 Add_rm16_imm16 Add_rm32_imm32 Add_rm64_imm32;
-        Or_AL_imm8 Or_AX_imm16 Or_EAX_imm32 Or_RAX_imm32: Or_rm8_imm8 Or_rm16_imm16 Or_rm32_imm32 Or_rm64_imm32;
-        Adc_AL_imm8 Adc_AX_imm16 Adc_EAX_imm32 Adc_RAX_imm32: Adc_rm8_imm8 Adc_rm16_imm16 Adc_rm32_imm32 Adc_rm64_imm32;
-        Sbb_AL_imm8 Sbb_AX_imm16 Sbb_EAX_imm32 Sbb_RAX_imm32: Sbb_rm8_imm8 Sbb_rm16_imm16 Sbb_rm32_imm32 Sbb_rm64_imm32;
-        And_AL_imm8 And_AX_imm16 And_EAX_imm32 And_RAX_imm32: And_rm8_imm8 And_rm16_imm16 And_rm32_imm32 And_rm64_imm32;
-        Sub_AL_imm8 Sub_AX_imm16 Sub_EAX_imm32 Sub_RAX_imm32: Sub_rm8_imm8 Sub_rm16_imm16 Sub_rm32_imm32 Sub_rm64_imm32;
-        Xor_AL_imm8 Xor_AX_imm16 Xor_EAX_imm32 Xor_RAX_imm32: Xor_rm8_imm8 Xor_rm16_imm16 Xor_rm32_imm32 Xor_rm64_imm32;
-        Cmp_AL_imm8 Cmp_AX_imm16 Cmp_EAX_imm32 Cmp_RAX_imm32: Cmp_rm8_imm8 Cmp_rm16_imm16 Cmp_rm32_imm32 Cmp_rm64_imm32;
-        Test_AL_imm8 Test_AX_imm16 Test_EAX_imm32 Test_RAX_imm32: Test_rm8_imm8 Test_rm16_imm16 Test_rm32_imm32 Test_rm64_imm32;
-    }
-}
-
-/// How an instruction is put into the code.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum How {
-    /// As it is, with other registers.
-    Same,
-    /// With the guest's RAX in the host's meanwhile.
-    AroundRax,
-    /// Nothing has to be done.
-    Nothing,
-}
-
-/// `None`: it is called.
-fn how(i: &Instruction) -> Option<How> {
-    use Mnemonic::*;
-    if i.is_string_instruction() || i.has_rep_prefix() && i.mnemonic() != Xchg || i.has_repne_prefix() {
-        return None;
-    }
-    let lockable = matches!(
-        i.mnemonic(),
-        Add | Adc
-            | And
-            | Btc
-            | Btr
-            | Bts
-            | Cmpxchg
-            | Dec
-            | Inc
-            | Neg
-            | Not
-            | Or
-            | Sbb
-            | Sub
-            | Xor
-            | Xadd
-            | Xchg
-    );
-    if i.has_lock_prefix() && !(lockable && i.op0_kind() == OpKind::Memory) {
-        return None;
-    }
-    Some(match i.mnemonic() {
-        Mov | Movzx | Movsx | Movsxd | Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec
-        | Neg | Not | Shl | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Xchg | Xadd | Cmc | Clc
-        | Stc | Movnti | Lfence | Mfence | Sfence | Bsf | Bsr => How::Same,
-        Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno | Setnp | Setns
-        | Seto | Setp | Sets => How::Same,
-        Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne | Cmovno
-        | Cmovnp | Cmovns | Cmovo | Cmovp | Cmovs => How::Same,
-        // A bit's number in a register reaches beyond a memory operand.
-        Bt | Bts | Btr | Btc if i.op0_kind() == OpKind::Register || i.op1_kind() == OpKind::Immediate8 => {
-            How::Same
-        }
-        Movbe | Popcnt | Tzcnt | Lzcnt | Andn | Blsi | Blsmsk | Blsr | Bzhi | Bextr | Sarx | Shlx | Shrx
-        | Rorx | Pdep | Pext | Mulx | Crc32 | Adcx | Adox
-            if hardware(i.mnemonic()) =>
-        {
-            How::Same
-        }
-        Imul if i.op_count() > 1 => How::Same,
-        // Of 16 bits it is undefined.
-        Bswap if i.op0_register().size() > 2 => How::Same,
-        Mul | Imul | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo => How::AroundRax,
-        // Its first operand is compared with RAX: that one as both would be two.
-        Cmpxchg if i.op0_register().full_register() != Register::RAX => How::AroundRax,
-        Nop | Endbr64 | Endbr32 | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta | Prefetchw
-        | Prefetch | Prefetchwt1 => How::Nothing,
-        _ => return None,
-    })
-}
-
-/// Whether an instruction leaves the flags, or some of them, as they were in some cases.
-fn may_keep_flags(i: &Instruction) -> bool {
-    use Mnemonic::*;
-    if !matches!(i.mnemonic(), Shl | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd) {
-        return false;
-    }
-    let last = i.op_count() - 1;
-    !matches!(i.op_kind(last), OpKind::Immediate8) || i.immediate(last) & 31 == 0 || i.op_count() == 3
+/// Where the low half of a vector register is in the vCPU.
+fn vector_at(n: u8) -> i32 {
+    in_state(offset_of!(State, xmm)) + i32::from(n) * size_of::<Vector>() as i32
 }
 
 impl<'a> Emitter<'a> {
@@ -261,6 +154,9 @@ impl<'a> Emitter<'a> {
             cold: Vec::new(),
             live: false,
             saved: true,
+            vectors: 0,
+            float: false,
+            avx: false,
             called: Vec::new(),
         };
         // Where other tiers enter.
@@ -285,7 +181,9 @@ impl<'a> Emitter<'a> {
         let site = e.a.jcc(cc::S);
         e.cold.push(Cold::Hot { site });
         e.a.add_mem_imm(CPU, offset_of!(Cpu, icount) as i32, count as i8);
+        let mut places = Vec::with_capacity(block.ops.len() + 1);
         for (k, (op, i)) in block.ops.iter().enumerate() {
+            places.push(e.a.at());
             e.k = k;
             e.here = first + i64::from(op.off);
             match i {
@@ -293,8 +191,9 @@ impl<'a> Emitter<'a> {
                 None => e.go_to(first + i64::from(op.off)),
             }
         }
+        places.push(e.a.at());
         let leaps = e.finish();
-        Emitted { code: e.a.code, tested, body, leaps, called: e.called }
+        Emitted { code: e.a.code, tested, body, leaps, called: e.called, places }
     }
 
     fn op(&mut self, op: &Op, i: &Instruction, known: bool, kept: *const Op, last: bool) {
@@ -389,16 +288,65 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// The host address, in R10, of `len` bytes of the memory operand. RAX, R11 and flags are lost.
-    fn operand(&mut self, op: &Op, len: u64, write: bool) {
+    /// The operand's linear address, in R10. R11 and flags are lost.
+    fn linear(&mut self, op: &Op) {
         self.save_flags();
         self.address(op, host::R10);
         let s = usize::from(op.seg & 7);
         if s >= seg::FS {
             let base = offset_of!(Cpu, view) + s * size_of::<SegView>() + offset_of!(SegView, base);
             self.a.add_mem(host::R10, CPU, base as i32);
+            self.flags_lost();
         }
+    }
+
+    /// The host address, in R10, of `len` bytes of the memory operand. RAX, R11 and flags are lost.
+    fn operand(&mut self, op: &Op, len: u64, write: bool) {
+        self.linear(op);
         self.look_up(len, write);
+    }
+
+    /// As `operand`; what is not aligned to its length is the interpreter's.
+    fn operand_aligned(&mut self, op: &Op, len: u64, write: bool) {
+        self.linear(op);
+        self.flags_lost();
+        self.a.test_low(host::R10, len as u8 - 1);
+        let site = self.a.jcc(cc::NE);
+        self.cold.push(Cold::Interpret { site, k: self.k });
+        self.look_up(len, write);
+    }
+
+    /// Before an instruction on vectors: it may raise #NM or #UD, and works under the guest's MXCSR.
+    fn want_vectors(&mut self, vex: bool) {
+        if vex && !self.avx {
+            self.save_flags();
+            self.flags_lost();
+            self.a.is_zero8(CPU, offset_of!(Cpu, avx_trap) as i32);
+            let site = self.a.jcc(cc::NE);
+            self.cold.push(Cold::Interpret { site, k: self.k });
+            self.avx = true;
+        }
+        if !self.float {
+            self.save_flags();
+            self.flags_lost();
+            self.a.test_mem8(CPU, offset_of!(Cpu, float_live) as i32, SSE);
+            let site = self.a.jcc(cc::E);
+            let (back, k) = (self.a.at(), self.k);
+            self.cold.push(Cold::Float { site, back, k });
+            self.float = true;
+        }
+    }
+
+    /// VZEROUPPER.
+    fn zero_upper(&mut self) -> Option<()> {
+        self.want_vectors(true);
+        // xorps xmm0, xmm0
+        self.a.bytes(&[0x0f, 0x57, 0xc0]);
+        for n in 0..if self.long { 16 } else { 8 } {
+            self.a.movups(0, CPU, vector_at(n) + 16, true);
+        }
+        self.vectors &= !1;
+        Some(())
     }
 
     /// The host address, in R10, of `len` bytes at the linear address in R10. RAX, R11 and flags are lost.
@@ -437,9 +385,11 @@ impl<'a> Emitter<'a> {
             Mnemonic::Pop => return self.pop_op(op, i),
             Mnemonic::Lea => return self.lea_op(op, i),
             Mnemonic::Leave => return self.leave_op(op, i),
+            Mnemonic::Vzeroupper if on_host(i.code()) => return self.zero_upper(),
             _ => {}
         }
-        let how = how(i)?;
+        let vector = (0..i.op_count()).any(|n| i.op_register(n).is_vector_register());
+        let how = if vector { vector_how(i) } else { how(i) }?;
         if how == How::Nothing {
             return Some(());
         }
@@ -450,7 +400,11 @@ impl<'a> Emitter<'a> {
             return None;
         }
         // Registers that are in memory are loaded into scratch ones.
+        let second_bytes = (0..i.op_count()).any(|n| is_second_byte(i.op_register(n)));
         let scratch: &[u8] = match (memory.is_some(), how) {
+            // Flags are fetched by RAX between.
+            (true, _) if second_bytes => &[host::R11],
+            (false, _) if second_bytes => &[host::R10, host::R11],
             (true, How::Same) => &[host::R11, host::RAX],
             (true, _) => &[host::R11],
             (false, How::Same) => &[host::R10, host::R11, host::RAX],
@@ -458,16 +412,35 @@ impl<'a> Emitter<'a> {
         };
         let mut loaded: [(u8, bool); 3] = [(0, false); 3];
         let mut used = 0;
+        let mut vectors: Vec<(u8, bool)> = Vec::new();
+        let mut wide = false;
+        if matches!(
+            i.code(),
+            Code::Blendvps_xmm_xmmm128
+                | Code::Blendvpd_xmm_xmmm128
+                | Code::Pblendvb_xmm_xmmm128
+                | Code::Sha256rnds2_xmm_xmmm128
+        ) {
+            // Not among the operands.
+            vectors.push((0, false));
+        }
         for n in 0..i.op_count() {
             if i.op_kind(n) != OpKind::Register {
                 continue;
             }
             let r = i.op_register(n);
-            if !r.is_gpr() || matches!(r, Register::AH | Register::BH | Register::CH | Register::DH) {
+            if r.is_xmm() || r.is_ymm() {
+                vectors.push((r.number() as u8, writes(self.info.info(i).op_access(n))));
+                wide |= r.is_ymm();
+                continue;
+            }
+            if !r.is_gpr() {
                 return None;
             }
             let guest = r.full_register().number() as u8;
-            let on = match MAP[usize::from(guest)] {
+            // A register's second byte is worked on in a register of its own.
+            let guest = if is_second_byte(r) { guest | HIGH } else { guest };
+            let on = match MAP.get(usize::from(guest)).copied().flatten() {
                 Some(h) => h,
                 None => {
                     let at = match loaded[..used].iter().position(|l| l.0 == guest) {
@@ -481,10 +454,7 @@ impl<'a> Emitter<'a> {
                             used - 1
                         }
                     };
-                    loaded[at].1 |= !matches!(
-                        self.info.info(i).op_access(n),
-                        OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
-                    );
+                    loaded[at].1 |= writes(self.info.info(i).op_access(n));
                     scratch[at]
                 }
             };
@@ -493,10 +463,10 @@ impl<'a> Emitter<'a> {
         let mut access = None;
         if let Some(n) = memory {
             let size = i.memory_size().size() as u64;
-            if size == 0 || size > 8 {
+            if size == 0 || size > if vector { 32 } else { 8 } {
                 return None;
             }
-            let write = !matches!(self.info.info(i).op_access(n), OpAccess::Read | OpAccess::CondRead);
+            let write = writes(self.info.info(i).op_access(n));
             access = Some((size, write));
             j.set_op_kind(n, OpKind::Memory);
             j.set_memory_base(Register::R10);
@@ -509,30 +479,41 @@ impl<'a> Emitter<'a> {
         let modified = i.rflags_modified() & ARITHMETIC;
         let wants =
             i.rflags_read() & ARITHMETIC != 0 || modified != 0 && modified != ARITHMETIC || may_keep_flags(i);
+        if vector {
+            self.want_vectors(i.encoding() == EncodingKind::VEX);
+        }
+        if second_bytes {
+            // Their bytes are moved by shifts.
+            self.save_flags();
+        }
         if let Some((len, write)) = access {
-            if len > 1 && (op.flags & LOCK != 0 || i.mnemonic() == Mnemonic::Xchg) {
+            if vector && is_aligned(i, len) {
+                self.operand_aligned(op, len, write);
+            } else if len > 1 && (op.flags & LOCK != 0 || i.mnemonic() == Mnemonic::Xchg) {
                 // A locked access across its natural boundary is the interpreter's.
-                self.save_flags();
-                self.address(op, host::R10);
-                let s = usize::from(op.seg & 7);
-                if s >= seg::FS {
-                    let base = offset_of!(Cpu, view) + s * size_of::<SegView>() + offset_of!(SegView, base);
-                    self.a.add_mem(host::R10, CPU, base as i32);
-                }
-                self.flags_lost();
-                self.a.test_low(host::R10, len as u8 - 1);
-                let site = self.a.jcc(cc::NE);
-                self.cold.push(Cold::Interpret { site, k: self.k });
-                self.look_up(len, write);
+                self.operand_aligned(op, len, write);
             } else {
                 self.operand(op, len, write);
             }
         }
+        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.0 & HIGH != 0) {
+            self.a.mov(scratch[n], MAP[usize::from(l.0 & 3)].unwrap_or(host::RAX));
+            self.a.shr(scratch[n], 8);
+            self.flags_lost();
+        }
         if wants {
             self.want_flags();
         }
-        for (n, l) in loaded[..used].iter().enumerate() {
+        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.0 & HIGH == 0) {
             self.a.load(scratch[n], CPU, gpr_at(usize::from(l.0)));
+        }
+        for &(n, _) in &vectors {
+            if wide {
+                self.a.vmovups(n, vector_at(n), false);
+            } else if self.vectors & 1 << n == 0 {
+                self.a.movups(n, CPU, vector_at(n), false);
+            }
+            self.vectors |= 1 << n;
         }
         if how == How::AroundRax {
             self.a.mov(host::RAX, host::R13);
@@ -541,13 +522,32 @@ impl<'a> Emitter<'a> {
         if how == How::AroundRax {
             self.a.mov(host::R13, host::RAX);
         }
+        for &(n, written) in &vectors {
+            if written && i.encoding() == EncodingKind::VEX {
+                self.a.vmovups(n, vector_at(n), true);
+            } else if written {
+                self.a.movups(n, CPU, vector_at(n), true);
+            }
+        }
+        if wide {
+            // Legacy instructions follow.
+            self.a.bytes(&[0xc5, 0xf8, 0x77]);
+        }
         for (n, l) in loaded[..used].iter().enumerate() {
-            if l.1 {
+            if l.1 && l.0 & HIGH == 0 {
                 self.a.store(true, scratch[n], CPU, gpr_at(usize::from(l.0)));
             }
         }
         if modified != 0 {
             self.flags_written();
+        }
+        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.1 && l.0 & HIGH != 0) {
+            self.save_flags();
+            self.flags_lost();
+            let to = MAP[usize::from(l.0 & 3)].unwrap_or(host::RAX);
+            self.a.rotate8(to, true);
+            self.a.mov8(to, scratch[n]);
+            self.a.rotate8(to, false);
         }
         Some(())
     }
@@ -639,7 +639,7 @@ impl<'a> Emitter<'a> {
         self.save_flags();
         self.a.lea(self.long, host::R10, host::R14, None, 0);
         self.look_up(len, false);
-        let guest = i.op0_register().full_register().number() as usize;
+        let guest = i.op0_register().full_register().number();
         // First RSP, which may be what is popped.
         self.move_stack(len as i32);
         let to = MAP[guest].unwrap_or(host::RAX);
@@ -793,6 +793,7 @@ impl<'a> Emitter<'a> {
         let site = self.a.call();
         self.lead_out(site, self.stubs.call);
         self.flags_lost();
+        (self.vectors, self.float, self.avx) = (0, false, false);
         if last {
             let site = self.a.jmp();
             self.lead_out(site, self.stubs.out);
@@ -839,6 +840,18 @@ impl<'a> Emitter<'a> {
                     let at = self.offset_of(k, &offsets);
                     self.leave(self.stubs.interpret, at, self.count - k);
                 }
+                Cold::Float { site, back, k } => {
+                    self.a.lead(site, here as i64);
+                    let kind = (FLOAT | u64::from(SSE)) as i32;
+                    self.a.store_imm(true, kind, CPU, in_context(offset_of!(Context, kind)));
+                    let call = self.a.call();
+                    self.lead_out(call, self.stubs.float);
+                    self.a.test(host::R10);
+                    let found = self.a.jcc(cc::NE);
+                    self.a.lead(found, back as i64);
+                    let at = self.offset_of(k, &offsets);
+                    self.leave(self.stubs.interpret, at, self.count - k);
+                }
                 Cold::Interpret { site, k } => {
                     self.a.lead(site, here as i64);
                     let at = self.offset_of(k, &offsets);
@@ -870,27 +883,4 @@ impl<'a> Emitter<'a> {
         }
         leaps
     }
-}
-
-/// A condition as in the opcode of Jcc.
-fn condition(c: ConditionCode) -> Option<u8> {
-    Some(match c {
-        ConditionCode::o => 0,
-        ConditionCode::no => 1,
-        ConditionCode::b => 2,
-        ConditionCode::ae => 3,
-        ConditionCode::e => 4,
-        ConditionCode::ne => 5,
-        ConditionCode::be => 6,
-        ConditionCode::a => 7,
-        ConditionCode::s => 8,
-        ConditionCode::ns => 9,
-        ConditionCode::p => 10,
-        ConditionCode::np => 11,
-        ConditionCode::l => 12,
-        ConditionCode::ge => 13,
-        ConditionCode::le => 14,
-        ConditionCode::g => 15,
-        ConditionCode::None => return None,
-    })
 }

@@ -18,14 +18,15 @@
 //! by the table of [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
 mod asm;
 mod emit;
+mod kinds;
 mod stubs;
 
-use crate::code::memory_file;
+use crate::listing::Mark;
 use crate::runtime::{CONTEXT, Context};
 use crate::translate::Translator;
+use crate::twice::{self, Executed, Written};
 use emit::Emitter;
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic};
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 use mynah_cpu::block::ModeKey;
 use mynah_cpu::decode::{bitness, build};
 use mynah_cpu::flags::pack;
@@ -56,32 +57,11 @@ const MAP: [Option<u8>; 16] = [
 ];
 
 /// Executions by the interpreter after which a block is compiled.
-pub(crate) const HOT: u32 = 24;
+pub(crate) const HOT: u32 = 8;
 /// Bytes of code.
 const CODE: usize = 48 << 20;
 /// Blocks.
 const BLOCKS: usize = 1 << 18;
-
-/// Whether the host has the instructions of a mnemonic.
-fn hardware(m: Mnemonic) -> bool {
-    use Mnemonic::*;
-    #[cfg(target_arch = "x86_64")]
-    return match m {
-        Movbe => is_x86_feature_detected!("movbe"),
-        Popcnt => is_x86_feature_detected!("popcnt"),
-        Lzcnt => is_x86_feature_detected!("lzcnt"),
-        Tzcnt | Andn | Blsi | Blsmsk | Blsr | Bextr => is_x86_feature_detected!("bmi1"),
-        Bzhi | Sarx | Shlx | Shrx | Rorx | Pdep | Pext | Mulx => is_x86_feature_detected!("bmi2"),
-        Crc32 => is_x86_feature_detected!("sse4.2"),
-        Adcx | Adox => is_x86_feature_detected!("adx"),
-        _ => false,
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (m, Popcnt);
-        false
-    }
-}
 
 /// A compiled block.
 struct Entry {
@@ -108,8 +88,8 @@ struct Waiting {
 
 /// The baseline of one vCPU.
 pub(crate) struct Baseline {
-    write: MmapMut,
-    execute: Mmap,
+    write: Written,
+    execute: Executed,
     used: usize,
     stubs: Stubs,
     /// Where code begins.
@@ -132,6 +112,17 @@ pub(crate) struct Baseline {
     pub bytes: u64,
     /// By instruction code: how many of them are called.
     pub called: HashMap<u16, u64>,
+    latest: Latest,
+}
+
+/// The block that was compiled last.
+#[derive(Default)]
+struct Latest {
+    at: (u64, u32),
+    origin: usize,
+    len: usize,
+    /// See [`emit::Emitted::places`].
+    places: Vec<usize>,
 }
 
 impl Baseline {
@@ -139,17 +130,7 @@ impl Baseline {
     pub fn new(enter: Enter, hot: u32) -> Result<Self, String> {
         let mut code = Vec::new();
         let stubs = Stubs::new(&mut code).map_err(|e| format!("a stub of the baseline: {e}"))?;
-        let map = || -> std::io::Result<(MmapMut, Mmap)> {
-            let file = memory_file(CODE)?;
-            // SAFETY: the file is this process's own and has no name: nobody else changes its length or contents.
-            unsafe {
-                Ok((
-                    MmapOptions::new().len(CODE).map_mut(&file)?,
-                    MmapOptions::new().len(CODE).map_exec(&file)?,
-                ))
-            }
-        };
-        let (mut write, execute) = map().map_err(|e| format!("no executable memory: {e}"))?;
+        let (mut write, execute) = twice::map(CODE).map_err(|e| format!("no executable memory: {e}"))?;
         write[..code.len()].copy_from_slice(&code);
         let start = code.len().next_multiple_of(16);
         let flag_words = (0..512u64)
@@ -178,6 +159,7 @@ impl Baseline {
             instructions: 0,
             bytes: 0,
             called: HashMap::new(),
+            latest: Latest::default(),
         })
     }
 
@@ -187,8 +169,38 @@ impl Baseline {
         context.counters = self.counters.as_ptr();
     }
 
+    /// The stubs: address and code.
+    pub fn stubs(&self) -> (*const u8, &[u8]) {
+        (self.address(0), &self.write[..self.start])
+    }
+
+    /// The code of the block that was compiled last, and where it is.
+    pub fn latest(&self) -> (*const u8, &[u8]) {
+        let Latest { origin, len, .. } = self.latest;
+        (self.address(origin), &self.write[origin..origin + len])
+    }
+
+    /// What it was made from, if the block is at the linear address `lin`, and how wide addresses are there.
+    pub fn latest_marks(&self, cpu: &Cpu, lin: u64) -> (u32, Vec<Mark>) {
+        let Latest { at: (phys, key), places, .. } = &self.latest;
+        let Some(block) = cpu.known_block(*phys, *key) else { return (64, Vec::new()) };
+        let mark = |(n, &offset): (usize, &usize)| {
+            let bytes = (n < block.ops.len()).then(|| {
+                let op = cpu.plain_op(block, n);
+                let at = usize::from(op.off);
+                (
+                    u64::from(op.off),
+                    block.bytes.get(at..at + usize::from(op.len)).unwrap_or_default().to_vec(),
+                )
+            });
+            let (distance, bytes) = bytes.unwrap_or_default();
+            Mark { offset, lin: lin.wrapping_add(distance), bytes }
+        };
+        (bitness(ModeKey(*key)), places.iter().enumerate().map(mark).collect())
+    }
+
     fn address(&self, offset: usize) -> *const u8 {
-        self.execute[offset..].as_ptr()
+        self.execute.address(offset)
     }
 
     /// The code that a block has, if it is of this tier.
@@ -236,8 +248,8 @@ impl Baseline {
                     return false;
                 }
                 // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
-                let known =
-                    build::<Translator>(&cpu.model, mode, &i, at).is_some_and(|b| b.1.handler.is_some());
+                let known = build::<Translator>(&cpu.model, mode, &i, at)
+                    .is_some_and(|b| b.1.handler.is_some() || kinds::is_helper(i.mnemonic()));
                 Some((i, known))
             };
             ops.push((op, i));
@@ -263,6 +275,7 @@ impl Baseline {
         for c in made.called {
             *self.called.entry(c).or_default() += 1;
         }
+        self.latest = Latest { at: (phys, key), origin, len: made.code.len(), places: made.places };
         let counter = self.counted;
         self.counted += 1;
         self.counters[counter] = self.hot;

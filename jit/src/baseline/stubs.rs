@@ -43,6 +43,8 @@ pub(super) struct Stubs {
     pub out: usize,
     /// Translates the linear address that the context asks for; R10 is its host address or 0.
     pub refill: usize,
+    /// Has the host's MXCSR hold the guest's; R10 is 0 if it must not.
+    pub float: usize,
     /// Goes on at the address in RAX.
     pub chain: usize,
 }
@@ -236,6 +238,12 @@ impl Stubs {
             a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, host))))?;
             a.ret()
         })?;
+        let float = stub(code, |a| {
+            // The stack is aligned here.
+            a.call(qword_ptr(rdi + in_context(offset_of!(Context, fill_stub))))?;
+            a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, host))))?;
+            a.ret()
+        })?;
         let chain = stub(code, |a| {
             let mut other = a.create_label();
             find(a, &mut other)?;
@@ -249,6 +257,6 @@ impl Stubs {
             pop_kept(a)?;
             a.jmp(qword_ptr(rdi + in_context(offset_of!(Context, chain_stub))))
         })?;
-        Ok(Self { load, interpret, event, hot, call, out, refill, chain })
+        Ok(Self { load, interpret, event, hot, call, out, refill, float, chain })
     }
 }
