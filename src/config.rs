@@ -98,9 +98,11 @@ pub struct Config {
     pub code_cache_size: Option<u64>,
     /// Bytes of memory for compiled code (`-accel jit,tb-size=`), if not the usual bound.
     pub code_memory: Option<u64>,
-    /// Whether names of translated code are written for `perf` (`-perf-map`).
+    /// Whether names of translated code are written for `perf` (`-perfmap`).
     pub perf_map: bool,
-    /// An ELF file with the names of the guest's functions (`-symbols`).
+    /// Whether translated code is written for `perf inject` (`-jitdump`).
+    pub jitdump: bool,
+    /// An ELF file (or a System.map) with the names of the guest's functions (`-symbols`).
     pub symbols: Option<PathBuf>,
     /// Start stopped (`-S`).
     pub start_stopped: bool,
@@ -160,6 +162,7 @@ impl Default for Config {
             code_cache_size: None,
             code_memory: None,
             perf_map: false,
+            jitdump: false,
             symbols: None,
             start_stopped: false,
             gdb: None,
@@ -678,9 +681,9 @@ impl Log {
 pub enum LogItem {
     /// `in_asm`: guest code when it is first decoded.
     InAsm,
-    /// `exec`: each block as it is run.
+    /// `exec`: blocks as they are run.
     Exec,
-    /// `cpu`: registers before each block.
+    /// `cpu`: registers before them.
     Cpu,
     /// `fpu`: x87 and SSE registers too, where `cpu` shows registers.
     Fpu,
@@ -696,12 +699,12 @@ pub enum LogItem {
     GuestErrors,
     /// `unimp`: what a guest uses and Mynah has not.
     Unimp,
-    /// `nochain`: look at every block (with `exec` and `cpu`, so that none is missed).
+    /// `nochain`: no block goes on to another by itself, so that `exec` and `cpu` miss none.
     NoChain,
     /// `out_asm`: host code that was generated.
     OutAsm,
-    /// `op`: the translator's own form of guest code.
-    Op,
+    /// `ir`, or by QEMU's name `op`: the translator's own form of guest code.
+    Ir,
 }
 
 impl Config {

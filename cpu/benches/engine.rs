@@ -2,45 +2,14 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use iced_x86::code_asm::*;
 use mynah_cpu::block::ModeKey;
+use mynah_cpu::board::NoBoard;
 use mynah_cpu::decode::decode_op;
 use mynah_cpu::state::{Segment, cr0, gpr};
 use mynah_cpu::width::W32;
-use mynah_cpu::{Board, Cpu, CpuModel, Exit};
+use mynah_cpu::{Cpu, CpuModel, Exit};
 use mynah_mmu::{Access, GuestRam, Mode, Paging, PhysMemory, walk};
 use std::hint::black_box;
 use std::sync::Arc;
-
-struct NoBoard;
-
-impl Board for NoBoard {
-    fn port_read(&self, _: u16, _: u8) -> u32 {
-        !0
-    }
-    fn port_write(&self, _: u16, _: u8, _: u32) {}
-    fn acknowledge(&self) -> Option<u8> {
-        None
-    }
-    fn cr8(&self) -> u8 {
-        0
-    }
-    fn set_cr8(&self, _: u8) {}
-    fn apic_msr_read(&self, _: u32) -> Result<u64, ()> {
-        Err(())
-    }
-    fn apic_msr_write(&self, _: u32, _: u64) -> Result<(), ()> {
-        Err(())
-    }
-    fn apic_page(&self) -> Option<u64> {
-        None
-    }
-    fn apic_read(&self, _: u32, _: u8) -> u64 {
-        0
-    }
-    fn apic_write(&self, _: u32, _: u8, _: u64) {}
-    fn tsc(&self) -> u64 {
-        0
-    }
-}
 
 fn cpu() -> Box<Cpu> {
     let mem = PhysMemory::new(GuestRam::new(16 << 20).unwrap(), 16 << 20);

@@ -3,32 +3,49 @@ use parking_lot::{Condvar, Mutex};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// The board as one vCPU sees it: I/O ports, its local APIC, the time-stamp counter.
+/// The board as one vCPU sees it: I/O ports, its local APIC, the time-stamp counter. What an implementation leaves out is as on a board with
+/// nothing on it.
 // Err(()) is "#GP(0)": there is nothing else to say.
 #[allow(clippy::result_unit_err)]
 pub trait Board: Send + Sync {
     /// IN: `size` is 1, 2 or 4.
-    fn port_read(&self, port: u16, size: u8) -> u32;
+    fn port_read(&self, _port: u16, size: u8) -> u32 {
+        u32::MAX >> (32 - 8 * u32::from(size))
+    }
     /// OUT.
-    fn port_write(&self, port: u16, size: u8, value: u32);
+    fn port_write(&self, _port: u16, _size: u8, _value: u32) {}
     /// The interrupt-acknowledge cycle: the vector to deliver; `None` if the request has vanished.
-    fn acknowledge(&self) -> Option<u8>;
+    fn acknowledge(&self) -> Option<u8> {
+        None
+    }
     /// CR8, the task priority (4 bits).
-    fn cr8(&self) -> u8;
+    fn cr8(&self) -> u8 {
+        0
+    }
     /// Writes CR8.
-    fn set_cr8(&self, v: u8);
+    fn set_cr8(&self, _v: u8) {}
     /// Reads a local APIC MSR: IA32_APIC_BASE, IA32_TSC_DEADLINE, 800h-8FFh. `Err` raises #GP(0).
-    fn apic_msr_read(&self, index: u32) -> Result<u64, ()>;
+    fn apic_msr_read(&self, _index: u32) -> Result<u64, ()> {
+        Err(())
+    }
     /// Writes a local APIC MSR.
-    fn apic_msr_write(&self, index: u32, value: u64) -> Result<(), ()>;
+    fn apic_msr_write(&self, _index: u32, _value: u64) -> Result<(), ()> {
+        Err(())
+    }
     /// Where the local APIC's page stands, if it is enabled and in xAPIC mode.
-    fn apic_page(&self) -> Option<u64>;
+    fn apic_page(&self) -> Option<u64> {
+        None
+    }
     /// Reads a local APIC register by MMIO.
-    fn apic_read(&self, offset: u32, size: u8) -> u64;
+    fn apic_read(&self, _offset: u32, _size: u8) -> u64 {
+        0
+    }
     /// Writes a local APIC register by MMIO.
-    fn apic_write(&self, offset: u32, size: u8, value: u64);
+    fn apic_write(&self, _offset: u32, _size: u8, _value: u64) {}
     /// The time-stamp counter before the vCPU's own offset.
-    fn tsc(&self) -> u64;
+    fn tsc(&self) -> u64 {
+        0
+    }
     /// FERR#: an x87 exception is pending while CR0.NE is clear. A PC/AT raises IRQ 13 when it is asserted, and drops IGNNE# when it is not.
     fn ferr(&self, _asserted: bool) {}
     /// IGNNE#: x87 instructions go on in spite of FERR#. On a PC/AT a write to port F0h asserts it (and drops IRQ 13) while FERR# is.
@@ -37,6 +54,11 @@ pub trait Board: Send + Sync {
         true
     }
 }
+
+/// A board with nothing on it: ports read as all ones, nothing interrupts, time stands still.
+pub struct NoBoard;
+
+impl Board for NoBoard {}
 
 /// Signals to a vCPU from other threads.
 #[derive(Default)]

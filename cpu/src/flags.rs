@@ -111,6 +111,12 @@ impl State {
     pub fn set_arith_flags(&mut self, rflags: u64) {
         (self.res, self.aux) = pack(rflags);
     }
+    /// The state with its arithmetic flags in the form that [`pack`] gives them: several forms stand for the same flags.
+    pub fn with_packed_flags(&self) -> Self {
+        let mut s = self.clone();
+        s.set_arith_flags(self.arith_flags());
+        s
+    }
     /// The whole RFLAGS.
     pub fn rflags(&self) -> u64 {
         self.rflags | self.arith_flags()

@@ -8,6 +8,7 @@
 use crate::block::{Block, ModeKey};
 use crate::cpu::Cpu;
 use crate::op::{Handler, Op};
+use crate::state::Activity;
 use std::cell::{Cell, RefCell};
 
 /// Enters compiled code: takes the vCPU, the code's ops, RIP, and the code; returns why the code (or what it has gone on to) was left, with the
@@ -22,6 +23,24 @@ pub struct TierMemory(pub [u8; 512]);
 pub const LEFT_NEXT: u32 = 1;
 /// The interpreter must execute the instruction at RIP, which has not begun.
 pub const LEFT_INTERPRET: u32 = 3;
+/// An interpreter's handler has stopped, perhaps with a fault to be delivered.
+const LEFT_STOPPED: u32 = 4;
+/// Dead blocks that may wait to be freed before the dispatcher is asked to.
+const GRAVES: usize = 64;
+
+/// The block at RIP, of the baseline, has run often.
+pub const LEFT_HOT: u32 = 6;
+/// A bit in [`Compiled::ops`] that says that the rest is not ops but where baseline code goes on that has registers and flags in its own places.
+pub const BASELINE: u64 = 1;
+
+/// A jump in a tier's code that leads straight to the code of a block.
+#[derive(Clone, Copy)]
+pub struct Link {
+    /// The jump's displacement, where it can be written.
+    pub at: *mut u8,
+    /// The displacement to have when the block's code is taken away.
+    pub back: i32,
+}
 
 /// Code for a block.
 #[derive(Clone, Copy)]
@@ -43,7 +62,7 @@ pub const CODE_JUMPS: usize = 1 << 12;
 pub struct CodeJump {
     /// The address.
     pub lin: u64,
-    /// The [`mynah_mmu::TlbView::code_tag`] under which the code is there.
+    /// The [`mynah_mmu::TlbView::code_tags`] under which the code is there.
     pub tag: u64,
     /// The code.
     pub code: *const u8,
@@ -74,6 +93,10 @@ pub trait Tier: Send {
     }
     /// The block has run a few times: it may get code that there is already. Called as [`Self::hot`] is.
     fn known(&mut self, _cpu: &mut Cpu, _phys: u64, _key: u32) {}
+    /// The block, which has code, was left with [`LEFT_HOT`]. Called as `hot` is.
+    fn hotter(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        let _ = (cpu, phys, key);
+    }
     /// [`crate::board::EV_TIER`] was raised: code may be ready to be installed.
     fn ready(&mut self, cpu: &mut Cpu);
 }
@@ -88,6 +111,8 @@ pub(crate) struct BlockTier {
     heads: RefCell<Vec<(u64, u32)>>,
     /// Entries of the table of [`CodeJump`]s that may name its code.
     jumps: RefCell<Vec<u16>>,
+    /// Jumps that lead to its code.
+    links: RefCell<Vec<Link>>,
 }
 
 impl BlockTier {
@@ -98,11 +123,26 @@ impl BlockTier {
             code: Cell::new(None),
             heads: RefCell::default(),
             jumps: RefCell::default(),
+            links: RefCell::default(),
         }
+    }
+
+    /// Has no jump lead to its code any more.
+    fn sever(&self) {
+        for l in self.links.take() {
+            // SAFETY: see `Cpu::link_code`.
+            unsafe { l.at.cast::<i32>().write_unaligned(l.back) };
+        }
+    }
+
+    /// The block's code, if it has any.
+    pub(crate) fn compiled(&self) -> Option<Compiled> {
+        self.code.get()
     }
 
     /// The block dies: whose code it went into.
     pub(crate) fn take_heads(&self) -> Vec<(u64, u32)> {
+        self.sever();
         self.code.set(None);
         self.heads.take()
     }
@@ -167,15 +207,20 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
         // vCPU through this reference alone. The table of code that it goes on to names installed code only.
         let left = unsafe { (code.enter)(cpu, code.ops, rip, code.code) };
         cpu.left[left as usize & 7] += 1;
-        if left != LEFT_NEXT {
-            cpu.interpret_next = left == LEFT_INTERPRET;
-            return std::ptr::null();
+        match left {
+            LEFT_HOT => tell_hotter(cpu),
+            LEFT_INTERPRET => {
+                cpu.leave_host_float();
+                cpu.interpret_one();
+            }
+            LEFT_STOPPED if cpu.faulted => cpu.deliver_fault(),
+            _ => {}
         }
-        let next = cpu.next_block();
+        let next = cpu.go_on();
         if next.is_null() {
             return std::ptr::null();
         }
-        // SAFETY: the jump cache names live blocks.
+        // SAFETY: `go_on` returns a live block.
         let n = unsafe { &*next };
         if n.tier.code.get().is_none() {
             cpu.enter(next);
@@ -199,20 +244,72 @@ fn run_checked(cpu: &mut Cpu, block: *const Block, code: &Compiled) -> *const Op
     };
     cpu.left[left as usize & 7] += 1;
     cpu.interpret_next = left == LEFT_INTERPRET;
+    if left == LEFT_HOT {
+        tell_hotter(cpu);
+    }
     std::ptr::null()
 }
 
+/// Tells the tier of the block at RIP.
+#[cold]
+fn tell_hotter(cpu: &mut Cpu) {
+    let Ok(block) = cpu.find_block(cpu.mode_key) else { return };
+    // SAFETY: `find_block` returns a live block.
+    let (phys, key) = unsafe { ((*block).phys, (*block).key) };
+    if let Some(mut t) = cpu.tier.take() {
+        t.hotter(cpu, phys, key);
+        cpu.tier = Some(t);
+    }
+}
+
 impl Cpu {
+    /// The block at RIP, after what comes before its first instruction; null if the dispatcher has to look after something.
+    #[inline]
+    fn go_on(&mut self) -> *const Block {
+        let next = if self.single_wanted() { std::ptr::null() } else { self.next_block() };
+        if !next.is_null() && self.state.activity == Activity::Running {
+            return next;
+        }
+        self.go_on_slowly()
+    }
+
+    fn go_on_slowly(&mut self) -> *const Block {
+        if self.unchained {
+            return std::ptr::null();
+        }
+        self.leave_host_float();
+        loop {
+            let pending = self.events.pending() & self.event_mask != 0;
+            if pending || self.state.activity != Activity::Running || self.blocks.graves() > GRAVES {
+                return std::ptr::null();
+            }
+            if self.single_wanted() {
+                self.step_once();
+                continue;
+            }
+            match self.find_block(self.mode_key) {
+                Ok(b) => return b,
+                Err(_) => self.deliver_fault(),
+            }
+        }
+    }
+
+    /// Whether execution can go on at RIP with other code at once, when code has just executed an instruction that ended its block.
+    #[inline]
+    pub fn can_go_on(&self) -> bool {
+        !self.faulted && !self.unchained && self.kept.is_none() && self.is_undisturbed()
+    }
+
     /// Lets other code find the code of the block at RIP, which is about to be entered: the block is there under the present mappings.
     #[inline(always)]
     fn note_code(&mut self, tier: &BlockTier, code: &Compiled, rip: u64) {
-        let tag = self.tlb.view.code_tag;
+        let tag = self.tlb.code_tag(rip);
         let at = CodeJump::index(rip);
         let jump = &mut self.blocks.code_jumps[at];
         if jump.lin == rip && jump.tag == tag && jump.code == code.code {
             return;
         }
-        if self.unchained {
+        if self.unchained || crate::block::wraps(rip) {
             return;
         }
         *jump = CodeJump { lin: rip, tag, code: code.code, ops: code.ops };
@@ -247,7 +344,7 @@ impl Cpu {
         let key = ModeKey(block.key);
         let fits = key.has(ModeKey::LONG) || key.has(ModeKey::FLAT) && key.has(ModeKey::D32);
         // The tier itself is not in its place while it is told of a block.
-        if self.hot_after != u32::MAX && fits && !key.has(ModeKey::SINGLE) && block.second_page.is_none() {
+        if self.hot_after != u32::MAX && fits && !key.has(ModeKey::SINGLE) {
             // SAFETY: the block is new and not executing.
             unsafe { (*block.ops[0].get()).run = count };
         }
@@ -284,6 +381,7 @@ impl Cpu {
         // SAFETY: the block stays in the cache: nothing below takes blocks out.
         let head = unsafe { &*block };
         self.forget_code_jumps(&head.tier);
+        head.tier.sever();
         head.tier.code.set(Some(code));
         // SAFETY: ops are changed by this thread only; no handler of this block is on the stack with a reference to `run`.
         unsafe { (*head.ops[0].get()).run = run_code };
@@ -300,9 +398,38 @@ impl Cpu {
         // SAFETY: the block stays in the cache: nothing below takes blocks out.
         let tier = unsafe { &(*block).tier };
         self.forget_code_jumps(tier);
+        tier.sever();
         tier.code.set(None);
         // SAFETY: as for `install`.
         unsafe { (*(*block).ops[0].get()).run = tier.first.get() };
+        // The block itself is still there, and may well be hot.
+        self.cool(phys, key);
+    }
+
+    /// The code that the block at `phys` has.
+    pub fn code_of(&self, phys: u64, key: u32) -> Option<Compiled> {
+        self.blocks.block_at(phys, key)?.tier.code.get()
+    }
+
+    /// Whether code may lead straight to other code.
+    pub fn links_code(&self) -> bool {
+        !self.unchained && self.check.is_none()
+    }
+
+    /// Has a jump of the tier's lead straight to the code of the block at `phys` by a displacement, until that code is taken away.
+    ///
+    /// # Safety
+    /// `link.at` is the displacement of a jump in the tier's code, mapped as long as the vCPU has the tier, which may lead to the block's code with `to` and
+    /// anywhere with `link.back`; no code of this vCPU's executes.
+    pub unsafe fn link_code(&self, phys: u64, key: u32, link: Link, to: i32) {
+        if let Some(b) = self.blocks.block_at(phys, key) {
+            // SAFETY: as the caller vouches.
+            unsafe { link.at.cast::<i32>().write_unaligned(to) };
+            let mut links = b.tier.links.borrow_mut();
+            if !links.iter().any(|l| l.at == link.at) {
+                links.push(link);
+            }
+        }
     }
 
     /// Forgets all decoded blocks (and their code).

@@ -85,7 +85,7 @@ fn main() {
         let t = Instant::now();
         plain.run();
         let interpreted = plain.icount as f64 / t.elapsed().as_secs_f64() / 1e6;
-        let tier = Translating::at_once(fast.model.clone(), fast.events.clone()).expect("a translator");
+        let tier = Translating::at_once(fast.events.clone()).expect("a translator");
         let counters = tier.counters();
         fast.set_tier(Box::new(tier), 50);
         let t = Instant::now();

@@ -1,13 +1,12 @@
 //! Memory for generated code, and what is kept of a planned block.
 //!
-//! Code lies in segments of a memory file that is mapped twice, once to be written and once to be executed,
+//! Code lies in segments of memory that is mapped twice, once to be written and once to be executed,
 //! so that no page is ever both and no protection changes while other threads may execute. Code is put into a
 //! segment one piece after the other. When as many segments are full as the budget allows, the oldest one is
 //! given up with all the code in it: it is unmapped as soon as nobody keeps a piece of it.
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use crate::twice::{self, Executed, Written};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,19 +26,15 @@ pub(crate) struct Part {
 
 /// A piece of memory that holds code.
 pub(crate) struct Segment {
-    write: Mutex<MmapMut>,
-    execute: Mmap,
+    write: Mutex<Written>,
+    execute: Executed,
     given_up: AtomicBool,
 }
 
 impl Segment {
     /// Memory for `len` bytes of code.
     pub fn new(len: usize) -> io::Result<Arc<Self>> {
-        let file = memory_file(len)?;
-        // SAFETY: the file is this process's own and has no name: nobody else changes its length or contents.
-        let (write, execute) = unsafe {
-            (MmapOptions::new().len(len).map_mut(&file)?, MmapOptions::new().len(len).map_exec(&file)?)
-        };
+        let (write, execute) = twice::map(len)?;
         Ok(Arc::new(Self { write: Mutex::new(write), execute, given_up: AtomicBool::new(false) }))
     }
 
@@ -68,7 +63,7 @@ pub(crate) struct Code {
 impl Code {
     /// Its first byte.
     pub fn address(&self) -> *const u8 {
-        self.segment.execute.as_ptr().wrapping_add(self.at)
+        self.segment.execute.address(self.at)
     }
 
     /// Its bytes.
@@ -77,25 +72,6 @@ impl Code {
         // piece is written once, before this exists.
         unsafe { std::slice::from_raw_parts(self.address(), self.len) }
     }
-}
-
-#[cfg(target_os = "linux")]
-fn memory_file(len: usize) -> io::Result<File> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: the name is a NUL-terminated literal; the call has no other memory argument.
-    let raw = unsafe { libc::memfd_create(c"mynah-code".as_ptr(), libc::MFD_CLOEXEC) };
-    if raw < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `raw` was just opened and nobody else owns it.
-    let file = unsafe { File::from_raw_fd(raw) };
-    file.set_len(len as u64)?;
-    Ok(file)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn memory_file(_: usize) -> io::Result<File> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, "no memory files on this host"))
 }
 
 /// All code of a machine.

@@ -1,5 +1,6 @@
 //! From a plan to host code: Cranelift with its settings and buffers.
 use crate::memory::look_up;
+use crate::perf::Symbols;
 use crate::primitive::Primitives;
 use crate::region::Plan;
 use crate::runtime::{CONTEXT, Context as Shared, WRITE};
@@ -16,10 +17,13 @@ use mynah_cpu::tier::{CODE_JUMPS, CodeJump, LEFT_NEXT};
 use mynah_cpu::{Cpu, CpuModel};
 use mynah_mmu::{PAGE_MASK, Tlb, TlbEntry, TlbView};
 use std::mem::{offset_of, size_of};
+use std::sync::Arc;
 
 /// How much Cranelift optimises (its `opt_level`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Optimize {
+    /// The baseline, without Cranelift.
+    Baseline,
     /// Not at all.
     None,
     /// For speed.
@@ -35,7 +39,11 @@ pub(crate) struct Compiler {
     plane: ControlPlane,
     /// Takes the intermediate representation of each region.
     pub ir: Option<crate::tier::Sink>,
+    /// The names of the guest's functions, for that.
+    pub symbols: Arc<Symbols>,
     called: Vec<u16>,
+    /// Where code from one mark of the plan begins.
+    marks: Vec<(u32, u32)>,
 }
 
 /// Tells a region that is about to be entered its ops and RIP.
@@ -51,7 +59,7 @@ impl Compiler {
         let mut flags = settings::builder();
         // `finish` verifies.
         let level = match optimize {
-            Optimize::None => "none",
+            Optimize::None | Optimize::Baseline => "none",
             Optimize::Speed => "speed",
         };
         let options = [
@@ -73,7 +81,9 @@ impl Compiler {
             builder: FunctionBuilderContext::new(),
             plane: ControlPlane::default(),
             ir: None,
+            symbols: Arc::default(),
             called: Vec::new(),
+            marks: Vec::new(),
         })
     }
 
@@ -95,11 +105,16 @@ impl Compiler {
             return None;
         };
         if let Some(ir) = &self.ir {
-            ir(&format!("OP: guest {lin:#x}\n{}\n", self.context.func.display()));
+            ir(lin, &format!("OP: guest {}\n{}\n", self.symbols.describe(lin), self.context.func.display()));
         }
         let code = self.finish(&primitives);
         self.called = primitives.called;
         code
+    }
+
+    /// Offsets in the last region's code, each with the mark of what the code from there on was made from; only if the plan wanted marks.
+    pub fn marks(&self) -> &[(u32, u32)] {
+        &self.marks
     }
 
     /// The instructions that the last region calls the interpreter for.
@@ -230,7 +245,10 @@ impl Compiler {
         b.switch_to_block(other);
         let tag = b.ins().load(t, plain, jump, offset_of!(CodeJump, tag) as i32);
         let view = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
-        let now = b.ins().load(t, plain, cpu, (view + offset_of!(TlbView, code_tag)) as i32);
+        let half = b.ins().ushr_imm_u(rip, 63);
+        let half = b.ins().ishl_imm_u(half, 3);
+        let half = b.ins().iadd(cpu, half);
+        let now = b.ins().load(t, plain, half, (view + offset_of!(TlbView, code_tags)) as i32);
         let same = b.ins().icmp(IntCC::Equal, tag, now);
         b.ins().brif(same, found, &[], out, &[]);
         b.switch_to_block(found);
@@ -264,7 +282,12 @@ impl Compiler {
         }
         primitives.finish_signatures(&mut self.context.func);
         let (bytes, relocs) = match self.context.compile(&*self.isa, &mut self.plane) {
-            Ok(code) => (code.code_buffer().to_vec(), code.buffer.relocs().to_vec()),
+            Ok(code) => {
+                let places = code.buffer.get_srclocs_sorted().iter();
+                self.marks =
+                    places.filter(|p| !p.loc.is_default()).map(|p| (p.start, p.loc.bits())).collect();
+                (code.code_buffer().to_vec(), code.buffer.relocs().to_vec())
+            }
             Err(e) => {
                 tracing::warn!("a region could not be compiled: {:?}", e.inner);
                 return None;

@@ -20,6 +20,15 @@ use std::sync::OnceLock;
 pub(crate) fn on_host(code: Code) -> bool {
     code.cpuid_features().iter().all(|f| match f {
         CpuidFeature::MMX | CpuidFeature::SSE | CpuidFeature::SSE2 => true,
+        CpuidFeature::INTEL8086 | CpuidFeature::INTEL386 | CpuidFeature::INTEL486 | CpuidFeature::X64 => true,
+        CpuidFeature::MOVBE => is_x86_feature_detected!("movbe"),
+        CpuidFeature::POPCNT => is_x86_feature_detected!("popcnt"),
+        CpuidFeature::LZCNT => is_x86_feature_detected!("lzcnt"),
+        CpuidFeature::BMI1 => is_x86_feature_detected!("bmi1"),
+        CpuidFeature::BMI2 => is_x86_feature_detected!("bmi2"),
+        CpuidFeature::ADX => is_x86_feature_detected!("adx"),
+        CpuidFeature::VAES => is_x86_feature_detected!("vaes"),
+        CpuidFeature::VPCLMULQDQ => is_x86_feature_detected!("vpclmulqdq"),
         CpuidFeature::SSE3 => is_x86_feature_detected!("sse3"),
         CpuidFeature::SSSE3 => is_x86_feature_detected!("ssse3"),
         CpuidFeature::SSE4_1 => is_x86_feature_detected!("sse4.1"),

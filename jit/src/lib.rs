@@ -8,18 +8,22 @@
 //!
 //! * `region`: what is compiled together. [`translate`], `exec`, `memory`, `vector`: how it is emitted.
 //!   `compile`: Cranelift.
-//! * [`perf`]: names of regions for `perf`. `code`: executable memory. `runtime`: what code calls.
+//! * `baseline`: the tier between: on x86-64 hosts, the guest's own instructions on other registers.
+//! * [`perf`]: names of regions for `perf`. `listing`: their code as text. `code`, `twice`: executable memory.
+//!   `runtime`: what code calls.
 //! * `store`: the regions of a machine, for all its vCPUs. `cache` and `pack`: those on disk behind it;
 //!   `realm`: what they depend on.
-//! * `pool`: the threads that compile. [`tier`]: the translator as a tier above the interpreter of a vCPU,
-//!   which compiles in the background or at once.
+//! * `pool`: the threads that compile. [`tier`]: the translator as tiers above the interpreter of a vCPU,
+//!   which compile in the background or at once.
 //!
 //! Not here yet: hosts whose memory order is weaker than x86's ([`tier::Engine::new`] refuses them).
+mod baseline;
 mod cache;
 mod code;
 mod compile;
 mod exec;
 mod float;
+mod listing;
 mod memory;
 mod pack;
 pub mod perf;
@@ -31,6 +35,7 @@ mod runtime;
 mod store;
 pub mod tier;
 pub mod translate;
+mod twice;
 mod vector;
 mod x87;
 

@@ -9,6 +9,7 @@
 //! looks at its events. A region that another vCPU has had compiled meanwhile is not compiled again, and two
 //! vCPUs that want the same one while it is compiled both get it.
 use crate::compile::Compiler;
+use crate::listing::Mark;
 use crate::pack::{Entry, Id, Piece};
 use crate::region::Plan;
 use crate::store::{Region, Store};
@@ -79,17 +80,18 @@ pub(crate) struct Job {
     id: Id,
     place: Place,
     seat: Arc<Seat>,
+    keep: bool,
 }
 
 impl Job {
-    /// The region of a plan, for a vCPU.
-    pub fn new(mut plan: Plan, place: Place, seat: Arc<Seat>) -> Self {
-        let parts = plan.take_parts();
+    /// The region of a plan, for a vCPU; `keep` it for others, too.
+    pub fn new(plan: Plan, place: Place, seat: Arc<Seat>, keep: bool) -> Self {
         let deltas = plan.blocks.iter().map(|b| b.delta);
-        let pieces = deltas.zip(parts).map(|(delta, p)| Piece { delta, bytes: p.bytes }).collect();
+        let pieces =
+            deltas.zip(plan.parts()).map(|(delta, p)| Piece { delta, bytes: p.bytes.clone() }).collect();
         let (instructions, ops) = (plan.instruction_count() as u32, plan.ops.len() as u32);
         let entry = Entry { mode: place.key, instructions, ops, pieces, code: Vec::new() };
-        Self { id: entry.id(), plan, entry, place, seat }
+        Self { id: entry.id(), plan, entry, place, seat, keep }
     }
 }
 
@@ -117,7 +119,13 @@ pub(crate) fn compile(
         *called.entry(op).or_default() += 1;
     }
     drop(called);
-    store.add(Entry { code, ..job.entry }, job.plan.ops.into(), job.place.lin, true)
+    let lin = job.place.lin;
+    let marked = compiler.marks().iter().filter_map(|&(offset, mark)| {
+        let (lin, bytes) = job.plan.marked(mark, lin)?;
+        Some(Mark { offset: offset as usize, lin, bytes })
+    });
+    let marks = (job.plan.bitness(), marked.collect());
+    store.add(Entry { code, ..job.entry }, job.plan.ops.into(), lin, &marks, job.keep)
 }
 
 #[derive(Default)]

@@ -28,7 +28,7 @@ pub(crate) fn realm(model: &CpuModel, optimize: Optimize, isa: &str) -> io::Resu
 /// alone.
 fn model_text(model: &CpuModel) -> String {
     let mut m = model.clone();
-    m.set_topology(1, 1);
+    m.set_topology(1, 1, 1);
     m.brand.clear();
     m.name = "";
     format!("{m:?}")
@@ -103,7 +103,7 @@ mod tests {
     fn the_realm_is_that_of_features_and_not_of_the_number_of_cores() {
         let of = |text: &str, cores: u32, o: Optimize| {
             let mut m = CpuModel::parse(text).unwrap();
-            m.set_topology(cores, 1);
+            m.set_topology(1, cores, 1);
             realm(&m, o, "host").unwrap()
         };
         let max = of("max", 1, Optimize::Speed);

@@ -61,6 +61,8 @@ pub(crate) struct Plan {
     pub return_sites: Vec<i64>,
     /// 64-bit code.
     pub long: bool,
+    /// The low half of the linear address at which the region was planned, if its code is to tell what it was made from.
+    pub marks: Option<u32>,
     mode: ModeKey,
     index: HashMap<i64, usize>,
     parts: Vec<Part>,
@@ -85,14 +87,30 @@ impl Plan {
             .collect()
     }
 
+    /// The instruction that code with this mark was made from: its linear address if the region was planned at `lin`, and its bytes.
+    pub fn marked(&self, mark: u32, lin: u64) -> Option<(u64, Vec<u8>)> {
+        let delta = i64::from(mark.wrapping_sub(lin as u32) as i32);
+        self.blocks.iter().zip(&self.parts).find_map(|(block, part)| {
+            let op = self.ops[block.ops.clone()].iter().find(|o| block.delta + i64::from(o.off) == delta)?;
+            let at = usize::from(op.off);
+            let bytes = part.bytes.get(at..at + usize::from(op.len))?;
+            Some((lin.wrapping_add(delta as u64), bytes.to_vec()))
+        })
+    }
+
+    /// How wide addresses are in its code: 16, 32 or 64 bits.
+    pub fn bitness(&self) -> u32 {
+        bitness(self.mode)
+    }
+
     /// Guest physical addresses of the region's blocks.
     pub fn part_addresses(&self) -> impl Iterator<Item = u64> {
         self.parts.iter().map(|p| p.phys)
     }
 
     /// What is kept for telling whether the code still holds.
-    pub fn take_parts(&mut self) -> Box<[Part]> {
-        std::mem::take(&mut self.parts).into()
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
     }
 
     /// Instructions of the guest.
@@ -116,14 +134,15 @@ impl Plan {
             live_after: Vec::new(),
             return_sites: Vec::new(),
             long,
+            marks: None,
             mode,
             index: HashMap::new(),
             parts: Vec::new(),
         };
+        let most = if cpu.sees_every_block() { 1 } else { MAX_BLOCKS };
         let mut wanted = VecDeque::from([0]);
         while let Some(delta) = wanted.pop_front() {
-            if plan.index.contains_key(&delta) || plan.blocks.len() >= MAX_BLOCKS || plan.ops.len() >= MAX_OPS
-            {
+            if plan.index.contains_key(&delta) || plan.blocks.len() >= most || plan.ops.len() >= MAX_OPS {
                 continue;
             }
             let phys = entry.phys.wrapping_add(delta as u64);
@@ -133,6 +152,10 @@ impl Plan {
             if let Some(block) = cpu.known_block(phys, entry.key).filter(|b| fits(b)) {
                 wanted.extend(plan.add(cpu, block, delta)?);
             }
+        }
+        if most == 1 {
+            // Nor does it go on with itself.
+            plan.index.clear();
         }
         plan.return_sites.retain(|d| plan.index.contains_key(d));
         plan.return_sites.truncate(MAX_SITES);

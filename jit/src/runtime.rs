@@ -2,7 +2,7 @@
 //!
 //! Code has no absolute addresses: it takes the addresses of these functions from the [`Context`], whose address it is entered with.
 use crate::compile::Compiler;
-use mynah_cpu::tier::{Enter, TierMemory};
+use mynah_cpu::tier::{Enter, LEFT_HOT, TierMemory};
 use mynah_cpu::{Cpu, Op};
 use mynah_mmu::PAGE_SIZE;
 use std::mem::{offset_of, size_of};
@@ -23,6 +23,8 @@ pub enum Left {
     Stopped = 4,
     /// Decoded code has changed under the region; execution goes on at RIP.
     Code = 5,
+    /// The block at RIP, of the baseline, has run often.
+    Hot = LEFT_HOT,
 }
 
 /// What code finds in the vCPU's [`TierMemory`]; it addresses the fields by offset.
@@ -54,6 +56,23 @@ pub(crate) struct Context {
     pub ops: *const Op,
     /// RIP where it was entered.
     pub rip: u64,
+    /// The baseline's: RIP of the first byte of the page that its code is on.
+    pub page_rip: u64,
+    /// The baseline's: OF, and in the second byte the other flags as LAHF has them.
+    pub native_flags: u64,
+    /// The baseline's: room for a value.
+    pub aside: u64,
+    /// The baseline's: `res` and `aux` for each of the 512 values of OF and LAHF's byte.
+    pub flag_words: *const u64,
+    /// The baseline's: what is left of each block's executions until it is hot.
+    pub counters: *const u32,
+}
+
+/// A stub, for who looks inside.
+pub(crate) struct Stub {
+    pub name: &'static str,
+    pub address: *const u8,
+    pub code: Vec<u8>,
 }
 
 /// Where the context is in the vCPU.
@@ -61,14 +80,18 @@ pub(crate) const CONTEXT: usize = offset_of!(Cpu, tier_memory);
 const _: () = assert!(size_of::<Context>() <= size_of::<TierMemory>());
 
 impl Context {
-    /// A context with its stubs, which `put` gives places to, and what regions are entered by; without events as yet. An error says what there is not.
+    /// A context with its stubs, which `put` gives places to, and what regions are entered by; without events as
+    /// yet. The stubs' names and code are added to `stubs`. An error says what there is not.
     pub(crate) fn new(
         compiler: &mut Compiler,
         put: &mut dyn FnMut(&[u8]) -> Option<*const u8>,
+        stubs: &mut Vec<Stub>,
     ) -> Result<(Self, Enter), String> {
-        let mut place = |code: Option<Vec<u8>>, name: &str| {
+        let mut place = |code: Option<Vec<u8>>, name: &'static str| {
             let code = code.ok_or_else(|| format!("the {name} stub does not compile"))?;
-            put(&code).ok_or_else(|| format!("no room for the {name} stub"))
+            let address = put(&code).ok_or_else(|| format!("no room for the {name} stub"))?;
+            stubs.push(Stub { name, address, code });
+            Ok::<_, String>(address)
         };
         let enter = place(compiler.enter_stub(), "entry")?;
         let context = Self {
@@ -85,6 +108,11 @@ impl Context {
             scratch: [0; 32],
             ops: std::ptr::null(),
             rip: 0,
+            page_rip: 0,
+            native_flags: 0,
+            aside: 0,
+            flag_words: std::ptr::null(),
+            counters: std::ptr::null(),
         };
         // SAFETY: the stub was made with this signature.
         let enter = unsafe { std::mem::transmute::<*const u8, Enter>(enter) };
@@ -177,7 +205,8 @@ pub(crate) unsafe extern "C" fn run_op(cpu: *mut Cpu, op: *const Op) -> u32 {
     }
     let epoch = cpu.code_epoch();
     if !cpu.run_op(op) {
-        Left::Stopped as u32
+        let left = if cpu.can_go_on() { Left::Next } else { Left::Stopped };
+        left as u32
     } else if cpu.code_epoch() != epoch {
         cpu.state.gpr[mynah_cpu::state::gpr::RIP] = cpu.ip_after(op);
         Left::Code as u32

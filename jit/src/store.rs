@@ -6,7 +6,7 @@
 use crate::cache::Cache;
 use crate::code::{Code, CodeMemory, Segment};
 use crate::pack::{Entry, Head, Id, View};
-use crate::tier::Inside;
+use crate::tier::{Inside, Marks};
 use mynah_cpu::Op;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -79,7 +79,7 @@ pub(crate) struct Store {
     /// There is a disk to write to, or will be.
     keeps: AtomicBool,
     pending: Mutex<Pending>,
-    inside: Mutex<Inside>,
+    inside: Arc<Inside>,
     pub counters: Counters,
     /// How often code was given up: who keeps some looks whether it is theirs when this has changed.
     given_up: AtomicU64,
@@ -88,14 +88,14 @@ pub(crate) struct Store {
 impl Store {
     /// A store whose code takes up to `limit` bytes, and that `keeps` regions for [`Self::set_cache`]; an
     /// error says that the host has no executable memory.
-    pub fn new(limit: usize, inside: Inside, keeps: bool) -> std::io::Result<Self> {
+    pub fn new(limit: usize, inside: Arc<Inside>, keeps: bool) -> std::io::Result<Self> {
         Ok(Self {
             memory: Mutex::new(CodeMemory::new(limit)?),
             known: RwLock::default(),
             cache: OnceLock::new(),
             keeps: AtomicBool::new(keeps),
             pending: Mutex::default(),
-            inside: Mutex::new(inside),
+            inside,
             counters: Counters::default(),
             given_up: AtomicU64::new(0),
         })
@@ -158,7 +158,14 @@ impl Store {
 
     /// Puts a region into memory, named by the linear address `lin` to those who look inside; it will be
     /// written to disk if it is `new`. `None` if there is no room.
-    pub fn add(&self, e: Entry<Vec<u8>>, ops: Box<[Op]>, lin: u64, new: bool) -> Option<Arc<Region>> {
+    pub fn add(
+        &self,
+        e: Entry<Vec<u8>>,
+        ops: Box<[Op]>,
+        lin: u64,
+        marks: &Marks,
+        new: bool,
+    ) -> Option<Arc<Region>> {
         let (head, id) = (e.head(), e.id());
         let placed = self.memory.lock().place(&e.code)?;
         let code = placed.code;
@@ -167,7 +174,7 @@ impl Store {
             id,
             ops,
         });
-        self.show(&region, lin);
+        self.inside.show(region.code().address(), region.code().bytes(), lin, marks);
         {
             let mut known = self.known.write();
             if let Some(old) = placed.given_up {
@@ -195,17 +202,6 @@ impl Store {
         });
         self.counters.given_up.fetch_add(1, Ordering::Relaxed);
         self.given_up.fetch_add(1, Ordering::Release);
-    }
-
-    fn show(&self, region: &Region, lin: u64) {
-        let inside = &mut *self.inside.lock();
-        let code = region.code();
-        if let Some(perf) = &mut inside.perf {
-            perf.add(code.address(), code.len, lin);
-        }
-        if let Some(asm) = &inside.asm {
-            asm(&crate::perf::host_code(code.address(), code.bytes(), lin));
-        }
     }
 
     /// When what waits to be written is due: at once, later, or `None` if nothing waits.

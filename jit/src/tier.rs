@@ -1,25 +1,31 @@
-//! The tier above the interpreter: regions compiled on threads of their own while the vCPU goes on
-//! interpreting.
+//! The tiers above the interpreter: blocks compiled by the baseline at once, and regions on threads of their own while
+//! the vCPU goes on.
 //!
 //! ```text
-//!   block met a few times ----> store: in memory, on disk --known--------------------------------> install
-//!   on the vCPU's thread hot block --> store --no--> Plan --pool (queue, threads)--> store, ready list,
-//!   EV_TIER ------> install
+//!   hot block --> store: in memory, on disk --known--> install on the vCPU's thread
+//!                   | no                                        ^
+//!                   v                                           |
+//!               baseline: code of the block            ready list, EV_TIER
+//!                   | hotter                                    |
+//!                   v                                           |
+//!               store --no--> Plan --> pool (queue, threads) --> store
 //! ```
 //!
 //! A plan is made on the vCPU's thread, which owns the decoded blocks; compiling needs nothing but the plan.
 //! A region is installed if the bytes of all its blocks are the guest's at that moment; blocks that are not
 //! decoded then are, as a block that dies takes the code along that was made of it.
+use crate::baseline::{self, Baseline};
 use crate::cache::Cache;
 pub use crate::cache::{Folder, LIMIT};
 use crate::code::Segment;
 use crate::compile::Compiler;
 pub use crate::compile::Optimize;
+use crate::listing::{Mark, host_code};
 use crate::pack::Head;
-use crate::perf::PerfMap;
+use crate::perf::{Perf, Symbols};
 use crate::pool::{self, Done, Job, Place, Pool, Seat};
 use crate::region::Plan;
-use crate::runtime::Context;
+use crate::runtime::{Context, Stub};
 use crate::store::{Region, Store};
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::state::{gpr, seg};
@@ -31,8 +37,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Executions after which a block is compiled.
+/// Executions after which a block is compiled, where there is no baseline.
 pub const HOT: u32 = 500;
+/// Executions in the baseline after which a block is compiled by Cranelift.
+const HOTTER: u32 = 30_000;
 /// Executions after which a block's code is looked for among what has been compiled before: what was hot once
 /// will be again.
 const KNOWN: u32 = 8;
@@ -57,6 +65,12 @@ struct Past {
 /// What has been done.
 #[derive(Default)]
 pub struct Counters {
+    /// Blocks compiled by the baseline.
+    pub blocks: AtomicU64,
+    /// Guest instructions in them.
+    pub block_instructions: AtomicU64,
+    /// Bytes of their host code.
+    pub block_bytes: AtomicU64,
     /// Regions compiled.
     pub compiled: AtomicU64,
     /// Regions installed.
@@ -83,19 +97,37 @@ pub struct Counters {
     pub nanos: AtomicU64,
 }
 
-/// Where a text about code goes.
-pub type Sink = Arc<dyn Fn(&str) + Send + Sync>;
+/// Where a text about the code of a guest address goes.
+pub type Sink = Arc<dyn Fn(u64, &str) + Send + Sync>;
 
 /// What is told of regions to those who look inside.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Inside {
     /// Takes Cranelift's intermediate representation of each.
     pub ir: Option<Sink>,
     /// Takes the host code of each.
     pub asm: Option<Sink>,
     /// Takes their names and places.
-    pub perf: Option<PerfMap>,
+    pub perf: Option<Arc<Perf>>,
+    /// The names of the guest's functions.
+    pub symbols: Arc<Symbols>,
 }
+
+impl Inside {
+    /// Code was put into place for the linear guest address `lin`; `marks` say what it was made from, and how wide
+    /// addresses are there.
+    pub(crate) fn show(&self, address: *const u8, code: &[u8], lin: u64, marks: &Marks) {
+        if let Some(perf) = &self.perf {
+            perf.region(address, code, lin);
+        }
+        if let Some(asm) = &self.asm {
+            asm(lin, &host_code(address, code, &self.symbols.describe(lin), marks.0, &marks.1));
+        }
+    }
+}
+
+/// How wide code's addresses are, and what it was made from if somebody wants to know.
+pub(crate) type Marks = (u32, Vec<Mark>);
 
 /// Where regions are kept on disk.
 pub struct OnDisk {
@@ -109,6 +141,8 @@ pub struct OnDisk {
 pub struct Options {
     /// How much is optimised.
     pub optimize: Optimize,
+    /// There is a baseline, and blocks that it has run so often go on to Cranelift.
+    pub baseline: Option<u32>,
     /// Bytes of code kept in memory.
     pub code_bytes: usize,
     /// Where regions are kept.
@@ -124,6 +158,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             optimize: Optimize::Speed,
+            baseline: Some(HOTTER),
             code_bytes: CODE,
             disk: None,
             at_once: false,
@@ -169,6 +204,10 @@ pub struct DiskInfo {
 /// The translator of a machine: what its vCPUs have in common.
 pub struct Engine {
     optimize: Optimize,
+    baseline: Option<u32>,
+    /// Bytes of code of each vCPU's baseline.
+    baseline_bytes: usize,
+    inside: Arc<Inside>,
     store: Arc<Store>,
     /// None: each vCPU compiles by itself.
     pool: Option<Arc<Pool>>,
@@ -185,6 +224,11 @@ unsafe impl Sync for Engine {}
 impl Engine {
     /// An engine for vCPUs of `model`; an error says why this host has none.
     pub fn new(model: &Arc<CpuModel>, options: Options) -> Result<Self, String> {
+        Self::build(Some(model), options)
+    }
+
+    /// Threads and what is on disk need a model.
+    fn build(model: Option<&Arc<CpuModel>>, options: Options) -> Result<Self, String> {
         if !cfg!(target_arch = "x86_64") {
             return Err("the guest's memory order is not yet kept on this host".into());
         }
@@ -192,15 +236,22 @@ impl Engine {
         let mut compiler = Compiler::new(options.optimize)?;
         let stubs = Segment::new(STUBS).map_err(memory)?;
         let mut used = 0;
-        let (context, enter) = Context::new(&mut compiler, &mut |code| {
+        let mut put = |code: &[u8]| {
             let end = used + code.len();
             let at = std::mem::replace(&mut used, end.next_multiple_of(16));
             (end <= STUBS).then(|| stubs.put(at, code).address())
-        })?;
-        let ir = options.inside.ir.clone();
-        let store = Store::new(options.code_bytes, options.inside, options.disk.is_some()).map_err(memory)?;
-        let store = Arc::new(store);
-        if let Some(OnDisk { folder, limit }) = options.disk {
+        };
+        let mut named: Vec<Stub> = Vec::new();
+        let (context, enter) = Context::new(&mut compiler, &mut put, &mut named)?;
+        for stub in &named {
+            if let Some(perf) = &options.inside.perf {
+                perf.stub(stub.address, &stub.code, stub.name);
+            }
+        }
+        let inside = Arc::new(options.inside);
+        let keeps = options.disk.is_some() && model.is_some();
+        let store = Arc::new(Store::new(options.code_bytes, inside.clone(), keeps).map_err(memory)?);
+        if let (Some(OnDisk { folder, limit }), Some(model)) = (options.disk, model) {
             let (store, model, optimize) = (store.clone(), model.clone(), options.optimize);
             let isa = compiler.isa_text();
             let open = move || {
@@ -222,19 +273,30 @@ impl Engine {
                     .map_err(|e| format!("no thread to read the cache: {e}"))?;
             }
         }
-        let pool = if options.at_once {
-            None
-        } else {
-            let mut compilers = vec![compiler];
-            for _ in 1..pool::threads() {
-                compilers.push(Compiler::new(options.optimize)?);
+        let pool = match model {
+            Some(model) if !options.at_once => {
+                let mut compilers = vec![compiler];
+                for _ in 1..pool::threads() {
+                    compilers.push(Compiler::new(options.optimize)?);
+                }
+                for c in &mut compilers {
+                    (c.ir, c.symbols) = (inside.ir.clone(), inside.symbols.clone());
+                }
+                Some(Pool::start(model.clone(), store.clone(), compilers)?)
             }
-            for c in &mut compilers {
-                c.ir = ir.clone();
-            }
-            Some(Pool::start(model.clone(), store.clone(), compilers)?)
+            _ => None,
         };
-        Ok(Self { optimize: options.optimize, store, pool, context, enter, stubs })
+        Ok(Self {
+            optimize: options.optimize,
+            baseline: options.baseline,
+            baseline_bytes: options.code_bytes / 2,
+            inside,
+            store,
+            pool,
+            context,
+            enter,
+            stubs,
+        })
     }
 
     /// Ends the threads, and writes what is to be kept. What vCPUs still have compiled is not.
@@ -293,7 +355,11 @@ pub struct Translating {
     /// How often the store had given up code when it was looked at last.
     given_up: u64,
     history: HashMap<(u64, u32), Past>,
+    /// Of blocks of the baseline that have died.
+    rewritten: HashMap<(u64, u32), Past>,
     info: InstructionInfoFactory,
+    inside: Arc<Inside>,
+    baseline: Option<Box<Baseline>>,
     /// An engine of this vCPU's own, which ends with it.
     _own: Option<Engine>,
 }
@@ -306,8 +372,24 @@ impl Translating {
     /// A tier for a vCPU of the engine's model, whose events these are.
     pub fn new(engine: &Engine, events: Arc<Events>) -> Result<Self, String> {
         let compiler = match engine.pool {
-            Some(_) => None,
-            None => Some(Box::new(Compiler::new(engine.optimize)?)),
+            // What is for the baseline alone is not compiled further.
+            None if engine.optimize != Optimize::Baseline => {
+                let mut compiler = Compiler::new(engine.optimize)?;
+                (compiler.ir, compiler.symbols) = (engine.inside.ir.clone(), engine.inside.symbols.clone());
+                Some(Box::new(compiler))
+            }
+            _ => None,
+        };
+        let baseline = match engine.baseline {
+            Some(hotter) => {
+                let baseline = Baseline::new(engine.enter, hotter, engine.baseline_bytes)?;
+                if let Some(perf) = &engine.inside.perf {
+                    let (address, code) = baseline.stubs();
+                    perf.stub(address, code, "baseline");
+                }
+                Some(Box::new(baseline))
+            }
+            None => None,
         };
         Ok(Self {
             compiler,
@@ -320,27 +402,43 @@ impl Translating {
             installed: HashMap::new(),
             given_up: 0,
             history: HashMap::new(),
+            rewritten: HashMap::new(),
             info: InstructionInfoFactory::new(),
+            inside: engine.inside.clone(),
+            baseline,
             _own: None,
         })
     }
 
-    /// A tier that compiles a hot block before it goes on: for tests, where what runs compiled must not
-    /// depend on time.
-    pub fn at_once(model: Arc<CpuModel>, events: Arc<Events>) -> Result<Self, String> {
-        Self::at_once_with(model, events, Optimize::Speed)
+    /// A tier that compiles a hot block before it goes on: for tests, where what runs compiled must not depend on
+    /// time.
+    pub fn at_once(events: Arc<Events>) -> Result<Self, String> {
+        Self::at_once_with(events, Optimize::Speed)
     }
 
     /// As [`Self::at_once`], with a choice of how much is optimised.
-    pub fn at_once_with(
-        model: Arc<CpuModel>,
-        events: Arc<Events>,
-        optimize: Optimize,
-    ) -> Result<Self, String> {
-        let engine = Engine::new(&model, Options { optimize, at_once: true, ..Options::default() })?;
+    pub fn at_once_with(events: Arc<Events>, optimize: Optimize) -> Result<Self, String> {
+        let baseline = (optimize == Optimize::Baseline).then_some(u32::MAX >> 1);
+        Self::alone(events, optimize, baseline)
+    }
+
+    /// A tier that compiles a hot block by the baseline, and one that has run `hotter` times more by Cranelift, before
+    /// it goes on: for tests.
+    pub fn in_turn(events: Arc<Events>, hotter: u32) -> Result<Self, String> {
+        Self::alone(events, Optimize::Speed, Some(hotter))
+    }
+
+    fn alone(events: Arc<Events>, optimize: Optimize, baseline: Option<u32>) -> Result<Self, String> {
+        let options = Options { optimize, baseline, at_once: true, ..Options::default() };
+        let engine = Engine::build(None, options)?;
         let mut tier = Self::new(&engine, events)?;
         tier._own = Some(engine);
         Ok(tier)
+    }
+
+    /// Executions after which the tier wants to be told of a block.
+    pub fn hot_after(&self) -> u32 {
+        if self.baseline.is_some() { baseline::HOT } else { HOT }
     }
 
     /// The counters, which go on counting.
@@ -351,7 +449,10 @@ impl Translating {
 
 impl Tier for Translating {
     fn attach(&mut self, cpu: &mut Cpu) {
-        if let Some(context) = self.context.take() {
+        if let Some(mut context) = self.context.take() {
+            if let Some(b) = &self.baseline {
+                b.attach(&mut context);
+            }
             // SAFETY: the memory is large enough and aligned, and made for this.
             unsafe { cpu.tier_memory.0.as_mut_ptr().cast::<Context>().write(context) };
         }
@@ -372,31 +473,36 @@ impl Tier for Translating {
         if self.install_known(cpu, phys, key) {
             return;
         }
-        if !self.is_worth_it(cpu.icount, phys, key) {
+        if self.baseline.as_ref().is_some_and(|b| b.knows(phys, key) && !b.has(cpu, phys, key))
+            && !is_worth_it(&mut self.rewritten, cpu.icount, (phys, key))
+        {
             self.seat.counters.put_off.fetch_add(1, Ordering::Relaxed);
             cpu.cool(phys, key);
             return;
         }
-        let Some(plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info)) else {
-            self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(b) = &mut self.baseline
+            && !b.has(cpu, phys, key)
+            && b.compile(cpu, phys, key)
+        {
+            let lin = linear_ip(cpu);
+            let (address, code) = b.latest();
+            let wanted = self.inside.asm.is_some();
+            let marks = if wanted { b.latest_marks(cpu, lin) } else { Marks::default() };
+            self.inside.show(address, code, lin, &marks);
+            let c = &self.seat.counters;
+            c.blocks.store(b.compiled, Ordering::Relaxed);
+            c.block_instructions.store(b.instructions, Ordering::Relaxed);
+            c.block_bytes.store(b.bytes, Ordering::Relaxed);
             return;
-        };
-        // The blocks of a loop become hot together: one region is enough, unless they go on being entered
-        // from elsewhere.
-        for part in plan.part_addresses().filter(|&p| p != phys) {
-            cpu.cool(part, key);
         }
-        let place = Place { lin: linear_ip(cpu), phys, key };
-        let job = Job::new(plan, place, self.seat.clone());
-        match (&mut self.compiler, &self.pool) {
-            (Some(compiler), _) => {
-                let model = cpu.model.clone();
-                if let Some(region) = pool::compile(compiler, &model, &self.store, job) {
-                    self.install(cpu, place, &region);
-                }
-            }
-            (None, Some(pool)) => pool.submit(job),
-            (None, None) => {}
+        self.compile(cpu, phys, key);
+    }
+
+    fn hotter(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        *self.seat.counters.running.lock() = (cpu.icount, cpu.left);
+        self.let_go(cpu);
+        if !self.install_known(cpu, phys, key) {
+            self.compile(cpu, phys, key);
         }
     }
 
@@ -407,12 +513,12 @@ impl Tier for Translating {
                 Done::Region(place, region) => {
                     if !self.install(cpu, place, &region) {
                         self.seat.counters.late.fetch_add(1, Ordering::Relaxed);
-                        cpu.cool(place.phys, place.key);
+                        self.count_again(cpu, place.phys, place.key);
                     }
                 }
                 Done::Dropped(place) => {
                     self.history.remove(&(place.phys, place.key));
-                    cpu.cool(place.phys, place.key);
+                    self.count_again(cpu, place.phys, place.key);
                 }
             }
         }
@@ -437,25 +543,70 @@ fn is_there(cpu: &Cpu, phys: u64, delta: i64, bytes: &[u8]) -> bool {
     now == bytes
 }
 
+/// Whether a block that is hot is to be compiled. One that is written and run in turn must get hot twice as often each
+/// time.
+fn is_worth_it(history: &mut HashMap<(u64, u32), Past>, icount: u64, block: (u64, u32)) -> bool {
+    if history.len() >= HISTORY {
+        history.clear();
+    }
+    let Some(past) = history.get_mut(&block) else {
+        history.insert(block, Past { icount, level: 0, skip: 0 });
+        return true;
+    };
+    if past.skip > 0 {
+        past.skip -= 1;
+        return false;
+    }
+    past.level = if icount.wrapping_sub(past.icount) < STORM { (past.level + 1).min(20) } else { 0 };
+    past.icount = icount;
+    past.skip = (1 << past.level) - 1;
+    true
+}
+
 impl Translating {
-    /// Whether a block that is hot is to be compiled. One that is written and run in turn must get hot twice
-    /// as often each time.
-    fn is_worth_it(&mut self, icount: u64, phys: u64, key: u32) -> bool {
-        if self.history.len() >= HISTORY {
-            self.history.clear();
+    /// A block that has no region is counted from the start.
+    fn count_again(&mut self, cpu: &Cpu, phys: u64, key: u32) {
+        cpu.cool(phys, key);
+        if let Some(b) = &mut self.baseline {
+            b.count_again(cpu, phys, key);
         }
-        let Some(past) = self.history.get_mut(&(phys, key)) else {
-            self.history.insert((phys, key), Past { icount, level: 0, skip: 0 });
-            return true;
+    }
+
+    /// Has the region that begins with a block compiled.
+    fn compile(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        if let Some(b) = &mut self.baseline {
+            // Should it not be compiled now.
+            b.count_again(cpu, phys, key);
+        }
+        if !is_worth_it(&mut self.history, cpu.icount, (phys, key)) {
+            self.seat.counters.put_off.fetch_add(1, Ordering::Relaxed);
+            cpu.cool(phys, key);
+            return;
+        }
+        let Some(mut plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info))
+        else {
+            self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
+            return;
         };
-        if past.skip > 0 {
-            past.skip -= 1;
-            return false;
+        // The blocks of a loop become hot together: one region is enough, unless they go on being entered from
+        // elsewhere.
+        for part in plan.part_addresses().filter(|&p| p != phys) {
+            self.count_again(cpu, part, key);
         }
-        past.level = if icount.wrapping_sub(past.icount) < STORM { (past.level + 1).min(20) } else { 0 };
-        past.icount = icount;
-        past.skip = (1 << past.level) - 1;
-        true
+        let place = Place { lin: linear_ip(cpu), phys, key };
+        plan.marks = (self.inside.ir.is_some() || self.inside.asm.is_some()).then_some(place.lin as u32);
+        // Regions of one block, for the log, are worth nothing to others.
+        let job = Job::new(plan, place, self.seat.clone(), !cpu.sees_every_block());
+        match (&mut self.compiler, &self.pool) {
+            (Some(compiler), _) => {
+                let model = cpu.model.clone();
+                if let Some(region) = pool::compile(compiler, &model, &self.store, job) {
+                    self.install(cpu, place, &region);
+                }
+            }
+            (None, Some(pool)) => pool.submit(job),
+            (None, None) => {}
+        }
     }
 
     /// Takes the code away whose memory the store wants for other code.
@@ -475,6 +626,9 @@ impl Translating {
 
     /// Installs code for the block that is about to be executed if it was compiled before.
     fn install_known(&mut self, cpu: &mut Cpu, phys: u64, key: u32) -> bool {
+        if cpu.sees_every_block() {
+            return false;
+        }
         let Some(block) = cpu.known_block(phys, key).filter(|b| b.second_page.is_none()) else {
             return false;
         };
@@ -493,7 +647,10 @@ impl Translating {
                 else {
                     return false;
                 };
-                let Some(region) = self.store.add(entry, ops.into(), place.lin, false) else { return false };
+                let Some(region) = self.store.add(entry, ops.into(), place.lin, &Marks::default(), false)
+                else {
+                    return false;
+                };
                 region
             }
         };
@@ -520,7 +677,7 @@ impl Translating {
             return false;
         }
         for &part in parts.iter().filter(|&&p| p != phys) {
-            cpu.cool(part, key);
+            self.count_again(cpu, part, key);
         }
         self.seat.counters.installed.fetch_add(1, Ordering::Relaxed);
         self.installed.insert((phys, key), region.clone());
@@ -554,6 +711,9 @@ impl Drop for Translating {
             instructions = n(&c.instructions),
             bytes = n(&c.bytes),
             ms = n(&c.nanos) / 1_000_000,
+            blocks = n(&c.blocks),
+            block_instructions = n(&c.block_instructions),
+            block_bytes = n(&c.block_bytes),
             "translator"
         );
     }

@@ -13,7 +13,7 @@ use crate::runtime::{CONTEXT, Context, Left};
 use crate::x87::LastX87;
 use cranelift_codegen::ir::{
     AbiParam, AliasRegion, AliasRegionData, Block, Function, InstBuilder, InstructionData, MemFlagsData,
-    Opcode, SigRef, Signature, Type, Value, ValueDef, condcodes::IntCC, types,
+    Opcode, SigRef, Signature, SourceLoc, Type, Value, ValueDef, condcodes::IntCC, types,
 };
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, Variable};
@@ -264,6 +264,10 @@ impl<'a> Translator<'a> {
             }
             for (k, op) in plan.ops[p.ops.clone()].iter().enumerate() {
                 self.index = k;
+                if let Some(at) = plan.marks {
+                    let at = at.wrapping_add((p.delta + i64::from(op.off)) as u32);
+                    self.b.set_srcloc(SourceLoc::new(at));
+                }
                 self.emit_op(op, handlers[p.ops.start + k], p.ops.start + k, p.ops.len() == k + 1);
                 if self.failed {
                     break;

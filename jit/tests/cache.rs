@@ -52,7 +52,7 @@ fn on_disk(dir: &Path) -> Option<OnDisk> {
 }
 
 fn at_once(dir: &Path) -> Options {
-    Options { at_once: true, disk: on_disk(dir), ..Options::default() }
+    Options { at_once: true, baseline: None, disk: on_disk(dir), ..Options::default() }
 }
 
 /// A few regions: nested loops, calls, vectors, and CPUID, which is called by way of its op. `salt` makes it
@@ -441,20 +441,26 @@ fn long_program(functions: u32) -> Vec<u8> {
 fn code_memory_is_bounded_and_what_was_given_up_comes_back_from_disk() {
     let dir = Scratch::new("bounded");
     let code = long_program(300);
-    let small = |disk| Options { at_once: true, code_bytes: 1 << 20, disk, ..Options::default() };
+    let small =
+        |disk| Options { at_once: true, baseline: None, code_bytes: 1 << 20, disk, ..Options::default() };
     let without = run_options(small(None), &code);
     assert!(without.info.given_up > 2 && without.info.code_bytes == 1 << 20, "{without:?}");
     let first = run_options(small(on_disk(&dir.0)), &code);
     let second = run_options(small(on_disk(&dir.0)), &code);
     assert!(first.compiled > 300 && second.info.given_up > 2, "{first:?} {second:?}");
     assert!(second.compiled == 0 && second.info.disk.unwrap().hits > 400, "{second:?}");
-    let large = run_options(Options { at_once: true, disk: on_disk(&dir.0), ..Options::default() }, &code);
+    let large = run_options(
+        Options { at_once: true, baseline: None, disk: on_disk(&dir.0), ..Options::default() },
+        &code,
+    );
     assert!(large.compiled < 30 && large.known > 300 && large.info.given_up == 0, "{large:?}");
 }
 
 #[test]
 fn a_second_vcpu_takes_what_was_compiled_for_the_first() {
-    let engine = Engine::new(&machine(64).model, Options { at_once: true, ..Options::default() }).unwrap();
+    let engine =
+        Engine::new(&machine(64).model, Options { at_once: true, baseline: None, ..Options::default() })
+            .unwrap();
     let code = program(13);
     let first = run_with(&engine, &code);
     let second = run_with(&engine, &code);
@@ -464,7 +470,8 @@ fn a_second_vcpu_takes_what_was_compiled_for_the_first() {
 
 #[test]
 fn threads_compile_for_all_vcpus_and_each_region_once() {
-    let engine = Engine::new(&machine(64).model, Options::default()).unwrap();
+    let options = Options { baseline: None, ..Options::default() };
+    let engine = Engine::new(&machine(64).model, options).unwrap();
     let code = program(14);
     let start = Instant::now();
     let all: Vec<_> = std::thread::scope(|s| {
@@ -496,7 +503,9 @@ fn what_is_compiled_in_the_background_is_kept_too() {
     let model = machine(64).model.clone();
     let start = Instant::now();
     loop {
-        let engine = Engine::new(&model, Options { disk: on_disk(&dir.0), ..Options::default() }).unwrap();
+        let engine =
+            Engine::new(&model, Options { baseline: None, disk: on_disk(&dir.0), ..Options::default() })
+                .unwrap();
         // The program's file is read meanwhile.
         while engine.info().disk.is_none() {
             std::thread::sleep(Duration::from_millis(1));
@@ -517,7 +526,9 @@ fn what_is_compiled_in_the_background_is_kept_too() {
 #[test]
 fn a_region_serves_any_place_that_its_code_stands_at() {
     // The same code at three places of a page and on another page.
-    let engine = Engine::new(&machine(64).model, Options { at_once: true, ..Options::default() }).unwrap();
+    let engine =
+        Engine::new(&machine(64).model, Options { at_once: true, baseline: None, ..Options::default() })
+            .unwrap();
     let mut compiled = Vec::new();
     for at in [CODE, CODE + 0x400, CODE + 0xe00, CODE + 0x3100] {
         let code = program(16);

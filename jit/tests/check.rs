@@ -28,7 +28,7 @@ fn assemble(bits: u32, f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedErro
 fn right_code_is_not_reported_whatever_it_does() {
     for optimize in [Optimize::None, Optimize::Speed] {
         let mut cpu = machine(64);
-        let tier = Translating::at_once_with(cpu.model.clone(), cpu.events.clone(), optimize).unwrap();
+        let tier = Translating::at_once_with(cpu.events.clone(), optimize).unwrap();
         cpu.set_tier(Box::new(tier), 2);
         let reports = checked(&mut cpu);
         // Stores, vectors, helpers, a repeated move, ports, the time, a fault at the end.

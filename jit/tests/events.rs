@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 fn translated(bits: u32, hot_after: u32) -> Box<Cpu> {
     let mut cpu = machine(bits);
-    let tier = Translating::at_once(cpu.model.clone(), cpu.events.clone()).expect("a translator");
+    let tier = Translating::at_once(cpu.events.clone()).expect("a translator");
     cpu.set_tier(Box::new(tier), hot_after);
     cpu
 }

@@ -364,6 +364,79 @@ fn a_region_is_dropped_when_its_code_is_written_and_made_anew() {
     assert!(pair.statistics().compiled >= 3, "{:?}", pair.statistics());
 }
 
+/// A loop of `rounds`, a multiple of 4096, that calls `callee` every 4096th time round.
+fn caller(at: u64, rounds: i32, callee: u64) -> Vec<u8> {
+    assemble(64, at, |a| {
+        let mut top = a.create_label();
+        a.mov(ecx, rounds)?;
+        a.set_label(&mut top)?;
+        a.dec(ecx)?;
+        a.test(ecx, 0xfff)?;
+        a.jne(top)?;
+        a.call(callee)?;
+        a.test(ecx, ecx)?;
+        a.jne(top)?;
+        a.hlt()
+    })
+}
+
+#[test]
+fn a_region_that_has_lost_a_block_is_made_anew() {
+    let mut pair = Pair::with(64, Optimize::Speed, 6000);
+    let function = CODE + 0x100;
+    let add = |n: i32| {
+        assemble(64, function, |a| {
+            a.add(eax, n)?;
+            a.ret()
+        })
+    };
+    // Long enough for the code not to count as one that is written and run in turn; the function does not get hot.
+    let rounds = 76 << 12;
+    for cpu in [&mut pair.plain, &mut pair.fast] {
+        cpu.mem.write(CODE, &caller(CODE, rounds, function));
+    }
+    for n in 1..8 {
+        for cpu in [&mut pair.plain, &mut pair.fast] {
+            cpu.mem.write(function, &add(n));
+            cpu.invalidate_code(function, 8);
+        }
+        pair.prepare(CODE, 5, |s, _| s.gpr[gpr::RAX] = 0);
+        let before = pair.statistics();
+        pair.run(&|| format!("a function that adds {n}"));
+        assert_eq!(pair.fast.state.gpr[gpr::RAX], 76 * n as u64);
+        let now = pair.statistics();
+        let entered = now.entered - before.entered;
+        assert!(now.compiled > before.compiled && entered < 500, "{now:?} after {n} of them");
+    }
+}
+
+#[test]
+fn code_that_was_written_again_and_again_is_compiled_when_it_stays() {
+    let mut pair = Pair::with(64, Optimize::Speed, 10);
+    let code = |rounds: i32, step: i32| {
+        assemble(64, CODE, |a| {
+            let mut top = a.create_label();
+            a.mov(ecx, rounds)?;
+            a.set_label(&mut top)?;
+            a.add(eax, step)?;
+            a.dec(ecx)?;
+            a.jne(top)?;
+            a.hlt()
+        })
+    };
+    for n in 0..7 {
+        let rounds = if n == 6 { 100_000 } else { 100 };
+        for cpu in [&mut pair.plain, &mut pair.fast] {
+            cpu.mem.write(CODE, &code(rounds, n));
+            cpu.invalidate_code(CODE, 64);
+        }
+        pair.prepare(CODE, 5, |s, _| s.gpr[gpr::RAX] = 0);
+        let before = pair.statistics().compiled;
+        pair.run(&|| format!("steps of {n}"));
+        assert!(n < 6 || pair.statistics().compiled > before, "{:?}", pair.statistics());
+    }
+}
+
 #[test]
 fn single_steps_are_not_translated() {
     let mut pair = Pair::new(64);

@@ -161,7 +161,8 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "D" => config.log.file = Some(run_arg::log_file(&given.value)?),
         "dfilter" => config.log.filter.extend(run_arg::log_filter(given.text()?)?),
         "check" => config.check = Check::On,
-        "perf-map" => config.perf_map = true,
+        "perfmap" | "perf-map" => config.perf_map = true,
+        "jitdump" => config.jitdump = true,
         "symbols" => config.symbols = Some(path()),
         "pidfile" => config.pidfile = Some(path()),
         "S" => config.start_stopped = true,
@@ -576,6 +577,17 @@ mod tests {
             (Some("a"), RtcBase::LocalTime, 20, Some(7))
         );
         assert!(error(&["-seed", "x"]).contains("not a number"));
+    }
+
+    #[test]
+    fn the_translator_is_looked_into_by_our_names_and_qemus() {
+        for words in [["--perf-map", "--jitdump"], ["-perfmap", "-jitdump"]] {
+            let c = of(&words);
+            assert!(c.perf_map && c.jitdump);
+        }
+        let c = of(&["--symbols", "vmlinux", "--check", "-d", "in_asm,ir,out_asm,exec,int,cpu"]);
+        assert_eq!((c.symbols.as_deref(), c.check), (Some(Path::new("vmlinux")), Check::On));
+        assert_eq!(c.log.items.len(), 6);
     }
 
     #[test]

@@ -146,8 +146,10 @@ pub const OPTIONS: &[OptionDef] = options! {
     Run Supported "D" ("FILE", "mynah.log") "log to this file; %d in its name stands for the process's number";
     Run Supported "dfilter" ("RANGE[,RANGE...]", "0x1000+0x100,0x8000..0x8fff") "log only what these guest addresses do";
     Run Supported "check" "check translated code against the interpreter as the guest runs; the same as -accel jit,check=on";
-    Run Supported "perf-map" "write the names of translated code to /tmp/perf-PID.map, for perf";
-    Run Supported "symbols" ("FILE", "vmlinux") "the guest's functions are named in this ELF file, for -perf-map";
+    Run Supported "perfmap" "write the names of translated code to /tmp/perf-PID.map, for perf";
+    Run Supported "perf-map" "the same as -perfmap";
+    Run Supported "jitdump" "write translated code to jit-PID.dump, for perf record -k mono and perf inject --jit";
+    Run Supported "symbols" ("FILE", "vmlinux") "the guest's functions by this ELF file or System.map, for -perfmap, -jitdump and -d";
     Run Supported "pidfile" ("FILE", "mynah.pid") "write the process's number to this file";
     Run Supported "S" "start stopped";
     Run Parsed "s" "wait for a debugger on TCP port 1234; the same as -gdb tcp::1234";
@@ -230,8 +232,6 @@ pub const OPTIONS: &[OptionDef] = options! {
     Run Later "trace" ("...", "x") "QEMU's trace events";
     Run Later "plugin" ("FILE", "p.so") "a translator plug-in";
     Run Later "tb-size" ("MIB", "64") "the code cache's size";
-    Run Later "perfmap" "a symbol map for perf";
-    Run Later "jitdump" "a dump for perf";
     Run Later "one-insn-per-tb" "blocks of one instruction";
     Run Later "semihosting" "semihosting";
     Run Later "semihosting-config" ("...", "x") "semihosting";

@@ -105,18 +105,19 @@ pub fn boot(text: &str, boot: &mut Boot) -> Result<(), Error> {
 /// The log items: name, item, and what it logs.
 const LOG_ITEMS: &[(&str, LogItem, &str)] = &[
     ("in_asm", LogItem::InAsm, "guest code when it is first decoded"),
+    ("ir", LogItem::Ir, "the translator's own form of guest code"),
+    ("op", LogItem::Ir, "the same, by QEMU's name"),
     ("out_asm", LogItem::OutAsm, "host code that was generated"),
-    ("op", LogItem::Op, "the translator's own form of guest code"),
     ("int", LogItem::Int, "interrupts and exceptions"),
-    ("exec", LogItem::Exec, "each block as it is run"),
-    ("cpu", LogItem::Cpu, "registers before each block"),
+    ("exec", LogItem::Exec, "blocks as they are run"),
+    ("cpu", LogItem::Cpu, "registers before them"),
     ("fpu", LogItem::Fpu, "x87 and SSE registers too"),
     ("mmu", LogItem::Mmu, "page faults and flushes"),
     ("pcall", LogItem::Pcall, "far calls and returns in protected mode"),
     ("cpu_reset", LogItem::CpuReset, "the state before a reset"),
     ("unimp", LogItem::Unimp, "what a guest uses and Mynah has not"),
     ("guest_errors", LogItem::GuestErrors, "what a guest does against a data sheet"),
-    ("nochain", LogItem::NoChain, "every block is looked at (with exec and cpu)"),
+    ("nochain", LogItem::NoChain, "exec and cpu miss no block: none goes on to another by itself"),
 ];
 
 /// Items of QEMU's that concern its own innards.
@@ -364,6 +365,7 @@ mod tests {
     #[test]
     fn logs() {
         assert_eq!(log_items("int,cpu_reset,int").unwrap(), [LogItem::Int, LogItem::CpuReset]);
+        assert_eq!(log_items("ir,out_asm,op").unwrap(), [LogItem::Ir, LogItem::OutAsm]);
         assert_eq!(
             log_items("cpu_rest").unwrap_err().to_string(),
             "-d cpu_rest: unknown log item 'cpu_rest'; did you mean 'cpu_reset'?"

@@ -1,4 +1,4 @@
-//! Looking inside the translator: its log (`-d out_asm,op`), names for `perf`, counters for the monitor, and the check against the interpreter.
+//! Looking inside the translator: its log (`-d ir,out_asm`), names for `perf`, counters for the monitor, and the check against the interpreter.
 use super::power::Power;
 use crate::config::{Check, CodeCache, Config, LogItem, exit_code};
 use anyhow::Context;
@@ -6,34 +6,31 @@ use goblin::elf::Elf;
 use iced_x86::Code;
 use mynah_cpu::Cpu;
 use mynah_cpu::trace::Trace;
-use mynah_jit::perf::{PerfMap, Symbols};
+use mynah_jit::perf::{Perf, Symbols};
 use mynah_jit::tier::{self, Counters, Engine, Folder, Inside, OnDisk, Options, Sink, StoreInfo};
 use parking_lot::Mutex;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the user wants to see of the translator.
-fn inside(cfg: &Config, log: Option<&Arc<Trace>>) -> anyhow::Result<Inside> {
+/// What the user wants to see of the translator: opens the files that `cfg` asks for.
+fn inside(cfg: &Config, log: Option<&Arc<Trace>>, symbols: Arc<Symbols>) -> anyhow::Result<Inside> {
     let sink = |item: LogItem| {
         let log = log.filter(|_| cfg.log.has(item))?.clone();
-        Some(Arc::new(move |text: &str| log.put(text)) as Sink)
+        Some(Arc::new(move |lin: u64, text: &str| log.put_at(lin, text)) as Sink)
     };
-    let perf = if cfg.perf_map {
-        let symbols = match &cfg.symbols {
-            Some(path) => symbols(path).with_context(|| format!("-symbols {}", path.display()))?,
-            None => Symbols::default(),
-        };
-        Some(PerfMap::create(Arc::new(symbols)).context("-perf-map: cannot write /tmp/perf-PID.map")?)
+    let perf = if cfg.perf_map || cfg.jitdump {
+        let options = if cfg.perf_map { "-perfmap" } else { "-jitdump" };
+        Some(Arc::new(Perf::create(cfg.perf_map, cfg.jitdump, symbols.clone()).context(options)?))
     } else {
         None
     };
-    Ok(Inside { ir: sink(LogItem::Op), asm: sink(LogItem::OutAsm), perf })
+    Ok(Inside { ir: sink(LogItem::Ir), asm: sink(LogItem::OutAsm), perf, symbols })
 }
 
 /// What the user wants the translator to be like.
-pub fn options(cfg: &Config, log: Option<&Arc<Trace>>) -> anyhow::Result<Options> {
+pub fn options(cfg: &Config, log: Option<&Arc<Trace>>, symbols: Arc<Symbols>) -> anyhow::Result<Options> {
     let folder = match &cfg.code_cache {
         CodeCache::Off => None,
         // Nobody has asked for this one.
@@ -48,26 +45,51 @@ pub fn options(cfg: &Config, log: Option<&Arc<Trace>>) -> anyhow::Result<Options
     let limit = cfg.code_cache_size.unwrap_or(tier::LIMIT);
     let disk = folder.map(|folder| OnDisk { folder, limit });
     let code_bytes = cfg.code_memory.map_or(tier::CODE, |n| n as usize);
-    Ok(Options { code_bytes, disk, inside: inside(cfg, log)?, ..Options::default() })
+    Ok(Options { code_bytes, disk, inside: inside(cfg, log, symbols)?, ..Options::default() })
 }
 
-/// The user's own folder for compiled code: `mynah/jit` in `$XDG_CACHE_HOME`, or in `~/.cache`. Nothing if neither is set.
+/// The user's own folder for compiled code: `mynah/jit` in `$XDG_CACHE_HOME`, or in `~/.cache`. Nothing if
+/// neither is set.
 fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
     Some(cache.join("mynah/jit"))
 }
 
-/// The functions that an ELF file names.
-fn symbols(path: &Path) -> anyhow::Result<Symbols> {
-    let bytes = std::fs::read(path)?;
-    let elf = Elf::parse(&bytes)?;
+/// The names of the guest's functions, of which there are none if no file was given.
+pub fn symbols(cfg: &Config) -> anyhow::Result<Arc<Symbols>> {
+    let Some(path) = &cfg.symbols else { return Ok(Arc::default()) };
+    let named = || -> anyhow::Result<Symbols> {
+        let bytes = std::fs::read(path)?;
+        let list = if bytes.starts_with(b"\x7fELF") { of_elf(&bytes)? } else { of_table(&bytes) };
+        anyhow::ensure!(
+            !list.is_empty(),
+            "it names no functions (an ELF file with symbols, or a System.map, is needed)"
+        );
+        Ok(Symbols::new(list))
+    };
+    Ok(Arc::new(named().with_context(|| format!("-symbols {}", path.display()))?))
+}
+
+/// The functions that an ELF file names: address, size and name.
+fn of_elf(bytes: &[u8]) -> anyhow::Result<Vec<(u64, u64, String)>> {
+    let elf = Elf::parse(bytes)?;
     let functions = elf.syms.iter().filter(|s| s.is_function() && s.st_value != 0);
-    let list: Vec<_> = functions
+    Ok(functions
         .filter_map(|s| Some((s.st_value, s.st_size, elf.strtab.get_at(s.st_name)?.to_owned())))
-        .collect();
-    anyhow::ensure!(!list.is_empty(), "it names no functions");
-    Ok(Symbols::new(list))
+        .collect())
+}
+
+/// Those of a table as `nm` prints it, which is what System.map and /proc/kallsyms are: address, kind and name in a line.
+fn of_table(bytes: &[u8]) -> Vec<(u64, u64, String)> {
+    let text = String::from_utf8_lossy(bytes);
+    let function = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (address, kind, name) = (words.next()?, words.next()?, words.next()?);
+        let address = u64::from_str_radix(address, 16).ok().filter(|&a| a != 0)?;
+        matches!(kind, "t" | "T" | "w" | "W").then(|| (address, 0, name.to_owned()))
+    };
+    text.lines().filter_map(function).collect()
 }
 
 /// Has a vCPU's compiled code checked, if that is wanted; the first difference ends the run.
@@ -200,4 +222,20 @@ fn info(vcpu: usize, c: &Counters) -> String {
         .collect();
     let _ = writeln!(s, "  interpreted by calls from compiled code: {}", called.join(", "));
     s
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_symbols_names_functions_only() {
+        let table = b"0000000000000000 A fixed_percpu_data\n\
+            ffffffff81000000 T startup_64\nffffffff81000110 t early_setup\nffffffff82000000 D data\nffffffffc0000000 t probe\t[virtio_net]\n?\n";
+        let names: Vec<String> = of_table(table).into_iter().map(|(a, _, n)| format!("{a:x} {n}")).collect();
+        assert_eq!(
+            names,
+            ["ffffffff81000000 startup_64", "ffffffff81000110 early_setup", "ffffffffc0000000 probe"]
+        );
+    }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use board::Board;
 use mynah_cpu::trace::{self, Trace};
 use mynah_cpu::{Cpu, CpuModel, World};
+use mynah_jit::perf::Symbols;
 use mynah_jit::tier::{Engine, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use power::Power;
@@ -31,9 +32,10 @@ fn below_4g(size: u64) -> u64 {
 pub fn run(cfg: Config) -> anyhow::Result<i32> {
     refuse_unbuilt(&cfg)?;
     let model = Arc::new(cpu_model(&cfg)?);
-    let log = trace(&cfg)?;
+    let symbols = inside::symbols(&cfg)?;
+    let log = trace(&cfg, &symbols)?;
     // First, so that what is on disk can be read while the machine is built.
-    let translator = translator(&cfg, &model, log.as_ref())?;
+    let translator = translator(&cfg, &model, log.as_ref(), symbols)?;
     let boot = kernel::Boot::read(&cfg, &model)?;
 
     let size = cfg.memory.size;
@@ -73,7 +75,8 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             let tier = Translating::new(engine, handle.events.clone())
                 .map_err(|e| anyhow::anyhow!("-accel jit: {e}"))?;
             translators.add(tier.counters());
-            cpu.set_tier(Box::new(tier), mynah_jit::tier::HOT);
+            let hot_after = tier.hot_after();
+            cpu.set_tier(Box::new(tier), hot_after);
             inside::check(&cfg, &mut cpu, &power);
         }
         if n == 0 {
@@ -130,11 +133,12 @@ fn translator(
     cfg: &Config,
     model: &Arc<CpuModel>,
     log: Option<&Arc<Trace>>,
+    symbols: Arc<Symbols>,
 ) -> anyhow::Result<Option<Arc<Engine>>> {
     if engine(cfg) != Some(AccelKind::Jit) {
         return Ok(None);
     }
-    match Engine::new(model, inside::options(cfg, log)?) {
+    match Engine::new(model, inside::options(cfg, log, symbols)?) {
         Ok(engine) => Ok(Some(Arc::new(engine))),
         // Without a wish the interpreter will do.
         Err(e) if cfg.accel.is_empty() => {
@@ -154,7 +158,7 @@ fn engine(cfg: &Config) -> Option<AccelKind> {
 }
 
 /// The log of `-d`, if anything is to be in it.
-fn trace(cfg: &Config) -> anyhow::Result<Option<Arc<Trace>>> {
+fn trace(cfg: &Config, symbols: &Arc<Symbols>) -> anyhow::Result<Option<Arc<Trace>>> {
     let mut items = 0;
     for item in &cfg.log.items {
         items |= match item {
@@ -164,17 +168,18 @@ fn trace(cfg: &Config) -> anyhow::Result<Option<Arc<Trace>>> {
             LogItem::Fpu => trace::FPU,
             LogItem::Int => trace::INT,
             LogItem::CpuReset => trace::RESET,
-            // `exec` and `cpu` see every block anyway. The other two go through MYNAH_LOG's log.
-            LogItem::NoChain | LogItem::GuestErrors | LogItem::Unimp => 0,
-            LogItem::OutAsm | LogItem::Op => trace::TRANSLATOR,
+            LogItem::NoChain => trace::EVERY_BLOCK,
+            // They go through MYNAH_LOG's log.
+            LogItem::GuestErrors | LogItem::Unimp => 0,
+            LogItem::OutAsm | LogItem::Ir => trace::TRANSLATOR,
             LogItem::Mmu | LogItem::Pcall => {
                 bail!(
-                    "-d {item:?}: not supported yet; there are in_asm, out_asm, op, exec, cpu, fpu, int, cpu_reset, nochain"
+                    "-d {item:?}: not supported yet; there are in_asm, ir (or op), out_asm, exec, cpu, fpu, int, cpu_reset, nochain"
                 );
             }
         };
     }
-    if items == 0 {
+    if items & !trace::EVERY_BLOCK == 0 {
         return Ok(None);
     }
     let out: Box<dyn std::io::Write + Send> = match &cfg.log.file {
@@ -184,7 +189,10 @@ fn trace(cfg: &Config) -> anyhow::Result<Option<Arc<Trace>>> {
             Box::new(std::io::BufWriter::new(file))
         }
     };
-    Ok(Some(Arc::new(Trace::new(items, cfg.log.filter.clone(), out))))
+    let mut log = Trace::new(items, cfg.log.filter.clone(), out);
+    let symbols = symbols.clone();
+    log.set_names(Box::new(move |lin| symbols.name(lin)));
+    Ok(Some(Arc::new(log)))
 }
 
 /// What the command line knows but the machine does not have yet is refused, never ignored.
@@ -216,8 +224,13 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if cfg.check != Check::Off && cfg.smp.cpus > 1 {
         bail!("-check: what other vCPUs write cannot be told from a difference; use -smp 1");
     }
-    if cfg.symbols.is_some() && !cfg.perf_map {
-        bail!("-symbols: these are names for -perf-map");
+    if let Some(path) = &cfg.symbols
+        && !(cfg.perf_map || cfg.jitdump || !cfg.log.items.is_empty())
+    {
+        bail!("-symbols {}: these are names for -perfmap, -jitdump and -d", path.display());
+    }
+    if (cfg.perf_map || cfg.jitdump) && engine(cfg) != Some(AccelKind::Jit) {
+        bail!("-perfmap, -jitdump: it is translated code that they name; use -accel jit");
     }
     if cfg.icount.is_some() {
         bail!("-icount: counting instructions for time is not supported yet");
@@ -245,7 +258,6 @@ fn cpu_model(cfg: &Config) -> anyhow::Result<CpuModel> {
         text.push_str(&format!(",{name}={value}"));
     }
     let mut model = CpuModel::parse(&text).with_context(|| format!("-cpu {text}"))?;
-    // CPUID has no level for dies here: their cores are the package's.
-    model.set_topology(cfg.smp.dies * cfg.smp.cores, cfg.smp.threads);
+    model.set_topology(cfg.smp.dies, cfg.smp.cores, cfg.smp.threads);
     Ok(model)
 }

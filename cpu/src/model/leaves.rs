@@ -82,7 +82,7 @@ impl CpuModel {
                 if !d.apic_enabled {
                     e &= !F::APIC.mask();
                 }
-                let logical = (self.cores * self.threads).next_power_of_two().min(255);
+                let logical = self.logical_processors().next_power_of_two().min(255);
                 let count = if self.has(F::HT) { logical << 16 } else { 0 };
                 let line = if self.has(F::CLFLUSH) { 8 << 8 } else { 0 };
                 [self.signature(), d.apic_id << 24 | count | line, c, e]
@@ -97,6 +97,7 @@ impl CpuModel {
                 [0, word(Word::L7Ebx), word(Word::L7Ecx) | ospke, word(Word::L7Edx)]
             }
             0xb => self.topology(d, sub),
+            0x1f if self.dies > 1 => self.topology_with_dies(d, sub),
             0xd if self.has(F::XSAVE) => self.xsave_leaf(d, sub),
             0x4000_0000 => {
                 let v = text(b"MynahMynahMy");
@@ -136,14 +137,13 @@ impl CpuModel {
             0x8000_0008 => {
                 let bits = u32::from(self.phys_bits()) | u32::from(self.linear_bits()) << 8;
                 // ApicIdCoreIdSize: how many bits of the APIC id number what is in a package.
-                let (tb, cb) = self.id_bits();
-                let count =
-                    if self.has(F::HT) { (self.cores * self.threads - 1) | ((tb + cb) << 12) } else { 0 };
+                let [_, _, package] = self.id_fields();
+                let count = if self.has(F::HT) { (self.logical_processors() - 1) | package << 12 } else { 0 };
                 [bits, word(Word::X8Ebx), count, 0]
             }
             0x8000_001d if self.has(F::TOPOEXT) => self.cache_properties(sub),
             0x8000_001e if self.has(F::TOPOEXT) => {
-                [d.apic_id, ((self.threads - 1) << 8) | d.apic_id >> self.id_bits().0, 0, 0]
+                [d.apic_id, ((self.threads - 1) << 8) | d.apic_id >> self.id_fields()[0], 0, 0]
             }
             _ => [0; 4],
         }
@@ -151,7 +151,7 @@ impl CpuModel {
 
     /// Leaf 4 of Intel's models.
     fn deterministic_cache(&self, sub: u32) -> [u32; 4] {
-        let shared = ((self.cores * self.threads).next_power_of_two() - 1) << 26 & 0xfc00_0000;
+        let shared = (self.logical_processors().next_power_of_two() - 1) << 26 & 0xfc00_0000;
         let threads = (self.threads.next_power_of_two() - 1) << 14;
         match sub {
             0 => [0x121 | shared | threads, 0x01c0_003f, 0x3f, 1],
@@ -165,7 +165,7 @@ impl CpuModel {
     /// Leaf 8000_001Dh of AMD's models with TOPOEXT: the same caches as leaves 8000_0005h and 8000_0006h tell of.
     fn cache_properties(&self, sub: u32) -> [u32; 4] {
         let sharing = (self.threads - 1) << 14;
-        let all = (self.cores * self.threads - 1) << 14;
+        let all = (self.logical_processors() - 1) << 14;
         match sub {
             0 => [0x121 | sharing, 0x0040_003f, 511, 1],
             1 => [0x122 | sharing, 0x0040_003f, 511, 1],
@@ -177,10 +177,21 @@ impl CpuModel {
 
     /// Leaf 0Bh: threads and cores.
     fn topology(&self, d: &Dynamic, sub: u32) -> [u32; 4] {
-        let (tb, cb) = self.id_bits();
+        let [core, _, package] = self.id_fields();
         match sub {
-            0 => [tb, self.threads, 0x100, d.apic_id],
-            1 => [tb + cb, self.cores * self.threads, 0x201, d.apic_id],
+            0 => [core, self.threads, 0x100, d.apic_id],
+            1 => [package, self.logical_processors(), 0x201, d.apic_id],
+            _ => [0, 0, sub & 0xff, d.apic_id],
+        }
+    }
+
+    /// Leaf 1Fh: threads, cores and dies.
+    fn topology_with_dies(&self, d: &Dynamic, sub: u32) -> [u32; 4] {
+        let [core, die, package] = self.id_fields();
+        match sub {
+            0 => [core, self.threads, 0x100, d.apic_id],
+            1 => [die, self.cores * self.threads, 0x201, d.apic_id],
+            2 => [package, self.logical_processors(), 0x502, d.apic_id],
             _ => [0, 0, sub & 0xff, d.apic_id],
         }
     }

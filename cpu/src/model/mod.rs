@@ -89,6 +89,8 @@ pub struct CpuModel {
     pub xlevel: u32,
     phys_bits: u8,
     words: [u32; WORDS],
+    /// Dies of a package, cores of a die, threads of a core.
+    dies: u32,
     cores: u32,
     threads: u32,
 }
@@ -161,6 +163,7 @@ impl CpuModel {
             xlevel: 0x8000_000a,
             phys_bits: 40,
             words: [0; WORDS],
+            dies: 1,
             cores: 1,
             threads: 1,
         }
@@ -365,27 +368,38 @@ impl CpuModel {
         v
     }
 
-    /// The packages' shape: `cores` per package and `threads` per core.
-    pub fn set_topology(&mut self, cores: u32, threads: u32) {
+    /// The packages' shape: `dies` per package, `cores` per die and `threads` per core. As in QEMU, Intel's models tell of dies, in leaf 1Fh.
+    pub fn set_topology(&mut self, dies: u32, cores: u32, threads: u32) {
+        self.dies = dies.clamp(1, 0x100);
         self.cores = cores.clamp(1, 0x1000);
         self.threads = threads.clamp(1, 0x100);
-        let many = self.cores * self.threads > 1;
+        let many = self.logical_processors() > 1;
+        if self.dies > 1 && self.vendor == Vendor::Intel {
+            self.level = self.level.max(0x1f);
+        }
         self.set(F::HT, many);
         self.set(F::CMP_LEGACY, many && self.vendor == Vendor::Amd);
     }
 
-    /// The initial APIC id of vCPU `index`: thread, core and package numbers in fields of whole bits.
+    /// The initial APIC id of vCPU `index`: thread, core, die and package numbers in fields of whole bits.
     pub fn apic_id(&self, index: u32) -> u32 {
         let (thread, rest) = (index % self.threads, index / self.threads);
-        let (core, package) = (rest % self.cores, rest / self.cores);
-        let (tb, cb) = self.id_bits();
-        package << (tb + cb) | core << tb | thread
+        let (core, rest) = (rest % self.cores, rest / self.cores);
+        let (die, package) = (rest % self.dies, rest / self.dies);
+        let [core_at, die_at, package_at] = self.id_fields();
+        package << package_at | die << die_at | core << core_at | thread
     }
 
-    /// Bits of the APIC id that number the threads of a core, and the cores of a package.
-    pub(crate) fn id_bits(&self) -> (u32, u32) {
+    /// The first bits of the APIC id's fields that number the cores of a die, the dies of a package, and packages.
+    pub(crate) fn id_fields(&self) -> [u32; 3] {
         let bits = |n: u32| u32::BITS - (n - 1).leading_zeros();
-        (bits(self.threads), bits(self.cores))
+        let (core, die) = (bits(self.threads), bits(self.cores));
+        [core, core + die, core + die + bits(self.dies)]
+    }
+
+    /// Threads of a package.
+    pub(crate) fn logical_processors(&self) -> u32 {
+        self.dies * self.cores * self.threads
     }
 
     /// Whether the model has a feature.

@@ -135,7 +135,7 @@ fn dynamic_bits_follow_the_registers() {
 #[test]
 fn topology_is_told_in_whole_bit_fields() {
     let mut m = model("qemu64");
-    m.set_topology(3, 2);
+    m.set_topology(1, 3, 2);
     assert_eq!(m.apic_id(0), 0);
     assert_eq!(m.apic_id(1), 1);
     assert_eq!(m.apic_id(2), 2);
@@ -147,6 +147,24 @@ fn topology_is_told_in_whole_bit_fields() {
     assert_eq!(m.cpuid(&d, 1, 0)[1] >> 16 & 0xff, 8);
     assert_eq!(m.cpuid(&d, 1, 0)[3] >> 28 & 1, 1);
     assert_eq!(m.cpuid(&d, 0x8000_0008, 0)[2], 0x3005);
+}
+
+#[test]
+fn dies_are_told_by_intels_models_that_have_some() {
+    let mut m = model("max,vendor=GenuineIntel");
+    m.set_topology(1, 4, 1);
+    assert!(m.level < 0x1f);
+    m.set_topology(2, 3, 2);
+    assert_eq!(m.level, 0x1f);
+    // A bit for the thread, two for the core, one for the die.
+    assert_eq!([1, 2, 6, 11, 12].map(|n| m.apic_id(n)), [1, 2, 8, 13, 16]);
+    let d = Dynamic { apic_id: 13, ..enabled() };
+    let leaves = [0, 1, 2, 3].map(|sub| m.cpuid(&d, 0x1f, sub));
+    assert_eq!(leaves, [[1, 2, 0x100, 13], [3, 6, 0x201, 13], [4, 12, 0x502, 13], [0, 0, 3, 13]]);
+    assert_eq!(m.cpuid(&d, 0xb, 1), [4, 12, 0x201, 13]);
+    let mut amd = model("max,vendor=AuthenticAMD");
+    amd.set_topology(2, 3, 2);
+    assert!(amd.level < 0x1f && amd.cpuid(&d, 0x1f, 0) == [0; 4]);
 }
 
 #[test]

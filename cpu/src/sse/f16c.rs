@@ -82,18 +82,7 @@ impl FloatOp for Vcvtps2ph {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::host::Csr) -> u128 {
-        macro_rules! with {
-            ($n:literal) => {
-                super::host::frame_vec!(FAST, c, concat!("vcvtps2ph {a}, {b}, ", $n), a, b)
-            };
-        }
-        match imm & 7 {
-            0 => with!(0),
-            1 => with!(1),
-            2 => with!(2),
-            3 => with!(3),
-            _ => with!(4),
-        }
+        super::host::by_immediate!(FAST, c, "vcvtps2ph {a}, {b}", a, b, imm & 7; 0 1 2 3, 4)
     }
     fn soft(_: u128, b: u128, imm: u8, env: &mut Env) -> u128 {
         narrow(b, imm, env)

@@ -29,21 +29,9 @@ macro_rules! compare_op {
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
             unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::host::Csr) -> u128 {
-                macro_rules! with {
-                    ($n:literal) => {
-                        super::host::frame_vec!(FAST, c, concat!($text, " {a}, {b}, ", $n), a, b)
-                    };
-                }
-                match imm & 7 {
-                    0 => with!(0),
-                    1 => with!(1),
-                    2 => with!(2),
-                    3 => with!(3),
-                    4 => with!(4),
-                    5 => with!(5),
-                    6 => with!(6),
-                    _ => with!(7),
-                }
+                super::host::by_immediate!(
+                    FAST, c, concat!($text, " {a}, {b}"), a, b, imm & 7; 0 1 2 3 4 5 6, 7
+                )
             }
             fn soft(a: u128, b: u128, imm: u8, env: &mut Env) -> u128 {
                 soft::$shape::<$format>(a, b, |x, y| predicate::<$format>(x, y, imm, env))
@@ -84,17 +72,6 @@ fn wide_predicate<F: soft::Format>(a: u64, b: u64, imm: u8, env: &mut Env) -> u6
     if holds { u64::MAX } else { 0 }
 }
 
-/// `$with!(n)` for predicate n.
-#[cfg(target_arch = "x86_64")]
-macro_rules! by_predicate {
-    ($imm:expr, $with:ident: $($n:literal)*) => {
-        match $imm {
-            $($n => $with!($n),)*
-            _ => $with!(31),
-        }
-    };
-}
-
 macro_rules! wide_compare_op {
     ($($name:ident, $text:literal, $shape:ident, $format:ident;)*) => {$(
         #[doc = concat!("The operation of `", stringify!($name), "`.")]
@@ -108,12 +85,10 @@ macro_rules! wide_compare_op {
             }
             #[cfg(target_arch = "x86_64")]
             unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::host::Csr) -> u128 {
-                macro_rules! with {
-                    ($n:literal) => {
-                        super::host::frame_vec!(FAST, c, concat!($text, " {a}, {a}, {b}, ", $n), a, b)
-                    };
-                }
-                by_predicate!(imm & 31, with: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30)
+                super::host::by_immediate!(
+                    FAST, c, concat!($text, " {a}, {a}, {b}"), a, b, imm & 31;
+                    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30, 31
+                )
             }
             fn soft(a: u128, b: u128, imm: u8, env: &mut Env) -> u128 {
                 soft::$shape::<$format>(a, b, |x, y| wide_predicate::<$format>(x, y, imm, env))

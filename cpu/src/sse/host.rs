@@ -75,6 +75,18 @@ macro_rules! frame_vec {
 }
 pub(super) use frame_vec;
 
+/// `frame_vec!` for an instruction whose immediate operand, the last, is that of the guest's: `by_immediate!(FAST, csr pointer, "template", a, b,
+/// value; 0 1 2, 3)` has the values 0 to 3, the last one for all others too.
+macro_rules! by_immediate {
+    ($fast:ident, $c:ident, $ins:expr, $a:expr, $b:expr, $imm:expr; $($n:literal)*, $last:literal) => {
+        match $imm {
+            $($n => $crate::sse::host::frame_vec!($fast, $c, concat!($ins, ", ", $n), $a, $b),)*
+            _ => $crate::sse::host::frame_vec!($fast, $c, concat!($ins, ", ", $last), $a, $b),
+        }
+    };
+}
+pub(super) use by_immediate;
+
 /// The result and the flags to add to the guest's, if `guest` (whose control bits must be the default) allows
 /// the quick frame.
 #[inline(always)]

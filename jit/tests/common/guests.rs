@@ -134,7 +134,7 @@ pub fn compare(data: &[u8]) -> Outcome {
     run(&mut blocks, end, "by blocks");
     same(&plain, &blocks, "by blocks");
     let (mut fast, ..) = guest(data);
-    let tier = Translating::at_once_with(fast.model.clone(), fast.events.clone(), optimize).expect("a tier");
+    let tier = Translating::at_once_with(fast.events.clone(), optimize).expect("a tier");
     let counters = tier.counters();
     fast.set_tier(Box::new(tier), hot_after);
     if std::env::var_os("MYNAH_CHECK").is_some() {

@@ -22,34 +22,13 @@ pub const CODE: u64 = 0x20000;
 /// Where FS points to.
 pub const FS_BASE: u64 = 0x12000;
 
-struct Bare;
-impl Board for Bare {
+struct Echo;
+impl Board for Echo {
     fn port_read(&self, port: u16, size: u8) -> u32 {
         (u32::from(port) * 0x101) & (u64::MAX >> (64 - 8 * u32::from(size))) as u32
     }
-    fn port_write(&self, _: u16, _: u8, _: u32) {}
     fn acknowledge(&self) -> Option<u8> {
         Some(0x30)
-    }
-    fn cr8(&self) -> u8 {
-        0
-    }
-    fn set_cr8(&self, _: u8) {}
-    fn apic_msr_read(&self, _: u32) -> Result<u64, ()> {
-        Err(())
-    }
-    fn apic_msr_write(&self, _: u32, _: u64) -> Result<(), ()> {
-        Err(())
-    }
-    fn apic_page(&self) -> Option<u64> {
-        None
-    }
-    fn apic_read(&self, _: u32, _: u8) -> u64 {
-        0
-    }
-    fn apic_write(&self, _: u32, _: u8, _: u64) {}
-    fn tsc(&self) -> u64 {
-        0
     }
 }
 
@@ -161,7 +140,7 @@ pub fn machine(bits: Bits) -> Box<Cpu> {
     let mem = PhysMemory::new(GuestRam::new(RAM).expect("RAM"), RAM);
     let long = bits == 64;
     let model = CpuModel::parse("max").expect("a model");
-    let mut cpu = Cpu::new(0, mem.clone(), Arc::new(Bare), Arc::new(Events::default()), Arc::new(model));
+    let mut cpu = Cpu::new(0, mem.clone(), Arc::new(Echo), Arc::new(Events::default()), Arc::new(model));
     // GDT: null, code, data, FS.
     let code: u64 = if long { 0x00af_9b00_0000_ffff } else { 0x00cf_9b00_0000_ffff };
     let fs: u64 = 0x0040_9301_2000_0fff;
@@ -250,7 +229,7 @@ impl Pair {
     /// Blocks are compiled when they are met for the `hot_after`th time.
     pub fn with(bits: Bits, optimize: Optimize, hot_after: u32) -> Self {
         let (plain, mut fast) = (machine(bits), machine(bits));
-        let tier = Translating::at_once_with(fast.model.clone(), fast.events.clone(), optimize);
+        let tier = Translating::at_once_with(fast.events.clone(), optimize);
         let tier = tier.expect("a translator for this host");
         let counters = tier.counters();
         fast.set_tier(Box::new(tier), hot_after);

@@ -81,7 +81,8 @@ fn run_in(dir: &Path, code: &[u8], end: &State, check: bool) -> StoreInfo {
     let folder = Folder::open(dir).expect("a folder of one's own");
     let disk = Some(OnDisk { folder, limit: LIMIT });
     let engine =
-        Engine::new(&cpu.model, Options { at_once: true, disk, ..Options::default() }).expect("an engine");
+        Engine::new(&cpu.model, Options { at_once: true, baseline: None, disk, ..Options::default() })
+            .expect("an engine");
     cpu.set_tier(Box::new(Translating::new(&engine, cpu.events.clone()).expect("a tier")), 2);
     if check {
         cpu.check_translator(true, Box::new(|text| panic!("{text}")));

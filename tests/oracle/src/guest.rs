@@ -3,44 +3,12 @@
 
 use crate::layout::*;
 use mynah_cpu::block::ModeKey;
+use mynah_cpu::board::NoBoard;
 use mynah_cpu::state::{F80, Segment, State, cr0, cr4, efer, gpr, seg};
-use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit};
+use mynah_cpu::{Cpu, CpuModel, Events, Exit};
 use mynah_jit::tier::{Counters, Optimize, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::Arc;
-
-/// A board with nothing on it.
-struct Bare;
-
-impl Board for Bare {
-    fn port_read(&self, _: u16, _: u8) -> u32 {
-        !0
-    }
-    fn port_write(&self, _: u16, _: u8, _: u32) {}
-    fn acknowledge(&self) -> Option<u8> {
-        None
-    }
-    fn cr8(&self) -> u8 {
-        0
-    }
-    fn set_cr8(&self, _: u8) {}
-    fn apic_msr_read(&self, _: u32) -> Result<u64, ()> {
-        Err(())
-    }
-    fn apic_msr_write(&self, _: u32, _: u64) -> Result<(), ()> {
-        Err(())
-    }
-    fn apic_page(&self) -> Option<u64> {
-        None
-    }
-    fn apic_read(&self, _: u32, _: u8) -> u64 {
-        0
-    }
-    fn apic_write(&self, _: u32, _: u8, _: u64) {}
-    fn tsc(&self) -> u64 {
-        0
-    }
-}
 
 /// Where supervisor pages stand: this plus the physical address.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
@@ -87,7 +55,7 @@ impl Guest {
         let ram = GuestRam::new(RAM).map_err(|e| e.to_string())?;
         let mem = PhysMemory::new(ram, RAM);
         let events = Arc::new(Events::default());
-        let cpu = Cpu::new(0, mem.clone(), Arc::new(Bare), events.clone(), Arc::new(model));
+        let cpu = Cpu::new(0, mem.clone(), Arc::new(NoBoard), events.clone(), Arc::new(model));
         let mut g = Self {
             cpu,
             mem,
@@ -106,7 +74,7 @@ impl Guest {
     /// has no translator.
     pub fn translated(model: &str, optimize: Optimize, hot_after: u32) -> Result<Self, String> {
         let mut g = Self::new(model)?;
-        let tier = Translating::at_once_with(g.cpu.model.clone(), g.events.clone(), optimize)?;
+        let tier = Translating::at_once_with(g.events.clone(), optimize)?;
         g.counters = Some(tier.counters());
         g.cpu.set_tier(Box::new(tier), hot_after);
         Ok(g)

@@ -10,12 +10,14 @@
 //!
 //! A run that does not end in [`LIMIT`] fails with the places where the vCPUs are.
 use iced_x86::code_asm::*;
-use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_NMI, EV_SIPI};
+use mynah::machine::vcpu::{Pins, VcpuBoard};
+use mynah_cpu::board::{EV_INTR, EV_KICK, EV_NMI};
 use mynah_cpu::state::{Activity, Segment, cr0, cr4, efer, fl, gpr, seg};
 use mynah_cpu::world::MemoryChanges;
-use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit, World};
+use mynah_cpu::{Cpu, CpuModel, Events, Exit, World};
+use mynah_devices::bus::PortBus;
 use mynah_devices::clock::ManualClock;
-use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, VcpuPins};
+use mynah_devices::interrupts::lapic::{LocalApics, ReadTsc};
 use mynah_jit::tier::Translating;
 use mynah_mmu::{GuestRam, PhysMemory};
 use parking_lot::{Condvar, Mutex};
@@ -54,12 +56,14 @@ const HOT: u32 = 8;
 pub enum Engine {
     /// The interpreter.
     Interp,
-    /// The translator above it.
+    /// Regions by Cranelift.
     Jit,
+    /// The baseline, and regions above it.
+    Tiers,
 }
 
-/// Both engines.
-pub const ENGINES: [Engine; 2] = [Engine::Interp, Engine::Jit];
+/// All engines.
+pub const ENGINES: [Engine; 3] = [Engine::Interp, Engine::Jit, Engine::Tiers];
 
 /// Assembles 64-bit code for an address.
 pub fn assemble(at: u64, f: impl FnOnce(&mut CodeAssembler)) -> Vec<u8> {
@@ -113,69 +117,6 @@ pub fn barrier(a: &mut CodeAssembler, n: usize) {
     asm!(a; pause; cmp qword_ptr(rax), r15; jb rest);
     a.set_label(&mut on).expect("label");
     a.zero_bytes().expect("label");
-}
-
-struct Pins(Arc<Events>);
-
-impl VcpuPins for Pins {
-    fn set_intr(&self, pending: bool) {
-        if pending {
-            self.0.raise(EV_INTR);
-        } else {
-            self.0.take(EV_INTR);
-        }
-    }
-    fn nmi(&self) {
-        self.0.raise(EV_NMI);
-    }
-    fn smi(&self) {}
-    fn init(&self) {
-        self.0.take(EV_SIPI | 0xff00_0000);
-        self.0.raise(EV_INIT);
-    }
-    fn sipi(&self, vector: u8) {
-        self.0.take(EV_SIPI | 0xff00_0000);
-        self.0.raise(EV_SIPI | u32::from(vector) << 24);
-    }
-}
-
-struct TestBoard {
-    apic: Arc<LocalApic>,
-    tsc: Arc<AtomicU64>,
-}
-
-impl Board for TestBoard {
-    fn port_read(&self, _: u16, size: u8) -> u32 {
-        u32::MAX >> (32 - 8 * u32::from(size))
-    }
-    fn port_write(&self, _: u16, _: u8, _: u32) {}
-    fn acknowledge(&self) -> Option<u8> {
-        self.apic.acknowledge()
-    }
-    fn cr8(&self) -> u8 {
-        self.apic.cr8()
-    }
-    fn set_cr8(&self, v: u8) {
-        self.apic.set_cr8(v);
-    }
-    fn apic_msr_read(&self, index: u32) -> Result<u64, ()> {
-        self.apic.msr_read(index)
-    }
-    fn apic_msr_write(&self, index: u32, value: u64) -> Result<(), ()> {
-        self.apic.msr_write(index, value)
-    }
-    fn apic_page(&self) -> Option<u64> {
-        self.apic.mmio_page()
-    }
-    fn apic_read(&self, offset: u32, size: u8) -> u64 {
-        u64::from(self.apic.mmio_read(u64::from(offset), size))
-    }
-    fn apic_write(&self, offset: u32, size: u8, value: u64) {
-        self.apic.mmio_write(u64::from(offset), size, value as u32);
-    }
-    fn tsc(&self) -> u64 {
-        self.tsc.fetch_add(1, Ordering::Relaxed)
-    }
 }
 
 #[derive(Default)]
@@ -232,7 +173,9 @@ impl Rig {
             (0..vcpus).map(|_| Default::default()).collect();
         let world = World::new(seats.iter().cloned());
         let apics = LocalApics::new(Arc::new(ManualClock::new()), 1_000_000_000);
-        let tsc = Arc::new(AtomicU64::new(0));
+        let ports = Arc::new(PortBus::new());
+        let ticks = AtomicU64::new(0);
+        let tsc: ReadTsc = Arc::new(move || ticks.fetch_add(1, Ordering::Relaxed));
         let progress = Progress { left: Mutex::new(programs), ..Default::default() };
         let mut cpus: Vec<Box<Cpu>> = seats
             .iter()
@@ -240,12 +183,17 @@ impl Rig {
             .map(|(n, (events, _))| {
                 let pins = Arc::new(Pins(events.clone()));
                 let apic = apics.add(n as u32, n == 0, Arc::new(|| 0), pins);
-                let board = Arc::new(TestBoard { apic, tsc: tsc.clone() });
+                let (ports, tsc) = (ports.clone(), tsc.clone());
+                let board = Arc::new(VcpuBoard { ports, apic, tsc, bios: None, ferr: None });
                 let mut cpu = Cpu::new(n as u32, self.memory.clone(), board, events.clone(), model.clone());
                 cpu.join(&world, n);
-                if engine == Engine::Jit {
-                    let tier = Translating::at_once(model.clone(), events.clone()).expect("a translator");
-                    cpu.set_tier(Box::new(tier), HOT);
+                let tier = match engine {
+                    Engine::Interp => None,
+                    Engine::Jit => Some(Translating::at_once(events.clone())),
+                    Engine::Tiers => Some(Translating::in_turn(events.clone(), 20_000)),
+                };
+                if let Some(tier) = tier {
+                    cpu.set_tier(Box::new(tier.expect("a translator")), HOT);
                 }
                 if n < programs {
                     enter(&mut cpu, n);

@@ -1,6 +1,6 @@
 //! Whole instructions on a vCPU in 64-bit mode: operand forms, faults, MXCSR, and the x87 unit under MMX.
 use crate::block::ModeKey;
-use crate::board::{Board, Events};
+use crate::board::{Events, NoBoard};
 use crate::cpu::{Cpu, Exception, vector};
 use crate::decode::decode_op;
 use crate::model::CpuModel;
@@ -8,38 +8,6 @@ use crate::state::{Fpu, Segment, cr0, cr4, efer, fl, gpr, seg};
 use iced_x86::{Code, EncodingKind, Instruction, OpKind, Register};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::Arc;
-
-/// A board with nothing on it.
-struct Bare;
-impl Board for Bare {
-    fn port_read(&self, _: u16, _: u8) -> u32 {
-        !0
-    }
-    fn port_write(&self, _: u16, _: u8, _: u32) {}
-    fn acknowledge(&self) -> Option<u8> {
-        None
-    }
-    fn cr8(&self) -> u8 {
-        0
-    }
-    fn set_cr8(&self, _: u8) {}
-    fn apic_msr_read(&self, _: u32) -> Result<u64, ()> {
-        Err(())
-    }
-    fn apic_msr_write(&self, _: u32, _: u64) -> Result<(), ()> {
-        Err(())
-    }
-    fn apic_page(&self) -> Option<u64> {
-        None
-    }
-    fn apic_read(&self, _: u32, _: u8) -> u64 {
-        0
-    }
-    fn apic_write(&self, _: u32, _: u8, _: u64) {}
-    fn tsc(&self) -> u64 {
-        0
-    }
-}
 
 /// Where the tests keep their operands: RAX points here. The page after it is not mapped.
 pub(super) const DATA: u64 = 0x5000;
@@ -54,7 +22,7 @@ pub(super) fn machine() -> Box<Cpu> {
         mem.write_u64(0x4000 + 8 * page, page << 12 | 3);
     }
     let model = Arc::new(CpuModel::parse("max").unwrap());
-    let mut cpu = Cpu::new(0, mem, Arc::new(Bare), Arc::new(Events::default()), model);
+    let mut cpu = Cpu::new(0, mem, Arc::new(NoBoard), Arc::new(Events::default()), model);
     let s = &mut cpu.state;
     s.cr0 = cr0::PE | cr0::PG | cr0::ET | cr0::NE;
     s.cr3 = 0x1000;

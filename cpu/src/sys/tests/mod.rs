@@ -83,13 +83,6 @@ impl Board for TestBoard {
         }
         Err(())
     }
-    fn apic_page(&self) -> Option<u64> {
-        None
-    }
-    fn apic_read(&self, _: u32, _: u8) -> u64 {
-        0
-    }
-    fn apic_write(&self, _: u32, _: u8, _: u64) {}
     fn tsc(&self) -> u64 {
         1000
     }

@@ -19,33 +19,6 @@ pub struct Bare {
 }
 
 impl Board for Bare {
-    fn port_read(&self, _: u16, _: u8) -> u32 {
-        !0
-    }
-    fn port_write(&self, _: u16, _: u8, _: u32) {}
-    fn acknowledge(&self) -> Option<u8> {
-        None
-    }
-    fn cr8(&self) -> u8 {
-        0
-    }
-    fn set_cr8(&self, _: u8) {}
-    fn apic_msr_read(&self, _: u32) -> Result<u64, ()> {
-        Err(())
-    }
-    fn apic_msr_write(&self, _: u32, _: u64) -> Result<(), ()> {
-        Err(())
-    }
-    fn apic_page(&self) -> Option<u64> {
-        None
-    }
-    fn apic_read(&self, _: u32, _: u8) -> u64 {
-        0
-    }
-    fn apic_write(&self, _: u32, _: u8, _: u64) {}
-    fn tsc(&self) -> u64 {
-        0
-    }
     fn ferr(&self, asserted: bool) {
         *self.ferr.lock() = asserted;
     }

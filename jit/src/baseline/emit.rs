@@ -1,0 +1,886 @@
+//! The guest's instructions as host instructions, one by one.
+use super::MAP;
+use super::asm::{Asm, CPU, cc, host};
+use super::kinds::{
+    HIGH, How, condition, general, how, is_aligned, is_second_byte, may_keep_flags, vector_how, writes,
+};
+use super::stubs::{FLAGS, PAGE_RIP, Stubs, gpr_at, in_context, in_state};
+use crate::float::on_host;
+use crate::runtime::{Context, FLOAT, WRITE};
+use iced_x86::{
+    Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
+};
+use mynah_cpu::Cpu;
+use mynah_cpu::cpu::SegView;
+use mynah_cpu::host_float::SSE;
+use mynah_cpu::op::{CHECKED, LOCK, Op};
+use mynah_cpu::state::{State, Vector, gpr, seg};
+use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, Tlb, TlbEntry, TlbView};
+use std::mem::offset_of;
+
+/// The six arithmetic flags as iced-x86 numbers them.
+const ARITHMETIC: u32 = 0x3f;
+const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
+/// Where a value waits while something else is looked up.
+const ASIDE: i32 = in_context(offset_of!(Context, aside));
+
+/// A jump to a place of the guest's that may be led straight to code for it.
+pub(super) struct Leap {
+    /// Where its displacement is.
+    pub site: usize,
+    /// Where it leads as long as there is no code.
+    pub stub: usize,
+    /// Offset from the page's first byte.
+    pub target: i64,
+}
+
+/// What is out of the way of a block's code.
+enum Cold {
+    /// A look-up missed: asks for the address, and goes on at `back` or has op `k` interpreted.
+    Miss { site: usize, back: usize, kind: u64, k: usize },
+    /// Has op `k` interpreted.
+    Interpret { site: usize, k: usize },
+    /// Has the host's MXCSR hold the guest's, and goes on at `back` or has op `k` interpreted.
+    Float { site: usize, back: usize, k: usize },
+    /// Op `k` was called and returns.
+    Returned { site: usize, k: usize },
+    /// An event is pending where the block begins.
+    Event { site: usize },
+    /// The block has run often.
+    Hot { site: usize },
+    /// Goes on at an offset from the page's first byte.
+    Elsewhere { site: usize, target: i64 },
+}
+
+/// Emits one block.
+pub(super) struct Emitter<'a> {
+    a: Asm,
+    encoder: &'a mut Encoder,
+    info: &'a mut InstructionInfoFactory,
+    stubs: Stubs,
+    /// Offset of the code from where offsets of stubs are counted.
+    origin: usize,
+    /// Offset of the block's first byte in its page.
+    first: i64,
+    /// Offset of the current instruction in its page.
+    here: i64,
+    /// Index of the current op, and how many instructions the block counts.
+    k: usize,
+    count: usize,
+    long: bool,
+    /// Offsets of the instructions in the page.
+    offsets: Vec<i64>,
+    cold: Vec<Cold>,
+    /// The host's flags are the guest's.
+    live: bool,
+    /// The saved flags are the guest's.
+    saved: bool,
+    /// Vector registers whose low 128 bits the host's registers of the same numbers hold.
+    vectors: u16,
+    /// The host's MXCSR is known to be the guest's; vectors of 256 bits are known to be allowed.
+    float: bool,
+    avx: bool,
+    called: Vec<u16>,
+}
+
+/// A finished block.
+pub(super) struct Emitted {
+    pub code: Vec<u8>,
+    /// Offset of where it is entered from a jump backwards: events are tested there.
+    pub tested: usize,
+    /// Offset of where it is entered.
+    pub body: usize,
+    pub leaps: Vec<Leap>,
+    /// Codes of the instructions that are called.
+    pub called: Vec<u16>,
+    /// Offsets of each op's code, and of what lies behind all.
+    pub places: Vec<usize>,
+}
+
+/// What the block is.
+pub(super) struct Block<'a> {
+    /// Ops, and what they were decoded from, with offsets in the page as addresses, and whether they are what that says; `None` for the end of a block that
+    /// was cut.
+    pub ops: &'a [(Op, Option<(Instruction, bool)>)],
+    /// Where the ops are that may be called.
+    pub kept: *const Op,
+    /// Offset of the first byte in its page.
+    pub first: u16,
+    pub long: bool,
+    /// Number of its counter.
+    pub counter: usize,
+}
+
+/// A general register of a size.
+fn register(number: u8, size: usize) -> Register {
+    let base = match size {
+        8 => Register::RAX,
+        4 => Register::EAX,
+        2 => Register::AX,
+        _ if number < 4 => Register::AL,
+        _ => return Register::SPL + (u32::from(number) - 4),
+    };
+    base + u32::from(number)
+}
+
+/// Where the low half of a vector register is in the vCPU.
+fn vector_at(n: u8) -> i32 {
+    in_state(offset_of!(State, xmm)) + i32::from(n) * size_of::<Vector>() as i32
+}
+
+impl<'a> Emitter<'a> {
+    /// The code of a block that will lie at `origin`.
+    pub fn emit(
+        block: &Block,
+        stubs: Stubs,
+        origin: usize,
+        encoder: &'a mut Encoder,
+        info: &'a mut InstructionInfoFactory,
+    ) -> Emitted {
+        let count = block.ops.iter().filter(|o| o.1.is_some()).count();
+        let first = i64::from(block.first);
+        let mut e = Emitter {
+            a: Asm::default(),
+            encoder,
+            info,
+            stubs,
+            origin,
+            first,
+            here: first,
+            k: 0,
+            count,
+            long: block.long,
+            offsets: block.ops.iter().map(|o| first + i64::from(o.0.off)).collect(),
+            cold: Vec::new(),
+            live: false,
+            saved: true,
+            vectors: 0,
+            float: false,
+            avx: false,
+            called: Vec::new(),
+        };
+        // Where other tiers enter.
+        e.a.bytes(&[0x4c, 0x8d, 0x1d, 0, 0, 0, 0]); // lea r11, [rip + body]
+        let to_body = e.a.at() - 4;
+        let site = e.a.jmp();
+        e.lead_out(site, stubs.load);
+        let tested = e.a.at();
+        e.a.load(host::RAX, CPU, in_context(offset_of!(Context, events)));
+        e.a.load32(host::RAX, host::RAX, 0);
+        e.a.test_mem32(host::RAX, CPU, offset_of!(Cpu, event_mask) as i32);
+        let site = e.a.jcc(cc::NE);
+        e.cold.push(Cold::Event { site });
+        // Aligned: the chain stub tells it by a bit of its address.
+        while !(origin + e.a.at()).is_multiple_of(8) {
+            e.a.bytes(&[0x90]);
+        }
+        let body = e.a.at();
+        e.a.lead(to_body, body as i64);
+        e.a.load(host::RAX, CPU, in_context(offset_of!(Context, counters)));
+        e.a.count_down(host::RAX, 4 * block.counter as i32);
+        let site = e.a.jcc(cc::S);
+        e.cold.push(Cold::Hot { site });
+        e.a.add_mem_imm(CPU, offset_of!(Cpu, icount) as i32, count as i8);
+        let mut places = Vec::with_capacity(block.ops.len() + 1);
+        for (k, (op, i)) in block.ops.iter().enumerate() {
+            places.push(e.a.at());
+            e.k = k;
+            e.here = first + i64::from(op.off);
+            match i {
+                Some((i, known)) => e.op(op, i, *known, block.kept.wrapping_add(k), k + 1 == block.ops.len()),
+                None => e.go_to(first + i64::from(op.off)),
+            }
+        }
+        places.push(e.a.at());
+        let leaps = e.finish();
+        Emitted { code: e.a.code, tested, body, leaps, called: e.called, places }
+    }
+
+    fn op(&mut self, op: &Op, i: &Instruction, known: bool, kept: *const Op, last: bool) {
+        let done = match (known, last) {
+            (false, _) => None,
+            (_, true) => self.ender(op, i),
+            (_, false) => self.straight(op, i),
+        };
+        if done.is_none() {
+            self.call(op, kept, last);
+        }
+    }
+
+    // ---- flags -------------------------------------------------------------------------------------------------------------
+
+    /// The host's flags are about to be lost.
+    fn save_flags(&mut self) {
+        if !self.saved {
+            // lahf; seto al; mov [flags], ax
+            self.a.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x66, 0x89, 0x87]);
+            self.a.bytes(&FLAGS.to_le_bytes());
+            self.saved = true;
+        }
+    }
+
+    /// The host's flags are to be the guest's.
+    fn want_flags(&mut self) {
+        if !self.live {
+            // movzx eax, word [flags]; add al, 7fh (OF); sahf
+            self.a.bytes(&[0x0f, 0xb7, 0x87]);
+            self.a.bytes(&FLAGS.to_le_bytes());
+            self.a.bytes(&[0x04, 0x7f, 0x9e]);
+            self.live = true;
+        }
+    }
+
+    fn flags_written(&mut self) {
+        self.live = true;
+        self.saved = false;
+    }
+
+    fn flags_lost(&mut self) {
+        self.live = false;
+    }
+
+    // ---- memory ------------------------------------------------------------------------------------------------------------
+
+    /// Whether [`Self::address`] can compute the operand's address.
+    fn can_address(&self, op: &Op) -> bool {
+        let plain = usize::from(op.base) >= gpr::ZERO && usize::from(op.index) == gpr::ZERO;
+        let disp = if usize::from(op.base) == gpr::RIP {
+            self.first.wrapping_add(op.disp as i64)
+        } else {
+            op.disp as i64
+        };
+        op.flags & CHECKED == 0
+            && (op.ashift == 0 || op.ashift == 32)
+            && (plain && usize::from(op.base) == gpr::ZERO
+                || i32::try_from(disp).is_ok()
+                || op.ashift == 32 && usize::from(op.base) != gpr::RIP)
+    }
+
+    /// The register that a guest's register is in, or is loaded to.
+    fn in_register(&mut self, guest: u8, scratch: u8) -> u8 {
+        MAP[usize::from(guest & 15)].unwrap_or_else(|| {
+            self.a.load(scratch, CPU, gpr_at(usize::from(guest & 15)));
+            scratch
+        })
+    }
+
+    /// The operand's effective address, without its segment's base. R10 and R11 are lost; flags stay.
+    fn address(&mut self, op: &Op, to: u8) {
+        let wide = op.ashift == 0;
+        let disp = op.disp as i32;
+        let index = (usize::from(op.index) != gpr::ZERO)
+            .then(|| (self.in_register(op.index, host::R11), op.scale & 3));
+        match (usize::from(op.base), index) {
+            (gpr::ZERO, None) => {
+                let at = if wide { op.disp } else { op.disp & 0xffff_ffff };
+                self.a.imm(to, at);
+            }
+            (gpr::ZERO, Some(index)) => self.a.lea_scaled(wide, to, index, disp),
+            (gpr::RIP, index) => {
+                self.a.load(host::R10, CPU, PAGE_RIP);
+                let disp = self.first.wrapping_add(op.disp as i64) as i32;
+                self.a.lea(wide, to, host::R10, index, disp);
+            }
+            (_, index) => {
+                let base = self.in_register(op.base, host::R10);
+                self.a.lea(wide, to, base, index, disp);
+            }
+        }
+    }
+
+    /// The operand's linear address, in R10. R11 and flags are lost.
+    fn linear(&mut self, op: &Op) {
+        self.save_flags();
+        self.address(op, host::R10);
+        let s = usize::from(op.seg & 7);
+        if s >= seg::FS {
+            let base = offset_of!(Cpu, view) + s * size_of::<SegView>() + offset_of!(SegView, base);
+            self.a.add_mem(host::R10, CPU, base as i32);
+            self.flags_lost();
+        }
+    }
+
+    /// The host address, in R10, of `len` bytes of the memory operand. RAX, R11 and flags are lost.
+    fn operand(&mut self, op: &Op, len: u64, write: bool) {
+        self.linear(op);
+        self.look_up(len, write);
+    }
+
+    /// As `operand`; what is not aligned to its length is the interpreter's.
+    fn operand_aligned(&mut self, op: &Op, len: u64, write: bool) {
+        self.linear(op);
+        self.flags_lost();
+        self.a.test_low(host::R10, len as u8 - 1);
+        let site = self.a.jcc(cc::NE);
+        self.cold.push(Cold::Interpret { site, k: self.k });
+        self.look_up(len, write);
+    }
+
+    /// Before an instruction on vectors: it may raise #NM or #UD, and works under the guest's MXCSR.
+    fn want_vectors(&mut self, vex: bool) {
+        if vex && !self.avx {
+            self.save_flags();
+            self.flags_lost();
+            self.a.is_zero8(CPU, offset_of!(Cpu, avx_trap) as i32);
+            let site = self.a.jcc(cc::NE);
+            self.cold.push(Cold::Interpret { site, k: self.k });
+            self.avx = true;
+        }
+        if !self.float {
+            self.save_flags();
+            self.flags_lost();
+            self.a.test_mem8(CPU, offset_of!(Cpu, float_live) as i32, SSE);
+            let site = self.a.jcc(cc::E);
+            let (back, k) = (self.a.at(), self.k);
+            self.cold.push(Cold::Float { site, back, k });
+            self.float = true;
+        }
+    }
+
+    /// VZEROUPPER.
+    fn zero_upper(&mut self) -> Option<()> {
+        self.want_vectors(true);
+        // xorps xmm0, xmm0
+        self.a.bytes(&[0x0f, 0x57, 0xc0]);
+        for n in 0..if self.long { 16 } else { 8 } {
+            self.a.movups(0, CPU, vector_at(n) + 16, true);
+        }
+        self.vectors &= !1;
+        Some(())
+    }
+
+    /// The host address, in R10, of `len` bytes at the linear address in R10. RAX, R11 and flags are lost.
+    fn look_up(&mut self, len: u64, write: bool) {
+        use host::{R10, R11, RAX};
+        debug_assert!(self.saved);
+        self.flags_lost();
+        let a = &mut self.a;
+        a.mov(R11, R10);
+        a.shr(R11, HASH_SHIFT as u8);
+        a.xor(R11, R10);
+        a.shr(R11, ENTRY_SHIFT as u8);
+        a.and_mem(R11, CPU, (VIEW + offset_of!(TlbView, mask)) as i32);
+        a.add_mem(R11, CPU, (VIEW + offset_of!(TlbView, table)) as i32);
+        a.lea(true, RAX, R10, None, len as i32 - 1);
+        a.and_imm(RAX, !PAGE_MASK as i64 as i32);
+        let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
+        a.cmp_mem(RAX, R11, tag as i32);
+        let site = a.jcc(cc::NE);
+        a.add_mem(R10, R11, offset_of!(TlbEntry, addend) as i32);
+        let kind = len | if write { WRITE } else { 0 };
+        let (back, k) = (self.a.at(), self.k);
+        self.cold.push(Cold::Miss { site, back, kind, k });
+    }
+
+    // ---- instructions ------------------------------------------------------------------------------------------------------
+
+    fn encode(&mut self, i: &Instruction) -> Option<Vec<u8>> {
+        self.encoder.encode(i, 0).ok()?;
+        Some(self.encoder.take_buffer())
+    }
+
+    fn straight(&mut self, op: &Op, i: &Instruction) -> Option<()> {
+        match i.mnemonic() {
+            Mnemonic::Push => return self.push_op(op, i),
+            Mnemonic::Pop => return self.pop_op(op, i),
+            Mnemonic::Lea => return self.lea_op(op, i),
+            Mnemonic::Leave => return self.leave_op(op, i),
+            Mnemonic::Vzeroupper if on_host(i.code()) => return self.zero_upper(),
+            _ => {}
+        }
+        let vector = (0..i.op_count()).any(|n| i.op_register(n).is_vector_register());
+        let how = if vector { vector_how(i) } else { how(i) }?;
+        if how == How::Nothing {
+            return Some(());
+        }
+        let mut j = *i;
+        j.set_code(general(i.code()));
+        let memory = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory);
+        if memory.is_some() && !self.can_address(op) {
+            return None;
+        }
+        // Registers that are in memory are loaded into scratch ones.
+        let second_bytes = (0..i.op_count()).any(|n| is_second_byte(i.op_register(n)));
+        let scratch: &[u8] = match (memory.is_some(), how) {
+            // Flags are fetched by RAX between.
+            (true, _) if second_bytes => &[host::R11],
+            (false, _) if second_bytes => &[host::R10, host::R11],
+            (true, How::Same) => &[host::R11, host::RAX],
+            (true, _) => &[host::R11],
+            (false, How::Same) => &[host::R10, host::R11, host::RAX],
+            (false, _) => &[host::R10, host::R11],
+        };
+        let mut loaded: [(u8, bool); 3] = [(0, false); 3];
+        let mut used = 0;
+        let mut vectors: Vec<(u8, bool)> = Vec::new();
+        let mut wide = false;
+        if matches!(
+            i.code(),
+            Code::Blendvps_xmm_xmmm128
+                | Code::Blendvpd_xmm_xmmm128
+                | Code::Pblendvb_xmm_xmmm128
+                | Code::Sha256rnds2_xmm_xmmm128
+        ) {
+            // Not among the operands.
+            vectors.push((0, false));
+        }
+        for n in 0..i.op_count() {
+            if i.op_kind(n) != OpKind::Register {
+                continue;
+            }
+            let r = i.op_register(n);
+            if r.is_xmm() || r.is_ymm() {
+                vectors.push((r.number() as u8, writes(self.info.info(i).op_access(n))));
+                wide |= r.is_ymm();
+                continue;
+            }
+            if !r.is_gpr() {
+                return None;
+            }
+            let guest = r.full_register().number() as u8;
+            // A register's second byte is worked on in a register of its own.
+            let guest = if is_second_byte(r) { guest | HIGH } else { guest };
+            let on = match MAP.get(usize::from(guest)).copied().flatten() {
+                Some(h) => h,
+                None => {
+                    let at = match loaded[..used].iter().position(|l| l.0 == guest) {
+                        Some(at) => at,
+                        None => {
+                            if used == scratch.len() {
+                                return None;
+                            }
+                            loaded[used].0 = guest;
+                            used += 1;
+                            used - 1
+                        }
+                    };
+                    loaded[at].1 |= writes(self.info.info(i).op_access(n));
+                    scratch[at]
+                }
+            };
+            j.set_op_register(n, register(on, r.size()));
+        }
+        let mut access = None;
+        if let Some(n) = memory {
+            let size = i.memory_size().size() as u64;
+            if size == 0 || size > if vector { 32 } else { 8 } {
+                return None;
+            }
+            let write = writes(self.info.info(i).op_access(n));
+            access = Some((size, write));
+            j.set_op_kind(n, OpKind::Memory);
+            j.set_memory_base(Register::R10);
+            j.set_memory_index(Register::None);
+            j.set_memory_displacement64(0);
+            j.set_memory_displ_size(0);
+            j.set_segment_prefix(Register::None);
+        }
+        let bytes = self.encode(&j)?;
+        let modified = i.rflags_modified() & ARITHMETIC;
+        let wants =
+            i.rflags_read() & ARITHMETIC != 0 || modified != 0 && modified != ARITHMETIC || may_keep_flags(i);
+        if vector {
+            self.want_vectors(i.encoding() == EncodingKind::VEX);
+        }
+        if second_bytes {
+            // Their bytes are moved by shifts.
+            self.save_flags();
+        }
+        if let Some((len, write)) = access {
+            if vector && is_aligned(i, len) {
+                self.operand_aligned(op, len, write);
+            } else if len > 1 && (op.flags & LOCK != 0 || i.mnemonic() == Mnemonic::Xchg) {
+                // A locked access across its natural boundary is the interpreter's.
+                self.operand_aligned(op, len, write);
+            } else {
+                self.operand(op, len, write);
+            }
+        }
+        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.0 & HIGH != 0) {
+            self.a.mov(scratch[n], MAP[usize::from(l.0 & 3)].unwrap_or(host::RAX));
+            self.a.shr(scratch[n], 8);
+            self.flags_lost();
+        }
+        if wants {
+            self.want_flags();
+        }
+        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.0 & HIGH == 0) {
+            self.a.load(scratch[n], CPU, gpr_at(usize::from(l.0)));
+        }
+        for &(n, _) in &vectors {
+            if wide {
+                self.a.vmovups(n, vector_at(n), false);
+            } else if self.vectors & 1 << n == 0 {
+                self.a.movups(n, CPU, vector_at(n), false);
+            }
+            self.vectors |= 1 << n;
+        }
+        if how == How::AroundRax {
+            self.a.mov(host::RAX, host::R13);
+        }
+        self.a.bytes(&bytes);
+        if how == How::AroundRax {
+            self.a.mov(host::R13, host::RAX);
+        }
+        for &(n, written) in &vectors {
+            if written && i.encoding() == EncodingKind::VEX {
+                self.a.vmovups(n, vector_at(n), true);
+            } else if written {
+                self.a.movups(n, CPU, vector_at(n), true);
+            }
+        }
+        if wide {
+            // Legacy instructions follow.
+            self.a.bytes(&[0xc5, 0xf8, 0x77]);
+        }
+        for (n, l) in loaded[..used].iter().enumerate() {
+            if l.1 && l.0 & HIGH == 0 {
+                self.a.store(true, scratch[n], CPU, gpr_at(usize::from(l.0)));
+            }
+        }
+        if modified != 0 {
+            self.flags_written();
+        }
+        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.1 && l.0 & HIGH != 0) {
+            self.save_flags();
+            self.flags_lost();
+            let to = MAP[usize::from(l.0 & 3)].unwrap_or(host::RAX);
+            self.a.rotate8(to, true);
+            self.a.mov8(to, scratch[n]);
+            self.a.rotate8(to, false);
+        }
+        Some(())
+    }
+
+    fn lea_op(&mut self, op: &Op, i: &Instruction) -> Option<()> {
+        let r = i.op0_register();
+        if r.size() < 4 || !(op.ashift == 0 || op.ashift == 32) || !self.can_address(&Op { flags: 0, ..*op })
+        {
+            return None;
+        }
+        let guest = usize::from(op.dst & 15);
+        let to = MAP[guest].unwrap_or(host::R10);
+        // A result of 32 bits is the same whichever the address's width.
+        let narrow = Op { ashift: if r.size() == 4 { 32 } else { op.ashift }, ..*op };
+        self.address(&narrow, to);
+        if MAP[guest].is_none() {
+            self.a.store(true, to, CPU, gpr_at(guest));
+        }
+        Some(())
+    }
+
+    /// Width of what is pushed, if it is the mode's own.
+    fn stack_width(&self, op: &Op, width: usize) -> Option<u64> {
+        let own = if self.long { 8 } else { 4 };
+        (usize::from(op.stack) == own && width == own).then_some(own as u64)
+    }
+
+    /// The host address, in R10, of what is to be pushed.
+    fn stack_below(&mut self, len: u64) {
+        self.save_flags();
+        self.a.lea(self.long, host::R10, host::R14, None, -(len as i32));
+        self.look_up(len, true);
+    }
+
+    /// Loads a word of the stack's width from the address in R10.
+    fn load_own(&mut self, to: u8) {
+        if self.long {
+            self.a.load(to, host::R10, 0);
+        } else {
+            self.a.load32(to, host::R10, 0);
+        }
+    }
+
+    fn move_stack(&mut self, distance: i32) {
+        self.a.lea(self.long, host::R14, host::R14, None, distance);
+    }
+
+    fn push_op(&mut self, op: &Op, i: &Instruction) -> Option<()> {
+        let immediate = match i.op0_kind() {
+            OpKind::Register if i.op0_register().is_gpr() => None,
+            OpKind::Memory if self.can_address(op) => None,
+            OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32
+            | OpKind::Immediate32to64 => Some(i.immediate(0) as i32),
+            _ => return None,
+        };
+        let width = match i.op0_kind() {
+            OpKind::Register => i.op0_register().size(),
+            OpKind::Memory => i.memory_size().size(),
+            _ => i.stack_pointer_increment().unsigned_abs() as usize,
+        };
+        let len = self.stack_width(op, width)?;
+        let wide = self.long;
+        if i.op0_kind() == OpKind::Memory {
+            self.operand(op, len, false);
+            self.load_own(host::RAX);
+            self.a.store(true, host::RAX, CPU, ASIDE);
+        }
+        self.stack_below(len);
+        if let Some(v) = immediate {
+            self.a.store_imm(wide, v, host::R10, 0);
+        } else if i.op0_kind() == OpKind::Memory {
+            self.a.load(host::RAX, CPU, ASIDE);
+            self.a.store(wide, host::RAX, host::R10, 0);
+        } else {
+            let from = self.in_register(i.op0_register().full_register().number() as u8, host::RAX);
+            self.a.store(wide, from, host::R10, 0);
+        }
+        self.move_stack(-(len as i32));
+        Some(())
+    }
+
+    fn pop_op(&mut self, op: &Op, i: &Instruction) -> Option<()> {
+        if i.op0_kind() != OpKind::Register || !i.op0_register().is_gpr() {
+            return None;
+        }
+        let len = self.stack_width(op, i.op0_register().size())?;
+        self.save_flags();
+        self.a.lea(self.long, host::R10, host::R14, None, 0);
+        self.look_up(len, false);
+        let guest = i.op0_register().full_register().number();
+        // First RSP, which may be what is popped.
+        self.move_stack(len as i32);
+        let to = MAP[guest].unwrap_or(host::RAX);
+        self.load_own(to);
+        if MAP[guest].is_none() {
+            self.a.store(true, to, CPU, gpr_at(guest));
+        }
+        Some(())
+    }
+
+    fn leave_op(&mut self, op: &Op, i: &Instruction) -> Option<()> {
+        if !matches!(i.code(), Code::Leaveq | Code::Leaved) {
+            return None;
+        }
+        let len = self.stack_width(op, usize::from(op.stack))?;
+        self.save_flags();
+        self.a.lea(self.long, host::R10, 5, None, 0);
+        self.look_up(len, false);
+        self.a.lea(self.long, host::R14, 5, None, len as i32);
+        self.load_own(5);
+        Some(())
+    }
+
+    // ---- ends --------------------------------------------------------------------------------------------------------------
+
+    fn ender(&mut self, op: &Op, i: &Instruction) -> Option<()> {
+        let own = if self.long { 8 } else { 4 };
+        let near = match i.op0_kind() {
+            OpKind::NearBranch64 => Some(i.near_branch64() as i64),
+            OpKind::NearBranch32 => Some(i64::from(i.near_branch32() as i32)),
+            _ => None,
+        };
+        let after = self.here + i64::from(op.len);
+        match i.flow_control() {
+            FlowControl::Next => {
+                // The last of a block that was cut for its length ends with another op; this one is special.
+                None
+            }
+            FlowControl::ConditionalBranch => {
+                let target = near?;
+                let condition = condition(i.condition_code())?;
+                if !i.is_jcc_short_or_near() {
+                    return None;
+                }
+                self.want_flags();
+                self.save_flags();
+                let site = self.a.jcc(condition);
+                self.cold.push(Cold::Elsewhere { site, target });
+                self.go_to(after);
+                Some(())
+            }
+            FlowControl::UnconditionalBranch => {
+                self.go_to(near?);
+                Some(())
+            }
+            FlowControl::Call => {
+                let target = near?;
+                let len = self.stack_width(op, own)?;
+                self.stack_below(len);
+                self.push_return(after);
+                self.go_to(target);
+                Some(())
+            }
+            FlowControl::IndirectCall | FlowControl::IndirectBranch => {
+                let call = i.flow_control() == FlowControl::IndirectCall;
+                let len = if call { self.stack_width(op, own)? } else { 0 };
+                match i.op0_kind() {
+                    OpKind::Register if i.op0_register().size() == own => {}
+                    OpKind::Memory if i.memory_size().size() == own && self.can_address(op) => {}
+                    _ => return None,
+                }
+                if !matches!(i.code(), Code::Call_rm64 | Code::Jmp_rm64 | Code::Call_rm32 | Code::Jmp_rm32) {
+                    return None;
+                }
+                self.save_flags();
+                if i.op0_kind() == OpKind::Memory {
+                    self.operand(op, own as u64, false);
+                    self.load_own(host::RAX);
+                } else {
+                    let r = self.in_register(i.op0_register().full_register().number() as u8, host::RAX);
+                    self.a.lea(self.long, host::RAX, r, None, 0);
+                }
+                self.check_target();
+                if call {
+                    self.a.store(true, host::RAX, CPU, ASIDE);
+                    self.stack_below(len);
+                    self.push_return(after);
+                    self.a.load(host::RAX, CPU, ASIDE);
+                }
+                self.chain();
+                Some(())
+            }
+            FlowControl::Return => {
+                if !matches!(i.code(), Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16) {
+                    return None;
+                }
+                let len = self.stack_width(op, own)?;
+                let dropped = if i.op_count() > 0 { i.immediate16() } else { 0 };
+                self.save_flags();
+                self.a.lea(self.long, host::R10, host::R14, None, 0);
+                self.look_up(len, false);
+                self.load_own(host::RAX);
+                self.check_target();
+                self.move_stack(len as i32 + i32::from(dropped));
+                self.chain();
+                Some(())
+            }
+            _ => None,
+        }
+    }
+
+    /// In 64-bit mode a jump to an address that is not canonical faults. RAX holds it; R11 and flags are lost.
+    fn check_target(&mut self) {
+        self.flags_lost();
+        if self.long {
+            // mov r11, rax; sar r11, 47; add r11, 1; cmp r11, 1
+            self.a.mov(host::R11, host::RAX);
+            self.a.bytes(&[0x49, 0xc1, 0xfb, 47, 0x49, 0x83, 0xc3, 1, 0x49, 0x83, 0xfb, 1]);
+            let site = self.a.jcc(cc::A);
+            self.cold.push(Cold::Interpret { site, k: self.k });
+        }
+    }
+
+    /// Puts the address behind the call at R10, and moves the stack pointer.
+    fn push_return(&mut self, after: i64) {
+        self.a.load(host::RAX, CPU, PAGE_RIP);
+        self.a.lea(self.long, host::RAX, host::RAX, None, after as i32);
+        self.a.store(self.long, host::RAX, host::R10, 0);
+        self.move_stack(if self.long { -8 } else { -4 });
+    }
+
+    /// Goes on at the address in RAX.
+    fn chain(&mut self) {
+        let site = self.a.jmp();
+        self.lead_out(site, self.stubs.chain);
+    }
+
+    /// Goes on at an offset from the page's first byte.
+    fn go_to(&mut self, target: i64) {
+        self.save_flags();
+        let site = self.a.jmp();
+        self.cold.push(Cold::Elsewhere { site, target });
+    }
+
+    /// Has the op executed by its interpreter's handler.
+    fn call(&mut self, op: &Op, kept: *const Op, last: bool) {
+        self.called.push(op.code);
+        self.save_flags();
+        self.a.imm(host::R11, kept as u64);
+        self.a.imm(host::RAX, self.first as u64);
+        let site = self.a.call();
+        self.lead_out(site, self.stubs.call);
+        self.flags_lost();
+        (self.vectors, self.float, self.avx) = (0, false, false);
+        if last {
+            let site = self.a.jmp();
+            self.lead_out(site, self.stubs.out);
+            return;
+        }
+        self.a.test(host::RAX);
+        let site = self.a.jcc(cc::NE);
+        self.cold.push(Cold::Returned { site, k: self.k });
+    }
+
+    // ---- out of the way ----------------------------------------------------------------------------------------------------
+
+    /// Lets a jump or call lead to a stub.
+    fn lead_out(&mut self, site: usize, stub: usize) {
+        self.a.lead(site, stub as i64 - self.origin as i64);
+    }
+
+    /// Leaves by a stub at an offset in the page, having counted `too_much`.
+    fn leave(&mut self, stub: usize, offset: i64, too_much: usize) {
+        self.a.imm(host::RAX, offset as u64 | (too_much as u64) << 16);
+        let site = self.a.jmp();
+        self.lead_out(site, stub);
+    }
+
+    fn offset_of(&self, k: usize, offsets: &[i64]) -> i64 {
+        offsets.get(k).copied().unwrap_or(self.first)
+    }
+
+    fn finish(&mut self) -> Vec<Leap> {
+        let mut leaps = Vec::new();
+        let offsets = std::mem::take(&mut self.offsets);
+        for c in std::mem::take(&mut self.cold) {
+            let here = self.a.at();
+            match c {
+                Cold::Miss { site, back, kind, k } => {
+                    self.a.lead(site, here as i64);
+                    self.a.store(true, host::R10, CPU, in_context(offset_of!(Context, lin)));
+                    self.a.store_imm(true, kind as i32, CPU, in_context(offset_of!(Context, kind)));
+                    let call = self.a.call();
+                    self.lead_out(call, self.stubs.refill);
+                    self.a.test(host::R10);
+                    let found = self.a.jcc(cc::NE);
+                    self.a.lead(found, back as i64);
+                    let at = self.offset_of(k, &offsets);
+                    self.leave(self.stubs.interpret, at, self.count - k);
+                }
+                Cold::Float { site, back, k } => {
+                    self.a.lead(site, here as i64);
+                    let kind = (FLOAT | u64::from(SSE)) as i32;
+                    self.a.store_imm(true, kind, CPU, in_context(offset_of!(Context, kind)));
+                    let call = self.a.call();
+                    self.lead_out(call, self.stubs.float);
+                    self.a.test(host::R10);
+                    let found = self.a.jcc(cc::NE);
+                    self.a.lead(found, back as i64);
+                    let at = self.offset_of(k, &offsets);
+                    self.leave(self.stubs.interpret, at, self.count - k);
+                }
+                Cold::Interpret { site, k } => {
+                    self.a.lead(site, here as i64);
+                    let at = self.offset_of(k, &offsets);
+                    self.leave(self.stubs.interpret, at, self.count - k);
+                }
+                Cold::Returned { site, k } => {
+                    self.a.lead(site, here as i64);
+                    let too_much = self.count - k - 1;
+                    self.a.add_mem_imm(CPU, offset_of!(Cpu, icount) as i32, -(too_much as i8));
+                    let site = self.a.jmp();
+                    self.lead_out(site, self.stubs.out);
+                }
+                Cold::Event { site } => {
+                    self.a.lead(site, here as i64);
+                    self.leave(self.stubs.event, self.first, 0);
+                }
+                Cold::Hot { site } => {
+                    self.a.lead(site, here as i64);
+                    self.leave(self.stubs.hot, self.first, 0);
+                }
+                Cold::Elsewhere { site, target } => {
+                    self.a.lead(site, here as i64);
+                    self.a.load(host::RAX, CPU, PAGE_RIP);
+                    self.a.lea(self.long, host::RAX, host::RAX, None, target as i32);
+                    self.chain();
+                    leaps.push(Leap { site, stub: here, target });
+                }
+            }
+        }
+        leaps
+    }
+}

@@ -1,0 +1,262 @@
+//! What all baseline code shares: ways in, ways out, calls.
+//!
+//! At a way in or out registers and flags move between the vCPU's state and where baseline code has them (see [`super`]).
+use super::MAP;
+use crate::runtime::{CONTEXT, Context, Left};
+use crate::translate::RIP_OFFSET;
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use mynah_cpu::tier::{BASELINE, CODE_JUMPS, CodeJump};
+use mynah_cpu::{Cpu, State};
+use mynah_mmu::{Tlb, TlbView};
+use std::mem::{offset_of, size_of};
+
+pub(super) const fn in_context(field: usize) -> i32 {
+    (CONTEXT + field) as i32
+}
+pub(super) const fn in_state(field: usize) -> i32 {
+    (offset_of!(Cpu, state) + field) as i32
+}
+pub(super) const fn gpr_at(n: usize) -> i32 {
+    in_state(offset_of!(State, gpr) + 8 * n)
+}
+
+pub(super) const PAGE_RIP: i32 = in_context(offset_of!(Context, page_rip));
+pub(super) const FLAGS: i32 = in_context(offset_of!(Context, native_flags));
+const RES: i32 = in_state(offset_of!(State, res));
+const AUX: i32 = in_state(offset_of!(State, aux));
+const _: () = assert!(offset_of!(State, aux) == offset_of!(State, res) + 8);
+const ICOUNT: i32 = offset_of!(Cpu, icount) as i32;
+
+/// Offsets of the stubs in the code.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Stubs {
+    /// Loads registers and flags and goes to R11: the body of a block whose RIP is in the context.
+    pub load: usize,
+    /// Leaves; EAX = offset in the page of the instruction to go on with, and from bit 16 the instructions counted too much.
+    pub interpret: usize,
+    pub event: usize,
+    pub hot: usize,
+    /// Executes the op at R11 of the block at page offset EAX by its interpreter's handler. EAX is then 0, or why to return, with the state in memory.
+    pub call: usize,
+    /// Returns EAX, with the state in memory; or goes on at RIP if EAX says so.
+    pub out: usize,
+    /// Translates the linear address that the context asks for; R10 is its host address or 0.
+    pub refill: usize,
+    /// Has the host's MXCSR hold the guest's; R10 is 0 if it must not.
+    pub float: usize,
+    /// Goes on at the address in RAX.
+    pub chain: usize,
+}
+
+fn pinned() -> impl Iterator<Item = (AsmRegister64, i32)> {
+    const HOST: [AsmRegister64; 16] =
+        [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+    MAP.iter().enumerate().filter_map(|(n, h)| h.map(|h| (HOST[usize::from(h)], gpr_at(n))))
+}
+
+fn spill(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for (r, at) in pinned() {
+        a.mov(qword_ptr(rdi + at), r)?;
+    }
+    // The two words of flags that stand for the saved flags, from a table.
+    a.movzx(eax, word_ptr(rdi + FLAGS))?;
+    a.rol(ax, 8)?;
+    a.shl(eax, 4)?;
+    a.add(rax, qword_ptr(rdi + in_context(offset_of!(Context, flag_words))))?;
+    a.movups(xmm0, xmmword_ptr(rax))?;
+    a.movups(xmmword_ptr(rdi + RES), xmm0)
+}
+
+/// What a callee keeps, by the convention that regions have.
+const KEPT: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
+
+fn pop_kept(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for r in KEPT.into_iter().rev() {
+        a.pop(r)?;
+    }
+    Ok(())
+}
+
+/// Saved flags from the two words. All registers but RDI and R11 are free.
+fn reload_flags(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(r8, qword_ptr(rdi + RES))?;
+    a.mov(r9, qword_ptr(rdi + AUX))?;
+    // CF
+    a.mov(rax, r9)?;
+    a.shr(rax, 63)?;
+    // AF
+    a.mov(ecx, r9d)?;
+    a.and(ecx, 8)?;
+    a.lea(eax, ptr(rax + rcx * 2))?;
+    // ZF
+    a.xor(ecx, ecx)?;
+    a.test(r8, r8)?;
+    a.sete(cl)?;
+    a.shl(ecx, 6)?;
+    a.or(eax, ecx)?;
+    // PF
+    a.mov(rdx, r9)?;
+    a.shr(rdx, 8)?;
+    a.xor(edx, r8d)?;
+    a.xor(ecx, ecx)?;
+    a.test(dl, dl)?;
+    a.setp(cl)?;
+    a.lea(eax, ptr(rax + rcx * 4 + 2))?;
+    // SF
+    a.lea(rdx, ptr(r9 * 4))?;
+    a.xor(rdx, r8)?;
+    a.shr(rdx, 63)?;
+    a.shl(edx, 7)?;
+    a.or(eax, edx)?;
+    a.shl(eax, 8)?;
+    // OF
+    a.lea(rdx, ptr(r9 + r9))?;
+    a.xor(rdx, r9)?;
+    a.shr(rdx, 63)?;
+    a.or(eax, edx)?;
+    a.mov(word_ptr(rdi + FLAGS), ax)
+}
+
+fn load_registers(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for (r, at) in pinned() {
+        a.mov(r, qword_ptr(rdi + at))?;
+    }
+    Ok(())
+}
+
+/// R11 = where the baseline's code for the address in RAX goes on; to `other` if there is none or an event is pending. R10 is lost.
+fn find(a: &mut CodeAssembler, other: &mut CodeLabel) -> Result<(), IcedError> {
+    a.mov(r10, rax)?;
+    a.shr(r10, 12)?;
+    a.xor(r10, rax)?;
+    a.and(r10d, CODE_JUMPS as i32 - 1)?;
+    a.shl(r10d, size_of::<CodeJump>().trailing_zeros())?;
+    a.add(r10, qword_ptr(rdi + offset_of!(Cpu, code_jumps) as i32))?;
+    a.cmp(qword_ptr(r10 + offset_of!(CodeJump, lin) as i32), rax)?;
+    a.jne(*other)?;
+    let tags = offset_of!(Cpu, tlb) + offset_of!(Tlb, view) + offset_of!(TlbView, code_tags);
+    a.mov(r11, rax)?;
+    a.shr(r11, 63)?;
+    a.mov(r11, qword_ptr(rdi + r11 * 8 + tags as i32))?;
+    a.cmp(qword_ptr(r10 + offset_of!(CodeJump, tag) as i32), r11)?;
+    a.jne(*other)?;
+    a.mov(r11, qword_ptr(r10 + offset_of!(CodeJump, ops) as i32))?;
+    a.test(r11b, BASELINE as i32)?;
+    a.je(*other)?;
+    a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, events))))?;
+    a.mov(r10d, dword_ptr(r10))?;
+    a.test(dword_ptr(rdi + offset_of!(Cpu, event_mask) as i32), r10d)?;
+    a.jne(*other)?;
+    a.sub(r11, BASELINE as i32)
+}
+
+fn stub(
+    code: &mut Vec<u8>,
+    make: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Result<usize, IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    make(&mut a)?;
+    code.resize(code.len().next_multiple_of(16), 0xcc);
+    let at = code.len();
+    code.extend(a.assemble(at as u64)?);
+    Ok(at)
+}
+
+fn leave(a: &mut CodeAssembler, why: Left) -> Result<(), IcedError> {
+    a.movzx(r10d, ax)?;
+    a.shr(eax, 16)?;
+    a.sub(qword_ptr(rdi + ICOUNT), rax)?;
+    a.add(r10, qword_ptr(rdi + PAGE_RIP))?;
+    a.mov(qword_ptr(rdi + RIP_OFFSET), r10)?;
+    spill(a)?;
+    pop_kept(a)?;
+    a.mov(eax, why as i32)?;
+    a.ret()
+}
+
+impl Stubs {
+    /// The stubs, to be placed at the start of the code.
+    pub fn new(code: &mut Vec<u8>) -> Result<Self, IcedError> {
+        let load = stub(code, |a| {
+            for r in KEPT {
+                a.push(r)?;
+            }
+            a.mov(rax, qword_ptr(rdi + in_context(offset_of!(Context, rip))))?;
+            a.and(rax, -4096)?;
+            a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
+            reload_flags(a)?;
+            load_registers(a)?;
+            a.jmp(r11)
+        })?;
+        let interpret = stub(code, |a| leave(a, Left::Interpret))?;
+        let event = stub(code, |a| leave(a, Left::Event))?;
+        let hot = stub(code, |a| leave(a, Left::Hot))?;
+        let call = stub(code, |a| {
+            a.add(rax, qword_ptr(rdi + PAGE_RIP))?;
+            a.mov(qword_ptr(rdi + RIP_OFFSET), rax)?;
+            spill(a)?;
+            // The stack is aligned here.
+            a.push(rdi)?;
+            a.push(rdi)?;
+            a.mov(rsi, r11)?;
+            a.call(qword_ptr(rdi + in_context(offset_of!(Context, run_op))))?;
+            a.pop(rdi)?;
+            a.pop(rdi)?;
+            let mut out = a.create_label();
+            a.mov(r11d, eax)?;
+            a.test(eax, eax)?;
+            a.jne(out)?;
+            reload_flags(a)?;
+            load_registers(a)?;
+            a.set_label(&mut out)?;
+            a.mov(eax, r11d)?;
+            a.ret()
+        })?;
+        let out = stub(code, |a| {
+            let (mut back, mut other) = (a.create_label(), a.create_label());
+            a.cmp(eax, Left::Next as i32)?;
+            a.jne(back)?;
+            a.mov(rax, qword_ptr(rdi + RIP_OFFSET))?;
+            find(a, &mut other)?;
+            a.and(rax, -4096)?;
+            a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
+            reload_flags(a)?;
+            load_registers(a)?;
+            a.jmp(r11)?;
+            a.set_label(&mut other)?;
+            a.mov(rsi, rax)?;
+            pop_kept(a)?;
+            a.jmp(qword_ptr(rdi + in_context(offset_of!(Context, chain_stub))))?;
+            a.set_label(&mut back)?;
+            pop_kept(a)?;
+            a.ret()
+        })?;
+        let refill = stub(code, |a| {
+            // The stack is aligned here.
+            a.call(qword_ptr(rdi + in_context(offset_of!(Context, refill_stub))))?;
+            a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, host))))?;
+            a.ret()
+        })?;
+        let float = stub(code, |a| {
+            // The stack is aligned here.
+            a.call(qword_ptr(rdi + in_context(offset_of!(Context, fill_stub))))?;
+            a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, host))))?;
+            a.ret()
+        })?;
+        let chain = stub(code, |a| {
+            let mut other = a.create_label();
+            find(a, &mut other)?;
+            a.and(rax, -4096)?;
+            a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
+            a.jmp(r11)?;
+            a.set_label(&mut other)?;
+            a.mov(r11, rax)?;
+            spill(a)?;
+            a.mov(rsi, r11)?;
+            pop_kept(a)?;
+            a.jmp(qword_ptr(rdi + in_context(offset_of!(Context, chain_stub))))
+        })?;
+        Ok(Self { load, interpret, event, hot, call, out, refill, float, chain })
+    }
+}
