@@ -55,6 +55,10 @@ pub struct Counters {
     pub block_instructions: AtomicU64,
     /// Bytes of their host code.
     pub block_bytes: AtomicU64,
+    /// Nanoseconds spent on compiling them.
+    pub block_nanos: AtomicU64,
+    /// By instruction code: how many of them they call the interpreter for.
+    pub block_called: Mutex<HashMap<u16, u64>>,
     /// Regions compiled.
     pub compiled: AtomicU64,
     /// Regions installed.
@@ -75,8 +79,18 @@ pub struct Counters {
     pub called: Mutex<HashMap<u16, u64>>,
     /// What the vCPU last told: instructions executed, and how often compiled code was left, by reason.
     pub running: Mutex<(u64, [u64; 8])>,
+    /// And how many of those instructions were executed in compiled code.
+    pub in_code: AtomicU64,
     /// Nanoseconds spent compiling.
     pub nanos: AtomicU64,
+}
+
+impl Counters {
+    /// Notes how far the vCPU has come.
+    fn tell(&self, cpu: &Cpu) {
+        *self.running.lock() = (cpu.icount, cpu.left);
+        self.in_code.store(cpu.in_code, Ordering::Relaxed);
+    }
 }
 
 struct Job {
@@ -331,12 +345,19 @@ impl Tier for Translating {
     }
 
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
-        *self.counters.running.lock() = (cpu.icount, cpu.left);
+        let start = std::time::Instant::now();
         if let Some(b) = &mut self.baseline
             && !b.has(cpu, phys, key)
             && b.compile(cpu, phys, key)
         {
+            self.counters.block_nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
             show_block(cpu, b, &self.inside);
+            self.counters.tell(cpu);
+            let mut called = self.counters.block_called.lock();
+            for &code in b.latest_called() {
+                *called.entry(code).or_default() += 1;
+            }
+            drop(called);
             self.counters.blocks.store(b.compiled, Ordering::Relaxed);
             self.counters.block_instructions.store(b.instructions, Ordering::Relaxed);
             self.counters.block_bytes.store(b.bytes, Ordering::Relaxed);
@@ -346,6 +367,7 @@ impl Tier for Translating {
     }
 
     fn hotter(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        self.counters.tell(cpu);
         if let Some(b) = &mut self.baseline {
             // Should it not be compiled now.
             b.count_again(cpu, phys, key);
@@ -456,13 +478,6 @@ impl Translating {
 
 impl Drop for Translating {
     fn drop(&mut self) {
-        if let Some(b) = &self.baseline {
-            let mut called: Vec<_> =
-                b.called.iter().map(|(c, n)| (*n, iced_x86::Code::try_from(*c as usize).unwrap())).collect();
-            called.sort_by_key(|c| std::cmp::Reverse(c.0));
-            called.truncate(60);
-            tracing::info!(?called);
-        }
         self.shared.queue.lock().1 = true;
         self.shared.wake.notify_one();
         if let Worker::Thread(Some(t)) = std::mem::replace(&mut self.worker, Worker::Thread(None)) {
