@@ -8,9 +8,12 @@
 //! replaced by one that leaves the block, so that the very next instruction is fetched anew.
 use crate::cpu::{Cpu, SegView, Stop};
 use crate::decode::decode_op;
+use crate::interp::run_straight;
 use crate::op::{Flow, Op};
 use crate::state::{Segment, State, cr0, fl, seg};
+use crate::sys::flags::sti_inside;
 use crate::tier::{CODE_JUMPS, CodeJump};
+use iced_x86::Code;
 use mynah_mmu::{PAGE_MASK, PhysMemory};
 use std::cell::{Cell, UnsafeCell};
 use std::collections::HashMap;
@@ -98,6 +101,8 @@ pub struct Block {
     /// Successors on the same page: of a taken branch, and of falling through.
     pub link: [Cell<*const Block>; 2],
     dead: Cell<bool>,
+    /// How many entries of the jump cache were set to this block, and the first few of them.
+    jumps: Cell<(usize, [u16; 4])>,
     pub(crate) tier: crate::tier::BlockTier,
 }
 
@@ -138,6 +143,7 @@ struct Jump {
 }
 
 const JUMPS: usize = 1 << 13;
+const _: () = assert!(JUMPS <= 1 << 16);
 /// Ops kept before the cache is emptied as a whole (some 200 MB).
 const MAX_OPS: usize = 4 << 20;
 /// Instructions in a block.
@@ -201,12 +207,38 @@ impl BlockCache {
         self.blocks.get(&(phys, key)).map(|b| &**b)
     }
 
-    fn forget_jumps(&mut self, dead: *const Block) {
-        for j in self.jumps.iter_mut() {
-            if j.block == dead {
+    fn set_jump(&mut self, jump: Jump) {
+        let at = Self::slot(jump.lin);
+        self.jumps[at] = jump;
+        // SAFETY: callers pass a live block.
+        let known = unsafe { &(*jump.block).jumps };
+        let (n, mut slots) = known.get();
+        if slots[..n.min(slots.len())].contains(&(at as u16)) {
+            return;
+        }
+        if let Some(s) = slots.get_mut(n) {
+            *s = at as u16;
+        }
+        known.set((n + 1, slots));
+    }
+
+    fn forget_jumps(&mut self, dead: &Block) {
+        let forget = |j: &mut Jump| {
+            if std::ptr::eq(j.block, dead) {
                 j.block = std::ptr::null();
             }
+        };
+        let (n, slots) = dead.jumps.get();
+        match slots.get(..n) {
+            Some(slots) => slots.iter().for_each(|&s| forget(&mut self.jumps[usize::from(s)])),
+            None => self.jumps.iter_mut().for_each(forget),
         }
+    }
+
+    /// How many blocks died and are not yet freed.
+    #[inline]
+    pub(crate) fn graves(&self) -> usize {
+        self.graveyard.len()
     }
 
     /// Frees blocks that died, if any; only when none is executing.
@@ -235,6 +267,12 @@ impl Drop for BlockCache {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+/// Whether `lin` is on the last page: an instruction there may go on in the other half of the address space, and is not cached by its address.
+#[inline(always)]
+pub(crate) fn wraps(lin: u64) -> bool {
+    lin | PAGE_MASK == u64::MAX
 }
 
 impl Cpu {
@@ -270,7 +308,7 @@ impl Cpu {
     /// The block at the current RIP, decoded if need be. An error is a fault of the fetch (in `self.fault`).
     pub(crate) fn find_block(&mut self, key: u32) -> Result<*const Block, Stop> {
         let (lin, left) = self.fetch_address()?;
-        let generation = self.tlb.exec_generation();
+        let generation = self.tlb.exec_generation(lin);
         let known = self.blocks.jump(lin, key, generation);
         if !known.is_null() {
             // SAFETY: jump-cache entries are removed when their block dies.
@@ -306,9 +344,10 @@ impl Cpu {
         if found.is_null() {
             found = self.decode_block(lin, phys, host, key, left)?;
         }
-        let generation = self.tlb.exec_generation();
-        let s = BlockCache::slot(lin);
-        self.blocks.jumps[s] = Jump { lin, generation, block: found, key };
+        if !wraps(lin) {
+            let generation = self.tlb.exec_generation(lin);
+            self.blocks.set_jump(Jump { lin, generation, block: found, key });
+        }
         Ok(found)
     }
 
@@ -361,8 +400,11 @@ impl Cpu {
         let mut len = 0;
         let mut second_page = None;
         let mut ended = false;
+        // A STI at the end of what there is so far, as it ends a block.
+        let mut after_sti = None;
+        let mut cut = false;
         loop {
-            let (op, flow) = match decode_op(&self.model, mode, &bytes[len..], len) {
+            let (mut op, mut flow) = match decode_op(&self.model, mode, &bytes[len..], len) {
                 Some(x) => x,
                 None if !ops.is_empty() => break, // crosses the page: a block of its own
                 None => {
@@ -391,15 +433,33 @@ impl Cpu {
                     }
                 }
             };
+            if op.code == Code::Sti as u16
+                && flow == Flow::Ends
+                && limit > 1
+                && second_page.is_none()
+                && after_sti.is_none()
+            {
+                after_sti = Some(op);
+                (op.run, op.helper, flow) = (run_straight, sti_inside, Flow::Straight);
+            } else {
+                // Events are looked at behind it.
+                cut = after_sti.take().is_some();
+            }
             len += usize::from(op.len);
             ops.push(op);
             if flow == Flow::Ends {
                 ended = true;
                 break;
             }
-            if second_page.is_some() || ops.len() >= limit || len >= bytes.len() {
+            if cut || second_page.is_some() || ops.len() >= limit || len >= bytes.len() {
                 break;
             }
+        }
+        if let Some(sti) = after_sti {
+            // Nothing follows here: it ends the block, and the next instruction is executed by itself.
+            ops.pop();
+            ops.push(sti);
+            ended = true;
         }
         if !ended {
             ops.push(crate::interp::leave_op(len));
@@ -422,6 +482,7 @@ impl Cpu {
             bytes,
             link: [Cell::new(std::ptr::null()), Cell::new(std::ptr::null())],
             dead: Cell::new(false),
+            jumps: Cell::new((0, [0; 4])),
         });
         self.count_block(&block);
         let ptr: *const Block = &*block;
@@ -520,7 +581,7 @@ impl Cpu {
     fn retire(&mut self, b: Box<Block>) {
         self.blocks.invalidated += 1;
         self.blocks.ops = self.blocks.ops.saturating_sub(b.ops.len());
-        self.blocks.forget_jumps(&*b);
+        self.blocks.forget_jumps(&b);
         b.dead.set(true);
         for op in b.ops.iter() {
             // SAFETY: ops are only read by this thread, through copies of this pointer; no reference to `run` is held across a handler.

@@ -146,7 +146,7 @@ impl Cpu {
         }
         // Flat or 64-bit: the linear address is RIP.
         let lin = self.state.gpr[gpr::RIP];
-        self.blocks.jump(lin, self.mode_key, self.tlb.exec_generation())
+        self.blocks.jump(lin, self.mode_key, self.tlb.exec_generation(lin))
     }
 
     #[inline(always)]
@@ -658,7 +658,7 @@ impl Cpu {
     }
 
     /// Interprets the instruction at RIP: what compiled code would not do itself.
-    fn interpret_one(&mut self) {
+    pub(crate) fn interpret_one(&mut self) {
         self.from = (std::ptr::null(), 0);
         match self.find_block(self.mode_key | ModeKey::SINGLE) {
             Ok(block) => {

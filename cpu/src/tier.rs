@@ -8,6 +8,7 @@
 use crate::block::{Block, ModeKey};
 use crate::cpu::Cpu;
 use crate::op::{Handler, Op};
+use crate::state::Activity;
 use std::cell::{Cell, RefCell};
 
 /// Enters compiled code: takes the vCPU, the code's ops, RIP, and the code; returns why the code (or what it has gone on to) was left, with the
@@ -22,6 +23,10 @@ pub struct TierMemory(pub [u8; 512]);
 pub const LEFT_NEXT: u32 = 1;
 /// The interpreter must execute the instruction at RIP, which has not begun.
 pub const LEFT_INTERPRET: u32 = 3;
+/// An interpreter's handler has stopped, perhaps with a fault to be delivered.
+const LEFT_STOPPED: u32 = 4;
+/// Dead blocks that may wait to be freed before the dispatcher is asked to.
+const GRAVES: usize = 64;
 
 /// The block at RIP, of the baseline, has run often.
 pub const LEFT_HOT: u32 = 6;
@@ -57,7 +62,7 @@ pub const CODE_JUMPS: usize = 1 << 12;
 pub struct CodeJump {
     /// The address.
     pub lin: u64,
-    /// The [`mynah_mmu::TlbView::code_tag`] under which the code is there.
+    /// The [`mynah_mmu::TlbView::code_tags`] under which the code is there.
     pub tag: u64,
     /// The code.
     pub code: *const u8,
@@ -191,17 +196,20 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
         let left = unsafe { (code.enter)(cpu, code.ops, rip, code.code) };
         cpu.left[left as usize & 7] += 1;
         cpu.in_code = cpu.in_code.wrapping_add(cpu.icount.wrapping_sub(count));
-        if left == LEFT_HOT {
-            tell_hotter(cpu);
-        } else if left != LEFT_NEXT {
-            cpu.interpret_next = left == LEFT_INTERPRET;
-            return std::ptr::null();
+        match left {
+            LEFT_HOT => tell_hotter(cpu),
+            LEFT_INTERPRET => {
+                cpu.leave_host_float();
+                cpu.interpret_one();
+            }
+            LEFT_STOPPED if cpu.faulted => cpu.deliver_fault(),
+            _ => {}
         }
-        let next = cpu.next_block();
+        let next = cpu.go_on();
         if next.is_null() {
             return std::ptr::null();
         }
-        // SAFETY: the jump cache names live blocks.
+        // SAFETY: `go_on` returns a live block.
         let n = unsafe { &*next };
         if n.tier.code.get().is_none() {
             cpu.enter(next);
@@ -256,16 +264,53 @@ fn tell_hotter(cpu: &mut Cpu) {
 }
 
 impl Cpu {
+    /// The block at RIP, after what comes before its first instruction; null if the dispatcher has to look after something.
+    #[inline]
+    fn go_on(&mut self) -> *const Block {
+        let next = if self.single_wanted() { std::ptr::null() } else { self.next_block() };
+        if !next.is_null() && self.state.activity == Activity::Running {
+            return next;
+        }
+        self.go_on_slowly()
+    }
+
+    fn go_on_slowly(&mut self) -> *const Block {
+        if self.unchained {
+            return std::ptr::null();
+        }
+        self.leave_host_float();
+        loop {
+            let pending = self.events.pending() & self.event_mask != 0;
+            if pending || self.state.activity != Activity::Running || self.blocks.graves() > GRAVES {
+                return std::ptr::null();
+            }
+            if self.single_wanted() {
+                self.step_once();
+                continue;
+            }
+            match self.find_block(self.mode_key) {
+                Ok(b) => return b,
+                Err(_) => self.deliver_fault(),
+            }
+        }
+    }
+
+    /// Whether execution can go on at RIP with other code at once, when code has just executed an instruction that ended its block.
+    #[inline]
+    pub fn can_go_on(&self) -> bool {
+        !self.faulted && !self.unchained && self.kept.is_none() && self.is_undisturbed()
+    }
+
     /// Lets other code find the code of the block at RIP, which is about to be entered: the block is there under the present mappings.
     #[inline(always)]
     fn note_code(&mut self, tier: &BlockTier, code: &Compiled, rip: u64) {
-        let tag = self.tlb.view.code_tag;
+        let tag = self.tlb.code_tag(rip);
         let at = CodeJump::index(rip);
         let jump = &mut self.blocks.code_jumps[at];
         if jump.lin == rip && jump.tag == tag && jump.code == code.code {
             return;
         }
-        if self.unchained {
+        if self.unchained || crate::block::wraps(rip) {
             return;
         }
         *jump = CodeJump { lin: rip, tag, code: code.code, ops: code.ops };

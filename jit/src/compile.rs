@@ -238,7 +238,10 @@ impl Compiler {
         b.switch_to_block(other);
         let tag = b.ins().load(t, plain, jump, offset_of!(CodeJump, tag) as i32);
         let view = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
-        let now = b.ins().load(t, plain, cpu, (view + offset_of!(TlbView, code_tag)) as i32);
+        let half = b.ins().ushr_imm_u(rip, 63);
+        let half = b.ins().ishl_imm_u(half, 3);
+        let half = b.ins().iadd(cpu, half);
+        let now = b.ins().load(t, plain, half, (view + offset_of!(TlbView, code_tags)) as i32);
         let same = b.ins().icmp(IntCC::Equal, tag, now);
         b.ins().brif(same, found, &[], out, &[]);
         b.switch_to_block(found);

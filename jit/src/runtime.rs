@@ -202,7 +202,8 @@ pub(crate) unsafe extern "C" fn run_op(cpu: *mut Cpu, op: *const Op) -> u32 {
     }
     let epoch = cpu.code_epoch();
     if !cpu.run_op(op) {
-        Left::Stopped as u32
+        let left = if cpu.can_go_on() { Left::Next } else { Left::Stopped };
+        left as u32
     } else if cpu.code_epoch() != epoch {
         cpu.state.gpr[mynah_cpu::state::gpr::RIP] = cpu.ip_after(op);
         Left::Code as u32

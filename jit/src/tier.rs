@@ -28,7 +28,7 @@ use std::thread::JoinHandle;
 /// Executions after which a block is compiled.
 pub const HOT: u32 = 500;
 /// Executions in the baseline after which a block is compiled by Cranelift.
-const HOTTER: u32 = 2000;
+const HOTTER: u32 = 30_000;
 /// Plans that may wait for the compiler; then the oldest is dropped, and its block counted anew.
 const QUEUE: usize = 64;
 /// Bytes of code kept.
@@ -162,6 +162,8 @@ pub struct Translating {
     enter: Enter,
     regions: HashMap<(u64, u32), Region>,
     history: HashMap<(u64, u32), Past>,
+    /// Of blocks of the baseline that have died.
+    rewritten: HashMap<(u64, u32), Past>,
     info: InstructionInfoFactory,
     inside: Inside,
     stubs: Vec<Stub>,
@@ -246,6 +248,7 @@ impl Translating {
             enter,
             regions: HashMap::new(),
             history: HashMap::new(),
+            rewritten: HashMap::new(),
             info: InstructionInfoFactory::new(),
             inside: Inside::default(),
             stubs,
@@ -333,6 +336,25 @@ fn show_block(cpu: &Cpu, b: &Baseline, inside: &Inside) {
     }
 }
 
+/// Whether a block that is hot is to be compiled. One that is written and run in turn must get hot twice as often each time.
+fn is_worth_it(history: &mut HashMap<(u64, u32), Past>, icount: u64, block: (u64, u32)) -> bool {
+    if history.len() >= HISTORY {
+        history.clear();
+    }
+    let Some(past) = history.get_mut(&block) else {
+        history.insert(block, Past { icount, level: 0, skip: 0 });
+        return true;
+    };
+    if past.skip > 0 {
+        past.skip -= 1;
+        return false;
+    }
+    past.level = if icount.wrapping_sub(past.icount) < STORM { (past.level + 1).min(20) } else { 0 };
+    past.icount = icount;
+    past.skip = (1 << past.level) - 1;
+    true
+}
+
 impl Tier for Translating {
     fn attach(&mut self, cpu: &mut Cpu) {
         if let Some(mut context) = self.context.take() {
@@ -345,6 +367,13 @@ impl Tier for Translating {
     }
 
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        if self.baseline.as_ref().is_some_and(|b| b.knows(phys, key) && !b.has(cpu, phys, key))
+            && !is_worth_it(&mut self.rewritten, cpu.icount, (phys, key))
+        {
+            self.counters.put_off.fetch_add(1, Ordering::Relaxed);
+            cpu.cool(phys, key);
+            return;
+        }
         let start = std::time::Instant::now();
         if let Some(b) = &mut self.baseline
             && !b.has(cpu, phys, key)
@@ -372,7 +401,7 @@ impl Tier for Translating {
             // Should it not be compiled now.
             b.count_again(cpu, phys, key);
         }
-        if !self.is_worth_it(cpu.icount, phys, key) {
+        if !is_worth_it(&mut self.history, cpu.icount, (phys, key)) {
             self.counters.put_off.fetch_add(1, Ordering::Relaxed);
             cpu.cool(phys, key);
             return;
@@ -423,25 +452,6 @@ impl Tier for Translating {
 }
 
 impl Translating {
-    /// Whether a block that is hot is to be compiled. One that is written and run in turn must get hot twice as often each time.
-    fn is_worth_it(&mut self, icount: u64, phys: u64, key: u32) -> bool {
-        if self.history.len() >= HISTORY {
-            self.history.clear();
-        }
-        let Some(past) = self.history.get_mut(&(phys, key)) else {
-            self.history.insert((phys, key), Past { icount, level: 0, skip: 0 });
-            return true;
-        };
-        if past.skip > 0 {
-            past.skip -= 1;
-            return false;
-        }
-        past.level = if icount.wrapping_sub(past.icount) < STORM { (past.level + 1).min(20) } else { 0 };
-        past.icount = icount;
-        past.skip = (1 << past.level) - 1;
-        true
-    }
-
     /// Puts code into place for the vCPU, if the blocks that it was made of are still there.
     fn install(&mut self, cpu: &mut Cpu, d: Done) {
         if !d.parts.iter().all(|p| p.holds(cpu, d.key)) {

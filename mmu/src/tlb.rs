@@ -72,8 +72,9 @@ pub struct TlbView {
     pub table: *mut TlbEntry,
     /// Bytes of the table less those of one entry: the offset of an entry in bytes is `(lin ^ lin >> HASH_SHIFT) >> ENTRY_SHIFT & mask`.
     pub mask: u64,
-    /// What code cached by linear address is good for: `exec_generation`, and from bit 0 the key given to `set_code_key`.
-    pub code_tag: u64,
+    /// What code cached by linear address is good for, by the address's bit 63: `exec_generation`, and from bit 0 the key given to
+    /// `set_code_key`.
+    pub code_tags: [u64; 2],
 }
 
 /// On whose behalf memory is accessed.
@@ -94,7 +95,7 @@ struct Space {
     pcid: Option<u16>,
     /// When it was last current, in switches.
     used: u64,
-    /// What `exec_generation` says while it is current.
+    /// What `exec_generation` says of it while it is current.
     exec_generation: u64,
     user: Table,
     super_ac: Table,
@@ -164,8 +165,12 @@ pub struct Tlb {
     spaces: [Space; SPACES],
     supervisor: Table,
     switches: u64,
-    /// The last number given to a space as its `exec_generation`.
+    /// The last number given as an `exec_generation`.
     last_generation: u64,
+    /// The `exec_generation` of the upper half in all spaces, as long as all that was executable there is global.
+    upper_generation: u64,
+    /// Since the last `flush_all` a page of the upper half was executable that is not global, or may not be.
+    upper_private: bool,
     exec_filter: ExecFilter,
     code_key: u8,
 }
@@ -192,13 +197,15 @@ impl Tlb {
             super_ac: Table::new(),
         });
         Self {
-            view: TlbView { table, mask, code_tag: 0 },
+            view: TlbView { table, mask, code_tags: [0, (SPACES as u64) << 8] },
             mode: Mode::Super,
             current: 0,
             spaces,
             supervisor,
             switches: 0,
-            last_generation: SPACES as u64 - 1,
+            last_generation: SPACES as u64,
+            upper_generation: SPACES as u64,
+            upper_private: false,
             exec_filter: ExecFilter::new(),
             code_key: 0,
         }
@@ -234,19 +241,25 @@ impl Tlb {
     #[inline(always)]
     fn select_table(&mut self) {
         let (table, mask) = self.table(self.mode).view();
-        self.view = TlbView { table, mask, code_tag: self.code_tag() };
+        self.view = TlbView { table, mask, code_tags: self.code_tags() };
     }
 
     #[inline(always)]
-    fn code_tag(&self) -> u64 {
-        self.exec_generation() << 8 | u64::from(self.code_key)
+    fn code_tags(&self) -> [u64; 2] {
+        [0, 1 << 63].map(|lin| self.exec_generation(lin) << 8 | u64::from(self.code_key))
     }
 
-    /// Sets the mode bits that code cached by linear address is made for: they become part of `TlbView::code_tag`.
+    /// Sets the mode bits that code cached by linear address is made for: they become part of `TlbView::code_tags`.
     #[inline]
     pub fn set_code_key(&mut self, key: u8) {
         self.code_key = key;
-        self.view.code_tag = self.code_tag();
+        self.view.code_tags = self.code_tags();
+    }
+
+    /// What code cached for `lin` is good for: see `TlbView::code_tags`.
+    #[inline(always)]
+    pub fn code_tag(&self, lin: u64) -> u64 {
+        self.view.code_tags[(lin >> 63) as usize]
     }
 
     /// Makes `mode`'s table of the current address space the current one.
@@ -304,6 +317,7 @@ impl Tlb {
     pub fn insert(&mut self, mode: Mode, lin: u64, entry: TlbEntry, global: bool, page_size: u64) {
         if entry.exec & PAGE_MASK == 0 {
             self.exec_filter.add(lin, page_size);
+            self.upper_private |= !global && lin >> 63 != 0;
         }
         self.table_mut(mode).insert(lin, entry, global, page_size);
         self.select_table();
@@ -323,6 +337,8 @@ impl Tlb {
             space.super_ac.flush_all();
         }
         self.exec_filter.clear();
+        self.upper_private = false;
+        self.new_upper_generation();
         self.new_exec_generations();
     }
 
@@ -342,7 +358,12 @@ impl Tlb {
             space.flush_page(lin, if i == self.current { Which::All } else { Which::Global });
         }
         if self.exec_filter.may_hold(lin) {
-            self.new_exec_generations();
+            if lin >> 63 != 0 {
+                self.new_upper_generation();
+            }
+            if lin >> 63 == 0 || self.upper_private {
+                self.new_exec_generations();
+            }
         }
     }
 
@@ -353,7 +374,7 @@ impl Tlb {
         if i == self.current {
             self.supervisor.flush_page(lin, Which::NonGlobal);
         }
-        if self.exec_filter.may_hold(lin) {
+        if (lin >> 63 == 0 || self.upper_private) && self.exec_filter.may_hold(lin) {
             self.new_exec_generation(i);
         }
     }
@@ -383,22 +404,36 @@ impl Tlb {
     /// entry (it lies on a page that a TLB cannot map), so that flushing the page changes `exec_generation`.
     pub fn note_exec(&mut self, lin: u64, page_size: u64) {
         self.exec_filter.add(lin, page_size);
+        if lin >> 63 != 0 && !self.upper_private {
+            self.upper_private = true;
+            self.view.code_tags = self.code_tags();
+        }
     }
 
-    /// Changes with every flush that may have removed an exec translation of the current space, and with the
-    /// space; caches keyed by linear address (and mode) compare it. Compare for equality only: when a space
+    /// Changes with every flush that may have removed an exec translation of the current space in the half that
+    /// `lin` is in, and with the space, unless the half is the upper one and no page was executable there that is
+    /// not global (as it is with kernels that have their own pages there); caches keyed by linear address (and mode) compare it. Compare for equality only: when a space
     /// becomes current again and nothing of it was flushed meanwhile, so does its number, and what was cached
     /// under it is right again. No number is used twice. This goes for pages that were entered with an exec
     /// tag or named to `note_exec`.
     #[inline]
-    pub fn exec_generation(&self) -> u64 {
+    pub fn exec_generation(&self, lin: u64) -> u64 {
+        if lin >> 63 != 0 && !self.upper_private {
+            return self.upper_generation;
+        }
         self.spaces[self.current].exec_generation
+    }
+
+    fn new_upper_generation(&mut self) {
+        self.last_generation += 1;
+        self.upper_generation = self.last_generation;
+        self.view.code_tags = self.code_tags();
     }
 
     fn new_exec_generation(&mut self, space: usize) {
         self.last_generation += 1;
         self.spaces[space].exec_generation = self.last_generation;
-        self.view.code_tag = self.code_tag();
+        self.view.code_tags = self.code_tags();
     }
 
     fn new_exec_generations(&mut self) {

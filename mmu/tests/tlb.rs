@@ -311,9 +311,9 @@ fn protecting_a_host_page_stops_fast_writes_in_every_table() {
 fn the_exec_generation_changes_when_code_may_have_gone() {
     let mut tlb = Tlb::new();
     let changes = |tlb: &mut Tlb, what: &dyn Fn(&mut Tlb)| {
-        let before = tlb.exec_generation();
+        let before = tlb.exec_generation(0);
         what(tlb);
-        tlb.exec_generation() != before
+        tlb.exec_generation(0) != before
     };
     fill(&mut tlb, Mode::User, 0x40_0000, false);
     tlb.insert(Mode::User, 0x60_0000, data(0x60_0000), false, 4096);
@@ -342,20 +342,58 @@ fn the_exec_generation_changes_when_code_may_have_gone() {
 fn the_exec_generation_of_a_space_comes_back_with_it_unless_flushed() {
     let mut tlb = Tlb::new();
     fill(&mut tlb, Mode::User, 0x1000, false);
-    let zero = tlb.exec_generation();
+    let zero = tlb.exec_generation(0);
     tlb.switch_space(1, true);
-    assert_ne!(tlb.exec_generation(), zero);
+    assert_ne!(tlb.exec_generation(0), zero);
     tlb.switch_space(0, true);
-    assert_eq!(tlb.exec_generation(), zero);
+    assert_eq!(tlb.exec_generation(0), zero);
     tlb.switch_space(1, true);
     tlb.flush_page(0x1000);
     tlb.switch_space(0, true);
-    assert_ne!(tlb.exec_generation(), zero, "it may have been a global page");
+    assert_ne!(tlb.exec_generation(0), zero, "it may have been a global page");
     let mut seen = std::collections::HashSet::new();
     for pcid in 0..100 {
         tlb.switch_space(pcid, true);
-        assert!(seen.insert(tlb.exec_generation()));
+        assert!(seen.insert(tlb.exec_generation(0)));
     }
+}
+
+#[test]
+fn the_upper_half_has_one_exec_generation_while_all_code_there_is_global() {
+    const KERNEL: u64 = 0xffff_ffff_8100_0000;
+    let mut tlb = Tlb::new();
+    tlb.flush_all();
+    tlb.insert(Mode::Super, KERNEL, entry(KERNEL, 0), true, 2 << 20);
+    fill(&mut tlb, Mode::User, 0x1000, false);
+    let (upper, lower) = (tlb.exec_generation(KERNEL), tlb.exec_generation(0x1000));
+    assert_eq!(tlb.code_tag(KERNEL), upper << 8);
+    tlb.switch_space(1, false);
+    tlb.flush_non_global();
+    tlb.flush_pcid(1);
+    tlb.flush_page(0x1000);
+    tlb.flush_page_pcid(1, KERNEL);
+    assert_ne!(tlb.exec_generation(0x1000), lower);
+    assert_eq!(tlb.exec_generation(KERNEL), upper, "nothing of the kernel's was flushed");
+    tlb.flush_page(KERNEL + 0x5000);
+    assert_ne!(tlb.exec_generation(KERNEL), upper, "a part of the large page");
+    assert_eq!(tlb.code_tag(KERNEL), tlb.exec_generation(KERNEL) << 8);
+
+    // From now on each space may have its own.
+    let private = KERNEL + (64 << 20);
+    fill(&mut tlb, Mode::Super, private, false);
+    let upper = tlb.exec_generation(KERNEL);
+    tlb.switch_space(2, true);
+    assert_ne!(tlb.exec_generation(KERNEL), upper);
+    assert_ne!(tlb.exec_generation(private), upper);
+    tlb.switch_space(1, true);
+    assert_eq!(tlb.exec_generation(private), upper);
+    tlb.flush_page_pcid(1, private);
+    assert_ne!(tlb.exec_generation(private), upper);
+    tlb.flush_all();
+    let upper = tlb.exec_generation(KERNEL);
+    tlb.note_exec(private, 4096);
+    assert_ne!(tlb.exec_generation(KERNEL), upper, "what is noted may not be global");
+    assert_eq!(tlb.code_tag(KERNEL), tlb.exec_generation(KERNEL) << 8);
 }
 
 #[test]

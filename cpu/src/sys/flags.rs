@@ -48,6 +48,14 @@ fn sti(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
+/// STI in the midst of a block: no event is looked at before the instruction that follows is done, which is the shadow.
+pub(crate) fn sti_inside(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    sti(cpu, op)?;
+    cpu.state.shadow = Shadow::None;
+    cpu.sync_events();
+    Ok(())
+}
+
 fn pushf<const N: u64>(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     let mut image = cpu.state.rflags();
     if cpu.state.is_v86() && cpu.state.iopl() < 3 {
@@ -113,7 +121,7 @@ fn set_ac<const ON: bool>(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
 /// The helper for an instruction of this group.
 pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
     match i.code() {
-        Code::Cli => Helper::ends(cli),
+        Code::Cli => Helper::straight(cli),
         Code::Sti => Helper::ends(sti),
         Code::Pushfw => Helper::straight(pushf::<2>),
         Code::Pushfd => Helper::straight(pushf::<4>),
@@ -121,8 +129,8 @@ pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
         Code::Popfw => Helper::ends(popf::<2>),
         Code::Popfd => Helper::ends(popf::<4>),
         Code::Popfq => Helper::ends(popf::<8>),
-        Code::Clac => Helper::ends(set_ac::<false>),
-        Code::Stac => Helper::ends(set_ac::<true>),
+        Code::Clac => Helper::straight(set_ac::<false>),
+        Code::Stac => Helper::straight(set_ac::<true>),
         _ => None,
     }
 }

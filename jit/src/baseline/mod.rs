@@ -18,6 +18,7 @@
 //! by the table of [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
 mod asm;
 mod emit;
+mod kinds;
 mod stubs;
 
 use crate::listing::Mark;
@@ -56,7 +57,7 @@ const MAP: [Option<u8>; 16] = [
 ];
 
 /// Executions by the interpreter after which a block is compiled.
-pub(crate) const HOT: u32 = 24;
+pub(crate) const HOT: u32 = 8;
 /// Bytes of code.
 const CODE: usize = 48 << 20;
 /// Blocks.
@@ -70,6 +71,8 @@ struct Entry {
     tested: usize,
     body: usize,
     counter: usize,
+    /// Where its jumps lead, and the offsets of their displacements.
+    leaps: Vec<((u64, u32), usize)>,
     /// The code calls the interpreter's handlers for these.
     _ops: Box<[Op]>,
 }
@@ -217,6 +220,11 @@ impl Baseline {
         self.entry_of(cpu, (phys, key)).is_some()
     }
 
+    /// Whether a block was compiled before.
+    pub fn knows(&self, phys: u64, key: u32) -> bool {
+        self.entries.contains_key(&(phys, key))
+    }
+
     /// Counts a block's executions from the start.
     pub fn count_again(&mut self, cpu: &Cpu, phys: u64, key: u32) {
         if let Some(e) = self.entry_of(cpu, (phys, key)) {
@@ -251,7 +259,7 @@ impl Baseline {
                 }
                 // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
                 let known = build::<Translator>(&cpu.model, mode, &i, at)
-                    .is_some_and(|b| b.1.handler.is_some() || emit::is_helper(i.mnemonic()));
+                    .is_some_and(|b| b.1.handler.is_some() || kinds::is_helper(i.mnemonic()));
                 Some((i, known))
             };
             ops.push((op, i));
@@ -284,11 +292,19 @@ impl Baseline {
             tested: origin + made.tested,
             body: origin + made.body,
             counter,
+            leaps: Vec::new(),
             _ops: kept,
         };
         let body = self.address(entry.body).map_addr(|a| a | BASELINE as usize);
         let code = Compiled { enter: self.enter, code: self.address(origin), ops: body.cast() };
-        self.entries.insert((phys, key), entry);
+        if let Some(old) = self.entries.insert((phys, key), entry) {
+            // The block has died and was decoded again: its old code has no jumps to be led anywhere.
+            for (to, site) in old.leaps {
+                if let Some(list) = self.waiting.get_mut(&to) {
+                    list.retain(|w| w.site != site);
+                }
+            }
+        }
         // SAFETY: the code stays until this tier is emptied, which takes it away from all blocks, or the vCPU ends; it was made of the block's instructions.
         if !unsafe { cpu.install(phys, key, &[], code) } {
             return false;
@@ -304,6 +320,9 @@ impl Baseline {
             let back = leap.target <= i64::from(first);
             let waiting = Waiting { site: origin + leap.site, stub: origin + leap.stub, back };
             self.waiting.entry(to).or_default().push(waiting);
+            if let Some(e) = self.entries.get_mut(&(phys, key)) {
+                e.leaps.push((to, waiting.site));
+            }
             if to != (phys, key) {
                 self.lead(cpu, to, waiting);
             }

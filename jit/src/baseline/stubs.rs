@@ -39,7 +39,7 @@ pub(super) struct Stubs {
     pub hot: usize,
     /// Executes the op at R11 of the block at page offset EAX by its interpreter's handler. EAX is then 0, or why to return, with the state in memory.
     pub call: usize,
-    /// Returns EAX, with the state in memory.
+    /// Returns EAX, with the state in memory; or goes on at RIP if EAX says so.
     pub out: usize,
     /// Translates the linear address that the context asks for; R10 is its host address or 0.
     pub refill: usize,
@@ -125,6 +125,32 @@ fn load_registers(a: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
+/// R11 = where the baseline's code for the address in RAX goes on; to `other` if there is none or an event is pending. R10 is lost.
+fn find(a: &mut CodeAssembler, other: &mut CodeLabel) -> Result<(), IcedError> {
+    a.mov(r10, rax)?;
+    a.shr(r10, 12)?;
+    a.xor(r10, rax)?;
+    a.and(r10d, CODE_JUMPS as i32 - 1)?;
+    a.shl(r10d, size_of::<CodeJump>().trailing_zeros())?;
+    a.add(r10, qword_ptr(rdi + offset_of!(Cpu, code_jumps) as i32))?;
+    a.cmp(qword_ptr(r10 + offset_of!(CodeJump, lin) as i32), rax)?;
+    a.jne(*other)?;
+    let tags = offset_of!(Cpu, tlb) + offset_of!(Tlb, view) + offset_of!(TlbView, code_tags);
+    a.mov(r11, rax)?;
+    a.shr(r11, 63)?;
+    a.mov(r11, qword_ptr(rdi + r11 * 8 + tags as i32))?;
+    a.cmp(qword_ptr(r10 + offset_of!(CodeJump, tag) as i32), r11)?;
+    a.jne(*other)?;
+    a.mov(r11, qword_ptr(r10 + offset_of!(CodeJump, ops) as i32))?;
+    a.test(r11b, BASELINE as i32)?;
+    a.je(*other)?;
+    a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, events))))?;
+    a.mov(r10d, dword_ptr(r10))?;
+    a.test(dword_ptr(rdi + offset_of!(Cpu, event_mask) as i32), r10d)?;
+    a.jne(*other)?;
+    a.sub(r11, BASELINE as i32)
+}
+
 fn stub(
     code: &mut Vec<u8>,
     make: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
@@ -188,6 +214,21 @@ impl Stubs {
             a.ret()
         })?;
         let out = stub(code, |a| {
+            let (mut back, mut other) = (a.create_label(), a.create_label());
+            a.cmp(eax, Left::Next as i32)?;
+            a.jne(back)?;
+            a.mov(rax, qword_ptr(rdi + RIP_OFFSET))?;
+            find(a, &mut other)?;
+            a.and(rax, -4096)?;
+            a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
+            reload_flags(a)?;
+            load_registers(a)?;
+            a.jmp(r11)?;
+            a.set_label(&mut other)?;
+            a.mov(rsi, rax)?;
+            pop_kept(a)?;
+            a.jmp(qword_ptr(rdi + in_context(offset_of!(Context, chain_stub))))?;
+            a.set_label(&mut back)?;
             pop_kept(a)?;
             a.ret()
         })?;
@@ -205,28 +246,9 @@ impl Stubs {
         })?;
         let chain = stub(code, |a| {
             let mut other = a.create_label();
-            a.mov(r10, rax)?;
-            a.shr(r10, 12)?;
-            a.xor(r10, rax)?;
-            a.and(r10d, CODE_JUMPS as i32 - 1)?;
-            a.shl(r10d, size_of::<CodeJump>().trailing_zeros())?;
-            a.add(r10, qword_ptr(rdi + offset_of!(Cpu, code_jumps) as i32))?;
-            a.cmp(qword_ptr(r10 + offset_of!(CodeJump, lin) as i32), rax)?;
-            a.jne(other)?;
-            let tag = offset_of!(Cpu, tlb) + offset_of!(Tlb, view) + offset_of!(TlbView, code_tag);
-            a.mov(r11, qword_ptr(rdi + tag as i32))?;
-            a.cmp(qword_ptr(r10 + offset_of!(CodeJump, tag) as i32), r11)?;
-            a.jne(other)?;
-            a.mov(r11, qword_ptr(r10 + offset_of!(CodeJump, ops) as i32))?;
-            a.test(r11b, BASELINE as i32)?;
-            a.je(other)?;
-            a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, events))))?;
-            a.mov(r10d, dword_ptr(r10))?;
-            a.test(dword_ptr(rdi + offset_of!(Cpu, event_mask) as i32), r10d)?;
-            a.jne(other)?;
+            find(a, &mut other)?;
             a.and(rax, -4096)?;
             a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
-            a.sub(r11, BASELINE as i32)?;
             a.jmp(r11)?;
             a.set_label(&mut other)?;
             a.mov(r11, rax)?;

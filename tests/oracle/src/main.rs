@@ -10,7 +10,8 @@ const USAGE: &str = "usage: mynah-oracle [options]
   --bits LIST       modes: 64, 32, 16 (default: all)
   --model MODEL     Mynah's CPU model (default: host)
   --engine ENGINE   Mynah's side: interp, jit or both, which are then compared to the last bit too (default: both)
-  --opt LEVEL       how much the translator optimises: none or speed (default: speed)
+  --opt LEVEL       how much the translator optimises: baseline, none or speed (default: speed); with baseline, whose undefined flags are the
+                    host's, use --engine jit
   --programs        cases are random programs of 2 to 40 instructions
   --jobs N          threads (default: 2)
   --show N          how many differing cases to report (default 20)
@@ -91,7 +92,7 @@ mod host {
                         "baseline" => Optimize::Baseline,
                         "none" => Optimize::None,
                         "speed" => Optimize::Speed,
-                        o => return Err(format!("--opt takes none or speed, not '{o}'")),
+                        o => return Err(format!("--opt takes baseline, none or speed, not '{o}'")),
                     }
                 }
                 "--programs" => plan.programs = true,
