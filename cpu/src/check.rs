@@ -249,13 +249,17 @@ impl Cpu {
         trail: &mut VecDeque<Interpreted>,
     ) -> Vec<String> {
         let mut done = 0;
+        let mut repeating = false;
         while done < count {
             let ip = self.state.gpr[gpr::RIP];
-            if trail.len() == TRAIL {
-                trail.pop_front();
+            // A repeated instruction is one, however many iterations it has.
+            if !repeating {
+                if trail.len() == TRAIL {
+                    trail.pop_front();
+                }
+                let rcx = self.state.gpr[gpr::RCX];
+                trail.push_back(Interpreted { lin: self.code_address(), key: self.mode_key, rcx });
             }
-            let rcx = self.state.gpr[gpr::RCX];
-            trail.push_back(Interpreted { lin: self.code_address(), key: self.mode_key, rcx });
             let last = done + 1 == count;
             let (faulted, repeated) = self.interpret_alone();
             if self.device_met {
@@ -271,7 +275,8 @@ impl Cpu {
                 };
             }
             // A repeated instruction stops after each iteration.
-            if !(repeated && self.state.gpr[gpr::RIP] == ip) {
+            repeating = repeated && self.state.gpr[gpr::RIP] == ip;
+            if !repeating {
                 done += 1;
             }
         }

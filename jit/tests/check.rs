@@ -210,6 +210,7 @@ fn flags_are_reported(
     cpu.mem.write(CODE, &code);
     cpu.state.gpr[gpr::RCX] = count;
     cpu.state.gpr[gpr::RAX] = 5;
+    (cpu.state.gpr[gpr::RSI], cpu.state.gpr[gpr::RDI]) = (DATA, DATA + 0x100);
     assert_eq!(cpu.run(), Exit::Halt);
     let reports = reports.lock().unwrap();
     assert!(reports.iter().all(|r| r.contains("rflags: ") && !r.contains("RAM at")), "{reports:?}");
@@ -244,7 +245,7 @@ fn flags_that_are_undefined_are_not_compared_and_all_others_are() {
     use mynah_cpu::state::fl::{AF, CF, OF, PF, SF, ZF};
     // Each flag that is wrong is reported unless it is among the last.
     type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
-    let cases: [(&str, Emit, u64, u64); 13] = [
+    let cases: [(&str, Emit, u64, u64); 14] = [
         ("inc", |a| a.inc(eax), 0, 0),
         ("mul", |a| a.mul(ecx), 3, SF | ZF | AF | PF),
         ("mul, then add", |a| a.mul(ecx).and_then(|()| a.add(eax, 1)), 3, 0),
@@ -256,6 +257,7 @@ fn flags_that_are_undefined_are_not_compared_and_all_others_are() {
         ("shl by 0", |a| a.shl(eax, cl), 32, 0),
         ("shr of a byte by 9", |a| a.shr(al, cl), 9, AF | OF | CF),
         ("sar of a byte by 9", |a| a.sar(al, 9), 0, AF | OF),
+        ("and, then a long move", |a| a.and(eax, eax).and_then(|()| a.rep().movsb()), 2000, AF),
         ("ror by 1", |a| a.ror(eax, 1), 0, 0),
         ("ror by 4", |a| a.ror(eax, cl), 4, OF),
     ];
