@@ -189,10 +189,7 @@ impl Translating {
                 perf.stub(stub.address, &stub.code, stub.name);
             }
         }
-        let baseline = Baseline::new(
-            tier.enter,
-            std::env::var("HOTTER").ok().and_then(|v| v.parse().ok()).unwrap_or(HOTTER),
-        )?;
+        let baseline = Baseline::new(tier.enter, HOTTER)?;
         if let Some(perf) = &inside.perf {
             let (address, code) = baseline.stubs();
             perf.stub(address, code, "baseline");
