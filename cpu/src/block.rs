@@ -295,8 +295,13 @@ impl Cpu {
         let others = if self.world.len() > 64 { writers } else { writers & !self.writer_bit };
         if others != 0 {
             let world = self.world.clone();
-            world.ask_protect(self.seat, others, page);
-            self.serve_protect();
+            if self.is_tentative() {
+                // Nobody else runs.
+                world.ask_protect_alone(self.seat, others, page);
+            } else {
+                world.ask_protect(self.seat, others, page);
+                self.serve_protect();
+            }
         }
     }
 

@@ -153,6 +153,8 @@ pub struct Cpu {
     pub(crate) interpret_next: bool,
     /// How often compiled code was left, by what it said of why ([`crate::tier::Enter`]).
     pub left: [u64; 8],
+    /// Instructions executed in compiled code.
+    pub in_code: u64,
     /// This is the only vCPU of the machine.
     pub(crate) sole: bool,
     /// A handler has left a fault in `fault` for the dispatcher.
@@ -230,6 +232,7 @@ impl Cpu {
             known_after: u32::MAX,
             interpret_next: false,
             left: [0; 8],
+            in_code: 0,
             sole: true,
             faulted: false,
             from: (std::ptr::null(), 0),

@@ -276,8 +276,8 @@ impl Cpu {
         let across_pages = crosses(PAGE_MASK + 1);
         let whole =
             !across_pages && (!crosses(64) || self.world.split_locks() && cfg!(target_arch = "x86_64"));
-        // What the host cannot do at once is done while the others stand still.
-        let world = (lock && !whole).then(|| self.world.clone());
+        // What the host cannot do at once is done while the others stand still, as they do anyway while code is checked.
+        let world = (lock && !whole && !self.is_tentative()).then(|| self.world.clone());
         let _alone = world.as_ref().map(|w| self.alone(w));
         self.probe_write(lin, W::BYTES, s)?;
         if self.watch {
@@ -329,7 +329,7 @@ impl Cpu {
     }
 
     /// Stops the other vCPUs. Translations must be looked up anew after it.
-    fn alone<'a>(&mut self, world: &'a Arc<World>) -> crate::world::Exclusive<'a> {
+    pub(crate) fn alone<'a>(&mut self, world: &'a Arc<World>) -> crate::world::Exclusive<'a> {
         let alone = world.exclusive(self.seat);
         self.serve_protect();
         alone
@@ -342,7 +342,7 @@ impl Cpu {
         if self.watch {
             self.data_breakpoint(lin, 16, true);
         }
-        let world = cfg!(not(target_arch = "x86_64")).then(|| self.world.clone());
+        let world = (cfg!(not(target_arch = "x86_64")) && !self.is_tentative()).then(|| self.world.clone());
         let _alone = world.as_ref().map(|w| self.alone(w));
         let place = self.place(self.wrap(lin), self.tlb.mode(), true)?;
         let p = match place {

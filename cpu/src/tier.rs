@@ -203,10 +203,12 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
         let rip = cpu.state.gpr[crate::state::gpr::RIP];
         // SAFETY: as above.
         cpu.note_code(unsafe { &(*block).tier }, &code, rip);
+        let count = cpu.icount;
         // SAFETY: installed code is kept until it is uninstalled on this thread, which does not happen while it runs; it accesses the
         // vCPU through this reference alone. The table of code that it goes on to names installed code only.
         let left = unsafe { (code.enter)(cpu, code.ops, rip, code.code) };
         cpu.left[left as usize & 7] += 1;
+        cpu.in_code = cpu.in_code.wrapping_add(cpu.icount.wrapping_sub(count));
         match left {
             LEFT_HOT => tell_hotter(cpu),
             LEFT_INTERPRET => {
@@ -234,8 +236,19 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
 /// Enters code that may be checked, and no other.
 #[cold]
 fn run_checked(cpu: &mut Cpu, block: *const Block, code: &Compiled) -> *const Op {
+    let count = cpu.icount;
     // SAFETY: `current` is live.
     let left = if cpu.wants_check(unsafe { &*block }) {
+        let world = (!cpu.sole).then(|| cpu.world.clone());
+        let _alone = world.as_ref().map(|w| cpu.alone(w));
+        if world.is_some() {
+            // It has just stood still for whoever asked it to.
+            cpu.events.take(crate::board::EV_SYNC);
+            if cpu.events.pending() & cpu.event_mask != 0 {
+                // Others may have changed the code meanwhile.
+                return std::ptr::null();
+            }
+        }
         cpu.enter_checked(code)
     } else {
         let rip = cpu.state.gpr[crate::state::gpr::RIP];
@@ -243,6 +256,7 @@ fn run_checked(cpu: &mut Cpu, block: *const Block, code: &Compiled) -> *const Op
         unsafe { (code.enter)(cpu, code.ops, rip, code.code) }
     };
     cpu.left[left as usize & 7] += 1;
+    cpu.in_code = cpu.in_code.wrapping_add(cpu.icount.wrapping_sub(count));
     cpu.interpret_next = left == LEFT_INTERPRET;
     if left == LEFT_HOT {
         tell_hotter(cpu);

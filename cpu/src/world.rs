@@ -242,10 +242,9 @@ impl World {
         Exclusive(self)
     }
 
-    /// Waits until the vCPUs in `mask` (but for `n`, which runs and has no instruction half done) allow no fast writes to the page at `gpa`.
-    pub(crate) fn ask_protect(&self, n: usize, mask: u64, gpa: u64) {
-        let asked: Vec<(&Seat, u64)> = self
-            .seats
+    /// Tells the vCPUs in `mask` (but for `n`) to allow no fast writes to the page at `gpa` before they go on; who they are, and what number that was.
+    fn leave_note(&self, n: usize, mask: u64, gpa: u64) -> Vec<(&Seat, u64)> {
+        self.seats
             .iter()
             .enumerate()
             .filter(|&(i, _)| i != n && mask & Self::writer_bit(i) != 0)
@@ -254,7 +253,17 @@ impl World {
                 seat.notify();
                 (seat, ticket)
             })
-            .collect();
+            .collect()
+    }
+
+    /// As [`Self::ask_protect`], for a vCPU that has the machine for itself: the others look at their inboxes before they run again.
+    pub(crate) fn ask_protect_alone(&self, n: usize, mask: u64, gpa: u64) {
+        self.leave_note(n, mask, gpa);
+    }
+
+    /// Waits until the vCPUs in `mask` (but for `n`, which runs and has no instruction half done) allow no fast writes to the page at `gpa`.
+    pub(crate) fn ask_protect(&self, n: usize, mask: u64, gpa: u64) {
+        let asked = self.leave_note(n, mask, gpa);
         let open =
             |&(seat, ticket): &(&Seat, u64)| seat.is_running() && seat.served.load(Ordering::SeqCst) < ticket;
         if !asked.iter().any(open) {

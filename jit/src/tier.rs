@@ -71,6 +71,10 @@ pub struct Counters {
     pub block_instructions: AtomicU64,
     /// Bytes of their host code.
     pub block_bytes: AtomicU64,
+    /// Nanoseconds spent on compiling them.
+    pub block_nanos: AtomicU64,
+    /// By instruction code: how many of them they call the interpreter for.
+    pub block_called: Mutex<HashMap<u16, u64>>,
     /// Regions compiled.
     pub compiled: AtomicU64,
     /// Regions installed.
@@ -93,8 +97,18 @@ pub struct Counters {
     pub called: Mutex<HashMap<u16, u64>>,
     /// What the vCPU last told: instructions executed, and how often compiled code was left, by reason.
     pub running: Mutex<(u64, [u64; 8])>,
+    /// And how many of those instructions were executed in compiled code.
+    pub in_code: AtomicU64,
     /// Nanoseconds spent compiling.
     pub nanos: AtomicU64,
+}
+
+impl Counters {
+    /// Notes how far the vCPU has come.
+    fn tell(&self, cpu: &Cpu) {
+        *self.running.lock() = (cpu.icount, cpu.left);
+        self.in_code.store(cpu.in_code, Ordering::Relaxed);
+    }
 }
 
 /// Where a text about the code of a guest address goes.
@@ -468,7 +482,7 @@ impl Tier for Translating {
     }
 
     fn hot(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
-        *self.seat.counters.running.lock() = (cpu.icount, cpu.left);
+        self.seat.counters.tell(cpu);
         self.let_go(cpu);
         if self.install_known(cpu, phys, key) {
             return;
@@ -480,16 +494,23 @@ impl Tier for Translating {
             cpu.cool(phys, key);
             return;
         }
+        let start = std::time::Instant::now();
         if let Some(b) = &mut self.baseline
             && !b.has(cpu, phys, key)
             && b.compile(cpu, phys, key)
         {
+            let c = &self.seat.counters;
+            c.block_nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            let mut called = c.block_called.lock();
+            for &code in b.latest_called() {
+                *called.entry(code).or_default() += 1;
+            }
+            drop(called);
             let lin = linear_ip(cpu);
             let (address, code) = b.latest();
             let wanted = self.inside.asm.is_some();
             let marks = if wanted { b.latest_marks(cpu, lin) } else { Marks::default() };
             self.inside.show(address, code, lin, &marks);
-            let c = &self.seat.counters;
             c.blocks.store(b.compiled, Ordering::Relaxed);
             c.block_instructions.store(b.instructions, Ordering::Relaxed);
             c.block_bytes.store(b.bytes, Ordering::Relaxed);
@@ -499,7 +520,7 @@ impl Tier for Translating {
     }
 
     fn hotter(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
-        *self.seat.counters.running.lock() = (cpu.icount, cpu.left);
+        self.seat.counters.tell(cpu);
         self.let_go(cpu);
         if !self.install_known(cpu, phys, key) {
             self.compile(cpu, phys, key);

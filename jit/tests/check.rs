@@ -7,6 +7,8 @@ use mynah_cpu::state::gpr;
 use mynah_cpu::tier::{Compiled, Tier};
 use mynah_cpu::{Cpu, Exit, Op};
 use mynah_jit::tier::{Optimize, Translating};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 type Reports = Arc<Mutex<Vec<String>>>;
@@ -26,7 +28,7 @@ fn assemble(bits: u32, f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedErro
 
 #[test]
 fn right_code_is_not_reported_whatever_it_does() {
-    for optimize in [Optimize::None, Optimize::Speed] {
+    for optimize in [Optimize::Baseline, Optimize::None, Optimize::Speed] {
         let mut cpu = machine(64);
         let tier = Translating::at_once_with(cpu.events.clone(), optimize).unwrap();
         cpu.set_tier(Box::new(tier), 2);
@@ -34,7 +36,23 @@ fn right_code_is_not_reported_whatever_it_does() {
         // Stores, vectors, helpers, a repeated move, ports, the time, a fault at the end.
         let code = assemble(64, |a| {
             let (mut top, mut inner) = (a.create_label(), a.create_label());
+            // Flags that are undefined where a block ends.
+            let mut after = [(); 6].map(|_| a.create_label());
             a.fninit()?;
+            for (n, label) in after.iter_mut().enumerate() {
+                a.mov(ecx, n as u32 + 3)?;
+                a.mov(eax, 0x8123_4567u32)?;
+                match n {
+                    0 => a.mul(ecx)?,
+                    1 => a.shl(eax, cl)?,
+                    2 => a.bsf(edx, eax)?,
+                    3 => a.ror(eax, cl)?,
+                    4 => a.imul_2(ecx, eax)?,
+                    _ => a.shld(eax, ecx, 5)?,
+                }
+                a.jmp(*label)?;
+                a.set_label(label)?;
+            }
             a.mov(ebp, 40)?;
             a.set_label(&mut top)?;
             a.mov(rdi, DATA)?;
@@ -85,11 +103,10 @@ impl Tier for Fake {
     fn ready(&mut self, _: &mut Cpu) {}
 }
 
-/// Runs `inc eax; mov [rdi], eax; hlt` with the first two instructions done by `f`.
-fn with_fake(f: mynah_cpu::tier::Enter) -> Vec<String> {
+/// A machine with `inc eax; mov [rdi], eax; hlt`, whose code is `f`.
+fn fake(f: mynah_cpu::tier::Enter) -> Box<Cpu> {
     let mut cpu = machine(64);
     cpu.set_tier(Box::new(Fake(f)), 1);
-    let reports = checked(&mut cpu);
     let code = assemble(64, |a| {
         a.inc(eax)?;
         a.mov(dword_ptr(rdi), eax)?;
@@ -97,6 +114,13 @@ fn with_fake(f: mynah_cpu::tier::Enter) -> Vec<String> {
     });
     cpu.mem.write(CODE, &code);
     cpu.state.gpr[gpr::RDI] = DATA;
+    cpu
+}
+
+/// Runs that with the first two instructions done by `f`.
+fn with_fake(f: mynah_cpu::tier::Enter) -> Vec<String> {
+    let mut cpu = fake(f);
+    let reports = checked(&mut cpu);
     assert_eq!(cpu.run(), Exit::Halt);
     // The interpreter's result stands.
     assert_eq!(cpu.mem.read_u32(DATA), 1);
@@ -144,6 +168,105 @@ extern "C" fn early(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 
 }
 extern "C" fn vector(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
     two(cpu, rip, Some(DATA), |cpu| cpu.state.xmm[7].set_x(1))
+}
+
+/// Once, somebody else writes to memory behind what the code has written.
+extern "C" fn disturbed(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+    two(cpu, rip, Some(DATA), |cpu| {
+        if cpu.mem.read_u32(DATA + 0x800) == 0 && !DISTURBED.swap(true, Ordering::SeqCst) {
+            cpu.mem.write_u32(DATA + 0x800, 0x1234);
+        }
+    })
+}
+static DISTURBED: AtomicBool = AtomicBool::new(false);
+
+#[test]
+fn what_others_write_meanwhile_is_no_difference_and_stays() {
+    let mut cpu = fake(disturbed);
+    let reports = checked(&mut cpu);
+    assert_eq!(cpu.run(), Exit::Halt);
+    assert_eq!(*reports.lock().unwrap(), Vec::<String>::new());
+    assert!(DISTURBED.load(Ordering::SeqCst));
+    assert_eq!(cpu.mem.read_u32(DATA + 0x800), 0x1234, "it is not taken back with what the code has done");
+    assert_eq!((cpu.mem.read_u32(DATA), cpu.checked().void), (1, 1));
+}
+
+/// Runs `f` with "code" that leaves the flags `wrong` differently; whether that is reported.
+fn flags_are_reported(
+    wrong: u64,
+    f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+    count: u64,
+) -> bool {
+    WRONG.set(wrong);
+    let mut cpu = fake(flags_after_all);
+    let reports = checked(&mut cpu);
+    let code = assemble(64, |a| {
+        f(a)?;
+        let mut end = a.create_label();
+        a.jmp(end)?;
+        a.set_label(&mut end)?;
+        a.hlt()
+    });
+    cpu.mem.write(CODE, &code);
+    cpu.state.gpr[gpr::RCX] = count;
+    cpu.state.gpr[gpr::RAX] = 5;
+    (cpu.state.gpr[gpr::RSI], cpu.state.gpr[gpr::RDI]) = (DATA, DATA + 0x100);
+    assert_eq!(cpu.run(), Exit::Halt);
+    let reports = reports.lock().unwrap();
+    assert!(reports.iter().all(|r| r.contains("rflags: ") && !r.contains("RAM at")), "{reports:?}");
+    !reports.is_empty()
+}
+thread_local! {
+    static WRONG: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Has the interpreter execute all ops of the block, and then changes flags.
+extern "C" fn flags_after_all(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+    // SAFETY: called by `run_code` with its vCPU.
+    let cpu = unsafe { &mut *cpu };
+    if rip != CODE {
+        return 3;
+    }
+    let ops: Vec<Op> = {
+        let block = cpu.known_block(CODE, cpu.mode_key).unwrap();
+        (0..block.ops.len()).map(|n| cpu.plain_op(block, n)).collect()
+    };
+    for op in &ops {
+        cpu.icount += 1;
+        cpu.run_op(op);
+    }
+    let flags = cpu.state.arith_flags() ^ WRONG.get();
+    cpu.state.set_arith_flags(flags);
+    1
+}
+
+#[test]
+fn flags_that_are_undefined_are_not_compared_and_all_others_are() {
+    use mynah_cpu::state::fl::{AF, CF, OF, PF, SF, ZF};
+    // Each flag that is wrong is reported unless it is among the last.
+    type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    let cases: [(&str, Emit, u64, u64); 14] = [
+        ("inc", |a| a.inc(eax), 0, 0),
+        ("mul", |a| a.mul(ecx), 3, SF | ZF | AF | PF),
+        ("mul, then add", |a| a.mul(ecx).and_then(|()| a.add(eax, 1)), 3, 0),
+        ("mul, then inc", |a| a.mul(ecx).and_then(|()| a.inc(eax)), 3, 0),
+        ("and", |a| a.and(eax, ecx), 3, AF),
+        ("bsf", |a| a.bsf(edx, eax), 3, CF | OF | SF | AF | PF),
+        ("shl by 1", |a| a.shl(eax, cl), 1, AF),
+        ("shl by 3", |a| a.shl(eax, cl), 3, AF | OF),
+        ("shl by 0", |a| a.shl(eax, cl), 32, 0),
+        ("shr of a byte by 9", |a| a.shr(al, cl), 9, AF | OF | CF),
+        ("sar of a byte by 9", |a| a.sar(al, 9), 0, AF | OF),
+        ("and, then a long move", |a| a.and(eax, eax).and_then(|()| a.rep().movsb()), 2000, AF),
+        ("ror by 1", |a| a.ror(eax, 1), 0, 0),
+        ("ror by 4", |a| a.ror(eax, cl), 4, OF),
+    ];
+    for (what, emit, count, undefined) in cases {
+        for flag in [CF, PF, AF, ZF, SF, OF] {
+            let reported = flags_are_reported(flag, emit, count);
+            assert_eq!(reported, undefined & flag == 0, "{what}: flag {flag:#x}");
+        }
+    }
 }
 
 #[test]

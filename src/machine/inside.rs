@@ -9,6 +9,7 @@ use mynah_cpu::trace::Trace;
 use mynah_jit::perf::{Perf, Symbols};
 use mynah_jit::tier::{self, Counters, Engine, Folder, Inside, OnDisk, Options, Sink, StoreInfo};
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -106,8 +107,8 @@ pub fn check(cfg: &Config, cpu: &mut Cpu, power: &Arc<Power>) {
 pub fn checked(cpu: &Cpu) -> String {
     let c = cpu.checked();
     format!(
-        "check: {} entries of compiled code, {} instructions checked; {} entries could not be",
-        c.entries, c.instructions, c.unchecked
+        "check: {} entries of compiled code, {} instructions checked; {} entries could not be, {} were disturbed",
+        c.entries, c.instructions, c.unchecked, c.void
     )
 }
 
@@ -168,27 +169,26 @@ fn store_info(i: &StoreInfo) -> String {
 /// What there is to say of a vCPU's translator.
 fn info(vcpu: usize, c: &Counters) -> String {
     let n = |v: &AtomicU64| v.load(Ordering::Relaxed);
-    let mut s = String::new();
-    let compiled = n(&c.compiled).max(1);
+    let mut s = format!("vCPU {vcpu}:\n");
+    let compiled = |s: &mut String, what: &str, one: &str, number: u64, nanos: u64, guest: u64, host: u64| {
+        let us = nanos as f64 / 1e3;
+        let _ = writeln!(
+            s,
+            "  {what}: {number} {one}s compiled in {:.0} ms ({:.1} us each); {guest} guest instructions ({:.1} each) in {host} bytes of host code ({:.1} an instruction)",
+            us / 1e3,
+            us / number.max(1) as f64,
+            guest as f64 / number.max(1) as f64,
+            host as f64 / guest.max(1) as f64
+        );
+    };
+    let (guest, host) = (n(&c.block_instructions), n(&c.block_bytes));
+    compiled(&mut s, "baseline", "block", n(&c.blocks), n(&c.block_nanos), guest, host);
+    let (guest, host) = (n(&c.instructions), n(&c.bytes));
+    compiled(&mut s, "Cranelift", "region", n(&c.compiled), n(&c.nanos), guest, host);
     let _ = writeln!(
         s,
-        "vCPU {vcpu}: {} regions compiled, {} installed; {} guest instructions in {} bytes of host code",
-        n(&c.compiled),
+        "    {} installed, {} of them known before; not compiled: {} refused, {} put off; too late: {}; dropped from a full queue: {}",
         n(&c.installed),
-        n(&c.instructions),
-        n(&c.bytes)
-    );
-    let ms = n(&c.nanos) as f64 / 1e6;
-    let _ = writeln!(
-        s,
-        "  compiling: {ms:.0} ms, {:.0} us and {:.1} instructions a region, {:.1} bytes an instruction",
-        ms * 1e3 / compiled as f64,
-        n(&c.instructions) as f64 / compiled as f64,
-        n(&c.bytes) as f64 / n(&c.instructions).max(1) as f64
-    );
-    let _ = writeln!(
-        s,
-        "  known before: {}; not compiled: {} refused, {} put off; too late: {}; dropped from a full queue: {}",
         n(&c.known),
         n(&c.refused),
         n(&c.put_off),
@@ -196,32 +196,36 @@ fn info(vcpu: usize, c: &Counters) -> String {
         n(&c.full)
     );
     let (instructions, ways) = *c.running.lock();
-    let names = ["", "next", "event", "interpret", "stopped", "code changed"];
-    let left: Vec<String> = names
+    let entries: u64 = ways.iter().sum();
+    let in_code = n(&c.in_code);
+    let _ = writeln!(
+        s,
+        "  executed: {instructions} instructions, {:.2} % of them in compiled code; {entries} times entered from outside, {:.1} instructions each time",
+        in_code as f64 * 100.0 / instructions.max(1) as f64,
+        in_code as f64 / entries.max(1) as f64
+    );
+    let names = ["", "no code there", "event", "interpret", "stopped in a call", "code changed", "hot", ""];
+    let ways: Vec<String> = names
         .iter()
         .zip(ways)
         .filter(|(name, _)| !name.is_empty())
-        .map(|(name, n)| format!("{n} {name}"))
+        .map(|(name, ways)| format!("{name} {ways} ({:.1} %)", ways as f64 * 100.0 / entries.max(1) as f64))
         .collect();
-    let total: u64 = ways.iter().sum();
-    let _ = writeln!(
-        s,
-        "  run loop: {} instructions, {total} ways out of compiled code ({})",
-        instructions,
-        left.join(", ")
-    );
-    let mut called: Vec<(u16, u64)> = c.called.lock().iter().map(|(&c, &n)| (c, n)).collect();
-    called.sort_by_key(|&(code, n)| (std::cmp::Reverse(n), code));
-    let called: Vec<String> = called
-        .iter()
-        .take(12)
-        .map(|&(code, n)| match Code::try_from(usize::from(code)) {
-            Ok(c) => format!("{c:?} {n}"),
-            Err(_) => format!("{code} {n}"),
-        })
-        .collect();
-    let _ = writeln!(s, "  interpreted by calls from compiled code: {}", called.join(", "));
+    let _ = writeln!(s, "  left: {}", ways.join(", "));
+    let _ = writeln!(s, "  interpreted by calls from the baseline: {}", most(&c.block_called.lock()));
+    let _ = writeln!(s, "  interpreted by calls from Cranelift's code: {}", most(&c.called.lock()));
     s
+}
+
+/// The instructions that most calls are of in the code, with how many.
+fn most(called: &HashMap<u16, u64>) -> String {
+    let mut called: Vec<(u16, u64)> = called.iter().map(|(&c, &n)| (c, n)).collect();
+    called.sort_by_key(|&(code, n)| (std::cmp::Reverse(n), code));
+    let name = |&(code, n): &(u16, u64)| match Code::try_from(usize::from(code)) {
+        Ok(c) => format!("{c:?} {n}"),
+        Err(_) => format!("{code} {n}"),
+    };
+    called.iter().take(16).map(name).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

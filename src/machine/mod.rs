@@ -221,9 +221,6 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if cfg.check != Check::Off && engine(cfg) != Some(AccelKind::Jit) {
         bail!("-check: it is the translator that is checked; use -accel jit");
     }
-    if cfg.check != Check::Off && cfg.smp.cpus > 1 {
-        bail!("-check: what other vCPUs write cannot be told from a difference; use -smp 1");
-    }
     if let Some(path) = &cfg.symbols
         && !(cfg.perf_map || cfg.jitdump || !cfg.log.items.is_empty())
     {

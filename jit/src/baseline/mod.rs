@@ -114,8 +114,6 @@ pub(crate) struct Baseline {
     pub instructions: u64,
     /// Bytes of their code.
     pub bytes: u64,
-    /// By instruction code: how many of them are called.
-    pub called: HashMap<u16, u64>,
     latest: Latest,
 }
 
@@ -127,6 +125,7 @@ struct Latest {
     len: usize,
     /// See [`emit::Emitted::places`].
     places: Vec<usize>,
+    called: Vec<u16>,
 }
 
 impl Baseline {
@@ -164,7 +163,6 @@ impl Baseline {
             compiled: 0,
             instructions: 0,
             bytes: 0,
-            called: HashMap::new(),
             latest: Latest::default(),
         })
     }
@@ -184,6 +182,11 @@ impl Baseline {
     pub fn latest(&self) -> (*const u8, &[u8]) {
         let Latest { origin, len, .. } = self.latest;
         (self.address(origin), &self.write[origin..origin + len])
+    }
+
+    /// The codes of the instructions in it that are called.
+    pub fn latest_called(&self) -> &[u16] {
+        &self.latest.called
     }
 
     /// What it was made from, if the block is at the linear address `lin`, and how wide addresses are there.
@@ -283,10 +286,8 @@ impl Baseline {
         self.compiled += 1;
         self.instructions += ops.iter().filter(|o| o.1.is_some()).count() as u64;
         self.bytes += made.code.len() as u64;
-        for c in made.called {
-            *self.called.entry(c).or_default() += 1;
-        }
-        self.latest = Latest { at: (phys, key), origin, len: made.code.len(), places: made.places };
+        let (places, called) = (made.places, made.called);
+        self.latest = Latest { at: (phys, key), origin, len: made.code.len(), places, called };
         let counter = self.counted;
         self.counted += 1;
         self.counters[counter] = self.hot;
