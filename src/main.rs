@@ -1,5 +1,9 @@
 //! The program `mynah`, and `qemu-system-x86_64` when it is called so: see [`mynah::cli`].
 
+/// Blocks, regions and the compiler's data come and go by the hundred thousand.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("MYNAH_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
