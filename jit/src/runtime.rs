@@ -66,6 +66,12 @@ pub(crate) struct Context {
     pub flag_words: *const u64,
     /// The baseline's: what is left of each block's executions until it is hot.
     pub counters: *const u32,
+    /// The baseline's: where to go on if a look-up fails.
+    pub failed: u64,
+    /// The baseline's: the page that the stack was written on last, or [`NO_PAGE`], and what is added to a linear address there. They hold until
+    /// something is called.
+    pub stack_page: u64,
+    pub stack_addend: u64,
 }
 
 /// A stub, for who looks inside.
@@ -113,6 +119,9 @@ impl Context {
             aside: 0,
             flag_words: std::ptr::null(),
             counters: std::ptr::null(),
+            failed: 0,
+            stack_page: NO_PAGE as u64,
+            stack_addend: 0,
         };
         // SAFETY: the stub was made with this signature.
         let enter = unsafe { std::mem::transmute::<*const u8, Enter>(enter) };
@@ -124,6 +133,9 @@ impl Context {
         Self { events, ..*self }
     }
 }
+
+/// In place of a page: no address aligned to up to 16 bytes gives this if the other bits below the page are cleared.
+pub(crate) const NO_PAGE: i64 = 1 << 11;
 
 /// The bit of `refill`'s `kind` that says that the access writes; the bits below are its length.
 pub(crate) const WRITE: u64 = 0x100;

@@ -4,9 +4,9 @@ use super::asm::{Asm, CPU, cc, host};
 use super::kinds::{
     HIGH, How, condition, general, how, is_aligned, is_second_byte, may_keep_flags, vector_how, writes,
 };
-use super::stubs::{FLAGS, PAGE_RIP, Stubs, gpr_at, in_context, in_state};
+use super::stubs::{FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, gpr_at, in_context, in_state, miss};
 use crate::float::on_host;
-use crate::runtime::{Context, FLOAT, WRITE};
+use crate::runtime::{Context, FLOAT};
 use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
@@ -36,8 +36,8 @@ pub(super) struct Leap {
 
 /// What is out of the way of a block's code.
 enum Cold {
-    /// A look-up missed: asks for the address, and goes on at `back` or has op `k` interpreted.
-    Miss { site: usize, back: usize, kind: u64, k: usize },
+    /// A look-up missed: asks for the address by a stub, and goes on at `back` or has op `k` interpreted.
+    Miss { site: usize, back: usize, stub: usize, k: usize },
     /// Has op `k` interpreted.
     Interpret { site: usize, k: usize },
     /// Has the host's MXCSR hold the guest's, and goes on at `back` or has op `k` interpreted.
@@ -88,7 +88,9 @@ pub(super) struct Emitted {
     pub code: Vec<u8>,
     /// Offset of where it is entered from a jump backwards: events are tested there.
     pub tested: usize,
-    /// Offset of where it is entered.
+    /// Offset of where it is entered from anywhere but by a jump straight to it: its executions are counted there.
+    pub counted: usize,
+    /// Offset of where it is entered from a jump forwards. What is hot comes by a loop's head, or is jumped to from elsewhere, and is counted there.
     pub body: usize,
     pub leaps: Vec<Leap>,
     /// Codes of the instructions that are called.
@@ -174,12 +176,13 @@ impl<'a> Emitter<'a> {
         while !(origin + e.a.at()).is_multiple_of(8) {
             e.a.bytes(&[0x90]);
         }
-        let body = e.a.at();
-        e.a.lead(to_body, body as i64);
+        let counted = e.a.at();
+        e.a.lead(to_body, counted as i64);
         e.a.load(host::RAX, CPU, in_context(offset_of!(Context, counters)));
         e.a.count_down(host::RAX, 4 * block.counter as i32);
         let site = e.a.jcc(cc::S);
         e.cold.push(Cold::Hot { site });
+        let body = e.a.at();
         e.a.add_mem_imm(CPU, offset_of!(Cpu, icount) as i32, count as i8);
         let mut places = Vec::with_capacity(block.ops.len() + 1);
         for (k, (op, i)) in block.ops.iter().enumerate() {
@@ -193,7 +196,7 @@ impl<'a> Emitter<'a> {
         }
         places.push(e.a.at());
         let leaps = e.finish();
-        Emitted { code: e.a.code, tested, body, leaps, called: e.called, places }
+        Emitted { code: e.a.code, tested, counted, body, leaps, called: e.called, places }
     }
 
     fn op(&mut self, op: &Op, i: &Instruction, known: bool, kept: *const Op, last: bool) {
@@ -303,7 +306,14 @@ impl<'a> Emitter<'a> {
     /// The host address, in R10, of `len` bytes of the memory operand. RAX, R11 and flags are lost.
     fn operand(&mut self, op: &Op, len: u64, write: bool) {
         self.linear(op);
-        self.look_up(len, write);
+        if usize::from(op.base) == gpr::RSP
+            && usize::from(op.index) == gpr::ZERO
+            && usize::from(op.seg & 7) < seg::FS
+        {
+            self.look_up_stack(len, write);
+        } else {
+            self.look_up(len, write);
+        }
     }
 
     /// As `operand`; what is not aligned to its length is the interpreter's.
@@ -367,9 +377,27 @@ impl<'a> Emitter<'a> {
         a.cmp_mem(RAX, R11, tag as i32);
         let site = a.jcc(cc::NE);
         a.add_mem(R10, R11, offset_of!(TlbEntry, addend) as i32);
-        let kind = len | if write { WRITE } else { 0 };
         let (back, k) = (self.a.at(), self.k);
-        self.cold.push(Cold::Miss { site, back, kind, k });
+        self.cold.push(match miss(len, write) {
+            Some(kind) => Cold::Miss { site, back, stub: self.stubs.refill[kind], k },
+            None => Cold::Interpret { site, k },
+        });
+    }
+
+    /// As [`Self::look_up`], for an address on the stack.
+    fn look_up_stack(&mut self, len: u64, write: bool) {
+        use host::{R10, RAX};
+        let Some(kind) = miss(len, write).filter(|_| len <= 16) else { return self.look_up(len, write) };
+        debug_assert!(self.saved);
+        self.flags_lost();
+        self.a.mov(RAX, R10);
+        // What is not aligned may lie on two pages.
+        self.a.and_imm(RAX, (!PAGE_MASK | (len - 1)) as i64 as i32);
+        self.a.cmp_mem(RAX, CPU, STACK_PAGE);
+        let site = self.a.jcc(cc::NE);
+        self.a.add_mem(R10, CPU, STACK_ADDEND);
+        let (back, k) = (self.a.at(), self.k);
+        self.cold.push(Cold::Miss { site, back, stub: self.stubs.stack[kind], k });
     }
 
     // ---- instructions ------------------------------------------------------------------------------------------------------
@@ -579,7 +607,7 @@ impl<'a> Emitter<'a> {
     fn stack_below(&mut self, len: u64) {
         self.save_flags();
         self.a.lea(self.long, host::R10, host::R14, None, -(len as i32));
-        self.look_up(len, true);
+        self.look_up_stack(len, true);
     }
 
     /// Loads a word of the stack's width from the address in R10.
@@ -638,7 +666,7 @@ impl<'a> Emitter<'a> {
         let len = self.stack_width(op, i.op0_register().size())?;
         self.save_flags();
         self.a.lea(self.long, host::R10, host::R14, None, 0);
-        self.look_up(len, false);
+        self.look_up_stack(len, false);
         let guest = i.op0_register().full_register().number();
         // First RSP, which may be what is popped.
         self.move_stack(len as i32);
@@ -740,7 +768,7 @@ impl<'a> Emitter<'a> {
                 let dropped = if i.op_count() > 0 { i.immediate16() } else { 0 };
                 self.save_flags();
                 self.a.lea(self.long, host::R10, host::R14, None, 0);
-                self.look_up(len, false);
+                self.look_up_stack(len, false);
                 self.load_own(host::RAX);
                 self.check_target();
                 self.move_stack(len as i32 + i32::from(dropped));
@@ -828,17 +856,14 @@ impl<'a> Emitter<'a> {
         for c in std::mem::take(&mut self.cold) {
             let here = self.a.at();
             match c {
-                Cold::Miss { site, back, kind, k } => {
+                Cold::Miss { site, back, stub, k } => {
                     self.a.lead(site, here as i64);
-                    self.a.store(true, host::R10, CPU, in_context(offset_of!(Context, lin)));
-                    self.a.store_imm(true, kind as i32, CPU, in_context(offset_of!(Context, kind)));
-                    let call = self.a.call();
-                    self.lead_out(call, self.stubs.refill);
-                    self.a.test(host::R10);
-                    let found = self.a.jcc(cc::NE);
-                    self.a.lead(found, back as i64);
                     let at = self.offset_of(k, &offsets);
-                    self.leave(self.stubs.interpret, at, self.count - k);
+                    self.a.imm(host::RAX, at as u64 | ((self.count - k) as u64) << 16);
+                    let call = self.a.call();
+                    self.lead_out(call, stub);
+                    let found = self.a.jmp();
+                    self.a.lead(found, back as i64);
                 }
                 Cold::Float { site, back, k } => {
                     self.a.lead(site, here as i64);

@@ -71,6 +71,9 @@ struct Entry {
     entry: usize,
     /// Offset of where events are tested.
     tested: usize,
+    /// Offset of where jumps from elsewhere lead.
+    counted: usize,
+    /// Offset of where jumps forwards lead.
     body: usize,
     counter: usize,
     /// Where its jumps lead, and the offsets of their displacements.
@@ -294,13 +297,14 @@ impl Baseline {
         let entry = Entry {
             entry: origin,
             tested: origin + made.tested,
+            counted: origin + made.counted,
             body: origin + made.body,
             counter,
             leaps: Vec::new(),
             _ops: kept,
         };
-        let body = self.address(entry.body).map_addr(|a| a | BASELINE as usize);
-        let code = Compiled { enter: self.enter, code: self.address(origin), ops: body.cast() };
+        let counted = self.address(entry.counted).map_addr(|a| a | BASELINE as usize);
+        let code = Compiled { enter: self.enter, code: self.address(origin), ops: counted.cast() };
         if let Some(old) = self.entries.insert((phys, key), entry) {
             // The block has died and was decoded again: its old code has no jumps to be led anywhere.
             for (to, site) in old.leaps {

@@ -2,13 +2,13 @@
 //!
 //! At a way in or out registers and flags move between the vCPU's state and where baseline code has them (see [`super`]).
 use super::MAP;
-use crate::runtime::{CONTEXT, Context, Left};
+use crate::runtime::{CONTEXT, Context, Left, NO_PAGE, WRITE};
 use crate::translate::RIP_OFFSET;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use mynah_cpu::tier::{BASELINE, CODE_JUMPS, CodeJump};
 use mynah_cpu::{Cpu, State};
-use mynah_mmu::{Tlb, TlbView};
+use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, Tlb, TlbEntry, TlbView};
 use std::mem::{offset_of, size_of};
 
 pub(super) const fn in_context(field: usize) -> i32 {
@@ -41,12 +41,81 @@ pub(super) struct Stubs {
     pub call: usize,
     /// Returns EAX, with the state in memory; or goes on at RIP if EAX says so.
     pub out: usize,
-    /// Translates the linear address that the context asks for; R10 is its host address or 0.
-    pub refill: usize,
+    /// By [`miss`]: has the linear address in R10 translated, for an access that its look-up has not found. R10 is then its host address; or the
+    /// instruction is interpreted, with EAX as in `interpret`. RAX is kept.
+    pub refill: [usize; KINDS],
+    /// As `refill`, for the stack, which has not been looked up but where it was written last. R11 is lost.
+    pub stack: [usize; KINDS],
     /// Has the host's MXCSR hold the guest's; R10 is 0 if it must not.
     pub float: usize,
     /// Goes on at the address in RAX.
     pub chain: usize,
+}
+
+/// Kinds of accesses: so many lengths, to read and to write.
+pub(super) const KINDS: usize = 12;
+
+/// Which of the stubs an access of `len` bytes has that is not found.
+pub(super) fn miss(len: u64, write: bool) -> Option<usize> {
+    let n = len.trailing_zeros() as usize;
+    (len.is_power_of_two() && n < KINDS / 2).then_some(2 * n + usize::from(write))
+}
+
+const FAILED: i32 = in_context(offset_of!(Context, failed));
+pub(super) const STACK_PAGE: i32 = in_context(offset_of!(Context, stack_page));
+pub(super) const STACK_ADDEND: i32 = in_context(offset_of!(Context, stack_addend));
+const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
+
+/// Nothing is known of the stack's page.
+fn forget_stack(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(qword_ptr(rdi + STACK_PAGE), NO_PAGE as i32)
+}
+
+/// See [`Stubs::refill`]; the return address is on top of the stack.
+fn refill(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), IcedError> {
+    let mut failed = a.create_label();
+    let asked = 1u64 << (kind / 2) | if kind & 1 != 0 { WRITE } else { 0 };
+    a.mov(qword_ptr(rdi + in_context(offset_of!(Context, lin))), r10)?;
+    a.mov(qword_ptr(rdi + in_context(offset_of!(Context, kind))), asked as i32)?;
+    // The stack is aligned here.
+    a.call(qword_ptr(rdi + in_context(offset_of!(Context, refill_stub))))?;
+    a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, host))))?;
+    a.test(r10, r10)?;
+    a.je(failed)?;
+    a.ret()?;
+    a.set_label(&mut failed)?;
+    a.add(rsp, 8)?;
+    a.jmp(interpret as u64)
+}
+
+/// See [`Stubs::stack`].
+fn stack(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), IcedError> {
+    let (mut missed, mut found) = (a.create_label(), a.create_label());
+    let (len, write) = (1u64 << (kind / 2), kind & 1 != 0);
+    a.mov(qword_ptr(rdi + FAILED), rax)?;
+    a.mov(r11, r10)?;
+    a.shr(r11, HASH_SHIFT as i32)?;
+    a.xor(r11, r10)?;
+    a.shr(r11, ENTRY_SHIFT as i32)?;
+    a.and(r11, qword_ptr(rdi + (VIEW + offset_of!(TlbView, mask)) as i32))?;
+    a.add(r11, qword_ptr(rdi + (VIEW + offset_of!(TlbView, table)) as i32))?;
+    a.lea(rax, ptr(r10 + (len as i32 - 1)))?;
+    a.and(rax, !PAGE_MASK as i64 as i32)?;
+    let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
+    a.cmp(rax, qword_ptr(r11 + tag as i32))?;
+    a.jne(missed)?;
+    // Where it may be read only it is looked up each time.
+    a.cmp(rax, qword_ptr(r11 + offset_of!(TlbEntry, write) as i32))?;
+    a.mov(r11, qword_ptr(r11 + offset_of!(TlbEntry, addend) as i32))?;
+    a.jne(found)?;
+    a.mov(qword_ptr(rdi + STACK_PAGE), rax)?;
+    a.mov(qword_ptr(rdi + STACK_ADDEND), r11)?;
+    a.set_label(&mut found)?;
+    a.add(r10, r11)?;
+    a.ret()?;
+    a.set_label(&mut missed)?;
+    a.mov(rax, qword_ptr(rdi + FAILED))?;
+    refill(a, kind, interpret)
 }
 
 fn pinned() -> impl Iterator<Item = (AsmRegister64, i32)> {
@@ -185,6 +254,7 @@ impl Stubs {
             a.mov(rax, qword_ptr(rdi + in_context(offset_of!(Context, rip))))?;
             a.and(rax, -4096)?;
             a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
+            forget_stack(a)?;
             reload_flags(a)?;
             load_registers(a)?;
             a.jmp(r11)
@@ -207,6 +277,7 @@ impl Stubs {
             a.mov(r11d, eax)?;
             a.test(eax, eax)?;
             a.jne(out)?;
+            forget_stack(a)?;
             reload_flags(a)?;
             load_registers(a)?;
             a.set_label(&mut out)?;
@@ -221,6 +292,7 @@ impl Stubs {
             find(a, &mut other)?;
             a.and(rax, -4096)?;
             a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
+            forget_stack(a)?;
             reload_flags(a)?;
             load_registers(a)?;
             a.jmp(r11)?;
@@ -232,12 +304,11 @@ impl Stubs {
             pop_kept(a)?;
             a.ret()
         })?;
-        let refill = stub(code, |a| {
-            // The stack is aligned here.
-            a.call(qword_ptr(rdi + in_context(offset_of!(Context, refill_stub))))?;
-            a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, host))))?;
-            a.ret()
-        })?;
+        let (mut to_refill, mut to_stack) = ([0; KINDS], [0; KINDS]);
+        for kind in 0..KINDS {
+            to_refill[kind] = stub(code, |a| refill(a, kind, interpret))?;
+            to_stack[kind] = stub(code, |a| stack(a, kind, interpret))?;
+        }
         let float = stub(code, |a| {
             // The stack is aligned here.
             a.call(qword_ptr(rdi + in_context(offset_of!(Context, fill_stub))))?;
@@ -257,6 +328,6 @@ impl Stubs {
             pop_kept(a)?;
             a.jmp(qword_ptr(rdi + in_context(offset_of!(Context, chain_stub))))
         })?;
-        Ok(Self { load, interpret, event, hot, call, out, refill, float, chain })
+        Ok(Self { load, interpret, event, hot, call, out, refill: to_refill, stack: to_stack, float, chain })
     }
 }
