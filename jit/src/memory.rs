@@ -2,10 +2,11 @@
 //!
 //! A look-up that misses calls the stub, which keeps all registers, fills the TLB and leaves the host address; if there is none, the interpreter
 //! executes the instruction. The look-up is four loads and a compare: table, mask, tag, addend.
-use crate::runtime::{ACROSS, Context, WRITE};
+use crate::runtime::{ACROSS, Context, NO_PAGE, WRITE};
 use crate::translate::Translator;
 use cranelift_codegen::ir::{
-    Block, BlockArg, InstBuilder, MemFlagsData, Type, Value, condcodes::IntCC, types,
+    Block, BlockArg, InstBuilder, MemFlagsData, StackSlot, StackSlotData, StackSlotKind, Type, Value,
+    condcodes::IntCC, types,
 };
 use cranelift_frontend::FunctionBuilder;
 use mynah_cpu::op::{CHECKED, Op};
@@ -39,6 +40,20 @@ pub(crate) struct Seen {
     host: Value,
     write: bool,
 }
+
+/// Places for pages in a region's frame.
+const PLACES: usize = 8;
+
+/// The pages that accesses in loops went to the last time, in the region's frame: for each a tag and what is added to the linear address. An
+/// access of up to 8 bytes within a loop looks there first. It is for the kind of access that it was filled by, and holds until something is called.
+#[derive(Default)]
+pub(crate) struct Places {
+    frame: Option<StackSlot>,
+    used: Vec<(u8, bool)>,
+}
+
+/// What accesses share a place: the base register, and whether they write. Those with an index have none: tables are looked into at random.
+pub(crate) type PlaceKey = Option<u8>;
 
 /// Emits the look-up of a linear address in the TLB: a truth value for a hit, and the entry. `flags` are those of the vCPU's state and the TLB.
 pub(crate) fn look_up(
@@ -143,6 +158,8 @@ impl Translator<'_> {
     /// The linear address of `len` bytes at an offset in the operand's segment.
     pub(crate) fn linear(&mut self, op: &Op, offset: Value, len: u64, write: bool) -> Value {
         let s = usize::from(op.seg & 7);
+        let plain = op.index == gpr::ZERO as u8 && !matches!(usize::from(op.base), gpr::ZERO);
+        self.place_key = plain.then_some(op.base);
         if op.flags & CHECKED == 0 {
             if s < seg::FS {
                 return offset; // 64-bit, or flat: the base is 0
@@ -192,6 +209,7 @@ impl Translator<'_> {
 
     /// The linear address of `len` bytes at an offset in the stack segment, which is flat or 64-bit; the offset is within the stack's width.
     pub(crate) fn stack_linear(&mut self, offset: Value, len: u64) -> Value {
+        self.place_key = Some(gpr::RSP as u8);
         if !self.is_long() {
             // An access that wraps is beyond the limit.
             let bad =
@@ -353,10 +371,19 @@ impl Translator<'_> {
                 (missed, self.b.ins().iadd_imm_s(host, distance))
             }
             None => {
+                let place = self.place(len, write);
+                if let Some((frame, at)) = place {
+                    self.try_place(frame, at, lin, len, on);
+                }
                 let (hit, entry) = self.look_up(lin, len, write);
                 let missed = self.fork(hit);
                 let at = offset_of!(TlbEntry, addend) as i32;
                 let addend = self.b.ins().load(types::I64, self.access.tlb, entry, at);
+                if let Some((frame, at)) = place {
+                    let page = self.b.ins().band_imm_s(lin, !PAGE_MASK as i64);
+                    self.b.ins().stack_store(types::I64, page, frame, at);
+                    self.b.ins().stack_store(types::I64, addend, frame, at + 8);
+                }
                 self.note_seen(lin, host, write);
                 (missed, self.b.ins().iadd(lin, addend))
             }
@@ -368,6 +395,76 @@ impl Translator<'_> {
         self.b.switch_to_block(on);
         self.b.seal_block(on);
         host
+    }
+
+    /// The place, if there is one, for the page of an access: in which frame, and where.
+    fn place(&mut self, len: u64, write: bool) -> Option<(StackSlot, i32)> {
+        if !self.in_loop() || len > 8 {
+            return None;
+        }
+        let frame = self.places_frame()?;
+        let key = (self.place_key?, write);
+        let n = match self.places.used.iter().position(|&k| k == key) {
+            Some(n) => n,
+            None if self.places.used.len() < PLACES => {
+                self.places.used.push(key);
+                self.places.used.len() - 1
+            }
+            None => return None,
+        };
+        Some((frame, 16 * n as i32))
+    }
+
+    fn places_frame(&mut self) -> Option<StackSlot> {
+        if !self.has_loop() {
+            return None;
+        }
+        Some(match self.places.frame {
+            Some(frame) => frame,
+            None => {
+                let data = StackSlotData::new(StackSlotKind::ExplicitSlot, 16 * PLACES as u32, 3);
+                *self.places.frame.insert(self.b.create_sized_stack_slot(data))
+            }
+        })
+    }
+
+    /// Goes on at `on` with the host address if the access is aligned and on the place's page; or here.
+    fn try_place(&mut self, frame: StackSlot, at: i32, lin: Value, len: u64, on: Block) {
+        let found = self.b.create_block();
+        let other = self.b.create_block();
+        let want = self.b.ins().band_imm_s(lin, (!PAGE_MASK | (len - 1)) as i64);
+        let page = self.b.ins().stack_load(types::I64, types::I64, frame, at);
+        let hit = self.b.ins().icmp(IntCC::Equal, want, page);
+        self.b.set_cold_block(other);
+        self.b.ins().brif(hit, found, &[], other, &[]);
+        self.b.switch_to_block(found);
+        self.b.seal_block(found);
+        self.b.seal_block(other);
+        let addend = self.b.ins().stack_load(types::I64, types::I64, frame, at + 8);
+        let address = self.b.ins().iadd(lin, addend);
+        self.b.ins().jump(on, &[address.into()]);
+        self.b.switch_to_block(other);
+    }
+
+    /// Nothing is known of the places' pages: something was called that may have changed their translation.
+    pub(crate) fn forget_places(&mut self) {
+        if let Some(frame) = self.places_frame() {
+            self.empty_places(frame, PLACES);
+        }
+    }
+
+    /// Empties the places that are used; at the region's entry, when all is translated.
+    pub(crate) fn begin_places(&mut self) {
+        if let Some(frame) = self.places.frame {
+            self.empty_places(frame, self.places.used.len());
+        }
+    }
+
+    fn empty_places(&mut self, frame: StackSlot, count: usize) {
+        let none = self.b.ins().iconst(types::I64, NO_PAGE);
+        for n in 0..count {
+            self.b.ins().stack_store(types::I64, none, frame, 16 * n as i32);
+        }
     }
 
     /// Loads from a linear address.

@@ -42,6 +42,8 @@ pub(crate) struct PlanBlock {
     pub ops: Range<usize>,
     /// An edge leads back to it.
     pub is_head: bool,
+    /// It can follow itself.
+    pub in_loop: bool,
     /// Variables that have values when it begins.
     pub live_in: Set,
     /// Variables that may be dirty when it begins.
@@ -219,6 +221,7 @@ impl Plan {
             delta,
             ops,
             is_head: false,
+            in_loop: false,
             live_in: 0,
             dirty_in: 0,
             followers: Vec::new(),
@@ -256,6 +259,21 @@ impl Plan {
             }
             self.blocks[n].followers = followers;
         }
+        for n in 0..self.blocks.len() {
+            self.blocks[n].in_loop = self.leads_back(n);
+        }
+    }
+
+    /// Whether a block can follow itself.
+    fn leads_back(&self, n: usize) -> bool {
+        let mut reached = vec![false; self.blocks.len()];
+        let mut next = self.blocks[n].followers.clone();
+        while let Some(f) = next.pop() {
+            if !std::mem::replace(&mut reached[f], true) {
+                next.extend(&self.blocks[f].followers);
+            }
+        }
+        reached[n]
     }
 
     /// Computes the sets.

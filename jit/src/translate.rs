@@ -6,7 +6,7 @@
 //! with the state as that found it, and the interpreter executes it: so generated code raises no faults and has none of their details in it.
 //!
 //! [`Translator`] here has the variables, exits and calls; [`crate::exec`] the operations, [`crate::memory`] the accesses, [`crate::vector`] vectors.
-use crate::memory::{Root, Seen};
+use crate::memory::{PlaceKey, Places, Root, Seen};
 use crate::primitive::Primitives;
 use crate::region::{Plan, Set, VARS};
 use crate::runtime::{CONTEXT, Context, Left};
@@ -159,6 +159,11 @@ pub struct Translator<'a> {
     pub(crate) roots: HashMap<Value, Root>,
     /// Accesses of this block since the last call.
     pub(crate) seen: Vec<Seen>,
+    pub(crate) places: Places,
+    /// What the present access shares a place with.
+    pub(crate) place_key: PlaceKey,
+    /// Where the region begins; it goes on with the first block.
+    begin: Block,
     /// Sums of two values (the second shifted) in this block.
     pub(crate) sums: HashMap<(Value, Value, u8), Value>,
     /// Bases of segments that this block has loaded since the last call.
@@ -210,6 +215,7 @@ impl<'a> Translator<'a> {
         let op_sig = b.import_signature(sig);
         let stub_sig = b.import_signature(stub_signature());
         let chain_sig = b.import_signature(chain_signature());
+        let begin = b.create_block();
         let blocks: Vec<Block> = plan.blocks.iter().map(|_| b.create_block()).collect();
         let mut t = Self {
             b,
@@ -232,6 +238,9 @@ impl<'a> Translator<'a> {
             pending: Vec::new(),
             roots: HashMap::new(),
             seen: Vec::new(),
+            places: Places::default(),
+            place_key: PlaceKey::default(),
+            begin,
             sums: HashMap::new(),
             bases: [None; 8],
             checked: None,
@@ -243,7 +252,7 @@ impl<'a> Translator<'a> {
             last_x87: None,
         };
         t.reload(plan.blocks[0].live_in);
-        t.b.ins().jump(t.blocks[0], &[]);
+        t.b.ins().jump(t.begin, &[]);
         t
     }
 
@@ -278,6 +287,9 @@ impl<'a> Translator<'a> {
             }
             self.fill_exits();
         }
+        self.b.switch_to_block(self.begin);
+        self.begin_places();
+        self.b.ins().jump(self.blocks[0], &[]);
         for (outside, inside) in std::mem::take(&mut self.outsides).into_iter().zip(self.blocks.clone()) {
             if let Some(block) = outside {
                 self.b.switch_to_block(block);
@@ -313,6 +325,16 @@ impl<'a> Translator<'a> {
         }
         self.recent = Recent::Nothing;
         self.call_op(number, last);
+    }
+
+    /// Whether the current block is part of a loop.
+    pub(crate) fn in_loop(&self) -> bool {
+        self.plan.blocks[self.at].in_loop
+    }
+
+    /// Whether any block is.
+    pub(crate) fn has_loop(&self) -> bool {
+        self.plan.blocks.iter().any(|b| b.in_loop)
     }
 
     // ---- variables ---------------------------------------------------------------------------------------------------------
@@ -561,6 +583,7 @@ impl<'a> Translator<'a> {
         self.b.switch_to_block(on);
         self.b.seal_block(on);
         self.forget_seen();
+        self.forget_places();
         self.reload(self.plan.live_after[number]);
     }
 
