@@ -239,7 +239,7 @@ impl Cpu {
             x87_trap: 0,
             ferr: false,
             code_jumps: std::ptr::null(),
-            tier_memory: crate::tier::TierMemory([0; 512]),
+            tier_memory: crate::tier::TierMemory([0; 1024]),
             check: None,
             kept: None,
             device_met: false,

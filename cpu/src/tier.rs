@@ -17,7 +17,7 @@ pub type Enter = unsafe extern "C" fn(*mut Cpu, *const Op, u64, *const u8) -> u3
 
 /// Memory of the tier's own, which its code reaches from the vCPU's pointer.
 #[repr(C, align(64))]
-pub struct TierMemory(pub [u8; 512]);
+pub struct TierMemory(pub [u8; 1024]);
 
 /// Execution goes on at RIP.
 pub const LEFT_NEXT: u32 = 1;

@@ -44,6 +44,8 @@ pub(crate) struct PlanBlock {
     pub is_head: bool,
     /// It can follow itself.
     pub in_loop: bool,
+    /// Some of its instructions are called.
+    pub calls: bool,
     /// Variables that have values when it begins.
     pub live_in: Set,
     /// Variables that may be dirty when it begins.
@@ -74,6 +76,12 @@ impl Plan {
     /// The block at a distance from the entry.
     pub fn find(&self, delta: i64) -> Option<usize> {
         self.index.get(&delta).copied()
+    }
+
+    /// Whether the region begins with the head of a loop that it closes, and calls nothing at once: elsewhere what is gained is lost by moving
+    /// registers between the baseline's places and a region's.
+    pub fn is_loop(&self) -> bool {
+        self.blocks.first().is_some_and(|b| b.in_loop && !b.calls)
     }
 
     /// The handlers of all ops, `None` for those that are called.
@@ -222,6 +230,7 @@ impl Plan {
             ops,
             is_head: false,
             in_loop: false,
+            calls: false,
             live_in: 0,
             dirty_in: 0,
             followers: Vec::new(),
@@ -288,6 +297,9 @@ impl Plan {
                 (_, None) => Use::Variables { reads: 0, writes: 0, kills: 0, stored: 0 },
             })
             .collect();
+        for b in &mut self.blocks {
+            b.calls = uses[b.ops.clone()].iter().any(|u| matches!(u, Use::Call));
+        }
         // Forward: dirty.
         let mut dirty_after = vec![0; self.ops.len()];
         let mut changed = true;

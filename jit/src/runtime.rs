@@ -4,7 +4,7 @@
 use crate::compile::Compiler;
 use mynah_cpu::tier::{Enter, LEFT_HOT, TierMemory};
 use mynah_cpu::{Cpu, Op};
-use mynah_mmu::PAGE_SIZE;
+use mynah_mmu::{PAGE_SIZE, Tlb, TlbView};
 use std::mem::{offset_of, size_of};
 
 /// Why a region was left. In each case the state in memory is complete.
@@ -27,9 +27,31 @@ pub enum Left {
     Hot = LEFT_HOT,
 }
 
+/// Words left free so that what code stores in the context (saved flags above all) does not lie a multiple of 4 KiB from what every look-up loads: the
+/// host takes a load for one of what was just stored if the low 12 bits of the addresses are the same, and has it wait (int-interp took four times as
+/// long).
+const APART: usize = {
+    let view = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
+    // Bytes from the view's place to the context's, round the 4 KiB.
+    let behind = (CONTEXT + 4096 - view % 4096) % 4096;
+    let (view, context) = (size_of::<TlbView>(), MOST);
+    if behind < view {
+        (view - behind).div_ceil(8)
+    } else if behind + context > 4096 {
+        (4096 - behind + view).div_ceil(8)
+    } else {
+        0
+    }
+};
+
+/// Bytes that the context's fields take at most.
+const MOST: usize = 256;
+
 /// What code finds in the vCPU's [`TierMemory`]; it addresses the fields by offset.
 #[repr(C)]
 pub(crate) struct Context {
+    /// See [`APART`].
+    pub apart: [u64; APART],
     /// The stub that finds an address in the TLB, or by `fill_stub`, and keeps all registers; it leaves the answer in `host`.
     pub refill_stub: *const u8,
     /// The stub that calls [`refill`].
@@ -83,7 +105,8 @@ pub(crate) struct Stub {
 
 /// Where the context is in the vCPU.
 pub(crate) const CONTEXT: usize = offset_of!(Cpu, tier_memory);
-const _: () = assert!(size_of::<Context>() <= size_of::<TierMemory>());
+const _: () =
+    assert!(size_of::<Context>() <= size_of::<TierMemory>() && size_of::<Context>() <= MOST + 8 * APART);
 
 impl Context {
     /// A context with its stubs, which `put` gives places to, and what regions are entered by; without events as
@@ -101,6 +124,7 @@ impl Context {
         };
         let enter = place(compiler.enter_stub(), "entry")?;
         let context = Self {
+            apart: [0; APART],
             refill_stub: place(compiler.refill_stub(), "refill")?,
             fill_stub: place(compiler.fill_stub(), "fill")?,
             chain_stub: place(compiler.chain_stub(), "chain")?,

@@ -39,7 +39,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Executions after which a block is compiled, where there is no baseline.
 pub const HOT: u32 = 500;
-/// Executions in the baseline after which a block is compiled by Cranelift.
+/// Jumps backwards to a block in the baseline after which it is compiled by Cranelift.
 const HOTTER: u32 = 30_000;
 /// Executions after which a block's code is looked for among what has been compiled before: what was hot once
 /// will be again.
@@ -609,6 +609,17 @@ impl Translating {
             self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
+        if self.baseline.is_some() && !plan.blocks[0].in_loop {
+            self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if let Some(b) = &mut self.baseline
+            && !(plan.is_loop() || cpu.sees_every_block())
+        {
+            self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
+            b.keep(cpu, phys, key);
+            return;
+        }
         // The blocks of a loop become hot together: one region is enough, unless they go on being entered from
         // elsewhere.
         for part in plan.part_addresses().filter(|&p| p != phys) {

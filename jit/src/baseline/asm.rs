@@ -259,7 +259,9 @@ impl Asm {
 /// Conditions, as in the opcodes of Jcc.
 pub(super) mod cc {
     #![allow(missing_docs)]
+    pub const AE: u8 = 3;
     pub const NE: u8 = 5;
+    pub const BE: u8 = 6;
     pub const A: u8 = 7;
     pub const E: u8 = 4;
     pub const S: u8 = 8;

@@ -57,7 +57,7 @@ pub(super) struct Emitter<'a> {
     a: Asm,
     encoder: &'a mut Encoder,
     info: &'a mut InstructionInfoFactory,
-    stubs: Stubs,
+    stubs: &'a Stubs,
     /// Offset of the code from where offsets of stubs are counted.
     origin: usize,
     /// Offset of the block's first byte in its page.
@@ -86,11 +86,9 @@ pub(super) struct Emitter<'a> {
 /// A finished block.
 pub(super) struct Emitted {
     pub code: Vec<u8>,
-    /// Offset of where it is entered from a jump backwards: events are tested there.
+    /// Offset of where it is entered from a jump backwards: events are tested there, and executions counted, as only loops are worth the next tier.
     pub tested: usize,
-    /// Offset of where it is entered from anywhere but by a jump straight to it: its executions are counted there.
-    pub counted: usize,
-    /// Offset of where it is entered from a jump forwards. What is hot comes by a loop's head, or is jumped to from elsewhere, and is counted there.
+    /// Offset of where it is entered from elsewhere.
     pub body: usize,
     pub leaps: Vec<Leap>,
     /// Codes of the instructions that are called.
@@ -134,7 +132,7 @@ impl<'a> Emitter<'a> {
     /// The code of a block that will lie at `origin`.
     pub fn emit(
         block: &Block,
-        stubs: Stubs,
+        stubs: &'a Stubs,
         origin: usize,
         encoder: &'a mut Encoder,
         info: &'a mut InstructionInfoFactory,
@@ -172,17 +170,16 @@ impl<'a> Emitter<'a> {
         e.a.test_mem32(host::RAX, CPU, offset_of!(Cpu, event_mask) as i32);
         let site = e.a.jcc(cc::NE);
         e.cold.push(Cold::Event { site });
-        // Aligned: the chain stub tells it by a bit of its address.
-        while !(origin + e.a.at()).is_multiple_of(8) {
-            e.a.bytes(&[0x90]);
-        }
-        let counted = e.a.at();
-        e.a.lead(to_body, counted as i64);
         e.a.load(host::RAX, CPU, in_context(offset_of!(Context, counters)));
         e.a.count_down(host::RAX, 4 * block.counter as i32);
         let site = e.a.jcc(cc::S);
         e.cold.push(Cold::Hot { site });
+        // Aligned: the chain stub tells it by a bit of its address.
+        while !(origin + e.a.at()).is_multiple_of(8) {
+            e.a.bytes(&[0x90]);
+        }
         let body = e.a.at();
+        e.a.lead(to_body, body as i64);
         e.a.add_mem_imm(CPU, offset_of!(Cpu, icount) as i32, count as i8);
         let mut places = Vec::with_capacity(block.ops.len() + 1);
         for (k, (op, i)) in block.ops.iter().enumerate() {
@@ -196,7 +193,7 @@ impl<'a> Emitter<'a> {
         }
         places.push(e.a.at());
         let leaps = e.finish();
-        Emitted { code: e.a.code, tested, counted, body, leaps, called: e.called, places }
+        Emitted { code: e.a.code, tested, body, leaps, called: e.called, places }
     }
 
     fn op(&mut self, op: &Op, i: &Instruction, known: bool, kept: *const Op, last: bool) {
@@ -413,6 +410,7 @@ impl<'a> Emitter<'a> {
             Mnemonic::Pop => return self.pop_op(op, i),
             Mnemonic::Lea => return self.lea_op(op, i),
             Mnemonic::Leave => return self.leave_op(op, i),
+            Mnemonic::Div | Mnemonic::Idiv => return self.divide_op(op, i),
             Mnemonic::Vzeroupper if on_host(i.code()) => return self.zero_upper(),
             _ => {}
         }
@@ -594,6 +592,59 @@ impl<'a> Emitter<'a> {
         if MAP[guest].is_none() {
             self.a.store(true, to, CPU, gpr_at(guest));
         }
+        Some(())
+    }
+
+    /// DIV and IDIV, which leave the flags alone as the interpreter does. What the host might refuse is the interpreter's.
+    fn divide_op(&mut self, op: &Op, i: &Instruction) -> Option<()> {
+        let wide = match i.code() {
+            Code::Div_rm64 | Code::Idiv_rm64 => true,
+            Code::Div_rm32 | Code::Idiv_rm32 => false,
+            _ => return None,
+        };
+        let len = if wide { 8 } else { 4 };
+        self.save_flags();
+        if i.op0_kind() == OpKind::Memory {
+            if !self.can_address(op) {
+                return None;
+            }
+            self.operand(op, len, false);
+            if wide {
+                self.a.load(host::R11, host::R10, 0);
+            } else {
+                self.a.load32(host::R11, host::R10, 0);
+            }
+        } else {
+            match self.in_register(i.op0_register().full_register().number() as u8, host::R11) {
+                host::R11 => {}
+                r => self.a.mov(host::R11, r),
+            }
+        }
+        self.flags_lost();
+        let mut divide = |narrow: &[u8], wider: &[u8]| self.a.bytes(if wide { wider } else { narrow });
+        let refused = if i.mnemonic() == Mnemonic::Div {
+            // cmp rdx, r11: the quotient fits if the upper half is below the divisor.
+            divide(&[0x44, 0x39, 0xda], &[0x4c, 0x39, 0xda]);
+            vec![self.a.jcc(cc::AE)]
+        } else {
+            // mov rax, r13; sar rax, 63; cmp rax, rdx: the upper half is the lower one's sign; and the divisor neither 0 nor -1.
+            divide(
+                &[0x44, 0x89, 0xe8, 0xc1, 0xf8, 31, 0x39, 0xd0],
+                &[0x4c, 0x89, 0xe8, 0x48, 0xc1, 0xf8, 63, 0x48, 0x39, 0xd0],
+            );
+            let first = self.a.jcc(cc::NE);
+            // lea rax, [r11+1]; cmp rax, 1
+            let mut divide = |narrow: &[u8], wider: &[u8]| self.a.bytes(if wide { wider } else { narrow });
+            divide(&[0x41, 0x8d, 0x43, 1, 0x83, 0xf8, 1], &[0x49, 0x8d, 0x43, 1, 0x48, 0x83, 0xf8, 1]);
+            vec![first, self.a.jcc(cc::BE)]
+        };
+        for site in refused {
+            self.cold.push(Cold::Interpret { site, k: self.k });
+        }
+        self.a.mov(host::RAX, host::R13);
+        let way = if i.mnemonic() == Mnemonic::Div { 0xf3 } else { 0xfb };
+        self.a.bytes(&[if wide { 0x49 } else { 0x41 }, 0xf7, way]);
+        self.a.mov(host::R13, host::RAX);
         Some(())
     }
 
@@ -801,6 +852,7 @@ impl<'a> Emitter<'a> {
 
     /// Goes on at the address in RAX.
     fn chain(&mut self) {
+        self.a.bytes(&self.stubs.chained);
         let site = self.a.jmp();
         self.lead_out(site, self.stubs.chain);
     }

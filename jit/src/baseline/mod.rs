@@ -71,9 +71,7 @@ struct Entry {
     entry: usize,
     /// Offset of where events are tested.
     tested: usize,
-    /// Offset of where jumps from elsewhere lead.
-    counted: usize,
-    /// Offset of where jumps forwards lead.
+    /// Offset of where other jumps lead.
     body: usize,
     counter: usize,
     /// Where its jumps lead, and the offsets of their displacements.
@@ -239,6 +237,13 @@ impl Baseline {
         }
     }
 
+    /// Leaves a block to this tier.
+    pub fn keep(&mut self, cpu: &Cpu, phys: u64, key: u32) {
+        if let Some(e) = self.entry_of(cpu, (phys, key)) {
+            self.counters[e.counter] = i32::MAX as u32;
+        }
+    }
+
     /// Compiles a block and gives it the code. False if it is not one for this tier.
     pub fn compile(&mut self, cpu: &mut Cpu, phys: u64, key: u32) -> bool {
         let mode = ModeKey(key);
@@ -277,11 +282,11 @@ impl Baseline {
         let kept: Box<[Op]> = ops.iter().map(|o| o.0).collect();
         let counter = self.counted;
         let plan = emit::Block { ops: &ops, kept: kept.as_ptr(), first, long, counter };
-        let mut made = Emitter::emit(&plan, self.stubs, self.used, &mut self.encoder, &mut self.info);
+        let mut made = Emitter::emit(&plan, &self.stubs, self.used, &mut self.encoder, &mut self.info);
         if self.used + made.code.len() > self.write.len() {
             self.empty(cpu);
             let plan = emit::Block { ops: &ops, kept: kept.as_ptr(), first, long, counter: 0 };
-            made = Emitter::emit(&plan, self.stubs, self.used, &mut self.encoder, &mut self.info);
+            made = Emitter::emit(&plan, &self.stubs, self.used, &mut self.encoder, &mut self.info);
         }
         let origin = self.used;
         self.write[origin..origin + made.code.len()].copy_from_slice(&made.code);
@@ -297,14 +302,13 @@ impl Baseline {
         let entry = Entry {
             entry: origin,
             tested: origin + made.tested,
-            counted: origin + made.counted,
             body: origin + made.body,
             counter,
             leaps: Vec::new(),
             _ops: kept,
         };
-        let counted = self.address(entry.counted).map_addr(|a| a | BASELINE as usize);
-        let code = Compiled { enter: self.enter, code: self.address(origin), ops: counted.cast() };
+        let body = self.address(entry.body).map_addr(|a| a | BASELINE as usize);
+        let code = Compiled { enter: self.enter, code: self.address(origin), ops: body.cast() };
         if let Some(old) = self.entries.insert((phys, key), entry) {
             // The block has died and was decoded again: its old code has no jumps to be led anywhere.
             for (to, site) in old.leaps {

@@ -29,7 +29,7 @@ const _: () = assert!(offset_of!(State, aux) == offset_of!(State, res) + 8);
 const ICOUNT: i32 = offset_of!(Cpu, icount) as i32;
 
 /// Offsets of the stubs in the code.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Stubs {
     /// Loads registers and flags and goes to R11: the body of a block whose RIP is in the context.
     pub load: usize,
@@ -50,6 +50,8 @@ pub(super) struct Stubs {
     pub float: usize,
     /// Goes on at the address in RAX.
     pub chain: usize,
+    /// What `chain` does first, for in front of a jump to it: where each place has a jump of its own, the host foresees where it leads.
+    pub chained: Vec<u8>,
 }
 
 /// Kinds of accesses: so many lengths, to read and to write.
@@ -220,6 +222,14 @@ fn find(a: &mut CodeAssembler, other: &mut CodeLabel) -> Result<(), IcedError> {
     a.sub(r11, BASELINE as i32)
 }
 
+/// Goes on at the address in RAX, or to `other`; R10 and R11 are lost.
+fn go_on(a: &mut CodeAssembler, other: &mut CodeLabel) -> Result<(), IcedError> {
+    find(a, other)?;
+    a.and(rax, -4096)?;
+    a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
+    a.jmp(r11)
+}
+
 fn stub(
     code: &mut Vec<u8>,
     make: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
@@ -315,12 +325,17 @@ impl Stubs {
             a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, host))))?;
             a.ret()
         })?;
+        let mut chained = Vec::new();
+        stub(&mut chained, |a| {
+            let mut other = a.create_label();
+            go_on(a, &mut other)?;
+            a.set_label(&mut other)?;
+            a.nop()
+        })?;
+        chained.pop();
         let chain = stub(code, |a| {
             let mut other = a.create_label();
-            find(a, &mut other)?;
-            a.and(rax, -4096)?;
-            a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
-            a.jmp(r11)?;
+            go_on(a, &mut other)?;
             a.set_label(&mut other)?;
             a.mov(r11, rax)?;
             spill(a)?;
@@ -328,6 +343,18 @@ impl Stubs {
             pop_kept(a)?;
             a.jmp(qword_ptr(rdi + in_context(offset_of!(Context, chain_stub))))
         })?;
-        Ok(Self { load, interpret, event, hot, call, out, refill: to_refill, stack: to_stack, float, chain })
+        Ok(Self {
+            load,
+            interpret,
+            event,
+            hot,
+            call,
+            out,
+            refill: to_refill,
+            stack: to_stack,
+            float,
+            chain,
+            chained,
+        })
     }
 }
