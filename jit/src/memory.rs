@@ -17,7 +17,7 @@ use std::mem::{offset_of, size_of};
 const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
 
 /// What is known of a linear address: so many bytes behind a value.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Root {
     value: Value,
     offset: i64,
@@ -33,7 +33,8 @@ enum Wraps {
     Yes,
 }
 
-/// An access that the rest of its block may follow: with both addresses known, one at a known distance on the same page needs no look-up.
+/// An access that the rest of its block, and what follows that, may follow: with both addresses known, one at a known distance on the same page needs no look-up.
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     root: Root,
     lin: Value,
@@ -377,6 +378,11 @@ impl Translator<'_> {
                 }
                 let (hit, entry) = self.look_up(lin, len, write);
                 let missed = self.fork(hit);
+                if place.is_some()
+                    && let Some(block) = self.b.current_block()
+                {
+                    self.b.set_cold_block(block);
+                }
                 let at = offset_of!(TlbEntry, addend) as i32;
                 let addend = self.b.ins().load(types::I64, self.access.tlb, entry, at);
                 if let Some((frame, at)) = place {

@@ -7,6 +7,7 @@
 //! Two sets of variables (registers, flags) are computed over the region's blocks: *dirty*, those that may differ from the state in memory, and *live*,
 //! those that must have a value because they are read, or dirty where the region may be left. As it may be left before any instruction, what is
 //! dirty is always live.
+use crate::baseline::kinds::emits;
 use crate::translate::{AUX, Emit, HIGH, RES, Translator, XMM};
 use crate::x87;
 use iced_x86::{
@@ -44,13 +45,15 @@ pub(crate) struct PlanBlock {
     pub is_head: bool,
     /// It can follow itself.
     pub in_loop: bool,
-    /// Some of its instructions are called.
+    /// It calls what the baseline has in its code.
     pub calls: bool,
     /// Variables that have values when it begins.
     pub live_in: Set,
     /// Variables that may be dirty when it begins.
     pub dirty_in: Set,
     followers: Vec<usize>,
+    /// Blocks that it can follow.
+    pub comes_from: Vec<usize>,
 }
 
 /// A region before translation.
@@ -78,10 +81,23 @@ impl Plan {
         self.index.get(&delta).copied()
     }
 
-    /// Whether the region begins with the head of a loop that it closes, and calls nothing at once: elsewhere what is gained is lost by moving
-    /// registers between the baseline's places and a region's.
+    /// Whether the region begins with the head of a loop that it closes, and no loop in it calls what the baseline does not: elsewhere what is gained is lost by
+    /// moving registers between the baseline's places and a region's.
     pub fn is_loop(&self) -> bool {
-        self.blocks.first().is_some_and(|b| b.in_loop && !b.calls)
+        self.blocks.first().is_some_and(|b| b.in_loop) && !self.blocks.iter().any(|b| b.in_loop && b.calls)
+    }
+
+    /// Instructions of the loop that the region begins with.
+    pub fn loop_size(&self) -> usize {
+        // Blocks that lead to the first; it leads to all.
+        let mut leads = vec![false; self.blocks.len()];
+        let mut next = vec![0];
+        while let Some(n) = next.pop() {
+            if !std::mem::replace(&mut leads[n], true) {
+                next.extend(&self.blocks[n].comes_from);
+            }
+        }
+        self.blocks.iter().zip(leads).filter(|(_, leads)| *leads).map(|(b, _)| b.ops.len()).sum()
     }
 
     /// The handlers of all ops, `None` for those that are called.
@@ -170,6 +186,8 @@ impl Plan {
         plan.return_sites.retain(|d| plan.index.contains_key(d));
         plan.return_sites.truncate(MAX_SITES);
         plan.connect();
+        plan.arrange();
+        plan.connect();
         plan.solve(&cpu.model, info);
         Some(plan)
     }
@@ -234,13 +252,57 @@ impl Plan {
             live_in: 0,
             dirty_in: 0,
             followers: Vec::new(),
+            comes_from: Vec::new(),
         });
         self.parts.push(Part { phys: block.phys, bytes: bytes.clone() });
         Some(leads)
     }
 
+    /// Puts the blocks in an order in which each comes behind those that lead to it, but for loops (reverse postorder); what is not led to is left out.
+    fn arrange(&mut self) {
+        let mut reached = vec![false; self.blocks.len()];
+        let mut order = Vec::with_capacity(self.blocks.len());
+        let mut path = vec![(0, 0)];
+        reached[0] = true;
+        while let Some((n, next)) = path.pop() {
+            match self.blocks[n].followers.get(next) {
+                Some(&f) => {
+                    path.push((n, next + 1));
+                    if !std::mem::replace(&mut reached[f], true) {
+                        path.push((f, 0));
+                    }
+                }
+                None => order.push(n),
+            }
+        }
+        order.reverse();
+        let mut old = std::mem::take(&mut self.blocks)
+            .into_iter()
+            .zip(std::mem::take(&mut self.parts))
+            .map(Some)
+            .collect::<Vec<_>>();
+        let (ops, instructions) = (std::mem::take(&mut self.ops), std::mem::take(&mut self.instructions));
+        self.index.retain(|_, n| reached[*n]);
+        for n in order {
+            let Some((mut block, part)) = old[n].take() else { continue };
+            let range = std::mem::replace(&mut block.ops, self.ops.len()..0);
+            self.ops.extend_from_slice(&ops[range.clone()]);
+            self.instructions.extend_from_slice(&instructions[range]);
+            block.ops.end = self.ops.len();
+            if let Some(at) = self.index.get_mut(&block.delta) {
+                *at = self.blocks.len();
+            }
+            self.blocks.push(block);
+            self.parts.push(part);
+        }
+    }
+
     /// Finds each block's followers in the region, and which are led back to.
     fn connect(&mut self) {
+        for b in &mut self.blocks {
+            b.is_head = false;
+            b.comes_from.clear();
+        }
         for n in 0..self.blocks.len() {
             let b = &self.blocks[n];
             let last = b.ops.end - 1;
@@ -265,6 +327,7 @@ impl Plan {
             let followers: Vec<usize> = places.iter().filter_map(|&d| self.find(d)).collect();
             for &f in &followers {
                 self.blocks[f].is_head |= f <= n;
+                self.blocks[f].comes_from.push(n);
             }
             self.blocks[n].followers = followers;
         }
@@ -298,7 +361,8 @@ impl Plan {
             })
             .collect();
         for b in &mut self.blocks {
-            b.calls = uses[b.ops.clone()].iter().any(|u| matches!(u, Use::Call));
+            let mut ops = uses[b.ops.clone()].iter().zip(&self.instructions[b.ops.clone()]);
+            b.calls = ops.any(|(u, i)| matches!(u, Use::Call) && i.as_ref().is_some_and(emits));
         }
         // Forward: dirty.
         let mut dirty_after = vec![0; self.ops.len()];

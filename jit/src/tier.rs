@@ -40,7 +40,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Executions after which a block is compiled, where there is no baseline.
 pub const HOT: u32 = 500;
 /// Jumps backwards to a block in the baseline after which it is compiled by Cranelift.
-const HOTTER: u32 = 30_000;
+const HOTTER: u32 = 20_000;
+/// Jumps backwards after that, during which it is looked at how much else is executed meanwhile.
+const PROBE: u32 = 10_000;
+/// How often that is looked at before a block stays in the baseline.
+const PROBES: u32 = 3;
 /// Executions after which a block's code is looked for among what has been compiled before: what was hot once
 /// will be again.
 const KNOWN: u32 = 8;
@@ -374,6 +378,8 @@ pub struct Translating {
     info: InstructionInfoFactory,
     inside: Arc<Inside>,
     baseline: Option<Box<Baseline>>,
+    /// Loops that are looked at: the count of instructions when that began, and how often it was.
+    probed: HashMap<(u64, u32), (u64, u32)>,
     /// An engine of this vCPU's own, which ends with it.
     _own: Option<Engine>,
 }
@@ -417,6 +423,7 @@ impl Translating {
             given_up: 0,
             history: HashMap::new(),
             rewritten: HashMap::new(),
+            probed: HashMap::new(),
             info: InstructionInfoFactory::new(),
             inside: engine.inside.clone(),
             baseline,
@@ -593,11 +600,46 @@ impl Translating {
         }
     }
 
+    /// Begins to look at what a loop that is hot executes, if that has not been done. Tiers that compile at once do not.
+    fn begins_probe(&mut self, cpu: &Cpu, phys: u64, key: u32) -> bool {
+        let (Some(b), Some(_)) = (&mut self.baseline, &self.pool) else { return false };
+        if self.probed.len() >= HISTORY {
+            self.probed.clear();
+        }
+        let probe = self.probed.entry((phys, key)).or_insert((0, 0));
+        let begins = probe.0 == 0;
+        if begins {
+            probe.0 = cpu.icount.max(1);
+            b.count_to(cpu, phys, key, PROBE);
+        }
+        begins
+    }
+
+    /// Whether hardly more was executed than the loop of so many instructions while it was looked at. A loop that is left after a few rounds each time
+    /// is better off in the baseline, which keeps registers where they are.
+    fn spins(&mut self, cpu: &Cpu, phys: u64, key: u32, size: usize) -> bool {
+        let (Some(b), Some(probe)) = (&mut self.baseline, self.probed.get_mut(&(phys, key))) else {
+            return true;
+        };
+        let executed = cpu.icount.wrapping_sub(std::mem::take(&mut probe.0));
+        if executed * 4 <= size as u64 * u64::from(PROBE) * 5 {
+            return true;
+        }
+        probe.1 += 1;
+        if probe.1 >= PROBES {
+            b.keep(cpu, phys, key);
+        }
+        false
+    }
+
     /// Has the region that begins with a block compiled.
     fn compile(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
         if let Some(b) = &mut self.baseline {
             // Should it not be compiled now.
             b.count_again(cpu, phys, key);
+        }
+        if self.begins_probe(cpu, phys, key) {
+            return;
         }
         if !is_worth_it(&mut self.history, cpu.icount, (phys, key)) {
             self.seat.counters.put_off.fetch_add(1, Ordering::Relaxed);
@@ -618,6 +660,10 @@ impl Translating {
         {
             self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
             b.keep(cpu, phys, key);
+            return;
+        }
+        if !self.spins(cpu, phys, key, plan.loop_size()) {
+            self.seat.counters.put_off.fetch_add(1, Ordering::Relaxed);
             return;
         }
         // The blocks of a loop become hot together: one region is enough, unless they go on being entered from

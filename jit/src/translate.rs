@@ -159,6 +159,8 @@ pub struct Translator<'a> {
     pub(crate) roots: HashMap<Value, Root>,
     /// Accesses of this block since the last call.
     pub(crate) seen: Vec<Seen>,
+    /// What is known at the ends of the blocks translated so far.
+    ends: Vec<End>,
     pub(crate) places: Places,
     /// What the present access shares a place with.
     pub(crate) place_key: PlaceKey,
@@ -195,6 +197,28 @@ pub(crate) struct Ready {
     pub avx: bool,
     /// Registers whose bits 128-255 are zero in memory, and whose variables are too.
     pub high_zero: u16,
+}
+
+impl Ready {
+    /// What both say.
+    fn and(self, o: Self) -> Self {
+        Self {
+            sse: self.sse && o.sse,
+            float: self.float && o.float,
+            x87: self.x87 && o.x87,
+            avx: self.avx && o.avx,
+            high_zero: self.high_zero & o.high_zero,
+        }
+    }
+}
+
+/// What is known at a block's end. Values are the same only if they were computed before the ways parted.
+#[derive(Clone)]
+struct End {
+    seen: Vec<Seen>,
+    sums: HashMap<(Value, Value, u8), Value>,
+    bases: [Option<Value>; 8],
+    ready: Ready,
 }
 
 impl<'a> Translator<'a> {
@@ -238,6 +262,7 @@ impl<'a> Translator<'a> {
             pending: Vec::new(),
             roots: HashMap::new(),
             seen: Vec::new(),
+            ends: Vec::new(),
             places: Places::default(),
             place_key: PlaceKey::default(),
             begin,
@@ -270,6 +295,10 @@ impl<'a> Translator<'a> {
             self.forget_seen();
             if p.is_head {
                 self.emit_event_test();
+            } else if n > 0 {
+                // All that leads here has been translated.
+                self.b.seal_block(self.blocks[n]);
+                self.recall(&p.comes_from);
             }
             for (k, op) in plan.ops[p.ops.clone()].iter().enumerate() {
                 self.index = k;
@@ -285,6 +314,11 @@ impl<'a> Translator<'a> {
             if self.failed {
                 return None;
             }
+            let bases = self.bases;
+            // Which variables have values in what follows is the plan's.
+            let ready = Ready { high_zero: 0, ..self.ready };
+            let end = End { seen: self.seen.clone(), sums: std::mem::take(&mut self.sums), bases, ready };
+            self.ends.push(end);
             self.fill_exits();
         }
         self.b.switch_to_block(self.begin);
@@ -299,6 +333,22 @@ impl<'a> Translator<'a> {
         self.b.seal_all_blocks();
         self.b.finalize(isa.frontend_config());
         Some(self.primitives)
+    }
+
+    /// Knows at a block's begin what is known at the end of each block that leads to it.
+    fn recall(&mut self, comes_from: &[usize]) {
+        let Some((&first, others)) = comes_from.split_first() else { return };
+        let End { mut seen, mut sums, mut bases, mut ready } = self.ends[first].clone();
+        for &other in others {
+            let o = &self.ends[other];
+            seen.retain(|s| o.seen.contains(s));
+            sums.retain(|k, v| o.sums.get(k) == Some(v));
+            for (b, o) in bases.iter_mut().zip(o.bases) {
+                *b = b.filter(|_| *b == o);
+            }
+            ready = ready.and(o.ready);
+        }
+        (self.seen, self.sums, self.bases, self.ready) = (seen, sums, bases, ready);
     }
 
     fn emit_op(&mut self, op: &Op, handler: Option<Emit<'a>>, number: usize, last: bool) {
@@ -346,7 +396,8 @@ impl<'a> Translator<'a> {
             self.failed = true;
             return if n < XMM { self.b.ins().iconst(types::I64, 0) } else { self.zero_vector() };
         }
-        self.b.use_var(self.vars[n])
+        let v = self.b.use_var(self.vars[n]);
+        self.b.func.dfg.resolve_aliases(v)
     }
 
     pub(crate) fn set_var(&mut self, n: usize, v: Value) {

@@ -64,6 +64,16 @@ pub(super) enum How {
     Nothing,
 }
 
+/// Whether the baseline has an instruction in its code, as far as its kind tells.
+pub(crate) fn emits(i: &Instruction) -> bool {
+    let vector = (0..i.op_count()).any(|n| i.op_register(n).is_vector_register());
+    if vector {
+        vector_how(i).is_some()
+    } else {
+        how(i).is_some() || matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
+    }
+}
+
 /// `None`: it is called.
 pub(super) fn how(i: &Instruction) -> Option<How> {
     use Mnemonic::*;

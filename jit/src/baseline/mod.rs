@@ -18,7 +18,7 @@
 //! by the table of [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
 mod asm;
 mod emit;
-mod kinds;
+pub(crate) mod kinds;
 mod stubs;
 
 use crate::listing::Mark;
@@ -57,9 +57,9 @@ const MAP: [Option<u8>; 16] = [
 ];
 
 /// Executions by the interpreter after which a block is compiled.
-pub(crate) const HOT: u32 = 8;
+pub(crate) const HOT: u32 = 3;
 /// Bytes of code.
-const CODE: usize = 48 << 20;
+const CODE: usize = 64 << 20;
 /// Least bytes of code.
 const LEAST: usize = 1 << 20;
 /// Blocks.
@@ -232,16 +232,19 @@ impl Baseline {
 
     /// Counts a block's executions from the start.
     pub fn count_again(&mut self, cpu: &Cpu, phys: u64, key: u32) {
+        self.count_to(cpu, phys, key, self.hot);
+    }
+
+    /// Counts so many of a block's executions.
+    pub fn count_to(&mut self, cpu: &Cpu, phys: u64, key: u32, number: u32) {
         if let Some(e) = self.entry_of(cpu, (phys, key)) {
-            self.counters[e.counter] = self.hot;
+            self.counters[e.counter] = number;
         }
     }
 
     /// Leaves a block to this tier.
     pub fn keep(&mut self, cpu: &Cpu, phys: u64, key: u32) {
-        if let Some(e) = self.entry_of(cpu, (phys, key)) {
-            self.counters[e.counter] = i32::MAX as u32;
-        }
+        self.count_to(cpu, phys, key, i32::MAX as u32);
     }
 
     /// Compiles a block and gives it the code. False if it is not one for this tier.
