@@ -207,7 +207,7 @@ fn a_second_boot_takes_compiled_code_from_disk_and_two_at_once_do_too() {
         std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("boot-cache-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
     let Some((hits, compiled)) = boot_with_cache("cache1", &dir) else { return };
-    assert!(hits == 0 && compiled > 50, "{hits} {compiled}");
+    assert!(hits == 0 && compiled > 5, "{hits} {compiled}");
     let Some((hits, _)) = boot_with_cache("cache2", &dir) else { return };
     assert!(hits > compiled / 2, "{hits} of {compiled}");
     std::thread::scope(|s| {
