@@ -53,7 +53,8 @@ pub(crate) struct Places {
     used: Vec<(u8, bool)>,
 }
 
-/// What accesses share a place: the base register, and whether they write. Those with an index have none: tables are looked into at random.
+/// What accesses share a place: the base register, and whether they write. Those with an index have none: tables are looked into at random; nor do
+/// pointers that are loaded.
 pub(crate) type PlaceKey = Option<u8>;
 
 /// Emits the look-up of a linear address in the TLB: a truth value for a hit, and the entry. `flags` are those of the vCPU's state and the TLB.
@@ -160,7 +161,7 @@ impl Translator<'_> {
     pub(crate) fn linear(&mut self, op: &Op, offset: Value, len: u64, write: bool) -> Value {
         let s = usize::from(op.seg & 7);
         let plain = op.index == gpr::ZERO as u8 && !matches!(usize::from(op.base), gpr::ZERO);
-        self.place_key = plain.then_some(op.base);
+        self.place_key = plain.then_some(op.base).filter(|&b| !self.is_loaded(b));
         if op.flags & CHECKED == 0 {
             if s < seg::FS {
                 return offset; // 64-bit, or flat: the base is 0

@@ -64,6 +64,8 @@ pub(crate) struct Plan {
     instructions: Vec<Option<Instruction>>,
     /// Variables that must have values after each op.
     pub live_after: Vec<Set>,
+    /// General registers that are loaded from memory in loops: pointers that lead anywhere.
+    pub loaded: u16,
     /// Blocks that calls in the region return to, by distance.
     pub return_sites: Vec<i64>,
     /// 64-bit code.
@@ -158,6 +160,7 @@ impl Plan {
             ops: Vec::new(),
             instructions: Vec::new(),
             live_after: Vec::new(),
+            loaded: 0,
             return_sites: Vec::new(),
             long,
             marks: None,
@@ -334,6 +337,9 @@ impl Plan {
         for n in 0..self.blocks.len() {
             self.blocks[n].in_loop = self.leads_back(n);
         }
+        let in_loops =
+            self.blocks.iter().filter(|b| b.in_loop).flat_map(|b| &self.instructions[b.ops.clone()]);
+        self.loaded = in_loops.flatten().filter_map(loaded).fold(0, |all, r| all | 1 << r);
     }
 
     /// Whether a block can follow itself.
@@ -408,6 +414,17 @@ impl Plan {
             }
         }
     }
+}
+
+/// The number of the general register that an instruction loads a pointer into, if it may be one.
+fn loaded(i: &Instruction) -> Option<usize> {
+    let from_memory = match i.mnemonic() {
+        Mnemonic::Mov => i.op1_kind() == OpKind::Memory,
+        Mnemonic::Pop => true,
+        _ => false,
+    };
+    let r = i.op0_register();
+    (from_memory && r.is_gpr() && r.size() >= 4).then(|| r.number())
 }
 
 /// Whether a block can be in a region.

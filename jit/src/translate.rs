@@ -387,6 +387,11 @@ impl<'a> Translator<'a> {
         self.plan.blocks.iter().any(|b| b.in_loop)
     }
 
+    /// Whether a general register is loaded from memory in a loop.
+    pub(crate) fn is_loaded(&self, register: u8) -> bool {
+        register < 16 && self.plan.loaded & 1 << register != 0
+    }
+
     // ---- variables ---------------------------------------------------------------------------------------------------------
 
     pub(crate) fn var(&mut self, n: usize) -> Value {

@@ -47,7 +47,7 @@ pub const ENTRY_SHIFT: u32 = 12 - size_of::<TlbEntry>().trailing_zeros();
 const _: () = assert!(size_of::<TlbEntry>().is_power_of_two());
 
 /// Higher bits of an address are folded into those that choose its entry: buffers a power of two apart are often used in turns.
-pub const HASH_SHIFT: u32 = 14;
+pub const HASH_SHIFT: u32 = 11;
 
 /// The bits of an address that choose its entry, from bit 12 on.
 #[inline(always)]
@@ -56,7 +56,7 @@ fn fold(lin: u64) -> u64 {
 }
 
 /// Whether a page has the entry of the page before it: then the tag of the last byte of an access across both would match in the wrong
-/// entry, so such a page must have no fast accesses. So it is at multiples of 32 GiB, and for page 0, which follows the last one of 64-bit mode.
+/// entry, so such a page must have no fast accesses. So it is at multiples of 4 GiB, and for page 0, which follows the last one of 64-bit mode.
 #[inline(always)]
 pub fn shares_entry_with_previous(lin: u64) -> bool {
     let page = lin & !PAGE_MASK;
