@@ -80,7 +80,8 @@ pub(super) struct Emitter<'a> {
     /// The host's MXCSR is known to be the guest's; vectors of 256 bits are known to be allowed.
     float: bool,
     avx: bool,
-    called: Vec<u16>,
+    #[expect(clippy::vec_box, reason = "code has their addresses")]
+    called: Vec<Box<Op>>,
 }
 
 /// A finished block.
@@ -91,8 +92,9 @@ pub(super) struct Emitted {
     /// Offset of where it is entered from elsewhere.
     pub body: usize,
     pub leaps: Vec<Leap>,
-    /// Codes of the instructions that are called.
-    pub called: Vec<u16>,
+    /// The instructions that are called; code has their addresses.
+    #[expect(clippy::vec_box, reason = "code has their addresses")]
+    pub called: Vec<Box<Op>>,
     /// Offsets of each op's code, and of what lies behind all.
     pub places: Vec<usize>,
 }
@@ -102,8 +104,6 @@ pub(super) struct Block<'a> {
     /// Ops, and what they were decoded from, with offsets in the page as addresses, and whether they are what that says; `None` for the end of a block that
     /// was cut.
     pub ops: &'a [(Op, Option<(Instruction, bool)>)],
-    /// Where the ops are that may be called.
-    pub kept: *const Op,
     /// Offset of the first byte in its page.
     pub first: u16,
     pub long: bool,
@@ -187,7 +187,7 @@ impl<'a> Emitter<'a> {
             e.k = k;
             e.here = first + i64::from(op.off);
             match i {
-                Some((i, known)) => e.op(op, i, *known, block.kept.wrapping_add(k), k + 1 == block.ops.len()),
+                Some((i, known)) => e.op(op, i, *known, k + 1 == block.ops.len()),
                 None => e.go_to(first + i64::from(op.off)),
             }
         }
@@ -196,14 +196,14 @@ impl<'a> Emitter<'a> {
         Emitted { code: e.a.code, tested, body, leaps, called: e.called, places }
     }
 
-    fn op(&mut self, op: &Op, i: &Instruction, known: bool, kept: *const Op, last: bool) {
+    fn op(&mut self, op: &Op, i: &Instruction, known: bool, last: bool) {
         let done = match (known, last) {
             (false, _) => None,
             (_, true) => self.ender(op, i),
             (_, false) => self.straight(op, i),
         };
         if done.is_none() {
-            self.call(op, kept, last);
+            self.call(op, last);
         }
     }
 
@@ -865,10 +865,11 @@ impl<'a> Emitter<'a> {
     }
 
     /// Has the op executed by its interpreter's handler.
-    fn call(&mut self, op: &Op, kept: *const Op, last: bool) {
-        self.called.push(op.code);
+    fn call(&mut self, op: &Op, last: bool) {
+        let kept = Box::new(*op);
         self.save_flags();
-        self.a.imm(host::R11, kept as u64);
+        self.a.imm(host::R11, &raw const *kept as u64);
+        self.called.push(kept);
         self.a.imm(host::RAX, self.first as u64);
         let site = self.a.call();
         self.lead_out(site, self.stubs.call);

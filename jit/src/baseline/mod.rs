@@ -59,7 +59,7 @@ const MAP: [Option<u8>; 16] = [
 /// Executions by the interpreter after which a block is compiled.
 pub(crate) const HOT: u32 = 3;
 /// Bytes of code.
-const CODE: usize = 64 << 20;
+const CODE: usize = 96 << 20;
 /// Least bytes of code.
 const LEAST: usize = 1 << 20;
 /// Blocks.
@@ -77,7 +77,8 @@ struct Entry {
     /// Where its jumps lead, and the offsets of their displacements.
     leaps: Vec<((u64, u32), usize)>,
     /// The code calls the interpreter's handlers for these.
-    _ops: Box<[Op]>,
+    #[expect(clippy::vec_box, reason = "code has their addresses")]
+    _called: Vec<Box<Op>>,
 }
 
 /// A jump that leads to a block when there is code for it.
@@ -282,13 +283,12 @@ impl Baseline {
         if self.counted == self.counters.len() {
             self.empty(cpu);
         }
-        let kept: Box<[Op]> = ops.iter().map(|o| o.0).collect();
         let counter = self.counted;
-        let plan = emit::Block { ops: &ops, kept: kept.as_ptr(), first, long, counter };
+        let plan = emit::Block { ops: &ops, first, long, counter };
         let mut made = Emitter::emit(&plan, &self.stubs, self.used, &mut self.encoder, &mut self.info);
         if self.used + made.code.len() > self.write.len() {
             self.empty(cpu);
-            let plan = emit::Block { ops: &ops, kept: kept.as_ptr(), first, long, counter: 0 };
+            let plan = emit::Block { ops: &ops, first, long, counter: 0 };
             made = Emitter::emit(&plan, &self.stubs, self.used, &mut self.encoder, &mut self.info);
         }
         let origin = self.used;
@@ -297,7 +297,7 @@ impl Baseline {
         self.compiled += 1;
         self.instructions += ops.iter().filter(|o| o.1.is_some()).count() as u64;
         self.bytes += made.code.len() as u64;
-        let (places, called) = (made.places, made.called);
+        let (places, called) = (made.places, made.called.iter().map(|op| op.code).collect());
         self.latest = Latest { at: (phys, key), origin, len: made.code.len(), places, called };
         let counter = self.counted;
         self.counted += 1;
@@ -308,7 +308,7 @@ impl Baseline {
             body: origin + made.body,
             counter,
             leaps: Vec::new(),
-            _ops: kept,
+            _called: made.called,
         };
         let body = self.address(entry.body).map_addr(|a| a | BASELINE as usize);
         let code = Compiled { enter: self.enter, code: self.address(origin), ops: body.cast() };
