@@ -46,7 +46,7 @@ const PROBE: u32 = 10_000;
 /// How often that is looked at before a block stays in the baseline.
 const PROBES: u32 = 3;
 /// Executions after which a block's code is looked for among what has been compiled before: what was hot once
-/// will be again.
+/// will be again. With the baseline it is looked for when that would take the block, which is earlier.
 const KNOWN: u32 = 8;
 /// Bytes of code kept in memory unless told otherwise.
 pub const CODE: usize = 128 << 20;

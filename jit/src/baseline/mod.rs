@@ -14,8 +14,8 @@
 //!
 //! As in Cranelift's regions code raises no faults: what is not plain leaves the block before the instruction, and the interpreter executes it.
 //!
-//! A block counts how often it runs; when that is often, Cranelift gets it ([`Left::Hot`](crate::runtime::Left)). Blocks of a page jump to each other; other jumps go
-//! by the table of [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
+//! A block counts the jumps backwards that lead to it; when those are many, Cranelift may get it ([`Left::Hot`](crate::runtime::Left)). Blocks of a page jump to
+//! each other; other jumps go by the table of [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
 mod asm;
 mod emit;
 pub(crate) mod kinds;
