@@ -33,7 +33,8 @@ enum Wraps {
     Yes,
 }
 
-/// An access that the rest of its block, and what follows that, may follow: with both addresses known, one at a known distance on the same page needs no look-up.
+/// An access that the rest of its block, and what follows that, may follow: with both addresses known, one at a known distance on the same page needs
+/// no look-up.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     root: Root,
@@ -409,7 +410,6 @@ impl Translator<'_> {
         if !self.in_loop() || len > 8 {
             return None;
         }
-        let frame = self.places_frame()?;
         let key = (self.place_key?, write);
         let n = match self.places.used.iter().position(|&k| k == key) {
             Some(n) => n,
@@ -419,19 +419,13 @@ impl Translator<'_> {
             }
             None => return None,
         };
-        Some((frame, 16 * n as i32))
+        Some((self.places_frame(), 16 * n as i32))
     }
 
-    fn places_frame(&mut self) -> Option<StackSlot> {
-        if !self.has_loop() {
-            return None;
-        }
-        Some(match self.places.frame {
-            Some(frame) => frame,
-            None => {
-                let data = StackSlotData::new(StackSlotKind::ExplicitSlot, 16 * PLACES as u32, 3);
-                *self.places.frame.insert(self.b.create_sized_stack_slot(data))
-            }
+    fn places_frame(&mut self) -> StackSlot {
+        *self.places.frame.get_or_insert_with(|| {
+            let data = StackSlotData::new(StackSlotKind::ExplicitSlot, 16 * PLACES as u32, 3);
+            self.b.create_sized_stack_slot(data)
         })
     }
 
@@ -455,7 +449,8 @@ impl Translator<'_> {
 
     /// Nothing is known of the places' pages: something was called that may have changed their translation.
     pub(crate) fn forget_places(&mut self) {
-        if let Some(frame) = self.places_frame() {
+        if self.has_loop() {
+            let frame = self.places_frame();
             self.empty_places(frame, PLACES);
         }
     }

@@ -83,23 +83,29 @@ impl Plan {
         self.index.get(&delta).copied()
     }
 
-    /// Whether the region begins with the head of a loop that it closes, and no loop in it calls what the baseline does not: elsewhere what is gained is lost by
-    /// moving registers between the baseline's places and a region's.
+    /// Whether the region begins with the head of a loop that it closes, and no loop in it calls what the baseline has in its code: elsewhere what is
+    /// gained is lost by moving registers between the baseline's places and a region's.
     pub fn is_loop(&self) -> bool {
         self.blocks.first().is_some_and(|b| b.in_loop) && !self.blocks.iter().any(|b| b.in_loop && b.calls)
     }
 
     /// Instructions of the loop that the region begins with.
     pub fn loop_size(&self) -> usize {
-        // Blocks that lead to the first; it leads to all.
-        let mut leads = vec![false; self.blocks.len()];
-        let mut next = vec![0];
+        // It leads to all: what leads to it is in its loop.
+        let leads = self.reached(&[0], |b| &b.comes_from);
+        self.blocks.iter().zip(leads).filter(|(_, leads)| *leads).map(|(b, _)| b.ops.len()).sum()
+    }
+
+    /// Which blocks are reached from these, themselves included, by the edges that are given of each.
+    fn reached(&self, from: &[usize], edges: impl Fn(&PlanBlock) -> &[usize]) -> Vec<bool> {
+        let mut reached = vec![false; self.blocks.len()];
+        let mut next = from.to_vec();
         while let Some(n) = next.pop() {
-            if !std::mem::replace(&mut leads[n], true) {
-                next.extend(&self.blocks[n].comes_from);
+            if !std::mem::replace(&mut reached[n], true) {
+                next.extend(edges(&self.blocks[n]));
             }
         }
-        self.blocks.iter().zip(leads).filter(|(_, leads)| *leads).map(|(b, _)| b.ops.len()).sum()
+        reached
     }
 
     /// The handlers of all ops, `None` for those that are called.
@@ -191,6 +197,7 @@ impl Plan {
         plan.connect();
         plan.arrange();
         plan.connect();
+        plan.find_loops();
         plan.solve(&cpu.model, info);
         Some(plan)
     }
@@ -334,24 +341,16 @@ impl Plan {
             }
             self.blocks[n].followers = followers;
         }
+    }
+
+    /// Finds the blocks in loops, and what is loaded there.
+    fn find_loops(&mut self) {
         for n in 0..self.blocks.len() {
-            self.blocks[n].in_loop = self.leads_back(n);
+            self.blocks[n].in_loop = self.reached(&self.blocks[n].followers, |b| &b.followers)[n];
         }
         let in_loops =
             self.blocks.iter().filter(|b| b.in_loop).flat_map(|b| &self.instructions[b.ops.clone()]);
         self.loaded = in_loops.flatten().filter_map(loaded).fold(0, |all, r| all | 1 << r);
-    }
-
-    /// Whether a block can follow itself.
-    fn leads_back(&self, n: usize) -> bool {
-        let mut reached = vec![false; self.blocks.len()];
-        let mut next = self.blocks[n].followers.clone();
-        while let Some(f) = next.pop() {
-            if !std::mem::replace(&mut reached[f], true) {
-                next.extend(&self.blocks[f].followers);
-            }
-        }
-        reached[n]
     }
 
     /// Computes the sets.

@@ -651,10 +651,6 @@ impl Translating {
             self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        if self.baseline.is_some() && !plan.blocks[0].in_loop {
-            self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
         if let Some(b) = &mut self.baseline
             && !(plan.is_loop() || cpu.sees_every_block())
         {
@@ -663,6 +659,7 @@ impl Translating {
             return;
         }
         if !self.spins(cpu, phys, key, plan.loop_size()) {
+            self.history.remove(&(phys, key));
             self.seat.counters.put_off.fetch_add(1, Ordering::Relaxed);
             return;
         }

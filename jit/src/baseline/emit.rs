@@ -621,25 +621,28 @@ impl<'a> Emitter<'a> {
             }
         }
         self.flags_lost();
-        let mut divide = |narrow: &[u8], wider: &[u8]| self.a.bytes(if wide { wider } else { narrow });
-        let refused = if i.mnemonic() == Mnemonic::Div {
+        let either = |narrow: &'static [u8], wider: &'static [u8]| if wide { wider } else { narrow };
+        let refuse = |e: &mut Self, condition: u8| {
+            let site = e.a.jcc(condition);
+            e.cold.push(Cold::Interpret { site, k: e.k });
+        };
+        if i.mnemonic() == Mnemonic::Div {
             // cmp rdx, r11: the quotient fits if the upper half is below the divisor.
-            divide(&[0x44, 0x39, 0xda], &[0x4c, 0x39, 0xda]);
-            vec![self.a.jcc(cc::AE)]
+            self.a.bytes(either(&[0x44, 0x39, 0xda], &[0x4c, 0x39, 0xda]));
+            refuse(self, cc::AE);
         } else {
-            // mov rax, r13; sar rax, 63; cmp rax, rdx: the upper half is the lower one's sign; and the divisor neither 0 nor -1.
-            divide(
+            // mov rax, r13; sar rax, 63; cmp rax, rdx: the upper half is the lower one's sign;
+            self.a.bytes(either(
                 &[0x44, 0x89, 0xe8, 0xc1, 0xf8, 31, 0x39, 0xd0],
                 &[0x4c, 0x89, 0xe8, 0x48, 0xc1, 0xf8, 63, 0x48, 0x39, 0xd0],
-            );
-            let first = self.a.jcc(cc::NE);
-            // lea rax, [r11+1]; cmp rax, 1
-            let mut divide = |narrow: &[u8], wider: &[u8]| self.a.bytes(if wide { wider } else { narrow });
-            divide(&[0x41, 0x8d, 0x43, 1, 0x83, 0xf8, 1], &[0x49, 0x8d, 0x43, 1, 0x48, 0x83, 0xf8, 1]);
-            vec![first, self.a.jcc(cc::BE)]
-        };
-        for site in refused {
-            self.cold.push(Cold::Interpret { site, k: self.k });
+            ));
+            refuse(self, cc::NE);
+            // lea rax, [r11+1]; cmp rax, 1: and the divisor neither 0 nor -1.
+            self.a.bytes(either(
+                &[0x41, 0x8d, 0x43, 1, 0x83, 0xf8, 1],
+                &[0x49, 0x8d, 0x43, 1, 0x48, 0x83, 0xf8, 1],
+            ));
+            refuse(self, cc::BE);
         }
         self.a.mov(host::RAX, host::R13);
         let way = if i.mnemonic() == Mnemonic::Div { 0xf3 } else { 0xfb };
