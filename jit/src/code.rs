@@ -1,8 +1,7 @@
 //! Memory for generated code, and what is kept of a planned block.
 //!
-//! Code lies in segments of memory that is mapped twice, once to be written and once to be executed,
-//! so that no page is ever both and no protection changes while other threads may execute. Code is put into a
-//! segment one piece after the other. When as many segments are full as the budget allows, the oldest one is
+//! Code lies in segments of memory that can be written while other threads execute what is there already. Code is
+//! put into a segment one piece after the other. When as many segments are full as the budget allows, the oldest one is
 //! given up with all the code in it: it is unmapped as soon as nobody keeps a piece of it.
 use crate::twice::{self, Executed, Written};
 use parking_lot::Mutex;
@@ -40,7 +39,7 @@ impl Segment {
 
     /// Puts code at an offset where none has been.
     pub fn put(self: &Arc<Self>, at: usize, code: &[u8]) -> Code {
-        self.write.lock()[at..at + code.len()].copy_from_slice(code);
+        self.write.lock().put(at, code);
         Code { segment: self.clone(), at, len: code.len() }
     }
 

@@ -138,7 +138,7 @@ impl Baseline {
         let mut code = Vec::new();
         let stubs = Stubs::new(&mut code).map_err(|e| format!("a stub of the baseline: {e}"))?;
         let (mut write, execute) = twice::map(size).map_err(|e| format!("no executable memory: {e}"))?;
-        write[..code.len()].copy_from_slice(&code);
+        write.put(0, &code);
         let start = code.len().next_multiple_of(16);
         let flag_words = (0..512u64)
             .map(|n| {
@@ -177,13 +177,13 @@ impl Baseline {
 
     /// The stubs: address and code.
     pub fn stubs(&self) -> (*const u8, &[u8]) {
-        (self.address(0), &self.write[..self.start])
+        (self.address(0), self.write.bytes(0, self.start))
     }
 
     /// The code of the block that was compiled last, and where it is.
     pub fn latest(&self) -> (*const u8, &[u8]) {
         let Latest { origin, len, .. } = self.latest;
-        (self.address(origin), &self.write[origin..origin + len])
+        (self.address(origin), self.write.bytes(origin, len))
     }
 
     /// The codes of the instructions in it that are called.
@@ -292,7 +292,7 @@ impl Baseline {
             made = Emitter::emit(&plan, &self.stubs, self.used, &mut self.encoder, &mut self.info);
         }
         let origin = self.used;
-        self.write[origin..origin + made.code.len()].copy_from_slice(&made.code);
+        self.write.put(origin, &made.code);
         self.used = (origin + made.code.len()).next_multiple_of(16);
         self.compiled += 1;
         self.instructions += ops.iter().filter(|o| o.1.is_some()).count() as u64;
@@ -357,7 +357,7 @@ impl Baseline {
         }
         let target = if w.back { e.tested } else { e.body };
         let distance = |t: usize| (t as i64 - (w.site as i64 + 4)) as i32;
-        let at: *mut u8 = self.write[w.site..w.site + 4].as_mut_ptr();
+        let at = self.write.at(w.site);
         // SAFETY: the site is a displacement in code of this tier, which is mapped as long as the vCPU has it, and changed by its thread only, while none of
         // its code runs.
         unsafe { cpu.link_code(to.0, to.1, Link { at, back: distance(w.stub) }, distance(target)) };
