@@ -7,12 +7,12 @@
 //! A block that dies while it runs (self-modifying code) stays allocated until the dispatcher is back; the handlers of its remaining ops are
 //! replaced by one that leaves the block, so that the very next instruction is fetched anew.
 use crate::cpu::{Cpu, SegView, Stop};
-use crate::decode::decode_op;
+use crate::decode::{Run, decode_op};
 use crate::interp::run_straight;
 use crate::op::{Flow, Op};
 use crate::state::{Segment, State, cr0, fl, seg};
 use crate::sys::flags::sti_inside;
-use crate::tier::{CODE_JUMPS, CodeJump};
+use crate::tier::{CODE_JUMPS, CodeJump, Jumps};
 use iced_x86::Code;
 use mynah_mmu::{PAGE_MASK, PhysMemory};
 use std::cell::{Cell, UnsafeCell};
@@ -101,8 +101,8 @@ pub struct Block {
     /// Successors on the same page: of a taken branch, and of falling through.
     pub link: [Cell<*const Block>; 2],
     dead: Cell<bool>,
-    /// How many entries of the jump cache were set to this block, and the first few of them.
-    jumps: Cell<(usize, [u16; 4])>,
+    /// Entries of the jump cache that were set to this block.
+    jumps: Cell<Jumps>,
     pub(crate) tier: crate::tier::BlockTier,
 }
 
@@ -148,6 +148,8 @@ const _: () = assert!(JUMPS <= 1 << 16);
 const MAX_OPS: usize = 4 << 20;
 /// Instructions in a block.
 const MAX_BLOCK: usize = 64;
+/// Bytes that are copied at once to be decoded: most blocks are shorter.
+const PIECE: usize = 64;
 
 /// All decoded blocks of a vCPU.
 pub struct BlockCache {
@@ -164,6 +166,11 @@ pub struct BlockCache {
     #[allow(clippy::vec_box)]
     graveyard: Vec<Box<Block>>,
     ops: usize,
+    /// Memory for the ops of a block that is being decoded.
+    scratch: Vec<Op>,
+    /// Numbers that the tier gave blocks which have died since it asked; or all have.
+    pub(crate) dead_numbers: Vec<u32>,
+    pub(crate) all_died: bool,
     /// Blocks decoded since the start.
     pub decoded: u64,
     /// Blocks invalidated since the start.
@@ -185,6 +192,9 @@ impl BlockCache {
             current: std::ptr::null(),
             graveyard: Vec::new(),
             ops: 0,
+            scratch: Vec::new(),
+            dead_numbers: Vec::new(),
+            all_died: false,
             decoded: 0,
             invalidated: 0,
         }
@@ -212,14 +222,9 @@ impl BlockCache {
         self.jumps[at] = jump;
         // SAFETY: callers pass a live block.
         let known = unsafe { &(*jump.block).jumps };
-        let (n, mut slots) = known.get();
-        if slots[..n.min(slots.len())].contains(&(at as u16)) {
-            return;
-        }
-        if let Some(s) = slots.get_mut(n) {
-            *s = at as u16;
-        }
-        known.set((n + 1, slots));
+        let mut jumps = known.get();
+        jumps.add(at as u16);
+        known.set(jumps);
     }
 
     fn forget_jumps(&mut self, dead: &Block) {
@@ -228,9 +233,8 @@ impl BlockCache {
                 j.block = std::ptr::null();
             }
         };
-        let (n, slots) = dead.jumps.get();
-        match slots.get(..n) {
-            Some(slots) => slots.iter().for_each(|&s| forget(&mut self.jumps[usize::from(s)])),
+        match dead.jumps.get().known() {
+            Some(known) => known.iter().for_each(|&s| forget(&mut self.jumps[usize::from(s)])),
             None => self.jumps.iter_mut().for_each(forget),
         }
     }
@@ -256,6 +260,8 @@ impl BlockCache {
             self.mem.release_code(page);
         }
         self.ops = 0;
+        self.dead_numbers.clear();
+        self.all_died = true;
         for j in self.jumps.iter_mut() {
             j.block = std::ptr::null();
         }
@@ -394,83 +400,93 @@ impl Cpu {
             self.blocks.clear();
         }
         let in_page = (PAGE_MASK + 1 - (lin & PAGE_MASK)).min(left) as usize;
-        // A copy: all of the decoding sees the same bytes, whatever others store meanwhile.
-        let mut copy = [0u8; MAX_BLOCK * 15];
-        let n = in_page.min(if host.is_some() { copy.len() } else { 15 });
         self.hold_page(phys);
-        match host {
-            // SAFETY: `fetch_page` vouches for the whole page. Guest stores may race with this read as on hardware; what is decoded is then
-            // invalidated by the store, which sees that the page is held.
-            Some(p) => unsafe {
-                crate::width::copy_out(p.wrapping_add((lin & PAGE_MASK) as usize), &mut copy[..n]);
-            },
-            None => {
-                for (i, b) in copy[..n].iter_mut().enumerate() {
-                    *b = self.mem.phys_read(phys + i as u64, 1) as u8;
-                }
-            }
-        }
-        let bytes: &[u8] = &copy[..n];
-        let mut crossing = [0u8; 15];
         let mode = ModeKey(key);
         let limit = if mode.has(ModeKey::SINGLE) || host.is_none() { 1 } else { MAX_BLOCK };
-        let mut ops: Vec<Op> = Vec::with_capacity(16);
+        // A copy, as far as it is wanted: all of the decoding sees the same bytes, whatever others store meanwhile.
+        let mut copy = [0u8; MAX_BLOCK * 15];
+        let most = in_page.min(if host.is_some() { copy.len() } else { 15 });
+        let mut have = 0;
+        let mut crossing = [0u8; 15];
+        let mut ops = std::mem::take(&mut self.blocks.scratch);
+        ops.clear();
         let mut len = 0;
         let mut second_page = None;
         let mut ended = false;
         // A STI at the end of what there is so far, as it ends a block.
         let mut after_sti = None;
         let mut cut = false;
-        loop {
-            let (mut op, mut flow) = match decode_op(&self.model, mode, &bytes[len..], len) {
-                Some(x) => x,
-                None if !ops.is_empty() => break, // crosses the page: a block of its own
+        'copied: loop {
+            let more = most.min(have + PIECE);
+            let piece = &mut copy[have..more];
+            match host {
+                // SAFETY: `fetch_page` vouches for the whole page. Guest stores may race with this read as on hardware; what is decoded is then
+                // invalidated by the store, which sees that the page is held.
+                Some(p) => unsafe {
+                    crate::width::copy_out(p.wrapping_add((lin & PAGE_MASK) as usize + have), piece);
+                },
                 None => {
-                    // The instruction needs more bytes than the page (or the segment) has.
-                    let n = bytes.len().min(15);
-                    crossing[..n].copy_from_slice(&bytes[..n]);
-                    if (n as u64) >= left {
-                        return Err(self.gp(0));
-                    }
-                    let next = (lin & !PAGE_MASK).wrapping_add(PAGE_MASK + 1);
-                    let next = if self.state.is_long64() { next } else { next & 0xffff_ffff };
-                    let (phys2, host2) = self.fetch_page(next)?;
-                    second_page = Some(phys2 & !PAGE_MASK);
-                    self.hold_page(phys2);
-                    let total = (left.min(15)) as usize;
-                    for (i, b) in crossing[n..total].iter_mut().enumerate() {
-                        *b = match host2 {
-                            // SAFETY: as above, for the next page.
-                            Some(p) => unsafe { p.wrapping_add(i).read() },
-                            None => self.mem.phys_read(phys2 + i as u64, 1) as u8,
-                        };
-                    }
-                    match decode_op(&self.model, mode, &crossing[..total], 0) {
-                        Some(x) => x,
-                        None => return Err(self.gp(0)), // longer than 15 bytes, or beyond the limit
+                    for (i, b) in piece.iter_mut().enumerate() {
+                        *b = self.mem.phys_read(phys + (have + i) as u64, 1) as u8;
                     }
                 }
-            };
-            if op.code == Code::Sti as u16
-                && flow == Flow::Ends
-                && limit > 1
-                && second_page.is_none()
-                && after_sti.is_none()
-            {
-                after_sti = Some(op);
-                (op.run, op.helper, flow) = (run_straight, sti_inside, Flow::Straight);
-            } else {
-                // Events are looked at behind it.
-                cut = after_sti.take().is_some();
             }
-            len += usize::from(op.len);
-            ops.push(op);
-            if flow == Flow::Ends {
-                ended = true;
-                break;
-            }
-            if cut || second_page.is_some() || ops.len() >= limit || len >= bytes.len() {
-                break;
+            have = more;
+            let mut run = Run::new(&self.model, mode, &copy[..have], len);
+            loop {
+                if have < most && len + 15 > have {
+                    continue 'copied;
+                }
+                let (mut op, mut flow) = match run.next(&self.model, len) {
+                    Some(x) => x,
+                    None if !ops.is_empty() => break 'copied, // crosses the page: a block of its own
+                    None => {
+                        // The instruction needs more bytes than the page (or the segment) has.
+                        let n = have.min(15);
+                        crossing[..n].copy_from_slice(&copy[..n]);
+                        if (n as u64) >= left {
+                            return Err(self.gp(0));
+                        }
+                        let next = (lin & !PAGE_MASK).wrapping_add(PAGE_MASK + 1);
+                        let next = if self.state.is_long64() { next } else { next & 0xffff_ffff };
+                        let (phys2, host2) = self.fetch_page(next)?;
+                        second_page = Some(phys2 & !PAGE_MASK);
+                        self.hold_page(phys2);
+                        let total = (left.min(15)) as usize;
+                        for (i, b) in crossing[n..total].iter_mut().enumerate() {
+                            *b = match host2 {
+                                // SAFETY: as above, for the next page.
+                                Some(p) => unsafe { p.wrapping_add(i).read() },
+                                None => self.mem.phys_read(phys2 + i as u64, 1) as u8,
+                            };
+                        }
+                        match decode_op(&self.model, mode, &crossing[..total], 0) {
+                            Some(x) => x,
+                            None => return Err(self.gp(0)), // longer than 15 bytes, or beyond the limit
+                        }
+                    }
+                };
+                if op.code == Code::Sti as u16
+                    && flow == Flow::Ends
+                    && limit > 1
+                    && second_page.is_none()
+                    && after_sti.is_none()
+                {
+                    after_sti = Some(op);
+                    (op.run, op.helper, flow) = (run_straight, sti_inside, Flow::Straight);
+                } else {
+                    // Events are looked at behind it.
+                    cut = after_sti.take().is_some();
+                }
+                len += usize::from(op.len);
+                ops.push(op);
+                if flow == Flow::Ends {
+                    ended = true;
+                    break 'copied;
+                }
+                if cut || second_page.is_some() || ops.len() >= limit || len >= most {
+                    break 'copied;
+                }
             }
         }
         if let Some(sti) = after_sti {
@@ -483,7 +499,7 @@ impl Cpu {
             ops.push(crate::interp::leave_op(len));
         }
         let bytes: Box<[u8]> =
-            if second_page.is_some() { crossing[..len].into() } else { bytes[..len].into() };
+            if second_page.is_some() { crossing[..len].into() } else { copy[..len].into() };
         if self.trace.is_some() {
             self.trace_decoded(lin, &bytes);
         }
@@ -492,7 +508,7 @@ impl Cpu {
         let first = ops[0].run;
         let block = Box::new(Block {
             tier: crate::tier::BlockTier::new(first),
-            ops: ops.into_iter().map(UnsafeCell::new).collect(),
+            ops: ops.iter().map(|&op| UnsafeCell::new(op)).collect(),
             phys,
             second_page,
             key,
@@ -500,8 +516,9 @@ impl Cpu {
             bytes,
             link: [Cell::new(std::ptr::null()), Cell::new(std::ptr::null())],
             dead: Cell::new(false),
-            jumps: Cell::new((0, [0; 4])),
+            jumps: Cell::default(),
         });
+        self.blocks.scratch = ops;
         self.count_block(&block);
         let ptr: *const Block = &*block;
         self.blocks.pages.entry(phys & !PAGE_MASK).or_default().push(ptr);
@@ -609,6 +626,7 @@ impl Cpu {
             l.set(std::ptr::null());
         }
         self.forget_code_jumps(&b.tier);
+        self.blocks.dead_numbers.extend(b.tier.number());
         let heads = b.tier.take_heads();
         self.blocks.graveyard.push(b);
         for (phys, key) in heads {

@@ -3,7 +3,7 @@ use crate::block::ModeKey;
 use crate::cpu::Cpu;
 use crate::exec::Exec;
 use crate::model::CpuModel;
-use crate::op::{CHECKED, Flow, LOCK, LONG, MEM, Op, REP, REPNE, WIDE};
+use crate::op::{CHECKED, Flow, HELPER, LOCK, LONG, MEM, Op, REP, REPNE, WIDE};
 use crate::state::gpr;
 use iced_x86::{
     Code, Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind,
@@ -18,6 +18,8 @@ pub struct Selected<E: Exec> {
     pub helper: crate::op::HelperFn,
     /// How it relates to its block.
     pub flow: Flow,
+    /// It is a helper.
+    pub is_helper: bool,
 }
 
 /// Decodes the instruction at the start of `bytes`, which stands `off` bytes behind the block's first byte. `None` if it needs more bytes.
@@ -62,6 +64,49 @@ pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> O
             (op, s.flow)
         },
     ))
+}
+
+/// Decodes the instructions of a block one after the other.
+pub(crate) struct Run<'a> {
+    decoder: Decoder<'a>,
+    bytes: &'a [u8],
+    mode: ModeKey,
+    next: Instruction,
+}
+
+impl<'a> Run<'a> {
+    /// Of the bytes of a block, from the offset `at` on.
+    pub fn new(model: &CpuModel, mode: ModeKey, bytes: &'a [u8], at: usize) -> Self {
+        let options = DecoderOptions::AMD | model.decoder_options();
+        let decoder = Decoder::with_ip(bitness(mode), bytes, 0, options);
+        let mut run = Self { decoder, bytes, mode, next: Instruction::default() };
+        run.go_to(at);
+        run
+    }
+
+    fn go_to(&mut self, at: usize) {
+        self.decoder.set_ip(at as u64);
+        // An offset in the bytes, or their end, is a position.
+        let _ = self.decoder.set_position(at);
+    }
+
+    /// As [`decode_op`] of the instruction at the offset `at`, which is where the last one ended.
+    pub fn next(&mut self, model: &CpuModel, at: usize) -> Option<(Op, Flow)> {
+        debug_assert_eq!(self.decoder.position(), at);
+        self.decoder.decode_out(&mut self.next);
+        let bytes = &self.bytes[at..];
+        if !self.next.is_invalid()
+            && self.next.code() != Code::Pause
+            && let Some((mut op, s)) = build::<Cpu>(model, self.mode, &self.next, at)
+        {
+            crate::x87::note_opcode(&mut op, bytes);
+            (op.run, op.helper) = (s.handler, s.helper);
+            return Some((op, s.flow));
+        }
+        let decoded = decode_op(model, self.mode, bytes, at)?;
+        self.go_to(at + usize::from(decoded.0.len));
+        Some(decoded)
+    }
 }
 
 /// F3 90 with REX.B is no PAUSE but XCHG R8, rAX with a prefix that means nothing.
@@ -109,7 +154,7 @@ fn blank(i: &Instruction, mode: ModeKey, off: usize) -> Op {
         src2: 0,
         width: 0,
         len: i.len() as u8,
-        flags: if mode.has(ModeKey::LONG) { LONG } else { 0 },
+        flags: HELPER | if mode.has(ModeKey::LONG) { LONG } else { 0 },
         stack: if mode.has(ModeKey::LONG) {
             8
         } else if mode.has(ModeKey::STACK32) {
@@ -217,6 +262,9 @@ pub fn build<E: crate::sse::VecExec>(
     if op.flags & LOCK != 0 && !op.is_mem() {
         return None;
     }
+    if !s.is_helper {
+        op.flags &= !HELPER;
+    }
     Some((op, s))
 }
 
@@ -240,17 +288,17 @@ fn select<E: crate::sse::VecExec>(i: &Instruction, op: &Op) -> Option<Selected<E
     let natural = if i.flow_control() == FlowControl::Next { Flow::Straight } else { Flow::Ends };
     let none: crate::op::HelperFn = crate::interp::undefined;
     if let Some(handler) = crate::int::select::<E>(i, op) {
-        return Some(Selected { handler, helper: none, flow: natural });
+        return Some(Selected { handler, helper: none, flow: natural, is_helper: false });
     }
     let helper = crate::int::lookup(i)
         .or_else(|| crate::sys::lookup(i))
         .or_else(|| crate::x87::lookup(i))
         .or_else(|| crate::sse::lookup(i));
     if let Some(h) = helper {
-        return Some(Selected { handler: E::helper(h), helper: h.run, flow: h.flow });
+        return Some(Selected { handler: E::helper(h), helper: h.run, flow: h.flow, is_helper: true });
     }
     let handler = crate::sse::select::<E>(i)?;
-    Some(Selected { handler, helper: none, flow: natural })
+    Some(Selected { handler, helper: none, flow: natural, is_helper: false })
 }
 
 /// The size in bytes of the operation: of the first operand, or of memory.

@@ -53,6 +53,8 @@ pub const LONG: u8 = 32;
 
 /// VEX.L = 1: the operation is on 256 bits.
 pub const WIDE: u8 = 64;
+/// It is a helper's, or undefined: its handler calls [`Op::helper`].
+pub const HELPER: u8 = 128;
 
 /// A decoded instruction.
 #[repr(C)]
@@ -88,7 +90,7 @@ pub struct Op {
     pub width: u8,
     /// Instruction length in bytes.
     pub len: u8,
-    /// LOCK, REP, REPNE, MEM, CHECKED, LONG, WIDE.
+    /// LOCK, REP, REPNE, MEM, CHECKED, LONG, WIDE, HELPER.
     pub flags: u8,
     /// Number of the fixed stack width in bytes: 2, 4 or 8 (SS.B or 64-bit mode).
     pub stack: u8,

@@ -9,6 +9,7 @@ use crate::block::{Block, ModeKey};
 use crate::cpu::Cpu;
 use crate::op::{Handler, Op};
 use crate::state::Activity;
+use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 
 /// Enters compiled code: takes the vCPU, the code's ops, RIP, and the code; returns why the code (or what it has gone on to) was left, with the
@@ -107,12 +108,44 @@ pub(crate) struct BlockTier {
     first: Cell<Handler>,
     heat: Cell<u32>,
     code: Cell<Option<Compiled>>,
+    /// The tier's own number for the block, or [`NO_NUMBER`].
+    number: Cell<u32>,
     /// Heads of the code that this block went into.
     heads: RefCell<Vec<(u64, u32)>>,
     /// Entries of the table of [`CodeJump`]s that may name its code.
-    jumps: RefCell<Vec<u16>>,
+    jumps: Cell<Jumps>,
     /// Jumps that lead to its code.
-    links: RefCell<Vec<Link>>,
+    links: RefCell<SmallVec<[Link; 1]>>,
+}
+
+/// A block that the tier has given no number.
+const NO_NUMBER: u32 = u32::MAX;
+
+/// The first few entries of a table that name a block, and how many there are.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Jumps {
+    number: u16,
+    first: [u16; 5],
+}
+
+impl Jumps {
+    /// Takes note of an entry.
+    #[inline]
+    pub fn add(&mut self, at: u16) {
+        let n = usize::from(self.number);
+        if self.first[..n.min(self.first.len())].contains(&at) {
+            return;
+        }
+        if let Some(s) = self.first.get_mut(n) {
+            *s = at;
+        }
+        self.number = self.number.saturating_add(1);
+    }
+
+    /// The entries; `None` if they are too many, and any may name the block.
+    pub fn known(&self) -> Option<&[u16]> {
+        self.first.get(..usize::from(self.number))
+    }
 }
 
 impl BlockTier {
@@ -121,8 +154,9 @@ impl BlockTier {
             first: Cell::new(first),
             heat: Cell::new(0),
             code: Cell::new(None),
+            number: Cell::new(NO_NUMBER),
             heads: RefCell::default(),
-            jumps: RefCell::default(),
+            jumps: Cell::default(),
             links: RefCell::default(),
         }
     }
@@ -133,6 +167,11 @@ impl BlockTier {
             // SAFETY: see `Cpu::link_code`.
             unsafe { l.at.cast::<i32>().write_unaligned(l.back) };
         }
+    }
+
+    /// The tier's number for the block, if it has given one.
+    pub(crate) fn number(&self) -> Option<u32> {
+        Some(self.number.get()).filter(|&n| n != NO_NUMBER)
     }
 
     /// The block's code, if it has any.
@@ -327,20 +366,22 @@ impl Cpu {
             return;
         }
         *jump = CodeJump { lin: rip, tag, code: code.code, ops: code.ops };
-        let mut known = tier.jumps.borrow_mut();
-        if !known.contains(&(at as u16)) {
-            known.push(at as u16);
-        }
+        let mut known = tier.jumps.get();
+        known.add(at as u16);
+        tier.jumps.set(known);
     }
 
     /// The code of a block is no longer to be found.
     pub(crate) fn forget_code_jumps(&mut self, tier: &BlockTier) {
         let Some(code) = tier.code.get() else { return };
-        for at in tier.jumps.take() {
-            let jump = &mut self.blocks.code_jumps[usize::from(at)];
+        let forget = |jump: &mut CodeJump| {
             if jump.code == code.code {
                 *jump = CodeJump::NONE;
             }
+        };
+        match tier.jumps.take().known() {
+            Some(known) => known.iter().for_each(|&at| forget(&mut self.blocks.code_jumps[usize::from(at)])),
+            None => self.blocks.code_jumps.iter_mut().for_each(forget),
         }
     }
 
@@ -392,6 +433,16 @@ impl Cpu {
             }
         }
         let block: *const Block = head;
+        // SAFETY: `block_at` returns a live block; for the code the caller vouches.
+        unsafe { self.install_block(block, code) };
+        true
+    }
+
+    /// As [`Self::install`], of code that was made from the block alone.
+    ///
+    /// # Safety
+    /// As there; the block must be live.
+    pub unsafe fn install_block(&mut self, block: *const Block, code: Compiled) {
         // SAFETY: the block stays in the cache: nothing below takes blocks out.
         let head = unsafe { &*block };
         self.forget_code_jumps(&head.tier);
@@ -399,7 +450,18 @@ impl Cpu {
         head.tier.code.set(Some(code));
         // SAFETY: ops are changed by this thread only; no handler of this block is on the stack with a reference to `run`.
         unsafe { (*head.ops[0].get()).run = run_code };
-        true
+    }
+
+    /// The numbers of blocks that have died since this was asked last; `None` if all have.
+    pub fn take_dead(&mut self) -> Option<Vec<u32>> {
+        let dead = std::mem::take(&mut self.blocks.dead_numbers);
+        (!std::mem::take(&mut self.blocks.all_died)).then_some(dead)
+    }
+
+    /// Whether [`Self::take_dead`] has something to tell.
+    #[inline]
+    pub fn has_dead(&self) -> bool {
+        self.blocks.all_died || !self.blocks.dead_numbers.is_empty()
     }
 
     /// Takes a block's code away, if it has any.
@@ -420,29 +482,25 @@ impl Cpu {
         self.cool(phys, key);
     }
 
-    /// The code that the block at `phys` has.
-    pub fn code_of(&self, phys: u64, key: u32) -> Option<Compiled> {
-        self.blocks.block_at(phys, key)?.tier.code.get()
-    }
-
     /// Whether code may lead straight to other code.
     pub fn links_code(&self) -> bool {
         !self.unchained && self.check.is_none()
     }
 
-    /// Has a jump of the tier's lead straight to the code of the block at `phys` by a displacement, until that code is taken away.
+    /// Has a jump of the tier's lead straight to the code of a block by a displacement, until that code is taken away.
     ///
     /// # Safety
-    /// `link.at` is the displacement of a jump in the tier's code, mapped as long as the vCPU has the tier, which may lead to the block's code with `to` and
-    /// anywhere with `link.back`; no code of this vCPU's executes.
-    pub unsafe fn link_code(&self, phys: u64, key: u32, link: Link, to: i32) {
-        if let Some(b) = self.blocks.block_at(phys, key) {
-            // SAFETY: as the caller vouches.
-            unsafe { link.at.cast::<i32>().write_unaligned(to) };
-            let mut links = b.tier.links.borrow_mut();
-            if !links.iter().any(|l| l.at == link.at) {
-                links.push(link);
-            }
+    /// The block is live. `link.at` is the displacement of a jump in the tier's code, mapped as long as the vCPU has the tier, which may lead to the block's
+    /// code with `to` and anywhere with `link.back`; no code of this vCPU's executes.
+    pub unsafe fn link_code(&self, block: *const Block, link: Link, to: i32) {
+        // SAFETY: as the caller vouches.
+        let tier = unsafe {
+            link.at.cast::<i32>().write_unaligned(to);
+            &(*block).tier
+        };
+        let mut links = tier.links.borrow_mut();
+        if !links.iter().any(|l| l.at == link.at) {
+            links.push(link);
         }
     }
 
@@ -468,6 +526,17 @@ impl Cpu {
 }
 
 impl Block {
+    /// The block's code, if it has any.
+    #[inline]
+    pub fn code(&self) -> Option<Compiled> {
+        self.tier.code.get()
+    }
+
+    /// Gives the block a number by which [`Cpu::take_dead`] tells of its death.
+    pub fn set_number(&self, number: u32) {
+        self.tier.number.set(number);
+    }
+
     /// An op with the handler that the interpreter has for it, whatever tier the block is in.
     pub fn plain_op(&self, n: usize) -> Op {
         // SAFETY: ops are changed by the vCPU's own thread only, which is this one.

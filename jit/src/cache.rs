@@ -27,6 +27,7 @@ use crate::pack::{
     ALIGN, Entry, HEADER, Head, Id, MAX_PARTS, MAX_REGION, Pack, RECORD, Realm, Record, SUM, View, front,
 };
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Timespec, Timestamps};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -105,7 +106,7 @@ pub(crate) struct Counters {
 struct Index {
     packs: Vec<Pack>,
     /// Pack and record.
-    places: HashMap<Head, Vec<(u32, u32)>>,
+    places: FxHashMap<Head, Vec<(u32, u32)>>,
     ids: HashSet<Id>,
 }
 

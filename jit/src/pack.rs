@@ -11,6 +11,7 @@
 use memmap2::Mmap;
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
+use std::hash::Hasher;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::AtomicBool;
@@ -44,12 +45,11 @@ pub(crate) struct Head(pub u64);
 impl Head {
     /// Of a block's bytes.
     pub fn of(mode: u32, bytes: &[u8]) -> Self {
-        let mut h = blake3::Hasher::new();
-        h.update(&mode.to_le_bytes());
-        h.update(bytes);
-        let mut out = [0; 8];
-        out.copy_from_slice(&h.finalize().as_bytes()[..8]);
-        Self(u64::from_le_bytes(out))
+        // What is found by it is compared with the guest's bytes: it need not be more than fast.
+        let mut h = rustc_hash::FxHasher::default();
+        h.write_u32(mode);
+        h.write(bytes);
+        Self(h.finish())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::pack::{Entry, Head, Id, View};
 use crate::tier::{Inside, Marks};
 use mynah_cpu::Op;
 use parking_lot::{Mutex, RwLock};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -73,7 +73,7 @@ pub(crate) struct Counters {
 /// The regions.
 pub(crate) struct Store {
     memory: Mutex<CodeMemory>,
-    known: RwLock<HashMap<Head, Vec<Arc<Region>>>>,
+    known: RwLock<FxHashMap<Head, Vec<Arc<Region>>>>,
     /// What is on disk, as soon as it is open.
     cache: OnceLock<Cache>,
     /// There is a disk to write to, or will be.
@@ -195,7 +195,7 @@ impl Store {
         Some(region)
     }
 
-    fn forget(&self, known: &mut HashMap<Head, Vec<Arc<Region>>>, old: &Arc<Segment>) {
+    fn forget(&self, known: &mut FxHashMap<Head, Vec<Arc<Region>>>, old: &Arc<Segment>) {
         known.retain(|_, list| {
             list.retain(|r| !Arc::ptr_eq(&r.code().segment, old));
             !list.is_empty()

@@ -33,6 +33,7 @@ use mynah_cpu::tier::{Compiled, Enter, Tier};
 use mynah_cpu::{Cpu, CpuModel, Events, Op};
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -369,17 +370,17 @@ pub struct Translating {
     /// What `context` and `enter` lead to.
     _stubs: Arc<Segment>,
     /// What blocks have code of.
-    installed: HashMap<(u64, u32), Arc<Region>>,
+    installed: FxHashMap<(u64, u32), Arc<Region>>,
     /// How often the store had given up code when it was looked at last.
     given_up: u64,
-    history: HashMap<(u64, u32), Past>,
+    history: FxHashMap<(u64, u32), Past>,
     /// Of blocks of the baseline that have died.
-    rewritten: HashMap<(u64, u32), Past>,
+    rewritten: FxHashMap<(u64, u32), Past>,
     info: InstructionInfoFactory,
     inside: Arc<Inside>,
     baseline: Option<Box<Baseline>>,
     /// Loops that are looked at: the count of instructions when that began, and how often it was.
-    probed: HashMap<(u64, u32), (u64, u32)>,
+    probed: FxHashMap<(u64, u32), (u64, u32)>,
     /// An engine of this vCPU's own, which ends with it.
     _own: Option<Engine>,
 }
@@ -419,11 +420,11 @@ impl Translating {
             seat: Seat::new(events),
             enter: engine.enter,
             _stubs: engine.stubs.clone(),
-            installed: HashMap::new(),
+            installed: FxHashMap::default(),
             given_up: 0,
-            history: HashMap::new(),
-            rewritten: HashMap::new(),
-            probed: HashMap::new(),
+            history: FxHashMap::default(),
+            rewritten: FxHashMap::default(),
+            probed: FxHashMap::default(),
             info: InstructionInfoFactory::new(),
             inside: engine.inside.clone(),
             baseline,
@@ -494,7 +495,7 @@ impl Tier for Translating {
         if self.install_known(cpu, phys, key) {
             return;
         }
-        if self.baseline.as_ref().is_some_and(|b| b.knows(phys, key) && !b.has(cpu, phys, key))
+        if self.baseline.as_mut().is_some_and(|b| b.knows(phys, key) && !b.has(cpu, phys, key))
             && !is_worth_it(&mut self.rewritten, cpu.icount, (phys, key))
         {
             self.seat.counters.put_off.fetch_add(1, Ordering::Relaxed);
@@ -508,9 +509,9 @@ impl Tier for Translating {
         {
             let c = &self.seat.counters;
             c.block_nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
-            let mut called = c.block_called.lock();
-            for &code in b.latest_called() {
-                *called.entry(code).or_default() += 1;
+            let mut called = None;
+            for code in b.latest_called() {
+                *called.get_or_insert_with(|| c.block_called.lock()).entry(code).or_default() += 1;
             }
             drop(called);
             let lin = linear_ip(cpu);
@@ -573,7 +574,7 @@ fn is_there(cpu: &Cpu, phys: u64, delta: i64, bytes: &[u8]) -> bool {
 
 /// Whether a block that is hot is to be compiled. One that is written and run in turn must get hot twice as often each
 /// time.
-fn is_worth_it(history: &mut HashMap<(u64, u32), Past>, icount: u64, block: (u64, u32)) -> bool {
+fn is_worth_it(history: &mut FxHashMap<(u64, u32), Past>, icount: u64, block: (u64, u32)) -> bool {
     if history.len() >= HISTORY {
         history.clear();
     }
@@ -593,7 +594,7 @@ fn is_worth_it(history: &mut HashMap<(u64, u32), Past>, icount: u64, block: (u64
 
 impl Translating {
     /// A block that has no region is counted from the start.
-    fn count_again(&mut self, cpu: &Cpu, phys: u64, key: u32) {
+    fn count_again(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
         cpu.cool(phys, key);
         if let Some(b) = &mut self.baseline {
             b.count_again(cpu, phys, key);
@@ -601,7 +602,7 @@ impl Translating {
     }
 
     /// Begins to look at what a loop that is hot executes, if that has not been done. Tiers that compile at once do not.
-    fn begins_probe(&mut self, cpu: &Cpu, phys: u64, key: u32) -> bool {
+    fn begins_probe(&mut self, cpu: &mut Cpu, phys: u64, key: u32) -> bool {
         let (Some(b), Some(_)) = (&mut self.baseline, &self.pool) else { return false };
         if self.probed.len() >= HISTORY {
             self.probed.clear();
@@ -617,7 +618,7 @@ impl Translating {
 
     /// Whether hardly more was executed than the loop of so many instructions while it was looked at. A loop that is left after a few rounds each time
     /// is better off in the baseline, which keeps registers where they are.
-    fn spins(&mut self, cpu: &Cpu, phys: u64, key: u32, size: usize) -> bool {
+    fn spins(&mut self, cpu: &mut Cpu, phys: u64, key: u32, size: usize) -> bool {
         let (Some(b), Some(probe)) = (&mut self.baseline, self.probed.get_mut(&(phys, key))) else {
             return true;
         };

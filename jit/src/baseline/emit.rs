@@ -25,6 +25,7 @@ const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
 const ASIDE: i32 = in_context(offset_of!(Context, aside));
 
 /// A jump to a place of the guest's that may be led straight to code for it.
+#[derive(Clone, Copy)]
 pub(super) struct Leap {
     /// Where its displacement is.
     pub site: usize,
@@ -32,6 +33,17 @@ pub(super) struct Leap {
     pub stub: usize,
     /// Offset from the page's first byte.
     pub target: i64,
+}
+
+impl Leap {
+    /// Whether it leads to the page that it is on.
+    pub fn is_in_page(&self) -> bool {
+        is_in_page(self.target)
+    }
+}
+
+fn is_in_page(target: i64) -> bool {
+    (0..=PAGE_MASK as i64).contains(&target)
 }
 
 /// What is out of the way of a block's code.
@@ -80,11 +92,14 @@ pub(super) struct Emitter<'a> {
     /// The host's MXCSR is known to be the guest's; vectors of 256 bits are known to be allowed.
     float: bool,
     avx: bool,
+    /// An instruction that was encoded.
+    encoded: Vec<u8>,
     #[expect(clippy::vec_box, reason = "code has their addresses")]
     called: Vec<Box<Op>>,
 }
 
 /// A finished block.
+#[derive(Default)]
 pub(super) struct Emitted {
     pub code: Vec<u8>,
     /// Offset of where it is entered from a jump backwards: events are tested there, and executions counted, as only loops are worth the next tier.
@@ -97,6 +112,10 @@ pub(super) struct Emitted {
     pub called: Vec<Box<Op>>,
     /// Offsets of each op's code, and of what lies behind all.
     pub places: Vec<usize>,
+    /// Memory to be used again.
+    cold: Vec<Cold>,
+    offsets: Vec<i64>,
+    encoded: Vec<u8>,
 }
 
 /// What the block is.
@@ -129,18 +148,28 @@ fn vector_at(n: u8) -> i32 {
 }
 
 impl<'a> Emitter<'a> {
-    /// The code of a block that will lie at `origin`.
+    /// The code of a block that will lie at `origin`; `memory` of an earlier one is used again.
     pub fn emit(
         block: &Block,
         stubs: &'a Stubs,
         origin: usize,
         encoder: &'a mut Encoder,
         info: &'a mut InstructionInfoFactory,
+        memory: Emitted,
     ) -> Emitted {
         let count = block.ops.iter().filter(|o| o.1.is_some()).count();
         let first = i64::from(block.first);
+        let Emitted { mut code, mut leaps, mut called, mut places, mut cold, mut offsets, encoded, .. } =
+            memory;
+        code.clear();
+        leaps.clear();
+        called.clear();
+        places.clear();
+        cold.clear();
+        offsets.clear();
+        offsets.extend(block.ops.iter().map(|o| first + i64::from(o.0.off)));
         let mut e = Emitter {
-            a: Asm::default(),
+            a: Asm { code },
             encoder,
             info,
             stubs,
@@ -150,14 +179,15 @@ impl<'a> Emitter<'a> {
             k: 0,
             count,
             long: block.long,
-            offsets: block.ops.iter().map(|o| first + i64::from(o.0.off)).collect(),
-            cold: Vec::new(),
+            offsets,
+            cold,
             live: false,
             saved: true,
             vectors: 0,
             float: false,
             avx: false,
-            called: Vec::new(),
+            encoded,
+            called,
         };
         // Where other tiers enter.
         e.a.bytes(&[0x4c, 0x8d, 0x1d, 0, 0, 0, 0]); // lea r11, [rip + body]
@@ -181,7 +211,6 @@ impl<'a> Emitter<'a> {
         let body = e.a.at();
         e.a.lead(to_body, body as i64);
         e.a.add_mem_imm(CPU, offset_of!(Cpu, icount) as i32, count as i8);
-        let mut places = Vec::with_capacity(block.ops.len() + 1);
         for (k, (op, i)) in block.ops.iter().enumerate() {
             places.push(e.a.at());
             e.k = k;
@@ -192,8 +221,9 @@ impl<'a> Emitter<'a> {
             }
         }
         places.push(e.a.at());
-        let leaps = e.finish();
-        Emitted { code: e.a.code, tested, body, leaps, called: e.called, places }
+        e.finish(&mut leaps);
+        let Emitter { cold, offsets, encoded, called, .. } = e;
+        Emitted { code: e.a.code, tested, body, leaps, called, places, cold, offsets, encoded }
     }
 
     fn op(&mut self, op: &Op, i: &Instruction, known: bool, last: bool) {
@@ -399,9 +429,13 @@ impl<'a> Emitter<'a> {
 
     // ---- instructions ------------------------------------------------------------------------------------------------------
 
-    fn encode(&mut self, i: &Instruction) -> Option<Vec<u8>> {
-        self.encoder.encode(i, 0).ok()?;
-        Some(self.encoder.take_buffer())
+    /// The instruction's bytes, in `encoded`.
+    fn encode(&mut self, i: &Instruction) -> Option<()> {
+        self.encoded.clear();
+        self.encoder.set_buffer(std::mem::take(&mut self.encoded));
+        let done = self.encoder.encode(i, 0);
+        self.encoded = self.encoder.take_buffer();
+        done.ok().map(drop)
     }
 
     fn straight(&mut self, op: &Op, i: &Instruction) -> Option<()> {
@@ -501,7 +535,7 @@ impl<'a> Emitter<'a> {
             j.set_memory_displ_size(0);
             j.set_segment_prefix(Register::None);
         }
-        let bytes = self.encode(&j)?;
+        self.encode(&j)?;
         let modified = i.rflags_modified() & ARITHMETIC;
         let wants =
             i.rflags_read() & ARITHMETIC != 0 || modified != 0 && modified != ARITHMETIC || may_keep_flags(i);
@@ -544,7 +578,7 @@ impl<'a> Emitter<'a> {
         if how == How::AroundRax {
             self.a.mov(host::RAX, host::R13);
         }
-        self.a.bytes(&bytes);
+        self.a.bytes(&self.encoded);
         if how == How::AroundRax {
             self.a.mov(host::R13, host::RAX);
         }
@@ -906,10 +940,10 @@ impl<'a> Emitter<'a> {
         offsets.get(k).copied().unwrap_or(self.first)
     }
 
-    fn finish(&mut self) -> Vec<Leap> {
-        let mut leaps = Vec::new();
+    fn finish(&mut self, leaps: &mut Vec<Leap>) {
         let offsets = std::mem::take(&mut self.offsets);
-        for c in std::mem::take(&mut self.cold) {
+        let mut cold = std::mem::take(&mut self.cold);
+        for c in cold.drain(..) {
             let here = self.a.at();
             match c {
                 Cold::Miss { site, back, stub, k } => {
@@ -957,11 +991,17 @@ impl<'a> Emitter<'a> {
                     self.a.lead(site, here as i64);
                     self.a.load(host::RAX, CPU, PAGE_RIP);
                     self.a.lea(self.long, host::RAX, host::RAX, None, target as i32);
-                    self.chain();
+                    if is_in_page(target) {
+                        // Until there is code to lead to.
+                        let site = self.a.jmp();
+                        self.lead_out(site, self.stubs.chain);
+                    } else {
+                        self.chain();
+                    }
                     leaps.push(Leap { site, stub: here, target });
                 }
             }
         }
-        leaps
+        (self.cold, self.offsets) = (cold, offsets);
     }
 }

@@ -49,8 +49,8 @@ pub(super) fn general(code: Code) -> Code {
 }
 
 /// Whether an instruction is emitted here though the interpreter has it as a helper.
-pub(super) fn is_helper(m: Mnemonic) -> bool {
-    matches!(m, Mnemonic::Leave)
+pub(super) fn is_helper(i: &Instruction) -> bool {
+    i.mnemonic() == Mnemonic::Leave && !i.has_lock_prefix()
 }
 
 /// How an instruction is put into the code.

@@ -23,17 +23,18 @@ mod stubs;
 
 use crate::listing::Mark;
 use crate::runtime::{CONTEXT, Context};
-use crate::translate::Translator;
 use crate::twice::{self, Executed, Written};
 use emit::Emitter;
 use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
-use mynah_cpu::block::ModeKey;
-use mynah_cpu::decode::{bitness, build};
+use mynah_cpu::block::{Block, ModeKey};
+use mynah_cpu::decode::bitness;
 use mynah_cpu::flags::pack;
+use mynah_cpu::op::HELPER;
 use mynah_cpu::tier::{BASELINE, Compiled, Enter, Link};
 use mynah_cpu::{Cpu, Op};
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 use stubs::Stubs;
 
 /// The host's register for each of the guest's, if it has one.
@@ -62,32 +63,37 @@ pub(crate) const HOT: u32 = 3;
 const CODE: usize = 96 << 20;
 /// Least bytes of code.
 const LEAST: usize = 1 << 20;
-/// Blocks.
-const BLOCKS: usize = 1 << 18;
+/// Blocks with code, and others that jumps lead to.
+const BLOCKS: usize = 1 << 19;
 
-/// A compiled block.
+/// What is known of a block that was compiled, or that a jump leads to. Offsets are in the code.
 struct Entry {
-    /// Offset of where other tiers enter.
-    entry: usize,
-    /// Offset of where events are tested.
-    tested: usize,
-    /// Offset of where other jumps lead.
-    body: usize,
-    counter: usize,
-    /// Where its jumps lead, and the offsets of their displacements.
-    leaps: Vec<((u64, u32), usize)>,
+    /// Physical address and mode key.
+    at: (u64, u32),
+    /// The block with this code, as long as it is live; else null.
+    block: *const Block,
+    /// Where other tiers enter.
+    entry: u32,
+    /// Where events are tested.
+    tested: u32,
+    /// Where other jumps lead.
+    body: u32,
+    /// Jumps that lead here when there is code.
+    waiting: SmallVec<[Waiting; 1]>,
+    /// The jumps of its own: the number of the entry where each leads, and its site.
+    leaps: SmallVec<[(u32, u32); 2]>,
     /// The code calls the interpreter's handlers for these.
     #[expect(clippy::vec_box, reason = "code has their addresses")]
-    _called: Vec<Box<Op>>,
+    called: Vec<Box<Op>>,
 }
 
 /// A jump that leads to a block when there is code for it.
 #[derive(Clone, Copy)]
 struct Waiting {
     /// Offset of its displacement.
-    site: usize,
+    site: u32,
     /// Offset of where it leads without.
-    stub: usize,
+    stub: u32,
     /// It leads backwards, and events are to be tested.
     back: bool,
 }
@@ -100,10 +106,11 @@ pub(crate) struct Baseline {
     stubs: Stubs,
     /// Where code begins.
     start: usize,
-    entries: HashMap<(u64, u32), Entry>,
-    waiting: HashMap<(u64, u32), Vec<Waiting>>,
+    /// Each has a counter of the same number.
+    entries: Vec<Entry>,
+    numbers: FxHashMap<(u64, u32), u32>,
     counters: Box<[u32]>,
-    counted: usize,
+    scratch: Scratch,
     flag_words: Box<[[u64; 2]]>,
     encoder: Encoder,
     info: InstructionInfoFactory,
@@ -127,7 +134,8 @@ struct Latest {
     len: usize,
     /// See [`emit::Emitted::places`].
     places: Vec<usize>,
-    called: Vec<u16>,
+    /// Number of its entry.
+    number: usize,
 }
 
 impl Baseline {
@@ -153,10 +161,10 @@ impl Baseline {
             used: start,
             stubs,
             start,
-            entries: HashMap::new(),
-            waiting: HashMap::new(),
+            entries: Vec::new(),
+            numbers: FxHashMap::default(),
             counters: vec![0; BLOCKS].into_boxed_slice(),
-            counted: 0,
+            scratch: Scratch::default(),
             flag_words,
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
@@ -187,8 +195,8 @@ impl Baseline {
     }
 
     /// The codes of the instructions in it that are called.
-    pub fn latest_called(&self) -> &[u16] {
-        &self.latest.called
+    pub fn latest_called(&self) -> impl Iterator<Item = u16> {
+        self.entries.get(self.latest.number).into_iter().flat_map(|e| e.called.iter().map(|op| op.code))
     }
 
     /// What it was made from, if the block is at the linear address `lin`, and how wide addresses are there.
@@ -214,38 +222,83 @@ impl Baseline {
         self.execute.address(offset)
     }
 
-    /// The code that a block has, if it is of this tier.
-    fn entry_of(&self, cpu: &Cpu, at: (u64, u32)) -> Option<&Entry> {
-        let e = self.entries.get(&at)?;
-        let code = cpu.code_of(at.0, at.1)?;
-        (code.code == self.address(e.entry)).then_some(e)
+    /// Takes note of blocks that have died: what entries say of them is no longer looked at.
+    fn bury(&mut self, cpu: &mut Cpu) {
+        if !cpu.has_dead() {
+            return;
+        }
+        match cpu.take_dead() {
+            Some(dead) => {
+                for number in dead {
+                    if let Some(e) = self.entries.get_mut(number as usize) {
+                        e.block = std::ptr::null();
+                    }
+                }
+            }
+            None => self.entries.iter_mut().for_each(|e| e.block = std::ptr::null()),
+        }
+    }
+
+    /// The number of a block's entry, if it has code of this tier.
+    fn number_of(&mut self, cpu: &mut Cpu, at: (u64, u32)) -> Option<usize> {
+        self.bury(cpu);
+        let number = *self.numbers.get(&at)? as usize;
+        self.has_code(number).then_some(number)
+    }
+
+    /// Whether the block of an entry has the entry's code. Blocks that died have been buried.
+    fn has_code(&self, number: usize) -> bool {
+        let e = &self.entries[number];
+        // SAFETY: null, or a live block: blocks tell of their death by their number, which is looked at first (`bury`).
+        unsafe { e.block.as_ref() }
+            .and_then(Block::code)
+            .is_some_and(|code| code.code == self.address(e.entry as usize))
     }
 
     /// Whether a block has code of this tier.
-    pub fn has(&self, cpu: &Cpu, phys: u64, key: u32) -> bool {
-        self.entry_of(cpu, (phys, key)).is_some()
+    pub fn has(&mut self, cpu: &mut Cpu, phys: u64, key: u32) -> bool {
+        self.number_of(cpu, (phys, key)).is_some()
     }
 
     /// Whether a block was compiled before.
     pub fn knows(&self, phys: u64, key: u32) -> bool {
-        self.entries.contains_key(&(phys, key))
+        self.numbers.get(&(phys, key)).is_some_and(|&n| self.entries[n as usize].entry != 0)
     }
 
     /// Counts a block's executions from the start.
-    pub fn count_again(&mut self, cpu: &Cpu, phys: u64, key: u32) {
+    pub fn count_again(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
         self.count_to(cpu, phys, key, self.hot);
     }
 
     /// Counts so many of a block's executions.
-    pub fn count_to(&mut self, cpu: &Cpu, phys: u64, key: u32, number: u32) {
-        if let Some(e) = self.entry_of(cpu, (phys, key)) {
-            self.counters[e.counter] = number;
+    pub fn count_to(&mut self, cpu: &mut Cpu, phys: u64, key: u32, number: u32) {
+        if let Some(n) = self.number_of(cpu, (phys, key)) {
+            self.counters[n] = number;
         }
     }
 
     /// Leaves a block to this tier.
-    pub fn keep(&mut self, cpu: &Cpu, phys: u64, key: u32) {
+    pub fn keep(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
         self.count_to(cpu, phys, key, i32::MAX as u32);
+    }
+
+    /// The number of the entry for a block, which is made if there is none.
+    fn enter(&mut self, at: (u64, u32)) -> u32 {
+        let new = self.entries.len() as u32;
+        let number = *self.numbers.entry(at).or_insert(new);
+        if number == new {
+            self.entries.push(Entry {
+                at,
+                block: std::ptr::null(),
+                entry: 0,
+                tested: 0,
+                body: 0,
+                waiting: SmallVec::new(),
+                leaps: SmallVec::new(),
+                called: Vec::new(),
+            });
+        }
+        number
     }
 
     /// Compiles a block and gives it the code. False if it is not one for this tier.
@@ -256,40 +309,52 @@ impl Baseline {
         if !long && key & flat32 != flat32 || mode.has(ModeKey::SINGLE) {
             return false;
         }
+        self.bury(cpu);
         let Some(block) = cpu.known_block(phys, key).filter(|b| !b.is_dead() && b.len > 0) else {
             return false;
         };
         let first = (phys & PAGE_MASK) as u16;
-        let mut ops: Vec<(Op, Option<(Instruction, bool)>)> = Vec::with_capacity(block.ops.len());
+        let mut ops = std::mem::take(&mut self.scratch.ops);
+        ops.clear();
+        let mut decoder =
+            Decoder::with_ip(bitness(mode), &block.bytes, u64::from(first), DecoderOptions::AMD);
         for n in 0..block.ops.len() {
-            let op = cpu.plain_op(block, n);
-            let at = usize::from(op.off);
+            let op = block.plain_op(n);
             let i = if op.len == 0 {
                 None
             } else {
-                let Some(code) = block.bytes.get(at..at + usize::from(op.len)) else { return false };
-                let ip = u64::from(first) + at as u64;
-                let i = Decoder::with_ip(bitness(mode), code, ip, DecoderOptions::AMD).decode();
+                let at = usize::from(op.off);
+                if decoder.position() != at {
+                    decoder.set_ip(u64::from(first) + at as u64);
+                    if decoder.set_position(at).is_err() {
+                        return false;
+                    }
+                }
+                let i = decoder.decode();
                 if i.code() as u16 != op.code {
                     return false;
                 }
                 // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
-                let known = build::<Translator>(&cpu.model, mode, &i, at)
-                    .is_some_and(|b| b.1.handler.is_some() || kinds::is_helper(i.mnemonic()));
+                let known = op.flags & HELPER == 0 || kinds::is_helper(&i);
                 Some((i, known))
             };
             ops.push((op, i));
         }
-        if self.counted == self.counters.len() {
+        let block: *const Block = block;
+        if self.entries.len() + 3 > self.counters.len() {
             self.empty(cpu);
         }
-        let counter = self.counted;
-        let plan = emit::Block { ops: &ops, first, long, counter };
-        let mut made = Emitter::emit(&plan, &self.stubs, self.used, &mut self.encoder, &mut self.info);
+        let mut number = self.enter((phys, key)) as usize;
+        let plan = emit::Block { ops: &ops, first, long, counter: number };
+        let emitted = std::mem::take(&mut self.scratch.emitted);
+        let (encoder, info) = (&mut self.encoder, &mut self.info);
+        let mut made = Emitter::emit(&plan, &self.stubs, self.used, encoder, info, emitted);
         if self.used + made.code.len() > self.write.len() {
             self.empty(cpu);
-            let plan = emit::Block { ops: &ops, first, long, counter: 0 };
-            made = Emitter::emit(&plan, &self.stubs, self.used, &mut self.encoder, &mut self.info);
+            number = self.enter((phys, key)) as usize;
+            let plan = emit::Block { ops: &ops, first, long, counter: number };
+            let (encoder, info) = (&mut self.encoder, &mut self.info);
+            made = Emitter::emit(&plan, &self.stubs, self.used, encoder, info, made);
         }
         let origin = self.used;
         self.write.put(origin, &made.code);
@@ -297,84 +362,92 @@ impl Baseline {
         self.compiled += 1;
         self.instructions += ops.iter().filter(|o| o.1.is_some()).count() as u64;
         self.bytes += made.code.len() as u64;
-        let (places, called) = (made.places, made.called.iter().map(|op| op.code).collect());
-        self.latest = Latest { at: (phys, key), origin, len: made.code.len(), places, called };
-        let counter = self.counted;
-        self.counted += 1;
-        self.counters[counter] = self.hot;
-        let entry = Entry {
-            entry: origin,
-            tested: origin + made.tested,
-            body: origin + made.body,
-            counter,
-            leaps: Vec::new(),
-            _called: made.called,
-        };
-        let body = self.address(entry.body).map_addr(|a| a | BASELINE as usize);
+        self.scratch.ops = ops;
+        self.latest.at = (phys, key);
+        (self.latest.origin, self.latest.len, self.latest.number) = (origin, made.code.len(), number);
+        std::mem::swap(&mut self.latest.places, &mut made.places);
+        self.counters[number] = self.hot;
+        let e = &mut self.entries[number];
+        (e.entry, e.tested, e.body) =
+            (origin as u32, (origin + made.tested) as u32, (origin + made.body) as u32);
+        e.block = block;
+        e.called = std::mem::take(&mut made.called);
+        // If the block had died and was decoded again: its old code has no jumps to be led anywhere.
+        for (to, site) in std::mem::take(&mut e.leaps) {
+            self.entries[to as usize].waiting.retain(|w| w.site != site);
+        }
+        let body = self.address(origin + made.body).map_addr(|a| a | BASELINE as usize);
         let code = Compiled { enter: self.enter, code: self.address(origin), ops: body.cast() };
-        if let Some(old) = self.entries.insert((phys, key), entry) {
-            // The block has died and was decoded again: its old code has no jumps to be led anywhere.
-            for (to, site) in old.leaps {
-                if let Some(list) = self.waiting.get_mut(&to) {
-                    list.retain(|w| w.site != site);
-                }
-            }
+        // SAFETY: the block is live, as nothing was decoded since it was found. The code stays until this tier is emptied, which takes it away from all
+        // blocks, or the vCPU ends; it was made of the block's instructions.
+        unsafe {
+            cpu.install_block(block, code);
+            (*block).set_number(number as u32);
         }
-        // SAFETY: the code stays until this tier is emptied, which takes it away from all blocks, or the vCPU ends; it was made of the block's instructions.
-        if !unsafe { cpu.install(phys, key, &[], code) } {
-            return false;
+        if cpu.links_code() {
+            self.link(cpu, number, &made.leaps);
         }
-        if !cpu.links_code() {
-            return true;
-        }
-        for leap in &made.leaps {
-            if !(0..=PAGE_MASK as i64).contains(&leap.target) {
-                continue;
-            }
-            let to = (phys & !PAGE_MASK | leap.target as u64, key);
-            let back = leap.target <= i64::from(first);
-            let waiting = Waiting { site: origin + leap.site, stub: origin + leap.stub, back };
-            self.waiting.entry(to).or_default().push(waiting);
-            if let Some(e) = self.entries.get_mut(&(phys, key)) {
-                e.leaps.push((to, waiting.site));
-            }
-            if to != (phys, key) {
-                self.lead(cpu, to, waiting);
-            }
-        }
-        for w in self.waiting.get(&(phys, key)).cloned().unwrap_or_default() {
-            self.lead(cpu, (phys, key), w);
-        }
+        self.scratch.emitted = made;
         true
     }
 
-    /// Has a jump lead straight to a block, if that has code.
-    fn lead(&mut self, cpu: &Cpu, to: (u64, u32), w: Waiting) {
-        let Some(e) = self.entry_of(cpu, to) else { return };
+    /// Links the code of an entry, which was just made, with that of other blocks on its page.
+    fn link(&mut self, cpu: &Cpu, number: usize, leaps: &[emit::Leap]) {
+        let Entry { at: (phys, key), entry: origin, .. } = self.entries[number];
+        let first = (phys & PAGE_MASK) as i64;
+        for leap in leaps.iter().filter(|l| l.is_in_page()) {
+            let to = self.enter((phys & !PAGE_MASK | leap.target as u64, key));
+            let back = leap.target <= first;
+            let waiting = Waiting { site: origin + leap.site as u32, stub: origin + leap.stub as u32, back };
+            self.entries[to as usize].waiting.push(waiting);
+            self.entries[number].leaps.push((to, waiting.site));
+            if to as usize != number {
+                self.lead(cpu, to as usize, waiting);
+            }
+        }
+        for n in 0..self.entries[number].waiting.len() {
+            self.lead(cpu, number, self.entries[number].waiting[n]);
+        }
+    }
+
+    /// Has a jump lead straight to the block of an entry, if that has code. Blocks that died have been buried.
+    fn lead(&self, cpu: &Cpu, to: usize, w: Waiting) {
+        let e = &self.entries[to];
         // What follows the page depends on where that is mapped.
-        if cpu.known_block(to.0, to.1).is_none_or(|b| b.second_page.is_some()) {
+        // SAFETY: null, or a live block, as in `has_code`.
+        if unsafe { e.block.as_ref() }.is_none_or(|b| b.second_page.is_some()) || !self.has_code(to) {
             return;
         }
         let target = if w.back { e.tested } else { e.body };
-        let distance = |t: usize| (t as i64 - (w.site as i64 + 4)) as i32;
-        let at = self.write.at(w.site);
-        // SAFETY: the site is a displacement in code of this tier, which is mapped as long as the vCPU has it, and changed by its thread only, while none of
-        // its code runs.
-        unsafe { cpu.link_code(to.0, to.1, Link { at, back: distance(w.stub) }, distance(target)) };
+        let distance = |t: u32| (i64::from(t) - (i64::from(w.site) + 4)) as i32;
+        let at = self.write.at(w.site as usize);
+        // SAFETY: the block is live. The site is a displacement in code of this tier, which is mapped as long as the vCPU has it, and changed by its thread
+        // only, while none of its code runs.
+        unsafe { cpu.link_code(e.block, Link { at, back: distance(w.stub) }, distance(target)) };
     }
 
     /// Takes all code away.
     fn empty(&mut self, cpu: &mut Cpu) {
-        for at in self.entries.keys().copied().collect::<Vec<_>>() {
-            if self.has(cpu, at.0, at.1) {
-                cpu.uninstall(at.0, at.1);
+        for number in 0..self.entries.len() {
+            if self.has_code(number) {
+                let (phys, key) = self.entries[number].at;
+                cpu.uninstall(phys, key);
             }
         }
         self.entries.clear();
-        self.waiting.clear();
+        self.numbers.clear();
         self.used = self.start;
-        self.counted = 0;
     }
 }
+
+/// Memory that is used again for each block.
+#[derive(Default)]
+struct Scratch {
+    ops: Vec<(Op, Option<(Instruction, bool)>)>,
+    emitted: emit::Emitted,
+}
+
+// SAFETY: the pointers to blocks are looked at with the vCPU at hand only, whose blocks they are.
+unsafe impl Send for Baseline {}
 
 const _: () = assert!(CONTEXT < i32::MAX as usize);
