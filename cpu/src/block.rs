@@ -142,7 +142,7 @@ struct Jump {
     key: u32,
 }
 
-const JUMPS: usize = 1 << 13;
+const JUMPS: usize = 1 << 15;
 const _: () = assert!(JUMPS <= 1 << 16);
 /// Ops kept before the cache is emptied as a whole (some 200 MB).
 const MAX_OPS: usize = 4 << 20;
@@ -182,13 +182,16 @@ unsafe impl Send for BlockCache {}
 
 impl BlockCache {
     pub(crate) fn new(mem: Arc<PhysMemory>) -> Self {
-        let none = Jump { lin: 1, generation: 0, block: std::ptr::null(), key: u32::MAX };
+        // SAFETY: all of a jump may be zero: it then names no block.
+        let jumps = unsafe { Box::<[Jump]>::new_zeroed_slice(JUMPS).assume_init() };
+        // SAFETY: as above; it is `CodeJump::NONE`.
+        let code_jumps = unsafe { Box::<[CodeJump]>::new_zeroed_slice(CODE_JUMPS).assume_init() };
         Self {
             blocks: Map::default(),
             pages: Map::default(),
             mem,
-            jumps: vec![none; JUMPS].into_boxed_slice(),
-            code_jumps: vec![CodeJump::NONE; CODE_JUMPS].into_boxed_slice(),
+            jumps,
+            code_jumps,
             current: std::ptr::null(),
             graveyard: Vec::new(),
             ops: 0,

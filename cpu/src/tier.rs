@@ -55,7 +55,7 @@ pub struct Compiled {
 }
 
 /// Entries of the table that compiled code finds other code in.
-pub const CODE_JUMPS: usize = 1 << 12;
+pub const CODE_JUMPS: usize = 1 << 16;
 
 /// Compiled code known at a linear address.
 #[repr(C)]
@@ -72,8 +72,8 @@ pub struct CodeJump {
 }
 
 impl CodeJump {
-    pub(crate) const NONE: Self =
-        Self { lin: 0, tag: u64::MAX, code: std::ptr::null(), ops: std::ptr::null() };
+    /// No code: no tag is 0.
+    pub(crate) const NONE: Self = Self { lin: 0, tag: 0, code: std::ptr::null(), ops: std::ptr::null() };
 
     /// The entry that a linear address has.
     #[inline(always)]

@@ -72,7 +72,7 @@ pub struct TlbView {
     pub table: *mut TlbEntry,
     /// Bytes of the table less those of one entry: the offset of an entry in bytes is `(lin ^ lin >> HASH_SHIFT) >> ENTRY_SHIFT & mask`.
     pub mask: u64,
-    /// What code cached by linear address is good for, by the address's bit 63: `exec_generation`, and from bit 0 the key given to
+    /// What code cached by linear address is good for, never 0, by the address's bit 63: `exec_generation`, and from bit 0 the key given to
     /// `set_code_key`.
     pub code_tags: [u64; 2],
 }
@@ -192,19 +192,19 @@ impl Tlb {
         let spaces = std::array::from_fn(|i| Space {
             pcid: (i == 0).then_some(0),
             used: 0,
-            exec_generation: i as u64,
+            exec_generation: i as u64 + 1,
             user: Table::new(),
             super_ac: Table::new(),
         });
         Self {
-            view: TlbView { table, mask, code_tags: [0, (SPACES as u64) << 8] },
+            view: TlbView { table, mask, code_tags: [1 << 8, (SPACES as u64 + 1) << 8] },
             mode: Mode::Super,
             current: 0,
             spaces,
             supervisor,
             switches: 0,
-            last_generation: SPACES as u64,
-            upper_generation: SPACES as u64,
+            last_generation: SPACES as u64 + 1,
+            upper_generation: SPACES as u64 + 1,
             upper_private: false,
             exec_filter: ExecFilter::new(),
             code_key: 0,
