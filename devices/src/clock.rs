@@ -12,12 +12,13 @@
 //! - Callbacks hold their device weakly, or device and timer would keep each other alive.
 //!
 //! Locks: one mutex for the list of deadlines, a leaf. Reading the time takes no lock.
+use crate::host_time::HostTime;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Guest time in nanoseconds since power-on.
 pub type Nanos = u64;
@@ -101,7 +102,7 @@ impl Slot {
 /// The host's monotonic clock less an offset that grows by each pause. A sequence lock: readers retry when a pause or a resume
 /// came in between, so that the time never jumps, and never wait.
 struct TimeBase {
-    start: Instant,
+    host: HostTime,
     /// Odd while the two fields below change.
     sequence: AtomicU64,
     offset: AtomicU64,
@@ -113,7 +114,7 @@ const RUNNING: u64 = u64::MAX;
 
 impl TimeBase {
     fn host(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX - 1)
+        self.host.nanos()
     }
 
     fn now(&self) -> Nanos {
@@ -194,7 +195,7 @@ impl HostClock {
     /// A clock that starts now, at zero. Fails if the host gives no thread.
     pub fn new() -> std::io::Result<Self> {
         let base = TimeBase {
-            start: Instant::now(),
+            host: HostTime::new(),
             sequence: AtomicU64::new(0),
             offset: AtomicU64::new(0),
             stopped_at: AtomicU64::new(RUNNING),

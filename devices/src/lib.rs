@@ -6,6 +6,7 @@ pub mod chardev;
 pub mod chipset;
 pub mod clock;
 pub mod events;
+mod host_time;
 pub mod input;
 pub mod interrupts;
 pub mod misc;
