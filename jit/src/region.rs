@@ -45,6 +45,8 @@ pub(crate) struct PlanBlock {
     pub is_head: bool,
     /// It can follow itself.
     pub in_loop: bool,
+    /// Of the innermost loop that the block is in, if it is in one: general registers that are loaded from memory there, pointers that lead anywhere.
+    pub innermost: Option<u16>,
     /// It calls what the baseline has in its code.
     pub calls: bool,
     /// Variables that have values when it begins.
@@ -64,8 +66,6 @@ pub(crate) struct Plan {
     instructions: Vec<Option<Instruction>>,
     /// Variables that must have values after each op.
     pub live_after: Vec<Set>,
-    /// General registers that are loaded from memory in loops: pointers that lead anywhere.
-    pub loaded: u16,
     /// Blocks that calls in the region return to, by distance.
     pub return_sites: Vec<i64>,
     /// 64-bit code.
@@ -166,7 +166,6 @@ impl Plan {
             ops: Vec::new(),
             instructions: Vec::new(),
             live_after: Vec::new(),
-            loaded: 0,
             return_sites: Vec::new(),
             long,
             marks: None,
@@ -258,6 +257,7 @@ impl Plan {
             ops,
             is_head: false,
             in_loop: false,
+            innermost: None,
             calls: false,
             live_in: 0,
             dirty_in: 0,
@@ -348,9 +348,34 @@ impl Plan {
         for n in 0..self.blocks.len() {
             self.blocks[n].in_loop = self.reached(&self.blocks[n].followers, |b| &b.followers)[n];
         }
-        let in_loops =
-            self.blocks.iter().filter(|b| b.in_loop).flat_map(|b| &self.instructions[b.ops.clone()]);
-        self.loaded = in_loops.flatten().filter_map(loaded).fold(0, |all, r| all | 1 << r);
+        // The smallest first.
+        let mut loops: Vec<Vec<bool>> = Vec::new();
+        for (head, b) in self.blocks.iter().enumerate() {
+            loops.extend(b.comes_from.iter().filter(|&&n| n >= head).map(|&n| self.body(head, n)));
+        }
+        loops.sort_by_key(|body| body.iter().filter(|&&b| b).count());
+        for body in &loops {
+            let members = || (0..self.blocks.len()).filter(|&n| body[n]);
+            let within = members().flat_map(|n| &self.instructions[self.blocks[n].ops.clone()]);
+            let mask = within.flatten().filter_map(loaded).fold(0, |all, r| all | 1 << r);
+            let inner: Vec<usize> = members().filter(|&n| self.blocks[n].innermost.is_none()).collect();
+            for n in inner {
+                self.blocks[n].innermost = Some(mask);
+            }
+        }
+    }
+
+    /// The blocks of a loop that `last` leads back to the head of: those that reach it without coming by the head.
+    fn body(&self, head: usize, last: usize) -> Vec<bool> {
+        let mut body = vec![false; self.blocks.len()];
+        body[head] = true;
+        let mut next = vec![last];
+        while let Some(n) = next.pop() {
+            if !std::mem::replace(&mut body[n], true) {
+                next.extend(&self.blocks[n].comes_from);
+            }
+        }
+        body
     }
 
     /// Computes the sets.

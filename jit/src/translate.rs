@@ -387,9 +387,9 @@ impl<'a> Translator<'a> {
         self.plan.blocks.iter().any(|b| b.in_loop)
     }
 
-    /// Whether a general register is loaded from memory in a loop.
+    /// Whether a general register is loaded from memory in the loop that is closest around.
     pub(crate) fn is_loaded(&self, register: u8) -> bool {
-        register < 16 && self.plan.loaded & 1 << register != 0
+        register < 16 && self.plan.blocks[self.at].innermost.unwrap_or(0) & 1 << register != 0
     }
 
     // ---- variables ---------------------------------------------------------------------------------------------------------
