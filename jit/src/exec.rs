@@ -44,7 +44,7 @@ impl Translator<'_> {
     }
 
     /// A bound of a value, from how it was made.
-    fn bound(&self, v: Value) -> u64 {
+    pub(crate) fn bound(&self, v: Value) -> u64 {
         let bits = self.type_of(v).bits();
         let all = u64::MAX >> (64 - bits);
         if let Some(c) = self.constant(v) {

@@ -11,7 +11,7 @@ use cranelift_codegen::ir::{
 use cranelift_frontend::FunctionBuilder;
 use mynah_cpu::op::{CHECKED, Op};
 use mynah_cpu::{Cpu, cpu::SegView, state::gpr, state::seg};
-use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, Tlb, TlbEntry, TlbView};
+use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, PAGE_SIZE, Tlb, TlbEntry, TlbView};
 use std::mem::{offset_of, size_of};
 
 const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
@@ -45,6 +45,16 @@ pub(crate) struct Seen {
 
 /// Places for pages in a region's frame.
 const PLACES: usize = 8;
+/// Bytes of one.
+const SIZE: i32 = 16;
+
+/// Where a place is: of two that follow each other if it is for a table.
+#[derive(Clone, Copy)]
+struct Place {
+    frame: StackSlot,
+    at: i32,
+    table: bool,
+}
 
 /// The pages that accesses in loops went to the last time, in the region's frame: for each a tag and what is added to the linear address. An
 /// access of up to 8 bytes within a loop looks there first. It is for the kind of access that it was filled by, and holds until something is called.
@@ -54,9 +64,13 @@ pub(crate) struct Places {
     used: Vec<(u8, bool)>,
 }
 
-/// What accesses share a place: the base register, and whether they write. Those with an index have none: tables are looked into at random; nor do
-/// pointers that are loaded.
+/// What accesses share a place: the base register, and whether they write. Pointers that are loaded have none. Those with an index have none either, as
+/// tables are looked into at random, unless the table is small: then there is a place for each of the two pages that it may lie on.
 pub(crate) type PlaceKey = Option<u8>;
+
+/// In a [`PlaceKey`]: it is a small table; and the place is that of odd pages.
+const TABLE: u8 = 0x40;
+const ODD: u8 = 0x80;
 
 /// Emits the look-up of a linear address in the TLB: a truth value for a hit, and the entry. `flags` are those of the vCPU's state and the TLB.
 pub(crate) fn look_up(
@@ -162,7 +176,13 @@ impl Translator<'_> {
     pub(crate) fn linear(&mut self, op: &Op, offset: Value, len: u64, write: bool) -> Value {
         let s = usize::from(op.seg & 7);
         let plain = op.index == gpr::ZERO as u8 && !matches!(usize::from(op.base), gpr::ZERO);
-        self.place_key = plain.then_some(op.base).filter(|&b| !self.is_loaded(b));
+        self.place_key = if self.is_loaded(op.base) {
+            None
+        } else if plain {
+            Some(op.base)
+        } else {
+            (self.in_loop() && self.is_small_table(op, len)).then_some(op.base | TABLE)
+        };
         if op.flags & CHECKED == 0 {
             if s < seg::FS {
                 return offset; // 64-bit, or flat: the base is 0
@@ -208,6 +228,15 @@ impl Translator<'_> {
         let base = self.segment(s, offset_of!(SegView, base));
         let lin = self.b.ins().iadd(base, offset);
         self.b.ins().band_imm_u(lin, 0xffff_ffff)
+    }
+
+    /// Whether the operand's index is known to be so small that what is looked into lies on two pages at most.
+    fn is_small_table(&mut self, op: &Op, len: u64) -> bool {
+        let most = (PAGE_SIZE - len) >> (op.scale & 3);
+        op.index != gpr::ZERO as u8 && {
+            let index = self.var(usize::from(op.index) & 15);
+            self.bound(index) <= most
+        }
     }
 
     /// The linear address of `len` bytes at an offset in the stack segment, which is flat or 64-bit; the offset is within the stack's width.
@@ -375,8 +404,8 @@ impl Translator<'_> {
             }
             None => {
                 let place = self.place(len, write);
-                if let Some((frame, at)) = place {
-                    self.try_place(frame, at, lin, len, on);
+                if let Some(place) = place {
+                    self.try_place(place, lin, len, on);
                 }
                 let (hit, entry) = self.look_up(lin, len, write);
                 let missed = self.fork(hit);
@@ -387,10 +416,8 @@ impl Translator<'_> {
                 }
                 let at = offset_of!(TlbEntry, addend) as i32;
                 let addend = self.b.ins().load(types::I64, self.access.tlb, entry, at);
-                if let Some((frame, at)) = place {
-                    let page = self.b.ins().band_imm_s(lin, !PAGE_MASK as i64);
-                    self.b.ins().stack_store(types::I64, page, frame, at);
-                    self.b.ins().stack_store(types::I64, addend, frame, at + 8);
+                if let Some(place) = place {
+                    self.fill_place(place, lin, addend);
                 }
                 self.note_seen(lin, host, write);
                 (missed, self.b.ins().iadd(lin, addend))
@@ -405,46 +432,84 @@ impl Translator<'_> {
         host
     }
 
-    /// The place, if there is one, for the page of an access: in which frame, and where.
-    fn place(&mut self, len: u64, write: bool) -> Option<(StackSlot, i32)> {
+    /// The place, if there is one, for the page of an access.
+    fn place(&mut self, len: u64, write: bool) -> Option<Place> {
         if !self.in_loop() || len > 8 {
             return None;
         }
         let key = (self.place_key?, write);
+        let table = key.0 & TABLE != 0;
         let n = match self.places.used.iter().position(|&k| k == key) {
             Some(n) => n,
-            None if self.places.used.len() < PLACES => {
+            None if self.places.used.len() + usize::from(table) < PLACES => {
                 self.places.used.push(key);
-                self.places.used.len() - 1
+                if table {
+                    self.places.used.push((key.0 | ODD, write));
+                }
+                self.places.used.len() - 1 - usize::from(table)
             }
             None => return None,
         };
-        Some((self.places_frame(), 16 * n as i32))
+        Some(Place { frame: self.places_frame(), at: SIZE * n as i32, table })
     }
 
     fn places_frame(&mut self) -> StackSlot {
         *self.places.frame.get_or_insert_with(|| {
-            let data = StackSlotData::new(StackSlotKind::ExplicitSlot, 16 * PLACES as u32, 3);
+            let data = StackSlotData::new(StackSlotKind::ExplicitSlot, SIZE as u32 * PLACES as u32, 3);
             self.b.create_sized_stack_slot(data)
         })
     }
 
+    /// Whether the page of an address is odd.
+    fn is_odd_page(&mut self, lin: Value) -> Value {
+        self.b.ins().band_imm_u(lin, PAGE_SIZE as i64)
+    }
+
     /// Goes on at `on` with the host address if the access is aligned and on the place's page; or here.
-    fn try_place(&mut self, frame: StackSlot, at: i32, lin: Value, len: u64, on: Block) {
+    fn try_place(&mut self, Place { frame, at, table }: Place, lin: Value, len: u64, on: Block) {
         let found = self.b.create_block();
         let other = self.b.create_block();
         let want = self.b.ins().band_imm_s(lin, (!PAGE_MASK | (len - 1)) as i64);
-        let page = self.b.ins().stack_load(types::I64, types::I64, frame, at);
+        let odd = table.then(|| self.is_odd_page(lin));
+        let word = |t: &mut Self, n: i32| {
+            let word = t.b.ins().stack_load(types::I64, types::I64, frame, at + n);
+            match odd {
+                None => word,
+                // No jump depends on the page, nor the address on more than one bit of itself.
+                Some(odd) => {
+                    let other = t.b.ins().stack_load(types::I64, types::I64, frame, at + SIZE + n);
+                    t.b.ins().select(odd, other, word)
+                }
+            }
+        };
+        let page = word(self, 0);
         let hit = self.b.ins().icmp(IntCC::Equal, want, page);
         self.b.set_cold_block(other);
         self.b.ins().brif(hit, found, &[], other, &[]);
         self.b.switch_to_block(found);
         self.b.seal_block(found);
         self.b.seal_block(other);
-        let addend = self.b.ins().stack_load(types::I64, types::I64, frame, at + 8);
+        let addend = word(self, 8);
         let address = self.b.ins().iadd(lin, addend);
         self.b.ins().jump(on, &[address.into()]);
         self.b.switch_to_block(other);
+    }
+
+    /// Has the place hold the page of an address, and what is added there.
+    fn fill_place(&mut self, Place { frame, at, table }: Place, lin: Value, addend: Value) {
+        let page = self.b.ins().band_imm_s(lin, !PAGE_MASK as i64);
+        if !table {
+            self.b.ins().stack_store(types::I64, page, frame, at);
+            self.b.ins().stack_store(types::I64, addend, frame, at + 8);
+            return;
+        }
+        let odd = self.is_odd_page(lin);
+        let further = self.b.ins().ushr_imm_u(odd, i64::from((PAGE_SIZE as i32 / SIZE).trailing_zeros()));
+        let places = self.b.ins().stack_addr(types::I64, frame, at);
+        let to = self.b.ins().iadd(places, further);
+        let flags = MemFlagsData::trusted();
+        self.b.ins().store(flags, page, to, 0);
+        self.b.ins().store(flags, addend, to, 8);
     }
 
     /// Nothing is known of the places' pages: something was called that may have changed their translation.
@@ -465,7 +530,7 @@ impl Translator<'_> {
     fn empty_places(&mut self, frame: StackSlot, count: usize) {
         let none = self.b.ins().iconst(types::I64, NO_PAGE);
         for n in 0..count {
-            self.b.ins().stack_store(types::I64, none, frame, 16 * n as i32);
+            self.b.ins().stack_store(types::I64, none, frame, SIZE * n as i32);
         }
     }
 
