@@ -537,6 +537,11 @@ impl Block {
         self.tier.number.set(number);
     }
 
+    /// Takes the number away: the block's death concerns the tier no more.
+    pub fn forget_number(&self) {
+        self.tier.number.set(NO_NUMBER);
+    }
+
     /// An op with the handler that the interpreter has for it, whatever tier the block is in.
     pub fn plain_op(&self, n: usize) -> Op {
         // SAFETY: ops are changed by the vCPU's own thread only, which is this one.

@@ -5,8 +5,10 @@ use common::*;
 use iced_x86::code_asm::*;
 use mynah_cpu::board::{EV_INTR, EV_KICK};
 use mynah_cpu::state::{fl, gpr};
+use mynah_cpu::tier::LEFT_HOT;
 use mynah_cpu::{Exit, State};
-use mynah_jit::tier::Optimize;
+use mynah_jit::tier::{Engine, Optimize, Options, Translating};
+use std::sync::atomic::Ordering;
 
 fn assemble(bits: u32, at: u64, f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut a = CodeAssembler::new(bits).unwrap();
@@ -450,4 +452,46 @@ fn single_steps_are_not_translated() {
     assert_eq!(pair.fast.state.gpr[gpr::RIP], HANDLERS + 4 + 1);
     // The handler's HLT is a region of its own; the stepped instruction is not.
     assert_eq!(pair.fast.state.dr[6] & 0x4000, 0x4000);
+}
+
+#[test]
+fn a_loop_is_counted_on_when_blocks_die_whose_code_was_given_up_before() {
+    // More blocks than the baseline has room for, each run until it is compiled; then a loop gets code where theirs was, and their bytes change.
+    let (blocks, number) = (0x40000u64, 10_000);
+    let mut cpu = machine(64);
+    let mut chunk = [0x41, 0xff, 0xc0, 0xeb, 0x00].repeat(number); // inc r8d; jmp to the next
+    chunk.push(0xc3);
+    cpu.mem.write(blocks, &chunk);
+    let code = assemble(64, CODE, |a| {
+        let (mut pass, mut spin) = (a.create_label(), a.create_label());
+        a.mov(r9d, 3)?;
+        a.set_label(&mut pass)?;
+        a.mov(eax, blocks as i32)?;
+        a.call(rax)?;
+        a.dec(r9d)?;
+        a.jne(pass)?;
+        a.mov(ecx, 20)?;
+        a.call(spin)?;
+        a.mov(edi, blocks as i32)?;
+        a.mov(ecx, chunk.len() as i32)?;
+        a.rep().stosb()?;
+        a.mov(ecx, 20_000)?;
+        a.call(spin)?;
+        a.hlt()?;
+        a.set_label(&mut spin)?;
+        a.dec(ecx)?;
+        a.jne(spin)?;
+        a.ret()
+    });
+    cpu.mem.write(CODE, &code);
+    let options = Options { baseline: Some(1000), code_bytes: 1 << 20, ..Options::default() };
+    let engine = Engine::new(&cpu.model, options).unwrap();
+    let tier = Translating::new(&engine, cpu.events.clone()).unwrap();
+    let (counters, hot) = (tier.counters(), tier.hot_after());
+    cpu.set_tier(Box::new(tier), hot);
+    assert_eq!(cpu.run(), Exit::Halt);
+    assert_eq!(cpu.state.gpr[gpr::R8], 3 * number as u64);
+    assert!(counters.block_bytes.load(Ordering::Relaxed) > 1 << 20, "nothing was given up");
+    let told = cpu.left[LEFT_HOT as usize];
+    assert!((1..=25).contains(&told), "the tier was told {told} times in 20,000 rounds");
 }

@@ -426,9 +426,14 @@ impl Baseline {
         unsafe { cpu.link_code(e.block, Link { at, back: distance(w.stub) }, distance(target)) };
     }
 
-    /// Takes all code away.
+    /// Takes all code away. Blocks that died have been buried.
     fn empty(&mut self, cpu: &mut Cpu) {
         for number in 0..self.entries.len() {
+            // The number will be another block's.
+            // SAFETY: null, or a live block, as in `has_code`.
+            if let Some(block) = unsafe { self.entries[number].block.as_ref() } {
+                block.forget_number();
+            }
             if self.has_code(number) {
                 let (phys, key) = self.entries[number].at;
                 cpu.uninstall(phys, key);
