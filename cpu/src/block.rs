@@ -421,19 +421,7 @@ impl Cpu {
         let mut cut = false;
         'copied: loop {
             let more = most.min(have + PIECE);
-            let piece = &mut copy[have..more];
-            match host {
-                // SAFETY: `fetch_page` vouches for the whole page. Guest stores may race with this read as on hardware; what is decoded is then
-                // invalidated by the store, which sees that the page is held.
-                Some(p) => unsafe {
-                    crate::width::copy_out(p.wrapping_add((lin & PAGE_MASK) as usize + have), piece);
-                },
-                None => {
-                    for (i, b) in piece.iter_mut().enumerate() {
-                        *b = self.mem.phys_read(phys + (have + i) as u64, 1) as u8;
-                    }
-                }
-            }
+            self.copy_code(host, phys + have as u64, &mut copy[have..more]);
             have = more;
             let mut run = Run::new(&self.model, mode, &copy[..have], len);
             loop {
@@ -444,29 +432,10 @@ impl Cpu {
                     Some(x) => x,
                     None if !ops.is_empty() => break 'copied, // crosses the page: a block of its own
                     None => {
-                        // The instruction needs more bytes than the page (or the segment) has.
-                        let n = have.min(15);
-                        crossing[..n].copy_from_slice(&copy[..n]);
-                        if (n as u64) >= left {
-                            return Err(self.gp(0));
-                        }
-                        let next = (lin & !PAGE_MASK).wrapping_add(PAGE_MASK + 1);
-                        let next = if self.state.is_long64() { next } else { next & 0xffff_ffff };
-                        let (phys2, host2) = self.fetch_page(next)?;
-                        second_page = Some(phys2 & !PAGE_MASK);
-                        self.hold_page(phys2);
-                        let total = (left.min(15)) as usize;
-                        for (i, b) in crossing[n..total].iter_mut().enumerate() {
-                            *b = match host2 {
-                                // SAFETY: as above, for the next page.
-                                Some(p) => unsafe { p.wrapping_add(i).read() },
-                                None => self.mem.phys_read(phys2 + i as u64, 1) as u8,
-                            };
-                        }
-                        match decode_op(&self.model, mode, &crossing[..total], 0) {
-                            Some(x) => x,
-                            None => return Err(self.gp(0)), // longer than 15 bytes, or beyond the limit
-                        }
+                        let (page, decoded) =
+                            self.decode_crossing(lin, left, mode, &copy[..have], &mut crossing)?;
+                        second_page = Some(page);
+                        decoded
                     }
                 };
                 if op.code == Code::Sti as u16
@@ -533,6 +502,46 @@ impl Cpu {
             self.retire(old);
         }
         Ok(ptr)
+    }
+
+    /// Copies bytes of a page of code, which begins at `host` if it is plain memory, from the physical address on. The page is held.
+    fn copy_code(&self, host: Option<*mut u8>, phys: u64, to: &mut [u8]) {
+        match host {
+            // SAFETY: `fetch_page` vouches for the whole page. Guest stores may race with this read as on hardware; what is decoded is then
+            // invalidated by the store, which sees that the page is held.
+            Some(p) => unsafe { crate::width::copy_out(p.wrapping_add((phys & PAGE_MASK) as usize), to) },
+            None => {
+                for (i, b) in to.iter_mut().enumerate() {
+                    *b = self.mem.phys_read(phys + i as u64, 1) as u8;
+                }
+            }
+        }
+    }
+
+    /// Decodes an instruction that needs more bytes than the `first`, all that its page (or the segment, which has `left`) has of it. Returns the page of the
+    /// others as well; all its bytes are in `crossing`.
+    fn decode_crossing(
+        &mut self,
+        lin: u64,
+        left: u64,
+        mode: ModeKey,
+        first: &[u8],
+        crossing: &mut [u8; 15],
+    ) -> Result<(u64, (Op, Flow)), Stop> {
+        let n = first.len().min(15);
+        crossing[..n].copy_from_slice(&first[..n]);
+        if (n as u64) >= left {
+            return Err(self.gp(0));
+        }
+        let next = (lin & !PAGE_MASK).wrapping_add(PAGE_MASK + 1);
+        let next = if self.state.is_long64() { next } else { next & 0xffff_ffff };
+        let (phys, host) = self.fetch_page(next)?;
+        self.hold_page(phys);
+        let total = (left.min(15)) as usize;
+        self.copy_code(host, phys, &mut crossing[n..total]);
+        let decoded = decode_op(&self.model, mode, &crossing[..total], 0);
+        // Longer than 15 bytes, or beyond the limit.
+        Ok((phys & !PAGE_MASK, decoded.ok_or_else(|| self.gp(0))?))
     }
 
     /// Bytes of guest RAM have changed: blocks made of them die.

@@ -52,18 +52,25 @@ pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> O
     {
         i = exchange_r8(&i, bytes[i.len().max(2) - 2] & 8 != 0, &bytes[..i.len()]);
     }
-    Some(build::<Cpu>(model, mode, &i, off).map_or_else(
-        || {
-            let mut op = blank(&i, mode, off);
-            (op.run, op.helper) = (crate::interp::run_ender, crate::interp::undefined);
-            (op, Flow::Ends)
-        },
-        |(mut op, s)| {
-            crate::x87::note_opcode(&mut op, bytes);
-            (op.run, op.helper) = (s.handler, s.helper);
-            (op, s.flow)
-        },
-    ))
+    Some(interpreted(model, mode, &i, bytes, off).unwrap_or_else(|| {
+        let mut op = blank(&i, mode, off);
+        (op.run, op.helper) = (crate::interp::run_ender, crate::interp::undefined);
+        (op, Flow::Ends)
+    }))
+}
+
+/// The interpreter's op for an instruction of these bytes; `None` for what raises #UD.
+fn interpreted(
+    model: &CpuModel,
+    mode: ModeKey,
+    i: &Instruction,
+    bytes: &[u8],
+    off: usize,
+) -> Option<(Op, Flow)> {
+    let (mut op, s) = build::<Cpu>(model, mode, i, off)?;
+    crate::x87::note_opcode(&mut op, bytes);
+    (op.run, op.helper) = (s.handler, s.helper);
+    Some((op, s.flow))
 }
 
 /// Decodes the instructions of a block one after the other.
@@ -97,11 +104,9 @@ impl<'a> Run<'a> {
         let bytes = &self.bytes[at..];
         if !self.next.is_invalid()
             && self.next.code() != Code::Pause
-            && let Some((mut op, s)) = build::<Cpu>(model, self.mode, &self.next, at)
+            && let Some(decoded) = interpreted(model, self.mode, &self.next, bytes, at)
         {
-            crate::x87::note_opcode(&mut op, bytes);
-            (op.run, op.helper) = (s.handler, s.helper);
-            return Some((op, s.flow));
+            return Some(decoded);
         }
         let decoded = decode_op(model, self.mode, bytes, at)?;
         self.go_to(at + usize::from(decoded.0.len));

@@ -113,16 +113,12 @@ struct TimeBase {
 const RUNNING: u64 = u64::MAX;
 
 impl TimeBase {
-    fn host(&self) -> u64 {
-        self.host.nanos()
-    }
-
     fn now(&self) -> Nanos {
         loop {
             let before = self.sequence.load(Ordering::Acquire);
             let offset = self.offset.load(Ordering::Relaxed);
             let stopped_at = self.stopped_at.load(Ordering::Relaxed);
-            let host = if stopped_at == RUNNING { self.host() } else { 0 };
+            let host = if stopped_at == RUNNING { self.host.nanos() } else { 0 };
             fence(Ordering::Acquire);
             if before & 1 == 0 && self.sequence.load(Ordering::Relaxed) == before {
                 return if stopped_at == RUNNING { host.saturating_sub(offset) } else { stopped_at };
@@ -226,7 +222,7 @@ impl HostClock {
         let base = &self.shared.base;
         if base.is_stopped() {
             let at = base.stopped_at.load(Ordering::Relaxed);
-            base.change(base.host().saturating_sub(at), RUNNING);
+            base.change(base.host.nanos().saturating_sub(at), RUNNING);
             self.shared.wake.notify_one();
         }
     }

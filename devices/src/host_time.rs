@@ -2,7 +2,8 @@
 //!
 //! Where Linux itself tells the time by the processor's time-stamp counter (`tsc` as its clock source: invariant, and the same on all processors), most
 //! readings take the time of the last look at the clock and the counter's distance from there. That look is never older than a millisecond, and the rate is
-//! taken a little too low, so that the time read never runs ahead of the clock. On other hosts each reading asks the clock.
+//! taken a little too low, so that the time read is ahead of the clock only while that is slowed down, and by what it loses in a millisecond (adjtimex allows
+//! 0.5 us). On other hosts each reading asks the clock.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Instant;
 
@@ -10,7 +11,7 @@ use std::time::Instant;
 const FRESH: u64 = 1_000_000;
 /// Nanoseconds between the looks that the rate is taken from, at least.
 const BASELINE: u64 = 20_000_000;
-/// The rate is taken too low by one part in so many: more than what the clock's own rate changes by, and the looks' errors.
+/// The rate is taken too low by one part in so many, which is more than the errors of the looks that it comes from.
 const MARGIN: u64 = 20_000;
 /// Counts between which the clock is read at most, and how often that is tried.
 const CLOSE: u64 = 1000;
@@ -99,14 +100,13 @@ impl HostTime {
                 break;
             }
         }
-        let [last, nanos, rate, reach] =
+        let [last, nanos, mut rate, mut reach] =
             [&self.count, &self.nanos, &self.rate, &self.reach].map(|v| v.load(Ordering::Relaxed));
         // What others may have read by the last look: should the clock have slowed down, the time waits for it.
         let reached = nanos + along(count.wrapping_sub(last).min(reach), rate);
         let now = clock.max(reached);
         let (base, since) = (self.base.0.load(Ordering::Relaxed), self.base.1.load(Ordering::Relaxed));
         let (counts, passed) = (count.wrapping_sub(base), clock.saturating_sub(since));
-        let (mut rate, mut reach) = (rate, reach);
         if passed >= BASELINE {
             // A counter that stood still or went back is asked no more before the next such time.
             rate = ((u128::from(passed) << FRACTION) / u128::from(counts.max(1))) as u64;

@@ -98,7 +98,16 @@ impl Plan {
 
     /// Which blocks are reached from these, themselves included, by the edges that are given of each.
     fn reached(&self, from: &[usize], edges: impl Fn(&PlanBlock) -> &[usize]) -> Vec<bool> {
-        let mut reached = vec![false; self.blocks.len()];
+        self.reached_as_well(vec![false; self.blocks.len()], from, edges)
+    }
+
+    /// As [`Self::reached`], with some that have been, from which no more are.
+    fn reached_as_well(
+        &self,
+        mut reached: Vec<bool>,
+        from: &[usize],
+        edges: impl Fn(&PlanBlock) -> &[usize],
+    ) -> Vec<bool> {
         let mut next = from.to_vec();
         while let Some(n) = next.pop() {
             if !std::mem::replace(&mut reached[n], true) {
@@ -355,12 +364,11 @@ impl Plan {
         }
         loops.sort_by_key(|body| body.iter().filter(|&&b| b).count());
         for body in &loops {
-            let members = || (0..self.blocks.len()).filter(|&n| body[n]);
-            let within = members().flat_map(|n| &self.instructions[self.blocks[n].ops.clone()]);
+            let members = self.blocks.iter().zip(body).filter(|(_, inside)| **inside);
+            let within = members.flat_map(|(b, _)| &self.instructions[b.ops.clone()]);
             let mask = within.flatten().filter_map(loaded).fold(0, |all, r| all | 1 << r);
-            let inner: Vec<usize> = members().filter(|&n| self.blocks[n].innermost.is_none()).collect();
-            for n in inner {
-                self.blocks[n].innermost = Some(mask);
+            for (b, _) in self.blocks.iter_mut().zip(body).filter(|(_, inside)| **inside) {
+                b.innermost.get_or_insert(mask);
             }
         }
     }
@@ -369,13 +377,7 @@ impl Plan {
     fn body(&self, head: usize, last: usize) -> Vec<bool> {
         let mut body = vec![false; self.blocks.len()];
         body[head] = true;
-        let mut next = vec![last];
-        while let Some(n) = next.pop() {
-            if !std::mem::replace(&mut body[n], true) {
-                next.extend(&self.blocks[n].comes_from);
-            }
-        }
-        body
+        self.reached_as_well(body, &[last], |b| &b.comes_from)
     }
 
     /// Computes the sets.

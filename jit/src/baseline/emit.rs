@@ -25,7 +25,6 @@ const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
 const ASIDE: i32 = in_context(offset_of!(Context, aside));
 
 /// A jump to a place of the guest's that may be led straight to code for it.
-#[derive(Clone, Copy)]
 pub(super) struct Leap {
     /// Where its displacement is.
     pub site: usize,

@@ -344,18 +344,17 @@ impl Baseline {
         if self.entries.len() + 3 > self.counters.len() {
             self.empty(cpu);
         }
-        let mut number = self.enter((phys, key)) as usize;
-        let plan = emit::Block { ops: &ops, first, long, counter: number };
-        let emitted = std::mem::take(&mut self.scratch.emitted);
-        let (encoder, info) = (&mut self.encoder, &mut self.info);
-        let mut made = Emitter::emit(&plan, &self.stubs, self.used, encoder, info, emitted);
-        if self.used + made.code.len() > self.write.len() {
-            self.empty(cpu);
-            number = self.enter((phys, key)) as usize;
+        let (number, mut made) = loop {
+            let number = self.enter((phys, key)) as usize;
             let plan = emit::Block { ops: &ops, first, long, counter: number };
+            let emitted = std::mem::take(&mut self.scratch.emitted);
             let (encoder, info) = (&mut self.encoder, &mut self.info);
-            made = Emitter::emit(&plan, &self.stubs, self.used, encoder, info, made);
-        }
+            let made = Emitter::emit(&plan, &self.stubs, self.used, encoder, info, emitted);
+            if self.used + made.code.len() <= self.write.len() {
+                break (number, made);
+            }
+            self.empty(cpu);
+        };
         let origin = self.used;
         self.write.put(origin, &made.code);
         self.used = (origin + made.code.len()).next_multiple_of(16);
