@@ -147,6 +147,8 @@ pub struct Cpu {
     pub(crate) tier: Option<Box<dyn crate::tier::Tier>>,
     /// Executions after which a block is hot.
     pub(crate) hot_after: u32,
+    /// Blocks with code that are being recorded.
+    pub(crate) recording: Option<Box<crate::tier::Recording>>,
     /// Executions after which the tier is asked whether it has code for a block.
     pub(crate) known_after: u32,
     /// Compiled code has left the instruction at RIP to the interpreter.
@@ -229,6 +231,7 @@ impl Cpu {
             unchained: false,
             tier: None,
             hot_after: u32::MAX,
+            recording: None,
             known_after: u32::MAX,
             interpret_next: false,
             left: [0; 8],

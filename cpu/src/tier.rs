@@ -100,6 +100,27 @@ pub trait Tier: Send {
     }
     /// [`crate::board::EV_TIER`] was raised: code may be ready to be installed.
     fn ready(&mut self, cpu: &mut Cpu);
+    /// What [`Cpu::record`] was asked for. Called as `hot` is.
+    fn recorded(&mut self, cpu: &mut Cpu, blocks: Vec<Recorded>) {
+        let _ = (cpu, blocks);
+    }
+}
+
+/// A block with code that was executed while that was recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Recorded {
+    /// Physical address.
+    pub phys: u64,
+    /// Mode key.
+    pub key: u32,
+    /// Linear address.
+    pub lin: u64,
+}
+
+/// Blocks that are being recorded, and how many there are to be.
+pub(crate) struct Recording {
+    blocks: Vec<Recorded>,
+    most: usize,
 }
 
 /// What the tiers keep with a block.
@@ -221,10 +242,34 @@ pub(crate) fn count(cpu: &mut Cpu, op: &Op) -> *const Op {
 }
 
 /// The handler of a first op that enters compiled code.
-fn run_code(cpu: &mut Cpu, _: &Op) -> *const Op {
+fn run_code(cpu: &mut Cpu, op: &Op) -> *const Op {
+    if cpu.recording.is_some() {
+        return record(cpu, op);
+    }
     let next = run_regions(cpu);
     cpu.leave_host_float();
     next
+}
+
+/// Records the block and has the interpreter execute it, instead of its code.
+#[cold]
+fn record(cpu: &mut Cpu, op: &Op) -> *const Op {
+    // SAFETY: `current` is the live block whose first op this is.
+    let block = unsafe { &*cpu.blocks.current };
+    let first = block.tier.first.get();
+    let lin = cpu.code_linear();
+    let full = cpu.recording.as_mut().is_none_or(|r| {
+        r.blocks.push(Recorded { phys: block.phys, key: block.key, lin });
+        r.blocks.len() >= r.most
+    });
+    if full
+        && let Some(recording) = cpu.recording.take()
+        && let Some(mut t) = cpu.tier.take()
+    {
+        t.recorded(cpu, recording.blocks);
+        cpu.tier = Some(t);
+    }
+    first(cpu, op)
 }
 
 fn run_regions(cpu: &mut Cpu) -> *const Op {
@@ -263,7 +308,7 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
         }
         // SAFETY: `go_on` returns a live block.
         let n = unsafe { &*next };
-        if n.tier.code.get().is_none() {
+        if n.tier.code.get().is_none() || cpu.recording.is_some() {
             cpu.enter(next);
             return n.first();
         }
@@ -383,6 +428,11 @@ impl Cpu {
             Some(known) => known.iter().for_each(|&at| forget(&mut self.blocks.code_jumps[usize::from(at)])),
             None => self.blocks.code_jumps.iter_mut().for_each(forget),
         }
+    }
+
+    /// Has the interpreter execute the next blocks that have code, and tells the tier which they were ([`Tier::recorded`]).
+    pub fn record(&mut self, blocks: usize) {
+        self.recording = Some(Box::new(Recording { blocks: Vec::with_capacity(blocks), most: blocks }));
     }
 
     /// Gives the vCPU a tier above the interpreter, which is told of blocks that have run `hot_after` times.

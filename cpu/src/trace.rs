@@ -101,7 +101,7 @@ impl Cpu {
     }
 
     /// The linear address of the next instruction.
-    fn code_linear(&self) -> u64 {
+    pub fn code_linear(&self) -> u64 {
         let base = if self.state.is_long64() { 0 } else { self.state.seg[seg::CS].base };
         self.state.gpr[gpr::RIP].wrapping_add(base)
     }

@@ -94,6 +94,9 @@ pub(crate) struct Context {
     /// something is called.
     pub stack_page: u64,
     pub stack_addend: u64,
+    /// The baseline's: misses of places until one of them is looked at, and the offset in the vCPU of the place that has missed then, or 0.
+    pub place_misses: u64,
+    pub place_missed: u64,
 }
 
 /// A stub, for who looks inside.
@@ -146,6 +149,8 @@ impl Context {
             failed: 0,
             stack_page: NO_PAGE as u64,
             stack_addend: 0,
+            place_misses: PLACE_MISSES,
+            place_missed: 0,
         };
         // SAFETY: the stub was made with this signature.
         let enter = unsafe { std::mem::transmute::<*const u8, Enter>(enter) };
@@ -157,6 +162,9 @@ impl Context {
         Self { events, ..*self }
     }
 }
+
+/// Misses of places after which one of them is looked at.
+pub(crate) const PLACE_MISSES: u64 = 256;
 
 /// In place of a page: no address aligned to up to 16 bytes gives this if the other bits below the page are cleared.
 pub(crate) const NO_PAGE: i64 = 1 << 11;

@@ -25,11 +25,11 @@ use crate::pack::Head;
 use crate::perf::{Perf, Symbols};
 use crate::pool::{self, Done, Job, Place, Pool, Seat};
 use crate::region::Plan;
-use crate::runtime::{Context, Stub};
+use crate::runtime::{Context, PLACE_MISSES, Stub};
 use crate::store::{Region, Store};
 use iced_x86::InstructionInfoFactory;
-use mynah_cpu::state::{gpr, seg};
-use mynah_cpu::tier::{Compiled, Enter, Tier};
+use mynah_cpu::block::ModeKey;
+use mynah_cpu::tier::{Compiled, Enter, Recorded, Tier};
 use mynah_cpu::{Cpu, CpuModel, Events, Op};
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
 use parking_lot::Mutex;
@@ -46,6 +46,11 @@ const HOTTER: u32 = 20_000;
 const PROBE: u32 = 10_000;
 /// How often that is looked at before a block stays in the baseline.
 const PROBES: u32 = 3;
+/// Blocks that are recorded to find those that are executed with a hot loop that stays in the baseline, and how often one must be among them.
+const RECORDED: usize = 1024;
+const OFTEN: usize = RECORDED / 256;
+/// The same of a kernel's blocks: its ways are long, and pages change with what it is asked for.
+const KERNEL_OFTEN: usize = RECORDED / 32;
 /// Executions after which a block's code is looked for among what has been compiled before: what was hot once
 /// will be again. With the baseline it is looked for when that would take the block, which is earlier.
 const KNOWN: u32 = 8;
@@ -80,6 +85,12 @@ pub struct Counters {
     pub block_nanos: AtomicU64,
     /// By instruction code: how many of them they call the interpreter for.
     pub block_called: Mutex<HashMap<u16, u64>>,
+    /// Blocks that were compiled again, for their accesses to look into places.
+    pub placed: AtomicU64,
+    /// Accesses that were found too seldom there, and look into the TLB again.
+    pub unplaced: AtomicU64,
+    /// Misses of places, in groups of those between two looks.
+    pub missed: AtomicU64,
     /// Regions compiled.
     pub compiled: AtomicU64,
     /// Regions installed.
@@ -166,8 +177,8 @@ pub struct Options {
     pub code_bytes: usize,
     /// Where regions are kept.
     pub disk: Option<OnDisk>,
-    /// Blocks are compiled before the vCPU goes on, by itself: for tests, where what runs compiled must not
-    /// depend on time.
+    /// Blocks are compiled before the vCPU goes on, by itself, and half of the baseline's look into places from the
+    /// start: for tests, where what runs compiled must not depend on time.
     pub at_once: bool,
     /// For those who look inside.
     pub inside: Inside,
@@ -403,7 +414,8 @@ impl Translating {
         };
         let baseline = match engine.baseline {
             Some(hotter) => {
-                let baseline = Baseline::new(engine.enter, hotter, engine.baseline_bytes)?;
+                let baseline =
+                    Baseline::new(engine.enter, hotter, engine.baseline_bytes, engine.pool.is_none())?;
                 if let Some(perf) = &engine.inside.perf {
                     let (address, code) = baseline.stubs();
                     perf.stub(address, code, "baseline");
@@ -470,6 +482,19 @@ impl Translating {
 }
 
 impl Tier for Translating {
+    fn recorded(&mut self, cpu: &mut Cpu, mut blocks: Vec<Recorded>) {
+        self.let_go(cpu);
+        blocks.sort_unstable();
+        for same in blocks.chunk_by(PartialEq::eq) {
+            let Recorded { phys, key, lin } = same[0];
+            let often = if ModeKey(key).has(ModeKey::USER) { OFTEN } else { KERNEL_OFTEN };
+            if same.len() >= often && self.baseline.as_mut().is_some_and(|b| b.place(cpu, phys, key, lin)) {
+                self.seat.counters.placed.fetch_add(1, Ordering::Relaxed);
+                self.show_latest(cpu, lin);
+            }
+        }
+    }
+
     fn attach(&mut self, cpu: &mut Cpu) {
         if let Some(mut context) = self.context.take() {
             if let Some(b) = &self.baseline {
@@ -514,14 +539,7 @@ impl Tier for Translating {
                 *called.get_or_insert_with(|| c.block_called.lock()).entry(code).or_default() += 1;
             }
             drop(called);
-            let lin = linear_ip(cpu);
-            let (address, code) = b.latest();
-            let wanted = self.inside.asm.is_some();
-            let marks = if wanted { b.latest_marks(cpu, lin) } else { Marks::default() };
-            self.inside.show(address, code, lin, &marks);
-            c.blocks.store(b.compiled, Ordering::Relaxed);
-            c.block_instructions.store(b.instructions, Ordering::Relaxed);
-            c.block_bytes.store(b.bytes, Ordering::Relaxed);
+            self.show_latest(cpu, cpu.code_linear());
             return;
         }
         self.compile(cpu, phys, key);
@@ -537,6 +555,7 @@ impl Tier for Translating {
 
     fn ready(&mut self, cpu: &mut Cpu) {
         self.let_go(cpu);
+        self.look_at_places(cpu);
         for done in self.seat.take() {
             match done {
                 Done::Region(place, region) => {
@@ -552,12 +571,6 @@ impl Tier for Translating {
             }
         }
     }
-}
-
-/// The linear address of the block that is about to be executed.
-fn linear_ip(cpu: &Cpu) -> u64 {
-    let base = if cpu.state.is_long64() { 0 } else { cpu.state.seg[seg::CS].base };
-    cpu.state.gpr[gpr::RIP].wrapping_add(base)
 }
 
 /// Whether the guest has these bytes at a distance from `phys`, on the same page.
@@ -593,6 +606,41 @@ fn is_worth_it(history: &mut FxHashMap<(u64, u32), Past>, icount: u64, block: (u
 }
 
 impl Translating {
+    /// The baseline has compiled a block, which is at this linear address.
+    fn show_latest(&self, cpu: &Cpu, lin: u64) {
+        let Some(b) = &self.baseline else { return };
+        let (address, code) = b.latest();
+        let marks = if self.inside.asm.is_some() { b.latest_marks(cpu, lin) } else { Marks::default() };
+        self.inside.show(address, code, lin, &marks);
+        let c = &self.seat.counters;
+        c.blocks.store(b.compiled, Ordering::Relaxed);
+        c.block_instructions.store(b.instructions, Ordering::Relaxed);
+        c.block_bytes.store(b.bytes, Ordering::Relaxed);
+    }
+
+    /// Looks at the place that has missed last, if one waits for that.
+    fn look_at_places(&mut self, cpu: &mut Cpu) {
+        let Some(b) = &mut self.baseline else { return };
+        // SAFETY: `attach` has put a context there, which nothing else refers to now.
+        let at = unsafe {
+            let context = cpu.tier_memory.0.as_mut_ptr().cast::<Context>();
+            let at = std::mem::take(&mut (*context).place_missed);
+            if at != 0 {
+                (*context).place_misses = PLACE_MISSES;
+            }
+            at
+        };
+        if at != 0 {
+            self.seat.counters.missed.fetch_add(PLACE_MISSES, Ordering::Relaxed);
+        }
+        if at != 0
+            && let Some(lin) = b.look_at_misses(cpu, at)
+        {
+            self.seat.counters.unplaced.fetch_add(1, Ordering::Relaxed);
+            self.show_latest(cpu, lin);
+        }
+    }
+
     /// A block that has no region is counted from the start.
     fn count_again(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
         cpu.cool(phys, key);
@@ -627,6 +675,9 @@ impl Translating {
             return true;
         }
         probe.1 += 1;
+        if probe.1 == 1 {
+            cpu.record(RECORDED);
+        }
         if probe.1 >= PROBES {
             b.keep(cpu, phys, key);
         }
@@ -657,6 +708,7 @@ impl Translating {
         {
             self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
             b.keep(cpu, phys, key);
+            cpu.record(RECORDED);
             return;
         }
         if !self.spins(cpu, phys, key, plan.loop_size()) {
@@ -669,7 +721,7 @@ impl Translating {
         for part in plan.part_addresses().filter(|&p| p != phys) {
             self.count_again(cpu, part, key);
         }
-        let place = Place { lin: linear_ip(cpu), phys, key };
+        let place = Place { lin: cpu.code_linear(), phys, key };
         plan.marks = (self.inside.ir.is_some() || self.inside.asm.is_some()).then_some(place.lin as u32);
         // Regions of one block, for the log, are worth nothing to others.
         let job = Job::new(plan, place, self.seat.clone(), !cpu.sees_every_block());
@@ -710,7 +762,7 @@ impl Translating {
         };
         let head = Head::of(key, &block.bytes);
         let there = |delta: i64, bytes: &[u8]| is_there(cpu, phys, delta, bytes);
-        let place = Place { lin: linear_ip(cpu), phys, key };
+        let place = Place { lin: cpu.code_linear(), phys, key };
         let region = match self.store.find(head, key, there) {
             Some(region) => {
                 self.store.counters.shared.fetch_add(1, Ordering::Relaxed);
@@ -790,6 +842,9 @@ impl Drop for Translating {
             blocks = n(&c.blocks),
             block_instructions = n(&c.block_instructions),
             block_bytes = n(&c.block_bytes),
+            placed = n(&c.placed),
+            unplaced = n(&c.unplaced),
+            misses = n(&c.missed),
             "translator"
         );
     }

@@ -18,7 +18,10 @@ pub mod walk;
 
 pub use phys::{CodeWatcher, Mmio, PhysMemory, Target};
 pub use ram::{GuestRam, MAX_RAM};
-pub use tlb::{ENTRY_SHIFT, HASH_SHIFT, Mode, NEVER, Tlb, TlbEntry, TlbView, shares_entry_with_previous};
+pub use tlb::{
+    ENTRY_SHIFT, HASH_SHIFT, Mode, NEVER, PLACES, Place, Tlb, TlbEntry, TlbView, WRITE_PLACES,
+    shares_entry_with_previous,
+};
 pub use walk::{Access, PageFault, Paging, Translation, load_pdptes, walk};
 
 /// A guest physical address.

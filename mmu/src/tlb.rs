@@ -75,7 +75,36 @@ pub struct TlbView {
     /// What code cached by linear address is good for, never 0, by the address's bit 63: `exec_generation`, and from bit 0 the key given to
     /// `set_code_key`.
     pub code_tags: [u64; 2],
+    /// What the tags of [`Place`]s that are good now have in bits 5 to 11; never 0.
+    pub place_key: u64,
 }
+
+/// A translation that some instruction of generated code has used last: cheaper to ask than the table, for who uses one page again and again.
+///
+/// Code that has found an entry of the table writes its place itself, with the entry's tag and the [`TlbView::place_key`] in its low bits, and adds that key
+/// to the address that it compares. So an access is found only as long as the table would allow it: the key changes with every flush, and each mode has its
+/// own. As no more than bits 0 to 4 of the address are left beside the key, what is not aligned to its length, and may lie on two pages, is never found.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The page's linear address, plus the key.
+    pub tag: u64,
+    /// Host address minus linear address.
+    pub addend: u64,
+}
+
+impl Place {
+    const NONE: Self = Self { tag: 0, addend: 0 };
+}
+
+/// Number of [`Place`]s.
+pub const PLACES: usize = 1024;
+/// Places from here on are those of writes, which need the table's tag for writes.
+pub const WRITE_PLACES: usize = PLACES / 4 * 3;
+
+/// Where the key's mode stands, and by what it changes with a flush.
+const KEY_MODE: u32 = 5;
+const KEY_STEP: u64 = 4 << KEY_MODE;
 
 /// On whose behalf memory is accessed.
 #[repr(u8)]
@@ -159,6 +188,8 @@ impl ExecFilter {
 pub struct Tlb {
     /// The current table; first, so that its offset is known.
     pub view: TlbView,
+    /// See [`Place`].
+    pub places: [Place; PLACES],
     mode: Mode,
     /// Index of the current space.
     current: usize,
@@ -197,7 +228,13 @@ impl Tlb {
             super_ac: Table::new(),
         });
         Self {
-            view: TlbView { table, mask, code_tags: [1 << 8, (SPACES as u64 + 1) << 8] },
+            view: TlbView {
+                table,
+                mask,
+                code_tags: [1 << 8, (SPACES as u64 + 1) << 8],
+                place_key: KEY_STEP | (Mode::Super as u64) << KEY_MODE,
+            },
+            places: [Place::NONE; PLACES],
             mode: Mode::Super,
             current: 0,
             spaces,
@@ -241,7 +278,18 @@ impl Tlb {
     #[inline(always)]
     fn select_table(&mut self) {
         let (table, mask) = self.table(self.mode).view();
-        self.view = TlbView { table, mask, code_tags: self.code_tags() };
+        let place_key = self.view.place_key & !(KEY_STEP - 1) | (self.mode as u64) << KEY_MODE;
+        self.view = TlbView { table, mask, code_tags: self.code_tags(), place_key };
+    }
+
+    /// What places hold is no longer good.
+    #[inline]
+    fn forget_places(&mut self) {
+        self.view.place_key += KEY_STEP;
+        if self.view.place_key > PAGE_MASK {
+            self.places.fill(Place::NONE);
+            self.view.place_key = KEY_STEP | (self.mode as u64) << KEY_MODE;
+        }
     }
 
     #[inline(always)]
@@ -290,6 +338,7 @@ impl Tlb {
         if found == Some(old) && keep {
             return;
         }
+        self.forget_places();
         self.supervisor.flush_non_global();
         let new = match found {
             Some(i) => i,
@@ -319,6 +368,16 @@ impl Tlb {
             self.exec_filter.add(lin, page_size);
             self.upper_private |= !global && lin >> 63 != 0;
         }
+        let old = self.entry_of(mode, lin);
+        let replaces = [old.read, old.write, old.exec].contains(&(lin & !PAGE_MASK));
+        if replaces
+            && (old.addend != entry.addend
+                || old.write & PAGE_MASK == 0 && entry.write != old.write
+                || old.read & PAGE_MASK == 0 && entry.read != old.read)
+        {
+            // It gives less than what it replaces, or something else.
+            self.forget_places();
+        }
         self.table_mut(mode).insert(lin, entry, global, page_size);
         self.select_table();
     }
@@ -331,6 +390,7 @@ impl Tlb {
 
     /// Flushes everything, global or not, in all spaces.
     pub fn flush_all(&mut self) {
+        self.forget_places();
         self.supervisor.flush_all();
         for space in &mut self.spaces {
             space.user.flush_all();
@@ -344,6 +404,7 @@ impl Tlb {
 
     /// Flushes what is not global, in all spaces.
     pub fn flush_non_global(&mut self) {
+        self.forget_places();
         self.supervisor.flush_non_global();
         for space in &mut self.spaces {
             space.flush_non_global();
@@ -353,6 +414,7 @@ impl Tlb {
 
     /// INVLPG: flushes the page of `lin` in the current space, and global ones in all.
     pub fn flush_page(&mut self, lin: u64) {
+        self.forget_places();
         self.supervisor.flush_page(lin, Which::All);
         for (i, space) in self.spaces.iter_mut().enumerate() {
             space.flush_page(lin, if i == self.current { Which::All } else { Which::Global });
@@ -369,6 +431,7 @@ impl Tlb {
 
     /// INVPCID type 0: flushes the non-global page of `lin` in the space of `pcid`.
     pub fn flush_page_pcid(&mut self, pcid: u16, lin: u64) {
+        self.forget_places();
         let Some(i) = self.spaces.iter().position(|s| s.pcid == Some(pcid)) else { return };
         self.spaces[i].flush_page(lin, Which::NonGlobal);
         if i == self.current {
@@ -381,6 +444,7 @@ impl Tlb {
 
     /// INVPCID type 1: flushes what is not global in the space of `pcid`.
     pub fn flush_pcid(&mut self, pcid: u16) {
+        self.forget_places();
         let Some(i) = self.spaces.iter().position(|s| s.pcid == Some(pcid)) else { return };
         self.spaces[i].flush_non_global();
         if i == self.current {
@@ -392,6 +456,7 @@ impl Tlb {
     /// Takes away the permission to write fast from every entry that maps the 4 KiB host page at `host` (it
     /// now holds code, or is clean).
     pub fn protect_host_page(&mut self, host: *const u8) {
+        self.forget_places();
         let host = host.addr() as u64;
         self.supervisor.protect(host);
         for space in self.spaces.iter_mut().filter(|s| s.pcid.is_some()) {

@@ -6,7 +6,7 @@ use super::kinds::{
 };
 use super::stubs::{FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, gpr_at, in_context, in_state, miss};
 use crate::float::on_host;
-use crate::runtime::{Context, FLOAT};
+use crate::runtime::{CONTEXT, Context, FLOAT};
 use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
@@ -15,7 +15,9 @@ use mynah_cpu::cpu::SegView;
 use mynah_cpu::host_float::SSE;
 use mynah_cpu::op::{CHECKED, LOCK, Op};
 use mynah_cpu::state::{State, Vector, gpr, seg};
-use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, Tlb, TlbEntry, TlbView};
+use mynah_mmu::{
+    ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, PAGE_SIZE, PLACES, Place, Tlb, TlbEntry, TlbView, WRITE_PLACES,
+};
 use std::mem::offset_of;
 
 /// The six arithmetic flags as iced-x86 numbers them.
@@ -49,6 +51,8 @@ fn is_in_page(target: i64) -> bool {
 enum Cold {
     /// A look-up missed: asks for the address by a stub, and goes on at `back` or has op `k` interpreted.
     Miss { site: usize, back: usize, stub: usize, k: usize },
+    /// As `Miss`, of what has a place at this offset in the vCPU.
+    Misplaced { site: usize, back: usize, stub: usize, k: usize, place: i32 },
     /// Has op `k` interpreted.
     Interpret { site: usize, k: usize },
     /// Has the host's MXCSR hold the guest's, and goes on at `back` or has op `k` interpreted.
@@ -69,6 +73,10 @@ pub(super) struct Emitter<'a> {
     encoder: &'a mut Encoder,
     info: &'a mut InstructionInfoFactory,
     stubs: &'a Stubs,
+    places: &'a mut Places,
+    /// The block's number, and which of its ops look into places.
+    number: u32,
+    placed: u64,
     /// Offset of the code from where offsets of stubs are counted.
     origin: usize,
     /// Offset of the block's first byte in its page.
@@ -125,8 +133,69 @@ pub(super) struct Block<'a> {
     /// Offset of the first byte in its page.
     pub first: u16,
     pub long: bool,
-    /// Number of its counter.
-    pub counter: usize,
+    /// Number of its entry and counter.
+    pub number: u32,
+    /// Which of its first 64 ops look into places.
+    pub placed: u64,
+}
+
+/// Whose the vCPU's [`Place`]s are.
+pub(super) struct Places {
+    /// The entry and op that each was given to last.
+    owners: Box<[(u32, u8)]>,
+    /// How many of those of reads and of writes were given away.
+    given: [usize; 2],
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { owners: vec![(u32::MAX, 0); PLACES].into_boxed_slice(), given: [0; 2] }
+    }
+}
+
+/// Where the places are in the vCPU.
+const PLACES_AT: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, places);
+
+/// Whether a place does not lie a multiple of 4 KiB from what code stores in the vCPU (see [`crate::runtime`] for why).
+fn is_apart(place: usize) -> bool {
+    let at = PLACES_AT + place * size_of::<Place>();
+    let apart = |from: usize, len: usize| {
+        (at.wrapping_sub(from) % PAGE_SIZE as usize) >= len
+            && (from.wrapping_sub(at) % PAGE_SIZE as usize) >= size_of::<Place>()
+    };
+    apart(CONTEXT, size_of::<Context>())
+        && apart(offset_of!(Cpu, icount), 8)
+        && apart(offset_of!(Cpu, state) + offset_of!(State, gpr), 8 * 18)
+        && apart(offset_of!(Cpu, state) + offset_of!(State, xmm), 16 * size_of::<Vector>())
+}
+
+impl Places {
+    /// Gives a place to an access of an op. When there are no more they are given again: they hold translations, whoever put them there.
+    fn give(&mut self, number: u32, op: usize, write: bool) -> i32 {
+        let (first, end) = if write { (WRITE_PLACES, PLACES) } else { (0, WRITE_PLACES) };
+        let given = &mut self.given[usize::from(write)];
+        let mut place = first;
+        for _ in first..end {
+            place = first + *given % (end - first);
+            *given += 1;
+            if is_apart(place) {
+                break;
+            }
+        }
+        self.owners[place] = (number, op as u8);
+        (PLACES_AT + place * size_of::<Place>()) as i32
+    }
+
+    /// The entry and op that the place at this offset in the vCPU was given to last.
+    pub fn owner(&self, at: u64) -> Option<(u32, u8)> {
+        let place = (at as usize).checked_sub(PLACES_AT)? / size_of::<Place>();
+        self.owners.get(place).copied().filter(|o| o.0 != u32::MAX)
+    }
+
+    /// Entries' numbers have become others'.
+    pub fn forget(&mut self) {
+        self.owners.fill((u32::MAX, 0));
+    }
 }
 
 /// A general register of a size.
@@ -151,6 +220,7 @@ impl<'a> Emitter<'a> {
     pub fn emit(
         block: &Block,
         stubs: &'a Stubs,
+        given: &'a mut Places,
         origin: usize,
         encoder: &'a mut Encoder,
         info: &'a mut InstructionInfoFactory,
@@ -172,6 +242,9 @@ impl<'a> Emitter<'a> {
             encoder,
             info,
             stubs,
+            places: given,
+            number: block.number,
+            placed: block.placed,
             origin,
             first,
             here: first,
@@ -200,7 +273,7 @@ impl<'a> Emitter<'a> {
         let site = e.a.jcc(cc::NE);
         e.cold.push(Cold::Event { site });
         e.a.load(host::RAX, CPU, in_context(offset_of!(Context, counters)));
-        e.a.count_down(host::RAX, 4 * block.counter as i32);
+        e.a.count_down(host::RAX, 4 * block.number as i32);
         let site = e.a.jcc(cc::S);
         e.cold.push(Cold::Hot { site });
         // Aligned: the chain stub tells it by a bit of its address.
@@ -390,6 +463,9 @@ impl<'a> Emitter<'a> {
         use host::{R10, R11, RAX};
         debug_assert!(self.saved);
         self.flags_lost();
+        if let Some(kind) = miss(len, write).filter(|_| self.k < 64 && self.placed & 1 << self.k != 0) {
+            return self.look_into_place(len, kind, write);
+        }
         let a = &mut self.a;
         a.mov(R11, R10);
         a.shr(R11, HASH_SHIFT as u8);
@@ -408,6 +484,21 @@ impl<'a> Emitter<'a> {
             Some(kind) => Cold::Miss { site, back, stub: self.stubs.refill[kind], k },
             None => Cold::Interpret { site, k },
         });
+    }
+
+    /// As [`Self::look_up`], by a place of the op's own.
+    fn look_into_place(&mut self, len: u64, kind: usize, write: bool) {
+        use host::{R10, RAX};
+        let place = self.places.give(self.number, self.k, write);
+        let a = &mut self.a;
+        a.mov(RAX, R10);
+        a.and_imm(RAX, (!PAGE_MASK | (len - 1)) as i64 as i32);
+        a.add_mem(RAX, CPU, (VIEW + offset_of!(TlbView, place_key)) as i32);
+        a.cmp_mem(RAX, CPU, place + offset_of!(Place, tag) as i32);
+        let site = a.jcc(cc::NE);
+        a.add_mem(R10, CPU, place + offset_of!(Place, addend) as i32);
+        let (back, k) = (self.a.at(), self.k);
+        self.cold.push(Cold::Misplaced { site, back, stub: self.stubs.place[kind], k, place });
     }
 
     /// As [`Self::look_up`], for an address on the stack.
@@ -935,6 +1026,15 @@ impl<'a> Emitter<'a> {
         self.lead_out(site, stub);
     }
 
+    /// Asks a stub for an address of op `k`, which is at an offset in the page, and goes on at `back`.
+    fn ask(&mut self, stub: usize, offset: i64, k: usize, back: usize) {
+        self.a.imm(host::RAX, offset as u64 | ((self.count - k) as u64) << 16);
+        let call = self.a.call();
+        self.lead_out(call, stub);
+        let found = self.a.jmp();
+        self.a.lead(found, back as i64);
+    }
+
     fn offset_of(&self, k: usize, offsets: &[i64]) -> i64 {
         offsets.get(k).copied().unwrap_or(self.first)
     }
@@ -947,12 +1047,12 @@ impl<'a> Emitter<'a> {
             match c {
                 Cold::Miss { site, back, stub, k } => {
                     self.a.lead(site, here as i64);
-                    let at = self.offset_of(k, &offsets);
-                    self.a.imm(host::RAX, at as u64 | ((self.count - k) as u64) << 16);
-                    let call = self.a.call();
-                    self.lead_out(call, stub);
-                    let found = self.a.jmp();
-                    self.a.lead(found, back as i64);
+                    self.ask(stub, self.offset_of(k, &offsets), k, back);
+                }
+                Cold::Misplaced { site, back, stub, k, place } => {
+                    self.a.lead(site, here as i64);
+                    self.a.lea(true, host::R11, CPU, None, place);
+                    self.ask(stub, self.offset_of(k, &offsets), k, back);
                 }
                 Cold::Float { site, back, k } => {
                     self.a.lead(site, here as i64);

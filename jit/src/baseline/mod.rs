@@ -22,7 +22,7 @@ pub(crate) mod kinds;
 mod stubs;
 
 use crate::listing::Mark;
-use crate::runtime::{CONTEXT, Context};
+use crate::runtime::{CONTEXT, Context, PLACE_MISSES};
 use crate::twice::{self, Executed, Written};
 use emit::Emitter;
 use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
@@ -63,6 +63,8 @@ pub(crate) const HOT: u32 = 3;
 const CODE: usize = 96 << 20;
 /// Least bytes of code.
 const LEAST: usize = 1 << 20;
+/// Instructions per miss of a place beyond which misses do not matter.
+const SELDOM: u64 = 1500;
 /// Blocks with code, and others that jumps lead to.
 const BLOCKS: usize = 1 << 19;
 
@@ -82,6 +84,10 @@ struct Entry {
     waiting: SmallVec<[Waiting; 1]>,
     /// The jumps of its own: the number of the entry where each leads, and its site.
     leaps: SmallVec<[(u32, u32); 2]>,
+    /// Where it was when it was given places, for the log.
+    lin: u64,
+    /// Which of its first 64 ops look into places; see [`Baseline::place`].
+    placed: u64,
     /// The code calls the interpreter's handlers for these.
     #[expect(clippy::vec_box, reason = "code has their addresses")]
     called: Vec<Box<Op>>,
@@ -124,6 +130,13 @@ pub(crate) struct Baseline {
     /// Bytes of their code.
     pub bytes: u64,
     latest: Latest,
+    places: emit::Places,
+    /// How often each place was found to have missed when too many did, by entry and op.
+    blamed: FxHashMap<(u32, u8), u32>,
+    /// The count of instructions when that was looked at last.
+    looked: u64,
+    /// Every other block looks into places from the start.
+    places_at_once: bool,
 }
 
 /// The block that was compiled last.
@@ -140,8 +153,8 @@ struct Latest {
 
 impl Baseline {
     /// A baseline whose code is entered by `enter`, or why there is none. A block that has run `hot` times goes on to the next tier. Its code takes up to
-    /// `bytes`, or less.
-    pub fn new(enter: Enter, hot: u32, bytes: usize) -> Result<Self, String> {
+    /// `bytes`, or less. With `places_at_once` half of the blocks look into places from the start.
+    pub fn new(enter: Enter, hot: u32, bytes: usize, places_at_once: bool) -> Result<Self, String> {
         let size = bytes.clamp(LEAST, CODE).next_multiple_of(PAGE_SIZE as usize);
         let mut code = Vec::new();
         let stubs = Stubs::new(&mut code).map_err(|e| format!("a stub of the baseline: {e}"))?;
@@ -174,6 +187,10 @@ impl Baseline {
             instructions: 0,
             bytes: 0,
             latest: Latest::default(),
+            places: emit::Places::default(),
+            blamed: FxHashMap::default(),
+            looked: 0,
+            places_at_once,
         })
     }
 
@@ -282,6 +299,43 @@ impl Baseline {
         self.count_to(cpu, phys, key, i32::MAX as u32);
     }
 
+    /// Has the accesses of a block with code look into places ([`mynah_mmu::Place`]) instead of the TLB: for blocks that run again and again.
+    /// `lin` is where it is. Returns whether there is new code.
+    pub fn place(&mut self, cpu: &mut Cpu, phys: u64, key: u32, lin: u64) -> bool {
+        let Some(number) = self.number_of(cpu, (phys, key)) else { return false };
+        self.entries[number].lin = lin;
+        self.entries[number].placed == 0 && self.place_ops(cpu, number, u64::MAX)
+    }
+
+    /// Compiles a block with code again, with these ops looking into places.
+    fn place_ops(&mut self, cpu: &mut Cpu, number: usize, placed: u64) -> bool {
+        let (left, (phys, key)) = (self.counters[number], self.entries[number].at);
+        self.entries[number].placed = placed;
+        let done = self.compile(cpu, phys, key);
+        self.count_to(cpu, phys, key, left);
+        done
+    }
+
+    /// A place has missed, at this offset in the vCPU: one of [`PLACE_MISSES`]. If places have missed often of late, and this one for the second time, its access
+    /// looks into the TLB again. Returns the block's linear address if there is new code.
+    pub fn look_at_misses(&mut self, cpu: &mut Cpu, at: u64) -> Option<u64> {
+        let executed = cpu.icount.wrapping_sub(std::mem::replace(&mut self.looked, cpu.icount));
+        if executed > PLACE_MISSES * SELDOM {
+            return None;
+        }
+        self.bury(cpu);
+        let owner = self.places.owner(at)?;
+        let blamed = self.blamed.entry(owner).or_default();
+        *blamed += 1;
+        let number = owner.0 as usize;
+        if *blamed < 2 || number >= self.entries.len() || !self.has_code(number) {
+            return None;
+        }
+        let Entry { placed, lin, .. } = self.entries[number];
+        let less = placed & !(1 << owner.1);
+        (less != placed && self.place_ops(cpu, number, less)).then_some(lin)
+    }
+
     /// The number of the entry for a block, which is made if there is none.
     fn enter(&mut self, at: (u64, u32)) -> u32 {
         let new = self.entries.len() as u32;
@@ -295,6 +349,8 @@ impl Baseline {
                 body: 0,
                 waiting: SmallVec::new(),
                 leaps: SmallVec::new(),
+                lin: 0,
+                placed: if self.places_at_once && number & 1 != 0 { u64::MAX } else { 0 },
                 called: Vec::new(),
             });
         }
@@ -346,10 +402,12 @@ impl Baseline {
         }
         let (number, mut made) = loop {
             let number = self.enter((phys, key)) as usize;
-            let plan = emit::Block { ops: &ops, first, long, counter: number };
+            let placed = self.entries[number].placed;
+            let plan = emit::Block { ops: &ops, first, long, number: number as u32, placed };
             let emitted = std::mem::take(&mut self.scratch.emitted);
             let (encoder, info) = (&mut self.encoder, &mut self.info);
-            let made = Emitter::emit(&plan, &self.stubs, self.used, encoder, info, emitted);
+            let (stubs, places) = (&self.stubs, &mut self.places);
+            let made = Emitter::emit(&plan, stubs, places, self.used, encoder, info, emitted);
             if self.used + made.code.len() <= self.write.len() {
                 break (number, made);
             }
@@ -440,6 +498,8 @@ impl Baseline {
         }
         self.entries.clear();
         self.numbers.clear();
+        self.places.forget();
+        self.blamed.clear();
         self.used = self.start;
     }
 }

@@ -6,9 +6,10 @@ use crate::runtime::{CONTEXT, Context, Left, NO_PAGE, WRITE};
 use crate::translate::RIP_OFFSET;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use mynah_cpu::board::EV_TIER;
 use mynah_cpu::tier::{BASELINE, CODE_JUMPS, CodeJump};
 use mynah_cpu::{Cpu, State};
-use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, Tlb, TlbEntry, TlbView};
+use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, Place, Tlb, TlbEntry, TlbView};
 use std::mem::{offset_of, size_of};
 
 pub(super) const fn in_context(field: usize) -> i32 {
@@ -46,6 +47,8 @@ pub(super) struct Stubs {
     pub refill: [usize; KINDS],
     /// As `refill`, for the stack, which has not been looked up but where it was written last. R11 is lost.
     pub stack: [usize; KINDS],
+    /// As `refill`, for what was not found in its place ([`mynah_mmu::Place`]), whose address is in R11, and where the translation is put. R11 is lost.
+    pub place: [usize; KINDS],
     /// Has the host's MXCSR hold the guest's; R10 is 0 if it must not.
     pub float: usize,
     /// Goes on at the address in RAX.
@@ -90,11 +93,9 @@ fn refill(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), Ic
     a.jmp(interpret as u64)
 }
 
-/// See [`Stubs::stack`].
-fn stack(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), IcedError> {
-    let (mut missed, mut found) = (a.create_label(), a.create_label());
+/// R11 = the TLB's entry for the address in R10, RAX = the page of the last byte; to `missed` if the entry does not allow an access of that kind.
+fn look_up(a: &mut CodeAssembler, kind: usize, missed: &mut CodeLabel) -> Result<(), IcedError> {
     let (len, write) = (1u64 << (kind / 2), kind & 1 != 0);
-    a.mov(qword_ptr(rdi + FAILED), rax)?;
     a.mov(r11, r10)?;
     a.shr(r11, HASH_SHIFT as i32)?;
     a.xor(r11, r10)?;
@@ -105,7 +106,43 @@ fn stack(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), Ice
     a.and(rax, !PAGE_MASK as i64 as i32)?;
     let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
     a.cmp(rax, qword_ptr(r11 + tag as i32))?;
-    a.jne(missed)?;
+    a.jne(*missed)
+}
+
+/// See [`Stubs::place`].
+fn place(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), IcedError> {
+    let (mut missed, mut noted, mut note) = (a.create_label(), a.create_label(), a.create_label());
+    a.mov(qword_ptr(rdi + FAILED), rax)?;
+    a.push(rcx)?;
+    a.mov(rcx, r11)?;
+    look_up(a, kind, &mut missed)?;
+    a.mov(r11, qword_ptr(r11 + offset_of!(TlbEntry, addend) as i32))?;
+    a.add(rax, qword_ptr(rdi + (VIEW + offset_of!(TlbView, place_key)) as i32))?;
+    a.mov(qword_ptr(rcx + offset_of!(Place, tag) as i32), rax)?;
+    a.mov(qword_ptr(rcx + offset_of!(Place, addend) as i32), r11)?;
+    a.add(r10, r11)?;
+    a.sub(qword_ptr(rdi + in_context(offset_of!(Context, place_misses))), 1)?;
+    a.je(note)?;
+    a.set_label(&mut noted)?;
+    a.pop(rcx)?;
+    a.ret()?;
+    a.set_label(&mut note)?;
+    a.sub(rcx, rdi)?;
+    a.mov(qword_ptr(rdi + in_context(offset_of!(Context, place_missed))), rcx)?;
+    a.mov(rcx, qword_ptr(rdi + in_context(offset_of!(Context, events))))?;
+    a.lock().or(dword_ptr(rcx), EV_TIER as i32)?;
+    a.jmp(noted)?;
+    a.set_label(&mut missed)?;
+    a.pop(rcx)?;
+    a.mov(rax, qword_ptr(rdi + FAILED))?;
+    refill(a, kind, interpret)
+}
+
+/// See [`Stubs::stack`].
+fn stack(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), IcedError> {
+    let (mut missed, mut found) = (a.create_label(), a.create_label());
+    a.mov(qword_ptr(rdi + FAILED), rax)?;
+    look_up(a, kind, &mut missed)?;
     // Where it may be read only it is looked up each time.
     a.cmp(rax, qword_ptr(r11 + offset_of!(TlbEntry, write) as i32))?;
     a.mov(r11, qword_ptr(r11 + offset_of!(TlbEntry, addend) as i32))?;
@@ -314,9 +351,10 @@ impl Stubs {
             pop_kept(a)?;
             a.ret()
         })?;
-        let (mut to_refill, mut to_stack) = ([0; KINDS], [0; KINDS]);
+        let (mut to_refill, mut to_stack, mut to_place) = ([0; KINDS], [0; KINDS], [0; KINDS]);
         for kind in 0..KINDS {
             to_refill[kind] = stub(code, |a| refill(a, kind, interpret))?;
+            to_place[kind] = stub(code, |a| place(a, kind, interpret))?;
             to_stack[kind] = stub(code, |a| stack(a, kind, interpret))?;
         }
         let float = stub(code, |a| {
@@ -352,6 +390,7 @@ impl Stubs {
             out,
             refill: to_refill,
             stack: to_stack,
+            place: to_place,
             float,
             chain,
             chained,
