@@ -471,26 +471,29 @@ impl Translator<'_> {
         let other = self.b.create_block();
         let want = self.b.ins().band_imm_s(lin, (!PAGE_MASK | (len - 1)) as i64);
         let odd = table.then(|| self.is_odd_page(lin));
-        let word = |t: &mut Self, n: i32| {
-            let word = t.b.ins().stack_load(types::I64, types::I64, frame, at + n);
+        // Of both places, with what is to be done; no jump depends on the page, nor the address on more than one bit of itself.
+        let of_place = |t: &mut Self, n: i32, then: &dyn Fn(&mut Self, Value) -> Value| {
+            let mut of = |at: i32| {
+                let word = t.b.ins().stack_load(types::I64, types::I64, frame, at + n);
+                then(t, word)
+            };
+            let even = of(at);
             match odd {
-                None => word,
-                // No jump depends on the page, nor the address on more than one bit of itself.
+                None => even,
                 Some(odd) => {
-                    let other = t.b.ins().stack_load(types::I64, types::I64, frame, at + SIZE + n);
-                    t.b.ins().select(odd, other, word)
+                    let other = of(at + SIZE);
+                    t.b.ins().select(odd, other, even)
                 }
             }
         };
-        let page = word(self, 0);
+        let page = of_place(self, 0, &|_, page| page);
         let hit = self.b.ins().icmp(IntCC::Equal, want, page);
         self.b.set_cold_block(other);
         self.b.ins().brif(hit, found, &[], other, &[]);
         self.b.switch_to_block(found);
         self.b.seal_block(found);
         self.b.seal_block(other);
-        let addend = word(self, 8);
-        let address = self.b.ins().iadd(lin, addend);
+        let address = of_place(self, 8, &|t, addend| t.b.ins().iadd(lin, addend));
         self.b.ins().jump(on, &[address.into()]);
         self.b.switch_to_block(other);
     }
