@@ -707,7 +707,7 @@ impl Translating {
             && !(plan.is_loop() || cpu.sees_every_block())
         {
             self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
-            b.keep(cpu, phys, key);
+            b.count_long(cpu, phys, key);
             cpu.record(RECORDED);
             return;
         }

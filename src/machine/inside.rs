@@ -183,6 +183,13 @@ fn info(vcpu: usize, c: &Counters) -> String {
     };
     let (guest, host) = (n(&c.block_instructions), n(&c.block_bytes));
     compiled(&mut s, "baseline", "block", n(&c.blocks), n(&c.block_nanos), guest, host);
+    let _ = writeln!(
+        s,
+        "    {} compiled again, to remember translations; {} accesses that forget them too often do so no more; {} had to ask the TLB",
+        n(&c.placed),
+        n(&c.unplaced),
+        n(&c.missed)
+    );
     let (guest, host) = (n(&c.instructions), n(&c.bytes));
     compiled(&mut s, "Cranelift", "region", n(&c.compiled), n(&c.nanos), guest, host);
     let _ = writeln!(

@@ -199,6 +199,12 @@ impl Asm {
         self.bytes(&[0]);
     }
 
+    /// `cmp dword [base + disp], 0`
+    pub fn is_zero32(&mut self, base: u8, disp: i32) {
+        self.mem(false, &[0x83], 7, base, None, disp);
+        self.bytes(&[0]);
+    }
+
     /// `ror reg, 8` or `rol reg, 8`, 64 bits
     pub fn rotate8(&mut self, reg: u8, right: bool) {
         self.bytes(&[0x48 | reg >> 3, 0xc1, if right { 0xc8 } else { 0xc0 } | reg & 7, 8]);

@@ -15,6 +15,7 @@ use mynah_cpu::cpu::SegView;
 use mynah_cpu::host_float::SSE;
 use mynah_cpu::op::{CHECKED, LOCK, Op};
 use mynah_cpu::state::{State, Vector, gpr, seg};
+use mynah_cpu::tier::BASELINE;
 use mynah_mmu::{
     ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, PAGE_SIZE, PLACES, Place, Tlb, TlbEntry, TlbView, WRITE_PLACES,
 };
@@ -59,8 +60,8 @@ enum Cold {
     Float { site: usize, back: usize, k: usize },
     /// Op `k` was called and returns.
     Returned { site: usize, k: usize },
-    /// An event is pending where the block begins.
-    Event { site: usize },
+    /// Events are pending where the block begins; their word is at RAX. Goes on at `back` if they are not to be looked at now.
+    Event { site: usize, back: usize },
     /// The block has run often.
     Hot { site: usize },
     /// Goes on at an offset from the page's first byte.
@@ -77,6 +78,8 @@ pub(super) struct Emitter<'a> {
     /// The block's number, and which of its ops look into places.
     number: u32,
     placed: u64,
+    /// What an indirect branch does before it jumps to the chain stub.
+    chained: &'a [u8],
     /// Offset of the code from where offsets of stubs are counted.
     origin: usize,
     /// Offset of the block's first byte in its page.
@@ -137,6 +140,10 @@ pub(super) struct Block<'a> {
     pub number: u32,
     /// Which of its first 64 ops look into places.
     pub placed: u64,
+    /// It counts its executions.
+    pub counts: bool,
+    /// It is a program's, at CPL 3.
+    pub user: bool,
 }
 
 /// Whose the vCPU's [`Place`]s are.
@@ -245,6 +252,7 @@ impl<'a> Emitter<'a> {
             places: given,
             number: block.number,
             placed: block.placed,
+            chained: &stubs.chained[usize::from(!block.user)],
             origin,
             first,
             here: first,
@@ -268,16 +276,18 @@ impl<'a> Emitter<'a> {
         e.lead_out(site, stubs.load);
         let tested = e.a.at();
         e.a.load(host::RAX, CPU, in_context(offset_of!(Context, events)));
-        e.a.load32(host::RAX, host::RAX, 0);
-        e.a.test_mem32(host::RAX, CPU, offset_of!(Cpu, event_mask) as i32);
+        e.a.is_zero32(host::RAX, 0);
         let site = e.a.jcc(cc::NE);
-        e.cold.push(Cold::Event { site });
-        e.a.load(host::RAX, CPU, in_context(offset_of!(Context, counters)));
-        e.a.count_down(host::RAX, 4 * block.number as i32);
-        let site = e.a.jcc(cc::S);
-        e.cold.push(Cold::Hot { site });
-        // Aligned: the chain stub tells it by a bit of its address.
-        while !(origin + e.a.at()).is_multiple_of(8) {
+        let back = e.a.at();
+        e.cold.push(Cold::Event { site, back });
+        if block.counts {
+            e.a.load(host::RAX, CPU, in_context(offset_of!(Context, counters)));
+            e.a.count_down(host::RAX, 4 * block.number as i32);
+            let site = e.a.jcc(cc::S);
+            e.cold.push(Cold::Hot { site });
+        }
+        // At an odd address: by that the chain stub tells it from what is not the baseline's.
+        while (origin + e.a.at()) % 8 != BASELINE as usize {
             e.a.bytes(&[0x90]);
         }
         let body = e.a.at();
@@ -979,7 +989,7 @@ impl<'a> Emitter<'a> {
 
     /// Goes on at the address in RAX.
     fn chain(&mut self) {
-        self.a.bytes(&self.stubs.chained);
+        self.a.bytes(self.chained);
         let site = self.a.jmp();
         self.lead_out(site, self.stubs.chain);
     }
@@ -1078,8 +1088,12 @@ impl<'a> Emitter<'a> {
                     let site = self.a.jmp();
                     self.lead_out(site, self.stubs.out);
                 }
-                Cold::Event { site } => {
+                Cold::Event { site, back } => {
                     self.a.lead(site, here as i64);
+                    self.a.load32(host::RAX, host::RAX, 0);
+                    self.a.test_mem32(host::RAX, CPU, offset_of!(Cpu, event_mask) as i32);
+                    let masked = self.a.jcc(cc::E);
+                    self.a.lead(masked, back as i64);
                     self.leave(self.stubs.event, self.first, 0);
                 }
                 Cold::Hot { site } => {

@@ -86,6 +86,8 @@ struct Entry {
     leaps: SmallVec<[(u32, u32); 2]>,
     /// Where it was when it was given places, for the log.
     lin: u64,
+    /// It stays in this tier, and does not count.
+    kept: bool,
     /// Which of its first 64 ops look into places; see [`Baseline::place`].
     placed: u64,
     /// The code calls the interpreter's handlers for these.
@@ -294,9 +296,18 @@ impl Baseline {
         }
     }
 
+    /// Leaves a block to this tier until it is counted from the start, for another reason.
+    pub fn count_long(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
+        self.count_to(cpu, phys, key, i32::MAX as u32);
+    }
+
     /// Leaves a block to this tier.
     pub fn keep(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
-        self.count_to(cpu, phys, key, i32::MAX as u32);
+        if let Some(n) = self.number_of(cpu, (phys, key))
+            && !std::mem::replace(&mut self.entries[n].kept, true)
+        {
+            self.compile(cpu, phys, key);
+        }
     }
 
     /// Has the accesses of a block with code look into places ([`mynah_mmu::Place`]) instead of the TLB: for blocks that run again and again.
@@ -350,11 +361,17 @@ impl Baseline {
                 waiting: SmallVec::new(),
                 leaps: SmallVec::new(),
                 lin: 0,
-                placed: if self.places_at_once && number & 1 != 0 { u64::MAX } else { 0 },
+                kept: false,
+                placed: 0,
                 called: Vec::new(),
             });
         }
         number
+    }
+
+    /// Which ops of a block look into places from the start.
+    fn places_of_new(&self, number: usize) -> u64 {
+        if self.places_at_once && number & 1 != 0 { u64::MAX } else { 0 }
     }
 
     /// Compiles a block and gives it the code. False if it is not one for this tier.
@@ -402,8 +419,15 @@ impl Baseline {
         }
         let (number, mut made) = loop {
             let number = self.enter((phys, key)) as usize;
-            let placed = self.entries[number].placed;
-            let plan = emit::Block { ops: &ops, first, long, number: number as u32, placed };
+            let places = self.places_of_new(number);
+            let e = &mut self.entries[number];
+            if e.block != block {
+                // What was known is known of what stood there before.
+                (e.placed, e.kept) = (places, false);
+            }
+            let Entry { placed, kept, .. } = *e;
+            let (counts, user) = (!kept, mode.has(ModeKey::USER));
+            let plan = emit::Block { ops: &ops, first, long, number: number as u32, placed, counts, user };
             let emitted = std::mem::take(&mut self.scratch.emitted);
             let (encoder, info) = (&mut self.encoder, &mut self.info);
             let (stubs, places) = (&self.stubs, &mut self.places);
@@ -433,7 +457,8 @@ impl Baseline {
         for (to, site) in std::mem::take(&mut e.leaps) {
             self.entries[to as usize].waiting.retain(|w| w.site != site);
         }
-        let body = self.address(origin + made.body).map_addr(|a| a | BASELINE as usize);
+        let body = self.address(origin + made.body);
+        debug_assert!(body.addr() & BASELINE as usize != 0);
         let code = Compiled { enter: self.enter, code: self.address(origin), ops: body.cast() };
         // SAFETY: the block is live, as nothing was decoded since it was found. The code stays until this tier is emptied, which takes it away from all
         // blocks, or the vCPU ends; it was made of the block's instructions.

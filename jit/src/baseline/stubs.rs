@@ -53,8 +53,9 @@ pub(super) struct Stubs {
     pub float: usize,
     /// Goes on at the address in RAX.
     pub chain: usize,
-    /// What `chain` does first, for in front of a jump to it: where each place has a jump of its own, the host foresees where it leads.
-    pub chained: Vec<u8>,
+    /// What `chain` does first, for in front of a jump to it: where each place has a jump of its own, the host foresees where it leads. For programs, which
+    /// stay in the lower half of the addresses, and for kernels; in the other half they find nothing.
+    pub chained: [Vec<u8>; 2],
 }
 
 /// Kinds of accesses: so many lengths, to read and to write.
@@ -233,8 +234,9 @@ fn load_registers(a: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// R11 = where the baseline's code for the address in RAX goes on; to `other` if there is none or an event is pending. R10 is lost.
-fn find(a: &mut CodeAssembler, other: &mut CodeLabel) -> Result<(), IcedError> {
+/// R11 = where the baseline's code for the address in RAX goes on; to `other` if there is none or an event is pending. R10 is lost. With a `half` only
+/// code in that half of the addresses is found, or code of which both halves' tags say the same.
+fn find(a: &mut CodeAssembler, half: Option<usize>, other: &mut CodeLabel) -> Result<(), IcedError> {
     a.mov(r10, rax)?;
     a.shr(r10, 12)?;
     a.xor(r10, rax)?;
@@ -244,9 +246,14 @@ fn find(a: &mut CodeAssembler, other: &mut CodeLabel) -> Result<(), IcedError> {
     a.cmp(qword_ptr(r10 + offset_of!(CodeJump, lin) as i32), rax)?;
     a.jne(*other)?;
     let tags = offset_of!(Cpu, tlb) + offset_of!(Tlb, view) + offset_of!(TlbView, code_tags);
-    a.mov(r11, rax)?;
-    a.shr(r11, 63)?;
-    a.mov(r11, qword_ptr(rdi + r11 * 8 + tags as i32))?;
+    match half {
+        Some(half) => a.mov(r11, qword_ptr(rdi + (tags + 8 * half) as i32))?,
+        None => {
+            a.mov(r11, rax)?;
+            a.shr(r11, 63)?;
+            a.mov(r11, qword_ptr(rdi + r11 * 8 + tags as i32))?;
+        }
+    }
     a.cmp(qword_ptr(r10 + offset_of!(CodeJump, tag) as i32), r11)?;
     a.jne(*other)?;
     a.mov(r11, qword_ptr(r10 + offset_of!(CodeJump, ops) as i32))?;
@@ -255,13 +262,12 @@ fn find(a: &mut CodeAssembler, other: &mut CodeLabel) -> Result<(), IcedError> {
     a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, events))))?;
     a.mov(r10d, dword_ptr(r10))?;
     a.test(dword_ptr(rdi + offset_of!(Cpu, event_mask) as i32), r10d)?;
-    a.jne(*other)?;
-    a.sub(r11, BASELINE as i32)
+    a.jne(*other)
 }
 
 /// Goes on at the address in RAX, or to `other`; R10 and R11 are lost.
-fn go_on(a: &mut CodeAssembler, other: &mut CodeLabel) -> Result<(), IcedError> {
-    find(a, other)?;
+fn go_on(a: &mut CodeAssembler, half: Option<usize>, other: &mut CodeLabel) -> Result<(), IcedError> {
+    find(a, half, other)?;
     a.and(rax, -4096)?;
     a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
     a.jmp(r11)
@@ -336,7 +342,7 @@ impl Stubs {
             a.cmp(eax, Left::Next as i32)?;
             a.jne(back)?;
             a.mov(rax, qword_ptr(rdi + RIP_OFFSET))?;
-            find(a, &mut other)?;
+            find(a, None, &mut other)?;
             a.and(rax, -4096)?;
             a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
             forget_stack(a)?;
@@ -363,17 +369,19 @@ impl Stubs {
             a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, host))))?;
             a.ret()
         })?;
-        let mut chained = Vec::new();
-        stub(&mut chained, |a| {
-            let mut other = a.create_label();
-            go_on(a, &mut other)?;
-            a.set_label(&mut other)?;
-            a.nop()
-        })?;
-        chained.pop();
+        let mut chained = [Vec::new(), Vec::new()];
+        for (half, chained) in chained.iter_mut().enumerate() {
+            stub(chained, |a| {
+                let mut other = a.create_label();
+                go_on(a, Some(half), &mut other)?;
+                a.set_label(&mut other)?;
+                a.nop()
+            })?;
+            chained.pop();
+        }
         let chain = stub(code, |a| {
             let mut other = a.create_label();
-            go_on(a, &mut other)?;
+            go_on(a, None, &mut other)?;
             a.set_label(&mut other)?;
             a.mov(r11, rax)?;
             spill(a)?;
