@@ -246,10 +246,10 @@ impl Pair {
         }
     }
 
-    /// Puts code where none has been, within a page; returns its address.
+    /// Puts code where none has been, within a page if it fits one; returns its address.
     pub fn put_code(&mut self, code: &[u8]) -> u64 {
         let mut at = self.next_code.next_multiple_of(16);
-        if at & 0xfff > 0x1000 - code.len() as u64 {
+        if at & 0xfff != 0 && (at & 0xfff) + code.len() as u64 > 0x1000 {
             at = at.next_multiple_of(0x1000);
         }
         if at + code.len() as u64 > RAM {
