@@ -625,17 +625,14 @@ impl Translating {
         let at = unsafe {
             let context = cpu.tier_memory.0.as_mut_ptr().cast::<Context>();
             let at = std::mem::take(&mut (*context).place_missed);
-            if at != 0 {
-                (*context).place_misses = PLACE_MISSES;
+            if at == 0 {
+                return;
             }
+            (*context).place_misses = PLACE_MISSES;
             at
         };
-        if at != 0 {
-            self.seat.counters.missed.fetch_add(PLACE_MISSES, Ordering::Relaxed);
-        }
-        if at != 0
-            && let Some(lin) = b.look_at_misses(cpu, at)
-        {
+        self.seat.counters.missed.fetch_add(PLACE_MISSES, Ordering::Relaxed);
+        if let Some(lin) = b.look_at_misses(cpu, at) {
             self.seat.counters.unplaced.fetch_add(1, Ordering::Relaxed);
             self.show_latest(cpu, lin);
         }
@@ -678,8 +675,8 @@ impl Translating {
         if probe.1 == 1 {
             cpu.record(RECORDED);
         }
-        if probe.1 >= PROBES {
-            b.keep(cpu, phys, key);
+        if probe.1 >= PROBES && b.keep(cpu, phys, key) {
+            self.show_latest(cpu, cpu.code_linear());
         }
         false
     }

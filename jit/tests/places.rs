@@ -1,6 +1,6 @@
 //! Accesses that look into places, each the translation that it used last: those must not outlive what the TLB would allow.
 //!
-//! Where blocks are compiled at once every other one has places, so each program runs twice, the second time with one block more before it.
+//! Where blocks are compiled at once every other one has places, so each program runs behind no, one, two and three blocks more.
 mod common;
 
 use common::*;
@@ -14,7 +14,7 @@ fn entry(page: u64) -> u32 {
     0x4000 + (page >> 12) as u32 * 8
 }
 
-/// Runs a program, which ends with HLT or at a fault, on both machines, and compares; returns the state.
+/// Runs a program, which begins with RAX = 0 and ends with HLT or at a fault, on both machines, and compares; returns the state.
 fn run(set: impl Fn(&mut State), f: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> State {
     let program = |before: usize| {
         let mut pair = Pair::with(64, Optimize::Baseline, 1);
@@ -27,7 +27,10 @@ fn run(set: impl Fn(&mut State), f: impl Fn(&mut CodeAssembler) -> Result<(), Ic
         f(&mut a).unwrap();
         let at = pair.put_code(&a.assemble(CODE).unwrap());
         assert_eq!(at, CODE);
-        pair.prepare(at, 5, |s, _| set(s));
+        pair.prepare(at, 5, |s, _| {
+            s.gpr[gpr::RAX] = 0;
+            set(s);
+        });
         for n in 0..8 {
             for cpu in [&pair.plain, &pair.fast] {
                 cpu.mem.write_u64(DATA + n * 0x1000, 1 << (8 * n));
@@ -64,6 +67,12 @@ fn write_often(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jne(top)
 }
 
+/// Flushes what is not global.
+fn reload_cr3(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(rdx, cr3)?;
+    a.mov(cr3, rdx)
+}
+
 type Program = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
 /// Does something before and after a change, with the same instructions, and halts.
@@ -93,7 +102,7 @@ fn twice(
 /// 100 rounds of reading from a page that is another one each time.
 fn remap(flush: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) {
     let s = run(
-        |s| s.gpr[gpr::RAX] = 0,
+        |_| (),
         |a| {
             let mut round = a.create_label();
             a.mov(esi, DATA as u32)?;
@@ -117,13 +126,13 @@ fn a_page_that_is_mapped_elsewhere_is_read_there_after_invlpg() {
 
 #[test]
 fn a_page_that_is_mapped_elsewhere_is_read_there_after_mov_to_cr3() {
-    remap(|a| a.mov(rdx, cr3).and_then(|()| a.mov(cr3, rdx)));
+    remap(reload_cr3);
 }
 
 #[test]
 fn a_page_that_is_made_read_only_is_not_written_to() {
     let s = run(
-        |s| s.gpr[gpr::RAX] = 0,
+        |_| (),
         |a| {
             a.mov(esi, DATA as u32)?;
             twice(a, write_often, |a| {
@@ -140,18 +149,14 @@ fn a_page_that_is_made_read_only_is_not_written_to() {
 #[test]
 fn user_pages_are_refused_again_after_clac() {
     let s = run(
-        |s| {
-            s.gpr[gpr::RAX] = 0;
-            s.cr4 |= cr4::SMAP;
-        },
+        |s| s.cr4 |= cr4::SMAP,
         |a| {
             a.mov(esi, DATA as u32)?;
             for at in [0x1000, 0x2000, 0x3000] {
                 a.or(qword_ptr(at), 4)?;
             }
             a.or(qword_ptr(u64::from(entry(DATA))), 4)?;
-            a.mov(rdx, cr3)?;
-            a.mov(cr3, rdx)?;
+            reload_cr3(a)?;
             a.stac()?;
             twice(a, read_often, |a| a.clac())
         },
@@ -163,7 +168,7 @@ fn user_pages_are_refused_again_after_clac() {
 fn what_becomes_code_is_seen_to_be_written_to() {
     // MOV EDX, imm32; RET, with an immediate that is counted up before each call.
     let s = run(
-        |s| s.gpr[gpr::RAX] = 0,
+        |_| (),
         |a| {
             let mut round = a.create_label();
             a.mov(esi, DATA as u32 + 0x1008)?;
@@ -187,12 +192,11 @@ fn what_becomes_code_is_seen_to_be_written_to() {
 fn an_access_across_pages_is_not_found_in_the_second_page_s_place() {
     // The pages follow each other by address, not in memory.
     let s = run(
-        |s| s.gpr[gpr::RAX] = 0,
+        |_| (),
         |a| {
             let mut round = a.create_label();
             a.mov(qword_ptr(u64::from(entry(DATA))), DATA as i32 + 0x5003)?;
-            a.mov(rdx, cr3)?;
-            a.mov(cr3, rdx)?;
+            reload_cr3(a)?;
             a.mov(esi, DATA as u32 + 0xffc)?;
             a.mov(dword_ptr(rsi), 3)?;
             a.mov(ebx, 50)?;
@@ -212,7 +216,7 @@ fn an_access_across_pages_is_not_found_in_the_second_page_s_place() {
 fn places_of_reads_are_not_those_of_writes() {
     // More accesses than there are places.
     let s = run(
-        |s| s.gpr[gpr::RAX] = 0,
+        |_| (),
         |a| {
             let (mut round, mut write) = (a.create_label(), a.create_label());
             a.mov(esi, READ_ONLY as u32)?;

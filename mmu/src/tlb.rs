@@ -368,13 +368,9 @@ impl Tlb {
             self.exec_filter.add(lin, page_size);
             self.upper_private |= !global && lin >> 63 != 0;
         }
-        let old = self.entry_of(mode, lin);
-        let replaces = [old.read, old.write, old.exec].contains(&(lin & !PAGE_MASK));
-        if replaces
-            && (old.addend != entry.addend
-                || old.write & PAGE_MASK == 0 && entry.write != old.write
-                || old.read & PAGE_MASK == 0 && entry.read != old.read)
-        {
+        let (old, page) = (self.entry_of(mode, lin), lin & !PAGE_MASK);
+        let loses = |was: u64, is: u64| was == page && (is != page || old.addend != entry.addend);
+        if loses(old.read, entry.read) || loses(old.write, entry.write) {
             // It gives less than what it replaces, or something else.
             self.forget_places();
         }

@@ -50,10 +50,8 @@ fn is_in_page(target: i64) -> bool {
 
 /// What is out of the way of a block's code.
 enum Cold {
-    /// A look-up missed: asks for the address by a stub, and goes on at `back` or has op `k` interpreted.
-    Miss { site: usize, back: usize, stub: usize, k: usize },
-    /// As `Miss`, of what has a place at this offset in the vCPU.
-    Misplaced { site: usize, back: usize, stub: usize, k: usize, place: i32 },
+    /// A look-up missed, or the place at this offset in the vCPU: asks for the address by a stub, and goes on at `back` or has op `k` interpreted.
+    Miss { site: usize, back: usize, stub: usize, k: usize, place: Option<i32> },
     /// Has op `k` interpreted.
     Interpret { site: usize, k: usize },
     /// Has the host's MXCSR hold the guest's, and goes on at `back` or has op `k` interpreted.
@@ -197,11 +195,6 @@ impl Places {
     pub fn owner(&self, at: u64) -> Option<(u32, u8)> {
         let place = (at as usize).checked_sub(PLACES_AT)? / size_of::<Place>();
         self.owners.get(place).copied().filter(|o| o.0 != u32::MAX)
-    }
-
-    /// Entries' numbers have become others'.
-    pub fn forget(&mut self) {
-        self.owners.fill((u32::MAX, 0));
     }
 }
 
@@ -491,7 +484,7 @@ impl<'a> Emitter<'a> {
         a.add_mem(R10, R11, offset_of!(TlbEntry, addend) as i32);
         let (back, k) = (self.a.at(), self.k);
         self.cold.push(match miss(len, write) {
-            Some(kind) => Cold::Miss { site, back, stub: self.stubs.refill[kind], k },
+            Some(kind) => Cold::Miss { site, back, stub: self.stubs.refill[kind], k, place: None },
             None => Cold::Interpret { site, k },
         });
     }
@@ -508,7 +501,7 @@ impl<'a> Emitter<'a> {
         let site = a.jcc(cc::NE);
         a.add_mem(R10, CPU, place + offset_of!(Place, addend) as i32);
         let (back, k) = (self.a.at(), self.k);
-        self.cold.push(Cold::Misplaced { site, back, stub: self.stubs.place[kind], k, place });
+        self.cold.push(Cold::Miss { site, back, stub: self.stubs.place[kind], k, place: Some(place) });
     }
 
     /// As [`Self::look_up`], for an address on the stack.
@@ -524,7 +517,7 @@ impl<'a> Emitter<'a> {
         let site = self.a.jcc(cc::NE);
         self.a.add_mem(R10, CPU, STACK_ADDEND);
         let (back, k) = (self.a.at(), self.k);
-        self.cold.push(Cold::Miss { site, back, stub: self.stubs.stack[kind], k });
+        self.cold.push(Cold::Miss { site, back, stub: self.stubs.stack[kind], k, place: None });
     }
 
     // ---- instructions ------------------------------------------------------------------------------------------------------
@@ -1036,15 +1029,6 @@ impl<'a> Emitter<'a> {
         self.lead_out(site, stub);
     }
 
-    /// Asks a stub for an address of op `k`, which is at an offset in the page, and goes on at `back`.
-    fn ask(&mut self, stub: usize, offset: i64, k: usize, back: usize) {
-        self.a.imm(host::RAX, offset as u64 | ((self.count - k) as u64) << 16);
-        let call = self.a.call();
-        self.lead_out(call, stub);
-        let found = self.a.jmp();
-        self.a.lead(found, back as i64);
-    }
-
     fn offset_of(&self, k: usize, offsets: &[i64]) -> i64 {
         offsets.get(k).copied().unwrap_or(self.first)
     }
@@ -1055,14 +1039,17 @@ impl<'a> Emitter<'a> {
         for c in cold.drain(..) {
             let here = self.a.at();
             match c {
-                Cold::Miss { site, back, stub, k } => {
+                Cold::Miss { site, back, stub, k, place } => {
                     self.a.lead(site, here as i64);
-                    self.ask(stub, self.offset_of(k, &offsets), k, back);
-                }
-                Cold::Misplaced { site, back, stub, k, place } => {
-                    self.a.lead(site, here as i64);
-                    self.a.lea(true, host::R11, CPU, None, place);
-                    self.ask(stub, self.offset_of(k, &offsets), k, back);
+                    if let Some(place) = place {
+                        self.a.lea(true, host::R11, CPU, None, place);
+                    }
+                    let at = self.offset_of(k, &offsets);
+                    self.a.imm(host::RAX, at as u64 | ((self.count - k) as u64) << 16);
+                    let call = self.a.call();
+                    self.lead_out(call, stub);
+                    let found = self.a.jmp();
+                    self.a.lead(found, back as i64);
                 }
                 Cold::Float { site, back, k } => {
                     self.a.lead(site, here as i64);

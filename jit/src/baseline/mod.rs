@@ -301,13 +301,10 @@ impl Baseline {
         self.count_to(cpu, phys, key, i32::MAX as u32);
     }
 
-    /// Leaves a block to this tier.
-    pub fn keep(&mut self, cpu: &mut Cpu, phys: u64, key: u32) {
-        if let Some(n) = self.number_of(cpu, (phys, key))
-            && !std::mem::replace(&mut self.entries[n].kept, true)
-        {
-            self.compile(cpu, phys, key);
-        }
+    /// Leaves a block to this tier. Returns whether there is new code.
+    pub fn keep(&mut self, cpu: &mut Cpu, phys: u64, key: u32) -> bool {
+        let Some(number) = self.number_of(cpu, (phys, key)) else { return false };
+        !std::mem::replace(&mut self.entries[number].kept, true) && self.compile(cpu, phys, key)
     }
 
     /// Has the accesses of a block with code look into places ([`mynah_mmu::Place`]) instead of the TLB: for blocks that run again and again.
@@ -339,7 +336,7 @@ impl Baseline {
         let blamed = self.blamed.entry(owner).or_default();
         *blamed += 1;
         let number = owner.0 as usize;
-        if *blamed < 2 || number >= self.entries.len() || !self.has_code(number) {
+        if *blamed < 2 || !self.has_code(number) {
             return None;
         }
         let Entry { placed, lin, .. } = self.entries[number];
@@ -523,7 +520,7 @@ impl Baseline {
         }
         self.entries.clear();
         self.numbers.clear();
-        self.places.forget();
+        self.places = emit::Places::default();
         self.blamed.clear();
         self.used = self.start;
     }
