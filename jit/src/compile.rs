@@ -137,7 +137,7 @@ impl Compiler {
             for (block, write) in [(writes, true), (reads, false)] {
                 b.switch_to_block(block);
                 // The length is not known here, so the last byte is left to the comparison below.
-                let (hit, e) = look_up(b, (plain, plain), t, cpu, lin, 1, write);
+                let (hit, e) = look_up(b, (plain, plain), cpu, lin, lin, 1, write);
                 let found_entry = *entry.get_or_insert_with(|| b.append_block_param(found, t));
                 debug_assert_eq!(b.block_params(found), [found_entry]);
                 b.ins().brif(hit, found, &[e.into()], missed, &[]);

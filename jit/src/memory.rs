@@ -73,25 +73,27 @@ const TABLE: u8 = 0x40;
 const ODD: u8 = 0x80;
 
 /// Emits the look-up of a linear address in the TLB: a truth value for a hit, and the entry. `flags` are those of the vCPU's state and the TLB.
+///
+/// The entry is that of the page of `from`, which is `lin` or less than a page below it: if it is another page's, the access misses.
 pub(crate) fn look_up(
     b: &mut FunctionBuilder,
     (state, tlb): (MemFlagsData, MemFlagsData),
-    t: Type,
     cpu: Value,
     lin: Value,
+    from: Value,
     len: u64,
     write: bool,
 ) -> (Value, Value) {
-    let table = b.ins().load(t, state, cpu, (VIEW + offset_of!(TlbView, table)) as i32);
-    let offset = b.ins().ushr_imm_u(lin, i64::from(ENTRY_SHIFT));
+    let table = b.ins().load(types::I64, state, cpu, (VIEW + offset_of!(TlbView, table)) as i32);
+    let offset = b.ins().ushr_imm_u(from, i64::from(ENTRY_SHIFT));
     let high = b.ins().ushr_imm_u(offset, i64::from(HASH_SHIFT));
     let offset = b.ins().bxor(offset, high);
-    let mask = b.ins().load(t, state, cpu, (VIEW + offset_of!(TlbView, mask)) as i32);
+    let mask = b.ins().load(types::I64, state, cpu, (VIEW + offset_of!(TlbView, mask)) as i32);
     let offset = b.ins().band(offset, mask);
     let entry = b.ins().iadd(table, offset);
     let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
-    let tag = b.ins().load(t, tlb, entry, tag as i32);
-    // The tag is that of the first byte's page, or does not match: it is enough to compare with the last byte's.
+    let tag = b.ins().load(types::I64, tlb, entry, tag as i32);
+    // The tag is that of the page of `from`, or does not match: it is enough to compare with the page of the last byte.
     let last = if len == 1 { lin } else { b.ins().iadd_imm_s(lin, len as i64 - 1) };
     let want = b.ins().band_imm_s(last, !PAGE_MASK as i64);
     (b.ins().icmp(IntCC::Equal, tag, want), entry)
@@ -258,8 +260,11 @@ impl Translator<'_> {
 
     /// Looks a linear address up in the TLB's current table: a truth value for a hit, and the entry.
     fn look_up(&mut self, lin: Value, len: u64, write: bool) -> (Value, Value) {
-        let (t, a, cpu) = (types::I64, self.access, self.cpu);
-        look_up(&mut self.b, (a.state, a.tlb), t, cpu, lin, len, write)
+        let (a, cpu) = (self.access, self.cpu);
+        let r = self.root(lin);
+        // The address's own addition need not be waited for: what a pointer leads to is rarely on two pages this near to where it points.
+        let from = if r.wraps == Wraps::No && (1..16).contains(&r.offset) { r.value } else { lin };
+        look_up(&mut self.b, (a.state, a.tlb), cpu, lin, from, len, write)
     }
 
     /// Calls the stub that translates a linear address; returns the host address, or leaves the region if the access is not a plain one.
@@ -396,39 +401,48 @@ impl Translator<'_> {
     pub(crate) fn host(&mut self, lin: Value, len: u64, write: bool) -> Value {
         let out = self.interpret_here();
         let on = self.b.create_block();
-        let host = self.b.append_block_param(on, types::I64);
-        let (missed, address) = match self.seen_near(lin, write) {
+        let found = self.b.append_block_param(on, types::I64);
+        let near = self.seen_near(lin, write);
+        let place = if near.is_none() { self.place(len, write) } else { None };
+        // Without a place it is the addend that is found: a pointer was loaded, perhaps from where the one before led, and each addition on the
+        // way from one to the next counts; those of the host's addresses do not.
+        let adds = near.is_none() && place.is_none();
+        let (missed, value) = match near {
             Some((first, host, distance)) => {
                 let missed = self.test_near(first, distance, len);
                 (missed, self.b.ins().iadd_imm_s(host, distance))
             }
             None => {
-                let place = self.place(len, write);
                 if let Some(place) = place {
                     self.try_place(place, lin, len, on);
                 }
                 let (hit, entry) = self.look_up(lin, len, write);
                 let missed = self.fork(hit);
-                if place.is_some()
-                    && let Some(block) = self.b.current_block()
-                {
-                    self.b.set_cold_block(block);
-                }
                 let at = offset_of!(TlbEntry, addend) as i32;
                 let addend = self.b.ins().load(types::I64, self.access.tlb, entry, at);
-                if let Some(place) = place {
-                    self.fill_place(place, lin, addend);
+                match place {
+                    Some(place) => {
+                        if let Some(block) = self.b.current_block() {
+                            self.b.set_cold_block(block);
+                        }
+                        self.fill_place(place, lin, addend);
+                        (missed, self.b.ins().iadd(lin, addend))
+                    }
+                    None => (missed, addend),
                 }
-                self.note_seen(lin, host, write);
-                (missed, self.b.ins().iadd(lin, addend))
             }
         };
-        self.b.ins().jump(on, &[address.into()]);
+        self.b.ins().jump(on, &[value.into()]);
         self.b.switch_to_block(missed);
         let answer = self.ask(lin, len, write, out);
-        self.b.ins().jump(on, &[answer.into()]);
+        let value = if adds { self.b.ins().isub(answer, lin) } else { answer };
+        self.b.ins().jump(on, &[value.into()]);
         self.b.switch_to_block(on);
         self.b.seal_block(on);
+        let host = if adds { self.b.ins().iadd(lin, found) } else { found };
+        if near.is_none() {
+            self.note_seen(lin, host, write);
+        }
         host
     }
 

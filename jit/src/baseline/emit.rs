@@ -2,7 +2,8 @@
 use super::MAP;
 use super::asm::{Asm, CPU, cc, host};
 use super::kinds::{
-    HIGH, How, condition, general, how, is_aligned, is_second_byte, may_keep_flags, vector_how, writes,
+    HIGH, How, condition, general, how, is_aligned, is_second_byte, may_keep_flags, overwrites, vector_how,
+    with_memory, writes,
 };
 use super::stubs::{FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, gpr_at, in_context, in_state, miss};
 use crate::float::on_host;
@@ -565,6 +566,7 @@ impl<'a> Emitter<'a> {
         };
         let mut loaded: [(u8, bool); 3] = [(0, false); 3];
         let mut used = 0;
+        let mut spilled = 0;
         let mut vectors: Vec<(u8, bool)> = Vec::new();
         let mut wide = false;
         if matches!(
@@ -608,10 +610,23 @@ impl<'a> Emitter<'a> {
                         }
                     };
                     loaded[at].1 |= writes(self.info.info(i).op_access(n));
+                    spilled |= 1 << n;
                     scratch[at]
                 }
             };
             j.set_op_register(n, register(on, r.size()));
+        }
+        if memory.is_none()
+            && how == How::Same
+            && let Some(n) = Self::works_in_place(&mut j, spilled)
+        {
+            j.set_op_kind(n, OpKind::Memory);
+            j.set_memory_base(register(CPU, 8));
+            j.set_memory_displacement64(gpr_at(usize::from(loaded[0].0)) as u64);
+            j.set_memory_displ_size(8);
+            // One that was superfluous counts now.
+            j.set_segment_prefix(Register::None);
+            used = 0;
         }
         let mut access = None;
         if let Some(n) = memory {
@@ -658,7 +673,9 @@ impl<'a> Emitter<'a> {
             self.want_flags();
         }
         for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.0 & HIGH == 0) {
-            self.a.load(scratch[n], CPU, gpr_at(usize::from(l.0)));
+            if spilled & 1 == 0 || n > 0 || !overwrites(i) {
+                self.a.load(scratch[n], CPU, gpr_at(usize::from(l.0)));
+            }
         }
         for &(n, _) in &vectors {
             if wide {
@@ -703,6 +720,27 @@ impl<'a> Emitter<'a> {
             self.a.rotate8(to, false);
         }
         Some(())
+    }
+
+    /// Which operand, and with which form, stays in the vCPU's memory: of `spilled`, those that are not in registers, if it is the only one.
+    fn works_in_place(j: &mut Instruction, spilled: u32) -> Option<u32> {
+        if spilled == 3
+            && matches!(j.code(), Code::Test_rm64_r64 | Code::Test_rm32_r32)
+            && j.op0_register() == j.op1_register()
+        {
+            // A comparison with 0 has the same flags.
+            let wide = j.code() == Code::Test_rm64_r64;
+            j.set_code(if wide { Code::Cmp_rm64_imm8 } else { Code::Cmp_rm32_imm8 });
+            j.set_op1_kind(if wide { OpKind::Immediate8to64 } else { OpKind::Immediate8to32 });
+            j.set_immediate8(0);
+            return Some(0);
+        }
+        if spilled.count_ones() != 1 {
+            return None;
+        }
+        let n = spilled.trailing_zeros();
+        j.set_code(with_memory(j.code(), n)?);
+        Some(n)
     }
 
     fn lea_op(&mut self, op: &Op, i: &Instruction) -> Option<()> {

@@ -195,6 +195,46 @@ pub(super) fn may_keep_flags(i: &Instruction) -> bool {
     !matches!(i.op_kind(last), OpKind::Immediate8) || i.immediate(last) & 31 == 0 || i.op_count() == 3
 }
 
+/// The form of an instruction whose operand `n` may be in memory, if it does to that what it does to a register: nothing is to be cleared above it.
+pub(super) fn with_memory(code: Code, n: u32) -> Option<Code> {
+    macro_rules! forms {
+        ($($rm:ident $r:ident $rm32:ident $r32:ident $imm8:ident $imm32:ident;)*) => {
+            match (code, n) {
+                $((Code::$rm | Code::$r, 0) => Code::$rm,
+                (Code::$rm | Code::$r, 1) => Code::$r,
+                (Code::$rm32 | Code::$r32, 1) => Code::$r32,
+                (Code::$imm8 | Code::$imm32, 0) => code,)*
+                (Code::Mov_rm64_r64 | Code::Mov_r64_rm64, 0) => Code::Mov_rm64_r64,
+                (Code::Mov_rm64_r64 | Code::Mov_r64_rm64, 1) => Code::Mov_r64_rm64,
+                (Code::Mov_rm32_r32 | Code::Mov_r32_rm32, 1) => Code::Mov_r32_rm32,
+                (Code::Cmp_rm32_r32 | Code::Cmp_r32_rm32, 0) => Code::Cmp_rm32_r32,
+                (Code::Cmp_rm32_imm8 | Code::Cmp_rm32_imm32 | Code::Mov_rm64_imm32, 0) => code,
+                (Code::Imul_r64_rm64 | Code::Imul_r32_rm32, 1) => code,
+                _ => return None,
+            }
+        };
+    }
+    Some(forms! {
+        Add_rm64_r64 Add_r64_rm64 Add_rm32_r32 Add_r32_rm32 Add_rm64_imm8 Add_rm64_imm32;
+        Or_rm64_r64 Or_r64_rm64 Or_rm32_r32 Or_r32_rm32 Or_rm64_imm8 Or_rm64_imm32;
+        Adc_rm64_r64 Adc_r64_rm64 Adc_rm32_r32 Adc_r32_rm32 Adc_rm64_imm8 Adc_rm64_imm32;
+        Sbb_rm64_r64 Sbb_r64_rm64 Sbb_rm32_r32 Sbb_r32_rm32 Sbb_rm64_imm8 Sbb_rm64_imm32;
+        And_rm64_r64 And_r64_rm64 And_rm32_r32 And_r32_rm32 And_rm64_imm8 And_rm64_imm32;
+        Sub_rm64_r64 Sub_r64_rm64 Sub_rm32_r32 Sub_r32_rm32 Sub_rm64_imm8 Sub_rm64_imm32;
+        Xor_rm64_r64 Xor_r64_rm64 Xor_rm32_r32 Xor_r32_rm32 Xor_rm64_imm8 Xor_rm64_imm32;
+        Cmp_rm64_r64 Cmp_r64_rm64 Cmp_rm32_r32 Cmp_r32_rm32 Cmp_rm64_imm8 Cmp_rm64_imm32;
+    })
+}
+
+/// Whether an instruction overwrites the whole of its first operand, a register, without looking at it.
+pub(super) fn overwrites(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(i.mnemonic(), Mov | Movzx | Movsx | Movsxd)
+        && i.op0_register().size() >= 4
+        && (i.op1_kind() != OpKind::Register
+            || i.op1_register().full_register() != i.op0_register().full_register())
+}
+
 /// A condition as in the opcode of Jcc.
 pub(super) fn condition(c: ConditionCode) -> Option<u8> {
     Some(match c {
