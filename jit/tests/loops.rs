@@ -188,6 +188,40 @@ fn a_table_driven_crc32_of_memory_is_right_in_both_modes() {
 }
 
 #[test]
+fn what_lies_across_pages_that_do_not_follow_each_other_is_found_through_a_pointer() {
+    // The linear page DATA is the sixth of memory from there on. Nodes have the next one's address, and 8 or 12 bytes behind it a number.
+    for field in [8, 12] {
+        for last in [0xff0, 0xff5, 0xff8, 0xffc] {
+            let nodes = [DATA + 0xfc0, DATA + last, DATA + 0x1010];
+            let (s, pair) = both(
+                64,
+                |_| (),
+                |a| {
+                    let mut top = a.create_label();
+                    a.mov(qword_ptr(0x4000 + (DATA >> 12) * 8), DATA as i32 + 0x5003)?;
+                    a.mov(rdx, cr3)?;
+                    a.mov(cr3, rdx)?;
+                    for (n, &node) in nodes.iter().enumerate() {
+                        a.mov(qword_ptr(node), nodes[(n + 1) % nodes.len()] as i32)?;
+                    }
+                    a.xor(eax, eax)?;
+                    a.mov(esi, nodes[0] as u32)?;
+                    a.mov(ecx, 10_000)?;
+                    a.set_label(&mut top)?;
+                    a.add(rax, qword_ptr(rsi + field))?;
+                    a.mov(rsi, qword_ptr(rsi))?;
+                    a.dec(ecx)?;
+                    a.jne(top)?;
+                    a.hlt()
+                },
+            );
+            assert_eq!(s.gpr[gpr::RSI], nodes[10_000 % nodes.len()], "{last:x}");
+            assert!(pair.statistics().compiled >= 1);
+        }
+    }
+}
+
+#[test]
 fn calls_and_returns_stay_in_the_region() {
     let (s, pair) = both(
         64,
