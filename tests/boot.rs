@@ -2,6 +2,7 @@
 //!
 //! They are fetched once through apt (see `tests/guests/manifest.toml`), and take a minute or so: `cargo test --release --test boot --
 //! --ignored`. A guest that cannot be fetched fails its test, unless MYNAH_GUESTS=cached says to pass over what is not in the cache.
+//! MYNAH_OPTIONS has more options for each boot: `-smp 4`, say, or `-check`.
 mod common;
 use common::{Boot, guest, ramdisk, run};
 use std::time::Duration;

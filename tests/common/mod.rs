@@ -40,6 +40,7 @@ pub fn run(args: &[&str], limit: Duration, mut answer: impl FnMut(&str) -> Optio
     let mut child = Command::new(env!("CARGO_BIN_EXE_mynah"))
         .arg("run")
         .args(args)
+        .args(std::env::var("MYNAH_OPTIONS").iter().flat_map(|options| options.split_whitespace()))
         // Nothing of the user's own is taken or left behind: compiled code is kept where a test says so.
         .env_remove("HOME")
         .env_remove("XDG_CACHE_HOME")
