@@ -1,7 +1,7 @@
 //! What the fuzz targets do with their bytes. Each must neither panic nor hang, whatever they are.
 //!
-//! `cargo install cargo-fuzz`, then `cargo fuzz run -s none --fuzz-dir tests/fuzz cpu -- -max_total_time=60` (and `loaders`, `ports`, `engines`, `cache`) from the project's
-//! root. `-s none` is for the stable compiler.
+//! `cargo install cargo-fuzz`, then `cargo fuzz run -O -s none --fuzz-dir tests/fuzz cpu -- -max_total_time=60` (and `loaders`, `ports`, `engines`,
+//! `cache`) from the project's root. `-s none` is for the stable compiler; `-O` leaves it to the profile what asserts.
 use mynah::config::Config;
 use mynah::machine::board::{Board, Firmware};
 use mynah::machine::power::Power;
