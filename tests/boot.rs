@@ -2,7 +2,7 @@
 //!
 //! They are fetched once through apt (see `tests/guests/manifest.toml`), and take a minute or so: `cargo test --release --test boot --
 //! --ignored`. A guest that cannot be fetched fails its test, unless MYNAH_GUESTS=cached says to pass over what is not in the cache.
-//! MYNAH_OPTIONS has more options for each boot: `-smp 4`, say, or `-check`.
+//! MYNAH_OPTIONS has more options for each boot, `-smp 4`, say; MYNAH_ACCEL the engines, `jit,check=on` in place of `interp jit`.
 mod common;
 use common::{Boot, guest, ramdisk, run};
 use std::time::Duration;
@@ -53,9 +53,15 @@ fn boot_with(
     Some(boot)
 }
 
+/// What `-accel` is given: an engine after the other.
+fn engines() -> Vec<String> {
+    let engines = std::env::var("MYNAH_ACCEL").unwrap_or("interp jit".into());
+    engines.split_whitespace().map(Into::into).collect()
+}
+
 fn boots(tag: &str, kernel: &str, busybox: &str, machine: &str) {
-    for accel in ["interp", "jit"] {
-        boots_on(&format!("{tag}-{accel}"), accel, kernel, busybox, machine);
+    for accel in engines() {
+        boots_on(&format!("{tag}-{accel}"), &accel, kernel, busybox, machine);
     }
 }
 
@@ -116,9 +122,9 @@ fn the_elf_kernel_boots_by_pvh() {
 
 /// Boots through the kernel's own setup code, which asks the BIOS for memory, video mode and disks.
 fn boots_in_real_mode(tag: &str, options: &[&str], kernel: &str, busybox: &str, machine: &str) {
-    for accel in ["interp", "jit"] {
+    for accel in engines() {
         let tag = format!("{tag}-{accel}");
-        let Some(boot) = boot_with(&tag, accel, options, kernel, busybox, WORK) else { return };
+        let Some(boot) = boot_with(&tag, &accel, options, kernel, busybox, WORK) else { return };
         assert!(boot.console.contains("Probing EDD (edd=off to disable)... o"), "{}", boot.console);
         assert!(boot.console.contains("BIOS-provided physical RAM map"), "{}", boot.console);
         has_worked(&boot, machine);
