@@ -16,8 +16,8 @@
 //! if it shows each time that the same stretch is checked again ([`ATTEMPTS`]); if it does not, the stretch is void, and what was written meanwhile is
 //! put back where neither code nor interpreter has written. Of a page that they have written to only the bytes that have changed are taken back.
 //!
-//! Flags that the architecture leaves undefined are the host's in code of the baseline. They are not compared where the stretch ends; what becomes of
-//! them before (SETcc, PUSHF) is.
+//! Flags that the architecture leaves undefined are the host's in code of the baseline. They are not compared where the stretch ends; a stretch that
+//! differs and looks at them before (PUSHF does) is not judged.
 use crate::block::{Block, ModeKey};
 use crate::cpu::{Cpu, Exception};
 use crate::op::{REP, REPNE};
@@ -56,7 +56,7 @@ pub struct Checked {
     pub entries: u64,
     /// Instructions in them.
     pub instructions: u64,
-    /// Entries that were let through unchecked, having met something that cannot be done twice.
+    /// Entries that were let through unchecked, having met something that cannot be done twice, or differed and looked at undefined flags.
     pub unchecked: u64,
     /// Entries that showed a difference, but not again: somebody else has written to memory meanwhile.
     pub void: u64,
@@ -90,6 +90,8 @@ struct Comparison {
     fault: Exception,
     /// What differs, in words.
     differences: Vec<String>,
+    /// It differed, and undefined flags were looked at.
+    undefined: bool,
     trail: VecDeque<Interpreted>,
     /// Pages that were written to, with what they held.
     written: Vec<Kept>,
@@ -174,8 +176,12 @@ impl Cpu {
             }
             let text = (!c.differences.is_empty()).then(|| self.describe(&before, left, &c));
             if let Some(check) = &mut self.check {
-                check.done.entries += 1;
-                check.done.instructions += c.executed;
+                if c.undefined {
+                    check.done.unchecked += 1;
+                } else {
+                    check.done.entries += 1;
+                    check.done.instructions += c.executed;
+                }
                 if let Some(text) = text {
                     check.failed = true;
                     (check.report)(text);
@@ -220,7 +226,7 @@ impl Cpu {
         let mut written = self.kept.take().unwrap_or_default();
         self.tlb.flush_all();
         let interpreted = self.state.clone();
-        differences.extend(compare_states(&interpreted, &after, || self.undefined_flags(&trail, faulted)));
+        differences.extend(compare_states(&interpreted, &after, || self.undefined_flags(&trail, faulted).0));
         // What the code has not written to was in its time as the interpreter found it.
         let translated = written.iter().map(|w| results.iter().find(|r| r.0 == w.0).unwrap_or(w).1.clone());
         let mut pairs: Vec<Kept> = written.iter().map(|w| w.0).zip(translated).collect();
@@ -231,7 +237,12 @@ impl Cpu {
             }
         }
         let strays = self.compare_pages(&pairs, &written, &mut differences);
-        let comparison = Comparison { executed, faulted, fault, differences, trail, written, strays };
+        let undefined = !differences.is_empty() && self.undefined_flags(&trail, faulted).1;
+        if undefined {
+            differences.clear();
+        }
+        let comparison =
+            Comparison { executed, faulted, fault, differences, undefined, trail, written, strays };
         Twice { left, checked: Some(comparison) }
     }
 
@@ -363,17 +374,19 @@ impl Cpu {
         Some((phys, bytes, Decoder::with_ip(bits, &bytes, done.lin, DecoderOptions::AMD).decode()))
     }
 
-    /// The arithmetic flags that are undefined behind these instructions, of which the last has no effect if it `faulted`.
-    fn undefined_flags(&mut self, trail: &VecDeque<Interpreted>, faulted: bool) -> u64 {
+    /// The arithmetic flags that are undefined behind these instructions, of which the last has no effect if it `faulted`; and whether one of them looks at
+    /// what is undefined before it.
+    fn undefined_flags(&mut self, trail: &VecDeque<Interpreted>, faulted: bool) -> (u64, bool) {
         let completed = trail.len() - usize::from(faulted && !trail.is_empty());
-        let mut undefined = 0;
+        let (mut undefined, mut looks) = (0, false);
         for done in trail.iter().take(completed) {
             if let Some((_, _, i)) = self.decode_again(done) {
+                looks |= undefined & arithmetic(i.rflags_read()) != 0;
                 let (defines, leaves) = effect_on_flags(&i, done.rcx);
                 undefined = undefined & !defines | leaves;
             }
         }
-        undefined & fl::ARITH
+        (undefined & fl::ARITH, looks)
     }
 
     /// Reads code as a fetch would, without leaving a trace of a fault.
@@ -425,27 +438,29 @@ fn put_back(strays: &[Stray]) {
     }
 }
 
+/// The arithmetic flags among iced's bits for flags.
+fn arithmetic(bits: u32) -> u64 {
+    let pairs = [
+        (RflagsBits::OF, fl::OF),
+        (RflagsBits::SF, fl::SF),
+        (RflagsBits::ZF, fl::ZF),
+        (RflagsBits::AF, fl::AF),
+        (RflagsBits::CF, fl::CF),
+        (RflagsBits::PF, fl::PF),
+    ];
+    pairs.iter().filter(|p| bits & p.0 != 0).fold(0, |all, p| all | p.1)
+}
+
 /// The arithmetic flags that an instruction defines, and those that it leaves undefined, with this value of RCX.
 fn effect_on_flags(i: &Instruction, rcx: u64) -> (u64, u64) {
     use Mnemonic::{Rcl, Rcr, Rol, Ror, Sal, Sar, Shl, Shld, Shr, Shrd};
-    let rflags = |bits: u32| {
-        let pairs = [
-            (RflagsBits::OF, fl::OF),
-            (RflagsBits::SF, fl::SF),
-            (RflagsBits::ZF, fl::ZF),
-            (RflagsBits::AF, fl::AF),
-            (RflagsBits::CF, fl::CF),
-            (RflagsBits::PF, fl::PF),
-        ];
-        pairs.iter().filter(|p| bits & p.0 != 0).fold(0, |all, p| all | p.1)
-    };
     let m = i.mnemonic();
     if !matches!(m, Rcl | Rcr | Rol | Ror | Sal | Sar | Shl | Shld | Shr | Shrd) {
         if (i.has_rep_prefix() || i.has_repne_prefix()) && i.is_string_instruction() && rcx == 0 {
             return (0, 0);
         }
         let defines = i.rflags_written() | i.rflags_cleared() | i.rflags_set();
-        return (rflags(defines), rflags(i.rflags_undefined()));
+        return (arithmetic(defines), arithmetic(i.rflags_undefined()));
     }
     let bits = match i.op0_kind() {
         OpKind::Register => i.op0_register().size(),
