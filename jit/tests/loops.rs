@@ -198,9 +198,8 @@ fn what_lies_across_pages_that_do_not_follow_each_other_is_found_through_a_point
                 |_| (),
                 |a| {
                     let mut top = a.create_label();
-                    a.mov(qword_ptr(0x4000 + (DATA >> 12) * 8), DATA as i32 + 0x5003)?;
-                    a.mov(rdx, cr3)?;
-                    a.mov(cr3, rdx)?;
+                    a.mov(qword_ptr(entry(DATA)), DATA as i32 + 0x5003)?;
+                    reload_cr3(a)?;
                     for (n, &node) in nodes.iter().enumerate() {
                         a.mov(qword_ptr(node), nodes[(n + 1) % nodes.len()] as i32)?;
                     }

@@ -9,11 +9,6 @@ use mynah_cpu::State;
 use mynah_cpu::state::{cr4, gpr};
 use mynah_jit::tier::Optimize;
 
-/// Where the page table's entry for an address is.
-fn entry(page: u64) -> u32 {
-    0x4000 + (page >> 12) as u32 * 8
-}
-
 /// Runs a program, which begins with RAX = 0 and ends with HLT or at a fault, on both machines, and compares; returns the state.
 fn run(set: impl Fn(&mut State), f: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> State {
     let program = |before: usize| {
@@ -65,12 +60,6 @@ fn write_often(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.inc(eax)?;
     a.dec(ecx)?;
     a.jne(top)
-}
-
-/// Flushes what is not global.
-fn reload_cr3(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    a.mov(rdx, cr3)?;
-    a.mov(cr3, rdx)
 }
 
 type Program = fn(&mut CodeAssembler) -> Result<(), IcedError>;

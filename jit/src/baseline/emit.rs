@@ -672,10 +672,10 @@ impl<'a> Emitter<'a> {
         if wants {
             self.want_flags();
         }
-        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.0 & HIGH == 0) {
-            if spilled & 1 == 0 || n > 0 || !overwrites(i) {
-                self.a.load(scratch[n], CPU, gpr_at(usize::from(l.0)));
-            }
+        // The first operand comes first.
+        let unread = usize::from(spilled & 1 != 0 && overwrites(i));
+        for (n, l) in loaded[..used].iter().enumerate().skip(unread).filter(|(_, l)| l.0 & HIGH == 0) {
+            self.a.load(scratch[n], CPU, gpr_at(usize::from(l.0)));
         }
         for &(n, _) in &vectors {
             if wide {

@@ -1,5 +1,6 @@
 //! Two machines with the same memory and state: one is interpreted, the other runs through the translator.
 #![allow(dead_code)]
+use iced_x86::code_asm::{CodeAssembler, IcedError, cr3, rdx};
 use mynah_cpu::state::{F80, Segment, Vector, cr0, cr4, efer, fl, gpr, seg};
 use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit, State};
 use mynah_jit::tier::{Counters, Optimize, Translating};
@@ -195,6 +196,17 @@ pub fn machine(bits: Bits) -> Box<Cpu> {
     s.gpr[gpr::RIP] = CODE;
     cpu.sync_all();
     cpu
+}
+
+/// Where a page of a 64-bit machine has its page-table entry.
+pub fn entry(page: u64) -> u32 {
+    0x4000 + (page >> 12) as u32 * 8
+}
+
+/// Flushes what is not global; by way of RDX.
+pub fn reload_cr3(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(rdx, cr3)?;
+    a.mov(cr3, rdx)
 }
 
 /// The pair.

@@ -228,8 +228,8 @@ impl Guest {
         self.cpu.forget_code();
     }
 
-    /// Runs a case. `Err` says how it failed to come to an end.
-    pub fn run(&mut self, case: &Case, out: &mut Outcome) -> Result<(), String> {
+    /// Runs a case.
+    pub fn run(&mut self, case: &Case, out: &mut Outcome) -> Result<(), NoException> {
         // SAFETY: code and data memory lie in RAM, of which this vCPU, which is not running, is the only user.
         unsafe {
             case.place(std::slice::from_raw_parts_mut(self.ram(CODE_AT), CODE_PAGES * 4096));
@@ -297,7 +297,7 @@ impl Guest {
         self.cpu.sync_mode();
     }
 
-    fn save(&mut self, exit: Exit, out: &mut Outcome) -> Result<(), String> {
+    fn save(&mut self, exit: Exit, out: &mut Outcome) -> Result<(), NoException> {
         let s = &self.cpu.state;
         let r = &mut out.regs;
         r.gpr.copy_from_slice(&s.gpr[..16]);
@@ -326,17 +326,19 @@ impl Guest {
             r.put_ymm_high(n, s.xmm[n].y_high());
         }
         (out.vector, out.error, out.cr2) = (0xfe, 0, 0);
-        if exit != Exit::Halt {
-            return Err(format!("Mynah stopped with {exit:?} instead of coming to an exception"));
+        match exit {
+            Exit::Halt => (),
+            Exit::Kick => return Err(NoException::Endless),
+            _ => return Err(NoException::Stopped(exit)),
         }
         let at = r.rip.wrapping_sub(1).wrapping_sub(KERNEL + HANDLERS);
         if s.cpl != 0 || at >= 4096 || at & 15 != 0 {
-            return Err("Mynah halted outside the exception handlers".into());
+            return Err(NoException::OtherHalt);
         }
         out.vector = (at >> 4) as u32;
         let mut frame = r.gpr[gpr::RSP].wrapping_sub(KERNEL);
         if !(STACK..=STACK_TOP - 40).contains(&frame) {
-            return Err("Mynah's exception frame is not on the supervisor's stack".into());
+            return Err(NoException::Frame);
         }
         if matches!(out.vector, 8 | 10..=14 | 17 | 21) {
             out.error = self.mem.read_u64(frame) as u32;
@@ -353,6 +355,23 @@ impl Guest {
         }
         Ok(())
     }
+}
+
+/// Why a case has no outcome in Mynah.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoException {
+    /// It was stopped by [`Engines::kicker`](crate::engines::Engines::kicker).
+    #[error("Mynah did not come to an exception in time")]
+    Endless,
+    /// The vCPU stopped by itself.
+    #[error("Mynah stopped with {0:?} instead of coming to an exception")]
+    Stopped(Exit),
+    /// It ran a HLT that is no handler's.
+    #[error("Mynah halted outside the exception handlers")]
+    OtherHalt,
+    /// The exception's frame is elsewhere.
+    #[error("Mynah's exception frame is not on the supervisor's stack")]
+    Frame,
 }
 
 /// The segment that loading `selector` gives.

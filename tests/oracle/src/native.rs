@@ -57,8 +57,13 @@ pub struct Native {
 pub struct Died {
     /// Which case of the batch.
     pub index: usize,
-    /// What `waitpid` says of the child (-1: it was hung and had to be killed).
+    /// What `waitpid` says of the child ([`Died::ENDLESS`]: it came to no end, and was killed).
     pub status: i32,
+}
+
+impl Died {
+    /// The status of a child that did not come to the case's end in ten seconds.
+    pub const ENDLESS: i32 = -1;
 }
 
 // SAFETY: the shared area and the descriptors belong to this value alone.
@@ -221,7 +226,7 @@ impl Native {
                     libc::waitpid(self.pid, &mut status, 0);
                 }
                 self.pid = 0;
-                return Err(Died { index: current as usize, status: -1 });
+                return Err(Died { index: current as usize, status: Died::ENDLESS });
             }
         }
     }

@@ -305,7 +305,7 @@ impl Row {
         engines.run(&self.case, &mut got, |ran, got| match ran {
             Err(e) => {
                 let want = format!("exception {}", self.want.vector);
-                vec![Difference { what: "run".into(), want, got: e }]
+                vec![Difference { what: "run".into(), want, got: e.to_string() }]
             }
             Ok(()) => compare(&self.case, &i, &bg, &self.want, got),
         })

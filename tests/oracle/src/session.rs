@@ -3,9 +3,9 @@
 use crate::compare::{Difference, compare};
 use crate::engines::{Choice, Engines, Translated};
 use crate::generate::Generator;
-use crate::guest::Guest;
+use crate::guest::{Guest, NoException};
 use crate::layout::*;
-use crate::native::Native;
+use crate::native::{Died, Native};
 use crate::programs::{PROGRAMS, Program, Programs};
 use crate::{background, forms, report};
 use iced_x86::{Code, Instruction};
@@ -240,16 +240,16 @@ struct Worker<'a> {
 }
 
 /// An outcome of Mynah's that there is none of.
-fn no_run(want: &Outcome, e: String) -> Vec<Difference> {
-    vec![Difference { what: "run".into(), want: format!("exception {}", want.vector), got: e }]
+fn no_run(want: &Outcome, e: NoException) -> Vec<Difference> {
+    vec![Difference { what: "run".into(), want: format!("exception {}", want.vector), got: e.to_string() }]
 }
 
-fn died(d: &crate::native::Died) -> Vec<Difference> {
+fn died(d: &Died) -> Vec<Difference> {
     vec![Difference { what: "the oracle's process died".into(), want: format!("{d:?}"), got: String::new() }]
 }
 
 /// What became of a program: its number, the exception that it ended with on the host, and what differs.
-type Ran = (usize, Option<u32>, Vec<Difference>);
+type Ran = (usize, Result<u32, Died>, Vec<Difference>);
 
 impl Worker<'_> {
     /// The indices of the next batch.
@@ -330,20 +330,21 @@ impl Worker<'_> {
             let bg = background::random(plan.seed, indices[0] / PROGRAMS as u64);
             let made: Vec<Program> = indices.iter().map(|&n| programs.program(plan.seed, n)).collect();
             let mut differing = Vec::new();
-            for (n, vector, d) in self.run_programs(&bg, &made)? {
-                let end = match vector {
-                    Some(3) => "to the end",
-                    Some(0) => "#DE",
-                    Some(13) => "#GP",
-                    Some(14) => "#PF",
-                    Some(16) => "#MF",
-                    Some(17) => "#AC",
-                    Some(19) => "#XM",
+            for (n, ended, d) in self.run_programs(&bg, &made)? {
+                let end = match ended {
+                    Ok(3) => "to the end",
+                    Ok(0) => "#DE",
+                    Ok(13) => "#GP",
+                    Ok(14) => "#PF",
+                    Ok(16) => "#MF",
+                    Ok(17) => "#AC",
+                    Ok(19) => "#XM",
+                    Err(Died { status: Died::ENDLESS, .. }) => "no end",
                     _ => "other ends",
                 };
                 let c = sum.groups.entry(end).or_default();
                 c.cases += 1;
-                c.faults += u64::from(vector.is_some_and(|v| !matches!(v, 1 | 3)));
+                c.faults += u64::from(ended.is_ok_and(|v| !matches!(v, 1 | 3)));
                 c.differing += u64::from(!d.is_empty());
                 if !d.is_empty() {
                     differing.push((n, d));
@@ -376,8 +377,15 @@ impl Worker<'_> {
         self.native
             .run(bg, &cases, |n, want| {
                 progress.fetch_add(1, Ordering::SeqCst);
-                let vector = want.ok().map(|w| w.vector);
+                let end = want.map(|w| w.vector);
                 let d = match &want {
+                    // What has no end on the host must have none here.
+                    Err(d) if d.status == Died::ENDLESS => {
+                        engines.run(&cases[n], &mut got, |ran, _| match ran {
+                            Err(NoException::Endless) => Vec::new(),
+                            _ => died(d),
+                        })
+                    }
                     Err(d) => died(d),
                     Ok(w) => engines.run(&cases[n], &mut got, |ran, got| match ran {
                         Err(e) => no_run(w, e),
@@ -385,7 +393,7 @@ impl Worker<'_> {
                     }),
                 };
                 progress.fetch_add(1, Ordering::SeqCst);
-                all.push((n, vector, d));
+                all.push((n, end, d));
             })
             .map_err(|e| e.to_string())?;
         Ok(all)
