@@ -32,14 +32,15 @@ const EXEC_FILTER: usize = 1 << 15;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TlbEntry {
+    /// Host address minus linear address. It comes first: the tag is predicted, this is waited for, and with an index and no displacement
+    /// a load takes a cycle less.
+    pub addend: u64,
     /// Tag for data reads.
     pub read: u64,
     /// Tag for data writes (only if the page is dirty in its PTE, is RAM, holds no decoded code, ...).
     pub write: u64,
     /// Tag for instruction fetches.
     pub exec: u64,
-    /// Host address minus linear address.
-    pub addend: u64,
 }
 
 /// By how much a linear address is shifted to give the offset of its entry.
