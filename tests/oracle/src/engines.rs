@@ -146,6 +146,12 @@ impl Engines {
     }
 }
 
+/// That a case has an outcome on the host and none in Mynah.
+pub fn no_run(want: &Outcome, why: NoException) -> Vec<Difference> {
+    let want = format!("exception {}", want.vector);
+    vec![Difference { what: "run".into(), want, got: why.to_string() }]
+}
+
 fn difference(what: &str, a: &dyn std::fmt::Debug, b: &dyn std::fmt::Debug) -> Difference {
     Difference {
         what: format!("{what} (interpreted, translated)"),

@@ -12,7 +12,7 @@
 
 use crate::background;
 use crate::compare::{Difference, compare};
-use crate::engines::Engines;
+use crate::engines::{Engines, no_run};
 use crate::generate::decode;
 use crate::layout::*;
 use crate::report::hex;
@@ -303,10 +303,7 @@ impl Row {
         let i = decode(&self.case, self.case.regs.bitness()).0;
         let bg = background::pattern();
         engines.run(&self.case, &mut got, |ran, got| match ran {
-            Err(e) => {
-                let want = format!("exception {}", self.want.vector);
-                vec![Difference { what: "run".into(), want, got: e.to_string() }]
-            }
+            Err(e) => no_run(&self.want, e),
             Ok(()) => compare(&self.case, &i, &bg, &self.want, got),
         })
     }

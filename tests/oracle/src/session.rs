@@ -1,7 +1,7 @@
 //! Many cases on both sides.
 
 use crate::compare::{Difference, compare};
-use crate::engines::{Choice, Engines, Translated};
+use crate::engines::{Choice, Engines, Translated, no_run};
 use crate::generate::Generator;
 use crate::guest::{Guest, NoException};
 use crate::layout::*;
@@ -239,13 +239,30 @@ struct Worker<'a> {
     progress: &'a AtomicU64,
 }
 
-/// An outcome of Mynah's that there is none of.
-fn no_run(want: &Outcome, e: NoException) -> Vec<Difference> {
-    vec![Difference { what: "run".into(), want: format!("exception {}", want.vector), got: e.to_string() }]
-}
-
 fn died(d: &Died) -> Vec<Difference> {
     vec![Difference { what: "the oracle's process died".into(), want: format!("{d:?}"), got: String::new() }]
+}
+
+/// Runs a case of which the host made `want`; `compare` says what differs between two outcomes.
+fn judge(
+    engines: &mut Engines,
+    case: &Case,
+    want: Result<&Outcome, Died>,
+    got: &mut Outcome,
+    mut compare: impl FnMut(&Outcome, &Outcome) -> Vec<Difference>,
+) -> Vec<Difference> {
+    match want {
+        Ok(w) => engines.run(case, got, |ran, got| match ran {
+            Err(e) => no_run(w, e),
+            Ok(()) => compare(w, got),
+        }),
+        // What has no end on the host must have none here.
+        Err(d) if d.status == Died::ENDLESS => engines.run(case, got, |ran, _| match ran {
+            Err(NoException::Endless) => Vec::new(),
+            _ => died(&d),
+        }),
+        Err(d) => died(&d),
+    }
 }
 
 /// What became of a program: its number, the exception that it ended with on the host, and what differs.
@@ -282,21 +299,15 @@ impl Worker<'_> {
                     let (case, i) = &made[n];
                     sum.note(i, want.is_ok_and(|w| !matches!(w.vector, 1 | 3)));
                     progress.fetch_add(1, Ordering::SeqCst);
-                    let differences = match &want {
-                        Err(d) => died(d),
-                        Ok(w) => engines.run(case, &mut got, |ran, got| match ran {
-                            Err(e) => no_run(w, e),
-                            Ok(()) => {
-                                let ignored = crate::compare::flags_ignored(case, i, w);
-                                let off = (w.regs.rflags ^ got.regs.rflags) & ignored;
-                                if off != 0 {
-                                    let e = sum.undefined.entry(format!("{:?}", i.mnemonic())).or_default();
-                                    *e = (e.0 | off, e.1 + 1);
-                                }
-                                compare(case, i, &bg, w, got)
-                            }
-                        }),
-                    };
+                    let differences = judge(engines, case, want, &mut got, |want, got| {
+                        let ignored = crate::compare::flags_ignored(case, i, want);
+                        let off = (want.regs.rflags ^ got.regs.rflags) & ignored;
+                        if off != 0 {
+                            let e = sum.undefined.entry(format!("{:?}", i.mnemonic())).or_default();
+                            *e = (e.0 | off, e.1 + 1);
+                        }
+                        compare(case, i, &bg, want, got)
+                    });
                     progress.fetch_add(1, Ordering::SeqCst);
                     if differences.is_empty() {
                         return;
@@ -378,20 +389,7 @@ impl Worker<'_> {
             .run(bg, &cases, |n, want| {
                 progress.fetch_add(1, Ordering::SeqCst);
                 let end = want.map(|w| w.vector);
-                let d = match &want {
-                    // What has no end on the host must have none here.
-                    Err(d) if d.status == Died::ENDLESS => {
-                        engines.run(&cases[n], &mut got, |ran, _| match ran {
-                            Err(NoException::Endless) => Vec::new(),
-                            _ => died(d),
-                        })
-                    }
-                    Err(d) => died(d),
-                    Ok(w) => engines.run(&cases[n], &mut got, |ran, got| match ran {
-                        Err(e) => no_run(w, e),
-                        Ok(()) => made[n].compare(bg, w, got),
-                    }),
-                };
+                let d = judge(engines, &cases[n], want, &mut got, |want, got| made[n].compare(bg, want, got));
                 progress.fetch_add(1, Ordering::SeqCst);
                 all.push((n, end, d));
             })
