@@ -85,6 +85,8 @@ pub const EV_MEMORY: u32 = 32;
 pub const EV_TIER: u32 = 64;
 /// Another vCPU wants the machine for itself: stop for a moment.
 pub const EV_SYNC: u32 = 128;
+/// With [`EV_NMI`]: a second NMI is latched behind the first. It ends no run by itself.
+pub const EV_NMI_AGAIN: u32 = 256;
 
 impl Events {
     /// The pending bits.
@@ -103,6 +105,25 @@ impl Events {
             drop(self.sleep.lock());
             self.wake.notify_all();
         }
+    }
+    /// Latches an NMI and wakes the vCPU. A processor takes one and keeps one more that comes meanwhile (SDM volume 3A, 6.7.1), so of NMIs in a row, of
+    /// which none has been taken yet, two are.
+    pub fn nmi(&self) {
+        let latched = |bits| bits | EV_NMI | if bits & EV_NMI != 0 { EV_NMI_AGAIN } else { 0 };
+        let before = self.bits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |bits| Some(latched(bits)));
+        if before.is_ok_and(|bits| bits & EV_NMI == 0) {
+            drop(self.sleep.lock());
+            self.wake.notify_all();
+        }
+    }
+    /// The vCPU takes an NMI; one that is latched behind it stays, until NMIs are unblocked.
+    pub fn take_nmi(&self) {
+        let rest = |bits| bits & !if bits & EV_NMI_AGAIN != 0 { EV_NMI_AGAIN } else { EV_NMI };
+        let _ = self.bits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |bits| Some(rest(bits)));
+    }
+    /// NMIs are unblocked: of those that came while they were blocked one is left.
+    pub fn unblock_nmi(&self) {
+        self.take(EV_NMI_AGAIN);
     }
     /// Sets bits without waking the vCPU: it sees them when it runs next.
     pub fn mark(&self, bits: u32) {

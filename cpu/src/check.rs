@@ -24,8 +24,7 @@ use crate::op::{REP, REPNE};
 use crate::state::{State, fl, gpr, seg};
 use crate::tier::{Compiled, LEFT_INTERPRET};
 use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind,
-    RflagsBits,
+    Code, Decoder, FlowControl, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind, RflagsBits,
 };
 use mynah_mmu::PAGE_SIZE;
 use std::collections::{HashMap, VecDeque};
@@ -371,7 +370,8 @@ impl Cpu {
         let mut bytes = [0; 15];
         let phys = self.peek_code(done.lin, &mut bytes).ok()?;
         let bits = crate::decode::bitness(ModeKey(done.key));
-        Some((phys, bytes, Decoder::with_ip(bits, &bytes, done.lin, DecoderOptions::AMD).decode()))
+        let options = self.model.decoder_options();
+        Some((phys, bytes, Decoder::with_ip(bits, &bytes, done.lin, options).decode()))
     }
 
     /// The arithmetic flags that are undefined behind these instructions, of which the last has no effect if it `faulted`; and whether one of them looks at

@@ -2,7 +2,7 @@
 use crate::block::BlockCache;
 use crate::board::{Board, Events};
 use crate::model::CpuModel;
-use crate::state::{Activity, Segment, State, cr0, cr4, efer, fl, gpr, seg};
+use crate::state::{Activity, Segment, Shadow, State, cr0, cr4, efer, fl, gpr, seg};
 use crate::world::{Mail, World};
 use mynah_mmu::{Mode, Paging, PhysMemory, Tlb};
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub enum Stop {
     /// It raised the exception in [`Cpu::fault`]; RIP is to be that of the instruction.
     Fault,
+    /// It switched to another task, and raised the exception in [`Cpu::fault`] there: RIP is the new task's already.
+    FaultInNewTask,
     /// Leave the block with RIP at this instruction: it will be executed (or go on, as REP) when it comes round again.
     Again,
 }
@@ -77,6 +79,9 @@ pub struct SegView {
     pub write_hi: u64,
 }
 
+/// In place of the address of a page: none has it.
+const NO_APIC_PAGE: u64 = u64::MAX;
+
 /// One vCPU.
 #[repr(C)]
 pub struct Cpu {
@@ -112,6 +117,8 @@ pub struct Cpu {
     pub paging: Paging,
     /// A20 mask.
     pub a20_mask: u64,
+    /// Physical address of the page where this vCPU's local APIC answers, or [`NO_APIC_PAGE`]; kept by `sync_apic`.
+    pub(crate) apic_page: u64,
     /// Debug conditions met by the current instruction: bits of DR6 to be delivered as a trap after it.
     pub debug_hits: u64,
     /// The current instruction was a software interrupt: it has cleared TF, and no single-step trap follows it (SDM volume 3B, 18.3.1.4).
@@ -213,6 +220,7 @@ impl Cpu {
             model,
             paging: Paging::default(),
             a20_mask: !0,
+            apic_page: NO_APIC_PAGE,
             debug_hits: 0,
             untraced: false,
             icount: 0,
@@ -285,9 +293,22 @@ impl Cpu {
         for i in 0..6 {
             self.sync_segment(i);
         }
+        self.sync_apic();
         self.sync_paging();
         self.tlb.flush_all();
         self.sync_mode();
+    }
+
+    /// Call after a change of IA32_APIC_BASE: the local APIC's page may be another, or none. What was translated to either page, or decoded from it, no
+    /// longer holds.
+    pub(crate) fn sync_apic(&mut self) {
+        let page = self.board.apic_page().map_or(NO_APIC_PAGE, |at| at & !mynah_mmu::PAGE_MASK);
+        let before = std::mem::replace(&mut self.apic_page, page);
+        if page != before {
+            self.tlb.flush_all();
+            self.invalidate_range(before, before);
+            self.invalidate_range(page, page);
+        }
     }
 
     /// Call after a change of segment register `i` (and `sync_mode` if it was CS or SS).
@@ -383,11 +404,11 @@ impl Cpu {
     /// Call after a change of IF or the shadow alone.
     pub fn sync_events(&mut self) {
         let s = &self.state;
-        let mut mask = !0;
-        if s.rflags & fl::IF == 0 || s.shadow != crate::state::Shadow::None {
+        let mut mask = !crate::board::EV_NMI_AGAIN;
+        if s.rflags & fl::IF == 0 || s.shadow != Shadow::None {
             mask &= !crate::board::EV_INTR;
         }
-        if s.nmi_blocked || s.shadow == crate::state::Shadow::MovSs {
+        if s.nmi_blocked || matches!(s.shadow, Shadow::MovSs | Shadow::Event) {
             mask &= !crate::board::EV_NMI;
         }
         self.event_mask = mask;

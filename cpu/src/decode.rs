@@ -2,12 +2,11 @@
 use crate::block::ModeKey;
 use crate::cpu::Cpu;
 use crate::exec::Exec;
-use crate::model::CpuModel;
+use crate::model::{CpuModel, Vendor};
 use crate::op::{CHECKED, Flow, HELPER, LOCK, LONG, MEM, Op, REP, REPNE, WIDE};
 use crate::state::gpr;
 use iced_x86::{
-    Code, Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind,
-    Register,
+    Code, Decoder, DecoderError, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 
 /// What a finished selection says of an instruction.
@@ -25,7 +24,7 @@ pub struct Selected<E: Exec> {
 /// Decodes the instruction at the start of `bytes`, which stands `off` bytes behind the block's first byte. `None` if it needs more bytes.
 pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> Option<(Op, Flow)> {
     let bytes = &bytes[..bytes.len().min(15)];
-    let options = DecoderOptions::AMD | model.decoder_options();
+    let options = model.decoder_options();
     let mut d = Decoder::with_ip(bitness(mode), bytes, off as u64, options);
     let mut i = d.decode();
     if i.is_invalid() && d.last_error() == DecoderError::NoMoreBytes {
@@ -52,11 +51,26 @@ pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> O
     {
         i = exchange_r8(&i, bytes[i.len().max(2) - 2] & 8 != 0, &bytes[..i.len()]);
     }
+    if is_wide_outside_64_bit_mode(model, mode, &i, bytes) {
+        let len = i.len();
+        i = Instruction::default();
+        i.set_len(len);
+    }
     Some(interpreted(model, mode, &i, bytes, off).unwrap_or_else(|| {
         let mut op = blank(&i, mode, off);
         (op.run, op.helper) = (crate::interp::run_ender, crate::interp::undefined);
         (op, Flow::Ends)
     }))
+}
+
+/// VPINSRQ or VPEXTRQ outside 64-bit mode, which does not exist with AMD (APM volume 4). With Intel VEX.W is ignored there, as with all else that moves
+/// general registers with both makers, and as the decoder has it (SDM volume 2, PINSRQ, note 2).
+fn is_wide_outside_64_bit_mode(model: &CpuModel, mode: ModeKey, i: &Instruction, bytes: &[u8]) -> bool {
+    matches!(i.code(), Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8 | Code::VEX_Vpextrd_rm32_xmm_imm8)
+        && !mode.has(ModeKey::LONG)
+        && model.vendor == Vendor::Amd
+        // The three-byte prefix, behind prefixes that are none of its bytes; W is in the last.
+        && bytes.iter().position(|&b| b == 0xc4).is_some_and(|at| bytes.get(at + 2).is_some_and(|b| b & 0x80 != 0))
 }
 
 /// The interpreter's op for an instruction of these bytes; `None` for what raises #UD.
@@ -84,7 +98,7 @@ pub(crate) struct Run<'a> {
 impl<'a> Run<'a> {
     /// Of the bytes of a block, from the offset `at` on.
     pub fn new(model: &CpuModel, mode: ModeKey, bytes: &'a [u8], at: usize) -> Self {
-        let options = DecoderOptions::AMD | model.decoder_options();
+        let options = model.decoder_options();
         let decoder = Decoder::with_ip(bitness(mode), bytes, 0, options);
         let mut run = Self { decoder, bytes, mode, next: Instruction::default() };
         run.go_to(at);
@@ -104,6 +118,7 @@ impl<'a> Run<'a> {
         let bytes = &self.bytes[at..];
         if !self.next.is_invalid()
             && self.next.code() != Code::Pause
+            && !is_wide_outside_64_bit_mode(model, self.mode, &self.next, bytes)
             && let Some(decoded) = interpreted(model, self.mode, &self.next, bytes, at)
         {
             return Some(decoded);

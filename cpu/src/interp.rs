@@ -86,8 +86,10 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn stopped(&mut self, op: &Op, stop: Stop) -> *const Op {
-        self.state.gpr[gpr::RIP] = self.ip(op);
-        self.faulted = stop == Stop::Fault;
+        if stop != Stop::FaultInNewTask {
+            self.state.gpr[gpr::RIP] = self.ip(op);
+        }
+        self.faulted = stop != Stop::Again;
         std::ptr::null()
     }
 
@@ -734,6 +736,10 @@ impl Cpu {
         let trap = self.state.rflags & fl::TF != 0;
         let resumed = self.state.rflags & fl::RF != 0;
         let shadow = std::mem::replace(&mut self.state.shadow, Shadow::None);
+        if let Some(ev) = self.state.pending.take() {
+            self.deliver(ev);
+            return;
+        }
         let armed = self.debug_armed();
         // Data breakpoints that MOV SS met are reported behind the instruction that follows it.
         self.debug_hits = if shadow == Shadow::MovSs { self.debug_hits } else { 0 };
@@ -777,16 +783,19 @@ impl Cpu {
             hits |= 1 << 14;
         }
         if hits != 0 && self.state.shadow != Shadow::MovSs {
-            self.debug_exception(hits);
+            if self.state.pending.is_some() {
+                // The trap of a task switch, which reports the instruction's as well.
+                self.note_debug_hits(hits);
+            } else {
+                self.debug_exception(hits);
+            }
         }
         self.sync_events();
     }
 
     /// Delivers #DB at RIP, with `hits` added to DR6.
     fn debug_exception(&mut self, hits: u64) {
-        // The condition bits are those of this trap alone (SDM volume 3B, 17.2.3: the processor may clear them).
-        self.state.dr[6] = self.state.dr[6] & !0xf | hits;
-        self.debug_hits = 0;
+        self.note_debug_hits(hits);
         self.deliver(Event { vector: vector::DB, kind: EventKind::Exception, error: None });
     }
 
@@ -837,7 +846,7 @@ impl Cpu {
             return None;
         }
         if pending & EV_NMI != 0 {
-            self.events.take(EV_NMI);
+            self.events.take_nmi();
             self.state.activity = Activity::Running;
             self.deliver(Event { vector: vector::NMI, kind: EventKind::Nmi, error: None });
             return None;

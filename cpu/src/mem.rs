@@ -411,9 +411,6 @@ impl Cpu {
     pub fn load_bytes(&mut self, lin: u64, buf: &mut [u8], s: u8) -> Result<(), Stop> {
         let mode = self.tlb.mode();
         self.accessible(lin, buf.len() as u64, s)?;
-        if self.watch {
-            self.data_breakpoint(lin, buf.len() as u64, false);
-        }
         self.load_bytes_as(lin, buf, mode)
     }
 
@@ -421,9 +418,6 @@ impl Cpu {
     pub fn store_bytes(&mut self, lin: u64, buf: &[u8], s: u8) -> Result<(), Stop> {
         let mode = self.tlb.mode();
         self.accessible(lin, buf.len() as u64, s)?;
-        if self.watch {
-            self.data_breakpoint(lin, buf.len() as u64, true);
-        }
         self.store_bytes_as(lin, buf, mode)
     }
 
@@ -444,6 +438,9 @@ impl Cpu {
     /// Changes a byte on behalf of the system, atomically (SDM volume 3A, 9.1.2.1: descriptors are updated by locked accesses).
     pub(crate) fn modify_sys_byte(&mut self, lin: u64, f: impl Fn(u64) -> u64) -> Result<(), Stop> {
         self.canonical(lin, 1, seg::DS as u8)?;
+        if self.watch {
+            self.data_breakpoint(lin, 1, true);
+        }
         let place = self.place(self.wrap(lin), Mode::Super, true)?;
         let p = match place {
             Place::Host(p) | Place::Watched(_, p) => p,
@@ -479,6 +476,9 @@ impl Cpu {
     }
 
     fn load_bytes_as(&mut self, lin: u64, buf: &mut [u8], mode: Mode) -> Result<(), Stop> {
+        if self.watch {
+            self.data_breakpoint(lin, buf.len() as u64, false);
+        }
         let mut done = 0;
         while done < buf.len() {
             let at = self.wrap(lin.wrapping_add(done as u64));
@@ -497,6 +497,9 @@ impl Cpu {
 
     fn store_bytes_as(&mut self, lin: u64, buf: &[u8], mode: Mode) -> Result<(), Stop> {
         let len = buf.len() as u64;
+        if self.watch {
+            self.data_breakpoint(lin, len, true);
+        }
         if (lin & PAGE_MASK) + len > PAGE_MASK + 1 {
             // The last page first: nothing is written if any page faults.
             let mut at = lin;
@@ -592,6 +595,14 @@ impl Cpu {
         ((lin << shift) as i64 >> shift) as u64 == lin
     }
 
+    /// Whether `lin` may be held by what has linear addresses for its value: the registers of descriptor tables, the bases of segments, MSRs,
+    /// and the operands of INVLPG and its kin. They take as many bits as the processor has, whatever CR4.LA57 says; an access there is checked
+    /// as ever (5-Level Paging and 5-Level EPT white paper, 2.2; SDM volume 1, 3.3.7.1).
+    pub(crate) fn is_canonical_base(&self, lin: u64) -> bool {
+        let shift = 64 - u32::from(self.model.linear_bits().max(48));
+        ((lin << shift) as i64 >> shift) as u64 == lin
+    }
+
     fn wrap(&self, lin: u64) -> u64 {
         if self.state.is_long() { lin } else { lin & 0xffff_ffff }
     }
@@ -664,7 +675,7 @@ impl Cpu {
 
     /// Whether the local APIC answers at this physical address.
     fn board_page(&self, gpa: u64) -> bool {
-        (gpa >> 20) & 0xfff >= 0xfee && self.board.apic_page() == Some(gpa & !PAGE_MASK)
+        gpa & !PAGE_MASK == self.apic_page
     }
 
     /// Walks the page tables; on a fault sets CR2 and raises #PF.

@@ -2,6 +2,7 @@
 //!
 //! Every engine takes a `State` at an instruction boundary and gives it back at one. The layout is `repr(C)`: generated code addresses
 //! fields by offset. Arithmetic flags are kept lazily in `res` and `aux` (see [`Flags`]); `rflags` holds the other bits.
+use crate::sys::Event;
 
 /// Index of a general register in `State::gpr`; the encoding's own order.
 pub mod gpr {
@@ -338,6 +339,8 @@ pub enum Shadow {
     Sti,
     /// After MOV SS / POP SS: maskable interrupts, NMI and debug traps.
     MovSs,
+    /// The event in [`State::pending`] comes before the next instruction: maskable interrupts and NMI.
+    Event,
 }
 
 /// The whole architectural state of a vCPU.
@@ -394,6 +397,9 @@ pub struct State {
     pub shadow: Shadow,
     /// NMIs are blocked until IRET.
     pub nmi_blocked: bool,
+    /// What is delivered before the next instruction, while the shadow is [`Shadow::Event`]: the debug trap of a task switch, or an exception that
+    /// was raised while another event was being delivered.
+    pub pending: Option<Event>,
 }
 
 impl Default for State {
@@ -426,6 +432,7 @@ impl Default for State {
             activity: Activity::Running,
             shadow: Shadow::None,
             nmi_blocked: false,
+            pending: None,
         };
         s.seg[seg::CS] = Segment { base: 0xffff_0000, limit: 0xffff, attr: 0x9b, sel: 0xf000 };
         s.gpr[gpr::RIP] = 0xfff0;

@@ -8,7 +8,7 @@ use crate::block::Block;
 use crate::cpu::{Cpu, vector};
 use crate::state::{Activity, Segment, Shadow, cr0, fl, gpr, seg};
 use crate::sys::{Event, EventKind};
-use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
+use iced_x86::{Decoder, Formatter, NasmFormatter};
 use parking_lot::Mutex;
 use std::fmt::Write;
 use std::io;
@@ -147,7 +147,7 @@ impl Cpu {
         let bits = crate::decode::bitness(crate::block::ModeKey(self.mode_key));
         let mut text = format!("----------------\nIN:{}\n", t.name(lin));
         let mut formatter = NasmFormatter::new();
-        for i in &mut Decoder::with_ip(bits, bytes, lin, DecoderOptions::AMD) {
+        for i in &mut Decoder::with_ip(bits, bytes, lin, self.model.decoder_options()) {
             let at = (i.ip() - lin) as usize;
             let hex: String = bytes[at..at + i.len()].iter().map(|b| format!("{b:02x} ")).collect();
             let mut line = String::new();

@@ -737,8 +737,27 @@ unsafe fn copy_out(from: *const u8, to: &mut [u8]) {
             8 if at.cast::<u64>().is_aligned() => {
                 to.copy_from_slice(&AtomicU64::from_ptr(at.cast()).load(Ordering::Acquire).to_ne_bytes());
             }
-            len => std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), len),
+            len => {
+                std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), len);
+                settle(to);
+            }
         }
+    }
+}
+
+/// Has the compiler take it that a copy of guest bytes may differ from what stands in guest memory by now: what is checked in the copy and then
+/// used is read from the copy both times.
+#[inline(always)]
+fn settle(copy: &mut [u8]) {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: there is no instruction; memory counts as changed.
+    unsafe {
+        std::arch::asm!("/* {0} */", in(reg) copy.as_mut_ptr(), options(nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        std::hint::black_box(copy);
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
     }
 }
 

@@ -35,17 +35,18 @@ fn pop_mem<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 
 fn pusha<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let sp = cpu.state.gpr[gpr::RSP];
-    // All eight must be writable before the first is written.
-    for n in [1, 8] {
-        let lin = cpu.stack_linear(op, sp.wrapping_sub(n * W::BYTES), W::BYTES, true)?;
+    // All eight must be writable before the first is written; one of them may lie across the limit where the stack pointer wraps.
+    let mut at = [0; 8];
+    for (n, at) in (1..).zip(&mut at) {
+        *at = cpu.stack_linear(op, sp.wrapping_sub(n * W::BYTES), W::BYTES, true)?;
+    }
+    for lin in [at[0], at[7]] {
         cpu.align_check(lin, W::BYTES)?;
         cpu.probe_write(lin, W::BYTES, seg::SS as u8)?;
     }
-    for n in 0..8u8 {
+    for (n, lin) in (0..8u8).zip(at) {
         let v = cpu.reg::<W>(n);
         let v = if usize::from(n) == gpr::RSP { sp & W::MASK } else { v };
-        let at = sp.wrapping_sub((u64::from(n) + 1) * W::BYTES);
-        let lin = cpu.stack_linear(op, at, W::BYTES, true)?;
         cpu.store::<W>(lin, v, seg::SS as u8)?;
     }
     cpu.set_sp(op, sp.wrapping_sub(8 * W::BYTES));
@@ -85,9 +86,14 @@ fn enter<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let old_sp = cpu.state.gpr[gpr::RSP];
     let old_bp = cpu.state.gpr[gpr::RBP];
     let mut sp = old_sp;
+    // The stack pointer wraps in the stack's width, also where EBP takes all 32 bits of it.
+    let below = |sp: u64, n: u64| match op.stack {
+        2 => sp & !0xffff | sp.wrapping_sub(n) & 0xffff,
+        _ => sp.wrapping_sub(n),
+    };
     let mut run = |cpu: &mut Cpu| -> Result<(), Stop> {
         let push = |cpu: &mut Cpu, sp: &mut u64, v: u64| -> Result<(), Stop> {
-            let at = sp.wrapping_sub(W::BYTES);
+            let at = below(*sp, W::BYTES);
             let lin = cpu.stack_linear(op, at, W::BYTES, true)?;
             cpu.store::<W>(lin, v, seg::SS as u8)?;
             *sp = at;
@@ -105,7 +111,7 @@ fn enter<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
             }
             push(cpu, &mut sp, frame & W::MASK)?;
         }
-        sp = sp.wrapping_sub(size);
+        sp = below(sp, size);
         // The new top of the stack must be writable.
         let lin = cpu.stack_linear(op, sp, W::BYTES, true)?;
         cpu.align_check(lin, W::BYTES)?;

@@ -65,12 +65,24 @@ fn interrupted(cpu: &Cpu) -> bool {
     cpu.events.pending() & cpu.event_mask != 0 || cpu.single
 }
 
+/// Counts the elements that are handled one by one, devices and ROM among them, and says when it is time to look at events.
+#[derive(Default)]
+struct Pace(u64);
+
+impl Pace {
+    /// One more element is done: whether the instruction, if it is not at its end, is to be left.
+    fn interrupts(&mut self, cpu: &Cpu) -> bool {
+        self.0 += 1;
+        self.0.is_multiple_of(BATCH) && interrupted(cpu)
+    }
+}
+
 /// Runs `step` once, or RCX times: `step` does one element and says whether to go on.
 fn repeat(cpu: &mut Cpu, op: &Op, mut step: impl FnMut(&mut Cpu) -> Result<bool, Stop>) -> Result<(), Stop> {
     if !repeated(op) {
         return step(cpu).map(|_| ());
     }
-    let mut batch = 0;
+    let mut pace = Pace::default();
     loop {
         let n = index(cpu, op, gpr::RCX);
         if n == 0 {
@@ -81,8 +93,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, mut step: impl FnMut(&mut Cpu) -> Result<bool,
         if n == 1 || !more {
             return Ok(());
         }
-        batch += 1;
-        if batch % BATCH == 0 && interrupted(cpu) || cpu.single {
+        if pace.interrupts(cpu) || cpu.single {
             return Err(Stop::Again);
         }
     }
@@ -98,6 +109,13 @@ fn on_page<W: Width>(lin: u64, n: u64, down: bool) -> u64 {
     }
 }
 
+/// How many elements of at most `n` come before the offset `off` wraps in the address size: behind the wrap they lie elsewhere, and on another
+/// page only if the segment's base is aligned.
+fn before_wrap<W: Width>(op: &Op, off: u64, n: u64, down: bool) -> u64 {
+    let left = if down { off } else { mask(op) - off };
+    (left / W::BYTES).saturating_add(1).min(n)
+}
+
 /// Elements that may be handled at once: bounded by the index registers not wrapping in the address size, and by segment limits (which are
 /// left to the element-wise path unless addresses are unchecked).
 fn bulk(cpu: &Cpu, op: &Op, n: u64) -> u64 {
@@ -106,21 +124,24 @@ fn bulk(cpu: &Cpu, op: &Op, n: u64) -> u64 {
 
 fn movs<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let down = cpu.state.rflags & fl::DF != 0;
+    let mut pace = Pace::default();
     while repeated(op) {
         let n = bulk(cpu, op, index(cpu, op, gpr::RCX));
         if n < 2 {
             break;
         }
         let (from, to) = (source::<W>(cpu, op)?, dest::<W>(cpu, op, true)?);
+        let n = before_wrap::<W>(op, index(cpu, op, gpr::RSI), n, down);
         let k = on_page::<W>(from, on_page::<W>(to, n, down), down);
-        if k < 2 {
-            one_movs::<W>(cpu, op)?;
-            count_down(cpu, op, 1);
-            continue;
-        }
         // The first element through the ordinary path: it faults as it must, and fills the TLB for both pages.
         one_movs::<W>(cpu, op)?;
         count_down(cpu, op, 1);
+        if pace.interrupts(cpu) {
+            return Err(Stop::Again);
+        }
+        if k < 2 {
+            continue;
+        }
         let (from, to) = (source::<W>(cpu, op)?, dest::<W>(cpu, op, true)?);
         let (Some(src), Some(dst)) = (cpu.fast_read(from), cpu.fast_write(to)) else {
             continue;
@@ -190,6 +211,7 @@ unsafe fn copy_down<W: Width>(s: *const u8, d: *mut u8, k: u64) {
 fn stos<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let down = cpu.state.rflags & fl::DF != 0;
     let v = cpu.reg::<W>(0);
+    let mut pace = Pace::default();
     while repeated(op) {
         let n = bulk(cpu, op, index(cpu, op, gpr::RCX));
         if n < 2 {
@@ -199,6 +221,9 @@ fn stos<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         let k = on_page::<W>(to, n, down);
         one_stos::<W>(cpu, op, v)?;
         count_down(cpu, op, 1);
+        if pace.interrupts(cpu) {
+            return Err(Stop::Again);
+        }
         if k < 2 {
             continue;
         }

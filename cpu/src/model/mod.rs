@@ -436,10 +436,12 @@ impl CpuModel {
         ext << 20 | (self.model >> 4 & 15) << 16 | family << 8 | (self.model & 15) << 4 | (self.stepping & 15)
     }
 
-    /// The options that make iced-x86 decode as this model does: prefixed forms that a CPU without the feature takes for the plain instruction.
+    /// The options that make iced-x86 decode as this model does. In 64-bit mode an operand-size prefix makes a near branch one of 16 bits with AMD
+    /// and is ignored with Intel, and REX.W gives far pointers in memory an offset of 64 bits with Intel only (SDM volume 2, CALL, JMP and LSS;
+    /// AMD APM volume 3 of the same). Prefixed forms whose feature the model lacks are the plain instruction.
     pub fn decoder_options(&self) -> u32 {
         use iced_x86::DecoderOptions as D;
-        let mut o = D::NONE;
+        let mut o = if self.vendor == Vendor::Amd { D::AMD } else { D::NONE };
         if !self.has(F::BMI1) {
             o |= D::NO_MPFX_0FBC;
         }

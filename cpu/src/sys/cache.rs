@@ -37,7 +37,8 @@ fn invpcid(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let at = cpu.operand_at(op, 8, 8, false)?;
     let target = cpu.load::<W64>(at, op.seg)?;
     let no_pcid = cpu.state.cr4 & cr4::PCIDE == 0 && pcid != 0;
-    let bad = kind > 3 || pcid >> 12 != 0 || kind < 2 && no_pcid || kind == 0 && !cpu.is_canonical(target);
+    let bad =
+        kind > 3 || pcid >> 12 != 0 || kind < 2 && no_pcid || kind == 0 && !cpu.is_canonical_base(target);
     if bad {
         return Err(cpu.gp(0));
     }

@@ -103,6 +103,12 @@ impl Cpu {
         }
     }
 
+    /// Adds what a debug exception reports to DR6.
+    pub(crate) fn note_debug_hits(&mut self, hits: u64) {
+        // The condition bits are those of this exception alone (SDM volume 3B, 17.2.3: the processor may clear them).
+        self.state.dr[6] = self.state.dr[6] & !0xf | hits;
+    }
+
     /// What the processor clears when it enters the handler of #DB: DR7.GD, and LBR and BTF in IA32_DEBUGCTL.
     pub(super) fn entered_debug_handler(&mut self) {
         self.state.dr[7] &= !DR7_GD;

@@ -156,6 +156,14 @@ impl Cpu {
         }
     }
 
+    /// Reads the second half of a 16-byte system descriptor whose first half has been read already.
+    pub(crate) fn descriptor_high(&mut self, sel: u16, vector: u8) -> Result<u64, Stop> {
+        match self.descriptor_address(sel, 16) {
+            Some(at) => self.load_sys::<W64>(at.wrapping_add(8)),
+            None => Err(self.raise_ec(vector, code_of(sel))),
+        }
+    }
+
     /// Sets the accessed bit of a code or data descriptor, in memory and in the copy.
     pub(crate) fn set_accessed(&mut self, sel: u16, d: &mut Descriptor) -> Result<(), Stop> {
         if d.attr() & 1 == 0 {

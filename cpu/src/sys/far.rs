@@ -230,7 +230,7 @@ fn through_call_gate(cpu: &mut Cpu, how: Kind, gate_sel: u16, gate: Descriptor) 
     let wide = gate.kind() == kind::CALL_GATE32;
     let mut off = gate.gate_offset(wide);
     if long {
-        let (_, high) = cpu.descriptor16(gate_sel, vector::GP)?;
+        let high = cpu.descriptor_high(gate_sel, vector::GP)?;
         if high >> 40 & 0x1f != 0 {
             return Err(cpu.gp(code_of(gate_sel)));
         }

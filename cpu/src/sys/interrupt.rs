@@ -4,6 +4,12 @@
 //!
 //! A delivery reads and checks everything and writes the whole frame before it changes a register; if it faults, the state is that before it, and
 //! the fault is delivered instead (or a double fault). A task switch is the exception: behind its commit point, faults belong to the new task.
+//!
+//! One delivery is tried at a time. What it leads to, a fault in it or the debug trap of a task switch, is left in [`State::pending`] for the run loop,
+//! which looks at kicks first: there are guests whose deliveries never end (#AC whose handler's stack is misaligned, CVE-2015-5307; tasks that trap
+//! into each other; a breakpoint on the stack of #DB's handler, CVE-2015-8104).
+//!
+//! [`State::pending`]: crate::state::State::pending
 use super::descriptor::{Descriptor, code_of, is_null, kind};
 use super::far::Target;
 use super::stack::Stack;
@@ -97,34 +103,49 @@ fn pushes_rf(ev: &Event) -> bool {
 
 impl Cpu {
     /// Delivers an event. RIP is what is to be pushed: that of the instruction for faults, the next one for traps and interrupts. Sets RIP to the
-    /// handler's first instruction; after a triple fault the activity is [`Activity::Shutdown`].
+    /// handler's first instruction; if the delivery faults, that exception is pending; after a triple fault the activity is
+    /// [`Activity::Shutdown`].
     pub fn deliver(&mut self, ev: Event) {
-        let mut ev = ev;
-        loop {
-            if self.state.activity == Activity::Halted {
-                self.state.activity = Activity::Running;
-            }
-            let rip = self.state.gpr[gpr::RIP];
-            if self.trace.is_some() {
-                self.trace_event(&ev);
-            }
-            match self.try_deliver(&ev, rip) {
-                Ok(ip) => {
-                    self.state.gpr[gpr::RIP] = ip;
-                    return;
+        if self.state.activity == Activity::Halted {
+            self.state.activity = Activity::Running;
+        }
+        let rip = self.state.gpr[gpr::RIP];
+        if self.trace.is_some() {
+            self.trace_event(&ev);
+        }
+        self.watch = self.debug_armed();
+        self.debug_hits = 0;
+        let delivered = self.try_deliver(&ev, rip);
+        self.watch = false;
+        match delivered {
+            Ok(ip) => {
+                self.state.gpr[gpr::RIP] = ip;
+                if self.debug_hits != 0 {
+                    self.hold_debug_trap(self.debug_hits);
                 }
-                Err(_) => {
-                    let second = self.fault_during(&ev);
-                    match combine(&ev, second) {
-                        Combined::Deliver(next) => ev = next,
-                        Combined::Shutdown => {
-                            self.shutdown();
-                            return;
-                        }
-                    }
+            }
+            Err(_) => {
+                let second = self.fault_during(&ev);
+                match combine(&ev, second) {
+                    Combined::Deliver(next) => self.hold(next),
+                    Combined::Shutdown => self.shutdown(),
                 }
             }
         }
+        self.debug_hits = 0;
+    }
+
+    /// Leaves an event to be delivered before the next instruction.
+    fn hold(&mut self, ev: Event) {
+        self.state.pending = Some(ev);
+        self.state.shadow = Shadow::Event;
+        self.sync_events();
+    }
+
+    /// Leaves #DB to be delivered before the next instruction, with `hits` added to DR6.
+    pub(crate) fn hold_debug_trap(&mut self, hits: u64) {
+        self.note_debug_hits(hits);
+        self.hold(Event { vector: vector::DB, kind: EventKind::Exception, error: None });
     }
 
     fn shutdown(&mut self) {
@@ -143,26 +164,13 @@ impl Cpu {
         f
     }
 
-    /// Delivers the exception in `self.fault`, raised in a new task that was entered on behalf of `first`, if any.
-    pub(crate) fn deliver_in_new_task(&mut self, first: Option<&Event>) {
-        let next = match first {
-            Some(ev) => {
-                let second = self.fault_during(ev);
-                combine(ev, second)
-            }
-            None => Combined::Deliver(self.fault.into()),
-        };
-        match next {
-            Combined::Deliver(ev) => self.deliver(ev),
-            Combined::Shutdown => self.shutdown(),
-        }
-    }
-
-    /// Delivers `ev` with `rip` as the address to push. `Ok` is the address of the handler; on `Err` nothing has changed but NMI blocking.
+    /// Delivers `ev` with `rip` as the address to push. `Ok` is the address of the handler; on `Err` nothing has changed but NMI blocking, or all that
+    /// a task switch changes ([`Stop::FaultInNewTask`]).
     pub(crate) fn try_deliver(&mut self, ev: &Event, rip: u64) -> Result<u64, Stop> {
         if ev.kind == EventKind::Nmi {
             self.state.nmi_blocked = true;
         }
+        self.state.shadow = Shadow::None;
         let ip = if self.state.is_real() {
             self.deliver_real(ev, rip)?
         } else if self.state.is_v86() && ev.kind == EventKind::SoftInt && self.redirected(ev.vector)? {
@@ -172,7 +180,6 @@ impl Cpu {
         } else {
             self.deliver_protected(ev, rip)?
         };
-        self.state.shadow = Shadow::None;
         if ev.vector == vector::DB && matches!(ev.kind, EventKind::Exception | EventKind::IceBp) {
             self.entered_debug_handler();
         }
@@ -389,10 +396,26 @@ impl Cpu {
 }
 
 /// Delivers a software interrupt from within its instruction: a fault is the instruction's.
+///
+/// A data breakpoint that MOV SS has met right before is reported after the instruction, at the handler's first one. INT1 raises #DB itself: the
+/// breakpoint is reported by that one, in DR6. (SDM volume 3C, 27.6.3, lets it be lost or come after it, at the handler's first instruction, where it
+/// would have the handler believe that it has met a breakpoint itself.)
 fn software(cpu: &mut Cpu, vector: u8, kind: EventKind) -> Result<(), Stop> {
     let next = cpu.next_ip;
-    let ip = cpu.try_deliver(&Event { vector, kind, error: None }, next)?;
-    cpu.set_next_ip(ip);
+    let ev = Event { vector, kind, error: None };
+    let held = std::mem::take(&mut cpu.debug_hits);
+    match cpu.try_deliver(&ev, next) {
+        Ok(ip) => cpu.set_next_ip(ip),
+        Err(stop) => {
+            cpu.fault = cpu.fault_during(&ev);
+            return Err(stop);
+        }
+    }
+    if kind == EventKind::IceBp && held != 0 {
+        cpu.note_debug_hits(held);
+    } else {
+        cpu.debug_hits |= held;
+    }
     cpu.untraced = true;
     Ok(())
 }

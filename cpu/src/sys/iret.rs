@@ -40,6 +40,7 @@ fn iret(cpu: &mut Cpu, width: u64) -> Result<(), Stop> {
     // NMIs are unblocked even if the instruction faults (SDM volume 3A, 6.7.1).
     if cpu.state.nmi_blocked {
         cpu.state.nmi_blocked = false;
+        cpu.events.unblock_nmi();
         cpu.sync_events();
     }
     let r = if cpu.state.is_real() {

@@ -63,6 +63,8 @@ pub mod index {
     pub const GS_BASE: u32 = 0xc000_0101;
     pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
     pub const TSC_AUX: u32 = 0xc000_0103;
+    pub const PERF_LEGACY_CTL0: u32 = 0xc001_0000;
+    pub const PERF_LEGACY_CTR3: u32 = 0xc001_0007;
     pub const SYSCFG: u32 = 0xc001_0010;
     pub const HWCR: u32 = 0xc001_0015;
     pub const IORR_BASE0: u32 = 0xc001_0016;
@@ -77,6 +79,8 @@ pub mod index {
     pub const INT_PENDING: u32 = 0xc001_0055;
     pub const VM_CR: u32 = 0xc001_0114;
     pub const VIRT_SPEC_CTRL: u32 = 0xc001_011f;
+    pub const PERF_CTL0: u32 = 0xc001_0200;
+    pub const PERF_CTR5: u32 = 0xc001_020b;
     pub const CPUID_FEATURES_7: u32 = 0xc001_1002;
     pub const CPUID_FEATURES: u32 = 0xc001_1004;
     pub const CPUID_EXT_FEATURES: u32 = 0xc001_1005;
@@ -185,6 +189,9 @@ impl Cpu {
             m::GS_BASE => has(F::LM, self.state.seg[seg::GS].base),
             m::KERNEL_GS_BASE => has(F::LM, s.kernel_gs_base),
             m::TSC_AUX if self.model.has(F::RDTSCP) || self.model.has(F::RDPID) => Ok(s.tsc_aux),
+            // Performance counters, which AMD's processors have without a word in CPUID: nothing is counted, so they stay 0.
+            m::PERF_LEGACY_CTL0..=m::PERF_LEGACY_CTR3 => amd(0),
+            m::PERF_CTL0..=m::PERF_CTR5 if self.model.family >= 0x15 => amd(0),
             m::SYSCFG => amd(s.syscfg),
             m::HWCR => amd(s.hwcr),
             m::IORR_BASE0..=m::IORR_MASK1 => amd(0),
@@ -255,7 +262,9 @@ impl Cpu {
             _ => {}
         }
         self.msr(index)?;
-        let canonical = self.is_canonical(v);
+        let canonical = self.is_canonical_base(v);
+        // AMD's processors have no SYSENTER in long mode, and 32 bits of its addresses.
+        let narrow = self.is_amd();
         let want = |ok: bool| if ok { Ok(()) } else { Err(Unknown) };
         let phys = !0u64 << self.model.phys_bits();
         let s = &mut self.state.msr;
@@ -275,7 +284,7 @@ impl Cpu {
                 let x2 = if self.model.has(F::X2APIC) { 0 } else { 1 << 10 };
                 want(v & (phys | 0x2ff | x2) == 0)?;
                 self.board.apic_msr_write(index, v).map_err(|()| Unknown)?;
-                self.tlb.flush_all();
+                self.sync_apic();
             }
             m::TSC_DEADLINE => self.board.apic_msr_write(index, v).map_err(|()| Unknown)?,
             m::FEATURE_CONTROL => {
@@ -287,6 +296,8 @@ impl Cpu {
                 self.state.msr.spec_ctrl = v;
             }
             m::SYSENTER_CS => s.sysenter_cs = v & 0xffff_ffff,
+            m::SYSENTER_ESP if narrow => s.sysenter_esp = v & 0xffff_ffff,
+            m::SYSENTER_EIP if narrow => s.sysenter_eip = v & 0xffff_ffff,
             m::SYSENTER_ESP => {
                 want(canonical)?;
                 s.sysenter_esp = v;
@@ -368,7 +379,9 @@ impl Cpu {
                 s.virt_spec_ctrl = v;
             }
             m::DE_CFG => s.de_cfg = v,
-            m::MCE_REDIRECTION
+            m::PERF_LEGACY_CTL0..=m::PERF_LEGACY_CTR3
+            | m::PERF_CTL0..=m::PERF_CTR5
+            | m::MCE_REDIRECTION
             | m::MC0_CTL_MASK..=m::MC5_CTL_MASK
             | m::INT_PENDING
             | m::VM_CR

@@ -75,16 +75,14 @@ impl Cpu {
         Ok(())
     }
 
-    /// On a return to an outer level: data segments that the new level may not use are made null.
+    /// On a return to an outer level: null selectors, and those of data segments that the new level may not use, become 0. Nothing else of
+    /// the register changes but that it is unusable, so FS and GS keep their base (SDM volume 2, IRET and RET; AMD's processors do so as well).
     pub(crate) fn drop_inner_segments(&mut self, cpl: u8) {
         for i in [seg::ES, seg::DS, seg::FS, seg::GS] {
             let s = self.state.seg[i];
             let conforming = s.attr & 0x1c == 0x1c;
-            // FS and GS with a null selector may have a base of their own, set through MSRs.
-            let based = i >= seg::FS && is_null(s.sel);
-            if s.usable() && s.dpl() < cpl && !conforming && !based {
-                let null = self.null_segment(i, 0, 0);
-                self.set_segment(i, null);
+            if is_null(s.sel) || s.usable() && s.dpl() < cpl && !conforming {
+                self.set_segment(i, Segment { sel: 0, attr: s.attr | Segment::UNUSABLE, ..s });
             }
         }
     }
@@ -205,7 +203,7 @@ fn write_base<const S: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     fsgsbase_enabled(cpu)?;
     let v = cpu.state.gpr[usize::from(op.dst & 31)];
     let v = if op.width == 8 { v } else { v & 0xffff_ffff };
-    if !cpu.is_canonical(v) {
+    if !cpu.is_canonical_base(v) {
         return Err(cpu.gp(0));
     }
     cpu.state.seg[S].base = v;

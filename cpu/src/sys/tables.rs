@@ -40,7 +40,7 @@ fn load_table<const N: u64>(cpu: &mut Cpu, op: &Op) -> Result<Table, Stop> {
         4 => cpu.load::<W32>(at, op.seg)?,
         _ => cpu.load::<W32>(at, op.seg)? & 0xff_ffff,
     };
-    if N == 8 && !cpu.is_canonical(base) {
+    if N == 8 && !cpu.is_canonical_base(base) {
         return Err(cpu.gp(0));
     }
     Ok(Table { base, limit })
@@ -119,7 +119,7 @@ impl Cpu {
         let mut s = d.segment(sel);
         s.base |= high << 32;
         // The type field of the second half must be zero, so that it cannot be taken for a descriptor of its own.
-        if high >> 40 & 0x1f != 0 || !self.is_canonical(s.base) {
+        if high >> 40 & 0x1f != 0 || !self.is_canonical_base(s.base) {
             return Err(self.raise_ec(v, code_of(sel)));
         }
         Ok((d, s))

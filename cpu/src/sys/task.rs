@@ -1,9 +1,10 @@
 //! Hardware task switches (SDM volume 3A, chapter 7).
 //!
-//! Everything is read and the outgoing task is saved before the commit point; behind it faults are raised in the new task: they are delivered from
-//! here, with the new task's RIP.
+//! Everything is read and the outgoing task is saved before the commit point; behind it faults are raised in the new task, with its RIP
+//! ([`Stop::FaultInNewTask`]). The debug trap of a TSS with the T flag is left pending.
+use super::debug::DR6_BT;
 use super::descriptor::{Descriptor, code_of, is_null, kind, rpl};
-use super::interrupt::{Event, EventKind};
+use super::interrupt::Event;
 use super::segments::data_loadable;
 use crate::cpu::{Cpu, Stop, vector};
 use crate::state::{Segment, Shadow, cr0, cr4, fl, gpr, seg};
@@ -177,13 +178,13 @@ impl Cpu {
             Some(e) => self.push_value(if wide { 4 } else { 2 }, u64::from(e)),
             None => Ok(()),
         });
-        if done.is_err() {
-            self.deliver_in_new_task(ev);
-        } else if inc.trap {
-            self.state.dr[6] |= 1 << 15;
-            self.deliver(Event { vector: vector::DB, kind: EventKind::Exception, error: None });
-        }
         self.next_ip = self.state.gpr[gpr::RIP];
+        if done.is_err() {
+            return Err(Stop::FaultInNewTask);
+        }
+        if inc.trap {
+            self.hold_debug_trap(DR6_BT);
+        }
         Ok(())
     }
 

@@ -128,7 +128,7 @@ fn msrs_check_what_is_written() {
     let c = &mut r.cpu;
     assert!(c.write_msr(m::PAT, 0x0007_0406_0007_0402).is_err());
     assert!(c.write_msr(m::PAT, 0x0007_0406_0107_0406).is_ok());
-    assert!(c.write_msr(m::LSTAR, 0x8000_0000_0000).is_err());
+    assert!(c.write_msr(m::LSTAR, 1 << 56).is_err());
     assert!(c.write_msr(m::EFER, efer::LME | efer::LMA | 1 << 12).is_err(), "no SVM");
     assert!(c.write_msr(m::EFER, efer::SCE).is_err(), "LME cannot go while paging is on");
     assert!(c.write_msr(m::EFER, efer::SCE | efer::LME).is_ok());
@@ -141,6 +141,53 @@ fn msrs_check_what_is_written() {
     assert!(c.write_msr(m::APIC_BASE, 0xfee0_0d00).is_ok());
     assert!(c.write_msr(m::APIC_BASE, 0xfee0_0a00).is_err());
     assert_eq!(c.read_msr(m::MCG_CAP).unwrap() & 0xff, 10);
+}
+
+#[test]
+fn amd_models_have_performance_counters_that_stay_zero() {
+    let legacy = m::PERF_LEGACY_CTL0..=m::PERF_LEGACY_CTR3;
+    // The model, and whether it has the six newer ones.
+    for (model, newer) in
+        [("max", false), ("qemu64", false), ("max,family=21", true), ("max,family=23", true)]
+    {
+        let c = &mut Rig::with_model(model).cpu;
+        for index in legacy.clone().chain((m::PERF_CTL0..=m::PERF_CTR5).filter(|_| newer)) {
+            assert_eq!(c.read_msr(index).ok(), Some(0), "{model}: {index:#x}");
+            assert!(c.write_msr(index, 0x0053_0076).is_ok(), "{model}: {index:#x}");
+            assert_eq!(c.read_msr(index).ok(), Some(0), "{model}: {index:#x}");
+        }
+        assert_eq!(c.read_msr(m::PERF_CTL0).is_ok(), newer, "{model}");
+    }
+    let c = &mut Rig::with_model("max,vendor=GenuineIntel").cpu;
+    for index in legacy.chain([m::PERF_CTL0, m::HWCR]) {
+        assert!(c.read_msr(index).is_err() && c.write_msr(index, 0).is_err(), "{index:#x}");
+    }
+}
+
+#[test]
+fn msrs_hold_as_wide_an_address_as_the_model_has() {
+    const WIDE: u64 = 1 << 55;
+    let of = [m::FS_BASE, m::GS_BASE, m::KERNEL_GS_BASE, m::LSTAR, m::CSTAR];
+    for vendor in ["AuthenticAMD", "GenuineIntel"] {
+        for la57 in [true, false] {
+            let model = format!("max,vendor={vendor},la57={}", if la57 { "on" } else { "off" });
+            let c = &mut Rig::with_model(&model).cpu;
+            for index in of {
+                assert!(c.write_msr(index, 1 << 46).is_ok() && c.write_msr(index, !0 << 47).is_ok());
+                assert_eq!(c.write_msr(index, WIDE).is_ok(), la57, "{model}: {index:#x}");
+                assert_eq!(c.write_msr(index, !WIDE).is_ok(), la57, "{model}: {index:#x}");
+                assert!(c.write_msr(index, 1 << 56).is_err(), "{model}: {index:#x}");
+            }
+            // AMD's processors leave out the upper half of SYSENTER's addresses.
+            for index in [m::SYSENTER_ESP, m::SYSENTER_EIP] {
+                let amd = vendor == "AuthenticAMD";
+                assert_eq!(c.write_msr(index, 1 << 62 | 5).is_ok(), amd, "{model}");
+                assert_eq!(c.write_msr(index, WIDE | 5).is_ok(), amd || la57, "{model}");
+                let want = if amd { 5 } else { u64::from(la57) * (WIDE | 5) };
+                assert_eq!(c.read_msr(index).ok(), Some(want), "{model}");
+            }
+        }
+    }
 }
 
 #[test]
