@@ -26,6 +26,8 @@ const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 const HVM_START_MAGIC: u32 = 0x336e_c578;
 /// The longest command line that PVH and multiboot kernels are given; neither protocol names a limit.
 pub(crate) const CMDLINE_MAX: usize = 0xffff;
+/// How often the bytes of a file may be loaded, all segments together: linkers let segments share a page or the headers, no more.
+const SEGMENTS_SHARE: u64 = 4;
 /// The highest initrd byte that a 32-bit Linux reaches without highmem.
 const INITRD_MAX_32: u64 = 0x3800_0000;
 
@@ -99,6 +101,21 @@ impl<'a> ElfImage<'a> {
         self.header.e_machine == EM_X86_64
     }
 
+    /// Pieces that lie on each other would have the same bytes looked at again and again: together they may have the file's length, `times`
+    /// over.
+    fn within_file(
+        &self,
+        what: &'static str,
+        mut lens: impl Iterator<Item = u64>,
+        times: u64,
+    ) -> Result<(), Reason> {
+        let room = (self.file.len() as u64).saturating_mul(times);
+        match lens.try_fold(0u64, |sum, len| sum.checked_add(len).filter(|sum| *sum <= room)) {
+            Some(_) => Ok(()),
+            None => Err(bad(format!("its {what} lie on each other: they have more bytes than the file"))),
+        }
+    }
+
     fn file_range(&self, what: &'static str, offset: u64, len: u64) -> Result<&'a [u8], Reason> {
         let range = offset.checked_add(len).and_then(|end| self.file.get(offset as usize..end as usize));
         range.ok_or_else(|| Reason::Truncated {
@@ -130,6 +147,7 @@ impl<'a> ElfImage<'a> {
             let data = self.file_range("a segment", p.p_offset, p.p_filesz)?;
             list.push(Loadable { paddr: p.p_paddr, vaddr: p.p_vaddr, mem_len: p.p_memsz, data });
         }
+        self.within_file("segments", list.iter().map(|s| s.data.len() as u64), SEGMENTS_SHARE)?;
         list.sort_by_key(|s| s.paddr);
         if let Some(w) = list.windows(2).find(|w| w[0].paddr + w[0].mem_len > w[1].paddr) {
             return Err(bad(format!("segments at {:#x} and {:#x} overlap", w[0].paddr, w[1].paddr)));
@@ -156,7 +174,9 @@ impl<'a> ElfImage<'a> {
 
     /// The descriptor of the first note by `name` with this type.
     fn note(&self, name: &[u8], kind: u32) -> Result<Option<&'a [u8]>, Reason> {
-        for p in self.program_headers.iter().filter(|p| p.p_type == PT_NOTE) {
+        let notes = || self.program_headers.iter().filter(|p| p.p_type == PT_NOTE);
+        self.within_file("note segments", notes().map(|p| p.p_filesz), 1)?;
+        for p in notes() {
             let align = if p.p_align == 8 { 8 } else { 4usize };
             let mut rest = self.file_range("a note segment", p.p_offset, p.p_filesz)?;
             while rest.len() >= 12 {
@@ -174,9 +194,11 @@ impl<'a> ElfImage<'a> {
         Ok(None)
     }
 
-    /// Section headers as raw bytes, with the addresses of symbol and string tables that were put into RAM by
-    /// `place`. Empty if the file has none, or none that can be read.
-    pub fn section_headers(&self, mut place: impl FnMut(&[u8]) -> Option<u32>) -> Vec<u8> {
+    /// Section headers as raw bytes, with the addresses of symbol and string tables, which are put into RAM in one piece at what `place`
+    /// gives for their length. Headers are empty if the file has none that can be read; tables are left out if there is no place for them,
+    /// or if they lie on each other and so have more bytes than the file.
+    pub fn section_headers(&self, mem: &dyn GuestMemory, place: impl FnOnce(u64) -> Option<u64>) -> Vec<u8> {
+        const ALIGN: u64 = 16;
         let h = &self.header;
         let entry_len = SectionHeader::size(self.ctx);
         let raw = (h.e_shoff != 0 && usize::from(h.e_shentsize) == entry_len)
@@ -188,13 +210,26 @@ impl<'a> ElfImage<'a> {
         // Offsets of sh_addr, sh_offset and sh_size in either format (System V gABI, chapter 4).
         let (addr_at, offset_at, size_at) = if is_64 { (16, 24, 32) } else { (12, 16, 20) };
         let word = |s: &[u8], at| if is_64 { s.u64_at(at) } else { s.u32_at(at).map(u64::from) }.unwrap_or(0);
-        for s in raw.chunks_exact_mut(entry_len) {
-            let wanted = matches!(s.u32_at(4), Some(SHT_SYMTAB | SHT_STRTAB)) && word(s, addr_at) == 0;
-            let len = word(s, size_at) as usize;
-            let Some(data) = self.file.bytes_at(word(s, offset_at) as usize, len) else { continue };
-            if let Some(gpa) = Some(data).filter(|d| wanted && !d.is_empty()).and_then(&mut place) {
-                s[addr_at..addr_at + 4].copy_from_slice(&gpa.to_le_bytes());
+        let mut tables = Vec::new();
+        let mut len = 0;
+        for (i, s) in raw.chunks_exact(entry_len).enumerate() {
+            if !matches!(s.u32_at(4), Some(SHT_SYMTAB | SHT_STRTAB)) || word(s, addr_at) != 0 {
+                continue;
             }
+            let data = self.file.bytes_at(word(s, offset_at) as usize, word(s, size_at) as usize);
+            let Some(data) = data.filter(|d| !d.is_empty()) else { continue };
+            tables.push((i, len, data));
+            len += (data.len() as u64).next_multiple_of(ALIGN);
+            if len > (self.file.len() as u64).next_multiple_of(ALIGN) {
+                tracing::debug!("the ELF file's symbol tables lie on each other; they are left out");
+                return raw;
+            }
+        }
+        let Some(base) = (len > 0).then(|| place(len)).flatten() else { return raw };
+        for (i, offset, data) in tables {
+            mem.write(base + offset, data);
+            let s = &mut raw[i * entry_len..];
+            s[addr_at..addr_at + 4].copy_from_slice(&((base + offset) as u32).to_le_bytes());
         }
         raw
     }

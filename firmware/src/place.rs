@@ -5,17 +5,18 @@
 //! vectors and the BIOS data area. All ranges are half open.
 use crate::error::{Reason, Size};
 use crate::tables::{E820Kind, E820Map};
-use std::ops::Range;
+use std::collections::BTreeMap;
 
 /// End of conventional memory that is free to loaders (the EBDA stands above).
 pub const LOW_END: u64 = crate::tables::EBDA;
 /// First byte after the first mebibyte.
 pub const ONE_MIB: u64 = 1 << 20;
 
-/// Free RAM.
+/// Free RAM. Taking a piece costs the logarithm of the number of pieces, which a hostile kernel has tens of thousands of.
 #[derive(Clone, Debug)]
 pub struct Places {
-    free: Vec<Range<u64>>,
+    /// Ends of free pieces by their starts.
+    free: BTreeMap<u64, u64>,
     /// End of RAM below 4 GiB.
     ram_end: u64,
     /// End of all RAM.
@@ -29,14 +30,13 @@ fn align_up(n: u64, align: u64) -> Option<u64> {
 impl Places {
     /// The RAM that `map` calls usable.
     pub fn new(map: &E820Map) -> Self {
-        let mut free: Vec<_> = (map.entries().iter())
+        let free: BTreeMap<u64, u64> = (map.entries().iter())
             .filter(|e| e.kind == E820Kind::Usable)
-            .map(|e| e.base.max(0x1000)..e.base.saturating_add(e.len))
-            .filter(|r| r.start < r.end)
+            .map(|e| (e.base.max(0x1000), e.base.saturating_add(e.len)))
+            .filter(|(start, end)| start < end)
             .collect();
-        free.sort_by_key(|r| r.start);
-        let ram_end = free.iter().map(|r| r.end).filter(|&e| e <= crate::mem::FOUR_GIB).max().unwrap_or(0);
-        let top = free.last().map_or(0, |r| r.end);
+        let ram_end = free.values().copied().filter(|&e| e <= crate::mem::FOUR_GIB).max().unwrap_or(0);
+        let top = free.values().next_back().copied().unwrap_or(0);
         Places { free, ram_end, top }
     }
 
@@ -47,10 +47,22 @@ impl Places {
         if len == 0 {
             return true;
         }
-        let Some(i) = self.free.iter().position(|r| r.start <= start && end <= r.end) else { return false };
-        let old = self.free[i].clone();
-        self.free.splice(i..=i, [old.start..start, end..old.end].into_iter().filter(|r| r.start < r.end));
+        let Some((&from, &to)) = self.free.range(..=start).next_back().filter(|(_, to)| end <= **to) else {
+            return false;
+        };
+        self.free.remove(&from);
+        for (start, end) in [(from, start), (end, to)] {
+            if start < end {
+                self.free.insert(start, end);
+            }
+        }
         true
+    }
+
+    /// Free pieces that have bytes at or behind `min`, in ascending order.
+    fn from(&self, min: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let first = self.free.range(..=min).next_back().map_or(min, |(start, _)| *start);
+        self.free.range(first..).map(|(start, end)| (*start, *end))
     }
 
     /// As `claim`, with an error that names `what`.
@@ -64,25 +76,28 @@ impl Places {
 
     /// Takes `len` bytes as low as possible in `min .. limit`. `align` is a power of two.
     pub fn lowest(&mut self, len: u64, align: u64, min: u64, limit: u64) -> Option<u64> {
-        let start = self.free.iter().find_map(|r| {
-            let start = align_up(r.start.max(min), align)?;
-            (start.checked_add(len)? <= r.end.min(limit)).then_some(start)
+        let start = self.from(min).take_while(|(start, _)| *start < limit).find_map(|(start, end)| {
+            let start = align_up(start.max(min), align)?;
+            (start.checked_add(len)? <= end.min(limit)).then_some(start)
         })?;
         self.claim(start, len).then_some(start)
     }
 
     /// Takes `len` bytes as high as possible in `min .. limit`. `align` is a power of two.
     pub fn highest(&mut self, len: u64, align: u64, min: u64, limit: u64) -> Option<u64> {
-        let start = self.free.iter().rev().find_map(|r| {
-            let start = r.end.min(limit).checked_sub(len)? & !(align - 1);
-            (start >= r.start.max(min)).then_some(start)
+        let start = self.free.iter().rev().find_map(|(&start, &end)| {
+            let at = end.min(limit).checked_sub(len)? & !(align - 1);
+            (at >= start.max(min)).then_some(at)
         })?;
         self.claim(start, len).then_some(start)
     }
 
     /// The largest free piece in `min .. limit`.
     pub fn largest(&self, min: u64, limit: u64) -> u64 {
-        (self.free.iter()).map(|r| r.end.min(limit).saturating_sub(r.start.max(min))).max().unwrap_or(0)
+        (self.free.iter())
+            .map(|(&start, &end)| end.min(limit).saturating_sub(start.max(min)))
+            .max()
+            .unwrap_or(0)
     }
 
     /// Takes `len` bytes of conventional memory for a structure that the kernel is handed.

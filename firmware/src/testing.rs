@@ -17,6 +17,60 @@ pub fn read_u32(mem: &dyn GuestMemory, gpa: u64) -> u32 {
     read_u64(mem, gpa) as u32
 }
 
+/// RAM that counts the bytes that are written to it.
+pub struct Counting {
+    pub memory: SparseMemory,
+    pub written: std::cell::Cell<u64>,
+}
+impl Counting {
+    pub fn new(below: u64) -> Self {
+        Counting { memory: SparseMemory::new(below, 0), written: Default::default() }
+    }
+}
+impl GuestMemory for Counting {
+    fn read(&self, gpa: u64, buf: &mut [u8]) {
+        self.memory.read(gpa, buf);
+    }
+    fn write(&self, gpa: u64, buf: &[u8]) {
+        self.written.set(self.written.get() + buf.len() as u64);
+        self.memory.write(gpa, buf);
+    }
+    fn below_4g(&self) -> u64 {
+        self.memory.below_4g()
+    }
+    fn above_4g(&self) -> u64 {
+        self.memory.above_4g()
+    }
+}
+
+/// A little ELF64 kernel with as many of a kind of header as its fields can count, and `extra` bytes behind them. `header` makes each, of
+/// its number and of where the extra bytes start.
+pub fn crowded_elf(
+    sections: bool,
+    entry_len: usize,
+    extra: usize,
+    header: impl Fn(u64, u64) -> Vec<u8>,
+) -> Vec<u8> {
+    const COUNT: usize = 0xffff;
+    let mut f = pvh_image().build();
+    let at = f.len().next_multiple_of(16);
+    let extra_at = at + COUNT * entry_len;
+    f.resize(extra_at + extra, 0);
+    let (offset_field, count_field) = if sections { (40, 60) } else { (32, 56) };
+    let first: Vec<Vec<u8>> = match sections {
+        true => Vec::new(),
+        // The program headers there were come first.
+        false => f[64..64 + 2 * 56].chunks(56).map(<[u8]>::to_vec).collect(),
+    };
+    for n in 0..COUNT {
+        let bytes = first.get(n).cloned().unwrap_or_else(|| header(n as u64, extra_at as u64));
+        f[at + n * entry_len..at + n * entry_len + bytes.len()].copy_from_slice(&bytes);
+    }
+    f[offset_field..offset_field + 8].copy_from_slice(&(at as u64).to_le_bytes());
+    f[count_field..count_field + 2].copy_from_slice(&(COUNT as u16).to_le_bytes());
+    f
+}
+
 /// A Linux image of protocol 2.15: relocatable, 64-bit, 16 MiB wanted at 16 MiB; its payload is 0xa5
 /// throughout.
 pub fn linux_image() -> Vec<u8> {

@@ -314,6 +314,116 @@ fn text_is_a_plain_log_until_a_program_moves_the_cursor() {
     assert_eq!(rig.pc.ports[&0x402], b'e', "debug ports get the text");
 }
 
+impl Rig {
+    /// INT 10h AH=02h, 03h's cursor back.
+    fn cursor(&mut self, row: u8, column: u8) {
+        (self.regs.eax, self.regs.ebx, self.regs.edx) = (0x0200, 0, u32::from(row) << 8 | u32::from(column));
+        self.call(Service::Video);
+    }
+
+    /// INT 10h AH=09h at the cursor: `count` times `c`.
+    fn attribute(&mut self, c: u8, count: u16) {
+        (self.regs.eax, self.regs.ebx, self.regs.ecx) = (0x0900 | u32::from(c), 0x1e, count.into());
+        self.call(Service::Video);
+    }
+}
+
+#[test]
+fn a_character_with_its_attribute_and_again_as_on_a_teletype_is_shown_once() {
+    let mut rig = Rig::new();
+    for c in "one two  three".bytes() {
+        rig.attribute(c, 1);
+        rig.text([c]);
+    }
+    rig.text("\r\n");
+    // As boot loaders do it: the cursor is moved on in place of the second character.
+    for (i, c) in "a b".bytes().enumerate() {
+        rig.attribute(c, 1);
+        rig.cursor(1, i as u8 + 1);
+    }
+    rig.text("\r\n");
+    // A blank with an attribute, then the character.
+    for c in "xyz".bytes() {
+        rig.attribute(b' ', 1);
+        rig.text([c]);
+    }
+    let shown = rig.shown();
+    assert!(shown.starts_with("one two  three\r\na b\r\n"), "{shown:?}");
+    let plain = shown.replace("\x1b[3;1H", "").replace("\x1b[3;2H", "").replace("\x1b[3;3H", "");
+    assert!(plain.ends_with(" x y z"), "each blank is seen, then covered: {shown:?}");
+    // What the terminal shows need not be sent again.
+    rig.cursor(0, 4);
+    rig.text("two");
+    assert_eq!(rig.shown(), "");
+    // A line that is overwritten in place is sent.
+    rig.cursor(5, 0);
+    rig.text("50%\r50%");
+    assert_eq!(rig.shown(), "\x1b[6;1H50%\r50%");
+}
+
+#[test]
+fn a_terminal_and_the_screen_show_the_same() {
+    // What a terminal makes of what it is sent: as far as the BIOS makes use of one.
+    fn terminal(sent: &str) -> Vec<String> {
+        let mut screen = vec![vec![' '; 80]; 25];
+        let (mut row, mut column) = (0, 0);
+        let mut chars = sent.chars().peekable();
+        while let Some(c) = chars.next() {
+            match c {
+                '\x1b' => {
+                    let sequence: String =
+                        std::iter::from_fn(|| chars.next_if(|c| !c.is_ascii_alphabetic())).collect();
+                    match chars.next() {
+                        Some('H') => {
+                            let at: Vec<usize> =
+                                sequence[1..].split(';').map(|n| n.parse().unwrap_or(1)).collect();
+                            (row, column) = (at[0] - 1, at.get(1).map_or(0, |c| c - 1));
+                        }
+                        Some('J') => screen = vec![vec![' '; 80]; 25],
+                        other => panic!("{other:?}"),
+                    }
+                }
+                '\r' => column = 0,
+                '\n' if row == 24 => {
+                    screen.remove(0);
+                    screen.push(vec![' '; 80]);
+                }
+                '\n' => row += 1,
+                '\x08' => column = column.saturating_sub(1),
+                '\x07' => {}
+                c => {
+                    screen[row][column.min(79)] = c;
+                    column = (column + 1).min(80);
+                }
+            }
+        }
+        screen.into_iter().map(|line| line.into_iter().collect()).collect()
+    }
+    let mut seed = 7u32;
+    let mut random = |n: u32| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 8) % n
+    };
+    for _ in 0..40 {
+        let mut rig = Rig::new();
+        for _ in 0..200 {
+            match random(6) {
+                0 => rig.cursor(random(25) as u8, random(80) as u8),
+                1 => rig.attribute(b"ab "[random(3) as usize], random(90) as u16),
+                2 => rig.text([b"\r\n\x08"[random(3) as usize]]),
+                3 => rig.text("x".repeat(random(100) as usize)),
+                _ => rig.text([b"ab "[random(3) as usize]]),
+            }
+        }
+        let sent = rig.shown();
+        let shown = terminal(&sent);
+        for row in 0..25 {
+            let want: String = (0..80).map(|c| char::from(rig.bios.screen.at(row, c).0)).collect();
+            assert_eq!(shown[usize::from(row)], want, "row {row} of {sent:?}");
+        }
+    }
+}
+
 #[test]
 fn the_screen_scrolls_and_ten_thousand_lines_pass() {
     let mut rig = Rig::new();

@@ -2,8 +2,10 @@
 //!
 //! Text modes 0 to 3 and 7 can be set; the cursor, scrolling, reading and writing of characters work as on a screen,
 //! page 0 only. A terminal gets the characters (code page 437 as UTF-8) and, where a program moves the cursor about,
-//! ANSI escape sequences; plain output makes a plain log. Debug ports get the characters alone. Palettes, fonts and
-//! graphics are accepted and do nothing; VBE (4Fxx) and the display combination code (1Axx) say that they are not there.
+//! ANSI escape sequences; plain output makes a plain log. What a terminal shows already is not sent again, so that a
+//! character that is written with its attribute (AH 09h) and then as on a teletype (AH 0Eh) comes once; but where
+//! output goes on behind the last character it is sent whatever was there. Debug ports get the characters alone.
+//! Palettes, fonts and graphics are accepted and do nothing; VBE (4Fxx) and the display combination code (1Axx) say that they are not there.
 use super::{Bios, Outcome, Platform, Regs, bda, linear};
 
 const COLUMNS: u8 = 80;
@@ -15,17 +17,20 @@ const CP437: &str = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£�
 
 /// The text screen.
 pub(super) struct Screen {
-    /// Characters and attributes, by row.
+    /// Characters and attributes, by row. A terminal shows the same characters.
     cells: Vec<(u8, u8)>,
-    /// Where the terminal's cursor is, as far as we have moved it: row and column.
-    terminal: (u8, u8),
+    /// Where the terminal's cursor is: row and column. Unknown behind the last column, where terminals differ in what they do.
+    terminal: Option<(u8, u8)>,
+    /// Where output goes on that follows the last character.
+    next: (u8, u8),
     /// Something was shown since the screen was last empty.
     used: bool,
 }
 
 impl Default for Screen {
     fn default() -> Self {
-        Screen { cells: vec![BLANK; usize::from(COLUMNS) * usize::from(ROWS)], terminal: (0, 0), used: false }
+        let cells = vec![BLANK; usize::from(COLUMNS) * usize::from(ROWS)];
+        Screen { cells, terminal: Some((0, 0)), next: (0, 0), used: false }
     }
 }
 
@@ -35,6 +40,12 @@ impl Screen {
             return None;
         }
         self.cells.get_mut(usize::from(row) * usize::from(COLUMNS) + usize::from(column))
+    }
+
+    /// What stands in a cell.
+    #[cfg(test)]
+    pub(super) fn at(&mut self, row: u8, column: u8) -> (u8, u8) {
+        self.cell(row, column).map_or(BLANK, |c| *c)
     }
 }
 
@@ -125,7 +136,7 @@ impl Bios {
         self.screen.cells.fill(BLANK);
         if std::mem::take(&mut self.screen.used) {
             self.terminal_out(pc, b"\x1b[2J\x1b[H");
-            self.screen.terminal = (0, 0);
+            (self.screen.terminal, self.screen.next) = (Some((0, 0)), (0, 0));
         }
     }
 
@@ -173,11 +184,13 @@ impl Bios {
         }
     }
 
-    /// A character into the screen, shown where it stands; the cursor stays.
+    /// A character into the screen, shown where it stands if it is not there yet; the cursor stays.
     fn put(&mut self, pc: &mut dyn Platform, row: u8, column: u8, c: u8, attribute: Option<u8>) {
         let Some(cell) = self.screen.cell(row, column) else { return };
-        *cell = (c, attribute.unwrap_or(cell.1));
-        self.show(pc, row, column, c);
+        let before = std::mem::replace(cell, (c, attribute.unwrap_or(cell.1)));
+        if before.0 != c || self.screen.next == (row, column) {
+            self.show(pc, row, column, c);
+        }
     }
 
     /// A character on the terminal, moving its cursor there if it is elsewhere.
@@ -192,14 +205,15 @@ impl Bios {
         };
         self.terminal_out(pc, shown.encode_utf8(&mut utf8).as_bytes());
         self.debug_out(pc, c);
-        // In the last column terminals differ in what they do: the next character moves the cursor by itself.
-        self.screen.terminal = if column + 1 < COLUMNS { (row, column + 1) } else { (u8::MAX, u8::MAX) };
+        let last = column + 1 == COLUMNS;
+        self.screen.terminal = (!last).then_some((row, column + 1));
+        self.screen.next = if last { (row + 1, 0) } else { (row, column + 1) };
     }
 
     fn move_terminal(&mut self, pc: &mut dyn Platform, row: u8, column: u8) {
-        if self.screen.terminal != (row, column) {
+        if self.screen.terminal != Some((row, column)) {
             self.terminal_out(pc, format!("\x1b[{};{}H", row + 1, column + 1).as_bytes());
-            self.screen.terminal = (row, column);
+            self.screen.terminal = Some((row, column));
         }
     }
 
@@ -222,25 +236,32 @@ impl Bios {
                 }
             }
         }
-        if c < 0x20 {
-            // The terminal does the same: it need not be told where its cursor is.
-            if matches!(c, 8 | b'\r' | b'\n') && self.screen.terminal.0 != u8::MAX {
+        let mut sent = false;
+        if matches!(c, 8 | b'\r' | b'\n') {
+            // The terminal does the same if its cursor is where the screen's is; if not, it is told with the next character.
+            sent = self.screen.terminal == Some(position(pc));
+            if sent {
                 self.terminal_out(pc, &[c]);
-                self.screen.terminal = (row.min(ROWS - 1), column);
+                self.screen.terminal = Some((row.min(ROWS - 1), column));
             }
             if c == b'\n' {
                 self.debug_out(pc, c);
             }
+            self.screen.next = (row, column);
         }
         if row >= ROWS {
             self.screen.cells.drain(..usize::from(COLUMNS));
             self.screen.cells.resize(usize::from(COLUMNS) * usize::from(ROWS), BLANK);
             row = ROWS - 1;
-            if self.screen.terminal.0 == u8::MAX {
-                // Behind a full last line: have the terminal scroll as well.
+            if !sent {
+                // The terminal is to scroll as well; behind a full last line a line feed is all that it takes.
+                if self.screen.terminal.is_some() || self.screen.next != (ROWS, 0) {
+                    self.move_terminal(pc, row, 0);
+                }
                 self.terminal_out(pc, b"\r\n");
-                self.screen.terminal = (row, 0);
+                self.screen.terminal = Some((row, 0));
             }
+            self.screen.next = (row, column);
         }
         pc.set_u16(bda::CURSORS, u16::from(row) << 8 | u16::from(column));
     }

@@ -142,7 +142,7 @@ fn place_modules<'a>(
     modules.iter().map(place).collect()
 }
 
-/// Puts ELF symbol and string tables above the kernel; a table that does not fit is left out.
+/// Puts ELF symbol and string tables above the kernel, if they fit.
 fn place_sections(
     mem: &dyn GuestMemory,
     places: &mut Places,
@@ -150,11 +150,7 @@ fn place_sections(
     kernel_end: u64,
 ) -> Vec<u8> {
     let Some(image) = image else { return Vec::new() };
-    image.section_headers(|data| {
-        let at = places.lowest(data.len() as u64, 0x1000, kernel_end.max(ONE_MIB), FOUR_GIB)?;
-        mem.write(at, data);
-        Some(at as u32)
-    })
+    image.section_headers(mem, |len| places.lowest(len, 0x1000, kernel_end.max(ONE_MIB), FOUR_GIB))
 }
 
 /// The command line with the kernel's name as its first word. Kernels (Xen) expect it of every loader but

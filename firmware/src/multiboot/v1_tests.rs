@@ -3,7 +3,9 @@ use crate::detect::Module;
 use crate::entry::CpuMode;
 use crate::error::LoadError;
 use crate::mem::SparseMemory;
-use crate::testing::{Elf64, multiboot1_flat, pvh_image, read_u32, read_u64, read_vec, small_tables};
+use crate::testing::{
+    Elf64, crowded_elf, multiboot1_flat, pvh_image, read_u32, read_u64, read_vec, small_tables,
+};
 
 const RAM: u64 = 64 << 20;
 
@@ -107,4 +109,38 @@ fn bad_headers_are_refused() {
     k[4] = 0;
     k[8..12].copy_from_slice(&0u32.wrapping_sub(0x1bad_b002).to_le_bytes());
     has(why(&k), "no load addresses");
+}
+
+/// Section headers of string tables: `len` bytes each, `step` apart.
+fn string_tables(extra: usize, len: u64, step: u64) -> Vec<u8> {
+    let mut kernel = crowded_elf(true, 64, extra, |n, at| {
+        let mut h = [1u32, 3].map(u32::to_le_bytes).as_flattened().to_vec();
+        h.extend([0, 0, at + n * step, len].map(u64::to_le_bytes).as_flattened());
+        h
+    });
+    let at = kernel.len() - extra;
+    kernel[at..].fill(b'x');
+    for (i, word) in [0x1bad_b002, 0, 0u32.wrapping_sub(0x1bad_b002)].into_iter().enumerate() {
+        kernel[0x800 + 4 * i..0x804 + 4 * i].copy_from_slice(&word.to_le_bytes());
+    }
+    kernel
+}
+
+#[test]
+fn string_tables_take_no_more_memory_than_the_file() {
+    use crate::testing::{Counting, small_tables};
+    // All over the same bytes: they are left out. One for each few bytes: they are all there.
+    for (kernel, placed) in
+        [(string_tables(48 << 10, 48 << 10, 0), false), (string_tables(1 << 20, 16, 16), true)]
+    {
+        let mem = Counting::new(0xe000_0000);
+        let image = ElfImage::parse(&kernel).unwrap();
+        let mut places = Places::new(&small_tables(&mem.memory).e820);
+        let start = std::time::Instant::now();
+        let headers = super::super::place_sections(&mem, &mut places, Some(&image), 1 << 20);
+        assert_eq!(headers.len(), 0xffff * 64);
+        assert_eq!(headers.u64_at(0xfffe * 64 + 16) != Some(0), placed);
+        assert!(mem.written.get() <= kernel.len() as u64, "{}", mem.written.get());
+        assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+    }
 }
