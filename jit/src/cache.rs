@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   DIR/lock                     taken by whoever merges or removes packs
-//!   DIR/REALM-CONTENTS.pack      regions of one realm (16 hexadecimal digits), named after their contents
+//!   DIR/REALM-CONTENTS.pack      regions of one realm (16 hexadecimal digits each), named after their contents
 //!   DIR/tmp-PID-N                a pack that is being written
 //! ```
 //!
 //! * A *realm* is everything that code depends on but the guest's bytes and mode: this very build of the
-//!   program, the host's CPU, the guest's CPU model, how much is optimised. Its hash is the key of all
+//!   program, the host's CPU, the guest's CPU model, how much is optimised; and, unless guests are to share, the image
+//!   that the guest is booted from. Its hash is the key of all
 //!   checksums, so what another realm has written is not taken even under this one's name.
 //! * A *pack* is never changed. It is written under another name and renamed; packs are merged into a new
 //!   one, and the old ones are removed. So a reader needs no lock: what it has mapped stays as it was.
@@ -18,13 +19,15 @@
 //!   read or write them, and files are plain ones with one name in that very folder; else they are not looked
 //!   at. The checksums are against damage and mistakes: they are no help against somebody who can write files
 //!   as this user, as such a one could as well replace the program.
-//! * When the packs take more than the limit, those of other realms go first (the longest unused one before
-//!   the others), then this realm's regions that have not been used for longest.
+//! * One realm takes no more than its share of the limit: beyond that its own regions go that have not been used for
+//!   longest. When all packs together take more than the limit, those of the realm that has not been used for longest
+//!   go first. So what a guest runs, however much of it, leaves the others at least the rest.
 //!
 //! A file cut short by somebody else while it is mapped would end the process at the next access (SIGBUS).
 //! Mynah itself never does that, and looks at the length before each access.
 use crate::pack::{
-    ALIGN, Entry, HEADER, Head, Id, MAX_PARTS, MAX_REGION, Pack, RECORD, Realm, Record, SUM, View, front,
+    ALIGN, Entry, HEADER, Head, Id, MAX_PACK, MAX_PARTS, MAX_RECORDS, MAX_REGION, Pack, RECORD, Realm,
+    Record, SUM, View, front,
 };
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
@@ -39,12 +42,16 @@ use std::time::SystemTime;
 
 /// Bytes that packs may take together unless told otherwise.
 pub const LIMIT: u64 = 256 << 20;
+/// One image's share of that, if they do not share all: one part of so many.
+pub(crate) const SHARES: u64 = 4;
 
 /// Regions with the same head that are looked at.
 const CANDIDATES: usize = 64;
 /// Packs of this realm before the smallest are merged, and how many are left then.
 const MANY: usize = 8;
 const FEW: usize = 4;
+/// Packs of this realm that are opened, the latest ones: more are not there unless somebody else puts them there.
+const MOST: usize = 8 * MANY;
 /// Seconds after which a use is worth noting again.
 const STALE: u32 = 3600;
 
@@ -141,6 +148,8 @@ pub(crate) struct Cache {
     path: PathBuf,
     realm: Realm,
     limit: u64,
+    /// Bytes that the packs of this realm may take.
+    share: u64,
     index: RwLock<Index>,
     /// What this process has used, with the heads.
     used: Mutex<HashMap<Id, Record>>,
@@ -151,12 +160,12 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// The regions of `realm` in a folder that may take up to `limit` bytes.
-    pub fn open(folder: Folder, realm: Realm, limit: u64) -> io::Result<Self> {
+    /// The regions of `realm` in a folder that may take up to `limit` bytes, of which `share` may be this realm's.
+    pub fn open(folder: Folder, realm: Realm, limit: u64, share: u64) -> io::Result<Self> {
         let Folder { dir, path } = folder;
         let counters = Counters::default();
         let mut index = Index::default();
-        for name in packs(&dir)?.into_iter().map(|p| p.name).filter(|n| is_of(n, &realm)) {
+        for name in latest(packs(&dir)?, &realm).into_iter().map(|p| p.name) {
             match Pack::open(&dir, &name, &realm) {
                 Ok(pack) => index.add(pack),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -176,6 +185,7 @@ impl Cache {
             path,
             realm,
             limit,
+            share: share.min(limit),
             index: RwLock::new(index),
             used: Mutex::default(),
             broken: AtomicBool::new(false),
@@ -295,7 +305,9 @@ impl Cache {
             if sealed.len() as u64 > MAX_REGION || e.pieces.len() > MAX_PARTS {
                 continue;
             }
-            if offset + sealed.len() as u64 > self.limit / 2 {
+            if offset + sealed.len() as u64 > (self.share / 2).min(MAX_PACK / 2)
+                || records.len() as u64 >= MAX_RECORDS / 2
+            {
                 break;
             }
             records.push(Record { head: e.head(), id, offset, len: sealed.len() as u32, used: now });
@@ -337,7 +349,8 @@ impl Cache {
     /// Adds records of what was used, if the last note of it is old.
     fn note_uses(&self, now: u32, records: &mut Vec<Record>) {
         let is_old = |used: u32| now.saturating_sub(used) > STALE;
-        for r in self.used.lock().values_mut().filter(|r| is_old(r.used)) {
+        let room = (MAX_RECORDS as usize).saturating_sub(records.len());
+        for r in self.used.lock().values_mut().filter(|r| is_old(r.used)).take(room) {
             r.used = now;
             records.push(Record { offset: 0, len: 0, ..*r });
         }
@@ -407,26 +420,53 @@ impl Cache {
         Some(file)
     }
 
-    /// Removes whole packs if they take more than the limit, those of other realms first and then the longest
-    /// unused ones, but never `new`.
+    /// Removes whole packs if they take more than this realm's share, or more than the limit, but never `new`: first
+    /// the longest unused ones of this realm, as far as they are beyond its share, then those of the realm that has not
+    /// been used for longest.
     fn keep_bound(&self, new: &str) -> io::Result<()> {
-        let mut all = packs(&self.dir)?;
-        let mut total: u64 = all.iter().map(|p| p.len).sum();
-        if total <= self.limit {
+        let (mut own, others) = self.sorted()?;
+        let sum = |list: &[Listed]| list.iter().map(|p| p.len).sum::<u64>();
+        let (mut own_total, mut total) = (sum(&own), sum(&own) + sum(&others));
+        if own_total <= self.share && total <= self.limit {
             return Ok(());
         }
         // Who has the lock does the same.
         let Some(_lock) = self.lock() else { return Ok(()) };
-        all.sort_by_key(|p| (is_of(&p.name, &self.realm), p.time));
-        for p in all.iter().filter(|p| p.name != new) {
+        let remove = |p: &Listed| rustix::fs::unlinkat(&self.dir, p.name.as_str(), AtFlags::empty()).is_ok();
+        own.retain(|p| {
+            let goes = own_total > self.share && p.name != new && remove(p);
+            if goes {
+                (own_total, total) = (own_total - p.len, total - p.len);
+            }
+            !goes
+        });
+        for p in others.iter().chain(&own).filter(|p| p.name != new) {
             if total <= self.limit {
                 break;
             }
-            if rustix::fs::unlinkat(&self.dir, p.name.as_str(), AtFlags::empty()).is_ok() {
+            if remove(p) {
                 total -= p.len;
             }
         }
         Ok(())
+    }
+
+    /// The folder's packs, this realm's own and the others, in the order in which they are to go: own ones by their last
+    /// use, others by the last use of anything of their realm.
+    fn sorted(&self) -> io::Result<(Vec<Listed>, Vec<Listed>)> {
+        let (mut own, mut others): (Vec<_>, Vec<_>) =
+            packs(&self.dir)?.into_iter().partition(|p| is_of(&p.name, &self.realm));
+        own.sort_by_key(|p| p.time);
+        let mut used: HashMap<String, i64> = HashMap::new();
+        for p in &others {
+            let last = used.entry(realm_of(&p.name).to_owned()).or_insert(p.time);
+            *last = p.time.max(*last);
+        }
+        others.sort_by_cached_key(|p| {
+            let realm = realm_of(&p.name);
+            (used.get(realm).copied(), realm.to_owned(), p.time)
+        });
+        Ok((own, others))
     }
 
     /// Makes order: removes what was left unfinished, merges small packs, and leaves out what has not been
@@ -446,15 +486,21 @@ impl Cache {
         for f in files(&self.dir)?.iter().filter(|f| f.name.starts_with("tmp-") && f.time < hour_ago) {
             let _ = rustix::fs::unlinkat(&self.dir, f.name.as_str(), AtFlags::empty());
         }
-        let (mut own, mut others): (Vec<_>, Vec<_>) =
-            packs(&self.dir)?.into_iter().partition(|p| is_of(&p.name, &self.realm));
-        let room = self.limit / 4 * 3;
-        let sum = |list: &[Listed]| list.iter().map(|p| p.len).sum::<u64>();
-        others.sort_by_key(|p| std::cmp::Reverse(p.time));
-        while sum(&own) + sum(&others) > room {
-            let Some(p) = others.pop() else { break };
-            rustix::fs::unlinkat(&self.dir, p.name.as_str(), AtFlags::empty())?;
+        let remove = |p: &Listed| rustix::fs::unlinkat(&self.dir, p.name.as_str(), AtFlags::empty());
+        let (mut own, others) = self.sorted()?;
+        for p in own.drain(..own.len().saturating_sub(MOST)) {
+            remove(&p)?;
         }
+        let sum = |list: &[Listed]| list.iter().map(|p| p.len).sum::<u64>();
+        let (mut total, room) = (sum(&own) + sum(&others), self.limit / 4 * 3);
+        for p in &others {
+            if total <= room {
+                break;
+            }
+            remove(p)?;
+            total -= p.len;
+        }
+        let room = self.share / 4 * 3;
         if sum(&own) > room {
             return self.merge(&own, room / 3 * 2);
         }
@@ -488,8 +534,9 @@ impl Cache {
         let mut taken = 0;
         all.retain(|(r, _)| {
             taken += u64::from(r.len).next_multiple_of(ALIGN) + RECORD as u64;
-            taken <= room
+            taken <= room.min(MAX_PACK - HEADER as u64)
         });
+        all.truncate(MAX_RECORDS as usize);
         let mut records: Vec<Record> = all.iter().map(|a| a.0).collect();
         let regions: Vec<&[u8]> = all.iter().filter_map(|(r, p)| p.as_ref()?.bytes(r)).collect();
         if regions.len() != all.iter().filter(|a| a.1.is_some()).count() {
@@ -552,6 +599,19 @@ fn packs(dir: &File) -> io::Result<Vec<Listed>> {
     Ok(list)
 }
 
+/// The packs of a realm that are opened: the latest.
+fn latest(mut list: Vec<Listed>, realm: &Realm) -> Vec<Listed> {
+    list.retain(|p| is_of(&p.name, realm));
+    list.sort_by_key(|p| std::cmp::Reverse(p.time));
+    list.truncate(MOST);
+    list
+}
+
+/// The part of a pack's name that stands for its realm.
+fn realm_of(name: &str) -> &str {
+    name.split_once('-').map_or(name, |n| n.0)
+}
+
 /// Whether a pack is of a realm, by its name.
 fn is_of(name: &str, realm: &Realm) -> bool {
     name.starts_with(&hex(&realm[..8]))
@@ -575,7 +635,10 @@ mod tests {
             Self(path)
         }
         fn open(&self, realm: u8, limit: u64) -> Cache {
-            Cache::open(Folder::open(&self.0).unwrap(), [realm; 32], limit).unwrap()
+            self.open_share(realm, limit, limit)
+        }
+        fn open_share(&self, realm: u8, limit: u64, share: u64) -> Cache {
+            Cache::open(Folder::open(&self.0).unwrap(), [realm; 32], limit, share).unwrap()
         }
         fn size(&self) -> u64 {
             packs(&File::open(&self.0).unwrap()).unwrap().iter().map(|p| p.len).sum()
@@ -701,6 +764,48 @@ mod tests {
         assert!(has(&dir.open(1, limit), 1999));
     }
 
+    /// Bytes of the packs of a realm, and a time for all of them, in hours before now.
+    fn used_ago(dir: &Scratch, realm: u8, hours: Option<u64>) -> u64 {
+        let list = packs(&File::open(&dir.0).unwrap()).unwrap();
+        let own = list.iter().filter(|p| is_of(&p.name, &[realm; 32]));
+        for p in own.clone().filter(|_| hours.is_some()) {
+            let at = SystemTime::now() - std::time::Duration::from_secs(hours.unwrap_or(0) * 3600);
+            File::open(dir.0.join(&p.name)).unwrap().set_modified(at).unwrap();
+        }
+        own.map(|p| p.len).sum()
+    }
+
+    #[test]
+    fn one_image_crowds_out_no_more_than_its_share() {
+        let dir = Scratch::new("share");
+        let (limit, share) = (400 * 2200, 100 * 2200);
+        // Three guests of 90 regions each, used one after the other.
+        for (realm, hours) in [(2, 30), (3, 20), (4, 10)] {
+            write(&dir.open_share(realm, limit, share), 0..90);
+            used_ago(&dir, realm, Some(hours));
+        }
+        // One that runs ever new code, in several runs and in long ones.
+        for n in 0..20 {
+            let c = dir.open_share(1, limit, share);
+            c.tidy();
+            for k in 0..5 {
+                write(&c, 1000 * n + 100 * k..1000 * n + 100 * k + 45);
+                assert!(used_ago(&dir, 1, None) <= share);
+                assert!(dir.size() <= limit);
+            }
+        }
+        assert!(used_ago(&dir, 1, None) > share / 4);
+        let left: Vec<usize> = [2, 3, 4].iter().map(|&r| dir.open_share(r, limit, share).len()).collect();
+        assert!(left[1..] == [90, 90], "the latest have all that they had: {left:?}");
+        // Another one takes its room from whom nobody has used for longest, and not by the piece from everybody.
+        used_ago(&dir, 1, Some(5));
+        for n in 0..4 {
+            write(&dir.open_share(5, limit, share), 45 * n..45 * n + 45);
+        }
+        assert_eq!(dir.open_share(4, limit, share).len(), 90);
+        assert!(dir.open_share(5, limit, share).len() >= 45 && dir.size() <= limit);
+    }
+
     #[test]
     fn a_damaged_region_does_not_outlive_a_sound_one_of_its_name() {
         let dir = Scratch::new("sound");
@@ -719,6 +824,58 @@ mod tests {
         assert!((0..3).all(|n| has(&c, n)));
         assert_eq!(c.counters.damaged.load(Ordering::Relaxed), 0);
         assert!(!old.exists());
+    }
+
+    /// The most memory that this process has had, in bytes.
+    fn peak() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
+    #[test]
+    fn a_pack_that_says_it_is_huge_costs_nothing() {
+        let dir = Scratch::new("huge");
+        write(&dir.open(1, LIMIT), 0..3);
+        let good = packs(&File::open(&dir.0).unwrap()).unwrap().remove(0).name;
+        let (realm, own) = good.split_at(17);
+        // All index, all data, an index as large as is allowed; and lengths that are no multiple of anything.
+        let sizes = [(16u64 << 30, (16 << 30) / 40), (16 << 30, 0), (3 << 30, 1 << 20), (1 << 32, 3 << 20)];
+        for (n, (len, count)) in sizes.into_iter().enumerate() {
+            let name = format!("{realm}{n:016x}.pack");
+            assert_ne!(name, own);
+            let file = File::create(dir.0.join(&name)).unwrap();
+            file.set_len(len).unwrap();
+            rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR).unwrap();
+            let data = len - HEADER as u64 - count * RECORD as u64;
+            let head = [&b"Mynah code   001"[..], &count.to_le_bytes(), &data.to_le_bytes()].concat();
+            std::os::unix::fs::FileExt::write_all_at(&file, &head, 0).unwrap();
+        }
+        let before = peak();
+        let c = dir.open(1, LIMIT);
+        assert_eq!(c.counters.refused.load(Ordering::Relaxed), 4);
+        assert!((0..3).all(|n| has(&c, n)), "the others are as good as ever");
+        c.tidy();
+        assert!(peak() - before < 256 << 20, "{} bytes", peak() - before);
+        assert_eq!(packs(&c.dir).unwrap().len(), 1, "what is refused is removed");
+    }
+
+    #[test]
+    fn of_too_many_packs_the_latest_are_opened_and_the_rest_is_tidied_away() {
+        let dir = Scratch::new("many");
+        write(&dir.open(1, LIMIT), 0..3);
+        let good = packs(&File::open(&dir.0).unwrap()).unwrap().remove(0).name;
+        let bytes = std::fs::read(dir.0.join(&good)).unwrap();
+        for n in 0..3 * MOST {
+            let path = dir.0.join(format!("{}{n:016x}.pack", &good[..17]));
+            std::fs::write(&path, &bytes).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        }
+        let c = dir.open(1, LIMIT);
+        assert_eq!(c.index.read().packs.len(), MOST);
+        c.tidy();
+        assert!(packs(&c.dir).unwrap().len() <= MOST);
+        assert!((0..3).all(|n| has(&dir.open(1, LIMIT), n)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Memory for generated code, and what is kept of a planned block.
 //!
-//! Code lies in segments of memory that can be written while other threads execute what is there already. Code is
+//! Code lies in segments of memory that can be written while other threads execute what is there already, at another address (see [`twice`]). Code is
 //! put into a segment one piece after the other. When as many segments are full as the budget allows, the oldest one is
 //! given up with all the code in it: it is unmapped as soon as nobody keeps a piece of it.
 use crate::twice::{self, Executed, Written};
@@ -31,9 +31,9 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Memory for `len` bytes of code.
-    pub fn new(len: usize) -> io::Result<Arc<Self>> {
-        let (write, execute) = twice::map(len)?;
+    /// Memory for `len` bytes of code, `split` or not as in [`twice::map`].
+    pub fn new(len: usize, split: bool) -> io::Result<Arc<Self>> {
+        let (write, execute) = twice::map(len, split)?;
         Ok(Arc::new(Self { write: Mutex::new(write), execute, given_up: AtomicBool::new(false) }))
     }
 
@@ -79,6 +79,7 @@ pub(crate) struct CodeMemory {
     segments: VecDeque<Arc<Segment>>,
     used: usize,
     limit: usize,
+    split: bool,
 }
 
 /// Where a piece of code was put.
@@ -89,10 +90,10 @@ pub(crate) struct Placed {
 }
 
 impl CodeMemory {
-    /// Memory for up to `limit` bytes (at least one segment).
-    pub fn new(limit: usize) -> io::Result<Self> {
-        let first = Segment::new(SEGMENT)?;
-        Ok(Self { segments: VecDeque::from([first]), used: 0, limit: (limit / SEGMENT).max(1) })
+    /// Memory for up to `limit` bytes (at least one segment), `split` or not.
+    pub fn new(limit: usize, split: bool) -> io::Result<Self> {
+        let first = Segment::new(SEGMENT, split)?;
+        Ok(Self { segments: VecDeque::from([first]), used: 0, limit: (limit / SEGMENT).max(1), split })
     }
 
     /// Puts a piece of code; `None` if it is larger than a segment or the host has no memory.
@@ -102,7 +103,7 @@ impl CodeMemory {
         }
         let mut given_up = None;
         if self.used + code.len() > SEGMENT {
-            let fresh = Segment::new(SEGMENT).ok()?;
+            let fresh = Segment::new(SEGMENT, self.split).ok()?;
             if self.segments.len() >= self.limit {
                 given_up = self.segments.pop_front();
             }
@@ -129,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_full_memory_gives_up_its_oldest_segment_which_stays_while_it_is_used() {
-        let mut m = CodeMemory::new(2 * SEGMENT).unwrap();
+        let mut m = CodeMemory::new(2 * SEGMENT, true).unwrap();
         let half = vec![0x90; SEGMENT / 2];
         let first = m.place(&[0xc3; SEGMENT / 2]).unwrap();
         for _ in 0..3 {

@@ -9,7 +9,7 @@
 //! * `region`: what is compiled together. [`translate`], `exec`, `memory`, `vector`: how it is emitted.
 //!   `compile`: Cranelift.
 //! * `baseline`: the tier between: on x86-64 hosts, the guest's own instructions on other registers.
-//! * [`perf`]: names of regions for `perf`. `listing`: their code as text. `code`, `twice`: executable memory.
+//! * [`perf`]: names of regions for `perf`. [`private`]: files that nobody else can have put there. `listing`: their code as text. `code`, `twice`: executable memory.
 //!   `runtime`: what code calls.
 //! * `store`: the regions of a machine, for all its vCPUs. `cache` and `pack`: those on disk behind it;
 //!   `realm`: what they depend on.
@@ -29,6 +29,8 @@ mod pack;
 pub mod perf;
 mod pool;
 mod primitive;
+#[cfg(unix)]
+pub mod private;
 mod realm;
 mod region;
 mod runtime;

@@ -99,7 +99,31 @@ pub(crate) fn look_up(
     (b.ins().icmp(IntCC::Equal, tag, want), entry)
 }
 
+/// An operand that was read from the guest's memory, once. What is made of its value holds for all that is done with it: other vCPUs change the
+/// guest's memory, not the copy.
+#[derive(Clone, Copy)]
+pub(crate) struct OperandCopy(Value);
+
+impl OperandCopy {
+    /// What was read.
+    pub fn value(self) -> Value {
+        self.0
+    }
+}
+
 impl Translator<'_> {
+    /// Reads an operand at a host address, once.
+    pub(crate) fn copy_of(&mut self, t: Type, host: Value) -> OperandCopy {
+        OperandCopy(self.b.ins().load(t, self.access.guest, host, 0))
+    }
+
+    /// Where the host finds the copy of an operand, until something is called.
+    pub(crate) fn address_of(&mut self, copy: OperandCopy) -> Value {
+        let at = offset_of!(Context, scratch);
+        self.b.ins().store(self.access.context, copy.0, self.context, at as i32);
+        self.b.ins().iadd_imm_u(self.context, at as i64)
+    }
+
     /// The effective address of the memory operand, `extra` bytes further if given.
     pub(crate) fn address(&mut self, op: &Op, extra: Option<Value>) -> Value {
         let zero = gpr::ZERO as u8;

@@ -31,6 +31,10 @@ const FIXED: usize = 20;
 /// Most parts of a region, and most bytes: more is not looked at.
 pub(crate) const MAX_PARTS: usize = 4096;
 pub(crate) const MAX_REGION: u64 = 4 << 20;
+/// Most bytes of a pack, and most records: of a file that says more nothing is read, so that what a start costs does not hang on what is written
+/// there. An index of so many records takes 40 MiB.
+pub(crate) const MAX_PACK: u64 = 4 << 30;
+pub(crate) const MAX_RECORDS: u64 = 1 << 20;
 /// The hash of everything that code depends on but the guest's bytes and mode.
 pub(crate) type Realm = [u8; 32];
 
@@ -230,6 +234,9 @@ impl Pack {
         let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let file = open_own(dir, name)?;
         let len = file.metadata()?.len();
+        if len > MAX_PACK {
+            return Err(bad("it is longer than a pack can be"));
+        }
         let mut front = vec![0; HEADER];
         file.read_exact_at(&mut front, 0)?;
         if front[..16] != MAGIC {
@@ -237,16 +244,18 @@ impl Pack {
         }
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| front[at + n]));
         let (count, data) = (word(16), word(24));
-        let index = count.checked_mul(RECORD as u64).filter(|&n| n <= len);
+        if count > MAX_RECORDS {
+            return Err(bad("it has more records than a pack can have"));
+        }
+        let index = Some(count * RECORD as u64).filter(|&n| n <= len);
         let Some(total) = index.and_then(|n| n.checked_add(data)?.checked_add(HEADER as u64)) else {
             return Err(bad("its lengths do not fit"));
         };
         if total != len {
             return Err(bad("it is cut short, or too long"));
         }
-        let mut rest = vec![0; count as usize * RECORD];
-        file.read_exact_at(&mut rest, HEADER as u64)?;
-        front.append(&mut rest);
+        front.resize(HEADER + count as usize * RECORD, 0);
+        file.read_exact_at(&mut front[HEADER..], HEADER as u64)?;
         let mut sum = [0; SUM];
         sum.copy_from_slice(&front[HEADER - SUM..HEADER]);
         front[HEADER - SUM..HEADER].fill(0);

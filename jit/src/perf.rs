@@ -6,6 +6,8 @@
 //!   file, as part of it is mapped executable; `perf inject --jit` makes an ELF file of each region, so that code is told from what was at the
 //!   same place before, and `perf annotate` shows it. (`tools/perf/Documentation/jitdump-specification.txt` in Linux's sources.)
 //!
+//! Both names can be foreseen, so both files are made anew, and no link is followed.
+//!
 //! A region is called after the guest address that it was entered at when it was compiled, or after the guest's function there, if a file with
 //! symbols was given.
 use memmap2::{Mmap, MmapOptions};
@@ -59,13 +61,13 @@ pub struct Perf {
 }
 
 impl Perf {
-    /// Opens those of the files that are wanted; the error names the file.
+    /// Makes those of the files that are wanted, for this user alone; the error names the file. What others may have put in their places is not
+    /// touched.
     pub fn create(map: bool, dump: bool, symbols: Arc<Symbols>) -> io::Result<Self> {
         let pid = std::process::id();
         let open = |name: &str| {
-            let mut options = File::options();
-            options.read(true).write(true).create(true).truncate(true);
-            options.open(name).map_err(|e| io::Error::new(e.kind(), format!("{name}: {e}")))
+            crate::private::create(name.as_ref())
+                .map_err(|e| io::Error::new(e.kind(), format!("{name}: {e}")))
         };
         let map = if map { Some(Mutex::new(open(&format!("/tmp/perf-{pid}.map"))?)) } else { None };
         let (dump, marker) = if dump {
@@ -190,6 +192,25 @@ mod tests {
         assert_eq!(s.name(0x200f).as_deref(), Some("second+0xf"));
         assert_eq!((s.name(0x2010), s.name(0xfff)), (None, None));
         assert_eq!((s.describe(0x2001), s.describe(0x10)), ("0x2001 second+0x1".into(), "0x10".into()));
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_map_is_not_followed() {
+        let map = std::path::PathBuf::from(format!("/tmp/perf-{}.map", std::process::id()));
+        let precious = std::env::temp_dir().join(format!("mynah-perf-precious-{}", std::process::id()));
+        std::fs::write(&precious, "precious").expect("a file");
+        std::os::unix::fs::symlink(&precious, &map).expect("a link");
+        let refused = Perf::create(true, false, Arc::default()).err().map(|e| e.to_string());
+        std::fs::remove_file(&map).expect("the link is still there");
+        assert!(refused.is_some_and(|e| e.contains("perf-")));
+        // Another name of a file is not written through either.
+        std::fs::hard_link(&precious, &map).expect("a name");
+        let perf = Perf::create(true, false, Arc::default()).expect("a file of its own");
+        perf.stub(std::ptr::null(), &[0xc3], "test");
+        let (written, kept) = (std::fs::read_to_string(&map), std::fs::read_to_string(&precious));
+        let _ = (std::fs::remove_file(&map), std::fs::remove_file(&precious));
+        assert_eq!(written.expect("a map"), "0 1 mynah test stub\n");
+        assert_eq!(kept.expect("the file"), "precious");
     }
 
     #[test]

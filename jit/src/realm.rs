@@ -24,6 +24,38 @@ pub(crate) fn realm(model: &CpuModel, optimize: Optimize, isa: &str) -> io::Resu
     Ok(*h.finalize().as_bytes())
 }
 
+/// The part of a realm that belongs to the guests of one image, by the image's hash.
+pub(crate) fn of_image(realm: &Realm, image: &[u8; 32]) -> Realm {
+    *blake3::Hasher::new_keyed(realm).update(b"image").update(image).finalize().as_bytes()
+}
+
+/// What tells a guest from others: the contents that it is booted from. Two guests with the same are taken for one: they share the code that is kept,
+/// so each could tell by the time that its code takes what the other has run.
+pub struct Image(Box<Parts>);
+
+/// Calls its argument with each part's name and contents.
+type Parts = dyn FnOnce(&mut dyn FnMut(&str, &[u8])) + Send;
+
+impl Image {
+    /// An image whose parts `list` calls its argument with, each by its name and contents (or, of what changes as the guest runs, what stands for
+    /// them: a disk's identity). It is called on another thread.
+    pub fn new(list: impl FnOnce(&mut dyn FnMut(&str, &[u8])) + Send + 'static) -> Self {
+        Self(Box::new(list))
+    }
+
+    /// A hash of all parts, their names and their order.
+    pub(crate) fn hash(self) -> [u8; 32] {
+        let mut h = blake3::Hasher::new_derive_key("Mynah 2026 image of a guest");
+        (self.0)(&mut |name, contents| {
+            for bytes in [name.as_bytes(), contents] {
+                h.update(&(bytes.len() as u64).to_le_bytes());
+                h.update(bytes);
+            }
+        });
+        *h.finalize().as_bytes()
+    }
+}
+
 /// What code can depend on of a CPU model: how many cores there are and what it is called are for CPUID
 /// alone.
 fn model_text(model: &CpuModel) -> String {
@@ -112,6 +144,29 @@ mod tests {
         assert_ne!(max, of("max,-avx2", 1, Optimize::Speed));
         assert_ne!(max, of("qemu64", 1, Optimize::Speed));
         assert_ne!(max, realm(&CpuModel::parse("max").unwrap(), Optimize::Speed, "another host").unwrap());
+    }
+
+    #[test]
+    fn an_image_is_all_of_its_parts_in_their_order() {
+        let of = |parts: &'static [(&'static str, &'static [u8])]| {
+            Image::new(|add| parts.iter().for_each(|(name, bytes)| add(name, bytes))).hash()
+        };
+        let kernel = of(&[("kernel", b"abc"), ("initrd", b"def")]);
+        assert_eq!(kernel, of(&[("kernel", b"abc"), ("initrd", b"def")]));
+        for other in [
+            of(&[]),
+            of(&[("kernel", b"abc")]),
+            of(&[("kernel", b"abd"), ("initrd", b"def")]),
+            of(&[("kernel", b"abc"), ("initrd", b"deg")]),
+            of(&[("kernel", b"abc"), ("firmware", b"def")]),
+            of(&[("initrd", b"def"), ("kernel", b"abc")]),
+            of(&[("kernel", b"abcdef"), ("initrd", b"")]),
+        ] {
+            assert_ne!(kernel, other);
+        }
+        let realm = [7; 32];
+        assert_ne!(of_image(&realm, &kernel), of_image(&realm, &of(&[])));
+        assert_ne!(of_image(&realm, &kernel), of_image(&[8; 32], &kernel));
     }
 
     #[test]

@@ -11,8 +11,7 @@ use crate::baseline::kinds::emits;
 use crate::translate::{AUX, Emit, HIGH, RES, Translator, XMM};
 use crate::x87;
 use iced_x86::{
-    Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
-    OpAccess, OpKind,
+    Decoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
 };
 use mynah_cpu::block::{Block, ModeKey};
 use mynah_cpu::decode::{bitness, build};
@@ -213,6 +212,7 @@ impl Plan {
     /// Adds a block; returns where it leads.
     fn add(&mut self, cpu: &Cpu, block: &Block, delta: i64) -> Option<Vec<i64>> {
         let bytes = &block.bytes;
+        let options = cpu.model.decoder_options();
         let first = self.ops.len();
         for n in 0..block.ops.len() {
             let op = cpu.plain_op(block, n);
@@ -221,7 +221,7 @@ impl Plan {
                 None
             } else {
                 let code = bytes.get(at..at + usize::from(op.len))?;
-                let mut d = Decoder::with_ip(bitness(self.mode), code, at as u64, DecoderOptions::AMD);
+                let mut d = Decoder::with_ip(bitness(self.mode), code, at as u64, options);
                 let i = d.decode();
                 // The bytes have been decoded before: another result means that they are just changing.
                 if i.code() as u16 != op.code {

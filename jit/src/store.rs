@@ -88,9 +88,9 @@ pub(crate) struct Store {
 impl Store {
     /// A store whose code takes up to `limit` bytes, and that `keeps` regions for [`Self::set_cache`]; an
     /// error says that the host has no executable memory.
-    pub fn new(limit: usize, inside: Arc<Inside>, keeps: bool) -> std::io::Result<Self> {
+    pub fn new(limit: usize, inside: Arc<Inside>, keeps: bool, split: bool) -> std::io::Result<Self> {
         Ok(Self {
-            memory: Mutex::new(CodeMemory::new(limit)?),
+            memory: Mutex::new(CodeMemory::new(limit, split)?),
             known: RwLock::default(),
             cache: OnceLock::new(),
             keeps: AtomicBool::new(keeps),

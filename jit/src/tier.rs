@@ -15,7 +15,7 @@
 //! A region is installed if the bytes of all its blocks are the guest's at that moment; blocks that are not
 //! decoded then are, as a block that dies takes the code along that was made of it.
 use crate::baseline::{self, Baseline};
-use crate::cache::Cache;
+use crate::cache::{Cache, SHARES};
 pub use crate::cache::{Folder, LIMIT};
 use crate::code::Segment;
 use crate::compile::Compiler;
@@ -24,6 +24,7 @@ use crate::listing::{Mark, host_code};
 use crate::pack::Head;
 use crate::perf::{Perf, Symbols};
 use crate::pool::{self, Done, Job, Place, Pool, Seat};
+pub use crate::realm::Image;
 use crate::region::Plan;
 use crate::runtime::{Context, PLACE_MISSES, Stub};
 use crate::store::{Region, Store};
@@ -165,6 +166,8 @@ pub struct OnDisk {
     pub folder: Folder,
     /// Bytes that it may take.
     pub limit: u64,
+    /// What the guest is booted from: code is kept for that alone, in a quarter of the room. Without, what is there is for every guest that has none.
+    pub image: Option<Image>,
 }
 
 /// What an engine is to be like.
@@ -175,6 +178,8 @@ pub struct Options {
     pub baseline: Option<u32>,
     /// Bytes of code kept in memory.
     pub code_bytes: usize,
+    /// No memory for code can be both written and executed at one address.
+    pub split_wx: bool,
     /// Where regions are kept.
     pub disk: Option<OnDisk>,
     /// Blocks are compiled before the vCPU goes on, by itself, and half of the baseline's look into places from the
@@ -190,6 +195,7 @@ impl Default for Options {
             optimize: Optimize::Speed,
             baseline: Some(HOTTER),
             code_bytes: CODE,
+            split_wx: true,
             disk: None,
             at_once: false,
             inside: Inside::default(),
@@ -237,6 +243,7 @@ pub struct Engine {
     baseline: Option<u32>,
     /// Bytes of code of each vCPU's baseline.
     baseline_bytes: usize,
+    split_wx: bool,
     inside: Arc<Inside>,
     store: Arc<Store>,
     /// None: each vCPU compiles by itself.
@@ -264,7 +271,7 @@ impl Engine {
         }
         let memory = |e| format!("no executable memory: {e}");
         let mut compiler = Compiler::new(options.optimize)?;
-        let stubs = Segment::new(STUBS).map_err(memory)?;
+        let stubs = Segment::new(STUBS, options.split_wx).map_err(memory)?;
         let mut used = 0;
         let mut put = |code: &[u8]| {
             let end = used + code.len();
@@ -280,13 +287,21 @@ impl Engine {
         }
         let inside = Arc::new(options.inside);
         let keeps = options.disk.is_some() && model.is_some();
-        let store = Arc::new(Store::new(options.code_bytes, inside.clone(), keeps).map_err(memory)?);
-        if let (Some(OnDisk { folder, limit }), Some(model)) = (options.disk, model) {
+        let store = Arc::new(
+            Store::new(options.code_bytes, inside.clone(), keeps, options.split_wx).map_err(memory)?,
+        );
+        if let (Some(OnDisk { folder, limit, image }), Some(model)) = (options.disk, model) {
             let (store, model, optimize) = (store.clone(), model.clone(), options.optimize);
             let isa = compiler.isa_text();
             let open = move || {
                 let cache = crate::realm::realm(&model, optimize, &isa)
-                    .and_then(|realm| Cache::open(folder, realm, limit))
+                    .and_then(|realm| match image {
+                        Some(image) => {
+                            let own = crate::realm::of_image(&realm, &image.hash());
+                            Cache::open(folder, own, limit, limit / SHARES)
+                        }
+                        None => Cache::open(folder, realm, limit, limit),
+                    })
                     .inspect_err(|e| tracing::warn!("compiled code is not kept: {e}"));
                 store.set_cache(cache.ok());
                 if let Some(cache) = store.cache() {
@@ -320,6 +335,7 @@ impl Engine {
             optimize: options.optimize,
             baseline: options.baseline,
             baseline_bytes: options.code_bytes / 2,
+            split_wx: options.split_wx,
             inside,
             store,
             pool,
@@ -414,8 +430,13 @@ impl Translating {
         };
         let baseline = match engine.baseline {
             Some(hotter) => {
-                let baseline =
-                    Baseline::new(engine.enter, hotter, engine.baseline_bytes, engine.pool.is_none())?;
+                let baseline = Baseline::new(
+                    engine.enter,
+                    hotter,
+                    engine.baseline_bytes,
+                    engine.pool.is_none(),
+                    engine.split_wx,
+                )?;
                 if let Some(perf) = &engine.inside.perf {
                     let (address, code) = baseline.stubs();
                     perf.stub(address, code, "baseline");

@@ -1,17 +1,28 @@
 //! Memory for code, to be written and to be executed.
 //!
-//! Where the host allows it, it is one anonymous mapping for both, of huge pages if there are any: tens of megabytes of code that jump to and fro
-//! want more than the few megabytes that a TLB reaches with small ones. Hosts that let no memory be both (some SELinux policies) have it mapped
-//! twice: then it is shared anonymous memory, whose second mapping is a copy of the first one by `mremap`. Both are without a file: `perf` takes
-//! names from its map file for such code only.
+//! It is mapped twice: at one address it can be written, at another it can be executed, and no address allows both. So who can have a wrong address
+//! written to does not write code. It is shared anonymous memory, whose second mapping is a copy of the first one by `mremap`. It is without a file:
+//! `perf` takes names from its map file for such code only.
+//!
+//! Tens of megabytes of code that jump to and fro want more than the few megabytes that a TLB reaches with small pages. Hosts have huge pages for
+//! shared memory by default only if they are asked for a stretch at a time (`MADV_COLLAPSE`, Linux 6.1): a thread of its own does that for each
+//! stretch before code is put there.
+//!
+//! On request it is one anonymous mapping for both. Hosts that let no memory be both (some SELinux policies) have it mapped twice all the same.
 use std::io;
 use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::sync::OnceLock;
+#[cfg(target_os = "linux")]
+use std::sync::mpsc::{Sender, channel};
 
 /// Pages of the host, mapped at two addresses or one for as long as one of the views is there.
 struct Pages {
     write: *mut u8,
     execute: *const u8,
     len: usize,
+    /// Huge pages are to be asked for, a stretch at a time.
+    collapses: bool,
     /// What to unmap, and how much of it.
     mapped: [(*mut u8, usize); 2],
 }
@@ -32,31 +43,58 @@ impl Drop for Pages {
 }
 
 /// The view to write by. What is written is seen through the other view at once.
-pub(crate) struct Written(Arc<Pages>);
+pub(crate) struct Written {
+    pages: Arc<Pages>,
+    /// Huge pages have been asked for up to here.
+    asked: usize,
+}
 
 /// The view to execute from.
 pub(crate) struct Executed(Arc<Pages>);
 
 impl Written {
+    fn new(pages: Arc<Pages>) -> Self {
+        let mut w = Self { pages, asked: 0 };
+        w.ask(0);
+        w
+    }
+
     /// Bytes of memory.
     pub fn len(&self) -> usize {
-        self.0.len
+        self.pages.len
     }
+
+    /// Asks for huge pages where `at` lies, and for the stretch behind that.
+    #[cfg(target_os = "linux")]
+    fn ask(&mut self, at: usize) {
+        while self.pages.collapses && self.asked <= at + HUGE && self.asked + HUGE <= self.pages.len {
+            if let Some(to) = helper() {
+                // If it has ended there are small pages.
+                let _ = to.send((self.pages.clone(), self.asked));
+            }
+            self.asked += HUGE;
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    fn ask(&mut self, _: usize) {}
 
     /// Writes bytes at an offset.
     ///
     /// # Panics
     /// If they reach beyond the memory.
     pub fn put(&mut self, at: usize, bytes: &[u8]) {
-        assert!(at <= self.0.len && bytes.len() <= self.0.len - at);
+        assert!(at <= self.pages.len && bytes.len() <= self.pages.len - at);
+        if self.pages.collapses && at + HUGE >= self.asked {
+            self.ask(at);
+        }
         // SAFETY: within the mapping, as was just seen; `bytes` is no part of it, as nobody else has its bytes to be written.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.write.add(at), bytes.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.pages.write.add(at), bytes.len()) };
     }
 
     /// Where an offset can be written.
     pub fn at(&self, offset: usize) -> *mut u8 {
-        debug_assert!(offset < self.0.len);
-        self.0.write.wrapping_add(offset)
+        debug_assert!(offset < self.pages.len);
+        self.pages.write.wrapping_add(offset)
     }
 
     /// Bytes that were written.
@@ -64,9 +102,9 @@ impl Written {
     /// # Panics
     /// If they reach beyond the memory.
     pub fn bytes(&self, at: usize, len: usize) -> &[u8] {
-        assert!(at <= self.0.len && len <= self.0.len - at);
+        assert!(at <= self.pages.len && len <= self.pages.len - at);
         // SAFETY: within the mapping; who writes has `self` exclusively.
-        unsafe { std::slice::from_raw_parts(self.0.write.add(at), len) }
+        unsafe { std::slice::from_raw_parts(self.pages.write.add(at), len) }
     }
 }
 
@@ -79,14 +117,51 @@ impl Executed {
 }
 
 /// Bytes in a huge page of the host.
-#[cfg(target_os = "linux")]
 const HUGE: usize = 2 << 20;
 
-/// Maps `len` bytes, a multiple of the page size, which are zero.
+/// `madvise`'s request for huge pages at once (Linux 6.1, `include/uapi/asm-generic/mman-common.h`).
 #[cfg(target_os = "linux")]
-pub(crate) fn map(len: usize) -> io::Result<(Written, Executed)> {
-    let pages = Arc::new(once(len).or_else(|_| twice(len))?);
-    Ok((Written(pages.clone()), Executed(pages)))
+const MADV_COLLAPSE: libc::c_int = 25;
+
+/// Maps `len` bytes, a multiple of the page size, which are zero. If they are `split` no address can be both written and executed.
+#[cfg(target_os = "linux")]
+pub(crate) fn map(len: usize, split: bool) -> io::Result<(Written, Executed)> {
+    let pages = Arc::new(if split { twice(len)? } else { once(len).or_else(|_| twice(len))? });
+    Ok((Written::new(pages.clone()), Executed(pages)))
+}
+
+/// A stretch that is to lie on a huge page, by its offset.
+#[cfg(target_os = "linux")]
+type Stretch = (Arc<Pages>, usize);
+
+/// Who asks the host for huge pages, for all code of the process.
+#[cfg(target_os = "linux")]
+fn helper() -> Option<&'static Sender<Stretch>> {
+    static HELPER: OnceLock<Option<Sender<Stretch>>> = OnceLock::new();
+    let start = || {
+        let (send, receive) = channel::<Stretch>();
+        let work = move || {
+            for (pages, at) in receive {
+                pages.collapse(at);
+            }
+        };
+        std::thread::Builder::new().name("mynah-huge".into()).spawn(work).ok().map(|_| send)
+    };
+    HELPER.get_or_init(start).as_ref()
+}
+
+#[cfg(target_os = "linux")]
+impl Pages {
+    /// Has a stretch lie on a huge page, if the host has one. Code in it may run meanwhile.
+    fn collapse(&self, at: usize) {
+        let stretch = self.write.wrapping_add(at);
+        // SAFETY: the stretch is mapped and can be written as long as `self` is there. Reading populates its first page, as there must be one; what is
+        // in it stays as it is.
+        unsafe {
+            stretch.read_volatile();
+            libc::madvise(stretch.cast(), HUGE, MADV_COLLAPSE);
+        }
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -111,36 +186,57 @@ fn once(len: usize) -> io::Result<Pages> {
         // SAFETY: the memory that was just mapped. A host without huge pages has small ones.
         unsafe { libc::madvise(p, mapped, libc::MADV_HUGEPAGE) };
     }
-    Ok(Pages { write: at, execute: at, len, mapped: [(start, mapped), (start, 0)] })
+    Ok(Pages { write: at, execute: at, len, collapses: false, mapped: [(start, mapped), (start, 0)] })
+}
+
+/// Addresses for `len` bytes that nothing else is mapped to, the first one a multiple of `align`; and what is to be unmapped in the end.
+#[cfg(target_os = "linux")]
+fn reserve(len: usize, align: usize) -> io::Result<(*mut u8, (*mut u8, usize))> {
+    let mapped = len + align - 1;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice, which nobody can access.
+    let p = unsafe { libc::mmap(std::ptr::null_mut(), mapped, libc::PROT_NONE, flags, -1, 0) };
+    if failed(p) {
+        return Err(io::Error::last_os_error());
+    }
+    let start: *mut u8 = p.cast();
+    Ok((start.map_addr(|a| a.next_multiple_of(align)), (start, mapped)))
 }
 
 #[cfg(target_os = "linux")]
 fn twice(len: usize) -> io::Result<Pages> {
-    // SAFETY: new mappings at addresses of the kernel's choice; the second names the pages of the first.
+    let collapses = len >= HUGE;
+    let align = if collapses { HUGE } else { 1 };
+    let (write, first) = reserve(len, align)?;
+    let mut pages = Pages { write, execute: write, len, collapses, mapped: [first, (write, 0)] };
+    let (execute, second) = reserve(len, align)?;
+    (pages.execute, pages.mapped[1]) = (execute, second);
+    // SAFETY: the mappings take the places of what was reserved for them; the second names the pages of the first.
     unsafe {
-        let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let write = libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, shared, -1, 0);
-        if failed(write) {
+        let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let written = libc::mmap(write.cast(), len, libc::PROT_READ | libc::PROT_WRITE, shared, -1, 0);
+        if failed(written) {
             return Err(io::Error::last_os_error());
         }
-        let execute = libc::mremap(write, 0, len, libc::MREMAP_MAYMOVE);
-        if failed(execute) {
-            let e = io::Error::last_os_error();
-            libc::munmap(write, len);
-            return Err(e);
-        }
-        let mapped = [(write.cast(), len), (execute.cast(), len)];
-        let pages = Pages { write: write.cast(), execute: execute.cast(), len, mapped };
-        if libc::mprotect(execute, len, libc::PROT_READ | libc::PROT_EXEC) != 0 {
+        let to: *mut libc::c_void = execute.cast();
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        if failed(libc::mremap(written, 0, len, flags, to))
+            || libc::mprotect(to, len, libc::PROT_READ | libc::PROT_EXEC) != 0
+        {
             return Err(io::Error::last_os_error());
         }
-        Ok(pages)
+        if collapses {
+            // For hosts that have huge pages of shared memory for who asks so.
+            libc::madvise(written, len, libc::MADV_HUGEPAGE);
+            libc::madvise(to, len, libc::MADV_HUGEPAGE);
+        }
     }
+    Ok(pages)
 }
 
 /// There is none yet on other hosts.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn map(_: usize) -> io::Result<(Written, Executed)> {
+pub(crate) fn map(_: usize, _: bool) -> io::Result<(Written, Executed)> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "no executable memory on this host"))
 }
 
@@ -151,7 +247,7 @@ mod tests {
 
     fn what_is_written_runs(pages: Pages, rights: &str) {
         let pages = Arc::new(pages);
-        let (mut write, execute) = (Written(pages.clone()), Executed(pages));
+        let (mut write, execute) = (Written::new(pages.clone()), Executed(pages));
         write.put(4096, &[0xb8, 42, 0, 0, 0, 0xc3]);
         assert_eq!(write.bytes(4096, 2), [0xb8, 42]);
         // SAFETY: the code is `mov eax, 42; ret`, which keeps to the calling convention.
@@ -185,5 +281,44 @@ mod tests {
     #[test]
     fn or_written_at_one_and_executed_at_another() {
         what_is_written_runs(twice(8192).expect("memory"), "r-xs");
+        let large = twice(4 << 20).expect("memory");
+        assert_eq!((large.write.addr() % HUGE, large.execute.addr() % HUGE), (0, 0));
+        what_is_written_runs(large, "r-xs");
+    }
+
+    #[test]
+    fn no_address_of_split_memory_can_be_written_and_executed() {
+        let (write, execute) = map(4 << 20, true).expect("memory");
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
+        let rights = |at: usize| {
+            let line = maps.lines().find(|l| {
+                let range = l.split(' ').next().unwrap_or_default().split_once('-');
+                let number = |s| usize::from_str_radix(s, 16).unwrap_or_default();
+                range.is_some_and(|(a, b)| (number(a)..number(b)).contains(&at))
+            });
+            line.and_then(|l| l.split(' ').nth(1)).unwrap_or_default().to_owned()
+        };
+        assert_eq!(rights(write.at(0).addr()), "rw-s");
+        assert_eq!(rights(execute.address(0).addr()), "r-xs");
+    }
+
+    #[test]
+    fn code_stays_as_it_is_while_it_is_moved_to_huge_pages() {
+        let (mut write, execute) = map(16 << 20, true).expect("memory");
+        let code = |n: usize| [0xb8, n as u8, (n >> 8) as u8, (n >> 16) as u8, 0, 0xc3];
+        for at in (0..16 << 20).step_by(64) {
+            write.put(at, &code(at));
+            if at % 4096 == 0 {
+                // SAFETY: the code is `mov eax, at; ret`, which keeps to the calling convention.
+                let f: extern "C" fn() -> u32 = unsafe { std::mem::transmute(execute.address(at)) };
+                assert_eq!(f(), at as u32);
+            }
+        }
+        for at in (0..16 << 20).step_by(64) {
+            assert_eq!(write.bytes(at, 6), code(at));
+            // SAFETY: as above.
+            let f: extern "C" fn() -> u32 = unsafe { std::mem::transmute(execute.address(at)) };
+            assert_eq!(f(), at as u32);
+        }
     }
 }

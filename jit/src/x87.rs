@@ -78,6 +78,29 @@ pub(crate) fn select<'a>(i: &Instruction, model: &CpuModel) -> Option<Emit<'a>> 
     (shaped && crate::float::on_host(code)).then_some(Translator::emit_mmx as Emit<'a>)
 }
 
+/// Whether an instruction loads control registers of the floating-point units from memory, so that what stands there decides whether the host's own
+/// raise exceptions. Such an operand is read once, into a copy, which is checked and then loaded: another vCPU may change the guest's memory at
+/// any time.
+pub(crate) fn loads_control(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        Fldcw_m2byte
+            | Fldenv_m14byte
+            | Fldenv_m28byte
+            | Frstor_m94byte
+            | Frstor_m108byte
+            | Ldmxcsr_m32
+            | VEX_Vldmxcsr_m32
+            | Fxrstor_m512byte
+            | Fxrstor64_m512byte
+            | Xrstor_mem
+            | Xrstor64_mem
+            | Xrstors_mem
+            | Xrstors64_mem
+    )
+}
+
 /// Whether the guest's processor is of the host's maker, as far as the x87 unit tells.
 fn same_maker(model: &CpuModel) -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -119,14 +142,17 @@ impl<'a> Translator<'a> {
             let off = self.address(op, None);
             let lin = self.linear(op, off, len, write);
             let host = self.host(lin, len, write);
-            if code == Fldcw_m2byte {
-                let word = self.b.ins().load(types::I16, self.access.guest, host, 0);
-                let masks = self.b.ins().band_imm_u(word, MASKS);
+            let at = if loads_control(code) {
+                let word = self.copy_of(types::I16, host);
+                let masks = self.b.ins().band_imm_u(word.value(), MASKS);
                 let unmasked = self.b.ins().icmp_imm_u(IntCC::NotEqual, masks, MASKS);
                 self.bail_if(unmasked);
-            }
+                self.address_of(word)
+            } else {
+                host
+            };
             // mod 0, r/m RDI.
-            self.primitive(&[first, second & 0x38 | 7], &[host], &[], 0, 0);
+            self.primitive(&[first, second & 0x38 | 7], &[at], &[], 0, 0);
             data = Some((off, op.seg));
         } else {
             match code {
@@ -282,4 +308,41 @@ fn is_store(code: Code) -> bool {
             | Fnstsw_m2byte
             | Fstsw_m2byte
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::baseline::kinds::emits;
+    use mynah_cpu::CpuModel;
+
+    /// What the host would do with the guest's bytes at that very moment, whatever was looked at before.
+    #[test]
+    fn no_control_register_is_loaded_from_the_guest_s_own_memory() {
+        let model = CpuModel::parse("max").expect("the model");
+        let mut seen = 0;
+        for code in Code::values().filter(|&c| loads_control(c)) {
+            let mut i = Instruction::default();
+            i.set_code(code);
+            i.set_op_kind(0, OpKind::Memory);
+            i.set_memory_base(Register::RSI);
+            assert!(!emits(&i), "{code:?}: the baseline has no copy");
+            // FLDCW has one, see `emit_x87`.
+            assert!(code == Code::Fldcw_m2byte || select(&i, &model).is_none(), "{code:?}");
+            seen += 1;
+        }
+        assert_eq!(seen, 13);
+    }
+
+    /// The list is complete: names of instructions with a memory operand that load what decides about exceptions.
+    #[test]
+    fn every_instruction_that_loads_control_registers_is_known_as_such() {
+        let names = ["Fldcw", "Fldenv", "Frstor", "Fxrstor", "Ldmxcsr", "Xrstor"];
+        for code in Code::values() {
+            let name = format!("{:?}", code.mnemonic());
+            let name = name.strip_prefix('V').unwrap_or(&name);
+            let known = names.iter().any(|n| name.starts_with(n)) || name == "ldmxcsr";
+            assert_eq!(loads_control(code), known, "{code:?}");
+        }
+    }
 }

@@ -8,7 +8,9 @@ use common::*;
 use iced_x86::code_asm::*;
 use mynah_cpu::state::gpr;
 use mynah_cpu::{Cpu, CpuModel, Exit, State};
-use mynah_jit::tier::{Counters, Engine, Folder, LIMIT, OnDisk, Optimize, Options, StoreInfo, Translating};
+use mynah_jit::tier::{
+    Counters, Engine, Folder, Image, LIMIT, OnDisk, Optimize, Options, StoreInfo, Translating,
+};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -48,7 +50,7 @@ impl Drop for Scratch {
 }
 
 fn on_disk(dir: &Path) -> Option<OnDisk> {
-    Some(OnDisk { folder: Folder::open(dir).expect("a folder of one's own"), limit: LIMIT })
+    Some(OnDisk { folder: Folder::open(dir).expect("a folder of one's own"), limit: LIMIT, image: None })
 }
 
 fn at_once(dir: &Path) -> Options {
@@ -157,6 +159,31 @@ fn a_second_run_compiles_nothing_and_ends_alike() {
     let other = run_in(&dir.0, &program(2));
     assert!(other.compiled > 0 && dir.packs().len() == 2, "{other:?}");
     assert_eq!(run_in(&dir.0, &program(2)).compiled, 0);
+}
+
+#[test]
+fn guests_of_another_image_find_nothing_of_it() {
+    let dir = Scratch::new("image");
+    let code = program(6);
+    let run_as = |parts: &'static [&'static [u8]]| {
+        let image = Image::new(|add| parts.iter().for_each(|p| add("part", p)));
+        let disk = on_disk(&dir.0).map(|d| OnDisk { image: Some(image), ..d });
+        run_options(Options { at_once: true, baseline: None, disk, ..Options::default() }, &code)
+    };
+    let first = run_as(&[b"kernel", b"initrd"]);
+    assert!(first.compiled >= 3, "{first:?}");
+    const OTHERS: [&[&[u8]]; 3] = [&[b"kernel"], &[b"kernel", b"initrD"], &[b"initrd", b"kernel"]];
+    for other in OTHERS {
+        let run = run_as(other);
+        assert_eq!((run.compiled, run.known), (first.compiled, 0), "{run:?}");
+        assert_eq!(run.info.disk.map(|d| (d.hits, d.written)), Some((0, first.compiled)));
+    }
+    let again = run_as(&[b"kernel", b"initrd"]);
+    assert!(again.compiled == 0 && again.known >= 3, "{again:?}");
+    // Those who share have theirs apart.
+    assert_eq!(run_in(&dir.0, &code).compiled, first.compiled);
+    assert_eq!(run_in(&dir.0, &code).compiled, 0);
+    assert_eq!(dir.packs().len(), 5);
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::listing::Mark;
 use crate::runtime::{CONTEXT, Context, PLACE_MISSES};
 use crate::twice::{self, Executed, Written};
 use emit::Emitter;
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
 use mynah_cpu::block::{Block, ModeKey};
 use mynah_cpu::decode::bitness;
 use mynah_cpu::flags::pack;
@@ -156,11 +156,18 @@ struct Latest {
 impl Baseline {
     /// A baseline whose code is entered by `enter`, or why there is none. A block that has run `hot` times goes on to the next tier. Its code takes up to
     /// `bytes`, or less. With `places_at_once` half of the blocks look into places from the start.
-    pub fn new(enter: Enter, hot: u32, bytes: usize, places_at_once: bool) -> Result<Self, String> {
+    pub fn new(
+        enter: Enter,
+        hot: u32,
+        bytes: usize,
+        places_at_once: bool,
+        split: bool,
+    ) -> Result<Self, String> {
         let size = bytes.clamp(LEAST, CODE).next_multiple_of(PAGE_SIZE as usize);
         let mut code = Vec::new();
         let stubs = Stubs::new(&mut code).map_err(|e| format!("a stub of the baseline: {e}"))?;
-        let (mut write, execute) = twice::map(size).map_err(|e| format!("no executable memory: {e}"))?;
+        let (mut write, execute) =
+            twice::map(size, split).map_err(|e| format!("no executable memory: {e}"))?;
         write.put(0, &code);
         let start = code.len().next_multiple_of(16);
         let flag_words = (0..512u64)
@@ -387,7 +394,7 @@ impl Baseline {
         let mut ops = std::mem::take(&mut self.scratch.ops);
         ops.clear();
         let mut decoder =
-            Decoder::with_ip(bitness(mode), &block.bytes, u64::from(first), DecoderOptions::AMD);
+            Decoder::with_ip(bitness(mode), &block.bytes, u64::from(first), cpu.model.decoder_options());
         for n in 0..block.ops.len() {
             let op = block.plain_op(n);
             let i = if op.len == 0 {

@@ -79,7 +79,7 @@ fn packs(dir: &Path) -> Vec<PathBuf> {
 fn run_in(dir: &Path, code: &[u8], end: &State, check: bool) -> StoreInfo {
     let mut cpu = loaded(code);
     let folder = Folder::open(dir).expect("a folder of one's own");
-    let disk = Some(OnDisk { folder, limit: LIMIT });
+    let disk = Some(OnDisk { folder, limit: LIMIT, image: None });
     let engine =
         Engine::new(&cpu.model, Options { at_once: true, baseline: None, disk, ..Options::default() })
             .expect("an engine");
@@ -93,14 +93,15 @@ fn run_in(dir: &Path, code: &[u8], end: &State, check: bool) -> StoreInfo {
     engine.info()
 }
 
-/// Changes the file as the input says: 6 bytes a change.
-fn spoil(bytes: &mut Vec<u8>, data: &[u8]) {
+/// Changes the file as the input says: 6 bytes a change. Returns how long it is to be, if that is longer than what is in it.
+fn spoil(bytes: &mut Vec<u8>, data: &[u8]) -> u64 {
+    let mut sparse = 0;
     for c in data.chunks_exact(6) {
         let place = |n: usize, len: usize| usize::from(u16::from_le_bytes([c[n], c[n + 1]])) % len.max(1);
         let (at, from) = (place(1, bytes.len()), place(3, bytes.len()));
         let n = usize::from(c[5]);
-        match c[0] % 8 {
-            _ if bytes.is_empty() => return,
+        match c[0] % 9 {
+            _ if bytes.is_empty() => return sparse,
             0 => bytes[at] ^= 1 << (c[5] & 7),
             1 => bytes[at] = c[5],
             2 => bytes.truncate(at),
@@ -120,9 +121,18 @@ fn spoil(bytes: &mut Vec<u8>, data: &[u8]) {
                 let end = (at + 4).min(bytes.len());
                 bytes[at..end].copy_from_slice(&[c[3], c[4], c[5], 0][..end - at]);
             }
+            // So many records and so much data, and a file that is as long.
+            7 if bytes.len() >= 32 => {
+                let records = u64::from(u32::from_le_bytes([c[1], c[2], c[3], 0])) << (c[4] % 12);
+                let data = u64::from(c[5]) << 27;
+                bytes[16..24].copy_from_slice(&records.to_le_bytes());
+                bytes[24..32].copy_from_slice(&data.to_le_bytes());
+                sparse = 64 + 40 * records + data;
+            }
             _ => bytes.insert(at, c[5]),
         }
     }
+    sparse
 }
 
 /// Runs the guest with a file that the input has changed; panics if it ends otherwise than in the
@@ -134,8 +144,12 @@ pub fn run(data: &[u8]) -> StoreInfo {
         fs::remove_file(old).expect("removed");
     }
     let mut bytes = base.file.1.clone();
-    spoil(&mut bytes, data);
+    let sparse = spoil(&mut bytes, data);
     fs::write(&base.file.0, &bytes).expect("written");
+    if sparse > bytes.len() as u64 {
+        // Where the file system has no files so long the change is another.
+        let _ = fs::File::options().write(true).open(&base.file.0).and_then(|f| f.set_len(sparse));
+    }
     fs::set_permissions(&base.file.0, fs::Permissions::from_mode(0o600)).expect("made private");
     let info = run_in(&base.dir, &base.code, &base.end, true);
     // The check enters regions by other ways: what it has not met is met now.
