@@ -32,6 +32,8 @@ pub mod exit_code {
 pub struct Config {
     /// What the program was called as, for messages (`mynah`, `qemu-system-x86_64`).
     pub program: String,
+    /// It stands in for QEMU: scripts find QEMU's own prompt at the monitor.
+    pub as_qemu: bool,
     /// The guest's name (`-name`), for titles and the monitor.
     pub name: Option<String>,
     /// The system UUID (`-uuid`), as 16 bytes in the order they are written, for SMBIOS.
@@ -58,8 +60,8 @@ pub struct Config {
     pub append: String,
     /// Serial ports in order (`-serial`, or what `-nographic` implies). Index 0 is COM1.
     pub serials: Vec<CharTarget>,
-    /// The monitor's place (`-monitor`, or what `-nographic` implies).
-    pub monitor: Option<CharTarget>,
+    /// The monitors' places (`-monitor`, `-mon`, or what `-nographic` implies).
+    pub monitors: Vec<CharTarget>,
     /// Where bytes written to port E9h go (`-debugcon`, `-device isa-debugcon`): target and port.
     pub debugcons: Vec<Debugcon>,
     /// Named back ends (`-chardev`), for `chardev:ID` and `chardev=ID`.
@@ -96,6 +98,10 @@ pub struct Config {
     pub code_cache: CodeCache,
     /// Bytes that kept code may take (`-accel jit,cache-size=`), if not the usual bound.
     pub code_cache_size: Option<u64>,
+    /// Whether compiled code is kept for guests of all images together (`-accel jit,cache-share=`).
+    pub code_cache_share: bool,
+    /// Whether memory for compiled code is written at one address and executed at another (`-accel jit,split-wx=`).
+    pub split_wx: bool,
     /// Bytes of memory for compiled code (`-accel jit,tb-size=`), if not the usual bound.
     pub code_memory: Option<u64>,
     /// Whether names of translated code are written for `perf` (`-perfmap`).
@@ -128,6 +134,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             program: "mynah".into(),
+            as_qemu: false,
             name: None,
             uuid: None,
             machine: Machine::default(),
@@ -141,7 +148,7 @@ impl Default for Config {
             initrd: None,
             append: String::new(),
             serials: Vec::new(),
-            monitor: None,
+            monitors: Vec::new(),
             debugcons: Vec::new(),
             chardevs: Vec::new(),
             nographic: false,
@@ -160,6 +167,8 @@ impl Default for Config {
             check: Check::Off,
             code_cache: CodeCache::On,
             code_cache_size: None,
+            code_cache_share: false,
+            split_wx: true,
             code_memory: None,
             perf_map: false,
             jitdump: false,
@@ -375,9 +384,10 @@ impl CharTarget {
         CharTarget { spec: spec.into(), mux: false, backend }
     }
 
-    /// The terminal with the monitor behind the escape character, which is what `-nographic` gives.
+    /// The terminal with the monitor behind the escape character, which is what `-nographic` gives. Ctrl-C is the
+    /// guest's.
     pub fn console() -> Self {
-        CharTarget { spec: "mon:stdio".into(), mux: true, backend: CharBackend::Stdio { signal: true } }
+        CharTarget { spec: "mon:stdio".into(), mux: true, backend: CharBackend::Stdio { signal: false } }
     }
 }
 

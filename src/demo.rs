@@ -7,6 +7,7 @@
 use crate::cli::{build, print, start, tell};
 use crate::{embedded, guests};
 use anyhow::{Context, Result};
+use mynah_jit::private;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -93,16 +94,10 @@ fn built_in() -> Result<Vec<OsString>> {
     Ok(words)
 }
 
-/// Writes a file whole: another process that reads it meanwhile sees the old one or the new one.
+/// Writes a file whole: another process that reads it meanwhile sees the old one or the new one. No link is followed, as `path` may be in `/tmp`.
 fn write(path: PathBuf, bytes: &[u8]) -> Result<PathBuf> {
     let folder = path.parent().context("a file is in a folder")?;
-    let new = path.with_extension(format!("{}.new", std::process::id()));
-    let result = std::fs::create_dir_all(folder)
-        .and_then(|()| std::fs::write(&new, bytes))
-        .and_then(|()| std::fs::rename(&new, &path));
-    if result.is_err() {
-        let _ = std::fs::remove_file(&new);
-    }
+    let result = std::fs::create_dir_all(folder).and_then(|()| private::write(&path, bytes));
     result.with_context(|| format!("{}", path.display()))?;
     Ok(path)
 }

@@ -10,6 +10,7 @@ use crate::cpio::Archive;
 use crate::vmlinux;
 use anyhow::{Context, Result, bail};
 use apt::Apt;
+use mynah_jit::private;
 use serde::Deserialize;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -145,7 +146,8 @@ impl Store {
         let folder = self.folder.join(&guest.name);
         let scratch = self.folder.join(format!(".{}.new", guest.name));
         let _ = fs::remove_dir_all(&scratch);
-        fs::create_dir_all(&scratch).with_context(|| format!("{}", scratch.display()))?;
+        // What is there now has been put there by somebody else.
+        fs::create_dir(&scratch).with_context(|| format!("{}", scratch.display()))?;
         let made = scratch.join(&guest.stored_as);
         let result = match &guest.from {
             Some(from) => self.take_elf(from, &made, progress),
@@ -154,7 +156,7 @@ impl Store {
         let file = folder.join(&guest.stored_as);
         let result = result.and_then(|version| {
             fs::create_dir_all(&folder)?;
-            fs::write(folder.join("version"), version + "\n")?;
+            private::write(&folder.join("version"), (version + "\n").as_bytes())?;
             fs::rename(&made, &file).with_context(|| format!("{}", file.display()))
         });
         let _ = fs::remove_dir_all(&scratch);
@@ -170,7 +172,7 @@ impl Store {
         };
         let image = fs::read(&kernel).with_context(|| format!("{}", kernel.display()))?;
         let elf = vmlinux::payload(&image).with_context(|| format!("{}", kernel.display()))?;
-        fs::write(to, elf).with_context(|| format!("{}", to.display()))?;
+        private::write(to, &elf).with_context(|| format!("{}", to.display()))?;
         let version = fs::read_to_string(self.folder.join(from).join("version")).unwrap_or_default();
         Ok(version.trim().to_string())
     }
@@ -230,7 +232,7 @@ impl Store {
     fn lock(&self) -> Result<File> {
         fs::create_dir_all(&self.folder).with_context(|| format!("{}", self.folder.display()))?;
         let path = self.folder.join(".lock");
-        let file = File::create(&path).with_context(|| format!("{}", path.display()))?;
+        let file = private::keep(&path).with_context(|| format!("{}", path.display()))?;
         file.lock().with_context(|| format!("{}", path.display()))?;
         Ok(file)
     }
@@ -319,6 +321,18 @@ mod tests {
         assert_eq!(file, folder.join("busybox/busybox"));
         store.forget("busybox").unwrap();
         assert_eq!(store.cached("busybox"), None);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn the_store_s_lock_follows_no_link() {
+        let folder = std::env::temp_dir().join(format!("mynah-lock-test-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let precious = folder.join("precious");
+        fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, folder.join(".lock")).unwrap();
+        assert!(Store::at(&folder).fetch("busybox", &mut |line| panic!("{line}")).is_err());
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
         fs::remove_dir_all(&folder).unwrap();
     }
 

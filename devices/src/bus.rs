@@ -23,6 +23,23 @@ pub trait PortIo: Send + Sync {
 pub trait IrqSink: Send + Sync {
     /// The wire number `line` changes to `level`.
     fn set(&self, line: u32, level: bool);
+
+    /// What would become of a rising edge on the wire number `line` now.
+    fn edge(&self, line: u32) -> Edge {
+        let _ = line;
+        Edge::Uncounted
+    }
+}
+
+/// What becomes of a rising edge on a wire. If several controllers listen the greatest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Edge {
+    /// Nobody keeps count of edges: the wire is masked, or leads to no interrupt controller.
+    Uncounted,
+    /// The edge before still waits for the processor, and this one would be lost in it.
+    Merged,
+    /// It is an interrupt of its own.
+    Counted,
 }
 
 /// A device's interrupt output pin: a wire to an input of some controller. Clones are the same pin.
@@ -85,6 +102,11 @@ impl Irq {
     pub fn pulse(&self) {
         self.set(true);
         self.set(false);
+    }
+
+    /// What would become of a rising edge now.
+    pub fn edge(&self) -> Edge {
+        self.sink.edge(self.line)
     }
 
     /// Whether this pin is up.

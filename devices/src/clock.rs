@@ -1,7 +1,8 @@
 //! The virtual clock and its timers: devices ask it for the time and to be called; none sleeps or asks the host.
 //!
 //! Two clocks stand behind the traits. [`HostClock`] follows the host's monotonic clock, less the time for which
-//! the machine was paused; its timers run on one thread of its own. [`ManualClock`] moves only when it is told to, and
+//! the machine was paused. Its timers are called by a thread of its own, or, if the host lets that thread come late, by whoever reads the
+//! time for a guest ([`Clock::catch_up`]): a guest never sees a time by which a timer should have run out that has not. [`ManualClock`] moves only when it is told to, and
 //! calls timers on the thread that moves it: for tests and for deterministic runs.
 //!
 //! Rules for users:
@@ -11,9 +12,10 @@
 //!   under its own lock, whether what it waited for is due, and ignores the call if not.
 //! - Callbacks hold their device weakly, or device and timer would keep each other alive.
 //!
-//! Locks: one mutex for the list of deadlines, a leaf. Reading the time takes no lock.
+//! Locks: one mutex for the list of deadlines, a leaf; one held by whoever calls timers, outermost. Reading the time takes no lock.
 use crate::host_time::HostTime;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -31,8 +33,11 @@ pub const SECOND: Nanos = 1_000_000_000;
 pub trait Clock: Send + Sync {
     /// Guest time now.
     fn now(&self) -> Nanos;
-    /// Makes a timer that calls `f` (on the event-loop thread) when its deadline passes.
+    /// Makes a timer that calls `f` when its deadline passes: on the clock's thread, or on one that is in [`Clock::catch_up`].
     fn timer(&self, f: Box<dyn Fn() + Send + Sync>) -> Arc<dyn Timer>;
+    /// Returns when all timers that are due have been called. For a vCPU's thread, before it shows its guest what depends on the time; no
+    /// lock that a callback takes may be held.
+    fn catch_up(&self) {}
 }
 
 /// A one-shot timer.
@@ -143,6 +148,8 @@ impl TimeBase {
 
 struct HostState {
     list: Deadlines,
+    /// The deadline of the timer that is being called.
+    calling: Option<Nanos>,
     quit: bool,
 }
 
@@ -150,9 +157,60 @@ struct HostShared {
     base: TimeBase,
     state: Mutex<HostState>,
     wake: Condvar,
+    /// The earliest deadline of a timer whose call has not ended; `u64::MAX` if there is none. Changed under the lock of `state`.
+    next: AtomicU64,
+    /// Held while timers are called: one at a time, by one thread at a time.
+    turn: Mutex<()>,
+}
+
+thread_local! {
+    /// This thread calls timers just now, and must not wait for its own turn.
+    static CALLS_TIMERS: Cell<bool> = const { Cell::new(false) };
 }
 
 impl HostShared {
+    /// To be called after each change of the deadlines.
+    fn publish(&self, state: &HostState) {
+        let next = state.list.first().into_iter().chain(state.calling).min();
+        self.next.store(next.unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    fn is_due(&self, now: Nanos) -> bool {
+        self.next.load(Ordering::Acquire) <= now
+    }
+
+    /// Calls the timers that are due; those that another thread has begun to call have been called when this returns.
+    #[cold]
+    fn call_due(&self) {
+        if CALLS_TIMERS.get() {
+            return;
+        }
+        let _turn = self.turn.lock();
+        struct Calls;
+        impl Drop for Calls {
+            fn drop(&mut self) {
+                CALLS_TIMERS.set(false);
+            }
+        }
+        CALLS_TIMERS.set(true);
+        let _calls = Calls;
+        // What falls due meanwhile is the next one's concern: a timer that is always late must not keep a vCPU here.
+        let now = self.base.now();
+        let mut state = self.state.lock();
+        // Should a callback have panicked, nobody waits for its end.
+        state.calling = None;
+        while !state.quit && !self.base.is_stopped() {
+            let Some((deadline, f)) = state.list.pop_due(now) else { break };
+            state.calling = Some(deadline);
+            MutexGuard::unlocked(&mut state, || {
+                f();
+                drop(f);
+            });
+            state.calling = None;
+        }
+        self.publish(&state);
+    }
+
     /// The event loop of the timer thread.
     fn run(&self) {
         let mut state = self.state.lock();
@@ -162,11 +220,8 @@ impl HostShared {
                 continue;
             }
             let now = self.base.now();
-            if let Some((_, f)) = state.list.pop_due(now) {
-                MutexGuard::unlocked(&mut state, || {
-                    f();
-                    drop(f);
-                });
+            if self.is_due(now) {
+                MutexGuard::unlocked(&mut state, || self.call_due());
                 continue;
             }
             match state.list.first() {
@@ -181,7 +236,7 @@ impl HostShared {
 }
 
 /// Guest time that runs with the host's monotonic clock, and stands still while paused. Its timers are called on a
-/// thread named `mynah-timers`, which ends when the clock is dropped (timers armed then never fire).
+/// thread named `mynah-timers`, if no other comes first ([`Clock::catch_up`]); it ends when the clock is dropped (timers armed then never fire).
 pub struct HostClock {
     shared: Arc<HostShared>,
     thread: Option<JoinHandle<()>>,
@@ -190,20 +245,35 @@ pub struct HostClock {
 impl HostClock {
     /// A clock that starts now, at zero. Fails if the host gives no thread.
     pub fn new() -> std::io::Result<Self> {
+        let mut clock = Self::without_thread();
+        let shared = clock.shared.clone();
+        clock.thread = Some(std::thread::Builder::new().name("mynah-timers".into()).spawn(move || {
+            ask_for_exact_wakeups();
+            shared.run();
+        })?);
+        Ok(clock)
+    }
+
+    /// A clock whose own thread never comes.
+    fn without_thread() -> Self {
         let base = TimeBase {
             host: HostTime::new(),
             sequence: AtomicU64::new(0),
             offset: AtomicU64::new(0),
             stopped_at: AtomicU64::new(RUNNING),
         };
-        let state = Mutex::new(HostState { list: Deadlines::default(), quit: false });
-        let shared = Arc::new(HostShared { base, state, wake: Condvar::new() });
-        let for_thread = shared.clone();
-        let thread = std::thread::Builder::new().name("mynah-timers".into()).spawn(move || {
-            ask_for_exact_wakeups();
-            for_thread.run();
-        })?;
-        Ok(Self { shared, thread: Some(thread) })
+        let state = Mutex::new(HostState { list: Deadlines::default(), calling: None, quit: false });
+        let (wake, next, turn) = (Condvar::new(), AtomicU64::new(u64::MAX), Mutex::new(()));
+        Self { shared: Arc::new(HostShared { base, state, wake, next, turn }), thread: None }
+    }
+
+    /// The time for a guest: all timers of before then have been called.
+    pub fn now_for_guest(&self) -> Nanos {
+        let now = self.shared.base.now();
+        if self.shared.is_due(now) {
+            self.shared.call_due();
+        }
+        now
     }
 
     /// Stops guest time: [`Clock::now`] stands still and no timer fires until [`HostClock::resume`].
@@ -252,6 +322,10 @@ impl Clock for HostClock {
         let slot = Slot { id, f: f.into(), deadline: Mutex::new(None) };
         Arc::new(HostTimer { shared: self.shared.clone(), slot })
     }
+
+    fn catch_up(&self) {
+        self.now_for_guest();
+    }
 }
 
 impl Drop for HostClock {
@@ -274,13 +348,16 @@ impl Timer for HostTimer {
     fn arm(&self, deadline: Nanos) {
         let mut state = self.shared.state.lock();
         self.slot.arm(&mut state.list, deadline);
+        self.shared.publish(&state);
         if state.list.first() == Some(deadline) {
             self.shared.wake.notify_one();
         }
     }
 
     fn cancel(&self) {
-        self.slot.cancel(&mut self.shared.state.lock().list);
+        let mut state = self.shared.state.lock();
+        self.slot.cancel(&mut state.list);
+        self.shared.publish(&state);
     }
 }
 
@@ -324,6 +401,13 @@ impl ManualClock {
         }
     }
 
+    /// Moves the time on by `ns` and calls no timer, as when the host is late: the next [`Clock::catch_up`] or
+    /// [`ManualClock::advance`] calls them.
+    pub fn jump(&self, ns: Nanos) {
+        let mut state = self.state.lock();
+        state.now = state.now.saturating_add(ns);
+    }
+
     /// The earliest armed deadline.
     pub fn next_deadline(&self) -> Option<Nanos> {
         self.state.lock().list.first()
@@ -339,6 +423,10 @@ impl Clock for ManualClock {
         let id = self.state.lock().list.id();
         let slot = Slot { id, f: f.into(), deadline: Mutex::new(None) };
         Arc::new(ManualTimer { state: self.state.clone(), slot })
+    }
+
+    fn catch_up(&self) {
+        self.advance(0);
     }
 }
 
@@ -437,6 +525,72 @@ mod tests {
         timer("gone").arm(1);
         clock.advance(10);
         assert!(log.lock().is_empty());
+    }
+
+    #[test]
+    fn a_guest_sees_no_time_by_which_a_timer_should_have_run_out() {
+        // The clock's thread never comes, as on a host that is busy with something else.
+        let clock = Arc::new(HostClock::without_thread());
+        let called = Arc::new(Mutex::new(Vec::new()));
+        let timers: Vec<_> = (0..8u64)
+            .map(|n| {
+                let called = called.clone();
+                let timer = clock.timer(Box::new(move || called.lock().push(n)));
+                timer.arm(1_000_000 * (8 - n));
+                timer
+            })
+            .collect();
+        loop {
+            let now = clock.now_for_guest();
+            let due = (0..8u64).rev().filter(|n| 1_000_000 * (8 - n) <= now).collect::<Vec<_>>();
+            assert!(called.lock().starts_with(&due), "at {now}: {called:?}");
+            if due.len() == 8 {
+                break;
+            }
+        }
+        timers[3].arm(0);
+        clock.pause();
+        clock.catch_up();
+        assert_eq!(called.lock().len(), 8, "no timer runs while the clock stands still");
+        clock.resume();
+        clock.catch_up();
+        assert_eq!(called.lock()[8..], [3]);
+    }
+
+    #[test]
+    fn a_guest_waits_for_a_timer_that_the_clocks_thread_has_begun_to_call() {
+        let clock = Arc::new(HostClock::new().unwrap());
+        let (begun, hears) = mpsc::channel();
+        let done = Arc::new(AtomicU64::new(0));
+        let set = done.clone();
+        let timer = clock.timer(Box::new(move || {
+            begun.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            set.store(1, Ordering::SeqCst);
+        }));
+        timer.arm(0);
+        hears.recv().unwrap();
+        // Another timer comes and goes in between: the one that is being called stays due.
+        let other = clock.timer(Box::new(|| ()));
+        other.arm(u64::MAX);
+        drop(other);
+        clock.catch_up();
+        assert_eq!(done.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_callback_may_ask_to_catch_up() {
+        let clock = Arc::new(HostClock::new().unwrap());
+        let (tx, rx) = mpsc::channel();
+        let own = Arc::downgrade(&clock);
+        let timer = clock.timer(Box::new(move || {
+            if let Some(clock) = own.upgrade() {
+                clock.catch_up();
+            }
+            tx.send(()).unwrap();
+        }));
+        timer.arm(0);
+        rx.recv().unwrap();
     }
 
     #[test]

@@ -29,7 +29,8 @@ const ADAPTERS: &[&str] = &["none", "std", "cirrus", "vmware", "qxl", "virtio", 
 struct Seen {
     accel_from_machine: Vec<Accel>,
     serial: bool,
-    monitor: Option<CharTarget>,
+    /// `-monitor` or `-mon` was given.
+    monitor: bool,
     append: bool,
     kernel_option: &'static str,
 }
@@ -118,7 +119,14 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
             seen.serial = true;
             config.serials.push(target()?);
         }
-        "monitor" => seen.monitor = Some(target()?),
+        "monitor" => {
+            seen.monitor = true;
+            config.monitors.extend(Some(target()?).filter(|m| m.backend != CharBackend::None));
+        }
+        "mon" => {
+            seen.monitor = true;
+            config.monitors.push(char_arg::mon(given.text()?)?);
+        }
         "debugcon" => config.debugcons.push(Debugcon { iobase: 0xE9, readback: 0xE9, target: target()? }),
         "chardev" => {
             let chardev = char_arg::chardev(given.text()?)?;
@@ -214,12 +222,11 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
     // A monitor on a serial port's stream (`mon:`) is the monitor.
     let muxed = config.serials.iter().any(|s| s.mux);
     let default_serial = !seen.serial && !config.no_defaults && !has_serial_device(config);
-    let default_monitor = seen.monitor.is_none() && !muxed && !config.no_defaults;
-    config.monitor = seen.monitor.clone().filter(|m| m.backend != CharBackend::None);
+    let default_monitor = !seen.monitor && !muxed && !config.no_defaults;
     match (config.nographic, default_serial, default_monitor) {
         (true, true, true) => config.serials.push(CharTarget::console()),
         (true, true, false) => config.serials.push(stdio()),
-        (true, false, true) => config.monitor = Some(stdio()),
+        (true, false, true) => config.monitors.push(stdio()),
         // Text consoles on a display.
         (false, serial, monitor) => {
             let vc = || CharTarget::new("vc", CharBackend::Vc);
@@ -227,7 +234,7 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
                 config.serials.push(vc());
             }
             if monitor {
-                config.monitor = Some(vc());
+                config.monitors.push(vc());
             }
         }
         (true, false, false) => {}
@@ -245,7 +252,7 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
     for debugcon in &config.debugcons {
         note("-debugcon", &debugcon.target);
     }
-    if let Some(monitor) = &config.monitor {
+    for monitor in &config.monitors {
         note("-monitor", monitor);
     }
     for chardev in &config.chardevs {
@@ -259,7 +266,7 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
         )));
     }
     let targets =
-        config.serials.iter().chain(config.debugcons.iter().map(|d| &d.target)).chain(&config.monitor);
+        config.serials.iter().chain(config.debugcons.iter().map(|d| &d.target)).chain(&config.monitors);
     let ids = targets.filter_map(|t| match &t.backend {
         CharBackend::Chardev(id) => Some(id.as_str()),
         _ => None,
@@ -388,15 +395,22 @@ mod tests {
         config("mynah", &words.iter().map(OsString::from).collect::<Vec<_>>()).unwrap_err().to_string()
     }
 
+    /// What an option's example does not make sense without.
+    fn needs(option: &str) -> &'static [&'static str] {
+        match option {
+            "initrd" | "append" => &["-kernel", "k"],
+            "mon" => &["-chardev", "null,id=c0"],
+            _ => &[],
+        }
+    }
+
     #[test]
     fn every_option_takes_its_own_example() {
         for option in OPTIONS.iter().filter(|o| o.status != Status::Later) {
             let dashed = format!("-{}", option.name);
             let mut words: Vec<&str> = vec![&dashed];
             words.extend(option.example);
-            if matches!(option.name, "initrd" | "append") {
-                words.extend(["-kernel", "k"]);
-            }
+            words.extend(needs(option.name));
             let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
             match config("mynah", &words) {
                 Ok(_) => assert_ne!(option.name, "help"),
@@ -418,8 +432,7 @@ mod tests {
                 continue;
             }
             let dashed = format!("-{}", option.name);
-            let base: &[&str] =
-                if matches!(option.name, "initrd" | "append") { &["-kernel", "k"] } else { &[] };
+            let base = needs(option.name);
             let mut words = base.to_vec();
             words.push(&dashed);
             words.extend(option.example);
@@ -466,7 +479,7 @@ mod tests {
         assert_eq!(c.cpu.model, "max");
         assert_eq!(c.append, "console=ttyS0 panic=-1");
         assert_eq!(c.serials, [CharTarget::console()]);
-        assert_eq!(c.monitor, None);
+        assert_eq!(c.monitors, []);
         assert_eq!(c.on_reboot, RebootAction::Shutdown);
         assert_eq!(c.devices, [Device::IsaDebugExit { iobase: 0xF4, iosize: 4 }]);
         assert!(c.log.has(LogItem::GuestErrors) && c.log.file == Some("log".into()));
@@ -477,13 +490,13 @@ mod tests {
     fn nographic_gives_the_terminal_to_what_has_no_place_yet() {
         assert_eq!(of(&["-nographic"]).serials, [CharTarget::console()]);
         let c = of(&["-nographic", "-serial", "file:log"]);
-        assert_eq!(c.monitor.unwrap().spec, "stdio");
+        assert_eq!(c.monitors[0].spec, "stdio");
         let c = of(&["-nographic", "-monitor", "none"]);
-        assert_eq!((c.serials[0].spec.as_str(), c.serials[0].mux, c.monitor), ("stdio", false, None));
+        assert_eq!((c.serials[0].spec.as_str(), c.serials[0].mux, c.monitors.len()), ("stdio", false, 0));
         let c = of(&["-nographic", "-serial", "mon:stdio"]);
-        assert_eq!((c.serials.len(), c.monitor), (1, None));
+        assert_eq!((c.serials.len(), c.monitors.len()), (1, 0));
         let c = of(&["-nographic", "-nodefaults"]);
-        assert_eq!((c.serials.len(), c.monitor), (0, None));
+        assert_eq!((c.serials.len(), c.monitors.len()), (0, 0));
         let c = of(&[
             "-nographic",
             "-chardev",
@@ -502,7 +515,19 @@ mod tests {
         assert_eq!(c.serials[0].backend, CharBackend::Vc);
         let c = of(&["-serial", "stdio", "-serial", "null"]);
         assert_eq!(c.serials.len(), 2);
-        assert_eq!(c.monitor.unwrap().backend, CharBackend::Vc);
+        assert_eq!(c.monitors[0].backend, CharBackend::Vc);
+    }
+
+    #[test]
+    fn there_may_be_several_monitors() {
+        let c = of(&["-monitor", "none", "-nographic"]);
+        assert_eq!((c.monitors.len(), c.serials[0].mux), (0, false));
+        let c = of(&["-chardev", "pty,id=p", "-mon", "p", "-monitor", "unix:/s,server,nowait"]);
+        assert_eq!(
+            c.monitors.iter().map(|m| m.spec.as_str()).collect::<Vec<_>>(),
+            ["chardev:p", "unix:/s,server,nowait"]
+        );
+        assert!(error(&["-mon", "p"]).contains("no -chardev with the id 'p'"));
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub fn target(option: &str, spec: &str) -> Result<CharTarget, Error> {
     let backend = match kind {
         "none" => plain(CharBackend::None)?,
         "null" => plain(CharBackend::Null)?,
-        "stdio" => plain(CharBackend::Stdio { signal: true })?,
+        // With the monitor behind Ctrl-A, Ctrl-C is the guest's.
+        "stdio" => plain(CharBackend::Stdio { signal: !mux })?,
         "pty" => plain(CharBackend::Pty)?,
         // A size may follow: vc:800x600, vc:80Cx24C.
         "vc" => CharBackend::Vc,
@@ -132,6 +133,25 @@ fn socket(props: &mut Props, telnet: bool) -> Result<Socket, Error> {
         return Err(props.error("'reconnect' is for a client, and this is a server"));
     }
     Ok(Socket { server, wait: wait.unwrap_or(server), telnet, nodelay, reconnect })
+}
+
+/// Parses `-mon`'s argument.
+pub fn mon(text: &str) -> Result<CharTarget, Error> {
+    let mut props = Props::parse("-mon", text, Some("chardev"));
+    let id = props
+        .text("chardev")?
+        .filter(|id| !id.is_empty())
+        .ok_or_else(|| props.error("a chardev=ID is missing"))?;
+    match props.text("mode")?.as_deref() {
+        None | Some("readline") => {}
+        Some("control") => {
+            return Err(props.error("mode=control: the management protocol is not supported yet"));
+        }
+        Some(mode) => return Err(props.error(format!("mode={mode}: there is readline"))),
+    }
+    props.ignore(&["pretty"]);
+    props.finish()?;
+    Ok(CharTarget::new(&format!("chardev:{id}"), CharBackend::Chardev(id)))
 }
 
 /// Parses `-chardev`'s argument.
@@ -305,6 +325,20 @@ mod tests {
         ));
         let c = chardev("udp,id=u,port=7").unwrap();
         assert!(matches!(c.backend, CharBackend::Udp { .. }));
+    }
+
+    #[test]
+    fn a_monitor_on_a_named_back_end() {
+        for text in ["c", "chardev=c", "chardev=c,mode=readline", "c,pretty=on"] {
+            assert_eq!(mon(text).unwrap().backend, CharBackend::Chardev("c".into()), "{text}");
+        }
+        for (text, why) in [
+            ("mode=readline", "-mon: a chardev=ID is missing"),
+            ("c,mode=control", "-mon: mode=control: the management protocol is not supported yet"),
+            ("c,mode=x", "-mon: mode=x: there is readline"),
+        ] {
+            assert_eq!(mon(text).unwrap_err().to_string(), why);
+        }
     }
 
     #[test]

@@ -238,7 +238,13 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
     let name = props.text("accel")?.unwrap_or_default();
     if name == "help" || name == "?" {
         return Err(Error::info(
-            "Engines:\n  interp  the interpreter\n  jit     the translator (also: tcg)\n  \
+            "Engines:\n  interp  the interpreter\n  jit     the translator (also: tcg)\n            \
+             cache=on|off|DIR   where compiled code is kept between runs\n            \
+             cache-share=on|off whether guests booted from other files may use it, too (off)\n            \
+             cache-size=MIB     what it may take; one guest's files a quarter of that (256)\n            \
+             tb-size=MIB        memory for compiled code (128)\n            \
+             split-wx=on|off    whether that is never writable where it is executable (on)\n            \
+             check=on|off|all   whether it is checked against the interpreter (off)\n  \
              kvm     Linux's KVM\n  hvf     macOS's Hypervisor.framework\n",
         ));
     }
@@ -249,6 +255,7 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
         AccelKind::Interp => &[],
         AccelKind::Jit => &[
             "cache",
+            "cache-share",
             "cache-size",
             "check",
             "thread",
@@ -293,6 +300,11 @@ pub fn compiled_code(accel: &Accel, config: &mut Config) -> Result<(), Error> {
             Ok(n) if n <= MOST_MIB => Ok(Some(n << 20)),
             _ => Err(Error::new(format!("-accel jit,{key}={value}: expected a number of MiB"))),
         };
+        let switch = || match value.as_str() {
+            "on" | "yes" | "true" => Ok(true),
+            "off" | "no" | "false" => Ok(false),
+            _ => Err(Error::new(format!("-accel jit,{key}={value}: expected on or off"))),
+        };
         match key.as_str() {
             "cache" => {
                 config.code_cache = match value.as_str() {
@@ -302,6 +314,8 @@ pub fn compiled_code(accel: &Accel, config: &mut Config) -> Result<(), Error> {
                     dir => CodeCache::Dir(dir.into()),
                 }
             }
+            "cache-share" => config.code_cache_share = switch()?,
+            "split-wx" => config.split_wx = switch()?,
             "cache-size" => config.code_cache_size = size()?,
             "tb-size" => config.code_memory = size()?,
             _ => {}
@@ -345,6 +359,18 @@ mod tests {
         let dir = of("jit,cache=/var/x,cache-size=64").unwrap();
         assert_eq!(dir, (CodeCache::Dir("/var/x".into()), Some(64 << 20), None));
         assert!(of("jit,tb-size=much").unwrap_err().to_string().contains("expected a number of MiB"));
+        let switches = |text: &str| {
+            let mut c = Config::default();
+            compiled_code(&accel(text).unwrap(), &mut c).map(|()| (c.code_cache_share, c.split_wx))
+        };
+        assert_eq!(switches("jit").unwrap(), (false, true));
+        assert_eq!(switches("jit,cache-share=on,split-wx=off").unwrap(), (true, false));
+        assert!(
+            switches("jit,split-wx=maybe")
+                .unwrap_err()
+                .to_string()
+                .contains("split-wx=maybe: expected on or off")
+        );
         assert!(of("jit,cache=").unwrap_err().to_string().contains("a folder"));
     }
 

@@ -26,6 +26,7 @@ pub mod suggest;
 use crate::config::{Config, exit_code};
 use crate::{demo, guests, machine};
 use clap::{Parser, Subcommand};
+use mynah_devices::chardev::leftovers::Leftover;
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -235,7 +236,7 @@ fn fetch(store: &guests::Store, name: &str, refresh: bool) -> anyhow::Result<Pat
 /// `mynah run`: options to a machine, and the machine to its end. `usage` is how the help calls it.
 fn run_machine(program: &str, usage: &str, args: &[OsString]) -> anyhow::Result<i32> {
     let config = build::config(usage, args)?;
-    start(Config { program: program.into(), ..config })
+    start(Config { program: program.into(), as_qemu: usage != "mynah run", ..config })
 }
 
 /// Checks what `config` needs, and runs it to its end; the result is the process's exit code.
@@ -252,20 +253,13 @@ pub fn start(config: Config) -> anyhow::Result<i32> {
 }
 
 /// The file of `-pidfile`, which goes when the machine has ended.
-struct Pidfile(PathBuf);
+struct Pidfile(#[allow(dead_code, reason = "removes the file when it is dropped")] Leftover);
 
 impl Pidfile {
     fn write(path: &Path) -> Result<Pidfile, Error> {
         std::fs::write(path, format!("{}\n", std::process::id()))
             .map_err(|e| Error::new(format!("-pidfile {}: {e}", path.display())))?;
-        Ok(Pidfile(path.into()))
-    }
-}
-
-impl Drop for Pidfile {
-    fn drop(&mut self) {
-        // Somebody else may have removed it: then there is nothing left to do.
-        let _ = std::fs::remove_file(&self.0);
+        Ok(Pidfile(Leftover::new(path)))
     }
 }
 
@@ -290,6 +284,11 @@ fn report(program: &str, result: anyhow::Result<i32>) -> i32 {
 /// Prints a line to standard error; a closed one leaves nobody to tell.
 pub(crate) fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "mynah: {line}");
+}
+
+/// Prints a line of `program` to standard error.
+pub(crate) fn say(program: &str, line: &str) {
+    let _ = writeln!(std::io::stderr(), "{program}: {line}");
 }
 
 /// Prints to standard output; if nobody reads it any more, that is no reason to panic.

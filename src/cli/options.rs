@@ -95,7 +95,7 @@ pub const OPTIONS: &[OptionDef] = options! {
     Machine Supported "machine" ("TYPE[,prop=value...]", "pc,hpet=on") "the board ('help' lists them); kernel-entry=16|32|64 chooses how Linux is entered";
     Machine Supported "M" ("TYPE[,prop=value...]", "pc") "the same as -machine";
     Machine Supported "cpu" ("MODEL[,+feature][,-feature]", "max,-x2apic") "the CPU model ('help' lists them)";
-    Machine Supported "accel" ("NAME[,prop=value...]", "interp") "interp, jit (tcg), kvm; jit: cache=on|off|DIR, cache-size=MIB, tb-size=MIB, check=on|off|all";
+    Machine Supported "accel" ("NAME[,prop=value...]", "interp") "interp, jit (tcg), kvm; jit: cache=on|off|DIR, cache-share=on|off, cache-size=MIB, tb-size=MIB, split-wx=on|off, check=on|off|all";
     Machine Supported "enable-kvm" "the same as -accel kvm";
     Machine Parsed "smp" ("N[,sockets=S][,cores=C][,threads=T][,maxcpus=M]", "1") "how many processors";
     Machine Supported "m" ("SIZE[,slots=N,maxmem=SIZE]", "2G") "RAM; MiB without a suffix K, M, G or T [default: 128]";
@@ -117,7 +117,8 @@ pub const OPTIONS: &[OptionDef] = options! {
 
     Console Supported "nographic" "no display; serial port and monitor share the terminal (Ctrl-A H for help)";
     Console Supported "serial" ("TARGET", "mon:stdio") "where a serial port goes; repeatable, COM1 first";
-    Console Supported "monitor" ("TARGET", "none") "where the monitor is";
+    Console Supported "monitor" ("TARGET", "none") "where a monitor is; repeatable";
+    Console Supported "mon" ("[chardev=]ID[,mode=readline]", "chardev=c0") "a monitor on a named target";
     Console Supported "debugcon" ("TARGET", "file:debug.log") "where bytes written to port 0xE9 go";
     Console Supported "chardev" ("BACKEND,id=ID[,prop=value...]", "null,id=c0") "a named target, for chardev:ID";
     Console Supported "parallel" ("none|null", "none") "the parallel port, of which there is none";
@@ -200,7 +201,6 @@ pub const OPTIONS: &[OptionDef] = options! {
     Console Later "g" ("SIZE", "800x600") "the display's size";
     Console Later "rotate" ("DEGREES", "90") "the display's rotation";
     Console Later "portrait" "the display's rotation";
-    Console Later "mon" ("...", "chardev=c") "a monitor on a named target";
     Devices Later "blockdev" ("...", "driver=raw") "a node of a block graph";
     Devices Later "mtdblock" ("FILE", "m.img") "on-board flash";
     Devices Later "sd" ("FILE", "sd.img") "an SD card";

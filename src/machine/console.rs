@@ -1,10 +1,11 @@
 //! Character streams: serial ports, the monitor behind Ctrl-A, debug consoles.
 use super::board::Board;
 use super::inside::Translators;
+use super::monitor::Hmp;
 use super::power::Power;
-use crate::config::{CharBackend, CharTarget, Config, Device, FwCfgData};
+use crate::config::{CharBackend, CharTarget, Config, Device, FwCfgData, exit_code};
 use anyhow::{Context, bail};
-use mynah_devices::chardev::{Chardev, ChardevError, Host, Monitor, Mux, spec};
+use mynah_devices::chardev::{Chardev, ChardevError, Host, MonitorLine, Mux, spec};
 use mynah_devices::misc::debug_exit::DebugExit;
 use mynah_devices::misc::debugcon::Debugcon;
 use mynah_devices::misc::fw_cfg::{FwCfg, key};
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// Standard output was closed when the process began.
 static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
@@ -36,9 +38,14 @@ extern "C" fn look_at_stdout() {
 
 /// All open streams.
 pub struct Consoles {
-    lines: Vec<Arc<dyn Chardev>>,
+    /// With what the user calls them.
+    lines: Vec<(String, Arc<dyn Chardev>)>,
     serials: Vec<Arc<Serial>>,
     named: Mutex<HashMap<String, Arc<dyn Chardev>>>,
+    muxes: Vec<Arc<Mux>>,
+    /// By the line that each shares with a device, if it does.
+    muxed: HashMap<String, Arc<Mux>>,
+    monitors: Vec<Arc<MonitorLine>>,
     host: Host,
     translators: Translators,
 }
@@ -55,21 +62,28 @@ impl Consoles {
                 ChardevError::Write { ref target, .. } if target == "standard output" => {
                     failing.fail(format!("{e}"));
                 }
-                e => eprintln!("{program}: {e}"),
+                e => crate::cli::say(&program, &format!("{e}")),
             }),
-            announce: Arc::new(move |line| eprintln!("{shown}: {line}")),
+            announce: Arc::new(move |line| crate::cli::say(&shown, line)),
         };
         let mut all = Self {
             lines: Vec::new(),
             serials: Vec::new(),
             named: Mutex::new(HashMap::new()),
+            muxes: Vec::new(),
+            muxed: HashMap::new(),
+            monitors: Vec::new(),
             host,
             translators: Translators::default(),
         };
         for c in &cfg.chardevs {
             let target = CharTarget { spec: c.id.clone(), mux: c.mux, backend: c.backend.clone() };
+            let muxes = all.muxes.len();
             let line = all.line(cfg, &target, power).with_context(|| format!("-chardev id={}", c.id))?;
             all.named.lock().insert(c.id.clone(), line);
+            if let Some(mux) = all.muxes.get(muxes) {
+                all.muxed.insert(c.id.clone(), mux.clone());
+            }
         }
         for (n, target) in cfg.serials.iter().enumerate() {
             if target.backend == CharBackend::None {
@@ -115,10 +129,36 @@ impl Consoles {
         }
         let opened = what.open(&self.host)?;
         if let Some(mux) = opened.mux {
-            connect_monitor(cfg, &mux, power, &self.translators);
+            let quit = power.clone();
+            mux.set_quit(move || {
+                quit.end(exit_code::POWER_OFF, Some("terminated from the console".into()));
+            });
+            mux.set_monitor(Arc::new(Hmp::new(cfg, power, &self.translators)));
+            self.muxes.push(mux);
         }
-        self.lines.push(opened.chardev.clone());
+        self.lines.push((target.spec.clone(), opened.chardev.clone()));
         Ok(opened.chardev)
+    }
+
+    /// All devices are plugged in: opens the monitors, and has whoever has come be greeted.
+    pub fn start(&mut self, cfg: &Config, power: &Arc<Power>) -> anyhow::Result<()> {
+        for target in &cfg.monitors {
+            // A target that is shared with a device has the monitor behind the escape character.
+            if let CharBackend::Chardev(id) = &target.backend
+                && self.muxed.contains_key(id)
+            {
+                continue;
+            }
+            let line = self.line(cfg, target, power).with_context(|| format!("-monitor {}", target.spec))?;
+            if !target.mux {
+                let monitor = Arc::new(Hmp::new(cfg, power, &self.translators));
+                self.monitors.push(MonitorLine::new(line, monitor));
+            }
+        }
+        for mux in &self.muxes {
+            mux.start();
+        }
+        Ok(())
     }
 
     /// Where the vCPUs' translators are to be listed, for the monitor.
@@ -126,13 +166,29 @@ impl Consoles {
         self.translators.clone()
     }
 
-    /// Sends what is still on its way.
-    pub fn close(&self) {
-        for s in &self.serials {
-            s.flush();
+    /// The machine ends: nobody who writes waits for a reader any more.
+    pub fn hurry(&self) {
+        for (_, line) in &self.lines {
+            line.hurry();
         }
-        for l in &self.lines {
-            l.flush();
+    }
+
+    /// Sends what is still on its way, as far as it is taken until then, and says what was not.
+    pub fn close(&self, until: Instant, program: &str) {
+        for s in &self.serials {
+            s.flush(until);
+        }
+        for (_, line) in &self.lines {
+            line.flush(until);
+        }
+        for (spec, line) in &self.lines {
+            let lost = line.unsent();
+            if lost > 0 {
+                crate::cli::say(
+                    program,
+                    &format!("{spec}: {lost} bytes of output were not read, and are lost"),
+                );
+            }
         }
     }
 }
@@ -179,57 +235,6 @@ fn no_telnet(socket: &crate::config::Socket) -> anyhow::Result<()> {
         bail!("reconnect= is not supported yet");
     }
     Ok(())
-}
-
-fn connect_monitor(cfg: &Config, mux: &Arc<Mux>, power: &Arc<Power>, translators: &Translators) {
-    let quit = power.clone();
-    let program = cfg.program.clone();
-    mux.set_quit(move || {
-        eprintln!("{program}: terminated from the console");
-        quit.end(crate::config::exit_code::POWER_OFF, None);
-    });
-    mux.set_monitor(Arc::new(Hmp { power: power.clone(), translators: translators.clone() }));
-}
-
-/// The human monitor: the few commands that there is something behind.
-struct Hmp {
-    power: Arc<Power>,
-    translators: Translators,
-}
-
-impl Monitor for Hmp {
-    fn command(&self, line: &str) -> String {
-        use mynah_devices::events::{MachineEvents, ResetCause};
-        match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-            [] => String::new(),
-            ["q" | "quit"] => {
-                self.power.end(crate::config::exit_code::POWER_OFF, None);
-                String::new()
-            }
-            ["stop" | "s"] => {
-                self.power.set_paused(true);
-                String::new()
-            }
-            ["cont" | "c"] => {
-                self.power.set_paused(false);
-                String::new()
-            }
-            ["system_reset"] => {
-                self.power.reset(ResetCause::Host);
-                String::new()
-            }
-            ["info", "status"] => {
-                format!("VM status: {}\n", if self.power.is_paused() { "paused" } else { "running" })
-            }
-            ["info", "jit"] => self.translators.info(),
-            ["help" | "?", ..] => {
-                "cont|c          go on\ninfo jit        what the translator has done\ninfo status     running or paused\nquit|q          end Mynah\n\
-                stop|s          pause the guest\nsystem_reset    reset the machine\n"
-                    .into()
-            }
-            [first, ..] => format!("unknown command: '{first}' (try 'help')\n"),
-        }
-    }
 }
 
 /// `-debugcon`, `-device` and the board's own fw_cfg.

@@ -7,7 +7,7 @@ use iced_x86::Code;
 use mynah_cpu::Cpu;
 use mynah_cpu::trace::Trace;
 use mynah_jit::perf::{Perf, Symbols};
-use mynah_jit::tier::{self, Counters, Engine, Folder, Inside, OnDisk, Options, Sink, StoreInfo};
+use mynah_jit::tier::{self, Counters, Engine, Folder, Image, Inside, OnDisk, Options, Sink, StoreInfo};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -30,8 +30,13 @@ fn inside(cfg: &Config, log: Option<&Arc<Trace>>, symbols: Arc<Symbols>) -> anyh
     Ok(Inside { ir: sink(LogItem::Ir), asm: sink(LogItem::OutAsm), perf, symbols })
 }
 
-/// What the user wants the translator to be like.
-pub fn options(cfg: &Config, log: Option<&Arc<Trace>>, symbols: Arc<Symbols>) -> anyhow::Result<Options> {
+/// What the user wants the translator to be like, for a guest of this image.
+pub fn options(
+    cfg: &Config,
+    log: Option<&Arc<Trace>>,
+    symbols: Arc<Symbols>,
+    image: Image,
+) -> anyhow::Result<Options> {
     let folder = match &cfg.code_cache {
         CodeCache::Off => None,
         // Nobody has asked for this one.
@@ -44,9 +49,16 @@ pub fn options(cfg: &Config, log: Option<&Arc<Trace>>, symbols: Arc<Symbols>) ->
         }
     };
     let limit = cfg.code_cache_size.unwrap_or(tier::LIMIT);
-    let disk = folder.map(|folder| OnDisk { folder, limit });
+    let image = (!cfg.code_cache_share).then_some(image);
+    let disk = folder.map(|folder| OnDisk { folder, limit, image });
     let code_bytes = cfg.code_memory.map_or(tier::CODE, |n| n as usize);
-    Ok(Options { code_bytes, disk, inside: inside(cfg, log, symbols)?, ..Options::default() })
+    Ok(Options {
+        code_bytes,
+        split_wx: cfg.split_wx,
+        disk,
+        inside: inside(cfg, log, symbols)?,
+        ..Options::default()
+    })
 }
 
 /// The user's own folder for compiled code: `mynah/jit` in `$XDG_CACHE_HOME`, or in `~/.cache`. Nothing if

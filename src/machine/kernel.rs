@@ -15,6 +15,7 @@ use mynah_firmware::{
     Bios, BiosConfig, BootProtocol, CpuMode, Entry, Kind, LoadRequest, Module, Segment, build_tables,
     identify, load,
 };
+use mynah_jit::tier::Image;
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
@@ -165,6 +166,22 @@ impl Boot {
             ..Default::default()
         };
         Ok(Self { kernel, firmware, tables, long_mode: model.is_64bit() })
+    }
+
+    /// What the guest is booted from, by contents: firmware, kernel, RAM disk or modules. The command line is not of it, so that one may be tried
+    /// after another; guests that differ in nothing else are one to the kept code. Disks are to be added by what they are known by, as what is on
+    /// them changes.
+    pub fn image(&self) -> Image {
+        let Boot { kernel, firmware, .. } = self.clone();
+        Image::new(move |add| {
+            if let Firmware::Image(image) = &firmware {
+                add("firmware", image);
+            }
+            if let Some(kernel) = &kernel {
+                add("kernel", &kernel.image);
+                kernel.modules.iter().for_each(|(_, contents)| add("module", contents));
+            }
+        })
     }
 
     /// The machine's firmware.

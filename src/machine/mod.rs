@@ -3,8 +3,10 @@
 pub mod bios;
 pub mod board;
 pub mod console;
+pub mod ending;
 pub mod inside;
 pub mod kernel;
+pub mod monitor;
 pub mod power;
 pub mod shadow;
 pub mod vcpu;
@@ -12,6 +14,7 @@ pub mod vcpu;
 use crate::config::{AccelKind, Check, Config, Device, LogItem};
 use anyhow::{Context, bail};
 use board::Board;
+use ending::{Ending, GRACE};
 use mynah_cpu::trace::{self, Trace};
 use mynah_cpu::{Cpu, CpuModel, World};
 use mynah_jit::perf::Symbols;
@@ -31,29 +34,30 @@ fn below_4g(size: u64) -> u64 {
 /// Builds the machine and runs it to its end; the exit code.
 pub fn run(cfg: Config) -> anyhow::Result<i32> {
     refuse_unbuilt(&cfg)?;
+    let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, cfg.start_stopped));
+    // Before anything that could wait, and gone after all else.
+    let _ending = Ending::watch(&power).context("cannot watch over the machine's end")?;
     let model = Arc::new(cpu_model(&cfg)?);
     let symbols = inside::symbols(&cfg)?;
     let log = trace(&cfg, &symbols)?;
-    // First, so that what is on disk can be read while the machine is built.
-    let translator = translator(&cfg, &model, log.as_ref(), symbols)?;
     let boot = kernel::Boot::read(&cfg, &model)?;
+    // Early, so that what is on disk can be read while the machine is built.
+    let translator = translator(&cfg, &model, log.as_ref(), symbols, &boot)?;
 
     let size = cfg.memory.size;
     let ram = GuestRam::new(size).with_context(|| format!("-m: cannot map {size} bytes of guest RAM"))?;
     let memory = PhysMemory::new(ram, below_4g(size));
-    let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, cfg.start_stopped));
     let handles: Vec<VcpuHandle> =
         (0..cfg.smp.cpus).map(|n| VcpuHandle { apic_id: model.apic_id(n), ..Default::default() }).collect();
     let world = World::new(handles.iter().map(|h| (h.events.clone(), h.inbox.clone())));
     power.connect(handles.clone());
     let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), &power, &handles)?;
+    power.connect_clock(board.clock.clone());
     let mut consoles = console::Consoles::open(&cfg, &mut board, &power)?;
     let fw_cfg = console::attach_extra(&cfg, &mut board, &power, &mut consoles)?;
     boot.fill(&cfg, &fw_cfg, &memory)?;
     let board = Arc::new(board);
-    if cfg.start_stopped {
-        board.clock.pause();
-    }
+    consoles.start(&cfg, &power)?;
 
     // The first load shows whether the kernel fits, before anything runs.
     let entry = boot.load(&board)?;
@@ -91,6 +95,7 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             .name(format!("mynah-vcpu{n}"))
             .stack_size(8 << 20)
             .spawn(move || {
+                let _gone = Gone(power.clone());
                 vcpu::run(&mut cpu, &world, n, &power, bios.as_deref(), |cpu| {
                     cpu.trace_reset();
                     if n != 0 {
@@ -111,21 +116,37 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         threads.push(thread);
     }
     let end = power.wait_end();
-    for t in threads {
-        // A vCPU thread that panicked has printed why.
-        let _ = t.join();
+    let until = end.told + GRACE;
+    consoles.hurry();
+    if power.wait_gone(threads.len(), until) {
+        for t in threads {
+            // A vCPU thread that panicked has printed why.
+            let _ = t.join();
+        }
+    } else {
+        tracing::debug!("a vCPU does not come out of an instruction; it is not waited for");
     }
-    consoles.close();
+    consoles.close(until, &cfg.program);
+    if let Some(message) = &end.message {
+        // Standard error may be closed, which is no reason to panic.
+        crate::cli::say(&cfg.program, message);
+    }
     if let Some(engine) = &translator {
         engine.close();
     }
     if let Some(log) = log {
         log.flush();
     }
-    if let Some(message) = end.message {
-        eprintln!("{}: {message}", cfg.program);
-    }
     Ok(end.code)
+}
+
+/// Tells that a vCPU's thread has come to its end, even by a panic.
+struct Gone(Arc<Power>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.vcpu_gone();
+    }
 }
 
 /// The translator, if it is to be used and there is one.
@@ -134,11 +155,12 @@ fn translator(
     model: &Arc<CpuModel>,
     log: Option<&Arc<Trace>>,
     symbols: Arc<Symbols>,
+    boot: &kernel::Boot,
 ) -> anyhow::Result<Option<Arc<Engine>>> {
     if engine(cfg) != Some(AccelKind::Jit) {
         return Ok(None);
     }
-    match Engine::new(model, inside::options(cfg, log, symbols)?) {
+    match Engine::new(model, inside::options(cfg, log, symbols, boot.image())?) {
         Ok(engine) => Ok(Some(Arc::new(engine))),
         // Without a wish the interpreter will do.
         Err(e) if cfg.accel.is_empty() => {

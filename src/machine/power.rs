@@ -1,9 +1,11 @@
 //! Power and run state: what guest, devices, monitor and signals ask for, and how the run ends.
 use super::vcpu::VcpuHandle;
 use crate::config::{PanicAction, RebootAction, ShutdownAction, exit_code};
+use mynah_devices::clock::HostClock;
 use mynah_devices::events::{MachineEvents, ResetCause};
 use parking_lot::{Condvar, Mutex};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// What vCPUs are to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +27,21 @@ pub struct End {
     pub code: i32,
     /// What the user should read, if it did not end by the guest's own will.
     pub message: Option<String>,
+    /// When the machine was told to end.
+    pub told: Instant,
+}
+
+/// Why the machine is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// It has not been started yet (`-S`).
+    Prelaunch,
+    /// The user wants it so.
+    User,
+    /// The guest has switched it off (`-no-shutdown`).
+    Shutdown,
+    /// The guest has panicked (`-action panic=pause`).
+    Panicked,
 }
 
 struct State {
@@ -33,7 +50,11 @@ struct State {
     resets: u64,
     /// vCPUs that stand still until the reset is carried out.
     parked: usize,
-    paused: bool,
+    paused: Option<Pause>,
+    /// vCPUs that stand still because the machine is paused.
+    standing: usize,
+    /// vCPUs whose thread has come to its end.
+    gone: usize,
     end: Option<End>,
     triple_fault: Option<String>,
 }
@@ -46,6 +67,7 @@ pub struct Power {
     state: Mutex<State>,
     changed: Condvar,
     vcpus: OnceLock<Vec<VcpuHandle>>,
+    clock: OnceLock<Arc<HostClock>>,
 }
 
 impl Power {
@@ -64,13 +86,25 @@ impl Power {
                 reset: false,
                 resets: 0,
                 parked: 0,
-                paused,
+                paused: paused.then_some(Pause::Prelaunch),
+                standing: 0,
+                gone: 0,
                 end: None,
                 triple_fault: None,
             }),
             changed: Condvar::new(),
             vcpus: OnceLock::new(),
+            clock: OnceLock::new(),
         }
+    }
+
+    /// Names the clock that stands still while the machine does. Once.
+    pub fn connect_clock(&self, clock: Arc<HostClock>) {
+        let s = self.state.lock();
+        if s.paused.is_some() {
+            clock.pause();
+        }
+        let _ = self.clock.set(clock);
     }
 
     /// Names the vCPUs to be told of changes. Once.
@@ -93,7 +127,7 @@ impl Power {
             Request::Stop
         } else if s.reset {
             Request::Reset
-        } else if s.paused {
+        } else if s.paused.is_some() {
             Request::Pause
         } else {
             Request::Run
@@ -141,7 +175,7 @@ impl Power {
     /// Ends the run.
     pub fn end(&self, code: i32, message: Option<String>) {
         self.change(|s| {
-            s.end.get_or_insert(End { code, message });
+            s.end.get_or_insert(End { code, message, told: Instant::now() });
         });
     }
 
@@ -155,22 +189,74 @@ impl Power {
         self.state.lock().triple_fault = Some(text);
     }
 
-    /// Stops or continues the vCPUs.
-    pub fn set_paused(&self, paused: bool) {
-        self.change(|s| s.paused = paused);
+    /// Stops vCPUs and clock. The reason of an earlier stop stays.
+    pub fn pause(&self, why: Pause) {
+        self.change(|s| {
+            s.paused.get_or_insert(why);
+            if let Some(clock) = self.clock.get() {
+                clock.pause();
+            }
+        });
     }
 
-    /// Whether the machine is paused.
-    pub fn is_paused(&self) -> bool {
+    /// Has vCPUs and clock go on.
+    pub fn go_on(&self) {
+        self.change(|s| {
+            if let Some(clock) = self.clock.get() {
+                clock.resume();
+            }
+            s.paused = None;
+        });
+    }
+
+    /// Whether, and why, the machine is paused.
+    pub fn paused(&self) -> Option<Pause> {
         self.state.lock().paused
+    }
+
+    /// Waits until all vCPUs stand still, as long as the machine is paused, but no longer than a second.
+    pub fn wait_standing(&self) {
+        let all = self.vcpus.get().map_or(0, Vec::len);
+        let give_up = Instant::now() + Duration::from_secs(1);
+        let mut s = self.state.lock();
+        while s.standing + s.gone < all && s.paused.is_some() && !s.reset && s.end.is_none() {
+            if self.changed.wait_until(&mut s, give_up).timed_out() {
+                return;
+            }
+        }
     }
 
     /// Waits until the machine runs, resets or ends.
     pub fn wait_while_paused(&self) {
         let mut s = self.state.lock();
-        while s.paused && s.end.is_none() && !s.reset {
+        s.standing += 1;
+        self.changed.notify_all();
+        while s.paused.is_some() && s.end.is_none() && !s.reset {
             self.changed.wait(&mut s);
         }
+        s.standing -= 1;
+    }
+
+    /// The thread of a vCPU has come to its end.
+    pub fn vcpu_gone(&self) {
+        self.state.lock().gone += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until all `vcpus` threads have come to their end, or the time has come; whether they have.
+    pub fn wait_gone(&self, vcpus: usize, until: Instant) -> bool {
+        let mut s = self.state.lock();
+        while s.gone < vcpus {
+            if self.changed.wait_until(&mut s, until).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether the machine has been told to end.
+    pub fn has_ended(&self) -> bool {
+        self.state.lock().end.is_some()
     }
 
     /// Waits for the end.
@@ -198,12 +284,18 @@ impl MachineEvents for Power {
             return;
         }
         tracing::info!(?cause, "reset");
-        self.change(|s| s.reset = true);
+        self.change(|s| {
+            s.reset = true;
+            // A guest that has ended may start afresh, when the user says so.
+            if let Some(Pause::Shutdown | Pause::Panicked) = s.paused {
+                s.paused = Some(Pause::User);
+            }
+        });
     }
     fn power_off(&self) {
         match self.on_shutdown {
             ShutdownAction::PowerOff => self.end(0, None),
-            ShutdownAction::Pause => self.set_paused(true),
+            ShutdownAction::Pause => self.pause(Pause::Shutdown),
         }
     }
     fn exit(&self, code: i32) {
@@ -220,9 +312,62 @@ impl MachineEvents for Power {
     fn guest_panicked(&self) {
         match self.on_panic {
             PanicAction::None => {}
-            PanicAction::Pause => self.set_paused(true),
+            PanicAction::Pause => self.pause(Pause::Panicked),
             PanicAction::Shutdown => self.end(0, Some("the guest panicked".into())),
             PanicAction::ExitFailure => self.end(exit_code::ERROR, Some("the guest panicked".into())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mynah_devices::clock::Clock;
+
+    fn power(stopped: bool) -> (Power, Arc<HostClock>) {
+        let power = Power::new(RebootAction::Reset, ShutdownAction::Pause, PanicAction::None, stopped);
+        let clock = Arc::new(HostClock::new().unwrap());
+        power.connect_clock(clock.clone());
+        (power, clock)
+    }
+
+    #[test]
+    fn the_clock_stands_still_while_the_machine_does() {
+        let (power, clock) = power(true);
+        assert_eq!((power.paused(), power.request()), (Some(Pause::Prelaunch), Request::Pause));
+        for _ in 0..3 {
+            let at = clock.now();
+            std::thread::sleep(Duration::from_millis(5));
+            assert_eq!(clock.now(), at, "stopped");
+            power.go_on();
+            assert_eq!((power.paused(), power.request()), (None, Request::Run));
+            while clock.now() == at {
+                std::thread::yield_now();
+            }
+            power.pause(Pause::User);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_has_switched_itself_off_wants_a_reset() {
+        let (power, clock) = power(false);
+        power.power_off();
+        power.pause(Pause::User);
+        assert_eq!((power.paused(), clock.is_paused()), (Some(Pause::Shutdown), true));
+        power.reset(ResetCause::Host);
+        assert_eq!(power.paused(), Some(Pause::User));
+    }
+
+    #[test]
+    fn of_several_ends_the_first_counts_and_nobody_waits_for_a_vcpu_for_ever() {
+        let (power, _clock) = power(false);
+        assert!(!power.has_ended());
+        power.end(3, Some("first".into()));
+        power.end(0, None);
+        let end = power.wait_end();
+        assert_eq!((end.code, end.message.as_deref()), (3, Some("first")));
+        assert!(!power.wait_gone(1, Instant::now() + Duration::from_millis(5)));
+        power.vcpu_gone();
+        assert!(power.wait_gone(1, Instant::now() + Duration::from_secs(60)));
     }
 }

@@ -1,7 +1,7 @@
 //! A vCPU in its thread: the board as it sees it, its interrupt pins, and the loop around [`Cpu::run`].
 use super::bios::BiosCalls;
 use super::power::{Power, Request};
-use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_NMI, EV_SIPI};
+use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_NMI, EV_NMI_AGAIN, EV_SIPI};
 use mynah_cpu::interp::MemoryChanges;
 use mynah_cpu::state::Activity;
 use mynah_cpu::{Board, Cpu, Events, Exit, World};
@@ -36,7 +36,7 @@ impl VcpuHandle {
 
     /// RESET: what was signalled before is void.
     pub fn forget_signals(&self) {
-        self.events.take(EV_NMI | EV_INIT | EV_SIPI | SIPI_VECTOR);
+        self.events.take(EV_NMI | EV_NMI_AGAIN | EV_INIT | EV_SIPI | SIPI_VECTOR);
     }
 
     /// Leaves a note on memory and has the vCPU look at it.
@@ -58,7 +58,7 @@ impl VcpuPins for Pins {
         }
     }
     fn nmi(&self) {
-        self.0.raise(EV_NMI);
+        self.0.nmi();
     }
     fn smi(&self) {
         // There is no system management mode: as with SMIs disabled in the chipset.

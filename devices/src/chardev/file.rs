@@ -1,11 +1,11 @@
 //! `file:PATH`: output goes to a file, which is emptied first (or appended to); there is no input.
-use super::pump::{Ends, Line, Pump};
-use super::{Chardev, ChardevError, Host, Receiver};
+use super::pump::{Ends, Line, Pump, chardev_by_pump};
+use super::{ChardevError, Host};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
 
 /// An output file.
 pub struct FileSink {
@@ -20,15 +20,23 @@ struct FileLine {
 impl FileSink {
     /// Opens `path` for writing.
     pub fn open(path: &Path, append: bool, host: &Host) -> Result<Self, ChardevError> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .append(append)
-            .truncate(!append)
-            .open(path)
-            .map_err(|source| ChardevError::Open { path: path.to_owned(), source })?;
-        let line = FileLine { file: Some(file), path: format!("'{}'", path.display()) };
-        Ok(Self { pump: Pump::start("chardev-file", Box::new(line), true, host.on_error.clone())? })
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).append(append).truncate(!append);
+        // Our own description of the file: a FIFO or terminal that takes nothing need not make a write wait.
+        options.custom_flags(libc::O_NONBLOCK);
+        let opened = match options.open(path) {
+            // A FIFO that nobody reads yet is opened when somebody does: the user is told what is waited for.
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => {
+                (host.announce)(&format!("waiting for a reader of '{}'", path.display()));
+                options.custom_flags(0).open(path)
+            }
+            opened => opened,
+        };
+        let file = opened.map_err(|source| ChardevError::Open { path: path.to_owned(), source })?;
+        let target = format!("'{}'", path.display());
+        let line = FileLine { file: Some(file), path: target.clone() };
+        let on_error = host.on_error.clone();
+        Ok(Self { pump: Pump::start("chardev-file", target, Box::new(line), true, on_error)? })
     }
 }
 
@@ -45,23 +53,16 @@ impl Line for FileLine {
     }
 }
 
-impl Chardev for FileSink {
-    fn write(&self, bytes: &[u8]) {
-        self.pump.write(bytes);
-    }
-    fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
-        self.pump.set_receiver(receiver);
-    }
-    fn flush(&self) {
-        self.pump.flush();
-    }
-}
+chardev_by_pump!(FileSink);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chardev::testing::Sink;
+    use crate::chardev::{Chardev, PATIENCE};
     use parking_lot::Mutex;
+    use std::sync::Arc;
+    use std::time::Instant;
 
     fn path(name: &str) -> std::path::PathBuf {
         std::env::temp_dir().join(format!("mynah-file-{}-{name}", std::process::id()))
@@ -74,14 +75,14 @@ mod tests {
         let sink = FileSink::open(&path, false, &Host::default()).unwrap();
         let mut want = Vec::new();
         for i in 0..300_000_u32 {
-            sink.write(&[i as u8]);
+            sink.write_all(&[i as u8], 60 * PATIENCE);
             want.push(i as u8);
         }
-        sink.flush();
+        sink.flush(Instant::now() + 60 * PATIENCE);
         assert!(std::fs::read(&path).unwrap() == want);
         drop(sink);
         let sink = FileSink::open(&path, true, &Host::default()).unwrap();
-        sink.write(b"more");
+        sink.write_all(b"more", PATIENCE);
         drop(sink);
         want.extend_from_slice(b"more");
         assert!(std::fs::read(&path).unwrap() == want);
@@ -105,9 +106,9 @@ mod tests {
         let sink = FileSink::open(Path::new("/dev/full"), false, &host).unwrap();
         sink.set_receiver(Sink::new(0));
         for _ in 0..100_000 {
-            sink.write(b"lost ");
+            sink.write_all(b"lost ", PATIENCE);
         }
-        sink.flush();
+        sink.flush(Instant::now() + 60 * PATIENCE);
         drop(sink);
         let errors = errors.lock();
         assert_eq!(errors.len(), 1, "{errors:?}");

@@ -7,14 +7,22 @@
 //!
 //! `Spec` is parsed from what `-serial` and `-debugcon` take in QEMU; `Spec::open` makes the backend.
 //! Backends on descriptors share one design (`pump`): a bounded buffer and a thread that polls. `Mux` sits
-//! between a guest's line and a backend and gives the user the Ctrl-A commands. On purpose absent: telnet and
-//! websocket framing, TLS, `vc`, spice, Braille.
+//! between a guest's line and a backend and gives the user the Ctrl-A commands; a `MonitorLine` is a monitor
+//! that has a backend for itself. On purpose absent: telnet and websocket framing, TLS, `vc`, spice, Braille.
+//!
+//! Nobody waits for a reader. A device with flow control (the UART) is told when a backend has no room, holds
+//! what it has as its hardware would, and is called when there is room again. One without (the debug console)
+//! has a reserve, and slows down for a while if the other side is slow but does read. What goes beyond is
+//! lost, counted, and said once.
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub mod file;
 mod holder;
+pub mod leftovers;
+pub mod monitor;
 pub mod mux;
 pub mod null;
 pub mod pty;
@@ -23,7 +31,8 @@ pub mod socket;
 pub mod spec;
 pub mod stdio;
 
-pub use mux::{Monitor, Mux};
+pub use monitor::{Monitor, MonitorLine};
+pub use mux::Mux;
 pub use null::Null;
 pub use spec::{Spec, SpecError};
 
@@ -38,26 +47,53 @@ pub enum Event {
     Break,
 }
 
-/// The device's side of a line.
+/// The device's side of a line. A backend calls its methods on one thread of its own.
 pub trait Receiver: Send + Sync {
     /// How many bytes `receive` would take now.
     fn can_receive(&self) -> usize;
     /// Takes bytes, no more than `can_receive` said.
     fn receive(&self, bytes: &[u8]);
+    /// There is room for output again, after [`Chardev::write`] has taken less than it was given, or
+    /// [`Chardev::room`] has said 0.
+    fn writable(&self) {}
     /// Is told of an event.
     fn event(&self, event: Event) {
         let _ = event;
     }
 }
 
+/// Bytes that a backend holds for a slow reader before it has no room.
+pub const ROOM: usize = 16 << 10;
+/// Bytes that it holds at most, with those of devices that cannot hold theirs back.
+pub const RESERVE: usize = 1 << 20;
+/// How long a device without flow control waits for a reader that takes nothing.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The host's side of a line.
 pub trait Chardev: Send + Sync {
-    /// Sends bytes. Waits if the backend is slow; discards them if nobody is there.
-    fn write(&self, bytes: &[u8]);
+    /// Sends the first of `bytes`, as many as there is room for, and says how many. Never waits. With nobody
+    /// there all are taken, and discarded.
+    fn write(&self, bytes: &[u8]) -> usize;
+    /// Sends all of `bytes`, for those who cannot hold them back: what there is no room for goes to the
+    /// reserve. With that full it waits as long as something was taken within the last `patience`, and not at
+    /// all after [`Chardev::hurry`]; then the bytes are lost, and counted.
+    fn write_all(&self, bytes: &[u8], patience: Duration);
+    /// How many bytes `write` would take now.
+    fn room(&self) -> usize;
     /// Names the one who gets what comes in.
     fn set_receiver(&self, receiver: Arc<dyn Receiver>);
-    /// Waits until what was written has left the process, or nobody takes it any more.
-    fn flush(&self);
+    /// Waits until what was written has left the process, nobody takes it any more, or the time has come.
+    fn flush(&self, until: Instant);
+    /// The machine ends: nobody waits in `write_all` any more.
+    fn hurry(&self) {}
+    /// Bytes that were lost because nobody read, and those still held.
+    fn unsent(&self) -> u64 {
+        0
+    }
+    /// Whether a person types here: what is typed in vain is then dropped, so that commands get through.
+    fn is_terminal(&self) -> bool {
+        false
+    }
     /// The receiver has room again after its `can_receive` said 0.
     fn accept_input(&self) {}
 }
@@ -147,6 +183,12 @@ pub enum ChardevError {
         /// Why.
         source: io::Error,
     },
+    /// Nobody reads, and what is held for a reader has grown to its bound.
+    #[error("{target} takes no more output; what it has no room for is lost")]
+    Lost {
+        /// What was written to.
+        target: String,
+    },
     /// Reading failed; there is no more input.
     #[error("cannot read from {target}: {source}; there will be no more input")]
     Read {
@@ -193,6 +235,10 @@ pub(crate) mod testing {
     #[derive(Default)]
     pub(crate) struct Loose {
         pub(crate) written: Mutex<Vec<u8>>,
+        /// Bytes that it takes, if not any number.
+        pub(crate) limit: Mutex<Option<usize>>,
+        /// What did not fit.
+        pub(crate) reserve: Mutex<Vec<u8>>,
         pub(crate) receiver: Mutex<Option<Arc<dyn Receiver>>>,
         pub(crate) accepts: Mutex<usize>,
     }
@@ -212,13 +258,22 @@ pub(crate) mod testing {
     }
 
     impl Chardev for Loose {
-        fn write(&self, bytes: &[u8]) {
-            self.written.lock().extend_from_slice(bytes);
+        fn write(&self, bytes: &[u8]) -> usize {
+            let n = bytes.len().min(self.room());
+            self.written.lock().extend_from_slice(&bytes[..n]);
+            n
+        }
+        fn write_all(&self, bytes: &[u8], _: Duration) {
+            let n = self.write(bytes);
+            self.reserve.lock().extend_from_slice(&bytes[n..]);
+        }
+        fn room(&self) -> usize {
+            self.limit.lock().map_or(usize::MAX, |l| l.saturating_sub(self.written.lock().len()))
         }
         fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
             *self.receiver.lock() = Some(receiver);
         }
-        fn flush(&self) {}
+        fn flush(&self, _: Instant) {}
         fn accept_input(&self) {
             *self.accepts.lock() += 1;
         }
@@ -229,6 +284,8 @@ pub(crate) mod testing {
         pub(crate) got: Mutex<Vec<u8>>,
         pub(crate) events: Mutex<Vec<Event>>,
         pub(crate) limit: Mutex<usize>,
+        /// How often there was room for output again.
+        pub(crate) writable: Mutex<usize>,
         changed: Condvar,
     }
 
@@ -238,6 +295,7 @@ pub(crate) mod testing {
                 got: Mutex::new(Vec::new()),
                 events: Mutex::new(Vec::new()),
                 limit: Mutex::new(limit),
+                writable: Mutex::new(0),
                 changed: Condvar::new(),
             })
         }
@@ -258,6 +316,9 @@ pub(crate) mod testing {
         fn receive(&self, bytes: &[u8]) {
             self.got.lock().extend_from_slice(bytes);
             self.changed.notify_all();
+        }
+        fn writable(&self) {
+            *self.writable.lock() += 1;
         }
         fn event(&self, event: Event) {
             self.events.lock().push(event);

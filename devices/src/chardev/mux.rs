@@ -4,34 +4,23 @@
 //!   terminal --> Ctrl-A? --yes--> X quit, C switch, H help, S sync, B break, Ctrl-A itself
 //!                   | no
 //!                   +--> queue --> guest's device          (focus: guest)
-//!                   +--> line editor --> Monitor::command  (focus: monitor)
+//!                   +--> Session --> Monitor::command      (focus: monitor)
 //!   guest's device --> terminal    (whatever the focus)
 //! ```
 //!
-//! What is typed waits in a queue here while the guest's device has no room, so that Ctrl-A works with a
-//! guest that does not read.
+//! What is typed waits in a queue here while the guest's device has no room (or the monitor's answers have
+//! none), so that Ctrl-A works with a guest that does not read, on a terminal that does not show. With the queue
+//! full, a file or a program on the line waits, and what a person types is dropped, as a terminal does it: the
+//! commands still get through.
 //!
 //! Locks: `state` is held while input is taken apart and handed to the guest's receiver (which keeps its
 //! order), never while a hook or the monitor runs. A receiver must not call the mux from `receive`.
-use super::{Chardev, Event, Receiver};
+use super::monitor::{QUEUE, Session, cooked};
+use super::{Chardev, Event, Monitor, Receiver};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
-
-/// Typed bytes that may wait for the guest.
-const QUEUE: usize = 4096;
-/// The longest line that the monitor takes.
-const LINE: usize = 4096;
-
-/// What answers lines typed at the monitor. Called on the terminal's thread.
-pub trait Monitor: Send + Sync {
-    /// Carries a command out and returns what is to be shown.
-    fn command(&self, line: &str) -> String;
-    /// What is shown before each command.
-    fn prompt(&self) -> &str {
-        "(mynah) "
-    }
-}
+use std::time::{Duration, Instant};
 
 type Hook = Box<dyn Fn() + Send + Sync>;
 
@@ -48,30 +37,21 @@ enum Focus {
     Monitor,
 }
 
-/// What stands of an escape sequence (a cursor key) that the line editor swallows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Swallow {
-    No,
-    Escape,
-    Sequence,
-}
-
 struct State {
     escaped: bool,
     focus: Focus,
+    /// Typed bytes that wait for the guest.
     queue: VecDeque<u8>,
-    edited: Vec<u8>,
-    swallow: Swallow,
     guest: Option<Arc<dyn Receiver>>,
 }
 
 /// What a typed byte asks for that must be done without the lock.
 enum Action {
-    Write(Vec<u8>),
+    Help,
     Quit,
     Sync,
     Switch,
-    Command(String),
+    Monitor,
     Break,
 }
 
@@ -79,7 +59,10 @@ enum Action {
 pub struct Mux {
     line: Arc<dyn Chardev>,
     escape: u8,
+    /// Whether a person types.
+    terminal: bool,
     state: Mutex<State>,
+    session: Session,
     hooks: RwLock<Hooks>,
 }
 
@@ -94,18 +77,13 @@ impl Mux {
 
     /// The same with another escape character (QEMU's `-echr`).
     pub fn with_escape(line: Arc<dyn Chardev>, escape: u8) -> Arc<Self> {
-        let state = State {
-            escaped: false,
-            focus: Focus::Guest,
-            queue: VecDeque::new(),
-            edited: Vec::new(),
-            swallow: Swallow::No,
-            guest: None,
-        };
+        let state = State { escaped: false, focus: Focus::Guest, queue: VecDeque::new(), guest: None };
         let mux = Arc::new(Self {
             line: line.clone(),
             escape,
+            terminal: line.is_terminal(),
             state: Mutex::new(state),
+            session: Session::default(),
             hooks: RwLock::new(Hooks::default()),
         });
         line.set_receiver(Arc::new(Typed(Arc::downgrade(&mux))));
@@ -115,6 +93,23 @@ impl Mux {
     /// Who answers at the monitor.
     pub fn set_monitor(&self, monitor: Arc<dyn Monitor>) {
         self.hooks.write().monitor = Some(monitor);
+    }
+
+    /// All devices are plugged in: if none reads what is typed here, the monitor does from the start.
+    pub fn start(&self) {
+        let Some(monitor) = self.hooks.read().monitor.clone() else { return };
+        {
+            let mut state = self.state.lock();
+            if state.guest.is_some() || state.focus == Focus::Monitor {
+                return;
+            }
+            state.focus = Focus::Monitor;
+            let typed: Vec<u8> = state.queue.drain(..).collect();
+            self.session.push(&typed);
+        }
+        self.print(monitor.greeting());
+        self.print(monitor.prompt());
+        self.work();
     }
 
     /// What Ctrl-A X does. It runs on the terminal's thread: it should ask the machine to stop and return.
@@ -129,7 +124,7 @@ impl Mux {
 
     /// Shows text to the user, with line ends as a terminal in raw mode needs them.
     pub fn print(&self, text: &str) {
-        self.line.write(text.replace('\n', "\r\n").as_bytes());
+        self.line.write_all(&cooked(text), Duration::ZERO);
     }
 
     /// The escape character as the user types it.
@@ -166,9 +161,7 @@ impl Mux {
         if state.escaped {
             state.escaped = false;
             match byte {
-                b'h' | b'H' | b'?' => {
-                    return Some(Action::Write(self.help().replace('\n', "\r\n").into_bytes()));
-                }
+                b'h' | b'H' | b'?' => return Some(Action::Help),
                 b'x' | b'X' => return Some(Action::Quit),
                 b's' | b'S' => return Some(Action::Sync),
                 b'b' | b'B' => return Some(Action::Break),
@@ -183,16 +176,28 @@ impl Mux {
         }
         match state.focus {
             Focus::Guest => {
-                state.queue.push_back(byte);
+                if state.queue.len() < QUEUE {
+                    state.queue.push_back(byte);
+                }
                 None
             }
-            Focus::Monitor => edit(state, byte),
+            Focus::Monitor => {
+                self.session.push(&[byte]);
+                matches!(byte, b'\r' | b'\n').then_some(Action::Monitor)
+            }
+        }
+    }
+
+    /// Has the monitor look at what was typed for it.
+    fn work(&self) {
+        if let Some(monitor) = self.hooks.read().monitor.clone() {
+            self.session.work(&*self.line, &*monitor, || self.state.lock().focus == Focus::Monitor);
         }
     }
 
     fn act(&self, action: Action) {
         match action {
-            Action::Write(bytes) => self.line.write(&bytes),
+            Action::Help => self.session.print(&*self.line, &self.help()),
             Action::Quit => {
                 // The prompt of the user's shell is to start on a line of its own; the rest is the hook's to
                 // say.
@@ -226,78 +231,30 @@ impl Mux {
                         self.escape_name()
                     ));
                     self.print(monitor.prompt());
-                } else {
+                } else if state.guest.is_some() {
                     state.focus = Focus::Guest;
-                    state.edited.clear();
                     drop(state);
+                    self.work();
+                    self.session.clear_line();
                     self.print("\n");
                 }
             }
-            Action::Command(line) => {
-                let Some(monitor) = self.hooks.read().monitor.clone() else { return };
-                self.print("\n");
-                if !line.trim().is_empty() {
-                    let answer = monitor.command(line.trim());
-                    self.print(&answer);
-                    if !answer.is_empty() && !answer.ends_with('\n') {
-                        self.print("\n");
-                    }
-                }
-                if self.state.lock().focus == Focus::Monitor {
-                    self.print(monitor.prompt());
-                }
-            }
+            Action::Monitor => self.work(),
         }
-    }
-}
-
-/// The monitor's line editor: backspace, Ctrl-U, Ctrl-D and Ctrl-C drop the line, Enter ends it.
-fn edit(state: &mut State, byte: u8) -> Option<Action> {
-    match (state.swallow, byte) {
-        (Swallow::Escape, b'[' | b'O') => {
-            state.swallow = Swallow::Sequence;
-            return None;
-        }
-        (Swallow::Sequence, 0x20..=0x3f) => return None,
-        (Swallow::Escape | Swallow::Sequence, _) => {
-            state.swallow = Swallow::No;
-            return None;
-        }
-        (Swallow::No, 0x1b) => {
-            state.swallow = Swallow::Escape;
-            return None;
-        }
-        (Swallow::No, _) => {}
-    }
-    match byte {
-        b'\r' | b'\n' => {
-            let line = String::from_utf8_lossy(&state.edited).into_owned();
-            state.edited.clear();
-            Some(Action::Command(line))
-        }
-        0x08 | 0x7f => {
-            // A whole character of UTF-8 goes at once.
-            while state.edited.last().is_some_and(|b| b & 0xc0 == 0x80) {
-                state.edited.pop();
-            }
-            state.edited.pop().map(|_| Action::Write(b"\x08 \x08".to_vec()))
-        }
-        0x03 | 0x04 | 0x15 => {
-            let shown = state.edited.iter().filter(|b| **b & 0xc0 != 0x80).count();
-            state.edited.clear();
-            Some(Action::Write(b"\x08 \x08".repeat(shown)))
-        }
-        0x20.. if state.edited.len() < LINE => {
-            state.edited.push(byte);
-            Some(Action::Write(vec![byte]))
-        }
-        _ => None,
     }
 }
 
 impl Chardev for Mux {
-    fn write(&self, bytes: &[u8]) {
-        self.line.write(bytes);
+    fn write(&self, bytes: &[u8]) -> usize {
+        self.line.write(bytes)
+    }
+
+    fn write_all(&self, bytes: &[u8], patience: Duration) {
+        self.line.write_all(bytes, patience);
+    }
+
+    fn room(&self) -> usize {
+        self.line.room()
     }
 
     fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
@@ -306,8 +263,20 @@ impl Chardev for Mux {
         Self::deliver(&mut state);
     }
 
-    fn flush(&self) {
-        self.line.flush();
+    fn flush(&self, until: Instant) {
+        self.line.flush(until);
+    }
+
+    fn hurry(&self) {
+        self.line.hurry();
+    }
+
+    fn unsent(&self) -> u64 {
+        self.line.unsent()
+    }
+
+    fn is_terminal(&self) -> bool {
+        self.terminal
     }
 
     fn accept_input(&self) {
@@ -325,7 +294,10 @@ struct Typed(Weak<Mux>);
 
 impl Receiver for Typed {
     fn can_receive(&self) -> usize {
-        self.0.upgrade().map_or(0, |mux| QUEUE.saturating_sub(mux.state.lock().queue.len()))
+        self.0.upgrade().map_or(0, |mux| match mux.terminal {
+            true => QUEUE,
+            false => QUEUE.saturating_sub(mux.state.lock().queue.len()).min(mux.session.room()),
+        })
     }
 
     fn receive(&self, bytes: &[u8]) {
@@ -342,6 +314,21 @@ impl Receiver for Typed {
             }
         }
         Mux::deliver(&mut mux.state.lock());
+        mux.work();
+    }
+
+    fn writable(&self) {
+        let Some(mux) = self.0.upgrade() else { return };
+        // The monitor first: a guest may take all the room that there is.
+        let full = mux.session.room() == 0;
+        mux.work();
+        if full {
+            mux.line.accept_input();
+        }
+        let guest = mux.state.lock().guest.clone();
+        if let Some(guest) = guest {
+            guest.writable();
+        }
     }
 
     fn event(&self, event: Event) {
@@ -355,18 +342,9 @@ impl Receiver for Typed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chardev::monitor::tests::Upper;
     use crate::chardev::testing::{Loose, Sink};
     use std::sync::atomic::{AtomicUsize, Ordering};
-
-    struct Upper;
-    impl Monitor for Upper {
-        fn command(&self, line: &str) -> String {
-            line.to_uppercase()
-        }
-        fn prompt(&self) -> &str {
-            "> "
-        }
-    }
 
     fn setup(room: usize) -> (Arc<Loose>, Arc<Mux>, Arc<Sink>) {
         let line = Loose::new();
@@ -455,5 +433,79 @@ mod tests {
         line.take();
         mux.write(b"kernel says\n");
         assert_eq!(shown(&line), "kernel says\n");
+    }
+
+    #[test]
+    fn ctrl_a_x_is_heard_on_a_terminal_behind_any_amount_of_typing() {
+        struct Terminal(Arc<Loose>);
+        impl Chardev for Terminal {
+            fn write(&self, bytes: &[u8]) -> usize {
+                self.0.write(bytes)
+            }
+            fn write_all(&self, bytes: &[u8], patience: Duration) {
+                self.0.write_all(bytes, patience);
+            }
+            fn room(&self) -> usize {
+                self.0.room()
+            }
+            fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
+                self.0.set_receiver(receiver);
+            }
+            fn flush(&self, _: Instant) {}
+            fn is_terminal(&self) -> bool {
+                true
+            }
+        }
+        // It shows nothing, the guest reads nothing, and neither does the monitor get anywhere.
+        let line = Loose::new();
+        *line.limit.lock() = Some(0);
+        let mux = Mux::new(Arc::new(Terminal(line.clone())));
+        mux.set_monitor(Arc::new(Upper));
+        let guest = Sink::new(0);
+        mux.set_receiver(guest.clone());
+        let quits = Arc::new(AtomicUsize::new(0));
+        let q = quits.clone();
+        mux.set_quit(move || {
+            q.fetch_add(1, Ordering::SeqCst);
+        });
+        for focus in 1..=2 {
+            for _ in 0..50 {
+                assert!(line.receiver().can_receive() > 0);
+                line.receiver().receive(&b"typed in vain, line by line\r".repeat(100));
+            }
+            line.receiver().receive(b"\x01x\x01c");
+            assert_eq!(quits.load(Ordering::SeqCst), focus);
+        }
+        assert!(line.reserve.lock().len() < 200 << 10, "what the monitor says in vain is bounded");
+        let mux_holds = mux.state.lock().queue.len();
+        assert_eq!(mux_holds, QUEUE);
+    }
+
+    #[test]
+    fn a_command_gets_through_to_a_line_full_of_the_guests_output() {
+        let (line, mux, _guest) = setup(100);
+        mux.set_monitor(Arc::new(Upper));
+        *line.limit.lock() = Some(4);
+        assert_eq!(mux.write(b"flood"), 4);
+        line.receiver().receive(b"\x01cquit\r");
+        let said = String::from_utf8(line.reserve.lock().clone()).unwrap();
+        assert!(said.contains("QUIT"), "{said}");
+    }
+
+    #[test]
+    fn a_line_without_a_guest_is_the_monitors_from_the_start() {
+        let line = Loose::new();
+        let mux = Mux::new(line.clone());
+        mux.set_monitor(Arc::new(Upper));
+        line.receiver().receive(b"ear");
+        mux.start();
+        line.receiver().receive(b"ly\r");
+        assert_eq!(shown(&line), "hello\r\n> early\r\nEARLY\r\n> ");
+
+        let (line, mux, guest) = setup(100);
+        mux.set_monitor(Arc::new(Upper));
+        mux.start();
+        line.receiver().receive(b"x");
+        assert_eq!((shown(&line).as_str(), guest.got.lock().as_slice()), ("", b"x".as_slice()));
     }
 }

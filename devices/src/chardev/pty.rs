@@ -3,12 +3,11 @@
 //!
 //! A master without a slave polls as hung up for ever, so its state is asked again a few times a second until
 //! someone opens it.
-use super::pump::{Ends, Line, Pump};
-use super::{Chardev, ChardevError, Host, Receiver};
+use super::pump::{Ends, Line, Pump, chardev_by_pump};
+use super::{ChardevError, Host};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How often to ask whether someone has opened the slave.
@@ -32,7 +31,8 @@ impl Pty {
         let (master, path) = create().map_err(ChardevError::Pty)?;
         (host.announce)(&format!("char device redirected to {path}"));
         let line = PtyLine { master, dead: false };
-        Ok(Self { pump: Pump::start("chardev-pty", Box::new(line), false, host.on_error.clone())?, path })
+        let on_error = host.on_error.clone();
+        Ok(Self { pump: Pump::start("chardev-pty", path.clone(), Box::new(line), false, on_error)?, path })
     }
 
     /// The slave's path, for another program to open.
@@ -120,27 +120,16 @@ impl Line for PtyLine {
     }
 }
 
-impl Chardev for Pty {
-    fn write(&self, bytes: &[u8]) {
-        self.pump.write(bytes);
-    }
-    fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
-        self.pump.set_receiver(receiver);
-    }
-    fn flush(&self) {
-        self.pump.flush();
-    }
-    fn accept_input(&self) {
-        self.pump.accept_input();
-    }
-}
+chardev_by_pump!(Pty);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chardev::testing::Sink;
+    use crate::chardev::{Chardev, PATIENCE};
     use std::fs::OpenOptions;
     use std::io::{Read, Write};
+    use std::sync::Arc;
 
     #[test]
     fn the_announced_terminal_carries_bytes_both_ways() {
@@ -159,7 +148,7 @@ mod tests {
             slave.write_all(*text).unwrap();
             let all = sink.wait(5 * (round + 1));
             assert_eq!(&all[5 * round..], *text);
-            pty.write(b"back\n");
+            pty.write_all(b"back\n", PATIENCE);
             let mut heard = [0; 5];
             slave.read_exact(&mut heard).unwrap();
             assert_eq!(&heard, b"back\n");

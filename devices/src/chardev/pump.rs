@@ -5,15 +5,17 @@
 //!   guest --write()--> bounded buffer --+            +--> output descriptor
 //!                                       +-- thread --+
 //!   guest <--receive()-- as much as can_receive() ---+--- input descriptor
+//!         <--writable()-- there is room again
 //! ```
 //!
-//! `write` waits while the buffer is full, so nothing a guest sends is lost while somebody is there to take
-//! it; with nobody there (a socket without a client, a broken pipe) it is discarded, as a cable with nothing
-//! at its end would. Input is read only as far as the receiver has room; when it has none the thread leaves
-//! the descriptor alone until `accept_input` wakes it.
+//! The buffer has room for [`ROOM`] bytes; with what comes from devices that cannot hold theirs back it grows
+//! to [`RESERVE`] bytes. With nobody there (a socket without a client, a broken pipe) output is discarded, as
+//! a cable with nothing at its end would. Input is read only as far as the receiver has room; when it has none
+//! the thread leaves the descriptor alone until `accept_input` wakes it.
 //!
-//! Locks: `state` guards the buffer and is never held over a system call or a receiver's method.
-use super::{ChardevError, Event, Receiver};
+//! Locks: `state` guards the buffer and is never held over a system call (but for the wake-up) or a receiver's
+//! method.
+use super::{Chardev, ChardevError, Event, PATIENCE, RESERVE, ROOM, Receiver};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -23,13 +25,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-/// Bytes that may wait for a slow backend before the guest waits too.
-const CAPACITY: usize = 64 * 1024;
+/// Bytes in the buffer at which those who found no room are told that there is some.
+const LOW: usize = ROOM / 2;
 /// Bytes moved at once; no more than a pipe takes without blocking once `poll` says that it takes any
 /// (PIPE_BUF, pipe(7)).
 const CHUNK: usize = 4096;
-/// How long `flush` waits for a backend that takes nothing.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a backend that is dropped waits for its thread, which may be stuck in a write.
+const PARTING: Duration = Duration::from_millis(50);
 
 /// The descriptors of a line as they are now.
 #[derive(Default)]
@@ -52,6 +54,13 @@ pub(super) trait Line: Send {
     fn knocked(&mut self) -> Option<ChardevError> {
         None
     }
+    /// Writes to the output, which `poll` has found ready. A line with input too must not wait here, or nobody
+    /// reads what is typed.
+    fn write(&mut self, fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+        // SAFETY: `bytes` is readable for its length, and the line keeps `fd` open until its next `ends`.
+        let n = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
     /// The input is at its end, or failed.
     fn input_ended(&mut self, why: Option<io::Error>) -> Option<ChardevError>;
     /// The output failed.
@@ -64,17 +73,45 @@ struct State {
     connected: bool,
     /// The thread will look at the buffer without being woken.
     awake: bool,
+    /// Somebody found no room, and is to be told when there is some.
+    refused: bool,
+    /// When the buffer last shrank, or began to fill.
+    moved: Instant,
+    /// Bytes that the buffer had no room for.
+    lost: u64,
+    hurry: bool,
     stop: bool,
     done: bool,
 }
 
+impl State {
+    /// Whether anybody takes what is written.
+    fn is_open(&self) -> bool {
+        self.connected && !self.done
+    }
+
+    /// Puts as many of `bytes` into the buffer as it holds with `bound`; how many.
+    fn take(&mut self, bytes: &[u8], bound: usize) -> usize {
+        let n = bound.saturating_sub(self.out.len()).min(bytes.len());
+        if n > 0 && self.out.is_empty() {
+            self.moved = Instant::now();
+        }
+        self.out.extend(&bytes[..n]);
+        n
+    }
+}
+
 struct Shared {
+    /// What is written to, for messages.
+    target: String,
     state: Mutex<State>,
     /// Signalled when the buffer has shrunk or the thread has ended.
     moved: Condvar,
     wake: PipeWriter,
     /// The receiver had no room when last asked: `accept_input` must wake the thread.
     starved: AtomicBool,
+    /// Another pump, of the same receiver's output, has room again.
+    writable: AtomicBool,
     receiver: RwLock<Option<Arc<dyn Receiver>>>,
     on_error: Arc<dyn Fn(ChardevError) + Send + Sync>,
 }
@@ -85,27 +122,49 @@ pub(super) struct Pump {
     thread: ThreadId,
 }
 
+/// The pump of a line's input that has its output in a pump of its own, and tells the receiver for it.
+pub(super) struct InputSide(Arc<Shared>);
+
 impl Pump {
-    /// Starts the thread.
+    /// Starts a thread called `name`, for what messages call `target`.
     pub(super) fn start(
         name: &str,
+        target: String,
         line: Box<dyn Line>,
         connected: bool,
         on_error: Arc<dyn Fn(ChardevError) + Send + Sync>,
     ) -> Result<Self, ChardevError> {
+        Self::start_beside(name, target, line, connected, on_error, None)
+    }
+
+    /// The same for output alone, beside the pump of the input: a write that waits keeps nobody from reading.
+    pub(super) fn start_beside(
+        name: &str,
+        target: String,
+        line: Box<dyn Line>,
+        connected: bool,
+        on_error: Arc<dyn Fn(ChardevError) + Send + Sync>,
+        beside: Option<InputSide>,
+    ) -> Result<Self, ChardevError> {
         let failed = |source| ChardevError::Thread { name: name.to_owned(), source };
         let (woken, wake) = io::pipe().map_err(failed)?;
         let shared = Arc::new(Shared {
+            target,
             state: Mutex::new(State {
                 out: VecDeque::new(),
                 connected,
                 awake: false,
+                refused: false,
+                moved: Instant::now(),
+                lost: 0,
+                hurry: false,
                 stop: false,
                 done: false,
             }),
             moved: Condvar::new(),
             wake,
             starved: AtomicBool::new(false),
+            writable: AtomicBool::new(false),
             receiver: RwLock::new(None),
             on_error,
         });
@@ -122,75 +181,140 @@ impl Pump {
                     }
                 }
                 let done = Done(theirs);
-                done.0.run(line, woken);
+                done.0.run(line, woken, beside);
             })
             .map_err(failed)?;
         Ok(Self { shared, thread: thread.thread().id() })
+    }
+
+    /// For the pump of the output.
+    pub(super) fn input_side(&self) -> InputSide {
+        InputSide(self.shared.clone())
     }
 
     /// Whether the caller is the pump's own thread, which must not wait for itself.
     fn is_own_thread(&self) -> bool {
         thread::current().id() == self.thread
     }
+}
 
-    pub(super) fn write(&self, mut bytes: &[u8]) {
+impl Chardev for Pump {
+    fn write(&self, bytes: &[u8]) -> usize {
         let mut state = self.shared.state.lock();
-        while !bytes.is_empty() && state.connected && !state.done {
-            let room =
-                if self.is_own_thread() { bytes.len() } else { CAPACITY.saturating_sub(state.out.len()) };
-            if room == 0 {
-                self.shared.moved.wait(&mut state);
-                continue;
+        if !state.is_open() {
+            return bytes.len();
+        }
+        let n = state.take(bytes, ROOM);
+        state.refused |= n < bytes.len();
+        self.shared.look(&mut state);
+        n
+    }
+
+    fn write_all(&self, mut bytes: &[u8], patience: Duration) {
+        let mut state = self.shared.state.lock();
+        while state.is_open() {
+            let n = state.take(bytes, RESERVE);
+            bytes = &bytes[n..];
+            self.shared.look(&mut state);
+            if bytes.is_empty() {
+                return;
             }
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            state.out.extend(now);
-            bytes = later;
-            if !state.awake {
-                state.awake = true;
+            let give_up = state.moved + patience;
+            if state.hurry || self.is_own_thread() || Instant::now() >= give_up {
+                state.lost += bytes.len() as u64;
+                // Said by the thread, once: whoever writes here must not wait for standard error either.
                 self.shared.wake();
+                return;
             }
+            self.shared.moved.wait_until(&mut state, give_up);
         }
     }
 
-    pub(super) fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
+    fn room(&self) -> usize {
+        let mut state = self.shared.state.lock();
+        let room = if state.is_open() { ROOM.saturating_sub(state.out.len()) } else { usize::MAX };
+        state.refused |= room == 0;
+        room
+    }
+
+    fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
         *self.shared.receiver.write() = Some(receiver);
         self.shared.wake();
     }
 
-    pub(super) fn accept_input(&self) {
+    fn accept_input(&self) {
         if self.shared.starved.swap(false, Ordering::SeqCst) {
             self.shared.wake();
         }
     }
 
-    pub(super) fn flush(&self) {
+    fn hurry(&self) {
+        self.shared.state.lock().hurry = true;
+        self.shared.moved.notify_all();
+    }
+
+    fn unsent(&self) -> u64 {
+        let state = self.shared.state.lock();
+        state.lost + state.out.len() as u64
+    }
+
+    fn flush(&self, until: Instant) {
         if self.is_own_thread() {
             return;
         }
         let mut state = self.shared.state.lock();
-        let mut left = state.out.len();
-        let mut give_up = Instant::now() + PATIENCE;
-        while left > 0 && state.connected && !state.done {
-            if self.shared.moved.wait_until(&mut state, give_up).timed_out() {
+        while !state.out.is_empty() && state.is_open() {
+            if self.shared.moved.wait_until(&mut state, until).timed_out() {
                 return;
             }
-            if state.out.len() < left {
-                give_up = Instant::now() + PATIENCE;
-            }
-            left = state.out.len();
         }
     }
 }
 
+/// A backend that is a pump and what it keeps beside it.
+macro_rules! chardev_by_pump {
+    ($backend:ty) => {
+        impl $crate::chardev::Chardev for $backend {
+            fn write(&self, bytes: &[u8]) -> usize {
+                self.pump.write(bytes)
+            }
+            fn write_all(&self, bytes: &[u8], patience: std::time::Duration) {
+                self.pump.write_all(bytes, patience);
+            }
+            fn room(&self) -> usize {
+                self.pump.room()
+            }
+            fn set_receiver(&self, receiver: std::sync::Arc<dyn $crate::chardev::Receiver>) {
+                self.pump.set_receiver(receiver);
+            }
+            fn flush(&self, until: std::time::Instant) {
+                self.pump.flush(until);
+            }
+            fn hurry(&self) {
+                self.pump.hurry();
+            }
+            fn unsent(&self) -> u64 {
+                self.pump.unsent()
+            }
+            fn accept_input(&self) {
+                self.pump.accept_input();
+            }
+        }
+    };
+}
+pub(super) use chardev_by_pump;
+
 impl Drop for Pump {
     fn drop(&mut self) {
-        self.flush();
+        if !self.shared.state.lock().hurry {
+            self.flush(Instant::now() + PATIENCE);
+        }
         let mut state = self.shared.state.lock();
         state.stop = true;
         self.shared.wake();
         if !self.is_own_thread() {
             // A thread that is stuck in a write to a stopped terminal is left behind.
-            let give_up = Instant::now() + PATIENCE;
+            let give_up = Instant::now() + PARTING;
             while !state.done && !self.shared.moved.wait_until(&mut state, give_up).timed_out() {}
         }
     }
@@ -198,9 +322,17 @@ impl Drop for Pump {
 
 impl Shared {
     fn wake(&self) {
-        // The pipe holds a byte for each pending wake-up; it cannot fail while the reader lives, and then
-        // nobody needs waking.
+        // The pipe holds a byte for each pending wake-up, and a full one wakes as well; it cannot fail while
+        // the reader lives, and then nobody needs waking.
         let _ = (&self.wake).write(&[0]);
+    }
+
+    /// Has the thread look at the buffer.
+    fn look(&self, state: &mut State) {
+        if !state.awake && !state.out.is_empty() {
+            state.awake = true;
+            self.wake();
+        }
     }
 
     fn receiver(&self) -> Option<Arc<dyn Receiver>> {
@@ -213,28 +345,60 @@ impl Shared {
         }
     }
 
-    fn run(&self, mut line: Box<dyn Line>, mut woken: PipeReader) {
+    /// Tells those who found no room that there is some.
+    fn tell_writable(&self, beside: Option<&InputSide>) {
+        match beside {
+            Some(InputSide(input)) => {
+                input.writable.store(true, Ordering::SeqCst);
+                input.wake();
+            }
+            None => {
+                if let Some(r) = self.receiver() {
+                    r.writable();
+                }
+            }
+        }
+    }
+
+    fn run(&self, mut line: Box<dyn Line>, mut woken: PipeReader, beside: Option<InputSide>) {
         let mut open = false;
+        let mut said_lost = false;
         let mut buf = [0_u8; CHUNK];
         loop {
             let ends = line.ends();
             let now_open = ends.input.is_some() || ends.output.is_some();
-            if now_open != open {
+            if now_open != open
+                && let Some(r) = self.receiver()
+            {
                 open = now_open;
-                if let Some(r) = self.receiver() {
-                    r.event(if open { Event::Opened } else { Event::Closed });
-                }
+                r.event(if open { Event::Opened } else { Event::Closed });
             }
-            let want_out = {
+            let (tell, lost) = {
                 let mut state = self.state.lock();
                 state.connected = ends.output.is_some();
                 if !state.connected {
-                    state.out.clear();
+                    state.out = VecDeque::new();
                     self.moved.notify_all();
                 }
                 if state.stop {
                     return;
                 }
+                let tell = state.refused && state.out.len() <= LOW;
+                state.refused &= !tell;
+                (tell, state.lost > 0)
+            };
+            if tell {
+                self.tell_writable(beside.as_ref());
+            }
+            if self.writable.swap(false, Ordering::SeqCst) {
+                self.tell_writable(None);
+            }
+            if lost && !said_lost {
+                said_lost = true;
+                self.report(Some(ChardevError::Lost { target: self.target.clone() }));
+            }
+            let want_out = {
+                let mut state = self.state.lock();
                 state.awake = !state.out.is_empty();
                 state.awake
             };
@@ -293,18 +457,20 @@ impl Shared {
             }
             n
         };
-        // SAFETY: the first `n` bytes of `buf` are initialised, and the line keeps `fd` open until its next
-        // `ends`.
-        let written = unsafe { libc::write(fd, buf.as_ptr().cast(), n) };
-        if written < 0 {
-            let e = io::Error::last_os_error();
-            if !matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) {
-                self.report(line.output_failed(e));
+        match line.write(fd, &buf[..n]) {
+            Ok(written) => {
+                let mut state = self.state.lock();
+                state.out.drain(..written.min(n));
+                if state.out.is_empty() && state.out.capacity() > 4 * ROOM {
+                    state.out = VecDeque::new();
+                }
+                state.moved = Instant::now();
+                drop(state);
+                self.moved.notify_all();
             }
-            return;
+            Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(e) => self.report(line.output_failed(e)),
         }
-        self.state.lock().out.drain(..(written as usize).min(n));
-        self.moved.notify_all();
     }
 
     /// Reads as much as there is room for and hands it on.

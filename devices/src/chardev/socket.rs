@@ -3,17 +3,17 @@
 //! A server goes on listening when its client leaves; output in between is discarded. A client that loses its
 //! peer stays without one. A stale unix socket (nobody listens on it) is replaced; one that is in use is an
 //! error that names its holder.
-use super::pump::{Ends, Line, Pump};
+use super::leftovers::Leftover;
+use super::pump::{Ends, Line, Pump, chardev_by_pump};
 use super::spec::{Address, SocketSpec};
-use super::{Chardev, ChardevError, Host, Receiver, holder};
+use super::{ChardevError, Host, holder};
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 /// A stream socket.
 pub struct Socket {
@@ -23,7 +23,8 @@ pub struct Socket {
 }
 
 enum Listener {
-    Unix(UnixListener, PathBuf),
+    /// With the path's entry, which goes when the listener does.
+    Unix(UnixListener, #[allow(dead_code, reason = "removes the path when it is dropped")] Leftover),
     Tcp(TcpListener),
 }
 
@@ -57,7 +58,8 @@ impl Socket {
             line.peer = Some(peer);
         }
         let connected = line.peer.is_some();
-        let pump = Pump::start("chardev-socket", Box::new(line), connected, host.on_error.clone())?;
+        let (target, on_error) = (line.target.clone(), host.on_error.clone());
+        let pump = Pump::start("chardev-socket", target, Box::new(line), connected, on_error)?;
         Ok(Self { pump, address })
     }
 
@@ -110,7 +112,7 @@ impl Listener {
             Address::Unix(path) => {
                 clear_stale(path)?;
                 match UnixListener::bind(&*path) {
-                    Ok(l) => Ok(Listener::Unix(l, path.clone())),
+                    Ok(l) => Ok(Listener::Unix(l, Leftover::new(path))),
                     Err(e) => Err(listen_error(address, e)),
                 }
             }
@@ -167,14 +169,6 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Listener::Unix(_, path) = self {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
 impl Line for SocketLine {
     fn ends(&mut self) -> Ends {
         let peer = self.peer.as_ref().map(AsRawFd::as_raw_fd);
@@ -190,6 +184,14 @@ impl Line for SocketLine {
         None
     }
 
+    fn write(&mut self, fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+        // A peer that takes less than a chunk keeps nobody waiting, and one that has gone sends no SIGPIPE.
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: `bytes` is readable for its length, and `fd` is the peer's, which is open.
+        let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
     fn input_ended(&mut self, why: Option<io::Error>) -> Option<ChardevError> {
         self.peer = None;
         let source = why?;
@@ -203,26 +205,17 @@ impl Line for SocketLine {
     }
 }
 
-impl Chardev for Socket {
-    fn write(&self, bytes: &[u8]) {
-        self.pump.write(bytes);
-    }
-    fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
-        self.pump.set_receiver(receiver);
-    }
-    fn flush(&self) {
-        self.pump.flush();
-    }
-    fn accept_input(&self) {
-        self.pump.accept_input();
-    }
-}
+chardev_by_pump!(Socket);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chardev::testing::Sink;
+    use crate::chardev::{Chardev, PATIENCE, RESERVE, ROOM};
     use std::io::{Read, Write};
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
 
     fn spec(address: Address) -> SocketSpec {
         SocketSpec { address, server: true, wait: false, nodelay: false }
@@ -246,8 +239,8 @@ mod tests {
             seen += text.len();
             assert!(sink.wait(seen).ends_with(text.as_bytes()));
             // Having heard the client, the server knows of it: nothing that is said now is lost.
-            socket.write(b"hello ");
-            socket.write(text.as_bytes());
+            socket.write_all(b"hello ", PATIENCE);
+            socket.write_all(text.as_bytes(), PATIENCE);
             let mut heard = vec![0; 6 + text.len()];
             client.read_exact(&mut heard).unwrap();
             assert_eq!(heard, [b"hello ", text.as_bytes()].concat());
@@ -289,7 +282,7 @@ mod tests {
             ..Host::default()
         };
         let socket = Socket::open(&SocketSpec { wait: true, ..spec(Address::Unix(path)) }, &host).unwrap();
-        socket.write(b"early");
+        socket.write_all(b"early", PATIENCE);
         drop(socket);
         assert_eq!(hears.recv().unwrap(), "early");
     }
@@ -331,5 +324,104 @@ mod tests {
         let client = SocketSpec { server: false, ..spec(Address::Unix(path.clone())) };
         let e = Socket::open(&client, &Host::default()).err().unwrap().to_string();
         assert!(e.contains(path.to_str().unwrap()), "{e}");
+    }
+
+    /// A server that knows of its client, and the errors that it reports.
+    fn connected(name: &str) -> (Socket, UnixStream, Arc<Sink>, Arc<parking_lot::Mutex<Vec<String>>>) {
+        let errors = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let theirs = errors.clone();
+        let host = Host { on_error: Arc::new(move |e| theirs.lock().push(e.to_string())), ..Host::default() };
+        let path = path(name);
+        let socket = Socket::open(&spec(Address::Unix(path.clone())), &host).unwrap();
+        let sink = Sink::new(usize::MAX);
+        socket.set_receiver(sink.clone());
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"!").unwrap();
+        sink.wait(1);
+        (socket, client, sink, errors)
+    }
+
+    fn pattern(from: usize, len: usize) -> Vec<u8> {
+        (from..from + len).map(|n| (n % 251) as u8).collect()
+    }
+
+    #[test]
+    fn a_client_that_never_reads_keeps_nobody_waiting_and_is_told_of_when_it_does() {
+        let (socket, mut client, sink, errors) = connected("unread");
+        // All that goes without a reserve: the socket's buffer, and the room that there is here.
+        let mut sent = 0;
+        let full = Instant::now() + 60 * PATIENCE;
+        let mut refused = 0;
+        while refused < 50 {
+            assert!(Instant::now() < full, "it takes {sent} bytes and more");
+            let n = socket.write(&pattern(sent, 1000));
+            sent += n;
+            if n < 1000 {
+                refused += 1;
+                // The pump may be about to make room.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        assert_eq!(socket.room(), 0);
+        // And what cannot be held back, until the reserve is full as well.
+        for _ in 0..2000 {
+            socket.write_all(&pattern(sent, 1000), Duration::ZERO);
+            sent += 1000;
+        }
+        let unsent = socket.unsent() as usize;
+        assert!(unsent >= 2_000_000 && sent - unsent < RESERVE, "{unsent} of {sent} were not sent");
+        // It reads what was kept, in order.
+        let mut got = vec![0; sent - unsent + RESERVE];
+        client.set_read_timeout(Some(60 * PATIENCE)).unwrap();
+        client.read_exact(&mut got).unwrap();
+        assert!(got == pattern(0, got.len()));
+        while *sink.writable.lock() == 0 || socket.room() < ROOM {
+            assert!(Instant::now() < full, "nobody says that there is room again");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(errors.lock().len(), 1, "{:?}", errors.lock());
+        assert!(errors.lock()[0].contains("is lost"));
+    }
+
+    #[test]
+    fn a_client_that_is_only_slow_loses_nothing() {
+        let (socket, mut client, _sink, errors) = connected("slow");
+        const LEN: usize = 4 << 20;
+        let reader = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            let mut buf = [0; 100_000];
+            while got.len() < LEN {
+                std::thread::sleep(Duration::from_millis(1));
+                let n = client.read(&mut buf).unwrap();
+                got.extend_from_slice(&buf[..n]);
+            }
+            got
+        });
+        for at in (0..LEN).step_by(1024) {
+            socket.write_all(&pattern(at, 1024), 60 * PATIENCE);
+        }
+        assert!(reader.join().unwrap() == pattern(0, LEN));
+        assert!(errors.lock().is_empty());
+    }
+
+    #[test]
+    fn whoever_waits_for_a_reader_is_let_go_when_the_machine_ends() {
+        let (socket, _client, _sink, _errors) = connected("hurry");
+        let socket = Arc::new(socket);
+        let theirs = socket.clone();
+        let writer = std::thread::spawn(move || {
+            for _ in 0..5000 {
+                theirs.write_all(&[0; 1024], 3600 * PATIENCE);
+            }
+        });
+        while (socket.unsent() as usize) < RESERVE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        socket.hurry();
+        writer.join().unwrap();
+        let start = Instant::now();
+        socket.flush(start + Duration::from_millis(20));
+        drop(socket);
+        assert!(start.elapsed() < 30 * PATIENCE);
     }
 }

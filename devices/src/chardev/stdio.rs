@@ -8,17 +8,23 @@
 //! One lock-free cell holds the settings to be restored, because signal handlers need them: `SAVED` goes from
 //! null to a leaked `termios` pair when raw mode is entered and back to null by whoever restores it first.
 use super::pump::{Ends, Line, Pump};
-use super::{Chardev, ChardevError, Host, Receiver};
+use super::{Chardev, ChardevError, Event, Host, Receiver};
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
+use std::time::{Duration, Instant};
 
 /// The process's standard input and output. There can be one at a time.
+///
+/// Each has a thread: standard output belongs to others too, so its descriptor cannot be made not to wait, and
+/// a terminal that has stopped must not keep anybody from reading what is typed there.
 pub struct Stdio {
-    // In this order: the pump flushes and ends, then the terminal is restored, then the next one may come.
-    pump: Pump,
+    // In this order: the pumps flush and end, then the terminal is restored, then the next one may come.
+    output: Pump,
+    input: Pump,
+    terminal: bool,
     _raw: Option<RawMode>,
     _claim: Claim,
 }
@@ -55,9 +61,14 @@ impl Stdio {
         } else {
             None
         };
-        let line = StdioLine { input: Some(libc::STDIN_FILENO), output: Some(libc::STDOUT_FILENO) };
-        let pump = Pump::start("chardev-stdio", Box::new(line), true, host.on_error.clone())?;
-        Ok(Self { pump, _raw: raw, _claim: claim })
+        let line = StdioLine { input: Some(libc::STDIN_FILENO), output: None };
+        let target = "standard input".to_owned();
+        let input = Pump::start("chardev-stdin", target, Box::new(line), false, host.on_error.clone())?;
+        let line = StdioLine { input: None, output: Some(libc::STDOUT_FILENO) };
+        let (target, beside) = ("standard output".to_owned(), Some(input.input_side()));
+        let on_error = host.on_error.clone();
+        let output = Pump::start_beside("chardev-stdout", target, Box::new(line), true, on_error, beside)?;
+        Ok(Self { output, input, terminal: raw.is_some(), _raw: raw, _claim: claim })
     }
 }
 
@@ -81,17 +92,53 @@ impl Line for StdioLine {
 }
 
 impl Chardev for Stdio {
-    fn write(&self, bytes: &[u8]) {
-        self.pump.write(bytes);
+    fn write(&self, bytes: &[u8]) -> usize {
+        self.output.write(bytes)
+    }
+    fn write_all(&self, bytes: &[u8], patience: Duration) {
+        self.output.write_all(bytes, patience);
+    }
+    fn room(&self) -> usize {
+        self.output.room()
     }
     fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
-        self.pump.set_receiver(receiver);
+        self.input.set_receiver(Arc::new(Lasting(receiver)));
     }
-    fn flush(&self) {
-        self.pump.flush();
+    fn flush(&self, until: Instant) {
+        self.output.flush(until);
+    }
+    fn hurry(&self) {
+        self.output.hurry();
+        self.input.hurry();
+    }
+    fn unsent(&self) -> u64 {
+        self.output.unsent()
+    }
+    fn is_terminal(&self) -> bool {
+        self.terminal
     }
     fn accept_input(&self) {
-        self.pump.accept_input();
+        self.input.accept_input();
+    }
+}
+
+/// A receiver for which the line stays open when its input has ended.
+struct Lasting(Arc<dyn Receiver>);
+
+impl Receiver for Lasting {
+    fn can_receive(&self) -> usize {
+        self.0.can_receive()
+    }
+    fn receive(&self, bytes: &[u8]) {
+        self.0.receive(bytes);
+    }
+    fn writable(&self) {
+        self.0.writable();
+    }
+    fn event(&self, event: Event) {
+        if event != Event::Closed {
+            self.0.event(event);
+        }
     }
 }
 
@@ -159,6 +206,12 @@ fn raw(found: libc::termios, signal: bool) -> libc::termios {
     t.c_cc[libc::VMIN] = 1;
     t.c_cc[libc::VTIME] = 0;
     t
+}
+
+/// Puts the terminal's settings back, if they are changed, for a process that ends without dropping what it
+/// has. May be called from a signal handler.
+pub fn restore_terminal() {
+    restore();
 }
 
 /// Puts the terminal's settings back, if they are changed. Async-signal-safe: an atomic exchange and
@@ -323,8 +376,8 @@ mod tests {
     fn child() {
         let Ok(how) = std::env::var("MYNAH_TEST_STDIO_CHILD") else { return };
         let stdio = Stdio::open(false, &Host::default()).unwrap();
-        stdio.write(b"ready");
-        stdio.flush();
+        stdio.write_all(b"ready", Duration::ZERO);
+        stdio.flush(Instant::now() + Duration::from_secs(60));
         match how.as_str() {
             "exit" => std::process::exit(7),
             _ => loop {

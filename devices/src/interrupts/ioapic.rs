@@ -10,7 +10,7 @@
 //!
 //! Lock: one, held while messages are delivered (the local APICs' locks come after it); so remote IRR is set before an EOI can
 //! come back.
-use crate::bus::{IrqSink, Mmio};
+use crate::bus::{Edge, IrqSink, Mmio};
 use crate::interrupts::EoiSink;
 use crate::interrupts::lapic::{ApicBus, ApicMessage, DeliveryMode};
 use parking_lot::Mutex;
@@ -145,6 +145,14 @@ impl IrqSink for Ioapic {
         regs.lines = if level { regs.lines | bit } else { regs.lines & !bit };
         if level {
             self.send(&mut regs, line as usize, rises);
+        }
+    }
+
+    fn edge(&self, line: u32) -> Edge {
+        let regs = self.state.lock();
+        match regs.message(line as usize, true) {
+            Some(m) if !m.level => self.bus.edge(&m),
+            _ => Edge::Uncounted,
         }
     }
 }

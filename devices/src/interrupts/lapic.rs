@@ -23,7 +23,7 @@ pub use message::{ApicBus, ApicMessage, DeliveryMode};
 pub use registers::LAPIC_BASE;
 pub use timer::TIMER_HZ;
 
-use crate::bus::IrqSink;
+use crate::bus::{Edge, IrqSink};
 use crate::clock::{Clock, Nanos, Timer};
 use crate::interrupts::EoiSink;
 use crate::interrupts::pic::Pic;
@@ -381,6 +381,15 @@ impl LocalApics {
 impl ApicBus for LocalApics {
     fn deliver(&self, message: ApicMessage) -> bool {
         self.deliver_where(&message, |apic| apic.is_addressed(&message))
+    }
+
+    fn edge(&self, message: &ApicMessage) -> Edge {
+        if !matches!(message.mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority) {
+            return Edge::Uncounted;
+        }
+        let apics = self.apics.read();
+        let addressed = apics.iter().filter(|a| a.is_addressed(message));
+        addressed.map(|a| a.state.lock().regs.edge(message.vector)).max().unwrap_or(Edge::Uncounted)
     }
 }
 

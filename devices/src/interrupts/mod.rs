@@ -15,7 +15,7 @@ pub mod ioapic;
 pub mod lapic;
 pub mod pic;
 
-use crate::bus::IrqSink;
+use crate::bus::{Edge, IrqSink};
 use std::sync::Arc;
 
 /// Is told of the end of a level-triggered interrupt by the local APIC that serviced it.
@@ -52,6 +52,15 @@ impl IrqSink for GsiRouter {
                 self.ioapic.set(line, level);
             }
             _ => self.ioapic.set(line, level),
+        }
+    }
+
+    fn edge(&self, line: u32) -> Edge {
+        match line {
+            0 => self.pic.edge(0).max(self.ioapic.edge(2)),
+            2 => Edge::Uncounted,
+            1..=15 => self.pic.edge(line).max(self.ioapic.edge(line)),
+            _ => self.ioapic.edge(line),
         }
     }
 }

@@ -9,7 +9,7 @@
 //! (order 231468-003); ELCR: 82371AB (PIIX4) data sheet, 4.2.5.5.
 //!
 //! Lock: one; the INT pin is driven with it held (see the module `interrupts`).
-use crate::bus::{Irq, IrqSink, PortIo};
+use crate::bus::{Edge, Irq, IrqSink, PortIo};
 use crate::bytewise;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -367,6 +367,24 @@ impl IrqSink for Pic {
             0..=7 => self.change(|pair| pair.master.set_line(line as u8, level)),
             8..=15 => self.change(|pair| pair.slave.set_line(line as u8 - 8, level)),
             _ => {}
+        }
+    }
+
+    fn edge(&self, line: u32) -> Edge {
+        let pair = self.state.lock();
+        let masked = |chip: &Chip, n: u8| chip.imr >> n & 1 != 0;
+        let (chip, n) = match line {
+            0..=7 => (&pair.master, line as u8),
+            8..=15 if masked(&pair.master, CASCADE) => return Edge::Uncounted,
+            8..=15 => (&pair.slave, line as u8 - 8),
+            _ => return Edge::Uncounted,
+        };
+        if masked(chip, n) {
+            Edge::Uncounted
+        } else if chip.irr >> n & 1 != 0 {
+            Edge::Merged
+        } else {
+            Edge::Counted
         }
     }
 }

@@ -1,9 +1,13 @@
 //! The Bochs-style debug console: each byte written to its port goes to a character backend, a read tells
 //! that it is there.
 //!
+//! It has no flow control. A guest that writes faster than the other side reads has its output in the backend's
+//! reserve; with that full it is slowed down, as long as the other side does read. What a reader that has stopped
+//! has no room for is lost.
+//!
 //! Source: the convention of Bochs and QEMU (`-debugcon`, port E9h, which reads as E9h).
 use crate::bus::{PortBus, PortIo, open_bus};
-use crate::chardev::Chardev;
+use crate::chardev::{Chardev, PATIENCE};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -28,12 +32,6 @@ impl Debugcon {
     pub fn attach(self: &Arc<Self>, bus: &PortBus, port: u16) {
         bus.map(port, 1, self.clone());
     }
-
-    /// Waits until what was written has left the process.
-    pub fn flush(&self) {
-        let line = self.line.lock().clone();
-        line.flush();
-    }
 }
 
 impl PortIo for Debugcon {
@@ -42,7 +40,7 @@ impl PortIo for Debugcon {
     }
 
     fn write(&self, _: u16, _: u8, value: u32) {
-        self.line.lock().write(&[value as u8]);
+        self.line.lock().write_all(&[value as u8], PATIENCE);
     }
 }
 

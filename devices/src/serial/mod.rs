@@ -7,17 +7,19 @@
 //! ```
 //!
 //! `Uart16550` is the chip: registers, no lock, no thread, no clock. `Serial` owns the lock, the pin, the
-//! timer of the receive time-out and the line. What the guest transmits goes to the backend at once; input is
+//! timer of the receive time-out and the line. What the guest transmits goes to the backend at once, if that has
+//! room; else the chip's transmitter stays full, as on a line that is held, until it has. What a guest writes
+//! then all the same (Linux's console waits 10 ms for each character) goes to the backend's reserve. Input is
 //! taken only as far as the receive FIFO has room.
 //!
-//! Locks, in this order: `tx` (keeps bytes in the order of their writes while no other lock is held over the
-//! backend's `write`), then the model, then whatever is behind the interrupt pin. The backend is never called
-//! with the model locked.
+//! Locks, in this order: `tx` (keeps bytes in the order of their writes), then the model, then whatever is
+//! behind the interrupt pin. The backend is never called with the model locked. Nobody waits under a lock.
 use crate::bus::{Irq, PortBus, PortIo, read_bytes, write_bytes};
 use crate::chardev::{Chardev, Event, Receiver};
 use crate::clock::{Clock, Timer};
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 mod uart16550;
 
@@ -71,17 +73,48 @@ impl Serial {
 
     /// Power-on state (the registers; what is under way on the line is not lost).
     pub fn reset(&self) {
+        let _order = self.tx.lock();
         let mut model = self.model.lock();
-        model.reset();
+        let left = model.reset();
         self.settle(&mut model);
         drop(model);
+        self.line.write_all(&left, Duration::ZERO);
         self.line.accept_input();
     }
 
-    /// Waits until what was transmitted has left the process.
-    pub fn flush(&self) {
-        drop(self.tx.lock());
-        self.line.flush();
+    /// Waits until what was transmitted has left the process, or the time has come.
+    pub fn flush(&self, until: Instant) {
+        loop {
+            self.line.flush(until);
+            // The last characters may have found no room before.
+            self.send(&self.tx.lock());
+            let left = self.model.lock().transmitting().count();
+            if left == 0 || Instant::now() >= until {
+                break;
+            }
+        }
+        self.line.flush(until);
+    }
+
+    /// Has the line take what is in the transmitter, as far as it has room.
+    fn send(&self, _order: &MutexGuard<'_, ()>) {
+        loop {
+            let mut bytes = [0; uart16550::FIFO];
+            let n =
+                bytes.iter_mut().zip(self.model.lock().transmitting()).map(|(to, from)| *to = from).count();
+            if n == 0 {
+                return;
+            }
+            let taken = self.line.write(&bytes[..n]);
+            if taken > 0 {
+                let mut model = self.model.lock();
+                model.transmitted(taken);
+                self.settle(&mut model);
+            }
+            if taken < n {
+                return;
+            }
+        }
     }
 
     /// Changes the modem status inputs.
@@ -102,16 +135,21 @@ impl Serial {
     }
 
     fn write_register(&self, reg: u16, value: u8) {
-        let _order = self.tx.lock();
+        let order = self.tx.lock();
         let mut model = self.model.lock();
         let had_room = model.receive_room() > 0;
-        let sent = model.write(reg, value);
+        let pushed_out = model.write(reg, value);
+        let sends = model.transmitting().next().is_some();
         self.settle(&mut model);
         let has_room = model.receive_room() > 0;
         drop(model);
-        if let Some(byte) = sent {
-            self.line.write(&[byte]);
+        if !pushed_out.is_empty() {
+            self.line.write_all(&pushed_out, Duration::ZERO);
         }
+        if sends {
+            self.send(&order);
+        }
+        drop(order);
         if has_room && !had_room {
             self.line.accept_input();
         }
@@ -121,10 +159,15 @@ impl Serial {
         let mut model = self.model.lock();
         let value = model.read(reg);
         self.settle(&mut model);
-        let room = reg == 0 && model.receive_room() > 0;
+        let room = reg & 7 == 0 && model.receive_room() > 0;
+        let held = reg & 7 == 5 && model.transmitting().next().is_some();
         drop(model);
         if room {
             self.line.accept_input();
+        }
+        if held {
+            // A guest that asks again and again leaves the host's CPU to whoever makes room.
+            std::thread::yield_now();
         }
         value
     }
@@ -155,6 +198,12 @@ impl Receiver for Input {
             model.receive(byte);
         }
         serial.settle(&mut model);
+    }
+
+    fn writable(&self) {
+        if let Some(serial) = self.0.upgrade() {
+            serial.send(&serial.tx.lock());
+        }
     }
 
     fn event(&self, event: Event) {
@@ -188,6 +237,56 @@ mod tests {
             serial.write(0, 1, u32::from(*b));
         }
         assert_eq!(line.take(), b"Linux version");
+    }
+
+    #[test]
+    fn a_line_that_takes_nothing_holds_the_transmitter_and_an_interrupt_says_when_it_goes_on() {
+        let (line, serial, _, irq) = port();
+        *line.limit.lock() = Some(1);
+        serial.write(2, 1, 0x01);
+        serial.write(4, 1, 0x0b);
+        serial.write(1, 1, 0x02);
+        assert_eq!(serial.read(2, 1), 0xc2, "enabled while the transmitter is empty");
+        serial.write(0, 1, u32::from(b'a'));
+        assert!(irq.level(), "taken at once");
+        assert_eq!((serial.read(2, 1), serial.read(5, 1) & 0x60), (0xc2, 0x60));
+        for b in b"bcdefghijklmnopq" {
+            serial.write(0, 1, u32::from(*b));
+            assert_eq!((serial.read(5, 1) & 0x60, irq.level()), (0, false));
+        }
+        assert_eq!(line.written.lock().as_slice(), b"a");
+        // Some room, but not for all.
+        *line.limit.lock() = Some(10);
+        line.receiver().writable();
+        assert_eq!(line.written.lock().as_slice(), b"abcdefghij");
+        assert_eq!((serial.read(5, 1) & 0x60, irq.level()), (0, false));
+        *line.limit.lock() = None;
+        line.receiver().writable();
+        assert_eq!(line.take(), b"abcdefghijklmnopq");
+        assert_eq!((serial.read(5, 1) & 0x60, irq.level()), (0x60, true));
+        assert_eq!(serial.read(2, 1), 0xc2);
+        assert!(line.reserve.lock().is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_does_not_look_whether_there_is_room_loses_nothing_while_the_reserve_lasts() {
+        for fifo in [0x00, 0x01] {
+            let (line, serial, _, _) = port();
+            *line.limit.lock() = Some(0);
+            serial.write(2, 1, fifo);
+            let text: Vec<u8> = (0..200).collect();
+            for b in &text[..100] {
+                serial.write(0, 1, u32::from(*b));
+            }
+            // A driver that starts clears the FIFOs; a real line would have taken them long ago.
+            serial.write(2, 1, 0x07);
+            for b in &text[100..] {
+                serial.write(0, 1, u32::from(*b));
+            }
+            serial.reset();
+            assert_eq!(line.reserve.lock().as_slice(), text);
+            assert_eq!(serial.read(5, 1) & 0x60, 0x60);
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The 16550A UART as a register machine: no lock, thread, or clock.
 //!
-//! Subset: everything software can see, except the time a character takes. The transmitter hands each byte
-//! over as soon as it is written, so the holding register and the shift register are always found empty; the
-//! receiver takes bytes when it is given them. Line parameters (LCR) are kept, and set the length of the
+//! Subset: everything software can see, except the time a character takes. The owner takes what is in the
+//! transmitter as soon as it is written, if the line has room, so the holding register and the shift register
+//! are then always found empty; the receiver takes bytes when it is given them. Line parameters (LCR) are kept, and set the length of the
 //! receive time-out; they change no data. On the PC the interrupt pin passes through a buffer that OUT2
 //! opens; here it does too, so loop-back mode, in which OUT2 is off at the pin, interrupts nobody. On purpose
 //! absent: the DMA signals TXRDY/RXRDY, and the parity and framing errors of a real line.
@@ -10,8 +10,8 @@
 //! Source: National Semiconductor PC16550D data sheet (June 1995), section 8, registers.
 use std::collections::VecDeque;
 
-/// Depth of the receive FIFO.
-const FIFO: usize = 16;
+/// Depth of each FIFO.
+pub(super) const FIFO: usize = 16;
 
 /// Interrupt enable register, bits 0-3 (8.7).
 mod ier {
@@ -37,6 +37,7 @@ mod iir {
 mod fcr {
     pub const ENABLE: u8 = 1 << 0;
     pub const CLEAR_RECEIVE: u8 = 1 << 1;
+    pub const CLEAR_TRANSMIT: u8 = 1 << 2;
 }
 
 /// Line control register (8.1).
@@ -96,6 +97,8 @@ pub struct Uart16550 {
     divisor: u16,
     /// Received characters, each with its line status errors.
     fifo: VecDeque<(u8, u8)>,
+    /// Characters that the line has not taken yet, in the FIFO or the holding register.
+    transmitter: VecDeque<u8>,
     overrun: bool,
     /// The transmitter became empty and nobody has been told.
     thr_pending: bool,
@@ -126,6 +129,7 @@ impl Uart16550 {
             // Undefined at power-on; 9,600 baud, as firmware leaves it.
             divisor: 12,
             fifo: VecDeque::with_capacity(FIFO),
+            transmitter: VecDeque::with_capacity(FIFO),
             overrun: false,
             thr_pending: false,
             timeout: false,
@@ -133,10 +137,14 @@ impl Uart16550 {
         }
     }
 
-    /// Master reset (8.0, table III). The modem inputs stay as they are.
-    pub fn reset(&mut self) {
+    /// Master reset (8.0, table III). The modem inputs stay as they are. Returns what was in the transmitter,
+    /// which a line that is never held would have taken.
+    #[must_use]
+    pub fn reset(&mut self) -> Vec<u8> {
         let lines = self.lines;
+        let left = self.transmitter.drain(..).collect();
         *self = Self { lines, shown: lines, timeout_request: Some(None), ..Self::new() };
+        left
     }
 
     /// Reads register `reg` (0 to 7; higher ones mirror them).
@@ -173,9 +181,11 @@ impl Uart16550 {
         }
     }
 
-    /// Writes register `reg` (0 to 7; higher ones mirror them). Returns a character that leaves on the line.
+    /// Writes register `reg` (0 to 7; higher ones mirror them). Returns characters that are pushed out of the
+    /// transmitter by one more, or by clearing it. The chip loses them; but a line that is never held, which is
+    /// what most programs rely on, would have taken them.
     #[must_use]
-    pub fn write(&mut self, reg: u16, value: u8) -> Option<u8> {
+    pub fn write(&mut self, reg: u16, value: u8) -> Vec<u8> {
         let dlab = self.lcr & lcr::DLAB != 0;
         match reg & 7 {
             0 if dlab => self.divisor = self.divisor & 0xff00 | u16::from(value),
@@ -184,13 +194,12 @@ impl Uart16550 {
             1 => {
                 let enabled = !self.ier & value;
                 self.ier = value & ier::ALL;
-                // Enabling the interrupt while the register is empty (it always is) requests it at once
-                // (8.7).
-                if enabled & ier::THR_EMPTY != 0 {
+                // Enabling the interrupt while the register is empty requests it at once (8.7).
+                if enabled & ier::THR_EMPTY != 0 && self.transmitter.is_empty() {
                     self.thr_pending = true;
                 }
             }
-            2 => self.write_fcr(value),
+            2 => return self.write_fcr(value),
             3 => self.lcr = value,
             4 => {
                 self.mcr = value & mcr::ALL;
@@ -200,7 +209,7 @@ impl Uart16550 {
             // LSR and MSR are for reading.
             _ => {}
         }
-        None
+        Vec::new()
     }
 
     fn fifos(&self) -> bool {
@@ -211,19 +220,34 @@ impl Uart16550 {
         self.mcr & mcr::LOOP != 0
     }
 
-    fn transmit(&mut self, byte: u8) -> Option<u8> {
-        // The byte is gone before the next instruction: the register is empty again.
-        self.thr_pending = true;
+    fn transmit(&mut self, byte: u8) -> Vec<u8> {
         if self.looped() {
+            // The byte is gone before the next instruction: the register is empty again.
+            self.thr_pending = self.transmitter.is_empty();
             let byte = byte & self.word_mask();
             self.put(byte, 0);
-            None
         } else if self.lcr & lcr::BREAK != 0 {
             // SOUT is held low: the other side sees a break and no character.
-            None
+            self.thr_pending = self.transmitter.is_empty();
         } else {
-            Some(byte)
+            self.thr_pending = false;
+            let pushed_out =
+                if self.transmitter.len() >= self.depth() { self.transmitter.pop_front() } else { None };
+            self.transmitter.push_back(byte);
+            return pushed_out.into_iter().collect();
         }
+        Vec::new()
+    }
+
+    /// The characters that the line is to take, in their order.
+    pub fn transmitting(&self) -> impl Iterator<Item = u8> {
+        self.transmitter.iter().copied()
+    }
+
+    /// The line has taken the first `n` of them.
+    pub fn transmitted(&mut self, n: usize) {
+        self.transmitter.drain(..n.min(self.transmitter.len()));
+        self.thr_pending |= n > 0 && self.transmitter.is_empty();
     }
 
     fn word_mask(&self) -> u8 {
@@ -237,7 +261,7 @@ impl Uart16550 {
         byte
     }
 
-    fn write_fcr(&mut self, value: u8) {
+    fn write_fcr(&mut self, value: u8) -> Vec<u8> {
         // Changing bit 0 clears both FIFOs; the other bits count only while it is 1 (8.5).
         let switched = (self.fcr ^ value) & fcr::ENABLE != 0;
         self.fcr = if value & fcr::ENABLE != 0 { value & 0xc9 } else { 0 };
@@ -246,6 +270,13 @@ impl Uart16550 {
             self.timeout = false;
             self.request_timeout();
         }
+        if !self.transmitter.is_empty()
+            && (switched || (value & fcr::ENABLE != 0 && value & fcr::CLEAR_TRANSMIT != 0))
+        {
+            self.thr_pending = true;
+            return self.transmitter.drain(..).collect();
+        }
+        Vec::new()
     }
 
     /// Characters that the receiver takes before it overruns; none in loop-back mode, in which SIN is
@@ -322,7 +353,8 @@ impl Uart16550 {
     }
 
     fn line_status(&self) -> u8 {
-        let mut status = lsr::THR_EMPTY | lsr::TRANSMITTER_EMPTY;
+        let mut status =
+            if self.transmitter.is_empty() { lsr::THR_EMPTY | lsr::TRANSMITTER_EMPTY } else { 0 };
         if let Some((_, errors)) = self.fifo.front() {
             status |= lsr::DATA_READY | errors;
         }
@@ -389,7 +421,14 @@ mod tests {
     use super::*;
 
     fn set(u: &mut Uart16550, reg: u16, value: u8) {
-        assert_eq!(u.write(reg, value), None);
+        assert!(u.write(reg, value).is_empty());
+    }
+
+    /// Has a character sent on a line that takes it.
+    fn send(u: &mut Uart16550, byte: u8) {
+        set(u, 0, byte);
+        assert!(u.transmitting().eq([byte]));
+        u.transmitted(1);
     }
 
     /// A UART with FIFOs on, all interrupts enabled and OUT2 on; the first THRE interrupt is taken.
@@ -434,7 +473,7 @@ mod tests {
     fn the_transmitter_interrupts_after_each_byte_and_when_enabled() {
         let mut u = ready(0x01);
         assert!(!u.interrupt());
-        assert_eq!(u.write(0, b'x'), Some(b'x'));
+        send(&mut u, b'x');
         assert!(u.interrupt());
         assert_eq!(u.read(2), 0xc2);
         assert!(!u.interrupt(), "reading the IIR answers it");
@@ -472,7 +511,7 @@ mod tests {
     fn interrupts_come_in_the_order_of_their_priority() {
         let mut u = ready(0x01);
         u.set_modem_lines(false, true, false, true);
-        assert_eq!(u.write(0, 0), Some(0));
+        send(&mut u, 0);
         u.receive_break();
         assert_eq!(u.read(2), 0xc6);
         assert_eq!(u.read(5), 0xf1, "data, break, transmitter empty, FIFO error");
@@ -506,7 +545,8 @@ mod tests {
     fn loop_back_returns_what_is_sent_and_hears_nothing_else() {
         let mut u = ready(0x01);
         set(&mut u, 4, mcr::LOOP | 0x0f);
-        assert_eq!(u.write(0, 0xa5), None);
+        set(&mut u, 0, 0xa5);
+        assert_eq!(u.transmitting().count(), 0);
         u.receive(b'!');
         assert_eq!((u.receive_room(), u.read(5) & 1, u.read(0), u.read(5) & 1), (0, 1, 0xa5, 0));
         assert_eq!(u.read(6) & 0xf0, 0xf0);

@@ -6,14 +6,16 @@
 //! On purpose missing: FSB (MSI) delivery, which the capability bits say.
 //!
 //! `Registers` is a function of the time in ticks. A comparator's matches are counted from the last one, so a periodic timer does
-//! not drift; periods that a late host misses are one interrupt.
+//! not drift. When the host is late, each period of an edge-triggered timer is an interrupt all the same: the next one when the
+//! processor has taken the one before (`Hpet::redeliver`).
 //!
 //! Source: IA-PC HPET specification 1.0a, 2.3.
 //!
 //! Lock: one, held while interrupts are driven and while the 8254 and RTC are told of the legacy route.
-use crate::bus::{Irq, IrqSink, Mmio};
+use crate::bus::{Edge, Irq, IrqSink, Mmio};
 use crate::clock::{Clock, Nanos, Timer};
 use parking_lot::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Where a PC's HPET is mapped; its registers take 1 KiB.
@@ -28,6 +30,9 @@ pub const TIMERS: usize = 3;
 pub const ROUTE_CAP: u32 = 0x00FF_0104;
 /// The host is not asked to call more often than this: 20 us.
 const MIN_HOST_TICKS: u64 = 2_000;
+
+/// Interrupts are owed for so many ticks at most: one second.
+const MOST_OWED_TICKS: u64 = 1_000_000_000 / PERIOD_NS;
 
 /// Register offsets (table 2).
 const GCAP_ID: u64 = 0x000;
@@ -66,6 +71,8 @@ struct Comparator {
     next: Option<u64>,
     /// When an interrupt was made last, in ticks.
     fired: Option<u64>,
+    /// Edges that are still to be delivered.
+    owed: u64,
 }
 
 impl Comparator {
@@ -75,6 +82,7 @@ impl Comparator {
         period: 0,
         next: None,
         fired: None,
+        owed: 0,
     };
 
     fn is(&self, flag: u64) -> bool {
@@ -95,13 +103,24 @@ impl Comparator {
         self.next = t.checked_add(distance);
     }
 
-    /// Takes account of the time up to tick `t`; returns whether there was a match.
-    fn settle(&mut self, t: u64) -> bool {
-        let Some(next) = self.next.filter(|&next| next <= t) else { return false };
+    /// How many edges may be owed to a guest: what comes in a second, and no more than one at a period so short that the host is not
+    /// asked for each.
+    fn most_owed(&self) -> u64 {
+        match self.period & self.mask() {
+            period @ MIN_HOST_TICKS.. if self.is(TYPE_PERIODIC) => (MOST_OWED_TICKS / period).max(1),
+            _ => 1,
+        }
+    }
+
+    /// Takes account of the time up to tick `t`; returns how often there was a match.
+    fn settle(&mut self, t: u64) -> u64 {
+        let Some(next) = self.next.filter(|&next| next <= t) else { return 0 };
+        let mut times = 1;
         let step = if self.is(TYPE_PERIODIC) { self.period & self.mask() } else { 0 };
         if self.is(TYPE_PERIODIC) {
             // A period of 0 never comes again.
             let missed = (t - next).checked_div(step);
+            times = missed.map_or(1, |n| n.saturating_add(1));
             self.next = missed.and_then(|n| (n + 1).checked_mul(step)).and_then(|d| next.checked_add(d));
             if let Some(new) = self.next {
                 self.value = self.value.wrapping_add(new - next) & self.mask();
@@ -114,7 +133,7 @@ impl Comparator {
                 .and_then(|n| (n + 1).checked_mul(round))
                 .and_then(|d| next.checked_add(d));
         }
-        true
+        times
     }
 }
 
@@ -147,29 +166,30 @@ impl Registers {
     fn rearm(&mut self, i: usize, t: u64) {
         let (runs, counter) = (self.runs(), self.counter(t));
         let timer = &mut self.timers[i];
+        // What is owed belongs to what was set before.
+        timer.owed = 0;
         timer.next = None;
         if runs {
             timer.rearm(counter, t);
         }
     }
 
-    /// Takes account of matches up to `t`; returns the timers (as bits) that make an edge.
-    fn settle(&mut self, t: u64) -> u8 {
-        let mut edges = 0;
+    /// Takes account of matches up to `t`.
+    fn settle(&mut self, t: u64) {
         for (i, timer) in self.timers.iter_mut().enumerate() {
-            if !timer.settle(t) {
+            let times = timer.settle(t);
+            if times == 0 {
                 continue;
             }
             if timer.is(INT_TYPE_LEVEL) {
                 self.status |= 1 << i;
             } else if timer.is(INT_ENB) {
-                edges |= 1 << i;
+                timer.owed = timer.owed.saturating_add(times).min(timer.most_owed());
             }
             if timer.is(INT_ENB) {
                 timer.fired = Some(t);
             }
         }
-        edges
     }
 
     /// The tick at which a timer interrupts next.
@@ -302,6 +322,8 @@ pub struct HpetWires {
 /// The HPET: MMIO at FED00000h.
 pub struct Hpet {
     state: Mutex<State>,
+    /// Whether edges are owed, for those who do not want to wait for the lock.
+    owes: AtomicBool,
     wires: HpetWires,
     clock: Arc<dyn Clock>,
     timer: Arc<dyn Timer>,
@@ -318,13 +340,20 @@ impl Hpet {
                 }
             }));
             let state = State { regs: Registers::new(), driven: [None; TIMERS], legacy: false };
-            Self { state: Mutex::new(state), wires, clock, timer }
+            Self { state: Mutex::new(state), owes: AtomicBool::new(false), wires, clock, timer }
         })
     }
 
     /// Back to the state after power-on.
     pub fn reset(&self) {
         self.with(|regs, _| *regs = Registers::new());
+    }
+
+    /// The processor has taken an interrupt: if it was one of these, an edge that came meanwhile can be delivered. No lock may be held.
+    pub fn redeliver(&self) {
+        if self.owes.load(Ordering::Relaxed) {
+            self.with(|_, _| ());
+        }
     }
 
     fn line(&self, regs: &Registers, i: usize) -> Line {
@@ -377,18 +406,38 @@ impl Hpet {
         result
     }
 
-    fn interrupt(&self, state: &mut State, t: u64) {
-        let edges = state.regs.settle(t);
-        for i in (0..TIMERS).filter(|i| edges >> i & 1 != 0) {
-            let line = self.line(&state.regs, i);
-            self.drive(line, true);
-            self.drive(line, false);
+    fn edge(&self, line: Line) -> Edge {
+        match line {
+            Line::Irq0 => self.wires.irq0.edge(),
+            Line::Irq8 => self.wires.irq8.edge(),
+            Line::Pin(n) => self.wires.pins.edge(n),
         }
+    }
+
+    /// Takes account of matches up to `t`, and delivers edges as far as they would not be lost in the one before.
+    fn interrupt(&self, state: &mut State, t: u64) {
+        state.regs.settle(t);
+        for i in 0..TIMERS {
+            let line = self.line(&state.regs, i);
+            while state.regs.timers[i].owed > 0 {
+                let edge = self.edge(line);
+                if edge == Edge::Merged {
+                    break;
+                }
+                let owed = &mut state.regs.timers[i].owed;
+                *owed = if edge == Edge::Counted { *owed - 1 } else { 0 };
+                self.drive(line, true);
+                self.drive(line, false);
+            }
+        }
+        self.owes.store(state.regs.timers.iter().any(|timer| timer.owed > 0), Ordering::Relaxed);
     }
 }
 
 impl Mmio for Hpet {
     fn read(&self, offset: u64, size: u8) -> u64 {
+        // Who reads the time sees that timers of before then have run out.
+        self.clock.catch_up();
         let value = self.with(|regs, t| regs.read(offset & !7, t)) >> (8 * (offset & 7));
         match size {
             0 => 0,

@@ -6,18 +6,19 @@
 //! `Channel` is a function of time in ticks of 1193182 Hz: a count starts at one tick, and output and count follow from the distance.
 //! [`Pit`] adds lock, clock, pin and ports. Edges come at ticks counted from the start of the count, so a periodic timer does not
 //! drift. Where the output is low for one tick only (modes 2, 4, 5), the fall and the rise are delivered together at the rise. When the
-//! host is late, the edges that were missed are one edge: a guest that wants every tick must use a clock source that it can read.
+//! host is late, each period's edge is delivered all the same: the next one when the processor has taken the one before (`Pit::redeliver`).
 //! On purpose missing: the count of 1 in modes 2 and 3, which the data sheet forbids, is taken for 2.
 //!
 //! Source: Intel 8254 data sheet (231164-005); port 61h: 82371SB (PIIX3) data sheet, 2.5.3.1 (NMISC).
 //!
 //! Lock: one, held while IRQ 0 is driven.
-use crate::bus::{Irq, PortIo};
+use crate::bus::{Edge, Irq, PortIo};
 use crate::bytewise;
 use crate::clock::{Clock, Timer};
 use crate::timers::{ticks_at, time_of_tick};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Frequency of the 8254's clock input in a PC.
 pub const PIT_HZ: u64 = 1_193_182;
@@ -26,6 +27,9 @@ const REFRESH_TICKS: u64 = 18;
 
 /// The host is not asked to call sooner than this after an edge (20 us); shorter periods are merged.
 const MIN_HOST_TICKS: i64 = 24;
+
+/// Edges are owed for so many ticks at most: one second.
+const MOST_OWED_TICKS: i64 = PIT_HZ as i64;
 
 /// Bits of port 61h.
 const GATE2: u8 = 1 << 0;
@@ -141,14 +145,24 @@ impl Channel {
         }
     }
 
-    /// Whether OUT has risen after tick `a`, up to tick `b`.
-    fn rises(&self, a: i64, b: i64) -> bool {
-        let Counting::Since(start) = self.counting else { return false };
+    /// How often OUT has risen after tick `a`, up to tick `b`.
+    fn rises(&self, a: i64, b: i64) -> i64 {
+        let Counting::Since(start) = self.counting else { return 0 };
         let (a, b, n) = (a.wrapping_sub(start), b.wrapping_sub(start), i64::from(self.n));
         match self.mode {
-            0 | 1 => a < n && n <= b,
-            2 | 3 => b > 0 && b / self.period() > a.max(0) / self.period(),
-            _ => a <= n && n < b,
+            0 | 1 => (a < n && n <= b).into(),
+            2 | 3 if b > 0 => b / self.period() - a.max(0) / self.period(),
+            2 | 3 => 0,
+            _ => (a <= n && n < b).into(),
+        }
+    }
+
+    /// How many edges of a periodic output may be owed to a guest: what comes in a second, and no more than one at a period so short
+    /// that the host is not asked for each.
+    fn most_owed(&self) -> i64 {
+        match self.period() {
+            period @ MIN_HOST_TICKS.. if matches!(self.mode, 2 | 3) => MOST_OWED_TICKS / period,
+            _ => 1,
         }
     }
 
@@ -348,6 +362,8 @@ struct State {
     seen: i64,
     /// When IRQ 0 rose last by the channel's counting.
     risen: Option<i64>,
+    /// Edges of channel 0 that are still to be delivered.
+    owed: i64,
     /// Whether channel 0 is connected to IRQ 0 (the HPET may have taken it).
     irq_enabled: bool,
 }
@@ -355,6 +371,8 @@ struct State {
 /// The 8254 with port 61h.
 pub struct Pit {
     state: Mutex<State>,
+    /// Whether edges are owed, for those who do not want to wait for the lock.
+    owes: AtomicBool,
     clock: Arc<dyn Clock>,
     timer: Arc<dyn Timer>,
     irq: Irq,
@@ -371,8 +389,9 @@ impl Pit {
                 }
             }));
             let channels = [Channel::new(true), Channel::new(true), Channel::new(false)];
-            let state = Mutex::new(State { channels, port61: 0, seen: 0, risen: None, irq_enabled: true });
-            Self { state, clock, timer, irq: irq0 }
+            let state =
+                Mutex::new(State { channels, port61: 0, seen: 0, risen: None, owed: 0, irq_enabled: true });
+            Self { state, owes: AtomicBool::new(false), clock, timer, irq: irq0 }
         })
     }
 
@@ -388,7 +407,10 @@ impl Pit {
 
     /// Connects channel 0 to IRQ 0, or not (the HPET's legacy replacement route).
     pub fn set_irq_enabled(&self, enabled: bool) {
-        self.with(|state, _| state.irq_enabled = enabled);
+        self.with(|state, _| {
+            state.irq_enabled = enabled;
+            state.owed = 0;
+        });
     }
 
     /// What the speaker sounds: the frequency of channel 2 in Hz while it is gated on and let through; none when it is silent.
@@ -405,7 +427,29 @@ impl Pit {
         self.with(|state, _| {
             state.channels = [Channel::new(true), Channel::new(true), Channel::new(false)];
             state.port61 = 0;
+            state.owed = 0;
         });
+    }
+
+    /// The processor has taken an interrupt: if it was this one, an edge that came meanwhile can be delivered. No lock may be held.
+    pub fn redeliver(&self) {
+        if self.owes.load(Ordering::Relaxed) {
+            self.with(|_, _| ());
+        }
+    }
+
+    /// Delivers the edges that are owed as far as they would not be lost in the one before.
+    fn deliver(&self, state: &mut State) {
+        while state.owed > 0 {
+            let edge = self.irq.edge();
+            if edge == Edge::Merged {
+                break;
+            }
+            state.owed = if edge == Edge::Counted { state.owed - 1 } else { 0 };
+            self.irq.set(false);
+            self.irq.set(true);
+        }
+        self.owes.store(state.owed > 0, Ordering::Relaxed);
     }
 
     /// Brings everything up to now, lets `f` use it, and lets the pin and the timer follow.
@@ -421,14 +465,15 @@ impl Pit {
             channel.settle(t);
         }
         if let Some(end) = end {
-            risen |= state.channels[0].rises(end, t);
+            risen += state.channels[0].rises(end, t);
         }
-        if risen && state.irq_enabled {
+        if risen > 0 && state.irq_enabled {
             state.risen = Some(t);
-            self.irq.set(false);
-            self.irq.set(true);
+            state.owed = state.owed.saturating_add(risen).min(state.channels[0].most_owed());
         }
+        self.deliver(&mut state);
         let result = f(&mut state, t);
+        self.owes.store(state.owed > 0, Ordering::Relaxed);
         let channel = &state.channels[0];
         self.irq.set(state.irq_enabled && channel.out(t));
         let reload = channel.reload.and_then(|r| r.at);
@@ -448,6 +493,10 @@ impl Pit {
 
     fn write_counter(&self, port: u16, value: u8) {
         self.with(|state, t| {
+            // What is owed belongs to the count before.
+            if port == 0 || (port == 3 && value >> 6 == 0 && value & 0x30 != 0) {
+                state.owed = 0;
+            }
             if port != 3 {
                 if let Some(channel) = state.channels.get_mut(usize::from(port)) {
                     channel.write(value, t);

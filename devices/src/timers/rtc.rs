@@ -7,7 +7,8 @@
 //!
 //! `Registers` is a function of the time: the divider chain has a phase on the virtual clock, and seconds are counted from an epoch
 //! that changes when the guest sets the time. Flags are computed when somebody looks; the host is asked to call only for interrupts
-//! that are enabled.
+//! that are enabled. Periodic interrupts that fall due while the guest has not read register C, be it that the host was late, come one
+//! by one as it does.
 //!
 //! Source: Motorola MC146818 data sheet (ADI1018); 82371AB (PIIX4) data sheet, 11.1; register 32h by the convention of PC BIOSes and the
 //! FADT.
@@ -77,6 +78,10 @@ struct Registers {
     origin: i128,
     /// The phase up to which flags have been computed.
     seen: i128,
+    /// Periodic interrupts that are still to come.
+    owed: i128,
+    /// One of them comes now: IRQ 8 rises anew.
+    again: bool,
 }
 
 impl Registers {
@@ -87,7 +92,7 @@ impl Registers {
         cmos[REG_B] = B_24H;
         cmos[REG_D] = D_VRT;
         let (origin, phase) = (i128::from(now) - unix % SECOND, unix % SECOND);
-        Self { cmos, index: 0, epoch: (unix / SECOND) as i64, origin, seen: phase }
+        Self { cmos, index: 0, epoch: (unix / SECOND) as i64, origin, seen: phase, owed: 0, again: false }
     }
 
     fn phase(&self, now: Nanos) -> i128 {
@@ -204,10 +209,16 @@ impl Registers {
             return;
         }
         let tick = |phase: i128| (phase * DIVIDER_HZ).div_euclid(SECOND);
-        if let Some(period) = self.period()
-            && tick(seen).div_euclid(period) != tick(phase).div_euclid(period)
-        {
-            self.cmos[REG_C] |= C_PF;
+        if let Some(period) = self.period() {
+            let times = tick(phase).div_euclid(period) - tick(seen).div_euclid(period);
+            if times > 0 {
+                let waiting = i128::from(self.cmos[REG_C] & C_PF != 0);
+                let wanted = self.cmos[REG_B] & C_PF != 0;
+                // No more than comes in a second.
+                let most = if wanted { DIVIDER_HZ / period } else { 0 };
+                self.owed = (self.owed + times - 1 + waiting).min(most);
+                self.cmos[REG_C] |= C_PF;
+            }
         }
         if self.updates() {
             let (before, after) = (self.seconds_at(seen), self.seconds_at(phase));
@@ -261,7 +272,16 @@ impl Registers {
                 let updating = self.updates() && phase.rem_euclid(SECOND) >= SECOND - UPDATE;
                 self.cmos[REG_A] | if updating { A_UIP } else { 0 }
             }
-            REG_C => std::mem::take(&mut self.cmos[REG_C]),
+            REG_C => {
+                let flags = std::mem::take(&mut self.cmos[REG_C]);
+                if self.owed > 0 {
+                    self.owed -= 1;
+                    self.again = true;
+                    self.cmos[REG_C] = C_PF;
+                    self.set_irqf();
+                }
+                flags
+            }
             _ => self.cmos[i],
         }
     }
@@ -286,6 +306,7 @@ impl Registers {
                     self.show(self.seconds_at(phase));
                 }
                 self.cmos[i] = if i == REG_A { value & !A_UIP } else { value };
+                self.owed = 0;
                 let mut phase = phase;
                 if self.divider_runs() && !ran {
                     self.origin = i128::from(now) - AFTER_RESET;
@@ -401,6 +422,7 @@ impl Rtc {
         self.with(|regs, _| {
             regs.cmos[REG_B] &= !(C_PF | C_AF | C_UF | 0x08);
             regs.cmos[REG_C] = 0;
+            regs.owed = 0;
             regs.index = 0;
         });
     }
@@ -410,6 +432,9 @@ impl Rtc {
         let now = self.clock.now();
         state.regs.settle(now);
         let result = f(&mut state.regs, now);
+        if std::mem::take(&mut state.regs.again) {
+            self.irq.set(false);
+        }
         self.irq.set(state.irq_enabled && state.regs.irq());
         match state.regs.wakeup(now) {
             Some(deadline) => self.timer.arm(deadline),

@@ -11,7 +11,7 @@ use mynah_cpu::{Cpu, CpuModel};
 use mynah_firmware::{LoadRequest, Module, SparseMemory, build_tables, load};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 // The same guests as the translator's own tests.
 #[path = "../../../jit/tests/common/mod.rs"]
@@ -19,9 +19,45 @@ mod common;
 #[path = "../../../jit/tests/common/guests.rs"]
 mod guests;
 
+/// A thread with a small stack that does the same with one input after the other: what recurses as a guest pleases is found by overflowing it.
+struct SmallStack {
+    input: mpsc::Sender<Vec<u8>>,
+    done: mpsc::Receiver<()>,
+}
+
+/// A 32nd of what a vCPU's thread has.
+const STACK: usize = 256 << 10;
+/// With the compiler on the same thread.
+const STACK_WITH_COMPILER: usize = 512 << 10;
+
+impl SmallStack {
+    fn new(size: usize, f: fn(&[u8])) -> Self {
+        let (input, inputs) = mpsc::channel::<Vec<u8>>();
+        let (tell, done) = mpsc::channel();
+        let work = move || {
+            for data in inputs {
+                f(&data);
+                if tell.send(()).is_err() {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().stack_size(size).spawn(work).expect("a thread");
+        Self { input, done }
+    }
+
+    fn run(&self, data: &[u8]) {
+        self.input.send(data.to_vec()).expect("the thread is there");
+        self.done.recv().expect("the thread is there");
+    }
+}
+
 /// A guest run by both engines, which must end alike.
 pub fn engines(data: &[u8]) {
-    guests::compare(data);
+    thread_local!(static THREAD: SmallStack = SmallStack::new(STACK_WITH_COMPILER, |data| {
+        guests::compare(data);
+    }));
+    THREAD.with(|t| t.run(data));
 }
 
 // Files of compiled code, changed and then used.
@@ -75,7 +111,8 @@ thread_local! {
 
 /// Decodes and interprets bytes as a guest, in a mode that the first byte chooses, with registers from the next.
 pub fn cpu(data: &[u8]) {
-    CPU.with_borrow_mut(|cpu| guest(cpu, data));
+    thread_local!(static THREAD: SmallStack = SmallStack::new(STACK, |data| CPU.with_borrow_mut(|cpu| guest(cpu, data))));
+    THREAD.with(|t| t.run(data));
 }
 
 fn guest(cpu: &mut Cpu, data: &[u8]) {

@@ -7,6 +7,7 @@ use crate::paging::{Format, PageTables};
 use crate::prog::Prog;
 use crate::qemu;
 use crate::stubs;
+use mynah_cpu::state::State;
 use std::collections::BTreeMap;
 
 /// What the start-up code does before the main program.
@@ -32,6 +33,8 @@ pub struct Guest {
     qemu_ext: bool,
     qemu_rsvd: bool,
     stacks: bool,
+    model: &'static str,
+    read_only: Vec<u32>,
 }
 
 impl Default for Guest {
@@ -57,6 +60,8 @@ impl Guest {
             qemu_ext: false,
             qemu_rsvd: false,
             stacks: false,
+            model: "max",
+            read_only: Vec::new(),
         };
         let gdt = [
             (CODE0, flat(access::CODE, size::P32)),
@@ -342,6 +347,11 @@ impl Guest {
         self.qemu_rsvd = true;
     }
 
+    /// Runs the guest on another CPU model than `max`, as `-cpu` names it.
+    pub fn model(&mut self, model: &'static str) {
+        self.model = model;
+    }
+
     /// Has each exception's line tell the handler's stack.
     pub fn show_stacks(&mut self) {
         self.stacks = true;
@@ -363,20 +373,44 @@ impl Guest {
     pub fn translated(&self) -> Option<u64> {
         let translator =
             machine::Engine::all().into_iter().find(|(e, _)| *e == machine::Engine::Translator)?;
-        Some(machine::run(&self.image, translator.0).translated)
+        Some(machine::run(&self.loaded(), translator.0).translated)
+    }
+
+    fn loaded(&self) -> machine::Image<'_> {
+        machine::Image { bytes: &self.image, model: self.model, read_only: &self.read_only }
+    }
+
+    /// Has the page at `at` be RAM that cannot be written, once it is loaded, as the chipset makes firmware's shadow. In Mynah only.
+    pub fn write_protect(&mut self, at: u32) {
+        self.read_only.push(at & !0xfff);
+    }
+
+    /// Runs a guest that does not end by itself, with each engine, and kicks it: the vCPU must leave its run loop in a few seconds, and again when it is run
+    /// on, where `there` says it is to be. `look` judges the states in which that was, in order.
+    pub fn check_kicks(
+        &self,
+        there: impl Fn(&State) -> bool + Clone + Send + 'static,
+        look: impl Fn(&str, &[State]),
+    ) {
+        for (engine, name) in machine::Engine::all() {
+            match machine::kick(&self.loaded(), engine, 3, there.clone()) {
+                Ok(states) => look(name, &states),
+                Err(e) => panic!("{name}: {e}"),
+            }
+        }
     }
 
     fn compare(&self, expected: &str, in_qemu: bool) {
         let expected = tidy(expected);
         let mut wrong = Vec::new();
         for (engine, name) in machine::Engine::all() {
-            let got = self.decode(&machine::run(&self.image, engine).log, true);
+            let got = self.decode(&machine::run(&self.loaded(), engine).log, true);
             keep(name, &got);
             if got != expected {
                 wrong.push(log::difference(&format!("Mynah ({name})"), &expected, &got));
             }
         }
-        let raw = if in_qemu { qemu::run(&test_name(), &self.image) } else { None };
+        let raw = if in_qemu { qemu::run(&test_name(), self.model, &self.image) } else { None };
         if let Some(raw) = raw {
             let got = self.decode(&raw, false);
             keep("qemu", &got);

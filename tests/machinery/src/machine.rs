@@ -1,8 +1,11 @@
 //! Mynah's CPU with RAM, a local APIC, the log port and isa-debug-exit: what a test's guest needs of a machine.
+//!
+//! It runs on a thread of its own, with a small stack: what recurses as a guest pleases is found by overflowing it.
 use crate::layout::{EXIT_PORT, LOG_PORT};
 use mynah::machine::kernel::enter;
 use mynah::machine::vcpu::{Pins, VcpuBoard};
 use mynah_cpu::board::EV_KICK;
+use mynah_cpu::state::State;
 use mynah_cpu::{Cpu, CpuModel, Events, Exit};
 use mynah_devices::bus::{PortBus, PortIo, open_bus};
 use mynah_devices::clock::ManualClock;
@@ -11,13 +14,19 @@ use mynah_firmware::{Config, LoadRequest, build_tables, load};
 use mynah_jit::tier::{Optimize, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 /// Instructions after which a guest counts as lost.
 const LIMIT: u64 = 20_000_000;
 /// A longer log is that of a lost guest, too.
 const MAX_LOG: usize = 256 << 10;
 const RAM: u64 = 32 << 20;
+/// The stack of the vCPU's thread, a 32nd of what the emulator gives it. What is compiled on this thread, too (by tests alone) needs more.
+const STACK: usize = 256 << 10;
+const STACK_WITH_COMPILER: usize = 512 << 10;
+/// A vCPU that does not leave its run loop in this time after a kick never will.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The log port and isa-debug-exit; a guest that ends, or logs too much, has the vCPU leave its run loop.
 struct Ports {
@@ -78,6 +87,13 @@ pub enum Engine {
 }
 
 impl Engine {
+    fn stack(self) -> usize {
+        match self {
+            Self::Blocks | Self::Steps => STACK,
+            _ => STACK_WITH_COMPILER,
+        }
+    }
+
     /// All that this host has.
     pub fn all() -> Vec<(Self, &'static str)> {
         let mut all = vec![(Self::Blocks, "blocks"), (Self::Steps, "steps")];
@@ -99,47 +115,139 @@ pub struct Outcome {
     pub translated: u64,
 }
 
-/// Runs an image until it exits; the log, and a last line if it ended otherwise.
-pub fn run(image: &[u8], engine: Engine) -> Outcome {
-    let ram = GuestRam::new(RAM).expect("guest RAM");
-    let memory = PhysMemory::new(ram, RAM);
-    let tables = build_tables(&*memory, &Config::default()).expect("firmware tables");
-    let entry = load(&*memory, &tables, &LoadRequest::new("guest", image)).expect("a multiboot image");
-    let events = Arc::new(Events::default());
-    let ports =
-        Arc::new(Ports { log: Mutex::default(), exited: AtomicBool::new(false), events: events.clone() });
-    let bus = Arc::new(PortBus::new());
-    bus.map(LOG_PORT as u16, 1, Arc::new(LogPort(ports.clone())));
-    bus.map(EXIT_PORT as u16, 4, Arc::new(ExitPort(ports.clone())));
-    let apics = LocalApics::new(Arc::new(ManualClock::new()), 1_000_000_000);
-    let apic = apics.add(0, true, Arc::new(|| 0), Arc::new(Pins(events.clone())));
-    let ticks = AtomicU64::new(0);
-    let tsc: ReadTsc = Arc::new(move || ticks.fetch_add(1, Ordering::Relaxed));
-    let board = Arc::new(VcpuBoard { ports: bus, apic, tsc, bios: None, ferr: None });
-    let model = Arc::new(CpuModel::parse("max").expect("the model"));
-    let mut cpu = Cpu::new(0, memory, board, events.clone(), model);
-    enter(&mut cpu, Some(&entry));
-    let mut translated = 0;
-    let end = match engine {
-        Engine::Steps => run_steps(&mut cpu, &ports),
-        Engine::Blocks => run_blocks(&mut cpu, &ports),
-        Engine::Translator | Engine::Regions | Engine::Baseline | Engine::Tiers => {
-            let tier = match engine {
-                Engine::Baseline => Translating::at_once_with(events.clone(), Optimize::Baseline),
-                Engine::Tiers => Translating::in_turn(events.clone(), 3),
-                _ => Translating::at_once(events.clone()),
-            };
+/// What a guest is run on.
+struct Machine {
+    cpu: Box<Cpu>,
+    ports: Arc<Ports>,
+    /// Regions compiled so far.
+    translated: Box<dyn Fn() -> u64>,
+    /// The bus of its APIC, which only holds it weakly.
+    _apics: Arc<LocalApics>,
+}
+
+impl Machine {
+    fn new(guest: &Image, engine: Engine, events: Arc<Events>) -> Self {
+        let ram = GuestRam::new(RAM).expect("guest RAM");
+        let memory = PhysMemory::new(ram, RAM);
+        let tables = build_tables(&*memory, &Config::default()).expect("firmware tables");
+        let entry =
+            load(&*memory, &tables, &LoadRequest::new("guest", guest.bytes)).expect("a multiboot image");
+        for &page in guest.read_only {
+            memory.map_ram_read_only(u64::from(page), 0x1000);
+        }
+        let ports =
+            Arc::new(Ports { log: Mutex::default(), exited: AtomicBool::new(false), events: events.clone() });
+        let bus = Arc::new(PortBus::new());
+        bus.map(LOG_PORT as u16, 1, Arc::new(LogPort(ports.clone())));
+        bus.map(EXIT_PORT as u16, 4, Arc::new(ExitPort(ports.clone())));
+        let apics = LocalApics::new(Arc::new(ManualClock::new()), 1_000_000_000);
+        let apic = apics.add(0, true, Arc::new(|| 0), Arc::new(Pins(events.clone())));
+        let ticks = AtomicU64::new(0);
+        let tsc: ReadTsc = Arc::new(move || ticks.fetch_add(1, Ordering::Relaxed));
+        let board = Arc::new(VcpuBoard { ports: bus, apic, tsc, bios: None, ferr: None });
+        let model = Arc::new(CpuModel::parse(guest.model).expect("the model"));
+        let mut cpu = Cpu::new(0, memory, board, events.clone(), model);
+        enter(&mut cpu, Some(&entry));
+        let tier = match engine {
+            Engine::Steps | Engine::Blocks => None,
+            Engine::Baseline => Some(Translating::at_once_with(events, Optimize::Baseline)),
+            Engine::Tiers => Some(Translating::in_turn(events, 3)),
+            Engine::Translator | Engine::Regions => Some(Translating::at_once(events)),
+        };
+        let mut translated: Box<dyn Fn() -> u64> = Box::new(|| 0);
+        if let Some(tier) = tier {
             let tier = tier.expect("a translator for this host");
             let counters = tier.counters();
+            translated = Box::new(move || counters.compiled.load(Ordering::Relaxed));
             cpu.set_tier(Box::new(tier), if engine == Engine::Regions { 3 } else { 1 });
-            let end = run_blocks(&mut cpu, &ports);
-            translated = counters.compiled.load(Ordering::Relaxed);
-            end
         }
-    };
-    let mut log = String::from_utf8_lossy(&ports.log.lock().expect("the log")).into_owned();
-    log += end;
-    Outcome { log, translated }
+        Self { cpu, ports, translated, _apics: apics }
+    }
+
+    fn log(&self) -> String {
+        String::from_utf8_lossy(&self.ports.log.lock().expect("the log")).into_owned()
+    }
+}
+
+/// A guest as it is loaded.
+#[derive(Clone, Copy)]
+pub struct Image<'a> {
+    /// The Multiboot image.
+    pub bytes: &'a [u8],
+    /// The CPU model.
+    pub model: &'a str,
+    /// Pages of RAM that cannot be written, as firmware shadows itself.
+    pub read_only: &'a [u32],
+}
+
+/// Does `f` on a thread with the stack that this engine's vCPU has in tests.
+fn on_small_stack<R: Send>(engine: Engine, f: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(engine.stack()).spawn_scoped(scope, f);
+        thread.expect("a thread for the vCPU").join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Runs an image until it exits; the log, and a last line if it ended otherwise.
+pub fn run(guest: &Image, engine: Engine) -> Outcome {
+    on_small_stack(engine, || {
+        let mut machine = Machine::new(guest, engine, Arc::default());
+        let (cpu, ports) = (&mut machine.cpu, &machine.ports);
+        let end = if engine == Engine::Steps { run_steps(cpu, ports) } else { run_blocks(cpu, ports) };
+        Outcome { log: machine.log() + end, translated: (machine.translated)() }
+    })
+}
+
+/// Runs a guest that never ends by itself, and kicks it until it has left the run loop so `times` times where it is to stay: `there` says so of its state.
+/// Those states; an error if it has not left the run loop, or has for another reason.
+pub fn kick(
+    guest: &Image,
+    engine: Engine,
+    times: usize,
+    there: impl Fn(&State) -> bool + Send + 'static,
+) -> Result<Vec<State>, String> {
+    let events: Arc<Events> = Arc::default();
+    let (sender, left) = mpsc::channel();
+    let (bytes, read_only, theirs) = (guest.bytes.to_vec(), guest.read_only.to_vec(), events.clone());
+    let model = guest.model.to_owned();
+    // Not a scoped thread: if it hangs, the test fails without it.
+    let thread = std::thread::Builder::new().stack_size(engine.stack()).spawn(move || {
+        let mut machine = Machine::new(
+            &Image { bytes: &bytes, model: &model, read_only: &read_only },
+            engine,
+            theirs.clone(),
+        );
+        for _ in 0..times {
+            let exit = loop {
+                let exit = if engine == Engine::Steps { machine.cpu.step() } else { Some(machine.cpu.run()) };
+                match exit {
+                    // A kick that came too early.
+                    Some(Exit::Kick) if !there(&machine.cpu.state) => {}
+                    None => {}
+                    Some(exit) => break exit,
+                }
+            };
+            let outcome = match exit {
+                Exit::Kick => Ok(machine.cpu.state.clone()),
+                other => Err(format!("{other:?} after {:?}", machine.log())),
+            };
+            if sender.send(outcome).is_err() {
+                return;
+            }
+        }
+    });
+    drop(thread.expect("a thread for the vCPU"));
+    let mut all = Vec::new();
+    for n in 0..times {
+        // Time to get there. A kick that is too early is followed by another.
+        let kicked = (0..30).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(if n == 0 { 50 } else { 5 }));
+            events.raise(EV_KICK);
+            left.recv_timeout(PATIENCE / 30).ok()
+        });
+        all.push(kicked.ok_or_else(|| format!("kick {n}: the vCPU has not left its run loop there"))??);
+    }
+    Ok(all)
 }
 
 fn ended(exit: Exit, ports: &Ports, cpu: &Cpu) -> Option<&'static str> {

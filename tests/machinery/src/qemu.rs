@@ -9,14 +9,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A longer log is that of a lost guest, too.
 const MAX_LOG: u64 = 256 << 10;
 
-/// Runs an image; its log, and a last line if it did not end by isa-debug-exit. `None` if there is no QEMU, or `MYNAH_NO_QEMU` is set.
-pub fn run(name: &str, image: &[u8]) -> Option<String> {
+/// Runs an image on a CPU model; its log, and a last line if it did not end by isa-debug-exit. `None` if there is no QEMU, or `MYNAH_NO_QEMU` is set.
+pub fn run(name: &str, model: &str, image: &[u8]) -> Option<String> {
     if std::env::var_os("MYNAH_NO_QEMU").is_some() {
         return None;
     }
     let dir = std::env::temp_dir().join(format!("mynah-machinery-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a directory for the guest");
-    let log = run_in(&dir, image);
+    let log = run_in(&dir, model, image);
     std::fs::remove_dir_all(&dir).expect("removing the guest's directory");
     log
 }
@@ -26,12 +26,12 @@ pub fn why_not() -> &'static str {
     if std::env::var_os("MYNAH_NO_QEMU").is_some() { "MYNAH_NO_QEMU is set" } else { "QEMU not installed" }
 }
 
-fn run_in(dir: &std::path::Path, image: &[u8]) -> Option<String> {
+fn run_in(dir: &std::path::Path, model: &str, image: &[u8]) -> Option<String> {
     let kernel: PathBuf = dir.join("image");
     let log = dir.join("log");
     std::fs::write(&kernel, image).expect("writing the image");
     let child = Command::new("qemu-system-x86_64")
-        .args(["-accel", "tcg", "-cpu", "max", "-m", "32", "-nodefaults", "-display", "none", "-no-reboot"])
+        .args(["-accel", "tcg", "-cpu", model, "-m", "32", "-nodefaults", "-display", "none", "-no-reboot"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .arg("-debugcon")
         .arg(format!("file:{}", log.display()))

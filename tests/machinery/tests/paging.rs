@@ -874,7 +874,7 @@ fn invalidation_by_invpcid() {
         p.attempt("PCID without PCIDE", |p| invpcid(p, 0, 1, 0));
         p.attempt("reserved bits", |p| invpcid(p, 2, 0x1000, 0));
         p.attempt_at(3, "at level 3", |p| asm!(p; xor eax, eax; invpcid rax, xmmword_ptr(VARS)));
-        asm!(p; mov eax, 0x8000; shl rax, 32; mov qword_ptr(VARS + 8), rax; mov qword_ptr(VARS), 0; xor eax, eax);
+        asm!(p; mov eax, 0x8000; shl rax, 48; mov qword_ptr(VARS + 8), rax; mov qword_ptr(VARS), 0; xor eax, eax);
         p.attempt("not canonical", |p| asm!(p; invpcid rax, xmmword_ptr(VARS)));
     });
     g.check_manual(

@@ -1,6 +1,8 @@
 //! What travels between interrupt sources and local APICs: the messages of the APIC bus, and MSI writes, which are the same.
 //! Source: Intel SDM vol. 3A, 11.6.1 (ICR) and 11.11 (message signalled interrupts).
 
+use crate::bus::Edge;
+
 /// How a message wants to be taken (bits 10-8 of the ICR, an LVT or redirection entry, MSI data).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryMode {
@@ -85,6 +87,12 @@ impl ApicMessage {
 pub trait ApicBus: Send + Sync {
     /// Delivers a message; returns whether any local APIC has accepted it.
     fn deliver(&self, message: ApicMessage) -> bool;
+
+    /// What would become of an edge that is delivered as this message now.
+    fn edge(&self, message: &ApicMessage) -> Edge {
+        let _ = message;
+        Edge::Uncounted
+    }
 }
 
 /// To whom an IPI goes: the ICR's destination shorthand.

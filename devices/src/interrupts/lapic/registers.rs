@@ -2,6 +2,7 @@
 //! Source: Intel SDM vol. 3A, chapter 11 (the older numbering: 10).
 use super::message::{ApicMessage, DeliveryMode, Shorthand};
 use super::timer::{ApicTimer, Mode, Time};
+use crate::bus::Edge;
 use crate::clock::Nanos;
 
 /// Register numbers: the MMIO offset / 16, and the x2APIC MSR less 800h (SDM vol. 3A, tables 11-1 and 11-6).
@@ -132,6 +133,8 @@ pub(super) struct Registers {
     tmr: VectorSet,
     timer: ApicTimer,
     timer_fired: Option<Nanos>,
+    /// Periodic interrupts of the timer that fell due while the one before was waiting for the processor.
+    timer_owed: u64,
     /// The LINT pins as they are.
     lint: [bool; 2],
     /// An ExtINT message that was not acknowledged yet.
@@ -159,6 +162,7 @@ impl Registers {
             tmr: VectorSet::default(),
             timer: ApicTimer::default(),
             timer_fired: None,
+            timer_owed: 0,
             lint: [false; 2],
             ext_int: false,
             out: Outcome::default(),
@@ -262,6 +266,7 @@ impl Registers {
         let Some(v) = self.deliverable() else { return Acknowledge::Nothing };
         self.irr.clear(v);
         self.isr.set(v);
+        self.deliver_timer();
         Acknowledge::Vector(v)
     }
 
@@ -340,6 +345,17 @@ impl Registers {
                 true
             }
             DeliveryMode::Reserved => false,
+        }
+    }
+
+    /// What would become of an edge that is interrupt `v`.
+    pub fn edge(&self, v: u8) -> Edge {
+        if !self.can_arbitrate() || v < 16 {
+            Edge::Uncounted
+        } else if self.irr.has(v) {
+            Edge::Merged
+        } else {
+            Edge::Counted
         }
     }
 
@@ -432,10 +448,34 @@ impl Registers {
 
     /// Takes account of the time that has passed.
     pub fn settle_timer(&mut self, time: &Time) {
-        if self.timer.expire(self.timer_mode(), time) && self.lvt[TIMER] & LVT_MASKED == 0 {
+        let times = self.timer.expire(self.timer_mode(), time);
+        if times != 0 && self.lvt[TIMER] & LVT_MASKED == 0 {
             self.timer_fired = Some(time.now());
-            let vector = self.lvt[TIMER] as u8;
-            self.accept_vector(vector, false);
+            if self.timer_mode() != Mode::Periodic {
+                self.accept_vector(self.lvt[TIMER] as u8, false);
+                return;
+            }
+            self.timer_owed = self.timer_owed.saturating_add(times).min(self.timer.most_owed());
+            self.deliver_timer();
+        }
+    }
+
+    /// Delivers a timer interrupt that is owed, if it would not be lost in the one before.
+    fn deliver_timer(&mut self) {
+        if self.timer_owed == 0 {
+            return;
+        }
+        let vector = self.lvt[TIMER] as u8;
+        match self.edge(vector) {
+            Edge::Merged => {}
+            Edge::Counted => {
+                self.timer_owed -= 1;
+                self.accept_vector(vector, false);
+            }
+            Edge::Uncounted => {
+                self.timer_owed = 0;
+                self.accept_vector(vector, false);
+            }
         }
     }
 
@@ -506,6 +546,7 @@ impl Registers {
                 self.svr = value & SVR_WRITABLE;
                 if !self.software_enabled() {
                     self.settle_timer(time);
+                    self.timer_owed = 0;
                     self.lvt.iter_mut().for_each(|lvt| *lvt |= LVT_MASKED);
                 }
             }
@@ -513,6 +554,7 @@ impl Registers {
             reg::LVT_TIMER..=reg::LVT_ERROR => self.write_lvt((n - reg::LVT_TIMER) as usize, value, time),
             reg::TIMER_INITIAL => {
                 self.settle_timer(time);
+                self.timer_owed = 0;
                 self.timer.set_initial(self.timer_mode(), value, time.now());
             }
             reg::TIMER_DIVIDE => {
@@ -531,6 +573,7 @@ impl Registers {
         }
         if i == TIMER {
             self.settle_timer(time);
+            self.timer_owed = 0;
             self.timer.set_mode(self.timer_mode(), Mode::of(lvt));
         }
         if lvt & LVT_LEVEL != 0 {

@@ -412,7 +412,7 @@ fn changing_the_divider_changes_the_pace_and_not_the_count() {
 }
 
 #[test]
-fn a_periodic_timer_keeps_its_rhythm_and_merges_what_was_missed() {
+fn a_periodic_timer_keeps_its_rhythm_and_makes_up_for_what_was_missed() {
     let b = Board::new(&[0]);
     let (apic, pins) = &b.cpu[0];
     apic.mmio_write(DIVIDE, 4, 11);
@@ -426,8 +426,10 @@ fn a_periodic_timer_keeps_its_rhythm_and_merges_what_was_missed() {
         apic.mmio_write(EOI, 4, 0);
     }
     b.clock.advance(3_500_000);
-    assert_eq!(apic.acknowledge(), Some(0xEC));
-    apic.mmio_write(EOI, 4, 0);
+    for _ in 0..3 {
+        assert_eq!(apic.acknowledge(), Some(0xEC));
+        apic.mmio_write(EOI, 4, 0);
+    }
     assert!(!pins.intr());
     assert_eq!(apic.mmio_read(CURRENT, 4), 500_000);
     apic.mmio_write(INITIAL, 4, 0);

@@ -2,7 +2,7 @@
 //! Source: Intel SDM vol. 3A, 11.5.4.
 //!
 //! Nothing counts: the instant at which the count reaches zero is kept, and the count is computed from it. A periodic timer's
-//! instants are multiples of its period from its start, so that it does not drift; periods missed by a late host are one interrupt.
+//! instants are multiples of its period from its start, so that it does not drift; periods that a late host has missed are counted.
 use crate::clock::{Clock, Nanos, SECOND};
 
 /// Ticks of the timer's input clock (before the divider) per second.
@@ -100,33 +100,46 @@ impl ApicTimer {
         u64::from(count) * self.divisor()
     }
 
-    /// Takes account of the time that has passed; returns whether the timer has run out since the last call.
-    pub fn expire(&mut self, mode: Mode, time: &Time) -> bool {
-        let Some(expiry) = self.expiry else { return false };
+    /// How many periodic interrupts may be owed to a guest: what comes in a second, and no more than one at a period so short that
+    /// the host is not asked for each.
+    pub fn most_owed(&self) -> u64 {
+        match self.span(self.initial) {
+            period @ MIN_HOST_PERIOD.. => (SECOND / period).max(1),
+            _ => 1,
+        }
+    }
+
+    /// Takes account of the time that has passed; returns how often the timer has run out since the last call.
+    pub fn expire(&mut self, mode: Mode, time: &Time) -> u64 {
+        let Some(expiry) = self.expiry else { return 0 };
         match mode {
             Mode::OneShot | Mode::Periodic => {
                 let now = time.now();
                 if now < expiry {
-                    return false;
+                    return 0;
                 }
                 let period = self.span(self.initial);
+                let times = match mode {
+                    Mode::Periodic => ((now - expiry).checked_div(period)).map_or(1, |n| n.saturating_add(1)),
+                    _ => 1,
+                };
                 self.expiry = (mode == Mode::Periodic && period != 0)
-                    .then(|| expiry.saturating_add((((now - expiry) / period) + 1).saturating_mul(period)));
-                true
+                    .then(|| expiry.saturating_add(times.saturating_mul(period)));
+                times
             }
             Mode::TscDeadline => {
                 if (time.tsc)() < self.tsc_deadline {
                     // The clock's idea of when that is may have been off by a rounding.
                     self.expiry = Some(time.of_tsc(self.tsc_deadline));
-                    return false;
+                    return 0;
                 }
                 self.expiry = None;
                 self.tsc_deadline = 0;
-                true
+                1
             }
             Mode::Reserved => {
                 self.expiry = None;
-                false
+                0
             }
         }
     }

@@ -1,0 +1,260 @@
+//! Random accesses to every chip of the board, of every width and to every port and register that it has, while time goes on in steps and
+//! leaps: none may panic (tests have overflow checks, and so has the released program), and none may hang.
+//!
+//! MYNAH_HAMMER=N makes N accesses for each seed (100,000), MYNAH_HAMMER_SEED=N takes one seed. What fails names its seed.
+use mynah_devices::bus::{Irq, PortBus};
+use mynah_devices::chardev::Null;
+use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
+use mynah_devices::clock::{Clock, ManualClock, SECOND};
+use mynah_devices::events::{A20Gate, MachineEvents, NoEvents};
+use mynah_devices::input::i8042::I8042;
+use mynah_devices::interrupts::GsiRouter;
+use mynah_devices::interrupts::ioapic::{IOAPIC_BASE, Ioapic};
+use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, VcpuPins};
+use mynah_devices::interrupts::pic::Pic;
+use mynah_devices::misc::debug_exit::DebugExit;
+use mynah_devices::misc::debugcon::Debugcon;
+use mynah_devices::misc::fw_cfg::FwCfg;
+use mynah_devices::misc::pvpanic::Pvpanic;
+use mynah_devices::pci::{ConfigPorts, PciBus};
+use mynah_devices::serial::{COM, Serial};
+use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
+use mynah_devices::timers::pit::Pit;
+use mynah_devices::timers::pm_timer::pm_timer_value;
+use mynah_devices::timers::rtc::Rtc;
+use mynah_mmu::{GuestRam, PhysMemory};
+use std::sync::Arc;
+
+struct NoPins;
+
+impl VcpuPins for NoPins {
+    fn set_intr(&self, _: bool) {}
+    fn nmi(&self) {}
+    fn smi(&self) {}
+    fn init(&self) {}
+    fn sipi(&self, _: u8) {}
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+    /// As often below a small power of two as below a large one.
+    fn below_power(&mut self, most: u64) -> u64 {
+        let bits = self.below(most);
+        self.below(1 << bits)
+    }
+    /// Numbers at the edges more often than others.
+    fn value(&mut self) -> u64 {
+        let v = self.next();
+        match self.below(8) {
+            0 => 0,
+            1 => u64::MAX,
+            2 => 1 << (v & 63),
+            3 => (1u64 << (v & 63)).wrapping_sub(1),
+            4 => v & 0xff,
+            _ => v,
+        }
+    }
+}
+
+/// Ports at which something is, with how many there are.
+const PORTS: &[(u16, u64)] = &[
+    (0x20, 2),
+    (0xa0, 2),
+    (0x4d0, 2),
+    (0x40, 4),
+    (0x61, 1),
+    (0x70, 2),
+    (0x60, 5),
+    (0x92, 1),
+    (0xf0, 2),
+    (0xcf8, 8),
+    (0x510, 12),
+    (0x501, 2),
+    (0x505, 1),
+    (0xe9, 1),
+    (0x3f8, 8),
+    (0x2f8, 8),
+    (0x600, 64),
+    (0x700, 32),
+    (0xb2, 2),
+];
+
+struct Board {
+    clock: ManualClock,
+    ports: Arc<PortBus>,
+    memory: Arc<PhysMemory>,
+    apics: Vec<Arc<LocalApic>>,
+    bus: Arc<LocalApics>,
+    pit: Arc<Pit>,
+    hpet: Arc<Hpet>,
+    keep: Vec<Arc<dyn std::any::Any + Send + Sync>>,
+}
+
+fn board() -> Board {
+    let clock = ManualClock::new();
+    let dyn_clock: Arc<dyn Clock> = Arc::new(clock.clone());
+    let ports = Arc::new(PortBus::new());
+    let memory = PhysMemory::new(GuestRam::new(16 << 20).unwrap(), 16 << 20);
+    let events: Arc<dyn MachineEvents> = Arc::new(NoEvents);
+    let bus = LocalApics::new(dyn_clock.clone(), SECOND);
+    let apics: Vec<_> = (0..3)
+        .map(|n| {
+            let tsc = clock.clone();
+            bus.add(n, n == 0, Arc::new(move || tsc.now()), Arc::new(NoPins))
+        })
+        .collect();
+    let pic = Pic::new(Irq::new(bus.clone(), 0));
+    bus.connect_pic(&pic);
+    let ioapic = Ioapic::new(bus.clone());
+    let eoi: Arc<dyn mynah_devices::interrupts::EoiSink> = ioapic.clone();
+    bus.connect_eoi(Arc::downgrade(&eoi));
+    let router = GsiRouter::new(pic.clone(), ioapic.clone());
+    ports.map(0x20, 2, pic.master_ports());
+    ports.map(0xa0, 2, pic.slave_ports());
+    ports.map(0x4d0, 2, pic.elcr_ports());
+    memory.map_mmio(IOAPIC_BASE, 0x1000, ioapic.clone());
+    let mut isa: Vec<Irq> = (0..16).map(|n| Irq::new(router.clone(), n)).collect();
+    let mut pin = |n: usize| isa[n].share();
+    let pit = Pit::new(dyn_clock.clone(), pin(0));
+    ports.map(0x40, 4, pit.ports());
+    ports.map(0x61, 1, pit.port61());
+    let rtc = Rtc::new(dyn_clock.clone(), pin(8), 1_700_000_000 * SECOND);
+    ports.map(0x70, 2, rtc.ports());
+    let (quiet_pit, quiet_rtc) = (pit.clone(), rtc.clone());
+    let wires = HpetWires {
+        pins: ioapic,
+        irq0: pin(0),
+        irq8: pin(8),
+        legacy_route: Box::new(move |on| {
+            quiet_pit.set_irq_enabled(!on);
+            quiet_rtc.set_irq_enabled(!on);
+        }),
+    };
+    let hpet = Hpet::new(dyn_clock.clone(), wires);
+    memory.map_mmio(HPET_BASE, 0x400, hpet.clone());
+    let pci = PciBus::new(ports.clone(), memory.clone());
+    let piix3 = Piix3::new(std::array::from_fn(&mut pin), events.clone());
+    let pm_clock = clock.clone();
+    let pm = Piix4Pm::new(pin(9), move || pm_timer_value(pm_clock.now()), ports.clone(), events.clone());
+    pm.follow(&dyn_clock);
+    pci.attach(i440fx::DEVFN, Arc::new(I440fx::new(|_| {})));
+    pci.attach(piix3::DEVFN, piix3.clone());
+    pci.attach(piix4_pm::DEVFN, pm.clone());
+    pm.enable_at(piix4_pm::PM_BASE);
+    let config = ConfigPorts::new(pci, piix3);
+    config.attach(&ports);
+    let a20 = A20Gate::new(true, events.clone());
+    Port92::new(a20.clone(), events.clone()).attach(&ports);
+    I8042::new(true, pin(1), pin(12), a20, events.clone()).attach(&ports);
+    Ferr::new(pin(13)).attach(&ports);
+    for (base, irq) in &COM[..2] {
+        Serial::new(Arc::new(Null), pin(*irq as usize), dyn_clock.clone()).attach(&ports, *base);
+    }
+    let fw_cfg = FwCfg::new(memory.clone());
+    fw_cfg.add_file("opt/hammer", vec![7; 100]).unwrap();
+    fw_cfg.attach(&ports);
+    DebugExit::new(events.clone()).attach(&ports, 0x501, 2);
+    Pvpanic::new(events).attach(&ports, 0x505);
+    Debugcon::new(Arc::new(Null)).attach(&ports, 0xe9);
+    apics[0].enter_virtual_wire();
+    Board { clock, ports, memory, apics, bus, pit, hpet, keep: vec![pic, rtc, pm, eoi_keep(eoi)] }
+}
+
+fn eoi_keep(eoi: Arc<dyn mynah_devices::interrupts::EoiSink>) -> Arc<dyn std::any::Any + Send + Sync> {
+    struct Kept(#[allow(dead_code, reason = "kept alive")] Arc<dyn mynah_devices::interrupts::EoiSink>);
+    Arc::new(Kept(eoi))
+}
+
+impl Board {
+    fn port(&self, r: &mut Random, port: u16, size: u8) {
+        if r.below(3) == 0 {
+            self.ports.read(port, size);
+        } else {
+            self.ports.write(port, size, r.value() as u32);
+        }
+    }
+
+    fn mmio(&self, r: &mut Random, base: u64, len: u64) {
+        let (at, size) = (base + r.below(len), [1, 2, 4, 8][r.below(4) as usize]);
+        let mut bytes = r.value().to_le_bytes();
+        if r.below(2) == 0 {
+            self.memory.write(at, &bytes[..size]);
+        } else {
+            self.memory.read(at, &mut bytes[..size]);
+        }
+    }
+
+    fn step(&self, r: &mut Random) {
+        match r.below(16) {
+            0..=6 => {
+                let (base, len) = PORTS[r.below(PORTS.len() as u64) as usize];
+                let (port, size) = (base + r.below(len) as u16, [1, 2, 4][r.below(3) as usize]);
+                self.port(r, port, size);
+            }
+            7 => {
+                let (port, size) = (r.next() as u16, [1, 2, 4][r.below(3) as usize]);
+                self.port(r, port, size);
+            }
+            8 => self.mmio(r, IOAPIC_BASE, 0x60),
+            9 => self.mmio(r, HPET_BASE, 0x180),
+            10 | 11 => {
+                let apic = &self.apics[r.below(3) as usize];
+                let (offset, size) =
+                    (r.below(0x40) * 16 + r.below(8) / 7 * r.below(16), [1, 2, 4, 8][r.below(4) as usize]);
+                match r.below(6) {
+                    0 => _ = apic.mmio_read(offset, size),
+                    1 => _ = apic.msr_read(0x800 + r.below(0x40) as u32),
+                    2 => _ = apic.msr_write(0x800 + r.below(0x40) as u32, r.value()),
+                    3 if r.below(8) == 0 => _ = apic.msr_write(0x1b, 0xfee0_0000 | r.value() & 0xfff),
+                    3 => _ = apic.msr_write(0x6e0, self.clock.now().wrapping_add(r.value() >> r.below(64))),
+                    _ => apic.mmio_write(offset, size, r.value() as u32),
+                }
+            }
+            12 => {
+                let apic = &self.apics[r.below(3) as usize];
+                let _ = apic.acknowledge();
+                apic.set_cr8(r.below(16) as u8 * (r.below(4) / 3) as u8);
+                self.pit.redeliver();
+                self.hpet.redeliver();
+                apic.mmio_write(0xb0, 4, 0);
+                self.ports.write(0x20, 1, 0x20);
+            }
+            13 => self.bus.deliver_msi(0xfee0_0000 | r.value() & 0xf_ffff, r.value() as u32),
+            // Small steps call each timer at its time; a leap is a host that was late.
+            14 => self.clock.advance(r.below_power(18)),
+            _ => {
+                self.clock.jump(r.below_power(50));
+                self.clock.catch_up();
+            }
+        }
+    }
+}
+
+#[test]
+fn no_access_to_any_chip_panics_or_hangs() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    let steps = number("MYNAH_HAMMER").unwrap_or(100_000);
+    let seeds = number("MYNAH_HAMMER_SEED").map_or(1..9, |s| s..s + 1);
+    for seed in seeds {
+        let board = board();
+        let mut random = Random(seed);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..steps {
+                board.step(&mut random);
+            }
+        }));
+        assert!(result.is_ok(), "MYNAH_HAMMER_SEED={seed}");
+        assert!(!board.keep.is_empty());
+    }
+}

@@ -1,0 +1,35 @@
+//! A fuzzer of whole machines: guests of random privileged code, made to kill the process, hang it or fill the host's memory.
+//!
+//! ```text
+//!   parent --one process for some hundred cases--> worker: guest (seed, case) --> machine: board, vCPU threads --kick--> joined?
+//!     ^                                               |
+//!     +------------ "case N" before each -------------+     a signal, a panic, silence, or a size beyond the limit is a finding
+//! ```
+//!
+//! A case is named by seed and number and is the same on any machine, but for time and for what vCPUs do to each other. Two profiles:
+//! [`Profile::Hostile`] is everything at once, [`Profile::Race`] has one vCPU read, in hot loops, what another one rewrites meanwhile: control words,
+//! state images, descriptors, page tables, code.
+//!
+//! A fault does not end a guest: its handlers go on at the next piece of code. What does (a triple fault, a power-off, a broken gate) ends the case.
+pub mod emit;
+pub mod guest;
+pub mod machine;
+pub mod parent;
+
+/// What guests are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Profile {
+    /// All that a guest can do.
+    Hostile,
+    /// What is read once by one vCPU and changed by another.
+    Race,
+}
+
+/// What executes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Engine {
+    /// The interpreter.
+    Interp,
+    /// The translator, which compiles on the spot what has run a few times.
+    Jit,
+}
