@@ -623,9 +623,9 @@ impl Guest {
                 }
             }
             Mode::Long => {
-                write(PAGES, PAGES + 0x1000 | 7, 8);
+                write(PAGES, (PAGES + 0x1000) | 7, 8);
                 for n in 0..4 {
-                    write(PAGES + 0x1000 + 8 * n, PAGES + 0x2000 + n * 0x1000 | 7, 8);
+                    write(PAGES + 0x1000 + 8 * n, (PAGES + 0x2000 + n * 0x1000) | 7, 8);
                     for i in 0..512u64 {
                         let flags =
                             if rng.chance(97) { 0x87 } else { rng.below(0x1000) | rng.below(2) << 63 };

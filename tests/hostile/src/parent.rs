@@ -38,7 +38,7 @@ impl Plan {
     /// How case `case` is run: engines and numbers of vCPUs take turns, batch by batch.
     pub fn setup(&self, case: u64) -> Setup {
         let turn = case / BATCH;
-        let engine = self.engine.unwrap_or(if turn % 2 == 0 { Engine::Jit } else { Engine::Interp });
+        let engine = self.engine.unwrap_or(if turn.is_multiple_of(2) { Engine::Jit } else { Engine::Interp });
         let both = if self.profile == Profile::Race { 2 } else { 1 + (turn / 2 % 2) as usize };
         Setup { profile: self.profile, engine, vcpus: self.vcpus.unwrap_or(both), time: self.time }
     }

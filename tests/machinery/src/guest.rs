@@ -108,7 +108,7 @@ impl Guest {
         }
         g.put32(RECOVER + 12, u32::from(CODE0));
         g.put32(RESUME, 1 << 1 | 1 << 3 | 1 << 4);
-        for (at, limit, base) in [(0, 0xfff, GDT), (8, 0x7ff, IDT32), (16, 0xfff, IDT64)] {
+        for (at, limit, base) in [(0, 0xfff, GDT), (16, 0x7ff, IDT32), (32, 0xfff, IDT64)] {
             g.put(DESCRIPTORS + at, &(limit as u16).to_le_bytes());
             g.put32(DESCRIPTORS + at + 2, base);
         }
@@ -124,9 +124,9 @@ impl Guest {
     /// Linear address of the operand of LGDT for the GDT.
     pub const GDT_OPERAND: u32 = DESCRIPTORS;
     /// Linear address of the operand of LIDT for [`IDT32`].
-    pub const IDT32_OPERAND: u32 = DESCRIPTORS + 8;
+    pub const IDT32_OPERAND: u32 = DESCRIPTORS + 16;
     /// Linear address of the operand of LIDT for [`IDT64`].
-    pub const IDT64_OPERAND: u32 = DESCRIPTORS + 16;
+    pub const IDT64_OPERAND: u32 = DESCRIPTORS + 32;
     /// Where 16-bit code finds the operand of LIDT for real mode's vector table (tests put it there).
     pub const IVT_LOW: u32 = 0x7e20;
 
@@ -284,7 +284,7 @@ impl Guest {
         }
         let mut program = Prog::new(32, IMAGE + 0x40);
         let p = &mut program;
-        asm!(p; cli; cld; lgdt fword_ptr(DESCRIPTORS); lidt fword_ptr(DESCRIPTORS + 8); mov eax, u32::from(DATA0);
+        asm!(p; cli; cld; lgdt fword_ptr(Self::GDT_OPERAND); lidt fword_ptr(Self::IDT32_OPERAND); mov eax, u32::from(DATA0);
             mov ds, ax; mov es, ax; mov ss, ax; mov fs, ax; mov gs, ax; mov esp, STACK_MAIN;
             mov esi, LOW_COPY; xor edi, edi; mov ecx, LOW_SIZE / 4);
         p.rep();
@@ -313,7 +313,7 @@ impl Guest {
         let cr0_bits = 0x31 | if tables.is_some() { 1 << 31 } else { 0 };
         asm!(p; mov eax, cr0_bits; mov cr0, eax);
         if long {
-            asm!(p; mov eax, u32::from(TR64); ltr ax; lidt fword_ptr(DESCRIPTORS + 16); xor eax, eax; xor ebx, ebx;
+            asm!(p; mov eax, u32::from(TR64); ltr ax; lidt fword_ptr(Self::IDT64_OPERAND); xor eax, eax; xor ebx, ebx;
                 xor ecx, ecx; xor edx, edx; xor esi, esi; xor ebp, ebp; jmp_far CODE64, entry);
         } else {
             asm!(p; mov eax, u32::from(TR32); ltr ax; xor eax, eax; xor ebx, ebx; xor ecx, ecx; xor edx, edx;

@@ -141,10 +141,10 @@ fn pusha_across_the_limit() {
     });
     g.check_manual(
         "
-        #SS(0x0) at pushad+12 cs=0x3b
+        #SS(0x0) at pushad+13 cs=0x3b
         there=0x5a5a5a5a
         there=0x5a5a5a5a
-        #SS(0x0) at pusha+12 cs=0x3b
+        #SS(0x0) at pusha+13 cs=0x3b
         there=0x5a5a5a5a
         there=0x5a5a5a5a
         ",
@@ -350,12 +350,13 @@ fn near_branches_of_intel_ignore_an_operand_size_prefix() {
         p.attempt("jcc", |p| asm!(p; cmp eax, eax; db &[0x66, 0x0f, 0x84, 2, 0, 0, 0, 0x0f, 0x0b]));
         p.attempt("call and ret", |p| asm!(p; db &[0x66, 0xe8, 2, 0, 0, 0, 0xeb, 2, 0x66, 0xc3]));
     });
-    g.check(
+    g.check_manual(
         "
         jmp ok
         jcc ok
         call and ret ok
         ",
+        "the prefix makes near branches short ones of 16 bits with every vendor",
     );
 }
 
