@@ -62,7 +62,7 @@ pub fn work(plan: &Plan) -> i32 {
     for case in plan.first..plan.first + plan.cases.unwrap_or(1) {
         println!("case {case}");
         match machine::run(plan.setup(case), plan.seed, case) {
-            Ok(executed) => println!("executed {executed}"),
+            Ok(executed) => println!("executed {executed} {}", machine::peak_mib()),
             Err(e) => {
                 println!("finding {e:#}");
                 // Threads may be stuck: nothing is waited for.
@@ -70,7 +70,7 @@ pub fn work(plan: &Plan) -> i32 {
             }
         }
     }
-    println!("done {}", machine::peak_mib());
+    println!("done");
     0
 }
 
@@ -136,12 +136,15 @@ fn watch(
                         return Ok((at, None));
                     }
                 }
-                Some(("done", mib)) => {
+                Some(("executed", figures)) => {
+                    let (executed, mib) = figures.split_once(' ').unwrap_or((figures, ""));
+                    report.executed += executed.parse().unwrap_or(0);
                     report.peak_mib = report.peak_mib.max(mib.parse().unwrap_or(0));
+                }
+                None if line == "done" => {
                     child.wait()?;
                     return Ok((None, None));
                 }
-                Some(("executed", n)) => report.executed += n.parse().unwrap_or(0),
                 Some(("finding", why)) => finding = Some(why.to_owned()),
                 _ => println!("{line}"),
             },
