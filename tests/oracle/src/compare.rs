@@ -1,27 +1,10 @@
-//! Whether two outcomes of a case are the same, as far as the manuals say what they must be.
+//! Whether two outcomes of a case are the same, but for what [`habits`](crate::habits) passes over.
 //!
-//! What is not compared:
-//!
-//! | what | where | why |
-//! | --- | --- | --- |
-//! | flags that the manual leaves undefined | as iced-x86 lists them, when the instruction completes (`--flags` shows where they differ) | differ between processors |
-//! | error code bit 0 (present) | page faults at addresses that are not the program's | Linux sets it always, to hide its mappings |
-//! | which fault | CALL, RETF and IRET that could raise several | processors differ in what they read, write and check first |
-//! | memory below the stack pointer | CALL that faults | processors differ in whether they have written the return address |
-//! | RPL of null selectors | ES, DS, FS, GS | the kernel's IRET clears them |
-//! | MXCSR_MASK | memory written by FXSAVE and XSAVE | the processor's own |
-//! | FOP, FIP, FDP | unless this instruction raised an x87 exception; memory written by FXSAVE, XSAVE, FNSTENV, FNSAVE | AMD's processors save them only then |
-//! | TOP and tags | MMX instructions that fault | some processors have gone over to MMX before |
-//! | registers | POPA that faults | some processors have written some of them |
-//! | memory | PUSHA that faults | some processors have written some of it |
-//! | CR2 | CALL, RETF and IRET | the order of their accesses is not defined |
-//! | all | gathers that fault with TF set | AMD's processors deliver the trap of elements that are there first |
-//! | result 0 | LSL | the limit of a segment in which Linux keeps the CPU's number |
-//! | all | MXCSR bit 17 was set (MM) | AMD's processors have it |
-//! | CR2 | within 4096 bytes, for operands of more than 16 bytes and MASKMOVQ | processors start at different ends |
+//! First all that a program can see is compared ([`raw`]), then each place that differs is shown to the habits that the case falls under.
 
+use crate::habits::{Ctx, Habits, Passed};
 use crate::layout::*;
-use iced_x86::{Instruction, Mnemonic, Register};
+use iced_x86::{Instruction, Register};
 
 /// What a pair of outcomes differs in: the name of the place, the oracle's value, Mynah's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +65,11 @@ pub fn operand_address(case: &Case, i: &Instruction) -> Option<u64> {
         return None;
     }
     let n = (0..i.op_count()).find(|&n| i.op_kind(n) == iced_x86::OpKind::Memory)?;
+    address_of(case, i, n)
+}
+
+/// The linear address of operand `n`, which is one in memory.
+pub fn address_of(case: &Case, i: &Instruction, n: u32) -> Option<u64> {
     let a = i.virtual_address(n, 0, |r, _, _| {
         Some(match r {
             Register::FS => case.regs.base[0],
@@ -113,210 +101,206 @@ pub fn within_limit(case: &Case, i: &Instruction, a: u64, size: u64) -> bool {
     inside(offset) == inside(end)
 }
 
-/// All differences between the oracle's outcome and Mynah's.
+/// A place that a program can see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The exception's vector.
+    Exception,
+    /// Its error code.
+    ErrorCode,
+    /// CR2 after a page fault.
+    Cr2,
+    /// RIP.
+    Rip,
+    /// RFLAGS.
+    Rflags,
+    /// A general register.
+    Gpr(usize),
+    /// A segment register's selector: ES, CS, SS, DS, FS, GS.
+    Selector(usize),
+    /// The base of FS (0) or GS (1).
+    Base(usize),
+    /// MXCSR.
+    Mxcsr,
+    /// The x87 control word.
+    Fcw,
+    /// The x87 status word.
+    Fsw,
+    /// The x87 tags as FXSAVE has them.
+    Ftw,
+    /// The last x87 opcode.
+    Fop,
+    /// The last x87 instruction's address.
+    Fip,
+    /// The last x87 operand's address.
+    Fdp,
+    /// ST(n): sign and exponent from bit 64, significand.
+    St(usize),
+    /// Bits 0-127 of a vector register.
+    Xmm(usize),
+    /// Bits 128-255 of a vector register.
+    Ymm(usize),
+    /// A byte of data memory, by its offset there.
+    Byte(usize),
+    /// How many pieces of memory have changed, where they are more than an outcome keeps.
+    Pieces,
+}
+
+/// A place in which two outcomes differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Raw {
+    /// Where.
+    pub place: Place,
+    /// What the oracle has there.
+    pub want: u128,
+    /// What Mynah has.
+    pub got: u128,
+}
+
+/// What a comparison has found.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// What differs and may not.
+    pub differences: Vec<Difference>,
+    /// The habits that something else was passed over for.
+    pub passed: Passed,
+}
+
+/// Compares the oracle's outcome of a case with Mynah's.
 pub fn compare(
     case: &Case,
     i: &Instruction,
     background: &[u8],
     want: &Outcome,
     got: &Outcome,
-) -> Vec<Difference> {
+    habits: &Habits,
+) -> Verdict {
+    judge(&Ctx::new(case, i, want, got), background, habits)
+}
+
+/// The same where more is known of the case than its instruction says.
+pub fn judge(ctx: &Ctx, background: &[u8], habits: &Habits) -> Verdict {
+    let all = raw(ctx, background);
+    if all.is_empty() {
+        return Verdict::default();
+    }
+    let (left, passed) = habits.pass_over(ctx, all);
+    Verdict { differences: differences(&left), passed }
+}
+
+/// All places in which the outcomes differ. Not looked at, as it cannot be seen on the host: what the kernel's return from a signal does not
+/// restore (the pointers of the x87 unit where no exception is noted, bits 32-63 of RSP under a 16-bit stack segment, bases outside 64-bit
+/// mode).
+pub fn raw(ctx: &Ctx, background: &[u8]) -> Vec<Raw> {
+    let (case, want, got) = (ctx.case, ctx.want, ctx.got);
     let mut all = Vec::new();
-    let mut put = |what: &str, want: u64, got: u64| {
+    let mut put = |place, want: u128, got: u128| {
         if want != got {
-            all.push(Difference { what: what.into(), want: format!("{want:#x}"), got: format!("{got:#x}") });
+            all.push(Raw { place, want, got });
         }
     };
     let (w, g) = (&want.regs, &got.regs);
-    let done = completed(case, want);
-    // Which of several faults comes first.
-    let far = matches!(
-        i.mnemonic(),
-        Mnemonic::Call | Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
-    );
-    if far
-        && matches!(want.vector, 10..=14 | 17)
-        && matches!(got.vector, 10..=14 | 17)
-        && want.vector != got.vector
-    {
-        return all;
-    }
-    if i.is_vsib() && want.vector == 1 && w.rip == case.regs.rip && got.vector != 1 {
-        return all;
-    }
-    // MXCSR.MM, which AMD's processors have.
-    if w.mxcsr() & 0x2_0000 != 0 {
-        return all;
-    }
-    let wide = !matches!(i.memory_size().size(), 1..=10 | 16)
-        || matches!(i.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu);
-    put("exception", want.vector.into(), got.vector.into());
-    let present = if want.vector == 14 && want.cr2 >= 0x7fff_ffff_f000 { 1 } else { 0 };
-    put("error code", u64::from(want.error | present), u64::from(got.error | present));
-    if !far && (!wide || want.cr2.abs_diff(got.cr2) > 0x1000) {
-        put("cr2", want.cr2, got.cr2);
-    }
-    put("rip", w.rip, g.rip);
-    let ignored = flags_ignored(case, i, want);
-    put("rflags", w.rflags & !ignored, g.rflags & !ignored);
+    put(Place::Exception, want.vector.into(), got.vector.into());
+    put(Place::ErrorCode, want.error.into(), got.error.into());
+    put(Place::Cr2, want.cr2.into(), got.cr2.into());
+    put(Place::Rip, w.rip.into(), g.rip.into());
+    put(Place::Rflags, w.rflags.into(), g.rflags.into());
     for n in 0..16 {
         // An IRET to a 16-bit stack leaves part of the kernel's stack pointer above ESP.
-        let narrow = case.regs.bitness() != 64 || want.regs.bitness() != 64;
-        let seen = if n == 4 && narrow { 0xffff_ffff } else { u64::MAX };
-        if n != 4 && !done && matches!(i.mnemonic(), Mnemonic::Popa | Mnemonic::Popad) {
-            continue;
-        }
-        // The limit of the segment in which Linux keeps the CPU's number.
-        if i.mnemonic() == Mnemonic::Lsl && w.gpr[n] ^ g.gpr[n] < 0x1000 && g.gpr[n] & 0xffff == 0 {
-            continue;
-        }
-        put(NAMES[n], w.gpr[n] & seen, g.gpr[n] & seen);
+        let narrow = n == 4 && (case.regs.bitness() != 64 || w.bitness() != 64);
+        let seen = if narrow { 0xffff_ffff } else { u64::MAX };
+        put(Place::Gpr(n), (w.gpr[n] & seen).into(), (g.gpr[n] & seen).into());
     }
     for n in 0..6 {
-        // The kernel's IRET clears null selectors that have an RPL.
-        let seen = |s: u16| u64::from(if n != 1 && n != 2 && s & !3 == 0 { 0 } else { s });
-        put(SEGMENTS[n], seen(w.sel[n]), seen(g.sel[n]));
+        put(Place::Selector(n), w.sel[n].into(), g.sel[n].into());
     }
     if case.regs.bitness() == 64 {
-        put("fs base", w.base[0], g.base[0]);
-        put("gs base", w.base[1], g.base[1]);
-    }
-    put("mxcsr", w.mxcsr().into(), g.mxcsr().into());
-    put("fcw", w.fx16(0).into(), g.fx16(0).into());
-    let group = crate::forms::group(i.code());
-    let transition = !done && matches!(group, "mmx" | "sse" | "sse2");
-    if !transition {
-        put("fsw", w.fx16(2).into(), g.fx16(2).into());
-        put("ftw", w.fx[4].into(), g.fx[4].into());
-    }
-    if group == "x87" && w.fx16(2) & 0x80 != 0 && case.regs.fx16(2) & 0x80 == 0 && i.memory_size().size() < 14
-    {
-        // The kernel's switch to another process and back has lost the pointers if there was no exception before.
-        let before = &case.regs;
-        if w.fx16(6) != 0 || g.fx16(6) != before.fx16(6) {
-            put("fop", w.fx16(6).into(), g.fx16(6).into());
-        }
-        for (name, at) in [("fip", 8), ("fdp", 16)] {
-            if w.fx64(at) != 0 || g.fx64(at) != before.fx64(at) {
-                put(name, w.fx64(at), g.fx64(at));
-            }
+        for n in 0..2 {
+            put(Place::Base(n), w.base[n].into(), g.base[n].into());
         }
     }
-    for n in 0..if transition { 0 } else { 8 } {
-        let (a, b) = (w.st(n), g.st(n));
-        if a != b {
-            all.push(Difference {
-                what: format!("st{n}"),
-                want: format!("{:04x}:{:016x}", a.0, a.1),
-                got: format!("{:04x}:{:016x}", b.0, b.1),
-            });
-        }
+    put(Place::Mxcsr, w.mxcsr().into(), g.mxcsr().into());
+    put(Place::Fcw, w.fx16(0).into(), g.fx16(0).into());
+    put(Place::Fsw, w.fx16(2).into(), g.fx16(2).into());
+    put(Place::Ftw, w.fx[4].into(), g.fx[4].into());
+    if ctx.pointers {
+        put(Place::Fop, w.fx16(6).into(), g.fx16(6).into());
+        put(Place::Fip, w.fx64(8).into(), g.fx64(8).into());
+        put(Place::Fdp, w.fx64(16).into(), g.fx64(16).into());
     }
-    let approximate = approximation(i);
-    for n in 0..16 {
-        let (a, b) = (w.xmm(n), g.xmm(n));
-        if a != b && !(approximate && near(a, b)) {
-            all.push(Difference {
-                what: format!("xmm{n}"),
-                want: format!("{a:032x}"),
-                got: format!("{b:032x}"),
-            });
-        }
+    for n in 0..8 {
+        let number = |(exp, mant): (u16, u64)| u128::from(exp) << 64 | u128::from(mant);
+        put(Place::St(n), number(w.st(n)), number(g.st(n)));
     }
     for n in 0..16 {
-        let (a, b) = (w.ymm_high(n), g.ymm_high(n));
-        if a != b && !(approximate && near(a, b)) {
-            all.push(Difference {
-                what: format!("ymm{n}"),
-                want: format!("{a:032x}"),
-                got: format!("{b:032x}"),
-            });
+        put(Place::Xmm(n), w.xmm(n), g.xmm(n));
+        put(Place::Ymm(n), w.ymm_high(n), g.ymm_high(n));
+    }
+    if want.chunks() != got.chunks() {
+        let (w, g) = (want.memory(background), got.memory(background));
+        for n in (0..w.len()).filter(|&n| w[n] != g[n]) {
+            put(Place::Byte(n), w[n].into(), g[n].into());
         }
     }
-    let pusha = !done && matches!(i.mnemonic(), Mnemonic::Pusha | Mnemonic::Pushad);
-    if want.chunks() != got.chunks() && !pusha {
-        memory(case, i, background, want, got, &mut all);
+    if want.chunks != got.chunks && want.chunks.max(got.chunks) as usize > CHUNKS {
+        put(Place::Pieces, want.chunks.into(), got.chunks.into());
     }
     all
 }
 
-/// Instructions whose result is only bounded in its error (relative 1.5 * 2^-12).
-fn approximation(i: &Instruction) -> bool {
-    use Mnemonic::*;
-    matches!(i.mnemonic(), Rcpps | Rcpss | Rsqrtps | Rsqrtss | Vrcpps | Vrcpss | Vrsqrtps | Vrsqrtss)
-}
-
-/// Whether four floats are each within the error that two approximations may have between them.
-fn near(a: u128, b: u128) -> bool {
-    (0..4).all(|n| {
-        let (x, y) = ((a >> (32 * n)) as u32, (b >> (32 * n)) as u32);
-        let (fx, fy) = (f64::from(f32::from_bits(x)), f64::from(f32::from_bits(y)));
-        x == y || fx.is_finite() && fy.is_finite() && (fx - fy).abs() <= fx.abs() * 3.0 / 4096.0
-    })
-}
-
-fn memory(
-    case: &Case,
-    i: &Instruction,
-    background: &[u8],
-    want: &Outcome,
-    got: &Outcome,
-    all: &mut Vec<Difference>,
-) {
-    use Mnemonic::*;
-    let (w, mut g) = (want.memory(background), got.memory(background));
-    if let Some(at) = operand_address(case, i) {
-        let mut ignore = |from: u64, to: u64| {
-            for o in (from..to).filter_map(|n| data_offset(at.wrapping_add(n))) {
-                g[o] = w[o];
-            }
-        };
-        if matches!(
-            i.mnemonic(),
-            Fxsave | Fxsave64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64
-        ) {
-            ignore(28, 32);
-            ignore(6, 24);
-        }
-        match i.mnemonic() {
-            Fnstenv | Fnsave if matches!(i.memory_size().size(), 14 | 94) => ignore(6, 14),
-            Fnstenv | Fnsave => ignore(12, 28),
-            _ => {}
-        }
-    }
-    if matches!(i.mnemonic(), Call) && !completed(case, want) {
-        // Far calls that fault at their target have pushed the return address on some processors.
-        let sp = want.regs.gpr[4];
-        let sp = if want.regs.sel[2] == sel::DATA16 { LOW + (sp & 0xffff) } else { sp };
-        for o in (1..=16).filter_map(|n| data_offset(sp.wrapping_sub(n))) {
-            g[o] = w[o];
-        }
-    }
+/// Places in words; bytes of memory in a row are one difference.
+fn differences(left: &[Raw]) -> Vec<Difference> {
+    let mut all = Vec::new();
     let mut n = 0;
-    while n < w.len() {
-        if w[n] == g[n] {
-            n += 1;
-            continue;
-        }
-        let start = n;
-        while n < w.len() && w[n] != g[n] && n < start + 32 {
-            n += 1;
-        }
-        let hex = |b: &[u8]| b.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        all.push(Difference {
-            what: format!("memory {:#x}", data_address(start)),
-            want: hex(&w[start..n]),
-            got: hex(&g[start..n]),
+    while n < left.len() {
+        let r = left[n];
+        n += 1;
+        let plain = |what: &str| {
+            let (want, got) = (format!("{:#x}", r.want), format!("{:#x}", r.got));
+            Difference { what: what.into(), want, got }
+        };
+        let wide = |what: String| {
+            let (want, got) = (format!("{:032x}", r.want), format!("{:032x}", r.got));
+            Difference { what, want, got }
+        };
+        all.push(match r.place {
+            Place::Exception => plain("exception"),
+            Place::ErrorCode => plain("error code"),
+            Place::Cr2 => plain("cr2"),
+            Place::Rip => plain("rip"),
+            Place::Rflags => plain("rflags"),
+            Place::Gpr(k) => plain(NAMES[k & 15]),
+            Place::Selector(k) => plain(SEGMENTS[k.min(5)]),
+            Place::Base(k) => plain(["fs base", "gs base"][k & 1]),
+            Place::Mxcsr => plain("mxcsr"),
+            Place::Fcw => plain("fcw"),
+            Place::Fsw => plain("fsw"),
+            Place::Ftw => plain("ftw"),
+            Place::Fop => plain("fop"),
+            Place::Fip => plain("fip"),
+            Place::Fdp => plain("fdp"),
+            Place::Pieces => plain("memory, 64-byte pieces changed"),
+            Place::Xmm(k) => wide(format!("xmm{k}")),
+            Place::Ymm(k) => wide(format!("ymm{k}")),
+            Place::St(k) => {
+                let text = |v: u128| format!("{:04x}:{:016x}", v >> 64, v as u64);
+                Difference { what: format!("st{k}"), want: text(r.want), got: text(r.got) }
+            }
+            Place::Byte(start) => {
+                let row = left[n - 1..].iter().zip(start..start + 32);
+                let row: Vec<&Raw> =
+                    row.take_while(|(r, at)| r.place == Place::Byte(*at)).map(|p| p.0).collect();
+                n += row.len() - 1;
+                Difference {
+                    what: format!("memory {:#x}", data_address(start)),
+                    want: row.iter().map(|r| format!("{:02x}", r.want)).collect(),
+                    got: row.iter().map(|r| format!("{:02x}", r.got)).collect(),
+                }
+            }
         });
         if all.len() > 40 {
-            return;
+            break;
         }
     }
-    if want.chunks != got.chunks && want.chunks.max(got.chunks) as usize > CHUNKS {
-        all.push(Difference {
-            what: "memory, 64-byte pieces changed".into(),
-            want: want.chunks.to_string(),
-            got: got.chunks.to_string(),
-        });
-    }
+    all
 }

@@ -57,6 +57,11 @@ impl Engines {
         self.plain.iter_mut().chain(self.fast.iter_mut())
     }
 
+    /// See [`Guest::use_five_levels`].
+    pub fn use_five_levels(&mut self) {
+        self.all().for_each(Guest::use_five_levels);
+    }
+
     /// The CPU model.
     pub fn model(&self) -> Arc<CpuModel> {
         self.plain.as_ref().or(self.fast.as_ref()).map(Guest::shared_model).unwrap_or_default()

@@ -4,6 +4,7 @@
 
 use crate::assemble::assemble;
 use crate::forms;
+use crate::habits::untried::{self, Counts};
 use crate::layout::*;
 use crate::rng::Rng;
 use crate::values::{self, Kind};
@@ -21,6 +22,9 @@ pub struct Generator {
     ldt: bool,
     fsgsbase: bool,
     modes: Vec<u32>,
+    /// How the model decodes.
+    pub(crate) options: u32,
+    untried: Counts,
 }
 
 const RSP: usize = 4;
@@ -80,12 +84,18 @@ impl Generator {
                 modes.extend(std::iter::repeat_n(b, weight));
             }
         }
-        Self { forms, claimed, lanes, ldt, fsgsbase, modes }
+        let options = model.decoder_options();
+        Self { forms, claimed, lanes, ldt, fsgsbase, modes, options, untried: Counts::default() }
     }
 
     /// No form passes the filter.
     pub fn is_empty(&self) -> bool {
         self.modes.is_empty()
+    }
+
+    /// What has been made and thrown away.
+    pub fn untried(&self) -> &Counts {
+        &self.untried
     }
 
     /// The forms tried in a mode.
@@ -126,7 +136,7 @@ impl Generator {
             Regs { sel: [sel::DATA, sel::CODE64, sel::DATA, sel::DATA, fs, gs], base, ..Regs::default() };
         regs.rip = code_page(slot / 64) + (slot % 64) as u64 * SLOT + 16;
         let case = blank(regs, &[0x90]);
-        let i = decode(&case, 64).0;
+        let i = decode_as(&case, 64, self.options).0;
         (case, i)
     }
 
@@ -141,12 +151,12 @@ impl Generator {
             regs.rip -= CODE;
         }
         let mut case = blank(regs, &bytes);
-        let (i, offsets) = decode(&case, bitness);
+        let (i, offsets) = decode_as(&case, bitness, self.options);
         if i.is_invalid() {
             // Too short: another form has come out, whose other bytes stand behind.
             let mut longer = case;
             longer.code_len = 15;
-            if decode(&longer, bitness).0.len() > bytes.len() {
+            if decode_as(&longer, bitness, self.options).0.len() > bytes.len() {
                 return None;
             }
             if (case.regs.rip_linear() & 0xfff) + 15 > 0x1000 {
@@ -171,8 +181,12 @@ impl Generator {
         if !matches!(forms::group(i.code()), "integer" | "string" | "flow" | "stack" | "bmi") {
             case.regs.rflags &= !(1 << 18);
         }
-        let i = decode(&case, bitness).0;
-        meaningful(&case, &i).then_some((case, i))
+        let i = decode_as(&case, bitness, self.options).0;
+        if let Some(why) = untried::reason(&case, &i) {
+            self.untried.note(why);
+            return None;
+        }
+        Some((case, i))
     }
 
     pub(crate) fn registers(&self, rng: &mut Rng, code: Code, bitness: u32) -> Regs {
@@ -308,96 +322,7 @@ fn uses_fsgsbase(m: Mnemonic) -> bool {
 }
 
 /// Bytes of an XSAVE area with the components that are tried: x87, SSE and AVX.
-const SAVE_LEN: u64 = 832;
-
-/// Whether the manuals say what the case does. Not tried:
-///
-/// * SHLD and SHRD of 16-bit operands by more than 16: the result is undefined.
-/// * REP prefixes on LOOPE and LOOPNE: on some processors they choose the condition instead of the opcode.
-/// * Offsets that are not canonical before the base of FS or GS is added but are so then: AMD's processors raise #GP.
-/// * MOVSXD of 16 bits from memory: AMD's processors read 32 bits.
-/// * UD0 and UD1 that cross a page: AMD's processors do not fetch all of their bytes.
-/// * Operands of several parts that cross a segment's limit or the end of canonical addresses: the order of the parts is not defined.
-/// * XSAVE and XRSTOR of components that only the host has.
-/// * SHA instructions with operands that are not aligned: Intel's processors raise #GP, AMD's do not.
-/// * VEX.W on VPEXTRD and VPINSRD outside 64-bit mode: Intel's processors ignore it, AMD's raise #UD.
-/// * REX.W on far JMP and CALL: AMD's processors push 64-bit frames and read 32-bit offsets. A stack above 4 GiB there: they cut the stack
-///   pointer off first when the target is 32-bit code.
-fn meaningful(case: &Case, i: &Instruction) -> bool {
-    use Mnemonic::*;
-    let fs_gs = matches!(i.memory_segment(), Register::FS | Register::GS);
-    if case.regs.bitness() == 64 && fs_gs {
-        let base = case.regs.base[usize::from(i.memory_segment() == Register::GS)];
-        let canonical = |a: u64| (a << 16) as i64 >> 16 == a as i64;
-        let through = |k: OpKind, r: usize| {
-            (0..i.op_count()).any(|n| i.op_kind(n) == k) && !canonical(case.regs.gpr[r])
-        };
-        if through(OpKind::MemorySegRSI, RSI) || through(OpKind::MemorySegRDI, RDI) {
-            return false;
-        }
-        if crate::compare::operand_address(case, i).is_some_and(|a| !canonical(a.wrapping_sub(base))) {
-            return false;
-        }
-    }
-    if let Some(a) = crate::compare::operand_address(case, i) {
-        let save = i.memory_size().size() == 0 || i.memory_size().size() == 512;
-        let size = if save { SAVE_LEN } else { i.memory_size().size() as u64 };
-        if size > 8 && size != 16 || i.is_jmp_far_indirect() || i.is_call_far_indirect() {
-            let last = a.wrapping_add(size - 1);
-            if (a as i64 ^ last as i64) >> 47 != 0 {
-                return false;
-            }
-            if case.regs.bitness() != 64 && !crate::compare::within_limit(case, i, a, size) {
-                return false;
-            }
-        }
-    }
-    let rep =
-        || case.bytes().iter().take_while(|b| ![0xe0, 0xe1].contains(*b)).any(|b| matches!(b, 0xf2 | 0xf3));
-    match i.mnemonic() {
-        Shld | Shrd if i.op1_register().is_gpr16() => {
-            let n = if i.op2_kind() == OpKind::Register { case.regs.gpr[1] } else { i.immediate(2) };
-            n & 31 <= 16
-        }
-        Loope | Loopne => !rep(),
-        Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64 => {
-            case.regs.gpr[0] & 0xffff_fff8 == 0 && case.regs.gpr[2] as u32 == 0
-        }
-        Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2 => {
-            crate::compare::operand_address(case, i).is_none_or(|a| a & 15 == 0)
-        }
-        Vpextrd | Vpinsrd => case.regs.bitness() == 64 || !vex_w(case.bytes()),
-        Movsxd if i.op0_register().is_gpr16() => i.op1_kind() == OpKind::Register,
-        Jmp | Call if case.regs.bitness() == 16 && i.op0_kind() == OpKind::FarBranch16 => {
-            i.far_branch_selector() & !3 != 0x30
-        }
-        Jmp | Call if case.regs.bitness() == 16 && i.op0_kind() == OpKind::FarBranch32 => {
-            i.far_branch_selector() & !3 != 0x30
-        }
-        Maskmovq | Maskmovdqu | Vmaskmovdqu if case.regs.bitness() != 64 => {
-            let by16 = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::MemorySegDI);
-            let rdi = case.regs.gpr[RDI] & if by16 { 0xffff } else { 0xffff_ffff };
-            let n = i.memory_segment().number().min(5);
-            let s = case.regs.sel[n];
-            let base = if s & 4 != 0 { LDT.get(usize::from(s >> 3)).map_or(0, |d| d.base) } else { 0 };
-            let a = rdi.wrapping_add(base.into()) & 0xffff_ffff;
-            crate::compare::within_limit(case, i, a, 16) && !(by16 && rdi > 0xfff0)
-        }
-        Ud0 | Ud1 => (case.regs.rip_linear() & 0xfff) + i.len() as u64 <= 0x1000,
-        Jmp | Call if i.is_jmp_far_indirect() || i.is_call_far_indirect() => {
-            let opcode = case.bytes().iter().position(|&b| b == 0xff).unwrap_or(0);
-            case.regs.bitness() != 64
-                || (opcode == 0 || case.code[opcode - 1] & 0xf8 != 0x48) && case.regs.gpr[RSP] >> 32 == 0
-        }
-        _ => true,
-    }
-}
-
-/// Whether VEX.W is set: three bytes behind legacy prefixes.
-fn vex_w(bytes: &[u8]) -> bool {
-    let at = bytes.iter().position(|b| matches!(b, 0xc4 | 0xc5));
-    at.is_some_and(|n| bytes[n] == 0xc4 && bytes.get(n + 2).is_some_and(|b| b & 0x80 != 0))
-}
+pub(crate) const SAVE_LEN: u64 = 832;
 
 fn blank(regs: Regs, bytes: &[u8]) -> Case {
     let mut code = [0; 15];
@@ -412,9 +337,14 @@ fn blank(regs: Regs, bytes: &[u8]) -> Case {
     }
 }
 
-/// The instruction of a case and where its constants stand.
+/// The instruction of a case as AMD's processors decode it, and where its constants stand.
 pub fn decode(case: &Case, bitness: u32) -> (Instruction, ConstantOffsets) {
-    let mut d = Decoder::with_ip(bitness, case.bytes(), case.regs.rip, DecoderOptions::AMD);
+    decode_as(case, bitness, DecoderOptions::AMD)
+}
+
+/// The same as another model decodes it: `options` are [`CpuModel::decoder_options`].
+pub fn decode_as(case: &Case, bitness: u32, options: u32) -> (Instruction, ConstantOffsets) {
+    let mut d = Decoder::with_ip(bitness, case.bytes(), case.regs.rip, options);
     let i = d.decode();
     let o = d.get_constant_offsets(&i);
     (i, o)
@@ -931,11 +861,11 @@ impl Setup<'_> {
                 v[half..half + 8].copy_from_slice(&m.to_le_bytes());
                 v[half + 8..half + 10].copy_from_slice(&e.to_le_bytes());
             }
-            self.case.patch(t + n * 64, &v);
+            self.case.patch(t.wrapping_add(n * 64), &v);
         }
         let mut v = [0u8; 64];
         values::fill(self.rng, Kind::Int, &mut v);
-        self.case.patch(t + 576, &v);
+        self.case.patch(t.wrapping_add(576), &v);
         let mut header = [0u8; 64];
         header[0] = self.rng.below(8) as u8;
         if self.rng.chance(8) {
@@ -946,7 +876,7 @@ impl Setup<'_> {
             header[8] = self.rng.below(8) as u8;
             header[15] = 0x80;
         }
-        self.case.patch(t + 512, &header);
+        self.case.patch(t.wrapping_add(512), &header);
     }
 
     /// Sets base, index and displacement so that the operand stands at `t`, or near it; returns where it stands.

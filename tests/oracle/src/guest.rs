@@ -208,6 +208,21 @@ impl Guest {
         self.cpu.sync_all();
     }
 
+    /// Has the guest page with five levels, as the host does: what is canonical depends on it. The address space stays what it was.
+    pub fn use_five_levels(&mut self) {
+        let [top, user, kernel] = [0, 1, 2].map(|n| self.next_table + n * 0x1000);
+        self.next_table += 0x3000;
+        for n in 0..512 {
+            let e = self.mem.read_u64(TABLES + n * 8);
+            self.mem.write_u64(if n < 256 { user } else { kernel } + n * 8, e);
+        }
+        self.mem.write_u64(top, user | 7);
+        self.mem.write_u64(top + 511 * 8, kernel | 7);
+        self.cpu.state.cr3 = top;
+        self.cpu.state.cr4 |= cr4::LA57;
+        self.cpu.sync_all();
+    }
+
     /// Replaces the background.
     pub fn set_background(&mut self, background: &[u8]) {
         self.background.copy_from_slice(background);

@@ -14,6 +14,7 @@ pub mod engines;
 pub mod forms;
 pub mod generate;
 pub mod guest;
+pub mod habits;
 pub mod layout;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod native;

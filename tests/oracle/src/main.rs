@@ -20,6 +20,7 @@ const USAGE: &str = "usage: mynah-oracle [options]
   --replay S:N      run case N of seed S and show everything
   --record N        write N recorded rows for every form to tests/oracle/rows
   --list            list the forms that are tried
+  --habits          list what is passed over, why, and which of it this host's CPU has
 Exit code: 0 no difference, 1 differences, 2 the run could not be made.";
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
@@ -46,13 +47,13 @@ fn main() -> std::process::ExitCode {
 mod host {
     use mynah_jit::tier::Optimize;
     use mynah_oracle::engines::Choice;
-    use mynah_oracle::session::{Plan, Summary, run};
+    use mynah_oracle::session::{Plan, Summary, habits, run};
     use mynah_oracle::{forms, guest::Guest};
 
     pub fn main() -> Result<u64, String> {
         let mut plan = Plan { jobs: 2, ..Plan::default() };
         let mut args = std::env::args().skip(1);
-        let (mut list, mut flags) = (false, false);
+        let (mut list, mut flags, mut table) = (false, false, false);
         while let Some(a) = args.next() {
             let mut value = || args.next().ok_or(format!("{a} needs a value"));
             let number = |s: String| {
@@ -101,6 +102,7 @@ mod host {
                 "--verbose" => plan.verbose = true,
                 "--flags" => flags = true,
                 "--list" => list = true,
+                "--habits" => table = true,
                 "--record" => {
                     let each = number(value()?)?;
                     return write_rows(&plan, each);
@@ -130,6 +132,10 @@ mod host {
                     );
                 }
             }
+            return Ok(0);
+        }
+        if table {
+            print!("{}", habits(&plan)?.list());
             return Ok(0);
         }
         let start = std::time::Instant::now();
@@ -193,6 +199,11 @@ mod host {
         if t != Default::default() {
             put!("translator: {} runs, {} regions, {} refused", t.cases, t.regions, t.refused);
         }
+        if !sum.untried.is_empty() {
+            let list: Vec<String> = sum.untried.iter().map(|(name, n)| format!("{name} {n}")).collect();
+            put!("made and not tried: {}", list.join(", "));
+        }
+        put!("{}", sum.passed.line(sum.cases()));
         put!(
             "seed {}: {} cases, {} forms, {} differing, {seconds:.1} s, {:.0} cases/s",
             plan.seed,

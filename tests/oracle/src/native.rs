@@ -50,6 +50,7 @@ pub struct Native {
     code_fd: i32,
     data_fd: i32,
     pid: i32,
+    five_levels: bool,
 }
 
 /// The child was killed while it ran a case.
@@ -95,9 +96,30 @@ impl Native {
             (*area).code = shared(code_fd, CODE_PAGES * 4096)?.cast();
             (*area).data = shared(data_fd, DATA_LEN)?.cast();
         }
-        let mut n = Self { area, code_fd, data_fd, pid: 0 };
+        let mut n = Self { area, code_fd, data_fd, pid: 0, five_levels: false };
         n.spawn()?;
+        n.five_levels = n.finds_five_levels()?;
         Ok(n)
+    }
+
+    /// Whether the least address beyond 47 bits raises #PF and not #GP.
+    fn finds_five_levels(&mut self) -> std::io::Result<bool> {
+        let mut regs = Regs { sel: [sel::DATA, sel::CODE64, sel::DATA, sel::DATA, 0, 0], ..Regs::default() };
+        regs.rip = CODE + 16;
+        regs.gpr[0] = 0x8000_0000_0000;
+        // MOV EAX, [RAX]
+        let mut code = [0; 15];
+        code[..2].copy_from_slice(&[0x8b, 0]);
+        let patch = [Patch::NONE; PATCHES];
+        let case = Case { regs, code, code_len: 2, end: End::Breakpoint, patches: 0, patch };
+        let mut vector = 0;
+        self.run(&vec![0; DATA_LEN], &[case], |_, o| vector = o.map_or(0, |o| o.vector))?;
+        Ok(vector == 14)
+    }
+
+    /// Whether the host's kernel pages with five levels.
+    pub fn has_five_levels(&self) -> bool {
+        self.five_levels
     }
 
     fn spawn(&mut self) -> std::io::Result<()> {

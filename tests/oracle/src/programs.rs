@@ -6,15 +6,16 @@
 //! with them. Programs run at privilege level 3 in 64-bit mode and in flat 32-bit mode, where the translator is at work; they end in INT3.
 
 use crate::assemble::assemble;
-use crate::compare::{Difference, compare, iced_flags};
+use crate::compare::{Difference, Verdict, iced_flags, judge};
 use crate::forms;
 use crate::generate::Generator;
+use crate::habits::{Ctx, Habits};
 use crate::layout::*;
 use crate::report;
 use crate::rng::Rng;
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
-    OpAccess, OpKind, Register,
+    Code, Decoder, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 use mynah_cpu::CpuModel;
 
@@ -36,6 +37,8 @@ pub struct Program {
     items: Vec<(usize, u64)>,
     /// Flags that are undefined at the end.
     undefined: u64,
+    /// How the model decodes.
+    options: u32,
 }
 
 /// Makes programs.
@@ -327,12 +330,13 @@ impl<'a, 'b> Builder<'a, 'b> {
             bytes: std::mem::take(&mut self.code),
             items: std::mem::take(&mut self.items),
             undefined,
+            options: self.all.generator.options,
         })
     }
 
     /// Adds bytes of one instruction that the builder itself wants.
     fn emit(&mut self, bytes: &[u8]) {
-        let i = Decoder::with_ip(self.bits, bytes, self.ip(), DecoderOptions::AMD).decode();
+        let i = Decoder::with_ip(self.bits, bytes, self.ip(), self.all.generator.options).decode();
         self.note(&i);
         self.code.extend(bytes);
     }
@@ -365,7 +369,7 @@ impl<'a, 'b> Builder<'a, 'b> {
         for _ in 0..300 {
             let code = self.all.pick(self.rng, self.bits);
             let bytes = assemble(self.rng, code, self.bits);
-            let mut d = Decoder::with_ip(self.bits, &bytes, self.ip(), DecoderOptions::AMD);
+            let mut d = Decoder::with_ip(self.bits, &bytes, self.ip(), self.all.generator.options);
             let i = d.decode();
             if i.is_invalid() || i.len() != bytes.len() || self.try_add(i, bytes).is_none() {
                 continue;
@@ -434,7 +438,7 @@ impl<'a, 'b> Builder<'a, 'b> {
             e.encode(&i, self.ip()).ok()?;
             bytes = e.take_buffer();
         }
-        let mut d = Decoder::with_ip(self.bits, &bytes, self.ip(), DecoderOptions::AMD);
+        let mut d = Decoder::with_ip(self.bits, &bytes, self.ip(), self.all.generator.options);
         let again = d.decode();
         if again.len() != bytes.len() || again.code() != i.code() && again.mnemonic() != i.mnemonic() {
             return None;
@@ -487,7 +491,7 @@ impl<'a, 'b> Builder<'a, 'b> {
             // and index, 70h: a small number; flags are defined but for AF.
             let rex: &[u8] = if r >= 8 { &[0x41] } else { &[] };
             let bytes = [rex, &[0x83, 0xe0 | (r as u8 & 7), 0x70]].concat();
-            let and = Decoder::with_ip(self.bits, &bytes, self.ip(), DecoderOptions::AMD).decode();
+            let and = Decoder::with_ip(self.bits, &bytes, self.ip(), self.all.generator.options).decode();
             let used = self
                 .info
                 .info(i)
@@ -515,7 +519,8 @@ impl<'a, 'b> Builder<'a, 'b> {
                     let cc = self.rng.below(16) as u8;
                     let near = self.rng.chance(50);
                     let bytes = if near { vec![0x70 | cc, 0] } else { vec![0x0f, 0x80 | cc, 0, 0, 0, 0] };
-                    let i = Decoder::with_ip(self.bits, &bytes, self.ip(), DecoderOptions::AMD).decode();
+                    let i =
+                        Decoder::with_ip(self.bits, &bytes, self.ip(), self.all.generator.options).decode();
                     if self.flags_fit(&i) {
                         self.jump(&bytes, if near { 1 } else { 4 }, item);
                         return;
@@ -586,7 +591,7 @@ impl Program {
     fn instruction(&self, n: usize) -> Instruction {
         let at = self.items[n].0;
         let ip = self.case.regs.rip + at as u64;
-        Decoder::with_ip(self.case.regs.bitness(), &self.bytes[at..], ip, DecoderOptions::AMD).decode()
+        Decoder::with_ip(self.case.regs.bitness(), &self.bytes[at..], ip, self.options).decode()
     }
 
     /// The program with instruction `n` replaced by NOPs.
@@ -604,11 +609,11 @@ impl Program {
         self.items.iter().position(|i| i.0 as u64 == at)
     }
 
-    /// Differences between the host's outcome and Mynah's.
-    pub fn compare(&self, background: &[u8], want: &Outcome, got: &Outcome) -> Vec<Difference> {
+    /// What differs between the host's outcome and Mynah's.
+    pub fn compare(&self, background: &[u8], want: &Outcome, got: &Outcome, habits: &Habits) -> Verdict {
         let ended = matches!(want.vector, 1 | 3);
         let item = if ended { None } else { self.item_at(want.regs.rip) };
-        let ignored = item.map_or(self.undefined, |n| self.items[n].1);
+        let undefined = item.map_or(self.undefined, |n| self.items[n].1);
         let mut i = Instruction::default();
         i.set_code(Code::Nopd);
         let mut case = self.case;
@@ -617,13 +622,14 @@ impl Program {
             case.regs = want.regs;
             // What the instruction began with.
             case.regs.put_fx(2, &[0, 0]);
+            let at = self.items[n].0;
+            let bytes = &self.bytes[at..(at + i.len()).min(self.bytes.len())];
+            case.code[..bytes.len()].copy_from_slice(bytes);
+            case.code_len = bytes.len() as u8;
         }
-        let mut got = *got;
         // The x87 pointers do not outlive what the kernel may do between two instructions.
-        let pointers: [u8; 18] = std::array::from_fn(|n| want.regs.fx[6 + n]);
-        got.regs.put_fx(6, &pointers);
-        got.regs.rflags = got.regs.rflags & !ignored | want.regs.rflags & ignored;
-        compare(&case, &i, background, want, &got)
+        let ctx = Ctx { undefined, pointers: false, ..Ctx::new(&case, &i, want, got) };
+        judge(&ctx, background, habits)
     }
 
     /// The program in words.

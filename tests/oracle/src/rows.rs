@@ -14,6 +14,7 @@ use crate::background;
 use crate::compare::{Difference, compare};
 use crate::engines::{Engines, no_run};
 use crate::generate::decode;
+use crate::habits::Habits;
 use crate::layout::*;
 use crate::report::hex;
 use iced_x86::{Instruction, InstructionInfoFactory};
@@ -301,10 +302,10 @@ impl Row {
         let mut got = Outcome::new();
         engines.new_batch();
         let i = decode(&self.case, self.case.regs.bitness()).0;
-        let bg = background::pattern();
+        let (bg, habits) = (background::pattern(), Habits::recorded());
         engines.run(&self.case, &mut got, |ran, got| match ran {
             Err(e) => no_run(&self.want, e),
-            Ok(()) => compare(&self.case, &i, &bg, &self.want, got),
+            Ok(()) => compare(&self.case, &i, &bg, &self.want, got, &habits).differences,
         })
     }
 }

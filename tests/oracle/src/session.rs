@@ -1,9 +1,10 @@
 //! Many cases on both sides.
 
-use crate::compare::{Difference, compare};
+use crate::compare::{Difference, Verdict, compare};
 use crate::engines::{Choice, Engines, Translated, no_run};
 use crate::generate::Generator;
 use crate::guest::{Guest, NoException};
+use crate::habits::{Habits, Passed, Tally, probes};
 use crate::layout::*;
 use crate::native::{Died, Native};
 use crate::programs::{PROGRAMS, Program, Programs};
@@ -129,6 +130,10 @@ pub struct Summary {
     pub translated: Translated,
     /// Undefined flags that came out differently all the same, by mnemonic: bits and how often.
     pub undefined: BTreeMap<String, (u64, u64)>,
+    /// What was passed over.
+    pub passed: Tally,
+    /// What was not generated.
+    pub untried: BTreeMap<&'static str, u64>,
 }
 
 impl Summary {
@@ -157,6 +162,10 @@ impl Summary {
             let e = self.undefined.entry(k).or_default();
             *e = (e.0 | v.0, e.1 + v.1);
         }
+        self.passed.merge(&o.passed);
+        for (k, n) in o.untried {
+            *self.untried.entry(k).or_default() += n;
+        }
         self.reports.extend(o.reports);
         self.translated.cases += o.translated.cases;
         self.translated.regions += o.translated.regions;
@@ -164,12 +173,20 @@ impl Summary {
     }
 }
 
+/// The habits of the host, compared with the plan's model.
+pub fn habits(plan: &Plan) -> Result<Habits, String> {
+    let mut native = Native::new().map_err(|e| e.to_string())?;
+    probes::ask(&mut native, &plan.model)
+}
+
 /// Runs a plan.
 pub fn run(plan: &Plan) -> Result<Summary, String> {
     let next = AtomicU64::new(plan.first / plan.batch());
     let stop = AtomicBool::new(false);
+    let habits = &habits(plan)?;
     let results = std::thread::scope(|s| {
-        let hands: Vec<_> = (0..plan.jobs.max(1)).map(|_| s.spawn(|| worker(plan, &next, &stop))).collect();
+        let hands: Vec<_> =
+            (0..plan.jobs.max(1)).map(|_| s.spawn(|| worker(plan, habits, &next, &stop))).collect();
         hands
             .into_iter()
             .map(|h| h.join().unwrap_or_else(|_| Err("a worker panicked".into())))
@@ -189,11 +206,23 @@ impl Plan {
     }
 }
 
-fn worker(plan: &Plan, next: &AtomicU64, stop: &AtomicBool) -> Result<Summary, String> {
+/// Says that a worker is done, however it ends: the thread that watches it must end too.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+fn worker(plan: &Plan, habits: &Habits, next: &AtomicU64, stop: &AtomicBool) -> Result<Summary, String> {
     let mut native = Native::new().map_err(|e| e.to_string())?;
     // The blocks of a program are all decoded when the first of them is compiled with those that it leads to.
     let hot_after = if plan.programs { 2 } else { 1 };
     let mut engines = Engines::new(&plan.model, plan.engine, plan.optimize, hot_after)?;
+    if native.has_five_levels() {
+        engines.use_five_levels();
+    }
     let model = engines.model();
     let generator =
         Generator::new(&model, |c| plan.wants(c), &plan.bits, native.has_ldt(), native.has_fsgsbase());
@@ -218,15 +247,16 @@ fn worker(plan: &Plan, next: &AtomicU64, stop: &AtomicBool) -> Result<Summary, S
                 }
             }
         });
-        let mut w = Worker { plan, native: &mut native, engines: &mut engines, progress: &progress };
+        let _done = Done(&done);
+        let mut w = Worker { plan, habits, native: &mut native, engines: &mut engines, progress: &progress };
         let r = if plan.programs {
             w.programs(next, stop, &Programs::new(&generator, &model, |c| plan.wants(c), &plan.bits))
         } else {
             w.instructions(next, stop, &generator)
         };
-        done.store(true, Ordering::SeqCst);
         r.map(|mut sum| {
             sum.translated = engines.translated();
+            sum.untried = generator.untried().list().into_iter().collect();
             sum
         })
     })
@@ -234,6 +264,7 @@ fn worker(plan: &Plan, next: &AtomicU64, stop: &AtomicBool) -> Result<Summary, S
 
 struct Worker<'a> {
     plan: &'a Plan,
+    habits: &'a Habits,
     native: &'a mut Native,
     engines: &'a mut Engines,
     progress: &'a AtomicU64,
@@ -243,18 +274,23 @@ fn died(d: &Died) -> Vec<Difference> {
     vec![Difference { what: "the oracle's process died".into(), want: format!("{d:?}"), got: String::new() }]
 }
 
-/// Runs a case of which the host made `want`; `compare` says what differs between two outcomes.
+/// Runs a case of which the host made `want`; `compare` says what differs between two outcomes. What was passed over is added to `passed`.
 fn judge(
     engines: &mut Engines,
     case: &Case,
     want: Result<&Outcome, Died>,
     got: &mut Outcome,
-    mut compare: impl FnMut(&Outcome, &Outcome) -> Vec<Difference>,
+    passed: &mut Passed,
+    mut compare: impl FnMut(&Outcome, &Outcome) -> Verdict,
 ) -> Vec<Difference> {
     match want {
         Ok(w) => engines.run(case, got, |ran, got| match ran {
             Err(e) => no_run(w, e),
-            Ok(()) => compare(w, got),
+            Ok(()) => {
+                let v = compare(w, got);
+                passed.add(v.passed);
+                v.differences
+            }
         }),
         // What has no end on the host must have none here.
         Err(d) if d.status == Died::ENDLESS => engines.run(case, got, |ran, _| match ran {
@@ -265,8 +301,8 @@ fn judge(
     }
 }
 
-/// What became of a program: its number, the exception that it ended with on the host, and what differs.
-type Ran = (usize, Result<u32, Died>, Vec<Difference>);
+/// What became of a program: its number, the exception that it ended with on the host, what differs, and what was passed over.
+type Ran = (usize, Result<u32, Died>, Vec<Difference>, Passed);
 
 impl Worker<'_> {
     /// The indices of the next batch.
@@ -291,7 +327,7 @@ impl Worker<'_> {
             let made: Vec<(Case, Instruction)> =
                 indices.iter().map(|&n| generator.case(plan.seed, n)).collect();
             let cases: Vec<Case> = made.iter().map(|m| m.0).collect();
-            let (engines, progress) = (&mut *self.engines, self.progress);
+            let (engines, progress, habits) = (&mut *self.engines, self.progress, self.habits);
             engines.set_background(&bg);
             engines.new_batch();
             self.native
@@ -299,17 +335,19 @@ impl Worker<'_> {
                     let (case, i) = &made[n];
                     sum.note(i, want.is_ok_and(|w| !matches!(w.vector, 1 | 3)));
                     progress.fetch_add(1, Ordering::SeqCst);
-                    let differences = judge(engines, case, want, &mut got, |want, got| {
+                    let mut passed = Passed::default();
+                    let differences = judge(engines, case, want, &mut got, &mut passed, |want, got| {
                         let ignored = crate::compare::flags_ignored(case, i, want);
                         let off = (want.regs.rflags ^ got.regs.rflags) & ignored;
                         if off != 0 {
                             let e = sum.undefined.entry(format!("{:?}", i.mnemonic())).or_default();
                             *e = (e.0 | off, e.1 + 1);
                         }
-                        compare(case, i, &bg, want, got)
+                        compare(case, i, &bg, want, got, habits)
                     });
                     progress.fetch_add(1, Ordering::SeqCst);
                     if differences.is_empty() {
+                        sum.passed.note(passed);
                         return;
                     }
                     sum.differs(i, &differences, indices[n]);
@@ -341,7 +379,7 @@ impl Worker<'_> {
             let bg = background::random(plan.seed, indices[0] / PROGRAMS as u64);
             let made: Vec<Program> = indices.iter().map(|&n| programs.program(plan.seed, n)).collect();
             let mut differing = Vec::new();
-            for (n, ended, d) in self.run_programs(&bg, &made)? {
+            for (n, ended, d, passed) in self.run_programs(&bg, &made)? {
                 let end = match ended {
                     Ok(3) => "to the end",
                     Ok(0) => "#DE",
@@ -357,7 +395,9 @@ impl Worker<'_> {
                 c.cases += 1;
                 c.faults += u64::from(ended.is_ok_and(|v| !matches!(v, 1 | 3)));
                 c.differing += u64::from(!d.is_empty());
-                if !d.is_empty() {
+                if d.is_empty() {
+                    sum.passed.note(passed);
+                } else {
                     differing.push((n, d));
                 }
             }
@@ -379,7 +419,7 @@ impl Worker<'_> {
         let mut image = vec![0xcc; CODE_PAGES * 4096];
         made.iter().for_each(|p| p.place(&mut image));
         let cases: Vec<Case> = made.iter().map(|p| p.case).collect();
-        let (engines, progress) = (&mut *self.engines, self.progress);
+        let (engines, progress, habits) = (&mut *self.engines, self.progress, self.habits);
         engines.set_background(bg);
         engines.set_code(&image);
         self.native.set_code(&image);
@@ -389,9 +429,12 @@ impl Worker<'_> {
             .run(bg, &cases, |n, want| {
                 progress.fetch_add(1, Ordering::SeqCst);
                 let end = want.map(|w| w.vector);
-                let d = judge(engines, &cases[n], want, &mut got, |want, got| made[n].compare(bg, want, got));
+                let mut passed = Passed::default();
+                let d = judge(engines, &cases[n], want, &mut got, &mut passed, |want, got| {
+                    made[n].compare(bg, want, got, habits)
+                });
                 progress.fetch_add(1, Ordering::SeqCst);
-                all.push((n, end, d));
+                all.push((n, end, d, passed));
             })
             .map_err(|e| e.to_string())?;
         Ok(all)

@@ -1,0 +1,289 @@
+//! The instructions that decide which habits of the table the host has: each runs on the host and in Mynah from the same state, and where
+//! the two outcomes differ in more than is passed over anyway, the habit is the host's.
+
+use super::{Ctx, Habit, Habits, How, TABLE};
+use crate::background;
+use crate::compare::raw;
+use crate::generate::decode_as;
+use crate::guest::Guest;
+use crate::layout::*;
+
+/// An address where nothing is mapped, and another one.
+const HOLE: u64 = LOW + LOW_LEN + 0x10;
+const OTHER_HOLE: u64 = READ_ONLY + 0x1010;
+/// Not canonical.
+const NOWHERE: u64 = 0x8000_0000_0010;
+/// Where operands stand.
+const OPERAND: u64 = LOW + 0x1000;
+/// EFLAGS.AC.
+const AC: u64 = 1 << 18;
+
+/// The state that probes start from: 64-bit mode, RAX, RSI and RDI at the operand, RCX 2, all else zero or as after reset.
+fn probe(code: &[u8]) -> Case {
+    let mut regs = Regs { sel: [sel::DATA, sel::CODE64, sel::DATA, sel::DATA, 0, 0], ..Regs::default() };
+    regs.gpr = [OPERAND, 2, 0, 0, LOW + 0x800, LOW + 0x900, OPERAND, OPERAND, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut bytes = [0; 15];
+    bytes[..code.len()].copy_from_slice(code);
+    Case {
+        regs,
+        code: bytes,
+        code_len: code.len() as u8,
+        end: End::Breakpoint,
+        patches: 0,
+        patch: [Patch::NONE; PATCHES],
+    }
+}
+
+/// A probe whose general registers are as given: number and value.
+fn with(code: &[u8], registers: &[(usize, u64)]) -> Case {
+    let mut c = probe(code);
+    registers.iter().for_each(|&(n, v)| c.regs.gpr[n] = v);
+    c
+}
+
+fn holding(mut c: Case, at: u64, bytes: &[u8]) -> Case {
+    c.patch(at, bytes);
+    c
+}
+fn flags(mut c: Case, on: u64) -> Case {
+    c.regs.rflags |= on;
+    c
+}
+fn step(mut c: Case) -> Case {
+    c.end = End::Step;
+    flags(c, TF)
+}
+fn in_32_bits(mut c: Case) -> Case {
+    c.regs.sel[1] = sel::CODE32;
+    c
+}
+fn vector(mut c: Case, n: usize, v: u128) -> Case {
+    c.regs.put_fx(160 + 16 * n, &v.to_le_bytes());
+    c
+}
+/// A full x87 stack of ones, with C0, C2 and C3 set.
+fn ones(code: &[u8]) -> Case {
+    let mut c = probe(code);
+    c.regs.put_fx(2, &0x4500u16.to_le_bytes());
+    c.regs.fx[4] = 0xff;
+    for n in 0..8 {
+        c.regs.put_fx(32 + 16 * n, &(1u64 << 63).to_le_bytes());
+        c.regs.put_fx(40 + 16 * n, &0x3fffu16.to_le_bytes());
+    }
+    c
+}
+
+/// Both operands of a string instruction of each size that cannot be reached, in all ways.
+fn strings(opcode: u8) -> Vec<Case> {
+    let mut all = Vec::new();
+    for code in [&[opcode - 1][..], &[opcode], &[0x66, opcode], &[0x48, opcode]] {
+        for (from, to) in
+            [(HOLE, OTHER_HOLE), (OTHER_HOLE, HOLE), (HOLE, NOWHERE), (NOWHERE, HOLE), (HOLE, READ_ONLY)]
+        {
+            let c = with(code, &[(6, from), (7, to)]);
+            all.extend([c, with(&[&[0xf3], code].concat(), &[(6, from), (7, to)])]);
+            if code[0] & 1 != 0 || code.len() > 1 {
+                all.push(flags(with(code, &[(6, OPERAND + 1), (7, to)]), AC));
+                all.push(flags(with(code, &[(6, from), (7, OPERAND + 1)]), AC));
+            }
+        }
+    }
+    all
+}
+
+/// The cases that decide the line of this name.
+pub fn cases(name: &str) -> Vec<Case> {
+    match name {
+        "cmps-both-fault" => strings(0xa7),
+        "movs-both-fault" => strings(0xa5),
+        "lock-verw" => {
+            let forms =
+                [[0xf0, 0x0f, 0, 0x28], [0xf0, 0x0f, 0, 0xe8], [0xf0, 0x0f, 0, 0x20], [0xf0, 0x0f, 0, 0xe0]];
+            forms.iter().map(|f| probe(f)).collect()
+        }
+        "x87-conditions" => {
+            // FADD, FABS, FXCH, FST, FFREE, FINCSTP, FLD1 (which overflows the stack), FSQRT, FSIN, FIST, FNOP, FNCLEX.
+            let forms: [&[u8]; 12] = [
+                &[0xd8, 0xc1],
+                &[0xd9, 0xe1],
+                &[0xd9, 0xc9],
+                &[0xdd, 0xd1],
+                &[0xdd, 0xc1],
+                &[0xd9, 0xf7],
+                &[0xd9, 0xe8],
+                &[0xd9, 0xfa],
+                &[0xd9, 0xfe],
+                &[0xdb, 0x10],
+                &[0xd9, 0xd0],
+                &[0xdb, 0xe2],
+            ];
+            forms.iter().map(|f| ones(f)).collect()
+        }
+        "cvtpi2ps-memory" => {
+            let used = |code: &[u8]| {
+                let mut c = probe(code);
+                c.regs.put_fx(2, &0x1800u16.to_le_bytes());
+                c
+            };
+            vec![used(&[0x0f, 0x2a, 0]), used(&[0x66, 0x0f, 0x2a, 0])]
+        }
+        "fldcw-reserved" => [0xffffu16, 0xe0ff, 0xa07f, 0x20bf]
+            .iter()
+            .map(|v| holding(probe(&[0xd9, 0x28]), OPERAND, &v.to_le_bytes()))
+            .collect(),
+        "fbld-digits" => {
+            let digits = [
+                [0xff; 10],
+                [0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                [0xb7, 0x1c, 0xde, 9, 0xfa, 0, 0x99, 0xaf, 0x55, 0x80],
+            ];
+            digits.iter().map(|d| holding(probe(&[0xdf, 0x20]), OPERAND, d)).collect()
+        }
+        "non-canonical-target" => {
+            let away = |code: &[u8]| {
+                let c = with(code, &[(0, NOWHERE)]);
+                let sp = c.regs.gpr[4];
+                let c = holding(c, sp, &NOWHERE.to_le_bytes());
+                [c, step(c)]
+            };
+            [away(&[0xff, 0xe0]), away(&[0xff, 0xd0]), away(&[0xc3]), away(&[0xc2, 8, 0])].concat()
+        }
+        "move-from-nowhere" => [
+            [0x0f, 0x20, 0xc8],
+            [0x0f, 0x22, 0xc8],
+            [0x0f, 0x20, 0xe8],
+            [0x0f, 0x22, 0xf8],
+            [0x0f, 0x21, 0xe0],
+            [0x0f, 0x23, 0xe8],
+        ]
+        .iter()
+        .map(|f| probe(f))
+        .collect(),
+        "int-error-code" => vec![probe(&[0xcd, 0x40]), probe(&[0xcd, 0x81])],
+        "resume-flag" => vec![
+            with(&[0x8b, 0], &[(0, HOLE)]),
+            probe(&[0x0f, 0x0b]),
+            step(probe(&[0xf3, 0xaa])),
+            step(probe(&[0xf3, 0xa4])),
+            with(&[0xf3, 0xaa], &[(7, LOW + LOW_LEN - 1)]),
+            probe(&[0xcd, 0x40]),
+        ],
+        "push-selector" => vec![
+            probe(&[0x0f, 0xa0]),
+            probe(&[0x66, 0x0f, 0xa8]),
+            in_32_bits(probe(&[0x06])),
+            in_32_bits(probe(&[0x1e])),
+            in_32_bits(probe(&[0x0f, 0xa0])),
+            in_32_bits(probe(&[0x66, 0x16])),
+        ],
+        "null-base" => {
+            let mut based = with(&[0x8e, 0xe1], &[(1, 0)]);
+            ([based.regs.sel[4], based.regs.sel[5]], based.regs.base) = fs_gs(true);
+            vec![based]
+        }
+        "bit-scan-of-zero" => {
+            let forms: [&[u8]; 6] = [
+                &[0x0f, 0xbc, 0xc2],
+                &[0x66, 0x0f, 0xbc, 0xc2],
+                &[0x48, 0x0f, 0xbc, 0xc2],
+                &[0x0f, 0xbd, 0xc2],
+                &[0x66, 0x0f, 0xbd, 0xc2],
+                &[0x48, 0x0f, 0xbd, 0xc2],
+            ];
+            forms.iter().map(|f| with(f, &[(0, 0x1122_3344_5566_7788), (2, 0)])).collect()
+        }
+        "enter-fault" => vec![
+            probe(&[0xc8, 0, 0x20, 0]),
+            with(&[0xc8, 0, 0, 3], &[(5, HOLE)]),
+            with(&[0xc8, 0, 0, 0], &[(4, HOLE)]),
+            with(&[0xc8, 0, 0, 3], &[(4, LOW + 8)]),
+        ],
+        "alignment-or-page" => {
+            let off = |code: &[u8], at: u64| flags(with(code, &[(0, at), (4, at)]), AC);
+            [HOLE + 1, NOWHERE + 1, LOW + LOW_LEN - 1, READ_ONLY + 1]
+                .iter()
+                .flat_map(|&at| {
+                    [off(&[0x8b, 0], at), off(&[0x89, 8], at), off(&[0x50], at), off(&[0x58], at)]
+                })
+                .collect()
+        }
+        "general-or-page" => {
+            let forms: [&[u8]; 4] =
+                [&[0x0f, 0x28, 0], &[0x0f, 0x29, 0], &[0x48, 0x0f, 0xc7, 8], &[0xc5, 0xfc, 0x28, 0]];
+            forms.iter().map(|f| with(f, &[(0, HOLE + 1)])).collect()
+        }
+        "xsave-in-use" => [[0x0f, 0xc7, 0x21], [0x0f, 0xae, 0x31], [0x0f, 0xae, 0x21]]
+            .iter()
+            .map(|f| with(f, &[(0, 7), (1, OPERAND)]))
+            .collect(),
+        "gather-beyond-fault" => {
+            // VGATHERDPS XMM0, [RAX + XMM2], XMM1 with one element that is not there.
+            let at = |n: usize| {
+                let index = [0u128, 4, 8, 12].iter().enumerate().fold(0, |v, (k, &d)| {
+                    v | (if k == n { u128::from((HOLE - OPERAND) as u32) } else { d }) << (32 * k)
+                });
+                vector(vector(probe(&[0xc4, 0xe2, 0x71, 0x92, 0x04, 0x10]), 1, !0), 2, index)
+            };
+            (0..4).map(at).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// All probes with the index of their habit, each in a place of its own.
+pub fn all() -> Vec<(usize, Case)> {
+    let mut all = Vec::new();
+    for (n, h) in TABLE.iter().enumerate().filter(|(_, h)| h.how == How::Probed) {
+        all.extend(cases(h.name).into_iter().map(|c| (n, c)));
+    }
+    for (slot, (_, c)) in all.iter_mut().enumerate() {
+        c.regs.rip = code_page(slot / 64) + (slot % 64) as u64 * SLOT + 16;
+    }
+    all
+}
+
+/// Which habits the host has, by asking it and Mynah's `model`.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub fn ask(native: &mut crate::native::Native, model: &str) -> Result<Habits, String> {
+    let mut guest = Guest::new(model)?;
+    if native.has_five_levels() {
+        guest.use_five_levels();
+    }
+    let bg = background::pattern();
+    guest.set_background(&bg);
+    let options = guest.model().decoder_options();
+    let certain = Habits::of_host(|_| false);
+    let (probes, mut found) = (all(), 0u64);
+    let ldt = native.has_ldt();
+    let cases: Vec<Case> = probes
+        .iter()
+        .map(|p| p.1)
+        .map(|mut c| {
+            if !ldt {
+                ([c.regs.sel[4], c.regs.sel[5]], c.regs.base) = fs_gs(false);
+            }
+            c
+        })
+        .collect();
+    let mut got = Outcome::new();
+    for (first, some) in cases.chunks(BATCH).enumerate().map(|(n, c)| (n * BATCH, c)) {
+        native
+            .run(&bg, some, |n, want| {
+                let case = &some[n];
+                let i = decode_as(case, case.regs.bitness(), options).0;
+                let same = match (want, guest.run(case, &mut got)) {
+                    (Ok(want), Ok(())) => {
+                        let ctx = Ctx::new(case, &i, want, &got);
+                        certain.pass_over(&ctx, raw(&ctx, &bg)).0.is_empty()
+                    }
+                    _ => false,
+                };
+                if !same {
+                    found |= 1 << probes[first + n].0;
+                }
+            })
+            .map_err(|e| e.to_string())?;
+    }
+    let index = |h: &Habit| TABLE.iter().position(|t| t.name == h.name).unwrap_or(0);
+    Ok(Habits::of_host(|h| found >> index(h) & 1 != 0))
+}
