@@ -2,6 +2,7 @@
 use crate::block::BlockCache;
 use crate::board::{Board, Events};
 use crate::model::CpuModel;
+use crate::random::Random;
 use crate::state::{Activity, Segment, Shadow, State, cr0, cr4, efer, fl, gpr, seg};
 use crate::world::{Mail, World};
 use mynah_mmu::{Mode, Paging, PhysMemory, Tlb};
@@ -184,6 +185,8 @@ pub struct Cpu {
     pub(crate) kept: Option<Vec<crate::check::Kept>>,
     /// Meanwhile an access has met a device, and was not made.
     pub(crate) device_met: bool,
+    /// What RDRAND and RDSEED give.
+    pub(crate) random: Random,
     pub(crate) blocks: BlockCache,
 }
 
@@ -254,6 +257,7 @@ impl Cpu {
             check: None,
             kept: None,
             device_met: false,
+            random: Random::default(),
             blocks,
         });
         cpu.code_jumps = cpu.blocks.code_jumps.as_ptr();
@@ -273,6 +277,11 @@ impl Cpu {
         self.watcher = Some(self.mem.watch_code(Arc::new(Mail { world: world.clone(), seat })));
         // What the TLB was filled with so far is on nobody's record.
         self.tlb.flush_all();
+    }
+
+    /// From now on RDRAND and RDSEED give the sequence of `seed` that is this vCPU's.
+    pub fn seed_random(&mut self, seed: u64) {
+        self.random = Random::seeded(seed, self.index);
     }
 
     /// RESET: the state of SDM volume 3A, table 10-1; RDX holds the processor signature. All but the first processor wait for a start-up IPI.

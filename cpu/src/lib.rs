@@ -21,6 +21,7 @@ pub mod interp;
 pub mod mem;
 pub mod model;
 pub mod op;
+pub mod random;
 pub mod sse;
 pub mod state;
 pub mod sys;

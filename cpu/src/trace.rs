@@ -82,9 +82,16 @@ impl Trace {
         }
     }
 
-    /// Writes out what is buffered.
+    /// Writes out what is buffered, and waits for who is writing.
     pub fn flush(&self) {
         let _ = self.out.lock().flush();
+    }
+
+    /// Writes out what is buffered, unless somebody is writing.
+    pub fn try_flush(&self) {
+        if let Some(mut out) = self.out.try_lock() {
+            let _ = out.flush();
+        }
     }
 }
 

@@ -203,21 +203,10 @@ fn crc32<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 
 /// RDRAND and RDSEED: always ready.
 fn random<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let mut b = [0u8; 8];
-    fill_random(&mut b);
-    cpu.set_reg::<W>(op.dst, u64::from_le_bytes(b) & W::MASK);
+    let number = cpu.random.number();
+    cpu.set_reg::<W>(op.dst, number & W::MASK);
     cpu.state.set_arith_flags(fl::CF);
     Ok(())
-}
-
-/// Random bytes from the standard library's per-process seeds: each `RandomState` hashes differently.
-fn fill_random(b: &mut [u8; 8]) {
-    use std::hash::{BuildHasher, Hasher};
-    let mut h = std::collections::hash_map::RandomState::new().build_hasher();
-    h.write_u128(
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos()),
-    );
-    *b = h.finish().to_le_bytes();
 }
 
 pub(crate) fn lookup(i: &Instruction) -> Option<Helper> {

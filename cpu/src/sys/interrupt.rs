@@ -403,6 +403,9 @@ impl Cpu {
 fn software(cpu: &mut Cpu, vector: u8, kind: EventKind) -> Result<(), Stop> {
     let next = cpu.next_ip;
     let ev = Event { vector, kind, error: None };
+    if cpu.trace.is_some() {
+        cpu.trace_event(&ev);
+    }
     let held = std::mem::take(&mut cpu.debug_hits);
     match cpu.try_deliver(&ev, next) {
         Ok(ip) => cpu.set_next_ip(ip),
