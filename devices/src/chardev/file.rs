@@ -5,11 +5,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An output file.
 pub struct FileSink {
     pump: Pump,
+    path: PathBuf,
 }
 
 struct FileLine {
@@ -32,11 +33,18 @@ impl FileSink {
             }
             opened => opened,
         };
-        let file = opened.map_err(|source| ChardevError::Open { path: path.to_owned(), source })?;
+        let file = opened.map_err(|cause| ChardevError::Open { path: path.to_owned(), cause })?;
         let target = format!("'{}'", path.display());
         let line = FileLine { file: Some(file), path: target.clone() };
         let on_error = host.on_error.clone();
-        Ok(Self { pump: Pump::start("chardev-file", target, Box::new(line), true, on_error)? })
+        let pump = Pump::start("chardev-file", target, Box::new(line), true, on_error)?;
+        Ok(Self { pump, path: path.to_owned() })
+    }
+}
+
+impl FileSink {
+    fn filename(&self) -> String {
+        format!("file:{}", self.path.display())
     }
 }
 
@@ -47,9 +55,9 @@ impl Line for FileLine {
     fn input_ended(&mut self, _: Option<io::Error>) -> Option<ChardevError> {
         None
     }
-    fn output_failed(&mut self, source: io::Error) -> Option<ChardevError> {
+    fn output_failed(&mut self, cause: io::Error) -> Option<ChardevError> {
         self.file = None;
-        Some(ChardevError::Write { target: self.path.clone(), source })
+        Some(ChardevError::Write { target: self.path.clone(), cause })
     }
 }
 

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub mod fatal;
 pub mod file;
 mod holder;
 pub mod leftovers;
@@ -90,6 +91,10 @@ pub trait Chardev: Send + Sync {
     fn unsent(&self) -> u64 {
         0
     }
+    /// What is at the other end, as QEMU's `info chardev` calls it.
+    fn name(&self) -> String {
+        "null".to_owned()
+    }
     /// Whether a person types here: what is typed in vain is then dropped, so that commands get through.
     fn is_terminal(&self) -> bool {
         false
@@ -125,7 +130,8 @@ pub struct Opened {
     pub mux: Option<Arc<Mux>>,
 }
 
-/// Why a backend cannot be opened, or has failed.
+/// Why a backend cannot be opened, or has failed. Its text has the cause, which therefore is no `source`: who prints a chain
+/// of causes would print it twice.
 #[derive(Debug, thiserror::Error)]
 pub enum ChardevError {
     /// stdio has one user only.
@@ -133,18 +139,18 @@ pub enum ChardevError {
     StdioInUse,
     /// The terminal's settings cannot be changed.
     #[error("cannot set the terminal on standard input to raw mode: {0}")]
-    Terminal(#[source] io::Error),
+    Terminal(io::Error),
     /// A file cannot be opened for writing.
-    #[error("cannot open '{}' for writing: {source}", path.display())]
+    #[error("cannot open '{}' for writing: {cause}", path.display())]
     Open {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// No pseudo-terminal is to be had.
     #[error("cannot open a pseudo-terminal: {0}")]
-    Pty(#[source] io::Error),
+    Pty(io::Error),
     /// Somebody listens there.
     #[error(
         "cannot listen on {address}: the address is in use{}",
@@ -159,29 +165,35 @@ pub enum ChardevError {
     /// A file is in the socket's place.
     #[error("cannot listen on unix:{}: the path exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
+    /// The socket's path does not fit into an address.
+    #[error("the path of a socket has at most {} bytes, and this one has {len}", socket::MAX_PATH)]
+    LongPath {
+        /// Bytes of its path.
+        len: usize,
+    },
     /// Listening failed.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {cause}")]
     Listen {
         /// The socket's address.
         address: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Connecting failed.
-    #[error("cannot connect to {address}: {source}")]
+    #[error("cannot connect to {address}: {cause}")]
     Connect {
         /// The peer's address.
         address: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Writing failed; output is discarded from now on.
-    #[error("cannot write to {target}: {source}; further output is discarded")]
+    #[error("cannot write to {target}: {cause}; further output is discarded")]
     Write {
         /// What was written to.
         target: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Nobody reads, and what is held for a reader has grown to its bound.
     #[error("{target} takes no more output; what it has no room for is lost")]
@@ -190,20 +202,20 @@ pub enum ChardevError {
         target: String,
     },
     /// Reading failed; there is no more input.
-    #[error("cannot read from {target}: {source}; there will be no more input")]
+    #[error("cannot read from {target}: {cause}; there will be no more input")]
     Read {
         /// What was read from.
         target: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The backend's thread cannot be started.
-    #[error("cannot start the thread of {name}: {source}")]
+    #[error("cannot start the thread of {name}: {cause}")]
     Thread {
         /// The backend.
         name: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 

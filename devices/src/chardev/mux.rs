@@ -279,6 +279,10 @@ impl Chardev for Mux {
         self.terminal
     }
 
+    fn name(&self) -> String {
+        self.line.name()
+    }
+
     fn accept_input(&self) {
         let mut state = self.state.lock();
         if !state.queue.is_empty() {

@@ -39,6 +39,10 @@ impl Pty {
     pub fn path(&self) -> &str {
         &self.path
     }
+
+    fn filename(&self) -> String {
+        format!("pty:{}", self.path)
+    }
 }
 
 fn create() -> io::Result<(OwnedFd, String)> {
@@ -113,10 +117,10 @@ impl Line for PtyLine {
         None
     }
 
-    fn output_failed(&mut self, source: io::Error) -> Option<ChardevError> {
+    fn output_failed(&mut self, cause: io::Error) -> Option<ChardevError> {
         // The same: `ends` will find it hung up. Anything else is worth a word, once.
-        self.dead = source.raw_os_error() != Some(libc::EIO);
-        self.dead.then(|| ChardevError::Write { target: "the pseudo-terminal".to_owned(), source })
+        self.dead = cause.raw_os_error() != Some(libc::EIO);
+        self.dead.then(|| ChardevError::Write { target: "the pseudo-terminal".to_owned(), cause })
     }
 }
 

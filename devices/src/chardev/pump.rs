@@ -146,7 +146,7 @@ impl Pump {
         on_error: Arc<dyn Fn(ChardevError) + Send + Sync>,
         beside: Option<InputSide>,
     ) -> Result<Self, ChardevError> {
-        let failed = |source| ChardevError::Thread { name: name.to_owned(), source };
+        let failed = |cause| ChardevError::Thread { name: name.to_owned(), cause };
         let (woken, wake) = io::pipe().map_err(failed)?;
         let shared = Arc::new(Shared {
             target,
@@ -190,6 +190,11 @@ impl Pump {
     /// For the pump of the output.
     pub(super) fn input_side(&self) -> InputSide {
         InputSide(self.shared.clone())
+    }
+
+    /// Whether anybody is there.
+    pub(super) fn is_connected(&self) -> bool {
+        self.shared.state.lock().is_open()
     }
 
     /// Whether the caller is the pump's own thread, which must not wait for itself.
@@ -299,6 +304,9 @@ macro_rules! chardev_by_pump {
             fn accept_input(&self) {
                 self.pump.accept_input();
             }
+            fn name(&self) -> String {
+                self.filename()
+            }
         }
     };
 }
@@ -366,6 +374,15 @@ impl Shared {
         let mut buf = [0_u8; CHUNK];
         loop {
             let ends = line.ends();
+            {
+                let mut state = self.state.lock();
+                state.connected = ends.output.is_some();
+                if !state.connected {
+                    state.out = VecDeque::new();
+                    self.moved.notify_all();
+                }
+            }
+            // Whoever is told that a peer has come may write to it at once.
             let now_open = ends.input.is_some() || ends.output.is_some();
             if now_open != open
                 && let Some(r) = self.receiver()
@@ -375,11 +392,6 @@ impl Shared {
             }
             let (tell, lost) = {
                 let mut state = self.state.lock();
-                state.connected = ends.output.is_some();
-                if !state.connected {
-                    state.out = VecDeque::new();
-                    self.moved.notify_all();
-                }
                 if state.stop {
                     return;
                 }

@@ -9,15 +9,20 @@ use super::spec::{Address, SocketSpec};
 use super::{ChardevError, Host, holder};
 use std::fs;
 use std::io;
+use std::mem::offset_of;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+/// Most bytes of a unix socket's path: what the address holds, less the closing zero that it needs on some systems (unix(7)).
+pub const MAX_PATH: usize = size_of::<libc::sockaddr_un>() - offset_of!(libc::sockaddr_un, sun_path) - 1;
+
 /// A stream socket.
 pub struct Socket {
     pump: Pump,
+    server: bool,
     /// Where a server really listens (a port of 0 has been replaced by the one that was given).
     address: Address,
 }
@@ -39,6 +44,11 @@ impl Socket {
     /// Connects, or listens and (with `wait`) waits for a client.
     pub fn open(spec: &SocketSpec, host: &Host) -> Result<Self, ChardevError> {
         let mut address = spec.address.clone();
+        if let Address::Unix(path) = &address
+            && path.as_os_str().len() > MAX_PATH
+        {
+            return Err(ChardevError::LongPath { len: path.as_os_str().len() });
+        }
         let mut line =
             SocketLine { listener: None, peer: None, nodelay: spec.nodelay, target: address.to_string() };
         if spec.server {
@@ -47,34 +57,40 @@ impl Socket {
             if spec.wait {
                 (host.announce)(&format!("waiting for a connection on {address}"));
                 line.peer =
-                    Some(listener.accept(spec.nodelay).map_err(|source| listen_error(&address, source))?);
+                    Some(listener.accept(spec.nodelay).map_err(|cause| listen_error(&address, cause))?);
             }
             // From here on the listener is only asked after `poll`, but a client may be gone again by then.
-            listener.set_nonblocking().map_err(|source| listen_error(&address, source))?;
+            listener.set_nonblocking().map_err(|cause| listen_error(&address, cause))?;
             line.listener = Some(listener);
         } else {
             let peer = connect(&address, spec.nodelay)
-                .map_err(|source| ChardevError::Connect { address: address.to_string(), source })?;
+                .map_err(|cause| ChardevError::Connect { address: address.to_string(), cause })?;
             line.peer = Some(peer);
         }
         let connected = line.peer.is_some();
         let (target, on_error) = (line.target.clone(), host.on_error.clone());
         let pump = Pump::start("chardev-socket", target, Box::new(line), connected, on_error)?;
-        Ok(Self { pump, address })
+        Ok(Self { pump, server: spec.server, address })
     }
 
     /// The address in use; for a server on TCP port 0 it has the port that was chosen.
     pub fn address(&self) -> &Address {
         &self.address
     }
+
+    fn filename(&self) -> String {
+        let nobody = if self.pump.is_connected() { "" } else { "disconnected:" };
+        let server = if self.server { ",server=on" } else { "" };
+        format!("{nobody}{}{server}", self.address)
+    }
 }
 
-fn listen_error(address: &Address, source: io::Error) -> ChardevError {
-    match source.kind() {
+fn listen_error(address: &Address, cause: io::Error) -> ChardevError {
+    match cause.kind() {
         io::ErrorKind::AddrInUse => {
             ChardevError::AddressInUse { address: address.to_string(), holder: holder::of(address) }
         }
-        _ => ChardevError::Listen { address: address.to_string(), source },
+        _ => ChardevError::Listen { address: address.to_string(), cause },
     }
 }
 
@@ -103,7 +119,7 @@ fn clear_stale(path: &Path) -> Result<(), ChardevError> {
     if holder.is_some() || UnixStream::connect(path).is_ok() {
         return Err(ChardevError::AddressInUse { address: address.to_string(), holder });
     }
-    fs::remove_file(path).map_err(|source| ChardevError::Listen { address: address.to_string(), source })
+    fs::remove_file(path).map_err(|cause| ChardevError::Listen { address: address.to_string(), cause })
 }
 
 impl Listener {
@@ -194,14 +210,14 @@ impl Line for SocketLine {
 
     fn input_ended(&mut self, why: Option<io::Error>) -> Option<ChardevError> {
         self.peer = None;
-        let source = why?;
+        let cause = why?;
         // A client that goes away rudely is no error of ours as long as the next may come.
-        self.listener.is_none().then(|| ChardevError::Read { target: self.target.clone(), source })
+        self.listener.is_none().then(|| ChardevError::Read { target: self.target.clone(), cause })
     }
 
-    fn output_failed(&mut self, source: io::Error) -> Option<ChardevError> {
+    fn output_failed(&mut self, cause: io::Error) -> Option<ChardevError> {
         self.peer = None;
-        self.listener.is_none().then(|| ChardevError::Write { target: self.target.clone(), source })
+        self.listener.is_none().then(|| ChardevError::Write { target: self.target.clone(), cause })
     }
 }
 
@@ -324,6 +340,54 @@ mod tests {
         let client = SocketSpec { server: false, ..spec(Address::Unix(path.clone())) };
         let e = Socket::open(&client, &Host::default()).err().unwrap().to_string();
         assert!(e.contains(path.to_str().unwrap()), "{e}");
+    }
+
+    #[test]
+    fn each_client_is_greeted_by_who_is_told_of_it() {
+        struct Greets(std::sync::OnceLock<Socket>);
+        impl crate::chardev::Receiver for Greets {
+            fn can_receive(&self) -> usize {
+                0
+            }
+            fn receive(&self, _: &[u8]) {}
+            fn event(&self, event: crate::chardev::Event) {
+                if event == crate::chardev::Event::Opened {
+                    self.0.get().unwrap().write_all(b"hello", Duration::ZERO);
+                }
+            }
+        }
+        let path = path("greets");
+        let socket = Socket::open(&spec(Address::Unix(path.clone())), &Host::default()).unwrap();
+        let greets = Arc::new(Greets(std::sync::OnceLock::new()));
+        let _ = greets.0.set(socket);
+        greets.0.get().unwrap().set_receiver(greets.clone());
+        for _ in 0..3 {
+            let mut client = UnixStream::connect(&path).unwrap();
+            let mut heard = [0; 5];
+            client.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"hello");
+        }
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_refused_with_the_limit() {
+        let folder = std::env::temp_dir();
+        let room = MAX_PATH - folder.as_os_str().len() - 1;
+        for (len, server) in [(room, true), (room + 1, true), (room + 1, false), (5000, false)] {
+            let path = folder.join("s".repeat(len));
+            let opened =
+                Socket::open(&SocketSpec { server, ..spec(Address::Unix(path.clone())) }, &Host::default());
+            match opened.err() {
+                None => assert_eq!(len, room),
+                Some(e) => {
+                    assert!(len > room, "{e}");
+                    let len = path.as_os_str().len();
+                    let why = format!("at most {MAX_PATH} bytes, and this one has {len}");
+                    assert!(e.to_string().ends_with(&why), "{e}");
+                }
+            }
+        }
     }
 
     /// A server that knows of its client, and the errors that it reports.

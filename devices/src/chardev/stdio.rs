@@ -1,18 +1,18 @@
 //! `stdio`: the process's standard input and output.
 //!
 //! If standard input is a terminal it is in raw mode while the backend lives. The settings found are put back
-//! when it is dropped, when the process exits, when a thread panics, and when SIGTERM, SIGINT, SIGHUP or
-//! SIGQUIT ends the process; after SIGCONT raw mode is taken up again. The end of standard input, or a
+//! when it is dropped, when the process exits, when a thread panics, and when a signal ends the process
+//! (`fatal`); after SIGCONT raw mode is taken up again. The end of standard input, or a
 //! standard output that nobody reads any more, ends that direction only: the machine goes on.
 //!
 //! One lock-free cell holds the settings to be restored, because signal handlers need them: `SAVED` goes from
 //! null to a leaked `termios` pair when raw mode is entered and back to null by whoever restores it first.
 use super::pump::{Ends, Line, Pump};
-use super::{Chardev, ChardevError, Event, Host, Receiver};
+use super::{Chardev, ChardevError, Event, Host, Receiver, fatal};
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
@@ -79,15 +79,15 @@ impl Line for StdioLine {
 
     fn input_ended(&mut self, why: Option<io::Error>) -> Option<ChardevError> {
         self.input = None;
-        let source = why?;
+        let cause = why?;
         // EIO is how a terminal says that it has gone, or that this is a background process.
-        (source.raw_os_error() != Some(libc::EIO))
-            .then(|| ChardevError::Read { target: "standard input".to_owned(), source })
+        (cause.raw_os_error() != Some(libc::EIO))
+            .then(|| ChardevError::Read { target: "standard input".to_owned(), cause })
     }
 
-    fn output_failed(&mut self, source: io::Error) -> Option<ChardevError> {
+    fn output_failed(&mut self, cause: io::Error) -> Option<ChardevError> {
         self.output = None;
-        Some(ChardevError::Write { target: "standard output".to_owned(), source })
+        Some(ChardevError::Write { target: "standard output".to_owned(), cause })
     }
 }
 
@@ -116,6 +116,9 @@ impl Chardev for Stdio {
     }
     fn is_terminal(&self) -> bool {
         self.terminal
+    }
+    fn name(&self) -> String {
+        "stdio".to_owned()
     }
     fn accept_input(&self) {
         self.input.accept_input();
@@ -214,46 +217,29 @@ pub fn restore_terminal() {
     restore();
 }
 
-/// Puts the terminal's settings back, if they are changed. Async-signal-safe: an atomic exchange and
-/// `tcsetattr` (signal-safety(7)).
+/// Puts the terminal's settings back, if they are changed. Async-signal-safe: an atomic exchange, `sigprocmask`
+/// and `tcsetattr` (signal-safety(7)).
 fn restore() {
     let saved = SAVED.swap(std::ptr::null_mut(), Ordering::SeqCst);
     // SAFETY: the pointer is null or points to leaked, immutable `Settings`.
     if let Some(s) = unsafe { saved.as_ref() } {
-        // SAFETY: `found` is a whole termios; a descriptor that has been closed meanwhile makes this fail,
-        // which is harmless.
-        unsafe { libc::tcsetattr(s.fd, libc::TCSANOW, &s.found) };
+        // SAFETY: the sets are whole before they are used; `found` is a whole termios. A descriptor that has been
+        // closed meanwhile makes this fail, which is harmless. Blocked, SIGTTOU does not stop a process that ends
+        // in the background.
+        unsafe {
+            let mut mask = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+            let mut before = mask;
+            libc::sigemptyset(&mut mask);
+            libc::sigaddset(&mut mask, libc::SIGTTOU);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &mask, &mut before);
+            libc::tcsetattr(s.fd, libc::TCSANOW, &s.found);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        }
     }
 }
 
 extern "C" fn at_exit() {
     restore();
-}
-
-/// Signals that end the process; the terminal must be restored before.
-const FATAL: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
-
-/// For each of `FATAL`, the handler that was installed before ours (an address, or SIG_DFL).
-static PREVIOUS: [AtomicUsize; FATAL.len()] = [const { AtomicUsize::new(libc::SIG_DFL) }; FATAL.len()];
-
-/// Restores the terminal, then lets the signal do what it would have done without us.
-extern "C" fn on_fatal(signal: libc::c_int) {
-    restore();
-    let index = FATAL.iter().position(|s| *s == signal).unwrap_or(0);
-    let previous = PREVIOUS[index].load(Ordering::SeqCst);
-    if previous == libc::SIG_DFL {
-        // SAFETY: signal and raise are async-signal-safe. The signal is blocked until this handler returns
-        // and then ends the process.
-        unsafe {
-            libc::signal(signal, libc::SIG_DFL);
-            libc::raise(signal);
-        }
-    } else {
-        // SAFETY: `install_guards` stores only plain handlers (no SA_SIGINFO, not SIG_IGN) that sigaction
-        // gave as such.
-        let handler = unsafe { std::mem::transmute::<usize, extern "C" fn(libc::c_int)>(previous) };
-        handler(signal);
-    }
 }
 
 /// The process goes on after a stop: the shell has had the terminal meanwhile.
@@ -276,35 +262,28 @@ fn install_guards() {
             restore();
             hook(info);
         }));
-        for (signal, previous) in FATAL.iter().zip(&PREVIOUS) {
-            catch(*signal, on_fatal, Some(previous));
-        }
-        catch(libc::SIGCONT, on_continue, None);
+        fatal::install();
+        catch_continue();
     });
 }
 
-/// Installs `handler`, unless the signal is ignored (nohup) or someone needs its siginfo. Remembers who was
-/// there before.
-fn catch(signal: libc::c_int, handler: extern "C" fn(libc::c_int), previous: Option<&AtomicUsize>) {
+/// Takes SIGCONT, unless someone has it.
+fn catch_continue() {
     let mut old = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: with a null new action sigaction only fills `old`.
-    if unsafe { libc::sigaction(signal, std::ptr::null(), old.as_mut_ptr()) } != 0 {
+    // SAFETY: with a null new action sigaction only fills `old`, which is valid as zeroes, too.
+    let old = unsafe {
+        libc::sigaction(libc::SIGCONT, std::ptr::null(), old.as_mut_ptr());
+        old.assume_init()
+    };
+    if old.sa_sigaction != libc::SIG_DFL {
         return;
-    }
-    // SAFETY: sigaction has succeeded and so filled it.
-    let old = unsafe { old.assume_init() };
-    if old.sa_sigaction == libc::SIG_IGN || old.sa_flags & libc::SA_SIGINFO != 0 {
-        return;
-    }
-    if let Some(p) = previous {
-        p.store(old.sa_sigaction, Ordering::SeqCst);
     }
     // SAFETY: all zeroes is a valid sigaction: no flags, an empty mask, SIG_DFL.
     let mut action = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };
-    action.sa_sigaction = handler as *const () as usize;
+    action.sa_sigaction = on_continue as extern "C" fn(libc::c_int) as usize;
     action.sa_flags = libc::SA_RESTART;
-    // SAFETY: `action` is whole, and the handlers here are async-signal-safe.
-    unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) };
+    // SAFETY: `action` is whole, and the handler is async-signal-safe.
+    unsafe { libc::sigaction(libc::SIGCONT, &action, std::ptr::null_mut()) };
 }
 
 #[cfg(test)]
@@ -380,30 +359,65 @@ mod tests {
         stdio.flush(Instant::now() + Duration::from_secs(60));
         match how.as_str() {
             "exit" => std::process::exit(7),
+            "abort" => std::process::abort(),
+            "illegal" => {
+                // SAFETY: raise is harmless; with a handler in place it is called on this thread.
+                unsafe { libc::raise(libc::SIGILL) };
+            }
+            "segv" => {
+                // SAFETY: on purpose: nothing is mapped at the first page, and the kernel sends SIGSEGV.
+                unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
+            }
+            "overflow" => {
+                #[allow(unconditional_recursion, reason = "on purpose: the stack is to overflow")]
+                fn deep(n: u64) -> u64 {
+                    let mut room = [n; 512];
+                    std::hint::black_box(&mut room);
+                    deep(n + 1) + room[(n % 512) as usize]
+                }
+                let deep = std::thread::spawn(|| deep(0));
+                let _ = deep.join();
+            }
             _ => loop {
                 std::thread::park();
             },
         }
     }
 
+    // An end by each kind of signal that there is: sent, a fault, an abort, a stack that has overflowed.
     #[test]
     fn a_signal_that_ends_the_process_leaves_the_terminal_as_it_was() {
         use std::io::Read;
         use std::os::unix::process::{CommandExt, ExitStatusExt};
         use std::process::{Command, Stdio as Pipe};
-        for (how, signal) in
-            [("exit", 0), ("wait", libc::SIGTERM), ("wait", libc::SIGINT), ("wait", libc::SIGHUP)]
-        {
+        let sent = [
+            libc::SIGTERM,
+            libc::SIGINT,
+            libc::SIGHUP,
+            libc::SIGQUIT,
+            libc::SIGABRT,
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGILL,
+            libc::SIGFPE,
+            libc::SIGUSR1,
+            libc::SIGXCPU,
+        ];
+        let own = [("exit", 0), ("abort", libc::SIGABRT), ("illegal", libc::SIGILL), ("segv", libc::SIGSEGV)];
+        let all = own.into_iter().chain([("overflow", libc::SIGABRT)]).chain(sent.map(|s| ("wait", s)));
+        for (how, signal) in all {
             let (_master, slave) = terminal();
             let before = lflag(&slave);
             let mut child = Command::new(std::env::current_exe().unwrap());
-            // SAFETY: between fork and exec only `signal` is called, which is async-signal-safe.
+            // SAFETY: between fork and exec only `signal` and `setrlimit` are called, which are async-signal-safe.
             unsafe {
                 child.pre_exec(|| {
                     // Whoever runs the tests may ignore them, as shells do for what runs in the background.
-                    for s in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                    for s in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
                         libc::signal(s, libc::SIG_DFL);
                     }
+                    // No core files.
+                    libc::setrlimit(libc::RLIMIT_CORE, &libc::rlimit { rlim_cur: 0, rlim_max: 0 });
                     Ok(())
                 });
             }
@@ -412,6 +426,7 @@ mod tests {
                 .env("MYNAH_TEST_STDIO_CHILD", how)
                 .stdin(slave.try_clone().unwrap())
                 .stdout(Pipe::piped())
+                .stderr(Pipe::null())
                 .spawn()
                 .unwrap();
             let mut out = child.stdout.take().unwrap();
@@ -425,13 +440,13 @@ mod tests {
                 );
                 said.push(byte[0]);
             }
-            if signal != 0 {
+            if how == "wait" {
                 assert_eq!(lflag(&slave) & libc::ICANON, 0, "raw while it runs");
                 // SAFETY: a child of ours that has not been waited for.
                 assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
             }
             let status = child.wait().unwrap();
-            assert_eq!(status.signal().unwrap_or(0), signal);
+            assert_eq!(status.signal().unwrap_or(0), signal, "{how}");
             if signal == 0 {
                 assert_eq!(status.code(), Some(7));
             }
