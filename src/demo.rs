@@ -4,7 +4,7 @@
 //! kept in the user's cache (see [`guests`]). Where they cannot be had, it says why and runs the guest that is
 //! built in ([`embedded`]).
 
-use crate::cli::{build, print, start, tell};
+use crate::cli::{build, explain, print, start, tell};
 use crate::{embedded, guests};
 use anyhow::{Context, Result};
 use mynah_jit::private;
@@ -76,7 +76,7 @@ fn debian() -> Result<Vec<OsString>> {
 
 /// Says why there is no Debian kernel, and what comes instead.
 fn instead(why: &anyhow::Error) -> Result<Vec<OsString>> {
-    tell(&format!("Debian's kernel is not to be had: {why:#}"));
+    tell(&format!("Debian's kernel is not to be had: {}", explain(why)));
     tell("running the built-in guest instead");
     built_in()
 }

@@ -4,13 +4,14 @@
 use super::Error;
 use super::options::Status;
 use super::parse::{Given, parse};
-use super::size::parse_number;
+use super::size::{number_from, show_size};
 use super::suggest::did_you_mean;
 use super::{char_arg, cpu_arg, device_arg, help, machine_arg, run_arg};
 use crate::config::{
     Accel, AccelKind, CharBackend, CharTarget, Check, Config, Debugcon, Device, Display, FwCfgData,
     RebootAction, ShutdownAction,
 };
+use mynah_firmware::{Kind, identify};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
@@ -23,6 +24,9 @@ const DISPLAYS: &[&str] =
 
 /// Video adapters of QEMU's.
 const ADAPTERS: &[&str] = &["none", "std", "cirrus", "vmware", "qxl", "virtio", "tcx", "cg3"];
+
+/// The least RAM without a firmware image: the first MiB, and some for tables.
+const LEAST_MEMORY: u64 = 2 << 20;
 
 /// What the options say that is no part of the configuration by itself.
 #[derive(Default)]
@@ -46,6 +50,13 @@ pub fn config(program: &str, args: &[OsString]) -> Result<Config, Error> {
         config.accel = std::mem::take(&mut seen.accel_from_machine);
     }
     consoles(&mut config, &seen)?;
+    if config.bios.is_none() && config.memory.size < LEAST_MEMORY {
+        return Err(Error::new(format!(
+            "-m {}: the built-in firmware needs at least {} of RAM",
+            show_size(config.memory.size),
+            show_size(LEAST_MEMORY)
+        )));
+    }
     if config.kernel.is_none() {
         for (is_given, name) in [(config.initrd.is_some(), "-initrd"), (seen.append, "-append")] {
             if is_given {
@@ -102,8 +113,9 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "name" => config.name = Some(guest_name(given.text()?)),
         "uuid" => config.uuid = Some(run_arg::uuid(given.text()?)?),
         "seed" => {
-            let seed = parse_number(given.text()?).map_err(|why| Error::new(format!("-seed: {why}")))?;
-            config.seed = Some(seed);
+            let text = given.text()?;
+            let seed = number_from(text, 0, u64::MAX);
+            config.seed = Some(seed.map_err(|why| Error::new(format!("-seed {text}: {why}")))?);
         }
         "nodefaults" => config.no_defaults = true,
         "kernel" => (config.kernel, seen.kernel_option) = (Some(path()), "-kernel"),
@@ -153,7 +165,8 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         },
         "drive" => config.drives.push(run_arg::drive(given.text()?)?),
         "hda" | "hdb" | "hdc" | "hdd" | "cdrom" | "fda" | "fdb" | "pflash" => {
-            config.drives.push(run_arg::plain_drive(option.name, &given.value));
+            let name = if given.alone { run_arg::ALONE } else { option.name };
+            config.drives.push(run_arg::plain_drive(name, &given.value));
         }
         "nic" | "netdev" | "net" => config.nets.push(run_arg::net(option.name, given.text()?)?),
         "no-reboot" => config.on_reboot = RebootAction::Shutdown,
@@ -322,9 +335,33 @@ pub fn check_files(config: &Config) -> Result<(), Error> {
     for drive in &config.drives {
         if let Some(file) = &drive.file {
             open_file(drive.option, file)?;
+            refuse_kernel(drive.option, file)?;
         }
     }
     Ok(())
+}
+
+/// An argument that stands alone is a disk image, as with QEMU; many give a kernel so.
+fn refuse_kernel(option: &str, path: &Path) -> Result<(), Error> {
+    const MOST: u64 = 1 << 30;
+    let is_file = std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() <= MOST);
+    if option != run_arg::ALONE || !is_file {
+        return Ok(());
+    }
+    let shown = path.display().to_string();
+    match std::fs::read(path).ok().and_then(|image| identify(&shown, &image).ok()) {
+        Some(kind) => {
+            let what = match kind {
+                Kind::Linux => "Linux",
+                Kind::Pvh => "PVH",
+                Kind::Multiboot1 | Kind::Multiboot2 => "Multiboot",
+            };
+            Err(Error::new(format!(
+                "{option} {shown}: that is a kernel ({what}), which is given with -kernel {shown}"
+            )))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Folders in which distributions put firmware.
@@ -601,7 +638,7 @@ mod tests {
             (c.name.as_deref(), c.rtc.base, c.escape, c.seed),
             (Some("a"), RtcBase::LocalTime, 20, Some(7))
         );
-        assert!(error(&["-seed", "x"]).contains("not a number"));
+        assert_eq!(error(&["-seed", "x"]), "-seed x: 'x' is not a number from 0 to 18446744073709551615");
     }
 
     #[test]
@@ -613,6 +650,31 @@ mod tests {
         let c = of(&["--symbols", "vmlinux", "--check", "-d", "in_asm,ir,out_asm,exec,int,cpu"]);
         assert_eq!((c.symbols.as_deref(), c.check), (Some(Path::new("vmlinux")), Check::On));
         assert_eq!(c.log.items.len(), 6);
+    }
+
+    #[test]
+    fn the_built_in_firmware_has_a_least_size_of_ram() {
+        assert_eq!(
+            error(&["-kernel", "k", "-m", "1"]),
+            "-m 1 MiB: the built-in firmware needs at least 2 MiB of RAM"
+        );
+        assert_eq!(of(&["-kernel", "k", "-m", "2"]).memory.size, 2 << 20);
+        assert_eq!(of(&["-bios", "b", "-m", "1"]).memory.size, 1 << 20);
+    }
+
+    #[test]
+    fn a_kernel_without_its_option_is_told_of() {
+        let path = std::env::temp_dir().join(format!("mynah-cli-kernel-{}", std::process::id()));
+        let shown = path.to_str().unwrap();
+        std::fs::write(&path, crate::embedded::image().unwrap()).unwrap();
+        let why = check_files(&of(&[shown])).unwrap_err().to_string();
+        assert!(why.starts_with(&format!("the lone argument {shown}: that is a kernel (")), "{why}");
+        assert!(why.ends_with(&format!("given with -kernel {shown}")), "{why}");
+        // As a disk's image it may be anything.
+        check_files(&of(&["-hda", shown])).unwrap();
+        std::fs::write(&path, "no kernel").unwrap();
+        check_files(&of(&[shown])).unwrap();
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::Error;
 use super::props::Props;
+use super::size::NumberFrom;
 use super::suggest::did_you_mean;
 use crate::config::{CharBackend, CharTarget, Chardev, Socket};
 use std::path::PathBuf;
@@ -68,15 +69,12 @@ pub fn target(option: &str, spec: &str) -> Result<CharTarget, Error> {
         "tcp" | "telnet" => {
             let mut props = Props::parse(option, argument.unwrap_or(""), Some("address"));
             let address = props.text("address")?.unwrap_or_default();
-            let (host, port) = host_port(&address)
-                .ok_or_else(|| error(format!("'{kind}:' needs an address after it: {kind}:[HOST]:PORT")))?;
+            let (host, port) = host_port(&address, &format!("{kind}:[HOST]:PORT")).map_err(error)?;
             let socket = socket(&mut props, kind == "telnet")?;
             props.finish()?;
             CharBackend::Tcp { host, port, socket }
         }
-        "udp" => udp(argument.unwrap_or("")).ok_or_else(|| {
-            error("'udp:' needs an address after it: udp:[HOST]:PORT[@[LOCALHOST]:LOCALPORT]".into())
-        })?,
+        "udp" => udp(argument.unwrap_or("")).map_err(error)?,
         _ if rest.starts_with('/') => CharBackend::Host { path: rest.into() },
         _ => {
             let hint = did_you_mean("", rest, TARGETS.iter().copied());
@@ -93,27 +91,31 @@ pub fn target(option: &str, spec: &str) -> Result<CharTarget, Error> {
     Ok(CharTarget { spec: spec.into(), mux, backend })
 }
 
-/// `HOST:PORT`, `:PORT`, `[IPv6]:PORT`.
-fn host_port(address: &str) -> Option<(String, String)> {
-    let (host, port) = address.rsplit_once(':')?;
+/// `HOST:PORT`, `:PORT`, `[IPv6]:PORT`. The error says what is wrong; `form` is how the whole is written.
+fn host_port(address: &str, form: &str) -> Result<(String, String), String> {
+    let Some((host, port)) = address.rsplit_once(':') else {
+        let what = if address.is_empty() { "an address is" } else { "the port is" };
+        return Err(format!("{what} missing: {form}"));
+    };
+    check_port(port)?;
     let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    valid_port(port).then(|| (host.to_string(), port.to_string()))
+    Ok((host.to_string(), port.to_string()))
 }
 
-/// A port's number, or a service's name.
-fn valid_port(port: &str) -> bool {
-    if port.bytes().all(|b| b.is_ascii_digit()) {
-        port.parse::<u16>().is_ok()
-    } else {
-        port.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+/// A port is given by its number.
+fn check_port(port: &str) -> Result<(), String> {
+    match port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok() {
+        true => Ok(()),
+        false => Err(format!("'{port}' is not a port, which is {}", NumberFrom(0, u16::MAX.into()))),
     }
 }
 
-fn udp(text: &str) -> Option<CharBackend> {
+fn udp(text: &str) -> Result<CharBackend, String> {
+    const FORM: &str = "udp:[HOST]:PORT[@[LOCALHOST]:LOCALPORT]";
     let (remote, local) = text.split_once('@').unwrap_or((text, ":0"));
-    let (host, port) = host_port(remote)?;
-    let (local_host, local_port) = host_port(local)?;
-    Some(CharBackend::Udp { host, port, local_host, local_port })
+    let (host, port) = host_port(remote, FORM)?;
+    let (local_host, local_port) = host_port(local, FORM)?;
+    Ok(CharBackend::Udp { host, port, local_host, local_port })
 }
 
 fn socket(props: &mut Props, telnet: bool) -> Result<Socket, Error> {
@@ -133,6 +135,11 @@ fn socket(props: &mut Props, telnet: bool) -> Result<Socket, Error> {
         return Err(props.error("'reconnect' is for a client, and this is a server"));
     }
     Ok(Socket { server, wait: wait.unwrap_or(server), telnet, nodelay, reconnect })
+}
+
+/// A port that is the value of a property.
+fn property_port(props: &Props, key: &str, port: String) -> Result<String, Error> {
+    check_port(&port).map(|()| port.clone()).map_err(|why| props.error(format!("{key}={port}: {why}")))
 }
 
 /// Parses `-mon`'s argument.
@@ -182,21 +189,21 @@ pub fn chardev(text: &str) -> Result<Chardev, Error> {
         "serial" | "tty" | "parallel" => CharBackend::Host { path: path(&mut props)? },
         "socket" => match (props.text("path")?, props.text("port")?) {
             (Some(path), None) => CharBackend::Unix { path: path.into(), socket: socket(&mut props, false)? },
-            (None, Some(port)) if valid_port(&port) => CharBackend::Tcp {
+            (None, Some(port)) => CharBackend::Tcp {
                 host: props.text("host")?.unwrap_or_default(),
-                port,
+                port: property_port(&props, "port", port)?,
                 socket: socket(&mut props, false)?,
             },
-            (None, Some(port)) => return Err(props.error(format!("port={port}: that is no port"))),
             _ => return Err(props.error("a path=FILE or a port=PORT (one of them) is missing")),
         },
         "udp" => {
-            let port = props.text("port")?.filter(|p| valid_port(p));
+            let port = props.text("port")?.ok_or_else(|| props.error("a port=PORT is missing"))?;
+            let local_port = props.text("localport")?.unwrap_or_else(|| "0".into());
             CharBackend::Udp {
                 host: props.text("host")?.unwrap_or_default(),
-                port: port.ok_or_else(|| props.error("a port=PORT is missing"))?,
+                port: property_port(&props, "port", port)?,
                 local_host: props.text("localaddr")?.unwrap_or_default(),
-                local_port: props.text("localport")?.unwrap_or_else(|| "0".into()),
+                local_port: property_port(&props, "localport", local_port)?,
             }
         }
         _ => {
@@ -297,8 +304,16 @@ mod tests {
     fn bad_targets_name_option_value_and_reason() {
         assert_eq!(error("stdoi"), "-serial stdoi: unknown character device; did you mean 'stdio'?");
         assert!(error("carrier-pigeon").contains("(accepted: none, null, stdio"));
-        assert!(error("tcp:localhost").contains("tcp:[HOST]:PORT"));
-        assert!(error("tcp:localhost:99999").contains("tcp:[HOST]:PORT"));
+        assert_eq!(error("tcp:"), "-serial tcp:: an address is missing: tcp:[HOST]:PORT");
+        assert_eq!(error("tcp:localhost"), "-serial tcp:localhost: the port is missing: tcp:[HOST]:PORT");
+        for port in ["99999", "65536", "-1", "http", "", "1 "] {
+            for kind in ["tcp", "telnet", "udp"] {
+                let spec = format!("{kind}:localhost:{port}");
+                let why =
+                    format!("-serial {spec}: '{port}' is not a port, which is a number from 0 to 65535");
+                assert_eq!(error(&spec), why);
+            }
+        }
         assert!(error("file:").contains("needs a file name"));
         assert!(error("mon:none").contains("'mon:' cannot"));
         assert!(error("stdio:x").contains("takes nothing"));
@@ -350,6 +365,14 @@ mod tests {
             (
                 "null,id=x,size=3",
                 "-chardev null: unknown property 'size' (accepted: backend, id, mux, logfile, logappend)",
+            ),
+            (
+                "socket,id=x,port=99999",
+                "-chardev socket: port=99999: '99999' is not a port, which is a number from 0 to 65535",
+            ),
+            (
+                "udp,id=x,port=1,localport=x",
+                "-chardev udp: localport=x: 'x' is not a port, which is a number from 0 to 65535",
             ),
             ("socket,id=x", "-chardev socket: a path=FILE or a port=PORT (one of them) is missing"),
         ] {

@@ -4,7 +4,7 @@
 
 use super::Error;
 use super::props::parse_switch;
-use super::size::{parse_number, parse_size};
+use super::size::{number_from, parse_size};
 use super::suggest::did_you_mean;
 use crate::config::{CpuModel, FeatureDelta, split_commas};
 
@@ -300,6 +300,9 @@ const NUMBERS: &[&str] = &[
 /// Properties with text.
 const TEXTS: &[&str] = &["vendor", "model-id", "hv-vendor-id"];
 
+/// The highest frequency of the time-stamp counter that can be asked for: 32 bits of kHz, as QEMU has it.
+const MOST_HZ: u64 = u32::MAX as u64 * 1000;
+
 /// Parses `-cpu`.
 pub fn cpu(text: &str) -> Result<CpuModel, Error> {
     let parts = split_commas(text);
@@ -346,7 +349,15 @@ fn item(text: &str, part: &str, cpu: &mut CpuModel) -> Result<(), Error> {
             .ok_or_else(|| error(format!("{key}={value}: '{value}' is neither on nor off")))?;
         cpu.properties.push((name, value.into()));
     } else if NUMBERS.contains(&name.as_str()) && !signed {
-        let number = if name == "tsc-frequency" { parse_size(value, 1) } else { parse_number(value) };
+        // What the build makes of it is for the CPU to say.
+        let number = match name.as_str() {
+            "tsc-frequency" => match parse_size(value, 1) {
+                Ok(hz @ 1..=MOST_HZ) => Ok(hz),
+                _ => Err(format!("that is not a frequency from 1 to {MOST_HZ} Hz")),
+            },
+            "ucode-rev" => number_from(value, 0, u64::MAX),
+            _ => number_from(value, 0, u32::MAX.into()),
+        };
         number.map_err(|why| error(format!("{key}={value}: {why}")))?;
         cpu.properties.push((name, value.into()));
     } else if TEXTS.contains(&name.as_str()) && !signed {

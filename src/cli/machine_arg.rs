@@ -20,23 +20,15 @@ pub const MAX_CPUS: u64 = 255;
 /// Parses `-m`.
 pub fn memory(text: &str) -> Result<Memory, Error> {
     let mut props = Props::parse(&format!("-m {text}"), text, Some("size"));
-    let size = props.size("size", 1 << 20)?;
+    // The host's RAM is a help to know where a size is too large for any guest.
+    let with_host = |e: Error| match host_ram().filter(|_| e.to_string().contains("must be")) {
+        Some(host) => Error::new(format!("{e}; this host has {}", show_size(host))),
+        None => e,
+    };
+    let size = props.size("size", 1 << 20, MIN_MEMORY, MAX_MEMORY).map_err(with_host)?;
     let slots = props.number("slots", 0, 256)?.unwrap_or(0) as u32;
-    let max = props.size("maxmem", 1 << 20)?;
+    let max = props.size("maxmem", 1 << 20, MIN_MEMORY, MAX_MEMORY).map_err(with_host)?;
     let memory = |size: u64| size.next_multiple_of(PAGE);
-    for bytes in [size, max].into_iter().flatten() {
-        if bytes < MIN_MEMORY {
-            return Err(props.error(format!("a PC needs at least {} of RAM", show_size(MIN_MEMORY))));
-        }
-        if bytes > MAX_MEMORY {
-            let host = host_ram().map(|h| format!("; this host has {}", show_size(h))).unwrap_or_default();
-            return Err(props.error(format!(
-                "{} is more than the {} of RAM a guest can have{host}",
-                show_size(bytes),
-                show_size(MAX_MEMORY)
-            )));
-        }
-    }
     let size = memory(size.unwrap_or(crate::config::DEFAULT_MEMORY));
     let max = max.map_or(size, memory);
     if max < size {
@@ -298,7 +290,9 @@ pub fn compiled_code(accel: &Accel, config: &mut Config) -> Result<(), Error> {
         let size = || match value.parse::<u64>() {
             Ok(0) => Ok(None),
             Ok(n) if n <= MOST_MIB => Ok(Some(n << 20)),
-            _ => Err(Error::new(format!("-accel jit,{key}={value}: expected a number of MiB"))),
+            _ => Err(Error::new(format!(
+                "-accel jit,{key}={value}: that is not a number of MiB from 1 to {MOST_MIB} (0 is the usual one)"
+            ))),
         };
         let switch = || match value.as_str() {
             "on" | "yes" | "true" => Ok(true),
@@ -358,7 +352,15 @@ mod tests {
         assert_eq!(of("jit,cache=on,tb-size=0").unwrap(), (CodeCache::On, None, None));
         let dir = of("jit,cache=/var/x,cache-size=64").unwrap();
         assert_eq!(dir, (CodeCache::Dir("/var/x".into()), Some(64 << 20), None));
-        assert!(of("jit,tb-size=much").unwrap_err().to_string().contains("expected a number of MiB"));
+        for size in ["much", "99999999999", "99999999999999999999", "-1", "1.5", ""] {
+            let why = of(&format!("jit,tb-size={size}")).unwrap_err().to_string();
+            assert_eq!(
+                why,
+                format!(
+                    "-accel jit,tb-size={size}: that is not a number of MiB from 1 to 134217728 (0 is the usual one)"
+                )
+            );
+        }
         let switches = |text: &str| {
             let mut c = Config::default();
             compiled_code(&accel(text).unwrap(), &mut c).map(|()| (c.code_cache_share, c.split_wx))
@@ -386,14 +388,14 @@ mod tests {
 
     #[test]
     fn bad_memory_names_value_and_limit() {
-        assert_eq!(memory("0").unwrap_err().to_string(), "-m 0: a PC needs at least 1 MiB of RAM");
-        let error = memory("100T").unwrap_err().to_string();
-        assert!(
-            error.starts_with(
-                "-m 100T: 100 TiB is more than the 4 TiB of RAM a guest can have; this host has "
-            ),
-            "{error}"
-        );
+        for (text, start) in [
+            ("0", "-m 0: the size must be from 1 MiB to 4 TiB; this host has "),
+            ("100T", "-m 100T: the size must be from 1 MiB to 4 TiB; this host has "),
+            ("99999999999E", "-m 99999999999E: the size must be from 1 MiB to 4 TiB"),
+        ] {
+            let error = memory(text).unwrap_err().to_string();
+            assert!(error.starts_with(start), "{error}");
+        }
         assert!(memory("lots").unwrap_err().to_string().contains("'lots' is not a size"));
         assert!(memory("-5").unwrap_err().to_string().contains("'-5' is not a size"));
         assert!(memory("1G,maxmem=512M").unwrap_err().to_string().contains("less than the size"));

@@ -26,7 +26,8 @@ pub mod suggest;
 use crate::config::{Config, exit_code};
 use crate::{demo, guests, machine};
 use clap::{Parser, Subcommand};
-use mynah_devices::chardev::leftovers::Leftover;
+use mynah_devices::chardev::fatal;
+use mynah_devices::chardev::leftovers::{self, Leftover};
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -206,7 +207,7 @@ fn guests_command(command: GuestsCommand) -> anyhow::Result<()> {
                 match fetch(&store, &name, refresh) {
                     Ok(file) => print(&format!("{name} {}\n", file.display())),
                     Err(error) => {
-                        tell(&format!("{error:#}"));
+                        tell(&explain(&error));
                         failed.push(name);
                     }
                 }
@@ -241,6 +242,9 @@ fn run_machine(program: &str, usage: &str, args: &[OsString]) -> anyhow::Result<
 
 /// Checks what `config` needs, and runs it to its end; the result is the process's exit code.
 pub fn start(config: Config) -> anyhow::Result<i32> {
+    no_new_privileges();
+    // Before anything is made that must not stay.
+    fatal::install();
     config.refuse_unbuilt().map_err(Error::new)?;
     build::check_files(&config)?;
     let pidfile = match &config.pidfile {
@@ -249,7 +253,19 @@ pub fn start(config: Config) -> anyhow::Result<i32> {
     };
     let code = machine::run(config);
     drop(pidfile);
+    // Devices and threads may still have theirs: they end with the process.
+    leftovers::remove_all();
     code
+}
+
+/// Whatever the process executes from here on, should anything make it do so, it gets no rights that it has not
+/// (prctl(2), PR_SET_NO_NEW_PRIVS).
+fn no_new_privileges() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: it takes plain numbers, and touches no memory of ours.
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    };
 }
 
 /// The file of `-pidfile`, which goes when the machine has ended.
@@ -263,6 +279,21 @@ impl Pidfile {
     }
 }
 
+/// An error with its causes, each once: some say theirs in their own text.
+pub(crate) fn explain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    let mut last = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !last.contains(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+        last = cause;
+    }
+    text
+}
+
 /// Tells the user how it ended, and makes an exit code of it.
 fn report(program: &str, result: anyhow::Result<i32>) -> i32 {
     match result {
@@ -274,7 +305,7 @@ fn report(program: &str, result: anyhow::Result<i32>) -> i32 {
             }
             _ => {
                 // A closed standard error leaves nobody to tell.
-                let _ = writeln!(std::io::stderr(), "{program}: {error:#}");
+                let _ = writeln!(std::io::stderr(), "{program}: {}", explain(&error));
                 exit_code::ERROR
             }
         },
@@ -305,6 +336,19 @@ mod tests {
     fn the_program_is_known_by_its_file_name() {
         assert_eq!(program_name(OsStr::new("/usr/bin/qemu-system-x86_64")), "qemu-system-x86_64");
         assert_eq!(program_name(OsStr::new("mynah.exe")), "mynah");
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        use anyhow::Context;
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read it: {0}, so nothing is there")]
+        struct Says(#[source] std::io::Error);
+        let io = || std::io::Error::other("no such thing");
+        let error = Err::<(), _>(Says(io())).context("-serial x").unwrap_err();
+        assert_eq!(explain(&error), "-serial x: cannot read it: no such thing, so nothing is there");
+        let error = Err::<(), _>(io()).context("reading").context("-kernel x").unwrap_err();
+        assert_eq!(explain(&error), "-kernel x: reading: no such thing");
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub struct Given {
     pub option: &'static OptionDef,
     /// Its argument, empty for an option without one.
     pub value: OsString,
+    /// The argument stood alone: the option is what that means.
+    pub alone: bool,
 }
 
 impl Given {
@@ -39,7 +41,7 @@ pub fn parse(args: &[OsString]) -> Result<Vec<Given>, Error> {
     while let Some(arg) = args.next() {
         let Some(name) = option_name(arg)? else {
             let Some(option) = find("hda") else { continue };
-            given.push(Given { option, value: arg.clone() });
+            given.push(Given { option, value: arg.clone(), alone: true });
             continue;
         };
         let Some(option) = find(name) else { return Err(unknown(name, arg)) };
@@ -53,7 +55,7 @@ pub fn parse(args: &[OsString]) -> Result<Vec<Given>, Error> {
                 .ok_or_else(|| Error::new(format!("-{name} needs an argument: -{name} {what}")))?
                 .clone(),
         };
-        given.push(Given { option, value });
+        given.push(Given { option, value, alone: false });
     }
     Ok(given)
 }

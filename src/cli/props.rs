@@ -1,7 +1,7 @@
 //! QEMU's comma syntax: `first,key=value,flag`, with `,,` for a comma in a value.
 
 use super::Error;
-use super::size::{parse_number, parse_size};
+use super::size::{number_from, size_from};
 use super::suggest::did_you_mean;
 use crate::config::split_commas;
 
@@ -29,7 +29,8 @@ impl Props {
         let items = split_commas(text)
             .into_iter()
             .enumerate()
-            .filter(|(_, part)| !part.is_empty())
+            // All that was given, if it is nothing, is a value.
+            .filter(|(_, part)| !part.is_empty() || (first.is_some() && text.is_empty()))
             .map(|(i, part)| match (part.split_once('='), first) {
                 // A path may well hold '=': it is a key only if it looks like one.
                 (Some((key, value)), _) if is_key(key) => (key.to_string(), Some(value.to_string())),
@@ -44,6 +45,14 @@ impl Props {
     /// An error in this option's value.
     pub fn error(&self, what: impl std::fmt::Display) -> Error {
         Error::new(format!("{}: {what}", self.option))
+    }
+
+    /// An error in the value of `key`, which need not be named again if it is all that was given.
+    fn refuse(&self, key: &str, value: &str, why: &str) -> Error {
+        match self.option.strip_suffix(value).is_some_and(|before| before.ends_with(' ')) {
+            true => self.error(why),
+            false => self.error(format!("{key}={value}: {why}")),
+        }
     }
 
     /// Names the option for messages from here on, for instance `-device isa-debug-exit`.
@@ -104,17 +113,19 @@ impl Props {
     /// A number from `least` to `most`.
     pub fn number(&mut self, key: &'static str, least: u64, most: u64) -> Result<Option<u64>, Error> {
         let Some(text) = self.text(key)? else { return Ok(None) };
-        match parse_number(&text) {
-            Ok(n) if (least..=most).contains(&n) => Ok(Some(n)),
-            Ok(_) => Err(self.error(format!("{key}={text}: the number must be from {least} to {most}"))),
-            Err(why) => Err(self.error(format!("{key}={text}: {why} (from {least} to {most})"))),
-        }
+        number_from(&text, least, most).map(Some).map_err(|why| self.refuse(key, &text, &why))
     }
 
-    /// A size; without a suffix it counts `unit` bytes.
-    pub fn size(&mut self, key: &'static str, unit: u64) -> Result<Option<u64>, Error> {
+    /// A size from `least` to `most` bytes; without a suffix it counts `unit` bytes.
+    pub fn size(
+        &mut self,
+        key: &'static str,
+        unit: u64,
+        least: u64,
+        most: u64,
+    ) -> Result<Option<u64>, Error> {
         let Some(text) = self.text(key)? else { return Ok(None) };
-        parse_size(&text, unit).map(Some).map_err(|why| self.error(format!("{key}={text}: {why}")))
+        size_from(&text, unit, least, most).map(Some).map_err(|why| self.refuse(key, &text, &why))
     }
 
     /// Takes a key that is accepted and has no effect here.
@@ -182,6 +193,13 @@ mod tests {
         assert_eq!(p.text("size").unwrap().as_deref(), Some("2G"));
         assert_eq!(p.number("slots", 0, 9).unwrap(), Some(3));
         p.finish().unwrap();
+    }
+
+    #[test]
+    fn nothing_is_a_value_where_one_is_expected() {
+        let mut p = Props::parse("-m ", "", Some("size"));
+        assert_eq!(p.text("size").unwrap().as_deref(), Some(""));
+        Props::parse("-x", "", None).finish().unwrap();
     }
 
     #[test]

@@ -268,7 +268,10 @@ pub fn drive(text: &str) -> Result<Drive, Error> {
     Ok(Drive { option: "-drive", file, properties })
 }
 
-/// Keeps one of the options that are a drive by themselves.
+/// What messages call an argument that stands alone.
+pub const ALONE: &str = "the lone argument";
+
+/// Keeps one of the options that are a drive by themselves, or an argument that is one.
 pub fn plain_drive(option: &'static str, file: &OsStr) -> Drive {
     let (dashed, properties): (_, &[(&str, &str)]) = match option {
         "hdb" => ("-hdb", &[("if", "ide"), ("index", "1"), ("media", "disk")]),
@@ -278,6 +281,7 @@ pub fn plain_drive(option: &'static str, file: &OsStr) -> Drive {
         "fda" => ("-fda", &[("if", "floppy"), ("index", "0")]),
         "fdb" => ("-fdb", &[("if", "floppy"), ("index", "1")]),
         "pflash" => ("-pflash", &[("if", "pflash")]),
+        ALONE => (ALONE, &[("if", "ide"), ("index", "0"), ("media", "disk")]),
         _ => ("-hda", &[("if", "ide"), ("index", "0"), ("media", "disk")]),
     };
     let properties = properties.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();

@@ -1,14 +1,56 @@
 //! Sizes and numbers as QEMU's options take them.
 
+use std::fmt;
+
+/// Why a text is no number, or no size, that could be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// It has not the form of one.
+    Form,
+    /// It has the form, but is larger than all there are (2^64 - 1).
+    TooLarge,
+}
+
+/// The bounds of a number, for messages: `a number from 1 to 255`.
+pub struct NumberFrom(pub u64, pub u64);
+
+impl fmt::Display for NumberFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a number from {} to {}", self.0, self.1)
+    }
+}
+
+/// Parses a number from `least` to `most`. The error says what is wrong with the text, and what is accepted; the caller
+/// knows which option it belongs to.
+pub fn number_from(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    match parse_number(text) {
+        Ok(n) if (least..=most).contains(&n) => Ok(n),
+        Ok(_) | Err(NotTaken::TooLarge) => Err(format!("the number must be from {least} to {most}")),
+        Err(NotTaken::Form) => Err(format!("'{text}' is not {}", NumberFrom(least, most))),
+    }
+}
+
+/// Parses a size from `least` to `most` bytes; without a suffix it counts units of `unit` bytes. The error is as that
+/// of [`number_from`].
+pub fn size_from(text: &str, unit: u64, least: u64, most: u64) -> Result<u64, String> {
+    let bounds = || format!("from {} to {}", show_size(least), show_size(most));
+    match parse_size(text, unit) {
+        Ok(n) if (least..=most).contains(&n) => Ok(n),
+        Ok(_) | Err(NotTaken::TooLarge) => Err(format!("the size must be {}", bounds())),
+        Err(NotTaken::Form) => Err(format!(
+            "'{text}' is not a size {} (a number and, if you like, one of B K M G T P E)",
+            bounds()
+        )),
+    }
+}
+
 /// Parses a size: a number, perhaps with a fraction, and a suffix `B K M G T P E` (either case, powers of 1024).
 /// Without a suffix the number counts units of `unit` bytes. A hexadecimal number takes no fraction and no suffix.
-///
-/// The error says what is wrong with the text; the caller knows which option it belongs to.
-pub fn parse_size(text: &str, unit: u64) -> Result<u64, String> {
-    let wrong = || format!("'{text}' is not a size: give a number and, if you like, one of B K M G T P E");
+pub fn parse_size(text: &str, unit: u64) -> Result<u64, NotTaken> {
+    let wrong = || NotTaken::Form;
     if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        let n = u64::from_str_radix(hex, 16).map_err(|_| wrong())?;
-        return n.checked_mul(unit).ok_or_else(|| too_large(text));
+        let n = digits_of(hex, 16)?;
+        return n.checked_mul(unit).ok_or(NotTaken::TooLarge);
     }
     let (number, unit) = match text.char_indices().last() {
         Some((at, suffix)) if suffix.is_ascii_alphabetic() => {
@@ -35,31 +77,30 @@ pub fn parse_size(text: &str, unit: u64) -> Result<u64, String> {
     {
         return Err(wrong());
     }
-    let whole: u64 = whole.parse().map_err(|_| too_large(text))?;
+    let whole: u64 = whole.parse().map_err(|_| NotTaken::TooLarge)?;
     // Eighteen decimal places are finer than a byte for every unit.
     let places = fraction.len().min(18);
     let parts: u128 = fraction[..places].parse().unwrap_or(0);
     let size = u128::from(whole) * u128::from(unit) + parts * u128::from(unit) / 10u128.pow(places as u32);
-    u64::try_from(size).map_err(|_| too_large(text))
+    u64::try_from(size).map_err(|_| NotTaken::TooLarge)
 }
 
-fn too_large(text: &str) -> String {
-    format!("{text} is more than any machine has")
+/// Digits of the base alone: a sign is no part of a number here.
+fn digits_of(text: &str, base: u32) -> Result<u64, NotTaken> {
+    if text.is_empty() || !text.chars().all(|c| c.is_digit(base)) {
+        return Err(NotTaken::Form);
+    }
+    u64::from_str_radix(text, base).map_err(|_| NotTaken::TooLarge)
 }
 
 /// Parses an unsigned number: decimal, `0x` hexadecimal, or `0` octal, as C's `strtoul` with base 0 reads it.
-pub fn parse_number(text: &str) -> Result<u64, String> {
-    let parsed = if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        u64::from_str_radix(hex, 16)
+pub fn parse_number(text: &str) -> Result<u64, NotTaken> {
+    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        digits_of(hex, 16)
     } else if text.len() > 1 && text.starts_with('0') {
-        u64::from_str_radix(&text[1..], 8)
+        digits_of(&text[1..], 8)
     } else {
-        text.parse()
-    };
-    // `from_str_radix` takes a sign, which is no part of a number here.
-    match parsed {
-        Ok(n) if !text.contains(['+', '-']) => Ok(n),
-        _ => Err(format!("'{text}' is not a number")),
+        digits_of(text, 10)
     }
 }
 
@@ -120,9 +161,9 @@ mod tests {
         for text in ["", "M", "-1", "+1", "1.", ".5", "1MM", "1 G", "1,5G", "0xZ", "many", "1X", "ü"] {
             assert!(parse_size(text, M).is_err(), "{text:?}");
         }
-        assert!(parse_size("99999999999E", M).unwrap_err().contains("more than any machine"));
-        assert!(parse_size("999999999999999999999", M).is_err());
-        assert!(parse_size("0xFFFFFFFFFFFFFFFF", M).is_err());
+        for text in ["99999999999E", "999999999999999999999", "0xFFFFFFFFFFFFFFFF", "0x10000000000000000"] {
+            assert_eq!(parse_size(text, M), Err(NotTaken::TooLarge), "{text:?}");
+        }
     }
 
     #[test]
@@ -133,6 +174,19 @@ mod tests {
         assert_eq!(parse_number("0"), Ok(0));
         for text in ["", "0x", "-1", "+1", "0x-1", "1k", "08"] {
             assert!(parse_number(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_named_whatever_is_wrong() {
+        assert_eq!(number_from("255", 1, 255), Ok(255));
+        for text in ["0", "256", "18446744073709551616", "0x1ffffffffffffffff", "-1", "many", "", "1.5", "1k"]
+        {
+            assert!(number_from(text, 1, 255).unwrap_err().contains("from 1 to 255"), "{text:?}");
+        }
+        assert_eq!(size_from("1G", M, M, 4 << 40), Ok(1 << 30));
+        for text in ["0", "1048575b", "5T", "99999999999E", "-1", "many", ""] {
+            assert!(size_from(text, M, M, 4 << 40).unwrap_err().contains("from 1 MiB to 4 TiB"), "{text:?}");
         }
     }
 

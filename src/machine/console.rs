@@ -1,7 +1,7 @@
 //! Character streams: serial ports, the monitor behind Ctrl-A, debug consoles.
 use super::board::Board;
 use super::inside::Translators;
-use super::monitor::Hmp;
+use super::monitor::{Hmp, Lines};
 use super::power::Power;
 use crate::config::{CharBackend, CharTarget, Config, Device, FwCfgData, exit_code};
 use anyhow::{Context, bail};
@@ -48,6 +48,8 @@ pub struct Consoles {
     monitors: Vec<Arc<MonitorLine>>,
     host: Host,
     translators: Translators,
+    /// All lines by name, for the monitors.
+    known: Lines,
 }
 
 impl Consoles {
@@ -75,11 +77,13 @@ impl Consoles {
             monitors: Vec::new(),
             host,
             translators: Translators::default(),
+            known: Lines::default(),
         };
         for c in &cfg.chardevs {
             let target = CharTarget { spec: c.id.clone(), mux: c.mux, backend: c.backend.clone() };
             let muxes = all.muxes.len();
-            let line = all.line(cfg, &target, power).with_context(|| format!("-chardev id={}", c.id))?;
+            let line =
+                all.line(cfg, &c.id, &target, power).with_context(|| format!("-chardev id={}", c.id))?;
             all.named.lock().insert(c.id.clone(), line);
             if let Some(mux) = all.muxes.get(muxes) {
                 all.muxed.insert(c.id.clone(), mux.clone());
@@ -92,7 +96,9 @@ impl Consoles {
             let Some(&(base, irq)) = COM.get(n) else {
                 bail!("-serial {}: a PC has four serial ports", target.spec);
             };
-            let line = all.line(cfg, target, power).with_context(|| format!("-serial {}", target.spec))?;
+            let line = all
+                .line(cfg, &format!("serial{n}"), target, power)
+                .with_context(|| format!("-serial {}", target.spec))?;
             all.serial(board, line, base, irq);
         }
         Ok(all)
@@ -105,10 +111,11 @@ impl Consoles {
         self.serials.push(serial);
     }
 
-    /// Opens a target, or finds the one that `-chardev` opened.
+    /// Opens a target under a name for the user, or finds the one that `-chardev` opened.
     pub fn line(
         &mut self,
         cfg: &Config,
+        name: &str,
         target: &CharTarget,
         power: &Arc<Power>,
     ) -> anyhow::Result<Arc<dyn Chardev>> {
@@ -133,25 +140,28 @@ impl Consoles {
             mux.set_quit(move || {
                 quit.end(exit_code::POWER_OFF, Some("terminated from the console".into()));
             });
-            mux.set_monitor(Arc::new(Hmp::new(cfg, power, &self.translators)));
+            mux.set_monitor(Arc::new(Hmp::new(cfg, power, &self.translators, &self.known)));
             self.muxes.push(mux);
         }
+        self.known.add(name, &opened.chardev);
         self.lines.push((target.spec.clone(), opened.chardev.clone()));
         Ok(opened.chardev)
     }
 
     /// All devices are plugged in: opens the monitors, and has whoever has come be greeted.
     pub fn start(&mut self, cfg: &Config, power: &Arc<Power>) -> anyhow::Result<()> {
-        for target in &cfg.monitors {
+        for (n, target) in cfg.monitors.iter().enumerate() {
             // A target that is shared with a device has the monitor behind the escape character.
             if let CharBackend::Chardev(id) = &target.backend
                 && self.muxed.contains_key(id)
             {
                 continue;
             }
-            let line = self.line(cfg, target, power).with_context(|| format!("-monitor {}", target.spec))?;
+            let line = self
+                .line(cfg, &format!("compat_monitor{n}"), target, power)
+                .with_context(|| format!("-monitor {}", target.spec))?;
             if !target.mux {
-                let monitor = Arc::new(Hmp::new(cfg, power, &self.translators));
+                let monitor = Arc::new(Hmp::new(cfg, power, &self.translators, &self.known));
                 self.monitors.push(MonitorLine::new(line, monitor));
             }
         }
@@ -249,7 +259,8 @@ pub fn attach_extra(
         if d.readback != 0xe9 {
             bail!("-device isa-debugcon: readback={:#x}: only 0xe9 is supported yet", d.readback);
         }
-        let line = consoles.line(cfg, &d.target, power).with_context(|| format!("-debugcon {what}"))?;
+        let line =
+            consoles.line(cfg, "debugcon", &d.target, power).with_context(|| format!("-debugcon {what}"))?;
         Debugcon::new(line).attach(&board.ports, d.iobase);
     }
     for d in &cfg.devices {
@@ -272,7 +283,7 @@ pub fn attach_extra(
                     bail!("-device isa-serial: a PC has four serial ports");
                 };
                 let target = CharTarget::new(chardev, CharBackend::Chardev(chardev.clone()));
-                let line = consoles.line(cfg, &target, power).context("-device isa-serial")?;
+                let line = consoles.line(cfg, chardev, &target, power).context("-device isa-serial")?;
                 let irq = irq.map_or(line_irq, u32::from);
                 if irq > 15 {
                     bail!("-device isa-serial: irq={irq} is not an ISA interrupt (0 to 15)");

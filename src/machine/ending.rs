@@ -7,29 +7,72 @@
 //!              +-- 0.85 s -> the process ends, whatever its threads wait for (a disk, standard error, ...)
 //! ```
 //!
-//! However it ends, the terminal is as it was found, sockets and pid file are gone, and the exit code is the one
-//! that belongs to how it was told.
+//! However it ends, the terminal is as it was found, sockets and pid file are gone, the log of `-d` is written, and
+//! the exit code is the one that belongs to how it was told. A signal that ends the process by itself (SIGSEGV,
+//! SIGQUIT, ...) leaves no less behind: see [`fatal`].
+//!
+//! A thread that panics ends the machine: nobody knows what the others wait for it to do.
 use super::power::Power;
-use mynah_devices::chardev::{leftovers, stdio};
+use mynah_cpu::trace::Trace;
+use mynah_devices::chardev::{fatal, leftovers, stdio};
+use parking_lot::Mutex;
 use std::fs;
 use std::io::{self, PipeReader, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Once};
+use std::time::{Duration, Instant};
 
 /// After being told to end, how long vCPUs and the readers of consoles have.
 pub const GRACE: Duration = Duration::from_millis(500);
 /// After being told to end, when the process ends at the latest.
 pub const LATEST: Duration = Duration::from_millis(850);
 
+/// How long the log may take then to be written out.
+const WRITING: Duration = Duration::from_millis(50);
+
 /// Signals by which a user or a tool ends the machine. (SIGQUIT dumps core, as everywhere.)
 const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 /// Where the handler writes; -1 while there is no machine.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
+
+/// The log, to be written out when the process ends without coming to that by itself.
+static LOG: Mutex<Option<Arc<Trace>>> = Mutex::new(None);
+
+/// Has `log`, which goes to a plain file, written out however the process ends.
+pub fn keep_log(log: &Arc<Trace>) {
+    *LOG.lock() = Some(log.clone());
+}
+
+/// Writes out what is buffered of the log, unless somebody has hold of it. For a signal handler as well: taking a lock
+/// that is free is an exchange, and writing is `write`; that lock is not given back.
+fn write_log() {
+    if let Some(log) = LOG.try_lock() {
+        if let Some(log) = log.as_ref() {
+            log.try_flush();
+        }
+        std::mem::forget(log);
+    }
+}
+
+/// What is written to the pipe for a thread that has panicked.
+const PANIC: i32 = 0;
+
+/// Has a panic of any thread end the machine, if there is one. Through the pipe, as the thread may hold locks.
+fn watch_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            hook(info);
+            // SAFETY: the note is readable for its length; a descriptor of -1 is an error that is none here.
+            unsafe { libc::write(PIPE.load(Ordering::SeqCst), [0_u8; 8].as_ptr().cast(), 8) };
+        }));
+    });
+}
 
 /// Writes number and sender of a signal to the pipe, which takes eight bytes at once or none.
 extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -80,6 +123,8 @@ impl Ending {
             }
         })?;
         PIPE.store(pipe, Ordering::SeqCst);
+        watch_panics();
+        fatal::also(write_log);
         for signal in SIGNALS {
             ending.before.extend(catch(signal).map(|old| (signal, old)));
         }
@@ -97,6 +142,10 @@ impl Drop for Ending {
         // SAFETY: ours, and nobody writes to it any more: the handlers are gone. The reader's thread ends with it.
         unsafe { libc::close(self.pipe) };
         self.over.store(true, Ordering::SeqCst);
+        // It has been written.
+        if let Some(mut log) = LOG.try_lock() {
+            *log = None;
+        }
         // If it was an error that ended the run before anybody was told: lets the thread go.
         self.power.end(crate::config::exit_code::ERROR, None);
     }
@@ -128,6 +177,10 @@ fn take_signals(mut pipe: PipeReader, power: &Power) {
     let mut note = [0; 8];
     while pipe.read_exact(&mut note).is_ok() {
         let [signal, sender] = [0, 4].map(|at| i32::from_ne_bytes([0, 1, 2, 3].map(|n| note[at + n])));
+        if signal == PANIC {
+            power.fail("internal error: a thread has panicked".into());
+            continue;
+        }
         let from = if sender == 0 { String::new() } else { format!(" from pid {sender}{}", name(sender)) };
         power.end(crate::config::exit_code::POWER_OFF, Some(format!("terminating on signal {signal}{from}")));
     }
@@ -143,6 +196,13 @@ fn name(pid: i32) -> String {
 fn end_process(code: i32) -> ! {
     leftovers::remove_all();
     stdio::restore_terminal();
+    // A disk may not answer.
+    if let Ok(writer) = std::thread::Builder::new().spawn(write_log) {
+        let give_up = Instant::now() + WRITING;
+        while !writer.is_finished() && Instant::now() < give_up {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
     // SAFETY: it never returns, and what it leaves undone has just been done.
     unsafe { libc::_exit(code) }
 }

@@ -3,6 +3,7 @@
 use super::bios::BoardPlatform;
 use super::board::{Board, Firmware};
 use crate::cli::build::find_firmware;
+use crate::cli::size::show_size;
 use crate::config::{CharBackend, Config, Device, KernelEntry};
 use anyhow::{Context, bail};
 use mynah_cpu::model::Dynamic;
@@ -12,8 +13,8 @@ use mynah_devices::misc::fw_cfg::{FwCfg, key};
 use mynah_devices::serial::COM;
 use mynah_firmware::linuxboot::{Parts, ROM_FILE, option_rom};
 use mynah_firmware::{
-    Bios, BiosConfig, BootProtocol, CpuMode, Entry, Kind, LoadRequest, Module, Segment, build_tables,
-    identify, load,
+    Bios, BiosConfig, BootProtocol, CpuMode, Entry, Kind, LoadError, LoadRequest, Module, Reason, Segment,
+    build_tables, identify, load,
 };
 use mynah_jit::tier::Image;
 use parking_lot::Mutex;
@@ -86,7 +87,7 @@ fn read_kernel(cfg: &Config) -> anyhow::Result<Option<Kernel>> {
     let Some(path) = &cfg.kernel else { return Ok(None) };
     let image = read_file("-kernel", path)?;
     let name = path.display().to_string();
-    let kind = identify(&name, &image)?;
+    let kind = identify(&name, &image).context("-kernel")?;
     let mut modules = Vec::new();
     if matches!(kind, Kind::Multiboot1 | Kind::Multiboot2) {
         for (file, command) in cfg.modules() {
@@ -195,10 +196,12 @@ impl Boot {
         let Firmware::BuiltIn(bios) = &self.firmware else { return Ok(None) };
         let Some(kernel) = &self.kernel else { bail!("no kernel was given (-kernel)") };
         let memory = &*board.memory;
-        let tables = build_tables(memory, &self.tables)?;
+        let tables = build_tables(memory, &self.tables).context("-m, -smp")?;
         let mut bios = bios.lock();
         bios.install(memory, &tables);
-        let entry = kernel.with_request(self.long_mode, |r| load(memory, &tables, r))?;
+        let entry = kernel
+            .with_request(self.long_mode, |r| load(memory, &tables, r))
+            .map_err(|e| named(e, memory))?;
         if entry.mode == CpuMode::Real {
             bios.power_on(&mut BoardPlatform::new(board));
         }
@@ -232,7 +235,9 @@ impl Boot {
         }
         let mut order: Vec<String> = Vec::new();
         if let Some(kernel) = &self.kernel {
-            let parts = kernel.with_request(self.long_mode, |r| Parts::of(r, memory.below_4g()))?;
+            let parts = kernel
+                .with_request(self.long_mode, |r| Parts::of(r, memory.below_4g()))
+                .map_err(|e| named(e, memory))?;
             for (key, bytes) in parts.into_items() {
                 fw_cfg.set_item(key, bytes);
             }
@@ -249,6 +254,18 @@ impl Boot {
         }
         Ok(())
     }
+}
+
+/// Names the option that a kernel's trouble comes from, or that mends it.
+fn named(error: LoadError, memory: &mynah_mmu::PhysMemory) -> anyhow::Error {
+    let size = show_size(memory.below_4g() + memory.above_4g());
+    let option = match &error.reason {
+        Reason::NoRam { .. } | Reason::DoesNotFit { .. } => format!("-m {size} may be too little RAM"),
+        Reason::CmdlineTooLong { .. } => "-append".into(),
+        Reason::OneInitrd(_) => "-initrd".into(),
+        _ => "-kernel".into(),
+    };
+    anyhow::Error::new(error).context(option)
 }
 
 fn leaf_of(model: &CpuModel, leaf: u32) -> [u32; 4] {

@@ -40,6 +40,11 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     let model = Arc::new(cpu_model(&cfg)?);
     let symbols = inside::symbols(&cfg)?;
     let log = trace(&cfg, &symbols)?;
+    if let (Some(log), Some(path)) = (&log, &cfg.log.file)
+        && path.is_file()
+    {
+        ending::keep_log(log);
+    }
     let boot = kernel::Boot::read(&cfg, &model)?;
     // Early, so that what is on disk can be read while the machine is built.
     let translator = translator(&cfg, &model, log.as_ref(), symbols, &boot)?;
@@ -53,6 +58,7 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     power.connect(handles.clone());
     let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), &power, &handles)?;
     power.connect_clock(board.clock.clone());
+    power.connect_button(&board.pm);
     let mut consoles = console::Consoles::open(&cfg, &mut board, &power)?;
     let fw_cfg = console::attach_extra(&cfg, &mut board, &power, &mut consoles)?;
     boot.fill(&cfg, &fw_cfg, &memory)?;
@@ -72,6 +78,9 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         let bios = view.bios.clone();
         let mut cpu = Cpu::new(n as u32, memory.clone(), view, handle.events.clone(), model.clone());
         cpu.join(&world, n);
+        if let Some(seed) = cfg.seed {
+            cpu.seed_random(seed);
+        }
         if let Some(log) = &log {
             cpu.set_trace(log.clone());
         }
@@ -130,6 +139,10 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     if let Some(message) = &end.message {
         // Standard error may be closed, which is no reason to panic.
         crate::cli::say(&cfg.program, message);
+    }
+    // Before what may take longer than there is time.
+    if let Some(log) = &log {
+        log.flush();
     }
     if let Some(engine) = &translator {
         engine.close();
@@ -223,7 +236,12 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
         bail!("-accel {}: not supported yet; there are interp and jit (or tcg)", cfg.accel[0].kind);
     }
     if let Some(d) = cfg.drives.first() {
-        bail!("{}: disks are not supported yet", d.option);
+        let file = d.file.as_ref().map_or(String::new(), |f| format!(" {}", f.display()));
+        let kernel = match d.option {
+            crate::cli::run_arg::ALONE => " (that is what it stands for; a kernel is given with -kernel)",
+            _ => "",
+        };
+        bail!("{}{file}: disk images are not supported yet{kernel}", d.option);
     }
     if let Some(n) = cfg.nets.iter().find(|n| n.kind != "none") {
         bail!("{} {}: network cards are not supported yet", n.option, n.kind);
@@ -251,8 +269,16 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if (cfg.perf_map || cfg.jitdump) && engine(cfg) != Some(AccelKind::Jit) {
         bail!("-perfmap, -jitdump: it is translated code that they name; use -accel jit");
     }
-    if cfg.icount.is_some() {
-        bail!("-icount: counting instructions for time is not supported yet");
+    for (on, name) in [(cfg.machine.pit, "pit"), (cfg.machine.pic, "pic")] {
+        if !on {
+            bail!("-machine {name}=off: a PC without it is not supported yet");
+        }
+    }
+    if let Some(c) = cfg.chardevs.iter().find(|c| c.log_file.is_some()) {
+        bail!("-chardev id={}: logfile= is not supported yet", c.id);
+    }
+    if let Some(icount) = &cfg.icount {
+        bail!("-icount {icount}: counting instructions for time is not supported yet");
     }
     if cfg.kernel.is_none() && cfg.bios.is_none() {
         bail!("there is nothing to boot: give a kernel with -kernel, or try 'mynah demo'");

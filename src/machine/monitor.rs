@@ -2,32 +2,98 @@
 use super::inside::Translators;
 use super::power::{Pause, Power};
 use crate::config::{Config, exit_code};
-use mynah_devices::chardev::Monitor;
+use mynah_devices::chardev::{Chardev, Monitor};
 use mynah_devices::events::{MachineEvents, ResetCause};
-use std::sync::Arc;
+use parking_lot::Mutex;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+/// A command for the help: its names and arguments, and what it does.
+type Entry = (&'static str, &'static str);
+
+/// The commands.
+const COMMANDS: &[Entry] = &[
+    ("cont|c", "go on"),
+    ("cpu N", "the vCPU that 'info registers' shows"),
+    ("help|? [COMMAND]", "this text, or that of one command"),
+    ("info [WHAT]", "what 'help info' lists"),
+    ("nmi", "an NMI for each vCPU"),
+    ("quit|q", "end Mynah"),
+    ("stop|s", "pause the guest"),
+    ("system_powerdown", "press the power button"),
+    ("system_reset", "reset the machine"),
+];
+
+/// What `info` tells of.
+const INFO: &[Entry] = &[
+    ("info chardev", "the character devices"),
+    ("info cpus", "the vCPUs and their threads"),
+    ("info jit", "what the translator has done"),
+    ("info kvm", "whether KVM is used"),
+    ("info name", "the guest's name"),
+    ("info registers [-a]", "the vCPU's registers; with -a all vCPUs'"),
+    ("info status", "running or paused"),
+    ("info uuid", "the system's UUID"),
+    ("info version", "Mynah's version"),
+];
+
+fn help(entries: &[Entry]) -> String {
+    entries.iter().map(|(name, what)| format!("{name} -- {what}\n")).collect()
+}
+
+/// The entry whose first word has `name` among its names.
+fn find(name: &str) -> Option<&'static Entry> {
+    let names = |entry: &Entry| entry.0.split(' ').next().is_some_and(|w| w.split('|').any(|n| n == name));
+    COMMANDS.iter().find(|e| names(e))
+}
+
+/// The open character devices by the names that users know; they belong to somebody else.
+#[derive(Clone, Default)]
+pub struct Lines(Arc<Mutex<Vec<(String, Weak<dyn Chardev>)>>>);
+
+impl Lines {
+    /// Adds one.
+    pub fn add(&self, name: &str, line: &Arc<dyn Chardev>) {
+        self.0.lock().push((name.to_owned(), Arc::downgrade(line)));
+    }
+
+    fn info(&self) -> String {
+        let all: Vec<_> =
+            self.0.lock().iter().filter_map(|(name, l)| Some((name.clone(), l.upgrade()?))).collect();
+        all.iter().map(|(name, line)| format!("{name}: filename={}\n", line.name())).collect()
+    }
+}
 
 /// The human monitor.
 pub struct Hmp {
     power: Arc<Power>,
     translators: Translators,
+    lines: Lines,
     name: String,
+    uuid: [u8; 16],
     prompt: &'static str,
     greeting: String,
+    /// The vCPU that is looked at.
+    seat: AtomicUsize,
 }
 
 impl Hmp {
     /// A monitor of the machine that `power` is of.
-    pub fn new(cfg: &Config, power: &Arc<Power>, translators: &Translators) -> Self {
+    pub fn new(cfg: &Config, power: &Arc<Power>, translators: &Translators, lines: &Lines) -> Self {
         Self {
             power: power.clone(),
             translators: translators.clone(),
+            lines: lines.clone(),
             name: cfg.name.clone().unwrap_or_default(),
+            uuid: cfg.uuid.unwrap_or_default(),
             // Scripts that drive QEMU wait for its prompt.
             prompt: if cfg.as_qemu { "(qemu) " } else { "(mynah) " },
             greeting: format!(
                 "Mynah {} monitor - type 'help' for more information\n",
                 env!("CARGO_PKG_VERSION")
             ),
+            seat: AtomicUsize::new(0),
         }
     }
 
@@ -40,6 +106,59 @@ impl Hmp {
             Some(Pause::Panicked) => "paused (guest-panicked)",
         };
         format!("VM status: {status}\n")
+    }
+
+    fn cont(&self) -> String {
+        match self.power.paused() {
+            Some(Pause::Shutdown | Pause::Panicked) => {
+                "Error: Resetting the Virtual Machine is required\n".into()
+            }
+            _ => {
+                self.power.go_on();
+                String::new()
+            }
+        }
+    }
+
+    fn cpus(&self) -> String {
+        let current = self.seat.load(Ordering::Relaxed);
+        let mut text = String::new();
+        for (n, report) in self.power.reports().into_iter().enumerate() {
+            let mark = if n == current { '*' } else { ' ' };
+            let _ = match report {
+                Some(r) => writeln!(text, "{mark} CPU #{n}: thread_id={}", r.thread),
+                None => writeln!(text, "{mark} CPU #{n}: does not answer"),
+            };
+        }
+        text
+    }
+
+    fn registers(&self, all: bool) -> String {
+        let current = self.seat.load(Ordering::Relaxed);
+        let mut text = String::new();
+        for (n, report) in self.power.reports().into_iter().enumerate().filter(|(n, _)| all || *n == current)
+        {
+            let registers = report.map_or("it does not answer\n".into(), |r| r.registers);
+            let _ = write!(text, "\nCPU#{n}\n{registers}");
+        }
+        text
+    }
+
+    fn choose(&self, seat: &str) -> String {
+        match seat.parse() {
+            Ok(n) if n < self.power.vcpus() => {
+                self.seat.store(n, Ordering::Relaxed);
+                String::new()
+            }
+            Ok(_) => "invalid CPU index\n".into(),
+            Err(_) => format!("'{seat}' is not the number of a vCPU\n"),
+        }
+    }
+
+    fn uuid(&self) -> String {
+        let hex: String = self.uuid.iter().map(|b| format!("{b:02x}")).collect();
+        let groups = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+        groups.join("-") + "\n"
     }
 }
 
@@ -56,33 +175,42 @@ impl Monitor for Hmp {
                 self.power.wait_standing();
                 String::new()
             }
-            ["cont" | "c"] => match self.power.paused() {
-                Some(Pause::Shutdown | Pause::Panicked) => {
-                    "Error: Resetting the Virtual Machine is required\n".into()
-                }
-                _ => {
-                    self.power.go_on();
-                    String::new()
-                }
-            },
+            ["cont" | "c"] => self.cont(),
             ["system_reset"] => {
                 self.power.reset(ResetCause::Host);
                 String::new()
             }
-            ["info", "status"] => self.status(),
-            ["info", "version"] => format!("{}\n", env!("CARGO_PKG_VERSION")),
+            ["system_powerdown"] => {
+                self.power.press_button();
+                String::new()
+            }
+            ["nmi"] => {
+                self.power.nmi();
+                String::new()
+            }
+            ["cpu", seat] => self.choose(seat),
+            ["info", "chardev"] => self.lines.info(),
+            ["info", "cpus"] => self.cpus(),
+            ["info", "jit"] => self.translators.info(),
+            ["info", "kvm"] => "kvm support: disabled\n".into(),
             ["info", "name"] if self.name.is_empty() => String::new(),
             ["info", "name"] => format!("{}\n", self.name),
-            ["info", "jit"] => self.translators.info(),
-            ["info"] => "info jit        what the translator has done\ninfo name       the guest's name\n\
-                info status     running or paused\ninfo version    Mynah's version\n"
-                .into(),
-            ["help" | "?", ..] => {
-                "cont|c          go on\ninfo WHAT       jit, name, status, version\nquit|q          end Mynah\n\
-                stop|s          pause the guest\nsystem_reset    reset the machine\n"
-                    .into()
-            }
-            [first, ..] => format!("unknown command: '{first}' (try 'help')\n"),
+            ["info", "registers"] => self.registers(false),
+            ["info", "registers", "-a"] => self.registers(true),
+            ["info", "status"] => self.status(),
+            ["info", "uuid"] => self.uuid(),
+            ["info", "version"] => format!("{}\n", env!("CARGO_PKG_VERSION")),
+            ["info"] | ["help" | "?", "info"] => help(INFO),
+            ["help" | "?"] => help(COMMANDS),
+            ["help" | "?", name] => match find(name) {
+                Some(entry) => help(&[*entry]),
+                None => format!("unknown command: '{name}'\n"),
+            },
+            ["info", what, ..] => format!("unknown command: 'info {what}' (try 'help info')\n"),
+            [first, ..] => match find(first) {
+                Some((name, _)) => format!("'{line}': its form is {name}\n"),
+                None => format!("unknown command: '{first}' (try 'help')\n"),
+            },
         }
     }
 
@@ -92,5 +220,60 @@ impl Monitor for Hmp {
 
     fn greeting(&self) -> &str {
         &self.greeting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{PanicAction, RebootAction, ShutdownAction};
+
+    fn monitor() -> Hmp {
+        let power = Power::new(RebootAction::Reset, ShutdownAction::Pause, PanicAction::None, false);
+        let uuid = Some(std::array::from_fn(|n| n as u8 * 0x11));
+        let cfg = Config { name: Some("a b".into()), uuid, ..Config::default() };
+        Hmp::new(&cfg, &Arc::new(power), &Translators::default(), &Lines::default())
+    }
+
+    #[test]
+    fn what_the_help_lists_is_there() {
+        let m = monitor();
+        for (entry, what) in COMMANDS.iter().chain(INFO) {
+            let words: Vec<&str> = entry
+                .split(' ')
+                .map(|w| w.split('|').next().unwrap())
+                .filter(|w| !w.starts_with('['))
+                .collect();
+            let line = words.join(" ").replace('N', "0");
+            assert!(!m.command(&line).contains("unknown"), "{line}");
+            let text = m.command(if line.starts_with("info ") { "help info" } else { "help" });
+            assert!(text.contains(&format!("{entry} -- {what}\n")), "{text}");
+        }
+        assert_eq!(m.command("help stop"), "stop|s -- pause the guest\n");
+        assert_eq!(m.command("? q"), "quit|q -- end Mynah\n");
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let m = monitor();
+        assert_eq!(m.command("savevm x"), "unknown command: 'savevm' (try 'help')\n");
+        assert_eq!(m.command("info block"), "unknown command: 'info block' (try 'help info')\n");
+        assert_eq!(m.command("stop now"), "'stop now': its form is stop|s\n");
+        assert_eq!(m.command("cpu"), "'cpu': its form is cpu N\n");
+        assert_eq!(m.command("cpu x"), "'x' is not the number of a vCPU\n");
+        assert_eq!(m.command("cpu 1"), "invalid CPU index\n");
+        assert_eq!(m.command("help nothing"), "unknown command: 'nothing'\n");
+    }
+
+    #[test]
+    fn names_and_numbers() {
+        let m = monitor();
+        assert_eq!(m.command("info name"), "a b\n");
+        assert_eq!(m.command("info uuid"), "00112233-4455-6677-8899-aabbccddeeff\n");
+        assert_eq!(m.command("info status"), "VM status: running\n");
+        m.command("stop");
+        assert_eq!(m.command("info status"), "VM status: paused\n");
+        m.command("c");
+        assert_eq!(m.command("info status"), "VM status: running\n");
     }
 }

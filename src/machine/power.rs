@@ -1,10 +1,11 @@
 //! Power and run state: what guest, devices, monitor and signals ask for, and how the run ends.
 use super::vcpu::VcpuHandle;
 use crate::config::{PanicAction, RebootAction, ShutdownAction, exit_code};
+use mynah_devices::chipset::Piix4Pm;
 use mynah_devices::clock::HostClock;
 use mynah_devices::events::{MachineEvents, ResetCause};
 use parking_lot::{Condvar, Mutex};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// What vCPUs are to do next.
@@ -16,6 +17,8 @@ pub enum Request {
     Reset,
     /// Wait.
     Pause,
+    /// Say what it is doing: [`Power::report`].
+    Report,
     /// End.
     Stop,
 }
@@ -29,6 +32,15 @@ pub struct End {
     pub message: Option<String>,
     /// When the machine was told to end.
     pub told: Instant,
+}
+
+/// What a vCPU says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The host's number of its thread.
+    pub thread: u64,
+    /// Registers, as text.
+    pub registers: String,
 }
 
 /// Why the machine is paused.
@@ -57,6 +69,15 @@ struct State {
     gone: usize,
     end: Option<End>,
     triple_fault: Option<String>,
+    /// What each vCPU has said of itself, while somebody wants to know.
+    reports: Option<Vec<Option<Report>>>,
+}
+
+impl State {
+    /// Whether the vCPU is to say what it is doing.
+    fn is_asked(&self, seat: usize) -> bool {
+        self.reports.as_ref().and_then(|all| all.get(seat)).is_some_and(Option::is_none)
+    }
 }
 
 /// The machine's power and run state.
@@ -68,7 +89,14 @@ pub struct Power {
     changed: Condvar,
     vcpus: OnceLock<Vec<VcpuHandle>>,
     clock: OnceLock<Arc<HostClock>>,
+    /// Weak, as the chip has the machine.
+    button: OnceLock<Weak<Piix4Pm>>,
+    /// Held by the one who wants to know what vCPUs are doing. Before `state`.
+    asking: Mutex<()>,
 }
+
+/// How long a vCPU may take to say what it is doing.
+const ANSWER: Duration = Duration::from_secs(1);
 
 impl Power {
     /// A machine that is on, with the user's wishes for what ends it.
@@ -91,10 +119,37 @@ impl Power {
                 gone: 0,
                 end: None,
                 triple_fault: None,
+                reports: None,
             }),
             changed: Condvar::new(),
             vcpus: OnceLock::new(),
             clock: OnceLock::new(),
+            button: OnceLock::new(),
+            asking: Mutex::new(()),
+        }
+    }
+
+    /// Names the chip that has the power button. Once.
+    pub fn connect_button(&self, chip: &Arc<Piix4Pm>) {
+        let _ = self.button.set(Arc::downgrade(chip));
+    }
+
+    /// Presses the power button, which the guest may act on.
+    pub fn press_button(&self) {
+        if let Some(chip) = self.button.get().and_then(Weak::upgrade) {
+            chip.power_button();
+        }
+    }
+
+    /// How many vCPUs there are.
+    pub fn vcpus(&self) -> usize {
+        self.vcpus.get().map_or(0, Vec::len)
+    }
+
+    /// An NMI for every vCPU.
+    pub fn nmi(&self) {
+        for v in self.vcpus.get().into_iter().flatten() {
+            v.events.nmi();
         }
     }
 
@@ -120,11 +175,13 @@ impl Power {
         }
     }
 
-    /// What vCPUs are to do.
-    pub fn request(&self) -> Request {
+    /// What the vCPU in `seat` is to do.
+    pub fn request(&self, seat: usize) -> Request {
         let s = self.state.lock();
         if s.end.is_some() {
             Request::Stop
+        } else if s.is_asked(seat) {
+            Request::Report
         } else if s.reset {
             Request::Reset
         } else if s.paused.is_some() {
@@ -226,12 +283,37 @@ impl Power {
         }
     }
 
-    /// Waits until the machine runs, resets or ends.
-    pub fn wait_while_paused(&self) {
+    /// Asks all vCPUs what they are doing. None for one that has not said so within a second.
+    pub fn reports(&self) -> Vec<Option<Report>> {
+        let _one = self.asking.lock();
+        let all = self.vcpus.get().map_or(0, Vec::len);
+        self.change(|s| s.reports = Some(vec![None; all]));
+        let give_up = Instant::now() + ANSWER;
+        let mut s = self.state.lock();
+        while s.end.is_none() && (0..all).any(|seat| s.is_asked(seat)) {
+            if self.changed.wait_until(&mut s, give_up).timed_out() {
+                break;
+            }
+        }
+        s.reports.take().unwrap_or_default()
+    }
+
+    /// What the vCPU in `seat` says, having been asked.
+    pub fn report(&self, seat: usize, report: Report) {
+        let mut s = self.state.lock();
+        if let Some(place) = s.reports.as_mut().and_then(|all| all.get_mut(seat)) {
+            *place = Some(report);
+        }
+        drop(s);
+        self.changed.notify_all();
+    }
+
+    /// For the vCPU in `seat`: waits until the machine runs, resets, ends or asks.
+    pub fn wait_while_paused(&self, seat: usize) {
         let mut s = self.state.lock();
         s.standing += 1;
         self.changed.notify_all();
-        while s.paused.is_some() && s.end.is_none() && !s.reset {
+        while s.paused.is_some() && s.end.is_none() && !s.reset && !s.is_asked(seat) {
             self.changed.wait(&mut s);
         }
         s.standing -= 1;
@@ -334,13 +416,13 @@ mod tests {
     #[test]
     fn the_clock_stands_still_while_the_machine_does() {
         let (power, clock) = power(true);
-        assert_eq!((power.paused(), power.request()), (Some(Pause::Prelaunch), Request::Pause));
+        assert_eq!((power.paused(), power.request(0)), (Some(Pause::Prelaunch), Request::Pause));
         for _ in 0..3 {
             let at = clock.now();
             std::thread::sleep(Duration::from_millis(5));
             assert_eq!(clock.now(), at, "stopped");
             power.go_on();
-            assert_eq!((power.paused(), power.request()), (None, Request::Run));
+            assert_eq!((power.paused(), power.request(0)), (None, Request::Run));
             while clock.now() == at {
                 std::thread::yield_now();
             }

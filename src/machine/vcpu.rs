@@ -1,9 +1,10 @@
 //! A vCPU in its thread: the board as it sees it, its interrupt pins, and the loop around [`Cpu::run`].
 use super::bios::BiosCalls;
-use super::power::{Power, Request};
+use super::power::{Power, Report, Request};
 use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_NMI, EV_NMI_AGAIN, EV_SIPI};
 use mynah_cpu::interp::MemoryChanges;
 use mynah_cpu::state::Activity;
+use mynah_cpu::trace::{cpu_state, fpu_state};
 use mynah_cpu::{Board, Cpu, Events, Exit, World};
 use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::Ferr;
@@ -165,7 +166,7 @@ pub fn run(
 ) {
     let _guard = EndOnPanic { power, world, seat };
     loop {
-        match power.request() {
+        match power.request(seat) {
             Request::Run => {}
             Request::Stop => return,
             Request::Reset if seat == 0 => {
@@ -173,7 +174,7 @@ pub fn run(
                     continue;
                 }
                 if let Err(e) = reset(cpu) {
-                    power.fail(format!("{e:#}"));
+                    power.fail(crate::cli::explain(&e));
                     return;
                 }
                 power.reset_done();
@@ -182,13 +183,18 @@ pub fn run(
                 if power.park_for_reset()
                     && let Err(e) = reset(cpu)
                 {
-                    power.fail(format!("{e:#}"));
+                    power.fail(crate::cli::explain(&e));
                     return;
                 }
                 continue;
             }
             Request::Pause => {
-                power.wait_while_paused();
+                power.wait_while_paused(seat);
+                continue;
+            }
+            Request::Report => {
+                let registers = cpu_state(cpu) + &fpu_state(cpu);
+                power.report(seat, Report { thread: thread_id(), registers });
                 continue;
             }
         }
@@ -204,15 +210,25 @@ pub fn run(
             }
             Exit::Halt => cpu.events.wait(cpu.event_mask, None),
             Exit::Shutdown => {
-                power.describe(mynah_cpu::trace::cpu_state(cpu));
+                power.describe(cpu_state(cpu));
                 power.reset(ResetCause::TripleFault);
-                if power.request() == Request::Run {
+                if power.request(seat) == Request::Run {
                     // Nobody acts on it: stay shut down until someone does.
                     cpu.events.wait(EV_KICK | EV_INIT | EV_NMI, None);
                 }
             }
         }
     }
+}
+
+/// The host's number of the calling thread, by which its tools know it.
+fn thread_id() -> u64 {
+    #[cfg(target_os = "linux")]
+    // SAFETY: it takes nothing, touches no memory and cannot fail.
+    return unsafe { libc::gettid() } as u64;
+    #[cfg(not(target_os = "linux"))]
+    // SAFETY: it takes nothing, touches no memory of ours and cannot fail.
+    return unsafe { libc::pthread_self() } as u64;
 }
 
 /// A flag that is set once.

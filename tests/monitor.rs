@@ -1,0 +1,254 @@
+//! The monitor as its users have it: on a terminal, a unix socket, a TCP socket, a named device, beside a serial port.
+#![cfg(unix)]
+mod kit;
+
+use iced_x86::code_asm::*;
+use kit::*;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// Says its name on COM1, then counts in EBX and in memory.
+fn counts(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for byte in b"up\n" {
+        send(a, *byte)?;
+    }
+    spin(a)
+}
+
+/// Options of all runs here: nothing of the user's own, and no display.
+const QUIET: [&str; 7] = ["run", "-display", "none", "-accel", "interp", "-m", "16"];
+
+#[test]
+fn a_unix_socket_has_all_commands() {
+    let folder = Folder::new("monitor");
+    let guest = Guest { vcpus: 2, ..Guest::new(&counts) };
+    let (kernel, socket) = (folder.file("k", &guest.image()), folder.path("m"));
+    let monitor = format!("unix:{socket},server,nowait");
+    let serial = format!("file:{}", folder.path("s"));
+    let mut args = QUIET.to_vec();
+    args.extend(["-kernel", &kernel, "-smp", "2", "-serial", &serial, "-monitor", &monitor]);
+    args.extend(["-monitor", "tcp:127.0.0.1:0,server,nowait", "-name", "a guest"]);
+    let mut mynah = Running::start(&mut command(&args));
+    let mut m = Client::at(&socket);
+    wait_for_text(&folder.path("s"), "up\n");
+
+    assert_eq!(m.ask("info status"), "VM status: running\n");
+    assert_eq!(m.ask("info version"), format!("{}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(m.ask("info name"), "a guest\n");
+    assert!(m.ask("help").contains("system_powerdown"));
+    assert!(m.ask("help info").contains("info cpus"));
+    assert_eq!(m.ask("frobnicate"), "unknown command: 'frobnicate' (try 'help')\n");
+
+    // Both vCPUs, whatever they do: one runs, one halts. Their threads are there.
+    let cpus = m.ask("info cpus");
+    let threads: Vec<String> = cpus
+        .lines()
+        .enumerate()
+        .map(|(n, line)| {
+            let mark = if n == 0 { '*' } else { ' ' };
+            let id = line.strip_prefix(&format!("{mark} CPU #{n}: thread_id="));
+            id.unwrap_or_else(|| panic!("{cpus}")).to_owned()
+        })
+        .collect();
+    assert_eq!(threads.len(), 2);
+    for id in &threads {
+        let name = std::fs::read_to_string(format!("/proc/{}/task/{id}/comm", mynah.0.id())).unwrap();
+        assert!(name.starts_with("mynah-vcpu"), "{name}");
+    }
+    // Registers move while it runs, and stand still while it does not.
+    let counter = |text: &str| text.split("RBX=").nth(1).expect(text)[..16].to_owned();
+    let first = counter(&m.ask("info registers"));
+    wait_for("other registers", || (counter(&m.ask("info registers")) != first).then_some(()));
+    assert_eq!(m.ask("stop"), "");
+    assert_eq!(m.ask("info status"), "VM status: paused\n");
+    let first = m.ask("info registers -a");
+    assert!(first.starts_with("\nCPU#0\nRAX=") && first.contains("\n\nCPU#1\nRAX="), "{first}");
+    assert!(first.contains("HLT=1") && first.contains("FCW=0040") && first.contains("XMM15="), "{first}");
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(m.ask("info registers -a"), first, "it is stopped");
+    assert_eq!(m.ask("cpu 1"), "");
+    assert_eq!(
+        format!("\n{}", m.ask("info registers").trim_start()),
+        first[first.find("\nCPU#1").unwrap()..]
+    );
+    assert!(m.ask("info cpus").contains("\n* CPU #1"));
+    assert_eq!(m.ask("cpu 2"), "invalid CPU index\n");
+    m.ask("cpu 0");
+    assert_eq!(m.ask("cont"), "");
+    wait_for("other registers", || (counter(&m.ask("info registers")) != counter(&first)).then_some(()));
+
+    // The TCP monitor has chosen its port; this one says which.
+    let devices = m.ask("info chardev");
+    assert!(devices.contains(&format!("serial0: filename=file:{}\n", folder.path("s"))), "{devices}");
+    assert!(devices.contains(&format!("compat_monitor0: filename=unix:{socket},server=on\n")), "{devices}");
+    let start = "compat_monitor1: filename=disconnected:tcp:127.0.0.1:";
+    let port = devices.lines().find_map(|l| l.strip_prefix(start)).expect(&devices);
+    let port: u16 = port.strip_suffix(",server=on").expect(port).parse().unwrap();
+    for _ in 0..2 {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (mut second, greeting) = Client::new(stream, "(mynah) ");
+        assert!(greeting.contains("monitor - type 'help' for more information"), "{greeting}");
+        assert_eq!(second.ask("info status"), "VM status: running\n");
+    }
+
+    // A reset starts it again; 'quit' ends it.
+    m.ask("system_reset");
+    wait_for_text(&folder.path("s"), "up\nup\n");
+    m.send("quit");
+    assert_eq!(mynah.ended(PATIENCE).expect("an end").code(), Some(0));
+    assert!(!std::path::Path::new(&socket).exists(), "the socket is gone");
+}
+
+/// Halts until the PIT's second tick, then switches the machine off.
+fn off_at_a_tick(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    handler(a, 0x20..0x21, &|a| {
+        a.inc(ebx)?;
+        a.mov(al, 0x20)?;
+        a.out(0x20, al)?;
+        a.iretd()
+    })?;
+    for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe)] {
+        a.mov(al, value)?;
+        a.out(port, al)?;
+    }
+    a.mov(al, 0x34)?;
+    a.out(0x43, al)?;
+    a.mov(al, 0)?;
+    a.out(0x40, al)?;
+    a.out(0x40, al)?;
+    let mut wait = a.create_label();
+    a.xor(ebx, ebx)?;
+    a.sti()?;
+    a.set_label(&mut wait)?;
+    a.hlt()?;
+    a.cmp(ebx, 2)?;
+    a.jb(wait)?;
+    power_off(a)
+}
+
+#[test]
+fn a_machine_that_starts_stopped_runs_with_its_clock_from_cont_on() {
+    for engine in ["interp", "jit"] {
+        let folder = Folder::new("stopped");
+        let (kernel, socket) = (folder.file("k", &Guest::new(&off_at_a_tick).image()), folder.path("m"));
+        let (monitor, log) =
+            (format!("unix:{socket},server=on,wait=off"), format!("file:{}", folder.path("e9")));
+        let args = [
+            "run",
+            "-S",
+            "-accel",
+            engine,
+            "-display",
+            "none",
+            "-serial",
+            "null",
+            "-kernel",
+            &kernel,
+            "-monitor",
+            &monitor,
+            "-debugcon",
+            &log,
+        ];
+        let mut mynah = Running::start(&mut command(&args));
+        let mut m = Client::at(&socket);
+        assert_eq!(m.ask("info status"), "VM status: paused (prelaunch)\n");
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(std::fs::read(folder.path("e9")).unwrap(), b"", "it has not run");
+        m.ask("info registers");
+        m.send("cont");
+        assert_eq!(mynah.ended(PATIENCE).expect("ticks").code(), Some(0), "{engine}");
+        assert_eq!(std::fs::read(folder.path("e9")).unwrap(), b"R");
+    }
+}
+
+/// Switches the machine off when the power button is pressed (PM1a status, bit 8).
+fn off_by_button(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut wait = a.create_label();
+    a.mov(dx, 0x600)?;
+    a.set_label(&mut wait)?;
+    a.pause()?;
+    a.in_(ax, dx)?;
+    a.test(eax, 1 << 8)?;
+    a.jz(wait)?;
+    power_off(a)
+}
+
+#[test]
+fn the_power_button_is_the_guests_to_act_on() {
+    let folder = Folder::new("button");
+    let (kernel, socket) = (folder.file("k", &Guest::new(&off_by_button).image()), folder.path("m"));
+    let chardev = format!("socket,id=c,path={socket},server=on,wait=off");
+    let mut args = QUIET.to_vec();
+    args.extend([
+        "-serial",
+        "null",
+        "-kernel",
+        &kernel,
+        "-chardev",
+        &chardev,
+        "-mon",
+        "chardev=c,mode=readline",
+    ]);
+    let mut mynah = Running::start(&mut command(&args));
+    let mut m = Client::at(&socket);
+    assert_eq!(
+        m.ask("info chardev"),
+        format!("c: filename=unix:{socket},server=on\nserial0: filename=null\n")
+    );
+    assert!(mynah.ended(Duration::from_millis(100)).is_none(), "nobody has pressed it");
+    m.send("system_powerdown");
+    assert_eq!(mynah.ended(PATIENCE).expect("an end").code(), Some(0));
+}
+
+#[test]
+fn standard_input_and_output_are_a_monitor_too() {
+    let folder = Folder::new("stdio");
+    let kernel = folder.file("k", &Guest::new(&spin).image());
+    for (name, program, prompt) in [("run", None, "(mynah) "), ("qemu", Some("qemu"), "(qemu) ")] {
+        let mut args = QUIET.to_vec();
+        args[0] = program.unwrap_or("run");
+        args.extend(["-kernel", &kernel, "-serial", "null", "-monitor", "stdio"]);
+        let mut mynah = Running::start(
+            command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()),
+        );
+        let mut keys = mynah.0.stdin.take().unwrap();
+        keys.write_all(b"info status\nstop\ninfo status\nq\n").unwrap();
+        assert_eq!(mynah.ended(PATIENCE).expect("an end").code(), Some(0), "{name}");
+        let mut said = String::new();
+        mynah.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        let said = said.replace('\r', "");
+        let expected = format!(
+            "{prompt}info status\nVM status: running\n{prompt}stop\n{prompt}info status\nVM status: paused\n{prompt}q\n"
+        );
+        assert!(said.ends_with(&expected), "{said}");
+    }
+}
+
+#[test]
+fn a_client_that_asks_and_never_reads_costs_nothing() {
+    let folder = Folder::new("greedy");
+    let (kernel, socket) = (folder.file("k", &Guest::new(&spin).image()), folder.path("m"));
+    let monitor = format!("unix:{socket},server,nowait");
+    let mut args = QUIET.to_vec();
+    args.extend(["-kernel", &kernel, "-serial", "null", "-monitor", &monitor]);
+    let mut mynah = Running::start(&mut command(&args));
+    let mut greedy = connect(&socket);
+    greedy.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3)
+        && greedy.write_all(&b"info registers\nhelp\n".repeat(500)).is_ok()
+    {}
+    let status = std::fs::read_to_string(format!("/proc/{}/status", mynah.0.id())).unwrap();
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+    let kib: u64 = peak.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(kib < 100 << 10, "{peak}");
+    drop(greedy);
+    // The next client finds the monitor as if nothing had been.
+    let mut m = Client::at(&socket);
+    assert_eq!(m.ask("info status"), "VM status: running\n");
+    m.send("quit");
+    assert_eq!(mynah.ended(PATIENCE).expect("an end").code(), Some(0));
+}
