@@ -102,7 +102,7 @@ pub struct Config {
     pub code_cache_share: bool,
     /// Whether memory for compiled code is written at one address and executed at another (`-accel jit,split-wx=`).
     pub split_wx: bool,
-    /// Bytes of memory for compiled code (`-accel jit,tb-size=`), if not the usual bound.
+    /// Bytes that all that is kept of the guest's code may take (`-accel jit,tb-size=`), if not the usual bound: see [`crate::machine::budget`].
     pub code_memory: Option<u64>,
     /// Whether names of translated code are written for `perf` (`-perfmap`).
     pub perf_map: bool,

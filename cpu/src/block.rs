@@ -6,18 +6,23 @@
 //!
 //! A block that dies while it runs (self-modifying code) stays allocated until the dispatcher is back; the handlers of its remaining ops are
 //! replaced by one that leaves the block, so that the very next instruction is fetched anew.
+//!
+//! A block that has compiled code keeps no ops: they take most of its memory, and its bytes say all that they do. In their place stands a *gate*, an op that
+//! enters the code, or has the bytes decoded again if the code was taken away meanwhile. All blocks of a vCPU and what is known of their pages lie in an
+//! [`Arena`], which bounds them; when it is full all go.
+use crate::arena::{Arena, List};
+use crate::chains::{Chained, Chains};
 use crate::cpu::{Cpu, SegView, Stop};
 use crate::decode::{Run, decode_op};
-use crate::interp::run_straight;
-use crate::op::{Flow, Op};
+use crate::interp::{gate, leave_before, run_straight};
+use crate::op::{Flow, Handler, Op};
 use crate::state::{Segment, State, cr0, fl, seg};
 use crate::sys::flags::sti_inside;
-use crate::tier::{CODE_JUMPS, CodeJump, Jumps};
+use crate::tier::{CODE_JUMPS, CodeJump, Jumps, restore_and_run, run_code};
 use iced_x86::Code;
 use mynah_mmu::{PAGE_MASK, PhysMemory};
+use smallvec::SmallVec;
 use std::cell::{Cell, UnsafeCell};
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 /// The mode bits that decoding and handlers depend on.
@@ -84,23 +89,41 @@ impl ModeKey {
     }
 }
 
+/// Stands for the ops of a block that has code: enters it.
+static COMPILED: Op = gate(run_code);
+/// Stands for the ops of a block whose code was taken away: has them decoded again.
+static FORGOTTEN: Op = gate(restore_and_run);
+/// Stands for the ops of a block that has died: leaves it.
+static DEAD: Op = gate(leave_before);
+
+/// In place of the address of a second page.
+const NO_PAGE: u64 = u64::MAX;
+
 /// A decoded block.
 pub struct Block {
-    /// The instructions; the last one ends the block.
-    pub ops: Box<[UnsafeCell<Op>]>,
+    /// The instructions, the last of which ends the block; or a gate.
+    ops: Cell<*const Op>,
+    /// Successors on the same page: of a taken branch, and of falling through.
+    pub link: [Cell<*const Block>; 2],
     /// Physical address of the first byte.
     pub phys: u64,
-    /// Physical page of the bytes beyond the page boundary, if the (only) instruction crosses it.
-    pub second_page: Option<u64>,
     /// Mode key.
     pub key: u32,
     /// Bytes.
     pub len: u32,
-    /// What the ops were decoded from. What stands in memory may be newer until the vCPU looks at its events.
-    pub bytes: Box<[u8]>,
-    /// Successors on the same page: of a taken branch, and of falling through.
-    pub link: [Cell<*const Block>; 2],
+    /// Number of ops.
+    count: u16,
+    /// They are there.
+    has_ops: Cell<bool>,
     dead: Cell<bool>,
+    /// What the ops were decoded from.
+    bytes: *const u8,
+    /// Physical page of the bytes beyond the page boundary, or `NO_PAGE`.
+    second: u64,
+    /// The next block in the table of all, or of the dead.
+    next: Cell<*mut Block>,
+    /// The next block that begins on the same page.
+    on_page: Cell<*mut Block>,
     /// Entries of the jump cache that were set to this block.
     jumps: Cell<Jumps>,
     pub(crate) tier: crate::tier::BlockTier,
@@ -110,29 +133,97 @@ impl Block {
     /// The first op.
     #[inline(always)]
     pub fn first(&self) -> *const Op {
-        self.ops[0].get()
+        self.ops.get()
+    }
+
+    /// How many ops it has, whether or not they are there now.
+    #[inline(always)]
+    pub fn op_count(&self) -> usize {
+        usize::from(self.count)
+    }
+
+    /// The ops, if they are there.
+    pub(crate) fn ops(&self) -> Option<&[UnsafeCell<Op>]> {
+        // SAFETY: then they are so many in one piece, which stays until the block is freed or its ops are (`BlockCache::drop_ops`).
+        self.has_ops
+            .get()
+            .then(|| unsafe { std::slice::from_raw_parts(self.ops.get().cast(), self.op_count()) })
+    }
+
+    /// Has the handler of the first op be `run`, if the ops are there.
+    pub(crate) fn set_first(&self, run: Handler) {
+        if let Some(ops) = self.ops() {
+            // SAFETY: ops are only read by the vCPU's thread, through copies of this pointer; no reference to `run` is held across a handler.
+            unsafe { (*ops[0].get()).run = run };
+        }
+    }
+
+    /// What the ops were decoded from. What stands in memory may be newer until the vCPU looks at its events.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: they lie behind the block, as long as that is there.
+        unsafe { std::slice::from_raw_parts(self.bytes, self.len as usize) }
+    }
+
+    /// Physical page of the bytes beyond the page boundary, if the (only) instruction crosses it.
+    pub fn second_page(&self) -> Option<u64> {
+        Some(self.second).filter(|&p| p != NO_PAGE)
+    }
+
+    /// Bytes of the piece that holds it.
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.len as usize
     }
 }
 
-#[derive(Default)]
-pub(crate) struct AddressHasher(u64);
-impl Hasher for AddressHasher {
-    fn finish(&self) -> u64 {
-        self.0
+impl Chained for Block {
+    type Key = (u64, u32);
+    fn key(&self) -> (u64, u32) {
+        (self.phys, self.key)
     }
-    fn write(&mut self, bytes: &[u8]) {
-        for &b in bytes {
-            self.write_u64(u64::from(b));
-        }
+    #[inline(always)]
+    fn number((phys, key): (u64, u32)) -> u64 {
+        phys ^ u64::from(key) << 48
     }
-    fn write_u64(&mut self, v: u64) {
-        self.0 = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-    }
-    fn write_u32(&mut self, v: u32) {
-        self.write_u64(u64::from(v));
+    fn next(&self) -> &Cell<*mut Self> {
+        &self.next
     }
 }
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+
+/// A page that is held (`PhysMemory::hold_code`), and the blocks on it.
+struct Page {
+    address: u64,
+    next: Cell<*mut Page>,
+    /// Those that begin there.
+    blocks: Cell<*mut Block>,
+    /// Those that begin elsewhere and end there.
+    crossing: List<*mut Block>,
+}
+
+impl Chained for Page {
+    type Key = u64;
+    fn key(&self) -> u64 {
+        self.address
+    }
+    fn number(address: u64) -> u64 {
+        address >> 12
+    }
+    fn next(&self) -> &Cell<*mut Self> {
+        &self.next
+    }
+}
+
+impl Page {
+    /// All blocks.
+    fn all(&self) -> impl Iterator<Item = *mut Block> + '_ {
+        let mut at = self.blocks.get();
+        let begin = std::iter::from_fn(move || {
+            // SAFETY: pages list live blocks only.
+            let next = unsafe { at.as_ref() }?.on_page.get();
+            Some(std::mem::replace(&mut at, next))
+        });
+        begin.chain(self.crossing.iter())
+    }
+}
 
 #[derive(Clone, Copy)]
 struct Jump {
@@ -144,8 +235,8 @@ struct Jump {
 
 const JUMPS: usize = 1 << 15;
 const _: () = assert!(JUMPS <= 1 << 16);
-/// Ops kept before the cache is emptied as a whole (some 200 MB).
-const MAX_OPS: usize = 4 << 20;
+/// Bytes of blocks unless told otherwise ([`Cpu::bound_blocks`]).
+const BLOCK_BYTES: usize = 128 << 20;
 /// Instructions in a block.
 const MAX_BLOCK: usize = 64;
 /// Bytes that are copied at once to be decoded: most blocks are shorter.
@@ -153,19 +244,20 @@ const PIECE: usize = 64;
 
 /// All decoded blocks of a vCPU.
 pub struct BlockCache {
-    blocks: Map<(u64, u32), Box<Block>>,
-    /// The blocks on each page; the pages are held in `mem` (`PhysMemory::hold_code`).
-    pages: Map<u64, Vec<*const Block>>,
+    arena: Arena,
+    blocks: Chains<Block>,
+    pages: Chains<Page>,
     mem: Arc<PhysMemory>,
     jumps: Box<[Jump]>,
     /// Compiled code by linear address.
     pub(crate) code_jumps: Box<[CodeJump]>,
     /// The block that is executing.
     pub(crate) current: *const Block,
-    // Boxed: the blocks must stay where they are.
-    #[allow(clippy::vec_box)]
-    graveyard: Vec<Box<Block>>,
-    ops: usize,
+    /// Blocks that live.
+    live: usize,
+    /// Those that died and are not yet freed, chained.
+    dead: *mut Block,
+    graves: usize,
     /// Memory for the ops of a block that is being decoded.
     scratch: Vec<Op>,
     /// Numbers that the tier gave blocks which have died since it asked; or all have.
@@ -177,7 +269,7 @@ pub struct BlockCache {
     pub invalidated: u64,
 }
 
-// SAFETY: the raw pointers point to boxes that the cache itself owns (`blocks`, `graveyard`); a vCPU is used by one thread at a time.
+// SAFETY: the raw pointers point to what lies in the arena that the cache itself owns; a vCPU is used by one thread at a time.
 unsafe impl Send for BlockCache {}
 
 impl BlockCache {
@@ -186,21 +278,48 @@ impl BlockCache {
         let jumps = unsafe { Box::<[Jump]>::new_zeroed_slice(JUMPS).assume_init() };
         // SAFETY: as above; it is `CodeJump::NONE`.
         let code_jumps = unsafe { Box::<[CodeJump]>::new_zeroed_slice(CODE_JUMPS).assume_init() };
+        let (arena, blocks, pages) = Self::room(BLOCK_BYTES);
         Self {
-            blocks: Map::default(),
-            pages: Map::default(),
+            arena,
+            blocks,
+            pages,
             mem,
             jumps,
             code_jumps,
             current: std::ptr::null(),
-            graveyard: Vec::new(),
-            ops: 0,
+            live: 0,
+            dead: std::ptr::null_mut(),
+            graves: 0,
             scratch: Vec::new(),
             dead_numbers: Vec::new(),
             all_died: false,
             decoded: 0,
             invalidated: 0,
         }
+    }
+
+    /// An arena and tables that take up to `bytes` together, or a little more than 1 MiB.
+    fn room(bytes: usize) -> (Arena, Chains<Block>, Chains<Page>) {
+        let heads = (bytes / 1024).clamp(1 << 12, 1 << 19).next_power_of_two();
+        let tables = (heads + heads / 4) * size_of::<*mut u8>();
+        (Arena::new(bytes.saturating_sub(tables)), Chains::new(heads), Chains::new(heads / 4))
+    }
+
+    /// Bytes that blocks take of the host's memory, the tables that they are found by not counted.
+    pub(crate) fn bytes(&self) -> usize {
+        self.arena.bytes()
+    }
+
+    /// What lists of blocks' lie in.
+    #[inline(always)]
+    pub(crate) fn arena(&mut self) -> &mut Arena {
+        &mut self.arena
+    }
+
+    /// Whether there is hardly room for more blocks: all are to be dropped where none is executing.
+    #[inline(always)]
+    pub(crate) fn is_full(&self) -> bool {
+        self.arena.is_full()
     }
 
     /// The block cached for a linear address, if it is known under the present mappings.
@@ -217,7 +336,8 @@ impl BlockCache {
 
     /// The live block at a physical address under a mode key.
     pub(crate) fn block_at(&self, phys: u64, key: u32) -> Option<&Block> {
-        self.blocks.get(&(phys, key)).map(|b| &**b)
+        // SAFETY: null, or a live block, which stays at least until the next time that one is killed.
+        unsafe { self.blocks.find((phys, key)).as_ref() }
     }
 
     fn set_jump(&mut self, jump: Jump) {
@@ -245,30 +365,119 @@ impl BlockCache {
     /// How many blocks died and are not yet freed.
     #[inline]
     pub(crate) fn graves(&self) -> usize {
-        self.graveyard.len()
+        self.graves
     }
 
     /// Frees blocks that died, if any; only when none is executing.
     pub(crate) fn bury(&mut self) -> bool {
-        let any = !self.graveyard.is_empty();
-        self.graveyard.clear();
-        any
+        if self.graves == 0 {
+            return false;
+        }
+        self.graves = 0;
+        let mut at = std::mem::replace(&mut self.dead, std::ptr::null_mut());
+        if self.live == 0 && self.pages.is_empty() {
+            // SAFETY: all that was in the arena is dead, and nobody executes it.
+            unsafe { self.arena.reset() };
+            return true;
+        }
+        // SAFETY: the dead are chained, and in the arena; nobody executes them.
+        while let Some(b) = unsafe { at.as_ref() } {
+            let (piece, size) = (at.cast(), b.size());
+            at = b.next.get();
+            self.drop_ops(b, &DEAD);
+            b.tier.drop_lists(&mut self.arena);
+            // SAFETY: as above.
+            unsafe { self.arena.give_back(piece, size) };
+        }
+        true
+    }
+
+    /// Has a gate stand for a block's ops, whose memory is given back if they are there. None of them is executed any more.
+    fn drop_ops(&mut self, block: &Block, gate: &'static Op) {
+        let ops = block.ops.replace(gate);
+        if block.has_ops.replace(false) {
+            // SAFETY: they were taken with this size, and are no more referred to.
+            unsafe { self.arena.give_back(ops.cast_mut().cast(), size_of::<Op>() * block.op_count()) };
+        }
+    }
+
+    /// The block has code from now on: its ops go.
+    pub(crate) fn has_code(&mut self, block: &Block) {
+        self.drop_ops(block, &COMPILED);
+    }
+
+    /// The block has no code any more; `run` is to handle its first op.
+    pub(crate) fn lost_code(&mut self, block: &Block, run: Handler) {
+        block.set_first(run);
+        if !block.has_ops.get() {
+            block.ops.set(&FORGOTTEN);
+        }
+    }
+
+    /// Gives a block ops.
+    fn put_ops(&mut self, block: &Block, ops: &[Op]) {
+        let piece: *mut Op = self.arena.take(size_of_val(ops)).cast();
+        // SAFETY: the piece is new and so large.
+        unsafe { piece.copy_from_nonoverlapping(ops.as_ptr(), ops.len()) };
+        block.ops.set(piece);
+        block.has_ops.set(true);
     }
 
     /// Empties the cache.
     pub(crate) fn clear(&mut self) {
-        self.invalidated += self.blocks.len() as u64;
-        self.graveyard.extend(self.blocks.drain().map(|(_, b)| b));
-        for (page, _) in self.pages.drain() {
-            self.mem.release_code(page);
+        self.invalidated += self.live as u64;
+        for b in self.blocks.iter() {
+            // SAFETY: live blocks stay in the arena until they are buried.
+            unsafe { (*b).next.set(self.dead) };
+            self.dead = b;
         }
-        self.ops = 0;
+        (self.graves, self.live) = (self.graves + self.live, 0);
+        self.blocks.clear();
+        for page in self.pages.iter() {
+            // SAFETY: pages that are in the table are in the arena.
+            let p = unsafe { &*page };
+            self.mem.release_code(p.address);
+            p.crossing.clear(&mut self.arena);
+            // SAFETY: it is in no table any more when this is done.
+            unsafe { self.arena.give_back(page.cast(), size_of::<Page>()) };
+        }
+        self.pages.clear();
         self.dead_numbers.clear();
         self.all_died = true;
         for j in self.jumps.iter_mut() {
             j.block = std::ptr::null();
         }
         self.code_jumps.fill(CodeJump::NONE);
+    }
+
+    /// The page that is held at a physical address, if it is.
+    fn page(&self, gpa: u64) -> Option<&Page> {
+        // SAFETY: null, or a page in the arena, which stays until it is released.
+        unsafe { self.pages.find(gpa & !PAGE_MASK).as_ref() }
+    }
+
+    /// Takes a page that is held on record.
+    fn add_page(&mut self, address: u64) {
+        let page: *mut Page = self.arena.take(size_of::<Page>()).cast();
+        let new = Page { address, next: Cell::default(), blocks: Cell::default(), crossing: List::new() };
+        // SAFETY: the piece is new, large enough and aligned; it stays until the page is released.
+        unsafe {
+            page.write(new);
+            self.pages.insert(page);
+        }
+    }
+
+    /// Lets go of a page if no block is on it.
+    fn release_if_empty(&mut self, gpa: u64) {
+        let page = self.pages.find(gpa & !PAGE_MASK);
+        // SAFETY: null, or a page in the arena.
+        let Some(p) = (unsafe { page.as_ref() }) else { return };
+        if p.all().next().is_none() {
+            self.pages.remove(p);
+            self.mem.release_code(p.address);
+            // SAFETY: it is not in the table any more.
+            unsafe { self.arena.give_back(page.cast(), size_of::<Page>()) };
+        }
     }
 }
 
@@ -288,10 +497,10 @@ impl Cpu {
     /// Holds the page of a physical address, before bytes of it are decoded: from now on stores to it, by whomever, come to be known.
     fn hold_page(&mut self, gpa: u64) {
         let page = gpa & !PAGE_MASK;
-        if self.blocks.pages.contains_key(&page) {
+        if self.blocks.page(page).is_some() {
             return;
         }
-        self.blocks.pages.insert(page, Vec::new());
+        self.blocks.add_page(page);
         self.mem.hold_code(page);
         if self.sole {
             self.protect_own(page);
@@ -336,12 +545,12 @@ impl Cpu {
         } else {
             self.fetch_page(lin)?
         };
-        let mut found: *const Block = match self.blocks.blocks.get(&(phys, key)) {
-            Some(b) if u64::from(b.len) <= left => &**b,
+        let mut found: *const Block = match self.blocks.block_at(phys, key) {
+            Some(b) if u64::from(b.len) <= left => b,
             _ => std::ptr::null(),
         };
-        // SAFETY: null, or just taken from the map.
-        let second = unsafe { found.as_ref() }.and_then(|b| b.second_page);
+        // SAFETY: null, or just taken from the table.
+        let second = unsafe { found.as_ref() }.and_then(Block::second_page);
         if let Some(second) = second {
             // The mapping of the next page may have changed since.
             let next = (lin & !PAGE_MASK).wrapping_add(PAGE_MASK + 1);
@@ -363,7 +572,7 @@ impl Cpu {
     /// Decodes a block that is not about to run. Nothing that the guest can see changes.
     pub(crate) fn decode_ahead(&mut self, lin: u64, phys: u64, key: u32) -> Option<()> {
         // To make room is to drop all blocks, one of which may be executing.
-        if self.blocks.ops > MAX_OPS || (lin ^ phys) & PAGE_MASK != 0 {
+        if self.blocks.is_full() || (lin ^ phys) & PAGE_MASK != 0 {
             return None;
         }
         let (host, _) = self.plain(phys)?;
@@ -399,9 +608,6 @@ impl Cpu {
         key: u32,
         left: u64,
     ) -> Result<*const Block, Stop> {
-        if self.blocks.ops > MAX_OPS {
-            self.blocks.clear();
-        }
         let in_page = (PAGE_MASK + 1 - (lin & PAGE_MASK)).min(left) as usize;
         self.hold_page(phys);
         let mode = ModeKey(key);
@@ -470,38 +676,117 @@ impl Cpu {
         if !ended {
             ops.push(crate::interp::leave_op(len));
         }
-        let bytes: Box<[u8]> =
-            if second_page.is_some() { crossing[..len].into() } else { copy[..len].into() };
+        let bytes = if second_page.is_some() { &crossing[..len] } else { &copy[..len] };
         if self.trace.is_some() {
-            self.trace_decoded(lin, &bytes);
+            self.trace_decoded(lin, bytes);
         }
-        self.blocks.decoded += 1;
-        self.blocks.ops += ops.len();
-        let first = ops[0].run;
-        let block = Box::new(Block {
-            tier: crate::tier::BlockTier::new(first),
-            ops: ops.iter().map(|&op| UnsafeCell::new(op)).collect(),
-            phys,
-            second_page,
-            key,
-            len: len as u32,
-            bytes,
-            link: [Cell::new(std::ptr::null()), Cell::new(std::ptr::null())],
-            dead: Cell::new(false),
-            jumps: Cell::default(),
-        });
+        let ptr = self.add_block(phys, key, second_page, bytes, &ops);
         self.blocks.scratch = ops;
-        self.count_block(&block);
-        let ptr: *const Block = &*block;
-        self.blocks.pages.entry(phys & !PAGE_MASK).or_default().push(ptr);
-        if let Some(p) = second_page {
-            self.blocks.pages.entry(p).or_default().push(ptr);
-        }
-        if let Some(old) = self.blocks.blocks.insert((phys, key), block) {
-            self.unlist(&old);
-            self.retire(old);
-        }
         Ok(ptr)
+    }
+
+    /// Puts a new block in the place of what there was.
+    fn add_block(
+        &mut self,
+        phys: u64,
+        key: u32,
+        second: Option<u64>,
+        bytes: &[u8],
+        ops: &[Op],
+    ) -> *const Block {
+        if let Some(old) = self.blocks.block_at(phys, key).map(|b| (&raw const *b).cast_mut()) {
+            self.kill(&[old]);
+        }
+        // Walking the page tables may have written to them, and so have killed the last block of one that holds code.
+        self.hold_page(phys);
+        if let Some(p) = second {
+            self.hold_page(p);
+        }
+        let cache = &mut self.blocks;
+        cache.decoded += 1;
+        cache.live += 1;
+        let block: *mut Block = cache.arena.take(size_of::<Block>() + bytes.len()).cast();
+        // SAFETY: the piece is new, aligned, and large enough for the block and its bytes behind it.
+        let b = unsafe {
+            let behind: *mut u8 = block.add(1).cast();
+            behind.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            block.write(Block {
+                ops: Cell::new(&raw const DEAD),
+                link: [Cell::new(std::ptr::null()), Cell::new(std::ptr::null())],
+                phys,
+                key,
+                len: bytes.len() as u32,
+                count: ops.len() as u16,
+                has_ops: Cell::new(false),
+                dead: Cell::new(false),
+                bytes: behind,
+                second: second.unwrap_or(NO_PAGE),
+                next: Cell::default(),
+                on_page: Cell::default(),
+                jumps: Cell::default(),
+                tier: crate::tier::BlockTier::new(ops[0].run),
+            });
+            &*block
+        };
+        cache.put_ops(b, ops);
+        // SAFETY: the block stays where it is until it is taken out and buried.
+        unsafe { cache.blocks.insert(block) };
+        if let Some(page) = cache.page(phys) {
+            b.on_page.set(page.blocks.replace(block));
+        }
+        // Both may be the same physical page, mapped twice.
+        if let Some(second) = second.filter(|&p| p != phys & !PAGE_MASK) {
+            let page = cache.pages.find(second);
+            // SAFETY: null, or a page in the arena.
+            if let Some(page) = unsafe { page.as_ref() } {
+                page.crossing.push(&mut cache.arena, block);
+            }
+        }
+        self.count_block(b);
+        block
+    }
+
+    /// Decodes a block's ops again from its bytes, behind what is in `ops`; false if that gives others.
+    pub(crate) fn decode_ops_again(&self, block: &Block, ops: &mut Vec<Op>) -> bool {
+        let (first, mode, bytes) = (ops.len(), ModeKey(block.key), block.bytes());
+        let mut run = Run::new(&self.model, mode, bytes, 0);
+        let (mut len, mut ended) = (0, false);
+        while len < bytes.len() {
+            let next = match block.second_page() {
+                None => run.next(&self.model, len),
+                Some(_) => decode_op(&self.model, mode, bytes, 0),
+            };
+            let Some((mut op, flow)) = next.filter(|(op, _)| op.len != 0) else { return false };
+            len += usize::from(op.len);
+            ended = flow == Flow::Ends;
+            if ended && len < bytes.len() {
+                // As a block goes on behind a STI only.
+                (op.run, op.helper) = (run_straight, sti_inside);
+            }
+            ops.push(op);
+        }
+        if !ended {
+            ops.push(crate::interp::leave_op(len));
+        }
+        len == bytes.len() && ops.len() == first + block.op_count()
+    }
+
+    /// Gives a block its ops back if it has none; false if they could not be decoded again.
+    pub(crate) fn restore_ops(&mut self, block: &Block) -> bool {
+        if block.has_ops.get() {
+            return true;
+        }
+        let mut ops = std::mem::take(&mut self.blocks.scratch);
+        ops.clear();
+        let same = self.decode_ops_again(block, &mut ops);
+        if same {
+            self.blocks.put_ops(block, &ops);
+            if block.tier.compiled().is_some() {
+                block.set_first(run_code);
+            }
+        }
+        self.blocks.scratch = ops;
+        same
     }
 
     /// Copies bytes of a page of code, which begins at `host` if it is plain memory, from the physical address on. The page is held.
@@ -547,33 +832,28 @@ impl Cpu {
     /// Bytes of guest RAM have changed: blocks made of them die.
     pub fn invalidate_code(&mut self, gpa: u64, len: u64) {
         let page = gpa & !PAGE_MASK;
-        let Some(list) = self.blocks.pages.get(&page) else { return };
-        let hit: Vec<*const Block> = list
-            .iter()
-            .copied()
+        let Some(held) = self.blocks.page(page) else { return };
+        let hit: SmallVec<[*mut Block; 16]> = held
+            .all()
             .filter(|&b| {
                 // SAFETY: pages list live blocks only.
                 let b = unsafe { &*b };
                 let in_first = gpa < b.phys + u64::from(b.len) && b.phys < gpa + len;
                 // Bytes of a crossing instruction on its second page: at most 14.
-                let in_second = b.second_page == Some(page) && gpa & PAGE_MASK < 15;
+                let in_second = b.second == page && gpa & PAGE_MASK < 15;
                 in_first || in_second
             })
             .collect();
-        for b in hit {
-            self.kill_block(b);
-        }
-        if self.blocks.pages.get(&page).is_some_and(Vec::is_empty) {
-            self.blocks.pages.remove(&page);
-            self.mem.release_code(page);
-        }
+        self.kill(&hit);
+        self.blocks.release_if_empty(page);
     }
 
     /// Something else stands at these physical addresses now: blocks on their pages die.
     pub(crate) fn invalidate_range(&mut self, first: u64, last: u64) {
         let (first, last) = (first & !PAGE_MASK, last & !PAGE_MASK);
-        let pages: Vec<u64> =
-            self.blocks.pages.keys().copied().filter(|p| (first..=last).contains(p)).collect();
+        // SAFETY: pages that are in the table are in the arena.
+        let all = self.blocks.pages.iter().map(|p| unsafe { (*p).address });
+        let pages: Vec<u64> = all.filter(|p| (first..=last).contains(p)).collect();
         for page in pages {
             self.invalidate_code(page, PAGE_MASK + 1);
         }
@@ -598,51 +878,114 @@ impl Cpu {
         }
     }
 
-    fn kill_block(&mut self, b: *const Block) {
-        // SAFETY: callers pass live blocks.
-        let (phys, key) = unsafe { ((*b).phys, (*b).key) };
-        if let Some(block) = self.blocks.blocks.remove(&(phys, key)) {
-            self.unlist(&block);
-            self.retire(block);
+    pub(crate) fn kill_block(&mut self, b: *const Block) {
+        self.kill(&[b.cast_mut()]);
+    }
+
+    /// Kills live blocks.
+    fn kill(&mut self, blocks: &[*mut Block]) {
+        let mut pages: SmallVec<[u64; 4]> = SmallVec::new();
+        for &b in blocks {
+            // SAFETY: callers pass live blocks.
+            let b = unsafe { &*b };
+            b.dead.set(true);
+            self.blocks.blocks.remove(b);
+            for page in [Some(b.phys & !PAGE_MASK), b.second_page()].into_iter().flatten() {
+                if !pages.contains(&page) {
+                    pages.push(page);
+                }
+            }
+        }
+        for page in pages {
+            self.unlist_dead(page);
+        }
+        for &b in blocks {
+            self.retire(b);
         }
     }
 
-    fn unlist(&mut self, b: &Block) {
-        let ptr: *const Block = b;
-        for page in [Some(b.phys & !PAGE_MASK), b.second_page].into_iter().flatten() {
-            if let Some(v) = self.blocks.pages.get_mut(&page) {
-                v.retain(|&x| x != ptr);
-                // Links point only within a page: no successor may keep one to the dead block.
-                for &other in v.iter() {
-                    // SAFETY: pages list live blocks only.
-                    for l in unsafe { &(*other).link } {
-                        if l.get() == ptr {
-                            l.set(std::ptr::null());
-                        }
-                    }
+    /// Takes the blocks of a page off its list that are marked as dead.
+    fn unlist_dead(&mut self, page: u64) {
+        let page = self.blocks.pages.find(page);
+        // SAFETY: null, or a page in the arena.
+        let Some(page) = (unsafe { page.as_ref() }) else { return };
+        // SAFETY: what pages and links name is in the arena: blocks that died just now are not yet buried.
+        let is_dead = |b: *const Block| unsafe { b.as_ref() }.is_some_and(Block::is_dead);
+        let mut place = &page.blocks;
+        loop {
+            let at = place.get();
+            // SAFETY: as above.
+            let Some(b) = (unsafe { at.as_ref() }) else { break };
+            if b.is_dead() {
+                place.set(b.on_page.get());
+            } else {
+                place = &b.on_page;
+            }
+        }
+        page.crossing.retain(&mut self.blocks.arena, |b| !is_dead(b));
+        // Links point only within a page: no successor may keep one to a dead block.
+        for b in page.all() {
+            // SAFETY: as above.
+            for link in unsafe { &(*b).link } {
+                if is_dead(link.get()) {
+                    link.set(std::ptr::null());
                 }
             }
         }
     }
 
-    fn retire(&mut self, b: Box<Block>) {
-        self.blocks.invalidated += 1;
-        self.blocks.ops = self.blocks.ops.saturating_sub(b.ops.len());
-        self.blocks.forget_jumps(&b);
-        b.dead.set(true);
-        for op in b.ops.iter() {
-            // SAFETY: ops are only read by this thread, through copies of this pointer; no reference to `run` is held across a handler.
-            unsafe { (*op.get()).run = crate::interp::leave_before };
+    /// What is left to be done when a block has died that is in no table any more.
+    fn retire(&mut self, block: *mut Block) {
+        // SAFETY: it stays in the arena until it is buried.
+        let b = unsafe { &*block };
+        let cache = &mut self.blocks;
+        cache.invalidated += 1;
+        cache.forget_jumps(b);
+        match b.ops() {
+            // One of them may be executing: their memory stays until then.
+            Some(ops) => {
+                for op in ops {
+                    // SAFETY: ops are only read by this thread, through copies of this pointer; no reference to `run` is held across a handler.
+                    unsafe { (*op.get()).run = leave_before };
+                }
+            }
+            None => b.ops.set(&DEAD),
         }
         for l in &b.link {
             l.set(std::ptr::null());
         }
         self.forget_code_jumps(&b.tier);
-        self.blocks.dead_numbers.extend(b.tier.number());
-        let heads = b.tier.take_heads();
-        self.blocks.graveyard.push(b);
+        let cache = &mut self.blocks;
+        cache.dead_numbers.extend(b.tier.number());
+        let heads = b.tier.die(&mut cache.arena);
+        cache.live -= 1;
+        cache.graves += 1;
+        b.next.set(std::mem::replace(&mut cache.dead, block));
         for (phys, key) in heads {
             self.uninstall(phys, key);
+        }
+    }
+
+    /// Has decoded blocks take up to so many bytes of the host's memory, and at least 1 MiB; they are dropped. Not while the vCPU runs.
+    pub fn bound_blocks(&mut self, bytes: usize) {
+        self.flush_blocks();
+        self.blocks.bury();
+        (self.blocks.arena, self.blocks.blocks, self.blocks.pages) = BlockCache::room(bytes);
+    }
+
+    /// Bytes of the host's memory that decoded blocks take.
+    pub fn block_bytes(&self) -> usize {
+        self.blocks.bytes()
+    }
+
+    /// Between two instructions: frees what has died, and makes room if there is none.
+    #[inline(always)]
+    pub(crate) fn tidy_blocks(&mut self) {
+        if self.blocks.is_full() {
+            self.flush_blocks();
+        }
+        if self.blocks.bury() {
+            self.from = (std::ptr::null(), 0);
         }
     }
 }

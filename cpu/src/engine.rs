@@ -34,7 +34,7 @@ impl Cpu {
 
     /// Looks after what comes before an instruction: events, halts, traps, the fetch.
     pub fn turn(&mut self) -> Turn {
-        self.blocks.bury();
+        self.tidy_blocks();
         self.from = (std::ptr::null(), 0);
         if self.events.pending() & self.event_mask != 0
             && let Some(exit) = self.handle_events()
@@ -67,7 +67,12 @@ impl Cpu {
         self.faulted = false;
         self.enter(block);
         // SAFETY: blocks stay allocated until `turn` or `run` bury them, dead or not.
-        let ops = unsafe { &(*block).ops };
+        let b = unsafe { &*block };
+        if b.ops().is_none() && !self.restore_ops(b) {
+            self.icount -= b.op_count() as u64;
+            return self.kill_block(block);
+        }
+        let ops = b.ops().unwrap_or_default();
         for op in ops {
             let op = op.get();
             // SAFETY: as above; ops are changed by this thread only, and no reference to the handler is held across a call of it.
@@ -78,7 +83,7 @@ impl Cpu {
                     // The last op has gone on to another block, which is not executed now.
                     // SAFETY: `current` is a live block.
                     let entered = unsafe { &*self.blocks.current };
-                    self.icount -= entered.ops.len() as u64;
+                    self.icount -= entered.op_count() as u64;
                 }
                 break;
             }
@@ -97,7 +102,7 @@ impl Cpu {
         self.from = (std::ptr::null(), 0);
         if !next.is_null() && next != op.next() {
             // SAFETY: `current` is a live block, which the op's handler has just entered.
-            self.icount -= unsafe { &*self.blocks.current }.ops.len() as u64;
+            self.icount -= unsafe { &*self.blocks.current }.op_count() as u64;
         }
         !next.is_null()
     }

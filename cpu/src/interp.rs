@@ -60,8 +60,13 @@ pub fn too_long(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
 
 /// An op that ends a block of `len` bytes before the next instruction.
 pub(crate) fn leave_op(len: usize) -> Op {
+    Op { off: len as u16, ..gate(leave_before) }
+}
+
+/// An op that does nothing but call `run`.
+pub(crate) const fn gate(run: Handler) -> Op {
     Op {
-        run: leave_before,
+        run,
         helper: undefined,
         imm: 0,
         disp: 0,
@@ -77,7 +82,7 @@ pub(crate) fn leave_op(len: usize) -> Op {
         len: 0,
         flags: 0,
         stack: 0,
-        off: len as u16,
+        off: 0,
         code: 0,
     }
 }
@@ -110,7 +115,7 @@ impl Cpu {
     pub(crate) fn enter(&mut self, block: *const Block) {
         self.blocks.current = block;
         // SAFETY: callers pass a live block.
-        self.icount += unsafe { &*block }.ops.len() as u64;
+        self.icount += unsafe { &*block }.op_count() as u64;
     }
 
     #[inline(never)]
@@ -625,9 +630,7 @@ impl Cpu {
 
     fn run_inside(&mut self) -> Exit {
         loop {
-            if self.blocks.bury() {
-                self.from = (std::ptr::null(), 0);
-            }
+            self.tidy_blocks();
             if self.events.pending() & self.event_mask != 0
                 && let Some(exit) = self.handle_events()
             {
@@ -679,7 +682,7 @@ impl Cpu {
     /// Executes one instruction (or one iteration of a repeated one), with the interrupt, trap or fault that follows from it. Events are looked at
     /// first, as `run` does.
     pub fn step(&mut self) -> Option<Exit> {
-        self.blocks.bury();
+        self.tidy_blocks();
         if self.events.pending() & self.event_mask != 0
             && let Some(exit) = self.handle_events()
         {
@@ -725,7 +728,7 @@ impl Cpu {
         let (f, t) = unsafe { (&*from, &*to) };
         // A link must hold wherever the page is mapped: both blocks on one page, at the distance that the branch has.
         let same_page = f.phys >> 12 == t.phys >> 12 && f.phys.wrapping_add(self.from_relative) == t.phys;
-        let whole = f.second_page.is_none() && t.second_page.is_none();
+        let whole = f.second_page().is_none() && t.second_page().is_none();
         if same_page && whole && f.key == t.key && !f.is_dead() {
             f.link[slot].set(to);
         }

@@ -7,8 +7,10 @@
 //! * [`interp`]: the interpreter and the run loop. [`mem`]: memory accesses. [`world`]: the vCPUs among each other. [`tier`]: compiled code,
 //!   [`check`]: its check on a running guest.
 
+mod arena;
 pub mod block;
 pub mod board;
+mod chains;
 pub mod check;
 pub mod cpu;
 pub mod decode;

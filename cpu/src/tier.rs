@@ -5,12 +5,12 @@
 //! the jump cache and the dispatcher know nothing of tiers, and both run side by side at no cost to either.
 //!
 //! Code made from several blocks is taken away from its head as soon as one of them dies.
+use crate::arena::{Arena, List};
 use crate::block::{Block, ModeKey};
 use crate::cpu::Cpu;
 use crate::op::{Handler, Op};
 use crate::state::Activity;
-use smallvec::SmallVec;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 
 /// Enters compiled code: takes the vCPU, the code's ops, RIP, and the code; returns why the code (or what it has gone on to) was left, with the
 /// state in memory complete.
@@ -132,11 +132,11 @@ pub(crate) struct BlockTier {
     /// The tier's own number for the block, or [`NO_NUMBER`].
     number: Cell<u32>,
     /// Heads of the code that this block went into.
-    heads: RefCell<Vec<(u64, u32)>>,
+    heads: List<(u64, u32)>,
     /// Entries of the table of [`CodeJump`]s that may name its code.
     jumps: Cell<Jumps>,
     /// Jumps that lead to its code.
-    links: RefCell<SmallVec<[Link; 1]>>,
+    links: List<Link>,
 }
 
 /// A block that the tier has given no number.
@@ -176,18 +176,25 @@ impl BlockTier {
             heat: Cell::new(0),
             code: Cell::new(None),
             number: Cell::new(NO_NUMBER),
-            heads: RefCell::default(),
+            heads: List::new(),
             jumps: Cell::default(),
-            links: RefCell::default(),
+            links: List::new(),
         }
     }
 
     /// Has no jump lead to its code any more.
-    fn sever(&self) {
-        for l in self.links.take() {
+    fn sever(&self, arena: &mut Arena) {
+        for l in self.links.iter() {
             // SAFETY: see `Cpu::link_code`.
             unsafe { l.at.cast::<i32>().write_unaligned(l.back) };
         }
+        self.links.clear(arena);
+    }
+
+    /// Gives back what it has of the arena; nobody looks at it any more.
+    pub(crate) fn drop_lists(&self, arena: &mut Arena) {
+        self.links.clear(arena);
+        self.heads.clear(arena);
     }
 
     /// The tier's number for the block, if it has given one.
@@ -201,30 +208,30 @@ impl BlockTier {
     }
 
     /// The block dies: whose code it went into.
-    pub(crate) fn take_heads(&self) -> Vec<(u64, u32)> {
-        self.sever();
+    pub(crate) fn die(&self, arena: &mut Arena) -> Vec<(u64, u32)> {
+        self.sever(arena);
         self.code.set(None);
-        self.heads.take()
+        let heads = self.heads.iter().collect();
+        self.heads.clear(arena);
+        heads
     }
 }
 
 /// The handler of a first op that counts.
 pub(crate) fn count(cpu: &mut Cpu, op: &Op) -> *const Op {
     let block = cpu.blocks.current;
-    // SAFETY: `current` is the live block whose first op this is.
-    let tier = unsafe { &(*block).tier };
+    // SAFETY: `current` is the live block whose first op this is; it stays until the dispatcher is back.
+    let block = unsafe { &*block };
+    let tier = &block.tier;
     let heat = tier.heat.get() + 1;
     tier.heat.set(heat);
     let first = tier.first.get();
     if heat >= cpu.hot_after || heat == cpu.known_after {
         let hot = heat >= cpu.hot_after;
-        // SAFETY: as above; ops are changed by this thread only, and no reference to `run` is held.
-        let (phys, key) = unsafe {
-            if hot {
-                (*(*block).ops[0].get()).run = first;
-            }
-            ((*block).phys, (*block).key)
-        };
+        if hot {
+            block.set_first(first);
+        }
+        let (phys, key) = (block.phys, block.key);
         if let Some(mut t) = cpu.tier.take() {
             if hot {
                 t.hot(cpu, phys, key);
@@ -234,29 +241,52 @@ pub(crate) fn count(cpu: &mut Cpu, op: &Op) -> *const Op {
             cpu.tier = Some(t);
         }
         if tier.code.get().is_some() {
-            // There was some, or it was compiled at once.
+            // There was some, or it was compiled at once. The ops are gone.
             return run_code(cpu, op);
         }
     }
     first(cpu, op)
 }
 
-/// The handler of a first op that enters compiled code.
-fn run_code(cpu: &mut Cpu, op: &Op) -> *const Op {
+/// The gate of a block that has compiled code: enters it.
+pub(crate) fn run_code(cpu: &mut Cpu, _: &Op) -> *const Op {
     if cpu.recording.is_some() {
-        return record(cpu, op);
+        return record(cpu);
     }
     let next = run_regions(cpu);
     cpu.leave_host_float();
     next
 }
 
+/// The gate of a block whose code was taken away: the interpreter executes it again.
+pub(crate) fn restore_and_run(cpu: &mut Cpu, _: &Op) -> *const Op {
+    // SAFETY: `current` is the live block whose gate this is.
+    let block = unsafe { &*cpu.blocks.current };
+    if !restore(cpu, block) {
+        return std::ptr::null();
+    }
+    cpu.count_block(block);
+    let first = block.first();
+    // SAFETY: ops that are there stay until the block has code or is buried; ops are changed by this thread only.
+    let first = unsafe { &*first };
+    (first.run)(cpu, first)
+}
+
+/// Gives the current block, which was just entered, its ops back. False if the dispatcher has to look for another one.
+fn restore(cpu: &mut Cpu, block: &Block) -> bool {
+    let done = cpu.restore_ops(block);
+    if !done {
+        cpu.icount -= block.op_count() as u64;
+        cpu.kill_block(block);
+    }
+    done
+}
+
 /// Records the block and has the interpreter execute it, instead of its code.
 #[cold]
-fn record(cpu: &mut Cpu, op: &Op) -> *const Op {
-    // SAFETY: `current` is the live block whose first op this is.
+fn record(cpu: &mut Cpu) -> *const Op {
+    // SAFETY: `current` is the live block whose gate this is.
     let block = unsafe { &*cpu.blocks.current };
-    let first = block.tier.first.get();
     let lin = cpu.code_linear();
     let full = cpu.recording.as_mut().is_none_or(|r| {
         r.blocks.push(Recorded { phys: block.phys, key: block.key, lin });
@@ -266,17 +296,25 @@ fn record(cpu: &mut Cpu, op: &Op) -> *const Op {
         && let Some(recording) = cpu.recording.take()
         && let Some(mut t) = cpu.tier.take()
     {
+        for r in &recording.blocks {
+            cpu.drop_restored(r.phys, r.key);
+        }
         t.recorded(cpu, recording.blocks);
         cpu.tier = Some(t);
     }
-    first(cpu, op)
+    if !restore(cpu, block) {
+        return std::ptr::null();
+    }
+    let first = block.first();
+    // SAFETY: ops that are there stay until the block has code once more or is buried.
+    (block.tier.first.get())(cpu, unsafe { &*first })
 }
 
 fn run_regions(cpu: &mut Cpu) -> *const Op {
     let mut block = cpu.blocks.current;
     // The code counts its instructions itself.
     // SAFETY: `current` is live.
-    cpu.icount -= unsafe { &*block }.ops.len() as u64;
+    cpu.icount -= unsafe { &*block }.op_count() as u64;
     loop {
         // SAFETY: `current` is live, or has died in code that it left at once.
         let Some(code) = (unsafe { (*block).tier.code.get() }) else { return std::ptr::null() };
@@ -298,6 +336,9 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
             LEFT_INTERPRET => {
                 cpu.leave_host_float();
                 cpu.interpret_one();
+                if cpu.blocks.is_full() {
+                    return std::ptr::null();
+                }
             }
             LEFT_STOPPED if cpu.faulted => cpu.deliver_fault(),
             _ => {}
@@ -378,7 +419,8 @@ impl Cpu {
         self.leave_host_float();
         loop {
             let pending = self.events.pending() & self.event_mask != 0;
-            if pending || self.state.activity != Activity::Running || self.blocks.graves() > GRAVES {
+            let wants_room = self.blocks.graves() > GRAVES || self.blocks.is_full();
+            if pending || self.state.activity != Activity::Running || wants_room {
                 return std::ptr::null();
             }
             if self.single_wanted() {
@@ -450,8 +492,7 @@ impl Cpu {
         let fits = key.has(ModeKey::LONG) || key.has(ModeKey::FLAT) && key.has(ModeKey::D32);
         // The tier itself is not in its place while it is told of a block.
         if self.hot_after != u32::MAX && fits && !key.has(ModeKey::SINGLE) {
-            // SAFETY: the block is new and not executing.
-            unsafe { (*block.ops[0].get()).run = count };
+            block.set_first(count);
         }
     }
 
@@ -474,15 +515,16 @@ impl Cpu {
         if parts.iter().any(|&p| self.blocks.block_at(p, key).is_none()) {
             return false;
         }
+        let block: *const Block = head;
         for &p in parts {
-            if let Some(b) = self.blocks.block_at(p, key) {
-                let mut heads = b.tier.heads.borrow_mut();
-                if !heads.contains(&(phys, key)) {
-                    heads.push((phys, key));
-                }
+            let part: Option<*const Block> = self.blocks.block_at(p, key).map(|b| b as _);
+            // SAFETY: it was just found, and nothing here takes blocks out.
+            if let Some(b) = part.map(|b| unsafe { &*b })
+                && !b.tier.heads.iter().any(|head| head == (phys, key))
+            {
+                b.tier.heads.push(self.blocks.arena(), (phys, key));
             }
         }
-        let block: *const Block = head;
         // SAFETY: `block_at` returns a live block; for the code the caller vouches.
         unsafe { self.install_block(block, code) };
         true
@@ -496,10 +538,9 @@ impl Cpu {
         // SAFETY: the block stays in the cache: nothing below takes blocks out.
         let head = unsafe { &*block };
         self.forget_code_jumps(&head.tier);
-        head.tier.sever();
+        head.tier.sever(self.blocks.arena());
         head.tier.code.set(Some(code));
-        // SAFETY: ops are changed by this thread only; no handler of this block is on the stack with a reference to `run`.
-        unsafe { (*head.ops[0].get()).run = run_code };
+        self.blocks.has_code(head);
     }
 
     /// The numbers of blocks that have died since this was asked last; `None` if all have.
@@ -522,12 +563,12 @@ impl Cpu {
         }
         let block: *const Block = b;
         // SAFETY: the block stays in the cache: nothing below takes blocks out.
-        let tier = unsafe { &(*block).tier };
+        let block = unsafe { &*block };
+        let tier = &block.tier;
         self.forget_code_jumps(tier);
-        tier.sever();
+        tier.sever(self.blocks.arena());
         tier.code.set(None);
-        // SAFETY: as for `install`.
-        unsafe { (*(*block).ops[0].get()).run = tier.first.get() };
+        self.blocks.lost_code(block, tier.first.get());
         // The block itself is still there, and may well be hot.
         self.cool(phys, key);
     }
@@ -542,15 +583,14 @@ impl Cpu {
     /// # Safety
     /// The block is live. `link.at` is the displacement of a jump in the tier's code, mapped as long as the vCPU has the tier, which may lead to the block's
     /// code with `to` and anywhere with `link.back`; no code of this vCPU's executes.
-    pub unsafe fn link_code(&self, block: *const Block, link: Link, to: i32) {
+    pub unsafe fn link_code(&mut self, block: *const Block, link: Link, to: i32) {
         // SAFETY: as the caller vouches.
         let tier = unsafe {
             link.at.cast::<i32>().write_unaligned(to);
             &(*block).tier
         };
-        let mut links = tier.links.borrow_mut();
-        if !links.iter().any(|l| l.at == link.at) {
-            links.push(link);
+        if !tier.links.iter().any(|l| l.at == link.at) {
+            tier.links.push(self.blocks.arena(), link);
         }
     }
 
@@ -560,9 +600,26 @@ impl Cpu {
         self.from = (std::ptr::null(), 0);
     }
 
-    /// The handler of an op as the interpreter has it, whatever tier its block is in.
-    pub fn plain_op(&self, block: &Block, n: usize) -> Op {
-        block.plain_op(n)
+    /// Adds a block's ops with the handlers that the interpreter has for them, whatever tier it is in. False if they are not there and cannot be decoded
+    /// again.
+    pub fn plain_ops(&self, block: &Block, to: &mut Vec<Op>) -> bool {
+        let Some(ops) = block.ops() else { return self.decode_ops_again(block, to) };
+        let first = to.len();
+        // SAFETY: ops are changed by the vCPU's own thread only, which is this one.
+        to.extend(ops.iter().map(|op| unsafe { *op.get() }));
+        to[first].run = block.tier.first.get();
+        true
+    }
+
+    /// The ops of a block with code that were restored while it was recorded are of no more use.
+    fn drop_restored(&mut self, phys: u64, key: u32) {
+        let Some(block) = self.blocks.block_at(phys, key) else { return };
+        let block: *const Block = block;
+        // SAFETY: it was just found; none of its ops executes, as this is asked where a gate is.
+        let block = unsafe { &*block };
+        if block.tier.code.get().is_some() {
+            self.blocks.has_code(block);
+        }
     }
 
     /// The block at a physical address of RAM under a mode key, decoded if need be; `lin` is where the guest has it, for the log. `None` if it is not on one
@@ -571,7 +628,7 @@ impl Cpu {
         if self.blocks.block_at(phys, key).is_none() {
             self.decode_ahead(lin, phys, key)?;
         }
-        self.blocks.block_at(phys, key).filter(|b| b.second_page.is_none())
+        self.blocks.block_at(phys, key).filter(|b| b.second_page().is_none())
     }
 }
 
@@ -590,15 +647,5 @@ impl Block {
     /// Takes the number away: the block's death concerns the tier no more.
     pub fn forget_number(&self) {
         self.tier.number.set(NO_NUMBER);
-    }
-
-    /// An op with the handler that the interpreter has for it, whatever tier the block is in.
-    pub fn plain_op(&self, n: usize) -> Op {
-        // SAFETY: ops are changed by the vCPU's own thread only, which is this one.
-        let mut op = unsafe { *self.ops[n].get() };
-        if n == 0 {
-            op.run = self.tier.first.get();
-        }
-        op
     }
 }

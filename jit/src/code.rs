@@ -1,8 +1,9 @@
 //! Memory for generated code, and what is kept of a planned block.
 //!
 //! Code lies in segments of memory that can be written while other threads execute what is there already, at another address (see [`twice`]). Code is
-//! put into a segment one piece after the other. When as many segments are full as the budget allows, the oldest one is
-//! given up with all the code in it: it is unmapped as soon as nobody keeps a piece of it.
+//! put into a segment one piece after the other. When segments, and what their owner keeps beside the code in them, take
+//! as much as the budget allows, the oldest one is given up with all the code in it: it is unmapped as soon as nobody
+//! keeps a piece of it.
 use crate::twice::{self, Executed, Written};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -43,6 +44,11 @@ impl Segment {
         Code { segment: self.clone(), at, len: code.len() }
     }
 
+    /// Nothing more is put here.
+    fn finish(&self) {
+        self.write.lock().rest(0..SEGMENT);
+    }
+
     /// Whether its place is wanted for other code: who keeps code of it is to let go of it.
     pub fn is_given_up(&self) -> bool {
         self.given_up.load(Ordering::Acquire)
@@ -75,9 +81,11 @@ impl Code {
 
 /// All code of a machine.
 pub(crate) struct CodeMemory {
-    /// The oldest first; the last one is being filled.
-    segments: VecDeque<Arc<Segment>>,
+    /// The oldest first, with the bytes that are kept beside each one's code; the last one is being filled.
+    segments: VecDeque<(Arc<Segment>, usize)>,
     used: usize,
+    /// Bytes kept beside code in all segments.
+    beside: usize,
     limit: usize,
     split: bool,
 }
@@ -85,35 +93,42 @@ pub(crate) struct CodeMemory {
 /// Where a piece of code was put.
 pub(crate) struct Placed {
     pub code: Code,
-    /// The segment that was given up for it.
-    pub given_up: Option<Arc<Segment>>,
+    /// The segments that were given up for it.
+    pub given_up: Vec<Arc<Segment>>,
 }
 
 impl CodeMemory {
     /// Memory for up to `limit` bytes (at least one segment), `split` or not.
     pub fn new(limit: usize, split: bool) -> io::Result<Self> {
-        let first = Segment::new(SEGMENT, split)?;
-        Ok(Self { segments: VecDeque::from([first]), used: 0, limit: (limit / SEGMENT).max(1), split })
+        let segments = VecDeque::from([(Segment::new(SEGMENT, split)?, 0)]);
+        Ok(Self { segments, used: 0, beside: 0, limit, split })
     }
 
-    /// Puts a piece of code; `None` if it is larger than a segment or the host has no memory.
-    pub fn place(&mut self, code: &[u8]) -> Option<Placed> {
+    /// Puts a piece of code, beside which `beside` bytes are kept; `None` if it is larger than a segment or the host
+    /// has no memory.
+    pub fn place(&mut self, code: &[u8], beside: usize) -> Option<Placed> {
         if code.len() > SEGMENT {
             return None;
         }
-        let mut given_up = None;
         if self.used + code.len() > SEGMENT {
             let fresh = Segment::new(SEGMENT, self.split).ok()?;
-            if self.segments.len() >= self.limit {
-                given_up = self.segments.pop_front();
+            if let Some((full, _)) = self.segments.back() {
+                full.finish();
             }
-            if let Some(s) = &given_up {
-                s.given_up.store(true, Ordering::Release);
-            }
-            self.segments.push_back(fresh);
+            self.segments.push_back((fresh, 0));
             self.used = 0;
         }
-        let code = self.segments.back()?.put(self.used, code);
+        let mut given_up = Vec::new();
+        while self.segments.len() > 1 && self.bytes() + self.beside + beside > self.limit {
+            let Some((oldest, had)) = self.segments.pop_front() else { break };
+            oldest.given_up.store(true, Ordering::Release);
+            self.beside -= had;
+            given_up.push(oldest);
+        }
+        let (segment, had) = self.segments.back_mut()?;
+        let code = segment.put(self.used, code);
+        *had += beside;
+        self.beside += beside;
         self.used = (self.used + code.len).next_multiple_of(ALIGN);
         Some(Placed { code, given_up })
     }
@@ -132,16 +147,26 @@ mod tests {
     fn a_full_memory_gives_up_its_oldest_segment_which_stays_while_it_is_used() {
         let mut m = CodeMemory::new(2 * SEGMENT, true).unwrap();
         let half = vec![0x90; SEGMENT / 2];
-        let first = m.place(&[0xc3; SEGMENT / 2]).unwrap();
+        let first = m.place(&[0xc3; SEGMENT / 2], 0).unwrap();
         for _ in 0..3 {
-            assert!(m.place(&half).unwrap().given_up.is_none());
+            assert!(m.place(&half, 0).unwrap().given_up.is_empty());
         }
         assert!(!first.code.segment.is_given_up());
-        let fifth = m.place(&half).unwrap();
-        assert!(Arc::ptr_eq(&fifth.given_up.unwrap(), &first.code.segment));
+        let fifth = m.place(&half, 0).unwrap();
+        assert!(Arc::ptr_eq(&fifth.given_up[0], &first.code.segment));
         assert!(first.code.segment.is_given_up() && !fifth.code.segment.is_given_up());
         assert_eq!(first.code.bytes(), [0xc3; SEGMENT / 2]);
         assert_eq!(m.bytes(), 2 * SEGMENT);
-        assert!(m.place(&vec![0; SEGMENT + 1]).is_none());
+        assert!(m.place(&vec![0; SEGMENT + 1], 0).is_none());
+    }
+    #[test]
+    fn what_is_kept_beside_the_code_counts() {
+        let mut m = CodeMemory::new(8 * SEGMENT, true).unwrap();
+        for n in 0..100 {
+            // Much more than the code itself.
+            m.place(&[0xc3; SEGMENT / 4], SEGMENT).unwrap();
+            assert!(m.bytes() + m.beside <= 8 * SEGMENT || m.segments.len() == 1, "{n}");
+        }
+        assert_eq!(m.beside, m.segments.iter().map(|s| s.1).sum::<usize>());
     }
 }

@@ -211,11 +211,13 @@ impl Plan {
 
     /// Adds a block; returns where it leads.
     fn add(&mut self, cpu: &Cpu, block: &Block, delta: i64) -> Option<Vec<i64>> {
-        let bytes = &block.bytes;
+        let bytes = block.bytes();
         let options = cpu.model.decoder_options();
         let first = self.ops.len();
-        for n in 0..block.ops.len() {
-            let op = cpu.plain_op(block, n);
+        if !cpu.plain_ops(block, &mut self.ops) {
+            return None;
+        }
+        for op in &self.ops[first..] {
             let at = usize::from(op.off);
             let instruction = if op.len == 0 {
                 None
@@ -229,7 +231,6 @@ impl Plan {
                 }
                 Some(i)
             };
-            self.ops.push(op);
             self.instructions.push(instruction);
         }
         let ops = first..self.ops.len();
@@ -273,7 +274,7 @@ impl Plan {
             followers: Vec::new(),
             comes_from: Vec::new(),
         });
-        self.parts.push(Part { phys: block.phys, bytes: bytes.clone() });
+        self.parts.push(Part { phys: block.phys, bytes: bytes.into() });
         Some(leads)
     }
 
@@ -455,7 +456,7 @@ fn loaded(i: &Instruction) -> Option<usize> {
 
 /// Whether a block can be in a region.
 fn fits(b: &Block) -> bool {
-    b.second_page.is_none() && !b.is_dead() && b.len > 0
+    b.second_page().is_none() && !b.is_dead() && b.len > 0
 }
 
 /// What an op does to the variables.

@@ -5,17 +5,20 @@
 //! a guest.
 use crate::cache::Cache;
 use crate::code::{Code, CodeMemory, Segment};
-use crate::pack::{Entry, Head, Id, View};
+use crate::pack::{Entry, Head, Id, Piece, View};
 use crate::tier::{Inside, Marks};
-use mynah_cpu::Op;
+use mynah_cpu::board::EV_TIER;
+use mynah_cpu::{Events, Op};
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// Regions with the same head that are kept in memory.
 const CANDIDATES: usize = 64;
+/// Bytes that a region takes in tables and by its allocations.
+const BESIDE: usize = 256;
 /// Bytes of code that wait to be written to disk before they are written while the machine runs.
 const PENDING: usize = 4 << 20;
 /// How long they wait if they are fewer.
@@ -83,10 +86,12 @@ pub(crate) struct Store {
     pub counters: Counters,
     /// How often code was given up: who keeps some looks whether it is theirs when this has changed.
     given_up: AtomicU64,
+    /// Who is told of that.
+    keepers: Mutex<Vec<Weak<Events>>>,
 }
 
 impl Store {
-    /// A store whose code takes up to `limit` bytes, and that `keeps` regions for [`Self::set_cache`]; an
+    /// A store whose regions take up to `limit` bytes, and that `keeps` regions for [`Self::set_cache`]; an
     /// error says that the host has no executable memory.
     pub fn new(limit: usize, inside: Arc<Inside>, keeps: bool, split: bool) -> std::io::Result<Self> {
         Ok(Self {
@@ -98,7 +103,13 @@ impl Store {
             inside,
             counters: Counters::default(),
             given_up: AtomicU64::new(0),
+            keepers: Mutex::default(),
         })
+    }
+
+    /// A vCPU keeps regions: it is told when it is to let some go, even if it sleeps.
+    pub fn tell(&self, events: &Arc<Events>) {
+        self.keepers.lock().push(Arc::downgrade(events));
     }
 
     /// Puts what is on disk behind the store, or nothing if it cannot be used. Once.
@@ -167,7 +178,9 @@ impl Store {
         new: bool,
     ) -> Option<Arc<Region>> {
         let (head, id) = (e.head(), e.id());
-        let placed = self.memory.lock().place(&e.code)?;
+        let pieces: usize = e.pieces.iter().map(|p| p.bytes.len() + size_of::<Piece>()).sum();
+        let beside = size_of::<Region>() + size_of_val(&*ops) + pieces + BESIDE;
+        let placed = self.memory.lock().place(&e.code, beside)?;
         let code = placed.code;
         let region = Arc::new(Region {
             entry: Entry { mode: e.mode, instructions: e.instructions, ops: e.ops, pieces: e.pieces, code },
@@ -177,7 +190,7 @@ impl Store {
         self.inside.show(region.code().address(), region.code().bytes(), lin, marks);
         {
             let mut known = self.known.write();
-            if let Some(old) = placed.given_up {
+            for old in placed.given_up {
                 self.forget(&mut known, &old);
             }
             let list = known.entry(head).or_default();
@@ -202,6 +215,7 @@ impl Store {
         });
         self.counters.given_up.fetch_add(1, Ordering::Relaxed);
         self.given_up.fetch_add(1, Ordering::Release);
+        self.keepers.lock().retain(|k| k.upgrade().inspect(|events| events.raise(EV_TIER)).is_some());
     }
 
     /// When what waits to be written is due: at once, later, or `None` if nothing waits.

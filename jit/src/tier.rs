@@ -29,7 +29,7 @@ use crate::region::Plan;
 use crate::runtime::{Context, PLACE_MISSES, Stub};
 use crate::store::{Region, Store};
 use iced_x86::InstructionInfoFactory;
-use mynah_cpu::block::ModeKey;
+use mynah_cpu::block::{Block, ModeKey};
 use mynah_cpu::tier::{Compiled, Enter, Recorded, Tier};
 use mynah_cpu::{Cpu, CpuModel, Events, Op};
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
@@ -55,8 +55,10 @@ const KERNEL_OFTEN: usize = RECORDED / 32;
 /// Executions after which a block's code is looked for among what has been compiled before: what was hot once
 /// will be again. With the baseline it is looked for when that would take the block, which is earlier.
 const KNOWN: u32 = 8;
-/// Bytes of code kept in memory unless told otherwise.
-pub const CODE: usize = 128 << 20;
+/// Bytes that regions take, and each vCPU's baseline, unless told otherwise.
+pub const REGION_BYTES: usize = 128 << 20;
+/// See [`REGION_BYTES`].
+pub const BASELINE_BYTES: usize = 192 << 20;
 /// Bytes that the stubs may take.
 const STUBS: usize = 64 << 10;
 
@@ -64,7 +66,9 @@ const STUBS: usize = 64 << 10;
 /// turn.
 const STORM: u64 = 1 << 20;
 /// Blocks whose last compilation is remembered.
-const HISTORY: usize = 1 << 16;
+const HISTORY: usize = 1 << 14;
+/// Blocks that have code of regions.
+const INSTALLED: usize = 1 << 14;
 
 /// When a block was compiled last, and how often it must get hot before it is compiled again.
 struct Past {
@@ -176,8 +180,10 @@ pub struct Options {
     pub optimize: Optimize,
     /// There is a baseline, and blocks that it has run so often go on to Cranelift.
     pub baseline: Option<u32>,
-    /// Bytes of code kept in memory.
-    pub code_bytes: usize,
+    /// Bytes that regions may take, with all that is kept of them.
+    pub region_bytes: usize,
+    /// Bytes that the baseline of each vCPU may take: code, counted twice as it is mapped twice, and what is known of it.
+    pub baseline_bytes: usize,
     /// No memory for code can be both written and executed at one address.
     pub split_wx: bool,
     /// Where regions are kept.
@@ -194,7 +200,8 @@ impl Default for Options {
         Self {
             optimize: Optimize::Speed,
             baseline: Some(HOTTER),
-            code_bytes: CODE,
+            region_bytes: REGION_BYTES,
+            baseline_bytes: BASELINE_BYTES,
             split_wx: true,
             disk: None,
             at_once: false,
@@ -241,7 +248,7 @@ pub struct DiskInfo {
 pub struct Engine {
     optimize: Optimize,
     baseline: Option<u32>,
-    /// Bytes of code of each vCPU's baseline.
+    /// See [`Options::baseline_bytes`].
     baseline_bytes: usize,
     split_wx: bool,
     inside: Arc<Inside>,
@@ -288,7 +295,7 @@ impl Engine {
         let inside = Arc::new(options.inside);
         let keeps = options.disk.is_some() && model.is_some();
         let store = Arc::new(
-            Store::new(options.code_bytes, inside.clone(), keeps, options.split_wx).map_err(memory)?,
+            Store::new(options.region_bytes, inside.clone(), keeps, options.split_wx).map_err(memory)?,
         );
         if let (Some(OnDisk { folder, limit, image }), Some(model)) = (options.disk, model) {
             let (store, model, optimize) = (store.clone(), model.clone(), options.optimize);
@@ -334,7 +341,7 @@ impl Engine {
         Ok(Self {
             optimize: options.optimize,
             baseline: options.baseline,
-            baseline_bytes: options.code_bytes / 2,
+            baseline_bytes: options.baseline_bytes,
             split_wx: options.split_wx,
             inside,
             store,
@@ -445,6 +452,7 @@ impl Translating {
             }
             None => None,
         };
+        engine.store.tell(&events);
         Ok(Self {
             compiler,
             pool: engine.pool.clone(),
@@ -770,15 +778,31 @@ impl Translating {
         });
     }
 
+    /// Forgets blocks that have lost their code or died, when there are many; takes all others' away if there are too many of them.
+    fn make_room(&mut self, cpu: &mut Cpu) {
+        if self.installed.len() < INSTALLED {
+            return;
+        }
+        self.installed.retain(|&(phys, key), region| {
+            let code = cpu.known_block(phys, key).and_then(Block::code);
+            code.is_some_and(|c| c.code == region.code().address())
+        });
+        if self.installed.len() > INSTALLED / 2 {
+            for ((phys, key), _) in self.installed.drain() {
+                cpu.uninstall(phys, key);
+            }
+        }
+    }
+
     /// Installs code for the block that is about to be executed if it was compiled before.
     fn install_known(&mut self, cpu: &mut Cpu, phys: u64, key: u32) -> bool {
         if cpu.sees_every_block() {
             return false;
         }
-        let Some(block) = cpu.known_block(phys, key).filter(|b| b.second_page.is_none()) else {
+        let Some(block) = cpu.known_block(phys, key).filter(|b| b.second_page().is_none()) else {
             return false;
         };
-        let head = Head::of(key, &block.bytes);
+        let head = Head::of(key, block.bytes());
         let there = |delta: i64, bytes: &[u8]| is_there(cpu, phys, delta, bytes);
         let place = Place { lin: cpu.code_linear(), phys, key };
         let region = match self.store.find(head, key, there) {
@@ -826,6 +850,7 @@ impl Translating {
             self.count_again(cpu, part, key);
         }
         self.seat.counters.installed.fetch_add(1, Ordering::Relaxed);
+        self.make_room(cpu);
         self.installed.insert((phys, key), region.clone());
         true
     }
@@ -837,8 +862,11 @@ fn decode<'a>(cpu: &mut Cpu, place: Place, pieces: impl Iterator<Item = (i64, &'
     let mut ops = Vec::new();
     for (delta, bytes) in pieces {
         let (lin, phys) = (place.lin.wrapping_add(delta as u64), place.phys.wrapping_add(delta as u64));
-        let block = cpu.know_block(lin, phys, place.key).filter(|b| *b.bytes == *bytes)?;
-        ops.extend((0..block.ops.len()).map(|n| block.plain_op(n)));
+        cpu.know_block(lin, phys, place.key)?;
+        let block = cpu.known_block(phys, place.key).filter(|b| b.bytes() == bytes)?;
+        if !cpu.plain_ops(block, &mut ops) {
+            return None;
+        }
     }
     Some(ops)
 }

@@ -10,6 +10,7 @@
 //!
 //! On request it is one anonymous mapping for both. Hosts that let no memory be both (some SELinux policies) have it mapped twice all the same.
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 #[cfg(target_os = "linux")]
 use std::sync::OnceLock;
@@ -86,9 +87,23 @@ impl Written {
         assert!(at <= self.pages.len && bytes.len() <= self.pages.len - at);
         if self.pages.collapses && at + HUGE >= self.asked {
             self.ask(at);
+            self.rest(0..at / HUGE * HUGE);
         }
         // SAFETY: within the mapping, as was just seen; `bytes` is no part of it, as nobody else has its bytes to be written.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.pages.write.add(at), bytes.len()) };
+    }
+
+    /// Hardly anything will be written there from now on: what is mapped to be written is not counted as resident a second time.
+    pub fn rest(&self, stretch: Range<usize>) {
+        debug_assert!(stretch.end <= self.pages.len);
+        #[cfg(target_os = "linux")]
+        if !std::ptr::eq(self.pages.write, self.pages.execute) && !stretch.is_empty() {
+            // SAFETY: within the mapping, which is shared: its pages stay what they are, and are found again when they are written to.
+            unsafe {
+                let at = self.pages.write.add(stretch.start);
+                libc::madvise(at.cast(), stretch.len(), libc::MADV_DONTNEED);
+            }
+        }
     }
 
     /// Where an offset can be written.
@@ -244,6 +259,17 @@ pub(crate) fn map(_: usize, _: bool) -> io::Result<(Written, Executed)> {
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_rests_stays_and_can_be_written() {
+        let (mut write, execute) = map(2 * HUGE, true).unwrap();
+        write.put(100, b"code");
+        write.rest(0..HUGE);
+        assert_eq!(write.bytes(100, 4), b"code");
+        write.put(102, b"ol");
+        // SAFETY: mapped, and as long as the view is there.
+        assert_eq!(unsafe { std::slice::from_raw_parts(execute.address(100), 4) }, b"cool");
+    }
 
     fn what_is_written_runs(pages: Pages, rights: &str) {
         let pages = Arc::new(pages);

@@ -469,7 +469,7 @@ fn code_memory_is_bounded_and_what_was_given_up_comes_back_from_disk() {
     let dir = Scratch::new("bounded");
     let code = long_program(300);
     let small =
-        |disk| Options { at_once: true, baseline: None, code_bytes: 1 << 20, disk, ..Options::default() };
+        |disk| Options { at_once: true, baseline: None, region_bytes: 1 << 20, disk, ..Options::default() };
     let without = run_options(small(None), &code);
     assert!(without.info.given_up > 2 && without.info.code_bytes == 1 << 20, "{without:?}");
     let first = run_options(small(on_disk(&dir.0)), &code);

@@ -229,7 +229,9 @@ extern "C" fn flags_after_all(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u
     }
     let ops: Vec<Op> = {
         let block = cpu.known_block(CODE, cpu.mode_key).unwrap();
-        (0..block.ops.len()).map(|n| cpu.plain_op(block, n)).collect()
+        let mut ops = Vec::new();
+        assert!(cpu.plain_ops(block, &mut ops));
+        ops
     };
     for op in &ops {
         cpu.icount += 1;

@@ -517,7 +517,7 @@ fn a_loop_is_counted_on_when_blocks_die_whose_code_was_given_up_before() {
         a.ret()
     });
     cpu.mem.write(CODE, &code);
-    let options = Options { baseline: Some(1000), code_bytes: 1 << 20, ..Options::default() };
+    let options = Options { baseline: Some(1000), baseline_bytes: 2 << 20, ..Options::default() };
     let engine = Engine::new(&cpu.model, options).unwrap();
     let tier = Translating::new(&engine, cpu.events.clone()).unwrap();
     let (counters, hot) = (tier.counters(), tier.hot_after());

@@ -230,11 +230,13 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
     let name = props.text("accel")?.unwrap_or_default();
     if name == "help" || name == "?" {
         return Err(Error::info(
-            "Engines:\n  interp  the interpreter\n  jit     the translator (also: tcg)\n            \
+            "Engines:\n  interp  the interpreter\n            \
+             tb-size=MIB        memory for decoded code (384, and 128 for each vCPU)\n  \
+             jit     the translator (also: tcg)\n            \
              cache=on|off|DIR   where compiled code is kept between runs\n            \
              cache-share=on|off whether guests booted from other files may use it, too (off)\n            \
              cache-size=MIB     what it may take; one guest's files a quarter of that (256)\n            \
-             tb-size=MIB        memory for compiled code (128)\n            \
+             tb-size=MIB        memory for decoded and compiled code (384, and 128 for each vCPU)\n            \
              split-wx=on|off    whether that is never writable where it is executable (on)\n            \
              check=on|off|all   whether it is checked against the interpreter (off)\n  \
              kvm     Linux's KVM\n  hvf     macOS's Hypervisor.framework\n",
@@ -244,7 +246,7 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
     props.rename(format!("-accel {name}"));
     let all: Vec<_> = props.all().into_iter().filter(|(k, _)| k != "accel").collect();
     let accepted: &[&str] = match kind {
-        AccelKind::Interp => &[],
+        AccelKind::Interp => &["tb-size"],
         AccelKind::Jit => &[
             "cache",
             "cache-share",
@@ -285,13 +287,14 @@ const MOST_MIB: u64 = 1 << 27;
 
 /// What `-accel jit` says of compiled code: where it is kept, and how much of it.
 pub fn compiled_code(accel: &Accel, config: &mut Config) -> Result<(), Error> {
+    let engine = if accel.kind == AccelKind::Interp { "interp" } else { "jit" };
     for (key, value) in &accel.properties {
         // As with QEMU, a size is a number of MiB, and 0 the usual one.
         let size = || match value.parse::<u64>() {
             Ok(0) => Ok(None),
             Ok(n) if n <= MOST_MIB => Ok(Some(n << 20)),
             _ => Err(Error::new(format!(
-                "-accel jit,{key}={value}: that is not a number of MiB from 1 to {MOST_MIB} (0 is the usual one)"
+                "-accel {engine},{key}={value}: that is not a number of MiB from 1 to {MOST_MIB} (0 is the usual one)"
             ))),
         };
         let switch = || match value.as_str() {
@@ -468,7 +471,8 @@ mod tests {
             "-accel intrep: unknown engine; did you mean 'interp'?"
         );
         assert!(accel("xen").unwrap_err().to_string().contains("not supported"));
-        assert!(accel("interp,fast=on").unwrap_err().to_string().contains("it takes no properties"));
+        assert!(accel("interp,fast=on").unwrap_err().to_string().contains("(accepted: tb-size)"));
+        assert!(accel("hvf,fast=on").unwrap_err().to_string().contains("it takes no properties"));
         assert!(accel("tcg,thraed=single").unwrap_err().to_string().contains("did you mean 'thread'?"));
     }
 }

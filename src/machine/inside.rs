@@ -1,4 +1,5 @@
 //! Looking inside the translator: its log (`-d ir,out_asm`), names for `perf`, counters for the monitor, and the check against the interpreter.
+use super::budget::Budget;
 use super::power::Power;
 use crate::config::{Check, CodeCache, Config, LogItem, exit_code};
 use anyhow::Context;
@@ -51,9 +52,10 @@ pub fn options(
     let limit = cfg.code_cache_size.unwrap_or(tier::LIMIT);
     let image = (!cfg.code_cache_share).then_some(image);
     let disk = folder.map(|folder| OnDisk { folder, limit, image });
-    let code_bytes = cfg.code_memory.map_or(tier::CODE, |n| n as usize);
+    let budget = Budget::of(cfg);
     Ok(Options {
-        code_bytes,
+        region_bytes: budget.regions,
+        baseline_bytes: budget.baseline,
         split_wx: cfg.split_wx,
         disk,
         inside: inside(cfg, log, symbols)?,

@@ -2,6 +2,7 @@
 
 pub mod bios;
 pub mod board;
+pub mod budget;
 pub mod console;
 pub mod ending;
 pub mod inside;
@@ -72,6 +73,7 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     if let Some(engine) = &translator {
         translators.set_engine(engine);
     }
+    let budget = budget::Budget::of(&cfg);
     let mut threads = Vec::new();
     for (n, handle) in handles.iter().enumerate() {
         let view = Arc::new(board.view(n));
@@ -81,6 +83,7 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
         if let Some(seed) = cfg.seed {
             cpu.seed_random(seed);
         }
+        cpu.bound_blocks(budget.blocks);
         if let Some(log) = &log {
             cpu.set_trace(log.clone());
         }

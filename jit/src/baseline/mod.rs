@@ -59,19 +59,25 @@ const MAP: [Option<u8>; 16] = [
 
 /// Executions by the interpreter after which a block is compiled.
 pub(crate) const HOT: u32 = 3;
-/// Bytes of code.
+/// Most bytes of code.
 const CODE: usize = 96 << 20;
 /// Least bytes of code.
 const LEAST: usize = 1 << 20;
 /// Instructions per miss of a place beyond which misses do not matter.
 const SELDOM: u64 = 1500;
-/// Blocks with code, and others that jumps lead to.
-const BLOCKS: usize = 1 << 19;
+/// Least blocks with code, and others that jumps lead to.
+const LEAST_BLOCKS: usize = 1 << 12;
+/// Places that are remembered to have missed.
+const BLAMED: usize = 1 << 13;
+/// No entry.
+const NONE: u32 = 0;
 
 /// What is known of a block that was compiled, or that a jump leads to. Offsets are in the code.
 struct Entry {
     /// Physical address and mode key.
     at: (u64, u32),
+    /// The entry behind it in its chain, counted from 1, or [`NONE`].
+    next: u32,
     /// The block with this code, as long as it is live; else null.
     block: *const Block,
     /// Where other tiers enter.
@@ -116,7 +122,11 @@ pub(crate) struct Baseline {
     start: usize,
     /// Each has a counter of the same number.
     entries: Vec<Entry>,
-    numbers: FxHashMap<(u64, u32), u32>,
+    /// The entries by what they are of, in chains: their numbers counted from 1, or [`NONE`].
+    heads: Box<[u32]>,
+    /// Bytes that entries have beside themselves, or more, and how many they may have.
+    beside: usize,
+    most_beside: usize,
     counters: Box<[u32]>,
     scratch: Scratch,
     flag_words: Box<[[u64; 2]]>,
@@ -154,8 +164,8 @@ struct Latest {
 }
 
 impl Baseline {
-    /// A baseline whose code is entered by `enter`, or why there is none. A block that has run `hot` times goes on to the next tier. Its code takes up to
-    /// `bytes`, or less. With `places_at_once` half of the blocks look into places from the start.
+    /// A baseline whose code is entered by `enter`, or why there is none. A block that has run `hot` times goes on to the next tier. Code and what is known of
+    /// it take up to `bytes`, or a few MiB. With `places_at_once` half of the blocks look into places from the start.
     pub fn new(
         enter: Enter,
         hot: u32,
@@ -163,7 +173,11 @@ impl Baseline {
         places_at_once: bool,
         split: bool,
     ) -> Result<Self, String> {
-        let size = bytes.clamp(LEAST, CODE).next_multiple_of(PAGE_SIZE as usize);
+        // The code is resident twice, as who counts by mappings sees it.
+        let size = (bytes / 8 * 3).clamp(LEAST, CODE).next_multiple_of(PAGE_SIZE as usize);
+        let known = bytes / 4;
+        let each = size_of::<Entry>() + size_of::<u32>() * 3;
+        let blocks = (known / 8 * 5 / each).clamp(LEAST_BLOCKS, 1 << 20);
         let mut code = Vec::new();
         let stubs = Stubs::new(&mut code).map_err(|e| format!("a stub of the baseline: {e}"))?;
         let (mut write, execute) =
@@ -183,9 +197,12 @@ impl Baseline {
             used: start,
             stubs,
             start,
-            entries: Vec::new(),
-            numbers: FxHashMap::default(),
-            counters: vec![0; BLOCKS].into_boxed_slice(),
+            // Neither grows, and memory that was never used is none.
+            entries: Vec::with_capacity(blocks),
+            heads: vec![NONE; blocks.next_power_of_two()].into_boxed_slice(),
+            beside: 0,
+            most_beside: (known / 8 * 3).max(LEAST),
+            counters: vec![0; blocks].into_boxed_slice(),
             scratch: Scratch::default(),
             flag_words,
             encoder: Encoder::new(64),
@@ -229,14 +246,13 @@ impl Baseline {
     pub fn latest_marks(&self, cpu: &Cpu, lin: u64) -> (u32, Vec<Mark>) {
         let Latest { at: (phys, key), places, .. } = &self.latest;
         let Some(block) = cpu.known_block(*phys, *key) else { return (64, Vec::new()) };
+        let mut ops = Vec::new();
+        cpu.plain_ops(block, &mut ops);
         let mark = |(n, &offset): (usize, &usize)| {
-            let bytes = (n < block.ops.len()).then(|| {
-                let op = cpu.plain_op(block, n);
+            let bytes = ops.get(n).map(|op| {
                 let at = usize::from(op.off);
-                (
-                    u64::from(op.off),
-                    block.bytes.get(at..at + usize::from(op.len)).unwrap_or_default().to_vec(),
-                )
+                let bytes = block.bytes().get(at..at + usize::from(op.len));
+                (u64::from(op.off), bytes.unwrap_or_default().to_vec())
             });
             let (distance, bytes) = bytes.unwrap_or_default();
             Mark { offset, lin: lin.wrapping_add(distance), bytes }
@@ -268,8 +284,27 @@ impl Baseline {
     /// The number of a block's entry, if it has code of this tier.
     fn number_of(&mut self, cpu: &mut Cpu, at: (u64, u32)) -> Option<usize> {
         self.bury(cpu);
-        let number = *self.numbers.get(&at)? as usize;
+        let number = self.find(at)?;
         self.has_code(number).then_some(number)
+    }
+
+    /// Where the chain of a block's entry begins.
+    fn chain(&self, (phys, key): (u64, u32)) -> usize {
+        let hash = (phys ^ u64::from(key) << 48).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (hash >> (64 - self.heads.len().trailing_zeros())) as usize
+    }
+
+    /// The number of the entry for a block.
+    fn find(&self, at: (u64, u32)) -> Option<usize> {
+        let mut next = self.heads[self.chain(at)];
+        while next != NONE {
+            let number = next as usize - 1;
+            if self.entries[number].at == at {
+                return Some(number);
+            }
+            next = self.entries[number].next;
+        }
+        None
     }
 
     /// Whether the block of an entry has the entry's code. Blocks that died have been buried.
@@ -288,7 +323,7 @@ impl Baseline {
 
     /// Whether a block was compiled before.
     pub fn knows(&self, phys: u64, key: u32) -> bool {
-        self.numbers.get(&(phys, key)).is_some_and(|&n| self.entries[n as usize].entry != 0)
+        self.find((phys, key)).is_some_and(|n| self.entries[n].entry != 0)
     }
 
     /// Counts a block's executions from the start.
@@ -340,6 +375,9 @@ impl Baseline {
         }
         self.bury(cpu);
         let owner = self.places.owner(at)?;
+        if self.blamed.len() >= BLAMED {
+            self.blamed.clear();
+        }
         let blamed = self.blamed.entry(owner).or_default();
         *blamed += 1;
         let number = owner.0 as usize;
@@ -353,11 +391,13 @@ impl Baseline {
 
     /// The number of the entry for a block, which is made if there is none.
     fn enter(&mut self, at: (u64, u32)) -> u32 {
-        let new = self.entries.len() as u32;
-        let number = *self.numbers.entry(at).or_insert(new);
-        if number == new {
+        let number = self.find(at).unwrap_or(self.entries.len());
+        if number == self.entries.len() {
+            let chain = self.chain(at);
+            let next = std::mem::replace(&mut self.heads[chain], number as u32 + 1);
             self.entries.push(Entry {
                 at,
+                next,
                 block: std::ptr::null(),
                 entry: 0,
                 tested: 0,
@@ -370,7 +410,7 @@ impl Baseline {
                 called: Vec::new(),
             });
         }
-        number
+        number as u32
     }
 
     /// Which ops of a block look into places from the start.
@@ -393,10 +433,14 @@ impl Baseline {
         let first = (phys & PAGE_MASK) as u16;
         let mut ops = std::mem::take(&mut self.scratch.ops);
         ops.clear();
+        let plain = &mut self.scratch.plain;
+        plain.clear();
+        if !cpu.plain_ops(block, plain) {
+            return false;
+        }
         let mut decoder =
-            Decoder::with_ip(bitness(mode), &block.bytes, u64::from(first), cpu.model.decoder_options());
-        for n in 0..block.ops.len() {
-            let op = block.plain_op(n);
+            Decoder::with_ip(bitness(mode), block.bytes(), u64::from(first), cpu.model.decoder_options());
+        for &op in plain.iter() {
             let i = if op.len == 0 {
                 None
             } else {
@@ -418,7 +462,8 @@ impl Baseline {
             ops.push((op, i));
         }
         let block: *const Block = block;
-        if self.entries.len() + 3 > self.counters.len() {
+        // Each jump of the block may want an entry.
+        if self.entries.len() + ops.len() + 3 > self.counters.len() || self.beside > self.most_beside {
             self.empty(cpu);
         }
         let (number, mut made) = loop {
@@ -456,6 +501,8 @@ impl Baseline {
         (e.entry, e.tested, e.body) =
             (origin as u32, (origin + made.tested) as u32, (origin + made.body) as u32);
         e.block = block;
+        let bytes = |called: &Vec<Box<Op>>| called.len() * (size_of::<Op>() + 16);
+        self.beside = (self.beside + bytes(&made.called)).saturating_sub(bytes(&e.called));
         e.called = std::mem::take(&mut made.called);
         // If the block had died and was decoded again: its old code has no jumps to be led anywhere.
         for (to, site) in std::mem::take(&mut e.leaps) {
@@ -478,7 +525,7 @@ impl Baseline {
     }
 
     /// Links the code of an entry, which was just made, with that of other blocks on its page.
-    fn link(&mut self, cpu: &Cpu, number: usize, leaps: &[emit::Leap]) {
+    fn link(&mut self, cpu: &mut Cpu, number: usize, leaps: &[emit::Leap]) {
         let Entry { at: (phys, key), entry: origin, .. } = self.entries[number];
         let first = (phys & PAGE_MASK) as i64;
         for leap in leaps.iter().filter(|l| l.is_in_page()) {
@@ -487,6 +534,8 @@ impl Baseline {
             let waiting = Waiting { site: origin + leap.site as u32, stub: origin + leap.stub as u32, back };
             self.entries[to as usize].waiting.push(waiting);
             self.entries[number].leaps.push((to, waiting.site));
+            // As much as they take when they have just grown.
+            self.beside += 3 * (size_of::<Waiting>() + size_of::<(u32, u32)>());
             if to as usize != number {
                 self.lead(cpu, to as usize, waiting);
             }
@@ -497,11 +546,11 @@ impl Baseline {
     }
 
     /// Has a jump lead straight to the block of an entry, if that has code. Blocks that died have been buried.
-    fn lead(&self, cpu: &Cpu, to: usize, w: Waiting) {
+    fn lead(&self, cpu: &mut Cpu, to: usize, w: Waiting) {
         let e = &self.entries[to];
         // What follows the page depends on where that is mapped.
         // SAFETY: null, or a live block, as in `has_code`.
-        if unsafe { e.block.as_ref() }.is_none_or(|b| b.second_page.is_some()) || !self.has_code(to) {
+        if unsafe { e.block.as_ref() }.is_none_or(|b| b.second_page().is_some()) || !self.has_code(to) {
             return;
         }
         let target = if w.back { e.tested } else { e.body };
@@ -526,7 +575,8 @@ impl Baseline {
             }
         }
         self.entries.clear();
-        self.numbers.clear();
+        self.heads.fill(NONE);
+        self.beside = 0;
         self.places = emit::Places::default();
         self.blamed.clear();
         self.used = self.start;
@@ -536,6 +586,7 @@ impl Baseline {
 /// Memory that is used again for each block.
 #[derive(Default)]
 struct Scratch {
+    plain: Vec<Op>,
     ops: Vec<(Op, Option<(Instruction, bool)>)>,
     emitted: emit::Emitted,
 }

@@ -63,7 +63,8 @@ pub fn run(setup: Setup, seed: u64, case: u64) -> anyhow::Result<u64> {
                 optimize: if rng.chance(50) { Optimize::None } else { Optimize::Speed },
                 baseline: rng.chance(80).then_some(1 << rng.below(10)),
                 at_once: rng.chance(50),
-                code_bytes: 8 << 20,
+                region_bytes: 8 << 20,
+                baseline_bytes: 8 << 20,
                 ..Options::default()
             };
             Some(Arc::new(Translator::new(&model, options).map_err(anyhow::Error::msg)?))
@@ -76,6 +77,7 @@ pub fn run(setup: Setup, seed: u64, case: u64) -> anyhow::Result<u64> {
         let view = Arc::new(board.view(n));
         let mut cpu = Cpu::new(n as u32, memory.clone(), view, handle.events.clone(), model.clone());
         cpu.join(&world, n);
+        cpu.bound_blocks(8 << 20);
         if let Some(engine) = &translator {
             let tier = Translating::new(engine, handle.events.clone()).map_err(anyhow::Error::msg)?;
             let hot_after = tier.hot_after();
