@@ -7,73 +7,9 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-type Result = std::result::Result<(), iced_x86::IcedError>;
-
-/// Written to isa-debug-exit by a guest that is content; other values are the numbers of checks that failed.
-const CONTENT: u32 = 0x10;
-const EXIT_PORT: u32 = 0xf4;
-
-/// The entry is the jump at 200h, CS:0; the header ends where it leads.
-const HEADER: usize = 0x40;
-
-/// A zImage of boot protocol 2.00: it has a 16-bit entry only. `code` starts with DS the segment of the boot sector.
-fn zimage(code: impl FnOnce(&mut CodeAssembler) -> Result) -> Vec<u8> {
-    const SECTORS: usize = 4;
-    let mut a = CodeAssembler::new(16).unwrap();
-    code(&mut a).unwrap();
-    let code = a.assemble(HEADER as u64).unwrap();
-    let mut image = vec![0; 512 * (1 + SECTORS) + 512];
-    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0x1f1, &[SECTORS as u8]);
-    put(0x1f4, &[32, 0]);
-    put(0x1fe, &[0x55, 0xaa, 0xeb, (HEADER - 2) as u8]);
-    put(0x202, b"HdrS\x00\x02");
-    put(0x200 + HEADER, &code);
-    assert!(code.len() <= 512 * SECTORS - HEADER);
-    image
-}
-
-/// What guests share: checks that end them, and text.
-struct Guest<'a> {
-    a: &'a mut CodeAssembler,
-    check: u32,
-}
-
-impl Guest<'_> {
-    fn exit(&mut self, value: u32) -> Result {
-        self.a.mov(al, value)?;
-        self.a.out(EXIT_PORT, al)?;
-        let mut here = self.a.create_label();
-        self.a.set_label(&mut here)?;
-        self.a.jmp(here)
-    }
-
-    /// Goes on if ZF is set; else ends with the check's number, counted from 1.
-    fn equal(&mut self) -> Result {
-        self.check += 1;
-        let mut good = self.a.create_label();
-        self.a.jz(good)?;
-        self.exit(self.check)?;
-        self.a.set_label(&mut good)?;
-        self.a.nop()
-    }
-
-    /// The same, for CF set.
-    fn carry(&mut self) -> Result {
-        self.a.sbb(ax, ax)?;
-        self.a.inc(ax)?;
-        self.equal()
-    }
-
-    fn print(&mut self, text: &str) -> Result {
-        for c in text.bytes() {
-            self.a.mov(ax, 0x0e00 + i32::from(c))?;
-            self.a.mov(bx, 7)?;
-            self.a.int(0x10)?;
-        }
-        Ok(())
-    }
-}
+#[path = "common/real_mode.rs"]
+mod real_mode;
+use real_mode::{CONTENT, Guest, HEADER, Result, zimage};
 
 /// Asks each service something that has one right answer on any PC without disks.
 fn services(a: &mut CodeAssembler) -> Result {
@@ -332,6 +268,97 @@ fn a_kernel_that_has_only_its_16_bit_entry_is_served_by_the_built_in_bios() {
 fn a_coprocessor_error_is_interrupt_13_while_ne_is_clear() {
     // QEMU 7.2 ends with a failed assertion when TCG raises FERR#.
     check("ferr", &zimage(coprocessor_errors), false, |_| {});
+}
+
+/// A Multiboot 1 kernel: `code` is entered at its start, in 32-bit mode.
+fn multiboot(code: impl FnOnce(&mut CodeAssembler) -> Result) -> Vec<u8> {
+    const LOAD: u32 = 0x10_0000;
+    const CODE: u32 = 0x20;
+    let mut a = CodeAssembler::new(32).unwrap();
+    code(&mut a).unwrap();
+    let code = a.assemble(u64::from(LOAD + CODE)).unwrap();
+    let (magic, flags) = (0x1bad_b002u32, 1 << 16);
+    let header =
+        [magic, flags, 0u32.wrapping_sub(magic + flags), LOAD, LOAD, 0, LOAD + 0x1_0000, LOAD + CODE];
+    let mut image = header.map(u32::to_le_bytes).as_flattened().to_vec();
+    image.extend(code);
+    image
+}
+
+/// Goes by what a loader of Multiboot kernels need not do, but QEMU's does: selectors 8 and 10h, and what a BIOS has set up before.
+fn like_any_other_loader(a: &mut CodeAssembler) -> Result {
+    const IDT: u32 = 0x10_8000;
+    const STACK: u32 = 0x10_c000;
+    let mut check = 0;
+    let mut equal = |a: &mut CodeAssembler| {
+        check += 1;
+        let mut good = a.create_label();
+        a.jz(good)?;
+        a.mov(al, check)?;
+        a.out(real_mode::EXIT_PORT, al)?;
+        a.set_label(&mut good)?;
+        a.nop()
+    };
+    // 1 to 6: selectors.
+    a.mov(ebx, cs)?;
+    a.cmp(bx, 0x08)?;
+    equal(a)?;
+    for segment in [ds, es, ss, fs, gs] {
+        a.mov(ebx, segment)?;
+        a.cmp(bx, 0x10)?;
+        equal(a)?;
+    }
+    // Loading them again (and returning to CS 8) takes them from the loader's GDT.
+    let mut again = a.create_label();
+    a.mov(esp, STACK)?;
+    a.mov(ebx, 0x10)?;
+    a.mov(ss, bx)?;
+    a.mov(ds, bx)?;
+    a.pushfd()?;
+    a.push(8)?;
+    let mut to_there = a.create_label();
+    a.call(to_there)?;
+    a.jmp(again)?;
+    a.set_label(&mut to_there)?;
+    a.iretd()?;
+    a.set_label(&mut again)?;
+    // 7: counter 0 of the 8254 counts 65,536 down in mode 2 or 3 (the read-back command, for its status).
+    a.mov(al, 0xe2)?;
+    a.out(0x43, al)?;
+    a.in_(al, 0x40)?;
+    a.and(al, 0x7c)?;
+    a.cmp(al, 0x34)?;
+    equal(a)?;
+    // 8, 9: the interrupts of a PC's own devices are let through.
+    for (port, mask) in [(0x21, 0xb8), (0xa1, 0x8e)] {
+        a.in_(al, port)?;
+        a.cmp(al, mask)?;
+        equal(a)?;
+    }
+    // The timer's comes as vector 8.
+    let (mut behind, mut wait) = (a.create_label(), a.create_label());
+    a.call(behind)?;
+    a.mov(al, CONTENT)?;
+    a.out(real_mode::EXIT_PORT, al)?;
+    a.set_label(&mut behind)?;
+    a.pop(eax)?;
+    a.mov(ebx, 0x0008_0000)?;
+    a.mov(bx, ax)?;
+    a.mov(ax, 0x8e00)?;
+    a.mov(dword_ptr(IDT + 64), ebx)?;
+    a.mov(dword_ptr(IDT + 68), eax)?;
+    a.mov(word_ptr(IDT - 8), 0x7f)?;
+    a.mov(dword_ptr(IDT - 6), IDT)?;
+    a.lidt(fword_ptr(IDT - 8))?;
+    a.sti()?;
+    a.set_label(&mut wait)?;
+    a.hlt()?;
+    a.jmp(wait)
+}
+
+#[test]
+fn a_multiboot_kernel_finds_what_qemu_and_a_bios_leave() {
+    check("multiboot", &multiboot(like_any_other_loader), true, |_| {});
 }
 
 /// SeaBIOS of Debian's package `seabios`.

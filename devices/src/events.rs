@@ -31,6 +31,15 @@ pub enum SleepState {
     S4,
 }
 
+/// What wakes a machine that sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WakeCause {
+    /// The real-time clock's alarm.
+    RtcAlarm,
+    /// The power button.
+    PowerButton,
+}
+
 /// What the machine does on behalf of its devices. All but `reset`, `power_off` and `exit` have defaults that
 /// ignore the event.
 pub trait MachineEvents: Send + Sync {
@@ -45,6 +54,10 @@ pub trait MachineEvents: Send + Sync {
         if state == SleepState::S4 {
             self.power_off();
         }
+    }
+    /// Something has happened that wakes a machine in S3; it is nothing to one that does not sleep.
+    fn wake(&self, cause: WakeCause) {
+        let _ = cause;
     }
     /// The A20 gate opens (address bit 20 passes) or closes (it is forced to 0).
     fn a20(&self, open: bool) {
@@ -129,6 +142,9 @@ pub(crate) mod testing {
         }
         fn sleep(&self, state: SleepState) {
             self.note(format!("sleep {state:?}"));
+        }
+        fn wake(&self, cause: WakeCause) {
+            self.note(format!("wake {cause:?}"));
         }
         fn a20(&self, open: bool) {
             self.note(format!("a20 {open}"));

@@ -49,6 +49,9 @@ mod hdr {
 /// Offsets in boot_params outside the setup header.
 mod params {
     pub const SIZE: usize = 0x1000;
+    /// A33Fh: the next word is the offset of the command line (before 2.02).
+    pub const OLD_CMDLINE_MAGIC: usize = 0x020;
+    pub const OLD_CMDLINE_OFFSET: usize = 0x022;
     pub const EXT_MEM_K: usize = 0x002;
     pub const ORIG_VIDEO_PAGE: usize = 0x004;
     pub const ORIG_VIDEO_MODE: usize = 0x006;
@@ -84,13 +87,17 @@ pub fn is_linux(file: &[u8]) -> bool {
     has(file, hdr::MAGIC, b"HdrS") && has(file, hdr::BOOT_FLAG, &[0x55, 0xaa])
 }
 
+/// Least room for the setup code's stack and heap.
+pub(crate) const MIN_STACK: u64 = 0x1000;
+
 /// A checked setup header.
-struct Image<'a> {
+pub(crate) struct Image<'a> {
     /// Boot sector and setup code.
-    setup: &'a [u8],
+    pub setup: &'a [u8],
     /// The protected-mode kernel.
-    payload: &'a [u8],
-    version: u16,
+    pub payload: &'a [u8],
+    /// Version of the boot protocol.
+    pub version: u16,
     loadflags: u8,
     xloadflags: u16,
     relocatable: bool,
@@ -100,11 +107,12 @@ struct Image<'a> {
     /// Highest address that an initrd byte may have.
     initrd_max: u64,
     /// (pref_address, init_size), from protocol 2.10 on.
-    runtime: Option<(u64, u64)>,
+    pub runtime: Option<(u64, u64)>,
 }
 
 impl<'a> Image<'a> {
-    fn parse(file: &'a [u8]) -> Result<Self, Reason> {
+    /// Reads the header of a file that has one.
+    pub fn parse(file: &'a [u8]) -> Result<Self, Reason> {
         let cut =
             |needed: u64| Reason::Truncated { what: "Linux kernel", needed, present: file.len() as u64 };
         let version = file.u16_at(hdr::VERSION).ok_or_else(|| cut(hdr::END as u64))?;
@@ -155,24 +163,75 @@ impl<'a> Image<'a> {
         })
     }
 
+    /// Whether it runs on 64-bit processors only.
+    pub fn needs_64bit(&self) -> bool {
+        self.xloadflags & XLF_KERNEL_64 != 0
+    }
+
+    /// Whether the payload is loaded at 1 MiB (a bzImage).
+    pub fn loaded_high(&self) -> bool {
+        self.loadflags & LOADED_HIGH != 0
+    }
+
+    /// Refuses a command line that the kernel would cut.
+    pub fn check_cmdline(&self, cmdline: &str) -> Result<(), Reason> {
+        match cmdline.len() > self.cmdline_max {
+            true => Err(Reason::CmdlineTooLong { len: cmdline.len(), max: self.cmdline_max }),
+            false => Ok(()),
+        }
+    }
+
+    /// Where the initrd must end that a 32-bit loader places.
+    pub fn initrd_limit(&self) -> u64 {
+        let above = self.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0;
+        if above { FOUR_GIB } else { self.initrd_max + 1 }
+    }
+
+    /// boot_params with the setup header, the loader's number and what `cmdline` says of the video mode.
+    pub fn filled_in(&self, loader: u8, cmdline: &str) -> Params {
+        let mut p = Params([0; params::SIZE]);
+        let header = self.header();
+        p.0[header.clone()].copy_from_slice(&self.setup[header]);
+        p.0[hdr::TYPE_OF_LOADER] = loader;
+        if let Some(mode) = vga_mode(cmdline) {
+            p.put(hdr::VID_MODE, mode.to_le_bytes());
+        }
+        p
+    }
+
+    /// Where the header's fields are, which a loader fills in.
+    fn header(&self) -> std::ops::Range<usize> {
+        hdr::SETUP_SECTS..(hdr::MAGIC + usize::from(self.setup[hdr::JUMP])).min(hdr::END)
+    }
+
+    /// Whether the payload is entered in protected mode with boot_params in ESI by other loaders, too: protocol 2.07 (Linux 2.6.24) is the first
+    /// that describes this. Other programs with a setup header (memdisk, iPXE) say by an older one, or leave code32_start 0, that only their setup
+    /// code can enter what follows it.
+    fn has_32bit_entry(&self) -> bool {
+        self.loaded_high() && self.version >= 0x207 && self.code32_start != 0
+    }
+
     /// The best entry for this kernel and CPU, or the one that was asked for.
     fn protocol(&self, req: &LoadRequest<'_>) -> Result<BootProtocol, Reason> {
         use BootProtocol::*;
-        let has64 = self.xloadflags & XLF_KERNEL_64 != 0;
+        let has64 = self.needs_64bit();
         if has64 && !req.cpu_is_64bit {
             return Err(Reason::Needs64Bit);
         }
-        let low = self.loadflags & LOADED_HIGH == 0;
+        let low = !self.loaded_high();
         let lacks = |wanted, why| Err(Reason::Protocol { wanted, why });
         let protocol = match req.protocol {
             Linux64 if !has64 => return lacks("64-bit Linux boot", "it has no 64-bit entry (XLF_KERNEL_64)"),
             Linux32 if low || self.version < 0x202 => {
                 return lacks("32-bit Linux boot", "it is a zImage or older than boot protocol 2.02");
             }
+            Linux32 if self.code32_start == 0 => {
+                return lacks("32-bit Linux boot", "it has no 32-bit entry (code32_start is 0)");
+            }
             wanted @ (Linux16 | Linux32 | Linux64) => wanted,
-            _ if low || self.version < 0x202 => Linux16,
             _ if has64 => Linux64,
-            _ => Linux32,
+            _ if self.has_32bit_entry() => Linux32,
+            _ => Linux16,
         };
         if protocol == Linux16 && !req.bios_services {
             return Err(Reason::NeedsBios);
@@ -184,7 +243,7 @@ impl<'a> Image<'a> {
     fn place_payload(&self, mem: &dyn GuestMemory, places: &mut Places) -> Result<u64, Reason> {
         const KERNEL: &str = "the Linux kernel";
         let len = self.payload.len() as u64;
-        if self.loadflags & LOADED_HIGH == 0 {
+        if !self.loaded_high() {
             places.claim_for(KERNEL, 0x1_0000, len)?;
             mem.write(0x1_0000, self.payload);
             return Ok(0x1_0000);
@@ -248,7 +307,7 @@ impl<'a> Image<'a> {
 }
 
 /// boot_params while it is filled in. Offsets are this module's own constants, all within the page.
-struct Params([u8; params::SIZE]);
+pub(crate) struct Params([u8; params::SIZE]);
 
 impl Params {
     fn put<const N: usize>(&mut self, at: usize, bytes: [u8; N]) {
@@ -257,15 +316,50 @@ impl Params {
     fn put32(&mut self, at: usize, value: u64) {
         self.put(at, (value as u32).to_le_bytes());
     }
+
+    /// The end of the setup code's heap, from its start; the protocol counts it short by 200h bytes.
+    pub fn set_heap(&mut self, image: &Image<'_>, end: u16) {
+        if image.version >= 0x201 {
+            self.put(hdr::HEAP_END_PTR, end.to_le_bytes());
+            self.0[hdr::LOADFLAGS] |= CAN_USE_HEAP;
+        }
+    }
+
+    /// Where the command line is; before 2.02 in the segment of the setup code at `setup`, which ends at `end`.
+    pub fn set_cmdline(&mut self, image: &Image<'_>, setup: u64, at: u64, end: u64) {
+        if image.version >= 0x202 {
+            self.put32(hdr::CMD_LINE_PTR, at);
+            return;
+        }
+        self.put(params::OLD_CMDLINE_MAGIC, 0xa33fu16.to_le_bytes());
+        self.put(params::OLD_CMDLINE_OFFSET, ((at - setup) as u16).to_le_bytes());
+        self.put(hdr::SETUP_MOVE_SIZE, ((end - setup) as u16).to_le_bytes());
+    }
+
+    /// Where the initrd is; the upper halves are not in the setup header.
+    pub fn set_initrd(&mut self, at: u64, len: u64) {
+        self.put32(hdr::RAMDISK_IMAGE, at);
+        self.put32(hdr::RAMDISK_SIZE, len);
+    }
+
+    /// The setup code with the header filled in.
+    pub fn setup(&self, image: &Image<'_>) -> Vec<u8> {
+        let mut setup = image.setup.to_vec();
+        let header = image.header();
+        setup[header.clone()].copy_from_slice(&self.0[header]);
+        if image.version < 0x202 {
+            let words = params::OLD_CMDLINE_MAGIC..params::OLD_CMDLINE_OFFSET + 2;
+            setup[words.clone()].copy_from_slice(&self.0[words]);
+        }
+        setup
+    }
 }
 
 /// Loads a Linux kernel.
 pub fn load(mem: &dyn GuestMemory, tables: &Tables, req: &LoadRequest<'_>) -> Result<Entry, Reason> {
     let image = Image::parse(req.kernel)?;
     let protocol = image.protocol(req)?;
-    if req.cmdline.len() > image.cmdline_max {
-        return Err(Reason::CmdlineTooLong { len: req.cmdline.len(), max: image.cmdline_max });
-    }
+    image.check_cmdline(req.cmdline)?;
     let mut places = Places::new(&tables.e820);
     let setup_at = match protocol {
         BootProtocol::Linux16 => Some(image.place_setup(&mut places)?),
@@ -284,25 +378,17 @@ pub fn load(mem: &dyn GuestMemory, tables: &Tables, req: &LoadRequest<'_>) -> Re
     mem.write(cmdline_at, req.cmdline.as_bytes());
     mem.write(cmdline_at + req.cmdline.len() as u64, &[0]);
 
-    let mut p = Params([0; params::SIZE]);
-    let header_end = (hdr::MAGIC + usize::from(image.setup[hdr::JUMP])).min(hdr::END);
-    p.0[hdr::SETUP_SECTS..header_end].copy_from_slice(&image.setup[hdr::SETUP_SECTS..header_end]);
-    p.0[hdr::TYPE_OF_LOADER] = LOADER_UNDEFINED;
-    if let Some(mode) = vga_mode(req.cmdline) {
-        p.put(hdr::VID_MODE, mode.to_le_bytes());
-    }
-    if image.loadflags & LOADED_HIGH != 0 {
+    let mut p = image.filled_in(LOADER_UNDEFINED, req.cmdline);
+    if image.loaded_high() {
         p.put32(hdr::CODE32_START, payload_at);
     }
-    if image.version >= 0x202 {
-        p.put32(hdr::CMD_LINE_PTR, cmdline_at);
-    }
+    let setup = setup_at.map_or((0, 0), |s| (s.base, s.end));
+    p.set_cmdline(&image, setup.0, cmdline_at, setup.1);
     if let Some(initrd) = req.one_initrd()? {
         let limit = mem_option(req.cmdline).unwrap_or(u64::MAX);
         let at = image.place_initrd(mem, &mut places, initrd, protocol, limit)?;
         let len = initrd.len() as u64;
-        p.put32(hdr::RAMDISK_IMAGE, at);
-        p.put32(hdr::RAMDISK_SIZE, len);
+        p.set_initrd(at, len);
         if protocol == BootProtocol::Linux64 {
             p.put32(params::EXT_RAMDISK_IMAGE, at >> 32);
             p.put32(params::EXT_RAMDISK_SIZE, len >> 32);
@@ -310,14 +396,17 @@ pub fn load(mem: &dyn GuestMemory, tables: &Tables, req: &LoadRequest<'_>) -> Re
     }
 
     if let Some(s) = setup_at {
-        return Ok(enter_real_mode(mem, &image, &mut p, s, cmdline_at));
+        p.set_heap(&image, s.heap_end - 0x200);
+        mem.write(s.base, &p.setup(&image));
+        let segment = (s.base >> 4) as u16;
+        return Ok(Entry::real(segment + 0x20, 0, segment, s.heap_end));
     }
     describe_machine(&mut p, tables, req.vga_text);
     let params_at = places.low("boot_params", params::SIZE as u64, 0x1000)?;
     mem.write(params_at, &p.0);
     let mut entry = match protocol {
         BootProtocol::Linux64 => Entry::long64(mem, &mut places, payload_at + 0x200)?,
-        _ => Entry::protected32(mem, &mut places, payload_at as u32)?,
+        _ => Entry::linux32(mem, &mut places, payload_at as u32)?,
     };
     entry.gpr[reg::RSI] = params_at;
     Ok(entry)
@@ -364,74 +453,18 @@ impl Image<'_> {
     /// Takes conventional memory for the real-mode code: 64 KiB from 0x10000, or from 0x90000 for kernels
     /// that must be there.
     fn place_setup(&self, places: &mut Places) -> Result<SetupPlace, Reason> {
-        let fixed = self.version < 0x202 || self.loadflags & LOADED_HIGH == 0;
+        let fixed = self.version < 0x202 || !self.loaded_high();
         let place = if fixed {
             SetupPlace { base: 0x9_0000, heap_end: 0x9800, cmdline: 0x9_9800, end: LOW_END.min(0x9_a000) }
         } else {
             SetupPlace { base: 0x1_0000, heap_end: 0xe000, cmdline: 0x2_0000, end: 0x2_0000 }
         };
-        if self.setup.len() as u64 > u64::from(place.heap_end) - 0x1000 {
+        if self.setup.len() as u64 > u64::from(place.heap_end) - MIN_STACK {
             let why = format!("{} of setup code leave no room for its stack", Size(self.setup.len() as u64));
             return Err(Reason::bad("Linux setup header", why));
         }
         places.claim_for("the kernel's setup code", place.base, place.end - place.base)?;
         Ok(place)
-    }
-}
-
-/// Writes the setup code with its filled-in header (and the old command line's pointer) and enters it.
-fn enter_real_mode(
-    mem: &dyn GuestMemory,
-    image: &Image<'_>,
-    p: &mut Params,
-    place: SetupPlace,
-    cmdline_at: u64,
-) -> Entry {
-    if image.version >= 0x201 {
-        // The heap's end, less the 0x200 bytes by which the protocol counts it short.
-        p.put(hdr::HEAP_END_PTR, (place.heap_end - 0x200).to_le_bytes());
-        p.0[hdr::LOADFLAGS] |= CAN_USE_HEAP;
-    }
-    mem.write(place.base, image.setup);
-    if image.version < 0x202 {
-        p.put(hdr::SETUP_MOVE_SIZE, ((place.end - place.base) as u16).to_le_bytes());
-        let offset = (cmdline_at - place.base) as u16;
-        mem.write(place.base + 0x20, &0xa33fu16.to_le_bytes());
-        mem.write(place.base + 0x22, &offset.to_le_bytes());
-    }
-    let header_end = (hdr::MAGIC + usize::from(image.setup[hdr::JUMP])).min(hdr::END);
-    mem.write(place.base + hdr::SETUP_SECTS as u64, &p.0[hdr::SETUP_SECTS..header_end]);
-    let segment = (place.base >> 4) as u16;
-    Entry::real(segment + 0x20, 0, segment, place.heap_end)
-}
-
-/// What a filled-in setup header says about where things are.
-pub(crate) struct HeaderFields {
-    /// Address of the protected-mode kernel.
-    pub payload: u64,
-    /// Address of the command line.
-    pub cmdline: u64,
-    /// Offset of the initrd's address.
-    pub initrd: usize,
-    /// Offset of the initrd's size.
-    pub initrd_size: usize,
-}
-
-/// Reads the header of setup code that `load` has written.
-pub(crate) fn header_fields(setup: &[u8]) -> HeaderFields {
-    let u32_at = |at: usize| u64::from(setup.u32_at(at).unwrap_or(0));
-    let high = setup.u8_at(hdr::LOADFLAGS).unwrap_or(0) & LOADED_HIGH != 0;
-    let old = setup.u16_at(hdr::VERSION).unwrap_or(0) < 0x202;
-    HeaderFields {
-        payload: if high { u32_at(hdr::CODE32_START) } else { 0x1_0000 },
-        // Before 2.02 at an offset from the setup code, which is at 90000h.
-        cmdline: if old {
-            0x9_0000 + u64::from(setup.u16_at(0x22).unwrap_or(0))
-        } else {
-            u32_at(hdr::CMD_LINE_PTR)
-        },
-        initrd: hdr::RAMDISK_IMAGE,
-        initrd_size: hdr::RAMDISK_SIZE,
     }
 }
 
@@ -454,7 +487,7 @@ fn vga_mode(cmdline: &str) -> Option<u16> {
 }
 
 /// `mem=`, above which the kernel will not see an initrd.
-fn mem_option(cmdline: &str) -> Option<u64> {
+pub(crate) fn mem_option(cmdline: &str) -> Option<u64> {
     let value = option(cmdline, "mem=")?;
     let (digits, shift) = match value.as_bytes().last()?.to_ascii_lowercase() {
         b'k' => (&value[..value.len() - 1], 10),

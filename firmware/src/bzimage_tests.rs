@@ -106,6 +106,31 @@ fn the_real_mode_entry_is_for_those_who_ask_and_have_a_bios() {
 }
 
 #[test]
+fn an_image_without_a_32_bit_entry_is_entered_at_its_setup_code() {
+    let mem = SparseMemory::new(RAM, 0);
+    let mut old = linux_image();
+    put(&mut old, hdr::XLOADFLAGS, &[0, 0]);
+    // As Linux 2.6.24, and as memdisk and iPXE say it.
+    for (version, start, mode) in [
+        (0x207u16, 0x10_0000u32, CpuMode::Protected32),
+        (0x206, 0x10_0000, CpuMode::Real),
+        (0x203, 0x10_0000, CpuMode::Real),
+        (0x207, 0, CpuMode::Real),
+    ] {
+        put(&mut old, hdr::VERSION, &version.to_le_bytes());
+        put(&mut old, hdr::CODE32_START, &start.to_le_bytes());
+        let mut req = LoadRequest { bios_services: true, ..LoadRequest::new("k", &old) };
+        assert_eq!(boot(&mem, &req).unwrap().mode, mode, "{version:#x} {start:#x}");
+        // Who asks for the other may have it where there is one.
+        req.protocol = BootProtocol::Linux32;
+        match boot(&mem, &req) {
+            Ok(e) => assert_eq!((e.mode, start), (CpuMode::Protected32, 0x10_0000)),
+            Err(e) => assert!(start == 0 && e.to_string().contains("code32_start is 0"), "{e}"),
+        }
+    }
+}
+
+#[test]
 fn an_old_zimage_has_its_command_line_behind_its_setup_code() {
     let mem = SparseMemory::new(RAM, 0);
     let mut kernel = linux_image();

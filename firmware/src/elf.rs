@@ -331,7 +331,7 @@ pub(crate) fn load_pvh(
     let info_at = places.low("hvm_start_info", info.len() as u64, 16)?;
     mem.write(info_at, &info);
 
-    let mut e = Entry::protected32(mem, &mut places, entry)?;
+    let mut e = Entry::flat32(mem, &mut places, entry)?;
     e.gpr[reg::RBX] = info_at;
     Ok(e)
 }

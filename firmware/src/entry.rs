@@ -101,10 +101,15 @@ pub struct Entry {
     pub efer: u64,
 }
 
-/// Selector of the flat code segment (Linux calls it `__BOOT_CS`).
+/// Selector of Linux's flat code segment (`__BOOT_CS` of its boot protocol).
 pub const BOOT_CS: u16 = 0x10;
-/// Selector of the flat data segment (`__BOOT_DS`).
+/// Selector of Linux's flat data segment (`__BOOT_DS`).
 pub const BOOT_DS: u16 = 0x18;
+/// Selector of a Multiboot or PVH kernel's flat code segment. Their specifications leave it open; it is what QEMU has, and kernels that load no GDT
+/// of their own before they load a segment register (xv6) rely on.
+pub const FLAT_CS: u16 = 0x08;
+/// Selector of a Multiboot or PVH kernel's flat data segment.
+pub const FLAT_DS: u16 = 0x10;
 
 const CODE32: u16 = 0xc09b;
 const CODE64: u16 = 0xa09b;
@@ -117,23 +122,42 @@ const fn flat_descriptor(attributes: u16) -> u64 {
     0x000f_0000_0000_ffff | (attributes as u64) << 40
 }
 
+/// The 64 KiB descriptor at 0 with these attributes.
+const fn real_descriptor(attributes: u16) -> u64 {
+    0xffff | (attributes as u64) << 40
+}
+
+/// The GDT of a Linux kernel.
+const fn linux_gdt(code: u16) -> [u64; 4] {
+    [0, 0, flat_descriptor(code), flat_descriptor(DATA)]
+}
+
+/// The GDT of other kernels: flat code and data, and what leads back to real mode.
+pub(crate) const FLAT_GDT: [u64; 5] = [
+    0,
+    flat_descriptor(CODE32),
+    flat_descriptor(DATA),
+    real_descriptor(REAL_CODE),
+    real_descriptor(REAL_DATA),
+];
+
 const fn flat(selector: u16, attributes: u16) -> Segment {
     Segment { selector, base: 0, limit: u32::MAX, attributes }
 }
 
 impl Entry {
-    fn flat(mode: CpuMode, code: u16, gdt: u64, rip: u64) -> Entry {
+    fn flat(mode: CpuMode, code: Segment, data: Segment, gdt: DescriptorTable, rip: u64) -> Entry {
         Entry {
             mode,
             rip,
             rflags: 2,
             gpr: [0; 16],
-            cs: flat(BOOT_CS, code),
-            ds_es_fs_gs: flat(BOOT_DS, DATA),
-            ss: flat(BOOT_DS, DATA),
+            cs: code,
+            ds_es_fs_gs: data,
+            ss: data,
             tr: Segment { selector: 0, base: 0, limit: 0xffff, attributes: 0x008b },
             ldtr: Segment { selector: 0, base: 0, limit: 0xffff, attributes: 0x0082 },
-            gdt: DescriptorTable { base: gdt, limit: 4 * 8 - 1 },
+            gdt,
             idt: DescriptorTable::default(),
             cr0: CR0_PE | CR0_ET,
             cr3: 0,
@@ -142,17 +166,34 @@ impl Entry {
         }
     }
 
-    /// Flat 32-bit protected mode at `rip`, with a GDT written to conventional memory.
-    pub(crate) fn protected32(mem: &dyn GuestMemory, places: &mut Places, rip: u32) -> Result<Entry, Reason> {
-        let gdt = write_gdt(mem, places, CODE32)?;
-        Ok(Entry::flat(CpuMode::Protected32, CODE32, gdt, rip.into()))
+    /// Flat 32-bit protected mode at `rip` as Linux wants it, with a GDT written to conventional memory.
+    pub(crate) fn linux32(mem: &dyn GuestMemory, places: &mut Places, rip: u32) -> Result<Entry, Reason> {
+        let gdt = write_gdt(mem, places, &linux_gdt(CODE32))?;
+        let (code, data) = (flat(BOOT_CS, CODE32), flat(BOOT_DS, DATA));
+        Ok(Entry::flat(CpuMode::Protected32, code, data, gdt, rip.into()))
+    }
+
+    /// Flat 32-bit protected mode at `rip` for kernels that have no say in selectors, with a GDT written to conventional memory.
+    pub(crate) fn flat32(mem: &dyn GuestMemory, places: &mut Places, rip: u32) -> Result<Entry, Reason> {
+        let gdt = write_gdt(mem, places, &FLAT_GDT)?;
+        Ok(Entry::woken32(gdt, rip))
+    }
+
+    /// The same, with a GDT that is there.
+    pub(crate) fn woken32(gdt: DescriptorTable, rip: u32) -> Entry {
+        let (code, data) = (flat(FLAT_CS, CODE32), flat(FLAT_DS, DATA));
+        let mut e = Entry::flat(CpuMode::Protected32, code, data, gdt, rip.into());
+        // Real mode's, as a loader that has come from there leaves it.
+        e.idt = REAL_IDT;
+        e
     }
 
     /// 64-bit mode at `rip`, with a GDT and identity page tables for the first 4 GiB in conventional memory.
     pub(crate) fn long64(mem: &dyn GuestMemory, places: &mut Places, rip: u64) -> Result<Entry, Reason> {
-        let gdt = write_gdt(mem, places, CODE64)?;
+        let gdt = write_gdt(mem, places, &linux_gdt(CODE64))?;
         let cr3 = write_identity_map(mem, places)?;
-        let mut e = Entry::flat(CpuMode::Long64, CODE64, gdt, rip);
+        let (code, data) = (flat(BOOT_CS, CODE64), flat(BOOT_DS, DATA));
+        let mut e = Entry::flat(CpuMode::Long64, code, data, gdt, rip);
         (e.cr0, e.cr3, e.cr4) = (CR0_PE | CR0_ET | CR0_PG, cr3, CR4_PAE);
         e.efer = EFER_LME | EFER_LMA;
         Ok(e)
@@ -166,23 +207,24 @@ impl Entry {
             limit: 0xffff,
             attributes,
         };
-        let mut e = Entry::flat(CpuMode::Real, REAL_CODE, 0, ip.into());
-        e.cs = segment(cs, REAL_CODE);
-        e.ds_es_fs_gs = segment(ds, REAL_DATA);
-        e.ss = segment(ds, REAL_DATA);
+        let gdt = DescriptorTable { base: 0, limit: 0xffff };
+        let (code, data) = (segment(cs, REAL_CODE), segment(ds, REAL_DATA));
+        let mut e = Entry::flat(CpuMode::Real, code, data, gdt, ip.into());
         e.gpr[reg::RSP] = sp.into();
         e.cr0 = CR0_ET;
-        e.gdt = DescriptorTable { base: 0, limit: 0xffff };
-        e.idt = DescriptorTable { base: 0, limit: 0x3ff };
+        e.idt = REAL_IDT;
         e
     }
 }
 
-fn write_gdt(mem: &dyn GuestMemory, places: &mut Places, code: u16) -> Result<u64, Reason> {
-    let gdt = places.low("the boot GDT", 4 * 8, 16)?;
-    let table = [0, 0, flat_descriptor(code), flat_descriptor(DATA)];
-    mem.write(gdt, table.map(u64::to_le_bytes).as_flattened());
-    Ok(gdt)
+/// The interrupt vectors of real mode.
+const REAL_IDT: DescriptorTable = DescriptorTable { base: 0, limit: 0x3ff };
+
+fn write_gdt(mem: &dyn GuestMemory, places: &mut Places, table: &[u64]) -> Result<DescriptorTable, Reason> {
+    let bytes: Vec<u8> = table.iter().flat_map(|d| d.to_le_bytes()).collect();
+    let base = places.low("the boot GDT", bytes.len() as u64, 16)?;
+    mem.write(base, &bytes);
+    Ok(DescriptorTable { base, limit: bytes.len() as u16 - 1 })
 }
 
 /// 4-level tables that map 0-4 GiB to itself with 2 MiB pages: PML4, PDPT and four page directories.
@@ -211,13 +253,20 @@ mod tests {
     fn descriptors_in_memory_agree_with_the_hidden_parts() {
         let mem = SparseMemory::new(64 << 20, 0);
         let mut places = Places::new(&small_tables(&mem).e820);
-        let e = Entry::long64(&mem, &mut places, 0x10_0200).unwrap();
-        for s in [e.cs, e.ss] {
-            let d = read_u64(&mem, e.gdt.base + u64::from(s.selector));
-            assert_eq!((d >> 40) as u16 & 0xf0ff, s.attributes, "attributes of {:#x}", s.selector);
-            assert_eq!(d & 0xffff, 0xffff);
-            assert_eq!(d >> 48 & 0xf, 0xf, "limit 19:16");
-            assert_eq!((d >> 16) & 0xff_ffff, 0, "base 23:0");
+        let linux64 = Entry::long64(&mem, &mut places, 0x10_0200).unwrap();
+        let linux32 = Entry::linux32(&mem, &mut places, 0x10_0000).unwrap();
+        let other = Entry::flat32(&mem, &mut places, 0x10_0000).unwrap();
+        assert_eq!((linux64.cs.selector, linux64.ss.selector), (0x10, 0x18));
+        assert_eq!((linux32.cs.selector, linux32.ss.selector), (0x10, 0x18));
+        assert_eq!((other.cs.selector, other.ss.selector, other.gdt.limit), (0x08, 0x10, 0x27));
+        for e in [linux64, linux32, other] {
+            for s in [e.cs, e.ss, e.ds_es_fs_gs] {
+                let d = read_u64(&mem, e.gdt.base + u64::from(s.selector));
+                assert_eq!((d >> 40) as u16 & 0xf0ff, s.attributes, "attributes of {:#x}", s.selector);
+                assert_eq!(d & 0xffff, 0xffff);
+                assert_eq!(d >> 48 & 0xf, 0xf, "limit 19:16");
+                assert_eq!((d >> 16) & 0xff_ffff, 0, "base 23:0");
+            }
         }
     }
 

@@ -10,16 +10,13 @@
 //! the firmware that is really there.
 //!
 //! Sources: Plug and Play BIOS Specification 1.0A, 3.2; BIOS Boot Specification 1.01, 3; QEMU's specification of fw_cfg.
-use crate::bzimage;
-use crate::detect::{BootProtocol, LoadRequest};
-use crate::entry::reg;
-use crate::error::LoadError;
-use crate::mem::{Fields, GuestMemory};
-use crate::tables::{E820Kind, E820Map, Tables};
+use crate::bzimage::{Image, MIN_STACK, mem_option};
+use crate::detect::LoadRequest;
+use crate::error::{LoadError, Reason, Size};
+use crate::place::{ONE_MIB, Places};
+use crate::tables::{E820Kind, E820Map};
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
-use mynah_mmu::Gpa;
-use std::cell::RefCell;
 
 /// The ROM's name among the files of fw_cfg.
 pub const ROM_FILE: &str = "genroms/linuxboot.bin";
@@ -30,14 +27,16 @@ mod key {
     pub const INITRD: [u16; 3] = [0x0a, 0x0b, 0x12];
     pub const CMDLINE: [u16; 3] = [0x13, 0x14, 0x15];
     pub const SETUP: [u16; 3] = [0x16, 0x17, 0x18];
-    /// The kernel's entry point; for our ROM the stack pointer at the setup code's entry.
-    pub const ENTRY: u16 = 0x10;
 }
 
 /// RAM at the end of low memory that a firmware keeps for itself.
 const FIRMWARE_RAM: u64 = 1 << 20;
 /// Conventional memory that a firmware leaves alone.
 const LOW_END: u64 = 0x9_b000;
+/// type_of_loader of QEMU, whose firmware interface this is.
+const LOADER_QEMU: u8 = 0xb0;
+/// What is left free between the command line and the stack below it.
+const STACK_GAP: i32 = 16;
 
 /// A part of a kernel, and where it goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,7 +47,8 @@ pub struct Part {
     pub data: Vec<u8>,
 }
 
-/// A kernel in parts, ready to be copied to their addresses and entered at `setup` + 200h.
+/// A kernel in parts, ready to be copied to their addresses and entered at `setup` + 200h. Where they go is what QEMU chooses, as some firmware
+/// (qboot) knows these addresses and does not ask for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
     /// Boot sector and setup code with the header filled in.
@@ -59,77 +59,72 @@ pub struct Parts {
     pub initrd: Part,
     /// The command line with its closing zero.
     pub cmdline: Part,
-    /// The stack pointer in the setup code's segment.
-    pub stack: u16,
-}
-
-/// Writes, in their order.
-struct Recorder {
-    below: u64,
-    writes: RefCell<Vec<(Gpa, Vec<u8>)>>,
-}
-
-impl GuestMemory for Recorder {
-    fn read(&self, _: Gpa, buf: &mut [u8]) {
-        buf.fill(0);
-    }
-    fn write(&self, gpa: Gpa, buf: &[u8]) {
-        self.writes.borrow_mut().push((gpa, buf.to_vec()));
-    }
-    fn below_4g(&self) -> u64 {
-        self.below
-    }
-    fn above_4g(&self) -> u64 {
-        0
-    }
-}
-
-impl Recorder {
-    /// Takes what was written at `at` and directly behind it.
-    fn take(&self, at: u64) -> Part {
-        let mut data: Vec<u8> = Vec::new();
-        self.writes.borrow_mut().retain_mut(|(gpa, bytes)| {
-            let end = at + data.len() as u64;
-            if *gpa < at || *gpa > end || (data.is_empty() && *gpa != at) {
-                return true;
-            }
-            let offset = (*gpa - at) as usize;
-            if offset == data.len() {
-                data.append(bytes);
-            } else {
-                let over = (data.len() - offset).min(bytes.len());
-                data[offset..offset + over].copy_from_slice(&bytes[..over]);
-                data.extend_from_slice(&bytes[over..]);
-            }
-            false
-        });
-        Part { address: at as u32, data }
-    }
 }
 
 impl Parts {
     /// The parts of the Linux kernel of `req`, for a machine with `below_4g` bytes of RAM below 4 GiB.
     pub fn of(req: &LoadRequest<'_>, below_4g: u64) -> Result<Parts, LoadError> {
-        let recorder = Recorder { below: below_4g, writes: RefCell::default() };
-        let mut e820 = E820Map::default();
-        e820.set(0, LOW_END, E820Kind::Usable);
-        e820.set(1 << 20, below_4g.saturating_sub((1 << 20) + FIRMWARE_RAM), E820Kind::Usable);
-        let tables = Tables { e820, rsdp: None, smbios: None, mp: None };
-        let req = LoadRequest { protocol: BootProtocol::Linux16, bios_services: true, ..req.clone() };
-        let named = |reason| LoadError { name: req.kernel_name.to_owned(), reason };
-        let entry = bzimage::load(&recorder, &tables, &req).map_err(named)?;
-        let setup = recorder.take(entry.ss.base);
-        let at = |offset: usize| u64::from(setup.data.u32_at(offset).unwrap_or(0));
-        let h = bzimage::header_fields(&setup.data);
-        let payload = recorder.take(h.payload);
-        let cmdline = recorder.take(h.cmdline);
-        let initrd = if at(h.initrd_size) > 0 { recorder.take(at(h.initrd)) } else { Part::default() };
-        Ok(Parts { setup, payload, initrd, cmdline, stack: entry.gpr[reg::RSP] as u16 })
+        Self::take_apart(req, below_4g)
+            .map_err(|reason| LoadError { name: req.kernel_name.to_owned(), reason })
     }
 
-    /// The fw_cfg items that the ROM reads: key and bytes.
+    fn take_apart(req: &LoadRequest<'_>, below_4g: u64) -> Result<Parts, Reason> {
+        let image = Image::parse(req.kernel)?;
+        if image.needs_64bit() && !req.cpu_is_64bit {
+            return Err(Reason::Needs64Bit);
+        }
+        image.check_cmdline(req.cmdline)?;
+        let mut cmdline = req.cmdline.as_bytes().to_vec();
+        cmdline.push(0);
+        // Before 2.02 the command line is in the setup code's segment, and both are at 90000h.
+        let recent = image.version >= 0x202 && image.loaded_high();
+        let (setup_at, cmdline_at) = match recent {
+            true => (0x1_0000, 0x2_0000),
+            false => (0x9_0000, 0x9_a000 - cmdline.len().next_multiple_of(16) as u64),
+        };
+        let payload_at = if image.loaded_high() { ONE_MIB } else { 0x1_0000 };
+
+        let mut e820 = E820Map::default();
+        e820.set(0, LOW_END, E820Kind::Usable);
+        e820.set(ONE_MIB, below_4g.saturating_sub(ONE_MIB + FIRMWARE_RAM), E820Kind::Usable);
+        let mut places = Places::new(&e820);
+        let cmdline_end = cmdline_at + cmdline.len() as u64;
+        places.claim_for("the kernel's setup code", setup_at, cmdline_end - setup_at)?;
+        let stack = image.setup.len() as u64 + MIN_STACK;
+        if setup_at + stack > cmdline_at {
+            let why = format!("{} of setup code leave no room for its stack", Size(image.setup.len() as u64));
+            return Err(Reason::bad("Linux setup header", why));
+        }
+        places.claim_for("the Linux kernel", payload_at, image.payload.len() as u64)?;
+        // Where it will unpack itself, as far as that is known and free.
+        if let Some((preferred, size)) = image.runtime {
+            let (from, to) = (preferred, preferred.saturating_add(size));
+            let from = from.max(payload_at + image.payload.len() as u64);
+            let _ = places.claim(from, to.saturating_sub(from));
+        }
+
+        let mut header = image.filled_in(LOADER_QEMU, req.cmdline);
+        header.set_heap(&image, (cmdline_at - setup_at - 0x200) as u16);
+        header.set_cmdline(&image, setup_at, cmdline_at, cmdline_end);
+        let mut initrd = Part::default();
+        if let Some(data) = req.one_initrd()? {
+            let len = data.len() as u64;
+            let limit = image.initrd_limit().min(mem_option(req.cmdline).unwrap_or(u64::MAX));
+            let at = places.highest(len, 0x1000, ONE_MIB, limit);
+            let at = at.ok_or_else(|| places.does_not_fit("the initrd", len, ONE_MIB, limit))?;
+            header.set_initrd(at, len);
+            initrd = Part { address: at as u32, data: data.to_vec() };
+        }
+        Ok(Parts {
+            setup: Part { address: setup_at as u32, data: header.setup(&image) },
+            payload: Part { address: payload_at as u32, data: image.payload.to_vec() },
+            initrd,
+            cmdline: Part { address: cmdline_at as u32, data: cmdline },
+        })
+    }
+
+    /// The fw_cfg items: key and bytes.
     pub fn into_items(self) -> Vec<(u16, Vec<u8>)> {
-        let stack = (key::ENTRY, u32::from(self.stack).to_le_bytes().to_vec());
         let parts = [
             (key::SETUP, self.setup),
             (key::KERNEL, self.payload),
@@ -146,7 +141,6 @@ impl Parts {
                     (data, part.data),
                 ]
             })
-            .chain([stack])
             .collect()
     }
 }
@@ -239,10 +233,13 @@ fn code() -> Result<(u16, Vec<u8>), IcedError> {
         a.set_label(&mut next)?;
         a.nop()?;
     }
+    // The stack is below the command line, in the setup code's segment.
     read_word(&mut a, key::SETUP[0], read)?;
     a.push(eax)?;
-    read_word(&mut a, key::ENTRY, read)?;
+    read_word(&mut a, key::CMDLINE[0], read)?;
     a.pop(esi)?;
+    a.sub(eax, esi)?;
+    a.sub(eax, STACK_GAP)?;
     a.shr(esi, 4)?;
     for segment in [ds, es, fs, gs, ss] {
         a.mov(segment, si)?;
@@ -289,6 +286,7 @@ pub fn option_rom() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mem::Fields;
     use crate::testing::linux_image;
 
     #[test]
@@ -302,7 +300,15 @@ mod tests {
         };
         let p = Parts::of(&req, 128 << 20).unwrap();
         assert_eq!((p.setup.address, p.setup.data.len()), (0x1_0000, 0x1000));
+        assert_eq!((p.payload.address, p.cmdline.address), (0x10_0000, 0x2_0000), "where QEMU has them");
         assert_eq!(p.payload.data, [0xa5; 0x4000]);
+        // Nothing but the header's fields is changed: EFI stubs and checksums are in there, too.
+        let differs = |(a, b): (&u8, &u8)| a != b;
+        let changed: Vec<usize> =
+            p.setup.data.iter().zip(&kernel).map(differs).enumerate().filter(|c| c.1).map(|c| c.0).collect();
+        assert!(changed.iter().all(|at| (0x210..0x22c).contains(at)), "{changed:x?}");
+        assert_eq!(p.setup.data[0x210..0x212], [0xb0, 0x81], "QEMU's loader; a heap, and loaded high");
+        assert_eq!(p.setup.data[0x224..0x226], 0xfe00u16.to_le_bytes());
         assert_eq!(p.setup.data.u32_at(0x214), Some(p.payload.address));
         assert_eq!((p.initrd.data == initrd, p.initrd.data.len()), (true, 5000));
         assert_eq!(p.setup.data.u32_at(0x218), Some(p.initrd.address));
@@ -310,8 +316,33 @@ mod tests {
         assert_eq!(p.cmdline.data, b"console=ttyS0\0");
         assert_eq!(p.setup.data.u32_at(0x228), Some(p.cmdline.address));
         let items = p.into_items();
-        assert_eq!(items.len(), 13);
+        assert_eq!(items.len(), 12);
         assert!(items.iter().any(|(k, v)| *k == 0x0b && *v == 5000u32.to_le_bytes()));
+    }
+
+    #[test]
+    fn an_old_kernel_s_command_line_is_in_its_setup_code_s_segment() {
+        let mut kernel = linux_image();
+        kernel[0x206..0x208].copy_from_slice(&0x200u16.to_le_bytes());
+        kernel[0x211] = 0;
+        let p = Parts::of(&LoadRequest { cmdline: "quiet", ..LoadRequest::new("zImage", &kernel) }, 32 << 20);
+        let p = p.unwrap();
+        assert_eq!([p.setup.address, p.payload.address, p.cmdline.address], [0x9_0000, 0x1_0000, 0x9_9ff0]);
+        assert_eq!((p.setup.data.u16_at(0x20), p.setup.data.u16_at(0x22)), (Some(0xa33f), Some(0x9ff0)));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let kernel = linux_image();
+        let (long, line) = (vec![0; 30 << 20], "x".repeat(3000));
+        let why = |initrd, cmdline, ram| {
+            let req = LoadRequest { initrd, cmdline, ..LoadRequest::new("k", &kernel) };
+            Parts::of(&req, ram).unwrap_err().to_string()
+        };
+        assert!(why(Some(&long[..]), "", 31 << 20).contains("the initrd of 30.0 MiB does not fit"));
+        assert!(why(Some(&long[..]), "mem=16M", 64 << 20).contains("does not fit"));
+        assert!(why(None, &line, 64 << 20).contains("at most 2047 bytes"));
+        assert!(why(None, "", 2 << 20).contains("needs RAM"));
     }
 
     #[test]

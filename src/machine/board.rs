@@ -16,7 +16,7 @@ use mynah_devices::bus::{Irq, PortBus};
 use mynah_devices::chipset::i440fx::PAM0;
 use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
 use mynah_devices::clock::{Clock, HostClock, host_unix_nanos};
-use mynah_devices::events::A20Gate;
+use mynah_devices::events::{A20Gate, WakeCause};
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::Ioapic;
@@ -153,6 +153,8 @@ impl Board {
         let pm_clock = clock.clone();
         let pm = Piix4Pm::new(pin(9), move || pm_timer_value(pm_clock.now()), ports.clone(), power.clone());
         pm.follow(&dyn_clock);
+        let alarm = pm.clone();
+        rtc.on_alarm(move || alarm.rtc_alarm());
         pci.attach(i440fx::DEVFN, host_bridge(&memory, &firmware));
         pci.attach(piix3::DEVFN, piix3.clone());
         pci.attach(piix4_pm::DEVFN, pm.clone());
@@ -245,6 +247,32 @@ impl Board {
 
     /// RESET: every chip as after power-on, then as firmware leaves it.
     pub fn reset(&self) {
+        self.reset_chips();
+        self.pci.reset();
+        self.like_firmware();
+    }
+
+    /// The machine wakes from S3 (ACPI 6.5, 16.3.2): every chip as after power-on, then as firmware leaves it, but RAM and the host bridge, which has
+    /// kept it and shows it below 1 MiB as before (SeaBIOS finds itself there, and that it has run). A firmware image is told by CMOS 0Fh, which
+    /// the board sets; the built-in one goes back to ACPI mode if that was on.
+    pub fn wake(&self, cause: WakeCause) {
+        const SHUTDOWN_STATUS: u8 = 0x0f;
+        const RESUME: u8 = 0xfe;
+        let acpi_mode = self.pm.acpi_mode();
+        self.reset_chips();
+        self.pci.reset_but(Some(i440fx::DEVFN));
+        self.pm.wake(cause);
+        self.like_firmware();
+        match self.firmware {
+            Firmware::Image(_) => self.rtc.set_cmos(SHUTDOWN_STATUS, RESUME),
+            Firmware::BuiltIn(_) if acpi_mode => {
+                self.ports.write(piix4_pm::SMI_COMMAND, 1, piix4_pm::ACPI_ENABLE.into());
+            }
+            Firmware::BuiltIn(_) => {}
+        }
+    }
+
+    fn reset_chips(&self) {
         for a in &self.apics {
             a.reset();
         }
@@ -255,12 +283,10 @@ impl Board {
         if let Some(h) = &self.hpet {
             h.reset();
         }
-        self.pci.reset();
         self.config_ports.reset();
         self.port92.reset();
         self.i8042.reset();
         self.ferr.reset();
-        self.like_firmware();
     }
 }
 

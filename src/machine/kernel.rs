@@ -12,9 +12,10 @@ use mynah_cpu::{Cpu, CpuModel};
 use mynah_devices::misc::fw_cfg::{FwCfg, key};
 use mynah_devices::serial::COM;
 use mynah_firmware::linuxboot::{Parts, ROM_FILE, option_rom};
+use mynah_firmware::tables::{PM_BASE, acpi_files};
 use mynah_firmware::{
-    Bios, BiosConfig, BootProtocol, CpuMode, Entry, Kind, LoadError, LoadRequest, Module, Reason, Segment,
-    build_tables, identify, load,
+    Bios, BiosConfig, BootProtocol, Entry, Kind, LoadError, LoadRequest, Module, Reason, Segment, build_tables,
+    identify, load,
 };
 use mynah_jit::tier::Image;
 use parking_lot::Mutex;
@@ -162,6 +163,8 @@ impl Boot {
             com_ports: com_ports(cfg),
             acpi: cfg.machine.acpi,
             hpet: cfg.machine.hpet,
+            s3: true,
+            s4: true,
             pvpanic: cfg.devices.iter().any(|d| matches!(d, Device::Pvpanic { .. })),
             uuid: cfg.uuid.unwrap_or([0; 16]),
             ..Default::default()
@@ -202,15 +205,21 @@ impl Boot {
         let entry = kernel
             .with_request(self.long_mode, |r| load(memory, &tables, r))
             .map_err(|e| named(e, memory))?;
-        if entry.mode == CpuMode::Real {
-            bios.power_on(&mut BoardPlatform::new(board));
-        }
+        bios.power_on(&mut BoardPlatform::new(board));
         Ok(Some(entry))
     }
 
+    /// The state in which the boot processor goes on when the machine has woken from S3: where the system said that it wakes; with a firmware image
+    /// the reset state (none).
+    pub fn resume(&self, board: &Board) -> Option<Entry> {
+        let Firmware::BuiltIn(bios) = &self.firmware else { return None };
+        Some(bios.lock().resume(&mut BoardPlatform::new(board)))
+    }
+
     /// What a firmware image finds in fw_cfg: RAM, tables, boot order, and the kernel with the option ROM that starts it.
-    pub fn fill(&self, cfg: &Config, fw_cfg: &FwCfg, memory: &mynah_mmu::PhysMemory) -> anyhow::Result<()> {
+    pub fn fill(&self, cfg: &Config, fw_cfg: &FwCfg, board: &Board) -> anyhow::Result<()> {
         let Firmware::Image(_) = &self.firmware else { return Ok(()) };
+        let memory = &board.memory;
         const IRQ0_OVERRIDE: u16 = 0x8002;
         fw_cfg.set_u16(key::NOGRAPHIC, u16::from(cfg.nographic));
         fw_cfg.set_u16(key::BOOT_MENU, u16::from(cfg.boot.menu));
@@ -223,6 +232,12 @@ impl Boot {
         for (name, bytes) in files {
             fw_cfg.add_file(name, bytes)?;
         }
+        // Firmware moves the power management registers before it reads the tables that say where they are.
+        let (tables, pm, below) = (self.tables.clone(), board.pm.clone(), memory.below_4g());
+        fw_cfg.add_late_files(move || {
+            let pm_base = pm.base().unwrap_or(PM_BASE);
+            acpi_files(&mynah_firmware::Config { pm_base, ..tables.clone() }, below)
+        })?;
         let number = |n: u32| n.to_le_bytes().to_vec();
         if cfg.nographic && com_ports(cfg)[0] {
             fw_cfg.add_file("etc/sercon-port", number(COM[0].0.into()))?;

@@ -62,7 +62,7 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     power.connect_button(&board.pm);
     let mut consoles = console::Consoles::open(&cfg, &mut board, &power)?;
     let fw_cfg = console::attach_extra(&cfg, &mut board, &power, &mut consoles)?;
-    boot.fill(&cfg, &fw_cfg, &memory)?;
+    boot.fill(&cfg, &fw_cfg, &board)?;
     let board = Arc::new(board);
     consoles.start(&cfg, &power)?;
 
@@ -108,16 +108,20 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             .stack_size(8 << 20)
             .spawn(move || {
                 let _gone = Gone(power.clone());
-                vcpu::run(&mut cpu, &world, n, &power, bios.as_deref(), |cpu| {
+                vcpu::run(&mut cpu, &world, n, &power, bios.as_deref(), |cpu, waking| {
                     cpu.trace_reset();
                     if n != 0 {
                         kernel::park(cpu);
                         return Ok(());
                     }
-                    board.reset();
+                    match waking {
+                        Some(cause) => board.wake(cause),
+                        None => board.reset(),
+                    }
                     fw_cfg.reset();
                     cpu.reset();
-                    kernel::enter(cpu, boot.load(&board)?.as_ref());
+                    let entry = if waking.is_some() { boot.resume(&board) } else { boot.load(&board)? };
+                    kernel::enter(cpu, entry.as_ref());
                     Ok(())
                 });
                 if checks {

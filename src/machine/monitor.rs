@@ -3,7 +3,7 @@ use super::inside::Translators;
 use super::power::{Pause, Power};
 use crate::config::{Config, exit_code};
 use mynah_devices::chardev::{Chardev, Monitor};
-use mynah_devices::events::{MachineEvents, ResetCause};
+use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
 use parking_lot::Mutex;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +23,7 @@ const COMMANDS: &[Entry] = &[
     ("stop|s", "pause the guest"),
     ("system_powerdown", "press the power button"),
     ("system_reset", "reset the machine"),
+    ("system_wakeup", "wake the guest from its sleep"),
 ];
 
 /// What `info` tells of.
@@ -99,6 +100,7 @@ impl Hmp {
 
     fn status(&self) -> String {
         let status = match self.power.paused() {
+            None if self.power.asleep() => "paused (suspended)",
             None => "running",
             Some(Pause::User) => "paused",
             Some(Pause::Prelaunch) => "paused (prelaunch)",
@@ -182,6 +184,14 @@ impl Monitor for Hmp {
             }
             ["system_powerdown"] => {
                 self.power.press_button();
+                String::new()
+            }
+            ["system_wakeup"] if !self.power.asleep() => {
+                "Error: Unable to wake up: guest is not in suspended state\n".into()
+            }
+            ["system_wakeup"] => {
+                // As QEMU has it, it looks like the power button to the guest, who need not have enabled that.
+                self.power.wake(WakeCause::PowerButton);
                 String::new()
             }
             ["nmi"] => {

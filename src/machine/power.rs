@@ -3,7 +3,7 @@ use super::vcpu::VcpuHandle;
 use crate::config::{PanicAction, RebootAction, ShutdownAction, exit_code};
 use mynah_devices::chipset::Piix4Pm;
 use mynah_devices::clock::HostClock;
-use mynah_devices::events::{MachineEvents, ResetCause};
+use mynah_devices::events::{MachineEvents, ResetCause, SleepState, WakeCause};
 use parking_lot::{Condvar, Mutex};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -58,6 +58,10 @@ pub enum Pause {
 
 struct State {
     reset: bool,
+    /// The machine sleeps (S3): vCPUs stand still.
+    asleep: bool,
+    /// The reset is one by which it wakes, and why it does.
+    waking: Option<WakeCause>,
     /// Resets that were carried out.
     resets: u64,
     /// vCPUs that stand still until the reset is carried out.
@@ -112,6 +116,8 @@ impl Power {
             on_panic,
             state: Mutex::new(State {
                 reset: false,
+                asleep: false,
+                waking: None,
                 resets: 0,
                 parked: 0,
                 paused: paused.then_some(Pause::Prelaunch),
@@ -126,18 +132,6 @@ impl Power {
             clock: OnceLock::new(),
             button: OnceLock::new(),
             asking: Mutex::new(()),
-        }
-    }
-
-    /// Names the chip that has the power button. Once.
-    pub fn connect_button(&self, chip: &Arc<Piix4Pm>) {
-        let _ = self.button.set(Arc::downgrade(chip));
-    }
-
-    /// Presses the power button, which the guest may act on.
-    pub fn press_button(&self) {
-        if let Some(chip) = self.button.get().and_then(Weak::upgrade) {
-            chip.power_button();
         }
     }
 
@@ -162,6 +156,18 @@ impl Power {
         let _ = self.clock.set(clock);
     }
 
+    /// Names the chip that the power button is wired to. Once.
+    pub fn connect_button(&self, chip: &Arc<Piix4Pm>) {
+        let _ = self.button.set(Arc::downgrade(chip));
+    }
+
+    /// Presses the power button: what that means is the guest's business.
+    pub fn press_button(&self) {
+        if let Some(chip) = self.button.get().and_then(Weak::upgrade) {
+            chip.power_button();
+        }
+    }
+
     /// Names the vCPUs to be told of changes. Once.
     pub fn connect(&self, vcpus: Vec<VcpuHandle>) {
         let _ = self.vcpus.set(vcpus);
@@ -184,7 +190,7 @@ impl Power {
             Request::Report
         } else if s.reset {
             Request::Reset
-        } else if s.paused.is_some() {
+        } else if s.paused.is_some() || s.asleep {
             Request::Pause
         } else {
             Request::Run
@@ -216,13 +222,19 @@ impl Power {
         s.end.is_none()
     }
 
-    /// The reset asked for has been carried out by the boot processor: all go on, as after power-on.
-    pub fn reset_done(&self) {
+    /// Why the machine wakes, if that is what the reset asked for is.
+    pub fn waking(&self) -> Option<WakeCause> {
+        self.state.lock().waking
+    }
+
+    /// The reset asked for has been carried out by the boot processor, or the waking that it was: all go on, as after power-on.
+    pub fn reset_done(&self, was: Option<WakeCause>) {
         let mut s = self.state.lock();
         for v in self.vcpus.get().into_iter().flatten() {
             v.forget_signals();
         }
-        s.reset = false;
+        // A reset that was asked for while the machine woke is still to come.
+        s.reset = s.waking.take() != was;
         s.resets += 1;
         s.parked = 0;
         drop(s);
@@ -271,6 +283,11 @@ impl Power {
         self.state.lock().paused
     }
 
+    /// Whether the machine sleeps.
+    pub fn asleep(&self) -> bool {
+        self.state.lock().asleep
+    }
+
     /// Waits until all vCPUs stand still, as long as the machine is paused, but no longer than a second.
     pub fn wait_standing(&self) {
         let all = self.vcpus.get().map_or(0, Vec::len);
@@ -308,12 +325,12 @@ impl Power {
         self.changed.notify_all();
     }
 
-    /// For the vCPU in `seat`: waits until the machine runs, resets, ends or asks.
+    /// For the vCPU in `seat`: waits until the machine runs, wakes, resets, ends or asks.
     pub fn wait_while_paused(&self, seat: usize) {
         let mut s = self.state.lock();
         s.standing += 1;
         self.changed.notify_all();
-        while s.paused.is_some() && s.end.is_none() && !s.reset && !s.is_asked(seat) {
+        while (s.paused.is_some() || s.asleep) && s.end.is_none() && !s.reset && !s.is_asked(seat) {
             self.changed.wait(&mut s);
         }
         s.standing -= 1;
@@ -367,7 +384,7 @@ impl MachineEvents for Power {
         }
         tracing::info!(?cause, "reset");
         self.change(|s| {
-            s.reset = true;
+            (s.reset, s.asleep, s.waking) = (true, false, None);
             // A guest that has ended may start afresh, when the user says so.
             if let Some(Pause::Shutdown | Pause::Panicked) = s.paused {
                 s.paused = Some(Pause::User);
@@ -382,6 +399,23 @@ impl MachineEvents for Power {
     }
     fn exit(&self, code: i32) {
         self.end(code, None);
+    }
+    fn sleep(&self, state: SleepState) {
+        match state {
+            SleepState::S3 => self.change(|s| s.asleep = !s.reset),
+            SleepState::S4 => self.power_off(),
+        }
+    }
+    fn wake(&self, cause: WakeCause) {
+        if !self.asleep() {
+            return;
+        }
+        tracing::info!(?cause, "wake");
+        self.change(|s| {
+            if std::mem::take(&mut s.asleep) {
+                (s.reset, s.waking) = (true, Some(cause));
+            }
+        });
     }
     fn a20(&self, open: bool) {
         for v in self.vcpus.get().into_iter().flatten() {
@@ -438,6 +472,32 @@ mod tests {
         assert_eq!((power.paused(), clock.is_paused()), (Some(Pause::Shutdown), true));
         power.reset(ResetCause::Host);
         assert_eq!(power.paused(), Some(Pause::User));
+    }
+
+    #[test]
+    fn who_sleeps_wakes_by_a_reset_of_its_own_kind_and_loses_no_other() {
+        let (power, clock) = power(false);
+        power.wake(WakeCause::RtcAlarm);
+        assert_eq!(power.request(), Request::Run, "it is awake");
+        power.sleep(SleepState::S3);
+        assert_eq!((power.request(), power.asleep(), clock.is_paused()), (Request::Pause, true, false));
+        power.wake(WakeCause::PowerButton);
+        power.wake(WakeCause::RtcAlarm);
+        assert_eq!((power.request(), power.waking()), (Request::Reset, Some(WakeCause::PowerButton)));
+        power.reset_done(Some(WakeCause::PowerButton));
+        assert_eq!((power.request(), power.waking()), (Request::Run, None));
+        // A reset in its sleep, and one while it wakes.
+        power.sleep(SleepState::S3);
+        power.reset(ResetCause::Host);
+        assert_eq!((power.request(), power.waking(), power.asleep()), (Request::Reset, None, false));
+        power.reset_done(None);
+        power.sleep(SleepState::S3);
+        power.wake(WakeCause::RtcAlarm);
+        power.reset(ResetCause::Host);
+        power.reset_done(Some(WakeCause::RtcAlarm));
+        assert_eq!((power.request(), power.waking()), (Request::Reset, None));
+        power.reset_done(None);
+        assert_eq!(power.request(), Request::Run);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use mynah_cpu::trace::{cpu_state, fpu_state};
 use mynah_cpu::{Board, Cpu, Events, Exit, World};
 use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::Ferr;
-use mynah_devices::events::{MachineEvents, ResetCause};
+use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
 use mynah_devices::interrupts::lapic::{LocalApic, ReadTsc, VcpuPins};
 use mynah_firmware::bios::PORT;
 use parking_lot::Mutex;
@@ -155,14 +155,14 @@ impl Drop for EndOnPanic<'_> {
 }
 
 /// Runs the vCPU in seat `seat` until the machine ends. `reset` puts it into the state of a fresh start; that of the boot processor, which is called
-/// while all others stand still, does the same to the machine.
+/// while all others stand still, does the same to the machine; it is told why, if that is to wake from sleep.
 pub fn run(
     cpu: &mut Cpu,
     world: &World,
     seat: usize,
     power: &Power,
     bios: Option<&BiosCalls>,
-    mut reset: impl FnMut(&mut Cpu) -> anyhow::Result<()>,
+    mut reset: impl FnMut(&mut Cpu, Option<WakeCause>) -> anyhow::Result<()>,
 ) {
     let _guard = EndOnPanic { power, world, seat };
     loop {
@@ -173,15 +173,16 @@ pub fn run(
                 if !power.wait_parked() {
                     continue;
                 }
-                if let Err(e) = reset(cpu) {
+                let waking = power.waking();
+                if let Err(e) = reset(cpu, waking) {
                     power.fail(crate::cli::explain(&e));
                     return;
                 }
-                power.reset_done();
+                power.reset_done(waking);
             }
             Request::Reset => {
                 if power.park_for_reset()
-                    && let Err(e) = reset(cpu)
+                    && let Err(e) = reset(cpu, None)
                 {
                     power.fail(crate::cli::explain(&e));
                     return;

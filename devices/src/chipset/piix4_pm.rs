@@ -8,6 +8,9 @@
 //!   SMBA   SMBus host controller with nothing on its bus              (base: 90h in config space)
 //! ```
 //!
+//! Sleep: S3 is told to the machine, and so is what wakes it (the power button and the clock's alarm, where they are
+//! enabled). A machine that wakes resets its chips, this one by `wake`.
+//!
 //! The SCI is level-triggered on ISA interrupt 9: it is up while a status bit is set whose enable bit is set,
 //! and SCI_EN is. There is no SMM: the writes to B2h by which ACPI is switched on and off act on SCI_EN at
 //! once, other SMI commands are stored only. The timer's count comes from outside; TMR_STS, which tells of
@@ -21,7 +24,7 @@
 //! 4.8.3.
 use crate::bus::{Irq, PortBus, PortIo, PortMapping, open_bus, read_bytes, write_bytes};
 use crate::clock::{Clock, Timer};
-use crate::events::{MachineEvents, SleepState};
+use crate::events::{MachineEvents, SleepState, WakeCause};
 use crate::pci::config::reg;
 use crate::pci::{ConfigSpace, DevFn, PciDevice};
 use crate::timers::pm_timer::{pm_timer_next_toggle, pm_timer_toggles};
@@ -121,6 +124,15 @@ impl State {
         self.pm1_control & control::SCI_EN != 0
             && (self.pm1_status & self.pm1_enable & pm1::ENABLE != 0
                 || self.gpe_status & self.gpe_enable != 0)
+    }
+
+    /// The event, pending and enabled, that ends a sleep.
+    fn wakes(&self) -> Option<WakeCause> {
+        match self.pm1_status & self.pm1_enable {
+            both if both & pm1::RTC != 0 => Some(WakeCause::RtcAlarm),
+            both if both & pm1::POWER_BUTTON != 0 => Some(WakeCause::PowerButton),
+            _ => None,
+        }
     }
 }
 
@@ -228,9 +240,26 @@ impl Piix4Pm {
         self.raise(pm1::RTC);
     }
 
-    /// The machine has woken from a sleep.
-    pub fn woken(&self) {
-        self.raise(pm1::WAKE);
+    /// The machine wakes from S3: all is as after power-on, but WAK_STS is set with the status of what has woken it.
+    pub fn wake(&self, cause: WakeCause) {
+        PciDevice::reset(self);
+        self.raise(
+            pm1::WAKE
+                | match cause {
+                    WakeCause::RtcAlarm => pm1::RTC,
+                    WakeCause::PowerButton => pm1::POWER_BUTTON,
+                },
+        );
+    }
+
+    /// Whether ACPI mode is on (SCI_EN).
+    pub fn acpi_mode(&self) -> bool {
+        self.state.lock().pm1_control & control::SCI_EN != 0
+    }
+
+    /// Where the power management registers are now, if they are anywhere.
+    pub fn base(&self) -> Option<u16> {
+        self.state.lock().pm.map(|(base, _)| base)
     }
 
     /// General-purpose event `bit` (0 to 15) has happened.
@@ -240,10 +269,16 @@ impl Piix4Pm {
         self.settle(&mut state);
     }
 
-    fn raise(&self, bit: u16) {
-        let mut state = self.state.lock();
-        state.pm1_status |= bit;
-        self.settle(&mut state);
+    fn raise(&self, bits: u16) {
+        let cause = {
+            let mut state = self.state.lock();
+            state.pm1_status |= bits;
+            self.settle(&mut state);
+            state.wakes()
+        };
+        if let Some(cause) = cause {
+            self.events.wake(cause);
+        }
     }
 
     /// Brings TMR_STS up to date.
@@ -344,7 +379,14 @@ impl Piix4Pm {
         }
         match sleep {
             Some(SLP_TYP_S5) => self.events.power_off(),
-            Some(SLP_TYP_S3) => self.events.sleep(SleepState::S3),
+            Some(SLP_TYP_S3) => {
+                self.events.sleep(SleepState::S3);
+                // What was there before is no less a reason to wake.
+                let cause = self.state.lock().wakes();
+                if let Some(cause) = cause {
+                    self.events.wake(cause);
+                }
+            }
             Some(SLP_TYP_S4) => self.events.sleep(SleepState::S4),
             Some(other) => tracing::debug!("the guest asks for sleep type {other}, which does not exist"),
             None => {}
@@ -555,6 +597,36 @@ mod tests {
         assert!(events.take().is_empty());
         pc.ports.write(0x605, 1, 0x20);
         assert_eq!(events.take(), ["power off"], "by a byte write too");
+    }
+
+    #[test]
+    fn what_is_enabled_wakes_and_is_told_of_afterwards() {
+        let (pc, chip, _, events) = setup();
+        pc.ports.write(0xb2, 1, ACPI_ENABLE.into());
+        assert!(chip.acpi_mode());
+        chip.rtc_alarm();
+        chip.power_button();
+        assert!(events.take().is_empty(), "nothing is enabled");
+        pc.ports.write(0x600, 2, 0xffff);
+        // RTC_EN.
+        pc.ports.write(0x602, 2, 1 << 10);
+        pc.ports.write(0x604, 2, 1 << 10 | 1 << 13);
+        assert_eq!(events.take(), ["sleep S3"]);
+        chip.power_button();
+        assert!(events.take().is_empty());
+        chip.rtc_alarm();
+        assert_eq!(events.take(), ["wake RtcAlarm"]);
+        // An alarm that comes before the sleep ends it at once.
+        pc.ports.write(0x604, 2, 1 << 10 | 1 << 13);
+        assert_eq!(events.take(), ["sleep S3", "wake RtcAlarm"]);
+        assert_eq!(chip.base(), Some(PM_BASE));
+        for (cause, status) in [(WakeCause::RtcAlarm, 0x8400), (WakeCause::PowerButton, 0x8100)] {
+            chip.wake(cause);
+            assert_eq!((chip.base(), chip.acpi_mode()), (None, false));
+            chip.enable_at(0xb000);
+            assert_eq!((pc.ports.read(0xb000, 4), chip.base()), (status, Some(0xb000)), "WAK_STS, and why");
+        }
+        assert!(events.take().is_empty(), "it is awake");
     }
 
     #[test]

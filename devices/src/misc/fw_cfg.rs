@@ -8,11 +8,13 @@
 //! ```
 //!
 //! Items are added by the board before the guest runs. Files have keys from 20h in the order of their
-//! addition. Writing by the data port is ignored (as in current versions of the interface); by DMA it works
+//! addition. Some files tell of what firmware has set up: they are made anew when one of them is first selected
+//! after power-on or a reset (`add_late_files`). Writing by the data port is ignored (as in current versions of the interface); by DMA it works
 //! for files that were added as writable. A DMA descriptor is the guest's: its length is honoured without
 //! ever touching more than guest RAM, and addresses wrap nowhere.
 //!
-//! Locks: `state` is held for a whole access, DMA included. A writable file's hook runs with nothing locked.
+//! Locks: `state` is held for a whole access, DMA included, and while late files are made. A writable file's hook runs
+//! with nothing locked.
 //!
 //! Source: QEMU's specification "QEMU Firmware Configuration (fw_cfg) Device".
 use crate::bus::{PortBus, PortIo, open_bus};
@@ -99,6 +101,14 @@ const FILES_MAX: usize = 0x3fe0;
 const CHUNK: usize = 4096;
 
 type WriteHook = Arc<dyn Fn(&[u8]) + Send + Sync>;
+type MakeFiles = Arc<dyn Fn() -> Vec<(&'static str, Vec<u8>)> + Send + Sync>;
+
+/// Files that are made when the guest first looks at one of them.
+struct Late {
+    make: MakeFiles,
+    keys: Vec<u16>,
+    made: bool,
+}
 
 struct Item {
     bytes: Vec<u8>,
@@ -111,6 +121,7 @@ struct State {
     items: BTreeMap<u16, Item>,
     /// Names of the files, in the order of their keys.
     files: Vec<String>,
+    late: Vec<Late>,
     selected: u16,
     offset: usize,
     dma_high: u32,
@@ -186,6 +197,18 @@ impl FwCfg {
         self.add(name, Item { bytes, on_write: Some(Arc::new(on_write)) })
     }
 
+    /// Adds files that `make` gives, by name and contents. It is called now, which says how long they are, and again when the guest first selects
+    /// one of them after power-on or a reset, so that they tell of what its firmware has set up until then. It must give the same names each time.
+    pub fn add_late_files(
+        &self,
+        make: impl Fn() -> Vec<(&'static str, Vec<u8>)> + Send + Sync + 'static,
+    ) -> Result<(), FwCfgError> {
+        let files = make().into_iter().map(|(name, bytes)| self.add_file(name, bytes));
+        let keys = files.collect::<Result<_, _>>()?;
+        self.state.lock().late.push(Late { make: Arc::new(make), keys, made: false });
+        Ok(())
+    }
+
     fn add(&self, name: &str, item: Item) -> Result<u16, FwCfgError> {
         if name.is_empty() || name.len() > NAME_MAX || name.contains('\0') {
             return Err(FwCfgError::Name(name.to_owned()));
@@ -211,10 +234,11 @@ impl FwCfg {
         state.items.get(&(key::FILE_FIRST + index as u16)).map(|i| i.bytes.clone())
     }
 
-    /// Power-on state of the registers; items stay.
+    /// Power-on state of the registers; items stay, but for late files, which will be made again.
     pub fn reset(&self) {
         let mut state = self.state.lock();
         (state.selected, state.offset, state.dma_high) = (0, 0, 0);
+        state.late.iter_mut().for_each(|late| late.made = false);
     }
 
     /// Carries the descriptor at `at` out.
@@ -302,6 +326,15 @@ impl State {
         // Bit 14 asks for writing by the data port, which is no more.
         self.selected = key & 0xbfff;
         self.offset = 0;
+        let selected = self.selected;
+        if let Some(late) = self.late.iter_mut().find(|late| !late.made && late.keys.contains(&selected)) {
+            late.made = true;
+            let (make, keys) = (late.make.clone(), late.keys.clone());
+            for (key, (_, bytes)) in keys.into_iter().zip(make()) {
+                self.items.insert(key, Item { bytes, on_write: None });
+            }
+            self.write_directory();
+        }
     }
 
     fn next_byte(&mut self) -> u8 {
@@ -398,6 +431,28 @@ mod tests {
             self.memory.read(at, &mut v);
             v
         }
+    }
+
+    #[test]
+    fn late_files_are_made_when_one_is_first_selected_and_again_after_a_reset() {
+        use std::sync::atomic::{AtomicU8, Ordering};
+        let (pc, now) = (Pc::new(), Arc::new(AtomicU8::new(1)));
+        let theirs = now.clone();
+        let make = move || {
+            let n = theirs.load(Ordering::Relaxed);
+            vec![("etc/one", vec![n; 2]), ("etc/two", vec![n; 3])]
+        };
+        pc.cfg.add_late_files(make).unwrap();
+        assert_eq!(pc.cfg.add_file("etc/two", vec![]), Err(FwCfgError::Duplicate("etc/two".into())));
+        now.store(2, Ordering::Relaxed);
+        pc.bytes(key::FILE_DIR, 4);
+        now.store(3, Ordering::Relaxed);
+        assert_eq!(pc.bytes(0x21, 4), [3, 3, 3, 0], "at the first look");
+        now.store(4, Ordering::Relaxed);
+        assert_eq!((pc.bytes(0x20, 2), pc.bytes(0x21, 2)), (vec![3, 3], vec![3, 3]), "all belong together");
+        pc.cfg.reset();
+        assert_eq!(pc.dma(0x20 << 16 | dma::SELECT | dma::READ, 3, 0x2000), 0);
+        assert_eq!(pc.memory(0x2000, 3), [4, 4, 0], "by DMA as well");
     }
 
     #[test]

@@ -151,8 +151,13 @@ impl PciBus {
 
     /// Resets every function and unmaps its BARs.
     pub fn reset(&self) {
+        self.reset_but(None);
+    }
+
+    /// The same, but for one that keeps its power (while the machine sleeps).
+    pub fn reset_but(&self, kept: Option<DevFn>) {
         let slots = self.slots.read().clone();
-        for slot in &slots {
+        for slot in slots.iter().filter(|s| Some(s.devfn) != kept) {
             slot.dev.reset();
             self.move_bars(slot);
         }

@@ -13,12 +13,12 @@
 //! Source: Motorola MC146818 data sheet (ADI1018); 82371AB (PIIX4) data sheet, 11.1; register 32h by the convention of PC BIOSes and the
 //! FADT.
 //!
-//! Lock: one, held while IRQ 8 is driven.
+//! Lock: one, held while IRQ 8 is driven. Who listens to the alarm is called with nothing locked.
 use crate::bus::{Irq, PortIo};
 use crate::bytewise;
 use crate::clock::{Clock, Nanos, Timer};
 use parking_lot::Mutex;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// Size of the CMOS RAM, clock registers included.
 pub const CMOS_SIZE: usize = 128;
@@ -82,6 +82,8 @@ struct Registers {
     owed: i128,
     /// One of them comes now: IRQ 8 rises anew.
     again: bool,
+    /// The alarm has rung, with its interrupt enabled.
+    rung: bool,
 }
 
 impl Registers {
@@ -92,7 +94,16 @@ impl Registers {
         cmos[REG_B] = B_24H;
         cmos[REG_D] = D_VRT;
         let (origin, phase) = (i128::from(now) - unix % SECOND, unix % SECOND);
-        Self { cmos, index: 0, epoch: (unix / SECOND) as i64, origin, seen: phase, owed: 0, again: false }
+        Self {
+            cmos,
+            index: 0,
+            epoch: (unix / SECOND) as i64,
+            origin,
+            seen: phase,
+            owed: 0,
+            again: false,
+            rung: false,
+        }
     }
 
     fn phase(&self, now: Nanos) -> i128 {
@@ -226,6 +237,7 @@ impl Registers {
                 self.cmos[REG_C] |= C_UF;
                 if self.next_alarm(before).is_some_and(|alarm| alarm <= after) {
                     self.cmos[REG_C] |= C_AF;
+                    self.rung |= self.cmos[REG_B] & C_AF != 0;
                 }
             }
         }
@@ -253,7 +265,9 @@ impl Registers {
         let of_second = |s: i64| (i128::from(s) - i128::from(self.epoch)) * SECOND;
         let this = self.seconds_at(phase);
         let update = (awaited & C_UF != 0 && self.updates()).then(|| of_second(this.wrapping_add(1)));
-        let alarm = if awaited & C_AF != 0 && self.updates() { self.next_alarm(this) } else { None };
+        // An alarm wakes a sleeping machine even if nobody has looked at the one before.
+        let ringing = self.cmos[REG_B] & C_AF != 0 && self.updates();
+        let alarm = if ringing { self.next_alarm(this) } else { None };
         let next = [periodic, update, alarm.map(of_second)].into_iter().flatten().min()?;
         u64::try_from(next + self.origin).ok()
     }
@@ -360,6 +374,7 @@ pub struct Rtc {
     clock: Arc<dyn Clock>,
     timer: Arc<dyn Timer>,
     irq: Irq,
+    on_alarm: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Rtc {
@@ -374,8 +389,13 @@ impl Rtc {
                 }
             }));
             let state = State { regs: Registers::new(unix_nanos, clock.now()), irq_enabled: true };
-            Self { state: Mutex::new(state), clock, timer, irq: irq8 }
+            Self { state: Mutex::new(state), clock, timer, irq: irq8, on_alarm: OnceLock::new() }
         })
+    }
+
+    /// Has `f` called when the alarm rings with its interrupt enabled: the pin is wired to the power manager, too. Once.
+    pub fn on_alarm(&self, f: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_alarm.set(Box::new(f));
     }
 
     /// The two ports at 70h.
@@ -439,6 +459,11 @@ impl Rtc {
         match state.regs.wakeup(now) {
             Some(deadline) => self.timer.arm(deadline),
             None => self.timer.cancel(),
+        }
+        let rung = std::mem::take(&mut state.regs.rung);
+        drop(state);
+        if let Some(on_alarm) = self.on_alarm.get().filter(|_| rung) {
+            on_alarm();
         }
         result
     }
@@ -611,6 +636,28 @@ mod tests {
         b.clock.advance(UPDATE as u64);
         assert_eq!(b.get(REG_A), 0x26);
         assert_eq!(b.get(SECONDS), 0x59);
+    }
+
+    #[test]
+    fn each_alarm_with_its_interrupt_enabled_is_told_of() {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        let b = Board::at(START);
+        let rung = Arc::new(AtomicU32::new(0));
+        let theirs = rung.clone();
+        b.rtc.on_alarm(move || {
+            theirs.fetch_add(1, Ordering::Relaxed);
+        });
+        // At any hour and minute.
+        b.put(HOURS_ALARM, 0xff);
+        b.put(MINUTES_ALARM, 0xff);
+        b.put(SECONDS_ALARM, 0x03);
+        b.clock.advance(60 * SECOND);
+        assert_eq!(rung.load(Ordering::Relaxed), 0, "nobody wants it");
+        b.put(REG_B, B_24H | C_AF);
+        for n in 1..=3 {
+            b.clock.advance(60 * SECOND);
+            assert_eq!(rung.load(Ordering::Relaxed), n, "though register C was not read");
+        }
     }
 
     #[test]

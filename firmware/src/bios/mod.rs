@@ -23,6 +23,7 @@ mod disk;
 mod keyboard;
 mod misc;
 mod pci;
+mod resume;
 pub mod rom;
 mod system;
 #[cfg(test)]
@@ -32,6 +33,7 @@ mod video;
 
 pub use disk::{Disk, DiskError};
 
+use crate::entry::Entry;
 use crate::mem::GuestMemory;
 use crate::tables::{E820Map, Tables};
 use rom::{Rom, Service};
@@ -260,6 +262,8 @@ pub struct Bios {
     above_4g: u64,
     disks: BTreeMap<u8, Arc<dyn Disk>>,
     screen: video::Screen,
+    /// Where the FACS is, if there is one.
+    facs: Option<u64>,
     /// When the delay of INT 15h 86h is over.
     delay: Option<u64>,
     /// Bytes of an escape sequence from the serial console.
@@ -277,6 +281,7 @@ impl Bios {
             above_4g: 0,
             disks: BTreeMap::new(),
             screen: video::Screen::default(),
+            facs: None,
             delay: None,
             escape: Vec::new(),
         }
@@ -293,6 +298,7 @@ impl Bios {
         self.e820 = tables.e820.clone();
         self.upper = tables.e820.upper_memory();
         self.above_4g = mem.above_4g();
+        self.facs = tables.facs;
         self.screen = video::Screen::default();
         (self.delay, self.escape) = (None, Vec::new());
         mem.write(u64::from(linear(SEGMENT, rom::START)), &self.rom.image);
@@ -325,11 +331,22 @@ impl Bios {
         }
     }
 
-    /// What a BIOS has done to the hardware when it starts a real-mode program: interrupts at 8 and 70h with timer,
-    /// keyboard and clock let through, 18.2 ticks a second, a keyboard that scans, the serial console at 115,200 baud.
+    /// What a BIOS has done to the hardware when it starts a program, be it one that never calls it: interrupts at 8 and 70h with those of a PC's
+    /// own devices let through, 18.2 ticks a second, a keyboard that scans, the serial console at 115,200 baud.
     pub fn power_on(&mut self, pc: &mut dyn Platform) {
-        // 8259s: ICW1 to ICW4, then the masks (timer, keyboard, cascade; clock).
-        for (base, vector, wiring, mask) in [(0x20, 0x08, 0x04, 0xf8), (0xa0, 0x70, 0x02, 0xfe)] {
+        self.set_up_chips(pc);
+        time::set_ticks_from_clock(pc);
+    }
+
+    /// The machine has woken from S3: what [`Bios::power_on`] does, but for memory, which is as it was; where the boot processor goes on.
+    pub fn resume(&mut self, pc: &mut dyn Platform) -> Entry {
+        self.set_up_chips(pc);
+        resume::entry(pc, self.facs)
+    }
+
+    fn set_up_chips(&mut self, pc: &mut dyn Platform) {
+        // 8259s: ICW1 to ICW4, then the masks (timer, keyboard, cascade, floppy; clock, mouse, x87, disk).
+        for (base, vector, wiring, mask) in [(0x20, 0x08, 0x04, 0xb8), (0xa0, 0x70, 0x02, 0x8e)] {
             pc.outb(base, 0x11);
             for v in [vector, wiring, 0x01, mask] {
                 pc.outb(base + 1, v);
@@ -352,7 +369,6 @@ impl Bios {
         if let Some(base) = self.cfg.console {
             misc::set_up_serial(pc, base, 0x03, 1); // 8 bits, no parity, one stop bit
         }
-        time::set_ticks_from_clock(pc);
     }
 
     /// Carries out the service whose stub has just written to [`PORT`]; the registers are then what the vCPU goes on

@@ -11,6 +11,7 @@
 //! Offsets are in segment F000h. The image is 8 KiB, at FE000h, and ends with the reset vector, the date and the model
 //! byte (IBM BIOS Interface Technical Reference, "BIOS data areas and ROM tables").
 use super::PORT;
+use crate::entry::{DescriptorTable, FLAT_GDT};
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
 use std::collections::BTreeMap;
@@ -22,13 +23,21 @@ pub const LEN: usize = 0x2000;
 /// Where POST starts on every PC since the first.
 const POST: u16 = 0xe05b;
 /// The reset vector.
-const RESET: u16 = 0xfff0;
+pub const RESET: u16 = 0xfff0;
+/// The GDT with which a system is woken in protected mode.
+const GDT: u16 = 0xe800;
 /// The table that INT 15h C0h points to.
 pub const CONFIG_TABLE: u16 = 0xe6f5;
 /// The model byte of an AT.
 const MODEL: u8 = 0xfc;
 /// The floppy parameter table, where INT 1Eh points.
 pub const FLOPPY_TABLE: u16 = 0xefc7;
+
+/// The GDT in the ROM.
+pub fn gdt() -> DescriptorTable {
+    let base = u64::from(super::linear(super::SEGMENT, GDT));
+    DescriptorTable { base, limit: size_of_val(&FLAT_GDT) as u16 - 1 }
+}
 
 /// What a stub calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,6 +304,7 @@ impl Rom {
         let far_jump = |to: u16| [0xea, to as u8, (to >> 8) as u8, 0x00, 0xf0];
         put(POST, &far_jump(at(&plan.post)?));
         put(RESET, &far_jump(POST));
+        put(GDT, FLAT_GDT.map(u64::to_le_bytes).as_flattened());
         put(RESET + 5, b"01/01/99");
         put(RESET + 14, &[MODEL, 0]);
         // Length, model, submodel, revision; features: slave 8259 and clock, INT 15h 4Fh is called, EBDA.

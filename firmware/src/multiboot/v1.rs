@@ -122,7 +122,7 @@ pub(crate) fn load(mem: &dyn GuestMemory, tables: &Tables, req: &LoadRequest<'_>
     i.put(0, flags);
     let info_at = blob(mem, &mut places, "the multiboot information", &i.0)?;
 
-    let mut e = Entry::protected32(mem, &mut places, entry)?;
+    let mut e = Entry::flat32(mem, &mut places, entry)?;
     e.gpr[reg::RAX] = LOADED_MAGIC;
     e.gpr[reg::RBX] = info_at.into();
     Ok(e)

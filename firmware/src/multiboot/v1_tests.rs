@@ -28,6 +28,7 @@ fn a_flat_kernel_gets_modules_memory_map_and_command_line() {
     let tables = small_tables(&mem);
     let e = crate::load(&mem, &tables, &req).unwrap();
     assert_eq!((e.mode, e.rip, e.gpr[reg::RAX]), (CpuMode::Protected32, 0x10_0020, 0x2bad_b002));
+    assert_eq!((e.cs.selector, e.ss.selector, e.ds_es_fs_gs.selector), (0x08, 0x10, 0x10));
     let info = e.gpr[reg::RBX];
     let field = |at: u64| read_u32(&mem, info + at);
     assert_eq!(field(0), 1 | 4 | 8 | 0x40 | 0x200);

@@ -216,7 +216,7 @@ pub(crate) fn load(mem: &dyn GuestMemory, tables: &Tables, req: &LoadRequest<'_>
         check_entry(&loaded, entry.ok_or_else(|| bad("it has an address tag but no entry address tag"))?)?;
     let info_at = write_info(mem, &mut places, tables, (&cmdline, &modules_of(req)), &header, &loaded)?;
 
-    let mut e = Entry::protected32(mem, &mut places, entry)?;
+    let mut e = Entry::flat32(mem, &mut places, entry)?;
     e.gpr[reg::RAX] = LOADED_MAGIC;
     e.gpr[reg::RBX] = info_at;
     Ok(e)

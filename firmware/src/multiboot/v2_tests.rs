@@ -38,6 +38,7 @@ fn the_information_has_all_tags() {
     let tables = small_tables(&mem);
     let e = crate::load(&mem, &tables, &req).unwrap();
     assert_eq!((e.rip, e.gpr[reg::RAX]), (0x20_0010, 0x36d7_6289));
+    assert_eq!((e.cs.selector, e.ss.selector), (0x08, 0x10));
     let tags = info_tags(&mem, e.gpr[reg::RBX]);
     let kinds: Vec<u32> = tags.iter().map(|t| t.0).collect();
     assert_eq!(kinds, [1, 2, 4, 3, 6, 9, 14, 15, 0]);

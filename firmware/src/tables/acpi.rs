@@ -1,11 +1,11 @@
 //! The fixed ACPI tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, HPET, WAET.
 //!
-//! The registers they describe are those of a PIIX4 power management function whose firmware has put its I/O
-//! base at 0x600, with general purpose events at 0xAFE0 and the SMI command port at 0xB2, and of the reset
+//! The registers they describe are those of a PIIX4 power management function, with its I/O base where firmware has
+//! put it (`Config::pm_base`), general purpose events at 0xAFE0 and the SMI command port at 0xB2, and of the reset
 //! control register at 0xCF9.
 //!
 //! Source: ACPI 6.5 chapter 5.2; IA-PC HPET 1.0a 3.2.4; Windows ACPI Emulated Devices Table (WAET) 1.0.
-use super::{Config, GPE0_BASE, HPET_BASE, IOAPIC_BASE, LAPIC_BASE, PM_BASE, SCI_IRQ, SMI_CMD, dsdt};
+use super::{Config, GPE0_BASE, HPET_BASE, IOAPIC_BASE, LAPIC_BASE, SCI_IRQ, SMI_CMD, dsdt};
 
 const OEM_ID: &[u8; 6] = b"MYNAH ";
 const OEM_TABLE_ID: &[u8; 8] = b"MYNAHPC ";
@@ -147,7 +147,7 @@ fn fadt(cfg: &Config, facs: u32, dsdt: u64) -> Vec<u8> {
 
     let mut body = vec![0u8; 244 - 36];
     let mut put = |at: usize, bytes: &[u8]| body[at - 36..at - 36 + bytes.len()].copy_from_slice(bytes);
-    let (pm1_evt, pm1_cnt, pm_tmr) = (PM_BASE, PM_BASE + 4, PM_BASE + 8);
+    let (pm1_evt, pm1_cnt, pm_tmr) = (cfg.pm_base, cfg.pm_base + 4, cfg.pm_base + 8);
     put(36, &facs.to_le_bytes());
     put(40, &(dsdt as u32).to_le_bytes());
     put(44, &[1]); // INT_MODEL: ACPI 1.0's field, 1 for an APIC system

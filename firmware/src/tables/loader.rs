@@ -68,20 +68,22 @@ impl Script {
     }
 }
 
-/// The files of fw_cfg by which a firmware of its own finds RAM and tables; `below` and `above` are bytes of RAM below and
+/// The ACPI tables and their script. They tell of what firmware has set up, so they are to be made when it first reads them; their lengths do
+/// not depend on that. None without ACPI.
+pub fn acpi_files(cfg: &Config, below: u64) -> Vec<(&'static str, Vec<u8>)> {
+    let built = cfg.acpi.then(|| acpi::build(cfg, below, |_| Some((FACS_ALIGN as u64, 0)))).flatten();
+    let Some(built) = built else { return Vec::new() };
+    let script = script(&built).0;
+    let mut tables = built.facs;
+    tables.resize(FACS_ALIGN, 0);
+    tables.extend(built.tables);
+    vec![("etc/table-loader", script), (RSDP, built.rsdp.to_vec()), (TABLES, tables)]
+}
+
+/// The files of fw_cfg by which a firmware of its own finds RAM and SMBIOS; `below` and `above` are bytes of RAM below and
 /// above 4 GiB.
 pub fn firmware_files(cfg: &Config, below: u64, above: u64) -> Vec<(&'static str, Vec<u8>)> {
     let mut files = vec![("etc/e820", memory_map(below, above))];
-    if cfg.acpi
-        && let Some(built) = acpi::build(cfg, below, |_| Some((FACS_ALIGN as u64, 0)))
-    {
-        files.push(("etc/table-loader", script(&built).0));
-        files.push((RSDP, built.rsdp.to_vec()));
-        let mut tables = built.facs;
-        tables.resize(FACS_ALIGN, 0);
-        tables.extend(built.tables);
-        files.push((TABLES, tables));
-    }
     let smbios = smbios::build(cfg, below, above);
     files.push(("etc/smbios/smbios-anchor", smbios.entry_point(0).to_vec()));
     files.push(("etc/smbios/smbios-tables", smbios.table));
@@ -176,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_script_leads_from_the_root_pointer_to_every_table() {
-        let files = firmware_files(&Config::default(), 128 << 20, 0);
+        let files = acpi_files(&Config::default(), 128 << 20);
         let placed = run(&files);
         let rsdp = &placed.iter().find(|p| p.0 == RSDP).unwrap().2;
         let (_, base, tables) = placed.iter().find(|p| p.0 == TABLES).unwrap();
@@ -202,6 +204,19 @@ mod tests {
             }
         }
         assert_eq!(seen, ["FACP", "APIC", "HPET", "WAET"]);
+    }
+
+    #[test]
+    fn tables_follow_the_power_management_registers_and_keep_their_lengths() {
+        let of = |pm_base| acpi_files(&Config { pm_base, ..Config::default() }, 128 << 20);
+        let (usual, moved) = (of(0x600), of(0xb000));
+        for ((name, a), (_, b)) in usual.iter().zip(&moved) {
+            assert_eq!((a.len(), a == b), (b.len(), *name != TABLES), "{name}");
+        }
+        let (_, _, tables) = run(&moved).into_iter().find(|p| p.0 == TABLES).unwrap();
+        let fadt = tables.windows(4).position(|w| w == b"FACP").unwrap();
+        assert_eq!([56, 64, 76].map(|field| word(&tables, fadt + field)), [0xb000, 0xb004, 0xb008]);
+        assert_eq!([152, 176, 212].map(|field| word(&tables, fadt + field)), [0xb000, 0xb004, 0xb008]);
     }
 
     #[test]

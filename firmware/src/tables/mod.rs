@@ -19,12 +19,12 @@ mod mptable;
 mod smbios;
 
 pub use e820::{E820Entry, E820Kind, E820Map};
-pub use loader::firmware_files;
+pub use loader::{acpi_files, firmware_files};
 
 use crate::mem::{FOUR_GIB, GuestMemory};
 use mynah_mmu::Gpa;
 
-/// Base of the PIIX4 power management registers: PM1a_EVT, +4 PM1a_CNT, +8 PM_TMR.
+/// Where a PC's firmware puts the PIIX4 power management registers: PM1a_EVT, +4 PM1a_CNT, +8 PM_TMR.
 pub const PM_BASE: u16 = 0x600;
 /// General purpose event block 0: two bytes of status, two of enable.
 pub const GPE0_BASE: u16 = 0xafe0;
@@ -107,6 +107,8 @@ pub struct Config {
     pub hpet: bool,
     /// ISA IRQ 0 arrives at pin 2 of the IOAPIC.
     pub irq0_override: bool,
+    /// Base of the power management registers.
+    pub pm_base: u16,
     /// The PM timer counts 32 bits, not 24.
     pub pm_timer_32bit: bool,
     /// There is a keyboard controller.
@@ -139,6 +141,7 @@ impl Default for Config {
             acpi: true,
             hpet: true,
             irq0_override: true,
+            pm_base: PM_BASE,
             pm_timer_32bit: false,
             i8042: true,
             isa_dma: false,
@@ -160,6 +163,8 @@ pub struct Tables {
     pub e820: E820Map,
     /// The ACPI root pointer (none without ACPI).
     pub rsdp: Option<Gpa>,
+    /// The FACS, where a system that sleeps says what it wakes at (none without ACPI).
+    pub facs: Option<Gpa>,
     /// The SMBIOS entry point.
     pub smbios: Option<Gpa>,
     /// The MP floating pointer.
@@ -199,7 +204,7 @@ pub fn build_tables(mem: &dyn GuestMemory, cfg: &Config) -> Result<Tables, Table
         mem.write(at, bytes);
         Ok(at)
     };
-    let mut rsdp = None;
+    let (mut rsdp, mut facs) = (None, None);
     if cfg.acpi {
         let facs_at = below - PAGE;
         let mut start = facs_at;
@@ -213,7 +218,7 @@ pub fn build_tables(mem: &dyn GuestMemory, cfg: &Config) -> Result<Tables, Table
         mem.write(facs_at, &built.facs);
         e820.set(start, facs_at - start, E820Kind::Acpi);
         e820.set(facs_at, PAGE, E820Kind::Nvs);
-        rsdp = Some(put(&built.rsdp)?);
+        (rsdp, facs) = (Some(put(&built.rsdp)?), Some(facs_at));
     }
     let smbios = smbios::build(cfg, below, above);
     let smbios_table = put(&smbios.table)?;
@@ -221,7 +226,7 @@ pub fn build_tables(mem: &dyn GuestMemory, cfg: &Config) -> Result<Tables, Table
     let mp_table = put(&mptable::build(cfg))?;
     let mp = put(&mptable::floating_pointer(mp_table as u32))?;
     tracing::debug!(?rsdp, smbios = smbios_entry, mp, "firmware tables built");
-    Ok(Tables { e820, rsdp, smbios: Some(smbios_entry), mp: Some(mp) })
+    Ok(Tables { e820, rsdp, facs, smbios: Some(smbios_entry), mp: Some(mp) })
 }
 
 /// RAM less the legacy holes, and the top of the 32-bit space: pages that hypervisors keep, and the ROM.
