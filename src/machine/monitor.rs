@@ -49,9 +49,12 @@ fn find(name: &str) -> Option<&'static Entry> {
     COMMANDS.iter().find(|e| names(e))
 }
 
-/// The open character devices by the names that users know; they belong to somebody else.
+/// A name that users know, and what it is of.
+type Line = (String, Weak<dyn Chardev>);
+
+/// The open character devices; they belong to somebody else.
 #[derive(Clone, Default)]
-pub struct Lines(Arc<Mutex<Vec<(String, Weak<dyn Chardev>)>>>);
+pub struct Lines(Arc<Mutex<Vec<Line>>>);
 
 impl Lines {
     /// Adds one.
