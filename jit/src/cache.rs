@@ -842,7 +842,8 @@ mod tests {
         let good = packs(&File::open(&dir.0).unwrap()).unwrap().remove(0).name;
         let (realm, own) = good.split_at(17);
         // All index, all data, an index as large as is allowed; and lengths that are no multiple of anything.
-        let sizes = [(16u64 << 30, (16 << 30) / 40 - 2), (16 << 30, 0), (3 << 30, 1 << 20), (1 << 32, 3 << 20)];
+        let sizes =
+            [(16u64 << 30, (16 << 30) / 40 - 2), (16 << 30, 0), (3 << 30, 1 << 20), (1 << 32, 3 << 20)];
         for (n, (len, count)) in sizes.into_iter().enumerate() {
             let name = format!("{realm}{n:016x}.pack");
             assert_ne!(name, own);

@@ -14,8 +14,8 @@ use mynah_devices::serial::COM;
 use mynah_firmware::linuxboot::{Parts, ROM_FILE, option_rom};
 use mynah_firmware::tables::{PM_BASE, acpi_files};
 use mynah_firmware::{
-    Bios, BiosConfig, BootProtocol, Entry, Kind, LoadError, LoadRequest, Module, Reason, Segment, build_tables,
-    identify, load,
+    Bios, BiosConfig, BootProtocol, Entry, Kind, LoadError, LoadRequest, Module, Reason, Segment,
+    build_tables, identify, load,
 };
 use mynah_jit::tier::Image;
 use parking_lot::Mutex;
