@@ -102,6 +102,10 @@ pub struct Cpu {
     pub float_live: u8,
     /// Vector that every AVX instruction raises now (#UD without CR4.OSXSAVE or XCR0[2:1] = 11b, #NM with CR0.TS), 0 if none; kept by `sync_mode`.
     pub avx_trap: u8,
+    /// Floating point and vectors are computed by portable code: see [`Cpu::use_portable_code`].
+    pub(crate) portable: bool,
+    /// The guest's MXCSR, without flags, under which the host's own may do: that of the host, or none.
+    pub(crate) quick_mxcsr: u32,
     /// RIP after the current block-ending instruction.
     pub next_ip: u64,
     /// The exception behind `Err(Stop::Fault)`.
@@ -195,6 +199,13 @@ pub struct Cpu {
 unsafe impl Send for Cpu {}
 
 impl Cpu {
+    /// From now on nothing is computed by the host's own floating-point and vector instructions, but by the portable code that hosts other
+    /// than x86-64 have. For tests of that code; compiled code does not heed it.
+    pub fn use_portable_code(&mut self) {
+        self.portable = true;
+        self.quick_mxcsr = !0;
+    }
+
     /// A vCPU in its reset state.
     pub fn new(
         index: u32,
@@ -215,6 +226,8 @@ impl Cpu {
             sse_trap: 0,
             float_live: 0,
             avx_trap: 0,
+            portable: false,
+            quick_mxcsr: crate::sse::DEFAULT_MXCSR,
             next_ip: 0,
             fault: Exception::default(),
             events,

@@ -52,6 +52,8 @@ impl VecOp for Pclmulqdq {
         portable::clmul(u64s(a)[usize::from(imm & 1)], u64s(b)[usize::from((imm >> 4) & 1)])
     }
     #[cfg(target_arch = "x86_64")]
+    const BY_HOST: bool = true;
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn eval(a: u128, b: u128, imm: u8) -> u128 {
         if !is_x86_feature_detected!("pclmulqdq") {
@@ -74,6 +76,8 @@ impl VecOp for Sha1rnds4 {
     fn portable(a: u128, b: u128, imm: u8) -> u128 {
         portable::sha1rnds4(a, b, imm)
     }
+    #[cfg(target_arch = "x86_64")]
+    const BY_HOST: bool = true;
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn eval(a: u128, b: u128, imm: u8) -> u128 {

@@ -101,15 +101,15 @@ impl VecExec for Cpu {
 
     #[inline(always)]
     fn vec<O: VecOp>(&mut self, a: u128, b: u128, imm: u8) -> u128 {
-        O::eval(a, b, imm)
+        if O::BY_HOST && self.portable { O::portable(a, b, imm) } else { O::eval(a, b, imm) }
     }
     #[inline(always)]
     fn vec64<O: VecOp>(&mut self, a: u64, b: u64, imm: u8) -> u64 {
-        O::eval64(a, b, imm)
+        if O::BY_HOST && self.portable { O::portable64(a, b, imm) } else { O::eval64(a, b, imm) }
     }
     #[inline(always)]
     fn vec3<O: VecOp3>(&mut self, a: u128, b: u128, c: u128) -> u128 {
-        O::eval(a, b, c)
+        if self.portable { O::portable(a, b, c) } else { O::eval(a, b, c) }
     }
     #[inline(always)]
     fn pair<O: PairOp>(&mut self, a: [u128; 2], b: [u128; 2]) -> [u128; 2] {
@@ -185,7 +185,7 @@ impl VecExec for Cpu {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn usual(cpu: &Cpu) -> bool {
-    cpu.state.mxcsr & !mxcsr::FLAGS == mxcsr::DEFAULT
+    cpu.state.mxcsr & !mxcsr::FLAGS == cpu.quick_mxcsr
 }
 
 /// Evaluates under the guest's MXCSR. The quick way is for the usual MXCSR (all masked, nearest, denormals
@@ -205,7 +205,8 @@ fn run<O: FloatOp>(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128, Sto
 
 #[inline(never)]
 fn run_slow<O: FloatOp>(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128, Stop> {
-    let (r, found) = evaluate::<O>(a, b, imm, cpu.state.mxcsr);
+    let evaluate = if cpu.portable { portable::<O> } else { evaluate::<O> };
+    let (r, found) = evaluate(a, b, imm, cpu.state.mxcsr);
     mxcsr::finish(cpu, found)?;
     Ok(r)
 }
@@ -227,7 +228,8 @@ fn run_pair<O: FloatOp>(cpu: &mut Cpu, a: [u128; 2], b: [u128; 2], imm: u8) -> R
 
 #[inline(never)]
 fn run_pair_slow<O: FloatOp>(cpu: &mut Cpu, a: [u128; 2], b: [u128; 2], imm: u8) -> Result<[u128; 2], Stop> {
-    let (r, found) = evaluate_pair::<O>(a, b, imm, cpu.state.mxcsr);
+    let evaluate = if cpu.portable { portable_pair::<O> } else { evaluate_pair::<O> };
+    let (r, found) = evaluate(a, b, imm, cpu.state.mxcsr);
     mxcsr::finish(cpu, found)?;
     Ok(r)
 }
@@ -241,11 +243,12 @@ fn fused_slow<O: FusedOp>(
     c: [u128; 2],
     lanes: usize,
 ) -> Result<[u128; 2], Stop> {
+    let evaluate = if cpu.portable { portable_fused::<O> } else { evaluate_fused::<O> };
     let mut r = [0; 2];
     let mut found = 0;
     for k in 0..lanes.min(2) {
         let flags;
-        (r[k], flags) = evaluate_fused::<O>(a[k], b[k], c[k], cpu.state.mxcsr);
+        (r[k], flags) = evaluate(a[k], b[k], c[k], cpu.state.mxcsr);
         found |= flags;
     }
     mxcsr::finish(cpu, found)?;
@@ -266,6 +269,10 @@ pub(super) fn evaluate<O: FloatOp>(a: u128, b: u128, imm: u8, mxcsr: u32) -> (u1
     if told_by_host(O::STAGED, mxcsr) && O::on_host() {
         return super::host::full::<O>(a, b, imm, mxcsr);
     }
+    portable::<O>(a, b, imm, mxcsr)
+}
+
+fn portable<O: FloatOp>(a: u128, b: u128, imm: u8, mxcsr: u32) -> (u128, u32) {
     let mut env = soft::Env::new(mxcsr);
     let r = O::soft(a, b, imm, &mut env);
     (r, env.flags | env.earlier << 8)
@@ -279,6 +286,10 @@ pub(super) fn evaluate_pair<O: FloatOp>(a: [u128; 2], b: [u128; 2], imm: u8, mxc
         let (high, g) = super::host::full::<O>(a[1], b[1], imm, mxcsr);
         return ([low, high], f | g);
     }
+    portable_pair::<O>(a, b, imm, mxcsr)
+}
+
+fn portable_pair<O: FloatOp>(a: [u128; 2], b: [u128; 2], imm: u8, mxcsr: u32) -> ([u128; 2], u32) {
     let mut env = soft::Env::new(mxcsr);
     let r = O::soft_pair(a, b, imm, &mut env);
     (r, env.flags | env.earlier << 8)
@@ -290,6 +301,10 @@ pub(super) fn evaluate_fused<O: FusedOp>(a: u128, b: u128, c: u128, mxcsr: u32) 
     if told_by_host(false, mxcsr) && is_x86_feature_detected!("fma") {
         return super::host::full_fused::<O>(a, b, c, mxcsr);
     }
+    portable_fused::<O>(a, b, c, mxcsr)
+}
+
+fn portable_fused<O: FusedOp>(a: u128, b: u128, c: u128, mxcsr: u32) -> (u128, u32) {
     let mut env = soft::Env::new(mxcsr);
     let r = O::soft(a, b, c, &mut env);
     (r, env.flags)

@@ -65,6 +65,8 @@ macro_rules! vec_ops {
             }
             $(
                 #[cfg(target_arch = "x86_64")]
+                const BY_HOST: bool = !$feature.is_empty();
+                #[cfg(target_arch = "x86_64")]
                 #[inline(always)]
                 fn eval(a: u128, b: u128, imm: u8) -> u128 {
                     if !is_x86_feature_detected!($feature) {
@@ -85,8 +87,12 @@ macro_rules! vec_ops {
             $(
                 #[allow(unused_variables)]
                 #[inline(always)]
-                fn eval64($a: u64, $b: u64, $i: u8) -> u64 {
+                fn portable64($a: u64, $b: u64, $i: u8) -> u64 {
                     $m
+                }
+                #[inline(always)]
+                fn eval64(a: u64, b: u64, imm: u8) -> u64 {
+                    Self::portable64(a, b, imm)
                 }
             )?
         }

@@ -50,6 +50,7 @@ use crate::op::Op;
 use crate::width::Width;
 use iced_x86::{EncodingKind, Instruction};
 
+pub(crate) use mxcsr::DEFAULT as DEFAULT_MXCSR;
 pub use mxcsr::{MXCSR_MASK, set_mxcsr};
 
 /// What names an operation: the mnemonic of its legacy instruction, or of its VEX instruction if it has no other.
@@ -59,6 +60,8 @@ pub type VecId = iced_x86::Mnemonic;
 pub trait VecOp: 'static {
     /// Its name, for translators.
     const ID: VecId;
+    /// Whether `eval` is the host's own instruction on some hosts.
+    const BY_HOST: bool = false;
     /// The result for the destination's old value `a`, source `b`, immediate `imm`, in portable code.
     /// Operations of one source ignore `a`.
     fn portable(a: u128, b: u128, imm: u8) -> u128;
@@ -67,7 +70,12 @@ pub trait VecOp: 'static {
     fn eval(a: u128, b: u128, imm: u8) -> u128 {
         Self::portable(a, b, imm)
     }
-    /// The same on MMX registers.
+    /// `portable` on MMX registers.
+    #[inline(always)]
+    fn portable64(a: u64, b: u64, imm: u8) -> u64 {
+        Self::portable(u128::from(a), u128::from(b), imm) as u64
+    }
+    /// `eval` on MMX registers.
     #[inline(always)]
     fn eval64(a: u64, b: u64, imm: u8) -> u64 {
         Self::eval(u128::from(a), u128::from(b), imm) as u64

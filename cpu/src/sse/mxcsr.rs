@@ -39,7 +39,6 @@ pub const RC_SHIFT: u32 = 13;
 /// Flush to zero.
 pub const FTZ: u32 = 1 << 15;
 /// Value after reset: all masked, round to nearest.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub const DEFAULT: u32 = 0x1f80;
 /// Exceptions found before computing: if one of these is unmasked there is no result and no other exception.
 const PRE: u32 = IE | DE | ZE;

@@ -20,6 +20,8 @@ pub enum Choice {
     /// Both, where this host has a translator.
     #[default]
     Both,
+    /// The interpreter with the portable floating point and vectors of hosts other than x86-64.
+    Portable,
 }
 
 /// The guests that run cases.
@@ -43,12 +45,14 @@ pub struct Translated {
 impl Engines {
     /// Guests of a CPU model. Blocks are compiled when they have run `hot_after` times, with this much optimisation.
     pub fn new(model: &str, choice: Choice, optimize: Optimize, hot_after: u32) -> Result<Self, String> {
-        let plain = if choice == Choice::Translator { None } else { Some(Guest::new(model)?) };
-        let fast = match (choice, Guest::translated(model, optimize, hot_after)) {
-            (Choice::Interpreter, _) => None,
-            (_, Ok(g)) => Some(g),
-            (Choice::Translator, Err(e)) => return Err(e),
-            (Choice::Both, Err(_)) => None,
+        let mut plain = if choice == Choice::Translator { None } else { Some(Guest::new(model)?) };
+        if let (Choice::Portable, Some(g)) = (choice, &mut plain) {
+            g.use_portable_code();
+        }
+        let fast = match choice {
+            Choice::Interpreter | Choice::Portable => None,
+            Choice::Translator => Some(Guest::translated(model, optimize, hot_after)?),
+            Choice::Both => Guest::translated(model, optimize, hot_after).ok(),
         };
         Ok(Self { plain, fast, times: hot_after + 1 })
     }

@@ -25,6 +25,8 @@ pub struct Generator {
     /// How the model decodes.
     pub(crate) options: u32,
     untried: Counts,
+    /// Control words of floating point are rarely those after reset.
+    any_control: bool,
 }
 
 const RSP: usize = 4;
@@ -85,12 +87,28 @@ impl Generator {
             }
         }
         let options = model.decoder_options();
-        Self { forms, claimed, lanes, ldt, fsgsbase, modes, options, untried: Counts::default() }
+        Self {
+            forms,
+            claimed,
+            lanes,
+            ldt,
+            fsgsbase,
+            modes,
+            options,
+            untried: Counts::default(),
+            any_control: false,
+        }
     }
 
     /// No form passes the filter.
     pub fn is_empty(&self) -> bool {
         self.modes.is_empty()
+    }
+
+    /// Has cases begin with any rounding, precision and masks: for floating point alone.
+    pub fn with_any_control(mut self) -> Self {
+        self.any_control = true;
+        self
     }
 
     /// What has been made and thrown away.
@@ -236,7 +254,12 @@ impl Generator {
 
     fn floating_point(&self, rng: &mut Rng, r: &mut Regs, code: Code) {
         let x87 = forms::group(code) == "x87";
-        let cw: u16 = if rng.chance(if x87 { 40 } else { 80 }) {
+        let usual = match (self.any_control, x87) {
+            (true, _) => 8,
+            (false, true) => 40,
+            (false, false) => 80,
+        };
+        let cw: u16 = if rng.chance(usual) {
             0x37f
         } else {
             (rng.u64() as u16 & 0xf3f | 0x40) | if rng.chance(70) { 0x3f } else { 0 }
@@ -281,7 +304,7 @@ impl Generator {
             r.put_fx(40 + 16 * n, &near.to_le_bytes());
         }
         let lane = self.lanes[code as usize];
-        let mxcsr: u32 = if rng.chance(45) {
+        let mxcsr: u32 = if rng.chance(if self.any_control { 8 } else { 45 }) {
             0x1f80
         } else {
             let mut v = rng.u32() & 0xffff;

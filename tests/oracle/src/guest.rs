@@ -208,6 +208,11 @@ impl Guest {
         self.cpu.sync_all();
     }
 
+    /// Has floating point and vectors computed by the code of hosts other than x86-64.
+    pub fn use_portable_code(&mut self) {
+        self.cpu.use_portable_code();
+    }
+
     /// Has the guest page with five levels, as the host does: what is canonical depends on it. The address space stays what it was.
     pub fn use_five_levels(&mut self) {
         let [top, user, kernel] = [0, 1, 2].map(|n| self.next_table + n * 0x1000);

@@ -12,6 +12,7 @@ const USAGE: &str = "usage: mynah-oracle [options]
   --engine ENGINE   Mynah's side: interp, jit or both, which are then compared to the last bit too (default: both)
   --opt LEVEL       how much the translator optimises: baseline, none or speed (default: speed); with baseline, whose undefined flags are the
                     host's, use --engine jit
+  --soft            the interpreter with the portable floating point and vectors of other hosts, under any rounding, precision and masks
   --programs        cases are random programs of 2 to 40 instructions
   --jobs N          threads (default: 2)
   --show N          how many differing cases to report (default 20)
@@ -53,7 +54,7 @@ mod host {
     pub fn main() -> Result<u64, String> {
         let mut plan = Plan { jobs: 2, ..Plan::default() };
         let mut args = std::env::args().skip(1);
-        let (mut list, mut flags, mut table) = (false, false, false);
+        let (mut list, mut flags, mut table, mut soft) = (false, false, false, false);
         while let Some(a) = args.next() {
             let mut value = || args.next().ok_or(format!("{a} needs a value"));
             let number = |s: String| {
@@ -96,6 +97,7 @@ mod host {
                         o => return Err(format!("--opt takes baseline, none or speed, not '{o}'")),
                     }
                 }
+                "--soft" => soft = true,
                 "--programs" => plan.programs = true,
                 "--jobs" => plan.jobs = number(value()?)? as u32,
                 "--show" => plan.show = number(value()?)?,
@@ -119,6 +121,9 @@ mod host {
                 }
                 _ => return Err(format!("unknown option '{a}'\n{}", super::USAGE)),
             }
+        }
+        if soft {
+            plan = plan.soft();
         }
         if list {
             let guest = Guest::new(&plan.model)?;

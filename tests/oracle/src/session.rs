@@ -45,6 +45,10 @@ pub struct Plan {
     pub programs: bool,
 }
 
+/// The groups of forms that hosts other than x86-64 compute in code of their own.
+const PORTABLE: [&str; 12] =
+    ["x87", "mmx", "sse", "sse2", "sse3", "sse4", "crypto", "avx", "avx2", "fma", "f16c", "vaes"];
+
 impl Default for Plan {
     fn default() -> Self {
         Self {
@@ -66,6 +70,15 @@ impl Default for Plan {
 }
 
 impl Plan {
+    /// Cases for portable code: the groups that have some.
+    pub fn soft(mut self) -> Self {
+        self.engine = Choice::Portable;
+        if self.only.is_empty() {
+            self.only = PORTABLE.map(|g| format!("={g}")).join(",");
+        }
+        self
+    }
+
     /// Whether a form is wanted.
     pub fn wants(&self, code: Code) -> bool {
         let names = [
@@ -96,6 +109,9 @@ impl Plan {
         }
         if self.programs {
             s += " --programs";
+        }
+        if self.engine == Choice::Portable {
+            s += " --soft";
         }
         if self.bits != [64, 32, 16] {
             s += &format!(" --bits {}", self.bits.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
@@ -176,13 +192,17 @@ impl Summary {
 /// The habits of the host, compared with the plan's model.
 pub fn habits(plan: &Plan) -> Result<Habits, String> {
     let mut native = Native::new().map_err(|e| e.to_string())?;
-    probes::ask(&mut native, &plan.model)
+    let habits = probes::ask(&mut native, &plan.model)?;
+    Ok(if plan.engine == Choice::Portable { habits.portable() } else { habits })
 }
 
 /// Runs a plan.
 pub fn run(plan: &Plan) -> Result<Summary, String> {
     let next = AtomicU64::new(plan.first / plan.batch());
     let stop = AtomicBool::new(false);
+    if plan.programs && plan.engine == Choice::Portable {
+        return Err("portable code is compared by single instructions: what differs in the last place would go through a program".into());
+    }
     let habits = &habits(plan)?;
     let results = std::thread::scope(|s| {
         let hands: Vec<_> =
@@ -226,6 +246,7 @@ fn worker(plan: &Plan, habits: &Habits, next: &AtomicU64, stop: &AtomicBool) -> 
     let model = engines.model();
     let generator =
         Generator::new(&model, |c| plan.wants(c), &plan.bits, native.has_ldt(), native.has_fsgsbase());
+    let generator = if plan.engine == Choice::Portable { generator.with_any_control() } else { generator };
     if generator.is_empty() {
         return Err("no form matches".into());
     }

@@ -169,7 +169,10 @@ pub fn fyl2xp1(cw: u16, a: F80, b: F80) -> Out {
 
 /// arctan(t) for 0 <= t <= 1.
 fn arctan(t: Wide) -> Wide {
-    if t.is_zero() || t.exp < -64 {
+    if t.exp < -64 {
+        return t.below();
+    }
+    if t.is_zero() {
         return t;
     }
     // arctan(t) = 2 arctan(t / (1 + sqrt(1 + t^2))), twice: t below 0.2.
@@ -266,6 +269,9 @@ fn reduce(a: F80) -> (Wide, u32) {
 }
 
 fn sin_series(r: Wide) -> Wide {
+    if r.exp < -64 {
+        return r.below();
+    }
     let rr = r.times(r).negate();
     let mut s = Wide::ONE;
     for n in (1..=18u32).rev() {
@@ -275,6 +281,9 @@ fn sin_series(r: Wide) -> Wide {
 }
 
 fn cos_series(r: Wide) -> Wide {
+    if r.exp < -64 {
+        return if r.is_zero() { Wide::ONE } else { Wide::ONE.below() };
+    }
     let rr = r.times(r).negate();
     let mut s = Wide::ONE;
     for n in (1..=18u32).rev() {
@@ -367,5 +376,33 @@ pub fn fptan(cw: u16, a: F80) -> Wide2 {
             let o = s.over(c).out(cw);
             Wide2 { a: o.v, b: one(0), count: Count::Two, sw: o.sw | de }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_just_below_a_number_is_rounded_from_below_it() {
+        let tiny = F80 { mant: J, exp: (BIAS - 80) as u16 };
+        let next_down = |x: F80| F80 { mant: !0, exp: x.exp - 1 };
+        for (cw, down) in [(0x37f, false), (0x77f, true), (0xb7f, false), (0xf7f, true)] {
+            let small = if down { next_down(tiny) } else { tiny };
+            let unit = if down { next_down(one(0)) } else { one(0) };
+            assert_eq!((fsin(cw, tiny).v, fcos(cw, tiny).v), (small, unit), "{cw:x}");
+            assert_eq!((fsincos(cw, tiny).a, fsincos(cw, tiny).b), (small, unit), "{cw:x}");
+            assert_eq!(fpatan(cw, one(0), tiny).v, small, "{cw:x}");
+            // The tangent lies above.
+            let above = if cw == 0xb7f { F80 { mant: J | 1, ..tiny } } else { tiny };
+            assert_eq!(fptan(cw, tiny).a, above, "{cw:x}");
+        }
+    }
+
+    #[test]
+    fn the_sine_of_the_least_normal_number_underflows_where_it_is_rounded_down() {
+        let least = F80 { mant: J, exp: 1 };
+        assert_eq!(fsin(0x37f, least).sw & (UE | PE), PE);
+        assert_eq!(fsin(0xf7f, least), Out { v: F80 { mant: J - 1, exp: 0 }, sw: UE | PE });
     }
 }

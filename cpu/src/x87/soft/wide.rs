@@ -170,6 +170,15 @@ impl Wide {
         first.plus(self.over(first)).scaled(-1)
     }
 
+    /// The next number towards zero, for what lies below this one by less than 128 bits can tell: rounding must know on which side. Zero stays.
+    pub fn below(self) -> Self {
+        match self.mant {
+            0 => self,
+            0x8000_0000_0000_0000_0000_0000_0000_0000 => Self { exp: self.exp - 1, mant: !0, ..self },
+            m => Self { mant: m - 1, ..self },
+        }
+    }
+
     /// The extended number, rounded as `cw` says and marked inexact.
     pub fn out(self, cw: u16) -> Out {
         if self.mant == 0 {

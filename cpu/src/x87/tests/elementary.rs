@@ -25,12 +25,13 @@ fn argument(r: &mut Random, max_exp: u16, span: u64) -> F80 {
 #[test]
 fn portable_elementary_functions_agree_with_the_host_to_the_last_place() {
     let mut r = Random(0xabcd_5678_9abc_def1);
-    let cw = 0x37f;
     let near = |what: &str, a: F80, b: F80, p: Out, h: Out| {
         assert!(distance(p.v, h.v) <= 1, "{what} {a:x?} {b:x?}\n portable {p:x?}\n host {h:x?}");
         assert_eq!(p.sw & !C1, h.sw & !C1, "{what} {a:x?} {b:x?}\n portable {p:x?}\n host {h:x?}");
     };
-    for _ in 0..2_000 {
+    for n in 0..8_000 {
+        // All rounding modes.
+        let cw = 0x37f | (n & 3) << 10;
         let x = argument(&mut r, 0x3ffe, 80);
         near("f2xm1", x, x, elementary::f2xm1(cw, x), host::f2xm1(cw, x));
         let x = argument(&mut r, 0x3ffd, 80);
@@ -87,7 +88,10 @@ fn special_operands_of_elementary_functions_are_treated_as_the_host_treats_them(
         if !special(a) {
             continue;
         }
-        two(|c, a, _| elementary::f2xm1(c, a), |c, a, _| host::f2xm1(c, a), "f2xm1", cw, a, b);
+        // The manual has no result for infinities here: AMD's chips have -1 and infinity.
+        if kind(a) != Kind::Inf {
+            two(|c, a, _| elementary::f2xm1(c, a), |c, a, _| host::f2xm1(c, a), "f2xm1", cw, a, b);
+        }
         two(|c, a, _| elementary::fsin(c, a), |c, a, _| host::fsin(c, a), "fsin", cw, a, b);
         two(|c, a, _| elementary::fcos(c, a), |c, a, _| host::fcos(c, a), "fcos", cw, a, b);
         let (p, h) = (elementary::fptan(cw, a), host::fptan(cw, a));

@@ -210,7 +210,7 @@ table! {
         "the kernel's own value";
     "mxcsr-mm" PassedOver mxcsr_mm everything,
         "all, once MXCSR bit 17 (MM) is set",
-        "APM volume 2, 3.1.2 (misaligned SSE mode): AMD's processors have the bit, Intel's and Mynah's raise #GP when it is set";
+        "APM volume 1, 4.2.2 (misaligned exception mask): AMD's processors have the bit, Intel's and Mynah's raise #GP when it is set";
     "mxcsr-mask" PassedOver saves mxcsr_mask,
         "MXCSR_MASK as FXSAVE and XSAVE store it",
         "SDM volume 1, 11.6.6: the processor's own";
@@ -241,7 +241,7 @@ table! {
         "processors start at different ends";
     "gather-step" PassedOver gather_steps everything,
         "gathers that fault with TF set",
-        "APM volume 2, 8.5.2: AMD's processors deliver the trap of the elements that are there first";
+        "AMD's processors deliver the trap of the elements that are there first (SDM volume 2, VGATHERDPS: both may come)";
     "approximation" PassedOver approximates near_lanes,
         "RCPPS, RSQRTPS and their kin: relative error 1.5 * 2^-12, tiny results zero or not",
         "SDM volume 2, RCPPS: only the error is bounded, the values are each processor's";
@@ -298,7 +298,7 @@ table! {
         "SDM volume 2, MOV CR: both apply; their order is the processor's";
     "int-error-code" Probed software_interrupt error_code,
         "the error code of #GP of INT n",
-        "with FRED (SDM volume 3A, chapter 8) the kernel raises it, and not by a descriptor";
+        "with FRED no descriptor is looked at, and the kernel makes the error code";
     "resume-flag" Probed any resume_flag,
         "RF in the flags that an exception saves",
         "SDM volume 3B, 19.3.1.1: set for faults; for traps inside repeated string instructions processors differ";
@@ -328,7 +328,10 @@ table! {
         "SDM volume 2, VGATHERDPS: they may be gathered or not";
     "last-place" Elsewhere elementary last_place,
         "FSIN, FPATAN, FYL2X, F2XM1 and their kin: the last place, C1 and PE",
-        "SDM volume 1, 8.3.10: an error below one unit in the last place; processors differ in it";
+        "SDM volume 1, 8.3.10: an error below one unit in the last place; processors differ in it, and in whether an exact result raises PE";
+    "elementary-domain" Elsewhere beyond_domain x87_registers,
+        "F2XM1 and FYL2XP1 of operands that they are not defined for",
+        "SDM volume 2, F2XM1 and FYL2XP1: the result is undefined";
 }
 const _: () = assert!(TABLE.len() <= 64);
 

@@ -157,8 +157,9 @@ pub fn near_lanes(_: &Ctx, r: &Raw) -> u128 {
     }
     let near = |x: u32, y: u32| {
         let (fx, fy) = (f64::from(f32::from_bits(x)), f64::from(f32::from_bits(y)));
-        let least = f64::from(f32::MIN_POSITIVE);
-        let tiny = fx.abs() < least && fy.abs() < least && (x ^ y) >> 31 == 0;
+        // The least normal number, give or take the error: results below it are made zero.
+        let least = f64::from(f32::MIN_POSITIVE) * (1.0 + 3.0 / 4096.0);
+        let tiny = fx.abs() <= least && fy.abs() <= least && (x ^ y) >> 31 == 0;
         tiny || fx.is_finite() && fy.is_finite() && (fx - fy).abs() <= fx.abs() * 3.0 / 4096.0
     };
     (0..4)
@@ -166,12 +167,17 @@ pub fn near_lanes(_: &Ctx, r: &Raw) -> u128 {
         .fold(0, |m, n| m | 0xffff_ffff << (32 * n))
 }
 
-/// ST(0) and ST(1) by one unit in the last place; C1 and PE, which say how it was rounded.
-pub fn last_place(_: &Ctx, r: &Raw) -> u128 {
+/// ST(0) and ST(1) by one unit in the last place; C1 and PE, which say how it was rounded, UE, if a tiny result that is exact counts as inexact,
+/// and what an unmasked PE entails (ES and B).
+pub fn last_place(c: &Ctx, r: &Raw) -> u128 {
     let key = |v: u128| (v >> 64 & 0x7fff) << 63 | v & (!0 >> 1) & u128::from(u64::MAX >> 1);
     let sign = |v: u128| v >> 79 & 1;
     match r.place {
-        Place::Fsw => 0x220,
+        Place::Fsw => {
+            let unmasked = c.case.regs.fx16(0) & 0x20 == 0 && (r.want ^ r.got) & 0x20 != 0;
+            let tiny = c.want.regs.st(0).0 & 0x7fff == 0;
+            0x220 | if unmasked { 0x8080 } else { 0 } | if tiny { 0x10 } else { 0 }
+        }
         Place::St(0 | 1) => all_if(sign(r.want) == sign(r.got) && key(r.want).abs_diff(key(r.got)) <= 1),
         _ => 0,
     }
@@ -285,6 +291,18 @@ pub fn approximates(c: &Ctx) -> bool {
 pub fn elementary(c: &Ctx) -> bool {
     use Mnemonic::*;
     matches!(c.i.mnemonic(), Fsin | Fcos | Fsincos | Fptan | Fpatan | Fyl2x | Fyl2xp1 | F2xm1)
+}
+/// F2XM1 beyond -1...+1, FYL2XP1 beyond -(1 - sqrt(1/2))...+(1 - sqrt(1/2)).
+pub fn beyond_domain(c: &Ctx) -> bool {
+    let (exp, mant) = c.case.regs.st(0);
+    let exp = exp & 0x7fff;
+    let number = mant >> 63 != 0 && (exp != 0x7fff || mant == 1 << 63);
+    let beyond = |last: (u16, u64)| number && (exp, mant) > last;
+    match c.i.mnemonic() {
+        Mnemonic::F2xm1 => beyond((0x3fff, 1 << 63)),
+        Mnemonic::Fyl2xp1 => beyond((0x3ffd, 0x95f6_1998_0c43_36f7)),
+        _ => false,
+    }
 }
 pub fn locked_faults(c: &Ctx) -> bool {
     let locked = c.i.has_lock_prefix() || c.i.mnemonic() == Mnemonic::Xchg;
