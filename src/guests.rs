@@ -13,6 +13,7 @@ use apt::Apt;
 use mynah_jit::private;
 use serde::Deserialize;
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -36,11 +37,22 @@ pub struct Guest {
     /// The file's name in the store.
     #[serde(rename = "as")]
     pub stored_as: String,
+    /// The file is packed like this, and kept unpacked.
+    #[serde(default)]
+    pub unpack: Option<Packing>,
     /// It is the ELF kernel in this guest's bzImage, rather than in a package.
     #[serde(default)]
     pub from: Option<String>,
     /// What it is.
     pub about: String,
+}
+
+/// How a file is packed.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Packing {
+    /// gzip.
+    Gzip,
 }
 
 #[derive(Deserialize)]
@@ -190,6 +202,9 @@ impl Store {
         };
         let deb = self.download(guest, package, scratch, progress)?;
         apt::extract(&deb, pattern, scratch, to)?;
+        if let Some(Packing::Gzip) = guest.unpack {
+            unpack(to).with_context(|| format!("{pattern} cannot be unpacked"))?;
+        }
         Ok(deb.file_name().unwrap_or_default().to_string_lossy().into_owned())
     }
 
@@ -236,6 +251,15 @@ impl Store {
         file.lock().with_context(|| format!("{}", path.display()))?;
         Ok(file)
     }
+}
+
+/// Unpacks a file of gzip's where it is.
+fn unpack(file: &Path) -> Result<()> {
+    let packed = fs::read(file)?;
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut bytes)?;
+    fs::remove_file(file)?;
+    Ok(private::write(file, &bytes)?)
 }
 
 /// An initial RAM disk: `busybox`, what it needs around it, and the script `init`, which the kernel runs first.
@@ -299,6 +323,19 @@ mod tests {
                 .contains("no paths")
         );
         assert_eq!(parse(&format!("{row}package='p'\nfile='f'\n")).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_packed_file_is_kept_unpacked() {
+        use std::io::Write;
+        let file = std::env::temp_dir().join(format!("mynah-unpack-test-{}", std::process::id()));
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(b"kernel").unwrap();
+        fs::write(&file, packed.finish().unwrap()).unwrap();
+        unpack(&file).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"kernel");
+        assert!(unpack(&file).is_err(), "that is not packed");
+        fs::remove_file(&file).unwrap();
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub struct Boot {
 }
 
 /// The file of a guest; `None` if only what is cached is wanted and it is not.
+#[allow(dead_code, reason = "not every test boots Debian's")]
 pub fn guest(name: &str) -> Option<PathBuf> {
     let store = Store::open().unwrap();
     if std::env::var("MYNAH_GUESTS").is_ok_and(|v| v == "cached") && store.cached(name).is_none() {
@@ -28,6 +29,7 @@ pub fn guest(name: &str) -> Option<PathBuf> {
 }
 
 /// An initial RAM disk with busybox and a script, in a file that outlives the test's use of it.
+#[allow(dead_code, reason = "not every test boots Debian's")]
 pub fn ramdisk(tag: &str, busybox: &str, script: &str) -> Option<PathBuf> {
     let busybox = std::fs::read(guest(busybox)?).unwrap();
     let path = std::env::temp_dir().join(format!("mynah-boot-{}-{tag}.cpio", std::process::id()));
@@ -36,11 +38,37 @@ pub fn ramdisk(tag: &str, busybox: &str, script: &str) -> Option<PathBuf> {
 }
 
 /// Runs Mynah with `args`; kills it (and fails) if it does not end in time. `answer` says what to type when a line has come.
-pub fn run(args: &[&str], limit: Duration, mut answer: impl FnMut(&str) -> Option<&'static str>) -> Boot {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mynah"))
-        .arg("run")
-        .args(args)
-        .args(std::env::var("MYNAH_OPTIONS").iter().flat_map(|options| options.split_whitespace()))
+pub fn run(args: &[&str], limit: Duration, answer: impl FnMut(&str) -> Option<&'static str>) -> Boot {
+    let mut mynah = Command::new(env!("CARGO_BIN_EXE_mynah"));
+    mynah.arg("run").args(args);
+    mynah.args(std::env::var("MYNAH_OPTIONS").iter().flat_map(|options| options.split_whitespace()));
+    run_program(&mut mynah, limit, answer)
+}
+
+/// The same with QEMU's translator, which has no network card.
+#[allow(dead_code, reason = "not every test has a second opinion")]
+pub fn run_qemu(args: &[&str], limit: Duration, answer: impl FnMut(&str) -> Option<&'static str>) -> Boot {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-accel", "tcg", "-nic", "none"]).args(args);
+    run_program(&mut qemu, limit, answer)
+}
+
+/// Whether there is a QEMU to run.
+#[allow(dead_code, reason = "not every test has a second opinion")]
+pub fn has_qemu() -> bool {
+    let found = Command::new("qemu-system-x86_64").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !found {
+        eprintln!("SKIPPED in QEMU: qemu-system-x86_64 is not installed");
+    }
+    found
+}
+
+fn run_program(
+    program: &mut Command,
+    limit: Duration,
+    mut answer: impl FnMut(&str) -> Option<&'static str>,
+) -> Boot {
+    let mut child = program
         // Nothing of the user's own is taken or left behind: compiled code is kept where a test says so.
         .env_remove("HOME")
         .env_remove("XDG_CACHE_HOME")
@@ -65,7 +93,8 @@ pub fn run(args: &[&str], limit: Duration, mut answer: impl FnMut(&str) -> Optio
     let code = loop {
         for line in receive.try_iter() {
             if let Some(text) = answer(&line.1) {
-                keys.write_all(text.as_bytes()).unwrap();
+                // Who has ended reads no more.
+                let _ = keys.write_all(text.as_bytes()).and_then(|()| keys.flush());
             }
             lines.push(line);
         }

@@ -513,6 +513,43 @@ fn the_clock_is_the_rtc() {
 }
 
 #[test]
+fn a_system_that_wakes_goes_on_where_its_facs_says_with_its_memory_as_it_was() {
+    use crate::entry::{CpuMode, FLAT_GDT};
+    const FACS: u64 = (64 << 20) - 0x1000;
+    let mut rig = Rig::new();
+    let mut low = vec![0; 0xa_0000];
+    rig.pc.read(0, &mut low);
+    // The vector, the extended one, the version; mode, CS and IP.
+    let post = (CpuMode::Real, 0xf000, 0xfff0);
+    for (vector, extended, version, want) in [
+        (0x9_a123u32, 0u64, 1u8, (CpuMode::Real, 0x9a12, 3)),
+        (0x9_a123, 0x20_0010, 1, (CpuMode::Protected32, 8, 0x20_0010)),
+        (0x9_a123, 0x20_0010, 0, (CpuMode::Real, 0x9a12, 3)),
+        (0x9_a120, 0x1_0020_0010, 1, (CpuMode::Real, 0x9a12, 0)),
+        (0, 0, 1, post),
+        (0x10_0000, 0, 1, post),
+    ] {
+        rig.pc.write_physical(FACS + 12, &vector.to_le_bytes());
+        rig.pc.write_physical(FACS + 24, &extended.to_le_bytes());
+        rig.pc.write_physical(FACS + 32, &[version]);
+        let e = rig.bios.resume(&mut rig.pc);
+        assert_eq!((e.mode, e.cs.selector, e.rip), want, "{vector:#x} {extended:#x} {version}");
+        if e.mode == CpuMode::Protected32 {
+            let mut gdt = [0; 40];
+            rig.pc.read_physical(e.gdt.base, &mut gdt);
+            assert_eq!((gdt[..] == *FLAT_GDT.map(u64::to_le_bytes).as_flattened(), e.gdt.limit), (true, 39));
+        }
+        let mut now = vec![0; low.len()];
+        rig.pc.read(0, &mut now);
+        assert!(now == low, "it has written to memory");
+    }
+    assert_eq!(rig.pc.ports[&0x21], 0xb8, "the 8259s are set up");
+    rig.pc.write_physical(FACS, b"none");
+    rig.pc.write_physical(FACS + 12, &0x9_a123u32.to_le_bytes());
+    assert_eq!(rig.bios.resume(&mut rig.pc).rip, 0xfff0);
+}
+
+#[test]
 fn pci_functions_are_found_and_read() {
     let mut rig = Rig::new();
     assert!(!rig.fails(Service::Clock, 0xb101));

@@ -20,6 +20,10 @@ const COMMAND: usize = 128;
 const NAME: usize = 56;
 const TABLES: &str = "etc/acpi/tables";
 const RSDP: &str = "etc/acpi/rsdp";
+/// Where a table has its checksum.
+const CHECKSUM: usize = 9;
+/// The root pointer's checksums, and the bytes from its start that each is over.
+const RSDP_CHECKSUMS: [(usize, usize); 2] = [(8, 20), (32, 36)];
 /// Alignment of the FACS, with which the tables' file starts.
 const FACS_ALIGN: usize = 64;
 
@@ -74,10 +78,15 @@ pub fn acpi_files(cfg: &Config, below: u64) -> Vec<(&'static str, Vec<u8>)> {
     let built = cfg.acpi.then(|| acpi::build(cfg, below, |_| Some((FACS_ALIGN as u64, 0)))).flatten();
     let Some(built) = built else { return Vec::new() };
     let script = script(&built).0;
-    let mut tables = built.facs;
+    let (mut tables, mut rsdp) = (built.facs, built.rsdp.to_vec());
     tables.resize(FACS_ALIGN, 0);
     tables.extend(built.tables);
-    vec![("etc/table-loader", script), (RSDP, built.rsdp.to_vec()), (TABLES, tables)]
+    // Checksums are the script's business, and must be zero before: some firmware sums them up (OVMF), other subtracts from them (SeaBIOS).
+    for (offset, _) in &built.parts {
+        tables[FACS_ALIGN + offset + CHECKSUM] = 0;
+    }
+    RSDP_CHECKSUMS.iter().for_each(|(offset, _)| rsdp[*offset] = 0);
+    vec![("etc/table-loader", script), (RSDP, rsdp), (TABLES, tables)]
 }
 
 /// The files of fw_cfg by which a firmware of its own finds RAM and SMBIOS; `below` and `above` are bytes of RAM below and
@@ -101,12 +110,13 @@ fn script(built: &Built) -> Script {
         s.add_pointer(TABLES, TABLES, FACS_ALIGN + offset, bytes);
     }
     for &(offset, len) in &built.parts {
-        s.add_checksum(TABLES, FACS_ALIGN + offset + 9, FACS_ALIGN + offset, len);
+        s.add_checksum(TABLES, FACS_ALIGN + offset + CHECKSUM, FACS_ALIGN + offset, len);
     }
     s.add_pointer(RSDP, TABLES, 16, 4);
     s.add_pointer(RSDP, TABLES, 24, 8);
-    s.add_checksum(RSDP, 8, 0, 20);
-    s.add_checksum(RSDP, 32, 0, 36);
+    for (offset, len) in RSDP_CHECKSUMS {
+        s.add_checksum(RSDP, offset, 0, len);
+    }
     s
 }
 
@@ -168,7 +178,8 @@ mod tests {
                     let at = index(&placed, 0);
                     let (offset, start, len) = (word(c, NAME), word(c, NAME + 4), word(c, NAME + 8));
                     let sum = placed[at].2[start..start + len].iter().fold(0u8, |s, b| s.wrapping_add(*b));
-                    placed[at].2[offset] = placed[at].2[offset].wrapping_sub(sum);
+                    // As OVMF: what was there is not looked at.
+                    placed[at].2[offset] = sum.wrapping_neg();
                 }
                 n => panic!("command {n}"),
             }
@@ -217,6 +228,16 @@ mod tests {
         let fadt = tables.windows(4).position(|w| w == b"FACP").unwrap();
         assert_eq!([56, 64, 76].map(|field| word(&tables, fadt + field)), [0xb000, 0xb004, 0xb008]);
         assert_eq!([152, 176, 212].map(|field| word(&tables, fadt + field)), [0xb000, 0xb004, 0xb008]);
+    }
+
+    #[test]
+    fn sleeping_states_are_told_of_as_the_dsdt_has_them() {
+        let of = |s3, s4| {
+            let files = firmware_files(&Config { s3, s4, ..Config::default() }, 128 << 20, 0);
+            files.into_iter().find(|f| f.0 == "etc/system-states").unwrap().1
+        };
+        assert_eq!(of(true, true), [0x80, 0, 0, 0x81, 0x82, 0x80]);
+        assert_eq!(of(false, false), [0x80, 0, 0, 0x01, 0x02, 0x80]);
     }
 
     #[test]
