@@ -46,16 +46,19 @@ impl Cpu {
     pub fn enter_host_float(&mut self, which: u8) -> bool {
         let done = match which {
             SSE => self.sse_trap == 0 && self.state.mxcsr & MASKS == MASKS && self.load_mxcsr(),
-            X87 => {
-                let f = &self.state.fpu;
-                self.x87_trap == 0 && f.sw & ES == 0 && f.cw & X87_MASKS == X87_MASKS && self.load_x87()
-            }
+            X87 => self.x87_trap == 0 && !self.x87_unmasked() && self.load_x87(),
             _ => false,
         };
         if done {
             self.float_live |= which;
         }
         done
+    }
+
+    /// Whether an exception of the x87 unit is unmasked or pending: the host must not execute its instructions.
+    pub fn x87_unmasked(&self) -> bool {
+        let f = &self.state.fpu;
+        f.sw & ES != 0 || f.cw & X87_MASKS != X87_MASKS
     }
 
     /// Takes back what [`Cpu::enter_host_float`] has put into the host's registers.

@@ -2,6 +2,8 @@
 //!
 //! Code has no absolute addresses: it takes the addresses of these functions from the [`Context`], whose address it is entered with.
 use crate::compile::Compiler;
+use mynah_cpu::board::EV_TIER;
+use mynah_cpu::host_float::X87;
 use mynah_cpu::tier::{Enter, LEFT_HOT, TierMemory};
 use mynah_cpu::{Cpu, Op};
 use mynah_mmu::{PAGE_SIZE, Tlb, TlbView};
@@ -64,7 +66,7 @@ pub(crate) struct Context {
     pub run_op: unsafe extern "C" fn(*mut Cpu, *const Op) -> u32,
     /// The word of pending events.
     pub events: *const u32,
-    /// What `refill_stub` is asked: a linear address, and the kind of access.
+    /// What `refill_stub` is asked: a linear address (with [`BLOCK`] the number of a block), and the kind of access.
     pub lin: u64,
     /// See [`WRITE`].
     pub kind: u64,
@@ -97,6 +99,11 @@ pub(crate) struct Context {
     /// The baseline's: misses of places until one of them is looked at, and the offset in the vCPU of the place that has missed then, or 0.
     pub place_misses: u64,
     pub place_missed: u64,
+    /// The baseline's: effective addresses of the last operands of x87 instructions, in turns.
+    pub x87_data: [u64; 2],
+    /// The baseline's: the block whose x87 instructions the host must not execute, as an exception is unmasked, or
+    /// [`NO_BLOCK`]; and `page_rip` there.
+    pub refused: [u64; 2],
 }
 
 /// A stub, for who looks inside.
@@ -151,6 +158,8 @@ impl Context {
             stack_addend: 0,
             place_misses: PLACE_MISSES,
             place_missed: 0,
+            x87_data: [0; 2],
+            refused: [NO_BLOCK, 0],
         };
         // SAFETY: the stub was made with this signature.
         let enter = unsafe { std::mem::transmute::<*const u8, Enter>(enter) };
@@ -162,6 +171,9 @@ impl Context {
         Self { events, ..*self }
     }
 }
+
+/// In place of the number of a block.
+pub(crate) const NO_BLOCK: u64 = u64::MAX;
 
 /// Misses of places after which one of them is looked at.
 pub(crate) const PLACE_MISSES: u64 = 256;
@@ -178,6 +190,9 @@ pub(crate) const ACROSS: u64 = 0x400;
 /// The bit of `refill`'s `kind` that asks for [`Cpu::enter_host_float`] instead, with what the low bits say.
 pub(crate) const FLOAT: u64 = 0x200;
 
+/// The bit of `refill`'s `kind` beside [`FLOAT`] that says that a block of the baseline asks, whose number is in `lin`.
+pub(crate) const BLOCK: u64 = 0x800;
+
 /// See [`Cpu::refill`]; `kind` is the length, and [`WRITE`] or not. With [`FLOAT`] the answer is null if the instruction must be interpreted.
 ///
 /// # Safety
@@ -192,6 +207,14 @@ pub(crate) unsafe extern "C" fn refill(cpu: *mut Cpu) -> *mut u8 {
     };
     if kind & FLOAT != 0 {
         let done = cpu.enter_host_float(kind as u8);
+        if !done && kind & BLOCK != 0 && kind as u8 == X87 && cpu.x87_unmasked() {
+            // SAFETY: as above.
+            unsafe {
+                let c = cpu.tier_memory.0.as_mut_ptr().cast::<Context>();
+                (*c).refused = [lin, (*c).page_rip];
+            }
+            cpu.events.mark(EV_TIER);
+        }
         return std::ptr::without_provenance_mut(usize::from(done));
     }
     let (len, write) = (kind & 0xff, kind & WRITE != 0);

@@ -26,8 +26,9 @@ use crate::perf::{Perf, Symbols};
 use crate::pool::{self, Done, Job, Place, Pool, Seat};
 pub use crate::realm::Image;
 use crate::region::Plan;
-use crate::runtime::{Context, PLACE_MISSES, Stub};
+use crate::runtime::{Context, NO_BLOCK, PLACE_MISSES, Stub};
 use crate::store::{Region, Store};
+use crate::x87::is_x87_number;
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::block::{Block, ModeKey};
 use mynah_cpu::tier::{Compiled, Enter, Recorded, Tier};
@@ -585,6 +586,7 @@ impl Tier for Translating {
     fn ready(&mut self, cpu: &mut Cpu) {
         self.let_go(cpu);
         self.look_at_places(cpu);
+        self.look_at_refused(cpu);
         for done in self.seat.take() {
             match done {
                 Done::Region(place, region) => {
@@ -664,6 +666,26 @@ impl Translating {
         if let Some(lin) = b.look_at_misses(cpu, at) {
             self.seat.counters.unplaced.fetch_add(1, Ordering::Relaxed);
             self.show_latest(cpu, lin);
+        }
+    }
+
+    /// Has a block's x87 instructions called if the host must not execute them.
+    fn look_at_refused(&mut self, cpu: &mut Cpu) {
+        let Some(b) = &mut self.baseline else { return };
+        // SAFETY: as in `look_at_places`.
+        let [number, page] = unsafe {
+            let context = cpu.tier_memory.0.as_mut_ptr().cast::<Context>();
+            std::mem::replace(&mut (*context).refused, [NO_BLOCK, 0])
+        };
+        if number != NO_BLOCK
+            && let Some(offset) = b.refuse_x87(cpu, number)
+        {
+            let mut called = self.seat.counters.block_called.lock();
+            for code in b.latest_called().filter(|&c| is_x87_number(c)) {
+                *called.entry(code).or_default() += 1;
+            }
+            drop(called);
+            self.show_latest(cpu, page.wrapping_add(offset));
         }
     }
 

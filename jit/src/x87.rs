@@ -15,10 +15,11 @@ use mynah_cpu::state::{Fpu, Segment, gpr, seg};
 use mynah_cpu::width::{W16, W32};
 use mynah_cpu::{Cpu, CpuModel, State, Stop};
 use std::mem::offset_of;
+use std::sync::OnceLock;
 
 const LAHF: u8 = 0x9f;
 /// Masks in the control word.
-const MASKS: i64 = 0x3f;
+pub(crate) const MASKS: i64 = 0x3f;
 
 /// The last x87 instruction of a straight run of code, not yet stored.
 #[derive(Clone, Copy)]
@@ -48,18 +49,10 @@ pub(crate) fn select<'a>(i: &Instruction, model: &CpuModel) -> Option<Emit<'a>> 
                 Ok(Step::Next)
             });
         }
-        Fldenv_m14byte | Fldenv_m28byte | Fnstenv_m14byte | Fnstenv_m28byte | Fstenv_m14byte
-        | Fstenv_m28byte | Frstor_m94byte | Frstor_m108byte | Fnsave_m94byte | Fnsave_m108byte
-        | Fsave_m94byte | Fsave_m108byte | Fninit | Finit | Fnclex | Fclex | Fneni | Feni | Fndisi
-        | Fdisi | Fnsetpm | Fsetpm | Frstpm | Fstpnce_sti => return None,
-        // Makers differ in what becomes of C1.
-        Fcomi_st0_sti | Fcomip_st0_sti | Fucomi_st0_sti | Fucomip_st0_sti if !same_maker(model) => {
-            return None;
-        }
         _ => {}
     }
-    if (Fadd_m32fp as u16..=Fcomip_st0_sti as u16).contains(&(code as u16)) {
-        return Some(Translator::emit_x87);
+    if is_x87(code) {
+        return is_direct(code, model).then_some(Translator::emit_x87);
     }
     let o = code.op_code();
     let mm = |k| matches!(k, Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem);
@@ -76,6 +69,57 @@ pub(crate) fn select<'a>(i: &Instruction, model: &CpuModel) -> Option<Emit<'a>> 
         && (0..i.op_count())
             .all(|n| matches!(i.op_kind(n), OpKind::Register | OpKind::Memory | OpKind::Immediate8));
     (shaped && crate::float::on_host(code)).then_some(Translator::emit_mmx as Emit<'a>)
+}
+
+/// Whether an instruction is the x87 unit's, WAIT aside.
+pub(crate) fn is_x87(code: Code) -> bool {
+    is_x87_number(code as u16)
+}
+
+/// As [`is_x87`], of the code's number.
+pub(crate) fn is_x87_number(code: u16) -> bool {
+    (Code::Fadd_m32fp as u16..=Code::Fcomip_st0_sti as u16).contains(&code)
+}
+
+/// Whether the host's x87 unit does for an instruction of the x87 unit (or WAIT) what the guest's would.
+pub(crate) fn is_direct(code: Code, model: &CpuModel) -> bool {
+    use Code::*;
+    match code {
+        Fldenv_m14byte | Fldenv_m28byte | Fnstenv_m14byte | Fnstenv_m28byte | Fstenv_m14byte
+        | Fstenv_m28byte | Frstor_m94byte | Frstor_m108byte | Fnsave_m94byte | Fnsave_m108byte
+        | Fsave_m94byte | Fsave_m108byte | Fninit | Finit | Fnclex | Fclex | Fneni | Feni | Fndisi
+        | Fdisi | Fnsetpm | Fsetpm | Frstpm | Fstpnce_sti => false,
+        // Makers differ in what becomes of C1.
+        Fcomi_st0_sti | Fcomip_st0_sti | Fucomi_st0_sti | Fucomip_st0_sti => same_maker(model),
+        Fisttp_m16int | Fisttp_m32int | Fisttp_m64int => has_sse3(),
+        Wait => true,
+        _ => is_x87(code),
+    }
+}
+
+/// Whether an x87 instruction does not count as the last one, which the pointers and the opcode are noted of.
+pub(crate) fn is_control(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        Fldcw_m2byte
+            | Fnstcw_m2byte
+            | Fstcw_m2byte
+            | Fnstsw_m2byte
+            | Fstsw_m2byte
+            | Fnstsw_AX
+            | Fstsw_AX
+            | Fnop
+            | Fincstp
+            | Fdecstp
+            | Ffree_sti
+            | Ffreep_sti
+    )
+}
+
+/// The two bytes of an x87 instruction.
+pub(crate) fn bytes_of(op: &Op) -> (u8, u8) {
+    (0xd8 | (op.imm >> 8 & 7) as u8, op.imm as u8)
 }
 
 /// Whether an instruction loads control registers of the floating-point units from memory, so that what stands there decides whether the host's own
@@ -101,16 +145,26 @@ pub(crate) fn loads_control(code: Code) -> bool {
     )
 }
 
-/// Whether the guest's processor is of the host's maker, as far as the x87 unit tells.
-fn same_maker(model: &CpuModel) -> bool {
+/// Whether the host has FISTTP.
+fn has_sse3() -> bool {
     #[cfg(target_arch = "x86_64")]
-    let intel = std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu");
+    return is_x86_feature_detected!("sse3");
     #[cfg(not(target_arch = "x86_64"))]
-    let intel = false;
-    intel == (model.vendor == mynah_cpu::model::Vendor::Intel)
+    false
 }
 
-fn fpu_offset(field: usize) -> i32 {
+/// Whether the guest's processor is of the host's maker, as far as the x87 unit tells.
+fn same_maker(model: &CpuModel) -> bool {
+    // CPUID takes long where the host is a virtual machine itself.
+    static INTEL: OnceLock<bool> = OnceLock::new();
+    #[cfg(target_arch = "x86_64")]
+    let intel = || std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu");
+    #[cfg(not(target_arch = "x86_64"))]
+    let intel = || false;
+    *INTEL.get_or_init(intel) == (model.vendor == mynah_cpu::model::Vendor::Intel)
+}
+
+pub(crate) fn fpu_offset(field: usize) -> i32 {
     (offset_of!(Cpu, state) + offset_of!(State, fpu) + field) as i32
 }
 
@@ -119,22 +173,7 @@ impl<'a> Translator<'a> {
         use Code::*;
         self.ready_x87();
         let code = op.code();
-        let (first, second) = (0xd8 | (op.imm >> 8 & 7) as u8, op.imm as u8);
-        let control = matches!(
-            code,
-            Fldcw_m2byte
-                | Fnstcw_m2byte
-                | Fstcw_m2byte
-                | Fnstsw_m2byte
-                | Fstsw_m2byte
-                | Fnstsw_AX
-                | Fstsw_AX
-                | Fnop
-                | Fincstp
-                | Fdecstp
-                | Ffree_sti
-                | Ffreep_sti
-        );
+        let (first, second) = bytes_of(op);
         let mut data = None;
         if op.is_mem() {
             let len = code.op_code().memory_size().size() as u64;
@@ -187,7 +226,7 @@ impl<'a> Translator<'a> {
                 }
             }
         }
-        if !control {
+        if !is_control(code) {
             let delta = self.base() + i64::from(op.off);
             let data = data.or(self.last_x87.and_then(|l| l.data));
             self.last_x87 = Some(LastX87 { delta, opcode: op.imm as u16 & 0x7ff, data });
@@ -285,7 +324,7 @@ impl<'a> Translator<'a> {
 }
 
 /// Whether an instruction with a memory operand writes it.
-fn is_store(code: Code) -> bool {
+pub(crate) fn is_store(code: Code) -> bool {
     use Code::*;
     matches!(
         code,
@@ -327,7 +366,8 @@ mod tests {
             i.set_op_kind(0, OpKind::Memory);
             i.set_memory_base(Register::RSI);
             assert!(!emits(&i), "{code:?}: the baseline has no copy");
-            // FLDCW has one, see `emit_x87`.
+            // FLDCW has one, see `emit_x87` and the baseline's `load_control`.
+            assert!(code == Code::Fldcw_m2byte || !is_direct(code, &model), "{code:?}");
             assert!(code == Code::Fldcw_m2byte || select(&i, &model).is_none(), "{code:?}");
             seen += 1;
         }

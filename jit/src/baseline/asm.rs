@@ -105,6 +105,29 @@ impl Asm {
         self.imm32(imm);
     }
 
+    /// `movzx to32, word [base + disp]`
+    pub fn load16(&mut self, to: u8, base: u8, disp: i32) {
+        self.mem(false, &[0x0f, 0xb7], to, base, None, disp);
+    }
+
+    /// `mov word [base + disp], from`
+    pub fn store16(&mut self, from: u8, base: u8, disp: i32) {
+        self.bytes(&[0x66]);
+        self.mem(false, &[0x89], from, base, None, disp);
+    }
+
+    /// `mov word [base + disp], imm`
+    pub fn store_imm16(&mut self, imm: u16, base: u8, disp: i32) {
+        self.bytes(&[0x66]);
+        self.mem(false, &[0xc7], 0, base, None, disp);
+        self.bytes(&imm.to_le_bytes());
+    }
+
+    /// The x87 instruction with this first byte and `reg` in its ModRM, on memory
+    pub fn x87_mem(&mut self, first: u8, reg: u8, base: u8, disp: i32) {
+        self.mem(false, &[first], reg, base, None, disp);
+    }
+
     /// `lea to, [base + index << scale + disp]`, in 64 bits or cut to 32
     pub fn lea(&mut self, wide: bool, to: u8, base: u8, index: Option<(u8, u8)>, disp: i32) {
         if wide && index.is_none() && disp == 0 {

@@ -6,8 +6,10 @@ use super::kinds::{
     with_memory, writes,
 };
 use super::stubs::{FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, gpr_at, in_context, in_state, miss};
+use super::x87::LastX87;
 use crate::float::on_host;
-use crate::runtime::{CONTEXT, Context, FLOAT};
+use crate::runtime::{BLOCK, CONTEXT, Context, FLOAT};
+use crate::x87::is_x87;
 use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
@@ -15,7 +17,7 @@ use mynah_cpu::Cpu;
 use mynah_cpu::cpu::SegView;
 use mynah_cpu::host_float::SSE;
 use mynah_cpu::op::{CHECKED, LOCK, Op};
-use mynah_cpu::state::{State, Vector, gpr, seg};
+use mynah_cpu::state::{Fpu, State, Vector, gpr, seg};
 use mynah_cpu::tier::BASELINE;
 use mynah_mmu::{
     ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, PAGE_SIZE, PLACES, Place, Tlb, TlbEntry, TlbView, WRITE_PLACES,
@@ -50,13 +52,13 @@ fn is_in_page(target: i64) -> bool {
 }
 
 /// What is out of the way of a block's code.
-enum Cold {
+pub(super) enum Cold {
     /// A look-up missed, or the place at this offset in the vCPU: asks for the address by a stub, and goes on at `back` or has op `k` interpreted.
     Miss { site: usize, back: usize, stub: usize, k: usize, place: Option<i32> },
     /// Has op `k` interpreted.
     Interpret { site: usize, k: usize },
-    /// Has the host's MXCSR hold the guest's, and goes on at `back` or has op `k` interpreted.
-    Float { site: usize, back: usize, k: usize },
+    /// Has the host's MXCSR or x87 unit (`which`) hold the guest's, and goes on at `back` or has op `k` interpreted.
+    Float { site: usize, back: usize, k: usize, which: u8 },
     /// Op `k` was called and returns.
     Returned { site: usize, k: usize },
     /// Events are pending where the block begins; their word is at RAX. Goes on at `back` if they are not to be looked at now.
@@ -69,7 +71,7 @@ enum Cold {
 
 /// Emits one block.
 pub(super) struct Emitter<'a> {
-    a: Asm,
+    pub(super) a: Asm,
     encoder: &'a mut Encoder,
     info: &'a mut InstructionInfoFactory,
     stubs: &'a Stubs,
@@ -84,14 +86,15 @@ pub(super) struct Emitter<'a> {
     /// Offset of the block's first byte in its page.
     first: i64,
     /// Offset of the current instruction in its page.
-    here: i64,
+    pub(super) here: i64,
     /// Index of the current op, and how many instructions the block counts.
-    k: usize,
+    pub(super) k: usize,
     count: usize,
-    long: bool,
+    pub(super) long: bool,
     /// Offsets of the instructions in the page.
     offsets: Vec<i64>,
-    cold: Vec<Cold>,
+    /// With what is to be stored first of the last x87 instruction.
+    cold: Vec<(Cold, Option<LastX87>)>,
     /// The host's flags are the guest's.
     live: bool,
     /// The saved flags are the guest's.
@@ -101,6 +104,12 @@ pub(super) struct Emitter<'a> {
     /// The host's MXCSR is known to be the guest's; vectors of 256 bits are known to be allowed.
     float: bool,
     avx: bool,
+    /// The host's x87 unit is known to hold the guest's.
+    pub(super) x87: bool,
+    /// x87 instructions are called.
+    pub(super) soft_x87: bool,
+    /// The last x87 instruction, if it is not yet stored.
+    pub(super) last_x87: Option<LastX87>,
     /// An instruction that was encoded.
     encoded: Vec<u8>,
     #[expect(clippy::vec_box, reason = "code has their addresses")]
@@ -122,7 +131,7 @@ pub(super) struct Emitted {
     /// Offsets of each op's code, and of what lies behind all.
     pub places: Vec<usize>,
     /// Memory to be used again.
-    cold: Vec<Cold>,
+    cold: Vec<(Cold, Option<LastX87>)>,
     offsets: Vec<i64>,
     encoded: Vec<u8>,
 }
@@ -143,6 +152,8 @@ pub(super) struct Block<'a> {
     pub counts: bool,
     /// It is a program's, at CPL 3.
     pub user: bool,
+    /// x87 instructions are called: the host's unit was not to execute them.
+    pub soft_x87: bool,
 }
 
 /// Whose the vCPU's [`Place`]s are.
@@ -173,6 +184,7 @@ fn is_apart(place: usize) -> bool {
         && apart(offset_of!(Cpu, icount), 8)
         && apart(offset_of!(Cpu, state) + offset_of!(State, gpr), 8 * 18)
         && apart(offset_of!(Cpu, state) + offset_of!(State, xmm), 16 * size_of::<Vector>())
+        && apart(offset_of!(Cpu, state) + offset_of!(State, fpu), size_of::<Fpu>())
 }
 
 impl Places {
@@ -260,6 +272,9 @@ impl<'a> Emitter<'a> {
             vectors: 0,
             float: false,
             avx: false,
+            x87: false,
+            soft_x87: block.soft_x87,
+            last_x87: None,
             encoded,
             called,
         };
@@ -273,12 +288,12 @@ impl<'a> Emitter<'a> {
         e.a.is_zero32(host::RAX, 0);
         let site = e.a.jcc(cc::NE);
         let back = e.a.at();
-        e.cold.push(Cold::Event { site, back });
+        e.aside(Cold::Event { site, back });
         if block.counts {
             e.a.load(host::RAX, CPU, in_context(offset_of!(Context, counters)));
             e.a.count_down(host::RAX, 4 * block.number as i32);
             let site = e.a.jcc(cc::S);
-            e.cold.push(Cold::Hot { site });
+            e.aside(Cold::Hot { site });
         }
         // At an odd address: by that the chain stub tells it from what is not the baseline's.
         while (origin + e.a.at()) % 8 != BASELINE as usize {
@@ -293,7 +308,10 @@ impl<'a> Emitter<'a> {
             e.here = first + i64::from(op.off);
             match i {
                 Some((i, known)) => e.op(op, i, *known, k + 1 == block.ops.len()),
-                None => e.go_to(first + i64::from(op.off)),
+                None => {
+                    e.flush_x87();
+                    e.go_to(first + i64::from(op.off));
+                }
             }
         }
         places.push(e.a.at());
@@ -303,6 +321,9 @@ impl<'a> Emitter<'a> {
     }
 
     fn op(&mut self, op: &Op, i: &Instruction, known: bool, last: bool) {
+        if last {
+            self.flush_x87();
+        }
         let done = match (known, last) {
             (false, _) => None,
             (_, true) => self.ender(op, i),
@@ -313,10 +334,15 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    /// Puts something out of the way.
+    pub(super) fn aside(&mut self, c: Cold) {
+        self.cold.push((c, self.last_x87));
+    }
+
     // ---- flags -------------------------------------------------------------------------------------------------------------
 
     /// The host's flags are about to be lost.
-    fn save_flags(&mut self) {
+    pub(super) fn save_flags(&mut self) {
         if !self.saved {
             // lahf; seto al; mov [flags], ax
             self.a.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x66, 0x89, 0x87]);
@@ -326,7 +352,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// The host's flags are to be the guest's.
-    fn want_flags(&mut self) {
+    pub(super) fn want_flags(&mut self) {
         if !self.live {
             // movzx eax, word [flags]; add al, 7fh (OF); sahf
             self.a.bytes(&[0x0f, 0xb7, 0x87]);
@@ -336,19 +362,19 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    fn flags_written(&mut self) {
+    pub(super) fn flags_written(&mut self) {
         self.live = true;
         self.saved = false;
     }
 
-    fn flags_lost(&mut self) {
+    pub(super) fn flags_lost(&mut self) {
         self.live = false;
     }
 
     // ---- memory ------------------------------------------------------------------------------------------------------------
 
     /// Whether [`Self::address`] can compute the operand's address.
-    fn can_address(&self, op: &Op) -> bool {
+    pub(super) fn can_address(&self, op: &Op) -> bool {
         let plain = usize::from(op.base) >= gpr::ZERO && usize::from(op.index) == gpr::ZERO;
         let disp = if usize::from(op.base) == gpr::RIP {
             self.first.wrapping_add(op.disp as i64)
@@ -371,7 +397,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// The operand's effective address, without its segment's base. R10 and R11 are lost; flags stay.
-    fn address(&mut self, op: &Op, to: u8) {
+    pub(super) fn address(&mut self, op: &Op, to: u8) {
         let wide = op.ashift == 0;
         let disp = op.disp as i32;
         let index = (usize::from(op.index) != gpr::ZERO)
@@ -398,6 +424,11 @@ impl<'a> Emitter<'a> {
     fn linear(&mut self, op: &Op) {
         self.save_flags();
         self.address(op, host::R10);
+        self.add_segment(op);
+    }
+
+    /// Adds the base of the operand's segment to its effective address, in R10.
+    fn add_segment(&mut self, op: &Op) {
         let s = usize::from(op.seg & 7);
         if s >= seg::FS {
             let base = offset_of!(Cpu, view) + s * size_of::<SegView>() + offset_of!(SegView, base);
@@ -409,6 +440,16 @@ impl<'a> Emitter<'a> {
     /// The host address, in R10, of `len` bytes of the memory operand. RAX, R11 and flags are lost.
     fn operand(&mut self, op: &Op, len: u64, write: bool) {
         self.linear(op);
+        self.look_up_operand(op, len, write);
+    }
+
+    /// As `operand`, of an effective address in R10.
+    pub(super) fn operand_at(&mut self, op: &Op, len: u64, write: bool) {
+        self.add_segment(op);
+        self.look_up_operand(op, len, write);
+    }
+
+    fn look_up_operand(&mut self, op: &Op, len: u64, write: bool) {
         if usize::from(op.base) == gpr::RSP
             && usize::from(op.index) == gpr::ZERO
             && usize::from(op.seg & 7) < seg::FS
@@ -425,7 +466,7 @@ impl<'a> Emitter<'a> {
         self.flags_lost();
         self.a.test_low(host::R10, len as u8 - 1);
         let site = self.a.jcc(cc::NE);
-        self.cold.push(Cold::Interpret { site, k: self.k });
+        self.aside(Cold::Interpret { site, k: self.k });
         self.look_up(len, write);
     }
 
@@ -436,7 +477,7 @@ impl<'a> Emitter<'a> {
             self.flags_lost();
             self.a.is_zero8(CPU, offset_of!(Cpu, avx_trap) as i32);
             let site = self.a.jcc(cc::NE);
-            self.cold.push(Cold::Interpret { site, k: self.k });
+            self.aside(Cold::Interpret { site, k: self.k });
             self.avx = true;
         }
         if !self.float {
@@ -445,7 +486,7 @@ impl<'a> Emitter<'a> {
             self.a.test_mem8(CPU, offset_of!(Cpu, float_live) as i32, SSE);
             let site = self.a.jcc(cc::E);
             let (back, k) = (self.a.at(), self.k);
-            self.cold.push(Cold::Float { site, back, k });
+            self.aside(Cold::Float { site, back, k, which: SSE });
             self.float = true;
         }
     }
@@ -484,7 +525,7 @@ impl<'a> Emitter<'a> {
         let site = a.jcc(cc::NE);
         a.add_mem(R10, R11, offset_of!(TlbEntry, addend) as i32);
         let (back, k) = (self.a.at(), self.k);
-        self.cold.push(match miss(len, write) {
+        self.aside(match miss(len, write) {
             Some(kind) => Cold::Miss { site, back, stub: self.stubs.refill[kind], k, place: None },
             None => Cold::Interpret { site, k },
         });
@@ -496,13 +537,13 @@ impl<'a> Emitter<'a> {
         let place = self.places.give(self.number, self.k, write);
         let a = &mut self.a;
         a.mov(RAX, R10);
-        a.and_imm(RAX, (!PAGE_MASK | (len - 1)) as i64 as i32);
+        a.and_imm(RAX, (!PAGE_MASK | (len.next_power_of_two() - 1)) as i64 as i32);
         a.add_mem(RAX, CPU, (VIEW + offset_of!(TlbView, place_key)) as i32);
         a.cmp_mem(RAX, CPU, place + offset_of!(Place, tag) as i32);
         let site = a.jcc(cc::NE);
         a.add_mem(R10, CPU, place + offset_of!(Place, addend) as i32);
         let (back, k) = (self.a.at(), self.k);
-        self.cold.push(Cold::Miss { site, back, stub: self.stubs.place[kind], k, place: Some(place) });
+        self.aside(Cold::Miss { site, back, stub: self.stubs.place[kind], k, place: Some(place) });
     }
 
     /// As [`Self::look_up`], for an address on the stack.
@@ -513,12 +554,12 @@ impl<'a> Emitter<'a> {
         self.flags_lost();
         self.a.mov(RAX, R10);
         // What is not aligned may lie on two pages.
-        self.a.and_imm(RAX, (!PAGE_MASK | (len - 1)) as i64 as i32);
+        self.a.and_imm(RAX, (!PAGE_MASK | (len.next_power_of_two() - 1)) as i64 as i32);
         self.a.cmp_mem(RAX, CPU, STACK_PAGE);
         let site = self.a.jcc(cc::NE);
         self.a.add_mem(R10, CPU, STACK_ADDEND);
         let (back, k) = (self.a.at(), self.k);
-        self.cold.push(Cold::Miss { site, back, stub: self.stubs.stack[kind], k, place: None });
+        self.aside(Cold::Miss { site, back, stub: self.stubs.stack[kind], k, place: None });
     }
 
     // ---- instructions ------------------------------------------------------------------------------------------------------
@@ -540,6 +581,8 @@ impl<'a> Emitter<'a> {
             Mnemonic::Leave => return self.leave_op(op, i),
             Mnemonic::Div | Mnemonic::Idiv => return self.divide_op(op, i),
             Mnemonic::Vzeroupper if on_host(i.code()) => return self.zero_upper(),
+            Mnemonic::Wait => return self.x87_op(op, i),
+            _ if is_x87(i.code()) => return self.x87_op(op, i),
             _ => {}
         }
         let vector = (0..i.op_count()).any(|n| i.op_register(n).is_vector_register());
@@ -789,7 +832,7 @@ impl<'a> Emitter<'a> {
         let either = |narrow: &'static [u8], wider: &'static [u8]| if wide { wider } else { narrow };
         let refuse = |e: &mut Self, condition: u8| {
             let site = e.a.jcc(condition);
-            e.cold.push(Cold::Interpret { site, k: e.k });
+            e.aside(Cold::Interpret { site, k: e.k });
         };
         if i.mnemonic() == Mnemonic::Div {
             // cmp rdx, r11: the quotient fits if the upper half is below the divisor.
@@ -934,7 +977,7 @@ impl<'a> Emitter<'a> {
                 self.want_flags();
                 self.save_flags();
                 let site = self.a.jcc(condition);
-                self.cold.push(Cold::Elsewhere { site, target });
+                self.aside(Cold::Elsewhere { site, target });
                 self.go_to(after);
                 Some(())
             }
@@ -1006,7 +1049,7 @@ impl<'a> Emitter<'a> {
             self.a.mov(host::R11, host::RAX);
             self.a.bytes(&[0x49, 0xc1, 0xfb, 47, 0x49, 0x83, 0xc3, 1, 0x49, 0x83, 0xfb, 1]);
             let site = self.a.jcc(cc::A);
-            self.cold.push(Cold::Interpret { site, k: self.k });
+            self.aside(Cold::Interpret { site, k: self.k });
         }
     }
 
@@ -1029,12 +1072,13 @@ impl<'a> Emitter<'a> {
     fn go_to(&mut self, target: i64) {
         self.save_flags();
         let site = self.a.jmp();
-        self.cold.push(Cold::Elsewhere { site, target });
+        self.aside(Cold::Elsewhere { site, target });
     }
 
     /// Has the op executed by its interpreter's handler.
     fn call(&mut self, op: &Op, last: bool) {
         let kept = Box::new(*op);
+        self.flush_x87();
         self.save_flags();
         self.a.imm(host::R11, &raw const *kept as u64);
         self.called.push(kept);
@@ -1042,7 +1086,7 @@ impl<'a> Emitter<'a> {
         let site = self.a.call();
         self.lead_out(site, self.stubs.call);
         self.flags_lost();
-        (self.vectors, self.float, self.avx) = (0, false, false);
+        (self.vectors, self.float, self.avx, self.x87) = (0, false, false, false);
         if last {
             let site = self.a.jmp();
             self.lead_out(site, self.stubs.out);
@@ -1050,7 +1094,7 @@ impl<'a> Emitter<'a> {
         }
         self.a.test(host::RAX);
         let site = self.a.jcc(cc::NE);
-        self.cold.push(Cold::Returned { site, k: self.k });
+        self.aside(Cold::Returned { site, k: self.k });
     }
 
     // ---- out of the way ----------------------------------------------------------------------------------------------------
@@ -1074,8 +1118,12 @@ impl<'a> Emitter<'a> {
     fn finish(&mut self, leaps: &mut Vec<Leap>) {
         let offsets = std::mem::take(&mut self.offsets);
         let mut cold = std::mem::take(&mut self.cold);
-        for c in cold.drain(..) {
+        for (c, last) in cold.drain(..) {
             let here = self.a.at();
+            // The code that is asked for an address may leave the block.
+            if !matches!(c, Cold::Event { .. } | Cold::Hot { .. } | Cold::Elsewhere { .. }) {
+                self.store_last_x87(last);
+            }
             match c {
                 Cold::Miss { site, back, stub, k, place } => {
                     self.a.lead(site, here as i64);
@@ -1089,9 +1137,11 @@ impl<'a> Emitter<'a> {
                     let found = self.a.jmp();
                     self.a.lead(found, back as i64);
                 }
-                Cold::Float { site, back, k } => {
+                Cold::Float { site, back, k, which } => {
                     self.a.lead(site, here as i64);
-                    let kind = (FLOAT | u64::from(SSE)) as i32;
+                    let kind = (FLOAT | BLOCK | u64::from(which)) as i32;
+                    let number = in_context(offset_of!(Context, lin));
+                    self.a.store_imm(true, self.number as i32, CPU, number);
                     self.a.store_imm(true, kind, CPU, in_context(offset_of!(Context, kind)));
                     let call = self.a.call();
                     self.lead_out(call, self.stubs.float);

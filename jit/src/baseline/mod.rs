@@ -20,10 +20,12 @@ mod asm;
 mod emit;
 pub(crate) mod kinds;
 mod stubs;
+mod x87;
 
 use crate::listing::Mark;
 use crate::runtime::{CONTEXT, Context, PLACE_MISSES};
 use crate::twice::{self, Executed, Written};
+use crate::x87::is_direct;
 use emit::Emitter;
 use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
 use mynah_cpu::block::{Block, ModeKey};
@@ -96,6 +98,8 @@ struct Entry {
     kept: bool,
     /// Which of its first 64 ops look into places; see [`Baseline::place`].
     placed: u64,
+    /// x87 instructions are called; see [`Baseline::refuse_x87`].
+    soft_x87: bool,
     /// The code calls the interpreter's handlers for these.
     #[expect(clippy::vec_box, reason = "code has their addresses")]
     called: Vec<Box<Op>>,
@@ -389,6 +393,21 @@ impl Baseline {
         (less != placed && self.place_ops(cpu, number, less)).then_some(lin)
     }
 
+    /// Has the x87 instructions of this block called from now on, as the host must not execute them: with an
+    /// exception unmasked each would leave the block. Returns the block's offset in its page if there is new code.
+    pub fn refuse_x87(&mut self, cpu: &mut Cpu, number: u64) -> Option<u64> {
+        self.bury(cpu);
+        let number = number as usize;
+        if number >= self.entries.len() || !self.has_code(number) || self.entries[number].soft_x87 {
+            return None;
+        }
+        let (left, (phys, key)) = (self.counters[number], self.entries[number].at);
+        self.entries[number].soft_x87 = true;
+        let done = self.compile(cpu, phys, key);
+        self.count_to(cpu, phys, key, left);
+        done.then_some(phys & PAGE_MASK)
+    }
+
     /// The number of the entry for a block, which is made if there is none.
     fn enter(&mut self, at: (u64, u32)) -> u32 {
         let number = self.find(at).unwrap_or(self.entries.len());
@@ -407,6 +426,7 @@ impl Baseline {
                 lin: 0,
                 kept: false,
                 placed: 0,
+                soft_x87: false,
                 called: Vec::new(),
             });
         }
@@ -456,7 +476,9 @@ impl Baseline {
                     return false;
                 }
                 // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
-                let known = op.flags & HELPER == 0 || kinds::is_helper(&i);
+                let known = op.flags & HELPER == 0
+                    || kinds::is_helper(&i)
+                    || is_direct(i.code(), &cpu.model) && cpu.model.allows(&i) && !i.has_lock_prefix();
                 Some((i, known))
             };
             ops.push((op, i));
@@ -472,11 +494,13 @@ impl Baseline {
             let e = &mut self.entries[number];
             if e.block != block {
                 // What was known is known of what stood there before.
-                (e.placed, e.kept) = (places, false);
+                (e.placed, e.kept, e.soft_x87) = (places, false, false);
             }
-            let Entry { placed, kept, .. } = *e;
+            let Entry { placed, kept, soft_x87, .. } = *e;
             let (counts, user) = (!kept, mode.has(ModeKey::USER));
-            let plan = emit::Block { ops: &ops, first, long, number: number as u32, placed, counts, user };
+            let number32 = number as u32;
+            let plan =
+                emit::Block { ops: &ops, first, long, number: number32, placed, counts, user, soft_x87 };
             let emitted = std::mem::take(&mut self.scratch.emitted);
             let (encoder, info) = (&mut self.encoder, &mut self.info);
             let (stubs, places) = (&self.stubs, &mut self.places);

@@ -49,7 +49,7 @@ pub(super) struct Stubs {
     pub stack: [usize; KINDS],
     /// As `refill`, for what was not found in its place ([`mynah_mmu::Place`]), whose address is in R11, and where the translation is put. R11 is lost.
     pub place: [usize; KINDS],
-    /// Has the host's MXCSR hold the guest's; R10 is 0 if it must not.
+    /// Has the host's MXCSR or x87 unit hold the guest's; R10 is 0 if it must not.
     pub float: usize,
     /// Goes on at the address in RAX.
     pub chain: usize,
@@ -58,13 +58,15 @@ pub(super) struct Stubs {
     pub chained: [Vec<u8>; 2],
 }
 
-/// Kinds of accesses: so many lengths, to read and to write.
-pub(super) const KINDS: usize = 12;
+/// Lengths of accesses; the last is that of an extended number.
+const LENGTHS: [u64; 7] = [1, 2, 4, 8, 16, 32, 10];
+/// Kinds of accesses: each length, to read and to write.
+pub(super) const KINDS: usize = 2 * LENGTHS.len();
 
 /// Which of the stubs an access of `len` bytes has that is not found.
 pub(super) fn miss(len: u64, write: bool) -> Option<usize> {
-    let n = len.trailing_zeros() as usize;
-    (len.is_power_of_two() && n < KINDS / 2).then_some(2 * n + usize::from(write))
+    let n = LENGTHS.iter().position(|&l| l == len)?;
+    Some(2 * n + usize::from(write))
 }
 
 const FAILED: i32 = in_context(offset_of!(Context, failed));
@@ -80,7 +82,7 @@ fn forget_stack(a: &mut CodeAssembler) -> Result<(), IcedError> {
 /// See [`Stubs::refill`]; the return address is on top of the stack.
 fn refill(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), IcedError> {
     let mut failed = a.create_label();
-    let asked = 1u64 << (kind / 2) | if kind & 1 != 0 { WRITE } else { 0 };
+    let asked = LENGTHS[kind / 2] | if kind & 1 != 0 { WRITE } else { 0 };
     a.mov(qword_ptr(rdi + in_context(offset_of!(Context, lin))), r10)?;
     a.mov(qword_ptr(rdi + in_context(offset_of!(Context, kind))), asked as i32)?;
     // The stack is aligned here.
@@ -96,7 +98,7 @@ fn refill(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), Ic
 
 /// R11 = the TLB's entry for the address in R10, RAX = the page of the last byte; to `missed` if the entry does not allow an access of that kind.
 fn look_up(a: &mut CodeAssembler, kind: usize, missed: &mut CodeLabel) -> Result<(), IcedError> {
-    let (len, write) = (1u64 << (kind / 2), kind & 1 != 0);
+    let (len, write) = (LENGTHS[kind / 2], kind & 1 != 0);
     a.mov(r11, r10)?;
     a.shr(r11, HASH_SHIFT as i32)?;
     a.xor(r11, r10)?;

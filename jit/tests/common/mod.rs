@@ -258,6 +258,11 @@ impl Pair {
         }
     }
 
+    /// How many instructions with this code the baseline calls the interpreter for.
+    pub fn calls_in_baseline(&self, code: iced_x86::Code) -> u64 {
+        self.counters.block_called.lock().get(&(code as u16)).copied().unwrap_or_default()
+    }
+
     /// Puts code where none has been, within a page if it fits one; returns its address.
     pub fn put_code(&mut self, code: &[u8]) -> u64 {
         let mut at = self.next_code.next_multiple_of(16);
@@ -310,6 +315,13 @@ impl Pair {
         let b = self.fast.run();
         assert_eq!(a, Exit::Halt, "{}", what());
         assert_eq!(b, Exit::Halt, "{}", what());
+        if self.setting.0 == Optimize::Baseline {
+            // It has other words for the same flags.
+            for cpu in [&mut self.plain, &mut self.fast] {
+                let flags = cpu.state.rflags();
+                cpu.state.set_rflags(flags);
+            }
+        }
         if self.plain.state != self.fast.state {
             let (p, f) = (&self.plain.state, &self.fast.state);
             for n in 0..32 {
