@@ -7,6 +7,7 @@
 use crate::cli::{build, explain, print, start, tell};
 use crate::{embedded, guests};
 use anyhow::{Context, Result};
+use mynah_devices::chardev::leftovers::Leftover;
 use mynah_jit::private;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -45,7 +46,8 @@ poweroff -f
 
 /// Runs the demo; the result is the process's exit code.
 pub fn run(args: &Args) -> Result<i32> {
-    let mut words = if args.embedded { built_in()? } else { debian().or_else(|why| instead(&why))? };
+    let mut words =
+        if args.embedded { built_in(args)? } else { debian().or_else(|why| instead(args, &why))? };
     words.extend(args.options.iter().cloned());
     if args.print {
         print(&format!(
@@ -75,19 +77,26 @@ fn debian() -> Result<Vec<OsString>> {
 }
 
 /// Says why there is no Debian kernel, and what comes instead.
-fn instead(why: &anyhow::Error) -> Result<Vec<OsString>> {
+fn instead(args: &Args, why: &anyhow::Error) -> Result<Vec<OsString>> {
     tell(&format!("Debian's kernel is not to be had: {}", explain(why)));
     tell("running the built-in guest instead");
-    built_in()
+    built_in(args)
 }
 
 /// Writes the built-in guest to a file; the options that run it.
-fn built_in() -> Result<Vec<OsString>> {
+fn built_in(args: &Args) -> Result<Vec<OsString>> {
     let image = embedded::image().context("the built-in guest cannot be assembled")?;
     let in_store = guests::Store::open().and_then(|s| write(s.folder().join("embedded.bin"), &image));
     // A cache that cannot be written to is no reason to show nothing.
-    let temporary =
-        || write(std::env::temp_dir().join(format!("mynah-embedded-{}.bin", std::process::id())), &image);
+    let temporary = || -> Result<PathBuf> {
+        let file =
+            write(std::env::temp_dir().join(format!("mynah-embedded-{}.bin", std::process::id())), &image)?;
+        if !args.print {
+            // It goes with the process.
+            std::mem::forget(Leftover::new(&file));
+        }
+        Ok(file)
+    };
     let file = in_store.or_else(|_| temporary())?;
     let mut words: Vec<OsString> = vec!["-kernel".into(), file.into()];
     words.extend(["-m", "128", "-nographic"].map(OsString::from));

@@ -310,3 +310,27 @@ fn what_waits_for_others_before_the_start_ends_too() {
         assert!(!Path::new(&pid).exists() && !Path::new(&socket).exists(), "{args:?}");
     }
 }
+
+#[test]
+fn the_demo_without_a_home_leaves_nothing_in_the_folder_for_temporary_files() {
+    let folder = Folder::new("demo");
+    let socket = folder.path("m");
+    let monitor = format!("unix:{socket},server,nowait");
+    let args = ["demo", "--embedded", "--", "-monitor", &monitor, "-serial", "null"];
+    for signal in [None, Some(libc::SIGTERM), Some(libc::SIGABRT)] {
+        let mut mynah = command(&args);
+        mynah.env("TMPDIR", &folder.0).stdin(Stdio::null()).stderr(Stdio::null());
+        let mut run = Running::start(&mut mynah);
+        let mut m = Client::at(&socket);
+        let there = |what: &str| {
+            fs::read_dir(&folder.0).unwrap().flatten().any(|f| f.file_name().to_string_lossy().contains(what))
+        };
+        assert!(there("embedded"));
+        match signal {
+            None => m.send("quit"),
+            Some(signal) => run.signal(signal),
+        }
+        assert!(run.ended(PATIENCE).is_some());
+        assert!(!there("embedded"), "{signal:?}");
+    }
+}

@@ -95,7 +95,7 @@ pub const OPTIONS: &[OptionDef] = options! {
     Machine Supported "machine" ("TYPE[,prop=value...]", "pc,hpet=on") "the board ('help' lists them); kernel-entry=16|32|64 chooses how Linux is entered";
     Machine Supported "M" ("TYPE[,prop=value...]", "pc") "the same as -machine";
     Machine Supported "cpu" ("MODEL[,+feature][,-feature]", "max,-x2apic") "the CPU model ('help' lists them)";
-    Machine Supported "accel" ("NAME[,prop=value...]", "interp") "interp, jit (tcg), kvm; what each takes: -accel help";
+    Machine Supported "accel" ("NAME[,prop=value...]", "interp") "interp, jit (tcg), kvm ('help' lists their properties)";
     Machine Supported "enable-kvm" "the same as -accel kvm";
     Machine Parsed "smp" ("N[,sockets=S][,cores=C][,threads=T][,maxcpus=M]", "1") "how many processors";
     Machine Supported "m" ("SIZE[,slots=N,maxmem=SIZE]", "2G") "RAM; MiB without a suffix K, M, G or T [default: 128]";

@@ -347,7 +347,7 @@ mod tests {
         struct Greets(std::sync::OnceLock<Socket>);
         impl crate::chardev::Receiver for Greets {
             fn can_receive(&self) -> usize {
-                0
+                1
             }
             fn receive(&self, _: &[u8]) {}
             fn event(&self, event: crate::chardev::Event) {
