@@ -2,6 +2,7 @@
 
 use mynah_oracle::compare::compare;
 use mynah_oracle::generate::decode;
+use mynah_oracle::guest::Guest;
 use mynah_oracle::habits::{Habits, How, TABLE, Tally, probes, untried};
 use mynah_oracle::layout::*;
 
@@ -134,4 +135,28 @@ fn what_is_passed_over_is_counted_by_line() {
     }
     assert_eq!(tally.line(3), "passed over: 2 of 3 cases: cmps-both-fault 2");
     assert_eq!(Tally::default().line(3), "passed over: 0 of 3 cases");
+}
+
+#[test]
+fn with_five_levels_of_paging_the_address_space_is_the_same_and_more_addresses_are_canonical() {
+    // MOV EAX, [RSI]; above 47 bits, and where the guest's own pages would be with four levels.
+    for (at, four, five) in
+        [(LOW, 3, 3), (0x8000_0000_0000, 13, 14), (0x8000_0000_1000, 13, 14), (0x100_0000_0000_0000, 13, 13)]
+    {
+        let (c, _) = case(&[0x8b, 0x06], at, 0);
+        for (levels, vector) in [(4, four), (5, five)] {
+            let mut g = Guest::new("max").expect("a vCPU");
+            if levels == 5 {
+                g.use_five_levels();
+            }
+            let mut out = Outcome::new();
+            g.run(&c, &mut out).expect("an outcome");
+            let (error, cr2) = if vector == 14 { (4, at) } else { (0, 0) };
+            assert_eq!(
+                (out.vector, out.error, out.cr2),
+                (vector, error, cr2),
+                "{at:#x} with {levels} levels"
+            );
+        }
+    }
 }
