@@ -199,8 +199,8 @@ pub struct Cpu {
 unsafe impl Send for Cpu {}
 
 impl Cpu {
-    /// From now on nothing is computed by the host's own floating-point and vector instructions, but by the portable code that hosts other
-    /// than x86-64 have. For tests of that code; compiled code does not heed it.
+    /// From now on nothing is computed by the host's own floating-point and vector instructions, but by the portable
+    /// code that hosts other than x86-64 have. For tests of that code; compiled code does not heed it.
     pub fn use_portable_code(&mut self) {
         self.portable = true;
         self.quick_mxcsr = !0;

@@ -1,6 +1,7 @@
 //! Whether two outcomes of a case are the same, but for what [`habits`](crate::habits) passes over.
 //!
-//! First all that a program can see is compared ([`raw`]), then each place that differs is shown to the habits that the case falls under.
+//! First all that a program can see is compared ([`raw`]), then each place that differs is shown to the habits that
+//! the case falls under.
 
 use crate::habits::{Ctx, Habits, Passed};
 use crate::layout::*;
@@ -188,9 +189,9 @@ pub fn judge(ctx: &Ctx, background: &[u8], habits: &Habits) -> Verdict {
     Verdict { differences: differences(&left), passed }
 }
 
-/// All places in which the outcomes differ. Not looked at, as it cannot be seen on the host: what the kernel's return from a signal does not
-/// restore (the pointers of the x87 unit where no exception is noted, bits 32-63 of RSP under a 16-bit stack segment, bases outside 64-bit
-/// mode).
+/// All places in which the outcomes differ. Not looked at, as it cannot be seen on the host: what the kernel's return
+/// from a signal does not restore (the pointers of the x87 unit where no exception is noted, bits 32-63 of RSP under a
+/// 16-bit stack segment, bases outside 64-bit mode).
 pub fn raw(ctx: &Ctx, background: &[u8]) -> Vec<Raw> {
     let (case, want, got) = (ctx.case, ctx.want, ctx.got);
     let mut all = Vec::new();

@@ -213,7 +213,8 @@ impl Guest {
         self.cpu.use_portable_code();
     }
 
-    /// Has the guest page with five levels, as the host does: what is canonical depends on it. The address space stays what it was.
+    /// Has the guest page with five levels, as the host does: what is canonical depends on it. The address space stays
+    /// what it was.
     pub fn use_five_levels(&mut self) {
         let [top, user, kernel] = [0, 1, 2].map(|n| self.next_table + n * 0x1000);
         self.next_table += 0x3000;

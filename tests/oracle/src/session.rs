@@ -295,7 +295,8 @@ fn died(d: &Died) -> Vec<Difference> {
     vec![Difference { what: "the oracle's process died".into(), want: format!("{d:?}"), got: String::new() }]
 }
 
-/// Runs a case of which the host made `want`; `compare` says what differs between two outcomes. What was passed over is added to `passed`.
+/// Runs a case of which the host made `want`; `compare` says what differs between two outcomes. What was passed over
+/// is added to `passed`.
 fn judge(
     engines: &mut Engines,
     case: &Case,
@@ -322,7 +323,8 @@ fn judge(
     }
 }
 
-/// What became of a program: its number, the exception that it ended with on the host, what differs, and what was passed over.
+/// What became of a program: its number, the exception that it ended with on the host, what differs, and what was
+/// passed over.
 type Ran = (usize, Result<u32, Died>, Vec<Difference>, Passed);
 
 impl Worker<'_> {

@@ -170,7 +170,8 @@ impl Wide {
         first.plus(self.over(first)).scaled(-1)
     }
 
-    /// The next number towards zero, for what lies below this one by less than 128 bits can tell: rounding must know on which side. Zero stays.
+    /// The next number towards zero, for what lies below this one by less than 128 bits can tell: rounding must know
+    /// on which side. Zero stays.
     pub fn below(self) -> Self {
         match self.mant {
             0 => self,

@@ -1,14 +1,17 @@
-//! What is not architecture but a processor model's habit (or the host kernel's), and so is passed over where two outcomes differ.
+//! What is not architecture but a processor model's habit (or the host kernel's), and so is passed over where two
+//! outcomes differ.
 //!
-//! Each habit is a line of [`TABLE`] with a name, what it covers, and why it is no fault. What a line passes over is narrow: a function is
-//! asked for each place that differs which of its bits may, given the case and both outcomes ([`passes`]). There are two kinds:
+//! Each habit is a line of [`TABLE`] with a name, what it covers, and why it is no fault. What a line passes over is
+//! narrow: a function is asked for each place that differs which of its bits may, given the case and both outcomes
+//! ([`passes`]). There are three kinds:
 //!
-//! * *probed*: the deciding instructions run once at the start, on the host and in Mynah ([`probes`]). Where they come out the same the line
-//!   passes over nothing, so that on a host that has Mynah's own habits nothing is lost;
-//! * *passed over* on all hosts, where the answer depends on more than a few instructions can show.
+//! * *probed*: the deciding instructions run once at the start, on the host and in Mynah ([`probes`]). Where they come
+//!   out the same the line passes over nothing, so that on a host that has Mynah's own habits nothing is lost;
+//! * *passed over* on all hosts, where the answer depends on more than a few instructions can show;
+//! * *passed over elsewhere*, where the outcome is not this host's: in recorded rows, and where portable code is looked at.
 //!
-//! A run counts the cases in which something was passed over, by line (`passed over` in its last lines). [`untried`] lists what is not even
-//! generated.
+//! A run counts the cases in which something was passed over, by line (`passed over` in its last lines). [`untried`]
+//! lists what is not even generated.
 
 mod passes;
 pub mod probes;
@@ -48,7 +51,8 @@ impl<'a> Ctx<'a> {
             got,
             done: completed(case, want),
             undefined: crate::compare::flags_ignored(case, i, want),
-            // Without a pending exception they are not the program's any more when the kernel has switched to another process and back.
+            // Without a pending exception they are not the program's any more when the kernel has switched to another
+            // process and back.
             pointers: x87 && want.regs.fx16(2) & 0x80 != 0 && case.regs.fx16(2) & 0x80 == 0,
         }
     }
@@ -61,7 +65,8 @@ pub enum How {
     Probed,
     /// Passed over on all hosts.
     PassedOver,
-    /// Passed over where the outcome is not this host's: in recorded rows, and where portable code stands for the host's instructions.
+    /// Passed over where the outcome is not this host's: in recorded rows, and where portable code stands for the
+    /// host's instructions.
     Elsewhere,
 }
 

@@ -1,4 +1,5 @@
-//! What each line of the table is about: which cases (functions of [`Ctx`]), and which bits of which places (functions of [`Raw`] too).
+//! What each line of the table is about: which cases (functions of [`Ctx`]), and which bits of which places (functions
+//! of [`Raw`] too).
 
 use super::Ctx;
 use crate::compare::{Place, Raw, iced_flags, operand_address};
@@ -167,8 +168,8 @@ pub fn near_lanes(_: &Ctx, r: &Raw) -> u128 {
         .fold(0, |m, n| m | 0xffff_ffff << (32 * n))
 }
 
-/// ST(0) and ST(1) by one unit in the last place; C1 and PE, which say how it was rounded, UE, if a tiny result that is exact counts as inexact,
-/// and what an unmasked PE entails (ES and B).
+/// ST(0) and ST(1) by one unit in the last place; C1 and PE, which say how it was rounded, UE, if a tiny result that
+/// is exact counts as inexact, and what an unmasked PE entails (ES and B).
 pub fn last_place(c: &Ctx, r: &Raw) -> u128 {
     let key = |v: u128| (v >> 64 & 0x7fff) << 63 | v & (!0 >> 1) & u128::from(u64::MAX >> 1);
     let sign = |v: u128| v >> 79 & 1;

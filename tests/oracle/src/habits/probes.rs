@@ -1,5 +1,5 @@
-//! The instructions that decide which habits of the table the host has: each runs on the host and in Mynah from the same state, and where
-//! the two outcomes differ in more than is passed over anyway, the habit is the host's.
+//! The instructions that decide which habits of the table the host has: each runs on the host and in Mynah from the
+//! same state, and where the two outcomes differ in more than is passed over anyway, the habit is the host's.
 
 use super::{Ctx, Habit, Habits, How, TABLE};
 use crate::background;
@@ -18,7 +18,8 @@ const OPERAND: u64 = LOW + 0x1000;
 /// EFLAGS.AC.
 const AC: u64 = 1 << 18;
 
-/// The state that probes start from: 64-bit mode, RAX, RSI and RDI at the operand, RCX 2, all else zero or as after reset.
+/// The state that probes start from: 64-bit mode, RAX, RSI and RDI at the operand, RCX 2, all else zero or as after
+/// reset.
 fn probe(code: &[u8]) -> Case {
     let mut regs = Regs { sel: [sel::DATA, sel::CODE64, sel::DATA, sel::DATA, 0, 0], ..Regs::default() };
     regs.gpr = [OPERAND, 2, 0, 0, LOW + 0x800, LOW + 0x900, OPERAND, OPERAND, 0, 0, 0, 0, 0, 0, 0, 0];
