@@ -8,7 +8,8 @@
 //! replaced by one that leaves the block, so that the very next instruction is fetched anew.
 //!
 //! A block that has compiled code keeps no ops: they take most of its memory, and its bytes say all that they do. In their place stands a *gate*, an op that
-//! enters the code, or has the bytes decoded again if the code was taken away meanwhile. All blocks of a vCPU and what is known of their pages lie in an
+//! enters the code, or has the bytes decoded again if the code was taken away meanwhile. Where there is a tier that compiles what runs a few times, blocks that
+//! have not become so hot while some thousand others were decoded keep none either. All blocks of a vCPU and what is known of their pages lie in an
 //! [`Arena`], which bounds them; when it is full all go.
 use crate::arena::{Arena, List};
 use crate::chains::{Chained, Chains};
@@ -91,7 +92,7 @@ impl ModeKey {
 
 /// Stands for the ops of a block that has code: enters it.
 static COMPILED: Op = gate(run_code);
-/// Stands for the ops of a block whose code was taken away: has them decoded again.
+/// Stands for the ops of a block that is cold, or whose code was taken away: has them decoded again.
 static FORGOTTEN: Op = gate(restore_and_run);
 /// Stands for the ops of a block that has died: leaves it.
 static DEAD: Op = gate(leave_before);
@@ -237,6 +238,8 @@ const JUMPS: usize = 1 << 15;
 const _: () = assert!(JUMPS <= 1 << 16);
 /// Bytes of blocks unless told otherwise ([`Cpu::bound_blocks`]).
 const BLOCK_BYTES: usize = 128 << 20;
+/// Blocks that are decoded before it is looked at which of the earlier half are still cold.
+const YOUNG: usize = 1 << 14;
 /// Instructions in a block.
 const MAX_BLOCK: usize = 64;
 /// Bytes that are copied at once to be decoded: most blocks are shorter.
@@ -258,6 +261,8 @@ pub struct BlockCache {
     /// Those that died and are not yet freed, chained.
     dead: *mut Block,
     graves: usize,
+    /// Blocks that were decoded last, if they are counted: see [`YOUNG`].
+    young: Vec<(u64, u32)>,
     /// Memory for the ops of a block that is being decoded.
     scratch: Vec<Op>,
     /// Numbers that the tier gave blocks which have died since it asked; or all have.
@@ -290,6 +295,7 @@ impl BlockCache {
             live: 0,
             dead: std::ptr::null_mut(),
             graves: 0,
+            young: Vec::new(),
             scratch: Vec::new(),
             dead_numbers: Vec::new(),
             all_died: false,
@@ -414,6 +420,19 @@ impl BlockCache {
         }
     }
 
+    /// Takes the ops of blocks that have been there for a while and are still cold. No block is executing.
+    #[cold]
+    fn cool_down(&mut self) {
+        let old: Vec<(u64, u32)> = self.young.drain(..YOUNG / 2).collect();
+        for (phys, key) in old {
+            // SAFETY: null, or a live block, which stays where it is.
+            let Some(b) = (unsafe { self.blocks.find((phys, key)).as_ref() }) else { continue };
+            if b.tier.compiled().is_none() {
+                self.drop_ops(b, &FORGOTTEN);
+            }
+        }
+    }
+
     /// Gives a block ops.
     fn put_ops(&mut self, block: &Block, ops: &[Op]) {
         let piece: *mut Op = self.arena.take(size_of_val(ops)).cast();
@@ -442,6 +461,7 @@ impl BlockCache {
             unsafe { self.arena.give_back(page.cast(), size_of::<Page>()) };
         }
         self.pages.clear();
+        self.young.clear();
         self.dead_numbers.clear();
         self.all_died = true;
         for j in self.jumps.iter_mut() {
@@ -742,7 +762,9 @@ impl Cpu {
                 page.crossing.push(&mut cache.arena, block);
             }
         }
-        self.count_block(b);
+        if self.count_block(b) {
+            self.blocks.young.push((phys, key));
+        }
         block
     }
 
@@ -983,6 +1005,8 @@ impl Cpu {
     pub(crate) fn tidy_blocks(&mut self) {
         if self.blocks.is_full() {
             self.flush_blocks();
+        } else if self.blocks.young.len() >= YOUNG {
+            self.blocks.cool_down();
         }
         if self.blocks.bury() {
             self.from = (std::ptr::null(), 0);

@@ -486,14 +486,16 @@ impl Cpu {
         self.flush_blocks();
     }
 
-    /// Starts to count a new block, if there is a tier that may want it.
-    pub(crate) fn count_block(&self, block: &Block) {
+    /// Starts to count a block, if there is a tier that may want it; whether there is.
+    pub(crate) fn count_block(&self, block: &Block) -> bool {
         let key = ModeKey(block.key);
         let fits = key.has(ModeKey::LONG) || key.has(ModeKey::FLAT) && key.has(ModeKey::D32);
         // The tier itself is not in its place while it is told of a block.
-        if self.hot_after != u32::MAX && fits && !key.has(ModeKey::SINGLE) {
+        let counts = self.hot_after != u32::MAX && fits && !key.has(ModeKey::SINGLE);
+        if counts {
             block.set_first(count);
         }
+        counts
     }
 
     /// Has a hot block counted again from the start: the tier could not take it now.

@@ -57,7 +57,7 @@ const KERNEL_OFTEN: usize = RECORDED / 32;
 /// will be again. With the baseline it is looked for when that would take the block, which is earlier.
 const KNOWN: u32 = 8;
 /// Bytes that regions take, and each vCPU's baseline, unless told otherwise.
-pub const REGION_BYTES: usize = 128 << 20;
+pub const REGION_BYTES: usize = 64 << 20;
 /// See [`REGION_BYTES`].
 pub const BASELINE_BYTES: usize = 192 << 20;
 /// Bytes that the stubs may take.

@@ -4,7 +4,7 @@
 //! TLB and tables, which grow to a fixed size, are in it as well. What is left is divided:
 //!
 //! ```text
-//!   regions of all vCPUs 1/4 (128 MiB at most) | each vCPU: its baseline 3/5, its decoded blocks 2/5
+//!   regions of all vCPUs 1/4 (64 MiB at most) | each vCPU: its baseline 3/5, its decoded blocks 2/5
 //! ```
 //!
 //! What is full is emptied (decoded blocks, the baseline) or gives up its oldest MiB (regions). Queues have bounds of their own, in
@@ -19,7 +19,7 @@ const VCPU: u64 = 24 * MIB;
 /// The least that there is for regions, and for each vCPU's baseline and decoded blocks.
 const LEAST: (u64, u64, u64) = (4 * MIB, 4 * MIB, 4 * MIB);
 /// Regions never take more.
-const REGIONS: u64 = 128 * MIB;
+const REGIONS: u64 = 64 * MIB;
 
 /// Bytes for each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,6 @@ mod tests {
     fn the_usual_one_is_this() {
         let b = Budget::of(&Config::default());
         let mib = |n: usize| n as u64 / MIB;
-        assert_eq!((mib(b.regions), mib(b.baseline), mib(b.blocks)), (122, 219, 146));
+        assert_eq!((mib(b.regions), mib(b.baseline), mib(b.blocks)), (64, 254, 169));
     }
 }

@@ -227,10 +227,11 @@ chardev_by_pump!(Socket);
 mod tests {
     use super::*;
     use crate::chardev::testing::Sink;
-    use crate::chardev::{Chardev, PATIENCE, RESERVE, ROOM};
+    use crate::chardev::{Chardev, Monitor, MonitorLine, PATIENCE, RESERVE, ROOM};
     use std::io::{Read, Write};
     use std::path::PathBuf;
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
 
     fn spec(address: Address) -> SocketSpec {
@@ -445,6 +446,49 @@ mod tests {
         }
         assert_eq!(errors.lock().len(), 1, "{:?}", errors.lock());
         assert!(errors.lock()[0].contains("is lost"));
+    }
+
+    #[test]
+    fn a_monitor_s_client_that_asks_and_never_reads_is_not_read_either() {
+        /// Counts what it is asked.
+        struct Long(AtomicUsize);
+        const ANSWER: usize = 10_000;
+        impl Monitor for Long {
+            fn command(&self, _: &str) -> String {
+                self.0.fetch_add(1, Ordering::SeqCst);
+                "x".repeat(ANSWER)
+            }
+        }
+        let path = path("asks");
+        let socket = Arc::new(Socket::open(&spec(Address::Unix(path.clone())), &Host::default()).unwrap());
+        let long = Arc::new(Long(AtomicUsize::new(0)));
+        let _monitor = MonitorLine::new(socket.clone(), long.clone());
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.set_nonblocking(true).unwrap();
+        // All that the host's sockets hold of questions, until none goes for a while.
+        let (mut asked, mut since) = (0, Instant::now());
+        let end = Instant::now() + 600 * PATIENCE;
+        while since.elapsed() < Duration::from_millis(500) {
+            assert!(Instant::now() < end, "it goes on being read: {asked} bytes");
+            match client.write(&b"l\n".repeat(1000)) {
+                Ok(n) => (asked, since) = (asked + n, Instant::now()),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        // Answers that are in the host's sockets (a few hundred KiB), and those that wait here.
+        let answered = long.0.load(Ordering::SeqCst) * ANSWER;
+        assert!(answered < 2 << 20, "{answered} bytes of answers for who does not read");
+        assert!(socket.room() == 0 && asked / 2 * ANSWER > 16 * answered, "{asked} bytes of questions");
+        // It reads: what it has asked is answered, and nothing was lost.
+        client.set_nonblocking(false).unwrap();
+        client.set_read_timeout(Some(60 * PATIENCE)).unwrap();
+        let (mut left, mut buf) = (asked / 2 * ANSWER, vec![0; 1 << 20]);
+        while left > 0 {
+            let n = client.read(&mut buf).unwrap();
+            left -= buf[..n].iter().filter(|b| **b == b'x').count();
+        }
+        assert_eq!(long.0.load(Ordering::SeqCst), asked / 2);
+        assert_eq!(socket.unsent(), 0);
     }
 
     #[test]

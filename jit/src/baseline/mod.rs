@@ -178,8 +178,8 @@ impl Baseline {
         split: bool,
     ) -> Result<Self, String> {
         // The code is resident twice, as who counts by mappings sees it.
-        let size = (bytes / 8 * 3).clamp(LEAST, CODE).next_multiple_of(PAGE_SIZE as usize);
-        let known = bytes / 4;
+        let size = (bytes / 3).clamp(LEAST, CODE).next_multiple_of(PAGE_SIZE as usize);
+        let known = bytes / 3;
         let each = size_of::<Entry>() + size_of::<u32>() * 3;
         let blocks = (known / 8 * 5 / each).clamp(LEAST_BLOCKS, 1 << 20);
         let mut code = Vec::new();
@@ -556,10 +556,8 @@ impl Baseline {
             let to = self.enter((phys & !PAGE_MASK | leap.target as u64, key));
             let back = leap.target <= first;
             let waiting = Waiting { site: origin + leap.site as u32, stub: origin + leap.stub as u32, back };
-            self.entries[to as usize].waiting.push(waiting);
-            self.entries[number].leaps.push((to, waiting.site));
-            // As much as they take when they have just grown.
-            self.beside += 3 * (size_of::<Waiting>() + size_of::<(u32, u32)>());
+            self.beside += push(&mut self.entries[to as usize].waiting, waiting);
+            self.beside += push(&mut self.entries[number].leaps, (to, waiting.site));
             if to as usize != number {
                 self.lead(cpu, to as usize, waiting);
             }
@@ -605,6 +603,14 @@ impl Baseline {
         self.blamed.clear();
         self.used = self.start;
     }
+}
+
+/// Adds something, and says how many bytes more are taken by that.
+fn push<A: smallvec::Array>(to: &mut SmallVec<A>, item: A::Item) -> usize {
+    let bytes = |v: &SmallVec<A>| if v.spilled() { v.capacity() * size_of::<A::Item>() + 16 } else { 0 };
+    let before = bytes(to);
+    to.push(item);
+    bytes(to) - before
 }
 
 /// Memory that is used again for each block.
