@@ -706,9 +706,12 @@ fn run(worst: &Worst, way: Way, engine: &str) -> Result<Duration, String> {
     Ok(took)
 }
 
+/// A guest's number, how it is told to end, the engine's number, and how long that took.
+type Took = (usize, Way, usize, Result<Duration, String>);
+
 /// Runs what there is to run, two at a time, and prints a table; what took too long.
 fn table(cases: Vec<(usize, Way, usize)>, all: &[Worst]) {
-    let times: Mutex<Vec<(usize, Way, usize, Result<Duration, String>)>> = Mutex::new(Vec::new());
+    let times: Mutex<Vec<Took>> = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -743,7 +746,7 @@ fn table(cases: Vec<(usize, Way, usize)>, all: &[Worst]) {
     }
     for (n, worst) in all.iter().enumerate() {
         let _ = write!(text, "\n{:38}", worst.name);
-        for engine in 0..2 {
+        for (engine, name) in ENGINES.iter().enumerate() {
             for way in WAYS {
                 let time = times.iter().find(|t| (t.0, t.1, t.2) == (n, way, engine)).map(|t| &t.3);
                 let cell = match time {
@@ -752,7 +755,7 @@ fn table(cases: Vec<(usize, Way, usize)>, all: &[Worst]) {
                     Some(Err(_)) => "!".into(),
                 };
                 let _ = write!(text, "{cell:>10}");
-                let what = || format!("{}, {way:?}, {}", worst.name, ENGINES[engine]);
+                let what = || format!("{}, {way:?}, {name}", worst.name);
                 match time {
                     Some(Err(why)) => failed.push(format!("{}: {why}", what())),
                     Some(Ok(t)) if *t > LIMIT => failed.push(format!("{}: {} ms", what(), t.as_millis())),
