@@ -478,14 +478,14 @@ mod tests {
     fn who_sleeps_wakes_by_a_reset_of_its_own_kind_and_loses_no_other() {
         let (power, clock) = power(false);
         power.wake(WakeCause::RtcAlarm);
-        assert_eq!(power.request(), Request::Run, "it is awake");
+        assert_eq!(power.request(0), Request::Run, "it is awake");
         power.sleep(SleepState::S3);
-        assert_eq!((power.request(), power.asleep(), clock.is_paused()), (Request::Pause, true, false));
+        assert_eq!((power.request(0), power.asleep(), clock.is_paused()), (Request::Pause, true, false));
         power.wake(WakeCause::PowerButton);
         power.wake(WakeCause::RtcAlarm);
-        assert_eq!((power.request(), power.waking()), (Request::Reset, Some(WakeCause::PowerButton)));
+        assert_eq!((power.request(0), power.waking()), (Request::Reset, Some(WakeCause::PowerButton)));
         power.reset_done(Some(WakeCause::PowerButton));
-        assert_eq!((power.request(), power.waking()), (Request::Run, None));
+        assert_eq!((power.request(0), power.waking()), (Request::Run, None));
         // A reset in its sleep, and one while it wakes.
         power.sleep(SleepState::S3);
         power.reset(ResetCause::Host);
