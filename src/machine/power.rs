@@ -489,15 +489,15 @@ mod tests {
         // A reset in its sleep, and one while it wakes.
         power.sleep(SleepState::S3);
         power.reset(ResetCause::Host);
-        assert_eq!((power.request(), power.waking(), power.asleep()), (Request::Reset, None, false));
+        assert_eq!((power.request(0), power.waking(), power.asleep()), (Request::Reset, None, false));
         power.reset_done(None);
         power.sleep(SleepState::S3);
         power.wake(WakeCause::RtcAlarm);
         power.reset(ResetCause::Host);
         power.reset_done(Some(WakeCause::RtcAlarm));
-        assert_eq!((power.request(), power.waking()), (Request::Reset, None));
+        assert_eq!((power.request(0), power.waking()), (Request::Reset, None));
         power.reset_done(None);
-        assert_eq!(power.request(), Request::Run);
+        assert_eq!(power.request(0), Request::Run);
     }
 
     #[test]
