@@ -6,8 +6,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Cases that one process runs.
-const BATCH: u64 = 200;
+/// Cases that one process runs: a machine leaves some of its memory to the next.
+const BATCH: u64 = 100;
 /// How long a process may say nothing, on a host that has much else to do.
 const SILENCE: Duration = Duration::from_secs(180);
 
