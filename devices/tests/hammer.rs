@@ -2,6 +2,9 @@
 //! leaps: none may panic (tests have overflow checks, and so has the released program), and none may hang.
 //!
 //! MYNAH_HAMMER=N makes N accesses for each seed (100,000), MYNAH_HAMMER_SEED=N takes one seed. What fails names its seed.
+mod common;
+
+use common::NoPins;
 use mynah_devices::bus::{Irq, PortBus};
 use mynah_devices::chardev::Null;
 use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
@@ -10,7 +13,7 @@ use mynah_devices::events::{A20Gate, MachineEvents, NoEvents};
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::{IOAPIC_BASE, Ioapic};
-use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, VcpuPins};
+use mynah_devices::interrupts::lapic::{LocalApic, LocalApics};
 use mynah_devices::interrupts::pic::Pic;
 use mynah_devices::misc::debug_exit::DebugExit;
 use mynah_devices::misc::debugcon::Debugcon;
@@ -24,16 +27,6 @@ use mynah_devices::timers::pm_timer::pm_timer_value;
 use mynah_devices::timers::rtc::Rtc;
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::Arc;
-
-struct NoPins;
-
-impl VcpuPins for NoPins {
-    fn set_intr(&self, _: bool) {}
-    fn nmi(&self) {}
-    fn smi(&self) {}
-    fn init(&self) {}
-    fn sipi(&self, _: u8) {}
-}
 
 /// SplitMix64.
 struct Random(u64);

@@ -1,10 +1,13 @@
 //! A host that is late: however many periods of a timer pass while neither its thread nor the vCPU runs, the guest takes as many
 //! interrupts as hardware would have made, one after the other.
+mod common;
+
+use common::NoPins;
 use mynah_devices::bus::{Irq, Mmio, PortIo};
 use mynah_devices::clock::{Clock, ManualClock, Nanos, SECOND};
 use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::Ioapic;
-use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, VcpuPins};
+use mynah_devices::interrupts::lapic::{LocalApic, LocalApics};
 use mynah_devices::interrupts::pic::Pic;
 use mynah_devices::timers::hpet::{Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
@@ -12,16 +15,6 @@ use mynah_devices::timers::rtc::Rtc;
 use std::sync::Arc;
 
 const MS: Nanos = 1_000_000;
-
-struct NoPins;
-
-impl VcpuPins for NoPins {
-    fn set_intr(&self, _: bool) {}
-    fn nmi(&self) {}
-    fn smi(&self) {}
-    fn init(&self) {}
-    fn sipi(&self, _: u8) {}
-}
 
 struct Board {
     clock: ManualClock,

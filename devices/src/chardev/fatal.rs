@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Once, OnceLock};
 
 /// All that end a process by default and can be caught (signal(7)), but SIGPIPE, which the runtime ignores.
-#[cfg(target_os = "linux")]
-const SIGNALS: [libc::c_int; 20] = [
+const SIGNALS: &[libc::c_int] = &[
     libc::SIGHUP,
     libc::SIGINT,
     libc::SIGQUIT,
@@ -26,30 +25,19 @@ const SIGNALS: [libc::c_int; 20] = [
     libc::SIGUSR2,
     libc::SIGALRM,
     libc::SIGTERM,
+    libc::SIGSYS,
+    #[cfg(target_os = "linux")]
     libc::SIGSTKFLT,
+    #[cfg(target_os = "linux")]
     libc::SIGXCPU,
+    #[cfg(target_os = "linux")]
     libc::SIGXFSZ,
+    #[cfg(target_os = "linux")]
     libc::SIGVTALRM,
+    #[cfg(target_os = "linux")]
     libc::SIGPROF,
+    #[cfg(target_os = "linux")]
     libc::SIGPWR,
-    libc::SIGSYS,
-];
-#[cfg(not(target_os = "linux"))]
-const SIGNALS: [libc::c_int; 14] = [
-    libc::SIGHUP,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGILL,
-    libc::SIGTRAP,
-    libc::SIGABRT,
-    libc::SIGBUS,
-    libc::SIGFPE,
-    libc::SIGUSR1,
-    libc::SIGSEGV,
-    libc::SIGUSR2,
-    libc::SIGALRM,
-    libc::SIGTERM,
-    libc::SIGSYS,
 ];
 
 /// A handler with SA_SIGINFO.
@@ -66,7 +54,7 @@ static DEPTH: AtomicUsize = AtomicUsize::new(0);
 pub fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        PREVIOUS.get_or_init(|| SIGNALS.map(found));
+        PREVIOUS.get_or_init(|| std::array::from_fn(|n| found(SIGNALS[n])));
         for (signal, old) in SIGNALS.iter().zip(PREVIOUS.get().into_iter().flatten()) {
             if old.sa_sigaction == libc::SIG_IGN {
                 continue;
