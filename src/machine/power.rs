@@ -290,7 +290,7 @@ impl Power {
 
     /// Waits until all vCPUs stand still, as long as the machine is paused, but no longer than a second.
     pub fn wait_standing(&self) {
-        let all = self.vcpus.get().map_or(0, Vec::len);
+        let all = self.vcpus();
         let give_up = Instant::now() + Duration::from_secs(1);
         let mut s = self.state.lock();
         while s.standing + s.gone < all && s.paused.is_some() && !s.reset && s.end.is_none() {
@@ -303,7 +303,7 @@ impl Power {
     /// Asks all vCPUs what they are doing. None for one that has not said so within a second.
     pub fn reports(&self) -> Vec<Option<Report>> {
         let _one = self.asking.lock();
-        let all = self.vcpus.get().map_or(0, Vec::len);
+        let all = self.vcpus();
         self.change(|s| s.reports = Some(vec![None; all]));
         let give_up = Instant::now() + ANSWER;
         let mut s = self.state.lock();
