@@ -218,6 +218,15 @@ impl PortBus {
         }
     }
 
+    /// Takes all devices off the bus, which may hold the bus themselves: for the end of a machine.
+    pub fn clear(&self) {
+        let mut map = self.map.write();
+        map.slot.fill(0);
+        let ranges = std::mem::take(&mut map.ranges);
+        drop(map);
+        drop(ranges);
+    }
+
     /// The device that answers all of `size` bytes at `port`, and the offset in its range; false if several
     /// do, or a part is unclaimed.
     fn whole(&self, port: u16, size: u8) -> Result<(Arc<dyn PortIo>, u16), bool> {

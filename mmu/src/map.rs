@@ -169,6 +169,11 @@ impl Map {
         self.flatten();
     }
 
+    /// The mapping of a device, if there is any.
+    pub fn device(&self) -> Option<u64> {
+        self.overlays.iter().find(|o| matches!(o.segment.backing, Backing::Mmio(..))).map(|o| o.id)
+    }
+
     fn flatten(&mut self) {
         let mut flat = self.base.clone();
         for Overlay { segment: top, .. } in &self.overlays {

@@ -271,6 +271,13 @@ impl PhysMemory {
         }
     }
 
+    /// Takes all devices off the map, which may hold memory themselves: for the end of a machine.
+    pub fn unmap_devices(&self) {
+        while let Some(id) = { self.map.read().device() } {
+            self.unmap(id);
+        }
+    }
+
     /// Changes the map in `range`. Meanwhile the pages there count as overlaid, which sends everybody to the
     /// lock.
     fn change<R>(&self, range: Option<(Gpa, Gpa)>, with: impl FnOnce(&mut Map) -> R) -> R {

@@ -290,6 +290,14 @@ impl Board {
     }
 }
 
+impl Drop for Board {
+    /// Buses hold devices, some of which hold the bus: nobody would let go first.
+    fn drop(&mut self) {
+        self.ports.clear();
+        self.memory.unmap_devices();
+    }
+}
+
 /// The i440FX, and what its PAM registers change.
 fn host_bridge(memory: &Arc<PhysMemory>, firmware: &Firmware) -> Arc<I440fx> {
     let rom = match firmware {
@@ -365,4 +373,30 @@ fn set_cmos_memory(rtc: &Rtc, memory: &PhysMemory) {
     rtc.set_cmos(0x5b, above as u8);
     rtc.set_cmos(0x5c, (above >> 8) as u8);
     rtc.set_cmos(0x5d, (above >> 16) as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mynah_mmu::GuestRam;
+
+    #[test]
+    fn a_machine_that_is_dropped_leaves_nothing_behind() {
+        for firmware in [
+            Firmware::BuiltIn(Arc::new(Mutex::new(Bios::new(Default::default())))),
+            Firmware::Image(Arc::new(vec![0; 0x1_0000])),
+        ] {
+            let memory = PhysMemory::new(GuestRam::new(1 << 20).unwrap(), 1 << 20);
+            let cfg = Config::default();
+            let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, false));
+            let board = Board::new(&cfg, memory, firmware, &power, &[VcpuHandle::default()]).unwrap();
+            power.connect_clock(board.clock.clone());
+            power.connect_button(&board.pm);
+            let (clock, memory) = (Arc::downgrade(&board.clock), Arc::downgrade(&board.memory));
+            let view = board.view(0);
+            drop((board, power));
+            drop(view);
+            assert_eq!((clock.strong_count(), memory.strong_count()), (0, 0));
+        }
+    }
 }
