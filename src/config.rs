@@ -112,6 +112,8 @@ pub struct Config {
     pub symbols: Option<PathBuf>,
     /// Start stopped (`-S`).
     pub start_stopped: bool,
+    /// The saved machine to go on from (`-incoming`), as given.
+    pub incoming: Option<String>,
     /// Where to wait for a debugger (`-gdb`, `-s`).
     pub gdb: Option<String>,
     /// Management sockets (`-qmp`).
@@ -174,6 +176,7 @@ impl Default for Config {
             jitdump: false,
             symbols: None,
             start_stopped: false,
+            incoming: None,
             gdb: None,
             qmp: Vec::new(),
             icount: None,

@@ -28,6 +28,16 @@ impl Random {
         Self { state: Some(mix(mix(seed.wrapping_add(GAMMA)) ^ u64::from(stream))) }
     }
 
+    /// Where the seeded sequence is; none of the host's numbers.
+    pub(crate) fn position(&self) -> Option<u64> {
+        self.state
+    }
+
+    /// The sequence from that position on.
+    pub(crate) fn at(position: Option<u64>) -> Self {
+        Self { state: position }
+    }
+
     /// The next number.
     pub fn number(&mut self) -> u64 {
         match &mut self.state {

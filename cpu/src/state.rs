@@ -3,6 +3,7 @@
 //! Every engine takes a `State` at an instruction boundary and gives it back at one. The layout is `repr(C)`: generated code addresses
 //! fields by offset. Arithmetic flags are kept lazily in `res` and `aux` (see [`Flags`]); `rflags` holds the other bits.
 use crate::sys::Event;
+use serde::{Deserialize, Serialize};
 
 /// Index of a general register in `State::gpr`; the encoding's own order.
 pub mod gpr {
@@ -109,7 +110,7 @@ pub mod efer {
 
 /// A segment register: the selector and the cached descriptor.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// Base address.
     pub base: u64,
@@ -154,7 +155,7 @@ impl Segment {
 
 /// GDTR or IDTR.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// Linear base address.
     pub base: u64,
@@ -164,7 +165,7 @@ pub struct Table {
 
 /// A vector register with room for 512 bits; lane 0 is the lowest 64 bits.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vector(pub [u64; 8]);
 
 impl Vector {
@@ -194,7 +195,7 @@ impl Vector {
 
 /// An 80-bit extended real as the FPU holds it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct F80 {
     /// Significand with its explicit integer bit.
     pub mant: u64,
@@ -204,7 +205,7 @@ pub struct F80 {
 
 /// The x87 unit.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fpu {
     /// Physical registers R0-R7 (not ST order). MMX registers are their significands.
     pub r: [F80; 8],
@@ -247,7 +248,7 @@ impl Default for Fpu {
 
 /// Model-specific registers that the CPU itself owns (the local APIC's are the APIC's).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Msrs {
     /// IA32_EFER (C000_0080h).
     pub efer: u64,
@@ -315,7 +316,7 @@ pub struct Msrs {
 
 /// What the CPU is doing.
 #[repr(u8)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activity {
     /// Executing instructions.
     #[default]
@@ -330,7 +331,7 @@ pub enum Activity {
 
 /// Interrupts that the last instruction holds off for one instruction.
 #[repr(u8)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Shadow {
     /// None.
     #[default]
@@ -345,7 +346,7 @@ pub enum Shadow {
 
 /// The whole architectural state of a vCPU.
 #[repr(C)]
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// General registers 0-15, then [`gpr::ZERO`] and [`gpr::RIP`]; 32 slots so that a masked index is always in bounds.
     pub gpr: [u64; 32],

@@ -98,6 +98,19 @@ impl Irq {
         }
     }
 
+    /// Takes the pin for one that drives `level`, as it did when the machine was saved. No edge goes out: what is at the other end of
+    /// the wire is restored by itself.
+    pub fn restore(&self, level: bool) {
+        let mut now = self.level.lock();
+        if std::mem::replace(&mut *now, level) == level {
+            return;
+        }
+        if let Some(holders) = &self.holders {
+            let mut holders = holders.lock();
+            *holders = if level { *holders + 1 } else { holders.saturating_sub(1) };
+        }
+    }
+
     /// Up and down again: one edge.
     pub fn pulse(&self) {
         self.set(true);

@@ -10,20 +10,24 @@
 //! - A device may arm and cancel under its own lock; the callback may take that lock.
 //! - `arm` and `cancel` do not wait for a callback that has already begun. A device therefore checks in its callback,
 //!   under its own lock, whether what it waited for is due, and ignores the call if not.
-//! - Callbacks hold their device weakly, or device and timer would keep each other alive.
+//! - A timer is its owner and a deadline, no more: so it can be saved with its owner, and armed again when that is restored.
+//! - The clock holds owners weakly, or device and timer would keep each other alive.
 //!
 //! Locks: one mutex for the list of deadlines, a leaf; one held by whoever calls timers, outermost. Reading the time takes no lock.
 use crate::host_time::HostTime;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Guest time in nanoseconds since power-on.
 pub type Nanos = u64;
+
+/// No machine runs for as long as this, 73 years: times of a saved machine are within it, on either side of zero.
+pub(crate) const LONGEST: Nanos = 1 << 61;
 
 /// Nanoseconds in a second.
 pub const SECOND: Nanos = 1_000_000_000;
@@ -33,19 +37,34 @@ pub const SECOND: Nanos = 1_000_000_000;
 pub trait Clock: Send + Sync {
     /// Guest time now.
     fn now(&self) -> Nanos;
-    /// Makes a timer that calls `f` when its deadline passes: on the clock's thread, or on one that is in [`Clock::catch_up`].
-    fn timer(&self, f: Box<dyn Fn() + Send + Sync>) -> Arc<dyn Timer>;
+    /// Makes a timer. When its deadline passes [`TimerOwner::expired`] is called, on the clock's thread or on one that is in
+    /// [`Clock::catch_up`].
+    fn timer(&self, owner: Weak<dyn TimerOwner>) -> Arc<dyn Timer>;
     /// Returns when all timers that are due have been called. For a vCPU's thread, before it shows its guest what depends on the time; no
     /// lock that a callback takes may be held.
     fn catch_up(&self) {}
 }
 
-/// A one-shot timer.
+/// Whom a timer calls.
+pub trait TimerOwner: Send + Sync {
+    /// A timer has run out: it may be one that was armed anew or disarmed just now, which the owner tells by its own state.
+    fn expired(&self);
+}
+
+/// A one-shot timer: whose it is, and its deadline.
 pub trait Timer: Send + Sync {
-    /// Arms the timer for `deadline`; an earlier arming is forgotten. A deadline that has passed fires at once.
-    fn arm(&self, deadline: Nanos);
+    /// Arms the timer for `deadline`, or disarms it; an earlier arming is forgotten. A deadline that has passed fires at once.
+    fn set(&self, deadline: Option<Nanos>);
+    /// The deadline that the timer is armed for.
+    fn deadline(&self) -> Option<Nanos>;
+    /// Arms the timer for `deadline`.
+    fn arm(&self, deadline: Nanos) {
+        self.set(Some(deadline));
+    }
     /// Disarms the timer.
-    fn cancel(&self);
+    fn cancel(&self) {
+        self.set(None);
+    }
 }
 
 /// The host's wall-clock time in nanoseconds since 1970-01-01 00:00 UTC: what a board gives to the RTC at power-on.
@@ -54,12 +73,10 @@ pub fn host_unix_nanos() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-type Callback = dyn Fn() + Send + Sync;
-
 /// The armed timers, by deadline and then by age. A timer is in it at most once.
 #[derive(Default)]
 struct Deadlines {
-    armed: BTreeMap<(Nanos, u64), Arc<Callback>>,
+    armed: BTreeMap<(Nanos, u64), Weak<dyn TimerOwner>>,
     /// What the next timer is called.
     next_id: u64,
 }
@@ -70,10 +87,10 @@ impl Deadlines {
     }
 
     /// Takes out the first timer if it is due at `now`.
-    fn pop_due(&mut self, now: Nanos) -> Option<(Nanos, Arc<Callback>)> {
+    fn pop_due(&mut self, now: Nanos) -> Option<(Nanos, Weak<dyn TimerOwner>)> {
         let entry = self.armed.first_entry().filter(|e| e.key().0 <= now)?;
-        let ((deadline, _), f) = entry.remove_entry();
-        Some((deadline, f))
+        let ((deadline, _), owner) = entry.remove_entry();
+        Some((deadline, owner))
     }
 
     fn id(&mut self) -> u64 {
@@ -85,26 +102,28 @@ impl Deadlines {
 /// One timer's place among the deadlines: shared by both clocks.
 struct Slot {
     id: u64,
-    f: Arc<Callback>,
+    owner: Weak<dyn TimerOwner>,
     /// The deadline under which the timer stands in the list, if it still does. Changed under the list's lock only.
     deadline: Mutex<Option<Nanos>>,
 }
 
 impl Slot {
-    fn arm(&self, list: &mut Deadlines, deadline: Nanos) {
-        self.cancel(list);
-        list.armed.insert((deadline, self.id), self.f.clone());
-        *self.deadline.lock() = Some(deadline);
-    }
-
-    fn cancel(&self, list: &mut Deadlines) {
-        if let Some(old) = self.deadline.lock().take() {
+    fn set(&self, list: &mut Deadlines, deadline: Option<Nanos>) {
+        if let Some(old) = std::mem::replace(&mut *self.deadline.lock(), deadline) {
             list.armed.remove(&(old, self.id));
         }
+        if let Some(deadline) = deadline {
+            list.armed.insert((deadline, self.id), self.owner.clone());
+        }
+    }
+
+    /// The deadline, if it is still to come.
+    fn deadline(&self, list: &Deadlines) -> Option<Nanos> {
+        self.deadline.lock().filter(|deadline| list.armed.contains_key(&(*deadline, self.id)))
     }
 }
 
-/// The host's monotonic clock less an offset that grows by each pause. A sequence lock: readers retry when a pause or a resume
+/// The host's monotonic clock less an offset that grows by each pause (below zero in a machine that has run before, on another host). A sequence lock: readers retry when a pause or a resume
 /// came in between, so that the time never jumps, and never wait.
 struct TimeBase {
     host: HostTime,
@@ -126,7 +145,8 @@ impl TimeBase {
             let host = if stopped_at == RUNNING { self.host.nanos() } else { 0 };
             fence(Ordering::Acquire);
             if before & 1 == 0 && self.sequence.load(Ordering::Relaxed) == before {
-                return if stopped_at == RUNNING { host.saturating_sub(offset) } else { stopped_at };
+                let running = || host.wrapping_sub(offset).cast_signed().max(0).cast_unsigned();
+                return if stopped_at == RUNNING { running() } else { stopped_at };
             }
             std::hint::spin_loop();
         }
@@ -200,11 +220,12 @@ impl HostShared {
         // Should a callback have panicked, nobody waits for its end.
         state.calling = None;
         while !state.quit && !self.base.is_stopped() {
-            let Some((deadline, f)) = state.list.pop_due(now) else { break };
+            let Some((deadline, owner)) = state.list.pop_due(now) else { break };
             state.calling = Some(deadline);
             MutexGuard::unlocked(&mut state, || {
-                f();
-                drop(f);
+                if let Some(owner) = owner.upgrade() {
+                    owner.expired();
+                }
             });
             state.calling = None;
         }
@@ -292,8 +313,24 @@ impl HostClock {
         let base = &self.shared.base;
         if base.is_stopped() {
             let at = base.stopped_at.load(Ordering::Relaxed);
-            base.change(base.host.nanos().saturating_sub(at), RUNNING);
+            base.change(base.host.nanos().wrapping_sub(at), RUNNING);
             self.shared.wake.notify_one();
+        }
+    }
+
+    /// To be called while the clock is paused: returns when no timer's owner is being called any more. No lock that an owner takes may be held.
+    pub fn wait_still(&self) {
+        if !CALLS_TIMERS.get() {
+            drop(self.shared.turn.lock());
+        }
+    }
+
+    /// Sets the time of a paused clock: that of a machine that is being restored, before anything of it is.
+    pub fn set_paused_at(&self, now: Nanos) {
+        let _state = self.shared.state.lock();
+        let base = &self.shared.base;
+        if base.is_stopped() {
+            base.change(base.offset.load(Ordering::Relaxed), now.min(RUNNING - 1));
         }
     }
 
@@ -317,9 +354,9 @@ impl Clock for HostClock {
         self.shared.base.now()
     }
 
-    fn timer(&self, f: Box<dyn Fn() + Send + Sync>) -> Arc<dyn Timer> {
+    fn timer(&self, owner: Weak<dyn TimerOwner>) -> Arc<dyn Timer> {
         let id = self.shared.state.lock().list.id();
-        let slot = Slot { id, f: f.into(), deadline: Mutex::new(None) };
+        let slot = Slot { id, owner, deadline: Mutex::new(None) };
         Arc::new(HostTimer { shared: self.shared.clone(), slot })
     }
 
@@ -345,19 +382,17 @@ struct HostTimer {
 }
 
 impl Timer for HostTimer {
-    fn arm(&self, deadline: Nanos) {
+    fn set(&self, deadline: Option<Nanos>) {
         let mut state = self.shared.state.lock();
-        self.slot.arm(&mut state.list, deadline);
+        self.slot.set(&mut state.list, deadline);
         self.shared.publish(&state);
-        if state.list.first() == Some(deadline) {
+        if deadline.is_some() && state.list.first() == deadline {
             self.shared.wake.notify_one();
         }
     }
 
-    fn cancel(&self) {
-        let mut state = self.shared.state.lock();
-        self.slot.cancel(&mut state.list);
-        self.shared.publish(&state);
+    fn deadline(&self) -> Option<Nanos> {
+        self.slot.deadline(&self.shared.state.lock().list)
     }
 }
 
@@ -391,13 +426,15 @@ impl ManualClock {
         let target = self.state.lock().now.saturating_add(ns);
         loop {
             let mut state = self.state.lock();
-            let Some((deadline, f)) = state.list.pop_due(target) else {
+            let Some((deadline, owner)) = state.list.pop_due(target) else {
                 state.now = state.now.max(target);
                 return;
             };
             state.now = state.now.max(deadline);
             drop(state);
-            f();
+            if let Some(owner) = owner.upgrade() {
+                owner.expired();
+            }
         }
     }
 
@@ -419,9 +456,9 @@ impl Clock for ManualClock {
         self.state.lock().now
     }
 
-    fn timer(&self, f: Box<dyn Fn() + Send + Sync>) -> Arc<dyn Timer> {
+    fn timer(&self, owner: Weak<dyn TimerOwner>) -> Arc<dyn Timer> {
         let id = self.state.lock().list.id();
-        let slot = Slot { id, f: f.into(), deadline: Mutex::new(None) };
+        let slot = Slot { id, owner, deadline: Mutex::new(None) };
         Arc::new(ManualTimer { state: self.state.clone(), slot })
     }
 
@@ -436,12 +473,12 @@ struct ManualTimer {
 }
 
 impl Timer for ManualTimer {
-    fn arm(&self, deadline: Nanos) {
-        self.slot.arm(&mut self.state.lock().list, deadline);
+    fn set(&self, deadline: Option<Nanos>) {
+        self.slot.set(&mut self.state.lock().list, deadline);
     }
 
-    fn cancel(&self) {
-        self.slot.cancel(&mut self.state.lock().list);
+    fn deadline(&self) -> Option<Nanos> {
+        self.slot.deadline(&self.state.lock().list)
     }
 }
 
@@ -456,15 +493,36 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
+    /// A timer that calls a function, and its owner.
+    struct Calls(Arc<dyn Timer>, #[allow(dead_code)] Arc<dyn TimerOwner>);
+
+    impl std::ops::Deref for Calls {
+        type Target = dyn Timer;
+        fn deref(&self) -> &Self::Target {
+            &*self.0
+        }
+    }
+
+    fn calls(clock: &dyn Clock, f: impl Fn() + Send + Sync + 'static) -> Calls {
+        struct Owner<F>(F);
+        impl<F: Fn() + Send + Sync> TimerOwner for Owner<F> {
+            fn expired(&self) {
+                (self.0)();
+            }
+        }
+        let owner: Arc<dyn TimerOwner> = Arc::new(Owner(f));
+        Calls(clock.timer(Arc::downgrade(&owner)), owner)
+    }
+
     type Log = Arc<Mutex<Vec<(&'static str, Nanos)>>>;
 
     /// Makes timers that write their name and the time into a log.
-    fn recorder(clock: &ManualClock) -> (Log, impl Fn(&'static str) -> Arc<dyn Timer>) {
+    fn recorder(clock: &ManualClock) -> (Log, impl Fn(&'static str) -> Calls) {
         let log = Log::default();
         let (clock, l) = (clock.clone(), log.clone());
         (log, move |name| {
             let (log, c) = (l.clone(), clock.clone());
-            clock.timer(Box::new(move || log.lock().push((name, c.now()))))
+            calls(&clock, move || log.lock().push((name, c.now())))
         })
     }
 
@@ -505,13 +563,13 @@ mod tests {
         let count = Arc::new(AtomicU64::new(0));
         let own: Arc<Mutex<Option<Arc<dyn Timer>>>> = Arc::default();
         let (n, o) = (count.clone(), own.clone());
-        let timer = clock.timer(Box::new(move || {
+        let timer = calls(&clock, move || {
             let k = n.fetch_add(1, Ordering::SeqCst) + 1;
             if let Some(t) = &*o.lock() {
                 t.arm(10 * (k + 1));
             }
-        }));
-        *own.lock() = Some(timer.clone());
+        });
+        *own.lock() = Some(timer.0.clone());
         timer.arm(10);
         clock.advance(100);
         assert_eq!(count.load(Ordering::SeqCst), 10);
@@ -535,7 +593,7 @@ mod tests {
         let timers: Vec<_> = (0..8u64)
             .map(|n| {
                 let called = called.clone();
-                let timer = clock.timer(Box::new(move || called.lock().push(n)));
+                let timer = calls(&*clock, move || called.lock().push(n));
                 timer.arm(1_000_000 * (8 - n));
                 timer
             })
@@ -563,15 +621,15 @@ mod tests {
         let (begun, hears) = mpsc::channel();
         let done = Arc::new(AtomicU64::new(0));
         let set = done.clone();
-        let timer = clock.timer(Box::new(move || {
+        let timer = calls(&*clock, move || {
             begun.send(()).unwrap();
             std::thread::sleep(Duration::from_millis(50));
             set.store(1, Ordering::SeqCst);
-        }));
+        });
         timer.arm(0);
         hears.recv().unwrap();
         // Another timer comes and goes in between: the one that is being called stays due.
-        let other = clock.timer(Box::new(|| ()));
+        let other = calls(&*clock, || ());
         other.arm(u64::MAX);
         drop(other);
         clock.catch_up();
@@ -583,12 +641,12 @@ mod tests {
         let clock = Arc::new(HostClock::new().unwrap());
         let (tx, rx) = mpsc::channel();
         let own = Arc::downgrade(&clock);
-        let timer = clock.timer(Box::new(move || {
+        let timer = calls(&*clock, move || {
             if let Some(clock) = own.upgrade() {
                 clock.catch_up();
             }
             tx.send(()).unwrap();
-        }));
+        });
         timer.arm(0);
         rx.recv().unwrap();
     }
@@ -603,7 +661,7 @@ mod tests {
                 let _ = tx.send((name, clock.upgrade().map_or(0, |c| c.now())));
             }
         };
-        let (a, b) = (clock.timer(Box::new(make(1))), clock.timer(Box::new(make(2))));
+        let (a, b) = (calls(&*clock, make(1)), calls(&*clock, make(2)));
         let t0 = clock.now();
         a.arm(t0 + 4_000_000);
         b.arm(t0 + 2_000_000);
@@ -617,13 +675,13 @@ mod tests {
 
     #[test]
     fn a_paused_host_clock_stands_still_and_goes_on_where_it_stopped() {
-        let clock = HostClock::new().unwrap();
+        let clock = Arc::new(HostClock::new().unwrap());
         clock.pause();
         let at = clock.now();
         let (tx, rx) = mpsc::channel();
-        let timer = clock.timer(Box::new(move || {
+        let timer = calls(&*clock, move || {
             let _ = tx.send(());
-        }));
+        });
         timer.arm(at);
         assert!(rx.recv_timeout(Duration::from_millis(5)).is_err(), "no timer fires while paused");
         assert_eq!(clock.now(), at);
@@ -635,17 +693,52 @@ mod tests {
 
     #[test]
     fn dropping_the_host_clock_ends_its_thread() {
-        let clock = HostClock::new().unwrap();
+        let clock = Arc::new(HostClock::new().unwrap());
         let held = Arc::new(());
         let in_callback = held.clone();
-        let timer = clock.timer(Box::new(move || {
+        let timer = calls(&*clock, move || {
             let _ = &in_callback;
-        }));
+        });
         timer.arm(u64::MAX);
         let shared = Arc::downgrade(&clock.shared);
         drop(clock);
         drop(timer);
         assert_eq!(shared.strong_count(), 0);
         assert_eq!(Arc::strong_count(&held), 1);
+    }
+
+    #[test]
+    fn a_timer_tells_what_it_is_armed_for_until_that_has_come() {
+        let clock = ManualClock::new();
+        let timer = calls(&clock, || ());
+        assert_eq!(timer.deadline(), None);
+        timer.arm(30);
+        timer.set(Some(20));
+        assert_eq!(timer.deadline(), Some(20));
+        clock.advance(20);
+        assert_eq!(timer.deadline(), None);
+        timer.arm(50);
+        timer.cancel();
+        assert_eq!((timer.deadline(), clock.next_deadline()), (None, None));
+    }
+
+    #[test]
+    fn a_paused_clock_takes_the_time_of_another_machine_and_goes_on_from_there() {
+        const YEAR: Nanos = 365 * 86_400 * SECOND;
+        let clock = Arc::new(HostClock::new().unwrap());
+        let (tx, rx) = mpsc::channel();
+        let timer = calls(&*clock, move || tx.send(()).unwrap());
+        clock.pause();
+        // A machine that has run for longer than this host, then one that has just begun.
+        for at in [YEAR, SECOND] {
+            clock.set_paused_at(at);
+            timer.arm(at + 1_000_000);
+            assert_eq!(clock.now(), at);
+            clock.resume();
+            rx.recv().unwrap();
+            clock.pause();
+            clock.wait_still();
+            assert!((at + 1_000_000..at + 3600 * SECOND).contains(&clock.now()));
+        }
     }
 }

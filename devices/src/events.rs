@@ -4,7 +4,9 @@
 //! (mostly a vCPU's), with none of its own locks held. The machine is expected to note the request and
 //! return; it acts on it once the access has completed. The A20 gate alone calls with its lock held, so that
 //! openings and closings are heard in their order: `a20` must not touch the gate.
+use crate::device::{Device, Invalid, Reset};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Who asked for a reset.
@@ -104,6 +106,31 @@ impl A20Gate {
     /// Whether address bit 20 passes.
     pub fn is_open(&self) -> bool {
         *self.open.lock()
+    }
+}
+
+/// What is saved of the gate.
+#[derive(Serialize, Deserialize)]
+pub struct A20GateV1 {
+    open: bool,
+}
+
+impl Device for A20Gate {
+    type State = A20GateV1;
+    const KIND: &'static str = "a20";
+
+    /// A processor that comes out of RESET must reach its first instruction, which is at an odd megabyte.
+    fn reset(&self, _: Reset) {
+        self.set(true);
+    }
+
+    fn save(&self) -> A20GateV1 {
+        A20GateV1 { open: self.is_open() }
+    }
+
+    fn restore(&self, A20GateV1 { open }: A20GateV1) -> Result<(), Invalid> {
+        self.set(open);
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ mod bytewise;
 pub mod chardev;
 pub mod chipset;
 pub mod clock;
+pub mod device;
 pub mod events;
 mod host_time;
 pub mod input;

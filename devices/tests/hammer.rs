@@ -1,5 +1,6 @@
 //! Random accesses to every chip of the board, of every width and to every port and register that it has, while time goes on in steps and
-//! leaps: none may panic (tests have overflow checks, and so has the released program), and none may hang.
+//! leaps: none may panic (tests have overflow checks, and so has the released program), and none may hang. A board that is restored from
+//! what was saved of another in the middle of that goes on as that one does; one that is reset is as a new one.
 //!
 //! MYNAH_HAMMER=N makes N accesses for each seed (100,000), MYNAH_HAMMER_SEED=N takes one seed. What fails names its seed.
 mod common;
@@ -9,6 +10,7 @@ use mynah_devices::bus::{Irq, PortBus};
 use mynah_devices::chardev::Null;
 use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
 use mynah_devices::clock::{Clock, ManualClock, SECOND};
+use mynah_devices::device::{Plugged, Registry, Reset};
 use mynah_devices::events::{A20Gate, MachineEvents, NoEvents};
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::interrupts::GsiRouter;
@@ -85,13 +87,14 @@ const PORTS: &[(u16, u64)] = &[
 
 struct Board {
     clock: ManualClock,
+    devices: Registry,
+    pci: Arc<PciBus>,
     ports: Arc<PortBus>,
     memory: Arc<PhysMemory>,
     apics: Vec<Arc<LocalApic>>,
     bus: Arc<LocalApics>,
     pit: Arc<Pit>,
     hpet: Arc<Hpet>,
-    keep: Vec<Arc<dyn std::any::Any + Send + Sync>>,
 }
 
 fn board() -> Board {
@@ -110,8 +113,7 @@ fn board() -> Board {
     let pic = Pic::new(Irq::new(bus.clone(), 0));
     bus.connect_pic(&pic);
     let ioapic = Ioapic::new(bus.clone());
-    let eoi: Arc<dyn mynah_devices::interrupts::EoiSink> = ioapic.clone();
-    bus.connect_eoi(Arc::downgrade(&eoi));
+    bus.connect_eoi(Arc::downgrade(&ioapic) as _);
     let router = GsiRouter::new(pic.clone(), ioapic.clone());
     ports.map(0x20, 2, pic.master_ports());
     ports.map(0xa0, 2, pic.slave_ports());
@@ -126,7 +128,7 @@ fn board() -> Board {
     ports.map(0x70, 2, rtc.ports());
     let (quiet_pit, quiet_rtc) = (pit.clone(), rtc.clone());
     let wires = HpetWires {
-        pins: ioapic,
+        pins: ioapic.clone(),
         irq0: pin(0),
         irq8: pin(8),
         legacy_route: Box::new(move |on| {
@@ -141,19 +143,28 @@ fn board() -> Board {
     let pm_clock = clock.clone();
     let pm = Piix4Pm::new(pin(9), move || pm_timer_value(pm_clock.now()), ports.clone(), events.clone());
     pm.follow(&dyn_clock);
-    pci.attach(i440fx::DEVFN, Arc::new(I440fx::new(|_| {})));
+    let bridge = Arc::new(I440fx::new(|_| {}));
+    pci.attach(i440fx::DEVFN, bridge.clone());
     pci.attach(piix3::DEVFN, piix3.clone());
     pci.attach(piix4_pm::DEVFN, pm.clone());
     pm.enable_at(piix4_pm::PM_BASE);
-    let config = ConfigPorts::new(pci, piix3);
+    let config = ConfigPorts::new(pci.clone(), piix3.clone());
     config.attach(&ports);
     let a20 = A20Gate::new(true, events.clone());
-    Port92::new(a20.clone(), events.clone()).attach(&ports);
-    I8042::new(true, pin(1), pin(12), a20, events.clone()).attach(&ports);
-    Ferr::new(pin(13)).attach(&ports);
-    for (base, irq) in &COM[..2] {
-        Serial::new(Arc::new(Null), pin(*irq as usize), dyn_clock.clone()).attach(&ports, *base);
-    }
+    let port92 = Port92::new(a20.clone(), events.clone());
+    port92.attach(&ports);
+    let i8042 = I8042::new(true, pin(1), pin(12), a20.clone(), events.clone());
+    i8042.attach(&ports);
+    let ferr = Ferr::new(pin(13));
+    ferr.attach(&ports);
+    let serials: Vec<_> = COM[..2]
+        .iter()
+        .map(|(base, irq)| {
+            let serial = Serial::new(Arc::new(Null), pin(*irq as usize), dyn_clock.clone());
+            serial.attach(&ports, *base);
+            serial
+        })
+        .collect();
     let fw_cfg = FwCfg::new(memory.clone());
     fw_cfg.add_file("opt/hammer", vec![7; 100]).unwrap();
     fw_cfg.attach(&ports);
@@ -161,43 +172,47 @@ fn board() -> Board {
     Pvpanic::new(events).attach(&ports, 0x505);
     Debugcon::new(Arc::new(Null)).attach(&ports, 0xe9);
     apics[0].enter_virtual_wire();
-    Board { clock, ports, memory, apics, bus, pit, hpet, keep: vec![pic, rtc, pm, eoi_keep(eoi)] }
-}
-
-fn eoi_keep(eoi: Arc<dyn mynah_devices::interrupts::EoiSink>) -> Arc<dyn std::any::Any + Send + Sync> {
-    struct Kept(#[allow(dead_code, reason = "kept alive")] Arc<dyn mynah_devices::interrupts::EoiSink>);
-    Arc::new(Kept(eoi))
+    let devices = Registry::default();
+    let mut all: Vec<Arc<dyn Plugged>> = apics.iter().map(|a| a.clone() as _).collect();
+    all.extend(serials.into_iter().map(|s| s as Arc<dyn Plugged>));
+    all.extend([bus.clone() as Arc<dyn Plugged>, ioapic, pic, pit.clone(), rtc, hpet.clone(), config, a20]);
+    all.extend([port92 as Arc<dyn Plugged>, i8042, ferr, bridge, piix3, pm, fw_cfg]);
+    for device in all {
+        devices.plug("board", device.kind(), device);
+    }
+    Board { clock, devices, pci, ports, memory, apics, bus, pit, hpet }
 }
 
 impl Board {
-    fn port(&self, r: &mut Random, port: u16, size: u8) {
+    fn port(&self, r: &mut Random, port: u16, size: u8) -> u64 {
         if r.below(3) == 0 {
-            self.ports.read(port, size);
-        } else {
-            self.ports.write(port, size, r.value() as u32);
+            return self.ports.read(port, size).into();
         }
+        self.ports.write(port, size, r.value() as u32);
+        0
     }
 
-    fn mmio(&self, r: &mut Random, base: u64, len: u64) {
+    fn mmio(&self, r: &mut Random, base: u64, len: u64) -> u64 {
         let (at, size) = (base + r.below(len), [1, 2, 4, 8][r.below(4) as usize]);
-        let mut bytes = r.value().to_le_bytes();
+        let value = r.value();
         if r.below(2) == 0 {
-            self.memory.write(at, &bytes[..size]);
-        } else {
-            self.memory.read(at, &mut bytes[..size]);
+            return self.memory.phys_read(at, size);
         }
+        self.memory.phys_write(at, size, value);
+        0
     }
 
-    fn step(&self, r: &mut Random) {
+    /// What the guest sees of it.
+    fn step(&self, r: &mut Random) -> u64 {
         match r.below(16) {
             0..=6 => {
                 let (base, len) = PORTS[r.below(PORTS.len() as u64) as usize];
                 let (port, size) = (base + r.below(len) as u16, [1, 2, 4][r.below(3) as usize]);
-                self.port(r, port, size);
+                self.port(r, port, size)
             }
             7 => {
                 let (port, size) = (r.next() as u16, [1, 2, 4][r.below(3) as usize]);
-                self.port(r, port, size);
+                self.port(r, port, size)
             }
             8 => self.mmio(r, IOAPIC_BASE, 0x60),
             9 => self.mmio(r, HPET_BASE, 0x180),
@@ -206,31 +221,52 @@ impl Board {
                 let (offset, size) =
                     (r.below(0x40) * 16 + r.below(8) / 7 * r.below(16), [1, 2, 4, 8][r.below(4) as usize]);
                 match r.below(6) {
-                    0 => _ = apic.mmio_read(offset, size),
-                    1 => _ = apic.msr_read(0x800 + r.below(0x40) as u32),
+                    0 => return apic.mmio_read(offset, size).into(),
+                    1 => return apic.msr_read(0x800 + r.below(0x40) as u32).unwrap_or(1 << 63),
                     2 => _ = apic.msr_write(0x800 + r.below(0x40) as u32, r.value()),
                     3 if r.below(8) == 0 => _ = apic.msr_write(0x1b, 0xfee0_0000 | r.value() & 0xfff),
                     3 => _ = apic.msr_write(0x6e0, self.clock.now().wrapping_add(r.value() >> r.below(64))),
                     _ => apic.mmio_write(offset, size, r.value() as u32),
                 }
+                apic.has_interrupt().into()
             }
             12 => {
                 let apic = &self.apics[r.below(3) as usize];
-                let _ = apic.acknowledge();
+                let vector = apic.acknowledge();
                 apic.set_cr8(r.below(16) as u8 * (r.below(4) / 3) as u8);
                 self.pit.redeliver();
                 self.hpet.redeliver();
                 apic.mmio_write(0xb0, 4, 0);
                 self.ports.write(0x20, 1, 0x20);
+                vector.map_or(1 << 63, u64::from)
             }
-            13 => self.bus.deliver_msi(0xfee0_0000 | r.value() & 0xf_ffff, r.value() as u32),
+            13 => {
+                self.bus.deliver_msi(0xfee0_0000 | r.value() & 0xf_ffff, r.value() as u32);
+                0
+            }
             // Small steps call each timer at its time; a leap is a host that was late.
-            14 => self.clock.advance(r.below_power(18)),
+            14 => {
+                self.clock.advance(r.below_power(18));
+                0
+            }
             _ => {
                 self.clock.jump(r.below_power(50));
                 self.clock.catch_up();
+                0
             }
         }
+    }
+
+    /// What is in RAM.
+    fn ram(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 16 << 20];
+        self.memory.read(0, &mut bytes);
+        bytes
+    }
+
+    fn reset(&self) {
+        self.devices.reset(Reset::Board);
+        self.pci.follow();
     }
 }
 
@@ -248,6 +284,60 @@ fn no_access_to_any_chip_panics_or_hangs() {
             }
         }));
         assert!(result.is_ok(), "MYNAH_HAMMER_SEED={seed}");
-        assert!(!board.keep.is_empty());
+    }
+}
+
+#[test]
+fn a_board_that_is_restored_goes_on_as_the_one_that_was_saved() {
+    for seed in 1..40 {
+        let (one, mut random) = (board(), Random(seed << 32));
+        let steps = random.below(3000);
+        (0..steps).for_each(|_| _ = one.step(&mut random));
+        // What a guest has seen of the time is settled.
+        one.clock.catch_up();
+        let saved = one.devices.save();
+        assert_eq!(one.devices.save(), saved, "seed {seed}: saving changes something");
+
+        let other = board();
+        // It has had a life of its own before.
+        let mut own = Random(!seed);
+        (0..own.below(200)).for_each(|_| _ = other.step(&mut own));
+        if other.clock.now() > one.clock.now() {
+            continue;
+        }
+        other.clock.jump(one.clock.now() - other.clock.now());
+        other.devices.restore(&saved).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        other.pci.follow();
+        other.memory.write(0, &one.ram());
+        let differ = |one: &Board, other: &Board| {
+            let pairs = one.devices.inspect().into_iter().zip(other.devices.inspect());
+            pairs.filter(|(a, b)| a != b).map(|(a, b)| format!("{a:?}\n{b:?}\n")).collect::<String>()
+        };
+        assert_eq!(differ(&one, &other), "", "seed {seed}");
+        assert_eq!(other.devices.save(), saved, "seed {seed}");
+        let mut same = Random(random.0);
+        for n in 0..2000 {
+            let (a, b) = (one.step(&mut random), other.step(&mut same));
+            assert_eq!(a, b, "seed {seed}, step {n} after {steps}:\n{}", differ(&one, &other));
+        }
+        assert_eq!(differ(&one, &other), "", "seed {seed}");
+    }
+}
+
+#[test]
+fn a_board_that_is_reset_is_as_a_new_one() {
+    for seed in 1..20 {
+        let (one, mut random) = (board(), Random(seed << 16));
+        (0..2000).for_each(|_| _ = one.step(&mut random));
+        one.reset();
+        let new = board();
+        new.clock.jump(one.clock.now());
+        new.reset();
+        for ((name, a), (_, b)) in one.devices.inspect().into_iter().zip(new.devices.inspect()) {
+            // The clock and its RAM have a battery.
+            if name != "mc146818rtc" {
+                assert_eq!(a, b, "seed {seed}: {name}");
+            }
+        }
     }
 }

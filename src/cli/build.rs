@@ -186,6 +186,8 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "jitdump" => config.jitdump = true,
         "symbols" => config.symbols = Some(path()),
         "pidfile" => config.pidfile = Some(path()),
+        "incoming" => config.incoming = Some(given.text()?.into()),
+        "restore" => config.incoming = Some(format!("file:{}", given.text()?)),
         "S" => config.start_stopped = true,
         "s" => config.gdb = Some("tcp::1234".into()),
         "gdb" => config.gdb = Some(given.text()?.into()).filter(|g: &String| g != "none"),

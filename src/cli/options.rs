@@ -113,6 +113,8 @@ pub const OPTIONS: &[OptionDef] = options! {
     Boot Supported "bios" ("FILE", "bios.bin") "run this firmware in place of the built-in one";
     Boot Supported "L" ("FOLDER", "/usr/share/seabios") "look for firmware files here too";
     Boot Supported "boot" ("[order=]LETTERS[,once=LETTERS][,menu=on|off]", "order=dc,menu=on") "boot order: a floppy, c disk, d CD-ROM, n network";
+    Boot Supported "incoming" ("URI", "file:machine.saved") "go on from what the monitor's 'migrate' has saved: file:FILE or exec:COMMAND";
+    Boot Supported "restore" ("FILE", "machine.saved") "the same as -incoming file:FILE";
     Boot Supported "fw_cfg" ("name=NAME,file=FILE|string=TEXT", "name=opt/org.test/a,string=b") "an item for the guest to read through fw_cfg";
 
     Console Supported "nographic" "no display; serial port and monitor share the terminal (Ctrl-A H for help)";
@@ -192,7 +194,6 @@ pub const OPTIONS: &[OptionDef] = options! {
     Boot Later "shim" ("FILE", "shim.efi") "a shim for the kernel";
     Boot Later "prom-env" ("...", "a=b") "firmware variables";
     Boot Later "loadvm" ("NAME", "s") "start from a snapshot";
-    Boot Later "incoming" ("URI", "defer") "start from a migration";
     Boot Later "only-migratable" "devices that can migrate only";
     Console Later "vnc" ("DISPLAY", ":1") "a VNC server";
     Console Later "spice" ("...", "port=1") "a SPICE server";

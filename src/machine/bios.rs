@@ -2,13 +2,14 @@
 //!
 //! The stub's OUT ends the vCPU's run (as a kick); what was asked is then done on the vCPU's thread, between two of its
 //! instructions. Only real and virtual-8086 mode call: a write to the port from anywhere else does nothing.
-use super::board::Board;
+use super::board::{Board, Firmware};
 use mynah_cpu::board::EV_KICK;
 use mynah_cpu::state::{gpr, seg};
 use mynah_cpu::{Cpu, Events};
 use mynah_devices::bus::PortBus;
 use mynah_devices::clock::{Clock, HostClock};
-use mynah_firmware::bios::{Bios, Platform, Regs};
+use mynah_devices::device::{Device, Invalid, Reset};
+use mynah_firmware::bios::{Bios, BiosV1, Platform, Regs};
 use mynah_mmu::{Access, Mode, PAGE_MASK, PhysMemory};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -50,6 +51,39 @@ impl BiosCalls {
         let mut pc = CpuPlatform { cpu, ports: &self.ports, clock: &self.clock };
         if bios.call(&mut regs, &mut pc) {
             set_registers(cpu, &regs);
+        }
+    }
+}
+
+/// The BIOS as something to be saved; none under a firmware image.
+pub struct BiosDevice(Option<Arc<Mutex<Bios>>>);
+
+impl BiosDevice {
+    /// That of the machine's firmware.
+    pub fn of(firmware: &Firmware) -> Self {
+        match firmware {
+            Firmware::BuiltIn(bios) => BiosDevice(Some(bios.clone())),
+            Firmware::Image(_) => BiosDevice(None),
+        }
+    }
+}
+
+impl Device for BiosDevice {
+    type State = Option<BiosV1>;
+    const KIND: &'static str = "mynah-bios";
+
+    /// It is installed anew, with what it finds.
+    fn reset(&self, _: Reset) {}
+
+    fn save(&self) -> Option<BiosV1> {
+        self.0.as_ref().map(|bios| bios.lock().save())
+    }
+
+    fn restore(&self, state: Option<BiosV1>) -> Result<(), Invalid> {
+        match (&self.0, state) {
+            (Some(bios), Some(state)) => bios.lock().restore(state).map_err(Invalid),
+            (None, None) => Ok(()),
+            _ => Err(Invalid("which firmware it is (-bios)")),
         }
     }
 }

@@ -5,7 +5,7 @@
 //!        --MMIO---> PhysMemory --> I/O APIC, HPET (and RAM)
 //!        --APIC---> LocalApic <--- messages --- I/O APIC <--- GsiRouter <--- interrupt pins of all devices
 //! ```
-use super::bios::BiosCalls;
+use super::bios::{BiosCalls, BiosDevice};
 use super::power::Power;
 use super::shadow::{Rom, Shadows};
 use super::vcpu::{Pins, VcpuBoard, VcpuHandle};
@@ -16,6 +16,7 @@ use mynah_devices::bus::{Irq, PortBus};
 use mynah_devices::chipset::i440fx::PAM0;
 use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
 use mynah_devices::clock::{Clock, HostClock, host_unix_nanos};
+use mynah_devices::device::{Plugged, Registry, Reset, RestoreError, Saved};
 use mynah_devices::events::{A20Gate, WakeCause};
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::interrupts::GsiRouter;
@@ -50,6 +51,8 @@ const IOAPIC_BASE: u64 = 0xfec0_0000;
 pub struct Board {
     /// Guest time.
     pub clock: Arc<HostClock>,
+    /// All that is plugged in.
+    pub devices: Registry,
     /// I/O ports.
     pub ports: Arc<PortBus>,
     /// Physical memory.
@@ -70,12 +73,6 @@ pub struct Board {
     pub i8042: Arc<I8042>,
     /// The real-time clock.
     pub rtc: Arc<Rtc>,
-    pic: Arc<Pic>,
-    ioapic: Arc<Ioapic>,
-    pit: Arc<Pit>,
-    hpet: Option<Arc<Hpet>>,
-    config_ports: Arc<ConfigPorts>,
-    port92: Arc<Port92>,
     ferr: Arc<Ferr>,
     tsc: ReadTsc,
     firmware: Firmware,
@@ -155,7 +152,8 @@ impl Board {
         pm.follow(&dyn_clock);
         let alarm = pm.clone();
         rtc.on_alarm(move || alarm.rtc_alarm());
-        pci.attach(i440fx::DEVFN, host_bridge(&memory, &firmware));
+        let bridge = host_bridge(&memory, &firmware);
+        pci.attach(i440fx::DEVFN, bridge.clone());
         pci.attach(piix3::DEVFN, piix3.clone());
         pci.attach(piix4_pm::DEVFN, pm.clone());
         let config_ports = ConfigPorts::new(pci.clone(), piix3.clone());
@@ -163,15 +161,44 @@ impl Board {
         let a20 = A20Gate::new(true, power.clone());
         let port92 = Port92::new(a20.clone(), power.clone());
         port92.attach(&ports);
-        let i8042 = I8042::new(true, pin(1), pin(12), a20, power.clone());
+        let i8042 = I8042::new(true, pin(1), pin(12), a20.clone(), power.clone());
         i8042.attach(&ports);
         let ferr = Ferr::new(pin(13));
         ferr.attach(&ports);
         // A diagnostic port that programs write to for a short delay.
         ports.map(0x80, 1, Arc::new(Delay));
 
+        // In the order in which they are reset.
+        let devices = Registry::default();
+        for (n, apic) in apics.iter().enumerate() {
+            devices.plug("cpu", format!("apic{n}"), apic.clone());
+        }
+        let on_board: [(&str, &str, Arc<dyn Plugged>); 14] = [
+            ("main-system-bus", "apic-bus", apic_bus.clone()),
+            ("main-system-bus", "ioapic", ioapic),
+            ("isa.0", "pic", pic),
+            ("isa.0", "pit", pit),
+            ("isa.0", "rtc", rtc.clone()),
+            ("main-system-bus", "pcihost", config_ports),
+            ("isa.0", "a20", a20),
+            ("isa.0", "port92", port92),
+            ("isa.0", "i8042", i8042.clone()),
+            ("isa.0", "ferr", ferr.clone()),
+            ("pci.0", "i440fx", bridge),
+            ("pci.0", "piix3", piix3.clone()),
+            ("pci.0", "piix4-pm", pm.clone()),
+            ("main-system-bus", "bios", Arc::new(BiosDevice::of(&firmware))),
+        ];
+        for (bus, name, device) in on_board {
+            devices.plug(bus, name, device);
+        }
+        if let Some(hpet) = hpet {
+            devices.plug("main-system-bus", "hpet", hpet);
+        }
+
         let board = Self {
             clock,
+            devices,
             ports,
             memory,
             apics,
@@ -182,12 +209,6 @@ impl Board {
             pm,
             i8042,
             rtc,
-            pic,
-            ioapic,
-            pit,
-            hpet,
-            config_ports,
-            port92,
             ferr,
             tsc,
             firmware,
@@ -247,8 +268,7 @@ impl Board {
 
     /// RESET: every chip as after power-on, then as firmware leaves it.
     pub fn reset(&self) {
-        self.reset_chips();
-        self.pci.reset();
+        self.reset_devices(Reset::Board);
         self.like_firmware();
     }
 
@@ -259,8 +279,7 @@ impl Board {
         const SHUTDOWN_STATUS: u8 = 0x0f;
         const RESUME: u8 = 0xfe;
         let acpi_mode = self.pm.acpi_mode();
-        self.reset_chips();
-        self.pci.reset_but(Some(i440fx::DEVFN));
+        self.reset_devices(Reset::Wake);
         self.pm.wake(cause);
         self.like_firmware();
         match self.firmware {
@@ -272,21 +291,24 @@ impl Board {
         }
     }
 
-    fn reset_chips(&self) {
-        for a in &self.apics {
-            a.reset();
-        }
-        self.ioapic.reset();
-        self.pic.reset();
-        self.pit.reset();
-        self.rtc.reset();
-        if let Some(h) = &self.hpet {
-            h.reset();
-        }
-        self.config_ports.reset();
-        self.port92.reset();
-        self.i8042.reset();
-        self.ferr.reset();
+    fn reset_devices(&self, why: Reset) {
+        self.devices.reset(why);
+        self.pci.follow();
+    }
+
+    /// The states of all devices. The machine stands still, the devices are paused.
+    pub fn save(&self) -> Vec<Saved> {
+        self.devices.save()
+    }
+
+    /// Takes on what was saved of a board of the same make. The clock stands still at the time of then.
+    ///
+    /// # Errors
+    /// It is of another board, or damaged. This one is then to be dropped.
+    pub fn restore(&self, saved: &[Saved]) -> Result<(), RestoreError> {
+        self.devices.restore(saved)?;
+        self.pci.follow();
+        Ok(())
     }
 }
 

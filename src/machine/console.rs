@@ -3,6 +3,7 @@ use super::board::Board;
 use super::inside::Translators;
 use super::monitor::{Hmp, Lines};
 use super::power::Power;
+use super::saved::SaverCell;
 use crate::config::{CharBackend, CharTarget, Config, Device, FwCfgData, exit_code};
 use anyhow::{Context, bail};
 use mynah_devices::chardev::{Chardev, ChardevError, Host, MonitorLine, Mux, spec};
@@ -50,6 +51,8 @@ pub struct Consoles {
     translators: Translators,
     /// All lines by name, for the monitors.
     known: Lines,
+    /// What saves the machine, once there is one.
+    saver: SaverCell,
 }
 
 impl Consoles {
@@ -78,6 +81,7 @@ impl Consoles {
             host,
             translators: Translators::default(),
             known: Lines::default(),
+            saver: SaverCell::default(),
         };
         for c in &cfg.chardevs {
             let target = CharTarget { spec: c.id.clone(), mux: c.mux, backend: c.backend.clone() };
@@ -108,6 +112,7 @@ impl Consoles {
         let clock: Arc<dyn mynah_devices::clock::Clock> = board.clock.clone();
         let serial = Serial::new(line, board.isa_pin(irq as usize), clock);
         serial.attach(&board.ports, base);
+        board.devices.plug("isa.0", format!("serial@{base:x}"), serial.clone());
         self.serials.push(serial);
     }
 
@@ -140,7 +145,7 @@ impl Consoles {
             mux.set_quit(move || {
                 quit.end(exit_code::POWER_OFF, Some("terminated from the console".into()));
             });
-            mux.set_monitor(Arc::new(Hmp::new(cfg, power, &self.translators, &self.known)));
+            mux.set_monitor(Arc::new(Hmp::new(cfg, power, &self.translators, &self.known, &self.saver)));
             self.muxes.push(mux);
         }
         self.known.add(name, &opened.chardev);
@@ -161,7 +166,7 @@ impl Consoles {
                 .line(cfg, &format!("compat_monitor{n}"), target, power)
                 .with_context(|| format!("-monitor {}", target.spec))?;
             if !target.mux {
-                let monitor = Arc::new(Hmp::new(cfg, power, &self.translators, &self.known));
+                let monitor = Arc::new(Hmp::new(cfg, power, &self.translators, &self.known, &self.saver));
                 self.monitors.push(MonitorLine::new(line, monitor));
             }
         }
@@ -169,6 +174,11 @@ impl Consoles {
             mux.start();
         }
         Ok(())
+    }
+
+    /// Where what saves the machine is to be put, for the monitor.
+    pub fn saver(&self) -> SaverCell {
+        self.saver.clone()
     }
 
     /// Where the vCPUs' translators are to be listed, for the monitor.
@@ -261,18 +271,24 @@ pub fn attach_extra(
         }
         let line =
             consoles.line(cfg, "debugcon", &d.target, power).with_context(|| format!("-debugcon {what}"))?;
-        Debugcon::new(line).attach(&board.ports, d.iobase);
+        let console = Debugcon::new(line);
+        console.attach(&board.ports, d.iobase);
+        board.devices.plug("isa.0", format!("debugcon@{:x}", d.iobase), console);
     }
     for d in &cfg.devices {
         match d {
             Device::IsaDebugExit { iobase, iosize } => {
-                DebugExit::new(power.clone()).attach(&board.ports, *iobase, u32::from(*iosize));
+                let exit = DebugExit::new(power.clone());
+                exit.attach(&board.ports, *iobase, u32::from(*iosize));
+                board.devices.plug("isa.0", format!("debug-exit@{iobase:x}"), exit);
             }
             Device::Pvpanic { ioport, events } => {
                 if *events != 3 {
                     bail!("-device pvpanic: events={events}: only 3 (all) is supported yet");
                 }
-                Pvpanic::new(power.clone()).attach(&board.ports, *ioport);
+                let pvpanic = Pvpanic::new(power.clone());
+                pvpanic.attach(&board.ports, *ioport);
+                board.devices.plug("isa.0", format!("pvpanic@{ioport:x}"), pvpanic);
             }
             Device::IsaSerial { index, iobase, irq, chardev } => {
                 let n = match index {
@@ -305,5 +321,6 @@ pub fn attach_extra(
         fw_cfg.add_file(&item.name, data).with_context(|| format!("-fw_cfg name={}", item.name))?;
     }
     fw_cfg.attach(&board.ports);
+    board.devices.plug("isa.0", "fw_cfg", fw_cfg.clone());
     Ok(fw_cfg)
 }

@@ -18,6 +18,7 @@ use mynah_firmware::{
     build_tables, identify, load,
 };
 use mynah_jit::tier::Image;
+use mynah_mmu::{GuestRam, PhysMemory};
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
@@ -207,6 +208,17 @@ impl Boot {
             .map_err(|e| named(e, memory))?;
         bios.power_on(&mut BoardPlatform::new(board));
         Ok(Some(entry))
+    }
+
+    /// Tells the built-in BIOS of the machine, as [`Boot::load`] does, and leaves the machine as it is: it was saved after that, and is to go on.
+    pub fn describe(&self, board: &Board) -> anyhow::Result<()> {
+        let Firmware::BuiltIn(bios) = &self.firmware else { return Ok(()) };
+        // What goes to memory goes to some that is then given up.
+        let size = board.memory.ram().size();
+        let scratch = PhysMemory::new(GuestRam::new(size).context("-m")?, board.memory.below_4g());
+        let tables = build_tables(&*scratch, &self.tables).context("-m, -smp")?;
+        bios.lock().install(&*scratch, &tables);
+        Ok(())
     }
 
     /// The state in which the boot processor goes on when the machine has woken from S3: where the system said that it wakes; with a firmware image

@@ -9,6 +9,7 @@ pub mod inside;
 pub mod kernel;
 pub mod monitor;
 pub mod power;
+pub mod saved;
 pub mod shadow;
 pub mod vcpu;
 
@@ -22,6 +23,7 @@ use mynah_jit::perf::Symbols;
 use mynah_jit::tier::{Engine, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use power::Power;
+use saved::{Incoming, Saver};
 use std::sync::Arc;
 use vcpu::VcpuHandle;
 
@@ -35,7 +37,9 @@ fn below_4g(size: u64) -> u64 {
 /// Builds the machine and runs it to its end; the exit code.
 pub fn run(cfg: Config) -> anyhow::Result<i32> {
     refuse_unbuilt(&cfg)?;
-    let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, cfg.start_stopped));
+    let mut incoming = cfg.incoming.as_deref().map(|uri| Incoming::read(&cfg, uri)).transpose()?;
+    let stopped = cfg.start_stopped || incoming.is_some();
+    let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, stopped));
     // Before anything that could wait, and gone after all else.
     let _ending = Ending::watch(&power).context("cannot watch over the machine's end")?;
     let model = Arc::new(cpu_model(&cfg)?);
@@ -51,7 +55,10 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     let translator = translator(&cfg, &model, log.as_ref(), symbols, &boot)?;
 
     let size = cfg.memory.size;
-    let ram = GuestRam::new(size).with_context(|| format!("-m: cannot map {size} bytes of guest RAM"))?;
+    let ram = match incoming.as_mut().and_then(Incoming::take_ram) {
+        Some(ram) => ram,
+        None => GuestRam::new(size).with_context(|| format!("-m: cannot map {size} bytes of guest RAM"))?,
+    };
     let memory = PhysMemory::new(ram, below_4g(size));
     let handles: Vec<VcpuHandle> =
         (0..cfg.smp.cpus).map(|n| VcpuHandle { apic_id: model.apic_id(n), ..Default::default() }).collect();
@@ -64,10 +71,19 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     let fw_cfg = console::attach_extra(&cfg, &mut board, &power, &mut consoles)?;
     boot.fill(&cfg, &fw_cfg, &board)?;
     let board = Arc::new(board);
+    let _ = consoles.saver().set(Saver::new(&cfg, &power, &board));
+    let entry = match &incoming {
+        // The first load shows whether the kernel fits, before anything runs.
+        None => boot.load(&board)?,
+        Some(saved) => {
+            // What is typed from now on is for the guest that was.
+            board.devices.pause();
+            boot.describe(&board)?;
+            saved.restore_board(&board)?;
+            None
+        }
+    };
     consoles.start(&cfg, &power)?;
-
-    // The first load shows whether the kernel fits, before anything runs.
-    let entry = boot.load(&board)?;
 
     let (translators, checks) = (consoles.translators(), cfg.check != Check::Off);
     if let Some(engine) = &translator {
@@ -95,14 +111,13 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             cpu.set_tier(Box::new(tier), hot_after);
             inside::check(&cfg, &mut cpu, &power);
         }
-        if n == 0 {
-            kernel::enter(&mut cpu, entry.as_ref());
-        } else {
-            kernel::park(&mut cpu);
+        match &incoming {
+            Some(saved) => saved.restore_cpu(n, &mut cpu)?,
+            None if n == 0 => kernel::enter(&mut cpu, entry.as_ref()),
+            None => kernel::park(&mut cpu),
         }
         let (power, board, boot, world) = (power.clone(), board.clone(), boot.clone(), world.clone());
         let program = cfg.program.clone();
-        let fw_cfg = fw_cfg.clone();
         let thread = std::thread::Builder::new()
             .name(format!("mynah-vcpu{n}"))
             .stack_size(8 << 20)
@@ -118,7 +133,6 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
                         Some(cause) => board.wake(cause),
                         None => board.reset(),
                     }
-                    fw_cfg.reset();
                     cpu.reset();
                     let entry = if waking.is_some() { boot.resume(&board) } else { boot.load(&board)? };
                     kernel::enter(cpu, entry.as_ref());
@@ -130,6 +144,15 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
             })
             .context("cannot start a vCPU thread")?;
         threads.push(thread);
+    }
+    if let Some(saved) = &incoming {
+        if saved.asleep() {
+            power.go_to_sleep();
+        }
+        board.devices.resume();
+        if saved.ran() && !cfg.start_stopped {
+            power.go_on();
+        }
     }
     let end = power.wait_end();
     let until = end.told + GRACE;

@@ -1,6 +1,7 @@
 //! The human monitor's commands: the few that there is something behind, with QEMU's names and answers.
 use super::inside::Translators;
 use super::power::{Pause, Power};
+use super::saved::SaverCell;
 use crate::config::{Config, exit_code};
 use mynah_devices::chardev::{Chardev, Monitor};
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
@@ -18,6 +19,7 @@ const COMMANDS: &[Entry] = &[
     ("cpu N", "the vCPU that 'info registers' shows"),
     ("help|? [COMMAND]", "this text, or that of one command"),
     ("info [WHAT]", "what 'help info' lists"),
+    ("migrate URI", "stop the guest and save it to file:FILE, or to the input of exec:\"COMMAND\""),
     ("nmi", "an NMI for each vCPU"),
     ("quit|q", "end Mynah"),
     ("stop|s", "pause the guest"),
@@ -32,6 +34,7 @@ const INFO: &[Entry] = &[
     ("info cpus", "the vCPUs and their threads"),
     ("info jit", "what the translator has done"),
     ("info kvm", "whether KVM is used"),
+    ("info migrate", "what became of the last 'migrate'"),
     ("info name", "the guest's name"),
     ("info registers [-a]", "the vCPU's registers; with -a all vCPUs'"),
     ("info status", "running or paused"),
@@ -74,6 +77,9 @@ pub struct Hmp {
     power: Arc<Power>,
     translators: Translators,
     lines: Lines,
+    saver: SaverCell,
+    /// What became of the last `migrate`.
+    migration: Mutex<&'static str>,
     name: String,
     uuid: [u8; 16],
     prompt: &'static str,
@@ -84,11 +90,19 @@ pub struct Hmp {
 
 impl Hmp {
     /// A monitor of the machine that `power` is of.
-    pub fn new(cfg: &Config, power: &Arc<Power>, translators: &Translators, lines: &Lines) -> Self {
+    pub fn new(
+        cfg: &Config,
+        power: &Arc<Power>,
+        translators: &Translators,
+        lines: &Lines,
+        saver: &SaverCell,
+    ) -> Self {
         Self {
             power: power.clone(),
             translators: translators.clone(),
             lines: lines.clone(),
+            saver: saver.clone(),
+            migration: Mutex::default(),
             name: cfg.name.clone().unwrap_or_default(),
             uuid: cfg.uuid.unwrap_or_default(),
             // Scripts that drive QEMU wait for its prompt.
@@ -109,6 +123,7 @@ impl Hmp {
             Some(Pause::Prelaunch) => "paused (prelaunch)",
             Some(Pause::Shutdown) => "paused (shutdown)",
             Some(Pause::Panicked) => "paused (guest-panicked)",
+            Some(Pause::PostMigrate) => "paused (postmigrate)",
         };
         format!("VM status: {status}\n")
     }
@@ -160,6 +175,22 @@ impl Hmp {
         }
     }
 
+    /// Options of QEMU's command for what is no matter here (it waits in any case; disks are not copied) may stand before the URI, which
+    /// may be in quotation marks.
+    fn migrate(&self, rest: &str) -> String {
+        let mut uri = rest;
+        while let Some(after) = ["-d ", "-b ", "-i "].iter().find_map(|option| uri.strip_prefix(option)) {
+            uri = after.trim_start();
+        }
+        let uri = uri.strip_prefix('"').and_then(|u| u.strip_suffix('"')).unwrap_or(uri);
+        let saved = match self.saver.get() {
+            Some(saver) => saver.migrate(uri),
+            None => Err(anyhow::anyhow!("the machine is still being built")),
+        };
+        *self.migration.lock() = if saved.is_ok() { "completed" } else { "failed" };
+        saved.map_or_else(|e| format!("Error: {}\n", crate::cli::explain(&e)), |()| String::new())
+    }
+
     fn uuid(&self) -> String {
         let hex: String = self.uuid.iter().map(|b| format!("{b:02x}")).collect();
         let groups = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
@@ -197,6 +228,9 @@ impl Monitor for Hmp {
                 self.power.wake(WakeCause::PowerButton);
                 String::new()
             }
+            ["migrate", ..] if line.trim().len() > "migrate".len() => {
+                self.migrate(line.trim()["migrate".len()..].trim())
+            }
             ["nmi"] => {
                 self.power.nmi();
                 String::new()
@@ -206,6 +240,10 @@ impl Monitor for Hmp {
             ["info", "cpus"] => self.cpus(),
             ["info", "jit"] => self.translators.info(),
             ["info", "kvm"] => "kvm support: disabled\n".into(),
+            ["info", "migrate"] => match *self.migration.lock() {
+                "" => String::new(),
+                status => format!("Migration status: {status}\n"),
+            },
             ["info", "name"] if self.name.is_empty() => String::new(),
             ["info", "name"] => format!("{}\n", self.name),
             ["info", "registers"] => self.registers(false),
@@ -245,7 +283,8 @@ mod tests {
         let power = Power::new(RebootAction::Reset, ShutdownAction::Pause, PanicAction::None, false);
         let uuid = Some(std::array::from_fn(|n| n as u8 * 0x11));
         let cfg = Config { name: Some("a b".into()), uuid, ..Config::default() };
-        Hmp::new(&cfg, &Arc::new(power), &Translators::default(), &Lines::default())
+        let cell = SaverCell::default();
+        Hmp::new(&cfg, &Arc::new(power), &Translators::default(), &Lines::default(), &cell)
     }
 
     #[test]

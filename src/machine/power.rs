@@ -1,6 +1,7 @@
 //! Power and run state: what guest, devices, monitor and signals ask for, and how the run ends.
 use super::vcpu::VcpuHandle;
 use crate::config::{PanicAction, RebootAction, ShutdownAction, exit_code};
+use mynah_cpu::CpuV1;
 use mynah_devices::chipset::Piix4Pm;
 use mynah_devices::clock::HostClock;
 use mynah_devices::events::{MachineEvents, ResetCause, SleepState, WakeCause};
@@ -35,12 +36,14 @@ pub struct End {
 }
 
 /// What a vCPU says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// The host's number of its thread.
     pub thread: u64,
     /// Registers, as text.
     pub registers: String,
+    /// What is saved of it.
+    pub state: Box<CpuV1>,
 }
 
 /// Why the machine is paused.
@@ -54,6 +57,8 @@ pub enum Pause {
     Shutdown,
     /// The guest has panicked (`-action panic=pause`).
     Panicked,
+    /// Its state has been saved by `migrate`: it goes on from there.
+    PostMigrate,
 }
 
 struct State {
@@ -298,6 +303,29 @@ impl Power {
                 return;
             }
         }
+    }
+
+    /// Waits until all vCPUs stand still, with no reset to be carried out; whether they do, as long as the machine is paused.
+    pub fn stand_still(&self, patience: Duration) -> bool {
+        let all = self.vcpus();
+        let give_up = Instant::now() + patience;
+        let mut s = self.state.lock();
+        while s.end.is_none() && (s.standing < all || s.reset) {
+            if self.changed.wait_until(&mut s, give_up).timed_out() {
+                return false;
+            }
+        }
+        s.end.is_none() && s.paused.is_some()
+    }
+
+    /// The machine, which is paused, has been saved.
+    pub fn migrated(&self) {
+        self.state.lock().paused = Some(Pause::PostMigrate);
+    }
+
+    /// The machine sleeps, as it did when it was saved: before it is started.
+    pub fn go_to_sleep(&self) {
+        self.state.lock().asleep = true;
     }
 
     /// Asks all vCPUs what they are doing. None for one that has not said so within a second.

@@ -195,7 +195,8 @@ pub fn run(
             }
             Request::Report => {
                 let registers = cpu_state(cpu) + &fpu_state(cpu);
-                power.report(seat, Report { thread: thread_id(), registers });
+                let state = Box::new(cpu.save());
+                power.report(seat, Report { thread: thread_id(), registers, state });
                 continue;
             }
         }

@@ -19,9 +19,10 @@ use crate::op::{Helper, Op};
 use crate::state::{Activity, Segment, Shadow, fl, gpr, seg};
 use crate::width::{W16, W64};
 use iced_x86::{Code, Instruction};
+use serde::{Deserialize, Serialize};
 
 /// Where an event comes from: decides privilege checks, the EXT bit and how a second fault combines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EventKind {
     /// A maskable interrupt.
     External,
@@ -47,7 +48,7 @@ impl EventKind {
 }
 
 /// An event to be delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Vector.
     pub vector: u8,

@@ -10,13 +10,15 @@
 //!
 //! Source: Intel 82371SB (PIIX3) data sheet (290550-002), 3.5 "Coprocessor error"; SDM volume 1, appendix D.
 use crate::bus::{Irq, PortBus, PortIo, open_bus};
+use crate::device::{Device, Invalid, Reset};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The first of two ports.
 pub const PORT: u16 = 0xf0;
 
-#[derive(Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 struct State {
     ferr: bool,
     ignne: bool,
@@ -56,13 +58,6 @@ impl Ferr {
     pub fn ignne(&self) -> bool {
         self.state.lock().ignne
     }
-
-    /// Power-on state.
-    pub fn reset(&self) {
-        let mut state = self.state.lock();
-        *state = State::default();
-        self.irq.set(false);
-    }
 }
 
 impl PortIo for Ferr {
@@ -78,6 +73,35 @@ impl PortIo for Ferr {
         self.irq.set(false);
         // IGNNE# lasts as long as the error that it is to ignore.
         state.ignne = state.ferr;
+    }
+}
+
+/// What is saved of the latch.
+#[derive(Serialize, Deserialize)]
+pub struct FerrV1 {
+    state: State,
+    irq13: bool,
+}
+
+impl Device for Ferr {
+    type State = FerrV1;
+    const KIND: &'static str = "ferr";
+
+    fn reset(&self, _: Reset) {
+        let mut state = self.state.lock();
+        *state = State::default();
+        self.irq.set(false);
+    }
+
+    fn save(&self) -> FerrV1 {
+        FerrV1 { state: self.state.lock().clone(), irq13: self.irq.level() }
+    }
+
+    fn restore(&self, FerrV1 { state, irq13 }: FerrV1) -> Result<(), Invalid> {
+        let mut now = self.state.lock();
+        *now = state;
+        self.irq.restore(irq13);
+        Ok(())
     }
 }
 
@@ -111,7 +135,7 @@ mod tests {
         chip.ferr(false);
         assert!(!irq() && !chip.ignne());
         chip.ferr(true);
-        chip.reset();
+        chip.reset(Reset::Board);
         assert!(!irq() && !chip.ignne());
         hammer(&*chip, 2);
     }

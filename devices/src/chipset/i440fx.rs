@@ -6,9 +6,11 @@
 //! absent: DRAM geometry (DRB, 60h-67h, is storage only), error reporting, the memory buffer's registers.
 //!
 //! Source: Intel 82440FX PMC data sheet (290549-001), chapter 3.
-use crate::pci::config::reg;
+use crate::device::{Device, Invalid, Reset};
+use crate::pci::config::{ConfigV1, reg};
 use crate::pci::{ConfigSpace, DevFn, PciDevice};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 /// Where the bridge is.
 pub const DEVFN: DevFn = DevFn::new(0, 0);
@@ -103,18 +105,19 @@ impl I440fx {
         self.config.lock().get8(SMRAM) & D_OPEN != 0
     }
 
-    fn change(&self, f: impl FnOnce(&mut ConfigSpace)) {
-        let (before, after) = {
+    fn change<R>(&self, f: impl FnOnce(&mut ConfigSpace) -> R) -> R {
+        let (before, after, result) = {
             let mut c = self.config.lock();
             let before = Self::decode(&c);
-            f(&mut c);
-            (before, Self::decode(&c))
+            let result = f(&mut c);
+            (before, Self::decode(&c), result)
         };
         for (b, a) in before.into_iter().zip(after) {
             if b != a {
                 (self.on_shadow)(a);
             }
         }
+        result
     }
 }
 
@@ -136,9 +139,31 @@ impl PciDevice for I440fx {
             }
         });
     }
+}
 
-    fn reset(&self) {
-        self.change(ConfigSpace::reset);
+/// What is saved of a host bridge.
+#[derive(Serialize, Deserialize)]
+pub struct I440fxV1 {
+    config: ConfigV1,
+}
+
+impl Device for I440fx {
+    type State = I440fxV1;
+    const KIND: &'static str = "i440FX";
+
+    /// The bridge has kept its power when the machine wakes.
+    fn reset(&self, why: Reset) {
+        if why == Reset::Board {
+            self.change(ConfigSpace::reset);
+        }
+    }
+
+    fn save(&self) -> I440fxV1 {
+        I440fxV1 { config: self.config.lock().save() }
+    }
+
+    fn restore(&self, I440fxV1 { config }: I440fxV1) -> Result<(), Invalid> {
+        self.change(|c| c.restore(config))
     }
 }
 
@@ -182,7 +207,7 @@ mod tests {
         assert_eq!(pc.read(DEVFN, 0x5c, 4), 0x3333_3333);
         assert_eq!(bridge.shadows()[11].base, 0xe_c000);
         log.lock().clear();
-        bridge.reset();
+        bridge.reset(Reset::Board);
         assert_eq!(log.lock().len(), 11);
         assert!(log.lock().iter().all(|s| !s.read_ram && !s.write_ram));
     }

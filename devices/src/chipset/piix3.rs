@@ -13,10 +13,12 @@
 //!
 //! Source: Intel 82371FB/82371SB (PIIX/PIIX3) data sheet (290550-002), 2.2 and 2.5.8 (reset control).
 use crate::bus::{Irq, IrqSink, PortIo, open_bus};
+use crate::device::{Device, Invalid, Reset};
 use crate::events::{MachineEvents, ResetCause};
-use crate::pci::config::reg;
+use crate::pci::config::{ConfigV1, reg};
 use crate::pci::{ConfigSpace, DevFn, PciDevice};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Where the bridge is.
@@ -33,6 +35,7 @@ const ROUTABLE: u16 = 0xdef8;
 const SRST: u8 = 1 << 1;
 const RCPU: u8 = 1 << 2;
 
+#[derive(Clone, Serialize, Deserialize)]
 struct State {
     /// Levels of PIRQA# to PIRQD#.
     levels: [bool; 4],
@@ -147,17 +150,18 @@ impl Piix3 {
         self.drive(&state);
     }
 
-    /// Drives the ISA pins from the wires and their routes.
+    /// The ISA pins that are up, from the wires and their routes.
+    fn routed(&self, state: &State) -> u16 {
+        let c = self.config.lock();
+        let route = |(i, level): (usize, &bool)| {
+            if *level { Self::decode(c.get8(PIRQRC + i as u8)) } else { None }
+        };
+        state.levels.iter().enumerate().filter_map(route).fold(0, |up, irq| up | 1 << irq)
+    }
+
+    /// Drives the ISA pins.
     fn drive(&self, state: &State) {
-        let mut up = 0_u16;
-        {
-            let c = self.config.lock();
-            for (i, level) in state.levels.iter().enumerate() {
-                if let (true, Some(irq)) = (*level, Self::decode(c.get8(PIRQRC + i as u8))) {
-                    up |= 1 << irq;
-                }
-            }
-        }
+        let up = self.routed(state);
         // Pins that fall go first: one wire that moves must not look like two.
         for level in [false, true] {
             for (irq, pin) in self.isa.iter().enumerate() {
@@ -179,12 +183,40 @@ impl PciDevice for Piix3 {
         self.config.lock().write(offset, size, value);
         self.drive(&state);
     }
+}
 
-    fn reset(&self) {
+/// What is saved of an ISA bridge.
+#[derive(Serialize, Deserialize)]
+pub struct Piix3V1 {
+    config: ConfigV1,
+    state: State,
+}
+
+impl Device for Piix3 {
+    type State = Piix3V1;
+    const KIND: &'static str = "PIIX3";
+
+    fn reset(&self, _: Reset) {
         let mut state = self.state.lock();
         state.reset_control = 0;
         self.config.lock().reset();
         self.drive(&state);
+    }
+
+    fn save(&self) -> Piix3V1 {
+        let state = self.state.lock().clone();
+        Piix3V1 { config: self.config.lock().save(), state }
+    }
+
+    fn restore(&self, Piix3V1 { config, state }: Piix3V1) -> Result<(), Invalid> {
+        let mut now = self.state.lock();
+        self.config.lock().restore(config)?;
+        *now = state;
+        let up = self.routed(&now);
+        for (irq, pin) in self.isa.iter().enumerate() {
+            pin.restore(up >> irq & 1 != 0);
+        }
+        Ok(())
     }
 }
 
@@ -290,7 +322,7 @@ mod tests {
         assert_eq!(events.take(), ["reset ResetControl"]);
         chip.write(0, 1, 0x06);
         assert!(events.take().is_empty());
-        PciDevice::reset(&*chip);
+        chip.reset(Reset::Board);
         chip.write(0, 1, 0x06);
         assert_eq!(events.take(), ["reset ResetControl"]);
     }

@@ -23,12 +23,14 @@
 //! Sources: Intel 82371AB (PIIX4) data sheet (290562-001), chapters 7.1 and 7.2; ACPI specification 5.0,
 //! 4.8.3.
 use crate::bus::{Irq, PortBus, PortIo, PortMapping, open_bus, read_bytes, write_bytes};
-use crate::clock::{Clock, Timer};
+use crate::clock::{Clock, Nanos, Timer, TimerOwner};
+use crate::device::{Device, Invalid, Reset};
 use crate::events::{MachineEvents, SleepState, WakeCause};
-use crate::pci::config::reg;
+use crate::pci::config::{ConfigV1, reg};
 use crate::pci::{ConfigSpace, DevFn, PciDevice};
 use crate::timers::pm_timer::{pm_timer_next_toggle, pm_timer_toggles};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock, Weak};
 
 /// Where the function is.
@@ -102,7 +104,7 @@ mod smb {
     pub const START: u8 = 1 << 6;
 }
 
-#[derive(Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 struct State {
     pm1_status: u16,
     pm1_enable: u16,
@@ -114,8 +116,10 @@ struct State {
     smi_command: u8,
     smi_data: u8,
     smbus: [u8; SMBUS_LEN as usize],
-    /// Bases of the register blocks as they are mapped now.
+    /// Bases of the register blocks as they are mapped now: where the configuration space has them.
+    #[serde(skip)]
     pm: Option<(u16, PortMapping)>,
+    #[serde(skip)]
     smb: Option<(u16, PortMapping)>,
 }
 
@@ -225,12 +229,7 @@ impl Piix4Pm {
     /// Names the clock that the PM timer counts by, which must be the one behind the count given to `new`:
     /// from now on TMR_STS is set when the timer's highest bit changes. Only the first call counts.
     pub fn follow(&self, clock: &Arc<dyn Clock>) {
-        let me = self.me.clone();
-        let timer = clock.timer(Box::new(move || {
-            if let Some(chip) = me.upgrade() {
-                chip.settle(&mut chip.state.lock());
-            }
-        }));
+        let timer = clock.timer(self.me.clone());
         self.state.lock().toggles = pm_timer_toggles(clock.now());
         let _ = self.clock.set((clock.clone(), timer));
     }
@@ -240,9 +239,8 @@ impl Piix4Pm {
         self.raise(pm1::RTC);
     }
 
-    /// The machine wakes from S3: all is as after power-on, but WAK_STS is set with the status of what has woken it.
+    /// The machine wakes from S3, and was reset for that: WAK_STS is set with the status of what has woken it.
     pub fn wake(&self, cause: WakeCause) {
-        PciDevice::reset(self);
         self.raise(
             pm1::WAKE
                 | match cause {
@@ -468,6 +466,12 @@ impl PortIo for Window {
     }
 }
 
+impl TimerOwner for Piix4Pm {
+    fn expired(&self) {
+        self.settle(&mut self.state.lock());
+    }
+}
+
 impl PciDevice for Piix4Pm {
     fn config(&self) -> &Mutex<ConfigSpace> {
         &self.config
@@ -477,8 +481,22 @@ impl PciDevice for Piix4Pm {
         self.config.lock().write(offset, size, value);
         self.remap();
     }
+}
 
-    fn reset(&self) {
+/// What is saved of a power manager.
+#[derive(Serialize, Deserialize)]
+pub struct Piix4PmV1 {
+    config: ConfigV1,
+    state: State,
+    timer: Option<Nanos>,
+    sci: bool,
+}
+
+impl Device for Piix4Pm {
+    type State = Piix4PmV1;
+    const KIND: &'static str = "PIIX4_PM";
+
+    fn reset(&self, _: Reset) {
         self.config.lock().reset();
         {
             let mut state = self.state.lock();
@@ -488,6 +506,27 @@ impl PciDevice for Piix4Pm {
             self.settle(&mut state);
         }
         self.remap();
+    }
+
+    fn save(&self) -> Piix4PmV1 {
+        let timer = self.clock.get().and_then(|(_, timer)| timer.deadline());
+        let config = self.config.lock().save();
+        Piix4PmV1 { config, state: self.state.lock().clone(), timer, sci: self.sci.level() }
+    }
+
+    fn restore(&self, Piix4PmV1 { config, state, timer, sci }: Piix4PmV1) -> Result<(), Invalid> {
+        self.config.lock().restore(config)?;
+        {
+            let mut now = self.state.lock();
+            let (pm, smb) = (now.pm.take(), now.smb.take());
+            *now = State { pm, smb, ..state };
+            if let Some((_, its)) = self.clock.get() {
+                its.set(timer);
+            }
+            self.sci.restore(sci);
+        }
+        self.remap();
+        Ok(())
     }
 }
 
@@ -518,7 +557,7 @@ mod tests {
         pc.write(DEVFN, 0x80, 1, 0);
         assert_eq!(pc.ports.read(0xb008, 4), u32::MAX);
         chip.enable_at(PM_BASE);
-        PciDevice::reset(&*chip);
+        chip.reset(Reset::Board);
         assert_eq!(pc.ports.read(0x608, 4), u32::MAX);
     }
 
@@ -621,6 +660,7 @@ mod tests {
         assert_eq!(events.take(), ["sleep S3", "wake RtcAlarm"]);
         assert_eq!(chip.base(), Some(PM_BASE));
         for (cause, status) in [(WakeCause::RtcAlarm, 0x8400), (WakeCause::PowerButton, 0x8100)] {
+            chip.reset(Reset::Wake);
             chip.wake(cause);
             assert_eq!((chip.base(), chip.acpi_mode()), (None, false));
             chip.enable_at(0xb000);

@@ -4,8 +4,10 @@
 //!
 //! Source: IBM PS/2 Hardware Interface Technical Reference (1990), System Control Port A.
 use crate::bus::{PortBus, PortIo, open_bus};
+use crate::device::{Device, Invalid, Reset};
 use crate::events::{A20Gate, MachineEvents, ResetCause};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The port.
@@ -30,11 +32,6 @@ impl Port92 {
     pub fn attach(self: &Arc<Self>, bus: &PortBus) {
         bus.map(PORT, 1, self.clone());
     }
-
-    /// Power-on state; the gate is the machine's to set.
-    pub fn reset(&self) {
-        *self.value.lock() = 0;
-    }
 }
 
 impl PortIo for Port92 {
@@ -50,6 +47,30 @@ impl PortIo for Port92 {
         if value & !before & RESET != 0 {
             self.events.reset(ResetCause::Port92);
         }
+    }
+}
+
+/// What is saved of the port; the gate is saved by itself.
+#[derive(Serialize, Deserialize)]
+pub struct Port92V1 {
+    value: u8,
+}
+
+impl Device for Port92 {
+    type State = Port92V1;
+    const KIND: &'static str = "port92";
+
+    fn reset(&self, _: Reset) {
+        *self.value.lock() = 0;
+    }
+
+    fn save(&self) -> Port92V1 {
+        Port92V1 { value: *self.value.lock() }
+    }
+
+    fn restore(&self, Port92V1 { value }: Port92V1) -> Result<(), Invalid> {
+        *self.value.lock() = value;
+        Ok(())
     }
 }
 

@@ -18,8 +18,10 @@
 //! Intel UPI-41AH/42AH.
 use super::ps2::{Key, Keyboard, Mouse, MouseButtons, TO_SET1};
 use crate::bus::{Irq, PortBus, PortIo, open_bus};
+use crate::device::{Device, Invalid, Reset};
 use crate::events::{A20Gate, MachineEvents, ResetCause};
 use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -59,7 +61,7 @@ mod outport {
     pub const LINES: u8 = 0xc0;
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Source {
     Keyboard,
     Aux,
@@ -75,6 +77,7 @@ enum Effect {
     A20AndReset(bool),
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 struct Controller {
     /// The controller's RAM; byte 0 is the command byte.
     ram: [u8; 32],
@@ -301,13 +304,6 @@ impl I8042 {
         Arc::new(Port { chip: self.clone(), command })
     }
 
-    /// Power-on state.
-    pub fn reset(&self) {
-        let mut model = self.model.lock();
-        *model = Controller::new(model.mouse.is_some());
-        self.settle(&mut model);
-    }
-
     /// A key goes down or up.
     pub fn key(&self, key: Key, pressed: bool) {
         let mut model = self.model.lock();
@@ -377,6 +373,46 @@ impl PortIo for Port {
     }
     fn write(&self, _: u16, _: u8, value: u32) {
         self.chip.write_port(self.command, value as u8);
+    }
+}
+
+/// What is saved of a keyboard controller, its keyboard and its mouse.
+#[derive(Serialize, Deserialize)]
+pub struct I8042V1 {
+    model: Controller,
+    irq1: bool,
+    irq12: bool,
+}
+
+impl Device for I8042 {
+    type State = I8042V1;
+    const KIND: &'static str = "i8042";
+
+    fn reset(&self, _: Reset) {
+        let mut model = self.model.lock();
+        *model = Controller::new(model.mouse.is_some());
+        self.settle(&mut model);
+    }
+
+    fn save(&self) -> I8042V1 {
+        let model = self.model.lock().clone();
+        I8042V1 { model, irq1: self.keyboard_irq.level(), irq12: self.aux_irq.level() }
+    }
+
+    fn restore(&self, I8042V1 { model, irq1, irq12 }: I8042V1) -> Result<(), Invalid> {
+        let mut now = self.model.lock();
+        if model.mouse.is_some() != now.mouse.is_some() {
+            return Err(Invalid("whether there is a mouse"));
+        }
+        if model.answers.len() > 32 {
+            return Err(Invalid("the controller's answers"));
+        }
+        model.keyboard.check()?;
+        model.mouse.as_ref().map_or(Ok(()), Mouse::check)?;
+        *now = model;
+        self.keyboard_irq.restore(irq1);
+        self.aux_irq.restore(irq12);
+        Ok(())
     }
 }
 
@@ -514,7 +550,7 @@ mod tests {
         let pc = Pc::new(false);
         pc.command(0xad);
         pc.chip.key(Key::new(0x1e), true);
-        assert_eq!(pc.drain(), []);
+        assert_eq!(pc.drain(), [0_u8; 0]);
         pc.command(0x20);
         assert_eq!(pc.drain().len(), 1, "the controller's own answers pass");
         pc.command(0xae);
@@ -543,7 +579,7 @@ mod tests {
         let pc = Pc::new(false);
         pc.command(0xd4);
         pc.data(0xff);
-        assert_eq!(pc.drain(), []);
+        assert_eq!(pc.drain(), [0_u8; 0]);
     }
 
     #[test]

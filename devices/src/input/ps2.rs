@@ -6,6 +6,8 @@
 //!
 //! Sources: IBM PS/2 Hardware Interface Technical Reference (1990), Keyboards, and Mouse; Microsoft,
 //! IntelliMouse wheel protocol.
+use crate::device::Invalid;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 const ACK: u8 = 0xfa;
@@ -71,7 +73,7 @@ fn to_set2(code: u8) -> u8 {
 }
 
 /// Bytes on their way to the controller: replies before keys.
-#[derive(Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 struct Outbox {
     replies: VecDeque<u8>,
     data: VecDeque<u8>,
@@ -79,6 +81,15 @@ struct Outbox {
 }
 
 impl Outbox {
+    /// Whether no more waits than can: `most` bytes of keys or movements.
+    fn check(&self, most: usize) -> Result<(), Invalid> {
+        if self.replies.len() > 16 || self.data.len() > most {
+            Err(Invalid("what is to be sent"))
+        } else {
+            Ok(())
+        }
+    }
+
     fn reply(&mut self, bytes: &[u8]) {
         // No command has a longer reply, and a new command cancels the old one's.
         self.replies.extend(bytes);
@@ -93,6 +104,7 @@ impl Outbox {
 }
 
 /// A PS/2 keyboard.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Keyboard {
     out: Outbox,
     /// Sends keys.
@@ -118,6 +130,15 @@ impl Keyboard {
     /// A keyboard that has passed its power-on test.
     pub fn new() -> Self {
         Self { out: Outbox::default(), scanning: true, set: 2, leds: 0, typematic: 0x2b, command: None }
+    }
+
+    /// Whether it is a keyboard that can be.
+    pub(super) fn check(&self) -> Result<(), Invalid> {
+        if !(1..=2).contains(&self.set) {
+            return Err(Invalid("the scan code set"));
+        }
+        // Whole sequences are added while there is room for one byte.
+        self.out.check(2 * KEYS)
     }
 
     /// The LEDs that are lit: bit 0 scroll lock, bit 1 num lock, bit 2 caps lock.
@@ -268,6 +289,7 @@ impl MouseButtons {
 }
 
 /// A PS/2 mouse.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Mouse {
     out: Outbox,
     reporting: bool,
@@ -312,6 +334,15 @@ impl Mouse {
             moved: (0, 0, 0),
             command: None,
         }
+    }
+
+    /// Whether it is a mouse that can be.
+    pub(super) fn check(&self) -> Result<(), Invalid> {
+        let (x, y, z) = self.moved;
+        if [x, y, z].iter().any(|d| d.unsigned_abs() > 0x7fff) {
+            return Err(Invalid("the movement"));
+        }
+        self.out.check(4 * (Self::PACKETS + 1))
     }
 
     /// The byte that comes next over the wire.
@@ -527,7 +558,7 @@ mod tests {
         let mut k = Keyboard::new();
         ask(&mut k, &[0xf5]);
         k.key(Key::new(0x1e), true);
-        assert_eq!(drain(|| k.take()), []);
+        assert_eq!(drain(|| k.take()), [0_u8; 0]);
         ask(&mut k, &[0xf4]);
         k.key(Key::new(0x1e), true);
         assert_eq!(drain(|| k.take()), [0x1c]);
@@ -539,7 +570,7 @@ mod tests {
         assert_eq!(ask_mouse(&mut m, &[0xff]), [0xfa, 0xaa, 0x00]);
         assert_eq!(ask_mouse(&mut m, &[0xf2]), [0xfa, 0x00]);
         m.moved(5, 5, 0, MouseButtons::default());
-        assert_eq!(drain(|| m.take()), [], "not before it is enabled");
+        assert_eq!(drain(|| m.take()), [0_u8; 0], "not before it is enabled");
         assert_eq!(ask_mouse(&mut m, &[0xf4]), [0xfa]);
         m.moved(5, -3, 0, MouseButtons { left: true, ..Default::default() });
         assert_eq!(drain(|| m.take()), [0x29, 5, 0xfd]);

@@ -5,15 +5,17 @@
 //! Polarity is stored but inputs are logical levels: the board drives "asserted". Messages are delivered at once, so the delivery
 //! status is always idle, and the arbitration ID is only a register.
 //!
-//! `Registers` decides what is to be sent; [`Ioapic`] adds the lock and the bus. Source: Intel 82093AA data sheet (290566-001);
+//! [`IoapicV1`] decides what is to be sent; [`Ioapic`] adds the lock and the bus. Source: Intel 82093AA data sheet (290566-001);
 //! EOI register: ICH9 data sheet, 13.5.6.
 //!
 //! Lock: one, held while messages are delivered (the local APICs' locks come after it); so remote IRR is set before an EOI can
 //! come back.
 use crate::bus::{Edge, IrqSink, Mmio};
+use crate::device::{Device, Invalid, Reset};
 use crate::interrupts::EoiSink;
 use crate::interrupts::lapic::{ApicBus, ApicMessage, DeliveryMode};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Number of interrupt input pins.
@@ -36,7 +38,9 @@ const MASKED: u64 = 1 << 16;
 /// The bits that software may write: vector, delivery mode, destination mode, polarity, trigger, mask, destination.
 const WRITABLE: u64 = 0xFF00_0000_0001_AFFF;
 
-struct Registers {
+/// What is saved of an I/O APIC: its registers.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct IoapicV1 {
     id: u32,
     index: u8,
     redirection: [u64; PINS],
@@ -44,7 +48,7 @@ struct Registers {
     lines: u32,
 }
 
-impl Registers {
+impl IoapicV1 {
     fn new() -> Self {
         Self { id: 0, index: 0, redirection: [MASKED; PINS], lines: 0 }
     }
@@ -103,14 +107,14 @@ impl Registers {
 
 /// The I/O APIC: MMIO at FEC00000h, inputs by [`IrqSink`] lines 0-23.
 pub struct Ioapic {
-    state: Mutex<Registers>,
+    state: Mutex<IoapicV1>,
     bus: Arc<dyn ApicBus>,
 }
 
 impl Ioapic {
     /// An I/O APIC with all pins masked that sends its messages to `bus`.
     pub fn new(bus: Arc<dyn ApicBus>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(Registers::new()), bus })
+        Arc::new(Self { state: Mutex::new(IoapicV1::new()), bus })
     }
 
     /// Sets the APIC ID as firmware does (0-15).
@@ -118,13 +122,7 @@ impl Ioapic {
         self.state.lock().id = u32::from(id & 0xF) << 24;
     }
 
-    /// Back to the state after power-on; the inputs stay as they are.
-    pub fn reset(&self) {
-        let mut regs = self.state.lock();
-        *regs = Registers { lines: regs.lines, ..Registers::new() };
-    }
-
-    fn send(&self, regs: &mut Registers, pin: usize, rises: bool) {
+    fn send(&self, regs: &mut IoapicV1, pin: usize, rises: bool) {
         let Some(message) = regs.message(pin, rises) else { return };
         let accepted = self.bus.deliver(message);
         let served_by_eoi = matches!(message.mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority);
@@ -199,6 +197,32 @@ impl Mmio for Ioapic {
             EOIR if size >= 1 => self.eoi(value as u8),
             _ => {}
         }
+    }
+}
+
+impl Device for Ioapic {
+    type State = IoapicV1;
+    const KIND: &'static str = "ioapic";
+
+    /// The inputs stay as they are.
+    fn reset(&self, _: Reset) {
+        let mut regs = self.state.lock();
+        *regs = IoapicV1 { lines: regs.lines, ..IoapicV1::new() };
+    }
+
+    fn save(&self) -> IoapicV1 {
+        self.state.lock().clone()
+    }
+
+    fn restore(&self, state: IoapicV1) -> Result<(), Invalid> {
+        if state.redirection.iter().any(|entry| entry & !(WRITABLE | REMOTE_IRR) != 0) {
+            return Err(Invalid("a redirection entry"));
+        }
+        if state.lines >> PINS != 0 {
+            return Err(Invalid("the pins"));
+        }
+        *self.state.lock() = state;
+        Ok(())
     }
 }
 

@@ -24,12 +24,14 @@ pub use registers::LAPIC_BASE;
 pub use timer::TIMER_HZ;
 
 use crate::bus::{Edge, IrqSink};
-use crate::clock::{Clock, Nanos, Timer};
+use crate::clock::{Clock, Nanos, Timer, TimerOwner};
+use crate::device::{Device, Invalid, Reset};
 use crate::interrupts::EoiSink;
 use crate::interrupts::pic::Pic;
 use message::Shorthand;
 use parking_lot::{Mutex, RwLock};
 use registers::{Acknowledge, Registers};
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use timer::Time;
@@ -68,6 +70,8 @@ struct State {
 /// The local APIC of one vCPU.
 pub struct LocalApic {
     id: u32,
+    /// It is the boot processor's.
+    bsp: bool,
     state: Mutex<State>,
     pins: Arc<dyn VcpuPins>,
     clock: Arc<dyn Clock>,
@@ -111,10 +115,7 @@ impl LocalApic {
         let wakeup = state.regs.timer_wakeup();
         if wakeup != state.armed {
             state.armed = wakeup;
-            match wakeup {
-                Some(deadline) => self.timer.arm(deadline),
-                None => self.timer.cancel(),
-            }
+            self.timer.set(wakeup);
         }
         drop(state);
         if out.ipi.is_none() && out.eoi.is_none() {
@@ -129,12 +130,6 @@ impl LocalApic {
             }
         }
         result
-    }
-
-    /// The timer thread's call: it may be early if the timer was armed anew in the meantime, which is seen from the registers.
-    fn timer_called(&self) {
-        self.state.lock().armed = None;
-        self.with(|regs, time| regs.settle_timer(time));
     }
 
     // The vCPU's side.
@@ -250,11 +245,6 @@ impl LocalApic {
         self.with(|regs, _| regs.performance_event());
     }
 
-    /// RESET: all registers as after power-on.
-    pub fn reset(&self) {
-        self.with(|regs, _| regs.reset());
-    }
-
     /// What PC firmware does to the boot processor's APIC before it starts a system: enables it (spurious vector FFh), LINT0 as
     /// ExtINT, LINT1 as NMI. For boards that boot without firmware.
     pub fn enter_virtual_wire(&self) {
@@ -273,6 +263,46 @@ impl LocalApic {
         } else {
             message.destination == self.id || message.destination == u32::MAX
         }
+    }
+}
+
+impl TimerOwner for LocalApic {
+    /// It may be early if the timer was armed anew in the meantime, which is seen from the registers.
+    fn expired(&self) {
+        self.state.lock().armed = None;
+        self.with(|regs, time| regs.settle_timer(time));
+    }
+}
+
+/// What is saved of a local APIC.
+#[derive(Serialize, Deserialize)]
+pub struct LocalApicV1 {
+    regs: Registers,
+    intr: bool,
+    timer: Option<Nanos>,
+}
+
+impl Device for LocalApic {
+    type State = LocalApicV1;
+    const KIND: &'static str = "apic";
+
+    fn reset(&self, _: Reset) {
+        self.with(|regs, _| regs.reset(self.bsp));
+    }
+
+    fn save(&self) -> LocalApicV1 {
+        let State { regs, intr, .. } = &*self.state.lock();
+        LocalApicV1 { regs: regs.clone(), intr: *intr, timer: self.timer.deadline() }
+    }
+
+    fn restore(&self, LocalApicV1 { regs, intr, timer }: LocalApicV1) -> Result<(), Invalid> {
+        regs.check(self.id)?;
+        let mut now = self.state.lock();
+        *now = State { regs, intr, armed: timer };
+        self.timer.set(timer);
+        // The wire's other end has no memory of its own: it is a bit of the vCPU's events.
+        self.pins.set_intr(intr);
+        Ok(())
     }
 }
 
@@ -309,23 +339,16 @@ impl LocalApics {
         tsc: ReadTsc,
         pins: Arc<dyn VcpuPins>,
     ) -> Arc<LocalApic> {
-        let apic = Arc::new_cyclic(|me: &Weak<LocalApic>| {
-            let me = me.clone();
-            let called = move || {
-                if let Some(apic) = me.upgrade() {
-                    apic.timer_called();
-                }
-            };
-            LocalApic {
-                id,
-                state: Mutex::new(State { regs: Registers::new(id, bsp), intr: false, armed: None }),
-                pins,
-                clock: self.clock.clone(),
-                timer: self.clock.timer(Box::new(called)),
-                tsc,
-                tsc_hz: self.tsc_hz,
-                bus: Arc::downgrade(self),
-            }
+        let apic = Arc::new_cyclic(|me: &Weak<LocalApic>| LocalApic {
+            id,
+            bsp,
+            state: Mutex::new(State { regs: Registers::new(id, bsp), intr: false, armed: None }),
+            pins,
+            clock: self.clock.clone(),
+            timer: self.clock.timer(me.clone()),
+            tsc,
+            tsc_hz: self.tsc_hz,
+            bus: Arc::downgrade(self),
         });
         self.apics.write().push(apic.clone());
         apic
@@ -375,6 +398,30 @@ impl LocalApics {
             Shorthand::All => self.deliver_where(&message, |_| true),
             Shorthand::Others => self.deliver_where(&message, |a| !std::ptr::eq(a, from)),
         };
+    }
+}
+
+/// What is saved of the bus between local APICs: whose turn it is.
+#[derive(Serialize, Deserialize)]
+pub struct LocalApicsV1 {
+    turn: u64,
+}
+
+impl Device for LocalApics {
+    type State = LocalApicsV1;
+    const KIND: &'static str = "apic-bus";
+
+    fn reset(&self, _: Reset) {
+        self.turn.store(0, Ordering::Relaxed);
+    }
+
+    fn save(&self) -> LocalApicsV1 {
+        LocalApicsV1 { turn: self.turn.load(Ordering::Relaxed) as u64 }
+    }
+
+    fn restore(&self, LocalApicsV1 { turn }: LocalApicsV1) -> Result<(), Invalid> {
+        self.turn.store(turn as usize, Ordering::Relaxed);
+        Ok(())
     }
 }
 

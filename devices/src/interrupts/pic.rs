@@ -11,7 +11,9 @@
 //! Lock: one; the INT pin is driven with it held (see the module `interrupts`).
 use crate::bus::{Edge, Irq, IrqSink, PortIo};
 use crate::bytewise;
+use crate::device::{Device, Invalid, Reset};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// ICW1: ICW4 follows.
@@ -32,7 +34,7 @@ const CASCADE: u8 = 2;
 const ELCR_MASK: [u8; 2] = [0xF8, 0xDE];
 
 /// What the next write to the odd port is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Expect {
     Ocw1,
     Icw2,
@@ -41,6 +43,7 @@ enum Expect {
 }
 
 /// The registers of one 8259A.
+#[derive(Clone, Serialize, Deserialize)]
 struct Chip {
     is_master: bool,
     irr: u8,
@@ -231,6 +234,7 @@ impl Chip {
 }
 
 /// Both chips with the wire between them.
+#[derive(Clone, Serialize, Deserialize)]
 struct Pair {
     master: Chip,
     slave: Chip,
@@ -323,15 +327,6 @@ impl Pic {
         Arc::new(Ports { pic: self.clone(), bank: Bank::Elcr })
     }
 
-    /// Back to the state after power-on; the inputs stay as they are.
-    pub fn reset(&self) {
-        self.change(|pair| {
-            let lines = (pair.master.lines, pair.slave.lines);
-            *pair = Pair { master: Chip::new(true), slave: Chip::new(false) };
-            (pair.master.lines, pair.slave.lines) = lines;
-        });
-    }
-
     fn change<R>(&self, f: impl FnOnce(&mut Pair) -> R) -> R {
         let mut pair = self.state.lock();
         let r = f(&mut pair);
@@ -401,6 +396,44 @@ impl PortIo for Ports {
 
     fn write(&self, offset: u16, size: u8, value: u32) {
         bytewise::write(offset, size, value, |port, byte| self.pic.write(self.bank, port, byte));
+    }
+}
+
+/// What is saved of a pair.
+#[derive(Serialize, Deserialize)]
+pub struct PicV1 {
+    pair: Pair,
+    int: bool,
+}
+
+impl Device for Pic {
+    type State = PicV1;
+    const KIND: &'static str = "isa-i8259";
+
+    /// The inputs stay as they are.
+    fn reset(&self, _: Reset) {
+        self.change(|pair| {
+            let lines = (pair.master.lines, pair.slave.lines);
+            *pair = Pair { master: Chip::new(true), slave: Chip::new(false) };
+            (pair.master.lines, pair.slave.lines) = lines;
+        });
+    }
+
+    fn save(&self) -> PicV1 {
+        PicV1 { pair: self.state.lock().clone(), int: self.out.level() }
+    }
+
+    fn restore(&self, PicV1 { pair, int }: PicV1) -> Result<(), Invalid> {
+        if !pair.master.is_master || pair.slave.is_master {
+            return Err(Invalid("which chip is which"));
+        }
+        if pair.master.top > 7 || pair.slave.top > 7 {
+            return Err(Invalid("the highest priority"));
+        }
+        let mut now = self.state.lock();
+        *now = pair;
+        self.out.restore(int);
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Source: QEMU's device of that name and its options `iobase` and `iosize`.
 use crate::bus::{PortBus, PortIo};
+use crate::device::{Device, Invalid, Reset};
 use crate::events::MachineEvents;
 use std::sync::Arc;
 
@@ -34,6 +35,18 @@ impl PortIo for DebugExit {
 
     fn write(&self, _: u16, _: u8, value: u32) {
         self.events.exit((value << 1 | 1) as i32);
+    }
+}
+
+/// It has no registers.
+impl Device for DebugExit {
+    type State = ();
+    const KIND: &'static str = "isa-debug-exit";
+
+    fn reset(&self, _: Reset) {}
+    fn save(&self) {}
+    fn restore(&self, (): ()) -> Result<(), Invalid> {
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@
 //! Source: the convention of Bochs and QEMU (`-debugcon`, port E9h, which reads as E9h).
 use crate::bus::{PortBus, PortIo, open_bus};
 use crate::chardev::{Chardev, PATIENCE};
+use crate::device::{Device, Invalid, Reset};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -41,6 +42,18 @@ impl PortIo for Debugcon {
 
     fn write(&self, _: u16, _: u8, value: u32) {
         self.line.lock().write_all(&[value as u8], PATIENCE);
+    }
+}
+
+/// It has no registers.
+impl Device for Debugcon {
+    type State = ();
+    const KIND: &'static str = "isa-debugcon";
+
+    fn reset(&self, _: Reset) {}
+    fn save(&self) {}
+    fn restore(&self, (): ()) -> Result<(), Invalid> {
+        Ok(())
     }
 }
 

@@ -18,8 +18,10 @@
 //!
 //! Source: QEMU's specification "QEMU Firmware Configuration (fw_cfg) Device".
 use crate::bus::{PortBus, PortIo, open_bus};
+use crate::device::{Device, Invalid, Reset};
 use mynah_mmu::PhysMemory;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -234,13 +236,6 @@ impl FwCfg {
         state.items.get(&(key::FILE_FIRST + index as u16)).map(|i| i.bytes.clone())
     }
 
-    /// Power-on state of the registers; items stay, but for late files, which will be made again.
-    pub fn reset(&self) {
-        let mut state = self.state.lock();
-        (state.selected, state.offset, state.dma_high) = (0, 0, 0);
-        state.late.iter_mut().for_each(|late| late.made = false);
-    }
-
     /// Carries the descriptor at `at` out.
     fn transfer(&self, at: u64) {
         let mut head = [0_u8; 16];
@@ -391,6 +386,59 @@ impl PortIo for FwCfg {
     }
 }
 
+/// What is saved of the device: its registers, and the items that are not as the machine's builder has made them.
+#[derive(Serialize, Deserialize)]
+pub struct FwCfgV1 {
+    selected: u16,
+    offset: u64,
+    dma_high: u32,
+    /// Which groups of late files were made.
+    made: Vec<bool>,
+    /// Contents of these and of files that the guest may write, by key.
+    contents: Vec<(u16, Vec<u8>)>,
+}
+
+impl Device for FwCfg {
+    type State = FwCfgV1;
+    const KIND: &'static str = "fw_cfg_io";
+
+    /// Items stay, but for late files, which will be made again.
+    fn reset(&self, _: Reset) {
+        let mut state = self.state.lock();
+        (state.selected, state.offset, state.dma_high) = (0, 0, 0);
+        state.late.iter_mut().for_each(|late| late.made = false);
+    }
+
+    fn save(&self) -> FwCfgV1 {
+        let state = self.state.lock();
+        let made = |key: &u16| state.late.iter().any(|late| late.made && late.keys.contains(key));
+        let changed = state.items.iter().filter(|(key, item)| item.on_write.is_some() || made(key));
+        FwCfgV1 {
+            selected: state.selected,
+            offset: state.offset as u64,
+            dma_high: state.dma_high,
+            made: state.late.iter().map(|late| late.made).collect(),
+            contents: changed.map(|(key, item)| (*key, item.bytes.clone())).collect(),
+        }
+    }
+
+    fn restore(&self, saved: FwCfgV1) -> Result<(), Invalid> {
+        let mut state = self.state.lock();
+        if saved.made.len() != state.late.len() {
+            return Err(Invalid("the files that are made late"));
+        }
+        for (key, bytes) in saved.contents {
+            let item = state.items.get_mut(&key).ok_or(Invalid("a file's key"))?;
+            item.bytes = bytes;
+        }
+        state.late.iter_mut().zip(saved.made).for_each(|(late, made)| late.made = made);
+        state.selected = saved.selected;
+        state.offset = usize::try_from(saved.offset).unwrap_or(usize::MAX);
+        state.dma_high = saved.dma_high;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -450,7 +498,7 @@ mod tests {
         assert_eq!(pc.bytes(0x21, 4), [3, 3, 3, 0], "at the first look");
         now.store(4, Ordering::Relaxed);
         assert_eq!((pc.bytes(0x20, 2), pc.bytes(0x21, 2)), (vec![3, 3], vec![3, 3]), "all belong together");
-        pc.cfg.reset();
+        pc.cfg.reset(Reset::Board);
         assert_eq!(pc.dma(0x20 << 16 | dma::SELECT | dma::READ, 3, 0x2000), 0);
         assert_eq!(pc.memory(0x2000, 3), [4, 4, 0], "by DMA as well");
     }

@@ -3,6 +3,7 @@
 //! Source: QEMU's specification of the pvpanic device: a read gives the events that are known, a write
 //! reports some of them.
 use crate::bus::{PortBus, PortIo, open_bus};
+use crate::device::{Device, Invalid, Reset};
 use crate::events::MachineEvents;
 use std::sync::Arc;
 
@@ -49,6 +50,18 @@ impl PortIo for Pvpanic {
         if events & !(PANICKED | CRASH_LOADED | SHUTDOWN) != 0 {
             tracing::debug!("the guest reports unknown events {events:#x} to pvpanic");
         }
+    }
+}
+
+/// It has no registers.
+impl Device for Pvpanic {
+    type State = ();
+    const KIND: &'static str = "pvpanic";
+
+    fn reset(&self, _: Reset) {}
+    fn save(&self) {}
+    fn restore(&self, (): ()) -> Result<(), Invalid> {
+        Ok(())
     }
 }
 

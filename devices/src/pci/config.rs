@@ -7,6 +7,8 @@
 //! after, by the bus for BARs and by the device for the rest.
 //!
 //! Source: PCI Local Bus Specification 2.1, chapter 6.
+use crate::device::Invalid;
+use serde::{Deserialize, Serialize};
 
 /// Offsets of the standard header (6.1).
 pub mod reg {
@@ -83,6 +85,10 @@ struct Bar {
     kind: BarKind,
     size: u64,
 }
+
+/// What is saved of a configuration space.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ConfigV1(#[serde(with = "serde_bytes")] [u8; 256]);
 
 /// A function's configuration space.
 #[derive(Clone)]
@@ -272,6 +278,24 @@ impl ConfigSpace {
                 *data = (*data & !w | b & w) & !(b & c);
             }
         });
+    }
+
+    /// What is saved of it: its bytes.
+    pub fn save(&self) -> ConfigV1 {
+        ConfigV1(self.data)
+    }
+
+    /// Takes on the bytes of a function that was made in the same way. Its owner lets what they decide follow.
+    ///
+    /// # Errors
+    /// They are another device's.
+    pub fn restore(&mut self, ConfigV1(data): ConfigV1) -> Result<(), Invalid> {
+        const CLASS: usize = reg::CLASS as usize;
+        if data[..4] != self.initial[..4] || data[CLASS..CLASS + 3] != self.initial[CLASS..CLASS + 3] {
+            return Err(Invalid("the PCI device's identity"));
+        }
+        self.data = data;
+        Ok(())
     }
 
     /// The values that the device was made with.

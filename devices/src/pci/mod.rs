@@ -18,8 +18,10 @@
 //!
 //! Source: PCI Local Bus Specification 2.1, chapters 3.7.4 (mechanism #1) and 6.
 use crate::bus::{PortBus, PortIo, PortMapping, open_bus, read_bytes};
+use crate::device::{Device, Invalid, Reset};
 use mynah_mmu::{Mmio, PhysMemory};
 use parking_lot::{Mutex, MutexGuard, RwLock};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -87,11 +89,6 @@ pub trait PciDevice: Send + Sync {
     fn bar_moved(&self, index: usize, address: Option<u64>) {
         let _ = (index, address);
     }
-
-    /// Power-on state. The bus unmaps BARs afterwards.
-    fn reset(&self) {
-        self.config().lock().reset();
-    }
 }
 
 enum Mapping {
@@ -149,18 +146,11 @@ impl PciBus {
         (from..32).find(|d| slots.iter().all(|s| s.devfn.device() != *d))
     }
 
-    /// Resets every function and unmaps its BARs.
-    pub fn reset(&self) {
-        self.reset_but(None);
-    }
-
-    /// The same, but for one that keeps its power (while the machine sleeps).
-    pub fn reset_but(&self, kept: Option<DevFn>) {
+    /// Maps all BARs where the functions' configuration spaces have them: to be called after these were changed by other ways
+    /// than through the bus (by a reset, say).
+    pub fn follow(&self) {
         let slots = self.slots.read().clone();
-        for slot in slots.iter().filter(|s| Some(s.devfn) != kept) {
-            slot.dev.reset();
-            self.move_bars(slot);
-        }
+        slots.iter().for_each(|slot| self.move_bars(slot));
     }
 
     fn slot(&self, devfn: DevFn) -> Option<Arc<Slot>> {
@@ -253,11 +243,6 @@ impl ConfigPorts {
         ports.map(CONFIG_PORTS, 8, self.clone());
     }
 
-    /// Power-on state.
-    pub fn reset(&self) {
-        self.address.store(0, Ordering::Relaxed);
-    }
-
     /// Bus, function and register that the data port shows at `lane`, if the address is enabled.
     fn selected(&self, lane: u8) -> Option<(u8, DevFn, u8)> {
         let a = self.address.load(Ordering::Relaxed);
@@ -297,6 +282,36 @@ impl PortIo for ConfigPorts {
             }
             _ => {}
         }
+    }
+}
+
+/// What is saved of a bus and its ports, without the functions: the address register.
+#[derive(Serialize, Deserialize)]
+pub struct ConfigPortsV1 {
+    address: u32,
+}
+
+/// The bus follows its functions: it is plugged in behind them.
+impl Device for ConfigPorts {
+    type State = ConfigPortsV1;
+    const KIND: &'static str = "i440FX-pcihost";
+
+    fn reset(&self, _: Reset) {
+        self.address.store(0, Ordering::Relaxed);
+        self.bus.follow();
+    }
+
+    fn save(&self) -> ConfigPortsV1 {
+        ConfigPortsV1 { address: self.address.load(Ordering::Relaxed) }
+    }
+
+    fn restore(&self, ConfigPortsV1 { address }: ConfigPortsV1) -> Result<(), Invalid> {
+        if address & !Self::ADDRESS != 0 {
+            return Err(Invalid("the address register"));
+        }
+        self.address.store(address, Ordering::Relaxed);
+        self.bus.follow();
+        Ok(())
     }
 }
 
@@ -438,7 +453,8 @@ mod tests {
         assert!(matches!(pc.memory.lookup(0xfebf_0010), Target::Mmio(_, 0x10)));
         pc.write(AT, 0x11, 1, 0xd0);
         assert_eq!((pc.ports.read(0xc002, 1), pc.ports.read(0xd002, 1)), (0xff, 0xa2));
-        pc.bus.reset();
+        card.config.lock().reset();
+        pc.bus.follow();
         assert_eq!(pc.ports.read(0xd002, 1), 0xff);
         assert!(matches!(pc.memory.lookup(0xfebf_0010), Target::None));
         assert_eq!(

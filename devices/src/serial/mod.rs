@@ -12,12 +12,14 @@
 //! then all the same (Linux's console waits 10 ms for each character) goes to the backend's reserve. Input is
 //! taken only as far as the receive FIFO has room.
 //!
-//! Locks, in this order: `tx` (keeps bytes in the order of their writes), then the model, then whatever is
+//! Locks, in this order: `tx` (keeps bytes in the order of their writes) or `held`, then the model, then whatever is
 //! behind the interrupt pin. The backend is never called with the model locked. Nobody waits under a lock.
 use crate::bus::{Irq, PortBus, PortIo, read_bytes, write_bytes};
 use crate::chardev::{Chardev, Event, Receiver};
-use crate::clock::{Clock, Timer};
+use crate::clock::{Clock, Nanos, Timer, TimerOwner};
+use crate::device::{Device, Invalid, Reset};
 use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,8 @@ pub struct Serial {
     irq: Irq,
     clock: Arc<dyn Clock>,
     timeout: Arc<dyn Timer>,
+    /// What came from the line since the machine stands still, if it does. Before the model.
+    held: Mutex<Option<Vec<u8>>>,
 }
 
 impl Serial {
@@ -45,14 +49,7 @@ impl Serial {
     /// OUT2.
     pub fn new(line: Arc<dyn Chardev>, irq: Irq, clock: Arc<dyn Clock>) -> Arc<Self> {
         let serial = Arc::new_cyclic(|weak: &Weak<Self>| {
-            let late = weak.clone();
-            let timeout = clock.timer(Box::new(move || {
-                if let Some(serial) = late.upgrade() {
-                    let mut model = serial.model.lock();
-                    model.receive_timeout();
-                    serial.settle(&mut model);
-                }
-            }));
+            let timeout = clock.timer(weak.clone());
             Self {
                 tx: Mutex::new(()),
                 model: Mutex::new(Uart16550::new()),
@@ -60,6 +57,7 @@ impl Serial {
                 irq,
                 clock,
                 timeout,
+                held: Mutex::new(None),
             }
         });
         line.set_receiver(Arc::new(Input(Arc::downgrade(&serial))));
@@ -69,17 +67,6 @@ impl Serial {
     /// Puts the port on the bus.
     pub fn attach(self: &Arc<Self>, bus: &PortBus, base: u16) {
         bus.map(base, PORTS, self.clone());
-    }
-
-    /// Power-on state (the registers; what is under way on the line is not lost).
-    pub fn reset(&self) {
-        let _order = self.tx.lock();
-        let mut model = self.model.lock();
-        let left = model.reset();
-        self.settle(&mut model);
-        drop(model);
-        self.line.write_all(&left, Duration::ZERO);
-        self.line.accept_input();
     }
 
     /// Waits until what was transmitted has left the process, or the time has come.
@@ -121,6 +108,14 @@ impl Serial {
     pub fn set_modem_lines(&self, cts: bool, dsr: bool, ri: bool, dcd: bool) {
         let mut model = self.model.lock();
         model.set_modem_lines(cts, dsr, ri, dcd);
+        self.settle(&mut model);
+    }
+
+    fn receive(&self, bytes: &[u8]) {
+        let mut model = self.model.lock();
+        for &byte in bytes {
+            model.receive(byte);
+        }
         self.settle(&mut model);
     }
 
@@ -173,6 +168,15 @@ impl Serial {
     }
 }
 
+impl TimerOwner for Serial {
+    /// Nothing was received for as long as four characters take.
+    fn expired(&self) {
+        let mut model = self.model.lock();
+        model.receive_timeout();
+        self.settle(&mut model);
+    }
+}
+
 impl PortIo for Serial {
     fn read(&self, offset: u16, size: u8) -> u32 {
         read_bytes(size, |i| self.read_register(offset.wrapping_add(i)))
@@ -188,16 +192,17 @@ struct Input(Weak<Serial>);
 
 impl Receiver for Input {
     fn can_receive(&self) -> usize {
-        self.0.upgrade().map_or(0, |s| s.model.lock().receive_room())
+        let Some(serial) = self.0.upgrade() else { return 0 };
+        if serial.held.lock().is_some() { 0 } else { serial.model.lock().receive_room() }
     }
 
     fn receive(&self, bytes: &[u8]) {
         let Some(serial) = self.0.upgrade() else { return };
-        let mut model = serial.model.lock();
-        for &byte in bytes {
-            model.receive(byte);
+        match &mut *serial.held.lock() {
+            // There was room when the line asked.
+            Some(held) => held.extend_from_slice(bytes),
+            None => serial.receive(bytes),
         }
-        serial.settle(&mut model);
     }
 
     fn writable(&self) {
@@ -208,11 +213,63 @@ impl Receiver for Input {
 
     fn event(&self, event: Event) {
         let Some(serial) = self.0.upgrade() else { return };
-        if event == Event::Break {
+        // A break is a moment of the line: one in a pause has passed.
+        if event == Event::Break && serial.held.lock().is_none() {
             let mut model = serial.model.lock();
             model.receive_break();
             serial.settle(&mut model);
         }
+    }
+}
+
+/// What is saved of a serial port. Characters that are on their way through the host, in either direction, are not the guest's
+/// any more, or not yet.
+#[derive(Serialize, Deserialize)]
+pub struct SerialV1 {
+    model: Uart16550,
+    timeout: Option<Nanos>,
+    irq: bool,
+}
+
+impl Device for Serial {
+    type State = SerialV1;
+    const KIND: &'static str = "isa-serial";
+
+    /// What is under way on the line is not lost.
+    fn reset(&self, _: Reset) {
+        let _order = self.tx.lock();
+        let mut model = self.model.lock();
+        let left = model.reset();
+        self.settle(&mut model);
+        drop(model);
+        self.line.write_all(&left, Duration::ZERO);
+        self.line.accept_input();
+    }
+
+    fn pause(&self) {
+        self.held.lock().get_or_insert_default();
+    }
+
+    fn resume(&self) {
+        let mut held = self.held.lock();
+        self.receive(&held.take().unwrap_or_default());
+        drop(held);
+        self.send(&self.tx.lock());
+        self.line.accept_input();
+    }
+
+    fn save(&self) -> SerialV1 {
+        let model = self.model.lock().clone();
+        SerialV1 { model, timeout: self.timeout.deadline(), irq: self.irq.level() }
+    }
+
+    fn restore(&self, SerialV1 { model, timeout, irq }: SerialV1) -> Result<(), Invalid> {
+        model.check()?;
+        let mut now = self.model.lock();
+        *now = model;
+        self.timeout.set(timeout);
+        self.irq.restore(irq);
+        Ok(())
     }
 }
 
@@ -283,7 +340,7 @@ mod tests {
             for b in &text[100..] {
                 serial.write(0, 1, u32::from(*b));
             }
-            serial.reset();
+            serial.reset(Reset::Board);
             assert_eq!(line.reserve.lock().as_slice(), text);
             assert_eq!(serial.read(5, 1) & 0x60, 0x60);
         }

@@ -8,6 +8,8 @@
 //! absent: the DMA signals TXRDY/RXRDY, and the parity and framing errors of a real line.
 //!
 //! Source: National Semiconductor PC16550D data sheet (June 1995), section 8, registers.
+use crate::device::Invalid;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Depth of each FIFO.
@@ -82,6 +84,7 @@ mod msr {
 }
 
 /// A 16550A.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Uart16550 {
     ier: u8,
     /// FCR bits that last: enable and trigger level.
@@ -104,6 +107,7 @@ pub struct Uart16550 {
     thr_pending: bool,
     timeout: bool,
     /// What the owner of the clock should do: arm the time-out for so many nanoseconds, or (None) disarm it.
+    #[serde(skip)]
     timeout_request: Option<Option<u64>>,
 }
 
@@ -135,6 +139,11 @@ impl Uart16550 {
             timeout: false,
             timeout_request: None,
         }
+    }
+
+    /// Whether it is a UART that can be.
+    pub(super) fn check(&self) -> Result<(), Invalid> {
+        if self.fifo.len() > FIFO || self.transmitter.len() > FIFO { Err(Invalid("a FIFO")) } else { Ok(()) }
     }
 
     /// Master reset (8.0, table III). The modem inputs stay as they are. Returns what was in the transmitter,

@@ -13,8 +13,10 @@
 //!
 //! Lock: one, held while interrupts are driven and while the 8254 and RTC are told of the legacy route.
 use crate::bus::{Edge, Irq, IrqSink, Mmio};
-use crate::clock::{Clock, Nanos, Timer};
+use crate::clock::{Clock, LONGEST, Nanos, Timer, TimerOwner};
+use crate::device::{Device, Invalid, Reset};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -61,7 +63,7 @@ const INT_ROUTE_SHIFT: u32 = 9;
 const CONF_WRITABLE: u64 =
     INT_TYPE_LEVEL | INT_ENB | TYPE_PERIODIC | VAL_SET | MODE_32 | 0x1F << INT_ROUTE_SHIFT;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 struct Comparator {
     conf: u64,
     /// The comparator register; in periodic mode the accumulator, which moves on at each match.
@@ -138,6 +140,7 @@ impl Comparator {
 }
 
 /// The registers; `t` is the time in ticks since power-on.
+#[derive(Clone, Serialize, Deserialize)]
 struct Registers {
     conf: u64,
     status: u64,
@@ -292,6 +295,7 @@ fn timer_register(offset: u64) -> Option<(usize, u64)> {
     (i < TIMERS).then_some((i, offset & 0x18))
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 struct State {
     regs: Registers,
     /// The line that each timer holds up.
@@ -299,7 +303,7 @@ struct State {
     legacy: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Line {
     Irq0,
     Irq8,
@@ -333,20 +337,10 @@ impl Hpet {
     /// A halted HPET.
     pub fn new(clock: Arc<dyn Clock>, wires: HpetWires) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| {
-            let me = me.clone();
-            let timer = clock.timer(Box::new(move || {
-                if let Some(hpet) = me.upgrade() {
-                    hpet.with(|_, _| ());
-                }
-            }));
+            let timer = clock.timer(me.clone());
             let state = State { regs: Registers::new(), driven: [None; TIMERS], legacy: false };
             Self { state: Mutex::new(state), owes: AtomicBool::new(false), wires, clock, timer }
         })
-    }
-
-    /// Back to the state after power-on.
-    pub fn reset(&self) {
-        self.with(|regs, _| *regs = Registers::new());
     }
 
     /// The processor has taken an interrupt: if it was one of these, an edge that came meanwhile can be delivered. No lock may be held.
@@ -399,10 +393,7 @@ impl Hpet {
                 }
             }
         }
-        match state.regs.wakeup().and_then(|tick| tick.checked_mul(PERIOD_NS)) {
-            Some(deadline) => self.timer.arm(deadline as Nanos),
-            None => self.timer.cancel(),
-        }
+        self.timer.set(state.regs.wakeup().and_then(|tick| tick.checked_mul(PERIOD_NS)));
         result
     }
 
@@ -434,6 +425,12 @@ impl Hpet {
     }
 }
 
+impl TimerOwner for Hpet {
+    fn expired(&self) {
+        self.with(|_, _| ());
+    }
+}
+
 impl Mmio for Hpet {
     fn read(&self, offset: u64, size: u8) -> u64 {
         // Who reads the time sees that timers of before then have run out.
@@ -454,6 +451,52 @@ impl Mmio for Hpet {
             _ => return,
         };
         self.with(|regs, t| regs.write(offset & !7, mask, value, t));
+    }
+}
+
+/// What is saved of an HPET.
+#[derive(Serialize, Deserialize)]
+pub struct HpetV1 {
+    state: State,
+    timer: Option<Nanos>,
+    irq0: bool,
+    irq8: bool,
+}
+
+impl Device for Hpet {
+    type State = HpetV1;
+    const KIND: &'static str = "hpet";
+
+    fn reset(&self, _: Reset) {
+        self.with(|regs, _| *regs = Registers::new());
+    }
+
+    fn save(&self) -> HpetV1 {
+        let state = self.state.lock().clone();
+        let HpetWires { irq0, irq8, .. } = &self.wires;
+        HpetV1 { state, timer: self.timer.deadline(), irq0: irq0.level(), irq8: irq8.level() }
+    }
+
+    /// The 8254 and the RTC know by themselves whether the legacy replacement route has taken their lines.
+    fn restore(&self, HpetV1 { state, timer, irq0, irq8 }: HpetV1) -> Result<(), Invalid> {
+        for timer in &state.regs.timers {
+            if (timer.conf ^ Comparator::RESET.conf) & !CONF_WRITABLE != 0 {
+                return Err(Invalid("a timer's configuration"));
+            }
+            if timer.owed > MOST_OWED_TICKS || timer.fired.is_some_and(|t| t >= LONGEST) {
+                return Err(Invalid("an edge's time"));
+            }
+        }
+        if state.driven.iter().any(|line| matches!(line, Some(Line::Pin(32..)))) {
+            return Err(Invalid("a line"));
+        }
+        let mut now = self.state.lock();
+        self.owes.store(state.regs.timers.iter().any(|timer| timer.owed > 0), Ordering::Relaxed);
+        *now = state;
+        self.timer.set(timer);
+        self.wires.irq0.restore(irq0);
+        self.wires.irq8.restore(irq8);
+        Ok(())
     }
 }
 

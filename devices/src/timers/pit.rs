@@ -14,9 +14,11 @@
 //! Lock: one, held while IRQ 0 is driven.
 use crate::bus::{Edge, Irq, PortIo};
 use crate::bytewise;
-use crate::clock::{Clock, Timer};
+use crate::clock::{Clock, LONGEST, Nanos, Timer, TimerOwner};
+use crate::device::{Device, Invalid, Reset};
 use crate::timers::{ticks_at, time_of_tick};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -39,7 +41,7 @@ const REFRESH_TOGGLE: u8 = 1 << 4;
 const OUT2: u8 = 1 << 5;
 
 /// What a counting element does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Counting {
     /// Nothing: no count written, or a trigger or the gate awaited. The count that reads back.
     Idle { count: u32 },
@@ -50,7 +52,7 @@ enum Counting {
 }
 
 /// A count that takes effect at the end of the period (mode 2) or half period (mode 3) that was running when it was written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Reload {
     n: u32,
     /// When; none for the next trigger or gate.
@@ -58,6 +60,7 @@ struct Reload {
 }
 
 /// One of the three counters. All times are in ticks.
+#[derive(Clone, Serialize, Deserialize)]
 struct Channel {
     mode: u8,
     bcd: bool,
@@ -91,6 +94,25 @@ impl Channel {
             latch: None,
             status_latch: None,
         }
+    }
+
+    /// Whether it is a counter that can be.
+    fn check(&self) -> Result<(), Invalid> {
+        let times = [
+            match self.counting {
+                Counting::Idle { .. } => None,
+                Counting::Since(t) | Counting::Held(t) => Some(t),
+            },
+            self.reload.and_then(|r| r.at),
+        ];
+        if times.into_iter().flatten().any(|t| t.unsigned_abs() >= LONGEST) {
+            return Err(Invalid("a count's time"));
+        }
+        let longest = self.n.max(self.reload.map_or(0, |r| r.n));
+        if self.mode > 5 || !(1..=3).contains(&self.access) || longest > 0x1_0000 {
+            return Err(Invalid("a counter"));
+        }
+        Ok(())
     }
 
     fn modulus(&self) -> i64 {
@@ -354,6 +376,7 @@ fn to_bcd(v: u16) -> u16 {
     (v / 1000 % 10) << 12 | (v / 100 % 10) << 8 | (v / 10 % 10) << 4 | (v % 10)
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 struct State {
     channels: [Channel; 3],
     /// Port 61h's bits 3-0.
@@ -382,12 +405,7 @@ impl Pit {
     /// A timer with nothing programmed, whose channel 0 drives `irq0`.
     pub fn new(clock: Arc<dyn Clock>, irq0: Irq) -> Arc<Self> {
         Arc::new_cyclic(|me: &std::sync::Weak<Self>| {
-            let me = me.clone();
-            let timer = clock.timer(Box::new(move || {
-                if let Some(pit) = me.upgrade() {
-                    pit.with(|_, _| ());
-                }
-            }));
+            let timer = clock.timer(me.clone());
             let channels = [Channel::new(true), Channel::new(true), Channel::new(false)];
             let state =
                 Mutex::new(State { channels, port61: 0, seen: 0, risen: None, owed: 0, irq_enabled: true });
@@ -420,15 +438,6 @@ impl Pit {
         let on = state.port61 & (GATE2 | SPEAKER_DATA) == GATE2 | SPEAKER_DATA;
         let square = channel.mode == 3 && channel.n != 0;
         (on && square).then(|| (PIT_HZ / channel.period() as u64) as u32)
-    }
-
-    /// Back to the state after power-on.
-    pub fn reset(&self) {
-        self.with(|state, _| {
-            state.channels = [Channel::new(true), Channel::new(true), Channel::new(false)];
-            state.port61 = 0;
-            state.owed = 0;
-        });
     }
 
     /// The processor has taken an interrupt: if it was this one, an edge that came meanwhile can be delivered. No lock may be held.
@@ -479,10 +488,8 @@ impl Pit {
         let reload = channel.reload.and_then(|r| r.at);
         let next = channel.next_change(t).map(|next| reload.map_or(next, |at| next.min(at)));
         let pause = state.risen.map_or(0, |at| at + MIN_HOST_TICKS);
-        match next.filter(|_| state.irq_enabled).map(|next| next.max(pause)) {
-            Some(next) => self.timer.arm(time_of_tick(next.max(0) as u64, PIT_HZ)),
-            None => self.timer.cancel(),
-        }
+        let next = next.filter(|_| state.irq_enabled).map(|next| next.max(pause));
+        self.timer.set(next.map(|next| time_of_tick(next.max(0) as u64, PIT_HZ)));
         result
     }
 
@@ -537,6 +544,12 @@ impl Pit {
     }
 }
 
+impl TimerOwner for Pit {
+    fn expired(&self) {
+        self.with(|_, _| ());
+    }
+}
+
 struct CounterPorts(Arc<Pit>);
 
 impl PortIo for CounterPorts {
@@ -562,6 +575,50 @@ impl PortIo for Port61 {
                 self.0.write_port61(byte);
             }
         });
+    }
+}
+
+/// What is saved of an 8254.
+#[derive(Serialize, Deserialize)]
+pub struct PitV1 {
+    state: State,
+    timer: Option<Nanos>,
+    irq0: bool,
+}
+
+impl Device for Pit {
+    type State = PitV1;
+    const KIND: &'static str = "isa-pit";
+
+    fn reset(&self, _: Reset) {
+        self.with(|state, _| {
+            state.channels = [Channel::new(true), Channel::new(true), Channel::new(false)];
+            (state.port61, state.risen, state.owed) = (0, None, 0);
+        });
+    }
+
+    fn save(&self) -> PitV1 {
+        let state = self.state.lock().clone();
+        PitV1 { state, timer: self.timer.deadline(), irq0: self.irq.level() }
+    }
+
+    fn restore(&self, PitV1 { state, timer, irq0 }: PitV1) -> Result<(), Invalid> {
+        let is_time = |t: i64| t.unsigned_abs() < LONGEST;
+        for channel in &state.channels {
+            channel.check()?;
+        }
+        if !is_time(state.seen)
+            || !state.risen.is_none_or(is_time)
+            || !(0..=MOST_OWED_TICKS).contains(&state.owed)
+        {
+            return Err(Invalid("an edge's time"));
+        }
+        let mut now = self.state.lock();
+        self.owes.store(state.owed > 0, Ordering::Relaxed);
+        *now = state;
+        self.timer.set(timer);
+        self.irq.restore(irq0);
+        Ok(())
     }
 }
 

@@ -16,8 +16,10 @@
 //! Lock: one, held while IRQ 8 is driven. Who listens to the alarm is called with nothing locked.
 use crate::bus::{Irq, PortIo};
 use crate::bytewise;
-use crate::clock::{Clock, Nanos, Timer};
+use crate::clock::{Clock, LONGEST, Nanos, Timer, TimerOwner};
+use crate::device::{Device, Invalid, Reset};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock, Weak};
 
 /// Size of the CMOS RAM, clock registers included.
@@ -68,7 +70,9 @@ const PM: u8 = 0x80;
 /// An alarm byte from here on matches anything.
 const ALARM_ANY: u8 = 0xC0;
 
+#[derive(Clone, Serialize, Deserialize)]
 struct Registers {
+    #[serde(with = "serde_bytes")]
     cmos: [u8; CMOS_SIZE],
     /// What was written to port 70h: index, NMI mask.
     index: u8,
@@ -362,6 +366,7 @@ fn date_of(days: i64) -> (i64, u8, u8) {
     if month < 10 { (year, month as u8 + 3, day as u8) } else { (year + 1, month as u8 - 9, day as u8) }
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 struct State {
     regs: Registers,
     /// Whether the RTC is connected to IRQ 8 (the HPET may have taken it).
@@ -382,12 +387,7 @@ impl Rtc {
     /// [`crate::clock::host_unix_nanos`]) now, and goes on with `clock`. It drives `irq8`.
     pub fn new(clock: Arc<dyn Clock>, irq8: Irq, unix_nanos: u64) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| {
-            let me = me.clone();
-            let timer = clock.timer(Box::new(move || {
-                if let Some(rtc) = me.upgrade() {
-                    rtc.with(|_, _| ());
-                }
-            }));
+            let timer = clock.timer(me.clone());
             let state = State { regs: Registers::new(unix_nanos, clock.now()), irq_enabled: true };
             Self { state: Mutex::new(state), clock, timer, irq: irq8, on_alarm: OnceLock::new() }
         })
@@ -437,16 +437,6 @@ impl Rtc {
         self.irq.set(enabled && state.regs.irq());
     }
 
-    /// The machine's RESET: interrupts off, flags and NMI mask cleared; time and RAM go on (MC146818, "RESET").
-    pub fn reset(&self) {
-        self.with(|regs, _| {
-            regs.cmos[REG_B] &= !(C_PF | C_AF | C_UF | 0x08);
-            regs.cmos[REG_C] = 0;
-            regs.owed = 0;
-            regs.index = 0;
-        });
-    }
-
     fn with<R>(&self, f: impl FnOnce(&mut Registers, Nanos) -> R) -> R {
         let mut state = self.state.lock();
         let now = self.clock.now();
@@ -456,16 +446,19 @@ impl Rtc {
             self.irq.set(false);
         }
         self.irq.set(state.irq_enabled && state.regs.irq());
-        match state.regs.wakeup(now) {
-            Some(deadline) => self.timer.arm(deadline),
-            None => self.timer.cancel(),
-        }
+        self.timer.set(state.regs.wakeup(now));
         let rung = std::mem::take(&mut state.regs.rung);
         drop(state);
         if let Some(on_alarm) = self.on_alarm.get().filter(|_| rung) {
             on_alarm();
         }
         result
+    }
+}
+
+impl TimerOwner for Rtc {
+    fn expired(&self) {
+        self.with(|_, _| ());
     }
 }
 
@@ -486,6 +479,50 @@ impl PortIo for Ports {
             1 => self.0.with(|regs, now| regs.write(byte, now)),
             _ => {}
         });
+    }
+}
+
+/// What is saved of a real-time clock.
+#[derive(Serialize, Deserialize)]
+pub struct RtcV1 {
+    state: State,
+    timer: Option<Nanos>,
+    irq8: bool,
+}
+
+impl Device for Rtc {
+    type State = RtcV1;
+    const KIND: &'static str = "mc146818rtc";
+
+    /// Interrupts off, flags and NMI mask cleared; time and RAM go on (MC146818, "RESET").
+    fn reset(&self, _: Reset) {
+        self.with(|regs, _| {
+            regs.cmos[REG_B] &= !(C_PF | C_AF | C_UF | 0x08);
+            regs.cmos[REG_C] = 0;
+            regs.owed = 0;
+            regs.index = 0;
+        });
+    }
+
+    fn save(&self) -> RtcV1 {
+        let state = self.state.lock().clone();
+        RtcV1 { state, timer: self.timer.deadline(), irq8: self.irq.level() }
+    }
+
+    fn restore(&self, RtcV1 { state, timer, irq8 }: RtcV1) -> Result<(), Invalid> {
+        let Registers { origin, seen, owed, epoch, .. } = state.regs;
+        if [origin, seen, owed].iter().any(|t| t.unsigned_abs() >= 8 * u128::from(LONGEST)) || owed < 0 {
+            return Err(Invalid("a time"));
+        }
+        // The year 32000000 or so.
+        if epoch.unsigned_abs() >= 1 << 50 {
+            return Err(Invalid("the date"));
+        }
+        let mut now = self.state.lock();
+        *now = state;
+        self.timer.set(timer);
+        self.irq.restore(irq8);
+        Ok(())
     }
 }
 

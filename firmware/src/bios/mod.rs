@@ -37,6 +37,7 @@ use crate::entry::Entry;
 use crate::mem::GuestMemory;
 use crate::tables::{E820Map, Tables};
 use rom::{Rom, Service};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -270,7 +271,35 @@ pub struct Bios {
     escape: Vec<u8>,
 }
 
+/// What is saved of the BIOS: what is neither in guest memory nor follows from how the machine was made.
+#[derive(Serialize, Deserialize)]
+pub struct BiosV1 {
+    screen: video::Screen,
+    delay: Option<u64>,
+    escape: Vec<u8>,
+}
+
 impl Bios {
+    /// What is to be saved.
+    pub fn save(&self) -> BiosV1 {
+        BiosV1 { screen: self.screen.clone(), delay: self.delay, escape: self.escape.clone() }
+    }
+
+    /// Takes on what was saved. The rest of [`Bios::install`] is done already.
+    ///
+    /// # Errors
+    /// What has a value that it cannot have.
+    pub fn restore(&mut self, saved: BiosV1) -> Result<(), &'static str> {
+        if !saved.screen.is_whole() {
+            return Err("the screen");
+        }
+        if saved.escape.len() > 16 {
+            return Err("the console's escape sequence");
+        }
+        (self.screen, self.delay, self.escape) = (saved.screen, saved.delay, saved.escape);
+        Ok(())
+    }
+
     /// A BIOS without disks.
     pub fn new(cfg: BiosConfig) -> Self {
         Bios {

@@ -7,6 +7,7 @@
 //! output goes on behind the last character it is sent whatever was there. Debug ports get the characters alone.
 //! Palettes, fonts and graphics are accepted and do nothing; VBE (4Fxx) and the display combination code (1Axx) say that they are not there.
 use super::{Bios, Outcome, Platform, Regs, bda, linear};
+use serde::{Deserialize, Serialize};
 
 const COLUMNS: u8 = 80;
 const ROWS: u8 = 25;
@@ -16,6 +17,7 @@ const BLANK: (u8, u8) = (b' ', 7);
 const CP437: &str = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}";
 
 /// The text screen.
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Screen {
     /// Characters and attributes, by row. A terminal shows the same characters.
     cells: Vec<(u8, u8)>,
@@ -35,6 +37,11 @@ impl Default for Screen {
 }
 
 impl Screen {
+    /// Whether it has the cells that a screen has.
+    pub(super) fn is_whole(&self) -> bool {
+        self.cells.len() == usize::from(COLUMNS) * usize::from(ROWS)
+    }
+
     fn cell(&mut self, row: u8, column: u8) -> Option<&mut (u8, u8)> {
         if column >= COLUMNS {
             return None;

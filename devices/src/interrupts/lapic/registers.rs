@@ -3,7 +3,9 @@
 use super::message::{ApicMessage, DeliveryMode, Shorthand};
 use super::timer::{ApicTimer, Mode, Time};
 use crate::bus::Edge;
-use crate::clock::Nanos;
+use crate::clock::{LONGEST, Nanos, SECOND};
+use crate::device::Invalid;
+use serde::{Deserialize, Serialize};
 
 /// Register numbers: the MMIO offset / 16, and the x2APIC MSR less 800h (SDM vol. 3A, tables 11-1 and 11-6).
 pub(super) mod reg {
@@ -70,7 +72,7 @@ const ESR_ILLEGAL_REGISTER: u32 = 1 << 7;
 const ICR_WRITABLE: u32 = 0x000C_CFFF;
 
 /// A set of vectors, as ISR, IRR and TMR show it.
-#[derive(Default, Clone, Copy)]
+#[derive(Default, Clone, Copy, Serialize, Deserialize)]
 struct VectorSet([u32; 8]);
 
 impl VectorSet {
@@ -97,7 +99,7 @@ impl VectorSet {
 }
 
 /// What the outside must do after a register changed. Collected by [`Registers`], taken by the adapter.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Outcome {
     pub ipi: Option<(Shorthand, ApicMessage)>,
     /// A level-triggered vector that was ended.
@@ -116,6 +118,7 @@ pub(super) enum Acknowledge {
     Nothing,
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Registers {
     id: u32,
     base: u64,
@@ -139,6 +142,8 @@ pub(super) struct Registers {
     lint: [bool; 2],
     /// An ExtINT message that was not acknowledged yet.
     ext_int: bool,
+    /// Empty but while a register changes.
+    #[serde(skip)]
     pub out: Outcome,
 }
 
@@ -169,16 +174,31 @@ impl Registers {
         }
     }
 
+    /// Whether these can be the registers of the APIC with this ID.
+    pub fn check(&self, id: u32) -> Result<(), Invalid> {
+        let both = BASE_ENABLE | BASE_EXTD;
+        if self.id != id
+            || self.base & !(BASE_ADDRESS | both | BASE_BSP) != 0
+            || self.base & both == BASE_EXTD
+        {
+            return Err(Invalid("the APIC's base"));
+        }
+        if self.timer_fired.is_some_and(|t| t >= LONGEST) || self.timer_owed > SECOND {
+            return Err(Invalid("the timer's interrupts"));
+        }
+        self.timer.check()
+    }
+
     /// What INIT does: all as after power-on but for IA32_APIC_BASE (SDM vol. 3A, 11.4.7.3). The pins are not ours.
     pub fn init(&mut self) {
         let fresh = Self::new(self.id, false);
         *self = Self { base: self.base, lint: self.lint, out: std::mem::take(&mut self.out), ..fresh };
     }
 
-    /// RESET: INIT, and the base back to its place.
-    pub fn reset(&mut self) {
+    /// RESET: INIT, and the base back to its place; which processor boots is decided anew, whatever the guest has written.
+    pub fn reset(&mut self, bsp: bool) {
         self.init();
-        self.base = LAPIC_BASE | BASE_ENABLE | self.base & BASE_BSP;
+        self.base = Self::new(self.id, bsp).base;
     }
 
     pub fn base(&self) -> u64 {

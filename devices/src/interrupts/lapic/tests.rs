@@ -127,7 +127,7 @@ fn x2apic(apic: &LocalApic) {
 fn reset_state_is_the_manuals() {
     let b = Board::new(&[5, 6]);
     let apic = b.apic();
-    apic.reset();
+    apic.reset(Reset::Board);
     assert_eq!(apic.apic_base(), 0xFEE0_0900);
     assert_eq!(b.cpu[1].0.apic_base(), 0xFEE0_0800);
     assert_eq!(apic.mmio_page(), Some(LAPIC_BASE));

@@ -3,7 +3,9 @@
 //!
 //! Nothing counts: the instant at which the count reaches zero is kept, and the count is computed from it. A periodic timer's
 //! instants are multiples of its period from its start, so that it does not drift; periods that a late host has missed are counted.
-use crate::clock::{Clock, Nanos, SECOND};
+use crate::clock::{Clock, LONGEST, Nanos, SECOND};
+use crate::device::Invalid;
+use serde::{Deserialize, Serialize};
 
 /// Ticks of the timer's input clock (before the divider) per second.
 pub const TIMER_HZ: u64 = 1_000_000_000;
@@ -54,7 +56,7 @@ impl Mode {
     }
 }
 
-#[derive(Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(super) struct ApicTimer {
     initial: u32,
     /// The divide configuration register.
@@ -66,6 +68,14 @@ pub(super) struct ApicTimer {
 }
 
 impl ApicTimer {
+    /// Whether it is a timer that can be. A deadline of the TSC may be as far away as the guest likes.
+    pub fn check(&self) -> Result<(), Invalid> {
+        match self.expiry {
+            Some(t) if self.tsc_deadline == 0 && t >= 2 * LONGEST => Err(Invalid("the timer's expiry")),
+            _ => Ok(()),
+        }
+    }
+
     pub fn initial(&self) -> u32 {
         self.initial
     }

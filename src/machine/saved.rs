@@ -1,0 +1,514 @@
+//! A saved machine: the file that `migrate` writes and `-incoming` reads.
+//!
+//! ```text
+//!   0    8  "MYNAHSAV"
+//!   8    4  version of this layout: 1
+//!   12   4  0: RAM as it lies in the guest, with holes where it is zero; 1: only what is not zero, one piece after the other
+//!   16   8  bytes of the head
+//!   24   8  where RAM begins in the file, a multiple of 2 MiB (layout 0)
+//!   32  32  BLAKE3 of bytes 8 to 31 and the head
+//!   64      the head ([`Head`], postcard's encoding)
+//! ```
+//!
+//! All numbers are little-endian. RAM is told of in blocks of 64 pages: which of them are not zero, and a CRC-32 of these. With layout 0 a
+//! restored guest's RAM is the file itself, mapped so that what the guest writes is its own. Layout 1 is for what cannot be
+//! looked into at any place, such as a pipe.
+//!
+//! Everything in the file is checked before anything of it is used. Still, it holds a guest's memory and all its secrets, so it is
+//! written for its owner alone; and it decides what the guest does next, as a disk image does.
+use super::board::Board;
+use super::power::{Pause, Power};
+use crate::config::Config;
+use anyhow::{Context, bail, ensure};
+use mynah_cpu::{Cpu, CpuV1};
+use mynah_devices::device::{self, Saved};
+use mynah_mmu::{GuestRam, PAGE_SIZE};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+const MAGIC: [u8; 8] = *b"MYNAHSAV";
+/// The version of the layout. States of devices have versions of their own.
+const VERSION: u32 = 1;
+/// Bytes before the head.
+const PREFIX: usize = 64;
+/// Bytes that a head may have: it is read before it is checked.
+const MOST: u64 = 1 << 30;
+/// RAM begins at a multiple of this.
+const ALIGN: u64 = 2 << 20;
+/// Pages of a block of RAM.
+const PAGES: usize = 64;
+const PAGE: usize = PAGE_SIZE as usize;
+/// Bytes of a block of RAM.
+const BLOCK: usize = PAGES * PAGE;
+/// How long vCPUs may take to stand still.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How RAM lies in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    Mapped = 0,
+    Packed = 1,
+}
+
+/// What a machine must have in common with the saved one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Make {
+    ram: u64,
+    vcpus: u32,
+    cpu: String,
+}
+
+impl Make {
+    fn of(cfg: &Config) -> Self {
+        let mut cpu = cfg.cpu.model.clone();
+        let features = cfg.cpu.features.iter().map(|f| format!("{}{}", if f.on { '+' } else { '-' }, f.name));
+        let properties = cfg.cpu.properties.iter().map(|(name, value)| format!("{name}={value}"));
+        for part in features.chain(properties) {
+            cpu.push(',');
+            cpu.push_str(&part);
+        }
+        let s = &cfg.smp;
+        cpu.push_str(&format!(" dies={},cores={},threads={}", s.dies, s.cores, s.threads));
+        Self { ram: cfg.memory.size, vcpus: cfg.smp.cpus, cpu }
+    }
+
+    /// Why a machine that was saved as this one cannot go on as that one.
+    fn differs(&self, here: &Make) -> Option<String> {
+        let Make { ram, vcpus, cpu } = self;
+        if *ram != here.ram {
+            let mib = |bytes: u64| bytes >> 20;
+            return Some(format!("it has -m {}M; this machine has -m {}M", mib(*ram), mib(here.ram)));
+        }
+        if *vcpus != here.vcpus {
+            return Some(format!("it has -smp {vcpus}; this machine has -smp {}", here.vcpus));
+        }
+        let model = |text: &str| text.replace(" dies=", ", -smp dies=");
+        (*cpu != here.cpu)
+            .then(|| format!("it has -cpu {}; this machine has -cpu {}", model(cpu), model(&here.cpu)))
+    }
+}
+
+/// All but RAM.
+#[derive(Debug, Serialize, Deserialize)]
+struct Head {
+    /// The program's version, for people.
+    program: String,
+    make: Make,
+    /// Guest time in nanoseconds.
+    now: u64,
+    /// It ran when it was saved, and goes on by itself.
+    running: bool,
+    /// It is in S3.
+    asleep: bool,
+    cpus: Vec<Saved>,
+    devices: Vec<Saved>,
+    /// For each block of RAM: which pages are not zero, and their checksum.
+    blocks: Vec<(u64, u32)>,
+}
+
+/// Copies block `n` of RAM. The machine stands still.
+fn block_of(ram: &GuestRam, n: usize) -> Vec<u8> {
+    let at = n * BLOCK;
+    let len = BLOCK.min(ram.size() as usize - at);
+    let mut bytes = vec![0; len];
+    // SAFETY: the block lies within RAM's `size()` bytes, which `ram` keeps mapped; vCPUs and devices stand still, so nobody writes there.
+    unsafe { std::ptr::copy_nonoverlapping(ram.base().add(at), bytes.as_mut_ptr(), len) };
+    bytes
+}
+
+/// The pages of a block that are not zero, as bits.
+fn used(block: &[u8]) -> u64 {
+    let is_used = |page: &[u8]| page.chunks_exact(8).any(|w| w != [0; 8]);
+    block.chunks_exact(PAGE).enumerate().fold(0, |bits, (i, page)| bits | u64::from(is_used(page)) << i)
+}
+
+fn pages_of(block: &[u8], bits: u64) -> impl Iterator<Item = (usize, &[u8])> {
+    block.chunks_exact(PAGE).enumerate().filter(move |(i, _)| bits >> i & 1 != 0)
+}
+
+fn checksum(block: &[u8], bits: u64) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    pages_of(block, bits).for_each(|(_, page)| sum.update(page));
+    sum.finalize()
+}
+
+/// What saves a machine; the board belongs to somebody else.
+pub struct Saver {
+    power: Arc<Power>,
+    board: Weak<Board>,
+    make: Make,
+}
+
+/// Where the monitor finds it once the machine is built.
+pub type SaverCell = Arc<OnceLock<Saver>>;
+
+impl Saver {
+    /// Of the machine with this board.
+    pub fn new(cfg: &Config, power: &Arc<Power>, board: &Arc<Board>) -> Self {
+        Self { power: power.clone(), board: Arc::downgrade(board), make: Make::of(cfg) }
+    }
+
+    /// Stops the machine and saves it to `uri`, as QEMU's `migrate` does. It stays stopped; if that fails it goes on.
+    ///
+    /// # Errors
+    /// The URI is none, a vCPU does not stop, or the file cannot be written. There is no part of a file then, and an older one is as it was.
+    pub fn migrate(&self, uri: &str) -> anyhow::Result<()> {
+        let target = Target::parse(uri)?;
+        let Some(board) = self.board.upgrade() else { bail!("the machine has ended") };
+        let before = self.power.paused();
+        self.power.pause(Pause::User);
+        let saved = self.stand_still(&board).and_then(|()| {
+            board.devices.pause();
+            let saved = self.save(&board, before.is_none(), &target);
+            board.devices.resume();
+            saved
+        });
+        match (&saved, before) {
+            (Ok(()), None) => self.power.migrated(),
+            (Err(_), None) => self.power.go_on(),
+            _ => {}
+        }
+        saved
+    }
+
+    fn stand_still(&self, board: &Board) -> anyhow::Result<()> {
+        ensure!(
+            self.power.stand_still(PATIENCE),
+            "a vCPU does not come out of an instruction, or the machine ends"
+        );
+        board.clock.wait_still();
+        Ok(())
+    }
+
+    fn save(&self, board: &Board, running: bool, target: &Target) -> anyhow::Result<()> {
+        use mynah_devices::clock::Clock;
+        let mut cpus = Vec::new();
+        for (n, report) in self.power.reports().into_iter().enumerate() {
+            let report = report.with_context(|| format!("vCPU {n} does not answer"))?;
+            cpus.push(device::encode(&format!("cpu{n}"), CpuV1::KIND, CpuV1::VERSION, &*report.state));
+        }
+        let ram = board.memory.ram();
+        let count = (ram.size() as usize).div_ceil(BLOCK);
+        let blocks = (0..count).map(|n| {
+            let block = block_of(ram, n);
+            let bits = used(&block);
+            (bits, checksum(&block, bits))
+        });
+        let head = Head {
+            program: env!("CARGO_PKG_VERSION").into(),
+            make: self.make.clone(),
+            now: board.clock.now(),
+            running,
+            asleep: self.power.asleep(),
+            cpus,
+            devices: board.save(),
+            blocks: blocks.collect(),
+        };
+        match target {
+            Target::File(path) => write_file(path, |file| write(file, &head, ram)),
+            Target::Exec(command) => pipe_to(command, |pipe| write_packed(pipe, &head, ram)),
+        }
+    }
+}
+
+/// Where a machine is saved to, or comes from.
+enum Target {
+    File(PathBuf),
+    Exec(String),
+}
+
+impl Target {
+    fn parse(uri: &str) -> anyhow::Result<Self> {
+        match uri.split_once(':') {
+            Some(("file", "")) | Some(("exec", "")) => bail!("'{uri}': nothing follows the colon"),
+            Some(("file", path)) => Ok(Self::File(path.into())),
+            Some(("exec", command)) => Ok(Self::Exec(command.into())),
+            Some((scheme @ ("tcp" | "unix" | "fd" | "rdma"), _)) => {
+                bail!("'{scheme}:' is not supported yet; there are file:FILE and exec:COMMAND")
+            }
+            _ => bail!("'{uri}' is not where a machine can be: file:FILE or exec:COMMAND"),
+        }
+    }
+}
+
+/// Prefix and head. The machine's RAM begins at the offset given, if it is to be mapped.
+fn head_bytes(head: &Head, layout: Layout) -> anyhow::Result<(Vec<u8>, u64)> {
+    let encoded = postcard::to_stdvec(head).context("the machine's state")?;
+    let at = match layout {
+        Layout::Mapped => (PREFIX as u64 + encoded.len() as u64).next_multiple_of(ALIGN),
+        Layout::Packed => 0,
+    };
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(VERSION.to_le_bytes());
+    bytes.extend((layout as u32).to_le_bytes());
+    bytes.extend((encoded.len() as u64).to_le_bytes());
+    bytes.extend(at.to_le_bytes());
+    let digest = digest_of(&bytes[8..], &encoded);
+    bytes.extend(digest.as_bytes());
+    bytes.extend(encoded);
+    Ok((bytes, at))
+}
+
+fn digest_of(prefix: &[u8], head: &[u8]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(prefix);
+    hasher.update(head);
+    hasher.finalize()
+}
+
+fn write(file: &mut File, head: &Head, ram: &GuestRam) -> anyhow::Result<()> {
+    let (bytes, at) = head_bytes(head, Layout::Mapped)?;
+    file.set_len(at + ram.size())?;
+    file.write_all(&bytes)?;
+    for (n, (bits, _)) in head.blocks.iter().enumerate().filter(|(_, (bits, _))| *bits != 0) {
+        let block = block_of(ram, n);
+        let mut end = None;
+        for (i, page) in pages_of(&block, *bits) {
+            if end != Some(i) {
+                file.seek(SeekFrom::Start(at + (n * BLOCK + i * PAGE) as u64))?;
+            }
+            file.write_all(page)?;
+            end = Some(i + 1);
+        }
+    }
+    Ok(())
+}
+
+fn write_packed(out: &mut dyn Write, head: &Head, ram: &GuestRam) -> anyhow::Result<()> {
+    let (bytes, _) = head_bytes(head, Layout::Packed)?;
+    let mut out = BufWriter::with_capacity(1 << 20, out);
+    out.write_all(&bytes)?;
+    for (n, (bits, _)) in head.blocks.iter().enumerate().filter(|(_, (bits, _))| *bits != 0) {
+        let block = block_of(ram, n);
+        for (_, page) in pages_of(&block, *bits) {
+            out.write_all(page)?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Writes a file under another name, and renames it when all of it is on the disk.
+fn write_file(path: &Path, write: impl FnOnce(&mut File) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let name = path.file_name().with_context(|| format!("{}: it names no file", path.display()))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}", std::process::id()));
+    let part = path.with_file_name(hidden);
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let written = options.open(&part).map_err(anyhow::Error::from).and_then(|mut file| {
+        write(&mut file)?;
+        file.sync_all()?;
+        Ok(std::fs::rename(&part, path)?)
+    });
+    match &written {
+        Ok(()) => {
+            // The name is to outlast a crash of the host as well; not all file systems can promise that.
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let _ = File::open(folder).and_then(|f| f.sync_all());
+        }
+        Err(_) => {
+            let _ = std::fs::remove_file(&part);
+        }
+    }
+    written.with_context(|| path.display().to_string())
+}
+
+fn shell(command: &str) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", command]);
+    shell
+}
+
+fn pipe_to(command: &str, write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut child =
+        shell(command).stdin(Stdio::piped()).spawn().with_context(|| format!("exec:{command}"))?;
+    let Some(mut pipe) = child.stdin.take() else { bail!("exec:{command}: it has no input") };
+    let written = write(&mut pipe);
+    drop(pipe);
+    let status = child.wait().with_context(|| format!("exec:{command}"))?;
+    ensure!(status.success(), "exec:{command}: {status}");
+    written.with_context(|| format!("exec:{command}"))
+}
+
+/// A machine that was saved, read and checked.
+pub struct Incoming {
+    /// What the user called it.
+    name: String,
+    head: Head,
+    /// Its memory.
+    ram: Option<GuestRam>,
+}
+
+impl Incoming {
+    /// Reads the machine that `-incoming` names, for a machine of `cfg`.
+    ///
+    /// # Errors
+    /// It cannot be read, is no saved machine or not of this make, or has been damaged.
+    pub fn read(cfg: &Config, uri: &str) -> anyhow::Result<Self> {
+        let target = Target::parse(uri).context("-incoming")?;
+        let name = match &target {
+            Target::File(path) => path.display().to_string(),
+            Target::Exec(command) => format!("exec:{command}"),
+        };
+        let here = Make::of(cfg);
+        let (head, ram) = match target {
+            Target::File(path) => File::open(&path).map_err(anyhow::Error::from).and_then(|mut file| {
+                let (head, layout, at) = read_head(&mut file, &here)?;
+                match layout {
+                    Layout::Mapped => Ok((map_ram(&file, &head, at)?, head)),
+                    Layout::Packed => Ok((unpack_ram(&mut file, &head)?, head)),
+                }
+            }),
+            Target::Exec(command) => read_from(&command, &here),
+        }
+        .map(|(ram, head)| (head, ram))
+        .with_context(|| format!("-incoming {name}"))?;
+        Ok(Self { name, head, ram: Some(ram) })
+    }
+
+    /// The guest's memory. Once.
+    pub fn take_ram(&mut self) -> Option<GuestRam> {
+        self.ram.take()
+    }
+
+    /// Whether the machine ran when it was saved.
+    pub fn ran(&self) -> bool {
+        self.head.running
+    }
+
+    /// Whether it slept.
+    pub fn asleep(&self) -> bool {
+        self.head.asleep
+    }
+
+    /// Puts the devices and the clock, which stands still, into the saved state.
+    ///
+    /// # Errors
+    /// The machine has other devices, or a state is none.
+    pub fn restore_board(&self, board: &Board) -> anyhow::Result<()> {
+        board.clock.set_paused_at(self.head.now);
+        board.restore(&self.head.devices).with_context(|| format!("-incoming {}", self.name))
+    }
+
+    /// Puts vCPU `n` into the saved state.
+    ///
+    /// # Errors
+    /// Its state is none.
+    pub fn restore_cpu(&self, n: usize, cpu: &mut Cpu) -> anyhow::Result<()> {
+        let wrong = |what: &str| format!("-incoming {}: the state of vCPU {n} is damaged: {what}", self.name);
+        let saved = self.head.cpus.get(n).with_context(|| wrong("there is none"))?;
+        let state: CpuV1 = device::decode(saved, CpuV1::KIND, CpuV1::VERSION)
+            .with_context(|| format!("-incoming {}", self.name))?;
+        cpu.restore(state).map_err(|what| anyhow::anyhow!(wrong(what)))
+    }
+}
+
+fn read_from(command: &str, here: &Make) -> anyhow::Result<(GuestRam, Head)> {
+    let mut child = shell(command).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let Some(mut pipe) = child.stdout.take() else { bail!("it has no output") };
+    let read = read_head(&mut pipe, here).and_then(|(head, layout, _)| {
+        ensure!(layout == Layout::Packed, "a machine that was saved to a file is read as file:FILE");
+        Ok((unpack_ram(&mut pipe, &head)?, head))
+    });
+    drop(pipe);
+    let status = child.wait()?;
+    // What it has to say comes first.
+    let read = read?;
+    ensure!(status.success(), "{status}");
+    Ok(read)
+}
+
+/// Whether so many bytes could be read; an end before is that of the file.
+fn read_all(from: &mut dyn Read, bytes: &mut [u8]) -> anyhow::Result<()> {
+    from.read_exact(bytes).map_err(|e| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => anyhow::anyhow!("it is cut short"),
+        _ => e.into(),
+    })
+}
+
+fn read_head(from: &mut dyn Read, here: &Make) -> anyhow::Result<(Head, Layout, u64)> {
+    let mut prefix = [0; PREFIX];
+    let got = from.take(8).read(&mut prefix[..8])?;
+    ensure!(got == 8 && prefix[..8] == MAGIC, "it is not a machine that Mynah has saved");
+    read_all(from, &mut prefix[8..])?;
+    let u32_at = |at: usize| u32::from_le_bytes([prefix[at], prefix[at + 1], prefix[at + 2], prefix[at + 3]]);
+    let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+    let version = u32_at(8);
+    ensure!(
+        version == VERSION,
+        "it is of version {version} of saved machines; this program knows version {VERSION}"
+    );
+    let (layout, len, at) = (u32_at(12), u64_at(16), u64_at(24));
+    ensure!(len <= MOST, "it is damaged: its head has {len} bytes");
+    let mut bytes = Vec::new();
+    from.take(len).read_to_end(&mut bytes)?;
+    ensure!(bytes.len() as u64 == len, "it is cut short");
+    ensure!(
+        digest_of(&prefix[8..32], &bytes).as_bytes()[..] == prefix[32..],
+        "it is damaged: its head has another checksum"
+    );
+    let layout = match layout {
+        0 => Layout::Mapped,
+        1 => Layout::Packed,
+        n => bail!("it is damaged: there is no layout {n}"),
+    };
+    let head: Head = postcard::from_bytes(&bytes).context("its head is damaged")?;
+    if let Some(why) = head.make.differs(here) {
+        bail!("{why}");
+    }
+    let blocks = (here.ram as usize).div_ceil(BLOCK);
+    ensure!(
+        head.blocks.len() == blocks && head.cpus.len() == here.vcpus as usize,
+        "it is damaged: its parts are not as many as it says"
+    );
+    ensure!(head.now < 1 << 61, "it is damaged: its time is after the end of all");
+    Ok((head, layout, at))
+}
+
+/// The RAM of a file that has it as it lies in the guest, checked.
+fn map_ram(file: &File, head: &Head, at: u64) -> anyhow::Result<GuestRam> {
+    let size = head.make.ram;
+    ensure!(at.is_multiple_of(ALIGN) && at < MOST * 2, "it is damaged: its RAM begins nowhere");
+    ensure!(file.metadata()?.len() >= at + size, "it is cut short");
+    // SAFETY: files of saved machines are written under another name and renamed: who saves again makes another file. That nobody else writes
+    // to it, or cuts it short, is asked of its owner (docs/devices.md): the guest would see that, and the process may end.
+    let ram = unsafe { GuestRam::of_file(file, at, size) }.context("cannot map its RAM")?;
+    for (n, &(bits, sum)) in head.blocks.iter().enumerate().filter(|(_, (bits, _))| *bits != 0) {
+        let at = n * BLOCK;
+        let len = BLOCK.min(size as usize - at);
+        // SAFETY: the block lies in RAM, which `ram` keeps mapped; no guest runs yet.
+        let block = unsafe { std::slice::from_raw_parts(ram.base().add(at), len) };
+        ensure!(checksum(block, bits) == sum, "it is damaged: RAM at {at:#x} has another checksum");
+    }
+    Ok(ram)
+}
+
+/// RAM from its pieces, checked.
+fn unpack_ram(from: &mut dyn Read, head: &Head) -> anyhow::Result<GuestRam> {
+    let size = head.make.ram;
+    let ram = GuestRam::new(size)?;
+    let mut from = std::io::BufReader::with_capacity(1 << 20, from);
+    let mut block = vec![0; BLOCK];
+    for (n, &(bits, sum)) in head.blocks.iter().enumerate().filter(|(_, (bits, _))| *bits != 0) {
+        let at = n * BLOCK;
+        let len = BLOCK.min(size as usize - at);
+        ensure!(bits.checked_shr((len / PAGE) as u32).unwrap_or(0) == 0, "it is damaged: RAM has an end");
+        for i in (0..len / PAGE).filter(|i| bits >> i & 1 != 0) {
+            let page = &mut block[i * PAGE..(i + 1) * PAGE];
+            read_all(&mut from, page)?;
+            // SAFETY: the page lies in RAM, which `ram` keeps mapped; no guest runs yet.
+            unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), ram.base().add(at + i * PAGE), PAGE) };
+        }
+        ensure!(checksum(&block[..len], bits) == sum, "it is damaged: RAM at {at:#x} has another checksum");
+    }
+    Ok(ram)
+}

@@ -1,0 +1,233 @@
+//! Machines that are saved by the monitor's `migrate`, and go on in another process.
+#![cfg(unix)]
+mod kit;
+
+use iced_x86::code_asm::*;
+use kit::*;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Stdio;
+use std::time::Duration;
+
+const LETTERS: &str = "abcdefghijklmnopqrstuvwxyz";
+
+/// Says the alphabet on COM1, a letter each 20 ms of its time, counts each in memory and in a register, and powers off if both have
+/// counted right.
+fn spells(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let (mut lost, mut gone) = (a.create_label(), a.create_label());
+    a.xor(esi, esi)?;
+    a.mov(dword_ptr(FREE), esi)?;
+    for byte in LETTERS.bytes() {
+        delay(a, 20)?;
+        send(a, byte)?;
+        a.inc(esi)?;
+        a.inc(dword_ptr(FREE))?;
+    }
+    a.cmp(esi, LETTERS.len() as i32)?;
+    a.jne(lost)?;
+    a.cmp(dword_ptr(FREE), LETTERS.len() as i32)?;
+    a.jne(lost)?;
+    send(a, b'.')?;
+    power_off(a)?;
+    a.jmp(gone)?;
+    a.set_label(&mut lost)?;
+    send(a, b'!')?;
+    a.set_label(&mut gone)?;
+    halt(a)
+}
+
+/// One machine and its files.
+struct Machine {
+    folder: Folder,
+    kernel: String,
+    vcpus: String,
+}
+
+impl Machine {
+    fn new(name: &str, guest: &Guest) -> Self {
+        let folder = Folder::new(name);
+        let kernel = folder.file("kernel", &guest.image());
+        Machine { folder, kernel, vcpus: guest.smp().to_string() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path(name)
+    }
+
+    /// Run number `n`, with more options.
+    fn start(&self, n: usize, accel: &str, more: &[&str]) -> Running {
+        let serial = format!("file:{}", self.path(&format!("com{n}")));
+        let monitor = format!("unix:{},server,nowait", self.path(&format!("monitor{n}")));
+        let mut args = vec!["run", "-display", "none", "-m", "16", "-smp", &self.vcpus, "-accel", accel];
+        args.extend(["-kernel", &self.kernel, "-serial", &serial, "-monitor", &monitor]);
+        args.extend(more);
+        Running::start(command(&args).stdout(Stdio::null()).stderr(Stdio::piped()))
+    }
+
+    fn monitor(&self, n: usize) -> Client<std::os::unix::net::UnixStream> {
+        Client::at(&self.path(&format!("monitor{n}")))
+    }
+
+    fn console(&self, n: usize) -> String {
+        fs::read_to_string(self.path(&format!("com{n}"))).unwrap_or_default()
+    }
+
+    /// A saved machine in the file `saved`, when the guest has said `letter`.
+    fn save(&self, letter: &str, more: &[&str]) -> String {
+        let mut running = self.start(0, "interp", more);
+        let mut monitor = self.monitor(0);
+        wait_for_text(&self.path("com0"), letter);
+        assert_eq!(monitor.ask(&format!("migrate file:{}", self.path("saved"))), "");
+        monitor.send("quit");
+        assert!(running.ended(PATIENCE).is_some_and(|s| s.success()));
+        self.path("saved")
+    }
+}
+
+#[test]
+fn a_guest_goes_on_where_it_was_saved_on_either_engine() {
+    let machine = Machine::new("saved", &Guest { vcpus: 2, others: &spin, ..Guest::new(&spells) });
+    let saved = machine.path("saved");
+    let (to_file, from_file) = (format!("file:{saved}"), format!("file:{saved}"));
+    let (to_pipe, from_pipe) = (format!("exec:cat > '{saved}'"), format!("exec:cat '{saved}'"));
+    let mut n = 0;
+    for (first, second, to, from) in [
+        ("interp", "jit,cache=off", &to_file, &from_file),
+        ("jit,cache=off", "interp", &to_pipe, &from_pipe),
+        ("jit,cache=off", "jit,cache=off", &to_pipe, &from_file),
+        ("interp", "interp", &to_file, &from_file),
+    ] {
+        // From process to process, some letters in each, the last one until the guest's end.
+        let mut said = String::new();
+        let mut running = machine.start(n, first, &[]);
+        for hop in 1..=3 {
+            let mut monitor = machine.monitor(n);
+            wait_for("more letters", || (said.len() + machine.console(n).len() >= 6 * hop).then_some(()));
+            assert_eq!(monitor.ask(&format!("migrate \"{to}\"")), "");
+            assert_eq!(monitor.ask("info status"), "VM status: paused (postmigrate)\n");
+            assert_eq!(monitor.ask("info migrate"), "Migration status: completed\n");
+            monitor.send("quit");
+            assert!(running.ended(PATIENCE).is_some_and(|s| s.success()));
+            said += &machine.console(n);
+            n += 1;
+            running = machine.start(n, second, &["-incoming", from]);
+        }
+        assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{said} {}", machine.console(n));
+        said += &machine.console(n);
+        assert_eq!(said, format!("{LETTERS}."), "{first} to {second} by {to}, {from}");
+        n += 1;
+    }
+}
+
+#[test]
+fn who_has_saved_a_machine_may_go_on_too_and_a_failure_costs_nothing() {
+    let machine = Machine::new("saved", &Guest::new(&spells));
+    let old = machine.folder.file("saved", b"what was there before");
+    let mut running = machine.start(0, "jit,cache=off", &[]);
+    let mut monitor = machine.monitor(0);
+    for (uri, why) in [
+        (format!("file:{}/x", machine.path("nowhere")), "No such file or directory"),
+        (format!("file:{}", machine.folder.0.display()), "Is a directory"),
+        ("\"exec:exit 3\"".into(), "exit status: 3"),
+        ("tcp:127.0.0.1:4444".into(), "'tcp:' is not supported yet; there are file:FILE and exec:COMMAND"),
+        ("saved".into(), "'saved' is not where a machine can be: file:FILE or exec:COMMAND"),
+        ("file:".into(), "nothing follows the colon"),
+    ] {
+        let said = monitor.ask(&format!("migrate {uri}"));
+        assert!(said.starts_with("Error: ") && said.contains(why), "{uri}: {said}");
+        assert_eq!(monitor.ask("info status"), "VM status: running\n");
+        assert_eq!(monitor.ask("info migrate"), "Migration status: failed\n");
+    }
+    assert_eq!(fs::read(&old).unwrap(), b"what was there before");
+    assert_eq!(fs::read_dir(&machine.folder.0).unwrap().count(), 4, "no part of a file is left behind");
+
+    // A paused guest is saved as it stands, the same each time, and stays paused.
+    monitor.ask("stop");
+    assert_eq!(monitor.ask(&format!("migrate -d file:{old}")), "");
+    let first = fs::read(&old).unwrap();
+    assert_eq!(monitor.ask(&format!("migrate file:{}", machine.path("again"))), "");
+    assert!(first == fs::read(machine.path("again")).unwrap(), "the same machine, other bytes");
+    assert_eq!(monitor.ask("info status"), "VM status: paused\n");
+    let meta = fs::metadata(&old).unwrap();
+    assert_eq!(meta.permissions().mode() & 0o777, 0o600, "it has the guest's secrets");
+    assert!(
+        meta.blocks() * 512 < 4 << 20,
+        "{} bytes of a guest that has written hardly any",
+        meta.blocks() * 512
+    );
+    monitor.ask("cont");
+    assert!(running.ended(PATIENCE).is_some_and(|s| s.success()));
+    assert_eq!(machine.console(0), format!("{LETTERS}."));
+
+    // It was saved paused, and waits; then it goes on, and can be reset.
+    let restored = format!("file:{old}");
+    let mut running = machine.start(1, "interp", &["-incoming", &restored]);
+    let mut monitor = machine.monitor(1);
+    assert_eq!(monitor.ask("info status"), "VM status: paused (prelaunch)\n");
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(machine.console(1), "");
+    monitor.ask("cont");
+    wait_for_text(&machine.path("com1"), "y");
+    monitor.ask("system_reset");
+    assert!(running.ended(PATIENCE).is_some_and(|s| s.success()));
+    assert!(machine.console(1).ends_with(&format!("{LETTERS}.")), "{}", machine.console(1));
+}
+
+/// Starts the machine from a file; what it says before it ends by itself.
+fn refused(machine: &Machine, more: &[&str]) -> String {
+    let mut running = machine.start(9, "interp", more);
+    let status = running.ended(PATIENCE).expect("it ends by itself");
+    let said = lines(running.0.stderr.take().unwrap()).join("\n");
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert_eq!(machine.console(9), "", "nothing of the guest has run");
+    said
+}
+
+#[test]
+fn what_is_not_this_machine_is_refused_before_anything_runs() {
+    let machine = Machine::new("saved", &Guest::new(&spells));
+    let saved = machine.save("c", &["-device", "pvpanic"]);
+    let fewer = refused(&machine, &["-restore", &saved]);
+    assert!(fewer.contains("has a device 'pvpanic@505' (pvpanic), which this one has not"), "{fewer}");
+    let saved = machine.save("c", &[]);
+    let uri = format!("file:{saved}");
+    let whole = fs::read(&saved).unwrap();
+    let said = |more: &[&str]| {
+        let said = refused(&machine, &[&["-incoming", &uri], more].concat());
+        assert!(said.contains(&format!("-incoming {saved}: ")), "{said}");
+        said
+    };
+    assert!(said(&["-m", "32"]).contains("it has -m 16M; this machine has -m 32M"));
+    assert!(said(&["-smp", "2"]).contains("it has -smp 1; this machine has -smp 2"));
+    assert!(said(&["-cpu", "max"]).contains("this machine has -cpu max"));
+    let more = said(&["-device", "isa-debug-exit"]);
+    assert!(more.contains("'debug-exit@501' (isa-debug-exit), of which nothing was saved"), "{more}");
+
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = whole.clone();
+        change(&mut bytes);
+        fs::write(&saved, bytes).unwrap();
+        said(&[])
+    };
+    assert!(with(&|b| *b = b"#!/bin/sh\n".to_vec()).contains("it is not a machine that Mynah has saved"));
+    assert!(with(&|b| b.clear()).contains("it is not a machine that Mynah has saved"));
+    assert!(with(&|b| b[8] = 2).contains("of version 2 of saved machines; this program knows version 1"));
+    for len in [9, 63, 64, 1000, whole.len() - 1] {
+        let cut = with(&|b| b.truncate(len));
+        assert!(cut.contains("it is cut short"), "{len} bytes: {cut}");
+    }
+    // Any byte of what is not guest memory, and one that is.
+    let head = u64::from_le_bytes(whole[16..24].try_into().unwrap()) as usize;
+    for at in [12, 17, 24, 40, 64, 64 + head / 2, 63 + head] {
+        let damaged = with(&|b| b[at] ^= 1);
+        assert!(
+            damaged.contains("it is damaged") || damaged.contains("it is cut short"),
+            "byte {at}: {damaged}"
+        );
+    }
+    let ram = u64::from_le_bytes(whole[24..32].try_into().unwrap()) as usize;
+    let code = ram + (1 << 20) + 0x1_0000;
+    assert!(with(&|b| b[code] ^= 1).contains("it is damaged: RAM at 0x100000 has another checksum"));
+    fs::remove_file(&saved).unwrap();
+    assert!(said(&[]).contains("No such file or directory"));
+}
