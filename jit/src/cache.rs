@@ -809,6 +809,21 @@ mod tests {
     }
 
     #[test]
+    fn an_image_in_use_keeps_its_old_packs() {
+        let dir = Scratch::new("in-use");
+        let limit = 150 * 2200;
+        // Of one that is used now half was written long ago; another was used in between.
+        write(&dir.open(2, limit), 0..45);
+        used_ago(&dir, 2, Some(30));
+        write(&dir.open(3, limit), 0..45);
+        used_ago(&dir, 3, Some(10));
+        write(&dir.open(2, limit), 45..90);
+        write(&dir.open(1, limit), 0..45);
+        assert!(dir.size() <= limit);
+        assert_eq!([2, 3].map(|realm| dir.open(realm, limit).len()), [90, 0]);
+    }
+
+    #[test]
     fn a_damaged_region_does_not_outlive_a_sound_one_of_its_name() {
         let dir = Scratch::new("sound");
         write(&dir.open(1, LIMIT), 0..3);
@@ -867,8 +882,13 @@ mod tests {
     #[test]
     fn of_too_many_packs_the_latest_are_opened_and_the_rest_is_tidied_away() {
         let dir = Scratch::new("many");
+        // The oldest has what no other has.
+        write(&dir.open(1, LIMIT), 9..10);
+        used_ago(&dir, 1, Some(1));
         write(&dir.open(1, LIMIT), 0..3);
-        let good = packs(&File::open(&dir.0).unwrap()).unwrap().remove(0).name;
+        let mut list = packs(&File::open(&dir.0).unwrap()).unwrap();
+        list.sort_by_key(|p| p.time);
+        let good = list.remove(1).name;
         let bytes = std::fs::read(dir.0.join(&good)).unwrap();
         for n in 0..3 * MOST {
             let path = dir.0.join(format!("{}{n:016x}.pack", &good[..17]));
@@ -879,7 +899,9 @@ mod tests {
         assert_eq!(c.index.read().packs.len(), MOST);
         c.tidy();
         assert!(packs(&c.dir).unwrap().len() <= MOST);
-        assert!((0..3).all(|n| has(&dir.open(1, LIMIT), n)));
+        let c = dir.open(1, LIMIT);
+        assert!((0..3).all(|n| has(&c, n)));
+        assert!(!has(&c, 9), "what is beyond is removed without being read");
     }
 
     #[test]

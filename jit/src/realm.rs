@@ -161,6 +161,9 @@ mod tests {
             of(&[("kernel", b"abc"), ("firmware", b"def")]),
             of(&[("initrd", b"def"), ("kernel", b"abc")]),
             of(&[("kernel", b"abcdef"), ("initrd", b"")]),
+            // The same bytes one behind the other, parted elsewhere.
+            of(&[("kernel", b"abcinitrddef")]),
+            of(&[("kernela", b"bc"), ("initrd", b"def")]),
         ] {
             assert_ne!(kernel, other);
         }
