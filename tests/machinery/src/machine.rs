@@ -15,10 +15,12 @@ use mynah_jit::tier::{Optimize, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Instructions after which a guest counts as lost.
 const LIMIT: u64 = 20_000_000;
+/// So does one that has not ended by then: what only faults executes no instructions.
+const LONGEST: Duration = Duration::from_secs(30);
 /// A longer log is that of a lost guest, too.
 const MAX_LOG: usize = 256 << 10;
 const RAM: u64 = 32 << 20;
@@ -282,10 +284,14 @@ fn run_blocks(cpu: &mut Cpu, ports: &Ports) -> &'static str {
                 events.raise(EV_KICK);
             }
         });
+        let latest = Instant::now() + LONGEST;
         let end = loop {
             let exit = cpu.run();
             if let Some(end) = ended(exit, ports, cpu) {
                 break end;
+            }
+            if Instant::now() > latest {
+                break "lost\n";
             }
         };
         done.store(true, Ordering::Relaxed);

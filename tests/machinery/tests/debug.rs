@@ -589,6 +589,7 @@ fn data_breakpoints_on_what_event_delivery_accesses() {
     let mut g = Guest::new();
     g.resume(1 << 3 | 1 << 4 | 1 << 1);
     g.alias(stubs::stub32(0x20), "handler of 20h");
+    g.alias(stubs::stub32(6), "handler of #UD");
     g.main(Main::Protected, |p| {
         asm!(p; lea eax, dword_ptr(esp - 4); mov dr0, eax; mov eax, 0x402 | 1 << 16 | 3 << 18; mov dr7, eax);
         p.name("int");
@@ -600,6 +601,10 @@ fn data_breakpoints_on_what_event_delivery_accesses() {
         asm!(p; int 0x20);
         p.name("behind gate");
         unwatch(p);
+        // An exception, which no instruction delivers.
+        watch(p, IDT32 + 8 * 6, 3, 4);
+        p.attempt("ud2", |p| asm!(p; ud2));
+        unwatch(p);
     });
     g.check_manual(
         "
@@ -609,6 +614,8 @@ fn data_breakpoints_on_what_event_delivery_accesses() {
         gate
         #DB at handler of 20h dr6=1
         int 0x20 at behind gate
+        #DB at handler of #UD dr6=1
+        #UD at ud2
         ",
         "which accesses of a delivery count differs between processors",
     );
