@@ -26,6 +26,10 @@ const UNMASKED: i32 = 0x340;
 /// The same of MXCSR.
 const CALM: i32 = 0x1f80;
 const TRAPPING: i32 = 0;
+/// A reserved bit of MXCSR: a load of it faults.
+const RESERVED: i32 = 1 << 16;
+/// Marks what was loaded, as 0 stands for a load that has faulted.
+const LOADED: i32 = 1 << 30;
 
 /// A GDT; an IDT with handlers of #MF and #XM, which mask everything again and have the instruction repeated, and of #GP, which goes on where
 /// [`AFTER`] says.
@@ -152,16 +156,14 @@ fn mxcsr_is_loaded_as_it_was_checked() {
     let load = |a: &mut CodeAssembler| {
         asm!(a; ldmxcsr dword_ptr(rbx); stmxcsr dword_ptr(rsi + SEEN));
         divide_vectors_by_zero(a);
-        // 0 stands for a load that has faulted.
-        asm!(a; mov eax, dword_ptr(rsi + SEEN); or eax, 0x10000);
+        asm!(a; mov eax, dword_ptr(rsi + SEEN); or eax, LOADED);
     };
     let write = |a: &mut CodeAssembler| {
         for _ in 0..4 {
-            // With a reserved bit, too: that load faults.
-            asm!(a; mov dword_ptr(rbx), CALM; mov dword_ptr(rbx), TRAPPING; mov dword_ptr(rbx), 0x10000);
+            asm!(a; mov dword_ptr(rbx), CALM; mov dword_ptr(rbx), TRAPPING; mov dword_ptr(rbx), RESERVED);
         }
     };
-    let known = [CALM | 0x10000, TRAPPING | 0x10000];
+    let known = [CALM | LOADED, TRAPPING | LOADED];
     race("LDMXCSR", known, |a| asm!(a; stmxcsr dword_ptr(rbx)), write, load);
 }
 
@@ -175,7 +177,8 @@ fn a_saved_area_is_loaded_as_it_was_checked() {
     let write = |a: &mut CodeAssembler| {
         for _ in 0..2 {
             asm!(a; mov word_ptr(rbx), MASKED; mov word_ptr(rbx), UNMASKED);
-            asm!(a; mov dword_ptr(rbx + 24), CALM; mov dword_ptr(rbx + 24), TRAPPING; mov dword_ptr(rbx + 24), 0x10000);
+            asm!(a; mov dword_ptr(rbx + 24), CALM; mov dword_ptr(rbx + 24), TRAPPING);
+            asm!(a; mov dword_ptr(rbx + 24), RESERVED);
             // The header: components that are there, components that are not, the other format, reserved bytes.
             asm!(a; mov dword_ptr(rbx + 512), 3; mov dword_ptr(rbx + 512), -1; mov dword_ptr(rbx + 512), 7);
             asm!(a; mov byte_ptr(rbx + 527), 0x80u32 as i32; mov byte_ptr(rbx + 527), 0);
@@ -193,8 +196,8 @@ fn a_saved_area_is_loaded_as_it_was_checked() {
             divide_vectors_by_zero(a);
             asm!(a; ldmxcsr dword_ptr(rsi + CALM_AT); fnclex; emms);
             divide_by_zero(a);
-            asm!(a; mov eax, dword_ptr(rsi + SEEN); and eax, 0xffff_ffc0u32 as i32; or eax, 0x10000);
+            asm!(a; mov eax, dword_ptr(rsi + SEEN); and eax, 0xffff_ffc0u32 as i32; or eax, LOADED);
         };
-        race(name, [CALM | 0x10000, TRAPPING | 0x10000], prepare, write, load);
+        race(name, [CALM | LOADED, TRAPPING | LOADED], prepare, write, load);
     }
 }
