@@ -243,9 +243,9 @@ impl Registry {
         self.plugs.read().clone()
     }
 
-    /// Resets all, in their order.
+    /// Resets all, the last one first: interrupt controllers, which are plugged in first, forget the edges that devices make meanwhile.
     pub fn reset(&self, why: Reset) {
-        self.all().iter().for_each(|p| p.device.reset(why));
+        self.all().iter().rev().for_each(|p| p.device.reset(why));
     }
 
     /// Nothing comes in from the host any more, until [`Registry::resume`].

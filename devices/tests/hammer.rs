@@ -13,6 +13,7 @@ use mynah_devices::clock::{Clock, ManualClock, SECOND};
 use mynah_devices::device::{Plugged, Registry, Reset};
 use mynah_devices::events::{A20Gate, MachineEvents, NoEvents};
 use mynah_devices::input::i8042::I8042;
+use mynah_devices::input::ps2::{Key, MouseButtons};
 use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::{IOAPIC_BASE, Ioapic};
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics};
@@ -95,6 +96,7 @@ struct Board {
     bus: Arc<LocalApics>,
     pit: Arc<Pit>,
     hpet: Arc<Hpet>,
+    i8042: Arc<I8042>,
 }
 
 fn board() -> Board {
@@ -174,13 +176,13 @@ fn board() -> Board {
     apics[0].enter_virtual_wire();
     let devices = Registry::default();
     let mut all: Vec<Arc<dyn Plugged>> = apics.iter().map(|a| a.clone() as _).collect();
-    all.extend(serials.into_iter().map(|s| s as Arc<dyn Plugged>));
     all.extend([bus.clone() as Arc<dyn Plugged>, ioapic, pic, pit.clone(), rtc, hpet.clone(), config, a20]);
-    all.extend([port92 as Arc<dyn Plugged>, i8042, ferr, bridge, piix3, pm, fw_cfg]);
+    all.extend([port92 as Arc<dyn Plugged>, i8042.clone(), ferr, bridge, piix3, pm, fw_cfg]);
+    all.extend(serials.into_iter().map(|s| s as Arc<dyn Plugged>));
     for device in all {
         devices.plug("board", device.kind(), device);
     }
-    Board { clock, devices, pci, ports, memory, apics, bus, pit, hpet }
+    Board { clock, devices, pci, ports, memory, apics, bus, pit, hpet, i8042 }
 }
 
 impl Board {
@@ -193,13 +195,81 @@ impl Board {
     }
 
     fn mmio(&self, r: &mut Random, base: u64, len: u64) -> u64 {
-        let (at, size) = (base + r.below(len), [1, 2, 4, 8][r.below(4) as usize]);
+        let size = [1, 2, 4, 8][r.below(4) as usize];
+        let at = r.below(len);
+        // Mostly where a register begins: some chips ignore all else.
+        let at = base + if r.below(8) == 0 { at } else { at / u64::from(size) * u64::from(size) };
         let value = r.value();
         if r.below(2) == 0 {
             return self.memory.phys_read(at, size);
         }
         self.memory.phys_write(at, size, value);
         0
+    }
+
+    /// Does to one chip what a driver does, so that it interrupts: random values alone seldom have it do anything.
+    fn drive(&self, r: &mut Random) {
+        let out =
+            |port: u16, values: &[u8]| values.iter().for_each(|v| self.ports.write(port, 1, (*v).into()));
+        let vector = 0x20 + r.below(0xd0);
+        match r.below(8) {
+            0 => {
+                for (port, base) in [(0x20, 0x20), (0xa0, 0x28)] {
+                    out(port, &[0x11]);
+                    out(port + 1, &[base, if port == 0x20 { 4 } else { 2 }, 1, 0]);
+                }
+            }
+            1 => {
+                let pin = r.below(24) as u32;
+                let trigger = (r.below(2) as u32) << 15;
+                for (index, value) in [(0x11 + 2 * pin, 0), (0x10 + 2 * pin, vector as u32 | trigger)] {
+                    self.memory.phys_write(IOAPIC_BASE, 4, index.into());
+                    self.memory.phys_write(IOAPIC_BASE + 0x10, 4, value.into());
+                }
+            }
+            2 => {
+                let apic = &self.apics[r.below(3) as usize];
+                let mode = r.below(3) as u32;
+                let values =
+                    [(0xf0, 0x1ff), (0x350, 0x700), (0x320, mode << 17 | vector as u32), (0x3e0, 0xb)];
+                values.into_iter().for_each(|(at, value)| apic.mmio_write(at, 4, value));
+                apic.mmio_write(0x380, 4, r.below_power(20) as u32);
+                _ = apic.msr_write(0x6e0, self.clock.now() + r.below_power(20));
+            }
+            3 => {
+                out(0x43, &[0x30 | (r.below(6) as u8) << 1]);
+                out(0x40, &[r.next() as u8, r.below(64) as u8]);
+            }
+            4 => {
+                for (index, value) in [(0x0a, 0x20 | r.below(16) as u8), (0x0b, 0x02 | 0x70)] {
+                    out(0x70, &[index]);
+                    out(0x71, &[value]);
+                }
+            }
+            5 => {
+                let timer = HPET_BASE + 0x100 + 0x20 * r.below(3);
+                let now = self.memory.phys_read(HPET_BASE + 0xf0, 8);
+                let kind = [0x04, 0x06, 0x4c, 0x4e][r.below(4) as usize] | r.below(24) << 9;
+                self.memory.phys_write(timer, 8, kind);
+                self.memory.phys_write(timer + 8, 8, now.wrapping_add(r.below_power(16)));
+                self.memory.phys_write(HPET_BASE + 0x10, 8, 1 + 2 * r.below(2));
+            }
+            6 => {
+                out(0x64, &[0xae, 0xa8, 0x60]);
+                out(0x60, &[0x47]);
+                out(0x64, &[0xd4]);
+                out(0x60, &[0xf4]);
+                let by = |r: &mut Random| r.below(40) as i32 - 20;
+                self.i8042.mouse(by(r), by(r), 0, MouseButtons::default());
+                self.i8042.key(Key::new(1 + r.below(0x50) as u8), r.below(2) == 0);
+            }
+            _ => {
+                out(0x3f9, &[0x0f]);
+                out(0x3fc, &[0x08]);
+                self.ports.write(0x604, 2, 1);
+                self.ports.write(0x602, 2, 0x0121);
+            }
+        }
     }
 
     /// What the guest sees of it.
@@ -209,6 +279,10 @@ impl Board {
                 let (base, len) = PORTS[r.below(PORTS.len() as u64) as usize];
                 let (port, size) = (base + r.below(len) as u16, [1, 2, 4][r.below(3) as usize]);
                 self.port(r, port, size)
+            }
+            7 if r.below(2) == 0 => {
+                self.drive(r);
+                0
             }
             7 => {
                 let (port, size) = (r.next() as u16, [1, 2, 4][r.below(3) as usize]);

@@ -168,7 +168,7 @@ impl Board {
         // A diagnostic port that programs write to for a short delay.
         ports.map(0x80, 1, Arc::new(Delay));
 
-        // In the order in which they are reset.
+        // What is reset last comes first.
         let devices = Registry::default();
         for (n, apic) in apics.iter().enumerate() {
             devices.plug("cpu", format!("apic{n}"), apic.clone());
