@@ -1,13 +1,19 @@
 //! Machines that are saved by the monitor's `migrate`, and go on in another process.
+//!
+//! Debian's kernel, saved at random moments of its boot, takes longer: `cargo test --release --test saved -- --ignored`. MYNAH_SAVES=N has N moments
+//! (12), MYNAH_SEED=N others; MYNAH_ACCEL the engines, which take turns.
 #![cfg(unix)]
+#[allow(dead_code, reason = "it drives guests by their console")]
+mod common;
 mod kit;
 
+use common::{guest, ramdisk};
 use iced_x86::code_asm::*;
 use kit::*;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LETTERS: &str = "abcdefghijklmnopqrstuvwxyz";
 
@@ -230,4 +236,97 @@ fn what_is_not_this_machine_is_refused_before_anything_runs() {
     assert!(with(&|b| b[code] ^= 1).contains("it is damaged: RAM at 0x100000 has another checksum"));
     fs::remove_file(&saved).unwrap();
     assert!(said(&[]).contains("No such file or directory"));
+}
+
+/// What Linux does for some seconds: work that has one right answer, sleeps, and a look at what the kernel thinks of it.
+const WORK: &str = r#"
+n=0; s=1
+while [ $n -lt 30 ]; do
+    n=$((n + 1)); i=0
+    while [ $i -lt 400 ]; do i=$((i + 1)); s=$(( (s * 31 + i + n) % 65521 )); done
+    echo "KEY $n $s $(printf $s | sha256sum | cut -c1-8)"
+    usleep 20000
+done
+dmesg | grep -i -E 'BUG:|Oops|Call Trace|lockup|stall|unstable|invalid opcode|unexpected|backwards'
+echo "KEY TROUBLE $(dmesg | grep -c -i -E 'BUG:|Oops|Call Trace|lockup|stall|unstable|invalid opcode|unexpected|backwards')"
+echo "KEY DONE"
+poweroff -f
+"#;
+
+fn key_lines(console: &str) -> Vec<&str> {
+    console.lines().filter_map(|line| line.find("KEY ").map(|at| line[at..].trim_end())).collect()
+}
+
+/// Starts Linux with its console and monitor in files called `name`.
+fn linux(folder: &Folder, files: &[&str; 2], name: &str, accel: &str, vcpus: &str, more: &[&str]) -> Running {
+    let serial = format!("file:{}", folder.path(&format!("com-{name}")));
+    let monitor = format!("unix:{},server,nowait", folder.path(&format!("monitor-{name}")));
+    let mut args = vec!["run", "-cpu", "max", "-m", "256", "-smp", vcpus, "-display", "none", "-no-reboot"];
+    args.extend([
+        "-accel",
+        accel,
+        "-kernel",
+        files[0],
+        "-initrd",
+        files[1],
+        "-append",
+        "console=ttyS0 panic=-1",
+    ]);
+    args.extend(["-serial", &serial, "-monitor", &monitor]);
+    args.extend(more);
+    Running::start(&mut command(&args))
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages again and again"]
+fn linux_goes_on_from_any_moment_of_its_boot() {
+    const LONG: Duration = Duration::from_secs(300);
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    let (saves, seed) = (number("MYNAH_SAVES").unwrap_or(12), number("MYNAH_SEED").unwrap_or(1));
+    let (Some(kernel), Some(initrd)) = (guest("cloud"), ramdisk("saved", "busybox", WORK)) else { return };
+    let files = [kernel.to_str().unwrap(), initrd.to_str().unwrap()];
+    let engines = std::env::var("MYNAH_ACCEL").unwrap_or("jit,cache=off interp".into());
+    let engines: Vec<&str> = engines.split_whitespace().collect();
+    let folder = Folder::new("saved");
+    let text = |name: &str| fs::read_to_string(folder.path(name)).unwrap_or_default();
+    // What is to be said, and how long it takes, by engine and number of vCPUs.
+    let mut whole = Vec::new();
+    for vcpus in ["1", "2", "4"] {
+        for &accel in &engines {
+            let start = Instant::now();
+            let mut running = linux(&folder, &files, "whole", accel, vcpus, &[]);
+            assert!(running.ended(LONG).is_some_and(|s| s.success()), "{}", text("com-whole"));
+            whole.push((vcpus, accel, start.elapsed()));
+        }
+    }
+    let expected = text("com-whole");
+    assert!(key_lines(&expected).ends_with(&["KEY TROUBLE 0", "KEY DONE"]), "{expected}");
+    let mut state = seed;
+    let mut random = |n: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % n
+    };
+    for n in 0..saves {
+        let (vcpus, first, long) = whole[n as usize % whole.len()];
+        let second = engines[random(engines.len() as u64) as usize];
+        let moment = Duration::from_micros(random(long.as_micros() as u64));
+        let what = format!("MYNAH_SEED={seed}, save {n}: -smp {vcpus}, {first} to {second}, at {moment:?}");
+        let saved = format!("file:{}", folder.path("saved"));
+        let mut running = linux(&folder, &files, "first", first, vcpus, &[]);
+        let mut monitor = Client::at(&folder.path("monitor-first"));
+        if running.ended(moment).is_some() {
+            eprintln!("{what}: it was faster");
+            continue;
+        }
+        assert_eq!(monitor.ask(&format!("migrate {saved}")), "", "{what}");
+        monitor.send("quit");
+        assert!(running.ended(LONG).is_some_and(|s| s.success()), "{what}");
+        let mut running = linux(&folder, &files, "second", second, vcpus, &["-incoming", &saved]);
+        let ended = running.ended(LONG);
+        let console = text("com-first") + &text("com-second");
+        assert!(ended.is_some_and(|s| s.success()), "{what}: {ended:?}\n{console}");
+        assert_eq!(key_lines(&console), key_lines(&expected), "{what}:\n{console}");
+        eprintln!("{what}: at {} of {} bytes of its console", text("com-first").len(), console.len());
+    }
+    fs::remove_file(&initrd).unwrap();
 }
