@@ -277,6 +277,80 @@ fn linux(folder: &Folder, files: &[&str; 2], name: &str, accel: &str, vcpus: &st
     Running::start(&mut command(&args))
 }
 
+/// What random numbers there are in the tests here.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+#[test]
+fn a_machine_is_reset_fifty_times_in_a_row() {
+    let machine = Machine::new("saved", &Guest { vcpus: 2, others: &spin, ..Guest::new(&spells) });
+    for accel in ["jit,cache=off", "interp"] {
+        let mut running = machine.start(0, accel, &[]);
+        let mut monitor = machine.monitor(0);
+        let mut random = Random(50);
+        for _ in 0..50 {
+            // Some before the last one is carried out, some in the middle of the guest.
+            std::thread::sleep(Duration::from_micros(random.below(40_000)));
+            assert_eq!(monitor.ask("system_reset"), "");
+        }
+        assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{accel}");
+        let said = machine.console(0);
+        assert!(said.ends_with(&format!("{LETTERS}.")), "{accel}: {said}");
+        assert!(said.matches('a').count() > 5, "{accel}: {said}");
+    }
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn linux_does_not_notice_that_it_was_stopped() {
+    const STOPS: u32 = 100;
+    let (Some(kernel), Some(initrd)) = (guest("cloud"), ramdisk("stopped", "busybox", UPTIME)) else {
+        return;
+    };
+    let files = [kernel.to_str().unwrap(), initrd.to_str().unwrap()];
+    for vcpus in ["1", "4"] {
+        let folder = Folder::new("stopped");
+        let start = Instant::now();
+        let mut running = linux(&folder, &files, "it", "jit,cache=off", vcpus, &[]);
+        let mut monitor = Client::at(&folder.path("monitor-it"));
+        let (mut random, mut stopped) = (Random(7), Duration::ZERO);
+        for _ in 0..STOPS {
+            std::thread::sleep(Duration::from_micros(random.below(40_000)));
+            assert_eq!(monitor.ask("stop"), "");
+            let (since, registers) = (Instant::now(), monitor.ask("info registers -a"));
+            std::thread::sleep(Duration::from_micros(20_000 + random.below(20_000)));
+            assert_eq!(monitor.ask("info registers -a"), registers, "it goes on");
+            stopped += since.elapsed();
+            assert_eq!(monitor.ask("cont"), "");
+        }
+        assert!(running.ended(PATIENCE).is_some_and(|s| s.success()));
+        let (took, console) = (start.elapsed(), fs::read_to_string(folder.path("com-it")).unwrap());
+        assert!(key_lines(&console).contains(&"KEY TROUBLE 0"), "{console}");
+        let uptime =
+            key_lines(&console).iter().find_map(|l| l.strip_prefix("KEY UPTIME ")?.parse::<f64>().ok());
+        // Some of it was the machine's building and its end.
+        let (uptime, most) = (uptime.expect(&console), (took - stopped).as_secs_f64());
+        assert!(uptime <= most + 0.1, "{uptime} s of guest time in {most} s in which it was not stopped");
+        assert!(stopped > Duration::from_secs(2) && uptime > 0.5, "{stopped:?}, {uptime}");
+    }
+    fs::remove_file(&initrd).unwrap();
+}
+
+/// Works for some seconds, then tells how long it has been up.
+const UPTIME: &str = r#"
+n=0; while [ $n -lt 100 ]; do n=$((n + 1)); sha256sum /bin/busybox > /dev/null; usleep 20000; done
+dmesg | grep -i -E 'BUG:|Oops|Call Trace|lockup|stall|unstable|invalid opcode|unexpected|backwards'
+echo "KEY TROUBLE $(dmesg | grep -c -i -E 'BUG:|Oops|Call Trace|lockup|stall|unstable|invalid opcode|unexpected|backwards')"
+echo "KEY UPTIME $(cut -d' ' -f1 /proc/uptime)"
+poweroff -f
+"#;
+
 #[test]
 #[ignore = "boots a kernel from Debian's packages again and again"]
 fn linux_goes_on_from_any_moment_of_its_boot() {
@@ -301,15 +375,11 @@ fn linux_goes_on_from_any_moment_of_its_boot() {
     }
     let expected = text("com-whole");
     assert!(key_lines(&expected).ends_with(&["KEY TROUBLE 0", "KEY DONE"]), "{expected}");
-    let mut state = seed;
-    let mut random = |n: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % n
-    };
+    let mut random = Random(seed);
     for n in 0..saves {
         let (vcpus, first, long) = whole[n as usize % whole.len()];
-        let second = engines[random(engines.len() as u64) as usize];
-        let moment = Duration::from_micros(random(long.as_micros() as u64));
+        let second = engines[random.below(engines.len() as u64) as usize];
+        let moment = Duration::from_micros(random.below(long.as_micros() as u64));
         let what = format!("MYNAH_SEED={seed}, save {n}: -smp {vcpus}, {first} to {second}, at {moment:?}");
         let saved = format!("file:{}", folder.path("saved"));
         let mut running = linux(&folder, &files, "first", first, vcpus, &[]);
