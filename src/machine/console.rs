@@ -1,9 +1,8 @@
 //! Character streams: serial ports, the monitor behind Ctrl-A, debug consoles.
 use super::board::Board;
+use super::handle::Handle;
 use super::inside::Translators;
 use super::monitor::{Hmp, Lines};
-use super::power::Power;
-use super::saved::SaverCell;
 use crate::config::{CharBackend, CharTarget, Config, Device, FwCfgData, exit_code};
 use anyhow::{Context, bail};
 use mynah_devices::chardev::{Chardev, ChardevError, Host, MonitorLine, Mux, spec};
@@ -51,16 +50,14 @@ pub struct Consoles {
     translators: Translators,
     /// All lines by name, for the monitors.
     known: Lines,
-    /// What saves the machine, once there is one.
-    saver: SaverCell,
 }
 
 impl Consoles {
     /// Opens what `cfg` asks for and plugs in the serial ports.
-    pub fn open(cfg: &Config, board: &mut Board, power: &Arc<Power>) -> anyhow::Result<Self> {
+    pub fn open(cfg: &Config, board: &mut Board, machine: &Handle) -> anyhow::Result<Self> {
         let program = cfg.program.clone();
         let shown = program.clone();
-        let failing = power.clone();
+        let failing = machine.power().clone();
         let host = Host {
             on_error: Arc::new(move |e| match e {
                 // Without its console a run says nothing to anyone: it ends, so that the caller knows.
@@ -81,13 +78,12 @@ impl Consoles {
             host,
             translators: Translators::default(),
             known: Lines::default(),
-            saver: SaverCell::default(),
         };
         for c in &cfg.chardevs {
             let target = CharTarget { spec: c.id.clone(), mux: c.mux, backend: c.backend.clone() };
             let muxes = all.muxes.len();
             let line =
-                all.line(cfg, &c.id, &target, power).with_context(|| format!("-chardev id={}", c.id))?;
+                all.line(cfg, &c.id, &target, machine).with_context(|| format!("-chardev id={}", c.id))?;
             all.named.lock().insert(c.id.clone(), line);
             if let Some(mux) = all.muxes.get(muxes) {
                 all.muxed.insert(c.id.clone(), mux.clone());
@@ -101,7 +97,7 @@ impl Consoles {
                 bail!("-serial {}: a PC has four serial ports", target.spec);
             };
             let line = all
-                .line(cfg, &format!("serial{n}"), target, power)
+                .line(cfg, &format!("serial{n}"), target, machine)
                 .with_context(|| format!("-serial {}", target.spec))?;
             all.serial(board, line, base, irq);
         }
@@ -122,7 +118,7 @@ impl Consoles {
         cfg: &Config,
         name: &str,
         target: &CharTarget,
-        power: &Arc<Power>,
+        machine: &Handle,
     ) -> anyhow::Result<Arc<dyn Chardev>> {
         if let CharBackend::Chardev(id) = &target.backend {
             return match self.named.lock().get(id) {
@@ -141,11 +137,11 @@ impl Consoles {
         }
         let opened = what.open(&self.host)?;
         if let Some(mux) = opened.mux {
-            let quit = power.clone();
+            let quit = machine.power().clone();
             mux.set_quit(move || {
                 quit.end(exit_code::POWER_OFF, Some("terminated from the console".into()));
             });
-            mux.set_monitor(Arc::new(Hmp::new(cfg, power, &self.translators, &self.known, &self.saver)));
+            mux.set_monitor(Arc::new(Hmp::new(cfg, machine, &self.translators, &self.known)));
             self.muxes.push(mux);
         }
         self.known.add(name, &opened.chardev);
@@ -154,7 +150,7 @@ impl Consoles {
     }
 
     /// All devices are plugged in: opens the monitors, and has whoever has come be greeted.
-    pub fn start(&mut self, cfg: &Config, power: &Arc<Power>) -> anyhow::Result<()> {
+    pub fn start(&mut self, cfg: &Config, machine: &Handle) -> anyhow::Result<()> {
         for (n, target) in cfg.monitors.iter().enumerate() {
             // A target that is shared with a device has the monitor behind the escape character.
             if let CharBackend::Chardev(id) = &target.backend
@@ -163,10 +159,10 @@ impl Consoles {
                 continue;
             }
             let line = self
-                .line(cfg, &format!("compat_monitor{n}"), target, power)
+                .line(cfg, &format!("compat_monitor{n}"), target, machine)
                 .with_context(|| format!("-monitor {}", target.spec))?;
             if !target.mux {
-                let monitor = Arc::new(Hmp::new(cfg, power, &self.translators, &self.known, &self.saver));
+                let monitor = Arc::new(Hmp::new(cfg, machine, &self.translators, &self.known));
                 self.monitors.push(MonitorLine::new(line, monitor));
             }
         }
@@ -174,11 +170,6 @@ impl Consoles {
             mux.start();
         }
         Ok(())
-    }
-
-    /// Where what saves the machine is to be put, for the monitor.
-    pub fn saver(&self) -> SaverCell {
-        self.saver.clone()
     }
 
     /// Where the vCPUs' translators are to be listed, for the monitor.
@@ -261,7 +252,7 @@ fn no_telnet(socket: &crate::config::Socket) -> anyhow::Result<()> {
 pub fn attach_extra(
     cfg: &Config,
     board: &mut Board,
-    power: &Arc<Power>,
+    machine: &Handle,
     consoles: &mut Consoles,
 ) -> anyhow::Result<Arc<FwCfg>> {
     for d in &cfg.debugcons {
@@ -269,8 +260,9 @@ pub fn attach_extra(
         if d.readback != 0xe9 {
             bail!("-device isa-debugcon: readback={:#x}: only 0xe9 is supported yet", d.readback);
         }
-        let line =
-            consoles.line(cfg, "debugcon", &d.target, power).with_context(|| format!("-debugcon {what}"))?;
+        let line = consoles
+            .line(cfg, "debugcon", &d.target, machine)
+            .with_context(|| format!("-debugcon {what}"))?;
         let console = Debugcon::new(line);
         console.attach(&board.ports, d.iobase);
         board.devices.plug("isa.0", format!("debugcon@{:x}", d.iobase), console);
@@ -278,7 +270,7 @@ pub fn attach_extra(
     for d in &cfg.devices {
         match d {
             Device::IsaDebugExit { iobase, iosize } => {
-                let exit = DebugExit::new(power.clone());
+                let exit = DebugExit::new(machine.power().clone());
                 exit.attach(&board.ports, *iobase, u32::from(*iosize));
                 board.devices.plug("isa.0", format!("debug-exit@{iobase:x}"), exit);
             }
@@ -286,7 +278,7 @@ pub fn attach_extra(
                 if *events != 3 {
                     bail!("-device pvpanic: events={events}: only 3 (all) is supported yet");
                 }
-                let pvpanic = Pvpanic::new(power.clone());
+                let pvpanic = Pvpanic::new(machine.power().clone());
                 pvpanic.attach(&board.ports, *ioport);
                 board.devices.plug("isa.0", format!("pvpanic@{ioport:x}"), pvpanic);
             }
@@ -299,7 +291,7 @@ pub fn attach_extra(
                     bail!("-device isa-serial: a PC has four serial ports");
                 };
                 let target = CharTarget::new(chardev, CharBackend::Chardev(chardev.clone()));
-                let line = consoles.line(cfg, chardev, &target, power).context("-device isa-serial")?;
+                let line = consoles.line(cfg, chardev, &target, machine).context("-device isa-serial")?;
                 let irq = irq.map_or(line_irq, u32::from);
                 if irq > 15 {
                     bail!("-device isa-serial: irq={irq} is not an ISA interrupt (0 to 15)");

@@ -5,6 +5,7 @@ pub mod board;
 pub mod budget;
 pub mod console;
 pub mod ending;
+pub mod handle;
 pub mod inside;
 pub mod kernel;
 pub mod monitor;
@@ -13,8 +14,11 @@ pub mod saved;
 pub mod shadow;
 pub mod vcpu;
 
+pub use handle::{Handle, Refused, Status};
+
 use crate::config::{AccelKind, Check, Config, Device, LogItem};
 use anyhow::{Context, bail};
+use bios::BiosCalls;
 use board::Board;
 use ending::{Ending, GRACE};
 use mynah_cpu::trace::{self, Trace};
@@ -23,7 +27,7 @@ use mynah_jit::perf::Symbols;
 use mynah_jit::tier::{Engine, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use power::Power;
-use saved::{Incoming, Saver};
+use saved::Incoming;
 use std::sync::Arc;
 use vcpu::VcpuHandle;
 
@@ -34,153 +38,271 @@ fn below_4g(size: u64) -> u64 {
     if size > HOLE { HOLE_WITH_MORE } else { size }
 }
 
-/// Builds the machine and runs it to its end; the exit code.
+/// Builds the machine of the command line and runs it to its end; the exit code. Signals that end processes end the machine, and nothing it
+/// does keeps the process from ending.
 pub fn run(cfg: Config) -> anyhow::Result<i32> {
     refuse_unbuilt(&cfg)?;
-    let mut incoming = cfg.incoming.as_deref().map(|uri| Incoming::read(&cfg, uri)).transpose()?;
-    let stopped = cfg.start_stopped || incoming.is_some();
-    let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, stopped));
+    let handle = Handle::new(&cfg);
     // Before anything that could wait, and gone after all else.
-    let _ending = Ending::watch(&power).context("cannot watch over the machine's end")?;
-    let model = Arc::new(cpu_model(&cfg)?);
-    let symbols = inside::symbols(&cfg)?;
-    let log = trace(&cfg, &symbols)?;
-    if let (Some(log), Some(path)) = (&log, &cfg.log.file)
-        && path.is_file()
-    {
-        ending::keep_log(log);
-    }
-    let boot = kernel::Boot::read(&cfg, &model)?;
-    // Early, so that what is on disk can be read while the machine is built.
-    let translator = translator(&cfg, &model, log.as_ref(), symbols, &boot)?;
+    let _ending = Ending::watch(handle.power()).context("cannot watch over the machine's end")?;
+    Machine::build(cfg, handle)?.run()
+}
 
-    let size = cfg.memory.size;
-    let ram = match incoming.as_mut().and_then(Incoming::take_ram) {
-        Some(ram) => ram,
-        None => GuestRam::new(size).with_context(|| format!("-m: cannot map {size} bytes of guest RAM"))?,
-    };
-    let memory = PhysMemory::new(ram, below_4g(size));
-    let handles: Vec<VcpuHandle> =
-        (0..cfg.smp.cpus).map(|n| VcpuHandle { apic_id: model.apic_id(n), ..Default::default() }).collect();
-    let world = World::new(handles.iter().map(|h| (h.events.clone(), h.inbox.clone())));
-    power.connect(handles.clone());
-    let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), &power, &handles)?;
-    power.connect_clock(board.clock.clone());
-    power.connect_button(&board.pm);
-    let mut consoles = console::Consoles::open(&cfg, &mut board, &power)?;
-    let fw_cfg = console::attach_extra(&cfg, &mut board, &power, &mut consoles)?;
-    boot.fill(&cfg, &fw_cfg, &board)?;
-    let board = Arc::new(board);
-    let _ = consoles.saver().set(Saver::new(&cfg, &power, &board));
-    let entry = match &incoming {
-        // The first load shows whether the kernel fits, before anything runs.
-        None => boot.load(&board)?,
-        Some(saved) => {
-            // What is typed from now on is for the guest that was.
-            board.devices.pause();
-            boot.describe(&board)?;
-            saved.restore_board(&board)?;
-            None
-        }
-    };
-    consoles.start(&cfg, &power)?;
+/// A machine: board, processors and what is to be booted, from a [`Config`] to its end.
+///
+/// ```
+/// use mynah::config::Config;
+/// use mynah::machine::{Machine, Status};
+/// use std::time::Duration;
+///
+/// # let folder = std::env::temp_dir().join(format!("mynah-doc-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+/// let kernel = folder.join("kernel");
+/// std::fs::write(&kernel, mynah::embedded::image()?)?;
+///
+/// let mut config = Config { kernel: Some(kernel), start_stopped: true, ..Config::default() };
+/// config.memory.size = 64 << 20;
+/// let machine = Machine::new(config.clone())?;
+/// let handle = machine.handle();
+/// let run = std::thread::spawn(move || machine.run());
+///
+/// handle.resume()?;
+/// assert_eq!(handle.status(), Status::Running);
+/// assert!(handle.inspect().iter().any(|(name, registers)| name == "pit" && registers["timer"].is_u64()));
+///
+/// // It is saved where it is, and goes on from there in another machine.
+/// let saved = format!("file:{}", folder.join("saved").display());
+/// handle.save(&saved)?;
+/// handle.end();
+/// assert!(handle.wait_end(Duration::from_secs(10)));
+/// assert_eq!(run.join().unwrap()?, 0);
+///
+/// let machine = Machine::new(Config { incoming: Some(saved), start_stopped: false, ..config })?;
+/// let handle = machine.handle();
+/// let run = std::thread::spawn(move || machine.run());
+/// # while handle.status() != Status::Running {}
+/// assert_eq!(handle.status(), Status::Running);
+/// handle.end();
+/// assert_eq!(run.join().unwrap()?, 0);
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub struct Machine {
+    cfg: Config,
+    handle: Handle,
+    board: Arc<Board>,
+    consoles: console::Consoles,
+    /// The vCPUs, each with its calls of the BIOS.
+    cpus: Vec<(Box<Cpu>, Option<Arc<BiosCalls>>)>,
+    world: Arc<World>,
+    boot: kernel::Boot,
+    translator: Option<Arc<Engine>>,
+    log: Option<Arc<Trace>>,
+    incoming: Option<Incoming>,
+}
 
-    let (translators, checks) = (consoles.translators(), cfg.check != Check::Off);
-    if let Some(engine) = &translator {
-        translators.set_engine(engine);
+impl Machine {
+    /// Builds a machine; nothing of it runs yet.
+    ///
+    /// # Errors
+    /// A file cannot be read or is not what it is to be, an option asks for what is not there, the host has not enough of something.
+    pub fn new(cfg: Config) -> anyhow::Result<Self> {
+        refuse_unbuilt(&cfg)?;
+        let handle = Handle::new(&cfg);
+        Self::build(cfg, handle)
     }
-    let budget = budget::Budget::of(&cfg);
-    let mut threads = Vec::new();
-    for (n, handle) in handles.iter().enumerate() {
-        let view = Arc::new(board.view(n));
-        let bios = view.bios.clone();
-        let mut cpu = Cpu::new(n as u32, memory.clone(), view, handle.events.clone(), model.clone());
-        cpu.join(&world, n);
-        if let Some(seed) = cfg.seed {
-            cpu.seed_random(seed);
+
+    /// A handle on it, for any thread.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    fn build(cfg: Config, handle: Handle) -> anyhow::Result<Self> {
+        let mut incoming = cfg.incoming.as_deref().map(|uri| Incoming::read(&cfg, uri)).transpose()?;
+        let power = handle.power();
+        let model = Arc::new(cpu_model(&cfg)?);
+        let symbols = inside::symbols(&cfg)?;
+        let log = trace(&cfg, &symbols)?;
+        if let (Some(log), Some(path)) = (&log, &cfg.log.file)
+            && path.is_file()
+        {
+            ending::keep_log(log);
         }
-        cpu.bound_blocks(budget.blocks);
+        let boot = kernel::Boot::read(&cfg, &model)?;
+        // Early, so that what is on disk can be read while the machine is built.
+        let translator = translator(&cfg, &model, log.as_ref(), symbols, &boot)?;
+
+        let size = cfg.memory.size;
+        let ram = match incoming.as_mut().and_then(Incoming::take_ram) {
+            Some(ram) => ram,
+            None => {
+                GuestRam::new(size).with_context(|| format!("-m: cannot map {size} bytes of guest RAM"))?
+            }
+        };
+        let memory = PhysMemory::new(ram, below_4g(size));
+        let handles: Vec<VcpuHandle> = (0..cfg.smp.cpus)
+            .map(|n| VcpuHandle { apic_id: model.apic_id(n), ..Default::default() })
+            .collect();
+        let world = World::new(handles.iter().map(|h| (h.events.clone(), h.inbox.clone())));
+        power.connect(handles.clone());
+        let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), power, &handles)?;
+        power.connect_clock(board.clock.clone());
+        power.connect_button(&board.pm);
+        let mut consoles = console::Consoles::open(&cfg, &mut board, &handle)?;
+        let fw_cfg = console::attach_extra(&cfg, &mut board, &handle, &mut consoles)?;
+        boot.fill(&cfg, &fw_cfg, &board)?;
+        let board = Arc::new(board);
+        let entry = match &incoming {
+            // The first load shows whether the kernel fits, before anything runs.
+            None => boot.load(&board)?,
+            Some(saved) => {
+                // What is typed from now on is for the guest that was.
+                board.devices.pause();
+                boot.describe(&board)?;
+                saved.restore_board(&board)?;
+                None
+            }
+        };
+        handle.built(&cfg, &board);
+        consoles.start(&cfg, &handle)?;
+
+        let translators = consoles.translators();
+        if let Some(engine) = &translator {
+            translators.set_engine(engine);
+        }
+        let budget = budget::Budget::of(&cfg);
+        let mut cpus = Vec::new();
+        for (n, events) in handles.iter().map(|h| &h.events).enumerate() {
+            let view = Arc::new(board.view(n));
+            let bios = view.bios.clone();
+            let mut cpu = Cpu::new(n as u32, memory.clone(), view, events.clone(), model.clone());
+            cpu.join(&world, n);
+            if let Some(seed) = cfg.seed {
+                cpu.seed_random(seed);
+            }
+            cpu.bound_blocks(budget.blocks);
+            if let Some(log) = &log {
+                cpu.set_trace(log.clone());
+            }
+            if let Some(engine) = &translator {
+                let tier = Translating::new(engine, events.clone())
+                    .map_err(|e| anyhow::anyhow!("-accel jit: {e}"))?;
+                translators.add(tier.counters());
+                let hot_after = tier.hot_after();
+                cpu.set_tier(Box::new(tier), hot_after);
+                inside::check(&cfg, &mut cpu, power);
+            }
+            match &incoming {
+                Some(saved) => saved.restore_cpu(n, &mut cpu)?,
+                None if n == 0 => kernel::enter(&mut cpu, entry.as_ref()),
+                None => kernel::park(&mut cpu),
+            }
+            cpus.push((cpu, bios));
+        }
+        Ok(Self { cfg, handle, board, consoles, cpus, world, boot, translator, log, incoming })
+    }
+
+    /// Runs the machine to its end; the exit code.
+    ///
+    /// # Errors
+    /// The host gives no thread.
+    pub fn run(self) -> anyhow::Result<i32> {
+        let Self { cfg, handle, board, consoles, cpus, world, boot, translator, log, incoming } = self;
+        let power = handle.power();
+        let mut threads = Vec::new();
+        for (n, (cpu, bios)) in cpus.into_iter().enumerate() {
+            let vcpu = Vcpu {
+                cpu,
+                bios,
+                n,
+                world: world.clone(),
+                power: power.clone(),
+                board: board.clone(),
+                boot: boot.clone(),
+                report: (cfg.check != Check::Off).then(|| cfg.program.clone()),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("mynah-vcpu{n}"))
+                .stack_size(8 << 20)
+                .spawn(move || vcpu.run())
+                .context("cannot start a vCPU thread")?;
+            threads.push(thread);
+        }
+        if let Some(saved) = &incoming {
+            if saved.asleep() {
+                power.go_to_sleep();
+            }
+            board.devices.resume();
+            if saved.ran() && !cfg.start_stopped {
+                power.go_on();
+            }
+        }
+        let end = power.wait_end();
+        let until = end.told + GRACE;
+        consoles.hurry();
+        if power.wait_gone(threads.len(), until) {
+            for t in threads {
+                // A vCPU thread that panicked has printed why.
+                let _ = t.join();
+            }
+        } else {
+            tracing::debug!("a vCPU does not come out of an instruction; it is not waited for");
+        }
+        consoles.close(until, &cfg.program);
+        if let Some(message) = &end.message {
+            // Standard error may be closed, which is no reason to panic.
+            crate::cli::say(&cfg.program, message);
+        }
+        // Before what may take longer than there is time.
         if let Some(log) = &log {
-            cpu.set_trace(log.clone());
+            log.flush();
         }
         if let Some(engine) = &translator {
-            let tier = Translating::new(engine, handle.events.clone())
-                .map_err(|e| anyhow::anyhow!("-accel jit: {e}"))?;
-            translators.add(tier.counters());
-            let hot_after = tier.hot_after();
-            cpu.set_tier(Box::new(tier), hot_after);
-            inside::check(&cfg, &mut cpu, &power);
+            engine.close();
         }
-        match &incoming {
-            Some(saved) => saved.restore_cpu(n, &mut cpu)?,
-            None if n == 0 => kernel::enter(&mut cpu, entry.as_ref()),
-            None => kernel::park(&mut cpu),
+        if let Some(log) = log {
+            log.flush();
         }
-        let (power, board, boot, world) = (power.clone(), board.clone(), boot.clone(), world.clone());
-        let program = cfg.program.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("mynah-vcpu{n}"))
-            .stack_size(8 << 20)
-            .spawn(move || {
-                let _gone = Gone(power.clone());
-                vcpu::run(&mut cpu, &world, n, &power, bios.as_deref(), |cpu, waking| {
-                    cpu.trace_reset();
-                    if n != 0 {
-                        kernel::park(cpu);
-                        return Ok(());
-                    }
-                    match waking {
-                        Some(cause) => board.wake(cause),
-                        None => board.reset(),
-                    }
-                    cpu.reset();
-                    let entry = if waking.is_some() { boot.resume(&board) } else { boot.load(&board)? };
-                    kernel::enter(cpu, entry.as_ref());
-                    Ok(())
-                });
-                if checks {
-                    eprintln!("{program}: {}", inside::checked(&cpu));
-                }
-            })
-            .context("cannot start a vCPU thread")?;
-        threads.push(thread);
+        Ok(end.code)
     }
-    if let Some(saved) = &incoming {
-        if saved.asleep() {
-            power.go_to_sleep();
-        }
-        board.devices.resume();
-        if saved.ran() && !cfg.start_stopped {
-            power.go_on();
+}
+
+/// A vCPU, and what its thread does.
+struct Vcpu {
+    cpu: Box<Cpu>,
+    bios: Option<Arc<BiosCalls>>,
+    n: usize,
+    world: Arc<World>,
+    power: Arc<Power>,
+    board: Arc<Board>,
+    boot: kernel::Boot,
+    /// At its end it says, as this program, what of it was checked.
+    report: Option<String>,
+}
+
+impl Vcpu {
+    fn run(self) {
+        let Self { mut cpu, bios, n, world, power, board, boot, report } = self;
+        let _gone = Gone(power.clone());
+        vcpu::run(&mut cpu, &world, n, &power, bios.as_deref(), |cpu, waking| {
+            cpu.trace_reset();
+            if n != 0 {
+                kernel::park(cpu);
+                return Ok(());
+            }
+            match waking {
+                Some(cause) => board.wake(cause),
+                None => board.reset(),
+            }
+            cpu.reset();
+            let entry = if waking.is_some() { boot.resume(&board) } else { boot.load(&board)? };
+            kernel::enter(cpu, entry.as_ref());
+            Ok(())
+        });
+        if let Some(program) = report {
+            eprintln!("{program}: {}", inside::checked(&cpu));
         }
     }
-    let end = power.wait_end();
-    let until = end.told + GRACE;
-    consoles.hurry();
-    if power.wait_gone(threads.len(), until) {
-        for t in threads {
-            // A vCPU thread that panicked has printed why.
-            let _ = t.join();
-        }
-    } else {
-        tracing::debug!("a vCPU does not come out of an instruction; it is not waited for");
-    }
-    consoles.close(until, &cfg.program);
-    if let Some(message) = &end.message {
-        // Standard error may be closed, which is no reason to panic.
-        crate::cli::say(&cfg.program, message);
-    }
-    // Before what may take longer than there is time.
-    if let Some(log) = &log {
-        log.flush();
-    }
-    if let Some(engine) = &translator {
-        engine.close();
-    }
-    if let Some(log) = log {
-        log.flush();
-    }
-    Ok(end.code)
 }
 
 /// Tells that a vCPU's thread has come to its end, even by a panic.

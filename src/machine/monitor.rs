@@ -1,10 +1,8 @@
 //! The human monitor's commands: the few that there is something behind, with QEMU's names and answers.
+use super::handle::{Handle, Status};
 use super::inside::Translators;
-use super::power::{Pause, Power};
-use super::saved::SaverCell;
-use crate::config::{Config, exit_code};
+use crate::config::Config;
 use mynah_devices::chardev::{Chardev, Monitor};
-use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
 use parking_lot::Mutex;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,6 +34,7 @@ const INFO: &[Entry] = &[
     ("info kvm", "whether KVM is used"),
     ("info migrate", "what became of the last 'migrate'"),
     ("info name", "the guest's name"),
+    ("info qtree", "the devices, by their buses"),
     ("info registers [-a]", "the vCPU's registers; with -a all vCPUs'"),
     ("info status", "running or paused"),
     ("info uuid", "the system's UUID"),
@@ -50,6 +49,11 @@ fn help(entries: &[Entry]) -> String {
 fn find(name: &str) -> Option<&'static Entry> {
     let names = |entry: &Entry| entry.0.split(' ').next().is_some_and(|w| w.split('|').any(|n| n == name));
     COMMANDS.iter().find(|e| names(e))
+}
+
+/// What the monitor says of something that was to be done.
+fn done<E: std::fmt::Display>(result: Result<(), E>) -> String {
+    result.map_or_else(|e| format!("Error: {e}\n"), |()| String::new())
 }
 
 /// A name that users know, and what it is of.
@@ -74,10 +78,9 @@ impl Lines {
 
 /// The human monitor.
 pub struct Hmp {
-    power: Arc<Power>,
+    machine: Handle,
     translators: Translators,
     lines: Lines,
-    saver: SaverCell,
     /// What became of the last `migrate`.
     migration: Mutex<&'static str>,
     name: String,
@@ -90,18 +93,11 @@ pub struct Hmp {
 
 impl Hmp {
     /// A monitor of the machine that `power` is of.
-    pub fn new(
-        cfg: &Config,
-        power: &Arc<Power>,
-        translators: &Translators,
-        lines: &Lines,
-        saver: &SaverCell,
-    ) -> Self {
+    pub fn new(cfg: &Config, machine: &Handle, translators: &Translators, lines: &Lines) -> Self {
         Self {
-            power: power.clone(),
+            machine: machine.clone(),
             translators: translators.clone(),
             lines: lines.clone(),
-            saver: saver.clone(),
             migration: Mutex::default(),
             name: cfg.name.clone().unwrap_or_default(),
             uuid: cfg.uuid.unwrap_or_default(),
@@ -115,35 +111,10 @@ impl Hmp {
         }
     }
 
-    fn status(&self) -> String {
-        let status = match self.power.paused() {
-            None if self.power.asleep() => "paused (suspended)",
-            None => "running",
-            Some(Pause::User) => "paused",
-            Some(Pause::Prelaunch) => "paused (prelaunch)",
-            Some(Pause::Shutdown) => "paused (shutdown)",
-            Some(Pause::Panicked) => "paused (guest-panicked)",
-            Some(Pause::PostMigrate) => "paused (postmigrate)",
-        };
-        format!("VM status: {status}\n")
-    }
-
-    fn cont(&self) -> String {
-        match self.power.paused() {
-            Some(Pause::Shutdown | Pause::Panicked) => {
-                "Error: Resetting the Virtual Machine is required\n".into()
-            }
-            _ => {
-                self.power.go_on();
-                String::new()
-            }
-        }
-    }
-
     fn cpus(&self) -> String {
         let current = self.seat.load(Ordering::Relaxed);
         let mut text = String::new();
-        for (n, report) in self.power.reports().into_iter().enumerate() {
+        for (n, report) in self.machine.reports().into_iter().enumerate() {
             let mark = if n == current { '*' } else { ' ' };
             let _ = match report {
                 Some(r) => writeln!(text, "{mark} CPU #{n}: thread_id={}", r.thread),
@@ -156,7 +127,8 @@ impl Hmp {
     fn registers(&self, all: bool) -> String {
         let current = self.seat.load(Ordering::Relaxed);
         let mut text = String::new();
-        for (n, report) in self.power.reports().into_iter().enumerate().filter(|(n, _)| all || *n == current)
+        for (n, report) in
+            self.machine.reports().into_iter().enumerate().filter(|(n, _)| all || *n == current)
         {
             let registers = report.map_or("it does not answer\n".into(), |r| r.registers);
             let _ = write!(text, "\nCPU#{n}\n{registers}");
@@ -166,7 +138,7 @@ impl Hmp {
 
     fn choose(&self, seat: &str) -> String {
         match seat.parse() {
-            Ok(n) if n < self.power.vcpus() => {
+            Ok(n) if n < self.machine.vcpus() => {
                 self.seat.store(n, Ordering::Relaxed);
                 String::new()
             }
@@ -183,12 +155,27 @@ impl Hmp {
             uri = after.trim_start();
         }
         let uri = uri.strip_prefix('"').and_then(|u| u.strip_suffix('"')).unwrap_or(uri);
-        let saved = match self.saver.get() {
-            Some(saver) => saver.migrate(uri),
-            None => Err(anyhow::anyhow!("the machine is still being built")),
-        };
+        let saved = self.machine.save(uri);
         *self.migration.lock() = if saved.is_ok() { "completed" } else { "failed" };
-        saved.map_or_else(|e| format!("Error: {}\n", crate::cli::explain(&e)), |()| String::new())
+        done(saved.map_err(|e| crate::cli::explain(&e)))
+    }
+
+    /// Buses in the order in which they come, each with its devices.
+    fn devices(&self) -> String {
+        let all = self.machine.devices();
+        let mut buses: Vec<&str> = Vec::new();
+        let mut text = String::new();
+        for (bus, ..) in &all {
+            if buses.contains(bus) {
+                continue;
+            }
+            buses.push(bus);
+            let _ = writeln!(text, "bus: {bus}");
+            for (_, name, kind) in all.iter().filter(|(on, ..)| on == bus) {
+                let _ = writeln!(text, "  dev: {kind}, id \"{name}\"");
+            }
+        }
+        text
     }
 
     fn uuid(&self) -> String {
@@ -203,36 +190,28 @@ impl Monitor for Hmp {
         match line.split_whitespace().collect::<Vec<_>>().as_slice() {
             [] => String::new(),
             ["q" | "quit"] => {
-                self.power.end(exit_code::POWER_OFF, None);
+                self.machine.end();
                 String::new()
             }
             ["stop" | "s"] => {
-                self.power.pause(Pause::User);
-                self.power.wait_standing();
+                self.machine.pause();
                 String::new()
             }
-            ["cont" | "c"] => self.cont(),
+            ["cont" | "c"] => done(self.machine.resume()),
             ["system_reset"] => {
-                self.power.reset(ResetCause::Host);
+                self.machine.reset();
                 String::new()
             }
             ["system_powerdown"] => {
-                self.power.press_button();
+                self.machine.power_button();
                 String::new()
             }
-            ["system_wakeup"] if !self.power.asleep() => {
-                "Error: Unable to wake up: guest is not in suspended state\n".into()
-            }
-            ["system_wakeup"] => {
-                // As QEMU has it, it looks like the power button to the guest, who need not have enabled that.
-                self.power.wake(WakeCause::PowerButton);
-                String::new()
-            }
+            ["system_wakeup"] => done(self.machine.wake()),
             ["migrate", ..] if line.trim().len() > "migrate".len() => {
                 self.migrate(line.trim()["migrate".len()..].trim())
             }
             ["nmi"] => {
-                self.power.nmi();
+                self.machine.nmi();
                 String::new()
             }
             ["cpu", seat] => self.choose(seat),
@@ -248,7 +227,8 @@ impl Monitor for Hmp {
             ["info", "name"] => format!("{}\n", self.name),
             ["info", "registers"] => self.registers(false),
             ["info", "registers", "-a"] => self.registers(true),
-            ["info", "status"] => self.status(),
+            ["info", "qtree"] => self.devices(),
+            ["info", "status"] => format!("VM status: {}\n", self.machine.status()),
             ["info", "uuid"] => self.uuid(),
             ["info", "version"] => format!("{}\n", env!("CARGO_PKG_VERSION")),
             ["info"] | ["help" | "?", "info"] => help(INFO),
@@ -266,7 +246,7 @@ impl Monitor for Hmp {
     }
 
     fn prompt(&self) -> &str {
-        if self.power.has_ended() { "" } else { self.prompt }
+        if self.machine.status() == Status::Ended { "" } else { self.prompt }
     }
 
     fn greeting(&self) -> &str {
@@ -277,14 +257,11 @@ impl Monitor for Hmp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{PanicAction, RebootAction, ShutdownAction};
 
     fn monitor() -> Hmp {
-        let power = Power::new(RebootAction::Reset, ShutdownAction::Pause, PanicAction::None, false);
         let uuid = Some(std::array::from_fn(|n| n as u8 * 0x11));
         let cfg = Config { name: Some("a b".into()), uuid, ..Config::default() };
-        let cell = SaverCell::default();
-        Hmp::new(&cfg, &Arc::new(power), &Translators::default(), &Lines::default(), &cell)
+        Hmp::new(&cfg, &Handle::new(&cfg), &Translators::default(), &Lines::default())
     }
 
     #[test]

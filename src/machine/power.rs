@@ -386,6 +386,18 @@ impl Power {
         self.state.lock().end.is_some()
     }
 
+    /// Waits for the end, but no longer than this; whether it has come.
+    pub fn wait_end_for(&self, patience: Duration) -> bool {
+        let give_up = Instant::now() + patience;
+        let mut s = self.state.lock();
+        while s.end.is_none() {
+            if self.changed.wait_until(&mut s, give_up).timed_out() {
+                break;
+            }
+        }
+        s.end.is_some()
+    }
+
     /// Waits for the end.
     pub fn wait_end(&self) -> End {
         let mut s = self.state.lock();

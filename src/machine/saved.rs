@@ -10,7 +10,7 @@
 //!   64      the head ([`Head`], postcard's encoding)
 //! ```
 //!
-//! All numbers are little-endian. RAM is told of in blocks of 64 pages: which of them are not zero, and a CRC-32 of these. With layout 0 a
+//! All numbers are little-endian. RAM is told of in blocks of 64 pages: which of them are not zero, and an XXH3 (64 bits) of these. With layout 0 a
 //! restored guest's RAM is the file itself, mapped so that what the guest writes is its own. Layout 1 is for what cannot be
 //! looked into at any place, such as a pipe.
 //!
@@ -28,8 +28,9 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 const MAGIC: [u8; 8] = *b"MYNAHSAV";
 /// The version of the layout. States of devices have versions of their own.
@@ -108,7 +109,7 @@ struct Head {
     cpus: Vec<Saved>,
     devices: Vec<Saved>,
     /// For each block of RAM: which pages are not zero, and their checksum.
-    blocks: Vec<(u64, u32)>,
+    blocks: Vec<(u64, u64)>,
 }
 
 /// Copies block `n` of RAM. The machine stands still.
@@ -131,10 +132,35 @@ fn pages_of(block: &[u8], bits: u64) -> impl Iterator<Item = (usize, &[u8])> {
     block.chunks_exact(PAGE).enumerate().filter(move |(i, _)| bits >> i & 1 != 0)
 }
 
-fn checksum(block: &[u8], bits: u64) -> u32 {
-    let mut sum = crc32fast::Hasher::new();
+/// Of the pages that are not zero, in their order. It tells of damage, not of ill will.
+fn checksum(block: &[u8], bits: u64) -> u64 {
+    if bits == u64::MAX && block.len() == BLOCK {
+        return xxh3_64(block);
+    }
+    let mut sum = Xxh3::new();
     pages_of(block, bits).for_each(|(_, page)| sum.update(page));
-    sum.finalize()
+    sum.digest()
+}
+
+/// Does something to all blocks that are not zero, on several threads; the first error of any.
+fn each_block<F>(blocks: &[(u64, u64)], check: F) -> anyhow::Result<()>
+where
+    F: Fn(usize, u64, u64) -> anyhow::Result<()> + Sync,
+{
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+    let some = |from: usize| {
+        let mine = blocks.iter().enumerate().skip(from).step_by(threads);
+        mine.filter(|(_, (bits, _))| *bits != 0).try_for_each(|(n, (bits, sum))| check(n, *bits, *sum))
+    };
+    std::thread::scope(|scope| {
+        let some = &some;
+        let others: Vec<_> = (1..threads).map(|n| scope.spawn(move || some(n))).collect();
+        let mut result = some(0);
+        for other in others {
+            result = result.and(other.join().unwrap_or_else(|_| bail!("internal error")));
+        }
+        result
+    })
 }
 
 /// What saves a machine; the board belongs to somebody else.
@@ -143,9 +169,6 @@ pub struct Saver {
     board: Weak<Board>,
     make: Make,
 }
-
-/// Where the monitor finds it once the machine is built.
-pub type SaverCell = Arc<OnceLock<Saver>>;
 
 impl Saver {
     /// Of the machine with this board.
@@ -480,15 +503,16 @@ fn map_ram(file: &File, head: &Head, at: u64) -> anyhow::Result<GuestRam> {
     ensure!(at.is_multiple_of(ALIGN) && at < MOST * 2, "it is damaged: its RAM begins nowhere");
     ensure!(file.metadata()?.len() >= at + size, "it is cut short");
     // SAFETY: files of saved machines are written under another name and renamed: who saves again makes another file. That nobody else writes
-    // to it, or cuts it short, is asked of its owner (docs/devices.md): the guest would see that, and the process may end.
+    // to it, or cuts it short, is asked of its owner (SECURITY.md): the guest would see that, and the process may end.
     let ram = unsafe { GuestRam::of_file(file, at, size) }.context("cannot map its RAM")?;
-    for (n, &(bits, sum)) in head.blocks.iter().enumerate().filter(|(_, (bits, _))| *bits != 0) {
+    each_block(&head.blocks, |n, bits, sum| {
         let at = n * BLOCK;
         let len = BLOCK.min(size as usize - at);
         // SAFETY: the block lies in RAM, which `ram` keeps mapped; no guest runs yet.
         let block = unsafe { std::slice::from_raw_parts(ram.base().add(at), len) };
         ensure!(checksum(block, bits) == sum, "it is damaged: RAM at {at:#x} has another checksum");
-    }
+        Ok(())
+    })?;
     Ok(ram)
 }
 

@@ -1,0 +1,186 @@
+//! A handle on a machine: what its user, its monitor and its tests do to it, from any thread.
+use super::board::Board;
+use super::power::{Pause, Power, Report};
+use super::saved::Saver;
+use crate::config::{Config, exit_code};
+use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
+use std::fmt;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Its vCPUs run, or wait for interrupts.
+    Running,
+    /// It sleeps (S3).
+    Suspended,
+    /// It is stopped, and why.
+    Paused(Pause),
+    /// It has been told to end.
+    Ended,
+}
+
+impl fmt::Display for Status {
+    /// As QEMU's monitor says it.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Suspended => "paused (suspended)",
+            Self::Paused(Pause::User) => "paused",
+            Self::Paused(Pause::Prelaunch) => "paused (prelaunch)",
+            Self::Paused(Pause::Shutdown) => "paused (shutdown)",
+            Self::Paused(Pause::Panicked) => "paused (guest-panicked)",
+            Self::Paused(Pause::PostMigrate) => "paused (postmigrate)",
+            Self::Ended => "shutdown",
+        })
+    }
+}
+
+/// Why a machine cannot do what it is asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The guest has switched itself off, or has panicked: it can only start afresh.
+    #[error("Resetting the Virtual Machine is required")]
+    NeedsReset,
+    /// It does not sleep.
+    #[error("Unable to wake up: guest is not in suspended state")]
+    Awake,
+}
+
+struct Built {
+    board: Weak<Board>,
+    saver: Saver,
+}
+
+struct Inner {
+    power: Arc<Power>,
+    built: OnceLock<Built>,
+}
+
+/// A handle on a machine. Clones are the same; it does not keep the machine alive.
+#[derive(Clone)]
+pub struct Handle(Arc<Inner>);
+
+impl Handle {
+    /// A handle on the machine that is to be built of `cfg`.
+    pub(super) fn new(cfg: &Config) -> Self {
+        let stopped = cfg.start_stopped || cfg.incoming.is_some();
+        let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, stopped));
+        Self(Arc::new(Inner { power, built: OnceLock::new() }))
+    }
+
+    /// The machine is built. Once.
+    pub(super) fn built(&self, cfg: &Config, board: &Arc<Board>) {
+        let saver = Saver::new(cfg, &self.0.power, board);
+        let _ = self.0.built.set(Built { board: Arc::downgrade(board), saver });
+    }
+
+    pub(super) fn power(&self) -> &Arc<Power> {
+        &self.0.power
+    }
+
+    /// What the machine is doing.
+    pub fn status(&self) -> Status {
+        let power = &self.0.power;
+        match power.paused() {
+            _ if power.has_ended() => Status::Ended,
+            Some(why) => Status::Paused(why),
+            None if power.asleep() => Status::Suspended,
+            None => Status::Running,
+        }
+    }
+
+    /// Stops vCPUs and guest time; returns when all stand still, but waits no longer than a second for one that does not.
+    pub fn pause(&self) {
+        self.0.power.pause(Pause::User);
+        self.0.power.wait_standing();
+    }
+
+    /// Has vCPUs and guest time go on.
+    ///
+    /// # Errors
+    /// The guest has come to an end of its own.
+    pub fn resume(&self) -> Result<(), Refused> {
+        match self.0.power.paused() {
+            Some(Pause::Shutdown | Pause::Panicked) => Err(Refused::NeedsReset),
+            _ => {
+                self.0.power.go_on();
+                Ok(())
+            }
+        }
+    }
+
+    /// Presses the reset button.
+    pub fn reset(&self) {
+        self.0.power.reset(ResetCause::Host);
+    }
+
+    /// Presses the power button: what that means is the guest's business.
+    pub fn power_button(&self) {
+        self.0.power.press_button();
+    }
+
+    /// Wakes the machine from S3. To the guest it looks like the power button, which it need not have enabled.
+    ///
+    /// # Errors
+    /// It does not sleep.
+    pub fn wake(&self) -> Result<(), Refused> {
+        if !self.0.power.asleep() {
+            return Err(Refused::Awake);
+        }
+        self.0.power.wake(WakeCause::PowerButton);
+        Ok(())
+    }
+
+    /// A non-maskable interrupt for each vCPU.
+    pub fn nmi(&self) {
+        self.0.power.nmi();
+    }
+
+    /// Ends the machine, as if its plug were pulled.
+    pub fn end(&self) {
+        self.0.power.end(exit_code::POWER_OFF, None);
+    }
+
+    /// Waits until the machine has been told to end, by whomever; whether it has, before `patience` is over.
+    pub fn wait_end(&self, patience: Duration) -> bool {
+        self.0.power.wait_end_for(patience)
+    }
+
+    /// Stops the machine and saves it to `uri`: `file:FILE`, or `exec:COMMAND` to a command's input. It stays stopped; if it cannot be
+    /// saved it goes on. [`Config::incoming`] starts a machine from there.
+    ///
+    /// # Errors
+    /// What is wrong with the place, or which vCPU does not stop. There is no part of a file then, and an older one is as it was.
+    pub fn save(&self, uri: &str) -> anyhow::Result<()> {
+        match self.0.built.get() {
+            Some(built) => built.saver.migrate(uri),
+            None => anyhow::bail!("the machine is still being built"),
+        }
+    }
+
+    /// How many vCPUs there are.
+    pub fn vcpus(&self) -> usize {
+        self.0.power.vcpus()
+    }
+
+    /// What each vCPU says of itself between two instructions; none of one that does not within a second.
+    pub fn reports(&self) -> Vec<Option<Report>> {
+        self.0.power.reports()
+    }
+
+    /// Bus, name and kind of each device.
+    pub fn devices(&self) -> Vec<(&'static str, String, &'static str)> {
+        self.board().map_or(Vec::new(), |board| board.devices.list())
+    }
+
+    /// The states of all devices by name: what would be saved of them, as trees of named values.
+    pub fn inspect(&self) -> Vec<(String, serde_json::Value)> {
+        self.board().map_or(Vec::new(), |board| board.devices.inspect())
+    }
+
+    fn board(&self) -> Option<Arc<Board>> {
+        self.0.built.get()?.board.upgrade()
+    }
+}
