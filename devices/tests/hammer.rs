@@ -185,6 +185,13 @@ fn board() -> Board {
     Board { clock, devices, pci, ports, memory, apics, bus, pit, hpet, i8042 }
 }
 
+impl Drop for Board {
+    fn drop(&mut self) {
+        self.ports.clear();
+        self.memory.unmap_devices();
+    }
+}
+
 impl Board {
     fn port(&self, r: &mut Random, port: u16, size: u8) -> u64 {
         if r.below(3) == 0 {
@@ -414,4 +421,44 @@ fn a_board_that_is_reset_is_as_a_new_one() {
             }
         }
     }
+}
+
+#[test]
+fn a_state_that_is_none_is_refused_or_does_no_harm() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    let seeds = number("MYNAH_HAMMER_SEED").map_or(1..number("MYNAH_MUTATIONS").unwrap_or(600), |s| s..s + 1);
+    let mut refused = 0;
+    for seed in seeds.clone() {
+        let (one, mut random) = (board(), Random(seed << 24));
+        (0..random.below(600)).for_each(|_| _ = one.step(&mut random));
+        let mut saved = one.devices.save();
+        for _ in 0..1 + random.below(3) {
+            let n = random.below(saved.len() as u64) as usize;
+            let bytes = &mut saved[n].state;
+            let at = random.below(bytes.len().max(1) as u64) as usize;
+            match random.below(4) {
+                _ if bytes.is_empty() => bytes.push(random.next() as u8),
+                0 => bytes.truncate(at),
+                1 => bytes.insert(at, random.next() as u8),
+                2 => bytes[at] ^= 1 << random.below(8),
+                // The longest numbers there are.
+                _ => (at..(at + 9).min(bytes.len())).for_each(|i| bytes[i] = 0xff),
+            }
+        }
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let other = board();
+            other.clock.jump(one.clock.now());
+            if other.devices.restore(&saved).is_err() {
+                return true;
+            }
+            other.pci.follow();
+            (0..300).for_each(|_| _ = other.step(&mut random));
+            other.devices.save();
+            other.reset();
+            false
+        }));
+        refused += u64::from(result.unwrap_or_else(|_| panic!("MYNAH_HAMMER_SEED={seed}")));
+    }
+    let all = seeds.end - seeds.start;
+    assert!(all < 100 || (refused > all / 4 && refused < all), "{refused} of {all} were refused");
 }

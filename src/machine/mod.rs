@@ -229,6 +229,7 @@ impl Machine {
             threads.push(thread);
         }
         if let Some(saved) = &incoming {
+            tracing::info!(took = ?saved.took(), "restored");
             if saved.asleep() {
                 power.go_to_sleep();
             }
