@@ -8,8 +8,7 @@
 //! with vCPU threads at all times, so no Rust reference to them is ever made.
 
 use crate::PAGE_MASK;
-use memmap2::{MmapMut, MmapOptions, MmapRaw};
-use std::fs::File;
+use memmap2::{MmapOptions, MmapRaw};
 use std::io;
 
 /// The most RAM a guest may have: 4 TiB, what 42 physical address bits hold.
@@ -21,15 +20,9 @@ const HUGE: usize = 2 << 20;
 /// All RAM of a guest as one host mapping; offset 0 is the first byte of RAM, whatever its guest address.
 pub struct GuestRam {
     /// Keeps the mapping, in which the RAM begins at `base`.
-    _map: Mapping,
+    _map: MmapRaw,
     base: *mut u8,
     size: u64,
-}
-
-/// What RAM is mapped from; kept for its end.
-enum Mapping {
-    Anonymous(#[allow(dead_code)] MmapRaw),
-    File(#[allow(dead_code)] MmapMut),
 }
 
 // SAFETY: `base` leads into `_map`, which is plain memory and goes along; all access is by raw pointers.
@@ -69,28 +62,7 @@ impl GuestRam {
         let _ = map.advise(memmap2::Advice::HugePage);
         let base = map.as_mut_ptr();
         let base = base.wrapping_add(base.addr().wrapping_neg() % HUGE);
-        Ok(Self { _map: Mapping::Anonymous(map), base, size })
-    }
-
-    /// Maps `size` bytes of `file` from `offset`, a multiple of the page size, as they are now. What the guest writes is its own: the file
-    /// does not change. Pages come from the file when they are touched.
-    ///
-    /// # Errors
-    /// The host cannot map the file, or it is too short.
-    ///
-    /// # Safety
-    /// Nobody may change the file, or cut it short, as long as this lives.
-    pub unsafe fn of_file(file: &File, offset: u64, size: u64) -> io::Result<Self> {
-        let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, why);
-        let end = offset.checked_add(size).filter(|_| size != 0 && (size | offset) & PAGE_MASK == 0);
-        if end.is_none_or(|end| file.metadata().is_ok_and(|m| m.len() < end)) {
-            return Err(invalid("the file does not hold so much RAM"));
-        }
-        let len = usize::try_from(size).map_err(|_| invalid("it does not fit this host's address space"))?;
-        // SAFETY: the caller sees to it that the file stays as it is.
-        let mut map = unsafe { MmapOptions::new().offset(offset).len(len).no_reserve_swap().map_copy(file)? };
-        let base = map.as_mut_ptr();
-        Ok(Self { _map: Mapping::File(map), base, size })
+        Ok(Self { _map: map, base, size })
     }
 
     /// Bytes of RAM.

@@ -10,9 +10,8 @@
 //!   64      the head ([`Head`], postcard's encoding)
 //! ```
 //!
-//! All numbers are little-endian. RAM is told of in blocks of 64 pages: which of them are not zero, and an XXH3 (64 bits) of these. With layout 0 a
-//! restored guest's RAM is the file itself, mapped so that what the guest writes is its own. Layout 1 is for what cannot be
-//! looked into at any place, such as a pipe.
+//! All numbers are little-endian. RAM is told of in blocks of 64 pages: which of them are not zero, and an XXH3 (64 bits) of
+//! these. Layout 0 is read by several threads at once; layout 1 is for what cannot be looked into at any place, such as a pipe.
 //!
 //! Everything in the file is checked before anything of it is used. Still, it holds a guest's memory and all its secrets, so it is
 //! written for its owner alone; and it decides what the guest does next, as a disk image does.
@@ -53,7 +52,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How RAM lies in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layout {
-    Mapped = 0,
+    AsItLies = 0,
     Packed = 1,
 }
 
@@ -143,16 +142,16 @@ fn checksum(block: &[u8], bits: u64) -> u64 {
     sum.digest()
 }
 
-/// Does something to all blocks that are not zero, on several threads, each of which has room for one; the first error of any.
-fn each_block<F>(blocks: &[(u64, u64)], check: F) -> anyhow::Result<()>
+/// Does something to all blocks that are not zero, on several threads, each of which has whole huge pages for itself; the first error of any.
+fn each_block<F>(blocks: &[(u64, u64)], read: F) -> anyhow::Result<()>
 where
-    F: Fn(&mut [u8], usize, u64, u64) -> anyhow::Result<()> + Sync,
+    F: Fn(usize, u64, u64) -> anyhow::Result<()> + Sync,
 {
+    const TOGETHER: usize = ALIGN as usize / BLOCK;
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
-    let some = |from: usize| {
-        let mut room = vec![0; BLOCK];
-        let mine = blocks.iter().enumerate().skip(from).step_by(threads).filter(|(_, (bits, _))| *bits != 0);
-        mine.map(|(n, block)| (n, *block)).try_for_each(|(n, (bits, sum))| check(&mut room, n, bits, sum))
+    let some = |thread: usize| {
+        let mine = blocks.iter().enumerate().filter(|(n, _)| n / TOGETHER % threads == thread);
+        mine.filter(|(_, (bits, _))| *bits != 0).try_for_each(|(n, (bits, sum))| read(n, *bits, *sum))
     };
     std::thread::scope(|scope| {
         let some = &some;
@@ -265,7 +264,7 @@ impl Target {
 fn head_bytes(head: &Head, layout: Layout) -> anyhow::Result<(Vec<u8>, u64)> {
     let encoded = postcard::to_stdvec(head).context("the machine's state")?;
     let at = match layout {
-        Layout::Mapped => (PREFIX as u64 + encoded.len() as u64).next_multiple_of(ALIGN),
+        Layout::AsItLies => (PREFIX as u64 + encoded.len() as u64).next_multiple_of(ALIGN),
         Layout::Packed => 0,
     };
     let mut bytes = MAGIC.to_vec();
@@ -287,7 +286,7 @@ fn digest_of(prefix: &[u8], head: &[u8]) -> blake3::Hash {
 }
 
 fn write(file: &mut File, head: &Head, ram: &GuestRam) -> anyhow::Result<()> {
-    let (bytes, at) = head_bytes(head, Layout::Mapped)?;
+    let (bytes, at) = head_bytes(head, Layout::AsItLies)?;
     file.set_len(at + ram.size())?;
     file.write_all(&bytes)?;
     for (n, (bits, _)) in head.blocks.iter().enumerate().filter(|(_, (bits, _))| *bits != 0) {
@@ -391,7 +390,7 @@ impl Incoming {
             Target::File(path) => File::open(&path).map_err(anyhow::Error::from).and_then(|mut file| {
                 let (head, layout, at) = read_head(&mut file, &here)?;
                 match layout {
-                    Layout::Mapped => Ok((map_ram(&file, &head, at)?, head)),
+                    Layout::AsItLies => Ok((read_ram(&file, &head, at)?, head)),
                     Layout::Packed => Ok((unpack_ram(&mut file, &head)?, head)),
                 }
             }),
@@ -489,7 +488,7 @@ fn read_head(from: &mut dyn Read, here: &Make) -> anyhow::Result<(Head, Layout, 
         "it is damaged: its head has another checksum"
     );
     let layout = match layout {
-        0 => Layout::Mapped,
+        0 => Layout::AsItLies,
         1 => Layout::Packed,
         n => bail!("it is damaged: there is no layout {n}"),
     };
@@ -506,19 +505,28 @@ fn read_head(from: &mut dyn Read, here: &Make) -> anyhow::Result<(Head, Layout, 
     Ok((head, layout, at))
 }
 
-/// The RAM of a file that has it as it lies in the guest, checked.
-fn map_ram(file: &File, head: &Head, at: u64) -> anyhow::Result<GuestRam> {
+/// The RAM of a file that has it as it lies in the guest, checked. It is read, not mapped: see docs/architecture.md.
+fn read_ram(file: &File, head: &Head, at: u64) -> anyhow::Result<GuestRam> {
     let size = head.make.ram;
     ensure!(at.is_multiple_of(ALIGN) && at < MOST * 2, "it is damaged: its RAM begins nowhere");
     ensure!(file.metadata()?.len() >= at + size, "it is cut short");
-    // SAFETY: files of saved machines are written under another name and renamed: who saves again makes another file. That nobody else writes
-    // to it, or cuts it short, is asked of its owner (SECURITY.md): the guest would see that, and the process may end.
-    let ram = unsafe { GuestRam::of_file(file, at, size) }.context("cannot map its RAM")?;
-    // By reading: to look at all of it through the mapping takes twice as long, and the guest will not touch most.
-    each_block(&head.blocks, |block, n, bits, sum| {
+    let ram = GuestRam::new(size)?;
+    each_block(&head.blocks, |n, bits, sum| {
         let start = n * BLOCK;
-        let block = &mut block[..BLOCK.min(size as usize - start)];
-        file.read_exact_at(block, at + start as u64)?;
+        let len = BLOCK.min(size as usize - start);
+        ensure!(bits.checked_shr((len / PAGE) as u32).unwrap_or(0) == 0, "it is damaged: RAM has an end");
+        // SAFETY: the block lies in RAM, which `ram` keeps mapped; no guest runs yet, and each block is one thread's.
+        let block = unsafe { std::slice::from_raw_parts_mut(ram.base().add(start), len) };
+        let mut page = 0;
+        while page < len / PAGE {
+            let run = (bits >> page).trailing_ones() as usize;
+            if run > 0 {
+                let bytes = page * PAGE..(page + run) * PAGE;
+                let from = at + (start + bytes.start) as u64;
+                file.read_exact_at(&mut block[bytes], from)?;
+            }
+            page += run.max(1);
+        }
         ensure!(checksum(block, bits) == sum, "it is damaged: RAM at {start:#x} has another checksum");
         Ok(())
     })?;
