@@ -4,6 +4,7 @@ use super::power::{Pause, Power, Report};
 use super::saved::Saver;
 use crate::config::{Config, exit_code};
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
+use parking_lot::Mutex;
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -56,6 +57,8 @@ struct Built {
 struct Inner {
     power: Arc<Power>,
     built: OnceLock<Built>,
+    /// Held while something is done to the machine: nobody has it go on, or presses a button, while it is being saved.
+    acting: Mutex<()>,
 }
 
 /// A handle on a machine. Clones are the same; it does not keep the machine alive.
@@ -67,7 +70,7 @@ impl Handle {
     pub(super) fn new(cfg: &Config) -> Self {
         let stopped = cfg.start_stopped || cfg.incoming.is_some();
         let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, stopped));
-        Self(Arc::new(Inner { power, built: OnceLock::new() }))
+        Self(Arc::new(Inner { power, built: OnceLock::new(), acting: Mutex::new(()) }))
     }
 
     /// The machine is built. Once.
@@ -93,6 +96,7 @@ impl Handle {
 
     /// Stops vCPUs and guest time; returns when all stand still, but waits no longer than a second for one that does not.
     pub fn pause(&self) {
+        let _one = self.0.acting.lock();
         self.0.power.pause(Pause::User);
         self.0.power.wait_standing();
     }
@@ -102,6 +106,7 @@ impl Handle {
     /// # Errors
     /// The guest has come to an end of its own.
     pub fn resume(&self) -> Result<(), Refused> {
+        let _one = self.0.acting.lock();
         match self.0.power.paused() {
             Some(Pause::Shutdown | Pause::Panicked) => Err(Refused::NeedsReset),
             _ => {
@@ -113,11 +118,13 @@ impl Handle {
 
     /// Presses the reset button.
     pub fn reset(&self) {
+        let _one = self.0.acting.lock();
         self.0.power.reset(ResetCause::Host);
     }
 
     /// Presses the power button: what that means is the guest's business.
     pub fn power_button(&self) {
+        let _one = self.0.acting.lock();
         self.0.power.press_button();
     }
 
@@ -126,6 +133,7 @@ impl Handle {
     /// # Errors
     /// It does not sleep.
     pub fn wake(&self) -> Result<(), Refused> {
+        let _one = self.0.acting.lock();
         if !self.0.power.asleep() {
             return Err(Refused::Awake);
         }
@@ -135,10 +143,11 @@ impl Handle {
 
     /// A non-maskable interrupt for each vCPU.
     pub fn nmi(&self) {
+        let _one = self.0.acting.lock();
         self.0.power.nmi();
     }
 
-    /// Ends the machine, as if its plug were pulled.
+    /// Ends the machine, as if its plug were pulled, whatever else is done to it.
     pub fn end(&self) {
         self.0.power.end(exit_code::POWER_OFF, None);
     }
@@ -154,6 +163,7 @@ impl Handle {
     /// # Errors
     /// What is wrong with the place, or which vCPU does not stop. There is no part of a file then, and an older one is as it was.
     pub fn save(&self, uri: &str) -> anyhow::Result<()> {
+        let _one = self.0.acting.lock();
         match self.0.built.get() {
             Some(built) => built.saver.migrate(uri),
             None => anyhow::bail!("the machine is still being built"),

@@ -505,7 +505,7 @@ fn read_head(from: &mut dyn Read, here: &Make) -> anyhow::Result<(Head, Layout, 
     Ok((head, layout, at))
 }
 
-/// The RAM of a file that has it as it lies in the guest, checked. It is read, not mapped: see docs/architecture.md.
+/// The RAM of a file that has it as it lies in the guest, checked. It is read, not mapped: see docs/devices.md.
 fn read_ram(file: &File, head: &Head, at: u64) -> anyhow::Result<GuestRam> {
     let size = head.make.ram;
     ensure!(at.is_multiple_of(ALIGN) && at < MOST * 2, "it is damaged: its RAM begins nowhere");
