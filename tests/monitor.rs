@@ -37,6 +37,13 @@ fn a_unix_socket_has_all_commands() {
     assert_eq!(m.ask("info status"), "VM status: running\n");
     assert_eq!(m.ask("info version"), format!("{}\n", env!("CARGO_PKG_VERSION")));
     assert_eq!(m.ask("info name"), "a guest\n");
+    let tree = m.ask("info qtree");
+    assert!(tree.contains("bus: isa.0\n  dev: isa-i8259, id \"pic\"\n"), "{tree}");
+    assert!(tree.contains("bus: pci.0\n  dev: i440FX, id \"i440fx\"\n"), "{tree}");
+    assert!(tree.contains("  dev: isa-serial, id \"serial@3f8\"\n"), "{tree}");
+    let pic = m.ask("info device pic");
+    assert!(pic.contains("\"master\": {") && pic.contains("\"imr\": "), "{pic}");
+    assert_eq!(m.ask("info device x"), "there is no device 'x' ('info qtree' lists them)\n");
     assert!(m.ask("help").contains("system_powerdown"));
     assert!(m.ask("help info").contains("info cpus"));
     assert_eq!(m.ask("frobnicate"), "unknown command: 'frobnicate' (try 'help')\n");

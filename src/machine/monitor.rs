@@ -30,6 +30,7 @@ const COMMANDS: &[Entry] = &[
 const INFO: &[Entry] = &[
     ("info chardev", "the character devices"),
     ("info cpus", "the vCPUs and their threads"),
+    ("info device NAME", "a device's registers and what else would be saved of it"),
     ("info jit", "what the translator has done"),
     ("info kvm", "whether KVM is used"),
     ("info migrate", "what became of the last 'migrate'"),
@@ -160,6 +161,13 @@ impl Hmp {
         done(saved.map_err(|e| crate::cli::explain(&e)))
     }
 
+    fn device(&self, name: &str) -> String {
+        match self.machine.inspect().into_iter().find(|(n, _)| n == name) {
+            Some((_, registers)) => format!("{registers:#}\n"),
+            None => format!("there is no device '{name}' ('info qtree' lists them)\n"),
+        }
+    }
+
     /// Buses in the order in which they come, each with its devices.
     fn devices(&self) -> String {
         let all = self.machine.devices();
@@ -217,6 +225,7 @@ impl Monitor for Hmp {
             ["cpu", seat] => self.choose(seat),
             ["info", "chardev"] => self.lines.info(),
             ["info", "cpus"] => self.cpus(),
+            ["info", "device", name] => self.device(name),
             ["info", "jit"] => self.translators.info(),
             ["info", "kvm"] => "kvm support: disabled\n".into(),
             ["info", "migrate"] => match *self.migration.lock() {
