@@ -1,7 +1,7 @@
 //! Machines that are saved by the monitor's `migrate`, and go on in another process.
 //!
-//! Debian's kernel, saved at random moments of its boot, takes longer: `cargo test --release --test saved -- --ignored`. MYNAH_SAVES=N has N moments
-//! (12), MYNAH_SEED=N others; MYNAH_ACCEL the engines, which take turns.
+//! Debian's kernel, saved at random moments of its boot, takes longer: `cargo test --release --test saved --
+//! --ignored`. MYNAH_SAVES=N has N moments (12), MYNAH_SEED=N others; MYNAH_ACCEL the engines, which take turns.
 #![cfg(unix)]
 #[allow(dead_code, reason = "it drives guests by their console")]
 mod common;
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 const LETTERS: &str = "abcdefghijklmnopqrstuvwxyz";
 
-/// Says the alphabet on COM1, a letter each 20 ms of its time, counts each in memory and in a register, and powers off if both have
-/// counted right.
+/// Says the alphabet on COM1, a letter each 20 ms of its time, counts each in memory and in a register, and powers
+/// off if both have counted right.
 fn spells(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let (mut lost, mut gone) = (a.create_label(), a.create_label());
     a.xor(esi, esi)?;
@@ -238,7 +238,8 @@ fn what_is_not_this_machine_is_refused_before_anything_runs() {
     assert!(said(&[]).contains("No such file or directory"));
 }
 
-/// What Linux does for some seconds: work that has one right answer, sleeps, and a look at what the kernel thinks of it.
+/// What Linux does for some seconds: work that has one right answer, sleeps, and a look at what the kernel thinks
+/// of it.
 const WORK: &str = r#"
 n=0; s=1
 while [ $n -lt 30 ]; do

@@ -1,15 +1,16 @@
 //! A vCPU's state as it is saved and restored: between two runs, at an instruction boundary.
 //!
-//! Saved are the architectural state, the signals that wait at its pins, and the position of a seeded random sequence. Not saved
-//! is what follows from these (TLB, decoded blocks, compiled code, segment views), what the board holds (the local APIC, the A20 gate), and
-//! what only counts (executed instructions).
+//! Saved are the architectural state, the signals that wait at its pins, and the position of a seeded random
+//! sequence. Not saved is what follows from these (TLB, decoded blocks, compiled code, segment views), what the
+//! board holds (the local APIC, the A20 gate), and what only counts (executed instructions).
 use crate::board::{EV_INIT, EV_NMI, EV_NMI_AGAIN, EV_SIPI};
 use crate::cpu::Cpu;
 use crate::random::Random;
 use crate::state::{Shadow, State, gpr};
 use serde::{Deserialize, Serialize};
 
-/// The signals that a vCPU latches itself. The interrupt pin is the local APIC's, and other bits are between threads of the host.
+/// The signals that a vCPU latches itself. The interrupt pin is the local APIC's, and other bits are between
+/// threads of the host.
 const LATCHED: u32 = EV_NMI | EV_NMI_AGAIN | EV_INIT | EV_SIPI | 0xff00_0000;
 
 /// What is saved of a vCPU.
@@ -60,7 +61,8 @@ impl Cpu {
         }
     }
 
-    /// Takes on what was saved of the vCPU with the same number on a machine of the same make. The board's part is restored already.
+    /// Takes on what was saved of the vCPU with the same number on a machine of the same make. The board's part is
+    /// restored already.
     ///
     /// # Errors
     /// What has a value that it cannot have.

@@ -6,9 +6,10 @@
 //!   Registry       all that is plugged in, by name: whoever resets, saves or lists walks it
 //! ```
 //!
-//! A device's state is a plain struct: the registers, and what else cannot be computed from them (deadlines of timers, levels of its
-//! own pins). It is what is saved, and what is shown to people ([`Plugged::inspect`]), so nothing can be forgotten in one of the two.
-//! Restoring is one step that moves no edge: the other end of each wire is restored as well. The machine stands still meanwhile.
+//! A device's state is a plain struct: the registers, and what else cannot be computed from them (deadlines of
+//! timers, levels of its own pins). It is what is saved, and what is shown to people ([`Plugged::inspect`]), so
+//! nothing can be forgotten in one of the two. Restoring is one step that moves no edge: the other end of each wire
+//! is restored as well. The machine stands still meanwhile.
 //!
 //! States are kept in postcard's encoding, which has no names: whoever changes a state's fields counts its version up.
 use parking_lot::RwLock;
@@ -224,7 +225,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Enters a device under a name, on `bus` (as `info qtree` shows it). A second device of that name is called `name#2`.
+    /// Enters a device under a name, on `bus` (as `info qtree` shows it). A second device of that name is called
+    /// `name#2`.
     pub fn plug(&self, bus: &'static str, name: impl Into<String>, device: Arc<dyn Plugged>) {
         let wanted = name.into();
         let mut plugs = self.plugs.write();
@@ -243,7 +245,8 @@ impl Registry {
         self.plugs.read().clone()
     }
 
-    /// Resets all, the last one first: interrupt controllers, which are plugged in first, forget the edges that devices make meanwhile.
+    /// Resets all, the last one first: interrupt controllers, which are plugged in first, forget the edges that
+    /// devices make meanwhile.
     pub fn reset(&self, why: Reset) {
         self.all().iter().rev().for_each(|p| p.device.reset(why));
     }

@@ -1,8 +1,10 @@
-//! Random accesses to every chip of the board, of every width and to every port and register that it has, while time goes on in steps and
-//! leaps: none may panic (tests have overflow checks, and so has the released program), and none may hang. A board that is restored from
-//! what was saved of another in the middle of that goes on as that one does; one that is reset is as a new one.
+//! Random accesses to every chip of the board, of every width and to every port and register that it has, while
+//! time goes on in steps and leaps: none may panic (tests have overflow checks, and so has the released program),
+//! and none may hang. A board that is restored from what was saved of another in the middle of that goes on as that
+//! one does; one that is reset is as a new one.
 //!
-//! MYNAH_HAMMER=N makes N accesses for each seed (100,000), MYNAH_HAMMER_SEED=N takes one seed. What fails names its seed.
+//! MYNAH_HAMMER=N makes N accesses for each seed (100,000), MYNAH_HAMMER_SEED=N takes one seed. What fails names
+//! its seed.
 mod common;
 
 use common::NoPins;

@@ -94,7 +94,8 @@ impl Handle {
         }
     }
 
-    /// Stops vCPUs and guest time; returns when all stand still, but waits no longer than a second for one that does not.
+    /// Stops vCPUs and guest time; returns when all stand still, but waits no longer than a second for one that
+    /// does not.
     pub fn pause(&self) {
         let _one = self.0.acting.lock();
         self.0.power.pause(Pause::User);
@@ -157,11 +158,11 @@ impl Handle {
         self.0.power.wait_end_for(patience)
     }
 
-    /// Stops the machine and saves it to `uri`: `file:FILE`, or `exec:COMMAND` to a command's input. It stays stopped; if it cannot be
-    /// saved it goes on. [`Config::incoming`] starts a machine from there.
+    /// Stops the machine and saves it to `uri`: `file:FILE`, or `exec:COMMAND` to a command's input. It stays
+    /// stopped; if it cannot be saved it goes on. [`Config::incoming`] starts a machine from there.
     ///
-    /// # Errors
-    /// What is wrong with the place, or which vCPU does not stop. There is no part of a file then, and an older one is as it was.
+    /// # Errors What is wrong with the place, or which vCPU does not stop. There is no part of a file then, and an
+    /// older one is as it was.
     pub fn save(&self, uri: &str) -> anyhow::Result<()> {
         let _one = self.0.acting.lock();
         match self.0.built.get() {

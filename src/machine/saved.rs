@@ -3,18 +3,19 @@
 //! ```text
 //!   0    8  "MYNAHSAV"
 //!   8    4  version of this layout: 1
-//!   12   4  0: RAM as it lies in the guest, with holes where it is zero; 1: only what is not zero, one piece after the other
+//!   12   4  0: RAM as it lies in the guest, with holes where it is zero; 1: only what is not zero, piece after piece
 //!   16   8  bytes of the head
 //!   24   8  where RAM begins in the file, a multiple of 2 MiB (layout 0)
 //!   32  32  BLAKE3 of bytes 8 to 31 and the head
 //!   64      the head ([`Head`], postcard's encoding)
 //! ```
 //!
-//! All numbers are little-endian. RAM is told of in blocks of 64 pages: which of them are not zero, and an XXH3 (64 bits) of
-//! these. Layout 0 is read by several threads at once; layout 1 is for what cannot be looked into at any place, such as a pipe.
+//! All numbers are little-endian. RAM is told of in blocks of 64 pages: which of them are not zero, and an XXH3 (64
+//! bits) of these. Layout 0 is read by several threads at once; layout 1 is for what cannot be looked into at any
+//! place, such as a pipe.
 //!
-//! Everything in the file is checked before anything of it is used. Still, it holds a guest's memory and all its secrets, so it is
-//! written for its owner alone; and it decides what the guest does next, as a disk image does.
+//! Everything in the file is checked before anything of it is used. Still, it holds a guest's memory and all its
+//! secrets, so it is written for its owner alone; and it decides what the guest does next, as a disk image does.
 use super::board::Board;
 use super::power::{Pause, Power};
 use crate::config::Config;
@@ -82,8 +83,11 @@ impl Make {
     fn differs(&self, here: &Make) -> Option<String> {
         let Make { ram, vcpus, cpu } = self;
         if *ram != here.ram {
-            let mib = |bytes: u64| bytes >> 20;
-            return Some(format!("it has -m {}M; this machine has -m {}M", mib(*ram), mib(here.ram)));
+            let size = |bytes: u64| match bytes >> 20 {
+                mib if mib << 20 == bytes => format!("{mib}M"),
+                _ => format!("{}K", bytes >> 10),
+            };
+            return Some(format!("it has -m {}; this machine has -m {}", size(*ram), size(here.ram)));
         }
         if *vcpus != here.vcpus {
             return Some(format!("it has -smp {vcpus}; this machine has -smp {}", here.vcpus));
@@ -117,7 +121,8 @@ fn block_of(ram: &GuestRam, n: usize) -> Vec<u8> {
     let at = n * BLOCK;
     let len = BLOCK.min(ram.size() as usize - at);
     let mut bytes = vec![0; len];
-    // SAFETY: the block lies within RAM's `size()` bytes, which `ram` keeps mapped; vCPUs and devices stand still, so nobody writes there.
+    // SAFETY: the block lies within RAM's `size()` bytes, which `ram` keeps mapped; vCPUs and devices stand still,
+    // so nobody writes there.
     unsafe { std::ptr::copy_nonoverlapping(ram.base().add(at), bytes.as_mut_ptr(), len) };
     bytes
 }
@@ -142,7 +147,8 @@ fn checksum(block: &[u8], bits: u64) -> u64 {
     sum.digest()
 }
 
-/// Does something to all blocks that are not zero, on several threads, each of which has whole huge pages for itself; the first error of any.
+/// Does something to all blocks that are not zero, on several threads, each of which has whole huge pages for
+/// itself; the first error of any.
 fn each_block<F>(blocks: &[(u64, u64)], read: F) -> anyhow::Result<()>
 where
     F: Fn(usize, u64, u64) -> anyhow::Result<()> + Sync,
@@ -179,8 +185,8 @@ impl Saver {
 
     /// Stops the machine and saves it to `uri`, as QEMU's `migrate` does. It stays stopped; if that fails it goes on.
     ///
-    /// # Errors
-    /// The URI is none, a vCPU does not stop, or the file cannot be written. There is no part of a file then, and an older one is as it was.
+    /// # Errors The URI is none, a vCPU does not stop, or the file cannot be written. There is no part of a file
+    /// then, and an older one is as it was.
     pub fn migrate(&self, uri: &str) -> anyhow::Result<()> {
         let target = Target::parse(uri)?;
         let Some(board) = self.board.upgrade() else { bail!("the machine has ended") };
