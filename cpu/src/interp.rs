@@ -3,7 +3,7 @@
 //! A handler executes one op and returns the next: the following one, the first of a linked block, or null to come back to the dispatcher. The
 //! dispatcher looks at events, delivers faults and interrupts, and finds or decodes blocks.
 use crate::block::{Block, ModeKey};
-use crate::board::{EV_INIT, EV_INTR, EV_KICK, EV_MEMORY, EV_NMI, EV_SIPI, EV_SYNC, EV_TIER};
+use crate::board::{EV_INIT, EV_INTR, EV_KICK, EV_MEMORY, EV_NMI, EV_SIPI, EV_SIPI_VECTOR, EV_SYNC, EV_TIER};
 use crate::cpu::{Cpu, Exit, Stop, vector};
 use crate::exec::{Exec, Sem, cc};
 use crate::flags::{AUX_CF, AUX_PO, add_carries, aux_of_carries, sub_borrows};
@@ -839,7 +839,7 @@ impl Cpu {
             return None;
         }
         if pending & EV_SIPI != 0 {
-            let bits = self.events.take(EV_SIPI | 0xff00_0000);
+            let bits = self.events.take(EV_SIPI | EV_SIPI_VECTOR);
             if self.state.activity == Activity::WaitSipi {
                 self.sipi((bits >> 24) as u8);
             }

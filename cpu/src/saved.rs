@@ -3,15 +3,11 @@
 //! Saved are the architectural state, the signals that wait at its pins, and the position of a seeded random
 //! sequence. Not saved is what follows from these (TLB, decoded blocks, compiled code, segment views), what the
 //! board holds (the local APIC, the A20 gate), and what only counts (executed instructions).
-use crate::board::{EV_INIT, EV_NMI, EV_NMI_AGAIN, EV_SIPI};
+use crate::board::EV_LATCHED;
 use crate::cpu::Cpu;
 use crate::random::Random;
 use crate::state::{Shadow, State, gpr};
 use serde::{Deserialize, Serialize};
-
-/// The signals that a vCPU latches itself. The interrupt pin is the local APIC's, and other bits are between
-/// threads of the host.
-const LATCHED: u32 = EV_NMI | EV_NMI_AGAIN | EV_INIT | EV_SIPI | 0xff00_0000;
 
 /// What is saved of a vCPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,7 +42,7 @@ impl CpuV1 {
         if (s.shadow == Shadow::Event) != s.pending.is_some() {
             return Some("the pending event");
         }
-        (self.signals & !LATCHED != 0).then_some("the signals")
+        (self.signals & !EV_LATCHED != 0).then_some("the signals")
     }
 }
 
@@ -56,7 +52,7 @@ impl Cpu {
         CpuV1 {
             state: self.state.clone(),
             ferr: self.ferr,
-            signals: self.events.pending() & LATCHED,
+            signals: self.events.pending() & EV_LATCHED,
             random: self.random.position(),
         }
     }
@@ -74,7 +70,7 @@ impl Cpu {
         // The latch on the board knows of it.
         self.ferr = saved.ferr;
         self.random = Random::at(saved.random);
-        self.events.take(LATCHED);
+        self.events.take(EV_LATCHED);
         self.events.raise(saved.signals);
         self.sync_all();
         Ok(())

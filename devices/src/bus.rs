@@ -235,9 +235,9 @@ impl PortBus {
     pub fn clear(&self) {
         let mut map = self.map.write();
         map.slot.fill(0);
-        let ranges = std::mem::take(&mut map.ranges);
+        let _devices = std::mem::take(&mut map.ranges);
+        // They go when the map is not locked any more.
         drop(map);
-        drop(ranges);
     }
 
     /// The device that answers all of `size` bytes at `port`, and the offset in its range; false if several

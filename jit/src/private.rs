@@ -35,15 +35,47 @@ pub fn keep(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Whether a file that was replaced outlasts a crash of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durable {
+    /// It is on the disk when the call returns, under its name.
+    Yes,
+    /// It can be made again.
+    No,
+}
+
 /// Writes a file whole: who reads it meanwhile sees the old one or the new one. What has the name is replaced, and if it is a link not what it leads to.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
+    replace(path, Durable::No, |file| io::Write::write_all(file, bytes))
+}
+
+/// The same for what is written piece by piece. If that fails, what has the name stays as it is.
+pub fn replace<E: From<io::Error>>(
+    path: &Path,
+    durable: Durable,
+    write: impl FnOnce(&mut File) -> Result<(), E>,
+) -> Result<(), E> {
+    let Some(name) = path.file_name() else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it names no file").into());
+    };
+    let mut name = name.to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let new = path.with_file_name(name);
-    let written = create(&new).and_then(|mut file| io::Write::write_all(&mut file, bytes));
-    let result = written.and_then(|()| std::fs::rename(&new, path));
+    let mut file = create(&new).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", new.display())))?;
+    let rest = |file: &mut File| {
+        write(file)?;
+        if durable == Durable::Yes {
+            file.sync_all()?;
+        }
+        Ok(std::fs::rename(&new, path)?)
+    };
+    let result = rest(&mut file);
     if result.is_err() {
         let _ = std::fs::remove_file(&new);
+    } else if durable == Durable::Yes {
+        // The name as well; not all file systems can promise that.
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let _ = File::open(folder).and_then(|f| f.sync_all());
     }
     result
 }
@@ -90,13 +122,31 @@ mod tests {
         assert!(!dir.0.join("nothing").exists());
         // Where a file is replaced the link goes, and what it leads to stays.
         symlink(&precious, &planted).unwrap();
-        symlink(&precious, dir.0.join(format!("planted.{}.new", std::process::id()))).unwrap();
-        assert!(write(&planted, b"new").is_err());
+        let part = dir.0.join(format!("planted.{}.new", std::process::id()));
+        symlink(&precious, &part).unwrap();
+        assert!(write(&planted, b"new").unwrap_err().to_string().contains(".new: there is something else"));
+        std::fs::remove_file(&part).unwrap();
         assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
         write(&planted, b"new").unwrap();
         assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
         assert_eq!(std::fs::read_to_string(&planted).unwrap(), "new");
         assert!(!planted.is_symlink());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_whole_leaves_the_old_one_and_no_part() {
+        let dir = Folder::new("whole");
+        let path = dir.0.join("file");
+        std::fs::write(&path, "old").unwrap();
+        // A leftover of an earlier process with this number is no obstacle.
+        let part = dir.0.join(format!("file.{}.new", std::process::id()));
+        std::fs::write(&part, "leftover").unwrap();
+        let fail = |file: &mut File| file.write_all(b"ne").and(Err(io::Error::other("no more room")));
+        assert!(replace(&path, Durable::Yes, fail).is_err());
+        assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), part.exists()), ("old", false));
+        replace(&path, Durable::Yes, |file| file.write_all(b"new")).unwrap();
+        assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), part.exists()), ("new", false));
+        assert!(replace(Path::new("/"), Durable::No, |_| Ok::<(), io::Error>(())).is_err());
     }
 
     #[test]

@@ -296,11 +296,6 @@ impl Board {
         self.pci.follow();
     }
 
-    /// The states of all devices. The machine stands still, the devices are paused.
-    pub fn save(&self) -> Vec<Saved> {
-        self.devices.save()
-    }
-
     /// Takes on what was saved of a board of the same make. The clock stands still at the time of then.
     ///
     /// # Errors

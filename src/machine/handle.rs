@@ -9,6 +9,9 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+/// How long [`Handle::pause`] waits for vCPUs to stand still.
+const STANDING: Duration = Duration::from_secs(1);
+
 /// What a machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -99,7 +102,7 @@ impl Handle {
     pub fn pause(&self) {
         let _one = self.0.acting.lock();
         self.0.power.pause(Pause::User);
-        self.0.power.wait_standing();
+        self.0.power.wait_standing(STANDING);
     }
 
     /// Has vCPUs and guest time go on.

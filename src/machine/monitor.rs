@@ -93,7 +93,7 @@ pub struct Hmp {
 }
 
 impl Hmp {
-    /// A monitor of the machine that `power` is of.
+    /// A monitor of `machine`.
     pub fn new(cfg: &Config, machine: &Handle, translators: &Translators, lines: &Lines) -> Self {
         Self {
             machine: machine.clone(),

@@ -293,29 +293,20 @@ impl Power {
         self.state.lock().asleep
     }
 
-    /// Waits until all vCPUs stand still, as long as the machine is paused, but no longer than a second.
-    pub fn wait_standing(&self) {
-        let all = self.vcpus();
-        let give_up = Instant::now() + Duration::from_secs(1);
-        let mut s = self.state.lock();
-        while s.standing + s.gone < all && s.paused.is_some() && !s.reset && s.end.is_none() {
-            if self.changed.wait_until(&mut s, give_up).timed_out() {
-                return;
-            }
-        }
-    }
-
-    /// Waits until all vCPUs stand still, with no reset to be carried out; whether they do, as long as the machine is paused.
-    pub fn stand_still(&self, patience: Duration) -> bool {
+    /// Waits until all vCPUs of a paused machine stand still, with no reset to be carried out; whether they do.
+    pub fn wait_standing(&self, patience: Duration) -> bool {
         let all = self.vcpus();
         let give_up = Instant::now() + patience;
         let mut s = self.state.lock();
-        while s.end.is_none() && (s.standing < all || s.reset) {
+        while s.end.is_none() && s.paused.is_some() {
+            if s.standing == all && !s.reset {
+                return true;
+            }
             if self.changed.wait_until(&mut s, give_up).timed_out() {
-                return false;
+                break;
             }
         }
-        s.end.is_none() && s.paused.is_some()
+        false
     }
 
     /// The machine, which is paused, has been saved.

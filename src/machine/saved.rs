@@ -22,16 +22,17 @@ use crate::config::Config;
 use anyhow::{Context, bail, ensure};
 use mynah_cpu::{Cpu, CpuV1};
 use mynah_devices::device::{self, Saved};
+use mynah_jit::private::{Durable, replace};
 use mynah_mmu::{GuestRam, PAGE_SIZE};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: [u8; 8] = *b"MYNAHSAV";
 /// The version of the layout. States of devices have versions of their own.
@@ -139,9 +140,6 @@ fn pages_of(block: &[u8], bits: u64) -> impl Iterator<Item = (usize, &[u8])> {
 
 /// Of the pages that are not zero, in their order. It tells of damage, not of ill will.
 fn checksum(block: &[u8], bits: u64) -> u64 {
-    if bits == u64::MAX && block.len() == BLOCK {
-        return xxh3_64(block);
-    }
     let mut sum = Xxh3::new();
     pages_of(block, bits).for_each(|(_, page)| sum.update(page));
     sum.digest()
@@ -208,7 +206,7 @@ impl Saver {
 
     fn stand_still(&self, board: &Board) -> anyhow::Result<()> {
         ensure!(
-            self.power.stand_still(PATIENCE),
+            self.power.wait_standing(PATIENCE),
             "a vCPU does not come out of an instruction, or the machine ends"
         );
         board.clock.wait_still();
@@ -236,11 +234,12 @@ impl Saver {
             running,
             asleep: self.power.asleep(),
             cpus,
-            devices: board.save(),
+            devices: board.devices.save(),
             blocks: blocks.collect(),
         };
         match target {
-            Target::File(path) => write_file(path, |file| write(file, &head, ram)),
+            Target::File(path) => replace(path, Durable::Yes, |file| write(file, &head, ram))
+                .with_context(|| path.display().to_string()),
             Target::Exec(command) => pipe_to(command, |pipe| write_packed(pipe, &head, ram)),
         }
     }
@@ -291,64 +290,41 @@ fn digest_of(prefix: &[u8], head: &[u8]) -> blake3::Hash {
     hasher.finalize()
 }
 
+/// Calls `write` with each page of RAM that is not zero, and where it lies there. The machine stands still.
+fn each_page<F>(head: &Head, ram: &GuestRam, mut write: F) -> anyhow::Result<()>
+where
+    F: FnMut(u64, &[u8]) -> std::io::Result<()>,
+{
+    for (n, (bits, _)) in head.blocks.iter().enumerate().filter(|(_, (bits, _))| *bits != 0) {
+        let block = block_of(ram, n);
+        for (i, page) in pages_of(&block, *bits) {
+            write((n * BLOCK + i * PAGE) as u64, page)?;
+        }
+    }
+    Ok(())
+}
+
 fn write(file: &mut File, head: &Head, ram: &GuestRam) -> anyhow::Result<()> {
     let (bytes, at) = head_bytes(head, Layout::AsItLies)?;
     file.set_len(at + ram.size())?;
     file.write_all(&bytes)?;
-    for (n, (bits, _)) in head.blocks.iter().enumerate().filter(|(_, (bits, _))| *bits != 0) {
-        let block = block_of(ram, n);
-        let mut end = None;
-        for (i, page) in pages_of(&block, *bits) {
-            if end != Some(i) {
-                file.seek(SeekFrom::Start(at + (n * BLOCK + i * PAGE) as u64))?;
-            }
-            file.write_all(page)?;
-            end = Some(i + 1);
+    let mut end = None;
+    each_page(head, ram, |offset, page| {
+        if end != Some(offset) {
+            file.seek(SeekFrom::Start(at + offset))?;
         }
-    }
-    Ok(())
+        end = Some(offset + PAGE_SIZE);
+        file.write_all(page)
+    })
 }
 
 fn write_packed(out: &mut dyn Write, head: &Head, ram: &GuestRam) -> anyhow::Result<()> {
     let (bytes, _) = head_bytes(head, Layout::Packed)?;
     let mut out = BufWriter::with_capacity(1 << 20, out);
     out.write_all(&bytes)?;
-    for (n, (bits, _)) in head.blocks.iter().enumerate().filter(|(_, (bits, _))| *bits != 0) {
-        let block = block_of(ram, n);
-        for (_, page) in pages_of(&block, *bits) {
-            out.write_all(page)?;
-        }
-    }
+    each_page(head, ram, |_, page| out.write_all(page))?;
     out.flush()?;
     Ok(())
-}
-
-/// Writes a file under another name, and renames it when all of it is on the disk.
-fn write_file(path: &Path, write: impl FnOnce(&mut File) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let name = path.file_name().with_context(|| format!("{}: it names no file", path.display()))?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}", std::process::id()));
-    let part = path.with_file_name(hidden);
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    options.mode(0o600);
-    let written = options.open(&part).map_err(anyhow::Error::from).and_then(|mut file| {
-        write(&mut file)?;
-        file.sync_all()?;
-        Ok(std::fs::rename(&part, path)?)
-    });
-    match &written {
-        Ok(()) => {
-            // The name is to outlast a crash of the host as well; not all file systems can promise that.
-            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let _ = File::open(folder).and_then(|f| f.sync_all());
-        }
-        Err(_) => {
-            let _ = std::fs::remove_file(&part);
-        }
-    }
-    written.with_context(|| path.display().to_string())
 }
 
 fn shell(command: &str) -> Command {
@@ -395,14 +371,14 @@ impl Incoming {
         let (head, ram) = match target {
             Target::File(path) => File::open(&path).map_err(anyhow::Error::from).and_then(|mut file| {
                 let (head, layout, at) = read_head(&mut file, &here)?;
-                match layout {
-                    Layout::AsItLies => Ok((read_ram(&file, &head, at)?, head)),
-                    Layout::Packed => Ok((unpack_ram(&mut file, &head)?, head)),
-                }
+                let ram = match layout {
+                    Layout::AsItLies => read_ram(&file, &head, at)?,
+                    Layout::Packed => unpack_ram(&mut file, &head)?,
+                };
+                Ok((head, ram))
             }),
             Target::Exec(command) => read_from(&command, &here),
         }
-        .map(|(ram, head)| (head, ram))
         .with_context(|| format!("-incoming {name}"))?;
         Ok(Self { name, head, ram: Some(ram), since })
     }
@@ -449,12 +425,13 @@ impl Incoming {
     }
 }
 
-fn read_from(command: &str, here: &Make) -> anyhow::Result<(GuestRam, Head)> {
+fn read_from(command: &str, here: &Make) -> anyhow::Result<(Head, GuestRam)> {
     let mut child = shell(command).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let Some(mut pipe) = child.stdout.take() else { bail!("it has no output") };
     let read = read_head(&mut pipe, here).and_then(|(head, layout, _)| {
         ensure!(layout == Layout::Packed, "a machine that was saved to a file is read as file:FILE");
-        Ok((unpack_ram(&mut pipe, &head)?, head))
+        let ram = unpack_ram(&mut pipe, &head)?;
+        Ok((head, ram))
     });
     drop(pipe);
     let status = child.wait()?;
@@ -464,19 +441,16 @@ fn read_from(command: &str, here: &Make) -> anyhow::Result<(GuestRam, Head)> {
     Ok(read)
 }
 
-/// Whether so many bytes could be read; an end before is that of the file.
-fn read_all(from: &mut dyn Read, bytes: &mut [u8]) -> anyhow::Result<()> {
-    from.read_exact(bytes).map_err(|e| match e.kind() {
-        std::io::ErrorKind::UnexpectedEof => anyhow::anyhow!("it is cut short"),
-        _ => e.into(),
-    })
-}
-
 fn read_head(from: &mut dyn Read, here: &Make) -> anyhow::Result<(Head, Layout, u64)> {
     let mut prefix = [0; PREFIX];
-    let got = from.take(8).read(&mut prefix[..8])?;
-    ensure!(got == 8 && prefix[..8] == MAGIC, "it is not a machine that Mynah has saved");
-    read_all(from, &mut prefix[8..])?;
+    let magic = from.read_exact(&mut prefix[..MAGIC.len()]);
+    let foreign = match &magic {
+        Ok(()) => prefix[..MAGIC.len()] != MAGIC,
+        Err(e) => e.kind() == std::io::ErrorKind::UnexpectedEof,
+    };
+    ensure!(!foreign, "it is not a machine that Mynah has saved");
+    magic?;
+    from.read_exact(&mut prefix[MAGIC.len()..]).map_err(cut_short)?;
     let u32_at = |at: usize| u32::from_le_bytes([prefix[at], prefix[at + 1], prefix[at + 2], prefix[at + 3]]);
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
     let version = u32_at(8);
@@ -518,44 +492,49 @@ fn read_ram(file: &File, head: &Head, at: u64) -> anyhow::Result<GuestRam> {
     ensure!(file.metadata()?.len() >= at + size, "it is cut short");
     let ram = GuestRam::new(size)?;
     each_block(&head.blocks, |n, bits, sum| {
-        let start = n * BLOCK;
-        let len = BLOCK.min(size as usize - start);
-        ensure!(bits.checked_shr((len / PAGE) as u32).unwrap_or(0) == 0, "it is damaged: RAM has an end");
-        // SAFETY: the block lies in RAM, which `ram` keeps mapped; no guest runs yet, and each block is one thread's.
-        let block = unsafe { std::slice::from_raw_parts_mut(ram.base().add(start), len) };
-        let mut page = 0;
-        while page < len / PAGE {
-            let run = (bits >> page).trailing_ones() as usize;
-            if run > 0 {
-                let bytes = page * PAGE..(page + run) * PAGE;
-                let from = at + (start + bytes.start) as u64;
-                file.read_exact_at(&mut block[bytes], from)?;
-            }
-            page += run.max(1);
-        }
-        ensure!(checksum(block, bits) == sum, "it is damaged: RAM at {start:#x} has another checksum");
-        Ok(())
+        fill_block(&ram, n, bits, sum, |offset, bytes| file.read_exact_at(bytes, at + offset))
     })?;
     Ok(ram)
 }
 
 /// RAM from its pieces, checked.
 fn unpack_ram(from: &mut dyn Read, head: &Head) -> anyhow::Result<GuestRam> {
-    let size = head.make.ram;
-    let ram = GuestRam::new(size)?;
+    let ram = GuestRam::new(head.make.ram)?;
     let mut from = std::io::BufReader::with_capacity(1 << 20, from);
-    let mut block = vec![0; BLOCK];
     for (n, &(bits, sum)) in head.blocks.iter().enumerate().filter(|(_, (bits, _))| *bits != 0) {
-        let at = n * BLOCK;
-        let len = BLOCK.min(size as usize - at);
-        ensure!(bits.checked_shr((len / PAGE) as u32).unwrap_or(0) == 0, "it is damaged: RAM has an end");
-        for i in (0..len / PAGE).filter(|i| bits >> i & 1 != 0) {
-            let page = &mut block[i * PAGE..(i + 1) * PAGE];
-            read_all(&mut from, page)?;
-            // SAFETY: the page lies in RAM, which `ram` keeps mapped; no guest runs yet.
-            unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), ram.base().add(at + i * PAGE), PAGE) };
-        }
-        ensure!(checksum(&block[..len], bits) == sum, "it is damaged: RAM at {at:#x} has another checksum");
+        fill_block(&ram, n, bits, sum, |_, bytes| from.read_exact(bytes))?;
     }
     Ok(ram)
+}
+
+/// Reads the pages of block `n` of RAM that are not zero, with what reads what lies at an offset in RAM, and checks
+/// them. Each block is one thread's.
+fn fill_block<F>(ram: &GuestRam, n: usize, bits: u64, sum: u64, mut read: F) -> anyhow::Result<()>
+where
+    F: FnMut(u64, &mut [u8]) -> std::io::Result<()>,
+{
+    let start = n * BLOCK;
+    let pages = BLOCK.min(ram.size() as usize - start) / PAGE;
+    ensure!(bits.checked_shr(pages as u32).unwrap_or(0) == 0, "it is damaged: RAM has an end");
+    // SAFETY: the block lies in RAM, which `ram` keeps mapped; no guest runs yet, and the block is this thread's.
+    let block = unsafe { std::slice::from_raw_parts_mut(ram.base().add(start), pages * PAGE) };
+    let mut page = 0;
+    while page < pages {
+        let run = (bits >> page).trailing_ones() as usize;
+        if run > 0 {
+            let bytes = page * PAGE..(page + run) * PAGE;
+            read((start + bytes.start) as u64, &mut block[bytes]).map_err(cut_short)?;
+        }
+        page += run.max(1);
+    }
+    ensure!(checksum(block, bits) == sum, "it is damaged: RAM at {start:#x} has another checksum");
+    Ok(())
+}
+
+/// What an end too early is called.
+fn cut_short(e: std::io::Error) -> anyhow::Error {
+    match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => anyhow::anyhow!("it is cut short"),
+        _ => e.into(),
+    }
 }

@@ -1,7 +1,7 @@
 //! A vCPU in its thread: the board as it sees it, its interrupt pins, and the loop around [`Cpu::run`].
 use super::bios::BiosCalls;
 use super::power::{Power, Report, Request};
-use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_NMI, EV_NMI_AGAIN, EV_SIPI};
+use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_LATCHED, EV_NMI, EV_SIPI, EV_SIPI_VECTOR};
 use mynah_cpu::interp::MemoryChanges;
 use mynah_cpu::state::Activity;
 use mynah_cpu::trace::{cpu_state, fpu_state};
@@ -14,9 +14,6 @@ use mynah_firmware::bios::PORT;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Where the vector of a start-up IPI stands in the event word.
-const SIPI_VECTOR: u32 = 0xff00_0000;
 
 /// What other threads hold of a vCPU.
 #[derive(Clone, Default)]
@@ -37,7 +34,7 @@ impl VcpuHandle {
 
     /// RESET: what was signalled before is void.
     pub fn forget_signals(&self) {
-        self.events.take(EV_NMI | EV_NMI_AGAIN | EV_INIT | EV_SIPI | SIPI_VECTOR);
+        self.events.take(EV_LATCHED);
     }
 
     /// Leaves a note on memory and has the vCPU look at it.
@@ -66,12 +63,12 @@ impl VcpuPins for Pins {
     }
     fn init(&self) {
         // A start-up IPI that was not looked at yet is void.
-        self.0.take(EV_SIPI | SIPI_VECTOR);
+        self.0.take(EV_SIPI | EV_SIPI_VECTOR);
         self.0.raise(EV_INIT);
     }
     fn sipi(&self, vector: u8) {
         // Of several the last one counts. Calls come one at a time, with the local APIC locked.
-        self.0.take(EV_SIPI | SIPI_VECTOR);
+        self.0.take(EV_SIPI | EV_SIPI_VECTOR);
         self.0.raise(EV_SIPI | u32::from(vector) << 24);
     }
 }
