@@ -7,6 +7,7 @@
 //!
 //! Also here: the process's exit codes ([`exit_code`]), which are part of the interface.
 
+use mynah_devices::kind::Chosen;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -62,8 +63,8 @@ pub struct Config {
     pub serials: Vec<CharTarget>,
     /// The monitors' places (`-monitor`, `-mon`, or what `-nographic` implies).
     pub monitors: Vec<CharTarget>,
-    /// Where bytes written to port E9h go (`-debugcon`, `-device isa-debugcon`): target and port.
-    pub debugcons: Vec<Debugcon>,
+    /// Where bytes written to port E9h go (`-debugcon`).
+    pub debugcons: Vec<CharTarget>,
     /// Named back ends (`-chardev`), for `chardev:ID` and `chardev=ID`.
     pub chardevs: Vec<Chardev>,
     /// `-nographic`: the console is the terminal, and there is no display.
@@ -79,7 +80,7 @@ pub struct Config {
     /// What a guest's panic, told through pvpanic, does (`-action panic=`).
     pub on_panic: PanicAction,
     /// Devices added with `-device`.
-    pub devices: Vec<Device>,
+    pub devices: Vec<Chosen>,
     /// Disks, CD-ROMs and floppies (`-drive`, `-hda`..`-hdd`, `-cdrom`, `-fda`, `-fdb`, `-pflash`).
     pub drives: Vec<Drive>,
     /// Network back ends and cards (`-netdev`, `-nic`, `-net`).
@@ -494,17 +495,6 @@ pub struct Chardev {
     pub log_append: bool,
 }
 
-/// A debug console: a port whose writes go to a stream and whose reads give E9h.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Debugcon {
-    /// The port, E9h unless said otherwise.
-    pub iobase: u16,
-    /// The value that a read gives, E9h unless said otherwise.
-    pub readback: u8,
-    /// Where the bytes go.
-    pub target: CharTarget,
-}
-
 /// The display back ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Display {
@@ -543,36 +533,6 @@ pub enum PanicAction {
     Shutdown,
     /// Mynah ends with code 1.
     ExitFailure,
-}
-
-/// `-device`: a device with checked properties.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// The port whose writes end Mynah.
-    IsaDebugExit {
-        /// The first port, 501h unless said otherwise.
-        iobase: u16,
-        /// How many ports, 2 unless said otherwise.
-        iosize: u16,
-    },
-    /// The port that a guest tells of its panic through.
-    Pvpanic {
-        /// The port, 505h unless said otherwise.
-        ioport: u16,
-        /// The events the guest is told it may send: bit 0 panicked, bit 1 crash loaded.
-        events: u8,
-    },
-    /// An additional 16550A (`isa-serial`).
-    IsaSerial {
-        /// The port's number, 0 for COM1; the next free one when not given.
-        index: Option<u8>,
-        /// The first I/O port, if not the usual one for `index`.
-        iobase: Option<u16>,
-        /// The interrupt line, if not the usual one for `index`.
-        irq: Option<u8>,
-        /// The id of its `-chardev`.
-        chardev: String,
-    },
 }
 
 /// A disk, CD-ROM, floppy or flash image.

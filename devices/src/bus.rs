@@ -130,8 +130,13 @@ impl Irq {
 
 /// Composes a little-endian read of `size` bytes from single bytes: for devices whose registers are one byte
 /// wide.
-pub fn read_bytes(size: u8, mut byte: impl FnMut(u16) -> u8) -> u32 {
-    (0..u16::from(size.min(4))).fold(0, |v, i| v | u32::from(byte(i)) << (8 * i))
+pub fn read_bytes(size: u8, byte: impl FnMut(u16) -> u8) -> u32 {
+    read_bytes64(size.min(4), byte) as u32
+}
+
+/// The same for reads of up to 64 bits.
+pub fn read_bytes64(size: u8, mut byte: impl FnMut(u16) -> u8) -> u64 {
+    (0..u16::from(size.min(8))).fold(0, |v, i| v | u64::from(byte(i)) << (8 * i))
 }
 
 /// Hands the bytes of a write over one by one, lowest first: for devices whose registers are one byte wide.

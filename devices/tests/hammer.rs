@@ -13,6 +13,7 @@ use mynah_devices::chardev::Null;
 use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
 use mynah_devices::clock::{Clock, ManualClock, SECOND};
 use mynah_devices::device::{Plugged, Registry, Reset};
+use mynah_devices::dma::Dma;
 use mynah_devices::events::{A20Gate, MachineEvents, NoEvents};
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::input::ps2::{Key, MouseButtons};
@@ -20,17 +21,16 @@ use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::{IOAPIC_BASE, Ioapic};
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics};
 use mynah_devices::interrupts::pic::Pic;
-use mynah_devices::misc::debug_exit::DebugExit;
-use mynah_devices::misc::debugcon::Debugcon;
+use mynah_devices::kind::{self, Site, Value, Values};
 use mynah_devices::misc::fw_cfg::FwCfg;
-use mynah_devices::misc::pvpanic::Pvpanic;
-use mynah_devices::pci::{ConfigPorts, PciBus};
+use mynah_devices::pci::{BarKind, ConfigPorts, DevFn, MsiSink, PciBus};
 use mynah_devices::serial::{COM, Serial};
 use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::pm_timer::pm_timer_value;
 use mynah_devices::timers::rtc::Rtc;
 use mynah_mmu::{GuestRam, PhysMemory};
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// SplitMix64.
@@ -67,6 +67,7 @@ impl Random {
 
 /// Ports at which something is, with how many there are.
 const PORTS: &[(u16, u64)] = &[
+    (0x3e8, 8),
     (0x20, 2),
     (0xa0, 2),
     (0x4d0, 2),
@@ -144,6 +145,8 @@ fn board() -> Board {
     memory.map_mmio(HPET_BASE, 0x400, hpet.clone());
     let pci = PciBus::new(ports.clone(), memory.clone());
     let piix3 = Piix3::new(std::array::from_fn(&mut pin), events.clone());
+    let wires = piix3.clone();
+    pci.connect(bus.clone(), Box::new(move |devfn, pin| wires.intx(devfn, pin)));
     let pm_clock = clock.clone();
     let pm = Piix4Pm::new(pin(9), move || pm_timer_value(pm_clock.now()), ports.clone(), events.clone());
     pm.follow(&dyn_clock);
@@ -161,7 +164,7 @@ fn board() -> Board {
     i8042.attach(&ports);
     let ferr = Ferr::new(pin(13));
     ferr.attach(&ports);
-    let serials: Vec<_> = COM[..2]
+    let mut serials: Vec<_> = COM[..2]
         .iter()
         .map(|(base, irq)| {
             let serial = Serial::new(Arc::new(Null), pin(*irq as usize), dyn_clock.clone());
@@ -169,23 +172,58 @@ fn board() -> Board {
             serial
         })
         .collect();
-    let fw_cfg = FwCfg::new(memory.clone());
+    let fw_cfg = FwCfg::new(Dma::always(memory.clone()));
     fw_cfg.add_file("opt/hammer", vec![7; 100]).unwrap();
     fw_cfg.attach(&ports);
-    DebugExit::new(events.clone()).attach(&ports, 0x501, 2);
-    Pvpanic::new(events).attach(&ports, 0x505);
-    Debugcon::new(Arc::new(Null)).attach(&ports, 0xe9);
     apics[0].enter_virtual_wire();
     let devices = Registry::default();
     let mut all: Vec<Arc<dyn Plugged>> = apics.iter().map(|a| a.clone() as _).collect();
     all.extend([bus.clone() as Arc<dyn Plugged>, ioapic, pic, pit.clone(), rtc, hpet.clone(), config, a20]);
     all.extend([port92 as Arc<dyn Plugged>, i8042.clone(), ferr, bridge, piix3, pm, fw_cfg]);
-    all.extend(serials.into_iter().map(|s| s as Arc<dyn Plugged>));
+    all.extend(serials.iter().map(|s| s.clone() as Arc<dyn Plugged>));
     for device in all {
         devices.plug("board", device.kind(), device);
     }
+    let site = Site {
+        ports: &ports,
+        pci: &pci,
+        clock: dyn_clock,
+        events,
+        registry: &devices,
+        isa_pin: RefCell::new(&mut pin),
+        chardev: &|_| Some(Arc::new(Null)),
+        serials: RefCell::new(&mut serials),
+    };
+    plug_all(&site);
     Board { clock, devices, pci, ports, memory, apics, bus, pit, hpet, i8042 }
 }
+
+/// All that a user can add, as it is by itself; PCI devices are set up as firmware does it.
+fn plug_all(site: &Site<'_>) {
+    let mut window = PCI_BASE;
+    for kind in kind::all() {
+        let mut values = Values::default();
+        values.values.insert("chardev", Value::Text("null".into()));
+        (kind.plug)(site, &values).unwrap();
+    }
+    for slot in 2..32 {
+        let at = DevFn::new(slot, 0);
+        let Some(device) = site.pci.device(at) else { continue };
+        for bar in 0..6 {
+            let Some((bar_kind, size)) = device.config().lock().bar(bar) else { continue };
+            assert_ne!(bar_kind, BarKind::Io, "no device has one yet");
+            window = window.next_multiple_of(size);
+            site.pci.config_write(0, at, 0x10 + 4 * bar as u8, 4, window as u32);
+            window += size;
+        }
+        site.pci.config_write(0, at, 4, 2, 7);
+    }
+    assert!(window <= PCI_BASE + PCI_LEN);
+}
+
+/// Where PCI devices have their registers.
+const PCI_BASE: u64 = 0xe000_0000;
+const PCI_LEN: u64 = 4 << 20;
 
 impl Drop for Board {
     fn drop(&mut self) {
@@ -221,7 +259,17 @@ impl Board {
         let out =
             |port: u16, values: &[u8]| values.iter().for_each(|v| self.ports.write(port, 1, (*v).into()));
         let vector = 0x20 + r.below(0xd0);
-        match r.below(8) {
+        match r.below(9) {
+            8 => {
+                // The first PCI device is edu: a transfer, with an interrupt at its end.
+                let (ram, buffer) = (r.below(16 << 20), 0x4_0000 + r.below(4096));
+                let to_ram = r.below(2);
+                let (source, destination) = if to_ram != 0 { (buffer, ram) } else { (ram, buffer) };
+                let words = [source, destination, r.below(256), 5 | to_ram << 1];
+                for (n, word) in words.into_iter().enumerate() {
+                    self.memory.phys_write(PCI_BASE + 0x80 + 8 * n as u64, 8, word);
+                }
+            }
             0 => {
                 for (port, base) in [(0x20, 0x20), (0xa0, 0x28)] {
                     out(port, &[0x11]);
@@ -298,6 +346,7 @@ impl Board {
                 self.port(r, port, size)
             }
             8 => self.mmio(r, IOAPIC_BASE, 0x60),
+            9 if r.below(2) == 0 => self.mmio(r, PCI_BASE, 0xa0),
             9 => self.mmio(r, HPET_BASE, 0x180),
             10 | 11 => {
                 let apic = &self.apics[r.below(3) as usize];
@@ -324,7 +373,7 @@ impl Board {
                 vector.map_or(1 << 63, u64::from)
             }
             13 => {
-                self.bus.deliver_msi(0xfee0_0000 | r.value() & 0xf_ffff, r.value() as u32);
+                self.bus.msi(0xfee0_0000 | r.value() & 0xf_ffff, r.value() as u32);
                 0
             }
             // Small steps call each timer at its time; a leap is a host that was late.

@@ -373,6 +373,35 @@ impl PhysMemory {
         }
     }
 
+    /// What follows stores to RAM at `gpa` through the pointer that [`PhysMemory::lookup`] gave: marks pages dirty, tells code watchers.
+    /// `len` is no more than the run of RAM there.
+    pub fn written(&self, mut gpa: Gpa, mut len: u64) {
+        while len > 0 {
+            let n = len.min(PAGE_SIZE - (gpa & PAGE_MASK));
+            if let Some(offset) = self.ram_offset(gpa) {
+                self.ram_written(offset, gpa, n);
+            }
+            gpa = gpa.wrapping_add(n);
+            len -= n;
+        }
+    }
+
+    /// The host address of RAM at `gpa`, and how many bytes of RAM follow there with nothing over them.
+    pub fn ram_at(&self, gpa: Gpa) -> Option<(*mut u8, u64)> {
+        match self.find(gpa) {
+            (Found::Ram(offset), run) => Some((self.host(offset), run)),
+            _ => None,
+        }
+    }
+
+    /// How many bytes of ROM there are at `gpa`, if that is what is read there.
+    pub fn rom_run(&self, gpa: Gpa) -> Option<u64> {
+        match self.find(gpa) {
+            (Found::Rom(_) | Found::RomOverRam(..), run) => Some(run),
+            _ => None,
+        }
+    }
+
     /// What follows a store to RAM (within one page) that did not go through a TLB.
     #[inline]
     fn ram_written(&self, offset: u64, gpa: Gpa, len: u64) {

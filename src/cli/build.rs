@@ -8,9 +8,10 @@ use super::size::{number_from, show_size};
 use super::suggest::did_you_mean;
 use super::{char_arg, cpu_arg, device_arg, help, machine_arg, run_arg};
 use crate::config::{
-    Accel, AccelKind, CharBackend, CharTarget, Check, Config, Debugcon, Device, Display, FwCfgData,
-    RebootAction, ShutdownAction,
+    Accel, AccelKind, CharBackend, CharTarget, Check, Config, Display, FwCfgData, RebootAction,
+    ShutdownAction,
 };
+use mynah_devices::kind::Chosen;
 use mynah_firmware::{Kind, identify};
 use std::ffi::OsString;
 use std::fs::File;
@@ -139,7 +140,7 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
             seen.monitor = true;
             config.monitors.push(char_arg::mon(given.text()?)?);
         }
-        "debugcon" => config.debugcons.push(Debugcon { iobase: 0xE9, readback: 0xE9, target: target()? }),
+        "debugcon" => config.debugcons.push(target()?),
         "chardev" => {
             let chardev = char_arg::chardev(given.text()?)?;
             if config.chardevs.iter().any(|c| c.id == chardev.id) {
@@ -159,10 +160,7 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "echr" => config.escape = run_arg::escape(given.text()?)?,
         "display" => config.display = display(given.text()?)?,
         "vga" => config.vga = Some(word(given, ADAPTERS)?),
-        "device" => match device_arg::device(given.text()?)? {
-            device_arg::Added::Device(device) => config.devices.push(device),
-            device_arg::Added::Debugcon(debugcon) => config.debugcons.push(debugcon),
-        },
+        "device" => config.devices.push(device_arg::device(given.text()?)?),
         "drive" => config.drives.push(run_arg::drive(given.text()?)?),
         "hda" | "hdb" | "hdc" | "hdd" | "cdrom" | "fda" | "fdb" | "pflash" => {
             let name = if given.alone { run_arg::ALONE } else { option.name };
@@ -265,7 +263,7 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
         note("-serial", target);
     }
     for debugcon in &config.debugcons {
-        note("-debugcon", &debugcon.target);
+        note("-debugcon", debugcon);
     }
     for monitor in &config.monitors {
         note("-monitor", monitor);
@@ -280,17 +278,12 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
             users.join(" and ")
         )));
     }
-    let targets =
-        config.serials.iter().chain(config.debugcons.iter().map(|d| &d.target)).chain(&config.monitors);
+    let targets = config.serials.iter().chain(&config.debugcons).chain(&config.monitors);
     let ids = targets.filter_map(|t| match &t.backend {
         CharBackend::Chardev(id) => Some(id.as_str()),
         _ => None,
     });
-    let from_devices = config.devices.iter().filter_map(|d| match d {
-        Device::IsaSerial { chardev, .. } => Some(chardev.as_str()),
-        _ => None,
-    });
-    for id in ids.chain(from_devices) {
+    for id in ids.chain(config.devices.iter().flat_map(Chosen::chardevs)) {
         let Some(chardev) = config.chardevs.iter().find(|c| c.id == id) else {
             let hint = did_you_mean("", id, config.chardevs.iter().map(|c| c.id.as_str()));
             return Err(Error::new(format!("there is no -chardev with the id '{id}'{hint}")));
@@ -307,7 +300,7 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
 }
 
 fn has_serial_device(config: &Config) -> bool {
-    config.devices.iter().any(|d| matches!(d, Device::IsaSerial { .. }))
+    config.devices.iter().any(|d| d.kind.name == "isa-serial")
 }
 
 /// Looks at each file that the machine will read, so that what is wrong with one is said before anything is set up.
@@ -520,7 +513,10 @@ mod tests {
         assert_eq!(c.serials, [CharTarget::console()]);
         assert_eq!(c.monitors, []);
         assert_eq!(c.on_reboot, RebootAction::Shutdown);
-        assert_eq!(c.devices, [Device::IsaDebugExit { iobase: 0xF4, iosize: 4 }]);
+        assert_eq!(
+            (c.devices[0].kind.name, c.devices[0].values.number("iobase")),
+            ("isa-debug-exit", Some(0xF4))
+        );
         assert!(c.log.has(LogItem::GuestErrors) && c.log.file == Some("log".into()));
         c.refuse_unbuilt().unwrap();
     }

@@ -2,16 +2,11 @@
 
 use super::Error;
 use super::props::Props;
+use super::size::number_from;
 use super::suggest::did_you_mean;
-use crate::config::{CharBackend, CharTarget, Debugcon, Device};
-
-/// The devices that can be added, with their properties.
-const DEVICES: &[(&str, &str)] = &[
-    ("isa-debug-exit", "iobase=PORT (0x501), iosize=N (2): a write of V ends Mynah with code (V<<1)|1"),
-    ("isa-debugcon", "iobase=PORT (0xe9), readback=BYTE (0xe9), chardev=ID: a port to print through"),
-    ("isa-serial", "chardev=ID, index=0..3, iobase=PORT, irq=N: a 16550A"),
-    ("pvpanic", "ioport=PORT (0x505), events=N (3): the guest tells of its panic"),
-];
+use mynah_devices::kind::{self, Bus, Chosen, Kind, Property, Type, Value, Values};
+use mynah_devices::pci::DevFn;
+use std::fmt::Write;
 
 /// Devices that QEMU has and users are likely to ask for: refused by name, not as a slip of the fingers.
 const LATER: &[&str] = &[
@@ -122,7 +117,6 @@ const LATER: &[&str] = &[
     "pvpanic-pci",
     "vmcoreinfo",
     "vmgenid",
-    "edu",
     "pci-testdev",
     "ivshmem-plain",
     "ivshmem-doorbell",
@@ -149,78 +143,110 @@ const LATER: &[&str] = &[
     "port92",
 ];
 
-/// What `-device` adds: a device, or a debug console, which is kept with those of `-debugcon`.
-#[derive(Debug, PartialEq)]
-pub enum Added {
-    /// A device.
-    Device(Device),
-    /// A debug console.
-    Debugcon(Debugcon),
-}
-
 /// Parses `-device`.
-pub fn device(text: &str) -> Result<Added, Error> {
+pub fn device(text: &str) -> Result<Chosen, Error> {
     let mut props = Props::parse("-device", text, Some("driver"));
     let name = props.text("driver")?.unwrap_or_default();
-    let wants_help = props.wants_help();
-    if name == "help" || name == "?" || (wants_help && DEVICES.iter().any(|d| d.0 == name)) {
-        let mut help = String::new();
-        for (device, what) in DEVICES.iter().filter(|d| d.0 == name || !DEVICES.iter().any(|d| d.0 == name)) {
-            help += &format!("  {device:15} {what}\n");
-        }
-        return Err(Error::info(help));
+    if name == "help" || name == "?" {
+        return Err(Error::info(list()));
+    }
+    let Some(kind) = kind::find(&name) else { return Err(unknown(&name)) };
+    if props.wants_help() {
+        return Err(Error::info(describe(kind)));
     }
     props.rename(format!("-device {name}"));
-    // Any device may have a name; which ISA bus it is on is no question.
-    props.ignore(&["id", "bus"]);
-    let port = u64::from(u16::MAX);
-    let added = match name.as_str() {
-        "isa-debug-exit" => {
-            let iobase = props.number("iobase", 0, port)?.unwrap_or(0x501);
-            let iosize = props.number("iosize", 1, 0x100)?.unwrap_or(2);
-            if iobase + iosize > port + 1 {
-                return Err(
-                    props.error(format!("ports {iobase:#x} to {:#x} end past 0xffff", iobase + iosize - 1))
-                );
-            }
-            Added::Device(Device::IsaDebugExit { iobase: iobase as u16, iosize: iosize as u16 })
+    let mut values =
+        Values { id: props.text("id")?, address: address(&mut props, kind.bus)?, ..Values::default() };
+    for property in kind.properties {
+        if let Some(value) = value(&mut props, property)? {
+            values.values.insert(property.name, value);
         }
-        "pvpanic" => Added::Device(Device::Pvpanic {
-            ioport: props.number("ioport", 0, port)?.unwrap_or(0x505) as u16,
-            events: props.number("events", 0, 0xFF)?.unwrap_or(3) as u8,
-        }),
-        "isa-debugcon" => {
-            let iobase = props.number("iobase", 0, port)?.unwrap_or(0xE9) as u16;
-            let readback = props.number("readback", 0, 0xFF)?.unwrap_or(0xE9) as u8;
-            let id = chardev_id(&mut props)?;
-            let target = CharTarget::new(&format!("chardev:{id}"), CharBackend::Chardev(id));
-            Added::Debugcon(Debugcon { iobase, readback, target })
-        }
-        "isa-serial" => {
-            let index = props.number("index", 0, 3)?.map(|n| n as u8);
-            let iobase = props.number("iobase", 0, port - 7)?.map(|p| p as u16);
-            let irq = props.number("irq", 0, 15)?.map(|n| n as u8);
-            let chardev = chardev_id(&mut props)?;
-            Added::Device(Device::IsaSerial { index, iobase, irq, chardev })
-        }
-        "" => return Err(Error::new("-device: the device's name is missing ('-device help' lists them)")),
-        _ if LATER.contains(&name.as_str()) || is_cpu(&name) => {
-            return Err(Error::new(format!(
-                "-device {name}: not supported yet ('-device help' lists what there is)"
-            )));
-        }
-        _ => {
-            let known = DEVICES.iter().map(|d| d.0);
-            let hint = did_you_mean("", &name, known.chain(LATER.iter().copied()));
-            let accepted = " ('-device help' lists them)".to_string();
-            return Err(Error::new(format!(
-                "-device {name}: unknown device{}",
-                if hint.is_empty() { accepted } else { hint }
-            )));
-        }
-    };
+    }
     props.finish()?;
-    Ok(added)
+    Ok(Chosen { kind, values })
+}
+
+/// The value of a property: the one given, or the default.
+fn value(props: &mut Props, property: &Property) -> Result<Option<Value>, Error> {
+    let Property { name, kind, default, .. } = *property;
+    Ok(match kind {
+        Type::Number(least, most) => {
+            let default = default.and_then(|text| number_from(text, least, most).ok());
+            props.number(name, least, most)?.or(default).map(Value::Number)
+        }
+        Type::Switch => props.switch(name)?.or(default.map(|text| text == "on")).map(Value::Switch),
+        Type::Chardev => {
+            let id = props.text(name)?.filter(|id| !id.is_empty());
+            Some(Value::Text(id.ok_or_else(|| props.error(format!("a {name}=ID is missing")))?))
+        }
+    })
+}
+
+/// `bus=`, of which there is one of each sort, and `addr=` on PCI: a slot, or a slot and a function, in hexadecimal.
+fn address(props: &mut Props, bus: Bus) -> Result<Option<DevFn>, Error> {
+    let names = match bus {
+        Bus::Isa => ["isa.0", "isa"],
+        Bus::Pci => ["pci.0", "pci"],
+    };
+    if let Some(other) = props.text("bus")?.filter(|name| !names.contains(&name.as_str())) {
+        return Err(props.error(format!("bus={other}: there is no such bus; it goes on '{}'", names[0])));
+    }
+    if bus != Bus::Pci {
+        return Ok(None);
+    }
+    let Some(text) = props.text("addr")? else { return Ok(None) };
+    let (slot, function) = text.split_once('.').unwrap_or((&text, "0"));
+    let hex =
+        |part: &str, most| u8::from_str_radix(part.trim_start_matches("0x"), 16).ok().filter(|n| *n <= most);
+    match (hex(slot, 31), hex(function, 7)) {
+        (Some(slot), Some(function)) => Ok(Some(DevFn::new(slot, function))),
+        _ => Err(props.error(format!(
+            "addr={text}: it is a slot from 0 to 1f, perhaps with a function from 0 to 7 (addr=4, addr=4.1)"
+        ))),
+    }
+}
+
+/// `-device help`.
+fn list() -> String {
+    let mut text = String::new();
+    let mut bus = None;
+    for kind in kind::all() {
+        if bus.replace(kind.bus) != Some(kind.bus) {
+            let _ = writeln!(text, "{} devices:", kind.bus);
+        }
+        let _ = writeln!(text, "  {:16} {}", kind.name, kind.about);
+    }
+    text + "'-device NAME,help' tells what can be chosen of one.\n"
+}
+
+/// `-device NAME,help`.
+fn describe(kind: &Kind) -> String {
+    let mut text = format!("{}: {} ({})\n", kind.name, kind.about, kind.bus);
+    let mut line = |name: &str, values: &str, help: &str| {
+        let _ = writeln!(text, "  {name:10} {values:22} {help}");
+    };
+    for p in kind.properties {
+        let default = p.default.map(|d| format!(" (default: {d})")).unwrap_or_default();
+        line(p.name, &p.kind.to_string(), &format!("{}{default}", p.help));
+    }
+    if kind.bus == Bus::Pci {
+        line("addr", "SLOT[.FUNCTION]", "its place on the bus (default: the next free slot)");
+    }
+    line("id", "NAME", "its name in 'info qtree' and in a saved machine");
+    text
+}
+
+fn unknown(name: &str) -> Error {
+    if name.is_empty() {
+        return Error::new("-device: the device's name is missing ('-device help' lists them)");
+    }
+    if LATER.contains(&name) || is_cpu(name) {
+        return Error::new(format!("-device {name}: not supported yet ('-device help' lists what there is)"));
+    }
+    let known = kind::all().into_iter().map(|k| k.name);
+    let hint = did_you_mean("", name, known.chain(LATER.iter().copied()));
+    let hint = if hint.is_empty() { " ('-device help' lists them)".to_string() } else { hint };
+    Error::new(format!("-device {name}: unknown device{hint}"))
 }
 
 /// `max-x86_64-cpu` and such: processors added one by one.
@@ -228,44 +254,55 @@ fn is_cpu(name: &str) -> bool {
     name.ends_with("-x86_64-cpu") || name.ends_with("-i386-cpu")
 }
 
-fn chardev_id(props: &mut Props) -> Result<String, Error> {
-    props.text("chardev")?.filter(|id| !id.is_empty()).ok_or_else(|| props.error("a chardev=ID is missing"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn debug_exit_takes_its_ports() {
-        let exit = |iobase, iosize| Added::Device(Device::IsaDebugExit { iobase, iosize });
-        assert_eq!(device("isa-debug-exit").unwrap(), exit(0x501, 2));
-        assert_eq!(device("isa-debug-exit,iobase=0xf4,iosize=0x04").unwrap(), exit(0xF4, 4));
-        assert!(
-            device("isa-debug-exit,iobase=0xfffe,iosize=4").unwrap_err().to_string().contains("past 0xffff")
-        );
-        assert!(device("isa-debug-exit,iosize=0").unwrap_err().to_string().contains("from 1 to 256"));
-        assert_eq!(
-            device("isa-debug-exit,iobsae=1").unwrap_err().to_string(),
-            "-device isa-debug-exit: unknown property 'iobsae'; did you mean 'iobase'?"
-        );
+    fn chosen(text: &str) -> Values {
+        device(text).unwrap().values
+    }
+
+    fn refused(text: &str) -> String {
+        device(text).unwrap_err().to_string()
     }
 
     #[test]
-    fn the_other_devices() {
-        assert_eq!(device("pvpanic").unwrap(), Added::Device(Device::Pvpanic { ioport: 0x505, events: 3 }));
-        let Added::Debugcon(console) = device("isa-debugcon,iobase=0x402,chardev=c").unwrap() else {
-            panic!()
-        };
-        assert_eq!((console.iobase, console.target.spec.as_str()), (0x402, "chardev:c"));
-        assert!(matches!(
-            device("isa-serial,chardev=c,index=1").unwrap(),
-            Added::Device(Device::IsaSerial { index: Some(1), .. })
-        ));
+    fn a_device_has_its_defaults_and_what_was_chosen() {
+        let exit = chosen("isa-debug-exit");
+        assert_eq!((exit.number("iobase"), exit.number("iosize")), (Some(0x501), Some(2)));
+        let exit = chosen("isa-debug-exit,iobase=0xf4,iosize=0x04,id=end");
+        assert_eq!((exit.number("iobase"), exit.id.as_deref()), (Some(0xf4), Some("end")));
+        let serial = device("isa-serial,chardev=c,index=1").unwrap();
+        assert_eq!((serial.values.number("index"), serial.values.number("irq")), (Some(1), None));
+        assert_eq!(serial.chardevs().collect::<Vec<_>>(), ["c"]);
+        assert_eq!(chosen("edu,addr=0x1e.3").address, Some(DevFn::new(0x1e, 3)));
+        assert_eq!(chosen("edu,bus=pci.0,addr=10").address, Some(DevFn::new(0x10, 0)));
+    }
+
+    #[test]
+    fn what_a_device_cannot_have_is_refused_by_name() {
+        assert!(refused("isa-debug-exit,iosize=0").contains("from 1 to 256"));
         assert_eq!(
-            device("isa-debugcon").unwrap_err().to_string(),
-            "-device isa-debugcon: a chardev=ID is missing"
+            refused("isa-debug-exit,iobsae=1"),
+            "-device isa-debug-exit: unknown property 'iobsae'; did you mean 'iobase'?"
         );
+        assert_eq!(refused("isa-debugcon"), "-device isa-debugcon: a chardev=ID is missing");
+        assert!(refused("edu,addr=20").contains("addr=20: it is a slot from 0 to 1f"));
+        assert!(refused("edu,addr=1.8").contains("a function from 0 to 7"));
+        assert!(refused("edu,bus=pcie.0").contains("it goes on 'pci.0'"));
+        assert!(refused("pvpanic,addr=1").contains("unknown property 'addr'"));
+    }
+
+    #[test]
+    fn help_comes_from_the_devices_themselves() {
+        let all = refused("help");
+        for kind in kind::all() {
+            assert!(all.contains(kind.name) && all.contains(kind.about), "{}", kind.name);
+            let one = refused(&format!("{},help", kind.name));
+            assert!(kind.properties.iter().all(|p| one.contains(p.name) && one.contains(p.help)), "{one}");
+        }
+        assert!(all.find("ISA devices:").unwrap() < all.find("PCI devices:").unwrap());
+        assert!(refused("edu,help").contains("(default: 0xfffffff)"));
     }
 
     #[test]
@@ -278,6 +315,6 @@ mod tests {
         assert!(device("flux-capacitor").unwrap_err().to_string().contains("unknown device ("));
         assert!(device("").unwrap_err().to_string().contains("name is missing"));
         assert!(device("help").unwrap_err().is_info());
-        assert!(device("pvpanic,help").unwrap_err().is_info());
+        assert!(device("pvpanic,help").unwrap_err().is_info() && device("edu,?").unwrap_err().is_info());
     }
 }

@@ -152,6 +152,8 @@ impl Board {
         pm.follow(&dyn_clock);
         let alarm = pm.clone();
         rtc.on_alarm(move || alarm.rtc_alarm());
+        let wires = piix3.clone();
+        pci.connect(apic_bus.clone(), Box::new(move |devfn, pin| wires.intx(devfn, pin)));
         let bridge = host_bridge(&memory, &firmware);
         pci.attach(i440fx::DEVFN, bridge.clone());
         pci.attach(piix3::DEVFN, piix3.clone());

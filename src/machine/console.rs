@@ -3,15 +3,16 @@ use super::board::Board;
 use super::handle::Handle;
 use super::inside::Translators;
 use super::monitor::{Hmp, Lines};
-use crate::config::{CharBackend, CharTarget, Config, Device, FwCfgData, exit_code};
+use crate::config::{CharBackend, CharTarget, Config, FwCfgData, exit_code};
 use anyhow::{Context, bail};
 use mynah_devices::chardev::{Chardev, ChardevError, Host, MonitorLine, Mux, spec};
-use mynah_devices::misc::debug_exit::DebugExit;
-use mynah_devices::misc::debugcon::Debugcon;
+use mynah_devices::dma::Dma;
+use mynah_devices::kind::Site;
+use mynah_devices::misc::debugcon::{self, Debugcon};
 use mynah_devices::misc::fw_cfg::{FwCfg, key};
-use mynah_devices::misc::pvpanic::Pvpanic;
 use mynah_devices::serial::{COM, Serial};
 use parking_lot::Mutex;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -255,52 +256,30 @@ pub fn attach_extra(
     machine: &Handle,
     consoles: &mut Consoles,
 ) -> anyhow::Result<Arc<FwCfg>> {
-    for d in &cfg.debugcons {
-        let what = &d.target.spec;
-        if d.readback != 0xe9 {
-            bail!("-device isa-debugcon: readback={:#x}: only 0xe9 is supported yet", d.readback);
-        }
+    for target in &cfg.debugcons {
         let line = consoles
-            .line(cfg, "debugcon", &d.target, machine)
-            .with_context(|| format!("-debugcon {what}"))?;
+            .line(cfg, "debugcon", target, machine)
+            .with_context(|| format!("-debugcon {}", target.spec))?;
         let console = Debugcon::new(line);
-        console.attach(&board.ports, d.iobase);
-        board.devices.plug("isa.0", format!("debugcon@{:x}", d.iobase), console);
+        console.attach(&board.ports, debugcon::PORT);
+        board.devices.plug("isa.0", format!("debugcon@{:x}", debugcon::PORT), console);
     }
+    let lines = |id: &str| consoles.named.lock().get(id).cloned();
+    let mut isa_pin = |n: usize| board.isa[n].share();
+    let site = Site {
+        ports: &board.ports,
+        pci: &board.pci,
+        clock: board.clock.clone(),
+        events: machine.power().clone(),
+        registry: &board.devices,
+        isa_pin: RefCell::new(&mut isa_pin),
+        chardev: &lines,
+        serials: RefCell::new(&mut consoles.serials),
+    };
     for d in &cfg.devices {
-        match d {
-            Device::IsaDebugExit { iobase, iosize } => {
-                let exit = DebugExit::new(machine.power().clone());
-                exit.attach(&board.ports, *iobase, u32::from(*iosize));
-                board.devices.plug("isa.0", format!("debug-exit@{iobase:x}"), exit);
-            }
-            Device::Pvpanic { ioport, events } => {
-                if *events != 3 {
-                    bail!("-device pvpanic: events={events}: only 3 (all) is supported yet");
-                }
-                let pvpanic = Pvpanic::new(machine.power().clone());
-                pvpanic.attach(&board.ports, *ioport);
-                board.devices.plug("isa.0", format!("pvpanic@{ioport:x}"), pvpanic);
-            }
-            Device::IsaSerial { index, iobase, irq, chardev } => {
-                let n = match index {
-                    Some(i) => usize::from(*i),
-                    None => consoles.serials.len(),
-                };
-                let Some(&(base, line_irq)) = COM.get(n) else {
-                    bail!("-device isa-serial: a PC has four serial ports");
-                };
-                let target = CharTarget::new(chardev, CharBackend::Chardev(chardev.clone()));
-                let line = consoles.line(cfg, chardev, &target, machine).context("-device isa-serial")?;
-                let irq = irq.map_or(line_irq, u32::from);
-                if irq > 15 {
-                    bail!("-device isa-serial: irq={irq} is not an ISA interrupt (0 to 15)");
-                }
-                consoles.serial(board, line, iobase.unwrap_or(base), irq);
-            }
-        }
+        (d.kind.plug)(&site, &d.values).with_context(|| format!("-device {}", d.kind.name))?;
     }
-    let fw_cfg = FwCfg::new(board.memory.clone());
+    let fw_cfg = FwCfg::new(Dma::always(board.memory.clone()));
     fw_cfg.set_u16(key::NB_CPUS, cfg.smp.cpus as u16);
     fw_cfg.set_u16(key::MAX_CPUS, cfg.smp.max_cpus as u16);
     fw_cfg.set_u64(key::RAM_SIZE, cfg.memory.size);

@@ -4,11 +4,12 @@ use super::bios::BoardPlatform;
 use super::board::{Board, Firmware};
 use crate::cli::build::find_firmware;
 use crate::cli::size::show_size;
-use crate::config::{CharBackend, Config, Device, KernelEntry};
+use crate::config::{CharBackend, Config, KernelEntry};
 use anyhow::{Context, bail};
 use mynah_cpu::model::Dynamic;
 use mynah_cpu::state::{Segment as CpuSegment, Table, gpr, seg};
 use mynah_cpu::{Cpu, CpuModel};
+use mynah_devices::misc::debugcon;
 use mynah_devices::misc::fw_cfg::{FwCfg, key};
 use mynah_devices::serial::COM;
 use mynah_firmware::linuxboot::{Parts, ROM_FILE, option_rom};
@@ -114,7 +115,10 @@ fn read_firmware(cfg: &Config) -> anyhow::Result<Firmware> {
     const MOST: usize = 16 << 20;
     let Some(name) = &cfg.bios else {
         let console = (cfg.nographic && com_ports(cfg)[0]).then_some(COM[0].0);
-        let debug_ports = cfg.debugcons.iter().map(|d| d.iobase).collect();
+        let of_option = cfg.debugcons.iter().map(|_| debugcon::PORT);
+        let of_device = cfg.devices.iter().filter(|d| d.kind.name == "isa-debugcon");
+        let of_device = of_device.map(|d| d.values.port("iobase", debugcon::PORT));
+        let debug_ports = of_option.chain(of_device).collect();
         return Ok(Firmware::BuiltIn(Arc::new(Mutex::new(Bios::new(BiosConfig { console, debug_ports })))));
     };
     let path = find_firmware(cfg, name);
@@ -166,7 +170,7 @@ impl Boot {
             hpet: cfg.machine.hpet,
             s3: true,
             s4: true,
-            pvpanic: cfg.devices.iter().any(|d| matches!(d, Device::Pvpanic { .. })),
+            pvpanic: cfg.devices.iter().any(|d| d.kind.name == "pvpanic"),
             uuid: cfg.uuid.unwrap_or([0; 16]),
             ..Default::default()
         };

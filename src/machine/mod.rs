@@ -16,7 +16,7 @@ pub mod vcpu;
 
 pub use handle::{Handle, Refused, Status};
 
-use crate::config::{AccelKind, Check, Config, Device, LogItem};
+use crate::config::{AccelKind, Check, Config, LogItem};
 use anyhow::{Context, bail};
 use bios::BiosCalls;
 use board::Board;
@@ -435,13 +435,6 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     }
     if cfg.kernel.is_none() && cfg.bios.is_none() {
         bail!("there is nothing to boot: give a kernel with -kernel, or try 'mynah demo'");
-    }
-    for d in &cfg.devices {
-        if let Device::IsaSerial { index, .. } = d
-            && index.is_some_and(|i| i > 3)
-        {
-            bail!("-device isa-serial: index is 0 to 3");
-        }
     }
     Ok(())
 }

@@ -28,6 +28,7 @@ use crate::clock::{Clock, Nanos, Timer, TimerOwner};
 use crate::device::{Device, Invalid, Reset};
 use crate::interrupts::EoiSink;
 use crate::interrupts::pic::Pic;
+use crate::pci::MsiSink;
 use message::Shorthand;
 use parking_lot::{Mutex, RwLock};
 use registers::{Acknowledge, Registers};
@@ -364,11 +365,6 @@ impl LocalApics {
         let _ = self.eoi.set(sink);
     }
 
-    /// A device's message signalled interrupt: a write of `data` to `address`, FEExxxxxh.
-    pub fn deliver_msi(&self, address: u64, data: u32) {
-        self.deliver(ApicMessage::from_msi(address, data));
-    }
-
     fn deliver_where(&self, message: &ApicMessage, addressed: impl Fn(&LocalApic) -> bool) -> bool {
         let apics = self.apics.read();
         if message.mode != DeliveryMode::LowestPriority {
@@ -422,6 +418,12 @@ impl Device for LocalApics {
     fn restore(&self, LocalApicsV1 { turn }: LocalApicsV1) -> Result<(), Invalid> {
         self.turn.store(turn as usize, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+impl MsiSink for LocalApics {
+    fn msi(&self, address: u64, data: u32) {
+        self.deliver(ApicMessage::from_msi(address, data));
     }
 }
 

@@ -4,12 +4,44 @@
 use crate::bus::{PortBus, PortIo};
 use crate::device::{Device, Invalid, Reset};
 use crate::events::MachineEvents;
+use crate::kind::{Bus, KINDS, Kind, PlugError, Property, Site, Type, Values};
+use linkme::distributed_slice;
 use std::sync::Arc;
 
 /// Default of `iobase`.
 pub const IOBASE: u16 = 0x501;
 /// Default of `iosize`.
 pub const IOSIZE: u32 = 2;
+
+#[distributed_slice(KINDS)]
+static KIND: Kind = Kind {
+    name: "isa-debug-exit",
+    bus: Bus::Isa,
+    about: "a write of V ends Mynah with code (V<<1)|1",
+    properties: &[
+        Property {
+            name: "iobase",
+            kind: Type::Number(0, 0xffff),
+            default: Some("0x501"),
+            help: "the first port",
+        },
+        Property { name: "iosize", kind: Type::Number(1, 0x100), default: Some("2"), help: "how many ports" },
+    ],
+    plug,
+};
+
+fn plug(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
+    let iobase = values.port("iobase", IOBASE);
+    let iosize = values.number("iosize").map_or(IOSIZE, |n| n as u32);
+    let last = u32::from(iobase) + iosize - 1;
+    if last > 0xffff {
+        return Err(PlugError::Value(format!("ports {iobase:#x} to {last:#x} end past 0xffff")));
+    }
+    let exit = DebugExit::new(site.events.clone());
+    exit.attach(site.ports, iobase, iosize);
+    site.plug_isa(values, format!("debug-exit@{iobase:x}"), exit);
+    Ok(())
+}
 
 /// The device.
 pub struct DebugExit {

@@ -9,6 +9,8 @@
 use crate::bus::{PortBus, PortIo, open_bus};
 use crate::chardev::{Chardev, PATIENCE};
 use crate::device::{Device, Invalid, Reset};
+use crate::kind::{Bus, KINDS, Kind, PlugError, Property, Site, Type, Values};
+use linkme::distributed_slice;
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -16,6 +18,35 @@ use std::sync::Arc;
 pub const PORT: u16 = 0xe9;
 /// What a read gives.
 const SIGNATURE: u8 = 0xe9;
+
+#[distributed_slice(KINDS)]
+static KIND: Kind = Kind {
+    name: "isa-debugcon",
+    bus: Bus::Isa,
+    about: "a port to print through",
+    properties: &[
+        Property { name: "iobase", kind: Type::Number(0, 0xffff), default: Some("0xe9"), help: "the port" },
+        Property {
+            name: "readback",
+            kind: Type::Number(0, 0xff),
+            default: Some("0xe9"),
+            help: "what a read gives",
+        },
+        Property { name: "chardev", kind: Type::Chardev, default: None, help: "where the characters go" },
+    ],
+    plug,
+};
+
+fn plug(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
+    if let Some(readback) = values.number("readback").filter(|r| *r != u64::from(SIGNATURE)) {
+        return Err(PlugError::Value(format!("readback={readback:#x}: only 0xe9 is supported yet")));
+    }
+    let port = values.port("iobase", PORT);
+    let console = Debugcon::new(site.chardev(values, "chardev")?);
+    console.attach(site.ports, port);
+    site.plug_isa(values, format!("debugcon@{port:x}"), console);
+    Ok(())
+}
 
 /// A debug console.
 pub struct Debugcon {

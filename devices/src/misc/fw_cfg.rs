@@ -19,7 +19,7 @@
 //! Source: QEMU's specification "QEMU Firmware Configuration (fw_cfg) Device".
 use crate::bus::{PortBus, PortIo, open_bus};
 use crate::device::{Device, Invalid, Reset};
-use mynah_mmu::PhysMemory;
+use crate::dma::{Dma, DmaError};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -145,14 +145,14 @@ pub enum FwCfgError {
 
 /// The firmware configuration device.
 pub struct FwCfg {
-    memory: Arc<PhysMemory>,
+    dma: Dma,
     state: Mutex<State>,
 }
 
 impl FwCfg {
-    /// A device with its signature and an empty directory, whose DMA goes to `memory`.
-    pub fn new(memory: Arc<PhysMemory>) -> Arc<Self> {
-        let cfg = Arc::new(Self { memory, state: Mutex::new(State::default()) });
+    /// A device with its signature and an empty directory, whose DMA goes by `dma`.
+    pub fn new(dma: Dma) -> Arc<Self> {
+        let cfg = Arc::new(Self { dma, state: Mutex::new(State::default()) });
         cfg.set_item(key::SIGNATURE, b"QEMU".to_vec());
         cfg.set_u32(key::ID, 3);
         cfg.state.lock().write_directory();
@@ -239,7 +239,9 @@ impl FwCfg {
     /// Carries the descriptor at `at` out.
     fn transfer(&self, at: u64) {
         let mut head = [0_u8; 16];
-        self.memory.read(at, &mut head);
+        if self.dma.read(at, &mut head).is_err() {
+            return;
+        }
         let word = |i: usize| u32::from_be_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
         let (control, len) = (word(0), word(4));
         let address = u64::from(word(8)) << 32 | u64::from(word(12));
@@ -251,8 +253,7 @@ impl FwCfg {
             }
             // One thing at a time, in this order of preference.
             if control & dma::READ != 0 {
-                self.read_to(&mut state, address, len);
-                0
+                self.read_to(&mut state, address, len).map_or(dma::ERROR, |()| 0)
             } else if control & dma::WRITE != 0 {
                 written = self.write_from(&mut state, address, len);
                 if written.is_some() { 0 } else { dma::ERROR }
@@ -263,14 +264,15 @@ impl FwCfg {
                 0
             }
         };
-        self.memory.write(at, &status.to_be_bytes());
+        // A descriptor that was read is in memory, but for one in ROM.
+        let _ = self.dma.write(at, &status.to_be_bytes());
         if let Some((hook, bytes)) = written {
             hook(&bytes);
         }
     }
 
     /// Copies `len` bytes of the item, and zeroes after its end, to the guest.
-    fn read_to(&self, state: &mut State, address: u64, len: u32) {
+    fn read_to(&self, state: &mut State, address: u64, len: u32) -> Result<(), DmaError> {
         let (offset, len) = (state.offset, len as usize);
         state.offset = offset.saturating_add(len);
         let bytes = state.items.get(&state.selected).map_or(&[][..], |i| &i.bytes[..]);
@@ -278,19 +280,14 @@ impl FwCfg {
         let bytes = &bytes[..bytes.len().min(len)];
         let mut done = 0;
         while done < len {
-            let Some(to) = address.checked_add(done as u64).filter(|to| *to < self.end_of_ram()) else {
-                return;
-            };
+            let to = address.wrapping_add(done as u64);
             let n = (len - done).min(CHUNK);
-            if let Some(part) = bytes.get(done..).filter(|b| !b.is_empty()) {
-                let n = n.min(part.len());
-                self.memory.write(to, &part[..n]);
-                done += n;
-            } else {
-                self.memory.write(to, &[0; CHUNK][..n]);
-                done += n;
-            }
+            let part = bytes.get(done..).filter(|b| !b.is_empty()).unwrap_or(&[0; CHUNK]);
+            let n = n.min(part.len());
+            self.dma.write(to, &part[..n])?;
+            done += n;
         }
+        Ok(())
     }
 
     /// Copies `len` bytes from the guest over the item's, if it is writable and they fit.
@@ -300,19 +297,10 @@ impl FwCfg {
         let item = state.items.get_mut(&selected)?;
         let hook = item.on_write.clone()?;
         let to = item.bytes.get_mut(offset..offset.checked_add(len)?)?;
-        address.checked_add(len as u64)?;
-        self.memory.read(address, to);
+        self.dma.read(address, to).ok()?;
         let bytes = item.bytes.clone();
         state.offset = offset + len;
         Some((hook, bytes))
-    }
-
-    /// Behind the last byte of guest RAM: nothing is worth writing from there on.
-    fn end_of_ram(&self) -> u64 {
-        match self.memory.above_4g() {
-            0 => self.memory.below_4g(),
-            above => (1_u64 << 32).saturating_add(above),
-        }
     }
 }
 
@@ -443,7 +431,7 @@ impl Device for FwCfg {
 mod tests {
     use super::*;
     use crate::events::testing::hammer;
-    use mynah_mmu::GuestRam;
+    use mynah_mmu::{GuestRam, PhysMemory};
 
     struct Pc {
         memory: Arc<PhysMemory>,
@@ -454,7 +442,7 @@ mod tests {
     impl Pc {
         fn new() -> Self {
             let memory = PhysMemory::new(GuestRam::new(1 << 20).unwrap(), 1 << 20);
-            let (cfg, bus) = (FwCfg::new(memory.clone()), PortBus::new());
+            let (cfg, bus) = (FwCfg::new(Dma::always(memory.clone())), PortBus::new());
             cfg.attach(&bus);
             Self { memory, cfg, bus }
         }

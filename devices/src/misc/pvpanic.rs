@@ -5,6 +5,8 @@
 use crate::bus::{PortBus, PortIo, open_bus};
 use crate::device::{Device, Invalid, Reset};
 use crate::events::MachineEvents;
+use crate::kind::{Bus, KINDS, Kind, PlugError, Property, Site, Type, Values};
+use linkme::distributed_slice;
 use std::sync::Arc;
 
 /// The usual port.
@@ -15,6 +17,34 @@ pub const PANICKED: u8 = 1 << 0;
 pub const CRASH_LOADED: u8 = 1 << 1;
 /// The guest is about to shut down.
 pub const SHUTDOWN: u8 = 1 << 2;
+
+#[distributed_slice(KINDS)]
+static KIND: Kind = Kind {
+    name: "pvpanic",
+    bus: Bus::Isa,
+    about: "a port by which the guest tells of its panic",
+    properties: &[
+        Property { name: "ioport", kind: Type::Number(0, 0xffff), default: Some("0x505"), help: "the port" },
+        Property {
+            name: "events",
+            kind: Type::Number(0, 0xff),
+            default: Some("3"),
+            help: "the events that the guest is told it may send",
+        },
+    ],
+    plug,
+};
+
+fn plug(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
+    if let Some(events) = values.number("events").filter(|e| *e != 3) {
+        return Err(PlugError::Value(format!("events={events}: only 3 (all) is supported yet")));
+    }
+    let port = values.port("ioport", PORT);
+    let pvpanic = Pvpanic::new(site.events.clone());
+    pvpanic.attach(site.ports, port);
+    site.plug_isa(values, format!("pvpanic@{port:x}"), pvpanic);
+    Ok(())
+}
 
 /// The device.
 pub struct Pvpanic {

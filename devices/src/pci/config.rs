@@ -58,6 +58,14 @@ pub mod command {
     pub const INTERRUPT_DISABLE: u16 = 1 << 10;
 }
 
+/// Bits of the low byte of the status register (6.2.3).
+pub mod status {
+    /// INTx is asserted, or would be if it were not disabled.
+    pub const INTERRUPT: u8 = 1 << 3;
+    /// There is a list of capabilities.
+    pub const CAPABILITIES: u8 = 1 << 4;
+}
+
 /// BARs of a type 0 header: six, and the expansion ROM's as number 6.
 pub const BARS: usize = 7;
 /// The number of the expansion ROM's BAR.
@@ -99,6 +107,8 @@ pub struct ConfigSpace {
     /// Bits that software clears by writing 1.
     clearable: [u8; 256],
     bars: [Option<Bar>; BARS],
+    /// Behind the last capability.
+    capabilities_end: u8,
     /// `data` at reset.
     initial: [u8; 256],
 }
@@ -112,6 +122,7 @@ impl ConfigSpace {
             writable: [0; 256],
             clearable: [0; 256],
             bars: [None; BARS],
+            capabilities_end: 0x40,
             initial: [0; 256],
         };
         c.set16(reg::VENDOR_ID, vendor);
@@ -227,6 +238,34 @@ impl ConfigSpace {
         if wide {
             self.allow32(offset + 4, (mask >> 32) as u32);
         }
+    }
+
+    /// Adds a capability of `len` bytes behind those that there are, first in the list (6.7).
+    ///
+    /// # Panics
+    /// There is no room left: a mistake in a device, not of a guest.
+    pub fn add_capability(&mut self, id: u8, len: u8) -> u8 {
+        let at = self.capabilities_end.next_multiple_of(4);
+        let end = usize::from(at) + usize::from(len);
+        assert!(end < 256, "capability {id:#x} ends at {end:#x}");
+        self.capabilities_end = end as u8;
+        self.set8(at, id);
+        self.set8(at + 1, self.get8(reg::CAPABILITIES));
+        self.set8(reg::CAPABILITIES, at);
+        self.set8(reg::STATUS, self.get8(reg::STATUS) | status::CAPABILITIES);
+        at
+    }
+
+    /// Where the capability is, if there is such a one.
+    pub fn capability(&self, id: u8) -> Option<u8> {
+        let mut at = self.initial[usize::from(reg::CAPABILITIES)];
+        while at != 0 {
+            if self.initial[usize::from(at)] == id {
+                return Some(at);
+            }
+            at = self.initial[usize::from(at) + 1];
+        }
+        None
     }
 
     fn bar_offset(index: usize) -> u8 {

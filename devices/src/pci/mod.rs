@@ -9,25 +9,28 @@
 //! ```
 //!
 //! There is one bus, number 0; nothing answers on others. A device brings a `ConfigSpace` and, for each BAR,
-//! what answers there; the bus maps it where software puts it. INTx pins lead to the chipset's router
-//! (`chipset::piix3`). On purpose absent: bridges, ECAM, MSI (a device that has it handles the capability in
-//! its own space), special cycles.
+//! what answers there; the bus maps it where software puts it. One that masters the bus or interrupts has a
+//! [`Function`], in which that is written once. INTx pins lead to the chipset's router (`chipset::piix3`),
+//! messages to the local APICs. On purpose absent: bridges, ECAM, special cycles.
 //!
 //! Locks: a slot's `mapped` is held while its BARs are moved, which keeps two vCPUs that write to one BAR in
 //! order. No lock of the bus is held while a device's `config_read` or `config_write` runs.
 //!
 //! Source: PCI Local Bus Specification 2.1, chapters 3.7.4 (mechanism #1) and 6.
-use crate::bus::{PortBus, PortIo, PortMapping, open_bus, read_bytes};
+use crate::bus::{Irq, PortBus, PortIo, PortMapping, open_bus, read_bytes};
 use crate::device::{Device, Invalid, Reset};
 use mynah_mmu::{Mmio, PhysMemory};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 pub mod config;
+mod function;
 
 pub use config::{BarKind, ConfigSpace};
+pub use function::{Function, FunctionV1, MsiSink};
 
 /// First port of configuration mechanism #1: address at +0, data at +4.
 pub const CONFIG_PORTS: u16 = 0xcf8;
@@ -53,6 +56,13 @@ impl DevFn {
     }
 }
 
+impl fmt::Display for DevFn {
+    /// As QEMU's `addr=` has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}.{}", self.device(), self.function())
+    }
+}
+
 /// What answers in a BAR's range.
 pub enum BarTarget {
     /// I/O ports.
@@ -67,6 +77,11 @@ pub enum BarTarget {
 pub trait PciDevice: Send + Sync {
     /// Its configuration space. Hooks below may lock it; the bus never holds it while it calls.
     fn config(&self) -> &Mutex<ConfigSpace>;
+
+    /// What it has of a function that masters the bus or interrupts: the bus has it follow its configuration space.
+    fn function(&self) -> Option<&Function> {
+        None
+    }
 
     /// A configuration read, within an aligned 32-bit word.
     fn config_read(&self, offset: u8, size: u8) -> u32 {
@@ -104,17 +119,40 @@ struct Slot {
     mapped: Mutex<[Option<(u64, Mapping)>; config::BARS]>,
 }
 
+/// Gives the wire that pin `n` (0 INTA# to 3 INTD#) of a function leads to.
+pub type IntxWires = Box<dyn Fn(DevFn, u8) -> Irq + Send + Sync>;
+
+/// Where the interrupts of functions lead.
+struct Wires {
+    messages: Arc<dyn MsiSink>,
+    intx: IntxWires,
+}
+
 /// PCI bus 0.
 pub struct PciBus {
     slots: RwLock<Vec<Arc<Slot>>>,
     ports: Arc<PortBus>,
     memory: Arc<PhysMemory>,
+    wires: OnceLock<Wires>,
 }
 
 impl PciBus {
     /// An empty bus whose BARs appear on `ports` and in `memory`.
     pub fn new(ports: Arc<PortBus>, memory: Arc<PhysMemory>) -> Arc<Self> {
-        Arc::new(Self { slots: RwLock::new(Vec::new()), ports, memory })
+        Arc::new(Self { slots: RwLock::new(Vec::new()), ports, memory, wires: OnceLock::new() })
+    }
+
+    /// Says where interrupts lead, before functions are made. Once.
+    pub fn connect(&self, messages: Arc<dyn MsiSink>, intx: IntxWires) {
+        let _ = self.wires.set(Wires { messages, intx });
+    }
+
+    fn messages(&self) -> Arc<dyn MsiSink> {
+        self.wires.get().map_or_else(|| Arc::new(function::NoMessages) as _, |w| w.messages.clone())
+    }
+
+    fn intx(&self, devfn: DevFn, pin: u8) -> Irq {
+        self.wires.get().map_or_else(Irq::unconnected, |w| (w.intx)(devfn, pin))
     }
 
     /// Plugs a function in, in place of what was there.
@@ -150,7 +188,12 @@ impl PciBus {
     /// than through the bus (by a reset, say).
     pub fn follow(&self) {
         let slots = self.slots.read().clone();
-        slots.iter().for_each(|slot| self.move_bars(slot));
+        for slot in &slots {
+            self.move_bars(slot);
+            if let Some(f) = slot.dev.function() {
+                f.follow();
+            }
+        }
     }
 
     fn slot(&self, devfn: DevFn) -> Option<Arc<Slot>> {
@@ -176,6 +219,9 @@ impl PciBus {
             // none here does.
             if offset < 0x34 {
                 self.move_bars(&slot);
+            }
+            if let Some(f) = slot.dev.function() {
+                f.follow();
             }
         }
     }

@@ -18,6 +18,8 @@ use crate::bus::{Irq, PortBus, PortIo, read_bytes, write_bytes};
 use crate::chardev::{Chardev, Event, Receiver};
 use crate::clock::{Clock, Nanos, Timer, TimerOwner};
 use crate::device::{Device, Invalid, Reset};
+use crate::kind::{Bus, KINDS, Kind, PlugError, Property, Site, Type, Values};
+use linkme::distributed_slice;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Weak};
@@ -31,6 +33,46 @@ pub use uart16550::Uart16550;
 pub const PORTS: u32 = 8;
 /// Base ports and ISA interrupts of COM1 to COM4.
 pub const COM: [(u16, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+
+#[distributed_slice(KINDS)]
+static KIND: Kind = Kind {
+    name: "isa-serial",
+    bus: Bus::Isa,
+    about: "a 16550A serial port",
+    properties: &[
+        Property { name: "chardev", kind: Type::Chardev, default: None, help: "what its line leads to" },
+        Property {
+            name: "index",
+            kind: Type::Number(0, 3),
+            default: None,
+            help: "0 for COM1, and so on; the next one if not given",
+        },
+        Property {
+            name: "iobase",
+            kind: Type::Number(0, 0xfff8),
+            default: None,
+            help: "the first port, if not that of its index",
+        },
+        Property {
+            name: "irq",
+            kind: Type::Number(0, 15),
+            default: None,
+            help: "the interrupt, if not that of its index",
+        },
+    ],
+    plug,
+};
+
+fn plug(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
+    let index = values.number("index").map_or(site.serials.borrow().len(), |n| n as usize);
+    let Some(&(base, irq)) = COM.get(index) else {
+        return Err(PlugError::Value("a PC has four serial ports".into()));
+    };
+    let line = site.chardev(values, "chardev")?;
+    let irq = values.number("irq").map_or(irq, |n| n as u32);
+    Serial::plug(site, values, line, values.port("iobase", base), irq);
+    Ok(())
+}
 
 /// A 16550A serial port of the PC.
 pub struct Serial {
@@ -62,6 +104,14 @@ impl Serial {
         });
         line.set_receiver(Arc::new(Input(Arc::downgrade(&serial))));
         serial
+    }
+
+    /// Makes a port with these ports and this ISA interrupt, and plugs it in.
+    pub fn plug(site: &Site<'_>, values: &Values, line: Arc<dyn Chardev>, base: u16, irq: u32) {
+        let serial = Self::new(line, site.isa_pin(irq as usize), site.clock.clone());
+        serial.attach(site.ports, base);
+        site.plug_isa(values, format!("serial@{base:x}"), serial.clone());
+        site.serials.borrow_mut().push(serial);
     }
 
     /// Puts the port on the bus.

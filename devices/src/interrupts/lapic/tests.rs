@@ -648,16 +648,16 @@ fn level_interrupts_of_the_ioapic_end_by_eoi_broadcast() {
 #[test]
 fn msi_writes_are_messages() {
     let b = Board::new(&[0, 1]);
-    b.apics.deliver_msi(0xFEE0_1000, 0x0041);
-    b.apics.deliver_msi(0xFEEF_F000, 0x0042);
-    b.apics.deliver_msi(0xFEE0_0000, 0x0400);
+    b.apics.msi(0xFEE0_1000, 0x0041);
+    b.apics.msi(0xFEEF_F000, 0x0042);
+    b.apics.msi(0xFEE0_0000, 0x0400);
     assert_eq!((b.have(0x41), b.have(0x42)), (0b10, 0b11));
     assert_eq!(b.cpu[0].1.took(), ["nmi"]);
     b.cpu[0].0.mmio_write(LDR, 4, 1 << 24);
     b.cpu[1].0.mmio_write(LDR, 4, 2 << 24);
-    b.apics.deliver_msi(0xFEE0_300C, 0x0043);
+    b.apics.msi(0xFEE0_300C, 0x0043);
     assert_eq!(b.have(0x43).count_ones(), 1, "the redirection hint asks for one processor");
-    b.apics.deliver_msi(0xFEE0_3004, 0x0044);
+    b.apics.msi(0xFEE0_3004, 0x0044);
     assert_eq!(b.have(0x44), 0b11);
 }
 
@@ -747,7 +747,7 @@ fn any_register_at_any_width_with_any_value_is_harmless() {
         let _ = apic.msr_write(index, x >> (x & 63));
         let _ = apic.msr_read(index);
         let _ = apic.acknowledge();
-        b.apics.deliver_msi(x >> 7, (x >> 17) as u32);
+        b.apics.msi(x >> 7, (x >> 17) as u32);
         b.apics.set((x >> 21) as u32 & 3, x & 1 != 0);
         apic.set_cr8((x >> 50) as u8);
         if round % 64 == 0 {

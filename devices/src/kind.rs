@@ -1,0 +1,291 @@
+//! The kinds of devices that a user can add: their names, properties and how they are plugged in.
+//!
+//! A kind is registered where its device is written:
+//!
+//! ```ignore
+//! #[distributed_slice(KINDS)]
+//! static KIND: Kind = Kind { name: "edu", bus: Bus::Pci, about: "...", properties: &[...], plug };
+//! ```
+//!
+//! Command line (`-device NAME,property=value`), `-device help`, `-device NAME,help` and the machine's builder look
+//! in [`KINDS`] and know no device by name.
+use crate::bus::{Irq, PortBus};
+use crate::chardev::Chardev;
+use crate::clock::Clock;
+use crate::device::{Device, Registry};
+use crate::events::MachineEvents;
+use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
+use crate::serial::Serial;
+use linkme::distributed_slice;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// All kinds, in no order.
+#[distributed_slice]
+pub static KINDS: [Kind];
+
+/// The kind of this name.
+pub fn find(name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|k| k.name == name)
+}
+
+/// All kinds by bus, then by name.
+pub fn all() -> Vec<&'static Kind> {
+    let mut all: Vec<_> = KINDS.iter().collect();
+    all.sort_by_key(|k| (k.bus, k.name));
+    all
+}
+
+/// What a device is plugged into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bus {
+    /// I/O ports and interrupts at places that the user gives.
+    Isa,
+    /// A slot; firmware or the guest gives the rest.
+    Pci,
+}
+
+impl fmt::Display for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Isa => "ISA",
+            Self::Pci => "PCI",
+        })
+    }
+}
+
+/// A kind of device.
+pub struct Kind {
+    /// QEMU's name where that has one.
+    pub name: &'static str,
+    /// What it is plugged into.
+    pub bus: Bus,
+    /// What it is, in a few words.
+    pub about: &'static str,
+    /// What the user can choose.
+    pub properties: &'static [Property],
+    /// Makes a device with these values and plugs it in.
+    pub plug: fn(&Site<'_>, &Values) -> Result<(), PlugError>,
+}
+
+/// Something that the user can choose of a device.
+pub struct Property {
+    /// Its name.
+    pub name: &'static str,
+    /// What values it has.
+    pub kind: Type,
+    /// The value if none is given; none: it has to be given, or the device finds one.
+    pub default: Option<&'static str>,
+    /// What it is, in a few words.
+    pub help: &'static str,
+}
+
+/// What values a property has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// A number between these.
+    Number(u64, u64),
+    /// On or off.
+    Switch,
+    /// The id of a `-chardev`. It has to be given.
+    Chardev,
+}
+
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(least, most) if *most > 0xff => write!(f, "{least:#x} to {most:#x}"),
+            Self::Number(least, most) => write!(f, "{least} to {most}"),
+            Self::Switch => f.write_str("on or off"),
+            Self::Chardev => f.write_str("id of a -chardev"),
+        }
+    }
+}
+
+/// A checked value of a property.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Of [`Type::Number`].
+    Number(u64),
+    /// Of [`Type::Switch`].
+    Switch(bool),
+    /// Of [`Type::Chardev`].
+    Text(String),
+}
+
+/// What the user has chosen of a device: values of its kind's properties, each of the property's type, defaults among them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Values {
+    /// `id=`.
+    pub id: Option<String>,
+    /// `addr=`: its place on the PCI bus.
+    pub address: Option<DevFn>,
+    /// By the property's name.
+    pub values: BTreeMap<&'static str, Value>,
+}
+
+impl Values {
+    /// A number, if it was given or has a default.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        match self.values.get(name) {
+            Some(Value::Number(n)) => Some(*n),
+            _ => None,
+        }
+    }
+
+    /// Whether a switch is on.
+    pub fn switch(&self, name: &str) -> bool {
+        self.values.get(name) == Some(&Value::Switch(true))
+    }
+
+    /// A text, if it was given.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match self.values.get(name) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A port, or the usual one.
+    pub fn port(&self, name: &str, usual: u16) -> u16 {
+        self.number(name).map_or(usual, |n| n as u16)
+    }
+}
+
+/// A device as the user asks for it: its kind, and what was chosen of it.
+#[derive(Clone)]
+pub struct Chosen {
+    /// What it is.
+    pub kind: &'static Kind,
+    /// What was chosen.
+    pub values: Values,
+}
+
+impl Chosen {
+    /// The ids of the chardevs that it uses.
+    pub fn chardevs(&self) -> impl Iterator<Item = &str> {
+        let is_chardev = |p: &&Property| p.kind == Type::Chardev;
+        self.kind.properties.iter().filter(is_chardev).filter_map(|p| self.values.text(p.name))
+    }
+}
+
+impl PartialEq for Chosen {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind.name == other.kind.name && self.values == other.values
+    }
+}
+
+impl fmt::Debug for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.kind.name, self.values)
+    }
+}
+
+/// Why a device cannot be plugged in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlugError {
+    /// The place is another device's.
+    #[error("addr={0}: there is another device")]
+    Taken(DevFn),
+    /// No place is left.
+    #[error("the PCI bus has no free slot")]
+    Full,
+    /// A value that this device cannot have, beside what its type says.
+    #[error("{0}")]
+    Value(String),
+}
+
+/// The board as a device sees it that is plugged in.
+pub struct Site<'a> {
+    /// I/O ports.
+    pub ports: &'a PortBus,
+    /// PCI bus 0.
+    pub pci: &'a PciBus,
+    /// Guest time.
+    pub clock: Arc<dyn Clock>,
+    /// What devices ask of the machine.
+    pub events: Arc<dyn MachineEvents>,
+    /// All that is plugged in.
+    pub registry: &'a Registry,
+    /// A pin on an ISA interrupt.
+    pub isa_pin: RefCell<&'a mut dyn FnMut(usize) -> Irq>,
+    /// The character device with this id, which there is.
+    pub chardev: &'a dyn Fn(&str) -> Option<Arc<dyn Chardev>>,
+    /// The serial ports: what they have sent is to leave the process before that ends.
+    pub serials: RefCell<&'a mut Vec<Arc<Serial>>>,
+}
+
+impl Site<'_> {
+    /// A pin on ISA interrupt `n`.
+    pub fn isa_pin(&self, n: usize) -> Irq {
+        (self.isa_pin.borrow_mut())(n)
+    }
+
+    /// The character device of a property that names one.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn chardev(&self, values: &Values, name: &str) -> Result<Arc<dyn Chardev>, PlugError> {
+        let id = values.text(name).unwrap_or_default();
+        (self.chardev)(id).ok_or_else(|| PlugError::Value(format!("there is no -chardev with id={id}")))
+    }
+
+    /// Enters an ISA device under its id, or under `name`.
+    pub fn plug_isa<D: Device>(&self, values: &Values, name: String, device: Arc<D>) {
+        self.registry.plug("isa.0", values.id.clone().unwrap_or(name), device);
+    }
+
+    /// Makes a PCI function with this configuration space at the address that the user gave, or the next free one, and
+    /// plugs it in.
+    ///
+    /// # Errors
+    /// The address is taken, or all are.
+    pub fn plug_pci<D: Device + PciDevice>(
+        &self,
+        values: &Values,
+        config: ConfigSpace,
+        make: impl FnOnce(Function) -> Arc<D>,
+    ) -> Result<Arc<D>, PlugError> {
+        let devfn = match values.address {
+            Some(devfn) if self.pci.device(devfn).is_some() => return Err(PlugError::Taken(devfn)),
+            Some(devfn) => devfn,
+            None => DevFn::new(self.pci.free_device(1).ok_or(PlugError::Full)?, 0),
+        };
+        let device = make(self.pci.function(devfn, config));
+        self.pci.attach(devfn, device.clone());
+        let name = values.id.clone().unwrap_or_else(|| format!("{}@{devfn}", D::KIND));
+        self.registry.plug("pci.0", name, device.clone());
+        Ok(device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_names_and_defaults_of_their_own_types() {
+        assert!(KINDS.len() >= 5);
+        for kind in all() {
+            assert!(std::ptr::eq(find(kind.name).unwrap(), kind), "{} is there twice", kind.name);
+            assert!(!kind.about.is_empty() && !kind.about.ends_with('.'));
+            for p in kind.properties {
+                assert!(!p.help.is_empty(), "{} {}", kind.name, p.name);
+                let Some(default) = p.default else { continue };
+                match p.kind {
+                    Type::Number(least, most) => {
+                        let n = match default.strip_prefix("0x") {
+                            Some(hex) => u64::from_str_radix(hex, 16),
+                            None => default.parse(),
+                        };
+                        assert!((least..=most).contains(&n.unwrap()), "{} {}", kind.name, p.name);
+                    }
+                    Type::Switch => assert!(matches!(default, "on" | "off")),
+                    Type::Chardev => panic!("{} {}", kind.name, p.name),
+                }
+            }
+        }
+    }
+}
