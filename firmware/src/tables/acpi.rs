@@ -5,14 +5,19 @@
 //! control register at 0xCF9.
 //!
 //! Source: ACPI 6.5 chapter 5.2; IA-PC HPET 1.0a 3.2.4; Windows ACPI Emulated Devices Table (WAET) 1.0.
+//!
+//! `acpi_tables` has the FADT, the FACS and some of the MADT's entries; its RSDP has no room for an RSDT, which ACPI 1.0
+//! reads, and its MADT neither flags nor interrupt source overrides.
 use super::{Config, GPE0_BASE, HPET_BASE, IOAPIC_BASE, LAPIC_BASE, SCI_IRQ, SMI_CMD, dsdt};
+use acpi_tables::Aml;
+use acpi_tables::facs::FACS;
+use acpi_tables::fadt::{FADTBuilder, Flags::*};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 
 const OEM_ID: &[u8; 6] = b"MYNAH ";
 const OEM_TABLE_ID: &[u8; 8] = b"MYNAHPC ";
 const CREATOR_ID: &[u8; 4] = b"MYNA";
-
-/// Length of the FACS, which must be 64-byte aligned.
-const FACS_LEN: usize = 64;
 
 /// Tables with their addresses.
 pub(super) struct Built {
@@ -33,6 +38,12 @@ pub(super) fn fix_checksum(bytes: &mut [u8], at: usize) {
     bytes[at] = 0;
     let sum = bytes.iter().fold(0u8, |s, b| s.wrapping_add(*b));
     bytes[at] = sum.wrapping_neg();
+}
+
+fn bytes(part: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    part.to_aml_bytes(&mut bytes);
+    bytes
 }
 
 /// A table: the 36-byte header of chapter 5.2.6, then `body`.
@@ -116,72 +127,63 @@ fn rsdp(rsdt: u32, xsdt: u64) -> [u8; 36] {
 
 /// 5.2.10, version 1. No checksum; nothing is suspended yet.
 fn facs() -> Vec<u8> {
-    let mut f = vec![0; FACS_LEN];
-    f[..4].copy_from_slice(b"FACS");
-    f[4..8].copy_from_slice(&(FACS_LEN as u32).to_le_bytes());
-    f[32] = 1;
-    f
+    bytes(&FACS::new())
 }
 
-/// A generic address structure of an I/O port (5.2.3.2): space 1, width in bits, offset 0, access size (1
-/// byte, 2 word, 3 dword).
-fn gas_io(port: u16, bits: u8, access: u8) -> [u8; 12] {
-    let mut g = [0; 12];
-    (g[0], g[1], g[3]) = (1, bits, access);
-    g[4..6].copy_from_slice(&port.to_le_bytes());
-    g
+/// The register at a port, `bits` wide (5.2.3.2).
+fn register(port: u16, bits: u8, access: AccessSize) -> GAS {
+    GAS::new(AddressSpace::SystemIo, bits, 0, access, port.into())
 }
 
-/// 5.2.9, revision 3 (244 bytes). Offsets are those of the table, header included.
+/// 5.2.9 in the form of revision 3, which has no more than `FADT_LEN` bytes of the library's.
 fn fadt(cfg: &Config, facs: u32, dsdt: u64) -> Vec<u8> {
-    const WBINVD: u32 = 1 << 0;
-    const PROC_C1: u32 = 1 << 2;
-    const SLP_BUTTON: u32 = 1 << 5; // there is none; PWR_BUTTON clear means a fixed power button
-    const RTC_S4: u32 = 1 << 7;
-    const TMR_VAL_EXT: u32 = 1 << 8;
-    const RESET_REG_SUP: u32 = 1 << 10;
-    const USE_PLATFORM_CLOCK: u32 = 1 << 15;
+    const FADT_LEN: usize = 244;
+    const INT_MODEL: usize = 44;
     const LEGACY_DEVICES: u16 = 1 << 0;
     const HAS_8042: u16 = 1 << 1;
     const NO_VGA: u16 = 1 << 2;
 
-    let mut body = vec![0u8; 244 - 36];
-    let mut put = |at: usize, bytes: &[u8]| body[at - 36..at - 36 + bytes.len()].copy_from_slice(bytes);
+    let mut f = FADTBuilder::new(*OEM_ID, *OEM_TABLE_ID, 1);
     let (pm1_evt, pm1_cnt, pm_tmr) = (cfg.pm_base, cfg.pm_base + 4, cfg.pm_base + 8);
-    put(36, &facs.to_le_bytes());
-    put(40, &(dsdt as u32).to_le_bytes());
-    put(44, &[1]); // INT_MODEL: ACPI 1.0's field, 1 for an APIC system
-    put(46, &u16::from(SCI_IRQ).to_le_bytes());
-    put(48, &u32::from(SMI_CMD).to_le_bytes());
-    put(52, &[super::ACPI_ENABLE, super::ACPI_DISABLE]);
-    put(56, &u32::from(pm1_evt).to_le_bytes());
-    put(64, &u32::from(pm1_cnt).to_le_bytes());
-    put(76, &u32::from(pm_tmr).to_le_bytes());
-    put(80, &u32::from(GPE0_BASE).to_le_bytes());
-    put(88, &[4, 2, 0, 4, 4]); // PM1_EVT_LEN, PM1_CNT_LEN, PM2_CNT_LEN, PM_TMR_LEN, GPE0_BLK_LEN
-    put(96, &0x0fffu16.to_le_bytes()); // P_LVL2_LAT: no C2
-    put(98, &0x0fffu16.to_le_bytes()); // P_LVL3_LAT: no C3
-    put(108, &[0x32]); // CENTURY in CMOS
+    f.firmware_ctrl = facs.into();
+    f.dsdt = (dsdt as u32).into();
+    f.x_dsdt = dsdt.into();
+    f.sci_int = u16::from(SCI_IRQ).into();
+    f.smi_cmd = u32::from(SMI_CMD).into();
+    (f.acpi_enable, f.acpi_disable) = (super::ACPI_ENABLE, super::ACPI_DISABLE);
+    f.pm1a_evt_blk = u32::from(pm1_evt).into();
+    f.pm1a_cnt_blk = u32::from(pm1_cnt).into();
+    f.pm_tmr_blk = u32::from(pm_tmr).into();
+    f.gpe0_blk = u32::from(GPE0_BASE).into();
+    (f.pm1_evt_len, f.pm1_cnt_len, f.pm_tmr_len, f.gpe0_blk_len) = (4, 2, 4, 4);
+    // Neither C2 nor C3.
+    (f.p_lvl2_lat, f.p_lvl3_lat) = (0x0fff.into(), 0x0fff.into());
+    f.century = 0x32; // in CMOS
     let vga = if cfg.vga { 0 } else { NO_VGA };
     let kbd = if cfg.i8042 { HAS_8042 } else { 0 };
-    put(109, &(LEGACY_DEVICES | kbd | vga).to_le_bytes());
-    let timer = if cfg.pm_timer_32bit { TMR_VAL_EXT } else { 0 };
-    let flags = WBINVD | PROC_C1 | SLP_BUTTON | RTC_S4 | timer | RESET_REG_SUP | USE_PLATFORM_CLOCK;
-    put(112, &flags.to_le_bytes());
-    put(116, &gas_io(super::RESET_PORT, 8, 1));
-    put(128, &[super::RESET_VALUE]);
-    put(140, &dsdt.to_le_bytes());
-    put(148, &gas_io(pm1_evt, 32, 2));
-    put(172, &gas_io(pm1_cnt, 16, 2));
-    put(208, &gas_io(pm_tmr, 32, 3));
-    put(220, &gas_io(GPE0_BASE, 32, 1));
-    table(b"FACP", 3, &body)
+    f.iapc_boot_arch = (LEGACY_DEVICES | kbd | vga).into();
+    // There is no sleep button; PwrButton clear means a fixed power button.
+    for flag in [Wbinvd, ProcC1, SlpButton, RtcS4, ResetRegSup, UsePlatformClock] {
+        f = f.flag(flag);
+    }
+    if cfg.pm_timer_32bit {
+        f = f.flag(TmrValExt);
+    }
+    f.reset_reg = register(super::RESET_PORT, 8, AccessSize::ByteAccess);
+    f.reset_value = super::RESET_VALUE;
+    f.fadt_minor_version = 0;
+    f.x_pm1a_evt_blk = register(pm1_evt, 32, AccessSize::WordAccess);
+    f.x_pm1a_cnt_blk = register(pm1_cnt, 16, AccessSize::WordAccess);
+    f.x_pm_tmr_blk = register(pm_tmr, 32, AccessSize::DwordAccess);
+    f.x_gpe0_blk = register(GPE0_BASE, 32, AccessSize::ByteAccess);
+    let mut all = bytes(&f.finalize());
+    all[INT_MODEL] = 1; // ACPI 1.0's field, for which the library has no name: an APIC system
+    table(b"FACP", 3, &all[36..FADT_LEN])
 }
 
 /// 5.2.12. Processors first, the boot processor before all others; then the IOAPIC and how ISA interrupts
 /// differ from the default.
 fn madt(cfg: &Config) -> Vec<u8> {
-    const ENABLED: u32 = 1;
     const ALL: u32 = u32::MAX;
     let mut m = Vec::new();
     m.extend(LAPIC_BASE.to_le_bytes());
@@ -189,16 +191,13 @@ fn madt(cfg: &Config) -> Vec<u8> {
     for (uid, &id) in cfg.apic_ids.iter().enumerate() {
         let uid = uid as u32;
         if id < 255 && uid < 255 {
-            m.extend([0, 8, uid as u8, id as u8]);
-            m.extend(ENABLED.to_le_bytes());
+            ProcessorLocalApic::new(uid as u8, id as u8, EnabledStatus::Enabled).to_aml_bytes(&mut m);
         } else {
             m.extend([9, 16, 0, 0]);
-            m.extend([id, ENABLED, uid].map(u32::to_le_bytes).as_flattened());
+            m.extend([id, EnabledStatus::Enabled as u32, uid].map(u32::to_le_bytes).as_flattened());
         }
     }
-    m.extend([1, 12, super::IOAPIC_ID, 0]);
-    m.extend(IOAPIC_BASE.to_le_bytes());
-    m.extend(0u32.to_le_bytes());
+    IoApic::new(super::IOAPIC_ID, IOAPIC_BASE, 0).to_aml_bytes(&mut m);
     // Interrupt source overrides: bus 0, ISA IRQ, GSI, flags.
     let mut source_override = |irq: u8, gsi: u32, flags: u16| {
         m.extend([2, 10, 0, irq]);

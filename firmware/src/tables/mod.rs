@@ -11,11 +11,11 @@
 //! The port and MMIO addresses here are the board's fixed ones: the machine maps its devices there. Nothing
 //! is read from devices; what differs between machines is in [`Config`].
 mod acpi;
-mod aml;
 mod dsdt;
 pub mod e820;
 mod loader;
 mod mptable;
+mod resources;
 mod smbios;
 
 pub use e820::{E820Entry, E820Kind, E820Map};
