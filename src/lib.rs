@@ -3,9 +3,4 @@
 
 pub mod cli;
 pub mod config;
-pub mod cpio;
-pub mod demo;
-pub mod embedded;
-pub mod guests;
 pub mod machine;
-pub mod vmlinux;

@@ -3,7 +3,7 @@
 //! As in `boot.rs`: `cargo test --release --test smp -- --ignored`. MYNAH_REPEAT=10 repeats each boot so many times.
 mod common;
 use common::{Boot, guest, ramdisk, run};
-use mynah::cpio::Archive;
+use mynah_guests::cpio::Archive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;

@@ -664,7 +664,7 @@ mod tests {
     fn a_kernel_without_its_option_is_told_of() {
         let path = std::env::temp_dir().join(format!("mynah-cli-kernel-{}", std::process::id()));
         let shown = path.to_str().unwrap();
-        std::fs::write(&path, crate::embedded::image().unwrap()).unwrap();
+        std::fs::write(&path, mynah_guests::embedded::image().unwrap()).unwrap();
         let why = check_files(&of(&[shown])).unwrap_err().to_string();
         assert!(why.starts_with(&format!("the lone argument {shown}: that is a kernel (")), "{why}");
         assert!(why.ends_with(&format!("given with -kernel {shown}")), "{why}");

@@ -13,6 +13,7 @@
 pub mod build;
 pub mod char_arg;
 pub mod cpu_arg;
+pub mod demo;
 pub mod device_arg;
 pub mod help;
 pub mod machine_arg;
@@ -24,10 +25,11 @@ pub mod size;
 pub mod suggest;
 
 use crate::config::{Config, exit_code};
-use crate::{demo, guests, machine};
+use crate::machine;
 use clap::{Parser, Subcommand};
 use mynah_devices::chardev::fatal;
 use mynah_devices::chardev::leftovers::{self, Leftover};
+use mynah_guests as guests;
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -219,7 +221,7 @@ fn guests_command(command: GuestsCommand) -> anyhow::Result<()> {
         GuestsCommand::Extract { kernel, elf } => {
             let image =
                 std::fs::read(&kernel).map_err(|e| Error::new(format!("{}: {e}", kernel.display())))?;
-            let payload = crate::vmlinux::payload(&image)
+            let payload = guests::vmlinux::payload(&image)
                 .map_err(|e| Error::new(format!("{}: {e}", kernel.display())))?;
             std::fs::write(&elf, payload).map_err(|e| Error::new(format!("{}: {e}", elf.display())))?;
         }
@@ -228,10 +230,21 @@ fn guests_command(command: GuestsCommand) -> anyhow::Result<()> {
 }
 
 fn fetch(store: &guests::Store, name: &str, refresh: bool) -> anyhow::Result<PathBuf> {
+    known(name)?;
     if refresh {
         store.forget(name)?;
     }
     store.fetch(name, &mut |line| tell(line))
+}
+
+/// Refuses a guest that there is not, with the name that may have been meant.
+fn known(name: &str) -> anyhow::Result<()> {
+    guests::find(name).map(|_| ()).map_err(|error| {
+        match suggest::did_you_mean("", name, guests::store::names()) {
+            hint if hint.is_empty() => error.into(),
+            hint => Error::new(format!("there is no guest '{name}'{hint}")).into(),
+        }
+    })
 }
 
 /// `mynah run`: options to a machine, and the machine to its end. `usage` is how the help calls it.
@@ -358,6 +371,14 @@ mod tests {
         assert!(Cli::try_parse_from(["mynah", "guests", "fetch", "cloud"]).is_ok());
         assert!(Cli::try_parse_from(["mynah", "demo", "--embedded", "--print", "--", "-m", "64"]).is_ok());
         assert!(Cli::try_parse_from(["mynah", "dmeo"]).unwrap_err().to_string().contains("demo"));
+    }
+
+    #[test]
+    fn an_unknown_guest_is_named_with_the_nearest() {
+        let error = |name| known(name).unwrap_err().to_string();
+        assert_eq!(error("cluod"), "there is no guest 'cluod'; did you mean 'cloud'?");
+        assert!(error("windows").contains("there are cloud, generic"));
+        assert!(known("cloud").is_ok());
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
 /// # let folder = std::env::temp_dir().join(format!("mynah-doc-{}", std::process::id()));
 /// # std::fs::create_dir_all(&folder)?;
 /// let kernel = folder.join("kernel");
-/// std::fs::write(&kernel, mynah::embedded::image()?)?;
+/// std::fs::write(&kernel, mynah_guests::embedded::image()?)?;
 ///
 /// let mut config = Config { kernel: Some(kernel), start_stopped: true, ..Config::default() };
 /// config.memory.size = 64 << 20;

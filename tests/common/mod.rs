@@ -1,5 +1,5 @@
 //! Booting guests with the program itself, for the tests beside this folder.
-use mynah::guests::{MOUNTS, Store, initramfs};
+use mynah_guests::{MOUNTS, Store, initramfs};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
