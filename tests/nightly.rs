@@ -6,7 +6,7 @@ mod common;
 #[path = "common/real_mode.rs"]
 mod real_mode;
 
-use common::{Boot, guest, ramdisk, run, run_qemu};
+use common::{guest, key_lines, ramdisk, run, run_qemu};
 use iced_x86::code_asm::*;
 use real_mode::{CONTENT, EXIT_PORT, Result};
 use std::path::{Path, PathBuf};
@@ -46,23 +46,14 @@ echo "KEY TROUBLE $(dmesg | grep -c -i -E 'BUG:|Oops|Call Trace|lockup|ACPI.*(Er
 poweroff -f
 "#;
 
-/// The lines that are to be the same: those with one of these, without the time before it.
-fn key_lines(boot: &Boot, keys: &[&str]) -> Vec<String> {
-    let of = |line: &str| {
-        let at = keys.iter().filter_map(|key| line.find(key)).min()?;
-        Some(line[at..].trim_end().to_owned())
-    };
-    boot.console.lines().filter_map(of).collect()
-}
-
 /// Runs a guest in QEMU and on each engine; all must show `keys`, in the same lines, and end in the same way.
 fn check(args: &[&str], keys: &[&str]) {
     let args = [&["-nographic", "-no-reboot"], args].concat();
     let theirs = run_qemu(&args, LIMIT, |_| None);
-    let mut expected = key_lines(&theirs, keys);
+    let mut expected = key_lines(&theirs.console, keys);
     // QEMU, on a busy host, has a kernel complain of delays now and then; here it may not.
     for line in expected.iter_mut().filter(|line| line.starts_with("KEY TROUBLE ")) {
-        *line = "KEY TROUBLE 0".into();
+        *line = "KEY TROUBLE 0";
     }
     for key in keys {
         assert!(expected.iter().any(|l| l.starts_with(key)), "QEMU shows no '{key}':\n{}", theirs.console);
@@ -70,7 +61,7 @@ fn check(args: &[&str], keys: &[&str]) {
     let engines = std::env::var("MYNAH_ACCEL").unwrap_or("jit interp".into());
     for accel in engines.split_whitespace() {
         let ours = run(&[&["-accel", accel], &args[..]].concat(), LIMIT, |_| None);
-        assert_eq!(key_lines(&ours, keys), expected, "{accel}:\n{}", ours.console);
+        assert_eq!(key_lines(&ours.console, keys), expected, "{accel}:\n{}", ours.console);
         assert_eq!(ours.code, theirs.code, "{accel}:\n{}", ours.console);
     }
 }

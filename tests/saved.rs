@@ -10,6 +10,7 @@ mod kit;
 use common::{guest, ramdisk};
 use iced_x86::code_asm::*;
 use kit::*;
+use mynah_oracle::rng::Rng;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;
@@ -238,6 +239,15 @@ fn what_is_not_this_machine_is_refused_before_anything_runs() {
     assert!(said(&[]).contains("No such file or directory"));
 }
 
+/// A script's function that says what the kernel complains of, and how often.
+const TROUBLE: &str = r#"
+trouble() {
+    dmesg | grep -i -E 'BUG:|Oops|Call Trace|lockup|stall|unstable|invalid opcode|unexpected|backwards' > /tmp/trouble
+    cat /tmp/trouble
+    echo "KEY TROUBLE $(wc -l < /tmp/trouble)"
+}
+"#;
+
 /// What Linux does for some seconds: work that has one right answer, sleeps, and a look at what the kernel thinks
 /// of it.
 const WORK: &str = r#"
@@ -248,15 +258,10 @@ while [ $n -lt 30 ]; do
     echo "KEY $n $s $(printf $s | sha256sum | cut -c1-8)"
     usleep 20000
 done
-dmesg | grep -i -E 'BUG:|Oops|Call Trace|lockup|stall|unstable|invalid opcode|unexpected|backwards'
-echo "KEY TROUBLE $(dmesg | grep -c -i -E 'BUG:|Oops|Call Trace|lockup|stall|unstable|invalid opcode|unexpected|backwards')"
+trouble
 echo "KEY DONE"
 poweroff -f
 "#;
-
-fn key_lines(console: &str) -> Vec<&str> {
-    console.lines().filter_map(|line| line.find("KEY ").map(|at| line[at..].trim_end())).collect()
-}
 
 /// Starts Linux with its console and monitor in files called `name`.
 fn linux(folder: &Folder, files: &[&str; 2], name: &str, accel: &str, vcpus: &str, more: &[&str]) -> Running {
@@ -278,18 +283,13 @@ fn linux(folder: &Folder, files: &[&str; 2], name: &str, accel: &str, vcpus: &st
     Running::start(&mut command(&args))
 }
 
+/// What Linux has said that is to be the same each time.
+fn key_lines(console: &str) -> Vec<&str> {
+    common::key_lines(console, &["KEY "])
+}
+
 /// How long Linux may take on a host that has other work.
 const LONG: Duration = Duration::from_secs(300);
-
-/// What random numbers there are in the tests here.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-}
 
 #[test]
 fn a_machine_is_reset_fifty_times_in_a_row() {
@@ -297,7 +297,7 @@ fn a_machine_is_reset_fifty_times_in_a_row() {
     for accel in ["jit,cache=off", "interp"] {
         let mut running = machine.start(0, accel, &[]);
         let mut monitor = machine.monitor(0);
-        let mut random = Random(50);
+        let mut random = Rng::new(50, 0);
         for n in 0..50 {
             // Some before the last one is carried out, some in the middle of the guest, some when it has begun anew.
             std::thread::sleep(Duration::from_micros(random.below(40_000)));
@@ -317,7 +317,9 @@ fn a_machine_is_reset_fifty_times_in_a_row() {
 #[ignore = "boots a kernel from Debian's packages"]
 fn linux_does_not_notice_that_it_was_stopped() {
     const STOPS: u32 = 100;
-    let (Some(kernel), Some(initrd)) = (guest("cloud"), ramdisk("stopped", "busybox", UPTIME)) else {
+    let (Some(kernel), Some(initrd)) =
+        (guest("cloud"), ramdisk("stopped", "busybox", &format!("{TROUBLE}{UPTIME}")))
+    else {
         return;
     };
     let files = [kernel.to_str().unwrap(), initrd.to_str().unwrap()];
@@ -326,7 +328,7 @@ fn linux_does_not_notice_that_it_was_stopped() {
         let start = Instant::now();
         let mut running = linux(&folder, &files, "it", "jit,cache=off", vcpus, &[]);
         let mut monitor = Client::at(&folder.path("monitor-it"));
-        let (mut random, mut stopped) = (Random(7), Duration::ZERO);
+        let (mut random, mut stopped) = (Rng::new(7, 0), Duration::ZERO);
         for _ in 0..STOPS {
             std::thread::sleep(Duration::from_micros(random.below(40_000)));
             assert_eq!(monitor.ask("stop"), "");
@@ -352,8 +354,7 @@ fn linux_does_not_notice_that_it_was_stopped() {
 /// Works for some seconds, then tells how long it has been up.
 const UPTIME: &str = r#"
 n=0; while [ $n -lt 100 ]; do n=$((n + 1)); sha256sum /bin/busybox > /dev/null; usleep 20000; done
-dmesg | grep -i -E 'BUG:|Oops|Call Trace|lockup|stall|unstable|invalid opcode|unexpected|backwards'
-echo "KEY TROUBLE $(dmesg | grep -c -i -E 'BUG:|Oops|Call Trace|lockup|stall|unstable|invalid opcode|unexpected|backwards')"
+trouble
 echo "KEY UPTIME $(cut -d' ' -f1 /proc/uptime)"
 poweroff -f
 "#;
@@ -363,7 +364,11 @@ poweroff -f
 fn linux_goes_on_from_any_moment_of_its_boot() {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     let (saves, seed) = (number("MYNAH_SAVES").unwrap_or(12), number("MYNAH_SEED").unwrap_or(1));
-    let (Some(kernel), Some(initrd)) = (guest("cloud"), ramdisk("saved", "busybox", WORK)) else { return };
+    let (Some(kernel), Some(initrd)) =
+        (guest("cloud"), ramdisk("saved", "busybox", &format!("{TROUBLE}{WORK}")))
+    else {
+        return;
+    };
     let files = [kernel.to_str().unwrap(), initrd.to_str().unwrap()];
     let engines = std::env::var("MYNAH_ACCEL").unwrap_or("jit,cache=off interp".into());
     let engines: Vec<&str> = engines.split_whitespace().collect();
@@ -381,7 +386,7 @@ fn linux_goes_on_from_any_moment_of_its_boot() {
     }
     let expected = text("com-whole");
     assert!(key_lines(&expected).ends_with(&["KEY TROUBLE 0", "KEY DONE"]), "{expected}");
-    let mut random = Random(seed);
+    let mut random = Rng::new(seed, 0);
     for n in 0..saves {
         let (vcpus, first, long) = whole[n as usize % whole.len()];
         let second = engines[random.below(engines.len() as u64) as usize];

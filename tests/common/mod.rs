@@ -37,6 +37,16 @@ pub fn ramdisk(tag: &str, busybox: &str, script: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// What a Linux guest's script says of itself: the lines with one of `keys`, without the time before it.
+#[allow(dead_code, reason = "not every test boots Debian's")]
+pub fn key_lines<'a>(console: &'a str, keys: &[&str]) -> Vec<&'a str> {
+    let of = |line: &'a str| {
+        let at = keys.iter().filter_map(|key| line.find(key)).min()?;
+        Some(line[at..].trim_end())
+    };
+    console.lines().filter_map(of).collect()
+}
+
 /// Runs Mynah with `args`; kills it (and fails) if it does not end in time. `answer` says what to type when a line has come.
 pub fn run(args: &[&str], limit: Duration, answer: impl FnMut(&str) -> Option<&'static str>) -> Boot {
     let mut mynah = Command::new(env!("CARGO_BIN_EXE_mynah"));
