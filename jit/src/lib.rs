@@ -6,40 +6,30 @@
 //! instructions) is called, by the interpreter's own handler, with the state in memory. So all of the
 //! instruction set can be in a region from the first day.
 //!
-//! * `region`: what is compiled together. [`translate`], `exec`, `memory`, `vector`: how it is emitted.
-//!   `compile`: Cranelift.
-//! * `baseline`: the tier between: on x86-64 hosts, the guest's own instructions on other registers.
-//! * [`perf`]: names of regions for `perf`. [`private`]: files that nobody else can have put there. `listing`: their code as text. `code`, `twice`: executable memory.
-//!   `runtime`: what code calls.
-//! * `store`: the regions of a machine, for all its vCPUs. `cache` and `pack`: those on disk behind it;
-//!   `realm`: what they depend on.
-//! * `pool`: the threads that compile. [`tier`]: the translator as tiers above the interpreter of a vCPU,
-//!   which compile in the background or at once.
+//! By stage:
+//!
+//! * `plan`: what is compiled together.
+//! * [`clif`]: how it is emitted as Cranelift's intermediate representation, and compiled.
+//! * `x64`: what is made for x86-64 hosts, byte by byte. The *baseline* is there: the tier between, the guest's own
+//!   instructions on other registers. Another host's would be in a folder of its own.
+//! * `runtime`: what generated code and the engine share. `code`: executable memory.
+//! * `cache`: the regions of a machine, for all its vCPUs, and those on disk behind it. [`private`]: files that nobody
+//!   else can have put there.
+//! * [`tier`]: the translator as tiers above the interpreter of a vCPU, which compile in the background or at once.
+//! * [`perf`]: names of regions for `perf`. `listing`: their code as text.
 //!
 //! Not here yet: hosts whose memory order is weaker than x86's ([`tier::Engine::new`] refuses them).
-mod baseline;
 mod cache;
+pub mod clif;
 mod code;
-mod compile;
-mod exec;
-mod float;
 mod listing;
-mod memory;
-mod pack;
 pub mod perf;
-mod pool;
-mod primitive;
-#[cfg(unix)]
-pub mod private;
-mod realm;
-mod region;
+mod plan;
 mod runtime;
-mod store;
 pub mod tier;
-pub mod translate;
-mod twice;
-mod vector;
-mod x87;
+mod x64;
 
+#[cfg(unix)]
+pub use cache::private;
+pub use clif::Translator;
 pub use runtime::Left;
-pub use translate::Translator;

@@ -66,7 +66,7 @@ impl Perf {
     pub fn create(map: bool, dump: bool, symbols: Arc<Symbols>) -> io::Result<Self> {
         let pid = std::process::id();
         let open = |name: &str| {
-            crate::private::create(name.as_ref())
+            crate::cache::private::create(name.as_ref())
                 .map_err(|e| io::Error::new(e.kind(), format!("{name}: {e}")))
         };
         let map = if map { Some(Mutex::new(open(&format!("/tmp/perf-{pid}.map"))?)) } else { None };

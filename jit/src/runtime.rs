@@ -1,7 +1,7 @@
 //! What generated code and the engine share: the context that code reaches the engine through, and the functions that it calls.
 //!
 //! Code has no absolute addresses: it takes the addresses of these functions from the [`Context`], whose address it is entered with.
-use crate::compile::Compiler;
+use crate::clif::compile::Compiler;
 use mynah_cpu::board::EV_TIER;
 use mynah_cpu::host_float::X87;
 use mynah_cpu::tier::{Enter, LEFT_HOT, TierMemory};

@@ -1,10 +1,10 @@
 //! From a plan to host code: Cranelift with its settings and buffers.
-use crate::memory::look_up;
+use crate::clif::memory::look_up;
+use crate::clif::primitive::Primitives;
+use crate::clif::{RIP_OFFSET, Translator, chain_signature, region_signature, stub_signature};
 use crate::perf::Symbols;
-use crate::primitive::Primitives;
-use crate::region::Plan;
+use crate::plan::Plan;
 use crate::runtime::{CONTEXT, Context as Shared, WRITE};
-use crate::translate::{RIP_OFFSET, Translator, chain_signature, region_signature, stub_signature};
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{

@@ -1,7 +1,7 @@
 //! What compiled code depends on beside the guest's bytes and mode: a hash of it is the key of what is kept
 //! on disk.
-use crate::compile::Optimize;
-use crate::pack::Realm;
+use crate::cache::pack::Realm;
+use crate::clif::compile::Optimize;
 use mynah_cpu::CpuModel;
 use std::fs::File;
 use std::io;

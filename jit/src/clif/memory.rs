@@ -2,8 +2,8 @@
 //!
 //! A look-up that misses calls the stub, which keeps all registers, fills the TLB and leaves the host address; if there is none, the interpreter
 //! executes the instruction. The look-up is four loads and a compare: table, mask, tag, addend.
+use crate::clif::Translator;
 use crate::runtime::{ACROSS, Context, NO_PAGE, WRITE};
-use crate::translate::Translator;
 use cranelift_codegen::ir::{
     Block, BlockArg, InstBuilder, MemFlagsData, StackSlot, StackSlotData, StackSlotKind, Type, Value,
     condcodes::IntCC, types,

@@ -9,23 +9,22 @@
 //! ```
 //!
 //! RDI is the vCPU, RSP the host's stack, RAX, R10 and R11 are scratch. Flags live in the host's until something clobbers them (a look-up does), which is
-//! when they are saved, as LAHF and SETO have them; where a block ends and wherever it may be left they are saved. [`stubs`] move everything to the state and
+//! when they are saved, as LAHF and SETO have them; where a block ends and wherever it may be left they are saved. [`stubs`](crate::x64::stubs) move everything to the state and
 //! back.
 //!
 //! As in Cranelift's regions code raises no faults: what is not plain leaves the block before the instruction, and the interpreter executes it.
 //!
 //! A block counts the jumps backwards that lead to it; when those are many, Cranelift may get it ([`Left::Hot`](crate::runtime::Left)). Blocks of a page jump to
 //! each other; other jumps go by the table of [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
-mod asm;
 mod emit;
-pub(crate) mod kinds;
-mod stubs;
 mod x87;
 
+use crate::clif::x87::is_direct;
+use crate::code::dual_map::{self, Executed, Written};
 use crate::listing::Mark;
 use crate::runtime::{CONTEXT, Context, PLACE_MISSES};
-use crate::twice::{self, Executed, Written};
-use crate::x87::is_direct;
+use crate::x64::instructions;
+use crate::x64::stubs::Stubs;
 use emit::Emitter;
 use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
 use mynah_cpu::block::{Block, ModeKey};
@@ -37,27 +36,6 @@ use mynah_cpu::{Cpu, Op};
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
-use stubs::Stubs;
-
-/// The host's register for each of the guest's, if it has one.
-const MAP: [Option<u8>; 16] = [
-    Some(13),
-    Some(1),
-    Some(2),
-    Some(3),
-    Some(14),
-    Some(5),
-    Some(6),
-    Some(15),
-    Some(8),
-    Some(9),
-    None,
-    None,
-    Some(12),
-    None,
-    None,
-    None,
-];
 
 /// Executions by the interpreter after which a block is compiled.
 pub(crate) const HOT: u32 = 3;
@@ -185,7 +163,7 @@ impl Baseline {
         let mut code = Vec::new();
         let stubs = Stubs::new(&mut code).map_err(|e| format!("a stub of the baseline: {e}"))?;
         let (mut write, execute) =
-            twice::map(size, split).map_err(|e| format!("no executable memory: {e}"))?;
+            dual_map::map(size, split).map_err(|e| format!("no executable memory: {e}"))?;
         write.put(0, &code);
         let start = code.len().next_multiple_of(16);
         let flag_words = (0..512u64)
@@ -477,7 +455,7 @@ impl Baseline {
                 }
                 // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
                 let known = op.flags & HELPER == 0
-                    || kinds::is_helper(&i)
+                    || instructions::is_helper(&i)
                     || is_direct(i.code(), &cpu.model) && cpu.model.allows(&i) && !i.has_lock_prefix();
                 Some((i, known))
             };

@@ -7,9 +7,9 @@
 //! Two sets of variables (registers, flags) are computed over the region's blocks: *dirty*, those that may differ from the state in memory, and *live*,
 //! those that must have a value because they are read, or dirty where the region may be left. As it may be left before any instruction, what is
 //! dirty is always live.
-use crate::baseline::kinds::emits;
-use crate::translate::{AUX, Emit, HIGH, RES, Translator, XMM};
-use crate::x87;
+use crate::clif::x87;
+use crate::clif::{AUX, Emit, HIGH, RES, Translator, XMM};
+use crate::x64::instructions::emits;
 use iced_x86::{
     Decoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
 };

@@ -25,7 +25,13 @@
 //!
 //! A file cut short by somebody else while it is mapped would end the process at the next access (SIGBUS).
 //! Mynah itself never does that, and looks at the length before each access.
-use crate::pack::{
+pub(crate) mod key;
+pub(crate) mod pack;
+#[cfg(unix)]
+pub mod private;
+pub(crate) mod store;
+
+use pack::{
     ALIGN, Entry, HEADER, Head, Id, MAX_PACK, MAX_PARTS, MAX_RECORDS, MAX_REGION, Pack, RECORD, Realm,
     Record, SUM, View, front,
 };
@@ -624,7 +630,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pack::Piece;
+    use crate::cache::pack::Piece;
 
     struct Scratch(PathBuf);
 

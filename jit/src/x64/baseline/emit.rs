@@ -1,15 +1,17 @@
 //! The guest's instructions as host instructions, one by one.
-use super::MAP;
-use super::asm::{Asm, CPU, cc, host};
-use super::kinds::{
+use super::x87::LastX87;
+use crate::clif::float::on_host;
+use crate::clif::x87::is_x87;
+use crate::runtime::{BLOCK, CONTEXT, Context, FLOAT};
+use crate::x64::asm::{Asm, CPU, cc, host};
+use crate::x64::instructions::{
     HIGH, How, condition, general, how, is_aligned, is_second_byte, may_keep_flags, overwrites, vector_how,
     with_memory, writes,
 };
-use super::stubs::{FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, gpr_at, in_context, in_state, miss};
-use super::x87::LastX87;
-use crate::float::on_host;
-use crate::runtime::{BLOCK, CONTEXT, Context, FLOAT};
-use crate::x87::is_x87;
+use crate::x64::registers::MAP;
+use crate::x64::stubs::{
+    FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, gpr_at, in_context, in_state, miss,
+};
 use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };

@@ -1,12 +1,12 @@
 //! x87 and MMX instructions: executed by the host's own unit, which holds the guest's registers meanwhile ([`mynah_cpu::host_float`]).
 //!
-//! Each is a [primitive](crate::primitive): the guest's own bytes, with the memory operand's address in RDI. So stack faults, tags, rounding, precision and the
+//! Each is a [primitive](crate::clif::primitive): the guest's own bytes, with the memory operand's address in RDI. So stack faults, tags, rounding, precision and the
 //! condition code are what the processor makes of them. The pointers to the last instruction and its operand (FIP, FCS, FOP, FDP, FDS), which
 //! only say something to who asks, are noted during translation and stored where a block ends or the region is left.
 //!
 //! Left to the interpreter: what stores or loads the whole unit, FNINIT and FNCLEX, conversions between MMX and XMM registers.
-use crate::primitive::encode;
-use crate::translate::{Emit, Step, Translator};
+use crate::clif::primitive::encode;
+use crate::clif::{Emit, Step, Translator};
 use cranelift_codegen::ir::{InstBuilder, Value, condcodes::IntCC, types};
 use iced_x86::{Code, Instruction, OpCodeOperandKind as Kind, OpKind, Register};
 use mynah_cpu::exec::{Exec, cc};
@@ -68,7 +68,7 @@ pub(crate) fn select<'a>(i: &Instruction, model: &CpuModel) -> Option<Emit<'a>> 
         && kinds().all(plain)
         && (0..i.op_count())
             .all(|n| matches!(i.op_kind(n), OpKind::Register | OpKind::Memory | OpKind::Immediate8));
-    (shaped && crate::float::on_host(code)).then_some(Translator::emit_mmx as Emit<'a>)
+    (shaped && crate::clif::float::on_host(code)).then_some(Translator::emit_mmx as Emit<'a>)
 }
 
 /// Whether an instruction is the x87 unit's, WAIT aside.
@@ -352,7 +352,7 @@ pub(crate) fn is_store(code: Code) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::baseline::kinds::emits;
+    use crate::x64::instructions::emits;
     use mynah_cpu::CpuModel;
 
     /// What the host would do with the guest's bytes at that very moment, whatever was looked at before.

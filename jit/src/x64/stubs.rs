@@ -1,9 +1,9 @@
 //! What all baseline code shares: ways in, ways out, calls.
 //!
-//! At a way in or out registers and flags move between the vCPU's state and where baseline code has them (see [`super`]).
-use super::MAP;
+//! At a way in or out registers and flags move between the vCPU's state and where baseline code has them (see [`super::baseline`]).
+use super::registers::MAP;
+use crate::clif::RIP_OFFSET;
 use crate::runtime::{CONTEXT, Context, Left, NO_PAGE, WRITE};
-use crate::translate::RIP_OFFSET;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use mynah_cpu::board::EV_TIER;

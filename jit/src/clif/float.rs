@@ -1,10 +1,10 @@
-//! Floating point by the host's own instructions: SSE's as [primitives](crate::primitive), under the guest's MXCSR.
+//! Floating point by the host's own instructions: SSE's as [primitives](crate::clif::primitive), under the guest's MXCSR.
 //!
 //! An operation is the guest's instruction, executed where the guest executes it, so that rounding, flushing, NaNs and sticky flags are exact by
 //! construction. The host's MXCSR is the guest's meanwhile: see [`mynah_cpu::host_float`]. That is tested once in a straight run of code.
-use crate::primitive::encode;
+use crate::clif::Translator;
+use crate::clif::primitive::encode;
 use crate::runtime::{Context, FLOAT};
-use crate::translate::Translator;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as Kind, Register,

@@ -1,10 +1,12 @@
 //! Memory for generated code, and what is kept of a planned block.
 //!
-//! Code lies in segments of memory that can be written while other threads execute what is there already, at another address (see [`twice`]). Code is
+//! Code lies in segments of memory that can be written while other threads execute what is there already, at another address (see [`dual_map`]). Code is
 //! put into a segment one piece after the other. When segments, and what their owner keeps beside the code in them, take
 //! as much as the budget allows, the oldest one is given up with all the code in it: it is unmapped as soon as nobody
 //! keeps a piece of it.
-use crate::twice::{self, Executed, Written};
+pub(crate) mod dual_map;
+
+use dual_map::{Executed, Written};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io;
@@ -32,9 +34,9 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Memory for `len` bytes of code, `split` or not as in [`twice::map`].
+    /// Memory for `len` bytes of code, `split` or not as in [`dual_map::map`].
     pub fn new(len: usize, split: bool) -> io::Result<Arc<Self>> {
-        let (write, execute) = twice::map(len, split)?;
+        let (write, execute) = dual_map::map(len, split)?;
         Ok(Arc::new(Self { write: Mutex::new(write), execute, given_up: AtomicBool::new(false) }))
     }
 

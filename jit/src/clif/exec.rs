@@ -1,6 +1,6 @@
 //! The operations of [`Exec`] as Cranelift instructions. An integer of width W is a value of the type of that width; a truth value is an `i8`, 0
 //! or 1.
-use crate::translate::{AUX, Emit, RES, Recent, Step, Translator};
+use crate::clif::{AUX, Emit, RES, Recent, Step, Translator};
 use cranelift_codegen::ir::condcodes::{CondCode, IntCC};
 use cranelift_codegen::ir::{InstBuilder, InstructionData, Opcode, Type, Value, types};
 use iced_x86::Mnemonic;

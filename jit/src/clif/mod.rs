@@ -5,12 +5,20 @@
 //! Whatever is not plain (faults, devices, pages that hold code, accesses across pages) leaves the region before the instruction,
 //! with the state as that found it, and the interpreter executes it: so generated code raises no faults and has none of their details in it.
 //!
-//! [`Translator`] here has the variables, exits and calls; [`crate::exec`] the operations, [`crate::memory`] the accesses, [`crate::vector`] vectors.
-use crate::memory::{PlaceKey, Places, Root, Seen};
-use crate::primitive::Primitives;
-use crate::region::{Plan, Set, VARS};
+//! [`Translator`] here has the variables, exits and calls; [`exec`] the operations, [`memory`] the accesses, [`vector`] vectors.
+pub(crate) mod compile;
+mod exec;
+pub(crate) mod float;
+mod memory;
+pub(crate) mod primitive;
+mod vector;
+pub(crate) mod x87;
+
+use crate::clif::memory::{PlaceKey, Places, Root, Seen};
+use crate::clif::primitive::Primitives;
+use crate::clif::x87::LastX87;
+use crate::plan::{Plan, Set, VARS};
 use crate::runtime::{CONTEXT, Context, Left};
-use crate::x87::LastX87;
 use cranelift_codegen::ir::{
     AbiParam, AliasRegion, AliasRegionData, Block, Function, InstBuilder, InstructionData, MemFlagsData,
     Opcode, SigRef, Signature, SourceLoc, Type, Value, ValueDef, condcodes::IntCC, types,

@@ -14,27 +14,29 @@
 //! A plan is made on the vCPU's thread, which owns the decoded blocks; compiling needs nothing but the plan.
 //! A region is installed if the bytes of all its blocks are the guest's at that moment; blocks that are not
 //! decoded then are, as a block that dies takes the code along that was made of it.
-use crate::baseline::{self, Baseline};
+pub(crate) mod pool;
+
+pub use crate::cache::key::Image;
+use crate::cache::pack::Head;
+use crate::cache::store::{Region, Store};
 use crate::cache::{Cache, SHARES};
 pub use crate::cache::{Folder, LIMIT};
+use crate::clif::compile::Compiler;
+pub use crate::clif::compile::Optimize;
+use crate::clif::x87::is_x87_number;
 use crate::code::Segment;
-use crate::compile::Compiler;
-pub use crate::compile::Optimize;
 use crate::listing::{Mark, host_code};
-use crate::pack::Head;
 use crate::perf::{Perf, Symbols};
-use crate::pool::{self, Done, Job, Place, Pool, Seat};
-pub use crate::realm::Image;
-use crate::region::Plan;
+use crate::plan::Plan;
 use crate::runtime::{Context, NO_BLOCK, PLACE_MISSES, Stub};
-use crate::store::{Region, Store};
-use crate::x87::is_x87_number;
+use crate::x64::baseline::{self, Baseline};
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::block::{Block, ModeKey};
 use mynah_cpu::tier::{Compiled, Enter, Recorded, Tier};
 use mynah_cpu::{Cpu, CpuModel, Events, Op};
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
 use parking_lot::Mutex;
+use pool::{Done, Job, Place, Pool, Seat};
 use rustc_hash::FxHashMap;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -302,10 +304,10 @@ impl Engine {
             let (store, model, optimize) = (store.clone(), model.clone(), options.optimize);
             let isa = compiler.isa_text();
             let open = move || {
-                let cache = crate::realm::realm(&model, optimize, &isa)
+                let cache = crate::cache::key::realm(&model, optimize, &isa)
                     .and_then(|realm| match image {
                         Some(image) => {
-                            let own = crate::realm::of_image(&realm, &image.hash());
+                            let own = crate::cache::key::of_image(&realm, &image.hash());
                             Cache::open(folder, own, limit, limit / SHARES)
                         }
                         None => Cache::open(folder, realm, limit, limit),

@@ -7,7 +7,7 @@
 //!
 //! Operands and results are as in the System V convention: integers in RDI, RSI, RDX, RCX, R8, R9, vectors in XMM0 to XMM7; results in RAX, RDX
 //! and XMM0, XMM1. A primitive changes nothing else but the host's flags.
-use crate::translate::Translator;
+use crate::clif::Translator;
 use cranelift_codegen::FinalizedMachReloc;
 use cranelift_codegen::FinalizedRelocTarget;
 use cranelift_codegen::ir::{

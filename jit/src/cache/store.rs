@@ -4,8 +4,8 @@
 //! its blocks are the guest's. So it serves every vCPU, every place that the code stands at, and every run of
 //! a guest.
 use crate::cache::Cache;
+use crate::cache::pack::{Entry, Head, Id, Piece, View};
 use crate::code::{Code, CodeMemory, Segment};
-use crate::pack::{Entry, Head, Id, Piece, View};
 use crate::tier::{Inside, Marks};
 use mynah_cpu::board::EV_TIER;
 use mynah_cpu::{Events, Op};

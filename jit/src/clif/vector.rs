@@ -1,10 +1,10 @@
 //! Vector instructions: [`VecExec`] with 128-bit Cranelift vectors, lanes of 8 bits by default.
 //!
 //! The low 128 bits of vector registers are variables of the region, as general registers are. Operations on bits are Cranelift's where it has them, and
-//! else [primitives](crate::primitive): the very instruction. What the host has not is given up (`unable`): what has been emitted of it has changed nothing,
-//! and its interpreter's handler is called. Floating point: [`crate::float`]. MMX instructions are given up at their first check.
-use crate::float::{across_lanes, host_instruction, host_instruction3};
-use crate::translate::{HIGH, Translator, XMM};
+//! else [primitives](crate::clif::primitive): the very instruction. What the host has not is given up (`unable`): what has been emitted of it has changed nothing,
+//! and its interpreter's handler is called. Floating point: [`crate::clif::float`]. MMX instructions are given up at their first check.
+use crate::clif::float::{across_lanes, host_instruction, host_instruction3};
+use crate::clif::{HIGH, Translator, XMM};
 use cranelift_codegen::ir::{
     Endianness, InstBuilder, InstructionData, MemFlagsData, Opcode, Type, Value, condcodes::IntCC, types,
 };
