@@ -29,6 +29,9 @@ mod runtime;
 pub mod tier;
 mod x64;
 
+/// The host that code is made for. So far there is one: on others nothing of it is executed.
+use x64 as host;
+
 #[cfg(unix)]
 pub use cache::private;
 pub use clif::Translator;

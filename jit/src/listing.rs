@@ -1,4 +1,5 @@
 //! Code as text, for `-d out_asm`: host code, with the guest's instructions that it was made from.
+use crate::host::disassemble;
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use std::fmt::Write;
 
@@ -15,7 +16,6 @@ pub(crate) struct Mark {
 pub(crate) fn host_code(at: *const u8, code: &[u8], what: &str, bitness: u32, marks: &[Mark]) -> String {
     let mut s = format!("OUT: [size={}] guest {what}\n", code.len());
     let mut formatter = NasmFormatter::new();
-    let mut text = String::new();
     let mut marks = marks.iter().peekable();
     let mut mark = |s: &mut String, n: usize, formatter: &mut NasmFormatter| {
         while let Some(m) = marks.next_if(|m| m.offset <= n) {
@@ -33,19 +33,9 @@ pub(crate) fn host_code(at: *const u8, code: &[u8], what: &str, bitness: u32, ma
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         let _ = writeln!(s, "0x{:x}:  {hex:<24} {text}", at.addr() + n);
     };
-    if !cfg!(target_arch = "x86_64") {
-        for (n, c) in code.chunks(4).enumerate() {
-            mark(&mut s, 4 * n, &mut formatter);
-            line(&mut s, 4 * n, c, "");
-        }
-        return s;
-    }
-    for i in &mut Decoder::with_ip(64, code, at.addr() as u64, DecoderOptions::NONE) {
-        let n = (i.ip() - at.addr() as u64) as usize;
+    for (n, len, text) in disassemble(at.addr() as u64, code) {
         mark(&mut s, n, &mut formatter);
-        text.clear();
-        formatter.format(&i, &mut text);
-        line(&mut s, n, &code[n..n + i.len()], &text);
+        line(&mut s, n, &code[n..n + len], &text);
     }
     s.push('\n');
     s

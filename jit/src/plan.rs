@@ -9,7 +9,7 @@
 //! dirty is always live.
 use crate::clif::x87;
 use crate::clif::{AUX, Emit, HIGH, RES, Translator, XMM};
-use crate::x64::instructions::emits;
+use crate::host::instructions::emits;
 use iced_x86::{
     Decoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
 };

@@ -2,6 +2,7 @@
 //! on disk.
 use crate::cache::pack::Realm;
 use crate::clif::compile::Optimize;
+use crate::host::features;
 use mynah_cpu::CpuModel;
 use std::fs::File;
 use std::io;
@@ -18,7 +19,7 @@ pub(crate) fn realm(model: &CpuModel, optimize: Optimize, isa: &str) -> io::Resu
     };
     part("build", &build()?);
     part("host", isa.as_bytes());
-    part("host CPU", &host());
+    part("host CPU", &features::identity());
     part("model", model_text(model).as_bytes());
     part("optimize", format!("{optimize:?}").as_bytes());
     Ok(*h.finalize().as_bytes())
@@ -64,23 +65,6 @@ fn model_text(model: &CpuModel) -> String {
     m.brand.clear();
     m.name = "";
     format!("{m:?}")
-}
-
-/// Maker and features of the host's CPU.
-fn host() -> Vec<u8> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{__cpuid, __cpuid_count};
-        let (a, b, c, d, e) =
-            (__cpuid(0), __cpuid(1), __cpuid_count(7, 0), __cpuid_count(7, 1), __cpuid(0x8000_0001));
-        let words =
-            [a.ebx, a.ecx, a.edx, b.ecx, b.edx, c.ebx, c.ecx, c.edx, d.eax, d.ecx, d.edx, e.ecx, e.edx];
-        // What the host's kernel does not save, the CPU does not have.
-        let enabled = [is_x86_feature_detected!("avx"), is_x86_feature_detected!("avx512f")];
-        words.iter().flat_map(|w| w.to_le_bytes()).chain(enabled.map(u8::from)).collect()
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    Vec::new()
 }
 
 /// A hash of this program: of what is loaded of its file, or of all of it.

@@ -1,6 +1,7 @@
 //! The operations of [`Exec`] as Cranelift instructions. An integer of width W is a value of the type of that width; a truth value is an `i8`, 0
 //! or 1.
 use crate::clif::{AUX, Emit, RES, Recent, Step, Translator};
+use crate::host::primitives;
 use cranelift_codegen::ir::condcodes::{CondCode, IntCC};
 use cranelift_codegen::ir::{InstBuilder, InstructionData, Opcode, Type, Value, types};
 use iced_x86::Mnemonic;
@@ -503,13 +504,7 @@ impl<'a> Exec for Translator<'a> {
                 (hi, lo, d)
             }
         };
-        // RAX = RSI; RDX:RAX / RDI.
-        let bytes: &[u8] = match (wide == types::I64, signed) {
-            (true, false) => &[0x56, 0x58, 0x48, 0xf7, 0xf7],
-            (true, true) => &[0x56, 0x58, 0x48, 0xf7, 0xff],
-            (false, false) => &[0x89, 0xf0, 0xf7, 0xf7],
-            (false, true) => &[0x89, 0xf0, 0xf7, 0xff],
-        };
+        let bytes = primitives::divide(wide == types::I64, signed);
         let results = self.primitive(bytes, &[divisor, lo, hi], &[], 2, 0);
         let (q, r) = (results[0], results[1]);
         let narrow = self.fit(q, t);
@@ -768,15 +763,10 @@ impl<'a> Exec for Translator<'a> {
 impl Translator<'_> {
     /// PDEP and PEXT, where the host has them.
     fn bits_by_mask<W: Width>(&mut self, id: Mnemonic, a: Value, mask: Value) -> Value {
-        // pdep rax, rdi, rsi; pext rax, rdi, rsi.
-        let bytes = match id {
-            Mnemonic::Pdep => [0xc4, 0xe2, 0xc3, 0xf5, 0xc6],
-            _ => [0xc4, 0xe2, 0xc2, 0xf5, 0xc6],
-        };
-        if !has_bmi2() {
+        let Some(bytes) = primitives::bits_by_mask(id) else {
             self.unable = true;
             return a;
-        }
+        };
         let r = self.primitive(&bytes, &[a, mask], &[], 1, 0)[0];
         self.fit(r, ty::<W>())
     }
@@ -800,13 +790,4 @@ impl Kind for Op {
     fn is_return(&self) -> bool {
         self.code().mnemonic() == iced_x86::Mnemonic::Ret
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_bmi2() -> bool {
-    is_x86_feature_detected!("bmi2")
-}
-#[cfg(not(target_arch = "x86_64"))]
-fn has_bmi2() -> bool {
-    false
 }

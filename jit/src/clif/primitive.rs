@@ -3,11 +3,11 @@
 //! A primitive is a few bytes of machine code with operands in fixed registers. To Cranelift it is a call of a function that keeps every register but
 //! its results', so it has an effect: it is neither moved, merged with another nor left out. That is what instructions need that read a rounding mode
 //! and set sticky flags; and it is exact, because it is the guest's very instruction. When the code is complete, [`Primitives::link`] puts the
-//! bytes in the place of the call; those that are longer than a call (5 bytes) stand behind the code and are called there.
+//! bytes in the place of the call; those that are longer than a call stand behind the code and are called there.
 //!
-//! Operands and results are as in the System V convention: integers in RDI, RSI, RDX, RCX, R8, R9, vectors in XMM0 to XMM7; results in RAX, RDX
-//! and XMM0, XMM1. A primitive changes nothing else but the host's flags.
+//! Which bytes there are, and where they have their operands: [`crate::host::primitives`].
 use crate::clif::Translator;
+use crate::host::primitives;
 use cranelift_codegen::FinalizedMachReloc;
 use cranelift_codegen::FinalizedRelocTarget;
 use cranelift_codegen::ir::{
@@ -15,7 +15,6 @@ use cranelift_codegen::ir::{
     Value, types,
 };
 use cranelift_codegen::isa::CallConv;
-use iced_x86::{Encoder, Instruction};
 use std::collections::HashMap;
 
 /// Numbers of operands and results.
@@ -38,9 +37,6 @@ impl Shape {
     }
 }
 
-/// Length of the call that a primitive replaces: opcode E8 and a displacement.
-const CALL: usize = 5;
-
 /// The primitives of one function.
 #[derive(Default)]
 pub(crate) struct Primitives {
@@ -59,7 +55,7 @@ impl Primitives {
         }
         let signature = *self.signatures.entry(shape).or_insert_with(|| {
             // The verifier allows no results of a function that keeps all registers: see `finish_signatures`.
-            let mut s = Signature::new(CallConv::SystemV);
+            let mut s = Signature::new(primitives::CONVENTION);
             let param = |n, t| std::iter::repeat_n(AbiParam::new(t), usize::from(n));
             s.params.extend(param(shape.ints, types::I64));
             s.params.extend(param(shape.vectors, types::I8X16));
@@ -85,51 +81,14 @@ impl Primitives {
     }
 
     /// Puts the primitives into compiled code; `None` if the code refers to anything else.
-    pub fn link(&self, f: &Function, relocs: &[FinalizedMachReloc], mut code: Vec<u8>) -> Option<Vec<u8>> {
-        let mut behind: HashMap<usize, usize> = HashMap::new();
-        for r in relocs {
+    pub fn link(&self, f: &Function, relocs: &[FinalizedMachReloc], code: Vec<u8>) -> Option<Vec<u8>> {
+        let call = |r: &FinalizedMachReloc| {
             let FinalizedRelocTarget::ExternalName(ExternalName::User(name)) = r.target else { return None };
-            let number = f.params.user_named_funcs().get(name)?.index as usize;
-            let bytes = self.code.get(number)?;
-            let end = r.offset as usize + 4;
-            let at = end.checked_sub(CALL)?;
-            if *code.get(at)? != 0xe8 {
-                return None;
-            }
-            let place = code.get_mut(at..end)?;
-            if let Some(rest) = CALL.checked_sub(bytes.len()) {
-                place[..bytes.len()].copy_from_slice(bytes);
-                place[bytes.len()..].copy_from_slice(NOPS[rest]);
-                continue;
-            }
-            let to = *behind.entry(number).or_insert_with(|| {
-                let to = code.len();
-                code.extend_from_slice(bytes);
-                code.push(0xc3);
-                to
-            });
-            let distance = i32::try_from(to as i64 - end as i64).ok()?;
-            code[at + 1..end].copy_from_slice(&distance.to_le_bytes());
-        }
-        Some(code)
+            Some((r.offset as usize, f.params.user_named_funcs().get(name)?.index as usize))
+        };
+        let calls: Vec<(usize, usize)> = relocs.iter().map(call).collect::<Option<_>>()?;
+        primitives::place(&self.code, &calls, code)
     }
-}
-
-/// Instructions of n bytes that do nothing.
-const NOPS: [&[u8]; CALL + 1] = [
-    &[],
-    &[0x90],
-    &[0x66, 0x90],
-    &[0x0f, 0x1f, 0x00],
-    &[0x0f, 0x1f, 0x40, 0x00],
-    &[0x0f, 0x1f, 0x44, 0x00, 0x00],
-];
-
-/// The bytes of an instruction of 64-bit code; `None` if it cannot be encoded.
-pub(crate) fn encode(i: &Instruction) -> Option<Vec<u8>> {
-    let mut e = Encoder::new(64);
-    e.encode(i, 0).ok()?;
-    Some(e.take_buffer())
 }
 
 impl Translator<'_> {

@@ -3,8 +3,8 @@
 //! The low 128 bits of vector registers are variables of the region, as general registers are. Operations on bits are Cranelift's where it has them, and
 //! else [primitives](crate::clif::primitive): the very instruction. What the host has not is given up (`unable`): what has been emitted of it has changed nothing,
 //! and its interpreter's handler is called. Floating point: [`crate::clif::float`]. MMX instructions are given up at their first check.
-use crate::clif::float::{across_lanes, host_instruction, host_instruction3};
 use crate::clif::{HIGH, Translator, XMM};
+use crate::host::{features, primitives};
 use cranelift_codegen::ir::{
     Endianness, InstBuilder, InstructionData, MemFlagsData, Opcode, Type, Value, condcodes::IntCC, types,
 };
@@ -177,7 +177,7 @@ impl Translator<'_> {
 
     /// The instruction itself, `a` and `b` its operands.
     pub(crate) fn vector_primitive(&mut self, id: Mnemonic, a: Value, b: Value, imm: u8) -> Option<Value> {
-        let bytes = host_instruction(id, imm)?;
+        let bytes = primitives::binary(id, imm)?;
         self.primitive(&bytes, &[], &[a, b], 0, 1).first().copied()
     }
 
@@ -419,7 +419,7 @@ impl VecExec for Translator<'_> {
     }
     fn vec3<O: VecOp3>(&mut self, a: Value, b: Value, c: Value) -> Value {
         use Mnemonic::*;
-        if !has_sse41() {
+        if !features::has_blends() {
             return self.give_up();
         }
         let t = match O::ID {
@@ -428,7 +428,7 @@ impl VecExec for Translator<'_> {
             Blendvpd => types::I64X2,
             id => {
                 // The third operand is XMM0, the result in XMM1.
-                return match host_instruction3(id) {
+                return match primitives::with_xmm0(id) {
                     Some(bytes) => self.primitive(&bytes, &[], &[c, a, b], 0, 2)[1],
                     None => self.give_up(),
                 };
@@ -439,7 +439,7 @@ impl VecExec for Translator<'_> {
         self.as_lanes(r, types::I8X16)
     }
     fn pair<O: PairOp>(&mut self, a: [Value; 2], b: [Value; 2]) -> [Value; 2] {
-        match across_lanes(O::ID) {
+        match primitives::across_lanes(O::ID) {
             Some(bytes) => {
                 let r = self.primitive(&bytes, &[], &[a[0], a[1], b[0], b[1]], 0, 2);
                 [r[0], r[1]]
@@ -497,13 +497,4 @@ impl VecExec for Translator<'_> {
     ) -> Result<[Value; 2], Stop> {
         Ok([self.float_fused(O::ID, a[0], b[0], c[0])?, self.float_fused(O::ID, a[1], b[1], c[1])?])
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_sse41() -> bool {
-    is_x86_feature_detected!("sse4.1")
-}
-#[cfg(not(target_arch = "x86_64"))]
-fn has_sse41() -> bool {
-    false
 }

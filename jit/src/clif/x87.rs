@@ -5,21 +5,18 @@
 //! only say something to who asks, are noted during translation and stored where a block ends or the region is left.
 //!
 //! Left to the interpreter: what stores or loads the whole unit, FNINIT and FNCLEX, conversions between MMX and XMM registers.
-use crate::clif::primitive::encode;
 use crate::clif::{Emit, Step, Translator};
+use crate::host::features;
+use crate::host::primitives::{self, MmxOperand};
+use crate::host::x87::{MASKS, is_control, is_direct, is_store, is_x87, loads_control};
 use cranelift_codegen::ir::{InstBuilder, Value, condcodes::IntCC, types};
-use iced_x86::{Code, Instruction, OpCodeOperandKind as Kind, OpKind, Register};
+use iced_x86::{Code, Instruction, OpCodeOperandKind as Kind, OpKind};
 use mynah_cpu::exec::{Exec, cc};
 use mynah_cpu::op::Op;
 use mynah_cpu::state::{Fpu, Segment, gpr, seg};
 use mynah_cpu::width::{W16, W32};
 use mynah_cpu::{Cpu, CpuModel, State, Stop};
 use std::mem::offset_of;
-use std::sync::OnceLock;
-
-const LAHF: u8 = 0x9f;
-/// Masks in the control word.
-pub(crate) const MASKS: i64 = 0x3f;
 
 /// The last x87 instruction of a straight run of code, not yet stored.
 #[derive(Clone, Copy)]
@@ -45,7 +42,7 @@ pub(crate) fn select<'a>(i: &Instruction, model: &CpuModel) -> Option<Emit<'a>> 
         Emms => {
             return Some(|t, _| {
                 t.ready_x87();
-                t.primitive(&[0x0f, 0x77], &[], &[], 0, 0);
+                t.primitive(primitives::EMMS, &[], &[], 0, 0);
                 Ok(Step::Next)
             });
         }
@@ -68,100 +65,7 @@ pub(crate) fn select<'a>(i: &Instruction, model: &CpuModel) -> Option<Emit<'a>> 
         && kinds().all(plain)
         && (0..i.op_count())
             .all(|n| matches!(i.op_kind(n), OpKind::Register | OpKind::Memory | OpKind::Immediate8));
-    (shaped && crate::clif::float::on_host(code)).then_some(Translator::emit_mmx as Emit<'a>)
-}
-
-/// Whether an instruction is the x87 unit's, WAIT aside.
-pub(crate) fn is_x87(code: Code) -> bool {
-    is_x87_number(code as u16)
-}
-
-/// As [`is_x87`], of the code's number.
-pub(crate) fn is_x87_number(code: u16) -> bool {
-    (Code::Fadd_m32fp as u16..=Code::Fcomip_st0_sti as u16).contains(&code)
-}
-
-/// Whether the host's x87 unit does for an instruction of the x87 unit (or WAIT) what the guest's would.
-pub(crate) fn is_direct(code: Code, model: &CpuModel) -> bool {
-    use Code::*;
-    match code {
-        Fldenv_m14byte | Fldenv_m28byte | Fnstenv_m14byte | Fnstenv_m28byte | Fstenv_m14byte
-        | Fstenv_m28byte | Frstor_m94byte | Frstor_m108byte | Fnsave_m94byte | Fnsave_m108byte
-        | Fsave_m94byte | Fsave_m108byte | Fninit | Finit | Fnclex | Fclex | Fneni | Feni | Fndisi
-        | Fdisi | Fnsetpm | Fsetpm | Frstpm | Fstpnce_sti => false,
-        // Makers differ in what becomes of C1.
-        Fcomi_st0_sti | Fcomip_st0_sti | Fucomi_st0_sti | Fucomip_st0_sti => same_maker(model),
-        Fisttp_m16int | Fisttp_m32int | Fisttp_m64int => has_sse3(),
-        Wait => true,
-        _ => is_x87(code),
-    }
-}
-
-/// Whether an x87 instruction does not count as the last one, which the pointers and the opcode are noted of.
-pub(crate) fn is_control(code: Code) -> bool {
-    use Code::*;
-    matches!(
-        code,
-        Fldcw_m2byte
-            | Fnstcw_m2byte
-            | Fstcw_m2byte
-            | Fnstsw_m2byte
-            | Fstsw_m2byte
-            | Fnstsw_AX
-            | Fstsw_AX
-            | Fnop
-            | Fincstp
-            | Fdecstp
-            | Ffree_sti
-            | Ffreep_sti
-    )
-}
-
-/// The two bytes of an x87 instruction.
-pub(crate) fn bytes_of(op: &Op) -> (u8, u8) {
-    (0xd8 | (op.imm >> 8 & 7) as u8, op.imm as u8)
-}
-
-/// Whether an instruction loads control registers of the floating-point units from memory, so that what stands there decides whether the host's own
-/// raise exceptions. Such an operand is read once, into a copy, which is checked and then loaded: another vCPU may change the guest's memory at
-/// any time.
-pub(crate) fn loads_control(code: Code) -> bool {
-    use Code::*;
-    matches!(
-        code,
-        Fldcw_m2byte
-            | Fldenv_m14byte
-            | Fldenv_m28byte
-            | Frstor_m94byte
-            | Frstor_m108byte
-            | Ldmxcsr_m32
-            | VEX_Vldmxcsr_m32
-            | Fxrstor_m512byte
-            | Fxrstor64_m512byte
-            | Xrstor_mem
-            | Xrstor64_mem
-            | Xrstors_mem
-            | Xrstors64_mem
-    )
-}
-
-/// Whether the host has FISTTP.
-fn has_sse3() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("sse3");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
-/// Whether the guest's processor is of the host's maker, as far as the x87 unit tells.
-fn same_maker(model: &CpuModel) -> bool {
-    // CPUID takes long where the host is a virtual machine itself.
-    static INTEL: OnceLock<bool> = OnceLock::new();
-    #[cfg(target_arch = "x86_64")]
-    let intel = || std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu");
-    #[cfg(not(target_arch = "x86_64"))]
-    let intel = || false;
-    *INTEL.get_or_init(intel) == (model.vendor == mynah_cpu::model::Vendor::Intel)
+    (shaped && features::on_host(code)).then_some(Translator::emit_mmx as Emit<'a>)
 }
 
 pub(crate) fn fpu_offset(field: usize) -> i32 {
@@ -173,7 +77,6 @@ impl<'a> Translator<'a> {
         use Code::*;
         self.ready_x87();
         let code = op.code();
-        let (first, second) = bytes_of(op);
         let mut data = None;
         if op.is_mem() {
             let len = code.op_code().memory_size().size() as u64;
@@ -190,19 +93,17 @@ impl<'a> Translator<'a> {
             } else {
                 host
             };
-            // mod 0, r/m RDI.
-            self.primitive(&[first, second & 0x38 | 7], &[at], &[], 0, 0);
+            self.primitive(&primitives::x87_on_memory(op), &[at], &[], 0, 0);
             data = Some((off, op.seg));
         } else {
             match code {
                 Fnstsw_AX | Fstsw_AX => {
-                    let word = self.primitive(&[0xdf, 0xe0], &[], &[], 1, 0)[0];
+                    let word = self.primitive(primitives::X87_STATUS, &[], &[], 1, 0)[0];
                     self.set_reg::<W16>(gpr::RAX as u8, word);
                 }
                 Fcomi_st0_sti | Fcomip_st0_sti | Fucomi_st0_sti | Fucomip_st0_sti => {
-                    let rax = self.primitive(&[first, second, LAHF], &[], &[], 1, 0)[0];
-                    let flags = self.b.ins().ushr_imm_u(rax, 8);
-                    let flags = self.b.ins().band_imm_u(flags, 0x45);
+                    let flags = self.primitive(&primitives::x87_compare(op), &[], &[], 1, 0)[0];
+                    let flags = primitives::compared(&mut self.b, flags);
                     self.set_compared(flags);
                 }
                 Fcmovb_st0_sti | Fcmove_st0_sti | Fcmovbe_st0_sti | Fcmovu_st0_sti | Fcmovnb_st0_sti
@@ -218,11 +119,10 @@ impl<'a> Translator<'a> {
                         _ => cc::NP,
                     };
                     let x = self.cond(condition);
-                    // TEST EDI, EDI; FCMOVNE ST(0), ST(i).
-                    self.primitive(&[0x85, 0xff, 0xdb, 0xc8 | second & 7], &[x], &[], 0, 0);
+                    self.primitive(&primitives::x87_move_if(op), &[x], &[], 0, 0);
                 }
                 _ => {
-                    self.primitive(&[first, second], &[], &[], 0, 0);
+                    self.primitive(&primitives::x87(op), &[], &[], 0, 0);
                 }
             }
         }
@@ -267,16 +167,13 @@ impl<'a> Translator<'a> {
         let code = op.code();
         let o = code.op_code();
         self.ready_x87();
-        let mut i = Instruction::default();
-        i.set_code(code);
-        let (mut ints, mut result) = (Vec::new(), None);
+        let (mut operands, mut ints, mut result) = (Vec::new(), Vec::new(), None);
         for n in 0..o.op_count() {
             let number = [op.dst, op.src, op.src2][n.min(2) as usize];
             let kind = o.op_kind(n);
             match kind {
                 Kind::imm8 => {
-                    i.set_op_kind(n, OpKind::Immediate8);
-                    i.set_immediate8(op.imm as u8);
+                    operands.push(MmxOperand::Immediate(op.imm as u8));
                     continue;
                 }
                 Kind::mem | Kind::mm_or_mem | Kind::r32_or_mem | Kind::r64_or_mem if op.is_mem() => {
@@ -284,30 +181,25 @@ impl<'a> Translator<'a> {
                     let off = self.address(op, None);
                     let lin = self.linear(op, off, len, write);
                     ints.push(self.host(lin, len, write));
-                    i.set_op_kind(n, OpKind::Memory);
-                    i.set_memory_base(Register::RDI);
+                    operands.push(MmxOperand::Memory);
                     continue;
                 }
                 _ => {}
             }
             let mm = matches!(kind, Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem);
             let wide = matches!(kind, Kind::r64_reg | Kind::r64_or_mem);
-            i.set_op_kind(n, OpKind::Register);
-            i.set_op_register(
-                n,
-                if mm {
-                    Register::MM0 + u32::from(number & 7)
-                } else if n == 0 {
-                    result = Some(number);
-                    if wide { Register::RAX } else { Register::EAX }
-                } else {
-                    let v = self.var(usize::from(number & 15));
-                    ints.push(v);
-                    if wide { Register::RDI } else { Register::EDI }
-                },
-            );
+            operands.push(if mm {
+                MmxOperand::Mm(number & 7)
+            } else if n == 0 {
+                result = Some(number);
+                MmxOperand::Result { wide }
+            } else {
+                let v = self.var(usize::from(number & 15));
+                ints.push(v);
+                MmxOperand::Source { wide }
+            });
         }
-        let bytes = encode(&i).ok_or(Stop::Again)?;
+        let bytes = primitives::mmx(code, &operands).ok_or(Stop::Again)?;
         let Some(number) = result else {
             self.primitive(&bytes, &ints, &[], 0, 0);
             return Ok(Step::Next);
@@ -323,37 +215,11 @@ impl<'a> Translator<'a> {
     }
 }
 
-/// Whether an instruction with a memory operand writes it.
-pub(crate) fn is_store(code: Code) -> bool {
-    use Code::*;
-    matches!(
-        code,
-        Fst_m32fp
-            | Fstp_m32fp
-            | Fst_m64fp
-            | Fstp_m64fp
-            | Fstp_m80fp
-            | Fist_m16int
-            | Fistp_m16int
-            | Fist_m32int
-            | Fistp_m32int
-            | Fistp_m64int
-            | Fisttp_m16int
-            | Fisttp_m32int
-            | Fisttp_m64int
-            | Fbstp_m80bcd
-            | Fnstcw_m2byte
-            | Fstcw_m2byte
-            | Fnstsw_m2byte
-            | Fstsw_m2byte
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::x64::instructions::emits;
-    use mynah_cpu::CpuModel;
+    use crate::host::instructions::emits;
+    use iced_x86::Register;
 
     /// What the host would do with the guest's bytes at that very moment, whatever was looked at before.
     #[test]

@@ -1,5 +1,5 @@
 //! What the baseline does with each kind of instruction.
-use crate::clif::float::on_host;
+use crate::x64::features::on_host;
 use iced_x86::{Code, ConditionCode, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 /// The form of an instruction that takes any register, where it has a shorter one for the accumulator or is not encodable in 64-bit code.

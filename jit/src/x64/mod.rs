@@ -1,10 +1,26 @@
 //! x86-64 hosts: all that knows their instructions' bytes.
 //!
-//! * [`asm`], [`registers`]: the assembler, and where the guest's registers are.
-//! * [`baseline`]: blocks as host code of the same instructions; `stubs`: what all of them share.
-//! * [`instructions`]: what is known of each instruction.
+//! * `baseline`: blocks as host code of the same instructions; `asm`, `registers`, `stubs`: what it is made with.
+//! * [`instructions`], [`x87`]: what is known of each instruction. [`features`]: what the host's CPU has.
+//! * [`primitives`]: the host's instructions in Cranelift's code.
 mod asm;
 pub(crate) mod baseline;
+pub(crate) mod features;
 pub(crate) mod instructions;
+pub(crate) mod primitives;
 mod registers;
 mod stubs;
+pub(crate) mod x87;
+
+use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
+
+/// The instructions of code at an address: offset, length and text of each.
+pub(crate) fn disassemble(at: u64, code: &[u8]) -> Vec<(usize, usize, String)> {
+    let mut formatter = NasmFormatter::new();
+    let text = |i: iced_x86::Instruction| {
+        let mut text = String::new();
+        formatter.format(&i, &mut text);
+        ((i.ip() - at) as usize, i.len(), text)
+    };
+    Decoder::with_ip(64, code, at, DecoderOptions::NONE).into_iter().map(text).collect()
+}

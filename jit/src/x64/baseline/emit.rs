@@ -1,9 +1,8 @@
 //! The guest's instructions as host instructions, one by one.
 use super::x87::LastX87;
-use crate::clif::float::on_host;
-use crate::clif::x87::is_x87;
 use crate::runtime::{BLOCK, CONTEXT, Context, FLOAT};
 use crate::x64::asm::{Asm, CPU, cc, host};
+use crate::x64::features::on_host;
 use crate::x64::instructions::{
     HIGH, How, condition, general, how, is_aligned, is_second_byte, may_keep_flags, overwrites, vector_how,
     with_memory, writes,
@@ -12,6 +11,7 @@ use crate::x64::registers::MAP;
 use crate::x64::stubs::{
     FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, gpr_at, in_context, in_state, miss,
 };
+use crate::x64::x87::is_x87;
 use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };

@@ -19,12 +19,12 @@
 mod emit;
 mod x87;
 
-use crate::clif::x87::is_direct;
 use crate::code::dual_map::{self, Executed, Written};
 use crate::listing::Mark;
 use crate::runtime::{CONTEXT, Context, PLACE_MISSES};
 use crate::x64::instructions;
 use crate::x64::stubs::Stubs;
+use crate::x64::x87::is_direct;
 use emit::Emitter;
 use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
 use mynah_cpu::block::{Block, ModeKey};

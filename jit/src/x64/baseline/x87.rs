@@ -1,14 +1,15 @@
 //! x87 instructions in the baseline: the guest's own, executed by the host's unit, which holds the guest's registers
-//! meanwhile ([`mynah_cpu::host_float`]; [`crate::clif::x87`] says which).
+//! meanwhile ([`mynah_cpu::host_float`]; [`crate::x64::x87`] says which).
 //!
 //! The pointers to the last instruction and its operand are noted while a block is emitted, and stored where it ends,
 //! before what is called, and on the ways out. Where an exception is unmasked the host must not execute any: the
 //! block's are called then ([`Baseline::refuse_x87`](super::Baseline::refuse_x87)).
 use super::emit::{Cold, Emitter};
-use crate::clif::x87::{MASKS, bytes_of, fpu_offset, is_control, is_store, loads_control};
+use crate::clif::x87::fpu_offset;
 use crate::runtime::Context;
 use crate::x64::asm::{CPU, cc, host};
 use crate::x64::stubs::{PAGE_RIP, in_context, in_state};
+use crate::x64::x87::{MASKS, bytes_of, is_control, is_store, loads_control};
 use iced_x86::{Code, Instruction};
 use mynah_cpu::Cpu;
 use mynah_cpu::host_float::X87;
