@@ -43,6 +43,21 @@ fn a_unix_socket_has_all_commands() {
     assert!(tree.contains("  dev: isa-serial, id \"serial@3f8\"\n"), "{tree}");
     let pic = m.ask("info device pic");
     assert!(pic.contains("\"master\": {") && pic.contains("\"imr\": "), "{pic}");
+    let map = m.ask("info mtree");
+    for line in [
+        "  0000000000000000-000000000009ffff (ram): pc.ram\n",
+        "  00000000fec00000-00000000fec00fff (i/o): ioapic\n",
+        "  0000000000000040-0000000000000043 (i/o): pit\n",
+        "  00000000000003f8-00000000000003ff (i/o): serial\n",
+    ] {
+        assert!(map.contains(line), "{line}{map}");
+    }
+    let pics = m.ask("info pic");
+    assert!(
+        pics.contains("  pin 23 ") && pics.contains("pic0: irr=") && pics.contains("pic1: irr="),
+        "{pics}"
+    );
+    assert!(m.ask("info irq").starts_with("IRQ statistics:\n"));
     assert_eq!(m.ask("info device x"), "there is no device 'x' ('info qtree' lists them)\n");
     assert!(m.ask("help").contains("system_powerdown"));
     assert!(m.ask("help info").contains("info cpus"));

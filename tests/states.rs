@@ -7,11 +7,13 @@ use mynah::machine::bios::BiosDevice;
 use mynah_cpu::CpuV1;
 use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92};
 use mynah_devices::device::Device;
+use mynah_devices::edu::Edu;
 use mynah_devices::events::A20Gate;
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::interrupts::ioapic::Ioapic;
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics};
 use mynah_devices::interrupts::pic::Pic;
+use mynah_devices::kind;
 use mynah_devices::misc::debug_exit::DebugExit;
 use mynah_devices::misc::debugcon::Debugcon;
 use mynah_devices::misc::fw_cfg::FwCfg;
@@ -324,6 +326,7 @@ fn rows() -> Vec<Row> {
         of::<ConfigPorts>(),
         of::<DebugExit>(),
         of::<Debugcon>(),
+        of::<Edu>(),
         of::<Ferr>(),
         of::<FwCfg>(),
         of::<Hpet>(),
@@ -406,8 +409,15 @@ fn every_device_has_its_state_in_the_list() {
     let kernel = std::env::temp_dir().join(format!("mynah-states-{}", std::process::id()));
     std::fs::write(&kernel, mynah_guests::embedded::image().unwrap()).unwrap();
     let mut words = vec!["-m", "16", "-kernel", kernel.to_str().unwrap(), "-display", "none"];
-    words.extend(["-serial", "null", "-debugcon", "null", "-device", "pvpanic", "-device", "isa-debug-exit"]);
-    let words: Vec<_> = words.into_iter().map(std::ffi::OsString::from).collect();
+    words.extend(["-serial", "null", "-chardev", "null,id=c,mux=on"]);
+    let mut words: Vec<_> = words.into_iter().map(std::ffi::OsString::from).collect();
+    for kind in kind::all() {
+        let uses = kind.properties.iter().any(|p| p.kind == kind::Type::Chardev);
+        words.extend([
+            "-device".into(),
+            format!("{}{}", kind.name, if uses { ",chardev=c" } else { "" }).into(),
+        ]);
+    }
     let config = build::config("mynah run", &words).unwrap();
     let machine = Machine::new(config).unwrap();
     let rows = rows();

@@ -17,6 +17,10 @@ pub trait PortIo: Send + Sync {
     fn read(&self, offset: u16, size: u8) -> u32;
     /// Writes the low `size` bytes of `value`.
     fn write(&self, offset: u16, size: u8, value: u32);
+    /// What it is, for people: the module that it is written in.
+    fn name(&self) -> &'static str {
+        mynah_mmu::module_of(std::any::type_name::<Self>())
+    }
 }
 
 /// An input of an interrupt controller (or any other wire).
@@ -234,6 +238,25 @@ impl PortBus {
         for (i, range) in map.ranges.iter().enumerate() {
             PortMap::paint(&mut map.slot, i, range);
         }
+    }
+
+    /// First and last port of each range, and what answers there.
+    pub fn ranges(&self) -> Vec<(u16, u16, &'static str)> {
+        let map = self.map.read();
+        let mut all: Vec<(u16, u16, &'static str)> = Vec::new();
+        for (port, slot) in map.slot.iter().enumerate() {
+            let Some(range) = usize::from(*slot).checked_sub(1).and_then(|n| map.ranges.get(n)) else {
+                continue;
+            };
+            let (port, name) = (port as u16, range.dev.name());
+            match all.last_mut() {
+                Some((first, last, what)) if *last + 1 == port && *what == name && range.base <= *first => {
+                    *last = port;
+                }
+                _ => all.push((port, port, name)),
+            }
+        }
+        all
     }
 
     /// Takes all devices off the bus, which may hold the bus themselves: for the end of a machine.

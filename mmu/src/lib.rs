@@ -16,7 +16,7 @@ pub mod ram;
 pub mod tlb;
 pub mod walk;
 
-pub use phys::{CodeWatcher, Mmio, PhysMemory, Target};
+pub use phys::{CodeWatcher, Mmio, PhysMemory, Target, module_of};
 pub use ram::{GuestRam, MAX_RAM};
 pub use tlb::{
     ENTRY_SHIFT, HASH_SHIFT, Mode, NEVER, PLACES, Place, Tlb, TlbEntry, TlbView, WRITE_PLACES,

@@ -31,6 +31,16 @@ pub trait Mmio: Send + Sync {
     fn read(&self, offset: u64, size: u8) -> u64;
     /// Writes the low `size` bytes of `value`.
     fn write(&self, offset: u64, size: u8, value: u64);
+    /// What it is, for people: the module that it is written in.
+    fn name(&self) -> &'static str {
+        module_of(std::any::type_name::<Self>())
+    }
+}
+
+/// The module's own name in the path of a type.
+pub fn module_of(path: &'static str) -> &'static str {
+    let path = path.split('<').next().unwrap_or(path);
+    path.rsplit("::").nth(1).unwrap_or(path)
 }
 
 /// Told when bytes on a page that someone holds with `hold_code` are written by anyone but its own vCPU's fast

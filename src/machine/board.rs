@@ -63,6 +63,8 @@ pub struct Board {
     pub apic_bus: Arc<LocalApics>,
     /// ISA interrupts 0-15: every device takes its pin from here.
     pub isa: Vec<Irq>,
+    /// What the interrupt wires lead to.
+    pub router: Arc<GsiRouter>,
     /// PCI bus 0.
     pub pci: Arc<PciBus>,
     /// The ISA bridge, with PCI interrupt routing.
@@ -206,6 +208,7 @@ impl Board {
             apics,
             apic_bus,
             isa,
+            router,
             pci,
             piix3,
             pm,
@@ -329,6 +332,9 @@ fn host_bridge(memory: &Arc<PhysMemory>, firmware: &Firmware) -> Arc<I440fx> {
 
 struct Delay;
 impl mynah_devices::bus::PortIo for Delay {
+    fn name(&self) -> &'static str {
+        "delay"
+    }
     fn read(&self, _: u16, _: u8) -> u32 {
         0xff
     }

@@ -4,6 +4,7 @@ use super::power::{Pause, Power, Report};
 use super::saved::Saver;
 use crate::config::{Config, exit_code};
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
+use mynah_mmu::Target;
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
@@ -192,6 +193,31 @@ impl Handle {
     /// The states of all devices by name: what would be saved of them, as trees of named values.
     pub fn inspect(&self) -> Vec<(String, serde_json::Value)> {
         self.board().map_or(Vec::new(), |board| board.devices.inspect())
+    }
+
+    /// What answers at physical addresses: first and last one, what it is, and which device.
+    pub fn memory_map(&self) -> Vec<(u64, u64, &'static str, &'static str)> {
+        let Some(board) = self.board() else { return Vec::new() };
+        let regions = board.memory.regions().into_iter().filter_map(|(first, len, target)| {
+            let (kind, name) = match target {
+                Target::Ram(_) => ("ram", "pc.ram"),
+                Target::Rom(_) => ("rom", "pc.bios"),
+                Target::Mmio(device, _) => ("i/o", device.name()),
+                Target::None => return None,
+            };
+            Some((first, first.saturating_add(len - 1), kind, name))
+        });
+        regions.collect()
+    }
+
+    /// What answers at I/O ports: first and last one, and which device.
+    pub fn port_map(&self) -> Vec<(u16, u16, &'static str)> {
+        self.board().map_or(Vec::new(), |board| board.ports.ranges())
+    }
+
+    /// How many times each interrupt wire has risen since the machine was built.
+    pub fn interrupts(&self) -> Vec<u64> {
+        self.board().map_or(Vec::new(), |board| board.router.raised())
     }
 
     fn board(&self) -> Option<Arc<Board>> {

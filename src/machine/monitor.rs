@@ -1,5 +1,6 @@
 //! The human monitor's commands: the few that there is something behind, with QEMU's names and answers.
 use super::handle::{Handle, Status};
+use super::info;
 use super::inside::Translators;
 use crate::config::Config;
 use mynah_devices::chardev::{Chardev, Monitor};
@@ -31,10 +32,13 @@ const INFO: &[Entry] = &[
     ("info chardev", "the character devices"),
     ("info cpus", "the vCPUs and their threads"),
     ("info device NAME", "a device's registers and what else would be saved of it"),
+    ("info irq", "how many times each interrupt wire has risen"),
     ("info jit", "what the translator has done"),
     ("info kvm", "whether KVM is used"),
     ("info migrate", "what became of the last 'migrate'"),
+    ("info mtree", "what answers at which addresses and ports"),
     ("info name", "the guest's name"),
+    ("info pic", "the interrupt controllers"),
     ("info qtree", "the devices, by their buses"),
     ("info registers [-a]", "the vCPU's registers; with -a all vCPUs'"),
     ("info status", "running or paused"),
@@ -226,12 +230,15 @@ impl Monitor for Hmp {
             ["info", "chardev"] => self.lines.info(),
             ["info", "cpus"] => self.cpus(),
             ["info", "device", name] => self.device(name),
+            ["info", "irq"] => info::irq(&self.machine.interrupts()),
             ["info", "jit"] => self.translators.info(),
             ["info", "kvm"] => "kvm support: disabled\n".into(),
             ["info", "migrate"] => match *self.migration.lock() {
                 "" => String::new(),
                 status => format!("Migration status: {status}\n"),
             },
+            ["info", "mtree"] => info::mtree(&self.machine.memory_map(), &self.machine.port_map()),
+            ["info", "pic"] => info::pic(&self.machine.inspect()),
             ["info", "name"] if self.name.is_empty() => String::new(),
             ["info", "name"] => format!("{}\n", self.name),
             ["info", "registers"] => self.registers(false),

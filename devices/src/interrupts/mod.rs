@@ -17,6 +17,7 @@ pub mod pic;
 
 use crate::bus::{Edge, IrqSink};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Is told of the end of a level-triggered interrupt by the local APIC that serviced it.
 pub trait EoiSink: Send + Sync {
@@ -29,17 +30,30 @@ pub trait EoiSink: Send + Sync {
 pub struct GsiRouter {
     pic: Arc<pic::Pic>,
     ioapic: Arc<ioapic::Ioapic>,
+    /// Rising edges of each wire since the machine was built.
+    raised: [AtomicU64; GSIS],
 }
+
+/// Wires that the router has.
+const GSIS: usize = 24;
 
 impl GsiRouter {
     /// Wires inputs to both controllers.
     pub fn new(pic: Arc<pic::Pic>, ioapic: Arc<ioapic::Ioapic>) -> Arc<Self> {
-        Arc::new(Self { pic, ioapic })
+        Arc::new(Self { pic, ioapic, raised: Default::default() })
+    }
+
+    /// How many times each wire has risen, for people.
+    pub fn raised(&self) -> Vec<u64> {
+        self.raised.iter().map(|n| n.load(Ordering::Relaxed)).collect()
     }
 }
 
 impl IrqSink for GsiRouter {
     fn set(&self, line: u32, level: bool) {
+        if let Some(n) = self.raised.get(line as usize).filter(|_| level) {
+            n.fetch_add(1, Ordering::Relaxed);
+        }
         match line {
             0 => {
                 self.pic.set(0, level);
