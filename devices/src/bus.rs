@@ -83,6 +83,11 @@ impl Irq {
         }
     }
 
+    /// The number of the wire.
+    pub fn line(&self) -> u32 {
+        self.line
+    }
+
     /// Drives the pin.
     pub fn set(&self, level: bool) {
         let mut now = self.level.lock();

@@ -12,6 +12,7 @@
 //! is restored as well. The machine stands still meanwhile.
 //!
 //! States are kept in postcard's encoding, which has no names: whoever changes a state's fields counts its version up.
+use crate::aml::Fragment;
 use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -42,6 +43,11 @@ pub trait Device: Send + Sync + 'static {
     const KIND: &'static str;
     /// The version of `State`.
     const VERSION: u16 = 1;
+
+    /// What it says of itself in the ACPI name space, if operating systems do not find it by themselves.
+    fn aml(&self) -> Option<Fragment> {
+        None
+    }
 
     /// RESET.
     fn reset(&self, why: Reset);
@@ -129,6 +135,8 @@ pub enum RestoreError {
 pub trait Plugged: Send + Sync {
     /// [`Device::KIND`].
     fn kind(&self) -> &'static str;
+    /// [`Device::aml`].
+    fn aml(&self) -> Option<Fragment>;
     /// [`Device::reset`].
     fn reset(&self, why: Reset);
     /// [`Device::pause`].
@@ -149,6 +157,10 @@ pub trait Plugged: Send + Sync {
 impl<D: Device> Plugged for D {
     fn kind(&self) -> &'static str {
         D::KIND
+    }
+
+    fn aml(&self) -> Option<Fragment> {
+        Device::aml(self)
     }
 
     fn reset(&self, why: Reset) {
@@ -287,6 +299,11 @@ impl Registry {
     /// The states of all as trees of named values, by name.
     pub fn inspect(&self) -> Vec<(String, Value)> {
         self.all().into_iter().map(|p| (p.name, p.device.inspect())).collect()
+    }
+
+    /// What all say of themselves in the ACPI name space.
+    pub fn aml(&self) -> Vec<Fragment> {
+        self.all().iter().filter_map(|p| p.device.aml()).collect()
     }
 
     /// Bus, name and kind of all.

@@ -1,5 +1,6 @@
 //! Buses, chipset and devices of the PC.
 
+pub mod aml;
 pub mod bus;
 mod bytewise;
 pub mod chardev;

@@ -170,7 +170,6 @@ impl Boot {
             hpet: cfg.machine.hpet,
             s3: true,
             s4: true,
-            pvpanic: cfg.devices.iter().any(|d| d.kind.name == "pvpanic"),
             uuid: cfg.uuid.unwrap_or([0; 16]),
             ..Default::default()
         };
@@ -198,13 +197,18 @@ impl Boot {
         self.firmware.clone()
     }
 
+    /// What the tables say of this board.
+    fn tables(&self, board: &Board) -> mynah_firmware::Config {
+        mynah_firmware::Config { devices: board.devices.aml(), ..self.tables.clone() }
+    }
+
     /// Brings the machine to where its boot processor starts. With a kernel under the built-in BIOS: tables, BIOS, kernel and initrd are
     /// in RAM, and the state is the one in which the kernel starts. With a firmware image it is the reset state (none).
     pub fn load(&self, board: &Board) -> anyhow::Result<Option<Entry>> {
         let Firmware::BuiltIn(bios) = &self.firmware else { return Ok(None) };
         let Some(kernel) = &self.kernel else { bail!("no kernel was given (-kernel)") };
         let memory = &*board.memory;
-        let tables = build_tables(memory, &self.tables).context("-m, -smp")?;
+        let tables = build_tables(memory, &self.tables(board)).context("-m, -smp")?;
         let mut bios = bios.lock();
         bios.install(memory, &tables);
         let entry = kernel
@@ -220,7 +224,7 @@ impl Boot {
         // What goes to memory goes to some that is then given up.
         let size = board.memory.ram().size();
         let scratch = PhysMemory::new(GuestRam::new(size).context("-m")?, board.memory.below_4g());
-        let tables = build_tables(&*scratch, &self.tables).context("-m, -smp")?;
+        let tables = build_tables(&*scratch, &self.tables(board)).context("-m, -smp")?;
         bios.lock().install(&*scratch, &tables);
         Ok(())
     }
@@ -249,7 +253,7 @@ impl Boot {
             fw_cfg.add_file(name, bytes)?;
         }
         // Firmware moves the power management registers before it reads the tables that say where they are.
-        let (tables, pm, below) = (self.tables.clone(), board.pm.clone(), memory.below_4g());
+        let (tables, pm, below) = (self.tables(board), board.pm.clone(), memory.below_4g());
         fw_cfg.add_late_files(move || {
             let pm_base = pm.base().unwrap_or(PM_BASE);
             acpi_files(&mynah_firmware::Config { pm_base, ..tables.clone() }, below)

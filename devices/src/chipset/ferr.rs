@@ -9,6 +9,7 @@
 //! until the interrupt's handler has written to F0h. Port F1h (reset the coprocessor) does nothing, as on the 387 and later.
 //!
 //! Source: Intel 82371SB (PIIX3) data sheet (290550-002), 3.5 "Coprocessor error"; SDM volume 1, appendix D.
+use crate::aml::{Fragment, IrqNoFlags, io};
 use crate::bus::{Irq, PortBus, PortIo, open_bus};
 use crate::device::{Device, Invalid, Reset};
 use parking_lot::Mutex;
@@ -86,6 +87,10 @@ pub struct FerrV1 {
 impl Device for Ferr {
     type State = FerrV1;
     const KIND: &'static str = "ferr";
+
+    fn aml(&self) -> Option<Fragment> {
+        Some(Fragment::isa("FPU_", "PNP0C04", vec![&io(0xf0, 16), &IrqNoFlags(13)]))
+    }
 
     fn reset(&self, _: Reset) {
         let mut state = self.state.lock();

@@ -17,6 +17,7 @@
 //! Source: IBM PS/2 Hardware Interface Technical Reference (1990), Keyboard and Auxiliary Device Controller;
 //! Intel UPI-41AH/42AH.
 use super::ps2::{Key, Keyboard, Mouse, MouseButtons, TO_SET1};
+use crate::aml::{Fragment, IrqNoFlags, io};
 use crate::bus::{Irq, PortBus, PortIo, open_bus};
 use crate::device::{Device, Invalid, Reset};
 use crate::events::{A20Gate, MachineEvents, ResetCause};
@@ -387,6 +388,12 @@ pub struct I8042V1 {
 impl Device for I8042 {
     type State = I8042V1;
     const KIND: &'static str = "i8042";
+
+    fn aml(&self) -> Option<Fragment> {
+        let mut both = Fragment::isa("KBD_", "PNP0303", vec![&io(0x60, 1), &io(0x64, 1), &IrqNoFlags(1)]);
+        both.aml.extend(Fragment::isa("MOU_", "PNP0F13", vec![&IrqNoFlags(12)]).aml);
+        Some(both)
+    }
 
     fn reset(&self, _: Reset) {
         let mut model = self.model.lock();

@@ -9,6 +9,7 @@
 //! (order 231468-003); ELCR: 82371AB (PIIX4) data sheet, 4.2.5.5.
 //!
 //! Lock: one; the INT pin is driven with it held (see the module `interrupts`).
+use crate::aml::{Fragment, IrqNoFlags, io};
 use crate::bus::{Edge, Irq, IrqSink, PortIo};
 use crate::bytewise;
 use crate::device::{Device, Invalid, Reset};
@@ -409,6 +410,14 @@ pub struct PicV1 {
 impl Device for Pic {
     type State = PicV1;
     const KIND: &'static str = "isa-i8259";
+
+    fn aml(&self) -> Option<Fragment> {
+        Some(Fragment::isa(
+            "PIC_",
+            "PNP0000",
+            vec![&io(0x20, 2), &io(0xa0, 2), &io(0x4d0, 2), &IrqNoFlags(2)],
+        ))
+    }
 
     /// The inputs stay as they are.
     fn reset(&self, _: Reset) {

@@ -17,6 +17,7 @@
 //! with nothing locked.
 //!
 //! Source: QEMU's specification "QEMU Firmware Configuration (fw_cfg) Device".
+use crate::aml::{Fragment, STA_HIDDEN, Under, crs, io, name};
 use crate::bus::{PortBus, PortIo, open_bus};
 use crate::device::{Device, Invalid, Reset};
 use crate::dma::{Dma, DmaError};
@@ -389,6 +390,11 @@ pub struct FwCfgV1 {
 impl Device for FwCfg {
     type State = FwCfgV1;
     const KIND: &'static str = "fw_cfg_io";
+
+    fn aml(&self) -> Option<Fragment> {
+        let (hid, sta) = (name("_HID", &"QEMU0002"), name("_STA", &STA_HIDDEN));
+        Some(Fragment::device(Under::Pci, "FWCF", vec![&hid, &sta, &crs(vec![&io(PORT, PORTS as u8)])]))
+    }
 
     /// Items stay, but for late files, which will be made again.
     fn reset(&self, _: Reset) {

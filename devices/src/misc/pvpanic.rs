@@ -2,12 +2,17 @@
 //!
 //! Source: QEMU's specification of the pvpanic device: a read gives the events that are known, a write
 //! reports some of them.
+use crate::aml::{Fragment, STA_ON, Under, crs, io, name};
 use crate::bus::{PortBus, PortIo, open_bus};
 use crate::device::{Device, Invalid, Reset};
 use crate::events::MachineEvents;
 use crate::kind::{Bus, KINDS, Kind, PlugError, Property, Site, Type, Values};
+use acpi_tables::aml::{
+    Arg, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, Method, OpRegion, OpRegionSpace,
+    Path, Return, Store,
+};
 use linkme::distributed_slice;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The usual port.
 pub const PORT: u16 = 0x505;
@@ -48,17 +53,19 @@ fn plug(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
 
 /// The device.
 pub struct Pvpanic {
+    port: OnceLock<u16>,
     events: Arc<dyn MachineEvents>,
 }
 
 impl Pvpanic {
     /// The device; the machine is told of each event.
     pub fn new(events: Arc<dyn MachineEvents>) -> Arc<Self> {
-        Arc::new(Self { events })
+        Arc::new(Self { port: OnceLock::new(), events })
     }
 
     /// Puts the device on the bus at `port` (`PORT` by custom).
     pub fn attach(self: &Arc<Self>, bus: &PortBus, port: u16) {
+        let _ = self.port.set(port);
         bus.map(port, 1, self.clone());
     }
 }
@@ -87,6 +94,21 @@ impl PortIo for Pvpanic {
 impl Device for Pvpanic {
     type State = ();
     const KIND: &'static str = "pvpanic";
+
+    fn aml(&self) -> Option<Fragment> {
+        let &port = self.port.get()?;
+        let (hid, sta, crs) = (name("_HID", &"QEMU0001"), name("_STA", &STA_ON), crs(vec![&io(port, 1)]));
+        let region = OpRegion::new("PEOR".into(), OpRegionSpace::SystemIO, &port, &1u8);
+        let byte = FieldEntry::Named(*b"PEPT", 8);
+        let (access, lock, update) =
+            (FieldAccessType::Byte, FieldLockRule::NoLock, FieldUpdateRule::Preserve);
+        let field = Field::new("PEOR".into(), access, lock, update, vec![byte]);
+        let (register, value) = (Path::new("PEPT"), Arg(0));
+        let (get, set) = (Return::new(&register), Store::new(&register, &value));
+        let read = Method::new("RDPT".into(), 0, false, vec![&get]);
+        let write = Method::new("WRPT".into(), 1, false, vec![&set]);
+        Some(Fragment::device(Under::Isa, "PEVT", vec![&hid, &sta, &crs, &region, &field, &read, &write]))
+    }
 
     fn reset(&self, _: Reset) {}
     fn save(&self) {}

@@ -14,6 +14,7 @@
 //!
 //! Locks, in this order: `tx` (keeps bytes in the order of their writes) or `held`, then the model, then whatever is
 //! behind the interrupt pin. The backend is never called with the model locked. Nobody waits under a lock.
+use crate::aml::{Fragment, IrqNoFlags, Under, crs, hid, io, name};
 use crate::bus::{Irq, PortBus, PortIo, read_bytes, write_bytes};
 use crate::chardev::{Chardev, Event, Receiver};
 use crate::clock::{Clock, Nanos, Timer, TimerOwner};
@@ -22,7 +23,7 @@ use crate::kind::{Bus, KINDS, Kind, PlugError, Property, Site, Type, Values};
 use linkme::distributed_slice;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 mod uart16550;
@@ -80,6 +81,8 @@ pub struct Serial {
     model: Mutex<Uart16550>,
     line: Arc<dyn Chardev>,
     irq: Irq,
+    /// The first of its ports.
+    base: OnceLock<u16>,
     clock: Arc<dyn Clock>,
     timeout: Arc<dyn Timer>,
     /// What came from the line since the machine stands still, if it does. Before the model.
@@ -97,6 +100,7 @@ impl Serial {
                 model: Mutex::new(Uart16550::new()),
                 line: line.clone(),
                 irq,
+                base: OnceLock::new(),
                 clock,
                 timeout,
                 held: Mutex::new(None),
@@ -116,6 +120,7 @@ impl Serial {
 
     /// Puts the port on the bus.
     pub fn attach(self: &Arc<Self>, bus: &PortBus, base: u16) {
+        let _ = self.base.set(base);
         bus.map(base, PORTS, self.clone());
     }
 
@@ -284,6 +289,13 @@ pub struct SerialV1 {
 impl Device for Serial {
     type State = SerialV1;
     const KIND: &'static str = "isa-serial";
+
+    fn aml(&self) -> Option<Fragment> {
+        let &base = self.base.get()?;
+        let n = 1 + COM.iter().position(|(port, _)| *port == base)?;
+        let crs = crs(vec![&io(base, PORTS as u8), &IrqNoFlags(self.irq.line() as u8)]);
+        Some(Fragment::device(Under::Isa, &format!("COM{n}"), vec![&hid("PNP0501"), &name("_UID", &n), &crs]))
+    }
 
     /// What is under way on the line is not lost.
     fn reset(&self, _: Reset) {

@@ -12,9 +12,11 @@
 //! Source: IA-PC HPET specification 1.0a, 2.3.
 //!
 //! Lock: one, held while interrupts are driven and while the 8254 and RTC are told of the legacy route.
+use crate::aml::{Fragment, Under, crs, hid, name};
 use crate::bus::{Edge, Irq, IrqSink, Mmio};
 use crate::clock::{Clock, LONGEST, Nanos, Timer, TimerOwner};
 use crate::device::{Device, Invalid, Reset};
+use acpi_tables::aml::{Memory32Fixed, ZERO};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -466,6 +468,11 @@ pub struct HpetV1 {
 impl Device for Hpet {
     type State = HpetV1;
     const KIND: &'static str = "hpet";
+
+    fn aml(&self) -> Option<Fragment> {
+        let crs = crs(vec![&Memory32Fixed::new(false, HPET_BASE as u32, 0x400)]);
+        Some(Fragment::device(Under::SystemBus, "HPET", vec![&hid("PNP0103"), &name("_UID", &ZERO), &crs]))
+    }
 
     fn reset(&self, _: Reset) {
         self.with(|regs, _| *regs = Registers::new());

@@ -12,6 +12,7 @@
 //! Source: Intel 8254 data sheet (231164-005); port 61h: 82371SB (PIIX3) data sheet, 2.5.3.1 (NMISC).
 //!
 //! Lock: one, held while IRQ 0 is driven.
+use crate::aml::{Fragment, IrqNoFlags, io};
 use crate::bus::{Edge, Irq, PortIo};
 use crate::bytewise;
 use crate::clock::{Clock, LONGEST, Nanos, Timer, TimerOwner};
@@ -589,6 +590,12 @@ pub struct PitV1 {
 impl Device for Pit {
     type State = PitV1;
     const KIND: &'static str = "isa-pit";
+
+    fn aml(&self) -> Option<Fragment> {
+        let mut pit = Fragment::isa("PIT_", "PNP0100", vec![&io(0x40, 4), &IrqNoFlags(0)]);
+        pit.aml.extend(Fragment::isa("SPKR", "PNP0800", vec![&io(0x61, 1)]).aml);
+        Some(pit)
+    }
 
     fn reset(&self, _: Reset) {
         self.with(|state, _| {

@@ -14,6 +14,7 @@
 //! FADT.
 //!
 //! Lock: one, held while IRQ 8 is driven. Who listens to the alarm is called with nothing locked.
+use crate::aml::{Fragment, IrqNoFlags, io};
 use crate::bus::{Irq, PortIo};
 use crate::bytewise;
 use crate::clock::{Clock, LONGEST, Nanos, Timer, TimerOwner};
@@ -493,6 +494,10 @@ pub struct RtcV1 {
 impl Device for Rtc {
     type State = RtcV1;
     const KIND: &'static str = "mc146818rtc";
+
+    fn aml(&self) -> Option<Fragment> {
+        Some(Fragment::isa("RTC_", "PNP0B00", vec![&io(0x70, 2), &IrqNoFlags(8)]))
+    }
 
     /// Interrupts off, flags and NMI mask cleared; time and RAM go on (MC146818, "RESET").
     fn reset(&self, _: Reset) {

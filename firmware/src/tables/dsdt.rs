@@ -1,48 +1,31 @@
 //! The DSDT: the devices of an i440FX + PIIX3 board that an operating system cannot find by itself.
 //!
-//! Each device is a function that makes a fragment of AML; [`fragments`] says which there are and under which scope each
-//! goes, and [`definition_block`] puts them there.
+//! Each device brings its own fragment of AML (`mynah_devices::aml`); here is what the board is. [`fragments`] has all, with
+//! the scope under which each goes, and [`definition_block`] puts them there.
 //!
 //! Missing on purpose: hot plug of PCI devices and CPUs (no GPE has a method), floppy and parallel ports (the
 //! board has none), thermal and battery objects.
 //!
 //! Source: ACPI 6.5 chapters 5-7; PIIX3 data sheet (290550-002) 2.2 for the PIRQRC registers.
-use super::resources::{Dma, IrqNoFlags, SharedInterrupts};
-use super::{Config, PVPANIC_PORT, SCI_IRQ};
+use super::resources::SharedInterrupts;
+use super::{Config, SCI_IRQ};
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Field,
-    FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, LessThan, Memory32Fixed, Method,
-    MethodCall, Name, OpRegion, OpRegionSpace, Or, Package, PackageBuilder, Path, ResourceTemplate, Return,
-    Scope, Store, ZERO,
+    FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, If, LessThan, Method, MethodCall, OpRegion,
+    OpRegionSpace, Or, Package, PackageBuilder, Path, ResourceTemplate, Return, Scope, Store, ZERO,
 };
 use acpi_tables::{Aml, AmlSink};
+use mynah_devices::aml::{Fragment, STA_HIDDEN, STA_ON, Under, crs, encode, hid, io, name};
 
 /// The PIRQ registers' "no interrupt" bit (PIIX3, PIRQRC bit 7).
 const PIRQ_DISABLED: u8 = 0x80;
 /// ISA interrupts that PCI may be routed to.
 const PCI_IRQS: [u32; 3] = [5, 10, 11];
-/// _STA: present, decoding, shown, working.
-const STA_ON: u8 = 0x0f;
-/// _STA of what is on and not shown: an interrupt link that is routed.
-const STA_HIDDEN: u8 = 0x0b;
 /// _STA of an interrupt link that is off.
 const STA_LINK_OFF: u8 = 0x09;
 
 /// The interrupt links, and the field for the register of each.
 const LINKS: [(&str, &str); 4] = [("LNKA", "PRQ0"), ("LNKB", "PRQ1"), ("LNKC", "PRQ2"), ("LNKD", "PRQ3")];
-
-/// Where in the name space a fragment goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Under {
-    /// `\`.
-    Root,
-    /// `\_SB`.
-    SystemBus,
-    /// `\_SB.PCI0`.
-    Pci,
-    /// `\_SB.PCI0.ISA`.
-    Isa,
-}
 
 /// AML as it is.
 struct Raw(Vec<u8>);
@@ -53,18 +36,10 @@ impl Aml for Raw {
     }
 }
 
-fn encode(terms: &[&dyn Aml]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    terms.iter().for_each(|t| t.to_aml_bytes(&mut bytes));
-    bytes
-}
-
 /// The AML of the DSDT, without the table header.
 pub(super) fn definition_block(cfg: &Config, below_4g: u64) -> Vec<u8> {
     let all = fragments(cfg, below_4g);
-    let under = |place| {
-        Raw(all.iter().filter(|(under, _)| *under == place).flat_map(|(_, aml)| aml).copied().collect())
-    };
+    let under = |place| Raw(all.iter().filter(|f| f.under == place).flat_map(|f| &f.aml).copied().collect());
     let (isa_address, isa_devices, pci_devices) =
         (name("_ADR", &0x0001_0000u32), under(Under::Isa), under(Under::Pci));
     let isa = Device::new("ISA_".into(), vec![&isa_address, &isa_devices]);
@@ -72,52 +47,19 @@ pub(super) fn definition_block(cfg: &Config, below_4g: u64) -> Vec<u8> {
     encode(&[&Scope::new("\\_SB_".into(), vec![&pci, &under(Under::SystemBus)]), &under(Under::Root)])
 }
 
-/// What is in the DSDT of this machine.
-fn fragments(cfg: &Config, below_4g: u64) -> Vec<(Under, Vec<u8>)> {
-    use Under::*;
-    let some = |there: bool, under: Under, make: fn() -> Vec<u8>| there.then(|| (under, make()));
+/// What is in the DSDT of this machine: what the board is, and what its devices say of themselves.
+fn fragments(cfg: &Config, below_4g: u64) -> Vec<Fragment> {
+    let board = |under, aml| Fragment { under, aml };
     let mut all = vec![
-        (Pci, host_bridge(cfg, below_4g)),
-        (Pci, pci_routing()),
-        (Isa, pirq_registers()),
-        (Isa, interrupt_controllers()),
-        (Isa, interval_timer()),
-        (Isa, real_time_clock()),
-        (Isa, speaker()),
-        (Isa, fpu()),
+        board(Under::Pci, host_bridge(cfg, below_4g)),
+        board(Under::Pci, pci_routing()),
+        board(Under::Isa, pirq_registers()),
     ];
-    all.extend(some(cfg.isa_dma, Isa, dma_controllers));
-    all.extend(some(cfg.i8042, Isa, keyboard_controller));
-    let ports = super::COM_PORTS.iter().zip(cfg.com_ports).enumerate();
-    all.extend(
-        ports.filter(|(_, (_, there))| *there).map(|(n, (&(port, irq), _))| (Isa, serial(n, port, irq))),
-    );
-    all.extend(some(cfg.pvpanic, Isa, pvpanic));
-    all.extend(some(cfg.fw_cfg, Pci, fw_cfg));
-    all.push((SystemBus, interrupt_links()));
-    all.extend(some(cfg.hpet, SystemBus, hpet));
-    all.push((SystemBus, processors(cfg)));
-    all.push((Root, sleep_states(cfg)));
+    all.extend(cfg.devices.iter().cloned());
+    all.push(board(Under::SystemBus, interrupt_links()));
+    all.push(board(Under::SystemBus, processors(cfg)));
+    all.push(board(Under::Root, sleep_states(cfg)));
     all
-}
-
-fn name(path: &str, value: &dyn Aml) -> Name {
-    Name::new(path.into(), value)
-}
-
-/// `Name (_HID, EisaId (id))`.
-fn hid(id: &str) -> Name {
-    name("_HID", &EISAName::new(id))
-}
-
-/// `Name (_CRS, ResourceTemplate () {..})`.
-fn crs(resources: Vec<&dyn Aml>) -> Name {
-    name("_CRS", &ResourceTemplate::new(resources))
-}
-
-/// `len` ports from `base` on.
-fn io(base: u16, len: u8) -> IO {
-    IO::new(base, base, 1, len)
 }
 
 /// `Field (region, ByteAcc, NoLock, Preserve) {..}` of bytes.
@@ -125,11 +67,6 @@ fn byte_field(region: &str, names: &[&str]) -> Field {
     let named = |n: &&str| FieldEntry::Named(std::array::from_fn(|i| n.as_bytes()[i]), 8);
     let (access, lock, update) = (FieldAccessType::Byte, FieldLockRule::NoLock, FieldUpdateRule::Preserve);
     Field::new(region.into(), access, lock, update, names.iter().map(named).collect())
-}
-
-/// A device of the ISA bus that has resources and nothing else.
-fn isa_device(path: &str, id: &str, resources: Vec<&dyn Aml>) -> Vec<u8> {
-    encode(&[&Device::new(path.into(), vec![&hid(id), &crs(resources)])])
 }
 
 fn host_bridge(cfg: &Config, below_4g: u64) -> Vec<u8> {
@@ -167,64 +104,6 @@ pub(super) fn pirq(slot: u8, pin: u8) -> usize {
 /// PIRQRCA-D in the ISA bridge's configuration space.
 fn pirq_registers() -> Vec<u8> {
     encode(&[&OpRegion::new("P40C".into(), OpRegionSpace::PCIConfig, &0x60u8, &4u8)])
-}
-
-fn interrupt_controllers() -> Vec<u8> {
-    isa_device("PIC_", "PNP0000", vec![&io(0x20, 2), &io(0xa0, 2), &io(0x4d0, 2), &IrqNoFlags(2)])
-}
-
-fn interval_timer() -> Vec<u8> {
-    isa_device("PIT_", "PNP0100", vec![&io(0x40, 4), &IrqNoFlags(0)])
-}
-
-fn real_time_clock() -> Vec<u8> {
-    isa_device("RTC_", "PNP0B00", vec![&io(0x70, 2), &IrqNoFlags(8)])
-}
-
-fn speaker() -> Vec<u8> {
-    isa_device("SPKR", "PNP0800", vec![&io(0x61, 1)])
-}
-
-fn fpu() -> Vec<u8> {
-    isa_device("FPU_", "PNP0C04", vec![&io(0xf0, 16), &IrqNoFlags(13)])
-}
-
-fn dma_controllers() -> Vec<u8> {
-    isa_device("DMAC", "PNP0200", vec![&io(0, 16), &io(0x81, 15), &io(0xc0, 32), &Dma(4)])
-}
-
-/// The 8042: keyboard and mouse.
-fn keyboard_controller() -> Vec<u8> {
-    let mut aml = isa_device("KBD_", "PNP0303", vec![&io(0x60, 1), &io(0x64, 1), &IrqNoFlags(1)]);
-    aml.extend(isa_device("MOU_", "PNP0F13", vec![&IrqNoFlags(12)]));
-    aml
-}
-
-/// COM`n + 1`.
-fn serial(n: usize, port: u16, irq: u8) -> Vec<u8> {
-    let (path, number) = (Path::new(&format!("COM{}", n + 1)), n + 1);
-    let crs = crs(vec![&io(port, 8), &IrqNoFlags(irq)]);
-    encode(&[&Device::new(path, vec![&hid("PNP0501"), &name("_UID", &number), &crs])])
-}
-
-fn pvpanic() -> Vec<u8> {
-    let (hid, sta, crs) = (name("_HID", &"QEMU0001"), name("_STA", &STA_ON), crs(vec![&io(PVPANIC_PORT, 1)]));
-    let region = OpRegion::new("PEOR".into(), OpRegionSpace::SystemIO, &PVPANIC_PORT, &1u8);
-    let (field, port, value) = (byte_field("PEOR", &["PEPT"]), Path::new("PEPT"), Arg(0));
-    let (get, set) = (Return::new(&port), Store::new(&port, &value));
-    let read = Method::new("RDPT".into(), 0, false, vec![&get]);
-    let write = Method::new("WRPT".into(), 1, false, vec![&set]);
-    encode(&[&Device::new("PEVT".into(), vec![&hid, &sta, &crs, &region, &field, &read, &write])])
-}
-
-fn fw_cfg() -> Vec<u8> {
-    let (hid, sta) = (name("_HID", &"QEMU0002"), name("_STA", &STA_HIDDEN));
-    encode(&[&Device::new("FWCF".into(), vec![&hid, &sta, &crs(vec![&io(super::FW_CFG_PORT, 12)])])])
-}
-
-fn hpet() -> Vec<u8> {
-    let crs = crs(vec![&Memory32Fixed::new(false, super::HPET_BASE, 0x400)]);
-    encode(&[&Device::new("HPET".into(), vec![&hid("PNP0103"), &name("_UID", &ZERO), &crs])])
 }
 
 /// LNKA-LNKD: what PIRQRCA-D say. LNKS: the SCI.

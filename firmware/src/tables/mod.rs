@@ -22,6 +22,7 @@ pub use e820::{E820Entry, E820Kind, E820Map};
 pub use loader::{acpi_files, firmware_files};
 
 use crate::mem::{FOUR_GIB, GuestMemory};
+use mynah_devices::aml::Fragment;
 use mynah_mmu::Gpa;
 
 /// Where a PC's firmware puts the PIIX4 power management registers: PM1a_EVT, +4 PM1a_CNT, +8 PM_TMR.
@@ -51,10 +52,6 @@ pub const HPET_BASE: u32 = 0xfed0_0000;
 /// Low half of the HPET's capabilities register: vendor 8086h, legacy routing, 64 bits, three comparators,
 /// revision 1.
 pub const HPET_ID: u32 = 0x8086_a201;
-/// The pvpanic device's port.
-pub const PVPANIC_PORT: u16 = 0x505;
-/// First port of fw_cfg: selector, data, and the DMA register at +4.
-pub const FW_CFG_PORT: u16 = 0x510;
 /// Ports and interrupts of COM1 to COM4.
 pub const COM_PORTS: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 /// ISA interrupts that are level triggered and active high: the SCI and those that PCI is routed to.
@@ -113,12 +110,8 @@ pub struct Config {
     pub pm_timer_32bit: bool,
     /// There is a keyboard controller.
     pub i8042: bool,
-    /// There are 8237 DMA controllers.
-    pub isa_dma: bool,
-    /// There is a pvpanic device.
-    pub pvpanic: bool,
-    /// There is a fw_cfg device.
-    pub fw_cfg: bool,
+    /// What devices say of themselves in the DSDT.
+    pub devices: Vec<Fragment>,
     /// There is a VGA.
     pub vga: bool,
     /// Suspend to RAM is offered.
@@ -132,7 +125,7 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// One processor, COM1, HPET, keyboard controller, fw_cfg; IRQ 0 at pin 2; neither VGA nor sleep.
+    /// One processor, COM1, HPET, keyboard controller; IRQ 0 at pin 2; neither VGA nor sleep.
     fn default() -> Self {
         Config {
             apic_ids: vec![0],
@@ -144,9 +137,7 @@ impl Default for Config {
             pm_base: PM_BASE,
             pm_timer_32bit: false,
             i8042: true,
-            isa_dma: false,
-            pvpanic: false,
-            fw_cfg: true,
+            devices: Vec::new(),
             vga: false,
             s3: false,
             s4: false,

@@ -1,25 +1,6 @@
 //! Resource descriptors that `acpi_tables` does not have (ACPI 6.5, chapter 6.4), to stand in its `ResourceTemplate`.
 use acpi_tables::{Aml, AmlSink};
 
-/// An edge-triggered ISA interrupt, `IRQNoFlags` (6.4.2.1).
-pub(super) struct IrqNoFlags(pub u8);
-
-impl Aml for IrqNoFlags {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.byte(0x22);
-        sink.word(1 << (self.0 & 15));
-    }
-}
-
-/// An 8-bit DMA channel, no bus master (6.4.2.2).
-pub(super) struct Dma(pub u8);
-
-impl Aml for Dma {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(&[0x2a, 1 << (self.0 & 7), 0]);
-    }
-}
-
 /// A choice of level-triggered, active-high, shared interrupts (6.4.3.6); the library's `Interrupt` is a single one. The
 /// first one's number is at offset 5.
 pub(super) struct SharedInterrupts<'a>(pub &'a [u32]);

@@ -1,7 +1,26 @@
 use super::*;
 use crate::mem::SparseMemory;
 use crate::testing::{read_u32, read_u64, read_vec};
+use mynah_devices::bus::{Irq, PortBus};
+use mynah_devices::chardev::Null;
+use mynah_devices::chipset::Ferr;
+use mynah_devices::clock::ManualClock;
+use mynah_devices::device::Plugged;
+use mynah_devices::dma::Dma;
+use mynah_devices::events::{A20Gate, NoEvents};
+use mynah_devices::input::i8042::I8042;
+use mynah_devices::interrupts::ioapic::Ioapic;
+use mynah_devices::interrupts::lapic::LocalApics;
+use mynah_devices::interrupts::pic::Pic;
+use mynah_devices::misc::fw_cfg::FwCfg;
+use mynah_devices::misc::pvpanic::Pvpanic;
+use mynah_devices::serial::{COM, Serial};
+use mynah_devices::timers::hpet::{Hpet, HpetWires};
+use mynah_devices::timers::pit::Pit;
+use mynah_devices::timers::rtc::Rtc;
+use mynah_mmu::{GuestRam, PhysMemory};
 use std::process::Command;
+use std::sync::Arc;
 
 const RAM: u64 = 128 << 20;
 
@@ -9,8 +28,7 @@ fn everything() -> Config {
     Config {
         apic_ids: (0..4).collect(),
         com_ports: [true; 4],
-        isa_dma: true,
-        pvpanic: true,
+        devices: devices(),
         s3: true,
         s4: true,
         pci_window_64: Some((1 << 36, (1 << 37) - 1)),
@@ -18,8 +36,38 @@ fn everything() -> Config {
     }
 }
 
+/// What all devices that have something to say of themselves do say.
+fn devices() -> Vec<Fragment> {
+    let (clock, ports, events) = (Arc::new(ManualClock::new()), PortBus::new(), Arc::new(NoEvents));
+    let pin = Irq::unconnected;
+    let apics = LocalApics::new(clock.clone(), 1);
+    let wires =
+        HpetWires { pins: Ioapic::new(apics), irq0: pin(), irq8: pin(), legacy_route: Box::new(|_| {}) };
+    let pvpanic = Pvpanic::new(events.clone());
+    pvpanic.attach(&ports, 0x505);
+    let memory = PhysMemory::new(GuestRam::new(1 << 20).unwrap(), 1 << 20);
+    let mut all: Vec<Arc<dyn Plugged>> = vec![
+        Pic::new(pin()),
+        Pit::new(clock.clone(), pin()),
+        Rtc::new(clock.clone(), pin(), 0),
+        Ferr::new(pin()),
+        I8042::new(true, pin(), pin(), A20Gate::new(true, events.clone()), events),
+        pvpanic,
+        FwCfg::new(Dma::always(memory)),
+        Hpet::new(clock.clone(), wires),
+    ];
+    for (base, _) in COM {
+        let serial = Serial::new(Arc::new(Null), pin(), clock.clone());
+        serial.attach(&ports, base);
+        all.push(serial);
+    }
+    let all: Vec<_> = all.iter().filter_map(|d| d.aml()).collect();
+    assert_eq!(all.len(), 12);
+    all
+}
+
 fn bare() -> Config {
-    Config { com_ports: [false; 4], hpet: false, i8042: false, fw_cfg: false, vga: true, ..Config::default() }
+    Config { com_ports: [false; 4], hpet: false, i8042: false, vga: true, ..Config::default() }
 }
 
 fn sum(bytes: &[u8]) -> u8 {
