@@ -12,13 +12,14 @@
 //! * [`clif`]: how it is emitted as Cranelift's intermediate representation, and compiled.
 //! * `x64`: what is made for x86-64 hosts, byte by byte. The *baseline* is there: the tier between, the guest's own
 //!   instructions on other registers. Another host's would be in a folder of its own.
-//! * `runtime`: what generated code and the engine share. `code`: executable memory.
+//! * `abi`: what both emitters know of the vCPU's memory. `runtime`: what code calls. `code`: executable memory.
 //! * `cache`: the regions of a machine, for all its vCPUs, and those on disk behind it. [`private`]: files that nobody
 //!   else can have put there.
 //! * [`tier`]: the translator as tiers above the interpreter of a vCPU, which compile in the background or at once.
 //! * [`perf`]: names of regions for `perf`. `listing`: their code as text.
 //!
 //! Not here yet: hosts whose memory order is weaker than x86's ([`tier::Engine::new`] refuses them).
+mod abi;
 mod cache;
 pub mod clif;
 mod code;
@@ -32,7 +33,7 @@ mod x64;
 /// The host that code is made for. So far there is one: on others nothing of it is executed.
 use x64 as host;
 
+pub use abi::Left;
 #[cfg(unix)]
 pub use cache::private;
 pub use clif::Translator;
-pub use runtime::Left;

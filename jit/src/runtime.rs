@@ -1,110 +1,11 @@
-//! What generated code and the engine share: the context that code reaches the engine through, and the functions that it calls.
-//!
-//! Code has no absolute addresses: it takes the addresses of these functions from the [`Context`], whose address it is entered with.
+//! What generated code calls. It finds the addresses of these functions in the [`Context`].
+use crate::abi::{ACROSS, APART, BLOCK, Context, FLOAT, Left, NO_BLOCK, NO_PAGE, PLACE_MISSES, WRITE};
 use crate::clif::compile::Compiler;
 use mynah_cpu::board::EV_TIER;
 use mynah_cpu::host_float::X87;
-use mynah_cpu::tier::{Enter, LEFT_HOT, TierMemory};
+use mynah_cpu::tier::Enter;
 use mynah_cpu::{Cpu, Op};
-use mynah_mmu::{PAGE_SIZE, Tlb, TlbView};
-use std::mem::{offset_of, size_of};
-
-/// Why a region was left. In each case the state in memory is complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Left {
-    /// Not left: the value of a call that lets the region go on.
-    Stay = 0,
-    /// Execution goes on at RIP, outside the region.
-    Next = 1,
-    /// An event is pending; execution goes on at RIP.
-    Event = 2,
-    /// The interpreter must execute the instruction at RIP, which has not begun.
-    Interpret = 3,
-    /// A call has ended the block, or has stopped at RIP, perhaps with a fault to be settled.
-    Stopped = 4,
-    /// Decoded code has changed under the region; execution goes on at RIP.
-    Code = 5,
-    /// The block at RIP, of the baseline, has run often.
-    Hot = LEFT_HOT,
-}
-
-/// Words left free so that what code stores in the context (saved flags above all) does not lie a multiple of 4 KiB from what every look-up loads: the
-/// host takes a load for one of what was just stored if the low 12 bits of the addresses are the same, and has it wait (int-interp took four times as
-/// long).
-const APART: usize = {
-    let view = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
-    // Bytes from the view's place to the context's, round the 4 KiB.
-    let behind = (CONTEXT + 4096 - view % 4096) % 4096;
-    let (view, context) = (size_of::<TlbView>(), MOST);
-    if behind < view {
-        (view - behind).div_ceil(8)
-    } else if behind + context > 4096 {
-        (4096 - behind + view).div_ceil(8)
-    } else {
-        0
-    }
-};
-
-/// Bytes that the context's fields take at most.
-const MOST: usize = 256;
-
-/// What code finds in the vCPU's [`TierMemory`]; it addresses the fields by offset.
-#[repr(C)]
-pub(crate) struct Context {
-    /// See [`APART`].
-    pub apart: [u64; APART],
-    /// The stub that finds an address in the TLB, or by `fill_stub`, and keeps all registers; it leaves the answer in `host`.
-    pub refill_stub: *const u8,
-    /// The stub that calls [`refill`].
-    pub fill_stub: *const u8,
-    /// Where a region goes that leaves for an address: the stub that looks for other code there.
-    pub chain_stub: *const u8,
-    /// [`refill`].
-    pub refill: unsafe extern "C" fn(*mut Cpu) -> *mut u8,
-    /// [`run_op`].
-    pub run_op: unsafe extern "C" fn(*mut Cpu, *const Op) -> u32,
-    /// The word of pending events.
-    pub events: *const u32,
-    /// What `refill_stub` is asked: a linear address (with [`BLOCK`] the number of a block), and the kind of access.
-    pub lin: u64,
-    /// See [`WRITE`].
-    pub kind: u64,
-    /// Answer of the last `refill_stub`.
-    pub host: *mut u8,
-    /// Where a load that was asked for with [`ACROSS`] finds its bytes: at `host`, or in `scratch` if they lie on two pages.
-    pub data: *const u8,
-    /// Room for an operand.
-    pub scratch: [u8; 32],
-    /// The ops of the region that runs.
-    pub ops: *const Op,
-    /// RIP where it was entered.
-    pub rip: u64,
-    /// The baseline's: RIP of the first byte of the page that its code is on.
-    pub page_rip: u64,
-    /// The baseline's: OF, and in the second byte the other flags as LAHF has them.
-    pub native_flags: u64,
-    /// The baseline's: room for a value.
-    pub aside: u64,
-    /// The baseline's: `res` and `aux` for each of the 512 values of OF and LAHF's byte.
-    pub flag_words: *const u64,
-    /// The baseline's: what is left of each block's executions until it is hot.
-    pub counters: *const u32,
-    /// The baseline's: where to go on if a look-up fails.
-    pub failed: u64,
-    /// The baseline's: the page that the stack was written on last, or [`NO_PAGE`], and what is added to a linear address there. They hold until
-    /// something is called.
-    pub stack_page: u64,
-    pub stack_addend: u64,
-    /// The baseline's: misses of places until one of them is looked at, and the offset in the vCPU of the place that has missed then, or 0.
-    pub place_misses: u64,
-    pub place_missed: u64,
-    /// The baseline's: effective addresses of the last operands of x87 instructions, in turns.
-    pub x87_data: [u64; 2],
-    /// The baseline's: the block whose x87 instructions the host must not execute, as an exception is unmasked, or
-    /// [`NO_BLOCK`]; and `page_rip` there.
-    pub refused: [u64; 2],
-}
+use mynah_mmu::PAGE_SIZE;
 
 /// A stub, for who looks inside.
 pub(crate) struct Stub {
@@ -112,11 +13,6 @@ pub(crate) struct Stub {
     pub address: *const u8,
     pub code: Vec<u8>,
 }
-
-/// Where the context is in the vCPU.
-pub(crate) const CONTEXT: usize = offset_of!(Cpu, tier_memory);
-const _: () =
-    assert!(size_of::<Context>() <= size_of::<TierMemory>() && size_of::<Context>() <= MOST + 8 * APART);
 
 impl Context {
     /// A context with its stubs, which `put` gives places to, and what regions are entered by; without events as
@@ -171,27 +67,6 @@ impl Context {
         Self { events, ..*self }
     }
 }
-
-/// In place of the number of a block.
-pub(crate) const NO_BLOCK: u64 = u64::MAX;
-
-/// Misses of places after which one of them is looked at.
-pub(crate) const PLACE_MISSES: u64 = 256;
-
-/// In place of a page: no address aligned to up to 16 bytes gives this if the other bits below the page are cleared.
-pub(crate) const NO_PAGE: i64 = 1 << 11;
-
-/// The bit of `refill`'s `kind` that says that the access writes; the bits below are its length.
-pub(crate) const WRITE: u64 = 0x100;
-
-/// The bit of `refill`'s `kind` that says that a load will take its bytes from `data`, so that they may lie on two pages.
-pub(crate) const ACROSS: u64 = 0x400;
-
-/// The bit of `refill`'s `kind` that asks for [`Cpu::enter_host_float`] instead, with what the low bits say.
-pub(crate) const FLOAT: u64 = 0x200;
-
-/// The bit of `refill`'s `kind` beside [`FLOAT`] that says that a block of the baseline asks, whose number is in `lin`.
-pub(crate) const BLOCK: u64 = 0x800;
 
 /// See [`Cpu::refill`]; `kind` is the length, and [`WRITE`] or not. With [`FLOAT`] the answer is null if the instruction must be interpreted.
 ///

@@ -1,10 +1,10 @@
 //! From a plan to host code: Cranelift with its settings and buffers.
+use crate::abi::{CONTEXT, WRITE, context, cpu, in_context, jumps, tlb};
 use crate::clif::memory::look_up;
 use crate::clif::primitive::Primitives;
-use crate::clif::{RIP_OFFSET, Translator, chain_signature, region_signature, stub_signature};
+use crate::clif::{Translator, chain_signature, region_signature, stub_signature};
 use crate::perf::Symbols;
 use crate::plan::Plan;
-use crate::runtime::{CONTEXT, Context as Shared, WRITE};
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{
@@ -13,10 +13,9 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
-use mynah_cpu::tier::{CODE_JUMPS, CodeJump, LEFT_NEXT};
-use mynah_cpu::{Cpu, CpuModel};
-use mynah_mmu::{PAGE_MASK, Tlb, TlbEntry, TlbView};
-use std::mem::{offset_of, size_of};
+use mynah_cpu::CpuModel;
+use mynah_cpu::tier::LEFT_NEXT;
+use mynah_mmu::PAGE_MASK;
 use std::sync::Arc;
 
 /// How much Cranelift optimises (its `opt_level`).
@@ -49,8 +48,8 @@ pub(crate) struct Compiler {
 /// Tells a region that is about to be entered its ops and RIP.
 fn put_entry(b: &mut FunctionBuilder, cpu: Value, ops: Value, rip: Value) {
     let plain = MemFlagsData::trusted();
-    b.ins().store(plain, ops, cpu, (CONTEXT + offset_of!(Shared, ops)) as i32);
-    b.ins().store(plain, rip, cpu, (CONTEXT + offset_of!(Shared, rip)) as i32);
+    b.ins().store(plain, ops, cpu, in_context(context::OPS));
+    b.ins().store(plain, rip, cpu, in_context(context::RIP));
 }
 
 impl Compiler {
@@ -128,8 +127,8 @@ impl Compiler {
         self.stub(|b, cpu| {
             let (t, plain) = (types::I64, MemFlagsData::trusted());
             let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
-            let lin = b.ins().load(t, plain, context, offset_of!(Shared, lin) as i32);
-            let kind = b.ins().load(t, plain, context, offset_of!(Shared, kind) as i32);
+            let lin = b.ins().load(t, plain, context, context::LIN);
+            let kind = b.ins().load(t, plain, context, context::KIND);
             let [writes, reads, found, missed] = std::array::from_fn(|_| b.create_block());
             let write = b.ins().band_imm_u(kind, WRITE as i64);
             b.ins().brif(write, writes, &[], reads, &[]);
@@ -151,14 +150,14 @@ impl Compiler {
             let inside = b.ins().icmp_imm_u(IntCC::UnsignedLessThanOrEqual, end, PAGE_MASK as i64 + 1);
             b.ins().brif(inside, within, &[], missed, &[]);
             b.switch_to_block(within);
-            let addend = b.ins().load(t, plain, entry, offset_of!(TlbEntry, addend) as i32);
+            let addend = b.ins().load(t, plain, entry, tlb::ADDEND);
             let host = b.ins().iadd(lin, addend);
-            b.ins().store(plain, host, context, offset_of!(Shared, host) as i32);
-            b.ins().store(plain, host, context, offset_of!(Shared, data) as i32);
+            b.ins().store(plain, host, context, context::HOST);
+            b.ins().store(plain, host, context, context::DATA);
             b.ins().return_(&[]);
             b.switch_to_block(missed);
             let signature = b.import_signature(stub_signature());
-            let stub = b.ins().load(t, plain, context, offset_of!(Shared, fill_stub) as i32);
+            let stub = b.ins().load(t, plain, context, context::FILL_STUB);
             b.ins().call_indirect(signature, stub, &[cpu]);
             b.ins().return_(&[]);
             Some(())
@@ -174,10 +173,10 @@ impl Compiler {
             callee.returns.push(AbiParam::new(types::I64));
             let callee = b.import_signature(callee);
             let plain = MemFlagsData::trusted();
-            let function = b.ins().load(types::I64, plain, context, offset_of!(Shared, refill) as i32);
+            let function = b.ins().load(types::I64, plain, context, context::REFILL);
             let call = b.ins().call_indirect(callee, function, &[cpu]);
             let host = b.inst_results(call)[0];
-            b.ins().store(plain, host, context, offset_of!(Shared, host) as i32);
+            b.ins().store(plain, host, context, context::HOST);
             b.ins().return_(&[]);
             Some(())
         })
@@ -233,38 +232,37 @@ impl Compiler {
         let &[cpu, rip] = b.block_params(entry) else { return None };
         let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
         let (t, plain) = (types::I64, MemFlagsData::trusted());
-        let table = b.ins().load(t, plain, cpu, offset_of!(Cpu, code_jumps) as i32);
-        let high = b.ins().ushr_imm_u(rip, 12);
+        let table = b.ins().load(t, plain, cpu, jumps::TABLE);
+        let high = b.ins().ushr_imm_u(rip, i64::from(jumps::SHIFT));
         let index = b.ins().bxor(rip, high);
-        let index = b.ins().band_imm_u(index, CODE_JUMPS as i64 - 1);
-        let index = b.ins().ishl_imm_u(index, i64::from(size_of::<CodeJump>().trailing_zeros()));
+        let index = b.ins().band_imm_u(index, i64::from(jumps::MASK));
+        let index = b.ins().ishl_imm_u(index, i64::from(jumps::ENTRY_SHIFT));
         let jump = b.ins().iadd(table, index);
-        let lin = b.ins().load(t, plain, jump, offset_of!(CodeJump, lin) as i32);
+        let lin = b.ins().load(t, plain, jump, jumps::LIN);
         let same = b.ins().icmp(IntCC::Equal, lin, rip);
         b.ins().brif(same, other, &[], out, &[]);
         b.switch_to_block(other);
-        let tag = b.ins().load(t, plain, jump, offset_of!(CodeJump, tag) as i32);
-        let view = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
+        let tag = b.ins().load(t, plain, jump, jumps::TAG);
         let half = b.ins().ushr_imm_u(rip, 63);
         let half = b.ins().ishl_imm_u(half, 3);
         let half = b.ins().iadd(cpu, half);
-        let now = b.ins().load(t, plain, half, (view + offset_of!(TlbView, code_tags)) as i32);
+        let now = b.ins().load(t, plain, half, jumps::TAGS);
         let same = b.ins().icmp(IntCC::Equal, tag, now);
         b.ins().brif(same, found, &[], out, &[]);
         b.switch_to_block(found);
-        let events = b.ins().load(t, plain, context, offset_of!(Shared, events) as i32);
+        let events = b.ins().load(t, plain, context, context::EVENTS);
         let pending = b.ins().load(types::I32, plain, events, 0);
-        let mask = b.ins().load(types::I32, plain, cpu, offset_of!(Cpu, event_mask) as i32);
+        let mask = b.ins().load(types::I32, plain, cpu, cpu::EVENT_MASK);
         let hit = b.ins().band(pending, mask);
         b.ins().brif(hit, out, &[], on, &[]);
         b.switch_to_block(on);
-        let code = b.ins().load(t, plain, jump, offset_of!(CodeJump, code) as i32);
-        let ops = b.ins().load(t, plain, jump, offset_of!(CodeJump, ops) as i32);
+        let code = b.ins().load(t, plain, jump, jumps::CODE);
+        let ops = b.ins().load(t, plain, jump, jumps::OPS);
         put_entry(&mut b, cpu, ops, rip);
         b.ins().return_call_indirect(region, code, &[cpu]);
         b.set_cold_block(out);
         b.switch_to_block(out);
-        b.ins().store(plain, rip, cpu, RIP_OFFSET);
+        b.ins().store(plain, rip, cpu, cpu::RIP);
         let left = b.ins().iconst(types::I32, LEFT_NEXT as i64);
         b.ins().return_(&[left]);
         b.seal_all_blocks();

@@ -2,20 +2,19 @@
 //!
 //! An operation is the guest's instruction, executed where the guest executes it, so that rounding, flushing, NaNs and sticky flags are exact by
 //! construction. The host's MXCSR is the guest's meanwhile: see [`mynah_cpu::host_float`]. That is tested once in a straight run of code.
+use crate::abi::{FLOAT, context, cpu};
 use crate::clif::Translator;
 use crate::host::primitives;
-use crate::runtime::{Context, FLOAT};
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 use iced_x86::{Mnemonic, OpCodeOperandKind as Kind};
+use mynah_cpu::Stop;
 use mynah_cpu::host_float::{SSE, X87};
-use mynah_cpu::{Cpu, Stop};
-use std::mem::offset_of;
 
 impl Translator<'_> {
     /// Has the host's registers hold the guest's MXCSR or x87 unit; leaves for the interpreter where they must not.
     fn host_float(&mut self, which: u8) {
         let t = types::I64;
-        let at = offset_of!(Cpu, float_live) as i32;
+        let at = cpu::FLOAT_LIVE;
         let live = self.b.ins().load(types::I8, self.access.state, self.cpu, at);
         let live = self.b.ins().band_imm_u(live, i64::from(which));
         let out = self.interpret_here();
@@ -26,7 +25,7 @@ impl Translator<'_> {
         self.b.switch_to_block(enter);
         self.b.seal_block(enter);
         let kind = self.b.ins().iconst(t, (FLOAT | u64::from(which)) as i64);
-        let done = self.call_stub(offset_of!(Context, fill_stub), kind);
+        let done = self.call_stub(context::FILL_STUB, kind);
         self.b.ins().brif(done, on, &[], out, &[]);
         self.b.switch_to_block(on);
         self.b.seal_block(on);

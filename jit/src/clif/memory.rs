@@ -2,19 +2,16 @@
 //!
 //! A look-up that misses calls the stub, which keeps all registers, fills the TLB and leaves the host address; if there is none, the interpreter
 //! executes the instruction. The look-up is four loads and a compare: table, mask, tag, addend.
+use crate::abi::{ACROSS, NO_PAGE, WRITE, context, cpu, tlb};
 use crate::clif::Translator;
-use crate::runtime::{ACROSS, Context, NO_PAGE, WRITE};
 use cranelift_codegen::ir::{
     Block, BlockArg, InstBuilder, MemFlagsData, StackSlot, StackSlotData, StackSlotKind, Type, Value,
     condcodes::IntCC, types,
 };
 use cranelift_frontend::FunctionBuilder;
 use mynah_cpu::op::{CHECKED, Op};
-use mynah_cpu::{Cpu, cpu::SegView, state::gpr, state::seg};
-use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, PAGE_SIZE, Tlb, TlbEntry, TlbView};
-use std::mem::{offset_of, size_of};
-
-const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
+use mynah_cpu::{state::gpr, state::seg};
+use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
 
 /// What is known of a linear address: so many bytes behind a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -72,30 +69,29 @@ pub(crate) type PlaceKey = Option<u8>;
 const TABLE: u8 = 0x40;
 const ODD: u8 = 0x80;
 
-/// Emits the look-up of a linear address in the TLB: a truth value for a hit, and the entry. `flags` are those of the vCPU's state and the TLB.
+/// Emits the look-up of a linear address in the TLB (see [`crate::abi`]): a truth value for a hit, and the entry. `flags` are those of the vCPU's state and the TLB.
 ///
 /// The entry is that of the page of `from`, which is `lin` or less than a page below it: if it is another page's, the access misses.
 pub(crate) fn look_up(
     b: &mut FunctionBuilder,
-    (state, tlb): (MemFlagsData, MemFlagsData),
-    cpu: Value,
+    (state, table_flags): (MemFlagsData, MemFlagsData),
+    vcpu: Value,
     lin: Value,
     from: Value,
     len: u64,
     write: bool,
 ) -> (Value, Value) {
-    let table = b.ins().load(types::I64, state, cpu, (VIEW + offset_of!(TlbView, table)) as i32);
-    let offset = b.ins().ushr_imm_u(from, i64::from(ENTRY_SHIFT));
-    let high = b.ins().ushr_imm_u(offset, i64::from(HASH_SHIFT));
+    let table = b.ins().load(types::I64, state, vcpu, tlb::TABLE);
+    let offset = b.ins().ushr_imm_u(from, i64::from(tlb::ENTRY_SHIFT));
+    let high = b.ins().ushr_imm_u(offset, i64::from(tlb::HASH_SHIFT));
     let offset = b.ins().bxor(offset, high);
-    let mask = b.ins().load(types::I64, state, cpu, (VIEW + offset_of!(TlbView, mask)) as i32);
+    let mask = b.ins().load(types::I64, state, vcpu, tlb::MASK);
     let offset = b.ins().band(offset, mask);
     let entry = b.ins().iadd(table, offset);
-    let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
-    let tag = b.ins().load(types::I64, tlb, entry, tag as i32);
+    let tag = b.ins().load(types::I64, table_flags, entry, tlb::tag(write));
     // The tag is that of the page of `from`, or does not match: it is enough to compare with the page of the last byte.
     let last = if len == 1 { lin } else { b.ins().iadd_imm_s(lin, len as i64 - 1) };
-    let want = b.ins().band_imm_s(last, !PAGE_MASK as i64);
+    let want = b.ins().band_imm_s(last, tlb::PAGE);
     (b.ins().icmp(IntCC::Equal, tag, want), entry)
 }
 
@@ -119,9 +115,9 @@ impl Translator<'_> {
 
     /// Where the host finds the copy of an operand, until something is called.
     pub(crate) fn address_of(&mut self, copy: OperandCopy) -> Value {
-        let at = offset_of!(Context, scratch);
-        self.b.ins().store(self.access.context, copy.0, self.context, at as i32);
-        self.b.ins().iadd_imm_u(self.context, at as i64)
+        let at = context::SCRATCH;
+        self.b.ins().store(self.access.context, copy.0, self.context, at);
+        self.b.ins().iadd_imm_u(self.context, i64::from(at))
     }
 
     /// The effective address of the memory operand, `extra` bytes further if given.
@@ -215,7 +211,7 @@ impl Translator<'_> {
             }
             let base = match self.bases[s] {
                 Some(v) => v,
-                None => self.segment(s, offset_of!(SegView, base)),
+                None => self.segment(cpu::segment_base(s)),
             };
             self.bases[s] = Some(base);
             return match self.constant(offset) {
@@ -239,19 +235,15 @@ impl Translator<'_> {
                 }
             };
         }
-        let (lo, hi) = if write {
-            (offset_of!(SegView, write_lo), offset_of!(SegView, write_hi))
-        } else {
-            (offset_of!(SegView, read_lo), offset_of!(SegView, read_hi))
-        };
-        let lo = self.segment(s, lo);
-        let hi = self.segment(s, hi);
+        let (lo, hi) = cpu::segment_bounds(s, write);
+        let lo = self.segment(lo);
+        let hi = self.segment(hi);
         let below = self.b.ins().icmp(IntCC::UnsignedLessThan, offset, lo);
         let last = self.add_const(offset, len as i64 - 1);
         let beyond = self.b.ins().icmp(IntCC::UnsignedGreaterThan, last, hi);
         let bad = self.b.ins().bor(below, beyond);
         self.bail_if(bad);
-        let base = self.segment(s, offset_of!(SegView, base));
+        let base = self.segment(cpu::segment_base(s));
         let lin = self.b.ins().iadd(base, offset);
         self.b.ins().band_imm_u(lin, 0xffff_ffff)
     }
@@ -277,8 +269,7 @@ impl Translator<'_> {
         offset
     }
 
-    fn segment(&mut self, s: usize, field: usize) -> Value {
-        let at = (offset_of!(Cpu, view) + s * size_of::<SegView>() + field) as i32;
+    fn segment(&mut self, at: i32) -> Value {
         self.b.ins().load(types::I64, self.access.state, self.cpu, at)
     }
 
@@ -294,8 +285,8 @@ impl Translator<'_> {
     /// Calls the stub that translates a linear address; returns the host address, or leaves the region if the access is not a plain one.
     fn ask(&mut self, lin: Value, len: u64, write: bool, out: Block) -> Value {
         let kind = self.b.ins().iconst(types::I64, (len | if write { WRITE } else { 0 }) as i64);
-        self.b.ins().store(self.access.context, lin, self.context, offset_of!(Context, lin) as i32);
-        let answer = self.call_stub(offset_of!(Context, refill_stub), kind);
+        self.b.ins().store(self.access.context, lin, self.context, context::LIN);
+        let answer = self.call_stub(context::REFILL_STUB, kind);
         let on = self.b.create_block();
         self.b.ins().brif(answer, on, &[], out, &[]);
         self.b.switch_to_block(on);
@@ -306,9 +297,9 @@ impl Translator<'_> {
     /// As `ask` for a load, which may lie on two pages: the host address of its first byte, and where it finds its bytes.
     fn ask_load(&mut self, lin: Value, len: u64, out: Block) -> (Value, Value) {
         let kind = self.b.ins().iconst(types::I64, (len | ACROSS) as i64);
-        self.b.ins().store(self.access.context, lin, self.context, offset_of!(Context, lin) as i32);
-        let answer = self.call_stub(offset_of!(Context, refill_stub), kind);
-        let at = offset_of!(Context, data) as i32;
+        self.b.ins().store(self.access.context, lin, self.context, context::LIN);
+        let answer = self.call_stub(context::REFILL_STUB, kind);
+        let at = context::DATA;
         let data = self.b.ins().load(types::I64, self.access.context, self.context, at);
         let on = self.b.create_block();
         self.b.ins().brif(answer, on, &[], out, &[]);
@@ -335,7 +326,7 @@ impl Translator<'_> {
             None => {
                 let (hit, entry) = self.look_up(lin, len, false);
                 let missed = self.fork(hit);
-                let at = offset_of!(TlbEntry, addend) as i32;
+                let at = tlb::ADDEND;
                 let addend = self.b.ins().load(types::I64, self.access.tlb, entry, at);
                 let address = self.b.ins().iadd(lin, addend);
                 (missed, load(self, address, 0), Some(address))
@@ -360,12 +351,12 @@ impl Translator<'_> {
 
     /// Calls a stub of the context's that keeps all registers. It is asked through memory: operands in given registers would have the register
     /// allocator move things about where nothing is missed.
-    pub(crate) fn call_stub(&mut self, stub: usize, kind: Value) -> Value {
+    pub(crate) fn call_stub(&mut self, stub: i32, kind: Value) -> Value {
         let (t, a) = (types::I64, self.access);
-        self.b.ins().store(a.context, kind, self.context, offset_of!(Context, kind) as i32);
-        let stub = self.b.ins().load(t, a.context, self.context, stub as i32);
+        self.b.ins().store(a.context, kind, self.context, context::KIND);
+        let stub = self.b.ins().load(t, a.context, self.context, stub);
         self.b.ins().call_indirect(self.stub_sig, stub, &[self.cpu]);
-        self.b.ins().load(t, a.context, self.context, offset_of!(Context, host) as i32)
+        self.b.ins().load(t, a.context, self.context, context::HOST)
     }
 
     /// What a linear address is made of, as far as it is known.
@@ -442,7 +433,7 @@ impl Translator<'_> {
                 }
                 let (hit, entry) = self.look_up(lin, len, write);
                 let missed = self.fork(hit);
-                let at = offset_of!(TlbEntry, addend) as i32;
+                let at = tlb::ADDEND;
                 let addend = self.b.ins().load(types::I64, self.access.tlb, entry, at);
                 match place {
                     Some(place) => {
@@ -507,7 +498,7 @@ impl Translator<'_> {
     fn try_place(&mut self, Place { frame, at, table }: Place, lin: Value, len: u64, on: Block) {
         let found = self.b.create_block();
         let other = self.b.create_block();
-        let want = self.b.ins().band_imm_s(lin, (!PAGE_MASK | (len - 1)) as i64);
+        let want = self.b.ins().band_imm_s(lin, tlb::aligned_page(len));
         let odd = table.then(|| self.is_odd_page(lin));
         // Of both places, with what is to be done; no jump depends on the page, nor the address on more than one bit of itself.
         let of_place = |t: &mut Self, n: i32, then: &dyn Fn(&mut Self, Value) -> Value| {
@@ -538,7 +529,7 @@ impl Translator<'_> {
 
     /// Has the place hold the page of an address, and what is added there.
     fn fill_place(&mut self, Place { frame, at, table }: Place, lin: Value, addend: Value) {
-        let page = self.b.ins().band_imm_s(lin, !PAGE_MASK as i64);
+        let page = self.b.ins().band_imm_s(lin, tlb::PAGE);
         if !table {
             self.b.ins().stack_store(types::I64, page, frame, at);
             self.b.ins().stack_store(types::I64, addend, frame, at + 8);

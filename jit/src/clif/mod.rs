@@ -14,20 +14,19 @@ pub(crate) mod primitive;
 mod vector;
 pub(crate) mod x87;
 
+use crate::abi::{CONTEXT, Left, context, cpu};
 use crate::clif::memory::{PlaceKey, Places, Root, Seen};
 use crate::clif::primitive::Primitives;
 use crate::clif::x87::LastX87;
 use crate::plan::{Plan, Set, VARS};
-use crate::runtime::{CONTEXT, Context, Left};
 use cranelift_codegen::ir::{
     AbiParam, AliasRegion, AliasRegionData, Block, Function, InstBuilder, InstructionData, MemFlagsData,
     Opcode, SigRef, Signature, SourceLoc, Type, Value, ValueDef, condcodes::IntCC, types,
 };
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, Variable};
-use mynah_cpu::{Cpu, Op, State, Stop, state::Vector, state::gpr};
+use mynah_cpu::{Op, Stop};
 use std::collections::HashMap;
-use std::mem::offset_of;
 
 /// Number of the variable of `State::res`; registers have their own numbers.
 pub(crate) const RES: usize = 16;
@@ -459,7 +458,7 @@ impl<'a> Translator<'a> {
 
     /// RIP at a distance from the entry.
     pub(crate) fn rip_at(&mut self, delta: i64) -> Value {
-        let at = offset_of!(Context, rip) as i32;
+        let at = context::RIP;
         let rip = self.b.ins().load(types::I64, self.access.entry, self.context, at);
         let v = self.add_const(rip, delta);
         if self.plan.long { v } else { self.b.ins().band_imm_u(v, 0xffff_ffff) }
@@ -521,12 +520,12 @@ impl<'a> Translator<'a> {
             };
             self.add_count(e.done);
             if e.reason == Left::Next {
-                let at = offset_of!(Context, chain_stub) as i32;
+                let at = context::CHAIN_STUB;
                 let stub = self.b.ins().load(types::I64, self.access.fixed, self.context, at);
                 self.b.ins().return_call_indirect(self.chain_sig, stub, &[self.cpu, rip]);
                 continue;
             }
-            self.b.ins().store(self.access.state, rip, self.cpu, RIP_OFFSET);
+            self.b.ins().store(self.access.state, rip, self.cpu, cpu::RIP);
             let r = self.b.ins().iconst(types::I32, e.reason as i64);
             self.b.ins().return_(&[r]);
         }
@@ -537,18 +536,18 @@ impl<'a> Translator<'a> {
         if done == 0 {
             return;
         }
-        let at = offset_of!(Cpu, icount) as i32;
+        let at = cpu::ICOUNT;
         let old = self.b.ins().load(types::I64, self.access.state, self.cpu, at);
         let new = self.b.ins().iadd_imm_s(old, done as i64);
         self.b.ins().store(self.access.state, new, self.cpu, at);
     }
 
     fn emit_event_test(&mut self) {
-        let at = offset_of!(Context, events) as i32;
+        let at = context::EVENTS;
         let word = self.b.ins().load(types::I64, self.access.fixed, self.context, at);
         // Atomic, so that it is not taken for the same as the last time round.
         let pending = self.b.ins().atomic_load(types::I32, MemFlagsData::trusted(), word);
-        let mask = offset_of!(Cpu, event_mask) as i32;
+        let mask = cpu::EVENT_MASK;
         let mask = self.b.ins().load(types::I32, self.access.state, self.cpu, mask);
         let hit = self.b.ins().band(pending, mask);
         let out = self.exit_block(Rip::At(self.base()), 0, Left::Event);
@@ -623,11 +622,11 @@ impl<'a> Translator<'a> {
         self.write_back(self.dirty);
         self.flush_x87();
         let rip = self.rip_at(self.base());
-        self.b.ins().store(self.access.state, rip, self.cpu, RIP_OFFSET);
-        let at = offset_of!(Context, ops) as i32;
+        self.b.ins().store(self.access.state, rip, self.cpu, cpu::RIP);
+        let at = context::OPS;
         let ops = self.b.ins().load(types::I64, self.access.entry, self.context, at);
         let op = self.add_const(ops, (number * size_of::<Op>()) as i64);
-        let at = offset_of!(Context, run_op) as i32;
+        let at = context::RUN_OP;
         let callee = self.b.ins().load(types::I64, self.access.fixed, self.context, at);
         let call = self.b.ins().call_indirect(self.op_sig, callee, &[self.cpu, op]);
         let status = self.b.inst_results(call)[0];
@@ -686,9 +685,6 @@ impl<'a> Translator<'a> {
     }
 }
 
-/// Where RIP is in the vCPU.
-pub(crate) const RIP_OFFSET: i32 = (offset_of!(Cpu, state) + offset_of!(State, gpr) + 8 * gpr::RIP) as i32;
-
 /// The type of a variable.
 fn variable_type(n: usize) -> Type {
     if n < XMM { types::I64 } else { types::I8X16 }
@@ -696,14 +692,13 @@ fn variable_type(n: usize) -> Type {
 
 /// Where a variable is in the vCPU.
 fn variable_offset(n: usize) -> i32 {
-    (offset_of!(Cpu, state)
-        + match n {
-            RES => offset_of!(State, res),
-            AUX => offset_of!(State, aux),
-            HIGH.. => offset_of!(State, xmm) + (n - HIGH) * size_of::<Vector>() + 16,
-            XMM.. => offset_of!(State, xmm) + (n - XMM) * size_of::<Vector>(),
-            n => offset_of!(State, gpr) + 8 * n,
-        }) as i32
+    match n {
+        RES => cpu::RES,
+        AUX => cpu::AUX,
+        HIGH.. => cpu::ymm_high(n - HIGH),
+        XMM.. => cpu::xmm(n - XMM),
+        n => cpu::gpr(n),
+    }
 }
 
 /// The numbers of the bits set.

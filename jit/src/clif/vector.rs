@@ -3,6 +3,7 @@
 //! The low 128 bits of vector registers are variables of the region, as general registers are. Operations on bits are Cranelift's where it has them, and
 //! else [primitives](crate::clif::primitive): the very instruction. What the host has not is given up (`unable`): what has been emitted of it has changed nothing,
 //! and its interpreter's handler is called. Floating point: [`crate::clif::float`]. MMX instructions are given up at their first check.
+use crate::abi::cpu;
 use crate::clif::{HIGH, Translator, XMM};
 use crate::host::{features, primitives};
 use cranelift_codegen::ir::{
@@ -12,8 +13,7 @@ use iced_x86::Mnemonic;
 use mynah_cpu::op::Op;
 use mynah_cpu::sse::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
 use mynah_cpu::width::Width;
-use mynah_cpu::{Cpu, Exec, Stop};
-use std::mem::offset_of;
+use mynah_cpu::{Exec, Stop};
 
 /// The vector type with lanes of width W.
 fn lanes<W: Width>() -> Type {
@@ -280,7 +280,7 @@ impl VecExec for Translator<'_> {
         if self.ready.sse {
             return Ok(());
         }
-        let at = offset_of!(Cpu, sse_trap) as i32;
+        let at = cpu::SSE_TRAP;
         let trap = self.b.ins().load(types::I8, self.access.state, self.cpu, at);
         self.bail_if(trap);
         self.ready.sse = true;
@@ -290,7 +290,7 @@ impl VecExec for Translator<'_> {
         if self.ready.avx {
             return Ok(());
         }
-        let at = offset_of!(Cpu, avx_trap) as i32;
+        let at = cpu::AVX_TRAP;
         let trap = self.b.ins().load(types::I8, self.access.state, self.cpu, at);
         self.bail_if(trap);
         self.ready.avx = true;

@@ -5,6 +5,7 @@
 //! only say something to who asks, are noted during translation and stored where a block ends or the region is left.
 //!
 //! Left to the interpreter: what stores or loads the whole unit, FNINIT and FNCLEX, conversions between MMX and XMM registers.
+use crate::abi::cpu;
 use crate::clif::{Emit, Step, Translator};
 use crate::host::features;
 use crate::host::primitives::{self, MmxOperand};
@@ -13,10 +14,9 @@ use cranelift_codegen::ir::{InstBuilder, Value, condcodes::IntCC, types};
 use iced_x86::{Code, Instruction, OpCodeOperandKind as Kind, OpKind};
 use mynah_cpu::exec::{Exec, cc};
 use mynah_cpu::op::Op;
-use mynah_cpu::state::{Fpu, Segment, gpr, seg};
+use mynah_cpu::state::{gpr, seg};
 use mynah_cpu::width::{W16, W32};
-use mynah_cpu::{Cpu, CpuModel, State, Stop};
-use std::mem::offset_of;
+use mynah_cpu::{CpuModel, Stop};
 
 /// The last x87 instruction of a straight run of code, not yet stored.
 #[derive(Clone, Copy)]
@@ -66,10 +66,6 @@ pub(crate) fn select<'a>(i: &Instruction, model: &CpuModel) -> Option<Emit<'a>> 
         && (0..i.op_count())
             .all(|n| matches!(i.op_kind(n), OpKind::Register | OpKind::Memory | OpKind::Immediate8));
     (shaped && features::on_host(code)).then_some(Translator::emit_mmx as Emit<'a>)
-}
-
-pub(crate) fn fpu_offset(field: usize) -> i32 {
-    (offset_of!(Cpu, state) + offset_of!(State, fpu) + field) as i32
 }
 
 impl<'a> Translator<'a> {
@@ -144,22 +140,18 @@ impl<'a> Translator<'a> {
     pub(crate) fn store_last_x87(&mut self, last: Option<LastX87>) {
         let Some(last) = last else { return };
         let state = self.access.state;
-        let selector = |t: &mut Self, s: u8, to: usize| {
-            let at = offset_of!(Cpu, state)
-                + offset_of!(State, seg)
-                + usize::from(s.min(5)) * size_of::<Segment>()
-                + offset_of!(Segment, sel);
-            let v = t.b.ins().load(types::I16, state, t.cpu, at as i32);
-            t.b.ins().store(state, v, t.cpu, fpu_offset(to));
+        let selector = |t: &mut Self, s: u8, to: i32| {
+            let v = t.b.ins().load(types::I16, state, t.cpu, cpu::selector(s));
+            t.b.ins().store(state, v, t.cpu, to);
         };
         let ip = self.rip_at(last.delta);
-        self.b.ins().store(state, ip, self.cpu, fpu_offset(offset_of!(Fpu, fip)));
-        selector(self, seg::CS as u8, offset_of!(Fpu, fcs));
+        self.b.ins().store(state, ip, self.cpu, cpu::FIP);
+        selector(self, seg::CS as u8, cpu::FCS);
         let opcode = self.b.ins().iconst(types::I16, i64::from(last.opcode));
-        self.b.ins().store(state, opcode, self.cpu, fpu_offset(offset_of!(Fpu, fop)));
+        self.b.ins().store(state, opcode, self.cpu, cpu::FOP);
         if let Some((ea, s)) = last.data {
-            self.b.ins().store(state, ea, self.cpu, fpu_offset(offset_of!(Fpu, fdp)));
-            selector(self, s, offset_of!(Fpu, fds));
+            self.b.ins().store(state, ea, self.cpu, cpu::FDP);
+            selector(self, s, cpu::FDS);
         }
     }
 

@@ -16,6 +16,7 @@
 //! decoded then are, as a block that dies takes the code along that was made of it.
 pub(crate) mod pool;
 
+use crate::abi::{Context, NO_BLOCK, PLACE_MISSES};
 pub use crate::cache::key::Image;
 use crate::cache::pack::Head;
 use crate::cache::store::{Region, Store};
@@ -29,7 +30,7 @@ use crate::host::x87::is_x87_number;
 use crate::listing::{Mark, host_code};
 use crate::perf::{Perf, Symbols};
 use crate::plan::Plan;
-use crate::runtime::{Context, NO_BLOCK, PLACE_MISSES, Stub};
+use crate::runtime::Stub;
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::block::{Block, ModeKey};
 use mynah_cpu::tier::{Compiled, Enter, Recorded, Tier};

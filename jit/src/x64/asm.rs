@@ -1,6 +1,9 @@
 //! The few host instructions that surround the guest's own, as bytes.
 //!
-//! Encodings are those of the SDM, volume 2: an optional REX, the opcode, ModRM, SIB and a displacement. Registers are their numbers.
+//! Encodings are those of the SDM, volume 2: an optional REX, the opcode, ModRM, SIB and a displacement. Registers are
+//! their numbers.
+
+use crate::abi::tlb;
 
 /// Host registers by number.
 pub(super) mod host {
@@ -258,6 +261,21 @@ impl Asm {
     /// `test reg, reg`
     pub fn test(&mut self, reg: u8) {
         self.regs(true, 0x85, reg, reg);
+    }
+
+    /// The look-up in the TLB, as [`crate::abi`] has it, up to the comparison: R11 = the entry for the linear address
+    /// in R10, RAX = the page of the last of `len` bytes; equal if it is a hit.
+    pub fn look_up(&mut self, len: u64, write: bool) {
+        use host::{R10, R11, RAX};
+        self.mov(R11, R10);
+        self.shr(R11, tlb::HASH_SHIFT as u8);
+        self.xor(R11, R10);
+        self.shr(R11, tlb::ENTRY_SHIFT as u8);
+        self.and_mem(R11, CPU, tlb::MASK);
+        self.add_mem(R11, CPU, tlb::TABLE);
+        self.lea(true, RAX, R10, None, len as i32 - 1);
+        self.and_imm(RAX, tlb::PAGE as i32);
+        self.cmp_mem(RAX, R11, tlb::tag(write));
     }
 
     /// A conditional jump (`cc` as in its opcode); returns where its displacement is.

@@ -1,60 +1,48 @@
 //! What all baseline code shares: ways in, ways out, calls.
 //!
-//! At a way in or out registers and flags move between the vCPU's state and where baseline code has them (see [`super::baseline`]).
+//! At a way in or out registers and flags move between the vCPU's state and where baseline code has them (see
+//! [`super::baseline`]).
+use super::asm::Asm;
 use super::registers::MAP;
-use crate::clif::RIP_OFFSET;
-use crate::runtime::{CONTEXT, Context, Left, NO_PAGE, WRITE};
+use crate::abi::{Left, NO_PAGE, WRITE, context, cpu, in_context, jumps, tlb};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use mynah_cpu::board::EV_TIER;
-use mynah_cpu::tier::{BASELINE, CODE_JUMPS, CodeJump};
-use mynah_cpu::{Cpu, State};
-use mynah_mmu::{ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, Place, Tlb, TlbEntry, TlbView};
-use std::mem::{offset_of, size_of};
+use mynah_cpu::tier::BASELINE;
 
-pub(super) const fn in_context(field: usize) -> i32 {
-    (CONTEXT + field) as i32
-}
-pub(super) const fn in_state(field: usize) -> i32 {
-    (offset_of!(Cpu, state) + field) as i32
-}
-pub(super) const fn gpr_at(n: usize) -> i32 {
-    in_state(offset_of!(State, gpr) + 8 * n)
-}
-
-pub(super) const PAGE_RIP: i32 = in_context(offset_of!(Context, page_rip));
-pub(super) const FLAGS: i32 = in_context(offset_of!(Context, native_flags));
-const RES: i32 = in_state(offset_of!(State, res));
-const AUX: i32 = in_state(offset_of!(State, aux));
-const _: () = assert!(offset_of!(State, aux) == offset_of!(State, res) + 8);
-const ICOUNT: i32 = offset_of!(Cpu, icount) as i32;
+pub(super) const PAGE_RIP: i32 = in_context(context::PAGE_RIP);
+pub(super) const FLAGS: i32 = in_context(context::NATIVE_FLAGS);
 
 /// Offsets of the stubs in the code.
 #[derive(Clone, Default)]
 pub(super) struct Stubs {
     /// Loads registers and flags and goes to R11: the body of a block whose RIP is in the context.
     pub load: usize,
-    /// Leaves; EAX = offset in the page of the instruction to go on with, and from bit 16 the instructions counted too much.
+    /// Leaves; EAX = offset in the page of the instruction to go on with, and from bit 16 the instructions counted too
+    /// much.
     pub interpret: usize,
     pub event: usize,
     pub hot: usize,
-    /// Executes the op at R11 of the block at page offset EAX by its interpreter's handler. EAX is then 0, or why to return, with the state in memory.
+    /// Executes the op at R11 of the block at page offset EAX by its interpreter's handler. EAX is then 0, or why to
+    /// return, with the state in memory.
     pub call: usize,
     /// Returns EAX, with the state in memory; or goes on at RIP if EAX says so.
     pub out: usize,
-    /// By [`miss`]: has the linear address in R10 translated, for an access that its look-up has not found. R10 is then its host address; or the
-    /// instruction is interpreted, with EAX as in `interpret`. RAX is kept.
+    /// By [`miss`]: has the linear address in R10 translated, for an access that its look-up has not found. R10 is
+    /// then its host address; or the instruction is interpreted, with EAX as in `interpret`. RAX is kept.
     pub refill: [usize; KINDS],
     /// As `refill`, for the stack, which has not been looked up but where it was written last. R11 is lost.
     pub stack: [usize; KINDS],
-    /// As `refill`, for what was not found in its place ([`mynah_mmu::Place`]), whose address is in R11, and where the translation is put. R11 is lost.
+    /// As `refill`, for what was not found in its place ([`mynah_mmu::Place`]), whose address is in R11, and where the
+    /// translation is put. R11 is lost.
     pub place: [usize; KINDS],
     /// Has the host's MXCSR or x87 unit hold the guest's; R10 is 0 if it must not.
     pub float: usize,
     /// Goes on at the address in RAX.
     pub chain: usize,
-    /// What `chain` does first, for in front of a jump to it: where each place has a jump of its own, the host foresees where it leads. For programs, which
-    /// stay in the lower half of the addresses, and for kernels; in the other half they find nothing.
+    /// What `chain` does first, for in front of a jump to it: where each place has a jump of its own, the host
+    /// foresees where it leads. For programs, which stay in the lower half of the addresses, and for kernels; in the
+    /// other half they find nothing.
     pub chained: [Vec<u8>; 2],
 }
 
@@ -69,10 +57,9 @@ pub(super) fn miss(len: u64, write: bool) -> Option<usize> {
     Some(2 * n + usize::from(write))
 }
 
-const FAILED: i32 = in_context(offset_of!(Context, failed));
-pub(super) const STACK_PAGE: i32 = in_context(offset_of!(Context, stack_page));
-pub(super) const STACK_ADDEND: i32 = in_context(offset_of!(Context, stack_addend));
-const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
+const FAILED: i32 = in_context(context::FAILED);
+pub(super) const STACK_PAGE: i32 = in_context(context::STACK_PAGE);
+pub(super) const STACK_ADDEND: i32 = in_context(context::STACK_ADDEND);
 
 /// Nothing is known of the stack's page.
 fn forget_stack(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -83,11 +70,11 @@ fn forget_stack(a: &mut CodeAssembler) -> Result<(), IcedError> {
 fn refill(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), IcedError> {
     let mut failed = a.create_label();
     let asked = LENGTHS[kind / 2] | if kind & 1 != 0 { WRITE } else { 0 };
-    a.mov(qword_ptr(rdi + in_context(offset_of!(Context, lin))), r10)?;
-    a.mov(qword_ptr(rdi + in_context(offset_of!(Context, kind))), asked as i32)?;
+    a.mov(qword_ptr(rdi + in_context(context::LIN)), r10)?;
+    a.mov(qword_ptr(rdi + in_context(context::KIND)), asked as i32)?;
     // The stack is aligned here.
-    a.call(qword_ptr(rdi + in_context(offset_of!(Context, refill_stub))))?;
-    a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, host))))?;
+    a.call(qword_ptr(rdi + in_context(context::REFILL_STUB)))?;
+    a.mov(r10, qword_ptr(rdi + in_context(context::HOST)))?;
     a.test(r10, r10)?;
     a.je(failed)?;
     a.ret()?;
@@ -96,19 +83,14 @@ fn refill(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), Ic
     a.jmp(interpret as u64)
 }
 
-/// R11 = the TLB's entry for the address in R10, RAX = the page of the last byte; to `missed` if the entry does not allow an access of that kind.
+/// R11 = the TLB's entry for the address in R10, RAX = the page of the last byte; to `missed` if the entry does not
+/// allow an access of that kind.
 fn look_up(a: &mut CodeAssembler, kind: usize, missed: &mut CodeLabel) -> Result<(), IcedError> {
-    let (len, write) = (LENGTHS[kind / 2], kind & 1 != 0);
-    a.mov(r11, r10)?;
-    a.shr(r11, HASH_SHIFT as i32)?;
-    a.xor(r11, r10)?;
-    a.shr(r11, ENTRY_SHIFT as i32)?;
-    a.and(r11, qword_ptr(rdi + (VIEW + offset_of!(TlbView, mask)) as i32))?;
-    a.add(r11, qword_ptr(rdi + (VIEW + offset_of!(TlbView, table)) as i32))?;
-    a.lea(rax, ptr(r10 + (len as i32 - 1)))?;
-    a.and(rax, !PAGE_MASK as i64 as i32)?;
-    let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
-    a.cmp(rax, qword_ptr(r11 + tag as i32))?;
+    let mut look_up = Asm::default();
+    look_up.look_up(LENGTHS[kind / 2], kind & 1 != 0);
+    for bytes in look_up.code.chunks(16) {
+        a.db(bytes)?;
+    }
     a.jne(*missed)
 }
 
@@ -119,20 +101,20 @@ fn place(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), Ice
     a.push(rcx)?;
     a.mov(rcx, r11)?;
     look_up(a, kind, &mut missed)?;
-    a.mov(r11, qword_ptr(r11 + offset_of!(TlbEntry, addend) as i32))?;
-    a.add(rax, qword_ptr(rdi + (VIEW + offset_of!(TlbView, place_key)) as i32))?;
-    a.mov(qword_ptr(rcx + offset_of!(Place, tag) as i32), rax)?;
-    a.mov(qword_ptr(rcx + offset_of!(Place, addend) as i32), r11)?;
+    a.mov(r11, qword_ptr(r11 + tlb::ADDEND))?;
+    a.add(rax, qword_ptr(rdi + tlb::PLACE_KEY))?;
+    a.mov(qword_ptr(rcx + tlb::PLACE_TAG), rax)?;
+    a.mov(qword_ptr(rcx + tlb::PLACE_ADDEND), r11)?;
     a.add(r10, r11)?;
-    a.sub(qword_ptr(rdi + in_context(offset_of!(Context, place_misses))), 1)?;
+    a.sub(qword_ptr(rdi + in_context(context::PLACE_MISSES)), 1)?;
     a.je(note)?;
     a.set_label(&mut noted)?;
     a.pop(rcx)?;
     a.ret()?;
     a.set_label(&mut note)?;
     a.sub(rcx, rdi)?;
-    a.mov(qword_ptr(rdi + in_context(offset_of!(Context, place_missed))), rcx)?;
-    a.mov(rcx, qword_ptr(rdi + in_context(offset_of!(Context, events))))?;
+    a.mov(qword_ptr(rdi + in_context(context::PLACE_MISSED)), rcx)?;
+    a.mov(rcx, qword_ptr(rdi + in_context(context::EVENTS)))?;
     a.lock().or(dword_ptr(rcx), EV_TIER as i32)?;
     a.jmp(noted)?;
     a.set_label(&mut missed)?;
@@ -147,8 +129,8 @@ fn stack(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), Ice
     a.mov(qword_ptr(rdi + FAILED), rax)?;
     look_up(a, kind, &mut missed)?;
     // Where it may be read only it is looked up each time.
-    a.cmp(rax, qword_ptr(r11 + offset_of!(TlbEntry, write) as i32))?;
-    a.mov(r11, qword_ptr(r11 + offset_of!(TlbEntry, addend) as i32))?;
+    a.cmp(rax, qword_ptr(r11 + tlb::tag(true)))?;
+    a.mov(r11, qword_ptr(r11 + tlb::ADDEND))?;
     a.jne(found)?;
     a.mov(qword_ptr(rdi + STACK_PAGE), rax)?;
     a.mov(qword_ptr(rdi + STACK_ADDEND), r11)?;
@@ -163,7 +145,7 @@ fn stack(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), Ice
 fn pinned() -> impl Iterator<Item = (AsmRegister64, i32)> {
     const HOST: [AsmRegister64; 16] =
         [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
-    MAP.iter().enumerate().filter_map(|(n, h)| h.map(|h| (HOST[usize::from(h)], gpr_at(n))))
+    MAP.iter().enumerate().filter_map(|(n, h)| h.map(|h| (HOST[usize::from(h)], cpu::gpr(n))))
 }
 
 fn spill(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -174,9 +156,9 @@ fn spill(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.movzx(eax, word_ptr(rdi + FLAGS))?;
     a.rol(ax, 8)?;
     a.shl(eax, 4)?;
-    a.add(rax, qword_ptr(rdi + in_context(offset_of!(Context, flag_words))))?;
+    a.add(rax, qword_ptr(rdi + in_context(context::FLAG_WORDS)))?;
     a.movups(xmm0, xmmword_ptr(rax))?;
-    a.movups(xmmword_ptr(rdi + RES), xmm0)
+    a.movups(xmmword_ptr(rdi + cpu::RES), xmm0)
 }
 
 /// What a callee keeps, by the convention that regions have.
@@ -191,8 +173,8 @@ fn pop_kept(a: &mut CodeAssembler) -> Result<(), IcedError> {
 
 /// Saved flags from the two words. All registers but RDI and R11 are free.
 fn reload_flags(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    a.mov(r8, qword_ptr(rdi + RES))?;
-    a.mov(r9, qword_ptr(rdi + AUX))?;
+    a.mov(r8, qword_ptr(rdi + cpu::RES))?;
+    a.mov(r9, qword_ptr(rdi + cpu::AUX))?;
     // CF
     a.mov(rax, r9)?;
     a.shr(rax, 63)?;
@@ -236,34 +218,34 @@ fn load_registers(a: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// R11 = where the baseline's code for the address in RAX goes on; to `other` if there is none or an event is pending. R10 is lost. With a `half` only
-/// code in that half of the addresses is found, or code of which both halves' tags say the same.
+/// R11 = where the baseline's code for the address in RAX goes on; to `other` if there is none or an event is pending.
+/// R10 is lost. With a `half` only code in that half of the addresses is found, or code of which both halves' tags say
+/// the same.
 fn find(a: &mut CodeAssembler, half: Option<usize>, other: &mut CodeLabel) -> Result<(), IcedError> {
     a.mov(r10, rax)?;
-    a.shr(r10, 12)?;
+    a.shr(r10, jumps::SHIFT)?;
     a.xor(r10, rax)?;
-    a.and(r10d, CODE_JUMPS as i32 - 1)?;
-    a.shl(r10d, size_of::<CodeJump>().trailing_zeros())?;
-    a.add(r10, qword_ptr(rdi + offset_of!(Cpu, code_jumps) as i32))?;
-    a.cmp(qword_ptr(r10 + offset_of!(CodeJump, lin) as i32), rax)?;
+    a.and(r10d, jumps::MASK)?;
+    a.shl(r10d, jumps::ENTRY_SHIFT)?;
+    a.add(r10, qword_ptr(rdi + jumps::TABLE))?;
+    a.cmp(qword_ptr(r10 + jumps::LIN), rax)?;
     a.jne(*other)?;
-    let tags = offset_of!(Cpu, tlb) + offset_of!(Tlb, view) + offset_of!(TlbView, code_tags);
     match half {
-        Some(half) => a.mov(r11, qword_ptr(rdi + (tags + 8 * half) as i32))?,
+        Some(half) => a.mov(r11, qword_ptr(rdi + jumps::TAGS + 8 * half as i32))?,
         None => {
             a.mov(r11, rax)?;
             a.shr(r11, 63)?;
-            a.mov(r11, qword_ptr(rdi + r11 * 8 + tags as i32))?;
+            a.mov(r11, qword_ptr(rdi + r11 * 8 + jumps::TAGS))?;
         }
     }
-    a.cmp(qword_ptr(r10 + offset_of!(CodeJump, tag) as i32), r11)?;
+    a.cmp(qword_ptr(r10 + jumps::TAG), r11)?;
     a.jne(*other)?;
-    a.mov(r11, qword_ptr(r10 + offset_of!(CodeJump, ops) as i32))?;
+    a.mov(r11, qword_ptr(r10 + jumps::OPS))?;
     a.test(r11b, BASELINE as i32)?;
     a.je(*other)?;
-    a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, events))))?;
+    a.mov(r10, qword_ptr(rdi + in_context(context::EVENTS)))?;
     a.mov(r10d, dword_ptr(r10))?;
-    a.test(dword_ptr(rdi + offset_of!(Cpu, event_mask) as i32), r10d)?;
+    a.test(dword_ptr(rdi + cpu::EVENT_MASK), r10d)?;
     a.jne(*other)
 }
 
@@ -290,9 +272,9 @@ fn stub(
 fn leave(a: &mut CodeAssembler, why: Left) -> Result<(), IcedError> {
     a.movzx(r10d, ax)?;
     a.shr(eax, 16)?;
-    a.sub(qword_ptr(rdi + ICOUNT), rax)?;
+    a.sub(qword_ptr(rdi + cpu::ICOUNT), rax)?;
     a.add(r10, qword_ptr(rdi + PAGE_RIP))?;
-    a.mov(qword_ptr(rdi + RIP_OFFSET), r10)?;
+    a.mov(qword_ptr(rdi + cpu::RIP), r10)?;
     spill(a)?;
     pop_kept(a)?;
     a.mov(eax, why as i32)?;
@@ -306,7 +288,7 @@ impl Stubs {
             for r in KEPT {
                 a.push(r)?;
             }
-            a.mov(rax, qword_ptr(rdi + in_context(offset_of!(Context, rip))))?;
+            a.mov(rax, qword_ptr(rdi + in_context(context::RIP)))?;
             a.and(rax, -4096)?;
             a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
             forget_stack(a)?;
@@ -319,13 +301,13 @@ impl Stubs {
         let hot = stub(code, |a| leave(a, Left::Hot))?;
         let call = stub(code, |a| {
             a.add(rax, qword_ptr(rdi + PAGE_RIP))?;
-            a.mov(qword_ptr(rdi + RIP_OFFSET), rax)?;
+            a.mov(qword_ptr(rdi + cpu::RIP), rax)?;
             spill(a)?;
             // The stack is aligned here.
             a.push(rdi)?;
             a.push(rdi)?;
             a.mov(rsi, r11)?;
-            a.call(qword_ptr(rdi + in_context(offset_of!(Context, run_op))))?;
+            a.call(qword_ptr(rdi + in_context(context::RUN_OP)))?;
             a.pop(rdi)?;
             a.pop(rdi)?;
             let mut out = a.create_label();
@@ -343,7 +325,7 @@ impl Stubs {
             let (mut back, mut other) = (a.create_label(), a.create_label());
             a.cmp(eax, Left::Next as i32)?;
             a.jne(back)?;
-            a.mov(rax, qword_ptr(rdi + RIP_OFFSET))?;
+            a.mov(rax, qword_ptr(rdi + cpu::RIP))?;
             find(a, None, &mut other)?;
             a.and(rax, -4096)?;
             a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
@@ -354,7 +336,7 @@ impl Stubs {
             a.set_label(&mut other)?;
             a.mov(rsi, rax)?;
             pop_kept(a)?;
-            a.jmp(qword_ptr(rdi + in_context(offset_of!(Context, chain_stub))))?;
+            a.jmp(qword_ptr(rdi + in_context(context::CHAIN_STUB)))?;
             a.set_label(&mut back)?;
             pop_kept(a)?;
             a.ret()
@@ -367,8 +349,8 @@ impl Stubs {
         }
         let float = stub(code, |a| {
             // The stack is aligned here.
-            a.call(qword_ptr(rdi + in_context(offset_of!(Context, fill_stub))))?;
-            a.mov(r10, qword_ptr(rdi + in_context(offset_of!(Context, host))))?;
+            a.call(qword_ptr(rdi + in_context(context::FILL_STUB)))?;
+            a.mov(r10, qword_ptr(rdi + in_context(context::HOST)))?;
             a.ret()
         })?;
         let mut chained = [Vec::new(), Vec::new()];
@@ -389,7 +371,7 @@ impl Stubs {
             spill(a)?;
             a.mov(rsi, r11)?;
             pop_kept(a)?;
-            a.jmp(qword_ptr(rdi + in_context(offset_of!(Context, chain_stub))))
+            a.jmp(qword_ptr(rdi + in_context(context::CHAIN_STUB)))
         })?;
         Ok(Self {
             load,

@@ -1,6 +1,6 @@
 //! The guest's instructions as host instructions, one by one.
 use super::x87::LastX87;
-use crate::runtime::{BLOCK, CONTEXT, Context, FLOAT};
+use crate::abi::{BLOCK, CONTEXT, Context, FLOAT, context, cpu, in_context, tlb};
 use crate::x64::asm::{Asm, CPU, cc, host};
 use crate::x64::features::on_host;
 use crate::x64::instructions::{
@@ -8,29 +8,21 @@ use crate::x64::instructions::{
     with_memory, writes,
 };
 use crate::x64::registers::MAP;
-use crate::x64::stubs::{
-    FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, gpr_at, in_context, in_state, miss,
-};
+use crate::x64::stubs::{FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, miss};
 use crate::x64::x87::is_x87;
 use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
-use mynah_cpu::Cpu;
-use mynah_cpu::cpu::SegView;
 use mynah_cpu::host_float::SSE;
 use mynah_cpu::op::{CHECKED, LOCK, Op};
-use mynah_cpu::state::{Fpu, State, Vector, gpr, seg};
+use mynah_cpu::state::{gpr, seg};
 use mynah_cpu::tier::BASELINE;
-use mynah_mmu::{
-    ENTRY_SHIFT, HASH_SHIFT, PAGE_MASK, PAGE_SIZE, PLACES, Place, Tlb, TlbEntry, TlbView, WRITE_PLACES,
-};
-use std::mem::offset_of;
+use mynah_mmu::{PAGE_MASK, PAGE_SIZE, PLACES, Place, WRITE_PLACES};
 
 /// The six arithmetic flags as iced-x86 numbers them.
 const ARITHMETIC: u32 = 0x3f;
-const VIEW: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
 /// Where a value waits while something else is looked up.
-const ASIDE: i32 = in_context(offset_of!(Context, aside));
+const ASIDE: i32 = in_context(context::ASIDE);
 
 /// A jump to a place of the guest's that may be led straight to code for it.
 pub(super) struct Leap {
@@ -172,21 +164,14 @@ impl Default for Places {
     }
 }
 
-/// Where the places are in the vCPU.
-const PLACES_AT: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, places);
-
-/// Whether a place does not lie a multiple of 4 KiB from what code stores in the vCPU (see [`crate::runtime`] for why).
+/// Whether a place does not lie a multiple of 4 KiB from what code stores in the vCPU (see [`crate::abi::APART`] for why).
 fn is_apart(place: usize) -> bool {
-    let at = PLACES_AT + place * size_of::<Place>();
+    let at = tlb::PLACES + place * size_of::<Place>();
     let apart = |from: usize, len: usize| {
         (at.wrapping_sub(from) % PAGE_SIZE as usize) >= len
             && (from.wrapping_sub(at) % PAGE_SIZE as usize) >= size_of::<Place>()
     };
-    apart(CONTEXT, size_of::<Context>())
-        && apart(offset_of!(Cpu, icount), 8)
-        && apart(offset_of!(Cpu, state) + offset_of!(State, gpr), 8 * 18)
-        && apart(offset_of!(Cpu, state) + offset_of!(State, xmm), 16 * size_of::<Vector>())
-        && apart(offset_of!(Cpu, state) + offset_of!(State, fpu), size_of::<Fpu>())
+    apart(CONTEXT, size_of::<Context>()) && cpu::STORED.into_iter().all(|(from, len)| apart(from, len))
 }
 
 impl Places {
@@ -203,12 +188,12 @@ impl Places {
             }
         }
         self.owners[place] = (number, op as u8);
-        (PLACES_AT + place * size_of::<Place>()) as i32
+        (tlb::PLACES + place * size_of::<Place>()) as i32
     }
 
     /// The entry and op that the place at this offset in the vCPU was given to last.
     pub fn owner(&self, at: u64) -> Option<(u32, u8)> {
-        let place = (at as usize).checked_sub(PLACES_AT)? / size_of::<Place>();
+        let place = (at as usize).checked_sub(tlb::PLACES)? / size_of::<Place>();
         self.owners.get(place).copied().filter(|o| o.0 != u32::MAX)
     }
 }
@@ -223,11 +208,6 @@ fn register(number: u8, size: usize) -> Register {
         _ => return Register::SPL + (u32::from(number) - 4),
     };
     base + u32::from(number)
-}
-
-/// Where the low half of a vector register is in the vCPU.
-fn vector_at(n: u8) -> i32 {
-    in_state(offset_of!(State, xmm)) + i32::from(n) * size_of::<Vector>() as i32
 }
 
 impl<'a> Emitter<'a> {
@@ -286,13 +266,13 @@ impl<'a> Emitter<'a> {
         let site = e.a.jmp();
         e.lead_out(site, stubs.load);
         let tested = e.a.at();
-        e.a.load(host::RAX, CPU, in_context(offset_of!(Context, events)));
+        e.a.load(host::RAX, CPU, in_context(context::EVENTS));
         e.a.is_zero32(host::RAX, 0);
         let site = e.a.jcc(cc::NE);
         let back = e.a.at();
         e.aside(Cold::Event { site, back });
         if block.counts {
-            e.a.load(host::RAX, CPU, in_context(offset_of!(Context, counters)));
+            e.a.load(host::RAX, CPU, in_context(context::COUNTERS));
             e.a.count_down(host::RAX, 4 * block.number as i32);
             let site = e.a.jcc(cc::S);
             e.aside(Cold::Hot { site });
@@ -303,7 +283,7 @@ impl<'a> Emitter<'a> {
         }
         let body = e.a.at();
         e.a.lead(to_body, body as i64);
-        e.a.add_mem_imm(CPU, offset_of!(Cpu, icount) as i32, count as i8);
+        e.a.add_mem_imm(CPU, cpu::ICOUNT, count as i8);
         for (k, (op, i)) in block.ops.iter().enumerate() {
             places.push(e.a.at());
             e.k = k;
@@ -393,7 +373,7 @@ impl<'a> Emitter<'a> {
     /// The register that a guest's register is in, or is loaded to.
     fn in_register(&mut self, guest: u8, scratch: u8) -> u8 {
         MAP[usize::from(guest & 15)].unwrap_or_else(|| {
-            self.a.load(scratch, CPU, gpr_at(usize::from(guest & 15)));
+            self.a.load(scratch, CPU, cpu::gpr(usize::from(guest & 15)));
             scratch
         })
     }
@@ -433,8 +413,7 @@ impl<'a> Emitter<'a> {
     fn add_segment(&mut self, op: &Op) {
         let s = usize::from(op.seg & 7);
         if s >= seg::FS {
-            let base = offset_of!(Cpu, view) + s * size_of::<SegView>() + offset_of!(SegView, base);
-            self.a.add_mem(host::R10, CPU, base as i32);
+            self.a.add_mem(host::R10, CPU, cpu::segment_base(s));
             self.flags_lost();
         }
     }
@@ -477,7 +456,7 @@ impl<'a> Emitter<'a> {
         if vex && !self.avx {
             self.save_flags();
             self.flags_lost();
-            self.a.is_zero8(CPU, offset_of!(Cpu, avx_trap) as i32);
+            self.a.is_zero8(CPU, cpu::AVX_TRAP);
             let site = self.a.jcc(cc::NE);
             self.aside(Cold::Interpret { site, k: self.k });
             self.avx = true;
@@ -485,7 +464,7 @@ impl<'a> Emitter<'a> {
         if !self.float {
             self.save_flags();
             self.flags_lost();
-            self.a.test_mem8(CPU, offset_of!(Cpu, float_live) as i32, SSE);
+            self.a.test_mem8(CPU, cpu::FLOAT_LIVE, SSE);
             let site = self.a.jcc(cc::E);
             let (back, k) = (self.a.at(), self.k);
             self.aside(Cold::Float { site, back, k, which: SSE });
@@ -499,7 +478,7 @@ impl<'a> Emitter<'a> {
         // xorps xmm0, xmm0
         self.a.bytes(&[0x0f, 0x57, 0xc0]);
         for n in 0..if self.long { 16 } else { 8 } {
-            self.a.movups(0, CPU, vector_at(n) + 16, true);
+            self.a.movups(0, CPU, cpu::ymm_high(n), true);
         }
         self.vectors &= !1;
         Some(())
@@ -507,25 +486,15 @@ impl<'a> Emitter<'a> {
 
     /// The host address, in R10, of `len` bytes at the linear address in R10. RAX, R11 and flags are lost.
     fn look_up(&mut self, len: u64, write: bool) {
-        use host::{R10, R11, RAX};
+        use host::{R10, R11};
         debug_assert!(self.saved);
         self.flags_lost();
         if let Some(kind) = miss(len, write).filter(|_| self.k < 64 && self.placed & 1 << self.k != 0) {
             return self.look_into_place(len, kind, write);
         }
-        let a = &mut self.a;
-        a.mov(R11, R10);
-        a.shr(R11, HASH_SHIFT as u8);
-        a.xor(R11, R10);
-        a.shr(R11, ENTRY_SHIFT as u8);
-        a.and_mem(R11, CPU, (VIEW + offset_of!(TlbView, mask)) as i32);
-        a.add_mem(R11, CPU, (VIEW + offset_of!(TlbView, table)) as i32);
-        a.lea(true, RAX, R10, None, len as i32 - 1);
-        a.and_imm(RAX, !PAGE_MASK as i64 as i32);
-        let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
-        a.cmp_mem(RAX, R11, tag as i32);
-        let site = a.jcc(cc::NE);
-        a.add_mem(R10, R11, offset_of!(TlbEntry, addend) as i32);
+        self.a.look_up(len, write);
+        let site = self.a.jcc(cc::NE);
+        self.a.add_mem(R10, R11, tlb::ADDEND);
         let (back, k) = (self.a.at(), self.k);
         self.aside(match miss(len, write) {
             Some(kind) => Cold::Miss { site, back, stub: self.stubs.refill[kind], k, place: None },
@@ -539,11 +508,11 @@ impl<'a> Emitter<'a> {
         let place = self.places.give(self.number, self.k, write);
         let a = &mut self.a;
         a.mov(RAX, R10);
-        a.and_imm(RAX, (!PAGE_MASK | (len.next_power_of_two() - 1)) as i64 as i32);
-        a.add_mem(RAX, CPU, (VIEW + offset_of!(TlbView, place_key)) as i32);
-        a.cmp_mem(RAX, CPU, place + offset_of!(Place, tag) as i32);
+        a.and_imm(RAX, tlb::aligned_page(len) as i32);
+        a.add_mem(RAX, CPU, tlb::PLACE_KEY);
+        a.cmp_mem(RAX, CPU, place + tlb::PLACE_TAG);
         let site = a.jcc(cc::NE);
-        a.add_mem(R10, CPU, place + offset_of!(Place, addend) as i32);
+        a.add_mem(R10, CPU, place + tlb::PLACE_ADDEND);
         let (back, k) = (self.a.at(), self.k);
         self.aside(Cold::Miss { site, back, stub: self.stubs.place[kind], k, place: Some(place) });
     }
@@ -556,7 +525,7 @@ impl<'a> Emitter<'a> {
         self.flags_lost();
         self.a.mov(RAX, R10);
         // What is not aligned may lie on two pages.
-        self.a.and_imm(RAX, (!PAGE_MASK | (len.next_power_of_two() - 1)) as i64 as i32);
+        self.a.and_imm(RAX, tlb::aligned_page(len) as i32);
         self.a.cmp_mem(RAX, CPU, STACK_PAGE);
         let site = self.a.jcc(cc::NE);
         self.a.add_mem(R10, CPU, STACK_ADDEND);
@@ -667,7 +636,7 @@ impl<'a> Emitter<'a> {
         {
             j.set_op_kind(n, OpKind::Memory);
             j.set_memory_base(register(CPU, 8));
-            j.set_memory_displacement64(gpr_at(usize::from(loaded[0].0)) as u64);
+            j.set_memory_displacement64(cpu::gpr(usize::from(loaded[0].0)) as u64);
             j.set_memory_displ_size(8);
             // One that was superfluous counts now.
             j.set_segment_prefix(Register::None);
@@ -720,13 +689,13 @@ impl<'a> Emitter<'a> {
         // The first operand comes first.
         let unread = usize::from(spilled & 1 != 0 && overwrites(i));
         for (n, l) in loaded[..used].iter().enumerate().skip(unread).filter(|(_, l)| l.0 & HIGH == 0) {
-            self.a.load(scratch[n], CPU, gpr_at(usize::from(l.0)));
+            self.a.load(scratch[n], CPU, cpu::gpr(usize::from(l.0)));
         }
         for &(n, _) in &vectors {
             if wide {
-                self.a.vmovups(n, vector_at(n), false);
+                self.a.vmovups(n, cpu::xmm(n.into()), false);
             } else if self.vectors & 1 << n == 0 {
-                self.a.movups(n, CPU, vector_at(n), false);
+                self.a.movups(n, CPU, cpu::xmm(n.into()), false);
             }
             self.vectors |= 1 << n;
         }
@@ -739,9 +708,9 @@ impl<'a> Emitter<'a> {
         }
         for &(n, written) in &vectors {
             if written && i.encoding() == EncodingKind::VEX {
-                self.a.vmovups(n, vector_at(n), true);
+                self.a.vmovups(n, cpu::xmm(n.into()), true);
             } else if written {
-                self.a.movups(n, CPU, vector_at(n), true);
+                self.a.movups(n, CPU, cpu::xmm(n.into()), true);
             }
         }
         if wide {
@@ -750,7 +719,7 @@ impl<'a> Emitter<'a> {
         }
         for (n, l) in loaded[..used].iter().enumerate() {
             if l.1 && l.0 & HIGH == 0 {
-                self.a.store(true, scratch[n], CPU, gpr_at(usize::from(l.0)));
+                self.a.store(true, scratch[n], CPU, cpu::gpr(usize::from(l.0)));
             }
         }
         if modified != 0 {
@@ -800,7 +769,7 @@ impl<'a> Emitter<'a> {
         let narrow = Op { ashift: if r.size() == 4 { 32 } else { op.ashift }, ..*op };
         self.address(&narrow, to);
         if MAP[guest].is_none() {
-            self.a.store(true, to, CPU, gpr_at(guest));
+            self.a.store(true, to, CPU, cpu::gpr(guest));
         }
         Some(())
     }
@@ -937,7 +906,7 @@ impl<'a> Emitter<'a> {
         let to = MAP[guest].unwrap_or(host::RAX);
         self.load_own(to);
         if MAP[guest].is_none() {
-            self.a.store(true, to, CPU, gpr_at(guest));
+            self.a.store(true, to, CPU, cpu::gpr(guest));
         }
         Some(())
     }
@@ -1142,9 +1111,9 @@ impl<'a> Emitter<'a> {
                 Cold::Float { site, back, k, which } => {
                     self.a.lead(site, here as i64);
                     let kind = (FLOAT | BLOCK | u64::from(which)) as i32;
-                    let number = in_context(offset_of!(Context, lin));
+                    let number = in_context(context::LIN);
                     self.a.store_imm(true, self.number as i32, CPU, number);
-                    self.a.store_imm(true, kind, CPU, in_context(offset_of!(Context, kind)));
+                    self.a.store_imm(true, kind, CPU, in_context(context::KIND));
                     let call = self.a.call();
                     self.lead_out(call, self.stubs.float);
                     self.a.test(host::R10);
@@ -1161,14 +1130,14 @@ impl<'a> Emitter<'a> {
                 Cold::Returned { site, k } => {
                     self.a.lead(site, here as i64);
                     let too_much = self.count - k - 1;
-                    self.a.add_mem_imm(CPU, offset_of!(Cpu, icount) as i32, -(too_much as i8));
+                    self.a.add_mem_imm(CPU, cpu::ICOUNT, -(too_much as i8));
                     let site = self.a.jmp();
                     self.lead_out(site, self.stubs.out);
                 }
                 Cold::Event { site, back } => {
                     self.a.lead(site, here as i64);
                     self.a.load32(host::RAX, host::RAX, 0);
-                    self.a.test_mem32(host::RAX, CPU, offset_of!(Cpu, event_mask) as i32);
+                    self.a.test_mem32(host::RAX, CPU, cpu::EVENT_MASK);
                     let masked = self.a.jcc(cc::E);
                     self.a.lead(masked, back as i64);
                     self.leave(self.stubs.event, self.first, 0);

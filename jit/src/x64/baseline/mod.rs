@@ -14,14 +14,14 @@
 //!
 //! As in Cranelift's regions code raises no faults: what is not plain leaves the block before the instruction, and the interpreter executes it.
 //!
-//! A block counts the jumps backwards that lead to it; when those are many, Cranelift may get it ([`Left::Hot`](crate::runtime::Left)). Blocks of a page jump to
+//! A block counts the jumps backwards that lead to it; when those are many, Cranelift may get it ([`Left::Hot`](crate::abi::Left)). Blocks of a page jump to
 //! each other; other jumps go by the table of [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
 mod emit;
 mod x87;
 
+use crate::abi::{CONTEXT, Context, PLACE_MISSES};
 use crate::code::dual_map::{self, Executed, Written};
 use crate::listing::Mark;
-use crate::runtime::{CONTEXT, Context, PLACE_MISSES};
 use crate::x64::instructions;
 use crate::x64::stubs::Stubs;
 use crate::x64::x87::is_direct;

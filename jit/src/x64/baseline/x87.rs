@@ -5,20 +5,17 @@
 //! before what is called, and on the ways out. Where an exception is unmasked the host must not execute any: the
 //! block's are called then ([`Baseline::refuse_x87`](super::Baseline::refuse_x87)).
 use super::emit::{Cold, Emitter};
-use crate::clif::x87::fpu_offset;
-use crate::runtime::Context;
+use crate::abi::{context, cpu, in_context};
 use crate::x64::asm::{CPU, cc, host};
-use crate::x64::stubs::{PAGE_RIP, in_context, in_state};
+use crate::x64::stubs::PAGE_RIP;
 use crate::x64::x87::{MASKS, bytes_of, is_control, is_store, loads_control};
 use iced_x86::{Code, Instruction};
-use mynah_cpu::Cpu;
 use mynah_cpu::host_float::X87;
 use mynah_cpu::op::Op;
-use mynah_cpu::state::{Fpu, Segment, State, seg};
-use std::mem::offset_of;
+use mynah_cpu::state::seg;
 
 /// Where a control word waits, read once, to be loaded.
-const COPY: i32 = in_context(offset_of!(Context, aside));
+const COPY: i32 = in_context(context::ASIDE);
 
 /// The last x87 instruction of a block, not yet stored.
 #[derive(Clone, Copy)]
@@ -32,12 +29,7 @@ pub(super) struct LastX87 {
 }
 
 fn data_at(slot: u8) -> i32 {
-    in_context(offset_of!(Context, x87_data)) + 8 * i32::from(slot)
-}
-
-fn selector_at(segment: u8) -> i32 {
-    let at = offset_of!(State, seg) + usize::from(segment.min(5)) * size_of::<Segment>();
-    in_state(at + offset_of!(Segment, sel))
+    in_context(context::X87_DATA) + 8 * i32::from(slot)
 }
 
 impl Emitter<'_> {
@@ -46,7 +38,7 @@ impl Emitter<'_> {
         if !self.x87 {
             self.save_flags();
             self.flags_lost();
-            self.a.test_mem8(CPU, offset_of!(Cpu, float_live) as i32, X87);
+            self.a.test_mem8(CPU, cpu::FLOAT_LIVE, X87);
             let site = self.a.jcc(cc::E);
             let (back, k) = (self.a.at(), self.k);
             self.aside(Cold::Float { site, back, k, which: X87 });
@@ -139,15 +131,15 @@ impl Emitter<'_> {
         let Some(last) = last else { return };
         self.a.load(host::RAX, CPU, PAGE_RIP);
         self.a.lea(self.long, host::RAX, host::RAX, None, last.here as i32);
-        self.a.store(true, host::RAX, CPU, fpu_offset(offset_of!(Fpu, fip)));
-        self.a.load16(host::RAX, CPU, selector_at(seg::CS as u8));
-        self.a.store16(host::RAX, CPU, fpu_offset(offset_of!(Fpu, fcs)));
-        self.a.store_imm16(last.opcode, CPU, fpu_offset(offset_of!(Fpu, fop)));
+        self.a.store(true, host::RAX, CPU, cpu::FIP);
+        self.a.load16(host::RAX, CPU, cpu::selector(seg::CS as u8));
+        self.a.store16(host::RAX, CPU, cpu::FCS);
+        self.a.store_imm16(last.opcode, CPU, cpu::FOP);
         if let Some((slot, segment)) = last.data {
             self.a.load(host::RAX, CPU, data_at(slot));
-            self.a.store(true, host::RAX, CPU, fpu_offset(offset_of!(Fpu, fdp)));
-            self.a.load16(host::RAX, CPU, selector_at(segment));
-            self.a.store16(host::RAX, CPU, fpu_offset(offset_of!(Fpu, fds)));
+            self.a.store(true, host::RAX, CPU, cpu::FDP);
+            self.a.load16(host::RAX, CPU, cpu::selector(segment));
+            self.a.store16(host::RAX, CPU, cpu::FDS);
         }
     }
 }
