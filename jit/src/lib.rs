@@ -8,7 +8,7 @@
 //!
 //! By stage:
 //!
-//! * `plan`: what is compiled together.
+//! * `instructions`: what is known of each. `plan`: what is compiled together.
 //! * [`clif`]: how it is emitted as Cranelift's intermediate representation, and compiled.
 //! * `x64`: what is made for x86-64 hosts, byte by byte. The *baseline* is there: the tier between, the guest's own
 //!   instructions on other registers. Another host's would be in a folder of its own.
@@ -23,6 +23,7 @@ mod abi;
 mod cache;
 pub mod clif;
 mod code;
+mod instructions;
 mod listing;
 pub mod perf;
 mod plan;

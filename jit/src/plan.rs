@@ -9,7 +9,8 @@
 //! dirty is always live.
 use crate::clif::x87;
 use crate::clif::{AUX, Emit, HIGH, RES, Translator, XMM};
-use crate::host::instructions::emits;
+use crate::host::forms::emits;
+use crate::instructions::{Row, row};
 use iced_x86::{
     Decoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
 };
@@ -471,18 +472,15 @@ enum Use {
 impl Use {
     /// Of an instruction that is emitted. More than it really reads costs a load; less would be noticed by the translator.
     fn of(i: &Instruction, long: bool, info: &mut InstructionInfoFactory) -> Self {
-        use Mnemonic::*;
         let (mut reads, mut writes, mut kills, mut stored): (Set, Set, Set, Set) = (0, 0, 0, 0);
         let vex = i.encoding() == EncodingKind::VEX;
         let wide = (0..i.op_count()).any(|n| i.op_register(n).is_ymm());
-        if matches!(i.mnemonic(), Vzeroupper | Vzeroall) {
+        if matches!(i.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
             let all: Set = if long { 0xffff } else { 0xff };
-            let low = if i.mnemonic() == Vzeroall { all << XMM } else { 0 };
+            let low = if i.mnemonic() == Mnemonic::Vzeroall { all << XMM } else { 0 };
             return Self::Variables { reads: 0, writes: low, kills: low | all << HIGH, stored: all << HIGH };
         }
-        let whole = matches!(i.mnemonic(), Mov | Movzx | Movsx | Movsxd | Lea | Pop | Movbe)
-            || matches!(i.mnemonic(), Movaps | Movapd | Movdqa | Movups | Movupd | Movdqu | Movd | Lddqu)
-            || i.mnemonic() == Imul && i.op_count() == 3;
+        let Row { whole, sets_flags, .. } = row(i);
         for r in info.info(i).used_registers() {
             let vector = r.register().is_vector_register();
             if !r.register().is_gpr() && !vector {
@@ -531,50 +529,9 @@ impl Use {
         kills &= !reads;
         let arithmetic = 0x3f; // OF, SF, ZF, AF, CF, PF as iced-x86 numbers them
         let modified = i.rflags_modified() & arithmetic;
-        let overwrites = matches!(
-            i.mnemonic(),
-            Add | Sub
-                | And
-                | Or
-                | Xor
-                | Cmp
-                | Test
-                | Neg
-                | Mul
-                | Imul
-                | Xadd
-                | Cmpxchg
-                | Bsf
-                | Bsr
-                | Popcnt
-                | Tzcnt
-                | Lzcnt
-                | Andn
-                | Bextr
-                | Blsi
-                | Blsmsk
-                | Blsr
-                | Bzhi
-                | Comiss
-                | Comisd
-                | Ucomiss
-                | Ucomisd
-                | Ptest
-                | Vcomiss
-                | Vcomisd
-                | Vucomiss
-                | Vucomisd
-                | Vptest
-                | Vtestps
-                | Vtestpd
-                | Fcomi
-                | Fcomip
-                | Fucomi
-                | Fucomip
-        );
         if modified != 0 {
             writes |= FLAGS;
-            if overwrites {
+            if sets_flags {
                 kills |= FLAGS;
             } else {
                 reads |= FLAGS;

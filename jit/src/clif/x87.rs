@@ -210,7 +210,7 @@ impl<'a> Translator<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::instructions::emits;
+    use crate::host::forms::emits;
     use iced_x86::Register;
 
     /// What the host would do with the guest's bytes at that very moment, whatever was looked at before.

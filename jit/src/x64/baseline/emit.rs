@@ -1,9 +1,10 @@
 //! The guest's instructions as host instructions, one by one.
 use super::x87::LastX87;
 use crate::abi::{BLOCK, CONTEXT, Context, FLOAT, context, cpu, in_context, tlb};
+use crate::instructions::row;
 use crate::x64::asm::{Asm, CPU, cc, host};
 use crate::x64::features::on_host;
-use crate::x64::instructions::{
+use crate::x64::forms::{
     HIGH, How, condition, general, how, is_aligned, is_second_byte, may_keep_flags, overwrites, vector_how,
     with_memory, writes,
 };
@@ -583,16 +584,9 @@ impl<'a> Emitter<'a> {
         let mut spilled = 0;
         let mut vectors: Vec<(u8, bool)> = Vec::new();
         let mut wide = false;
-        if matches!(
-            i.code(),
-            Code::Blendvps_xmm_xmmm128
-                | Code::Blendvpd_xmm_xmmm128
-                | Code::Pblendvb_xmm_xmmm128
-                | Code::Sha256rnds2_xmm_xmmm128
-        ) {
-            // Not among the operands.
-            vectors.push((0, false));
-        }
+        // Vectors that are not among the operands are read only.
+        let implicit = row(i).implicit.iter().filter(|r| r.is_vector_register());
+        vectors.extend(implicit.map(|r| (r.number() as u8, false)));
         for n in 0..i.op_count() {
             if i.op_kind(n) != OpKind::Register {
                 continue;

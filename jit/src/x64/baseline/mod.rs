@@ -22,7 +22,7 @@ mod x87;
 use crate::abi::{CONTEXT, Context, PLACE_MISSES};
 use crate::code::dual_map::{self, Executed, Written};
 use crate::listing::Mark;
-use crate::x64::instructions;
+use crate::x64::forms;
 use crate::x64::stubs::Stubs;
 use crate::x64::x87::is_direct;
 use emit::Emitter;
@@ -455,7 +455,7 @@ impl Baseline {
                 }
                 // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
                 let known = op.flags & HELPER == 0
-                    || instructions::is_helper(&i)
+                    || forms::is_helper(&i)
                     || is_direct(i.code(), &cpu.model) && cpu.model.allows(&i) && !i.has_lock_prefix();
                 Some((i, known))
             };
