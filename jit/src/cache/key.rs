@@ -3,6 +3,9 @@
 use crate::cache::pack::Realm;
 use crate::clif::compile::Optimize;
 use crate::host::features;
+use goblin::container::Ctx;
+use goblin::elf::program_header::PT_LOAD;
+use goblin::elf::{Elf, ProgramHeader};
 use mynah_cpu::CpuModel;
 use std::fs::File;
 use std::io;
@@ -88,24 +91,19 @@ fn build() -> io::Result<[u8; 32]> {
     Ok(*h.finalize().as_bytes())
 }
 
-/// The parts of an ELF file of 64 bits that are loaded (PT_LOAD): places of their first bytes and of what
-/// follows their last ones.
+/// The parts of an ELF file that are loaded (PT_LOAD): places of their first bytes and of what follows their last ones.
+/// Of the file only the headers are read.
 fn loaded(file: &File) -> Option<Vec<(u64, u64)>> {
     let mut header = [0; 64];
     file.read_exact_at(&mut header, 0).ok()?;
-    let half = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
-    if header[..6] != *b"\x7fELF\x02\x01" || half(54) != 56 {
-        return None;
-    }
-    let table = u64::from_le_bytes(std::array::from_fn(|n| header[32 + n]));
+    let header = Elf::parse_header(&header).ok()?;
+    let context = Ctx::new(header.container().ok()?, header.endianness().ok()?);
+    let count = usize::from(header.e_phnum);
+    let mut table = vec![0; count * ProgramHeader::size(context)];
+    file.read_exact_at(&mut table, header.e_phoff).ok()?;
     let mut parts = vec![(0, 64)];
-    for n in 0..half(56) {
-        let mut entry = [0; 56];
-        file.read_exact_at(&mut entry, table.checked_add(56 * n)?).ok()?;
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| entry[at + n]));
-        if entry[..4] == [1, 0, 0, 0] {
-            parts.push((word(8), word(8).checked_add(word(32))?));
-        }
+    for h in ProgramHeader::parse(&table, 0, count, context).ok()?.iter().filter(|h| h.p_type == PT_LOAD) {
+        parts.push((h.p_offset, h.p_offset.checked_add(h.p_filesz)?));
     }
     // Where nothing is loaded something has been misread.
     (parts.len() > 1).then_some(parts)
