@@ -1,39 +1,20 @@
 //! What generated code calls. It finds the addresses of these functions in the [`Context`].
 use crate::abi::{ACROSS, APART, BLOCK, Context, FLOAT, Left, NO_BLOCK, NO_PAGE, PLACE_MISSES, WRITE};
-use crate::clif::compile::Compiler;
+use crate::clif::stubs::Stubs;
 use mynah_cpu::board::EV_TIER;
 use mynah_cpu::host_float::X87;
 use mynah_cpu::tier::Enter;
 use mynah_cpu::{Cpu, Op};
 use mynah_mmu::PAGE_SIZE;
 
-/// A stub, for who looks inside.
-pub(crate) struct Stub {
-    pub name: &'static str,
-    pub address: *const u8,
-    pub code: Vec<u8>,
-}
-
 impl Context {
-    /// A context with its stubs, which `put` gives places to, and what regions are entered by; without events as
-    /// yet. The stubs' names and code are added to `stubs`. An error says what there is not.
-    pub(crate) fn new(
-        compiler: &mut Compiler,
-        put: &mut dyn FnMut(&[u8]) -> Option<*const u8>,
-        stubs: &mut Vec<Stub>,
-    ) -> Result<(Self, Enter), String> {
-        let mut place = |code: Option<Vec<u8>>, name: &'static str| {
-            let code = code.ok_or_else(|| format!("the {name} stub does not compile"))?;
-            let address = put(&code).ok_or_else(|| format!("no room for the {name} stub"))?;
-            stubs.push(Stub { name, address, code });
-            Ok::<_, String>(address)
-        };
-        let enter = place(compiler.enter_stub(), "entry")?;
+    /// A context with these stubs, and what regions are entered by; without events as yet.
+    pub(crate) fn new(stubs: &Stubs) -> (Self, Enter) {
         let context = Self {
             apart: [0; APART],
-            refill_stub: place(compiler.refill_stub(), "refill")?,
-            fill_stub: place(compiler.fill_stub(), "fill")?,
-            chain_stub: place(compiler.chain_stub(), "chain")?,
+            refill_stub: stubs.refill.address,
+            fill_stub: stubs.fill.address,
+            chain_stub: stubs.chain.address,
             refill,
             run_op,
             events: std::ptr::null(),
@@ -58,8 +39,8 @@ impl Context {
             refused: [NO_BLOCK, 0],
         };
         // SAFETY: the stub was made with this signature.
-        let enter = unsafe { std::mem::transmute::<*const u8, Enter>(enter) };
-        Ok((context, enter))
+        let enter = unsafe { std::mem::transmute::<*const u8, Enter>(stubs.entry.address) };
+        (context, enter)
     }
 
     /// The same for a vCPU with these events.

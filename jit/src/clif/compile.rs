@@ -1,21 +1,14 @@
-//! From a plan to host code: Cranelift with its settings and buffers.
-use crate::abi::{CONTEXT, WRITE, context, cpu, in_context, jumps, tlb};
-use crate::clif::memory::look_up;
+//! From a plan to host code: Cranelift with its settings and buffers. Stubs: [`super::stubs`].
 use crate::clif::primitive::Primitives;
-use crate::clif::{Translator, chain_signature, region_signature, stub_signature};
+use crate::clif::{Translator, region_signature};
 use crate::perf::Symbols;
 use crate::plan::Plan;
 use cranelift_codegen::control::ControlPlane;
-use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{
-    AbiParam, Function, InstBuilder, MemFlagsData, Signature, UserFuncName, Value, types,
-};
+use cranelift_codegen::ir::{Function, UserFuncName};
 use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use mynah_cpu::CpuModel;
-use mynah_cpu::tier::LEFT_NEXT;
-use mynah_mmu::PAGE_MASK;
 use std::sync::Arc;
 
 /// How much Cranelift optimises (its `opt_level`).
@@ -32,9 +25,9 @@ pub enum Optimize {
 
 /// A compiler with its buffers.
 pub(crate) struct Compiler {
-    isa: OwnedTargetIsa,
-    context: cranelift_codegen::Context,
-    builder: FunctionBuilderContext,
+    pub(super) isa: OwnedTargetIsa,
+    pub(super) context: cranelift_codegen::Context,
+    pub(super) builder: FunctionBuilderContext,
     plane: ControlPlane,
     /// Takes the intermediate representation of each region.
     pub ir: Option<crate::tier::Sink>,
@@ -43,13 +36,6 @@ pub(crate) struct Compiler {
     called: Vec<u16>,
     /// Where code from one mark of the plan begins.
     marks: Vec<(u32, u32)>,
-}
-
-/// Tells a region that is about to be entered its ops and RIP.
-fn put_entry(b: &mut FunctionBuilder, cpu: Value, ops: Value, rip: Value) {
-    let plain = MemFlagsData::trusted();
-    b.ins().store(plain, ops, cpu, in_context(context::OPS));
-    b.ins().store(plain, rip, cpu, in_context(context::RIP));
 }
 
 impl Compiler {
@@ -65,7 +51,8 @@ impl Compiler {
             ("opt_level", level),
             ("enable_verifier", "false"),
             ("unwind_info", "false"),
-            ("is_pic", "true"),
+            // No code refers to symbols, so it is position-independent; a `JITModule` wants it so.
+            ("is_pic", "false"),
             // Tail calls need them.
             ("preserve_frame_pointers", "true"),
         ];
@@ -121,163 +108,20 @@ impl Compiler {
         &self.called
     }
 
-    /// The host code of the stub that translates an address and keeps all registers: from the TLB if it is there (it may well be: code asks also where an
-    /// access has left the page of an earlier one), else by `fill_stub`.
-    pub fn refill_stub(&mut self) -> Option<Vec<u8>> {
-        self.stub(|b, cpu| {
-            let (t, plain) = (types::I64, MemFlagsData::trusted());
-            let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
-            let lin = b.ins().load(t, plain, context, context::LIN);
-            let kind = b.ins().load(t, plain, context, context::KIND);
-            let [writes, reads, found, missed] = std::array::from_fn(|_| b.create_block());
-            let write = b.ins().band_imm_u(kind, WRITE as i64);
-            b.ins().brif(write, writes, &[], reads, &[]);
-            let mut entry = None;
-            for (block, write) in [(writes, true), (reads, false)] {
-                b.switch_to_block(block);
-                // The length is not known here, so the last byte is left to the comparison below.
-                let (hit, e) = look_up(b, (plain, plain), cpu, lin, lin, 1, write);
-                let found_entry = *entry.get_or_insert_with(|| b.append_block_param(found, t));
-                debug_assert_eq!(b.block_params(found), [found_entry]);
-                b.ins().brif(hit, found, &[e.into()], missed, &[]);
-            }
-            let entry = entry?;
-            b.switch_to_block(found);
-            let within = b.create_block();
-            let low = b.ins().band_imm_u(lin, PAGE_MASK as i64);
-            let len = b.ins().band_imm_u(kind, 0xff);
-            let end = b.ins().iadd(low, len);
-            let inside = b.ins().icmp_imm_u(IntCC::UnsignedLessThanOrEqual, end, PAGE_MASK as i64 + 1);
-            b.ins().brif(inside, within, &[], missed, &[]);
-            b.switch_to_block(within);
-            let addend = b.ins().load(t, plain, entry, tlb::ADDEND);
-            let host = b.ins().iadd(lin, addend);
-            b.ins().store(plain, host, context, context::HOST);
-            b.ins().store(plain, host, context, context::DATA);
-            b.ins().return_(&[]);
-            b.switch_to_block(missed);
-            let signature = b.import_signature(stub_signature());
-            let stub = b.ins().load(t, plain, context, context::FILL_STUB);
-            b.ins().call_indirect(signature, stub, &[cpu]);
-            b.ins().return_(&[]);
-            Some(())
-        })
-    }
-
-    /// The host code of the stub that calls [`crate::runtime::refill`] and keeps all registers.
-    pub fn fill_stub(&mut self) -> Option<Vec<u8>> {
-        let mut callee = Signature::new(self.isa.default_call_conv());
-        self.stub(|b, cpu| {
-            let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
-            callee.params.push(AbiParam::new(types::I64));
-            callee.returns.push(AbiParam::new(types::I64));
-            let callee = b.import_signature(callee);
-            let plain = MemFlagsData::trusted();
-            let function = b.ins().load(types::I64, plain, context, context::REFILL);
-            let call = b.ins().call_indirect(callee, function, &[cpu]);
-            let host = b.inst_results(call)[0];
-            b.ins().store(plain, host, context, context::HOST);
-            b.ins().return_(&[]);
-            Some(())
-        })
-    }
-
-    fn stub(&mut self, body: impl FnOnce(&mut FunctionBuilder, Value) -> Option<()>) -> Option<Vec<u8>> {
-        self.context.clear();
-        self.context.func = Function::with_name_signature(UserFuncName::default(), stub_signature());
-        let mut b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-        let entry = b.create_block();
-        b.append_block_params_for_function_params(entry);
-        b.switch_to_block(entry);
-        let cpu = *b.block_params(entry).first()?;
-        body(&mut b, cpu)?;
-        b.seal_all_blocks();
-        b.finalize(self.isa.frontend_config());
-        self.finish(&Primitives::default())
-    }
-
-    /// The host code of the function that regions are entered by, a [`mynah_cpu::tier::Enter`].
-    pub fn enter_stub(&mut self) -> Option<Vec<u8>> {
-        self.context.clear();
-        let mut signature = Signature::new(self.isa.default_call_conv());
-        signature.params.extend([AbiParam::new(types::I64); 4]);
-        signature.returns.push(AbiParam::new(types::I32));
-        self.context.func = Function::with_name_signature(UserFuncName::default(), signature);
-        let mut b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-        let callee = b.import_signature(region_signature());
-        let entry = b.create_block();
-        b.append_block_params_for_function_params(entry);
-        b.switch_to_block(entry);
-        b.seal_block(entry);
-        let &[cpu, ops, rip, code] = b.block_params(entry) else { return None };
-        put_entry(&mut b, cpu, ops, rip);
-        let call = b.ins().call_indirect(callee, code, &[cpu]);
-        let left = b.inst_results(call)[0];
-        b.ins().return_(&[left]);
-        b.finalize(self.isa.frontend_config());
-        self.finish(&Primitives::default())
-    }
-
-    /// The host code of the stub that goes on with the code at an address if there is some and no event is pending, and else leaves.
-    pub fn chain_stub(&mut self) -> Option<Vec<u8>> {
-        self.context.clear();
-        self.context.func = Function::with_name_signature(UserFuncName::default(), chain_signature());
-        let mut b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-        let region = b.import_signature(region_signature());
-        let entry = b.create_block();
-        let (other, found, on, out) =
-            (b.create_block(), b.create_block(), b.create_block(), b.create_block());
-        b.append_block_params_for_function_params(entry);
-        b.switch_to_block(entry);
-        let &[cpu, rip] = b.block_params(entry) else { return None };
-        let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
-        let (t, plain) = (types::I64, MemFlagsData::trusted());
-        let table = b.ins().load(t, plain, cpu, jumps::TABLE);
-        let high = b.ins().ushr_imm_u(rip, i64::from(jumps::SHIFT));
-        let index = b.ins().bxor(rip, high);
-        let index = b.ins().band_imm_u(index, i64::from(jumps::MASK));
-        let index = b.ins().ishl_imm_u(index, i64::from(jumps::ENTRY_SHIFT));
-        let jump = b.ins().iadd(table, index);
-        let lin = b.ins().load(t, plain, jump, jumps::LIN);
-        let same = b.ins().icmp(IntCC::Equal, lin, rip);
-        b.ins().brif(same, other, &[], out, &[]);
-        b.switch_to_block(other);
-        let tag = b.ins().load(t, plain, jump, jumps::TAG);
-        let half = b.ins().ushr_imm_u(rip, 63);
-        let half = b.ins().ishl_imm_u(half, 3);
-        let half = b.ins().iadd(cpu, half);
-        let now = b.ins().load(t, plain, half, jumps::TAGS);
-        let same = b.ins().icmp(IntCC::Equal, tag, now);
-        b.ins().brif(same, found, &[], out, &[]);
-        b.switch_to_block(found);
-        let events = b.ins().load(t, plain, context, context::EVENTS);
-        let pending = b.ins().load(types::I32, plain, events, 0);
-        let mask = b.ins().load(types::I32, plain, cpu, cpu::EVENT_MASK);
-        let hit = b.ins().band(pending, mask);
-        b.ins().brif(hit, out, &[], on, &[]);
-        b.switch_to_block(on);
-        let code = b.ins().load(t, plain, jump, jumps::CODE);
-        let ops = b.ins().load(t, plain, jump, jumps::OPS);
-        put_entry(&mut b, cpu, ops, rip);
-        b.ins().return_call_indirect(region, code, &[cpu]);
-        b.set_cold_block(out);
-        b.switch_to_block(out);
-        b.ins().store(plain, rip, cpu, cpu::RIP);
-        let left = b.ins().iconst(types::I32, LEFT_NEXT as i64);
-        b.ins().return_(&[left]);
-        b.seal_all_blocks();
-        b.finalize(self.isa.frontend_config());
-        self.finish(&Primitives::default())
+    /// Verifies the function in the context, in builds that are for that.
+    pub(super) fn verify(&self) -> Option<()> {
+        if cfg!(debug_assertions)
+            && let Err(e) = self.context.verify(&*self.isa)
+        {
+            tracing::error!("a function is not as it must be: {e:?}");
+            return None;
+        }
+        Some(())
     }
 
     /// Compiles the function in the context.
     fn finish(&mut self, primitives: &Primitives) -> Option<Vec<u8>> {
-        if cfg!(debug_assertions)
-            && let Err(e) = self.context.verify(&*self.isa)
-        {
-            tracing::error!("a region is not as it must be: {e:?}");
-            return None;
-        }
+        self.verify()?;
         primitives.finish_signatures(&mut self.context.func);
         let (bytes, relocs) = match self.context.compile(&*self.isa, &mut self.plane) {
             Ok(code) => {
@@ -295,5 +139,3 @@ impl Compiler {
         primitives.link(&self.context.func, &relocs, bytes)
     }
 }
-
-const _: () = assert!(WRITE > 0xff);

@@ -11,6 +11,7 @@ mod exec;
 pub(crate) mod float;
 mod memory;
 pub(crate) mod primitive;
+pub(crate) mod stubs;
 mod vector;
 pub(crate) mod x87;
 

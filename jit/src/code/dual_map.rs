@@ -124,6 +124,12 @@ impl Written {
 }
 
 impl Executed {
+    /// Where that is executed which is written at an address of the other view.
+    pub fn of_written(&self, written: *const u8) -> Option<*const u8> {
+        let offset = written.addr().checked_sub(self.0.write.addr())?;
+        (offset < self.0.len).then(|| self.address(offset))
+    }
+
     /// The address of a byte.
     pub fn address(&self, offset: usize) -> *const u8 {
         debug_assert!(offset <= self.0.len);

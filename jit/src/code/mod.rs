@@ -5,6 +5,7 @@
 //! as much as the budget allows, the oldest one is given up with all the code in it: it is unmapped as soon as nobody
 //! keeps a piece of it.
 pub(crate) mod dual_map;
+pub(crate) mod provider;
 
 use dual_map::{Executed, Written};
 use parking_lot::Mutex;

@@ -24,13 +24,13 @@ use crate::cache::{Cache, SHARES};
 pub use crate::cache::{Folder, LIMIT};
 use crate::clif::compile::Compiler;
 pub use crate::clif::compile::Optimize;
-use crate::code::Segment;
+use crate::code::dual_map::{self, Executed};
+use crate::code::provider::Provider;
 use crate::host::baseline::{self, Baseline};
 use crate::host::x87::is_x87_number;
 use crate::listing::{Mark, host_code};
 use crate::perf::{Perf, Symbols};
 use crate::plan::Plan;
-use crate::runtime::Stub;
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::block::{Block, ModeKey};
 use mynah_cpu::tier::{Compiled, Enter, Recorded, Tier};
@@ -261,7 +261,7 @@ pub struct Engine {
     pool: Option<Arc<Pool>>,
     context: Context,
     enter: Enter,
-    stubs: Arc<Segment>,
+    stubs: Arc<Executed>,
 }
 
 // SAFETY: the pointers in `context` and `enter` lead to code that `stubs` keeps, and to functions.
@@ -282,16 +282,10 @@ impl Engine {
         }
         let memory = |e| format!("no executable memory: {e}");
         let mut compiler = Compiler::new(options.optimize)?;
-        let stubs = Segment::new(STUBS, options.split_wx).map_err(memory)?;
-        let mut used = 0;
-        let mut put = |code: &[u8]| {
-            let end = used + code.len();
-            let at = std::mem::replace(&mut used, end.next_multiple_of(16));
-            (end <= STUBS).then(|| stubs.put(at, code).address())
-        };
-        let mut named: Vec<Stub> = Vec::new();
-        let (context, enter) = Context::new(&mut compiler, &mut put, &mut named)?;
-        for stub in &named {
+        let (write, execute) = dual_map::map(STUBS, options.split_wx).map_err(memory)?;
+        let stubs = compiler.stubs(Provider::new(write), &execute)?;
+        let (context, enter) = Context::new(&stubs);
+        for stub in [stubs.entry, stubs.refill, stubs.fill, stubs.chain] {
             if let Some(perf) = &options.inside.perf {
                 perf.stub(stub.address, &stub.code, stub.name);
             }
@@ -352,7 +346,7 @@ impl Engine {
             pool,
             context,
             enter,
-            stubs,
+            stubs: Arc::new(execute),
         })
     }
 
@@ -406,7 +400,7 @@ pub struct Translating {
     context: Option<Context>,
     enter: Enter,
     /// What `context` and `enter` lead to.
-    _stubs: Arc<Segment>,
+    _stubs: Arc<Executed>,
     /// What blocks have code of.
     installed: FxHashMap<(u64, u32), Arc<Region>>,
     /// How often the store had given up code when it was looked at last.

@@ -1,0 +1,41 @@
+//! Memory for code as cranelift-jit wants it.
+use super::dual_map::Written;
+use cranelift_jit::{BranchProtection, JITMemoryKind, JITMemoryProvider};
+use cranelift_module::ModuleResult;
+use std::io;
+
+/// Alignment of a function, if it wants no more.
+const ALIGN: usize = 16;
+
+/// The view of a memory to write code by, for a module that fills it. What it writes can be executed at the other
+/// view's addresses all the time, and stays as long as that view.
+pub(crate) struct Provider {
+    write: Written,
+    used: usize,
+}
+
+impl Provider {
+    pub fn new(write: Written) -> Self {
+        Self { write, used: 0 }
+    }
+}
+
+impl JITMemoryProvider for Provider {
+    fn allocate(&mut self, size: usize, align: u64, kind: JITMemoryKind) -> io::Result<*mut u8> {
+        if !matches!(kind, JITMemoryKind::Executable) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "memory for code only"));
+        }
+        let at = self.used.next_multiple_of(ALIGN.max(align as usize));
+        let end = at.checked_add(size).filter(|&end| size > 0 && end <= self.write.len());
+        self.used = end.ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(self.write.at(at))
+    }
+
+    /// The pages go with the last of their views.
+    unsafe fn free_memory(&mut self) {}
+
+    /// Nothing is to be protected: who writes has an address of its own. x86 sees what was written.
+    fn finalize(&mut self, _: BranchProtection) -> ModuleResult<()> {
+        Ok(())
+    }
+}
