@@ -9,6 +9,7 @@ pub mod clock;
 pub mod device;
 pub mod dma;
 pub mod edu;
+pub mod event_loop;
 pub mod events;
 mod host_time;
 pub mod input;
