@@ -15,7 +15,7 @@
 //!
 //! Locks: `state` is held while input is taken apart and handed to the guest's receiver (which keeps its
 //! order), never while a hook or the monitor runs. A receiver must not call the mux from `receive`.
-use super::monitor::{QUEUE, Session, cooked};
+use super::monitor::{Item, QUEUE, Seat, Session, cooked, work};
 use super::{Chardev, Event, Monitor, Receiver};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::VecDeque;
@@ -96,7 +96,7 @@ impl Mux {
     }
 
     /// All devices are plugged in: if none reads what is typed here, the monitor does from the start.
-    pub fn start(&self) {
+    pub fn start(self: &Arc<Self>) {
         let Some(monitor) = self.hooks.read().monitor.clone() else { return };
         {
             let mut state = self.state.lock();
@@ -105,11 +105,10 @@ impl Mux {
             }
             state.focus = Focus::Monitor;
             let typed: Vec<u8> = state.queue.drain(..).collect();
+            self.session.add([Item::Say(monitor.greeting().to_owned()), Item::Prompt]);
             self.session.push(&typed);
         }
-        self.print(monitor.greeting());
-        self.print(monitor.prompt());
-        self.work();
+        work(self);
     }
 
     /// What Ctrl-A X does. It runs on the terminal's thread: it should ask the machine to stop and return.
@@ -188,14 +187,7 @@ impl Mux {
         }
     }
 
-    /// Has the monitor look at what was typed for it.
-    fn work(&self) {
-        if let Some(monitor) = self.hooks.read().monitor.clone() {
-            self.session.work(&*self.line, &*monitor, || self.state.lock().focus == Focus::Monitor);
-        }
-    }
-
-    fn act(&self, action: Action) {
+    fn act(self: &Arc<Self>, action: Action) {
         match action {
             Action::Help => self.session.print(&*self.line, &self.help()),
             Action::Quit => {
@@ -218,29 +210,44 @@ impl Mux {
                 }
             }
             Action::Switch => {
-                let Some(monitor) = self.hooks.read().monitor.clone() else {
+                if self.hooks.read().monitor.is_none() {
                     self.print("\nThere is no monitor here.\n");
                     return;
-                };
+                }
                 let mut state = self.state.lock();
+                // Behind what was typed before.
                 if state.focus == Focus::Guest {
                     state.focus = Focus::Monitor;
-                    drop(state);
-                    self.print(&format!(
-                        "\nMynah monitor: 'help' lists commands, {} c goes back\n",
-                        self.escape_name()
-                    ));
-                    self.print(monitor.prompt());
+                    let e = self.escape_name();
+                    let text = format!("\nMynah monitor: 'help' lists commands, {e} c goes back\n");
+                    self.session.add([Item::Say(text), Item::Prompt]);
                 } else if state.guest.is_some() {
                     state.focus = Focus::Guest;
-                    drop(state);
-                    self.work();
-                    self.session.clear_line();
-                    self.print("\n");
+                    self.session.add([Item::Forget, Item::Say("\n".to_owned())]);
                 }
+                drop(state);
+                work(self);
             }
-            Action::Monitor => self.work(),
+            Action::Monitor => work(self),
         }
+    }
+}
+
+impl Seat for Mux {
+    fn session(&self) -> &Session {
+        &self.session
+    }
+
+    fn line(&self) -> &dyn Chardev {
+        &*self.line
+    }
+
+    fn monitor(&self) -> Option<Arc<dyn Monitor>> {
+        self.hooks.read().monitor.clone()
+    }
+
+    fn prompts(&self) -> bool {
+        self.state.lock().focus == Focus::Monitor
     }
 }
 
@@ -318,17 +325,13 @@ impl Receiver for Typed {
             }
         }
         Mux::deliver(&mut mux.state.lock());
-        mux.work();
+        work(&mux);
     }
 
     fn writable(&self) {
         let Some(mux) = self.0.upgrade() else { return };
         // The monitor first: a guest may take all the room that there is.
-        let full = mux.session.room() == 0;
-        mux.work();
-        if full {
-            mux.line.accept_input();
-        }
+        work(&mux);
         let guest = mux.state.lock().guest.clone();
         if let Some(guest) = guest {
             guest.writable();
@@ -346,7 +349,7 @@ impl Receiver for Typed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chardev::monitor::tests::Upper;
+    use crate::chardev::monitor::tests::{Upper, Waits, wait_for};
     use crate::chardev::testing::{Loose, Sink};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -483,6 +486,31 @@ mod tests {
         assert!(line.reserve.lock().len() < 200 << 10, "what the monitor says in vain is bounded");
         let mux_holds = mux.state.lock().queue.len();
         assert_eq!(mux_holds, QUEUE);
+    }
+
+    #[test]
+    fn ctrl_a_x_is_heard_behind_a_command_that_waits() {
+        let (line, mux, guest) = setup(100);
+        let (waits, begins, go_on) = Waits::new();
+        mux.set_monitor(waits);
+        let quits = Arc::new(AtomicUsize::new(0));
+        let q = quits.clone();
+        mux.set_quit(move || {
+            q.fetch_add(1, Ordering::SeqCst);
+        });
+        line.receiver().receive(b"\x01c");
+        line.take();
+        line.receiver().receive(b"long\r");
+        assert_eq!(begins.recv().unwrap(), "long");
+        wait_for(&line, "long\r\n");
+        // The guest is there too.
+        line.receiver().receive(b"half\x01cguest");
+        assert_eq!(*guest.got.lock(), b"guest");
+        line.receiver().receive(b"\x01x");
+        assert_eq!(quits.load(Ordering::SeqCst), 1);
+        wait_for(&line, "\r\n");
+        go_on.send(()).unwrap();
+        wait_for(&line, "LONG\r\nhalf\r\n");
     }
 
     #[test]
