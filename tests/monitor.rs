@@ -4,8 +4,10 @@ mod kit;
 
 use iced_x86::code_asm::*;
 use kit::*;
-use std::io::{Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -247,6 +249,94 @@ fn standard_input_and_output_are_a_monitor_too() {
         );
         assert!(said.ends_with(&expected), "{said}");
     }
+}
+
+#[test]
+fn a_file_that_cannot_be_waited_for_is_typed_in_all_the_same() {
+    let folder = Folder::new("typed");
+    let kernel = folder.file("k", &Guest::new(&spin).image());
+    // More than is taken at once, and more answers than are held for who does not read.
+    let typed = "info version\n".repeat(3000) + "q\n";
+    let mut args = QUIET.to_vec();
+    args.extend(["-kernel", &kernel, "-serial", "null", "-monitor", "stdio"]);
+    let input = File::open(folder.file("typed", typed.as_bytes())).unwrap();
+    let mut mynah = Running::start(command(&args).stdin(input).stdout(Stdio::piped()));
+    let said = lines(mynah.0.stdout.take().unwrap());
+    assert_eq!(mynah.ended(PATIENCE).expect("an end").code(), Some(0));
+    let answers = said.iter().filter(|line| *line == env!("CARGO_PKG_VERSION")).count();
+    assert_eq!(answers, 3000);
+    // At its end there is no more input, and the machine goes on: it is ended elsewhere.
+    let socket = folder.path("m");
+    let monitor = format!("unix:{socket},server,nowait");
+    args.extend(["-monitor", &monitor]);
+    let mut mynah = Running::start(command(&args).stdin(Stdio::null()).stdout(Stdio::null()));
+    let mut m = Client::at(&socket);
+    assert_eq!(m.ask("info status"), "VM status: running\n");
+    m.send("quit");
+    assert_eq!(mynah.ended(PATIENCE).expect("an end").code(), Some(0));
+}
+
+#[test]
+fn a_pseudo_terminal_is_a_monitor_too() {
+    let folder = Folder::new("pty");
+    let kernel = folder.file("k", &Guest::new(&spin).image());
+    let mut args = QUIET.to_vec();
+    args.extend(["-kernel", &kernel, "-serial", "null", "-monitor", "pty"]);
+    let mut mynah = Running::start(command(&args).stdin(Stdio::null()).stderr(Stdio::piped()));
+    let mut said = BufReader::new(mynah.0.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    let path = line.trim_end().split_once("char device redirected to ").expect(&line).1.to_owned();
+    // Not the terminal of whoever runs the tests.
+    let terminal =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path).unwrap();
+    let (mut m, greeting) = Client::new(terminal, "(mynah) ");
+    assert!(greeting.contains("monitor - type 'help' for more information"), "{greeting}");
+    assert_eq!(
+        m.ask("info chardev"),
+        format!("serial0: filename=null\ncompat_monitor0: filename=pty:{path}\n")
+    );
+    assert_eq!(m.ask("stop"), "");
+    assert_eq!(m.ask("info status"), "VM status: paused\n");
+    m.send("quit");
+    assert_eq!(mynah.ended(PATIENCE).expect("an end").code(), Some(0));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_machine_with_four_consoles_has_as_many_threads_as_with_one() {
+    let folder = Folder::new("threads");
+    let (kernel, socket) = (folder.file("k", &Guest::new(&counts).image()), folder.path("m"));
+    let monitor = format!("unix:{socket},server,nowait");
+    let threads_with = |consoles: usize| {
+        let paths: Vec<String> = (0..consoles).map(|n| folder.path(&format!("s{n}"))).collect();
+        let serials: Vec<String> = paths.iter().map(|path| format!("unix:{path},server,nowait")).collect();
+        let mut args = QUIET.to_vec();
+        args.extend(["-S", "-kernel", &kernel, "-monitor", &monitor]);
+        args.extend(serials.iter().flat_map(|serial| ["-serial", serial]));
+        let mut mynah = Running::start(&mut command(&args));
+        let mut m = Client::at(&socket);
+        let mut clients: Vec<_> = paths.iter().map(|path| connect(path)).collect();
+        wait_for("clients", || (!m.ask("info chardev").contains("disconnected")).then_some(()));
+        m.ask("cont");
+        let mut up = [0; 3];
+        clients[0].read_exact(&mut up).unwrap();
+        assert_eq!(&up, b"up\n");
+        let names = wait_for("idle monitor", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", mynah.0.id())).unwrap();
+            let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
+            let mut names: Vec<String> = tasks.flatten().filter_map(name).collect();
+            names.sort();
+            // The thread of a monitor's command ends when that has been answered.
+            (!names.iter().any(|name| name == "mynah-monitor\n")).then_some(names)
+        });
+        m.send("quit");
+        assert_eq!(mynah.ended(PATIENCE).expect("an end").code(), Some(0));
+        names
+    };
+    let (one, four) = (threads_with(1), threads_with(4));
+    assert_eq!(one, four);
+    assert_eq!(one.iter().filter(|name| *name == "mynah-events\n").count(), 1, "{one:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::config::{CharBackend, CharTarget, Config, FwCfgData, exit_code};
 use anyhow::{Context, bail};
 use mynah_devices::chardev::{Chardev, ChardevError, Host, MonitorLine, Mux, spec};
 use mynah_devices::dma::Dma;
+use mynah_devices::event_loop::EventLoop;
 use mynah_devices::kind::Site;
 use mynah_devices::misc::debugcon::{self, Debugcon};
 use mynah_devices::misc::fw_cfg::{FwCfg, key};
@@ -54,21 +55,25 @@ pub struct Consoles {
 }
 
 impl Consoles {
-    /// Opens what `cfg` asks for and plugs in the serial ports.
-    pub fn open(cfg: &Config, board: &mut Board, machine: &Handle) -> anyhow::Result<Self> {
+    /// Opens what `cfg` asks for, to be served by `events`, and plugs in the serial ports.
+    pub fn open(
+        cfg: &Config,
+        board: &mut Board,
+        machine: &Handle,
+        events: &Arc<EventLoop>,
+    ) -> anyhow::Result<Self> {
         let program = cfg.program.clone();
         let shown = program.clone();
         let failing = machine.power().clone();
-        let host = Host {
-            on_error: Arc::new(move |e| match e {
-                // Without its console a run says nothing to anyone: it ends, so that the caller knows.
-                ChardevError::Write { ref target, .. } if target == "standard output" => {
-                    failing.fail(format!("{e}"));
-                }
-                e => crate::cli::say(&program, &format!("{e}")),
-            }),
-            announce: Arc::new(move |line| crate::cli::say(&shown, line)),
-        };
+        let mut host = Host::new(events.clone());
+        host.on_error = Arc::new(move |e| match e {
+            // Without its console a run says nothing to anyone: it ends, so that the caller knows.
+            ChardevError::Write { ref target, .. } if target == "standard output" => {
+                failing.fail(format!("{e}"));
+            }
+            e => crate::cli::say(&program, &format!("{e}")),
+        });
+        host.announce = Arc::new(move |line| crate::cli::say(&shown, line));
         let mut all = Self {
             lines: Vec::new(),
             serials: Vec::new(),

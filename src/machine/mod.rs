@@ -24,6 +24,7 @@ use board::Board;
 use ending::{Ending, GRACE};
 use mynah_cpu::trace::{self, Trace};
 use mynah_cpu::{Cpu, CpuModel, World};
+use mynah_devices::event_loop::EventLoop;
 use mynah_jit::perf::Symbols;
 use mynah_jit::tier::{Engine, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
@@ -149,7 +150,8 @@ impl Machine {
         let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), power, &handles)?;
         power.connect_clock(board.clock.clone());
         power.connect_button(&board.pm);
-        let mut consoles = console::Consoles::open(&cfg, &mut board, &handle)?;
+        let events = Arc::new(EventLoop::new().context("cannot start the event loop")?);
+        let mut consoles = console::Consoles::open(&cfg, &mut board, &handle, &events)?;
         let fw_cfg = console::attach_extra(&cfg, &mut board, &handle, &mut consoles)?;
         boot.fill(&cfg, &fw_cfg, &board)?;
         let board = Arc::new(board);

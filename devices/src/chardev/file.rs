@@ -1,11 +1,12 @@
 //! `file:PATH`: output goes to a file, which is emptied first (or appended to); there is no input.
-use super::pump::{Ends, Line, Pump, chardev_by_pump};
+use super::pump::{Ends, Line, Output, Pump, chardev_by_pump};
 use super::{ChardevError, Host};
-use std::fs::{File, OpenOptions};
+use crate::event_loop::Descriptor;
+use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// An output file.
 pub struct FileSink {
@@ -14,7 +15,7 @@ pub struct FileSink {
 }
 
 struct FileLine {
-    file: Option<File>,
+    file: Option<Descriptor>,
     path: String,
 }
 
@@ -35,9 +36,16 @@ impl FileSink {
         };
         let file = opened.map_err(|cause| ChardevError::Open { path: path.to_owned(), cause })?;
         let target = format!("'{}'", path.display());
+        // What is no FIFO and no terminal cannot be waited for, and a write to it waits for a disk.
+        let plain = file.metadata().is_ok_and(|m| m.is_file());
+        let file: Descriptor = Arc::new(file);
+        let output = if !plain && host.events.can_wait_for(&file) {
+            Output::Polled
+        } else {
+            Output::Waits(file.clone(), host.files.clone())
+        };
         let line = FileLine { file: Some(file), path: target.clone() };
-        let on_error = host.on_error.clone();
-        let pump = Pump::start("chardev-file", target, Box::new(line), true, on_error)?;
+        let pump = Pump::start(target, Box::new(line), true, output, host)?;
         Ok(Self { pump, path: path.to_owned() })
     }
 }
@@ -50,7 +58,7 @@ impl FileSink {
 
 impl Line for FileLine {
     fn ends(&mut self) -> Ends {
-        Ends { output: self.file.as_ref().map(AsRawFd::as_raw_fd), ..Ends::default() }
+        Ends { output: self.file.clone(), ..Ends::default() }
     }
     fn input_ended(&mut self, _: Option<io::Error>) -> Option<ChardevError> {
         None
@@ -69,7 +77,6 @@ mod tests {
     use crate::chardev::testing::Sink;
     use crate::chardev::{Chardev, PATIENCE};
     use parking_lot::Mutex;
-    use std::sync::Arc;
     use std::time::Instant;
 
     fn path(name: &str) -> std::path::PathBuf {

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! `Spec` is parsed from what `-serial` and `-debugcon` take in QEMU; `Spec::open` makes the backend.
-//! Backends on descriptors share one design (`pump`): a bounded buffer and a thread that polls. `Mux` sits
+//! Backends on descriptors share one design (`pump`): a bounded buffer, and the event loop, which all have together; what
+//! may wait is done by threads (standard output, files, a monitor's commands). `Mux` sits
 //! between a guest's line and a backend and gives the user the Ctrl-A commands; a `MonitorLine` is a monitor
 //! that has a backend for itself. On purpose absent: telnet and websocket framing, TLS, `vc`, spice, Braille.
 //!
@@ -14,6 +15,7 @@
 //! what it has as its hardware would, and is called when there is room again. One without (the debug console)
 //! has a reserve, and slows down for a while if the other side is slow but does read. What goes beyond is
 //! lost, counted, and said once.
+use crate::event_loop::EventLoop;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ mod pump;
 pub mod socket;
 pub mod spec;
 pub mod stdio;
+mod worker;
 
 pub use monitor::{Monitor, MonitorLine};
 pub use mux::Mux;
@@ -48,7 +51,7 @@ pub enum Event {
     Break,
 }
 
-/// The device's side of a line. A backend calls its methods on one thread of its own.
+/// The device's side of a line. A backend calls its methods on the event loop's thread, so none may wait.
 pub trait Receiver: Send + Sync {
     /// How many bytes `receive` would take now.
     fn can_receive(&self) -> usize;
@@ -106,19 +109,32 @@ pub trait Chardev: Send + Sync {
 /// What a backend may ask of its surroundings.
 #[derive(Clone)]
 pub struct Host {
-    /// Is called, once for each failure, from the backend's thread.
+    /// What waits for descriptors.
+    pub events: Arc<EventLoop>,
+    /// Is called, once for each failure, from a thread that may wait.
     pub on_error: Arc<dyn Fn(ChardevError) + Send + Sync>,
     /// Shows the user a line: the path of a pty, a socket that waits for its client.
     pub announce: Arc<dyn Fn(&str) + Send + Sync>,
+    /// What writes to files.
+    files: Arc<worker::Worker>,
 }
 
-impl Default for Host {
-    /// Errors and announcements go to the log.
-    fn default() -> Self {
+impl Host {
+    /// Backends that `events` serves; errors and announcements go to the log.
+    pub fn new(events: Arc<EventLoop>) -> Self {
         Self {
+            events,
             on_error: Arc::new(|e| tracing::warn!("{e}")),
             announce: Arc::new(|line| tracing::info!("{line}")),
+            files: Arc::new(worker::Worker::new("mynah-files")),
         }
+    }
+}
+
+#[cfg(test)]
+impl Default for Host {
+    fn default() -> Self {
+        Self::new(Arc::new(EventLoop::new().unwrap()))
     }
 }
 
@@ -209,8 +225,8 @@ pub enum ChardevError {
         /// Why.
         cause: io::Error,
     },
-    /// The backend's thread cannot be started.
-    #[error("cannot start the thread of {name}: {cause}")]
+    /// The thread that writes cannot be started.
+    #[error("cannot start the thread that writes to {name}: {cause}")]
     Thread {
         /// The backend.
         name: String,

@@ -3,11 +3,13 @@
 //!
 //! A master without a slave polls as hung up for ever, so its state is asked again a few times a second until
 //! someone opens it.
-use super::pump::{Ends, Line, Pump, chardev_by_pump};
+use super::pump::{Ends, Line, Output, Pump, chardev_by_pump};
 use super::{ChardevError, Host};
+use crate::event_loop::Descriptor;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often to ask whether someone has opened the slave.
@@ -20,7 +22,7 @@ pub struct Pty {
 }
 
 struct PtyLine {
-    master: OwnedFd,
+    master: Descriptor,
     /// Writing has failed for another reason than a closed slave.
     dead: bool,
 }
@@ -30,9 +32,9 @@ impl Pty {
     pub fn open(host: &Host) -> Result<Self, ChardevError> {
         let (master, path) = create().map_err(ChardevError::Pty)?;
         (host.announce)(&format!("char device redirected to {path}"));
-        let line = PtyLine { master, dead: false };
-        let on_error = host.on_error.clone();
-        Ok(Self { pump: Pump::start("chardev-pty", path.clone(), Box::new(line), false, on_error)?, path })
+        let line = PtyLine { master: Arc::new(master), dead: false };
+        let pump = Pump::start(path.clone(), Box::new(line), false, Output::Polled, host)?;
+        Ok(Self { pump, path })
     }
 
     /// The slave's path, for another program to open.
@@ -93,7 +95,7 @@ fn create() -> io::Result<(OwnedFd, String)> {
 impl PtyLine {
     /// Whether someone has the slave open.
     fn ask(&self) -> bool {
-        let mut fd = libc::pollfd { fd: self.master.as_raw_fd(), events: 0, revents: 0 };
+        let mut fd = libc::pollfd { fd: self.master.source().as_raw_fd(), events: 0, revents: 0 };
         // SAFETY: one initialised pollfd; no waiting.
         let n = unsafe { libc::poll(&mut fd, 1, 0) };
         n >= 0 && fd.revents & libc::POLLHUP == 0
@@ -105,8 +107,8 @@ impl Line for PtyLine {
         if self.dead {
             Ends::default()
         } else if self.ask() {
-            let fd = Some(self.master.as_raw_fd());
-            Ends { input: fd, output: fd, ..Ends::default() }
+            let fd = Some(self.master.clone());
+            Ends { input: fd.clone(), output: fd, ..Ends::default() }
         } else {
             Ends { retry: Some(ASK), ..Ends::default() }
         }
@@ -133,7 +135,6 @@ mod tests {
     use crate::chardev::{Chardev, PATIENCE};
     use std::fs::OpenOptions;
     use std::io::{Read, Write};
-    use std::sync::Arc;
 
     #[test]
     fn the_announced_terminal_carries_bytes_both_ways() {

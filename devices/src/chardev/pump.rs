@@ -1,28 +1,36 @@
-//! The thread behind a character backend that lives on file descriptors: it moves bytes both ways with
-//! `poll`.
+//! What moves the bytes of a character backend that lives on file descriptors, both ways, on the event loop.
 //!
 //! ```text
-//!   guest --write()--> bounded buffer --+            +--> output descriptor
-//!                                       +-- thread --+
-//!   guest <--receive()-- as much as can_receive() ---+--- input descriptor
+//!   guest --write()--> bounded buffer --+                  +--> output descriptor
+//!                                       +-- mynah-events --+
+//!   guest <--receive()-- as much as can_receive() ---------+--- input descriptor
 //!         <--writable()-- there is room again
 //! ```
 //!
 //! The buffer has room for [`ROOM`] bytes; with what comes from devices that cannot hold theirs back it grows
 //! to [`RESERVE`] bytes. With nobody there (a socket without a client, a broken pipe) output is discarded, as
 //! a cable with nothing at its end would. Input is read only as far as the receiver has room; when it has none
-//! the thread leaves the descriptor alone until `accept_input` wakes it.
+//! the descriptor is left alone until `accept_input`.
 //!
-//! Locks: `state` guards the buffer and is never held over a system call (but for the wake-up) or a receiver's
-//! method.
-use super::{Chardev, ChardevError, Event, PATIENCE, RESERVE, ROOM, Receiver};
+//! The loop must not wait, and two kinds of output cannot be made not to. Standard output belongs to others too, who
+//! would find its descriptor changed, and a write to a terminal that is stopped waits until it goes on. A regular file
+//! is always ready, and waits for its disk. These are written by a thread ([`Output::Waits`]), standard output by one
+//! of its own, all files by one. Input that cannot be waited for (a regular file, /dev/null) is always there, and is
+//! read a chunk in each turn of the loop. Errors are told on a thread that lasts as long as that takes: standard error
+//! may wait as well.
+//!
+//! Locks: `io` is held by the loop through a turn, and taken by others only to end the line. `state` guards the buffer
+//! and is never held over a system call (but for the wake-up) or a receiver's method.
+use super::worker::Worker;
+use super::{Chardev, ChardevError, Event, Host, PATIENCE, RESERVE, ROOM, Receiver};
+use crate::event_loop::{Descriptor, EventLoop, Registration, Source, TimedSource, Timer};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, ThreadId};
+use std::sync::{Arc, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Bytes in the buffer at which those who found no room are told that there is some.
@@ -30,36 +38,44 @@ const LOW: usize = ROOM / 2;
 /// Bytes moved at once; no more than a pipe takes without blocking once `poll` says that it takes any
 /// (PIPE_BUF, pipe(7)).
 const CHUNK: usize = 4096;
-/// How long a backend that is dropped waits for its thread, which may be stuck in a write.
+/// Chunks written in a turn.
+const BURST: usize = 16;
+/// How long a backend that is dropped waits for a turn of the loop to end.
 const PARTING: Duration = Duration::from_millis(50);
+/// How often a thread that waits to write looks whether it still has to.
+const LOOK: Duration = Duration::from_millis(50);
 
-/// The descriptors of a line as they are now.
-#[derive(Default)]
+/// The descriptors of a line as they are now. Those that the loop waits for are one: input and output are the same, or
+/// the output is written by a thread.
+#[derive(Clone, Default)]
 pub(super) struct Ends {
     /// Read from here.
-    pub input: Option<RawFd>,
+    pub input: Option<Descriptor>,
+    /// The input cannot be waited for, but is always there.
+    pub always: bool,
     /// Write here; with none, output is discarded.
-    pub output: Option<RawFd>,
+    pub output: Option<Descriptor>,
     /// Call `Line::knocked` when this is readable (a listening socket).
-    pub knock: Option<RawFd>,
+    pub knock: Option<Descriptor>,
     /// Call `Line::knocked` after so long (something that can only be asked).
     pub retry: Option<Duration>,
 }
 
-/// A connection to the outside. All methods run on the pump's thread.
+/// A connection to the outside. All methods are called by the loop, and none may wait.
 pub(super) trait Line: Send {
-    /// What to poll now.
+    /// What to wait for now.
     fn ends(&mut self) -> Ends;
     /// A look at `knock` or a retry is due.
     fn knocked(&mut self) -> Option<ChardevError> {
         None
     }
-    /// Writes to the output, which `poll` has found ready. A line with input too must not wait here, or nobody
-    /// reads what is typed.
-    fn write(&mut self, fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-        // SAFETY: `bytes` is readable for its length, and the line keeps `fd` open until its next `ends`.
-        let n = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    /// Reads from the input, which is said to be ready.
+    fn read(&mut self, fd: &Descriptor, buf: &mut [u8]) -> io::Result<usize> {
+        read(fd, buf)
+    }
+    /// Writes to the output, which is said to be ready.
+    fn write(&mut self, fd: &Descriptor, bytes: &[u8]) -> io::Result<usize> {
+        write(fd, bytes)
     }
     /// The input is at its end, or failed.
     fn input_ended(&mut self, why: Option<io::Error>) -> Option<ChardevError>;
@@ -67,11 +83,19 @@ pub(super) trait Line: Send {
     fn output_failed(&mut self, why: io::Error) -> Option<ChardevError>;
 }
 
+/// Who writes a line's output.
+pub(super) enum Output {
+    /// The loop, when the line's output is ready.
+    Polled,
+    /// A thread, to this descriptor: writing may wait.
+    Waits(Descriptor, Arc<Worker>),
+}
+
 struct State {
     out: VecDeque<u8>,
     /// There is someone to write to.
     connected: bool,
-    /// The thread will look at the buffer without being woken.
+    /// Somebody will look at the buffer without being told.
     awake: bool,
     /// Somebody found no room, and is to be told when there is some.
     refused: bool,
@@ -79,6 +103,10 @@ struct State {
     moved: Instant,
     /// Bytes that the buffer had no room for.
     lost: u64,
+    /// Why the thread that writes has given up.
+    failed: Option<io::Error>,
+    /// Errors that are being told.
+    telling: usize,
     hurry: bool,
     stop: bool,
     done: bool,
@@ -99,97 +127,124 @@ impl State {
         self.out.extend(&bytes[..n]);
         n
     }
+
+    /// The next chunk; how long it is.
+    fn chunk(&self, buf: &mut [u8; CHUNK]) -> usize {
+        let n = self.out.len().min(CHUNK);
+        for (to, from) in buf.iter_mut().zip(self.out.iter()) {
+            *to = *from;
+        }
+        n
+    }
+
+    /// Whether those who found no room can be told that there is some.
+    fn has_room_again(&self) -> bool {
+        self.refused && self.out.len() <= LOW
+    }
+}
+
+/// What the loop has of a line.
+struct Io {
+    line: Box<dyn Line>,
+    /// As the line had them last.
+    ends: Ends,
+    at: Option<Registration>,
+    /// What is waited for there: input, room for output.
+    armed: (bool, bool),
+    /// For `Ends::retry`, and whether it is set.
+    retry: Timer,
+    asking: bool,
+    /// A turn is on its way to read what is always there.
+    turning: bool,
+    open: bool,
+    said_lost: bool,
 }
 
 struct Shared {
+    me: Weak<Shared>,
     /// What is written to, for messages.
     target: String,
+    events: Arc<EventLoop>,
+    output: Output,
     state: Mutex<State>,
-    /// Signalled when the buffer has shrunk or the thread has ended.
+    /// Signalled when the buffer has shrunk, nobody takes it any more, or an error has been told.
     moved: Condvar,
-    wake: PipeWriter,
-    /// The receiver had no room when last asked: `accept_input` must wake the thread.
+    /// A turn is on its way.
+    woken: AtomicBool,
+    /// The receiver had no room when last asked: `accept_input` must tell the loop.
     starved: AtomicBool,
-    /// Another pump, of the same receiver's output, has room again.
-    writable: AtomicBool,
     receiver: RwLock<Option<Arc<dyn Receiver>>>,
     on_error: Arc<dyn Fn(ChardevError) + Send + Sync>,
+    /// None when the line has ended.
+    io: Mutex<Option<Io>>,
 }
 
-/// The handle of a backend's thread; dropping it flushes and ends the thread.
+/// The handle of a backend; dropping it flushes and ends the line.
 pub(super) struct Pump {
     shared: Arc<Shared>,
-    thread: ThreadId,
 }
 
-/// The pump of a line's input that has its output in a pump of its own, and tells the receiver for it.
-pub(super) struct InputSide(Arc<Shared>);
+/// Why there is a turn.
+enum Turn {
+    Woken,
+    Due,
+    Always,
+    Ready { readable: bool, writable: bool },
+}
 
 impl Pump {
-    /// Starts a thread called `name`, for what messages call `target`.
+    /// Has the loop of `host` serve a line that messages call `target`.
     pub(super) fn start(
-        name: &str,
         target: String,
         line: Box<dyn Line>,
         connected: bool,
-        on_error: Arc<dyn Fn(ChardevError) + Send + Sync>,
+        output: Output,
+        host: &Host,
     ) -> Result<Self, ChardevError> {
-        Self::start_beside(name, target, line, connected, on_error, None)
-    }
-
-    /// The same for output alone, beside the pump of the input: a write that waits keeps nobody from reading.
-    pub(super) fn start_beside(
-        name: &str,
-        target: String,
-        line: Box<dyn Line>,
-        connected: bool,
-        on_error: Arc<dyn Fn(ChardevError) + Send + Sync>,
-        beside: Option<InputSide>,
-    ) -> Result<Self, ChardevError> {
-        let failed = |cause| ChardevError::Thread { name: name.to_owned(), cause };
-        let (woken, wake) = io::pipe().map_err(failed)?;
-        let shared = Arc::new(Shared {
-            target,
-            state: Mutex::new(State {
-                out: VecDeque::new(),
-                connected,
-                awake: false,
-                refused: false,
-                moved: Instant::now(),
-                lost: 0,
-                hurry: false,
-                stop: false,
-                done: false,
-            }),
-            moved: Condvar::new(),
-            wake,
-            starved: AtomicBool::new(false),
-            writable: AtomicBool::new(false),
-            receiver: RwLock::new(None),
-            on_error,
+        if let Output::Waits(_, worker) = &output {
+            worker.start().map_err(|cause| ChardevError::Thread { name: target.clone(), cause })?;
+        }
+        let shared = Arc::new_cyclic(|me: &Weak<Shared>| {
+            let timed: Weak<dyn TimedSource> = me.clone();
+            let io = Io {
+                line,
+                ends: Ends::default(),
+                at: None,
+                armed: (false, false),
+                retry: host.events.timer(timed),
+                asking: false,
+                turning: false,
+                open: false,
+                said_lost: false,
+            };
+            Shared {
+                me: me.clone(),
+                target,
+                events: host.events.clone(),
+                output,
+                state: Mutex::new(State {
+                    out: VecDeque::new(),
+                    connected,
+                    awake: false,
+                    refused: false,
+                    moved: Instant::now(),
+                    lost: 0,
+                    failed: None,
+                    telling: 0,
+                    hurry: false,
+                    stop: false,
+                    done: false,
+                }),
+                moved: Condvar::new(),
+                woken: AtomicBool::new(false),
+                starved: AtomicBool::new(false),
+                receiver: RwLock::new(None),
+                on_error: host.on_error.clone(),
+                io: Mutex::new(Some(io)),
+            }
         });
-        let theirs = shared.clone();
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                // Tells whoever waits that nobody will move bytes any more, even if a receiver panics.
-                struct Done(Arc<Shared>);
-                impl Drop for Done {
-                    fn drop(&mut self) {
-                        self.0.state.lock().done = true;
-                        self.0.moved.notify_all();
-                    }
-                }
-                let done = Done(theirs);
-                done.0.run(line, woken, beside);
-            })
-            .map_err(failed)?;
-        Ok(Self { shared, thread: thread.thread().id() })
-    }
-
-    /// For the pump of the output.
-    pub(super) fn input_side(&self) -> InputSide {
-        InputSide(self.shared.clone())
+        shared.wake();
+        Ok(Self { shared })
     }
 
     /// Whether anybody is there.
@@ -197,9 +252,9 @@ impl Pump {
         self.shared.state.lock().is_open()
     }
 
-    /// Whether the caller is the pump's own thread, which must not wait for itself.
+    /// Whether the caller is the loop's own thread, which must not wait for itself.
     fn is_own_thread(&self) -> bool {
-        thread::current().id() == self.thread
+        self.shared.events.is_own_thread()
     }
 }
 
@@ -227,7 +282,7 @@ impl Chardev for Pump {
             let give_up = state.moved + patience;
             if state.hurry || self.is_own_thread() || Instant::now() >= give_up {
                 state.lost += bytes.len() as u64;
-                // Said by the thread, once: whoever writes here must not wait for standard error either.
+                // Said by the loop, once.
                 self.shared.wake();
                 return;
             }
@@ -268,7 +323,7 @@ impl Chardev for Pump {
             return;
         }
         let mut state = self.shared.state.lock();
-        while !state.out.is_empty() && state.is_open() {
+        while !state.out.is_empty() && state.is_open() || state.telling > 0 {
             if self.shared.moved.wait_until(&mut state, until).timed_out() {
                 return;
             }
@@ -317,29 +372,65 @@ impl Drop for Pump {
         if !self.shared.state.lock().hurry {
             self.flush(Instant::now() + PATIENCE);
         }
-        let mut state = self.shared.state.lock();
-        state.stop = true;
-        self.shared.wake();
-        if !self.is_own_thread() {
-            // A thread that is stuck in a write to a stopped terminal is left behind.
-            let give_up = Instant::now() + PARTING;
-            while !state.done && !self.shared.moved.wait_until(&mut state, give_up).timed_out() {}
+        self.shared.state.lock().stop = true;
+        // The loop may be in a turn of this line's, even in the one that this is called from.
+        let io = if self.is_own_thread() { None } else { self.shared.io.try_lock_for(PARTING) };
+        match io {
+            Some(mut io) => {
+                let gone = io.take();
+                drop(io);
+                drop(gone);
+                self.shared.end();
+            }
+            None => {
+                let shared = self.shared.clone();
+                self.shared.events.post(move || {
+                    let gone = shared.io.lock().take();
+                    drop(gone);
+                    shared.end();
+                });
+            }
         }
     }
 }
 
+impl Source for Shared {
+    fn ready(&self, readable: bool, writable: bool) {
+        self.turn(Turn::Ready { readable, writable });
+    }
+}
+
+impl TimedSource for Shared {
+    fn due(&self) {
+        self.turn(Turn::Due);
+    }
+}
+
 impl Shared {
+    /// Has the loop look at the line.
     fn wake(&self) {
-        // The pipe holds a byte for each pending wake-up, and a full one wakes as well; it cannot fail while
-        // the reader lives, and then nobody needs waking.
-        let _ = (&self.wake).write(&[0]);
+        if !self.woken.swap(true, Ordering::SeqCst)
+            && let Some(me) = self.me.upgrade()
+        {
+            self.events.post(move || me.turn(Turn::Woken));
+        }
     }
 
-    /// Has the thread look at the buffer.
+    /// Has the buffer looked at.
     fn look(&self, state: &mut State) {
-        if !state.awake && !state.out.is_empty() {
-            state.awake = true;
-            self.wake();
+        if state.awake || state.out.is_empty() {
+            return;
+        }
+        state.awake = true;
+        match &self.output {
+            Output::Polled => self.wake(),
+            Output::Waits(_, worker) => self.write_on(worker),
+        }
+    }
+
+    fn write_on(&self, worker: &Worker) {
+        if let Some(me) = self.me.upgrade() {
+            worker.run(move || me.write_out());
         }
     }
 
@@ -347,161 +438,278 @@ impl Shared {
         self.receiver.read().clone()
     }
 
+    /// Nobody moves bytes any more.
+    fn end(&self) {
+        self.state.lock().done = true;
+        self.moved.notify_all();
+    }
+
     fn report(&self, error: Option<ChardevError>) {
-        if let Some(e) = error {
-            (self.on_error)(e);
-        }
-    }
-
-    /// Tells those who found no room that there is some.
-    fn tell_writable(&self, beside: Option<&InputSide>) {
-        match beside {
-            Some(InputSide(input)) => {
-                input.writable.store(true, Ordering::SeqCst);
-                input.wake();
-            }
-            None => {
-                if let Some(r) = self.receiver() {
-                    r.writable();
-                }
-            }
-        }
-    }
-
-    fn run(&self, mut line: Box<dyn Line>, mut woken: PipeReader, beside: Option<InputSide>) {
-        let mut open = false;
-        let mut said_lost = false;
-        let mut buf = [0_u8; CHUNK];
-        loop {
-            let ends = line.ends();
-            {
-                let mut state = self.state.lock();
-                state.connected = ends.output.is_some();
-                if !state.connected {
-                    state.out = VecDeque::new();
-                    self.moved.notify_all();
-                }
-            }
-            // Whoever is told that a peer has come may write to it at once.
-            let now_open = ends.input.is_some() || ends.output.is_some();
-            if now_open != open
-                && let Some(r) = self.receiver()
-            {
-                open = now_open;
-                r.event(if open { Event::Opened } else { Event::Closed });
-            }
-            let (tell, lost) = {
-                let mut state = self.state.lock();
-                if state.stop {
-                    return;
-                }
-                let tell = state.refused && state.out.len() <= LOW;
-                state.refused &= !tell;
-                (tell, state.lost > 0)
-            };
-            if tell {
-                self.tell_writable(beside.as_ref());
-            }
-            if self.writable.swap(false, Ordering::SeqCst) {
-                self.tell_writable(None);
-            }
-            if lost && !said_lost {
-                said_lost = true;
-                self.report(Some(ChardevError::Lost { target: self.target.clone() }));
-            }
-            let want_out = {
-                let mut state = self.state.lock();
-                state.awake = !state.out.is_empty();
-                state.awake
-            };
-            let mut room = 0;
-            if ends.input.is_some() {
-                // Before asking for room, so that room made after the answer wakes us.
-                self.starved.store(true, Ordering::SeqCst);
-                room = self.receiver().map_or(0, |r| r.can_receive()).min(CHUNK);
-                if room > 0 {
-                    self.starved.store(false, Ordering::SeqCst);
-                }
-            }
-
-            let poll_in =
-                |fd: Option<RawFd>, events| libc::pollfd { fd: fd.unwrap_or(-1), events, revents: 0 };
-            let mut fds = [
-                poll_in(Some(woken.as_raw_fd()), libc::POLLIN),
-                poll_in(ends.input.filter(|_| room > 0), libc::POLLIN),
-                poll_in(ends.output.filter(|_| want_out), libc::POLLOUT),
-                poll_in(ends.knock, libc::POLLIN),
-            ];
-            let timeout = ends.retry.map_or(-1, |d| d.as_millis().min(i32::MAX as u128) as i32);
-            // SAFETY: `fds` is an array of that many initialised pollfds; descriptors of -1 are ignored
-            // (poll(2)).
-            let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
-            if ready < 0 {
-                let e = io::Error::last_os_error();
-                if e.kind() != io::ErrorKind::Interrupted {
-                    tracing::error!("poll: {e}");
-                    return;
-                }
-                continue;
-            }
-            if fds[0].revents != 0 {
-                let _ = woken.read(&mut [0; 64]);
-            }
-            if let (Some(fd), true) = (ends.output, fds[2].revents != 0) {
-                self.drain(fd, &mut *line, &mut buf);
-            }
-            if let (Some(fd), true) = (ends.input, fds[1].revents != 0) {
-                self.fill(fd, &mut *line, &mut buf[..room]);
-            }
-            if fds[3].revents != 0 || (ready == 0 && ends.retry.is_some()) {
-                self.report(line.knocked());
-            }
-        }
-    }
-
-    /// Writes a chunk of what waits.
-    fn drain(&self, fd: RawFd, line: &mut dyn Line, buf: &mut [u8; CHUNK]) {
-        let n = {
-            let state = self.state.lock();
-            let n = state.out.len().min(CHUNK);
-            for (to, from) in buf.iter_mut().zip(state.out.iter()) {
-                *to = *from;
-            }
-            n
+        let (Some(e), Some(me)) = (error, self.me.upgrade()) else { return };
+        self.state.lock().telling += 1;
+        let tell = move || {
+            (me.on_error)(e);
+            me.state.lock().telling -= 1;
+            me.moved.notify_all();
         };
-        match line.write(fd, &buf[..n]) {
-            Ok(written) => {
-                let mut state = self.state.lock();
-                state.out.drain(..written.min(n));
-                if state.out.is_empty() && state.out.capacity() > 4 * ROOM {
-                    state.out = VecDeque::new();
+        if thread::Builder::new().name("mynah-report".into()).spawn(tell).is_err() {
+            tracing::error!("{}: no thread to tell of an error", self.target);
+            self.state.lock().telling -= 1;
+        }
+    }
+
+    /// Does what there is to do, and sees to it that the loop comes again when there is more.
+    fn turn(&self, why: Turn) {
+        /// Tells whoever waits, should a receiver panic.
+        struct Done<'a>(&'a Shared);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                if thread::panicking() {
+                    self.0.end();
                 }
-                state.moved = Instant::now();
-                drop(state);
+            }
+        }
+        let _done = Done(self);
+        self.woken.store(false, Ordering::SeqCst);
+        let mut io = self.io.lock();
+        let Some(io) = io.as_mut() else { return };
+        let failed = self.state.lock().failed.take();
+        if let Some(e) = failed {
+            let error = io.line.output_failed(e);
+            self.report(error);
+        }
+        match why {
+            Turn::Woken => {}
+            Turn::Due => {
+                io.asking = false;
+                let error = io.line.knocked();
+                self.report(error);
+            }
+            Turn::Always => {
+                io.turning = false;
+                self.fill(io);
+            }
+            Turn::Ready { readable, writable } => {
+                let (read, write) = std::mem::take(&mut io.armed);
+                if io.ends.knock.is_some() {
+                    if readable {
+                        let error = io.line.knocked();
+                        self.report(error);
+                    }
+                } else if !(write && writable && self.drain(io).is_err()) && read && readable {
+                    self.fill(io);
+                }
+            }
+        }
+        self.settle(io);
+    }
+
+    /// Follows the line, tells the receiver, and waits for what is to come.
+    fn settle(&self, io: &mut Io) {
+        io.ends = io.line.ends();
+        let ends = io.ends.clone();
+        {
+            let mut state = self.state.lock();
+            state.connected = ends.output.is_some();
+            if !state.connected {
+                state.out = VecDeque::new();
+                state.awake = false;
                 self.moved.notify_all();
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
-            Err(e) => self.report(line.output_failed(e)),
         }
+        // Whoever is told that a peer has come may write to it at once.
+        let now_open = ends.input.is_some() || ends.output.is_some();
+        if now_open != io.open
+            && let Some(r) = self.receiver()
+        {
+            io.open = now_open;
+            r.event(if now_open { Event::Opened } else { Event::Closed });
+        }
+        let (tell, lost) = {
+            let mut state = self.state.lock();
+            if state.stop {
+                return;
+            }
+            let tell = state.has_room_again();
+            state.refused &= !tell;
+            (tell, state.lost > 0)
+        };
+        if lost && !io.said_lost {
+            io.said_lost = true;
+            self.report(Some(ChardevError::Lost { target: self.target.clone() }));
+        }
+        if tell && let Some(r) = self.receiver() {
+            r.writable();
+        }
+        let mut write = false;
+        if matches!(self.output, Output::Polled) {
+            let mut state = self.state.lock();
+            state.awake = !state.out.is_empty();
+            write = state.awake;
+        }
+        let mut read = false;
+        if ends.input.is_some() {
+            // Before asking for room, so that room made after the answer wakes us.
+            self.starved.store(true, Ordering::SeqCst);
+            read = self.receiver().is_some_and(|r| r.can_receive() > 0);
+            if read {
+                self.starved.store(false, Ordering::SeqCst);
+            }
+        }
+        if read && ends.always {
+            read = false;
+            if !std::mem::replace(&mut io.turning, true)
+                && let Some(me) = self.me.upgrade()
+            {
+                self.events.post(move || me.turn(Turn::Always));
+            }
+        }
+        match &self.output {
+            _ if ends.knock.is_some() => self.wait_for(io, ends.knock.as_ref(), (true, false)),
+            Output::Polled => self.wait_for(io, ends.input.as_ref().or(ends.output.as_ref()), (read, write)),
+            Output::Waits(..) => self.wait_for(io, ends.input.as_ref(), (read, false)),
+        }
+        if ends.retry.is_some() != io.asking {
+            io.asking = !io.asking;
+            io.retry.set(ends.retry.map(|after| Instant::now() + after));
+        }
+    }
+
+    /// Has the loop wait at `descriptor` alone, for input and for room for output.
+    fn wait_for(&self, io: &mut Io, descriptor: Option<&Descriptor>, wanted: (bool, bool)) {
+        let (read, write) = wanted;
+        if !io.at.as_ref().zip(descriptor).is_some_and(|(at, d)| Arc::ptr_eq(at.descriptor(), d)) {
+            io.at = None;
+            io.armed = (false, false);
+        }
+        if wanted == io.armed {
+            return;
+        }
+        let waits = match (&io.at, descriptor) {
+            (Some(at), _) => at.want(read, write),
+            (None, Some(descriptor)) => {
+                let source: Weak<dyn Source> = self.me.clone();
+                self.events.add(descriptor, source, read, write).map(|at| io.at = Some(at))
+            }
+            (None, None) => return,
+        };
+        io.armed = wanted;
+        if let Err(e) = waits {
+            // Only for want of memory in the host.
+            tracing::error!("{}: the host does not wait for it: {e}", self.target);
+        }
+    }
+
+    /// `written` bytes have left the buffer.
+    fn drained(&self, written: usize) {
+        let mut state = self.state.lock();
+        let n = written.min(state.out.len());
+        state.out.drain(..n);
+        if state.out.is_empty() && state.out.capacity() > 4 * ROOM {
+            state.out = VecDeque::new();
+        }
+        state.moved = Instant::now();
+        drop(state);
+        self.moved.notify_all();
+    }
+
+    /// Writes some of what waits, as far as the output takes it.
+    fn drain(&self, io: &mut Io) -> Result<(), ()> {
+        let Some(fd) = &io.ends.output else { return Ok(()) };
+        let mut buf = [0; CHUNK];
+        for _ in 0..BURST {
+            let n = self.state.lock().chunk(&mut buf);
+            if n == 0 {
+                break;
+            }
+            match io.line.write(fd, &buf[..n]) {
+                Ok(written) => self.drained(written),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => {
+                    let error = io.line.output_failed(e);
+                    self.report(error);
+                    return Err(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The same by a thread, to an output that may make it wait.
+    fn write_out(&self) {
+        let Output::Waits(fd, worker) = &self.output else { return };
+        let mut buf = [0; CHUNK];
+        for _ in 0..BURST {
+            let n = {
+                let mut state = self.state.lock();
+                let n = if state.stop || !state.connected { 0 } else { state.chunk(&mut buf) };
+                if n == 0 {
+                    state.awake = false;
+                    return;
+                }
+                n
+            };
+            if !is_ready(fd, libc::POLLOUT, LOOK) {
+                break;
+            }
+            match write(fd, &buf[..n]) {
+                Ok(written) => {
+                    self.drained(written);
+                    if self.state.lock().has_room_again() {
+                        self.wake();
+                    }
+                }
+                Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+                Err(e) => {
+                    // The loop tells the line, which then has no output any more.
+                    self.state.lock().failed = Some(e);
+                    self.wake();
+                    return;
+                }
+            }
+        }
+        self.write_on(worker);
     }
 
     /// Reads as much as there is room for and hands it on.
-    fn fill(&self, fd: RawFd, line: &mut dyn Line, buf: &mut [u8]) {
-        // SAFETY: `buf` is writable for its length, and the line keeps `fd` open until its next `ends`.
-        let n = unsafe { libc::read(fd, buf.as_mut_ptr().cast(), buf.len()) };
-        match n {
-            0 => self.report(line.input_ended(None)),
-            1.. => {
-                if let Some(r) = self.receiver() {
-                    r.receive(&buf[..n as usize]);
-                }
+    fn fill(&self, io: &mut Io) {
+        let (Some(fd), Some(r)) = (&io.ends.input, self.receiver()) else { return };
+        let room = r.can_receive().min(CHUNK);
+        if room == 0 {
+            return;
+        }
+        let mut buf = [0; CHUNK];
+        match io.line.read(fd, &mut buf[..room]) {
+            Ok(0) => {
+                let error = io.line.input_ended(None);
+                self.report(error);
             }
-            _ => {
-                let e = io::Error::last_os_error();
-                if !matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) {
-                    self.report(line.input_ended(Some(e)));
-                }
+            Ok(n) => r.receive(&buf[..n]),
+            Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(e) => {
+                let error = io.line.input_ended(Some(e));
+                self.report(error);
             }
         }
     }
+}
+
+pub(super) fn read(fd: &Descriptor, buf: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: `buf` is writable for its length, and `fd` is open as long as it is borrowed.
+    let n = unsafe { libc::read(fd.source().as_raw_fd(), buf.as_mut_ptr().cast(), buf.len()) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+fn write(fd: &Descriptor, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: `bytes` is readable for its length, and `fd` is open as long as it is borrowed.
+    let n = unsafe { libc::write(fd.source().as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Whether this can be done with `fd` now, or within so long; or it has failed, which doing it will show.
+pub(super) fn is_ready(fd: &Descriptor, events: libc::c_short, within: Duration) -> bool {
+    let mut fd = libc::pollfd { fd: fd.source().as_raw_fd(), events, revents: 0 };
+    // SAFETY: one initialised pollfd.
+    unsafe { libc::poll(&mut fd, 1, within.as_millis() as libc::c_int) > 0 }
 }

@@ -4,17 +4,19 @@
 //! peer stays without one. A stale unix socket (nobody listens on it) is replaced; one that is in use is an
 //! error that names its holder.
 use super::leftovers::Leftover;
-use super::pump::{Ends, Line, Pump, chardev_by_pump};
+use super::pump::{Ends, Line, Output, Pump, chardev_by_pump};
 use super::spec::{Address, SocketSpec};
 use super::{ChardevError, Host, holder};
+use crate::event_loop::Descriptor;
 use std::fs;
 use std::io;
 use std::mem::offset_of;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Most bytes of a unix socket's path: what the address holds, less the closing zero that it needs on some systems (unix(7)).
 pub const MAX_PATH: usize = size_of::<libc::sockaddr_un>() - offset_of!(libc::sockaddr_un, sun_path) - 1;
@@ -34,8 +36,8 @@ enum Listener {
 }
 
 struct SocketLine {
-    listener: Option<Listener>,
-    peer: Option<OwnedFd>,
+    listener: Option<Arc<Listener>>,
+    peer: Option<Descriptor>,
     nodelay: bool,
     target: String,
 }
@@ -59,17 +61,17 @@ impl Socket {
                 line.peer =
                     Some(listener.accept(spec.nodelay).map_err(|cause| listen_error(&address, cause))?);
             }
-            // From here on the listener is only asked after `poll`, but a client may be gone again by then.
+            // From here on the listener is only asked when a client has come, who may be gone again by then.
             listener.set_nonblocking().map_err(|cause| listen_error(&address, cause))?;
-            line.listener = Some(listener);
+            line.listener = Some(Arc::new(listener));
         } else {
             let peer = connect(&address, spec.nodelay)
                 .map_err(|cause| ChardevError::Connect { address: address.to_string(), cause })?;
             line.peer = Some(peer);
         }
         let connected = line.peer.is_some();
-        let (target, on_error) = (line.target.clone(), host.on_error.clone());
-        let pump = Pump::start("chardev-socket", target, Box::new(line), connected, on_error)?;
+        let target = line.target.clone();
+        let pump = Pump::start(target, Box::new(line), connected, Output::Polled, host)?;
         Ok(Self { pump, server: spec.server, address })
     }
 
@@ -94,16 +96,25 @@ fn listen_error(address: &Address, cause: io::Error) -> ChardevError {
     }
 }
 
-fn connect(address: &Address, nodelay: bool) -> io::Result<OwnedFd> {
-    Ok(match address {
-        Address::Unix(path) => UnixStream::connect(path)?.into(),
+fn connect(address: &Address, nodelay: bool) -> io::Result<Descriptor> {
+    match address {
+        Address::Unix(path) => unix_peer(UnixStream::connect(path)?),
         Address::Tcp { host, port } => {
             let host = if host.is_empty() { "localhost" } else { host };
-            let stream = TcpStream::connect((host, *port))?;
-            stream.set_nodelay(nodelay)?;
-            stream.into()
+            tcp_peer(TcpStream::connect((host, *port))?, nodelay)
         }
-    })
+    }
+}
+
+fn unix_peer(stream: UnixStream) -> io::Result<Descriptor> {
+    stream.set_nonblocking(true)?;
+    Ok(Arc::new(stream))
+}
+
+fn tcp_peer(stream: TcpStream, nodelay: bool) -> io::Result<Descriptor> {
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(nodelay)?;
+    Ok(Arc::new(stream))
 }
 
 /// Takes a socket that nobody listens on out of the way.
@@ -154,19 +165,10 @@ impl Listener {
         }
     }
 
-    fn accept(&self, nodelay: bool) -> io::Result<OwnedFd> {
+    fn accept(&self, nodelay: bool) -> io::Result<Descriptor> {
         match self {
-            Listener::Unix(l, _) => {
-                let (peer, _) = l.accept()?;
-                peer.set_nonblocking(false)?;
-                Ok(peer.into())
-            }
-            Listener::Tcp(l) => {
-                let (peer, _) = l.accept()?;
-                peer.set_nonblocking(false)?;
-                peer.set_nodelay(nodelay)?;
-                Ok(peer.into())
-            }
+            Listener::Unix(l, _) => unix_peer(l.accept()?.0),
+            Listener::Tcp(l) => tcp_peer(l.accept()?.0, nodelay),
         }
     }
 
@@ -176,20 +178,23 @@ impl Listener {
             Listener::Tcp(l) => l.set_nonblocking(true),
         }
     }
+}
 
-    fn fd(&self) -> RawFd {
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Listener::Unix(l, _) => l.as_raw_fd(),
-            Listener::Tcp(l) => l.as_raw_fd(),
+            Listener::Unix(l, _) => l.as_fd(),
+            Listener::Tcp(l) => l.as_fd(),
         }
     }
 }
 
 impl Line for SocketLine {
     fn ends(&mut self) -> Ends {
-        let peer = self.peer.as_ref().map(AsRawFd::as_raw_fd);
-        let knock = self.listener.as_ref().filter(|_| peer.is_none()).map(Listener::fd);
-        Ends { input: peer, output: peer, knock, retry: None }
+        let peer = self.peer.clone();
+        let listener = self.listener.clone().filter(|_| peer.is_none());
+        let knock = listener.map(|l| l as Descriptor);
+        Ends { input: peer.clone(), output: peer, knock, ..Ends::default() }
     }
 
     fn knocked(&mut self) -> Option<ChardevError> {
@@ -200,11 +205,12 @@ impl Line for SocketLine {
         None
     }
 
-    fn write(&mut self, fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-        // A peer that takes less than a chunk keeps nobody waiting, and one that has gone sends no SIGPIPE.
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    fn write(&mut self, fd: &Descriptor, bytes: &[u8]) -> io::Result<usize> {
+        // A peer that has gone sends no SIGPIPE.
         // SAFETY: `bytes` is readable for its length, and `fd` is the peer's, which is open.
-        let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+        let n = unsafe {
+            libc::send(fd.source().as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL)
+        };
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 
@@ -230,7 +236,6 @@ mod tests {
     use crate::chardev::{Chardev, Monitor, MonitorLine, PATIENCE, RESERVE, ROOM};
     use std::io::{Read, Write};
     use std::path::PathBuf;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
 
@@ -444,8 +449,11 @@ mod tests {
             assert!(Instant::now() < full, "nobody says that there is room again");
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert_eq!(errors.lock().len(), 1, "{:?}", errors.lock());
-        assert!(errors.lock()[0].contains("is lost"));
+        // It has been told of when nothing is left to be told.
+        socket.flush(full);
+        let errors = errors.lock();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains("is lost"));
     }
 
     #[test]

@@ -7,8 +7,11 @@
 //!
 //! One lock-free cell holds the settings to be restored, because signal handlers need them: `SAVED` goes from
 //! null to a leaked `termios` pair when raw mode is entered and back to null by whoever restores it first.
-use super::pump::{Ends, Line, Pump};
-use super::{Chardev, ChardevError, Event, Host, Receiver, fatal};
+use super::pump::{Ends, Line, Output, Pump, is_ready, read};
+use super::worker::Worker;
+use super::{Chardev, ChardevError, Host, Receiver, fatal};
+use crate::event_loop::Descriptor;
+use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
@@ -18,12 +21,11 @@ use std::time::{Duration, Instant};
 
 /// The process's standard input and output. There can be one at a time.
 ///
-/// Each has a thread: standard output belongs to others too, so its descriptor cannot be made not to wait, and
+/// Output has a thread: standard output belongs to others too, so its descriptor cannot be made not to wait, and
 /// a terminal that has stopped must not keep anybody from reading what is typed there.
 pub struct Stdio {
-    // In this order: the pumps flush and end, then the terminal is restored, then the next one may come.
-    output: Pump,
-    input: Pump,
+    // In this order: the pump flushes and ends, then the terminal is restored, then the next one may come.
+    pump: Pump,
     terminal: bool,
     _raw: Option<RawMode>,
     _claim: Claim,
@@ -47,8 +49,10 @@ impl Drop for Claim {
 }
 
 struct StdioLine {
-    input: Option<RawFd>,
-    output: Option<RawFd>,
+    input: Option<Descriptor>,
+    /// The input cannot be waited for.
+    always: bool,
+    output: Option<Descriptor>,
 }
 
 impl Stdio {
@@ -61,20 +65,28 @@ impl Stdio {
         } else {
             None
         };
-        let line = StdioLine { input: Some(libc::STDIN_FILENO), output: None };
-        let target = "standard input".to_owned();
-        let input = Pump::start("chardev-stdin", target, Box::new(line), false, host.on_error.clone())?;
-        let line = StdioLine { input: None, output: Some(libc::STDOUT_FILENO) };
-        let (target, beside) = ("standard output".to_owned(), Some(input.input_side()));
-        let on_error = host.on_error.clone();
-        let output = Pump::start_beside("chardev-stdout", target, Box::new(line), true, on_error, beside)?;
-        Ok(Self { output, input, terminal: raw.is_some(), _raw: raw, _claim: claim })
+        let (stdin, stdout): (Descriptor, Descriptor) = (Arc::new(io::stdin()), Arc::new(io::stdout()));
+        let plain = stdin.source().try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
+        let always = plain.is_ok_and(|m| m.is_file()) || !host.events.can_wait_for(&stdin);
+        let line = StdioLine { input: Some(stdin), always, output: Some(stdout.clone()) };
+        let output = Output::Waits(stdout, Arc::new(Worker::new("mynah-stdout")));
+        let pump = Pump::start("standard output".to_owned(), Box::new(line), true, output, host)?;
+        Ok(Self { pump, terminal: raw.is_some(), _raw: raw, _claim: claim })
     }
 }
 
 impl Line for StdioLine {
     fn ends(&mut self) -> Ends {
-        Ends { input: self.input, output: self.output, ..Ends::default() }
+        let Self { input, always, output } = self;
+        Ends { input: input.clone(), always: *always, output: output.clone(), ..Ends::default() }
+    }
+
+    fn read(&mut self, fd: &Descriptor, buf: &mut [u8]) -> io::Result<usize> {
+        // Others may have read it by now (a shell, while this process was stopped), and the descriptor is theirs too.
+        if !is_ready(fd, libc::POLLIN, Duration::ZERO) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        read(fd, buf)
     }
 
     fn input_ended(&mut self, why: Option<io::Error>) -> Option<ChardevError> {
@@ -93,26 +105,25 @@ impl Line for StdioLine {
 
 impl Chardev for Stdio {
     fn write(&self, bytes: &[u8]) -> usize {
-        self.output.write(bytes)
+        self.pump.write(bytes)
     }
     fn write_all(&self, bytes: &[u8], patience: Duration) {
-        self.output.write_all(bytes, patience);
+        self.pump.write_all(bytes, patience);
     }
     fn room(&self) -> usize {
-        self.output.room()
+        self.pump.room()
     }
     fn set_receiver(&self, receiver: Arc<dyn Receiver>) {
-        self.input.set_receiver(Arc::new(Lasting(receiver)));
+        self.pump.set_receiver(receiver);
     }
     fn flush(&self, until: Instant) {
-        self.output.flush(until);
+        self.pump.flush(until);
     }
     fn hurry(&self) {
-        self.output.hurry();
-        self.input.hurry();
+        self.pump.hurry();
     }
     fn unsent(&self) -> u64 {
-        self.output.unsent()
+        self.pump.unsent()
     }
     fn is_terminal(&self) -> bool {
         self.terminal
@@ -121,27 +132,7 @@ impl Chardev for Stdio {
         "stdio".to_owned()
     }
     fn accept_input(&self) {
-        self.input.accept_input();
-    }
-}
-
-/// A receiver for which the line stays open when its input has ended.
-struct Lasting(Arc<dyn Receiver>);
-
-impl Receiver for Lasting {
-    fn can_receive(&self) -> usize {
-        self.0.can_receive()
-    }
-    fn receive(&self, bytes: &[u8]) {
-        self.0.receive(bytes);
-    }
-    fn writable(&self) {
-        self.0.writable();
-    }
-    fn event(&self, event: Event) {
-        if event != Event::Closed {
-            self.0.event(event);
-        }
+        self.pump.accept_input();
     }
 }
 
@@ -289,7 +280,6 @@ fn catch_continue() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
     use std::os::fd::{AsRawFd, FromRawFd};
 
     fn terminal() -> (File, File) {
