@@ -375,7 +375,7 @@ impl BlockCache {
     }
 
     /// Frees blocks that died, if any; only when none is executing.
-    pub(crate) fn bury(&mut self) -> bool {
+    pub(crate) fn free_dead(&mut self) -> bool {
         if self.graves == 0 {
             return false;
         }
@@ -446,7 +446,7 @@ impl BlockCache {
     pub(crate) fn clear(&mut self) {
         self.invalidated += self.live as u64;
         for b in self.blocks.iter() {
-            // SAFETY: live blocks stay in the arena until they are buried.
+            // SAFETY: live blocks stay in the arena until they are freed.
             unsafe { (*b).next.set(self.dead) };
             self.dead = b;
         }
@@ -749,7 +749,7 @@ impl Cpu {
             &*block
         };
         cache.put_ops(b, ops);
-        // SAFETY: the block stays where it is until it is taken out and buried.
+        // SAFETY: the block stays where it is until it is taken out and freed.
         unsafe { cache.blocks.insert(block) };
         if let Some(page) = cache.page(phys) {
             b.on_page.set(page.blocks.replace(block));
@@ -931,7 +931,7 @@ impl Cpu {
         let page = self.blocks.pages.find(page);
         // SAFETY: null, or a page in the arena.
         let Some(page) = (unsafe { page.as_ref() }) else { return };
-        // SAFETY: what pages and links name is in the arena: blocks that died just now are not yet buried.
+        // SAFETY: what pages and links name is in the arena: blocks that died just now are not yet freed.
         let is_dead = |b: *const Block| unsafe { b.as_ref() }.is_some_and(Block::is_dead);
         let mut place = &page.blocks;
         loop {
@@ -958,7 +958,7 @@ impl Cpu {
 
     /// What is left to be done when a block has died that is in no table any more.
     fn retire(&mut self, block: *mut Block) {
-        // SAFETY: it stays in the arena until it is buried.
+        // SAFETY: it stays in the arena until it is freed.
         let b = unsafe { &*block };
         let cache = &mut self.blocks;
         cache.invalidated += 1;
@@ -991,7 +991,7 @@ impl Cpu {
     /// Has decoded blocks take up to so many bytes of the host's memory, and at least 1 MiB; they are dropped. Not while the vCPU runs.
     pub fn bound_blocks(&mut self, bytes: usize) {
         self.flush_blocks();
-        self.blocks.bury();
+        self.blocks.free_dead();
         (self.blocks.arena, self.blocks.blocks, self.blocks.pages) = BlockCache::room(bytes);
     }
 
@@ -1008,7 +1008,7 @@ impl Cpu {
         } else if self.blocks.young.len() >= YOUNG {
             self.blocks.cool_down();
         }
-        if self.blocks.bury() {
+        if self.blocks.free_dead() {
             self.from = (std::ptr::null(), 0);
         }
     }

@@ -66,7 +66,7 @@ impl Cpu {
     pub unsafe fn interpret_block(&mut self, block: *const Block) {
         self.faulted = false;
         self.enter(block);
-        // SAFETY: blocks stay allocated until `turn` or `run` bury them, dead or not.
+        // SAFETY: blocks stay allocated until `turn` or `run` free them, dead or not.
         let b = unsafe { &*block };
         if b.ops().is_none() && !self.restore_ops(b) {
             self.icount -= b.op_count() as u64;

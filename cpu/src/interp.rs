@@ -708,7 +708,7 @@ impl Cpu {
         }
         self.enter(block);
         self.faulted = false;
-        // SAFETY: `find_block` gives a live block, and blocks stay allocated until `bury`. A handler returns null, the op after `op` in its block
+        // SAFETY: `find_block` gives a live block, and blocks stay allocated until `free_dead`. A handler returns null, the op after `op` in its block
         // (there is one: the last op of a block never falls through), or the first op of a live block.
         let mut op = unsafe { (*block).first() };
         while !op.is_null() {
@@ -724,7 +724,7 @@ impl Cpu {
             return;
         }
         // SAFETY: `from` was the current block when the dispatcher was entered; if it died since, it is marked so, and it is freed only by
-        // `bury` at the head of the loop, which clears `from`.
+        // `free_dead` at the head of the loop, which clears `from`.
         let (f, t) = unsafe { (&*from, &*to) };
         // A link must hold wherever the page is mapped: both blocks on one page, at the distance that the branch has.
         let same_page = f.phys >> 12 == t.phys >> 12 && f.phys.wrapping_add(self.from_relative) == t.phys;
@@ -781,7 +781,7 @@ impl Cpu {
             self.state.rflags &= !fl::RF;
         }
         let mut hits = self.debug_hits;
-        // SAFETY: blocks stay allocated until `bury`, dead or not, and a block has an op.
+        // SAFETY: blocks stay allocated until `free_dead`, dead or not, and a block has an op.
         if trap && !self.untraced && self.step_traps(unsafe { &*(*block).first() }, from) {
             hits |= 1 << 14;
         }

@@ -267,7 +267,7 @@ pub(crate) fn restore_and_run(cpu: &mut Cpu, _: &Op) -> *const Op {
     }
     cpu.count_block(block);
     let first = block.first();
-    // SAFETY: ops that are there stay until the block has code or is buried; ops are changed by this thread only.
+    // SAFETY: ops that are there stay until the block has code or is freed; ops are changed by this thread only.
     let first = unsafe { &*first };
     (first.run)(cpu, first)
 }
@@ -306,7 +306,7 @@ fn record(cpu: &mut Cpu) -> *const Op {
         return std::ptr::null();
     }
     let first = block.first();
-    // SAFETY: ops that are there stay until the block has code once more or is buried.
+    // SAFETY: ops that are there stay until the block has code once more or is freed.
     (block.tier.first.get())(cpu, unsafe { &*first })
 }
 

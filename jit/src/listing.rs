@@ -20,7 +20,7 @@ pub(crate) fn host_code(at: *const u8, code: &[u8], what: &str, bitness: u32, ma
     let mut mark = |s: &mut String, n: usize, formatter: &mut NasmFormatter| {
         while let Some(m) = marks.next_if(|m| m.offset <= n) {
             if m.bytes.is_empty() {
-                s.push_str("  -- ways out\n");
+                s.push_str("  -- side exits\n");
                 continue;
             }
             let i = Decoder::with_ip(bitness, &m.bytes, m.lin, DecoderOptions::AMD).decode();

@@ -117,7 +117,7 @@ fn a_sieve_with_nested_loops_finds_the_primes() {
         },
     );
     assert_eq!(s.gpr[gpr::RAX], 564);
-    // Thousands of rounds, and few ways in.
+    // Thousands of rounds, and few entries.
     let st = pair.statistics();
     assert!(st.compiled >= 3 && st.entered < 500, "{st:?}");
 }

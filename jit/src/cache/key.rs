@@ -1,6 +1,6 @@
 //! What compiled code depends on beside the guest's bytes and mode: a hash of it is the key of what is kept
 //! on disk.
-use crate::cache::pack::Realm;
+use crate::cache::pack::Key;
 use crate::clif::compile::Optimize;
 use crate::host::features;
 use goblin::container::Ctx;
@@ -11,9 +11,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The realm of code made by this process. Reads the program's own file, which takes some ten milliseconds.
-pub(crate) fn realm(model: &CpuModel, optimize: Optimize, isa: &str) -> io::Result<Realm> {
-    let mut h = blake3::Hasher::new_derive_key("Mynah 2026 realm of compiled code");
+/// The key of code made by this process. Reads the program's own file, which takes some ten milliseconds.
+pub(crate) fn cache_key(model: &CpuModel, optimize: Optimize, isa: &str) -> io::Result<Key> {
+    let mut h = blake3::Hasher::new_derive_key("Mynah 2026 key of compiled code");
     let mut part = |name: &str, bytes: &[u8]| {
         h.update(&(name.len() as u64).to_le_bytes());
         h.update(name.as_bytes());
@@ -28,9 +28,9 @@ pub(crate) fn realm(model: &CpuModel, optimize: Optimize, isa: &str) -> io::Resu
     Ok(*h.finalize().as_bytes())
 }
 
-/// The part of a realm that belongs to the guests of one image, by the image's hash.
-pub(crate) fn of_image(realm: &Realm, image: &[u8; 32]) -> Realm {
-    *blake3::Hasher::new_keyed(realm).update(b"image").update(image).finalize().as_bytes()
+/// The part of a key that belongs to the guests of one image, by the image's hash.
+pub(crate) fn of_image(key: &Key, image: &[u8; 32]) -> Key {
+    *blake3::Hasher::new_keyed(key).update(b"image").update(image).finalize().as_bytes()
 }
 
 /// What tells a guest from others: the contents that it is booted from. Two guests with the same are taken for one: they share the code that is kept,
@@ -114,18 +114,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_realm_is_that_of_features_and_not_of_the_number_of_cores() {
+    fn the_key_is_that_of_features_and_not_of_the_number_of_cores() {
         let of = |text: &str, cores: u32, o: Optimize| {
             let mut m = CpuModel::parse(text).unwrap();
             m.set_topology(1, cores, 1);
-            realm(&m, o, "host").unwrap()
+            cache_key(&m, o, "host").unwrap()
         };
         let max = of("max", 1, Optimize::Speed);
         assert_eq!(max, of("max", 4, Optimize::Speed));
         assert_ne!(max, of("max", 1, Optimize::None));
         assert_ne!(max, of("max,-avx2", 1, Optimize::Speed));
         assert_ne!(max, of("qemu64", 1, Optimize::Speed));
-        assert_ne!(max, realm(&CpuModel::parse("max").unwrap(), Optimize::Speed, "another host").unwrap());
+        assert_ne!(
+            max,
+            cache_key(&CpuModel::parse("max").unwrap(), Optimize::Speed, "another host").unwrap()
+        );
     }
 
     #[test]
@@ -149,9 +152,9 @@ mod tests {
         ] {
             assert_ne!(kernel, other);
         }
-        let realm = [7; 32];
-        assert_ne!(of_image(&realm, &kernel), of_image(&realm, &of(&[])));
-        assert_ne!(of_image(&realm, &kernel), of_image(&[8; 32], &kernel));
+        let key = [7; 32];
+        assert_ne!(of_image(&key, &kernel), of_image(&key, &of(&[])));
+        assert_ne!(of_image(&key, &kernel), of_image(&[8; 32], &kernel));
     }
 
     #[test]

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   DIR/lock                     taken by whoever merges or removes packs
-//!   DIR/REALM-CONTENTS.pack      regions of one realm (16 hexadecimal digits each), named after their contents
+//!   DIR/KEY-CONTENTS.pack      regions of one key (16 hexadecimal digits each), named after their contents
 //!   DIR/tmp-PID-N                a pack that is being written
 //! ```
 //!
-//! * A *realm* is everything that code depends on but the guest's bytes and mode: this very build of the
+//! * A *cache key* is a hash of everything that code depends on but the guest's bytes and mode: this very build of the
 //!   program, the host's CPU, the guest's CPU model, how much is optimised; and, unless guests are to share, the image
-//!   that the guest is booted from. Its hash is the key of all
-//!   checksums, so what another realm has written is not taken even under this one's name.
+//!   that the guest is booted from. It is the key of all
+//!   checksums, so what was written under another is not taken even under this one's name.
 //! * A *pack* is never changed. It is written under another name and renamed; packs are merged into a new
 //!   one, and the old ones are removed. So a reader needs no lock: what it has mapped stays as it was.
 //! * Of a pack its index is read and checked when it is opened. Regions are mapped, and looked at when code
@@ -19,8 +19,8 @@
 //!   read or write them, and files are plain ones with one name in that very folder; else they are not looked
 //!   at. The checksums are against damage and mistakes: they are no help against somebody who can write files
 //!   as this user, as such a one could as well replace the program.
-//! * One realm takes no more than its share of the limit: beyond that its own regions go that have not been used for
-//!   longest. When all packs together take more than the limit, those of the realm that has not been used for longest
+//! * One key takes no more than its share of the limit: beyond that its own regions go that have not been used for
+//!   longest. When all packs together take more than the limit, those of the key that has not been used for longest
 //!   go first. So what a guest runs, however much of it, leaves the others at least the rest.
 //!
 //! A file cut short by somebody else while it is mapped would end the process at the next access (SIGBUS).
@@ -32,8 +32,8 @@ pub mod private;
 pub(crate) mod store;
 
 use pack::{
-    ALIGN, Entry, HEADER, Head, Id, MAX_PACK, MAX_PARTS, MAX_RECORDS, MAX_REGION, Pack, RECORD, Realm,
-    Record, SUM, View, front,
+    ALIGN, Entry, HEADER, Head, Id, Key, MAX_PACK, MAX_PARTS, MAX_RECORDS, MAX_REGION, Pack, RECORD, Record,
+    SUM, View, front,
 };
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
@@ -53,10 +53,10 @@ pub(crate) const SHARES: u64 = 4;
 
 /// Regions with the same head that are looked at.
 const CANDIDATES: usize = 64;
-/// Packs of this realm before the smallest are merged, and how many are left then.
+/// Packs of this key before the smallest are merged, and how many are left then.
 const MANY: usize = 8;
 const FEW: usize = 4;
-/// Packs of this realm that are opened, the latest ones: more are not there unless somebody else puts them there.
+/// Packs of this key that are opened, the latest ones: more are not there unless somebody else puts them there.
 const MOST: usize = 8 * MANY;
 /// Seconds after which a use is worth noting again.
 const STALE: u32 = 3600;
@@ -148,13 +148,13 @@ impl Folder {
     }
 }
 
-/// The regions of one realm on disk.
+/// The regions of one key on disk.
 pub(crate) struct Cache {
     dir: File,
     path: PathBuf,
-    realm: Realm,
+    key: Key,
     limit: u64,
-    /// Bytes that the packs of this realm may take.
+    /// Bytes that the packs of this key may take.
     share: u64,
     index: RwLock<Index>,
     /// What this process has used, with the heads.
@@ -166,19 +166,19 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// The regions of `realm` in a folder that may take up to `limit` bytes, of which `share` may be this realm's.
-    pub fn open(folder: Folder, realm: Realm, limit: u64, share: u64) -> io::Result<Self> {
+    /// The regions of `key` in a folder that may take up to `limit` bytes, of which `share` may be this key's.
+    pub fn open(folder: Folder, key: Key, limit: u64, share: u64) -> io::Result<Self> {
         let Folder { dir, path } = folder;
         let counters = Counters::default();
         let mut index = Index::default();
-        for name in latest(packs(&dir)?, &realm).into_iter().map(|p| p.name) {
-            match Pack::open(&dir, &name, &realm) {
+        for name in latest(packs(&dir)?, &key).into_iter().map(|p| p.name) {
+            match Pack::open(&dir, &name, &key) {
                 Ok(pack) => index.add(pack),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => {
                     tracing::warn!("code cache: {}: {e}; it is not used", path.join(&name).display());
                     counters.refused.fetch_add(1, Ordering::Relaxed);
-                    // The name is this realm's alone, so there is nothing to be had from it. It is another
+                    // The name is this key's alone, so there is nothing to be had from it. It is another
                     // matter if the host cannot read it now.
                     if is_verdict(&e) {
                         let _ = rustix::fs::unlinkat(&dir, name.as_str(), AtFlags::empty());
@@ -189,7 +189,7 @@ impl Cache {
         Ok(Self {
             dir,
             path,
-            realm,
+            key,
             limit,
             share: share.min(limit),
             index: RwLock::new(index),
@@ -219,7 +219,7 @@ impl Cache {
         let mut damaged = Vec::new();
         let entry = found.into_iter().find_map(|(_, place)| {
             let (pack, record) = at(place);
-            let Some(copy) = pack.checked(record, &self.realm) else {
+            let Some(copy) = pack.checked(record, &self.key) else {
                 pack.damaged.store(true, Ordering::Relaxed);
                 damaged.push(place);
                 return None;
@@ -256,7 +256,7 @@ impl Cache {
         let whole = index.places.get(&head).into_iter().flatten().any(|&(p, r)| {
             let pack = &index.packs[p as usize];
             let record = &pack.records[r as usize];
-            let whole = record.id == id && pack.checked(record, &self.realm).is_some();
+            let whole = record.id == id && pack.checked(record, &self.key).is_some();
             if record.id == id && !whole {
                 pack.damaged.store(true, Ordering::Relaxed);
                 damaged.push((p, r));
@@ -307,7 +307,7 @@ impl Cache {
             if !new.insert(id) || self.has(e.head(), id) {
                 continue;
             }
-            let sealed = e.seal(&self.realm);
+            let sealed = e.seal(&self.key);
             if sealed.len() as u64 > MAX_REGION || e.pieces.len() > MAX_PARTS {
                 continue;
             }
@@ -329,7 +329,7 @@ impl Cache {
         count.fetch_add(pieces.len() as u64, Ordering::Relaxed);
         bytes.fetch_add(offset, Ordering::Relaxed);
         // From now on they are found there, should the memory for code be too small for them.
-        if let Ok(pack) = Pack::open(&self.dir, &name, &self.realm) {
+        if let Ok(pack) = Pack::open(&self.dir, &name, &self.key) {
             self.index.write().add(pack);
         }
         self.repair()?;
@@ -386,7 +386,7 @@ impl Cache {
         }
         let start = HEADER as u64 + RECORD as u64 * records.len() as u64;
         records.iter_mut().filter(|r| r.len != 0).for_each(|r| r.offset += start);
-        let front = front(records, data, &self.realm);
+        let front = front(records, data, &self.key);
         // Beyond the limit on file sizes there is not an error, but a signal that ends the process.
         let most = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
         if most.is_some_and(|m| start + data > m) {
@@ -407,8 +407,7 @@ impl Cache {
                 out.write_all(&[0; ALIGN as usize][..gap as usize])?;
             }
             out.flush()?;
-            let name =
-                format!("{}-{}.pack", hex(&self.realm[..8]), hex(&blake3::hash(&front).as_bytes()[..8]));
+            let name = format!("{}-{}.pack", hex(&self.key[..8]), hex(&blake3::hash(&front).as_bytes()[..8]));
             rustix::fs::renameat(&self.dir, temporary.as_str(), &self.dir, name.as_str())?;
             Ok(name)
         };
@@ -426,8 +425,8 @@ impl Cache {
         Some(file)
     }
 
-    /// Removes whole packs if they take more than this realm's share, or more than the limit, but never `new`: first
-    /// the longest unused ones of this realm, as far as they are beyond its share, then those of the realm that has not
+    /// Removes whole packs if they take more than this key's share, or more than the limit, but never `new`: first
+    /// the longest unused ones of this key, as far as they are beyond its share, then those of the key that has not
     /// been used for longest.
     fn keep_bound(&self, new: &str) -> io::Result<()> {
         let (mut own, others) = self.sorted()?;
@@ -457,20 +456,20 @@ impl Cache {
         Ok(())
     }
 
-    /// The folder's packs, this realm's own and the others, in the order in which they are to go: own ones by their last
-    /// use, others by the last use of anything of their realm.
+    /// The folder's packs, this key's own and the others, in the order in which they are to go: own ones by their last
+    /// use, others by the last use of anything of their key.
     fn sorted(&self) -> io::Result<(Vec<Listed>, Vec<Listed>)> {
         let (mut own, mut others): (Vec<_>, Vec<_>) =
-            packs(&self.dir)?.into_iter().partition(|p| is_of(&p.name, &self.realm));
+            packs(&self.dir)?.into_iter().partition(|p| is_of(&p.name, &self.key));
         own.sort_by_key(|p| p.time);
         let mut used: HashMap<String, i64> = HashMap::new();
         for p in &others {
-            let last = used.entry(realm_of(&p.name).to_owned()).or_insert(p.time);
+            let last = used.entry(key_of(&p.name).to_owned()).or_insert(p.time);
             *last = p.time.max(*last);
         }
         others.sort_by_cached_key(|p| {
-            let realm = realm_of(&p.name);
-            (used.get(realm).copied(), realm.to_owned(), p.time)
+            let key = key_of(&p.name);
+            (used.get(key).copied(), key.to_owned(), p.time)
         });
         Ok((own, others))
     }
@@ -520,7 +519,7 @@ impl Cache {
 
     /// Merges packs into one of up to `room` bytes: what was used last is kept.
     fn merge(&self, list: &[Listed], room: u64) -> io::Result<()> {
-        let open = |p: &Listed| Pack::open(&self.dir, &p.name, &self.realm).ok();
+        let open = |p: &Listed| Pack::open(&self.dir, &p.name, &self.key).ok();
         let packs: Vec<Pack> = list.iter().filter_map(open).collect();
         let mut best: HashMap<Id, (Record, Option<&Pack>)> = HashMap::new();
         for pack in &packs {
@@ -528,7 +527,7 @@ impl Cache {
                 let e = best.entry(r.id).or_insert((Record { len: 0, ..*r }, None));
                 e.0.used = e.0.used.max(r.used);
                 // A damaged one does not displace a sound one.
-                if r.len != 0 && e.1.is_none() && pack.checked(r, &self.realm).is_some() {
+                if r.len != 0 && e.1.is_none() && pack.checked(r, &self.key).is_some() {
                     e.0 = Record { used: e.0.used, ..*r };
                     e.1 = Some(pack);
                 }
@@ -591,7 +590,7 @@ fn files(dir: &File) -> io::Result<Vec<Listed>> {
     Ok(list)
 }
 
-/// The packs in the folder, of all realms.
+/// The packs in the folder, of all keys.
 fn packs(dir: &File) -> io::Result<Vec<Listed>> {
     let is_pack = |n: &str| {
         n.strip_suffix(".pack").and_then(|n| n.split_once('-')).is_some_and(|(a, b)| {
@@ -605,22 +604,22 @@ fn packs(dir: &File) -> io::Result<Vec<Listed>> {
     Ok(list)
 }
 
-/// The packs of a realm that are opened: the latest.
-fn latest(mut list: Vec<Listed>, realm: &Realm) -> Vec<Listed> {
-    list.retain(|p| is_of(&p.name, realm));
+/// The packs of a key that are opened: the latest.
+fn latest(mut list: Vec<Listed>, key: &Key) -> Vec<Listed> {
+    list.retain(|p| is_of(&p.name, key));
     list.sort_by_key(|p| std::cmp::Reverse(p.time));
     list.truncate(MOST);
     list
 }
 
-/// The part of a pack's name that stands for its realm.
-fn realm_of(name: &str) -> &str {
+/// The part of a pack's name that stands for its key.
+fn key_of(name: &str) -> &str {
     name.split_once('-').map_or(name, |n| n.0)
 }
 
-/// Whether a pack is of a realm, by its name.
-fn is_of(name: &str, realm: &Realm) -> bool {
-    name.starts_with(&hex(&realm[..8]))
+/// Whether a pack is of a key, by its name.
+fn is_of(name: &str, key: &Key) -> bool {
+    name.starts_with(&hex(&key[..8]))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -640,11 +639,11 @@ mod tests {
             let _ = std::fs::remove_dir_all(&path);
             Self(path)
         }
-        fn open(&self, realm: u8, limit: u64) -> Cache {
-            self.open_share(realm, limit, limit)
+        fn open(&self, key: u8, limit: u64) -> Cache {
+            self.open_share(key, limit, limit)
         }
-        fn open_share(&self, realm: u8, limit: u64, share: u64) -> Cache {
-            Cache::open(Folder::open(&self.0).unwrap(), [realm; 32], limit, share).unwrap()
+        fn open_share(&self, key: u8, limit: u64, share: u64) -> Cache {
+            Cache::open(Folder::open(&self.0).unwrap(), [key; 32], limit, share).unwrap()
         }
         fn size(&self) -> u64 {
             packs(&File::open(&self.0).unwrap()).unwrap().iter().map(|p| p.len).sum()
@@ -682,10 +681,10 @@ mod tests {
     }
 
     /// Sets the times of the last use of all that is in the folder, by number.
-    fn age(dir: &Scratch, realm: u8, age_of: impl Fn(&Entry<Vec<u8>>) -> u32) {
-        let c = dir.open(realm, LIMIT);
+    fn age(dir: &Scratch, key: u8, age_of: impl Fn(&Entry<Vec<u8>>) -> u32) {
+        let c = dir.open(key, LIMIT);
         for listed in packs(&c.dir).unwrap() {
-            let pack = Pack::open(&c.dir, &listed.name, &c.realm).unwrap();
+            let pack = Pack::open(&c.dir, &listed.name, &c.key).unwrap();
             let copies: Vec<Vec<u8>> = pack.records.iter().map(|r| pack.bytes(r).unwrap().to_vec()).collect();
             let mut records = pack.records.clone();
             for (r, copy) in records.iter_mut().zip(&copies) {
@@ -714,7 +713,7 @@ mod tests {
         // Nothing is written twice.
         write(&c, 0..20);
         assert_eq!(packs(&c.dir).unwrap().len(), 1);
-        assert_eq!(dir.open(2, LIMIT).len(), 0, "another realm has nothing of it");
+        assert_eq!(dir.open(2, LIMIT).len(), 0, "another key has nothing of it");
     }
 
     #[test]
@@ -753,7 +752,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_holds_at_once_and_other_realms_go_first() {
+    fn the_bound_holds_at_once_and_other_keys_go_first() {
         let dir = Scratch::new("bound");
         let limit = 200 * 2200;
         write(&dir.open(9, limit), 0..90);
@@ -770,10 +769,10 @@ mod tests {
         assert!(has(&dir.open(1, limit), 1999));
     }
 
-    /// Bytes of the packs of a realm, and a time for all of them, in hours before now.
-    fn used_ago(dir: &Scratch, realm: u8, hours: Option<u64>) -> u64 {
+    /// Bytes of the packs of a key, and a time for all of them, in hours before now.
+    fn used_ago(dir: &Scratch, key: u8, hours: Option<u64>) -> u64 {
         let list = packs(&File::open(&dir.0).unwrap()).unwrap();
-        let own = list.iter().filter(|p| is_of(&p.name, &[realm; 32]));
+        let own = list.iter().filter(|p| is_of(&p.name, &[key; 32]));
         for p in own.clone().filter(|_| hours.is_some()) {
             let at = SystemTime::now() - std::time::Duration::from_secs(hours.unwrap_or(0) * 3600);
             File::open(dir.0.join(&p.name)).unwrap().set_modified(at).unwrap();
@@ -786,11 +785,11 @@ mod tests {
         let dir = Scratch::new("share");
         let (limit, share) = (400 * 2200, 100 * 2200);
         // Three guests of 90 regions each, used one after the other.
-        for (realm, hours) in [(2, 30), (3, 20), (4, 10)] {
-            let c = dir.open_share(realm, limit, share);
+        for (key, hours) in [(2, 30), (3, 20), (4, 10)] {
+            let c = dir.open_share(key, limit, share);
             write(&c, 0..45);
             write(&c, 45..90);
-            used_ago(&dir, realm, Some(hours));
+            used_ago(&dir, key, Some(hours));
         }
         // One that runs ever new code, in several runs and in long ones.
         for n in 0..20 {
@@ -826,7 +825,7 @@ mod tests {
         write(&dir.open(2, limit), 45..90);
         write(&dir.open(1, limit), 0..45);
         assert!(dir.size() <= limit);
-        assert_eq!([2, 3].map(|realm| dir.open(realm, limit).len()), [90, 0]);
+        assert_eq!([2, 3].map(|key| dir.open(key, limit).len()), [90, 0]);
     }
 
     #[test]
@@ -861,12 +860,12 @@ mod tests {
         let dir = Scratch::new("huge");
         write(&dir.open(1, LIMIT), 0..3);
         let good = packs(&File::open(&dir.0).unwrap()).unwrap().remove(0).name;
-        let (realm, own) = good.split_at(17);
+        let (key, own) = good.split_at(17);
         // All index, all data, an index as large as is allowed; and lengths that are no multiple of anything.
         let sizes =
             [(16u64 << 30, (16 << 30) / 40 - 2), (16 << 30, 0), (3 << 30, 1 << 20), (1 << 32, 3 << 20)];
         for (n, (len, count)) in sizes.into_iter().enumerate() {
-            let name = format!("{realm}{n:016x}.pack");
+            let name = format!("{key}{n:016x}.pack");
             assert_ne!(name, own);
             let file = File::create(dir.0.join(&name)).unwrap();
             file.set_len(len).unwrap();

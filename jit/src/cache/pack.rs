@@ -6,7 +6,7 @@
 //!   code | parts: distance, length | the parts' bytes | code
 //! ```
 //!
-//! Numbers are little-endian. Checksums are BLAKE3 with the realm as the key: see [`crate::cache`] for what
+//! Numbers are little-endian. Checksums are BLAKE3 with the cache key as theirs: see [`crate::cache`] for what
 //! is trusted and why.
 use memmap2::Mmap;
 use rustix::fs::{Mode, OFlags};
@@ -36,7 +36,7 @@ pub(crate) const MAX_REGION: u64 = 4 << 20;
 pub(crate) const MAX_PACK: u64 = 4 << 30;
 pub(crate) const MAX_RECORDS: u64 = 1 << 20;
 /// The hash of everything that code depends on but the guest's bytes and mode.
-pub(crate) type Realm = [u8; 32];
+pub(crate) type Key = [u8; 32];
 
 /// A hash of a region's mode and parts, by which it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,7 +98,7 @@ impl<Code: AsRef<[u8]>> Entry<Code> {
     }
 
     /// As bytes, with the checksum before them.
-    pub fn seal(&self, realm: &Realm) -> Vec<u8> {
+    pub fn seal(&self, key: &Key) -> Vec<u8> {
         let code = self.code.as_ref();
         let mut out = vec![0; SUM];
         for n in [self.mode, self.instructions, self.ops, self.pieces.len() as u32, code.len() as u32] {
@@ -112,7 +112,7 @@ impl<Code: AsRef<[u8]>> Entry<Code> {
             out.extend_from_slice(&p.bytes);
         }
         out.extend_from_slice(code);
-        let sum = blake3::keyed_hash(realm, &out[SUM..]);
+        let sum = blake3::keyed_hash(key, &out[SUM..]);
         out[..SUM].copy_from_slice(sum.as_bytes());
         out
     }
@@ -202,7 +202,7 @@ impl Record {
 }
 
 /// Header and index of a pack of which `data` bytes follow.
-pub(crate) fn front(records: &[Record], data: u64, realm: &Realm) -> Vec<u8> {
+pub(crate) fn front(records: &[Record], data: u64, key: &Key) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + records.len() * RECORD);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&(records.len() as u64).to_le_bytes());
@@ -211,7 +211,7 @@ pub(crate) fn front(records: &[Record], data: u64, realm: &Realm) -> Vec<u8> {
     for r in records {
         r.put(&mut out);
     }
-    let sum = blake3::keyed_hash(realm, &out);
+    let sum = blake3::keyed_hash(key, &out);
     out[HEADER - SUM..HEADER].copy_from_slice(sum.as_bytes());
     out
 }
@@ -230,7 +230,7 @@ pub(crate) struct Pack {
 
 impl Pack {
     /// Opens and checks a pack; an error says what is wrong with it.
-    pub fn open(dir: &File, name: &str, realm: &Realm) -> io::Result<Self> {
+    pub fn open(dir: &File, name: &str, key: &Key) -> io::Result<Self> {
         let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let file = open_own(dir, name)?;
         let len = file.metadata()?.len();
@@ -259,7 +259,7 @@ impl Pack {
         let mut sum = [0; SUM];
         sum.copy_from_slice(&front[HEADER - SUM..HEADER]);
         front[HEADER - SUM..HEADER].fill(0);
-        if blake3::keyed_hash(realm, &front) != sum {
+        if blake3::keyed_hash(key, &front) != sum {
             return Err(bad("its index is damaged, or of another build, host or CPU model"));
         }
         let (records, _) = front[HEADER..].as_chunks::<RECORD>();
@@ -282,10 +282,10 @@ impl Pack {
     }
 
     /// A private copy of a region's bytes, if they are what was written.
-    pub fn checked(&self, r: &Record, realm: &Realm) -> Option<Vec<u8>> {
+    pub fn checked(&self, r: &Record, key: &Key) -> Option<Vec<u8>> {
         let copy = self.bytes(r)?.to_vec();
         let (sum, payload) = copy.split_first_chunk::<SUM>()?;
-        (blake3::keyed_hash(realm, payload) == *sum).then_some(copy)
+        (blake3::keyed_hash(key, payload) == *sum).then_some(copy)
     }
 }
 

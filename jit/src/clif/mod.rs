@@ -150,8 +150,8 @@ pub struct Translator<'a> {
     chain_sig: SigRef,
     pub(crate) stub_sig: SigRef,
     blocks: Vec<Block>,
-    /// Where blocks that are led back to are entered from before them.
-    outsides: Vec<Option<Block>>,
+    /// Preheaders of loops: where the block that is led back to is entered from before it.
+    preheaders: Vec<Option<Block>>,
     /// Variables that differ, or may differ, from the state in memory.
     dirty: Set,
     /// Variables that have a value.
@@ -259,7 +259,7 @@ impl<'a> Translator<'a> {
             op_sig,
             chain_sig,
             stub_sig,
-            outsides: vec![None; blocks.len()],
+            preheaders: vec![None; blocks.len()],
             blocks,
             dirty: 0,
             valid: 0,
@@ -332,8 +332,8 @@ impl<'a> Translator<'a> {
         self.b.switch_to_block(self.begin);
         self.begin_places();
         self.b.ins().jump(self.blocks[0], &[]);
-        for (outside, inside) in std::mem::take(&mut self.outsides).into_iter().zip(self.blocks.clone()) {
-            if let Some(block) = outside {
+        for (preheader, inside) in std::mem::take(&mut self.preheaders).into_iter().zip(self.blocks.clone()) {
+            if let Some(block) = preheader {
                 self.b.switch_to_block(block);
                 self.b.ins().jump(inside, &[]);
             }
@@ -558,10 +558,10 @@ impl<'a> Translator<'a> {
         self.b.seal_block(on);
     }
 
-    // ---- ways on -----------------------------------------------------------------------------------------------------------
+    // ---- edges ------------------------------------------------------------------------------------------------------------
 
     /// The block to jump to for a place at a distance from the entry, in the region or out of it; `done` instructions of this block are executed by then.
-    fn way_to(&mut self, delta: i64, done: u64) -> Block {
+    fn edge_to(&mut self, delta: i64, done: u64) -> Block {
         let Some(n) = self.plan.find(delta) else {
             return self.exit_block(Rip::At(delta), done, Left::Next);
         };
@@ -572,7 +572,7 @@ impl<'a> Translator<'a> {
         }
         if n > self.at && to.is_head {
             // Into a loop: what is taken out of it has a place of its own, which is not in another loop.
-            return *self.outsides[n].get_or_insert_with(|| self.b.create_block());
+            return *self.preheaders[n].get_or_insert_with(|| self.b.create_block());
         }
         self.blocks[n]
     }
@@ -586,7 +586,7 @@ impl<'a> Translator<'a> {
     pub(crate) fn go_to(&mut self, delta: i64, own: u64) {
         self.flush_x87();
         self.add_count(self.index as u64 + own);
-        let to = self.way_to(delta, 0);
+        let to = self.edge_to(delta, 0);
         self.b.ins().jump(to, &[]);
     }
 
@@ -594,7 +594,7 @@ impl<'a> Translator<'a> {
     pub(crate) fn branch_to(&mut self, x: Value, taken: i64, other: i64) {
         self.flush_x87();
         self.add_count(self.done());
-        let (a, b) = (self.way_to(taken, 0), self.way_to(other, 0));
+        let (a, b) = (self.edge_to(taken, 0), self.edge_to(other, 0));
         self.b.ins().brif(x, a, &[], b, &[]);
     }
 
@@ -605,7 +605,7 @@ impl<'a> Translator<'a> {
         for &s in sites.iter().filter(|&&s| self.plan.find(s).is_some()).take(4).collect::<Vec<_>>() {
             let there = self.rip_at(s);
             let same = self.b.ins().icmp(IntCC::Equal, rip, there);
-            let to = self.way_to(s, 0);
+            let to = self.edge_to(s, 0);
             let on = self.b.create_block();
             self.b.ins().brif(same, to, &[], on, &[]);
             self.b.switch_to_block(on);

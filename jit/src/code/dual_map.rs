@@ -147,7 +147,7 @@ const MADV_COLLAPSE: libc::c_int = 25;
 /// Maps `len` bytes, a multiple of the page size, which are zero. If they are `split` no address can be both written and executed.
 #[cfg(target_os = "linux")]
 pub(crate) fn map(len: usize, split: bool) -> io::Result<(Written, Executed)> {
-    let pages = Arc::new(if split { twice(len)? } else { once(len).or_else(|_| twice(len))? });
+    let pages = Arc::new(if split { dual(len)? } else { single(len).or_else(|_| dual(len))? });
     Ok((Written::new(pages.clone()), Executed(pages)))
 }
 
@@ -191,7 +191,7 @@ fn failed(p: *mut libc::c_void) -> bool {
 }
 
 #[cfg(target_os = "linux")]
-fn once(len: usize) -> io::Result<Pages> {
+fn single(len: usize) -> io::Result<Pages> {
     let align = if len < HUGE { 1 } else { HUGE };
     let mapped = len + align - 1;
     let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
@@ -225,7 +225,7 @@ fn reserve(len: usize, align: usize) -> io::Result<(*mut u8, (*mut u8, usize))> 
 }
 
 #[cfg(target_os = "linux")]
-fn twice(len: usize) -> io::Result<Pages> {
+fn dual(len: usize) -> io::Result<Pages> {
     let collapses = len >= HUGE;
     let align = if collapses { HUGE } else { 1 };
     let (write, first) = reserve(len, align)?;
@@ -304,16 +304,16 @@ mod tests {
 
     #[test]
     fn memory_may_be_written_and_executed_at_one_address() {
-        what_is_written_runs(once(8192).expect("memory"), "rwxp");
-        let large = once(4 << 20).expect("memory");
+        what_is_written_runs(single(8192).expect("memory"), "rwxp");
+        let large = single(4 << 20).expect("memory");
         assert_eq!(large.write.addr() % HUGE, 0);
         what_is_written_runs(large, "rwxp");
     }
 
     #[test]
     fn or_written_at_one_and_executed_at_another() {
-        what_is_written_runs(twice(8192).expect("memory"), "r-xs");
-        let large = twice(4 << 20).expect("memory");
+        what_is_written_runs(dual(8192).expect("memory"), "r-xs");
+        let large = dual(4 << 20).expect("memory");
         assert_eq!((large.write.addr() % HUGE, large.execute.addr() % HUGE), (0, 0));
         what_is_written_runs(large, "r-xs");
     }

@@ -299,13 +299,13 @@ impl Engine {
             let (store, model, optimize) = (store.clone(), model.clone(), options.optimize);
             let isa = compiler.isa_text();
             let open = move || {
-                let cache = crate::cache::key::realm(&model, optimize, &isa)
-                    .and_then(|realm| match image {
+                let cache = crate::cache::key::cache_key(&model, optimize, &isa)
+                    .and_then(|key| match image {
                         Some(image) => {
-                            let own = crate::cache::key::of_image(&realm, &image.hash());
+                            let own = crate::cache::key::of_image(&key, &image.hash());
                             Cache::open(folder, own, limit, limit / SHARES)
                         }
-                        None => Cache::open(folder, realm, limit, limit),
+                        None => Cache::open(folder, key, limit, limit),
                     })
                     .inspect_err(|e| tracing::warn!("compiled code is not kept: {e}"));
                 store.set_cache(cache.ok());

@@ -296,8 +296,8 @@ impl Asm {
         self.at() - 4
     }
 
-    /// Lets the jump whose displacement is at `site` lead to `to`.
-    pub fn lead(&mut self, site: usize, to: i64) {
+    /// Patches the jump whose displacement is at `site` to go to `to`.
+    pub fn patch(&mut self, site: usize, to: i64) {
         let distance = (to - (site as i64 + 4)) as i32;
         self.code[site..site + 4].copy_from_slice(&distance.to_le_bytes());
     }

@@ -1,6 +1,6 @@
-//! What all baseline code shares: ways in, ways out, calls.
+//! What all baseline code shares: entries, exits, calls.
 //!
-//! At a way in or out registers and flags move between the vCPU's state and where baseline code has them (see
+//! At an entry or exit registers and flags move between the vCPU's state and where baseline code has them (see
 //! [`super::baseline`]).
 use super::asm::Asm;
 use super::registers::MAP;

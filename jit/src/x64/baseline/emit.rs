@@ -25,18 +25,18 @@ const ARITHMETIC: u32 = 0x3f;
 /// Where a value waits while something else is looked up.
 const ASIDE: i32 = in_context(context::ASIDE);
 
-/// A jump to a place of the guest's that may be led straight to code for it.
-pub(super) struct Leap {
+/// A jump to a known address of the guest's, which can be linked with code for it.
+pub(super) struct DirectExit {
     /// Where its displacement is.
     pub site: usize,
-    /// Where it leads as long as there is no code.
+    /// Where it goes as long as there is no code.
     pub stub: usize,
     /// Offset from the page's first byte.
     pub target: i64,
 }
 
-impl Leap {
-    /// Whether it leads to the page that it is on.
+impl DirectExit {
+    /// Whether its target is on its own page.
     pub fn is_in_page(&self) -> bool {
         is_in_page(self.target)
     }
@@ -46,7 +46,7 @@ fn is_in_page(target: i64) -> bool {
     (0..=PAGE_MASK as i64).contains(&target)
 }
 
-/// What is out of the way of a block's code.
+/// What stands out of line, behind a block's code.
 pub(super) enum Cold {
     /// A look-up missed, or the place at this offset in the vCPU: asks for the address by a stub, and goes on at `back` or has op `k` interpreted.
     Miss { site: usize, back: usize, stub: usize, k: usize, place: Option<i32> },
@@ -119,7 +119,7 @@ pub(super) struct Emitted {
     pub tested: usize,
     /// Offset of where it is entered from elsewhere.
     pub body: usize,
-    pub leaps: Vec<Leap>,
+    pub exits: Vec<DirectExit>,
     /// The instructions that are called; code has their addresses.
     #[expect(clippy::vec_box, reason = "code has their addresses")]
     pub called: Vec<Box<Op>>,
@@ -224,10 +224,10 @@ impl<'a> Emitter<'a> {
     ) -> Emitted {
         let count = block.ops.iter().filter(|o| o.1.is_some()).count();
         let first = i64::from(block.first);
-        let Emitted { mut code, mut leaps, mut called, mut places, mut cold, mut offsets, encoded, .. } =
+        let Emitted { mut code, mut exits, mut called, mut places, mut cold, mut offsets, encoded, .. } =
             memory;
         code.clear();
-        leaps.clear();
+        exits.clear();
         called.clear();
         places.clear();
         cold.clear();
@@ -265,25 +265,25 @@ impl<'a> Emitter<'a> {
         e.a.bytes(&[0x4c, 0x8d, 0x1d, 0, 0, 0, 0]); // lea r11, [rip + body]
         let to_body = e.a.at() - 4;
         let site = e.a.jmp();
-        e.lead_out(site, stubs.load);
+        e.patch_to_stub(site, stubs.load);
         let tested = e.a.at();
         e.a.load(host::RAX, CPU, in_context(context::EVENTS));
         e.a.is_zero32(host::RAX, 0);
         let site = e.a.jcc(cc::NE);
         let back = e.a.at();
-        e.aside(Cold::Event { site, back });
+        e.out_of_line(Cold::Event { site, back });
         if block.counts {
             e.a.load(host::RAX, CPU, in_context(context::COUNTERS));
             e.a.count_down(host::RAX, 4 * block.number as i32);
             let site = e.a.jcc(cc::S);
-            e.aside(Cold::Hot { site });
+            e.out_of_line(Cold::Hot { site });
         }
         // At an odd address: by that the chain stub tells it from what is not the baseline's.
         while (origin + e.a.at()) % 8 != BASELINE as usize {
             e.a.bytes(&[0x90]);
         }
         let body = e.a.at();
-        e.a.lead(to_body, body as i64);
+        e.a.patch(to_body, body as i64);
         e.a.add_mem_imm(CPU, cpu::ICOUNT, count as i8);
         for (k, (op, i)) in block.ops.iter().enumerate() {
             places.push(e.a.at());
@@ -298,9 +298,9 @@ impl<'a> Emitter<'a> {
             }
         }
         places.push(e.a.at());
-        e.finish(&mut leaps);
+        e.finish(&mut exits);
         let Emitter { cold, offsets, encoded, called, .. } = e;
-        Emitted { code: e.a.code, tested, body, leaps, called, places, cold, offsets, encoded }
+        Emitted { code: e.a.code, tested, body, exits, called, places, cold, offsets, encoded }
     }
 
     fn op(&mut self, op: &Op, i: &Instruction, known: bool, last: bool) {
@@ -317,8 +317,8 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Puts something out of the way.
-    pub(super) fn aside(&mut self, c: Cold) {
+    /// Puts something behind the code, out of line.
+    pub(super) fn out_of_line(&mut self, c: Cold) {
         self.cold.push((c, self.last_x87));
     }
 
@@ -448,7 +448,7 @@ impl<'a> Emitter<'a> {
         self.flags_lost();
         self.a.test_low(host::R10, len as u8 - 1);
         let site = self.a.jcc(cc::NE);
-        self.aside(Cold::Interpret { site, k: self.k });
+        self.out_of_line(Cold::Interpret { site, k: self.k });
         self.look_up(len, write);
     }
 
@@ -459,7 +459,7 @@ impl<'a> Emitter<'a> {
             self.flags_lost();
             self.a.is_zero8(CPU, cpu::AVX_TRAP);
             let site = self.a.jcc(cc::NE);
-            self.aside(Cold::Interpret { site, k: self.k });
+            self.out_of_line(Cold::Interpret { site, k: self.k });
             self.avx = true;
         }
         if !self.float {
@@ -468,7 +468,7 @@ impl<'a> Emitter<'a> {
             self.a.test_mem8(CPU, cpu::FLOAT_LIVE, SSE);
             let site = self.a.jcc(cc::E);
             let (back, k) = (self.a.at(), self.k);
-            self.aside(Cold::Float { site, back, k, which: SSE });
+            self.out_of_line(Cold::Float { site, back, k, which: SSE });
             self.float = true;
         }
     }
@@ -497,7 +497,7 @@ impl<'a> Emitter<'a> {
         let site = self.a.jcc(cc::NE);
         self.a.add_mem(R10, R11, tlb::ADDEND);
         let (back, k) = (self.a.at(), self.k);
-        self.aside(match miss(len, write) {
+        self.out_of_line(match miss(len, write) {
             Some(kind) => Cold::Miss { site, back, stub: self.stubs.refill[kind], k, place: None },
             None => Cold::Interpret { site, k },
         });
@@ -515,7 +515,7 @@ impl<'a> Emitter<'a> {
         let site = a.jcc(cc::NE);
         a.add_mem(R10, CPU, place + tlb::PLACE_ADDEND);
         let (back, k) = (self.a.at(), self.k);
-        self.aside(Cold::Miss { site, back, stub: self.stubs.place[kind], k, place: Some(place) });
+        self.out_of_line(Cold::Miss { site, back, stub: self.stubs.place[kind], k, place: Some(place) });
     }
 
     /// As [`Self::look_up`], for an address on the stack.
@@ -531,7 +531,7 @@ impl<'a> Emitter<'a> {
         let site = self.a.jcc(cc::NE);
         self.a.add_mem(R10, CPU, STACK_ADDEND);
         let (back, k) = (self.a.at(), self.k);
-        self.aside(Cold::Miss { site, back, stub: self.stubs.stack[kind], k, place: None });
+        self.out_of_line(Cold::Miss { site, back, stub: self.stubs.stack[kind], k, place: None });
     }
 
     // ---- instructions ------------------------------------------------------------------------------------------------------
@@ -797,7 +797,7 @@ impl<'a> Emitter<'a> {
         let either = |narrow: &'static [u8], wider: &'static [u8]| if wide { wider } else { narrow };
         let refuse = |e: &mut Self, condition: u8| {
             let site = e.a.jcc(condition);
-            e.aside(Cold::Interpret { site, k: e.k });
+            e.out_of_line(Cold::Interpret { site, k: e.k });
         };
         if i.mnemonic() == Mnemonic::Div {
             // cmp rdx, r11: the quotient fits if the upper half is below the divisor.
@@ -942,7 +942,7 @@ impl<'a> Emitter<'a> {
                 self.want_flags();
                 self.save_flags();
                 let site = self.a.jcc(condition);
-                self.aside(Cold::Elsewhere { site, target });
+                self.out_of_line(Cold::Elsewhere { site, target });
                 self.go_to(after);
                 Some(())
             }
@@ -1014,7 +1014,7 @@ impl<'a> Emitter<'a> {
             self.a.mov(host::R11, host::RAX);
             self.a.bytes(&[0x49, 0xc1, 0xfb, 47, 0x49, 0x83, 0xc3, 1, 0x49, 0x83, 0xfb, 1]);
             let site = self.a.jcc(cc::A);
-            self.aside(Cold::Interpret { site, k: self.k });
+            self.out_of_line(Cold::Interpret { site, k: self.k });
         }
     }
 
@@ -1030,14 +1030,14 @@ impl<'a> Emitter<'a> {
     fn chain(&mut self) {
         self.a.bytes(self.chained);
         let site = self.a.jmp();
-        self.lead_out(site, self.stubs.chain);
+        self.patch_to_stub(site, self.stubs.chain);
     }
 
     /// Goes on at an offset from the page's first byte.
     fn go_to(&mut self, target: i64) {
         self.save_flags();
         let site = self.a.jmp();
-        self.aside(Cold::Elsewhere { site, target });
+        self.out_of_line(Cold::Elsewhere { site, target });
     }
 
     /// Has the op executed by its interpreter's handler.
@@ -1049,38 +1049,38 @@ impl<'a> Emitter<'a> {
         self.called.push(kept);
         self.a.imm(host::RAX, self.first as u64);
         let site = self.a.call();
-        self.lead_out(site, self.stubs.call);
+        self.patch_to_stub(site, self.stubs.call);
         self.flags_lost();
         (self.vectors, self.float, self.avx, self.x87) = (0, false, false, false);
         if last {
             let site = self.a.jmp();
-            self.lead_out(site, self.stubs.out);
+            self.patch_to_stub(site, self.stubs.out);
             return;
         }
         self.a.test(host::RAX);
         let site = self.a.jcc(cc::NE);
-        self.aside(Cold::Returned { site, k: self.k });
+        self.out_of_line(Cold::Returned { site, k: self.k });
     }
 
-    // ---- out of the way ----------------------------------------------------------------------------------------------------
+    // ---- out of line --------------------------------------------------------------------------------------------------------
 
-    /// Lets a jump or call lead to a stub.
-    fn lead_out(&mut self, site: usize, stub: usize) {
-        self.a.lead(site, stub as i64 - self.origin as i64);
+    /// Patches a jump or call to go to a stub.
+    fn patch_to_stub(&mut self, site: usize, stub: usize) {
+        self.a.patch(site, stub as i64 - self.origin as i64);
     }
 
     /// Leaves by a stub at an offset in the page, having counted `too_much`.
     fn leave(&mut self, stub: usize, offset: i64, too_much: usize) {
         self.a.imm(host::RAX, offset as u64 | (too_much as u64) << 16);
         let site = self.a.jmp();
-        self.lead_out(site, stub);
+        self.patch_to_stub(site, stub);
     }
 
     fn offset_of(&self, k: usize, offsets: &[i64]) -> i64 {
         offsets.get(k).copied().unwrap_or(self.first)
     }
 
-    fn finish(&mut self, leaps: &mut Vec<Leap>) {
+    fn finish(&mut self, exits: &mut Vec<DirectExit>) {
         let offsets = std::mem::take(&mut self.offsets);
         let mut cold = std::mem::take(&mut self.cold);
         for (c, last) in cold.drain(..) {
@@ -1091,67 +1091,67 @@ impl<'a> Emitter<'a> {
             }
             match c {
                 Cold::Miss { site, back, stub, k, place } => {
-                    self.a.lead(site, here as i64);
+                    self.a.patch(site, here as i64);
                     if let Some(place) = place {
                         self.a.lea(true, host::R11, CPU, None, place);
                     }
                     let at = self.offset_of(k, &offsets);
                     self.a.imm(host::RAX, at as u64 | ((self.count - k) as u64) << 16);
                     let call = self.a.call();
-                    self.lead_out(call, stub);
+                    self.patch_to_stub(call, stub);
                     let found = self.a.jmp();
-                    self.a.lead(found, back as i64);
+                    self.a.patch(found, back as i64);
                 }
                 Cold::Float { site, back, k, which } => {
-                    self.a.lead(site, here as i64);
+                    self.a.patch(site, here as i64);
                     let kind = (FLOAT | BLOCK | u64::from(which)) as i32;
                     let number = in_context(context::LIN);
                     self.a.store_imm(true, self.number as i32, CPU, number);
                     self.a.store_imm(true, kind, CPU, in_context(context::KIND));
                     let call = self.a.call();
-                    self.lead_out(call, self.stubs.float);
+                    self.patch_to_stub(call, self.stubs.float);
                     self.a.test(host::R10);
                     let found = self.a.jcc(cc::NE);
-                    self.a.lead(found, back as i64);
+                    self.a.patch(found, back as i64);
                     let at = self.offset_of(k, &offsets);
                     self.leave(self.stubs.interpret, at, self.count - k);
                 }
                 Cold::Interpret { site, k } => {
-                    self.a.lead(site, here as i64);
+                    self.a.patch(site, here as i64);
                     let at = self.offset_of(k, &offsets);
                     self.leave(self.stubs.interpret, at, self.count - k);
                 }
                 Cold::Returned { site, k } => {
-                    self.a.lead(site, here as i64);
+                    self.a.patch(site, here as i64);
                     let too_much = self.count - k - 1;
                     self.a.add_mem_imm(CPU, cpu::ICOUNT, -(too_much as i8));
                     let site = self.a.jmp();
-                    self.lead_out(site, self.stubs.out);
+                    self.patch_to_stub(site, self.stubs.out);
                 }
                 Cold::Event { site, back } => {
-                    self.a.lead(site, here as i64);
+                    self.a.patch(site, here as i64);
                     self.a.load32(host::RAX, host::RAX, 0);
                     self.a.test_mem32(host::RAX, CPU, cpu::EVENT_MASK);
                     let masked = self.a.jcc(cc::E);
-                    self.a.lead(masked, back as i64);
+                    self.a.patch(masked, back as i64);
                     self.leave(self.stubs.event, self.first, 0);
                 }
                 Cold::Hot { site } => {
-                    self.a.lead(site, here as i64);
+                    self.a.patch(site, here as i64);
                     self.leave(self.stubs.hot, self.first, 0);
                 }
                 Cold::Elsewhere { site, target } => {
-                    self.a.lead(site, here as i64);
+                    self.a.patch(site, here as i64);
                     self.a.load(host::RAX, CPU, PAGE_RIP);
                     self.a.lea(self.long, host::RAX, host::RAX, None, target as i32);
                     if is_in_page(target) {
-                        // Until there is code to lead to.
+                        // Until there is code to be linked with.
                         let site = self.a.jmp();
-                        self.lead_out(site, self.stubs.chain);
+                        self.patch_to_stub(site, self.stubs.chain);
                     } else {
                         self.chain();
                     }
-                    leaps.push(Leap { site, stub: here, target });
+                    exits.push(DirectExit { site, stub: here, target });
                 }
             }
         }

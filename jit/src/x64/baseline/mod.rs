@@ -64,12 +64,12 @@ struct Entry {
     entry: u32,
     /// Where events are tested.
     tested: u32,
-    /// Where other jumps lead.
+    /// Where other jumps go to.
     body: u32,
-    /// Jumps that lead here when there is code.
+    /// Jumps that are linked with it when there is code.
     waiting: SmallVec<[Waiting; 1]>,
-    /// The jumps of its own: the number of the entry where each leads, and its site.
-    leaps: SmallVec<[(u32, u32); 2]>,
+    /// Jumps of its own: the number of the entry of each one\'s target, and its site.
+    exits: SmallVec<[(u32, u32); 2]>,
     /// Where it was when it was given places, for the log.
     lin: u64,
     /// It stays in this tier, and does not count.
@@ -83,14 +83,14 @@ struct Entry {
     called: Vec<Box<Op>>,
 }
 
-/// A jump that leads to a block when there is code for it.
+/// A jump that is linked with a block when there is code for it.
 #[derive(Clone, Copy)]
 struct Waiting {
     /// Offset of its displacement.
     site: u32,
-    /// Offset of where it leads without.
+    /// Offset of where it goes to without.
     stub: u32,
-    /// It leads backwards, and events are to be tested.
+    /// It goes backwards, and events are to be tested.
     back: bool,
 }
 
@@ -247,7 +247,7 @@ impl Baseline {
     }
 
     /// Takes note of blocks that have died: what entries say of them is no longer looked at.
-    fn bury(&mut self, cpu: &mut Cpu) {
+    fn retire_dead(&mut self, cpu: &mut Cpu) {
         if !cpu.has_dead() {
             return;
         }
@@ -265,7 +265,7 @@ impl Baseline {
 
     /// The number of a block's entry, if it has code of this tier.
     fn number_of(&mut self, cpu: &mut Cpu, at: (u64, u32)) -> Option<usize> {
-        self.bury(cpu);
+        self.retire_dead(cpu);
         let number = self.find(at)?;
         self.has_code(number).then_some(number)
     }
@@ -289,10 +289,10 @@ impl Baseline {
         None
     }
 
-    /// Whether the block of an entry has the entry's code. Blocks that died have been buried.
+    /// Whether the block of an entry has the entry's code. Blocks that died have been retired.
     fn has_code(&self, number: usize) -> bool {
         let e = &self.entries[number];
-        // SAFETY: null, or a live block: blocks tell of their death by their number, which is looked at first (`bury`).
+        // SAFETY: null, or a live block: blocks tell of their death by their number, which is looked at first (`retire_dead`).
         unsafe { e.block.as_ref() }
             .and_then(Block::code)
             .is_some_and(|code| code.code == self.address(e.entry as usize))
@@ -355,7 +355,7 @@ impl Baseline {
         if executed > PLACE_MISSES * SELDOM {
             return None;
         }
-        self.bury(cpu);
+        self.retire_dead(cpu);
         let owner = self.places.owner(at)?;
         if self.blamed.len() >= BLAMED {
             self.blamed.clear();
@@ -374,7 +374,7 @@ impl Baseline {
     /// Has the x87 instructions of this block called from now on, as the host must not execute them: with an
     /// exception unmasked each would leave the block. Returns the block's offset in its page if there is new code.
     pub fn refuse_x87(&mut self, cpu: &mut Cpu, number: u64) -> Option<u64> {
-        self.bury(cpu);
+        self.retire_dead(cpu);
         let number = number as usize;
         if number >= self.entries.len() || !self.has_code(number) || self.entries[number].soft_x87 {
             return None;
@@ -400,7 +400,7 @@ impl Baseline {
                 tested: 0,
                 body: 0,
                 waiting: SmallVec::new(),
-                leaps: SmallVec::new(),
+                exits: SmallVec::new(),
                 lin: 0,
                 kept: false,
                 placed: 0,
@@ -424,7 +424,7 @@ impl Baseline {
         if !long && key & flat32 != flat32 || mode.has(ModeKey::SINGLE) {
             return false;
         }
-        self.bury(cpu);
+        self.retire_dead(cpu);
         let Some(block) = cpu.known_block(phys, key).filter(|b| !b.is_dead() && b.len > 0) else {
             return false;
         };
@@ -506,8 +506,8 @@ impl Baseline {
         let bytes = |called: &Vec<Box<Op>>| called.len() * (size_of::<Op>() + 16);
         self.beside = (self.beside + bytes(&made.called)).saturating_sub(bytes(&e.called));
         e.called = std::mem::take(&mut made.called);
-        // If the block had died and was decoded again: its old code has no jumps to be led anywhere.
-        for (to, site) in std::mem::take(&mut e.leaps) {
+        // If the block had died and was decoded again: no jump of its old code is to be linked.
+        for (to, site) in std::mem::take(&mut e.exits) {
             self.entries[to as usize].waiting.retain(|w| w.site != site);
         }
         let body = self.address(origin + made.body);
@@ -520,33 +520,33 @@ impl Baseline {
             (*block).set_number(number as u32);
         }
         if cpu.links_code() {
-            self.link(cpu, number, &made.leaps);
+            self.link(cpu, number, &made.exits);
         }
         self.scratch.emitted = made;
         true
     }
 
     /// Links the code of an entry, which was just made, with that of other blocks on its page.
-    fn link(&mut self, cpu: &mut Cpu, number: usize, leaps: &[emit::Leap]) {
+    fn link(&mut self, cpu: &mut Cpu, number: usize, exits: &[emit::DirectExit]) {
         let Entry { at: (phys, key), entry: origin, .. } = self.entries[number];
         let first = (phys & PAGE_MASK) as i64;
-        for leap in leaps.iter().filter(|l| l.is_in_page()) {
-            let to = self.enter((phys & !PAGE_MASK | leap.target as u64, key));
-            let back = leap.target <= first;
-            let waiting = Waiting { site: origin + leap.site as u32, stub: origin + leap.stub as u32, back };
+        for exit in exits.iter().filter(|l| l.is_in_page()) {
+            let to = self.enter((phys & !PAGE_MASK | exit.target as u64, key));
+            let back = exit.target <= first;
+            let waiting = Waiting { site: origin + exit.site as u32, stub: origin + exit.stub as u32, back };
             self.beside += push(&mut self.entries[to as usize].waiting, waiting);
-            self.beside += push(&mut self.entries[number].leaps, (to, waiting.site));
+            self.beside += push(&mut self.entries[number].exits, (to, waiting.site));
             if to as usize != number {
-                self.lead(cpu, to as usize, waiting);
+                self.link_jump(cpu, to as usize, waiting);
             }
         }
         for n in 0..self.entries[number].waiting.len() {
-            self.lead(cpu, number, self.entries[number].waiting[n]);
+            self.link_jump(cpu, number, self.entries[number].waiting[n]);
         }
     }
 
-    /// Has a jump lead straight to the block of an entry, if that has code. Blocks that died have been buried.
-    fn lead(&self, cpu: &mut Cpu, to: usize, w: Waiting) {
+    /// Links a jump with the block of an entry, if that has code. Blocks that died have been retired.
+    fn link_jump(&self, cpu: &mut Cpu, to: usize, w: Waiting) {
         let e = &self.entries[to];
         // What follows the page depends on where that is mapped.
         // SAFETY: null, or a live block, as in `has_code`.
@@ -561,7 +561,7 @@ impl Baseline {
         unsafe { cpu.link_code(e.block, Link { at, back: distance(w.stub) }, distance(target)) };
     }
 
-    /// Takes all code away. Blocks that died have been buried.
+    /// Takes all code away. Blocks that died have been retired.
     fn empty(&mut self, cpu: &mut Cpu) {
         for number in 0..self.entries.len() {
             // The number will be another block's.

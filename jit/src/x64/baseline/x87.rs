@@ -2,7 +2,7 @@
 //! meanwhile ([`mynah_cpu::host_float`]; [`crate::x64::x87`] says which).
 //!
 //! The pointers to the last instruction and its operand are noted while a block is emitted, and stored where it ends,
-//! before what is called, and on the ways out. Where an exception is unmasked the host must not execute any: the
+//! before what is called, and on side exits. Where an exception is unmasked the host must not execute any: the
 //! block's are called then ([`Baseline::refuse_x87`](super::Baseline::refuse_x87)).
 use super::emit::{Cold, Emitter};
 use crate::abi::{context, cpu, in_context};
@@ -41,7 +41,7 @@ impl Emitter<'_> {
             self.a.test_mem8(CPU, cpu::FLOAT_LIVE, X87);
             let site = self.a.jcc(cc::E);
             let (back, k) = (self.a.at(), self.k);
-            self.aside(Cold::Float { site, back, k, which: X87 });
+            self.out_of_line(Cold::Float { site, back, k, which: X87 });
             self.x87 = true;
         }
     }
@@ -116,7 +116,7 @@ impl Emitter<'_> {
         // not eax; test al, MASKS
         self.a.bytes(&[0xf7, 0xd0, 0xa8, MASKS as u8]);
         let site = self.a.jcc(cc::NE);
-        self.aside(Cold::Interpret { site, k: self.k });
+        self.out_of_line(Cold::Interpret { site, k: self.k });
         self.a.x87_mem(0xd9, 5, CPU, COPY);
     }
 
