@@ -1,4 +1,5 @@
-//! Prints how fast three loops run interpreted and translated, in millions of guest instructions per second, and what compiling cost.
+//! Prints how fast three loops run interpreted and translated, in millions of guest instructions per second, and what
+//! compiling cost.
 //!
 //! `cargo run --release -p mynah-jit --example speed`
 #[path = "../tests/common/mod.rs"]

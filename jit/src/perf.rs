@@ -1,15 +1,16 @@
 //! Names of translated code for `perf`, in the two forms that it reads:
 //!
-//! * `/tmp/perf-PID.map`, a line `START SIZE NAME` for each region. Regions that are thrown away stay in the file, as the form knows no end of a
-//!   name; a later one at the same place comes later.
-//! * `jit-PID.dump`, in the folder where the process was started: the code itself, with the time from which it is there. `perf record -k mono` takes note of the
-//!   file, as part of it is mapped executable; `perf inject --jit` makes an ELF file of each region, so that code is told from what was at the
-//!   same place before, and `perf annotate` shows it. (`tools/perf/Documentation/jitdump-specification.txt` in Linux's sources.)
+//! * `/tmp/perf-PID.map`, a line `START SIZE NAME` for each region. Regions that are thrown away stay in the file, as
+//!   the form knows no end of a name; a later one at the same place comes later.
+//! * `jit-PID.dump`, in the folder where the process was started: the code itself, with the time from which it is
+//!   there. `perf record -k mono` takes note of the file, as part of it is mapped executable; `perf inject --jit`
+//!   makes an ELF file of each region, so that code is told from what was at the same place before, and `perf
+//!   annotate` shows it. (`tools/perf/Documentation/jitdump-specification.txt` in Linux's sources.)
 //!
 //! Both names can be foreseen, so both files are made anew, and no link is followed.
 //!
-//! A region is called after the guest address that it was entered at when it was compiled, or after the guest's function there, if a file with
-//! symbols was given.
+//! A region is called after the guest address that it was entered at when it was compiled, or after the guest's
+//! function there, if a file with symbols was given.
 use memmap2::{Mmap, MmapOptions};
 use parking_lot::Mutex;
 use std::fs::File;
@@ -61,8 +62,8 @@ pub struct Perf {
 }
 
 impl Perf {
-    /// Makes those of the files that are wanted, for this user alone; the error names the file. What others may have put in their places is not
-    /// touched.
+    /// Makes those of the files that are wanted, for this user alone; the error names the file. What others may have
+    /// put in their places is not touched.
     pub fn create(map: bool, dump: bool, symbols: Arc<Symbols>) -> io::Result<Self> {
         let pid = std::process::id();
         let open = |name: &str| {
@@ -96,7 +97,8 @@ impl Perf {
     }
 
     fn add(&self, address: *const u8, code: &[u8], name: &str) {
-        // Who cannot write a file loses names, not the guest. A line is one write: whoever reads the file finds whole ones.
+        // Who cannot write a file loses names, not the guest. A line is one write: whoever reads the file finds whole
+        // ones.
         if let Some(map) = &self.map {
             let line = format!("{:x} {:x} {name}\n", address.addr(), code.len());
             let _ = map.lock().write_all(line.as_bytes());

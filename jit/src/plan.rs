@@ -1,12 +1,13 @@
-//! What is compiled: a block and those that it leads to on the same page, with the sets that the translator needs to know beforehand.
+//! What is compiled: a block and those that it leads to on the same page, with the sets that the translator needs to
+//! know beforehand.
 //!
-//! A region lies on one page, so that it holds wherever the page is mapped; it has one entry. Only blocks that the interpreter has decoded
-//! go into it: those that have run. Loops are closed inside; a block that an edge leads back to tests for events. Everything else that is
-//! jumped to is a side exit.
+//! A region lies on one page, so that it holds wherever the page is mapped; it has one entry. Only blocks that the
+//! interpreter has decoded go into it: those that have run. Loops are closed inside; a block that an edge leads back
+//! to tests for events. Everything else that is jumped to is a side exit.
 //!
-//! Two sets of variables (registers, flags) are computed over the region's blocks: *dirty*, those that may differ from the state in memory, and *live*,
-//! those that must have a value because they are read, or dirty where the region may be left. As it may be left before any instruction, what is
-//! dirty is always live.
+//! Two sets of variables (registers, flags) are computed over the region's blocks: *dirty*, those that may differ from
+//! the state in memory, and *live*, those that must have a value because they are read, or dirty where the region may
+//! be left. As it may be left before any instruction, what is dirty is always live.
 use crate::clif::x87;
 use crate::clif::{AUX, Emit, HIGH, RES, Translator, XMM};
 use crate::host::forms::emits;
@@ -45,7 +46,8 @@ pub(crate) struct PlanBlock {
     pub is_head: bool,
     /// It can follow itself.
     pub in_loop: bool,
-    /// Of the innermost loop that the block is in, if it is in one: general registers that are loaded from memory there, pointers that lead anywhere.
+    /// Of the innermost loop that the block is in, if it is in one: general registers that are loaded from memory
+    /// there, pointers that lead anywhere.
     pub innermost: Option<u16>,
     /// It calls what the baseline has in its code.
     pub calls: bool,
@@ -70,7 +72,8 @@ pub(crate) struct Plan {
     pub return_sites: Vec<i64>,
     /// 64-bit code.
     pub long: bool,
-    /// The low half of the linear address at which the region was planned, if its code is to tell what it was made from.
+    /// The low half of the linear address at which the region was planned, if its code is to tell what it was made
+    /// from.
     pub marks: Option<u32>,
     mode: ModeKey,
     index: HashMap<i64, usize>,
@@ -83,8 +86,8 @@ impl Plan {
         self.index.get(&delta).copied()
     }
 
-    /// Whether the region begins with the head of a loop that it closes, and no loop in it calls what the baseline has in its code: elsewhere what is
-    /// gained is lost by moving registers between the baseline's places and a region's.
+    /// Whether the region begins with the head of a loop that it closes, and no loop in it calls what the baseline has
+    /// in its code: elsewhere what is gained is lost by moving registers between the baseline's places and a region's.
     pub fn is_loop(&self) -> bool {
         self.blocks.first().is_some_and(|b| b.in_loop) && !self.blocks.iter().any(|b| b.in_loop && b.calls)
     }
@@ -130,7 +133,8 @@ impl Plan {
             .collect()
     }
 
-    /// The instruction that code with this mark was made from: its linear address if the region was planned at `lin`, and its bytes.
+    /// The instruction that code with this mark was made from: its linear address if the region was planned at `lin`,
+    /// and its bytes.
     pub fn marked(&self, mark: u32, lin: u64) -> Option<(u64, Vec<u8>)> {
         let delta = i64::from(mark.wrapping_sub(lin as u32) as i32);
         self.blocks.iter().zip(&self.parts).find_map(|(block, part)| {
@@ -161,8 +165,8 @@ impl Plan {
         self.instructions.iter().flatten().count()
     }
 
-    /// The region that begins with `entry`; `None` if it is not one to be compiled: code that is neither 64-bit nor flat 32-bit, or a block across
-    /// pages.
+    /// The region that begins with `entry`; `None` if it is not one to be compiled: code that is neither 64-bit nor
+    /// flat 32-bit, or a block across pages.
     pub fn new(cpu: &Cpu, entry: &Block, info: &mut InstructionInfoFactory) -> Option<Self> {
         let mode = ModeKey(entry.key);
         let long = mode.has(ModeKey::LONG);
@@ -279,7 +283,8 @@ impl Plan {
         Some(leads)
     }
 
-    /// Puts the blocks in an order in which each comes behind those that lead to it, but for loops (reverse postorder); what is not led to is left out.
+    /// Puts the blocks in an order in which each comes behind those that lead to it, but for loops (reverse
+    /// postorder); what is not led to is left out.
     fn arrange(&mut self) {
         let mut reached = vec![false; self.blocks.len()];
         let mut order = Vec::with_capacity(self.blocks.len());
@@ -465,12 +470,14 @@ fn fits(b: &Block) -> bool {
 enum Use {
     /// It is called with the state in memory.
     Call,
-    /// It is emitted. `kills` are written without regard to what they were, `stored` such that the state in memory has them at once.
+    /// It is emitted. `kills` are written without regard to what they were, `stored` such that the state in memory has
+    /// them at once.
     Variables { reads: Set, writes: Set, kills: Set, stored: Set },
 }
 
 impl Use {
-    /// Of an instruction that is emitted. More than it really reads costs a load; less would be noticed by the translator.
+    /// Of an instruction that is emitted. More than it really reads costs a load; less would be noticed by the
+    /// translator.
     fn of(i: &Instruction, long: bool, info: &mut InstructionInfoFactory) -> Self {
         let (mut reads, mut writes, mut kills, mut stored): (Set, Set, Set, Set) = (0, 0, 0, 0);
         let vex = i.encoding() == EncodingKind::VEX;

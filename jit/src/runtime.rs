@@ -49,12 +49,14 @@ impl Context {
     }
 }
 
-/// See [`Cpu::refill`]; `kind` is the length, and [`WRITE`] or not. With [`FLOAT`] the answer is null if the instruction must be interpreted.
+/// See [`Cpu::refill`]; `kind` is the length, and [`WRITE`] or not. With [`FLOAT`] the answer is null if the
+/// instruction must be interpreted.
 ///
 /// # Safety
 /// `cpu` is the vCPU that the calling region was entered with, with a context in its memory.
 pub(crate) unsafe extern "C" fn refill(cpu: *mut Cpu) -> *mut u8 {
-    // SAFETY: the engine entered the region with an exclusive reference, of which this is a copy; generated code keeps no other.
+    // SAFETY: the engine entered the region with an exclusive reference, of which this is a copy; generated code keeps
+    // no other.
     let cpu = unsafe { &mut *cpu };
     // SAFETY: `attach` has put a context there.
     let (lin, kind) = unsafe {
@@ -91,7 +93,8 @@ pub(crate) unsafe extern "C" fn refill(cpu: *mut Cpu) -> *mut u8 {
     host
 }
 
-/// The bytes of a load that lies on two pages, and the host address of its first byte; `None` if it lies on one, or is not plain.
+/// The bytes of a load that lies on two pages, and the host address of its first byte; `None` if it lies on one, or is
+/// not plain.
 fn load_across(cpu: &mut Cpu, lin: u64, len: u64) -> Option<(*mut u8, [u8; 32])> {
     let first = PAGE_SIZE - (lin & (PAGE_SIZE - 1));
     let second = lin.wrapping_add(first);
@@ -104,8 +107,8 @@ fn load_across(cpu: &mut Cpu, lin: u64, len: u64) -> Option<(*mut u8, [u8; 32])>
         return None;
     }
     let mut bytes = [0; 32];
-    // SAFETY: `refill` has given the addresses of so many bytes of guest memory, which stays mapped; `len` is at most 32. Other vCPUs may write them
-    // meanwhile, as with any load of generated code.
+    // SAFETY: `refill` has given the addresses of so many bytes of guest memory, which stays mapped; `len` is at most
+    // 32. Other vCPUs may write them meanwhile, as with any load of generated code.
     unsafe {
         bytes.as_mut_ptr().copy_from(a, first as usize);
         bytes.as_mut_ptr().add(first as usize).copy_from(b, (len - first) as usize);

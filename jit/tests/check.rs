@@ -1,4 +1,5 @@
-//! The check of compiled code on a running guest: it is silent where code is right, and names what is wrong where it is not.
+//! The check of compiled code on a running guest: it is silent where code is right, and names what is wrong where it
+//! is not.
 mod common;
 
 use common::*;
@@ -127,7 +128,8 @@ fn with_fake(f: mynah_cpu::tier::Enter) -> Vec<String> {
     reports.lock().unwrap().clone()
 }
 
-/// What the two instructions do, and then something else. Only the first block is "compiled" so; the HLT is left to the interpreter.
+/// What the two instructions do, and then something else. Only the first block is "compiled" so; the HLT is left to
+/// the interpreter.
 fn two(cpu: *mut Cpu, rip: u64, store: Option<u64>, wrong: impl FnOnce(&mut Cpu)) -> u32 {
     // SAFETY: called by `run_code` with its vCPU.
     let cpu = unsafe { &mut *cpu };
@@ -245,7 +247,8 @@ extern "C" fn flags_after_all(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u
 #[test]
 fn flags_that_are_undefined_are_not_compared_and_all_others_are() {
     use mynah_cpu::state::fl::{AF, CF, OF, PF, SF, ZF};
-    // Each flag that is wrong is reported unless it is among the last. What looks at undefined ones before the end is not judged.
+    // Each flag that is wrong is reported unless it is among the last. What looks at undefined ones before the end is
+    // not judged.
     type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
     let cases: [(&str, Emit, u64, u64); 16] = [
         ("inc", |a| a.inc(eax), 0, 0),

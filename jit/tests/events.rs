@@ -1,4 +1,5 @@
-//! What comes from outside while compiled code runs: interrupts in tight loops and in repeated instructions, devices that write code, the A20 gate.
+//! What comes from outside while compiled code runs: interrupts in tight loops and in repeated instructions, devices
+//! that write code, the A20 gate.
 mod common;
 
 use common::*;

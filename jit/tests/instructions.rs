@@ -1,5 +1,5 @@
-//! Every instruction that falls through, in each form and width, with random operands: interpreted and translated, the whole state and memory must
-//! be the same, faults included.
+//! Every instruction that falls through, in each form and width, with random operands: interpreted and translated, the
+//! whole state and memory must be the same, faults included.
 mod common;
 
 use common::*;
@@ -13,7 +13,8 @@ use mynah_cpu::state::{fl, gpr};
 use mynah_cpu::{Cpu, CpuModel};
 use mynah_jit::tier::Optimize;
 
-/// Not the same twice, or not to be executed alone, or leaving a mode that regions are made for (a segment that is not flat).
+/// Not the same twice, or not to be executed alone, or leaving a mode that regions are made for (a segment that is not
+/// flat).
 fn is_excluded(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(

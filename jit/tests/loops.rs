@@ -1,4 +1,5 @@
-//! Loops and calls: what a region is made for. The results are those of the interpreter, and nearly all of the work is done in regions.
+//! Loops and calls: what a region is made for. The results are those of the interpreter, and nearly all of the work is
+//! done in regions.
 mod common;
 
 use common::*;
@@ -189,7 +190,8 @@ fn a_table_driven_crc32_of_memory_is_right_in_both_modes() {
 
 #[test]
 fn what_lies_across_pages_that_do_not_follow_each_other_is_found_through_a_pointer() {
-    // The linear page DATA is the sixth of memory from there on. Nodes have the next one's address, and 8 or 12 bytes behind it a number.
+    // The linear page DATA is the sixth of memory from there on. Nodes have the next one's address, and 8 or 12 bytes
+    // behind it a number.
     for field in [8, 12] {
         for last in [0xff0, 0xff5, 0xff8, 0xffc] {
             let nodes = [DATA + 0xfc0, DATA + last, DATA + 0x1010];
@@ -274,7 +276,8 @@ fn helpers_in_a_loop_see_and_change_the_state() {
 
 #[test]
 fn a_fault_in_a_hot_loop_is_delivered_with_the_state_of_its_instruction() {
-    // Stores upward until the page that is not there: #PF, whose handler halts; its frame is compared with the rest of memory.
+    // Stores upward until the page that is not there: #PF, whose handler halts; its frame is compared with the rest of
+    // memory.
     let (s, _) = both(
         64,
         |_| (),
@@ -489,7 +492,8 @@ fn single_steps_are_not_translated() {
 
 #[test]
 fn a_loop_is_counted_on_when_blocks_die_whose_code_was_given_up_before() {
-    // More blocks than the baseline has room for, each run until it is compiled; then a loop gets code where theirs was, and their bytes change.
+    // More blocks than the baseline has room for, each run until it is compiled; then a loop gets code where theirs
+    // was, and their bytes change.
     let (blocks, number) = (0x40000u64, 10_000);
     let mut cpu = machine(64);
     let mut chunk = [0x41, 0xff, 0xc0, 0xeb, 0x00].repeat(number); // inc r8d; jmp to the next

@@ -1,6 +1,8 @@
-//! Accesses that look into places, each the translation that it used last: those must not outlive what the TLB would allow.
+//! Accesses that look into places, each the translation that it used last: those must not outlive what the TLB would
+//! allow.
 //!
-//! Where blocks are compiled at once every other one has places, so each program runs behind no, one, two and three blocks more.
+//! Where blocks are compiled at once every other one has places, so each program runs behind no, one, two and three
+//! blocks more.
 mod common;
 
 use common::*;
@@ -9,7 +11,8 @@ use mynah_cpu::State;
 use mynah_cpu::state::{cr4, gpr};
 use mynah_jit::tier::Optimize;
 
-/// Runs a program, which begins with RAX = 0 and ends with HLT or at a fault, on both machines, and compares; returns the state.
+/// Runs a program, which begins with RAX = 0 and ends with HLT or at a fault, on both machines, and compares; returns
+/// the state.
 fn run(set: impl Fn(&mut State), f: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> State {
     let program = |before: usize| {
         let mut pair = Pair::with(64, Optimize::Baseline, 1);

@@ -1,5 +1,5 @@
-//! Random programs of many blocks with loops, merges, flags that live across blocks, memory accesses that fault, calls of helpers: what the sets of a
-//! region (dirty, live) must be right for.
+//! Random programs of many blocks with loops, merges, flags that live across blocks, memory accesses that fault, calls
+//! of helpers: what the sets of a region (dirty, live) must be right for.
 mod common;
 
 use common::*;

@@ -1,6 +1,7 @@
-//! Guests of random bytes, at privilege level 0, with faults, code that they write themselves, and all that system instructions do: both engines must
-//! end with the same state and memory. `MYNAH_GUESTS=N` runs N of them, of seed `MYNAH_SEED`, from number
-//! `MYNAH_FIRST`; with `MYNAH_CHECK` compiled code is checked as it runs, and so the place of a difference is found.
+//! Guests of random bytes, at privilege level 0, with faults, code that they write themselves, and all that system
+//! instructions do: both engines must end with the same state and memory. `MYNAH_GUESTS=N` runs N of them, of seed
+//! `MYNAH_SEED`, from number `MYNAH_FIRST`; with `MYNAH_CHECK` compiled code is checked as it runs, and so the place
+//! of a difference is found.
 mod common;
 #[path = "common/guests.rs"]
 mod guests;

@@ -1,4 +1,5 @@
-//! The log of what is run, with compiled code: it names each block, in order, as it does when everything is interpreted.
+//! The log of what is run, with compiled code: it names each block, in order, as it does when everything is
+//! interpreted.
 mod common;
 
 use common::*;

@@ -33,16 +33,16 @@ pub(crate) fn of_image(key: &Key, image: &[u8; 32]) -> Key {
     *blake3::Hasher::new_keyed(key).update(b"image").update(image).finalize().as_bytes()
 }
 
-/// What tells a guest from others: the contents that it is booted from. Two guests with the same are taken for one: they share the code that is kept,
-/// so each could tell by the time that its code takes what the other has run.
+/// What tells a guest from others: the contents that it is booted from. Two guests with the same are taken for one:
+/// they share the code that is kept, so each could tell by the time that its code takes what the other has run.
 pub struct Image(Box<Parts>);
 
 /// Calls its argument with each part's name and contents.
 type Parts = dyn FnOnce(&mut dyn FnMut(&str, &[u8])) + Send;
 
 impl Image {
-    /// An image whose parts `list` calls its argument with, each by its name and contents (or, of what changes as the guest runs, what stands for
-    /// them: a disk's identity). It is called on another thread.
+    /// An image whose parts `list` calls its argument with, each by its name and contents (or, of what changes as the
+    /// guest runs, what stands for them: a disk's identity). It is called on another thread.
     pub fn new(list: impl FnOnce(&mut dyn FnMut(&str, &[u8])) + Send + 'static) -> Self {
         Self(Box::new(list))
     }
@@ -91,8 +91,8 @@ fn build() -> io::Result<[u8; 32]> {
     Ok(*h.finalize().as_bytes())
 }
 
-/// The parts of an ELF file that are loaded (PT_LOAD): places of their first bytes and of what follows their last ones.
-/// Of the file only the headers are read.
+/// The parts of an ELF file that are loaded (PT_LOAD): places of their first bytes and of what follows their last
+/// ones. Of the file only the headers are read.
 fn loaded(file: &File) -> Option<Vec<(u64, u64)>> {
     let mut header = [0; 64];
     file.read_exact_at(&mut header, 0).ok()?;

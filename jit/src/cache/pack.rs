@@ -31,8 +31,8 @@ const FIXED: usize = 20;
 /// Most parts of a region, and most bytes: more is not looked at.
 pub(crate) const MAX_PARTS: usize = 4096;
 pub(crate) const MAX_REGION: u64 = 4 << 20;
-/// Most bytes of a pack, and most records: of a file that says more nothing is read, so that what a start costs does not hang on what is written
-/// there. An index of so many records takes 40 MiB.
+/// Most bytes of a pack, and most records: of a file that says more nothing is read, so that what a start costs does
+/// not hang on what is written there. An index of so many records takes 40 MiB.
 pub(crate) const MAX_PACK: u64 = 4 << 30;
 pub(crate) const MAX_RECORDS: u64 = 1 << 20;
 /// The hash of everything that code depends on but the guest's bytes and mode.

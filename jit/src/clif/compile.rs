@@ -98,7 +98,8 @@ impl Compiler {
         code
     }
 
-    /// Offsets in the last region's code, each with the mark of what the code from there on was made from; only if the plan wanted marks.
+    /// Offsets in the last region's code, each with the mark of what the code from there on was made from; only if the
+    /// plan wanted marks.
     pub fn marks(&self) -> &[(u32, u32)] {
         &self.marks
     }

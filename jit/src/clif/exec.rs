@@ -1,5 +1,5 @@
-//! The operations of [`Exec`] as Cranelift instructions. An integer of width W is a value of the type of that width; a truth value is an `i8`, 0
-//! or 1.
+//! The operations of [`Exec`] as Cranelift instructions. An integer of width W is a value of the type of that width; a
+//! truth value is an `i8`, 0 or 1.
 use crate::clif::{AUX, Emit, RES, Recent, Step, Translator};
 use crate::host::primitives;
 use cranelift_codegen::ir::condcodes::{CondCode, IntCC};
@@ -265,7 +265,8 @@ impl Translator<'_> {
         }
     }
 
-    /// The place that a relative branch of distance `imm` from the block leads to; `None` if its target is cut to 16 bits.
+    /// The place that a relative branch of distance `imm` from the block leads to; `None` if its target is cut to 16
+    /// bits.
     fn relative(&mut self, op: &Op, imm: u64) -> Option<i64> {
         match op.width {
             8 => Some(self.base().wrapping_add(imm as i64)),

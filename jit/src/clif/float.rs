@@ -1,7 +1,9 @@
-//! Floating point by the host's own instructions: SSE's as [primitives](crate::clif::primitive), under the guest's MXCSR.
+//! Floating point by the host's own instructions: SSE's as [primitives](crate::clif::primitive), under the guest's
+//! MXCSR.
 //!
-//! An operation is the guest's instruction, executed where the guest executes it, so that rounding, flushing, NaNs and sticky flags are exact by
-//! construction. The host's MXCSR is the guest's meanwhile: see [`mynah_cpu::host_float`]. That is tested once in a straight run of code.
+//! An operation is the guest's instruction, executed where the guest executes it, so that rounding, flushing, NaNs and
+//! sticky flags are exact by construction. The host's MXCSR is the guest's meanwhile: see [`mynah_cpu::host_float`].
+//! That is tested once in a straight run of code.
 use crate::abi::{FLOAT, context, cpu};
 use crate::clif::Translator;
 use crate::host::primitives;

@@ -1,7 +1,8 @@
 //! Accesses of guest memory: the inlined TLB look-up, and the stub behind it.
 //!
-//! A look-up that misses calls the stub, which keeps all registers, fills the TLB and leaves the host address; if there is none, the interpreter
-//! executes the instruction. The look-up is four loads and a compare: table, mask, tag, addend.
+//! A look-up that misses calls the stub, which keeps all registers, fills the TLB and leaves the host address; if
+//! there is none, the interpreter executes the instruction. The look-up is four loads and a compare: table, mask, tag,
+//! addend.
 use crate::abi::{ACROSS, NO_PAGE, WRITE, context, cpu, tlb};
 use crate::clif::Translator;
 use cranelift_codegen::ir::{
@@ -30,8 +31,8 @@ enum Wraps {
     Yes,
 }
 
-/// An access that the rest of its block, and what follows that, may follow: with both addresses known, one at a known distance on the same page needs
-/// no look-up.
+/// An access that the rest of its block, and what follows that, may follow: with both addresses known, one at a known
+/// distance on the same page needs no look-up.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     root: Root,
@@ -53,25 +54,29 @@ struct Place {
     table: bool,
 }
 
-/// The pages that accesses in loops went to the last time, in the region's frame: for each a tag and what is added to the linear address. An
-/// access of up to 8 bytes within a loop looks there first. It is for the kind of access that it was filled by, and holds until something is called.
+/// The pages that accesses in loops went to the last time, in the region's frame: for each a tag and what is added to
+/// the linear address. An access of up to 8 bytes within a loop looks there first. It is for the kind of access that
+/// it was filled by, and holds until something is called.
 #[derive(Default)]
 pub(crate) struct Places {
     frame: Option<StackSlot>,
     used: Vec<(u8, bool)>,
 }
 
-/// What accesses share a place: the base register, and whether they write. Pointers that are loaded have none. Those with an index have none either, as
-/// tables are looked into at random, unless the table is small: then there is a place for each of the two pages that it may lie on.
+/// What accesses share a place: the base register, and whether they write. Pointers that are loaded have none. Those
+/// with an index have none either, as tables are looked into at random, unless the table is small: then there is a
+/// place for each of the two pages that it may lie on.
 pub(crate) type PlaceKey = Option<u8>;
 
 /// In a [`PlaceKey`]: it is a small table; and the place is that of odd pages.
 const TABLE: u8 = 0x40;
 const ODD: u8 = 0x80;
 
-/// Emits the look-up of a linear address in the TLB (see [`crate::abi`]): a truth value for a hit, and the entry. `flags` are those of the vCPU's state and the TLB.
+/// Emits the look-up of a linear address in the TLB (see [`crate::abi`]): a truth value for a hit, and the entry.
+/// `flags` are those of the vCPU's state and the TLB.
 ///
-/// The entry is that of the page of `from`, which is `lin` or less than a page below it: if it is another page's, the access misses.
+/// The entry is that of the page of `from`, which is `lin` or less than a page below it: if it is another page's, the
+/// access misses.
 pub(crate) fn look_up(
     b: &mut FunctionBuilder,
     (state, table_flags): (MemFlagsData, MemFlagsData),
@@ -89,14 +94,15 @@ pub(crate) fn look_up(
     let offset = b.ins().band(offset, mask);
     let entry = b.ins().iadd(table, offset);
     let tag = b.ins().load(types::I64, table_flags, entry, tlb::tag(write));
-    // The tag is that of the page of `from`, or does not match: it is enough to compare with the page of the last byte.
+    // The tag is that of the page of `from`, or does not match: it is enough to compare with the page of the last
+    // byte.
     let last = if len == 1 { lin } else { b.ins().iadd_imm_s(lin, len as i64 - 1) };
     let want = b.ins().band_imm_s(last, tlb::PAGE);
     (b.ins().icmp(IntCC::Equal, tag, want), entry)
 }
 
-/// An operand that was read from the guest's memory, once. What is made of its value holds for all that is done with it: other vCPUs change the
-/// guest's memory, not the copy.
+/// An operand that was read from the guest's memory, once. What is made of its value holds for all that is done with
+/// it: other vCPUs change the guest's memory, not the copy.
 #[derive(Clone, Copy)]
 pub(crate) struct OperandCopy(Value);
 
@@ -257,7 +263,8 @@ impl Translator<'_> {
         }
     }
 
-    /// The linear address of `len` bytes at an offset in the stack segment, which is flat or 64-bit; the offset is within the stack's width.
+    /// The linear address of `len` bytes at an offset in the stack segment, which is flat or 64-bit; the offset is
+    /// within the stack's width.
     pub(crate) fn stack_linear(&mut self, offset: Value, len: u64) -> Value {
         self.place_key = Some(gpr::RSP as u8);
         if !self.is_long() {
@@ -277,12 +284,14 @@ impl Translator<'_> {
     fn look_up(&mut self, lin: Value, len: u64, write: bool) -> (Value, Value) {
         let (a, cpu) = (self.access, self.cpu);
         let r = self.root(lin);
-        // The address's own addition need not be waited for: what a pointer leads to is rarely on two pages this near to where it points.
+        // The address's own addition need not be waited for: what a pointer leads to is rarely on two pages this near
+        // to where it points.
         let from = if r.wraps == Wraps::No && (1..16).contains(&r.offset) { r.value } else { lin };
         look_up(&mut self.b, (a.state, a.tlb), cpu, lin, from, len, write)
     }
 
-    /// Calls the stub that translates a linear address; returns the host address, or leaves the region if the access is not a plain one.
+    /// Calls the stub that translates a linear address; returns the host address, or leaves the region if the access
+    /// is not a plain one.
     fn ask(&mut self, lin: Value, len: u64, write: bool, out: Block) -> Value {
         let kind = self.b.ins().iconst(types::I64, (len | if write { WRITE } else { 0 }) as i64);
         self.b.ins().store(self.access.context, lin, self.context, context::LIN);
@@ -294,7 +303,8 @@ impl Translator<'_> {
         answer
     }
 
-    /// As `ask` for a load, which may lie on two pages: the host address of its first byte, and where it finds its bytes.
+    /// As `ask` for a load, which may lie on two pages: the host address of its first byte, and where it finds its
+    /// bytes.
     fn ask_load(&mut self, lin: Value, len: u64, out: Block) -> (Value, Value) {
         let kind = self.b.ins().iconst(types::I64, (len | ACROSS) as i64);
         self.b.ins().store(self.access.context, lin, self.context, context::LIN);
@@ -349,8 +359,8 @@ impl Translator<'_> {
         values
     }
 
-    /// Calls a stub of the context's that keeps all registers. It is asked through memory: operands in given registers would have the register
-    /// allocator move things about where nothing is missed.
+    /// Calls a stub of the context's that keeps all registers. It is asked through memory: operands in given registers
+    /// would have the register allocator move things about where nothing is missed.
     pub(crate) fn call_stub(&mut self, stub: i32, kind: Value) -> Value {
         let (t, a) = (types::I64, self.access);
         self.b.ins().store(a.context, kind, self.context, context::KIND);
@@ -392,7 +402,8 @@ impl Translator<'_> {
         self.seen.push(Seen { root, lin, host, write });
     }
 
-    /// Tests an access for lying on the page of an earlier one; in the builder's new current block it does, in the other one not.
+    /// Tests an access for lying on the page of an earlier one; in the builder's new current block it does, in the
+    /// other one not.
     fn test_near(&mut self, lin: Value, distance: i64, len: u64) -> Block {
         let low = self.b.ins().band_imm_u(lin, PAGE_MASK as i64);
         let low = self.add_const(low, distance);
@@ -412,15 +423,16 @@ impl Translator<'_> {
         missed
     }
 
-    /// The host address of `len` bytes at a linear address, translated; leaves the region if the access is not a plain one.
+    /// The host address of `len` bytes at a linear address, translated; leaves the region if the access is not a plain
+    /// one.
     pub(crate) fn host(&mut self, lin: Value, len: u64, write: bool) -> Value {
         let out = self.interpret_here();
         let on = self.b.create_block();
         let found = self.b.append_block_param(on, types::I64);
         let near = self.seen_near(lin, write);
         let place = if near.is_none() { self.place(len, write) } else { None };
-        // Without a place it is the addend that is found: a pointer was loaded, perhaps from where the one before led, and each addition on the
-        // way from one to the next counts; those of the host's addresses do not.
+        // Without a place it is the addend that is found: a pointer was loaded, perhaps from where the one before led,
+        // and each addition on the way from one to the next counts; those of the host's addresses do not.
         let adds = near.is_none() && place.is_none();
         let (missed, value) = match near {
             Some((first, host, distance)) => {
@@ -500,7 +512,8 @@ impl Translator<'_> {
         let other = self.b.create_block();
         let want = self.b.ins().band_imm_s(lin, tlb::aligned_page(len));
         let odd = table.then(|| self.is_odd_page(lin));
-        // Of both places, with what is to be done; no jump depends on the page, nor the address on more than one bit of itself.
+        // Of both places, with what is to be done; no jump depends on the page, nor the address on more than one bit
+        // of itself.
         let of_place = |t: &mut Self, n: i32, then: &dyn Fn(&mut Self, Value) -> Value| {
             let mut of = |at: i32| {
                 let word = t.b.ins().stack_load(types::I64, types::I64, frame, at + n);
@@ -584,7 +597,8 @@ impl Translator<'_> {
         })
     }
 
-    /// What `load` makes of `len` bytes at a linear address, given a host address and a distance from it: a value of type `ty`.
+    /// What `load` makes of `len` bytes at a linear address, given a host address and a distance from it: a value of
+    /// type `ty`.
     fn load_linear_as(
         &mut self,
         len: u64,

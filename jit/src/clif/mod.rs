@@ -1,11 +1,13 @@
 //! The translator: an [`mynah_cpu::Exec`] whose integers are Cranelift values.
 //!
-//! One function is made per region. General registers and the two words of lazy flags are SSA variables: loaded where the region begins or comes
-//! back from a call, stored where it is left or calls. The state in memory is thus old while a region runs, and complete whenever anything else looks at it.
-//! Whatever is not plain (faults, devices, pages that hold code, accesses across pages) leaves the region before the instruction,
-//! with the state as that found it, and the interpreter executes it: so generated code raises no faults and has none of their details in it.
+//! One function is made per region. General registers and the two words of lazy flags are SSA variables: loaded where
+//! the region begins or comes back from a call, stored where it is left or calls. The state in memory is thus old
+//! while a region runs, and complete whenever anything else looks at it. Whatever is not plain (faults, devices, pages
+//! that hold code, accesses across pages) leaves the region before the instruction, with the state as that found it,
+//! and the interpreter executes it: so generated code raises no faults and has none of their details in it.
 //!
-//! [`Translator`] here has the variables, exits and calls; [`exec`] the operations, [`memory`] the accesses, [`vector`] vectors.
+//! [`Translator`] here has the variables, exits and calls; [`exec`] the operations, [`memory`] the accesses,
+//! [`vector`] vectors.
 pub(crate) mod compile;
 mod exec;
 pub(crate) mod float;
@@ -400,7 +402,8 @@ impl<'a> Translator<'a> {
         register < 16 && self.plan.blocks[self.at].innermost.unwrap_or(0) & 1 << register != 0
     }
 
-    // ---- variables ---------------------------------------------------------------------------------------------------------
+    // ---- variables
+    // ---------------------------------------------------------------------------------------------------------
 
     pub(crate) fn var(&mut self, n: usize) -> Value {
         if self.valid & 1 << n == 0 {
@@ -450,7 +453,8 @@ impl<'a> Translator<'a> {
         }
     }
 
-    // ---- places in the region ----------------------------------------------------------------------------------------------
+    // ---- places in the region
+    // ----------------------------------------------------------------------------------------------
 
     /// Distance of the current block's first byte from the entry.
     pub(crate) fn base(&self) -> i64 {
@@ -558,9 +562,11 @@ impl<'a> Translator<'a> {
         self.b.seal_block(on);
     }
 
-    // ---- edges ------------------------------------------------------------------------------------------------------------
+    // ---- edges
+    // ------------------------------------------------------------------------------------------------------------
 
-    /// The block to jump to for a place at a distance from the entry, in the region or out of it; `done` instructions of this block are executed by then.
+    /// The block to jump to for a place at a distance from the entry, in the region or out of it; `done` instructions
+    /// of this block are executed by then.
     fn edge_to(&mut self, delta: i64, done: u64) -> Block {
         let Some(n) = self.plan.find(delta) else {
             return self.exit_block(Rip::At(delta), done, Left::Next);
@@ -615,7 +621,8 @@ impl<'a> Translator<'a> {
         self.b.ins().jump(out, &[]);
     }
 
-    // ---- calls -------------------------------------------------------------------------------------------------------------
+    // ---- calls
+    // -------------------------------------------------------------------------------------------------------------
 
     /// Has op `number` of the region executed by its interpreter's handler, with the state in memory.
     fn call_op(&mut self, number: usize, last: bool) {
@@ -651,7 +658,8 @@ impl<'a> Translator<'a> {
         self.reload(self.plan.live_after[number]);
     }
 
-    // ---- small things ------------------------------------------------------------------------------------------------------
+    // ---- small things
+    // ------------------------------------------------------------------------------------------------------
 
     pub(crate) fn add_const(&mut self, v: Value, n: i64) -> Value {
         if n == 0 {

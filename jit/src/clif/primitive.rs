@@ -1,9 +1,10 @@
 //! Primitives: host instructions that Cranelift has no name for, placed in the middle of its code.
 //!
-//! A primitive is a few bytes of machine code with operands in fixed registers. To Cranelift it is a call of a function that keeps every register but
-//! its results', so it has an effect: it is neither moved, merged with another nor left out. That is what instructions need that read a rounding mode
-//! and set sticky flags; and it is exact, because it is the guest's very instruction. When the code is complete, [`Primitives::link`] puts the
-//! bytes in the place of the call; those that are longer than a call stand behind the code and are called there.
+//! A primitive is a few bytes of machine code with operands in fixed registers. To Cranelift it is a call of a
+//! function that keeps every register but its results', so it has an effect: it is neither moved, merged with another
+//! nor left out. That is what instructions need that read a rounding mode and set sticky flags; and it is exact,
+//! because it is the guest's very instruction. When the code is complete, [`Primitives::link`] puts the bytes in the
+//! place of the call; those that are longer than a call stand behind the code and are called there.
 //!
 //! Which bytes there are, and where they have their operands: [`crate::host::primitives`].
 use crate::clif::Translator;
@@ -92,7 +93,8 @@ impl Primitives {
 }
 
 impl Translator<'_> {
-    /// Executes a primitive. Integers narrower than 64 bits are extended with zeros. Returns its results, integers first.
+    /// Executes a primitive. Integers narrower than 64 bits are extended with zeros. Returns its results, integers
+    /// first.
     pub(crate) fn primitive(
         &mut self,
         bytes: &[u8],

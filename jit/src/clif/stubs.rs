@@ -1,7 +1,8 @@
 //! The stubs that Cranelift makes: by which regions are entered, where they go on, and what they ask for addresses.
 //!
-//! They are functions of a [`JITModule`], which has its memory from ours ([`Provider`]): it writes them at the address at
-//! which that can be written, and they run at the other. They refer to no symbols, so it does not matter where they are.
+//! They are functions of a [`JITModule`], which has its memory from ours ([`Provider`]): it writes them at the address
+//! at which that can be written, and they run at the other. They refer to no symbols, so it does not matter where they
+//! are.
 use super::compile::Compiler;
 use super::memory::look_up;
 use super::{chain_signature, region_signature, stub_signature};
@@ -80,8 +81,8 @@ impl Compiler {
         Ok((name, id, code.unwrap_or_default()))
     }
 
-    /// The stub that translates an address and keeps all registers: from the TLB if it is there (it may well be: code asks also where an
-    /// access has left the page of an earlier one), else by `fill_stub`.
+    /// The stub that translates an address and keeps all registers: from the TLB if it is there (it may well be: code
+    /// asks also where an access has left the page of an earlier one), else by `fill_stub`.
     fn refill_stub(&mut self) -> Option<()> {
         self.stub(|b, cpu| {
             let (t, plain) = (types::I64, MemFlagsData::trusted());

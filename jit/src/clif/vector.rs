@@ -1,8 +1,9 @@
 //! Vector instructions: [`VecExec`] with 128-bit Cranelift vectors, lanes of 8 bits by default.
 //!
-//! The low 128 bits of vector registers are variables of the region, as general registers are. Operations on bits are Cranelift's where it has them, and
-//! else [primitives](crate::clif::primitive): the very instruction. What the host has not is given up (`unable`): what has been emitted of it has changed nothing,
-//! and its interpreter's handler is called. Floating point: [`crate::clif::float`]. MMX instructions are given up at their first check.
+//! The low 128 bits of vector registers are variables of the region, as general registers are. Operations on bits are
+//! Cranelift's where it has them, and else [primitives](crate::clif::primitive): the very instruction. What the host
+//! has not is given up (`unable`): what has been emitted of it has changed nothing, and its interpreter's handler is
+//! called. Floating point: [`crate::clif::float`]. MMX instructions are given up at their first check.
 use crate::abi::cpu;
 use crate::clif::{HIGH, Translator, XMM};
 use crate::host::{features, primitives};

@@ -1,10 +1,13 @@
-//! x87 and MMX instructions: executed by the host's own unit, which holds the guest's registers meanwhile ([`mynah_cpu::host_float`]).
+//! x87 and MMX instructions: executed by the host's own unit, which holds the guest's registers meanwhile
+//! ([`mynah_cpu::host_float`]).
 //!
-//! Each is a [primitive](crate::clif::primitive): the guest's own bytes, with the memory operand's address in RDI. So stack faults, tags, rounding, precision and the
-//! condition code are what the processor makes of them. The pointers to the last instruction and its operand (FIP, FCS, FOP, FDP, FDS), which
-//! only say something to who asks, are noted during translation and stored where a block ends or the region is left.
+//! Each is a [primitive](crate::clif::primitive): the guest's own bytes, with the memory operand's address in RDI. So
+//! stack faults, tags, rounding, precision and the condition code are what the processor makes of them. The pointers
+//! to the last instruction and its operand (FIP, FCS, FOP, FDP, FDS), which only say something to who asks, are noted
+//! during translation and stored where a block ends or the region is left.
 //!
-//! Left to the interpreter: what stores or loads the whole unit, FNINIT and FNCLEX, conversions between MMX and XMM registers.
+//! Left to the interpreter: what stores or loads the whole unit, FNINIT and FNCLEX, conversions between MMX and XMM
+//! registers.
 use crate::abi::cpu;
 use crate::clif::{Emit, Step, Translator};
 use crate::host::features;

@@ -1,14 +1,15 @@
 //! Memory for code, to be written and to be executed.
 //!
-//! It is mapped twice: at one address it can be written, at another it can be executed, and no address allows both. So who can have a wrong address
-//! written to does not write code. It is shared anonymous memory, whose second mapping is a copy of the first one by `mremap`. It is without a file:
-//! `perf` takes names from its map file for such code only.
+//! It is mapped twice: at one address it can be written, at another it can be executed, and no address allows both. So
+//! who can have a wrong address written to does not write code. It is shared anonymous memory, whose second mapping is
+//! a copy of the first one by `mremap`. It is without a file: `perf` takes names from its map file for such code only.
 //!
-//! Tens of megabytes of code that jump to and fro want more than the few megabytes that a TLB reaches with small pages. Hosts have huge pages for
-//! shared memory by default only if they are asked for a stretch at a time (`MADV_COLLAPSE`, Linux 6.1): a thread of its own does that for each
-//! stretch before code is put there.
+//! Tens of megabytes of code that jump to and fro want more than the few megabytes that a TLB reaches with small
+//! pages. Hosts have huge pages for shared memory by default only if they are asked for a stretch at a time
+//! (`MADV_COLLAPSE`, Linux 6.1): a thread of its own does that for each stretch before code is put there.
 //!
-//! On request it is one anonymous mapping for both. Hosts that let no memory be both (some SELinux policies) have it mapped twice all the same.
+//! On request it is one anonymous mapping for both. Hosts that let no memory be both (some SELinux policies) have it
+//! mapped twice all the same.
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -89,16 +90,19 @@ impl Written {
             self.ask(at);
             self.rest(0..at / HUGE * HUGE);
         }
-        // SAFETY: within the mapping, as was just seen; `bytes` is no part of it, as nobody else has its bytes to be written.
+        // SAFETY: within the mapping, as was just seen; `bytes` is no part of it, as nobody else has its bytes to be
+        // written.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.pages.write.add(at), bytes.len()) };
     }
 
-    /// Hardly anything will be written there from now on: what is mapped to be written is not counted as resident a second time.
+    /// Hardly anything will be written there from now on: what is mapped to be written is not counted as resident a
+    /// second time.
     pub fn rest(&self, stretch: Range<usize>) {
         debug_assert!(stretch.end <= self.pages.len);
         #[cfg(target_os = "linux")]
         if !std::ptr::eq(self.pages.write, self.pages.execute) && !stretch.is_empty() {
-            // SAFETY: within the mapping, which is shared: its pages stay what they are, and are found again when they are written to.
+            // SAFETY: within the mapping, which is shared: its pages stay what they are, and are found again when they
+            // are written to.
             unsafe {
                 let at = self.pages.write.add(stretch.start);
                 libc::madvise(at.cast(), stretch.len(), libc::MADV_DONTNEED);
@@ -144,7 +148,8 @@ const HUGE: usize = 2 << 20;
 #[cfg(target_os = "linux")]
 const MADV_COLLAPSE: libc::c_int = 25;
 
-/// Maps `len` bytes, a multiple of the page size, which are zero. If they are `split` no address can be both written and executed.
+/// Maps `len` bytes, a multiple of the page size, which are zero. If they are `split` no address can be both written
+/// and executed.
 #[cfg(target_os = "linux")]
 pub(crate) fn map(len: usize, split: bool) -> io::Result<(Written, Executed)> {
     let pages = Arc::new(if split { dual(len)? } else { single(len).or_else(|_| dual(len))? });
@@ -176,8 +181,8 @@ impl Pages {
     /// Has a stretch lie on a huge page, if the host has one. Code in it may run meanwhile.
     fn collapse(&self, at: usize) {
         let stretch = self.write.wrapping_add(at);
-        // SAFETY: the stretch is mapped and can be written as long as `self` is there. Reading populates its first page, as there must be one; what is
-        // in it stays as it is.
+        // SAFETY: the stretch is mapped and can be written as long as `self` is there. Reading populates its first
+        // page, as there must be one; what is in it stays as it is.
         unsafe {
             stretch.read_volatile();
             libc::madvise(stretch.cast(), HUGE, MADV_COLLAPSE);
@@ -210,7 +215,8 @@ fn single(len: usize) -> io::Result<Pages> {
     Ok(Pages { write: at, execute: at, len, collapses: false, mapped: [(start, mapped), (start, 0)] })
 }
 
-/// Addresses for `len` bytes that nothing else is mapped to, the first one a multiple of `align`; and what is to be unmapped in the end.
+/// Addresses for `len` bytes that nothing else is mapped to, the first one a multiple of `align`; and what is to be
+/// unmapped in the end.
 #[cfg(target_os = "linux")]
 fn reserve(len: usize, align: usize) -> io::Result<(*mut u8, (*mut u8, usize))> {
     let mapped = len + align - 1;

@@ -1,9 +1,9 @@
 //! Memory for generated code, and what is kept of a planned block.
 //!
-//! Code lies in segments of memory that can be written while other threads execute what is there already, at another address (see [`dual_map`]). Code is
-//! put into a segment one piece after the other. When segments, and what their owner keeps beside the code in them, take
-//! as much as the budget allows, the oldest one is given up with all the code in it: it is unmapped as soon as nobody
-//! keeps a piece of it.
+//! Code lies in segments of memory that can be written while other threads execute what is there already, at another
+//! address (see [`dual_map`]). Code is put into a segment one piece after the other. When segments, and what their
+//! owner keeps beside the code in them, take as much as the budget allows, the oldest one is given up with all the
+//! code in it: it is unmapped as soon as nobody keeps a piece of it.
 pub(crate) mod dual_map;
 pub(crate) mod provider;
 

@@ -51,7 +51,8 @@ const HOTTER: u32 = 20_000;
 const PROBE: u32 = 10_000;
 /// How often that is looked at before a block stays in the baseline.
 const PROBES: u32 = 3;
-/// Blocks that are recorded to find those that are executed with a hot loop that stays in the baseline, and how often one must be among them.
+/// Blocks that are recorded to find those that are executed with a hot loop that stays in the baseline, and how often
+/// one must be among them.
 const RECORDED: usize = 1024;
 const OFTEN: usize = RECORDED / 256;
 /// The same of a kernel's blocks: its ways are long, and pages change with what it is asked for.
@@ -174,7 +175,8 @@ pub struct OnDisk {
     pub folder: Folder,
     /// Bytes that it may take.
     pub limit: u64,
-    /// What the guest is booted from: code is kept for that alone, in a quarter of the room. Without, what is there is for every guest that has none.
+    /// What the guest is booted from: code is kept for that alone, in a quarter of the room. Without, what is there is
+    /// for every guest that has none.
     pub image: Option<Image>,
 }
 
@@ -186,7 +188,8 @@ pub struct Options {
     pub baseline: Option<u32>,
     /// Bytes that regions may take, with all that is kept of them.
     pub region_bytes: usize,
-    /// Bytes that the baseline of each vCPU may take: code, counted twice as it is mapped twice, and what is known of it.
+    /// Bytes that the baseline of each vCPU may take: code, counted twice as it is mapped twice, and what is known of
+    /// it.
     pub baseline_bytes: usize,
     /// No memory for code can be both written and executed at one address.
     pub split_wx: bool,
@@ -694,7 +697,8 @@ impl Translating {
         }
     }
 
-    /// Begins to look at what a loop that is hot executes, if that has not been done. Tiers that compile at once do not.
+    /// Begins to look at what a loop that is hot executes, if that has not been done. Tiers that compile at once do
+    /// not.
     fn begins_probe(&mut self, cpu: &mut Cpu, phys: u64, key: u32) -> bool {
         let (Some(b), Some(_)) = (&mut self.baseline, &self.pool) else { return false };
         if self.probed.len() >= HISTORY {
@@ -709,8 +713,8 @@ impl Translating {
         begins
     }
 
-    /// Whether hardly more was executed than the loop of so many instructions while it was looked at. A loop that is left after a few rounds each time
-    /// is better off in the baseline, which keeps registers where they are.
+    /// Whether hardly more was executed than the loop of so many instructions while it was looked at. A loop that is
+    /// left after a few rounds each time is better off in the baseline, which keeps registers where they are.
     fn spins(&mut self, cpu: &mut Cpu, phys: u64, key: u32, size: usize) -> bool {
         let (Some(b), Some(probe)) = (&mut self.baseline, self.probed.get_mut(&(phys, key))) else {
             return true;
@@ -797,7 +801,8 @@ impl Translating {
         });
     }
 
-    /// Forgets blocks that have lost their code or died, when there are many; takes all others' away if there are too many of them.
+    /// Forgets blocks that have lost their code or died, when there are many; takes all others' away if there are too
+    /// many of them.
     fn make_room(&mut self, cpu: &mut Cpu) {
         if self.installed.len() < INSTALLED {
             return;

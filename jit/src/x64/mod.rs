@@ -1,7 +1,8 @@
 //! x86-64 hosts: all that knows their instructions' bytes.
 //!
 //! * `baseline`: blocks as host code of the same instructions; `asm`, `registers`, `stubs`: what it is made with.
-//! * [`forms`], [`x87`]: of which form instructions are there, and which are not. [`features`]: what the host's CPU has.
+//! * [`forms`], [`x87`]: of which form instructions are there, and which are not. [`features`]: what the host's CPU
+//!   has.
 //! * [`primitives`]: the host's instructions in Cranelift's code.
 mod asm;
 pub(crate) mod baseline;

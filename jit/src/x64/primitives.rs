@@ -72,7 +72,8 @@ fn encode(i: &Instruction) -> Option<Vec<u8>> {
     Some(e.take_buffer())
 }
 
-/// The instruction of each name on XMM registers that the host has: legacy, `xmm, xmm` or `xmm, xmm, imm8`, or else with a VEX prefix.
+/// The instruction of each name on XMM registers that the host has: legacy, `xmm, xmm` or `xmm, xmm, imm8`, or else
+/// with a VEX prefix.
 fn host_codes() -> &'static HashMap<Mnemonic, Code> {
     static CODES: OnceLock<HashMap<Mnemonic, Code>> = OnceLock::new();
     CODES.get_or_init(|| {
@@ -110,7 +111,8 @@ pub(crate) fn binary(id: Mnemonic, imm: u8) -> Option<Vec<u8>> {
     let last = o.op_count() - 1;
     let i = match (o.op_count(), o.op_kind(last) == Kind::imm8) {
         (2, _) => Instruction::with2(code, XMM0, XMM1),
-        // The destination of one that narrows may be memory: its operands stand in the other order, but so do its registers.
+        // The destination of one that narrows may be memory: its operands stand in the other order, but so do its
+        // registers.
         (3, true) => Instruction::with3(code, XMM0, XMM1, imm),
         (3, false) => Instruction::with3(code, XMM0, XMM0, XMM1),
         _ => Instruction::with4(code, XMM0, XMM0, XMM1, imm),

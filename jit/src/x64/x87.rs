@@ -58,9 +58,9 @@ pub(crate) fn bytes_of(op: &Op) -> (u8, u8) {
     (0xd8 | (op.imm >> 8 & 7) as u8, op.imm as u8)
 }
 
-/// Whether an instruction loads control registers of the floating-point units from memory, so that what stands there decides whether the host's own
-/// raise exceptions. Such an operand is read once, into a copy, which is checked and then loaded: another vCPU may change the guest's memory at
-/// any time.
+/// Whether an instruction loads control registers of the floating-point units from memory, so that what stands there
+/// decides whether the host's own raise exceptions. Such an operand is read once, into a copy, which is checked and
+/// then loaded: another vCPU may change the guest's memory at any time.
 pub(crate) fn loads_control(code: Code) -> bool {
     use Code::*;
     matches!(

@@ -1,8 +1,9 @@
 //! Guests made of any bytes, run by both engines: for random tests and for the fuzzer.
 //!
-//! The bytes choose the mode, when blocks are compiled and how well, what handlers of exceptions do, which pages can be written or are there, the
-//! registers, and three pages of code, which the guest may write to. Page tables themselves are out of the guest's reach, since how long an old
-//! translation is used is nobody's right to know; INVLPG and MOV to CR3 are not.
+//! The bytes choose the mode, when blocks are compiled and how well, what handlers of exceptions do, which pages can
+//! be written or are there, the registers, and three pages of code, which the guest may write to. Page tables
+//! themselves are out of the guest's reach, since how long an old translation is used is nobody's right to know;
+//! INVLPG and MOV to CR3 are not.
 use crate::common::*;
 use mynah_cpu::board::EV_KICK;
 use mynah_cpu::state::{Vector, cr4, fl, gpr};
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Steps after which a guest is given up: it may never end. (Fewer where all that is met is compiled, which may be a region for each step.)
+/// Steps after which a guest is given up: it may never end. (Fewer where all that is met is compiled, which may be a
+/// region for each step.)
 const STEPS: u64 = 8_000;
 const STEPS_AT_ONCE: u64 = 300;
 /// Code's pages.
@@ -147,8 +149,9 @@ pub fn compare(data: &[u8]) -> Outcome {
     Outcome::Same { compiled: counters.compiled.load(Ordering::Relaxed) }
 }
 
-/// Runs a guest in the baseline and, where that finds a loop, in regions. Flags that are undefined are the host's there, and what comes of them is not
-/// compared: it is the process that must live through it. The guest's code is looked at by the oracle, beside the host.
+/// Runs a guest in the baseline and, where that finds a loop, in regions. Flags that are undefined are the host's
+/// there, and what comes of them is not compared: it is the process that must live through it. The guest's code is
+/// looked at by the oracle, beside the host.
 fn survives_baseline((mut cpu, _, hot_after): (Box<Cpu>, Optimize, u32)) {
     let tier = Translating::in_turn(cpu.events.clone(), 4 * hot_after).expect("a tier");
     cpu.set_tier(Box::new(tier), hot_after);

@@ -60,7 +60,8 @@ impl Random {
     }
 }
 
-/// Two floats or a double, as they matter: ordinary numbers, zeros, infinities, NaNs of both kinds, denormals, the largest and smallest.
+/// Two floats or a double, as they matter: ordinary numbers, zeros, infinities, NaNs of both kinds, denormals, the
+/// largest and smallest.
 pub fn float(r: &mut Random) -> u64 {
     let single = |r: &mut Random| -> u32 {
         let x = r.next();
@@ -136,7 +137,8 @@ pub fn random_float_state(s: &mut State, r: &mut Random) {
 /// Bits of the code that a machine runs: 32 or 64.
 pub type Bits = u32;
 
-/// A vCPU with 1 MiB of RAM in flat protected mode (32, without paging) or 64-bit mode (64, identity-mapped), at CPL 0. Every vector has a handler that halts.
+/// A vCPU with 1 MiB of RAM in flat protected mode (32, without paging) or 64-bit mode (64, identity-mapped), at CPL
+/// 0. Every vector has a handler that halts.
 pub fn machine(bits: Bits) -> Box<Cpu> {
     let mem = PhysMemory::new(GuestRam::new(RAM).expect("RAM"), RAM);
     let long = bits == 64;
@@ -280,7 +282,8 @@ impl Pair {
         at
     }
 
-    /// Gives both machines this state (all but what the machine itself is made of), and fills data and stack from `seed`.
+    /// Gives both machines this state (all but what the machine itself is made of), and fills data and stack from
+    /// `seed`.
     pub fn prepare(&mut self, at: u64, seed: u64, set: impl Fn(&mut State, &mut Random)) {
         for cpu in [&mut self.plain, &mut self.fast] {
             let mut r = Random(seed | 1);

@@ -93,7 +93,8 @@ fn run_in(dir: &Path, code: &[u8], end: &State, check: bool) -> StoreInfo {
     engine.info()
 }
 
-/// Changes the file as the input says: 6 bytes a change. Returns how long it is to be, if that is longer than what is in it.
+/// Changes the file as the input says: 6 bytes a change. Returns how long it is to be, if that is longer than what is
+/// in it.
 fn spoil(bytes: &mut Vec<u8>, data: &[u8]) -> u64 {
     let mut sparse = 0;
     for c in data.chunks_exact(6) {

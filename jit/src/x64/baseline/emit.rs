@@ -48,7 +48,8 @@ fn is_in_page(target: i64) -> bool {
 
 /// What stands out of line, behind a block's code.
 pub(super) enum Cold {
-    /// A look-up missed, or the place at this offset in the vCPU: asks for the address by a stub, and goes on at `back` or has op `k` interpreted.
+    /// A look-up missed, or the place at this offset in the vCPU: asks for the address by a stub, and goes on at
+    /// `back` or has op `k` interpreted.
     Miss { site: usize, back: usize, stub: usize, k: usize, place: Option<i32> },
     /// Has op `k` interpreted.
     Interpret { site: usize, k: usize },
@@ -56,7 +57,8 @@ pub(super) enum Cold {
     Float { site: usize, back: usize, k: usize, which: u8 },
     /// Op `k` was called and returns.
     Returned { site: usize, k: usize },
-    /// Events are pending where the block begins; their word is at RAX. Goes on at `back` if they are not to be looked at now.
+    /// Events are pending where the block begins; their word is at RAX. Goes on at `back` if they are not to be looked
+    /// at now.
     Event { site: usize, back: usize },
     /// The block has run often.
     Hot { site: usize },
@@ -115,7 +117,8 @@ pub(super) struct Emitter<'a> {
 #[derive(Default)]
 pub(super) struct Emitted {
     pub code: Vec<u8>,
-    /// Offset of where it is entered from a jump backwards: events are tested there, and executions counted, as only loops are worth the next tier.
+    /// Offset of where it is entered from a jump backwards: events are tested there, and executions counted, as only
+    /// loops are worth the next tier.
     pub tested: usize,
     /// Offset of where it is entered from elsewhere.
     pub body: usize,
@@ -133,8 +136,8 @@ pub(super) struct Emitted {
 
 /// What the block is.
 pub(super) struct Block<'a> {
-    /// Ops, and what they were decoded from, with offsets in the page as addresses, and whether they are what that says; `None` for the end of a block that
-    /// was cut.
+    /// Ops, and what they were decoded from, with offsets in the page as addresses, and whether they are what that
+    /// says; `None` for the end of a block that was cut.
     pub ops: &'a [(Op, Option<(Instruction, bool)>)],
     /// Offset of the first byte in its page.
     pub first: u16,
@@ -165,7 +168,8 @@ impl Default for Places {
     }
 }
 
-/// Whether a place does not lie a multiple of 4 KiB from what code stores in the vCPU (see [`crate::abi::APART`] for why).
+/// Whether a place does not lie a multiple of 4 KiB from what code stores in the vCPU (see [`crate::abi::APART`] for
+/// why).
 fn is_apart(place: usize) -> bool {
     let at = tlb::PLACES + place * size_of::<Place>();
     let apart = |from: usize, len: usize| {
@@ -176,7 +180,8 @@ fn is_apart(place: usize) -> bool {
 }
 
 impl Places {
-    /// Gives a place to an access of an op. When there are no more they are given again: they hold translations, whoever put them there.
+    /// Gives a place to an access of an op. When there are no more they are given again: they hold translations,
+    /// whoever put them there.
     fn give(&mut self, number: u32, op: usize, write: bool) -> i32 {
         let (first, end) = if write { (WRITE_PLACES, PLACES) } else { (0, WRITE_PLACES) };
         let given = &mut self.given[usize::from(write)];
@@ -322,7 +327,8 @@ impl<'a> Emitter<'a> {
         self.cold.push((c, self.last_x87));
     }
 
-    // ---- flags -------------------------------------------------------------------------------------------------------------
+    // ---- flags
+    // -------------------------------------------------------------------------------------------------------------
 
     /// The host's flags are about to be lost.
     pub(super) fn save_flags(&mut self) {
@@ -354,7 +360,8 @@ impl<'a> Emitter<'a> {
         self.live = false;
     }
 
-    // ---- memory ------------------------------------------------------------------------------------------------------------
+    // ---- memory
+    // ------------------------------------------------------------------------------------------------------------
 
     /// Whether [`Self::address`] can compute the operand's address.
     pub(super) fn can_address(&self, op: &Op) -> bool {
@@ -534,7 +541,8 @@ impl<'a> Emitter<'a> {
         self.out_of_line(Cold::Miss { site, back, stub: self.stubs.stack[kind], k, place: None });
     }
 
-    // ---- instructions ------------------------------------------------------------------------------------------------------
+    // ---- instructions
+    // ------------------------------------------------------------------------------------------------------
 
     /// The instruction's bytes, in `encoded`.
     fn encode(&mut self, i: &Instruction) -> Option<()> {
@@ -730,7 +738,8 @@ impl<'a> Emitter<'a> {
         Some(())
     }
 
-    /// Which operand, and with which form, stays in the vCPU's memory: of `spilled`, those that are not in registers, if it is the only one.
+    /// Which operand, and with which form, stays in the vCPU's memory: of `spilled`, those that are not in registers,
+    /// if it is the only one.
     fn works_in_place(j: &mut Instruction, spilled: u32) -> Option<u32> {
         if spilled == 3
             && matches!(j.code(), Code::Test_rm64_r64 | Code::Test_rm32_r32)
@@ -768,7 +777,8 @@ impl<'a> Emitter<'a> {
         Some(())
     }
 
-    /// DIV and IDIV, which leave the flags alone as the interpreter does. What the host might refuse is the interpreter's.
+    /// DIV and IDIV, which leave the flags alone as the interpreter does. What the host might refuse is the
+    /// interpreter's.
     fn divide_op(&mut self, op: &Op, i: &Instruction) -> Option<()> {
         let wide = match i.code() {
             Code::Div_rm64 | Code::Idiv_rm64 => true,
@@ -918,7 +928,8 @@ impl<'a> Emitter<'a> {
         Some(())
     }
 
-    // ---- ends --------------------------------------------------------------------------------------------------------------
+    // ---- ends
+    // --------------------------------------------------------------------------------------------------------------
 
     fn ender(&mut self, op: &Op, i: &Instruction) -> Option<()> {
         let own = if self.long { 8 } else { 4 };
@@ -1062,7 +1073,8 @@ impl<'a> Emitter<'a> {
         self.out_of_line(Cold::Returned { site, k: self.k });
     }
 
-    // ---- out of line --------------------------------------------------------------------------------------------------------
+    // ---- out of line
+    // --------------------------------------------------------------------------------------------------------
 
     /// Patches a jump or call to go to a stub.
     fn patch_to_stub(&mut self, site: usize, stub: usize) {

@@ -1,21 +1,25 @@
-//! The baseline: blocks as host code of the same instructions, made in about the time that interpreting them a hundred times takes.
+//! The baseline: blocks as host code of the same instructions, made in about the time that interpreting them a hundred
+//! times takes.
 //!
-//! Only for x86-64 hosts. Each instruction of the guest's that is not about memory becomes itself, on other registers; a memory operand becomes a look-up in
-//! the TLB and then itself; the rest calls the interpreter's handler. So arithmetic and its flags are the host's own.
+//! Only for x86-64 hosts. Each instruction of the guest's that is not about memory becomes itself, on other registers;
+//! a memory operand becomes a look-up in the TLB and then itself; the rest calls the interpreter's handler. So
+//! arithmetic and its flags are the host's own.
 //!
 //! ```text
 //!   guest   RAX RCX RDX RBX RSP RBP RSI RDI R8 R9 R12   R10 R11 R13 R14 R15   flags
 //!   host    R13 RCX RDX RBX R14 RBP RSI R15 R8 R9 R12   in the vCPU's state   the host's, or saved
 //! ```
 //!
-//! RDI is the vCPU, RSP the host's stack, RAX, R10 and R11 are scratch. Flags live in the host's until something clobbers them (a look-up does), which is
-//! when they are saved, as LAHF and SETO have them; where a block ends and wherever it may be left they are saved. [`stubs`](crate::x64::stubs) move everything to the state and
-//! back.
+//! RDI is the vCPU, RSP the host's stack, RAX, R10 and R11 are scratch. Flags live in the host's until something
+//! clobbers them (a look-up does), which is when they are saved, as LAHF and SETO have them; where a block ends and
+//! wherever it may be left they are saved. [`stubs`](crate::x64::stubs) move everything to the state and back.
 //!
-//! As in Cranelift's regions code raises no faults: what is not plain leaves the block before the instruction, and the interpreter executes it.
+//! As in Cranelift's regions code raises no faults: what is not plain leaves the block before the instruction, and the
+//! interpreter executes it.
 //!
-//! A block counts the jumps backwards that lead to it; when those are many, Cranelift may get it ([`Left::Hot`](crate::abi::Left)). Blocks of a page jump to
-//! each other; other jumps go by the table of [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
+//! A block counts the jumps backwards that lead to it; when those are many, Cranelift may get it
+//! ([`Left::Hot`](crate::abi::Left)). Blocks of a page jump to each other; other jumps go by the table of
+//! [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
 mod emit;
 mod x87;
 
@@ -146,8 +150,9 @@ struct Latest {
 }
 
 impl Baseline {
-    /// A baseline whose code is entered by `enter`, or why there is none. A block that has run `hot` times goes on to the next tier. Code and what is known of
-    /// it take up to `bytes`, or a few MiB. With `places_at_once` half of the blocks look into places from the start.
+    /// A baseline whose code is entered by `enter`, or why there is none. A block that has run `hot` times goes on to
+    /// the next tier. Code and what is known of it take up to `bytes`, or a few MiB. With `places_at_once` half of the
+    /// blocks look into places from the start.
     pub fn new(
         enter: Enter,
         hot: u32,
@@ -292,7 +297,8 @@ impl Baseline {
     /// Whether the block of an entry has the entry's code. Blocks that died have been retired.
     fn has_code(&self, number: usize) -> bool {
         let e = &self.entries[number];
-        // SAFETY: null, or a live block: blocks tell of their death by their number, which is looked at first (`retire_dead`).
+        // SAFETY: null, or a live block: blocks tell of their death by their number, which is looked at first
+        // (`retire_dead`).
         unsafe { e.block.as_ref() }
             .and_then(Block::code)
             .is_some_and(|code| code.code == self.address(e.entry as usize))
@@ -331,8 +337,8 @@ impl Baseline {
         !std::mem::replace(&mut self.entries[number].kept, true) && self.compile(cpu, phys, key)
     }
 
-    /// Has the accesses of a block with code look into places ([`mynah_mmu::Place`]) instead of the TLB: for blocks that run again and again.
-    /// `lin` is where it is. Returns whether there is new code.
+    /// Has the accesses of a block with code look into places ([`mynah_mmu::Place`]) instead of the TLB: for blocks
+    /// that run again and again. `lin` is where it is. Returns whether there is new code.
     pub fn place(&mut self, cpu: &mut Cpu, phys: u64, key: u32, lin: u64) -> bool {
         let Some(number) = self.number_of(cpu, (phys, key)) else { return false };
         self.entries[number].lin = lin;
@@ -348,8 +354,9 @@ impl Baseline {
         done
     }
 
-    /// A place has missed, at this offset in the vCPU: one of [`PLACE_MISSES`]. If places have missed often of late, and this one for the second time, its access
-    /// looks into the TLB again. Returns the block's linear address if there is new code.
+    /// A place has missed, at this offset in the vCPU: one of [`PLACE_MISSES`]. If places have missed often of late,
+    /// and this one for the second time, its access looks into the TLB again. Returns the block's linear address if
+    /// there is new code.
     pub fn look_at_misses(&mut self, cpu: &mut Cpu, at: u64) -> Option<u64> {
         let executed = cpu.icount.wrapping_sub(std::mem::replace(&mut self.looked, cpu.icount));
         if executed > PLACE_MISSES * SELDOM {
@@ -513,8 +520,8 @@ impl Baseline {
         let body = self.address(origin + made.body);
         debug_assert!(body.addr() & BASELINE as usize != 0);
         let code = Compiled { enter: self.enter, code: self.address(origin), ops: body.cast() };
-        // SAFETY: the block is live, as nothing was decoded since it was found. The code stays until this tier is emptied, which takes it away from all
-        // blocks, or the vCPU ends; it was made of the block's instructions.
+        // SAFETY: the block is live, as nothing was decoded since it was found. The code stays until this tier is
+        // emptied, which takes it away from all blocks, or the vCPU ends; it was made of the block's instructions.
         unsafe {
             cpu.install_block(block, code);
             (*block).set_number(number as u32);
@@ -556,8 +563,8 @@ impl Baseline {
         let target = if w.back { e.tested } else { e.body };
         let distance = |t: u32| (i64::from(t) - (i64::from(w.site) + 4)) as i32;
         let at = self.write.at(w.site as usize);
-        // SAFETY: the block is live. The site is a displacement in code of this tier, which is mapped as long as the vCPU has it, and changed by its thread
-        // only, while none of its code runs.
+        // SAFETY: the block is live. The site is a displacement in code of this tier, which is mapped as long as the
+        // vCPU has it, and changed by its thread only, while none of its code runs.
         unsafe { cpu.link_code(e.block, Link { at, back: distance(w.stub) }, distance(target)) };
     }
 
