@@ -281,78 +281,102 @@ fn leave(a: &mut CodeAssembler, why: Left) -> Result<(), IcedError> {
     a.ret()
 }
 
+/// See [`Stubs::load`].
+fn enter(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for r in KEPT {
+        a.push(r)?;
+    }
+    a.mov(rax, qword_ptr(rdi + in_context(context::RIP)))?;
+    a.and(rax, -4096)?;
+    a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
+    forget_stack(a)?;
+    reload_flags(a)?;
+    load_registers(a)?;
+    a.jmp(r11)
+}
+
+/// See [`Stubs::call`].
+fn call(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.add(rax, qword_ptr(rdi + PAGE_RIP))?;
+    a.mov(qword_ptr(rdi + cpu::RIP), rax)?;
+    spill(a)?;
+    // The stack is aligned here.
+    a.push(rdi)?;
+    a.push(rdi)?;
+    a.mov(rsi, r11)?;
+    a.call(qword_ptr(rdi + in_context(context::RUN_OP)))?;
+    a.pop(rdi)?;
+    a.pop(rdi)?;
+    let mut out = a.create_label();
+    a.mov(r11d, eax)?;
+    a.test(eax, eax)?;
+    a.jne(out)?;
+    forget_stack(a)?;
+    reload_flags(a)?;
+    load_registers(a)?;
+    a.set_label(&mut out)?;
+    a.mov(eax, r11d)?;
+    a.ret()
+}
+
+/// See [`Stubs::out`].
+fn out(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let (mut back, mut other) = (a.create_label(), a.create_label());
+    a.cmp(eax, Left::Next as i32)?;
+    a.jne(back)?;
+    a.mov(rax, qword_ptr(rdi + cpu::RIP))?;
+    find(a, None, &mut other)?;
+    a.and(rax, -4096)?;
+    a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
+    forget_stack(a)?;
+    reload_flags(a)?;
+    load_registers(a)?;
+    a.jmp(r11)?;
+    a.set_label(&mut other)?;
+    a.mov(rsi, rax)?;
+    pop_kept(a)?;
+    a.jmp(qword_ptr(rdi + in_context(context::CHAIN_STUB)))?;
+    a.set_label(&mut back)?;
+    pop_kept(a)?;
+    a.ret()
+}
+
+/// See [`Stubs::float`].
+fn float(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    // The stack is aligned here.
+    a.call(qword_ptr(rdi + in_context(context::FILL_STUB)))?;
+    a.mov(r10, qword_ptr(rdi + in_context(context::HOST)))?;
+    a.ret()
+}
+
+/// See [`Stubs::chain`].
+fn chain(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut other = a.create_label();
+    go_on(a, None, &mut other)?;
+    a.set_label(&mut other)?;
+    a.mov(r11, rax)?;
+    spill(a)?;
+    a.mov(rsi, r11)?;
+    pop_kept(a)?;
+    a.jmp(qword_ptr(rdi + in_context(context::CHAIN_STUB)))
+}
+
 impl Stubs {
     /// The stubs, to be placed at the start of the code.
     pub fn new(code: &mut Vec<u8>) -> Result<Self, IcedError> {
-        let load = stub(code, |a| {
-            for r in KEPT {
-                a.push(r)?;
-            }
-            a.mov(rax, qword_ptr(rdi + in_context(context::RIP)))?;
-            a.and(rax, -4096)?;
-            a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
-            forget_stack(a)?;
-            reload_flags(a)?;
-            load_registers(a)?;
-            a.jmp(r11)
-        })?;
+        let load = stub(code, enter)?;
         let interpret = stub(code, |a| leave(a, Left::Interpret))?;
         let event = stub(code, |a| leave(a, Left::Event))?;
         let hot = stub(code, |a| leave(a, Left::Hot))?;
-        let call = stub(code, |a| {
-            a.add(rax, qword_ptr(rdi + PAGE_RIP))?;
-            a.mov(qword_ptr(rdi + cpu::RIP), rax)?;
-            spill(a)?;
-            // The stack is aligned here.
-            a.push(rdi)?;
-            a.push(rdi)?;
-            a.mov(rsi, r11)?;
-            a.call(qword_ptr(rdi + in_context(context::RUN_OP)))?;
-            a.pop(rdi)?;
-            a.pop(rdi)?;
-            let mut out = a.create_label();
-            a.mov(r11d, eax)?;
-            a.test(eax, eax)?;
-            a.jne(out)?;
-            forget_stack(a)?;
-            reload_flags(a)?;
-            load_registers(a)?;
-            a.set_label(&mut out)?;
-            a.mov(eax, r11d)?;
-            a.ret()
-        })?;
-        let out = stub(code, |a| {
-            let (mut back, mut other) = (a.create_label(), a.create_label());
-            a.cmp(eax, Left::Next as i32)?;
-            a.jne(back)?;
-            a.mov(rax, qword_ptr(rdi + cpu::RIP))?;
-            find(a, None, &mut other)?;
-            a.and(rax, -4096)?;
-            a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
-            forget_stack(a)?;
-            reload_flags(a)?;
-            load_registers(a)?;
-            a.jmp(r11)?;
-            a.set_label(&mut other)?;
-            a.mov(rsi, rax)?;
-            pop_kept(a)?;
-            a.jmp(qword_ptr(rdi + in_context(context::CHAIN_STUB)))?;
-            a.set_label(&mut back)?;
-            pop_kept(a)?;
-            a.ret()
-        })?;
+        let call = stub(code, call)?;
+        let out = stub(code, out)?;
         let (mut to_refill, mut to_stack, mut to_place) = ([0; KINDS], [0; KINDS], [0; KINDS]);
         for kind in 0..KINDS {
             to_refill[kind] = stub(code, |a| refill(a, kind, interpret))?;
             to_place[kind] = stub(code, |a| place(a, kind, interpret))?;
             to_stack[kind] = stub(code, |a| stack(a, kind, interpret))?;
         }
-        let float = stub(code, |a| {
-            // The stack is aligned here.
-            a.call(qword_ptr(rdi + in_context(context::FILL_STUB)))?;
-            a.mov(r10, qword_ptr(rdi + in_context(context::HOST)))?;
-            a.ret()
-        })?;
+        let float = stub(code, float)?;
         let mut chained = [Vec::new(), Vec::new()];
         for (half, chained) in chained.iter_mut().enumerate() {
             stub(chained, |a| {
@@ -363,16 +387,7 @@ impl Stubs {
             })?;
             chained.pop();
         }
-        let chain = stub(code, |a| {
-            let mut other = a.create_label();
-            go_on(a, None, &mut other)?;
-            a.set_label(&mut other)?;
-            a.mov(r11, rax)?;
-            spill(a)?;
-            a.mov(rsi, r11)?;
-            pop_kept(a)?;
-            a.jmp(qword_ptr(rdi + in_context(context::CHAIN_STUB)))
-        })?;
+        let chain = stub(code, chain)?;
         Ok(Self {
             load,
             interpret,

@@ -1,5 +1,4 @@
 //! The guest's instructions as host instructions, one by one.
-use super::x87::LastX87;
 use crate::abi::{BLOCK, CONTEXT, Context, FLOAT, context, cpu, in_context, tlb};
 use crate::instructions::row;
 use crate::x64::asm::{Asm, CPU, cc, host};
@@ -66,6 +65,17 @@ pub(super) enum Cold {
     Elsewhere { site: usize, target: i64 },
 }
 
+/// The last x87 instruction of a block, not yet stored.
+#[derive(Clone, Copy)]
+pub(super) struct LastX87 {
+    /// Offset of the instruction in its page.
+    pub here: i64,
+    pub opcode: u16,
+    /// Of the last one with a memory operand, if there was one since the last store: which of the context's
+    /// `x87_data` has its effective address, and its segment.
+    pub data: Option<(u8, u8)>,
+}
+
 /// Emits one block.
 pub(super) struct Emitter<'a> {
     pub(super) a: Asm,
@@ -111,6 +121,30 @@ pub(super) struct Emitter<'a> {
     encoded: Vec<u8>,
     #[expect(clippy::vec_box, reason = "code has their addresses")]
     called: Vec<Box<Op>>,
+}
+
+/// How an instruction's operands stand in its code.
+struct Form {
+    /// Registers of the host that those of the guest's are loaded to that are in memory.
+    scratch: &'static [u8],
+    /// Which these are (with [`HIGH`] the second byte), and whether they are written; so many.
+    loaded: [(u8, bool); 3],
+    used: usize,
+    /// Operands that are registers of the guest's in memory, one bit each.
+    spilled: u32,
+    /// Vector registers, and whether they are written; some have 256 bits.
+    vectors: Vec<(u8, bool)>,
+    wide: bool,
+    /// Length of the memory operand, and whether it is written.
+    access: Option<(u64, bool)>,
+    /// A second byte of a register is among the operands.
+    second_bytes: bool,
+}
+
+impl Form {
+    fn loaded(&self) -> &[(u8, bool)] {
+        &self.loaded[..self.used]
+    }
 }
 
 /// A finished block.
@@ -570,6 +604,40 @@ impl<'a> Emitter<'a> {
         if how == How::Nothing {
             return Some(());
         }
+        let form = self.form(op, i, how, vector)?;
+        let modified = i.rflags_modified() & ARITHMETIC;
+        let wants =
+            i.rflags_read() & ARITHMETIC != 0 || modified != 0 && modified != ARITHMETIC || may_keep_flags(i);
+        if vector {
+            self.want_vectors(i.encoding() == EncodingKind::VEX);
+        }
+        if form.second_bytes {
+            // Their bytes are moved by shifts.
+            self.save_flags();
+        }
+        if let Some((len, write)) = form.access {
+            // A locked access across its natural boundary is the interpreter's.
+            let locked = len > 1 && (op.flags & LOCK != 0 || i.mnemonic() == Mnemonic::Xchg);
+            if vector && is_aligned(i, len) || locked {
+                self.operand_aligned(op, len, write);
+            } else {
+                self.operand(op, len, write);
+            }
+        }
+        self.load_operands(i, &form, wants);
+        if how == How::AroundRax {
+            self.a.mov(host::RAX, host::R13);
+        }
+        self.a.bytes(&self.encoded);
+        if how == How::AroundRax {
+            self.a.mov(host::R13, host::RAX);
+        }
+        self.store_operands(i, &form, modified != 0);
+        Some(())
+    }
+
+    /// How an instruction's operands stand in its code; the instruction itself is in `encoded` then.
+    fn form(&mut self, op: &Op, i: &Instruction, how: How, vector: bool) -> Option<Form> {
         let mut j = *i;
         j.set_code(general(i.code()));
         let memory = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory);
@@ -578,7 +646,7 @@ impl<'a> Emitter<'a> {
         }
         // Registers that are in memory are loaded into scratch ones.
         let second_bytes = (0..i.op_count()).any(|n| is_second_byte(i.op_register(n)));
-        let scratch: &[u8] = match (memory.is_some(), how) {
+        let scratch: &'static [u8] = match (memory.is_some(), how) {
             // Flags are fetched by RAX between.
             (true, _) if second_bytes => &[host::R11],
             (false, _) if second_bytes => &[host::R10, host::R11],
@@ -660,82 +728,63 @@ impl<'a> Emitter<'a> {
             j.set_segment_prefix(Register::None);
         }
         self.encode(&j)?;
-        let modified = i.rflags_modified() & ARITHMETIC;
-        let wants =
-            i.rflags_read() & ARITHMETIC != 0 || modified != 0 && modified != ARITHMETIC || may_keep_flags(i);
-        if vector {
-            self.want_vectors(i.encoding() == EncodingKind::VEX);
-        }
-        if second_bytes {
-            // Their bytes are moved by shifts.
-            self.save_flags();
-        }
-        if let Some((len, write)) = access {
-            if vector && is_aligned(i, len) {
-                self.operand_aligned(op, len, write);
-            } else if len > 1 && (op.flags & LOCK != 0 || i.mnemonic() == Mnemonic::Xchg) {
-                // A locked access across its natural boundary is the interpreter's.
-                self.operand_aligned(op, len, write);
-            } else {
-                self.operand(op, len, write);
-            }
-        }
-        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.0 & HIGH != 0) {
-            self.a.mov(scratch[n], MAP[usize::from(l.0 & 3)].unwrap_or(host::RAX));
-            self.a.shr(scratch[n], 8);
+        Some(Form { scratch, loaded, used, spilled, vectors, wide, access, second_bytes })
+    }
+
+    /// Loads what the instruction reads and has not in registers of the host; `wants` the guest's flags.
+    fn load_operands(&mut self, i: &Instruction, form: &Form, wants: bool) {
+        for (n, l) in form.loaded().iter().enumerate().filter(|(_, l)| l.0 & HIGH != 0) {
+            self.a.mov(form.scratch[n], MAP[usize::from(l.0 & 3)].unwrap_or(host::RAX));
+            self.a.shr(form.scratch[n], 8);
             self.flags_lost();
         }
         if wants {
             self.want_flags();
         }
         // The first operand comes first.
-        let unread = usize::from(spilled & 1 != 0 && overwrites(i));
-        for (n, l) in loaded[..used].iter().enumerate().skip(unread).filter(|(_, l)| l.0 & HIGH == 0) {
-            self.a.load(scratch[n], CPU, cpu::gpr(usize::from(l.0)));
+        let unread = usize::from(form.spilled & 1 != 0 && overwrites(i));
+        for (n, l) in form.loaded().iter().enumerate().skip(unread).filter(|(_, l)| l.0 & HIGH == 0) {
+            self.a.load(form.scratch[n], CPU, cpu::gpr(usize::from(l.0)));
         }
-        for &(n, _) in &vectors {
-            if wide {
+        for &(n, _) in &form.vectors {
+            if form.wide {
                 self.a.vmovups(n, cpu::xmm(n.into()), false);
             } else if self.vectors & 1 << n == 0 {
                 self.a.movups(n, CPU, cpu::xmm(n.into()), false);
             }
             self.vectors |= 1 << n;
         }
-        if how == How::AroundRax {
-            self.a.mov(host::RAX, host::R13);
-        }
-        self.a.bytes(&self.encoded);
-        if how == How::AroundRax {
-            self.a.mov(host::R13, host::RAX);
-        }
-        for &(n, written) in &vectors {
+    }
+
+    /// Stores what the instruction has written and does not stay in registers of the host.
+    fn store_operands(&mut self, i: &Instruction, form: &Form, modified: bool) {
+        for &(n, written) in &form.vectors {
             if written && i.encoding() == EncodingKind::VEX {
                 self.a.vmovups(n, cpu::xmm(n.into()), true);
             } else if written {
                 self.a.movups(n, CPU, cpu::xmm(n.into()), true);
             }
         }
-        if wide {
+        if form.wide {
             // Legacy instructions follow.
             self.a.bytes(&[0xc5, 0xf8, 0x77]);
         }
-        for (n, l) in loaded[..used].iter().enumerate() {
+        for (n, l) in form.loaded().iter().enumerate() {
             if l.1 && l.0 & HIGH == 0 {
-                self.a.store(true, scratch[n], CPU, cpu::gpr(usize::from(l.0)));
+                self.a.store(true, form.scratch[n], CPU, cpu::gpr(usize::from(l.0)));
             }
         }
-        if modified != 0 {
+        if modified {
             self.flags_written();
         }
-        for (n, l) in loaded[..used].iter().enumerate().filter(|(_, l)| l.1 && l.0 & HIGH != 0) {
+        for (n, l) in form.loaded().iter().enumerate().filter(|(_, l)| l.1 && l.0 & HIGH != 0) {
             self.save_flags();
             self.flags_lost();
             let to = MAP[usize::from(l.0 & 3)].unwrap_or(host::RAX);
             self.a.rotate8(to, true);
-            self.a.mov8(to, scratch[n]);
+            self.a.mov8(to, form.scratch[n]);
             self.a.rotate8(to, false);
         }
-        Some(())
     }
 
     /// Which operand, and with which form, stays in the vCPU's memory: of `spilled`, those that are not in registers,

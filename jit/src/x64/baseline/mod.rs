@@ -443,30 +443,8 @@ impl Baseline {
         if !cpu.plain_ops(block, plain) {
             return false;
         }
-        let mut decoder =
-            Decoder::with_ip(bitness(mode), block.bytes(), u64::from(first), cpu.model.decoder_options());
-        for &op in plain.iter() {
-            let i = if op.len == 0 {
-                None
-            } else {
-                let at = usize::from(op.off);
-                if decoder.position() != at {
-                    decoder.set_ip(u64::from(first) + at as u64);
-                    if decoder.set_position(at).is_err() {
-                        return false;
-                    }
-                }
-                let i = decoder.decode();
-                if i.code() as u16 != op.code {
-                    return false;
-                }
-                // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
-                let known = op.flags & HELPER == 0
-                    || forms::is_helper(&i)
-                    || is_direct(i.code(), &cpu.model) && cpu.model.allows(&i) && !i.has_lock_prefix();
-                Some((i, known))
-            };
-            ops.push((op, i));
+        if !decode(cpu, block, mode, first, plain, &mut ops) {
+            return false;
         }
         let block: *const Block = block;
         // Each jump of the block may want an entry.
@@ -588,6 +566,43 @@ impl Baseline {
         self.blamed.clear();
         self.used = self.start;
     }
+}
+
+/// The instructions that a block's ops were decoded from, and whether each is one that its bytes say. False if the
+/// bytes have changed.
+fn decode(
+    cpu: &Cpu,
+    block: &Block,
+    mode: ModeKey,
+    first: u16,
+    plain: &[Op],
+    ops: &mut Vec<(Op, Option<(Instruction, bool)>)>,
+) -> bool {
+    let options = cpu.model.decoder_options();
+    let mut decoder = Decoder::with_ip(bitness(mode), block.bytes(), u64::from(first), options);
+    for &op in plain {
+        if op.len == 0 {
+            ops.push((op, None));
+            continue;
+        }
+        let at = usize::from(op.off);
+        if decoder.position() != at {
+            decoder.set_ip(u64::from(first) + at as u64);
+            if decoder.set_position(at).is_err() {
+                return false;
+            }
+        }
+        let i = decoder.decode();
+        if i.code() as u16 != op.code {
+            return false;
+        }
+        // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
+        let known = op.flags & HELPER == 0
+            || forms::is_helper(&i)
+            || is_direct(i.code(), &cpu.model) && cpu.model.allows(&i) && !i.has_lock_prefix();
+        ops.push((op, Some((i, known))));
+    }
+    true
 }
 
 /// Adds something, and says how many bytes more are taken by that.

@@ -4,7 +4,7 @@
 //! The pointers to the last instruction and its operand are noted while a block is emitted, and stored where it ends,
 //! before what is called, and on side exits. Where an exception is unmasked the host must not execute any: the
 //! block's are called then ([`Baseline::refuse_x87`](super::Baseline::refuse_x87)).
-use super::emit::{Cold, Emitter};
+use super::emit::{Cold, Emitter, LastX87};
 use crate::abi::{context, cpu, in_context};
 use crate::x64::asm::{CPU, cc, host};
 use crate::x64::stubs::PAGE_RIP;
@@ -16,17 +16,6 @@ use mynah_cpu::state::seg;
 
 /// Where a control word waits, read once, to be loaded.
 const COPY: i32 = in_context(context::ASIDE);
-
-/// The last x87 instruction of a block, not yet stored.
-#[derive(Clone, Copy)]
-pub(super) struct LastX87 {
-    /// Offset of the instruction in its page.
-    here: i64,
-    opcode: u16,
-    /// Of the last one with a memory operand, if there was one since the last store: which of the context's
-    /// `x87_data` has its effective address, and its segment.
-    data: Option<(u8, u8)>,
-}
 
 fn data_at(slot: u8) -> i32 {
     in_context(context::X87_DATA) + 8 * i32::from(slot)
