@@ -8,20 +8,27 @@
 //! Two sets of variables (registers, flags) are computed over the region's blocks: *dirty*, those that may differ from
 //! the state in memory, and *live*, those that must have a value because they are read, or dirty where the region may
 //! be left. As it may be left before any instruction, what is dirty is always live.
-use crate::clif::x87;
-use crate::clif::{AUX, Emit, HIGH, RES, Translator, XMM};
 use crate::host::forms::emits;
 use crate::instructions::{Row, row};
 use iced_x86::{
     Decoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
 };
 use mynah_cpu::block::{Block, ModeKey};
-use mynah_cpu::decode::{bitness, build};
+use mynah_cpu::decode::bitness;
 use mynah_cpu::{Cpu, CpuModel, Op};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use crate::code::Part;
+
+/// Number of the variable of `State::res`; registers have their own numbers.
+pub(crate) const RES: usize = 16;
+/// Number of the variable of `State::aux`.
+pub(crate) const AUX: usize = 17;
+/// Number of the variable of XMM0's low 128 bits; the others follow.
+pub(crate) const XMM: usize = 18;
+/// Number of the variable of YMM0's bits 128-255; the others follow.
+pub(crate) const HIGH: usize = XMM + 16;
 
 /// Variables of the translator: 16 registers, two words of flags, 16 vector registers in two halves.
 pub(crate) const VARS: usize = 50;
@@ -60,12 +67,15 @@ pub(crate) struct PlanBlock {
     pub comes_from: Vec<usize>,
 }
 
+/// Says of each op of a plan whether the translator emits it, or calls its handler.
+pub(crate) type Emitted = fn(&Plan, &CpuModel) -> Vec<bool>;
+
 /// A region before translation.
 pub(crate) struct Plan {
     pub blocks: Vec<PlanBlock>,
     pub ops: Vec<Op>,
     /// What each op was decoded from; `None` for the end of a block that was cut.
-    instructions: Vec<Option<Instruction>>,
+    pub instructions: Vec<Option<Instruction>>,
     /// Variables that must have values after each op.
     pub live_after: Vec<Set>,
     /// Blocks that calls in the region return to, by distance.
@@ -75,7 +85,7 @@ pub(crate) struct Plan {
     /// The low half of the linear address at which the region was planned, if its code is to tell what it was made
     /// from.
     pub marks: Option<u32>,
-    mode: ModeKey,
+    pub mode: ModeKey,
     index: HashMap<i64, usize>,
     parts: Vec<Part>,
 }
@@ -120,19 +130,6 @@ impl Plan {
         reached
     }
 
-    /// The handlers of all ops, `None` for those that are called.
-    pub fn handlers<'a>(&self, model: &CpuModel) -> Vec<Option<Emit<'a>>> {
-        self.instructions
-            .iter()
-            .zip(&self.ops)
-            .map(|(i, op)| {
-                let i = i.as_ref()?;
-                let selected = build::<Translator<'a>>(model, self.mode, i, usize::from(op.off))?.1;
-                x87::select(i, model).or(selected.handler)
-            })
-            .collect()
-    }
-
     /// The instruction that code with this mark was made from: its linear address if the region was planned at `lin`,
     /// and its bytes.
     pub fn marked(&self, mark: u32, lin: u64) -> Option<(u64, Vec<u8>)> {
@@ -167,7 +164,12 @@ impl Plan {
 
     /// The region that begins with `entry`; `None` if it is not one to be compiled: code that is neither 64-bit nor
     /// flat 32-bit, or a block across pages.
-    pub fn new(cpu: &Cpu, entry: &Block, info: &mut InstructionInfoFactory) -> Option<Self> {
+    pub fn new(
+        cpu: &Cpu,
+        entry: &Block,
+        info: &mut InstructionInfoFactory,
+        emitted: Emitted,
+    ) -> Option<Self> {
         let mode = ModeKey(entry.key);
         let long = mode.has(ModeKey::LONG);
         let flat32 = ModeKey::FLAT | ModeKey::D32 | ModeKey::STACK32;
@@ -210,7 +212,8 @@ impl Plan {
         plan.arrange();
         plan.connect();
         plan.find_loops();
-        plan.solve(&cpu.model, info);
+        let emitted = emitted(&plan, &cpu.model);
+        plan.solve(&emitted, info);
         Some(plan)
     }
 
@@ -387,15 +390,14 @@ impl Plan {
         self.reached_as_well(body, &[last], |b| &b.comes_from)
     }
 
-    /// Computes the sets.
-    fn solve(&mut self, model: &CpuModel, info: &mut InstructionInfoFactory) {
-        let uses: Vec<Use> = self
-            .handlers(model)
+    /// Computes the sets, given which ops are emitted.
+    fn solve(&mut self, emitted: &[bool], info: &mut InstructionInfoFactory) {
+        let uses: Vec<Use> = emitted
             .iter()
             .zip(&self.instructions)
-            .map(|(h, i)| match (h, i) {
-                (Some(_), Some(i)) => Use::of(i, self.long, info),
-                (None, Some(_)) => Use::Call,
+            .map(|(emitted, i)| match (emitted, i) {
+                (true, Some(i)) => Use::of(i, self.long, info),
+                (false, Some(_)) => Use::Call,
                 (_, None) => Use::Variables { reads: 0, writes: 0, kills: 0, stored: 0 },
             })
             .collect();

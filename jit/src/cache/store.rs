@@ -6,7 +6,7 @@
 use crate::cache::Cache;
 use crate::cache::pack::{Entry, Head, Id, Piece, View};
 use crate::code::{Code, CodeMemory, Segment};
-use crate::tier::{Inside, Marks};
+use crate::inside::{Inside, Marks};
 use mynah_cpu::board::EV_TIER;
 use mynah_cpu::{Events, Op};
 use parking_lot::{Mutex, RwLock};

@@ -1,6 +1,6 @@
 //! From a plan to host code: Cranelift with its settings and buffers. Stubs: [`super::stubs`].
 use crate::clif::primitive::Primitives;
-use crate::clif::{Translator, region_signature};
+use crate::clif::{Translator, handlers, region_signature};
 use crate::perf::Symbols;
 use crate::plan::Plan;
 use cranelift_codegen::control::ControlPlane;
@@ -30,7 +30,7 @@ pub(crate) struct Compiler {
     pub(super) builder: FunctionBuilderContext,
     plane: ControlPlane,
     /// Takes the intermediate representation of each region.
-    pub ir: Option<crate::tier::Sink>,
+    pub ir: Option<crate::inside::Sink>,
     /// The names of the guest's functions, for that.
     pub symbols: Arc<Symbols>,
     called: Vec<u16>,
@@ -85,7 +85,7 @@ impl Compiler {
         self.context.clear();
         self.context.func = Function::with_name_signature(UserFuncName::default(), region_signature());
         let b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-        let Some(primitives) = Translator::new(b, &*self.isa, plan).run(&plan.handlers(model), &*self.isa)
+        let Some(primitives) = Translator::new(b, &*self.isa, plan).run(&handlers(plan, model), &*self.isa)
         else {
             self.builder = FunctionBuilderContext::new();
             return None;

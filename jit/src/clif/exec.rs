@@ -1,7 +1,8 @@
 //! The operations of [`Exec`] as Cranelift instructions. An integer of width W is a value of the type of that width; a
 //! truth value is an `i8`, 0 or 1.
-use crate::clif::{AUX, Emit, RES, Recent, Step, Translator};
+use crate::clif::{Emit, Recent, Step, Translator};
 use crate::host::primitives;
+use crate::plan::{AUX, RES};
 use cranelift_codegen::ir::condcodes::{CondCode, IntCC};
 use cranelift_codegen::ir::{InstBuilder, InstructionData, Opcode, Type, Value, types};
 use iced_x86::Mnemonic;

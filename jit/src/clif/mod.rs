@@ -21,27 +21,37 @@ use crate::abi::{CONTEXT, Left, context, cpu};
 use crate::clif::memory::{PlaceKey, Places, Root, Seen};
 use crate::clif::primitive::Primitives;
 use crate::clif::x87::LastX87;
-use crate::plan::{Plan, Set, VARS};
+use crate::plan::{AUX, HIGH, Plan, RES, Set, VARS, XMM};
 use cranelift_codegen::ir::{
     AbiParam, AliasRegion, AliasRegionData, Block, Function, InstBuilder, InstructionData, MemFlagsData,
     Opcode, SigRef, Signature, SourceLoc, Type, Value, ValueDef, condcodes::IntCC, types,
 };
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, Variable};
-use mynah_cpu::{Op, Stop};
+use mynah_cpu::decode::build;
+use mynah_cpu::{CpuModel, Op, Stop};
 use std::collections::HashMap;
-
-/// Number of the variable of `State::res`; registers have their own numbers.
-pub(crate) const RES: usize = 16;
-/// Number of the variable of `State::aux`.
-pub(crate) const AUX: usize = 17;
-/// Number of the variable of XMM0's low 128 bits; the others follow.
-pub(crate) const XMM: usize = 18;
-/// Number of the variable of YMM0's bits 128-255; the others follow.
-pub(crate) const HIGH: usize = XMM + 16;
 
 /// A handler of the translator: emits the code of one op.
 pub(crate) type Emit<'a> = fn(&mut Translator<'a>, &Op) -> Result<Step, Stop>;
+
+/// The handlers of all ops, `None` for those that are called.
+pub(crate) fn handlers<'a>(plan: &Plan, model: &CpuModel) -> Vec<Option<Emit<'a>>> {
+    plan.instructions
+        .iter()
+        .zip(&plan.ops)
+        .map(|(i, op)| {
+            let i = i.as_ref()?;
+            let selected = build::<Translator<'a>>(model, plan.mode, i, usize::from(op.off))?.1;
+            x87::select(i, model).or(selected.handler)
+        })
+        .collect()
+}
+
+/// See [`crate::plan::Emitted`].
+pub(crate) fn emitted(plan: &Plan, model: &CpuModel) -> Vec<bool> {
+    handlers(plan, model).iter().map(Option::is_some).collect()
+}
 
 /// How an emitted op goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,9 @@
 //! has not is given up (`unable`): what has been emitted of it has changed nothing, and its interpreter's handler is
 //! called. Floating point: [`crate::clif::float`]. MMX instructions are given up at their first check.
 use crate::abi::cpu;
-use crate::clif::{HIGH, Translator, XMM};
+use crate::clif::Translator;
 use crate::host::{features, primitives};
+use crate::plan::{HIGH, XMM};
 use cranelift_codegen::ir::{
     Endianness, InstBuilder, InstructionData, MemFlagsData, Opcode, Type, Value, condcodes::IntCC, types,
 };

@@ -14,6 +14,7 @@
 //! A plan is made on the vCPU's thread, which owns the decoded blocks; compiling needs nothing but the plan.
 //! A region is installed if the bytes of all its blocks are the guest's at that moment; blocks that are not
 //! decoded then are, as a block that dies takes the code along that was made of it.
+mod counters;
 pub(crate) mod pool;
 
 use crate::abi::{Context, NO_BLOCK, PLACE_MISSES};
@@ -24,22 +25,22 @@ use crate::cache::{Cache, SHARES};
 pub use crate::cache::{Folder, LIMIT};
 use crate::clif::compile::Compiler;
 pub use crate::clif::compile::Optimize;
+use crate::clif::emitted;
 use crate::code::dual_map::{self, Executed};
 use crate::code::provider::Provider;
 use crate::host::baseline::{self, Baseline};
 use crate::host::x87::is_x87_number;
-use crate::listing::{Mark, host_code};
-use crate::perf::{Perf, Symbols};
+use crate::inside::Marks;
+pub use crate::inside::{Inside, Sink};
 use crate::plan::Plan;
+pub use counters::Counters;
 use iced_x86::InstructionInfoFactory;
 use mynah_cpu::block::{Block, ModeKey};
 use mynah_cpu::tier::{Compiled, Enter, Recorded, Tier};
 use mynah_cpu::{Cpu, CpuModel, Events, Op};
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
-use parking_lot::Mutex;
 use pool::{Done, Job, Place, Pool, Seat};
 use rustc_hash::FxHashMap;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -81,93 +82,6 @@ struct Past {
     level: u32,
     skip: u32,
 }
-
-/// What has been done.
-#[derive(Default)]
-pub struct Counters {
-    /// Blocks compiled by the baseline.
-    pub blocks: AtomicU64,
-    /// Guest instructions in them.
-    pub block_instructions: AtomicU64,
-    /// Bytes of their host code.
-    pub block_bytes: AtomicU64,
-    /// Nanoseconds spent on compiling them.
-    pub block_nanos: AtomicU64,
-    /// By instruction code: how many of them they call the interpreter for.
-    pub block_called: Mutex<HashMap<u16, u64>>,
-    /// Blocks that were compiled again, for their accesses to look into places.
-    pub placed: AtomicU64,
-    /// Accesses that were found too seldom there, and look into the TLB again.
-    pub unplaced: AtomicU64,
-    /// Misses of places, in groups of those between two looks.
-    pub missed: AtomicU64,
-    /// Regions compiled.
-    pub compiled: AtomicU64,
-    /// Regions installed.
-    pub installed: AtomicU64,
-    /// Regions that came too late: their blocks had changed.
-    pub late: AtomicU64,
-    /// Blocks that could not be compiled.
-    pub refused: AtomicU64,
-    /// Regions installed that had been compiled before: for another vCPU, another place or another run.
-    pub known: AtomicU64,
-    /// Plans dropped because the queue was full.
-    pub full: AtomicU64,
-    /// Times that a hot block was left to the interpreter because it had been compiled a short while before.
-    pub put_off: AtomicU64,
-    /// Guest instructions in compiled regions.
-    pub instructions: AtomicU64,
-    /// Bytes of host code.
-    pub bytes: AtomicU64,
-    /// By instruction code: how many of them the code calls the interpreter for.
-    pub called: Mutex<HashMap<u16, u64>>,
-    /// What the vCPU last told: instructions executed, and how often compiled code was left, by reason.
-    pub running: Mutex<(u64, [u64; 8])>,
-    /// And how many of those instructions were executed in compiled code.
-    pub in_code: AtomicU64,
-    /// Nanoseconds spent compiling.
-    pub nanos: AtomicU64,
-}
-
-impl Counters {
-    /// Notes how far the vCPU has come.
-    fn tell(&self, cpu: &Cpu) {
-        *self.running.lock() = (cpu.icount, cpu.left);
-        self.in_code.store(cpu.in_code, Ordering::Relaxed);
-    }
-}
-
-/// Where a text about the code of a guest address goes.
-pub type Sink = Arc<dyn Fn(u64, &str) + Send + Sync>;
-
-/// What is told of regions to those who look inside.
-#[derive(Clone, Default)]
-pub struct Inside {
-    /// Takes Cranelift's intermediate representation of each.
-    pub ir: Option<Sink>,
-    /// Takes the host code of each.
-    pub asm: Option<Sink>,
-    /// Takes their names and places.
-    pub perf: Option<Arc<Perf>>,
-    /// The names of the guest's functions.
-    pub symbols: Arc<Symbols>,
-}
-
-impl Inside {
-    /// Code was put into place for the linear guest address `lin`; `marks` say what it was made from, and how wide
-    /// addresses are there.
-    pub(crate) fn show(&self, address: *const u8, code: &[u8], lin: u64, marks: &Marks) {
-        if let Some(perf) = &self.perf {
-            perf.region(address, code, lin);
-        }
-        if let Some(asm) = &self.asm {
-            asm(lin, &host_code(address, code, &self.symbols.describe(lin), marks.0, &marks.1));
-        }
-    }
-}
-
-/// How wide code's addresses are, and what it was made from if somebody wants to know.
-pub(crate) type Marks = (u32, Vec<Mark>);
 
 /// Where regions are kept on disk.
 pub struct OnDisk {
@@ -747,7 +661,8 @@ impl Translating {
             cpu.cool(phys, key);
             return;
         }
-        let Some(mut plan) = cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info))
+        let Some(mut plan) =
+            cpu.known_block(phys, key).and_then(|b| Plan::new(cpu, b, &mut self.info, emitted))
         else {
             self.seat.counters.refused.fetch_add(1, Ordering::Relaxed);
             return;

@@ -8,12 +8,12 @@
 //! A vCPU never waits for a thread: it holds the queue's lock for a push, and takes what is done when it
 //! looks at its events. A region that another vCPU has had compiled meanwhile is not compiled again, and two
 //! vCPUs that want the same one while it is compiled both get it.
+use super::counters::Counters;
 use crate::cache::pack::{Entry, Id, Piece};
 use crate::cache::store::{Region, Store};
 use crate::clif::compile::Compiler;
 use crate::listing::Mark;
 use crate::plan::Plan;
-use crate::tier::Counters;
 use mynah_cpu::board::EV_TIER;
 use mynah_cpu::{CpuModel, Events};
 use parking_lot::{Condvar, Mutex};
