@@ -39,3 +39,29 @@ impl JITMemoryProvider for Provider {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::code::dual_map::map;
+
+    #[test]
+    fn there_is_memory_for_code_only_and_no_more_than_there_is() {
+        let (write, execute) = map(8192, true).unwrap();
+        let mut p = Provider::new(write);
+        let first = p.allocate(100, 1, JITMemoryKind::Executable).unwrap();
+        let second = p.allocate(100, 64, JITMemoryKind::Executable).unwrap();
+        assert_eq!(second.addr() - first.addr(), 128);
+        // What is written there is executed elsewhere.
+        let there = execute.of_written(second).unwrap();
+        assert_eq!((there, there.addr() == second.addr()), (execute.address(128), false));
+        assert!(execute.of_written(execute.address(0)).is_none());
+        assert!(p.allocate(8192 - 228 + 1, 1, JITMemoryKind::Executable).is_err());
+        for kind in [JITMemoryKind::Writable, JITMemoryKind::ReadOnly] {
+            assert!(p.allocate(8, 8, kind).is_err());
+        }
+        // What was refused has taken nothing.
+        assert_eq!(p.allocate(8, 1, JITMemoryKind::Executable).unwrap().addr() - first.addr(), 240);
+    }
+}
