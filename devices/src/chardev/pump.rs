@@ -169,7 +169,7 @@ struct Shared {
     state: Mutex<State>,
     /// Signalled when the buffer has shrunk, nobody takes it any more, or an error has been told.
     moved: Condvar,
-    /// A turn is on its way.
+    /// A turn is on its way, or has not come to where it looks at all there is.
     woken: AtomicBool,
     /// The receiver had no room when last asked: `accept_input` must tell the loop.
     starved: AtomicBool,
@@ -470,14 +470,10 @@ impl Shared {
             }
         }
         let _done = Done(self);
-        self.woken.store(false, Ordering::SeqCst);
+        // Until it is looked at what there is to do, nobody need ask for that: what is received may be answered at once.
+        self.woken.store(true, Ordering::SeqCst);
         let mut io = self.io.lock();
         let Some(io) = io.as_mut() else { return };
-        let failed = self.state.lock().failed.take();
-        if let Some(e) = failed {
-            let error = io.line.output_failed(e);
-            self.report(error);
-        }
         match why {
             Turn::Woken => {}
             Turn::Due => {
@@ -500,6 +496,12 @@ impl Shared {
                     self.fill(io);
                 }
             }
+        }
+        self.woken.swap(false, Ordering::SeqCst);
+        let failed = self.state.lock().failed.take();
+        if let Some(e) = failed {
+            let error = io.line.output_failed(e);
+            self.report(error);
         }
         self.settle(io);
     }
