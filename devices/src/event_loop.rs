@@ -14,13 +14,12 @@
 //!   due and what had been posted by then come once, so that none of them keeps the others waiting.
 //! - Interest is for one call: a source that is ready is told so once, and says what it waits for next
 //!   ([`Registration::want`]). A call may come for nothing, as when the other side hangs up.
-//! - The loop holds sources and owners of timers weakly. Dropping a [`Registration`] or a [`Timer`] ends what it stands
-//!   for; it does not wait for a callback that has already begun.
+//! - The loop holds sources and owners of timers weakly. Dropping a [`Registration`] or a [`Timer`] ends what it
+//!   stands for; it does not wait for a callback that has already begun.
 //! - A callback that panics has its source forgotten; the panic's hook ends the machine as that of any thread.
 //!
 //! The loop ends with the last who holds it. It is the host's side and does not stop with the machine: guest time has
-//! its own timers (`clock`), whose thread this is not, as a wake-up by `poll` costs more than one by a condition
-//! variable, and a console's callback must not make a guest's timer late.
+//! its own timers (`clock`), on a thread that is woken a little faster and that no console's callback delays.
 //!
 //! Locks: one mutex for what there is to do, a leaf; none is held while anything is called.
 use parking_lot::Mutex;

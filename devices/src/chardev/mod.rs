@@ -6,10 +6,10 @@
 //! ```
 //!
 //! `Spec` is parsed from what `-serial` and `-debugcon` take in QEMU; `Spec::open` makes the backend.
-//! Backends on descriptors share one design (`pump`): a bounded buffer, and the event loop, which all have together; what
-//! may wait is done by threads (standard output, files, a monitor's commands). `Mux` sits
-//! between a guest's line and a backend and gives the user the Ctrl-A commands; a `MonitorLine` is a monitor
-//! that has a backend for itself. On purpose absent: telnet and websocket framing, TLS, `vc`, spice, Braille.
+//! Backends on descriptors share one design (`pump`): a bounded buffer, and the event loop, which serves all of
+//! them; what may wait is done by threads (standard output, files, a monitor's commands). `Mux` sits between a
+//! guest's line and a backend and gives the user the Ctrl-A commands; a `MonitorLine` is a monitor that has a
+//! backend for itself. On purpose absent: telnet and websocket framing, TLS, `vc`, spice, Braille.
 //!
 //! Nobody waits for a reader. A device with flow control (the UART) is told when a backend has no room, holds
 //! what it has as its hardware would, and is called when there is room again. One without (the debug console)
@@ -352,5 +352,46 @@ pub(crate) mod testing {
             self.events.lock().push(event);
             self.changed.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::Sink;
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_line_that_has_ended_leaves_nothing_behind() {
+        let path = |name| std::env::temp_dir().join(format!("mynah-ended-{}-{name}", std::process::id()));
+        let (socket, file) = (path("socket"), path("file"));
+        for _ in 0..20 {
+            let host = Host::default();
+            let events = Arc::downgrade(&host.events);
+            let specs = [
+                format!("unix:{},server,nowait", socket.display()),
+                format!("file:{}", file.display()),
+                "pty".to_owned(),
+            ];
+            let lines = specs.map(|spec| spec.parse::<Spec>().unwrap().open(&host).unwrap().chardev);
+            drop(host);
+            let sink = Sink::new(1);
+            let mut client = UnixStream::connect(&socket).unwrap();
+            // More than is taken.
+            client.write_all(b"hello").unwrap();
+            for line in &lines {
+                line.set_receiver(sink.clone());
+                line.write(b"hello");
+            }
+            sink.wait(1);
+            drop(lines);
+            assert!(!socket.exists());
+            // The loop may be about to let go.
+            while events.strong_count() > 0 || Arc::strong_count(&sink) > 1 {
+                std::thread::yield_now();
+            }
+        }
+        std::fs::remove_file(&file).unwrap();
     }
 }
