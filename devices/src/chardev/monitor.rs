@@ -6,16 +6,16 @@
 //!                                               +------> line <--------+
 //! ```
 //!
-//! Keys are taken on the line's thread, which must not wait. A command may (for vCPUs, for a disk), so it is carried out
-//! on a thread that lasts as long as there are commands; what is typed meanwhile waits. One thread at a time has the
-//! session, so that all comes in its order.
+//! Keys are taken on the line's thread, which must not wait. A command may (for vCPUs, for a disk), so it is
+//! carried out on a thread that lasts as long as there are commands; what is typed meanwhile waits. One thread at a
+//! time has the session, so that all comes in its order.
 //!
 //! A client that asks and does not read its answers is not read itself: lines are carried out while the answers
 //! have room, and [`OWED`] bytes further, so that a command gets through to a line that is full of the guest's
 //! output. Then what comes in waits here ([`QUEUE`] bytes), and after that at the client's end.
 //!
-//! Locks: `state` is held while an answer is put into the line's buffer, so that none goes to the next client, and never
-//! while a command is carried out.
+//! Locks: `state` is held while an answer is put into the line's buffer, so that none goes to the next client, and
+//! never while a command is carried out.
 use super::{Chardev, Event, Receiver};
 use parking_lot::Mutex;
 use std::collections::VecDeque;

@@ -470,7 +470,8 @@ impl Shared {
             }
         }
         let _done = Done(self);
-        // Until it is looked at what there is to do, nobody need ask for that: what is received may be answered at once.
+        // All there is to do is looked at below, so nobody need ask for it until then: what is received may be
+        // answered at once.
         self.woken.store(true, Ordering::SeqCst);
         let mut io = self.io.lock();
         let Some(io) = io.as_mut() else { return };
