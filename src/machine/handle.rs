@@ -83,6 +83,12 @@ impl Handle {
         let _ = self.0.built.set(Built { board: Arc::downgrade(board), saver });
     }
 
+    /// A restored machine starts: not while it is being saved, and not if it has been before.
+    pub(super) fn start(&self) {
+        let _one = self.0.acting.lock();
+        self.0.power.start();
+    }
+
     pub(super) fn power(&self) -> &Arc<Power> {
         &self.0.power
     }

@@ -238,7 +238,7 @@ impl Machine {
             }
             board.devices.resume();
             if saved.ran() && !cfg.start_stopped {
-                power.go_on();
+                handle.start();
             }
         }
         let end = power.wait_end();

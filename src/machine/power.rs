@@ -283,6 +283,18 @@ impl Power {
         });
     }
 
+    /// A restored machine starts, unless somebody has had it go on, and perhaps stopped it, meanwhile.
+    pub fn start(&self) {
+        self.change(|s| {
+            if s.paused == Some(Pause::Prelaunch) {
+                if let Some(clock) = self.clock.get() {
+                    clock.resume();
+                }
+                s.paused = None;
+            }
+        });
+    }
+
     /// Whether, and why, the machine is paused.
     pub fn paused(&self) -> Option<Pause> {
         self.state.lock().paused
@@ -542,5 +554,15 @@ mod tests {
         assert!(!power.wait_gone(1, Instant::now() + Duration::from_millis(5)));
         power.vcpu_gone();
         assert!(power.wait_gone(1, Instant::now() + Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_restored_machine_does_not_start_once_somebody_has_stopped_it() {
+        let (power, clock) = power(true);
+        power.start();
+        assert_eq!((power.paused(), clock.is_paused()), (None, false));
+        power.pause(Pause::User);
+        power.start();
+        assert_eq!((power.paused(), clock.is_paused()), (Some(Pause::User), true));
     }
 }
