@@ -6,9 +6,12 @@
 use super::pump::{Ends, Line, Output, Pump, chardev_by_pump};
 use super::{ChardevError, Host};
 use crate::event_loop::Descriptor;
-use std::ffi::CStr;
+use rustix::fs::{Mode, OFlags, fcntl_setfl};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pty::{self, OpenptFlags};
+use rustix::termios::{self, OptionalActions};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,47 +51,17 @@ impl Pty {
 }
 
 fn create() -> io::Result<(OwnedFd, String)> {
-    let (mut master, mut slave) = (-1, -1);
-    // SAFETY: both descriptors are writable; name, termios and window size may be null.
-    let failed = unsafe {
-        libc::openpty(
-            &mut master,
-            &mut slave,
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-        )
-    };
-    if failed != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: openpty has succeeded: both are open and ours alone.
-    let (master, slave) = unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
-    // SAFETY: `t` is a whole termios (all zeroes is one), filled by tcgetattr before it is used.
-    unsafe {
-        let mut t = std::mem::zeroed::<libc::termios>();
-        if libc::tcgetattr(slave.as_raw_fd(), &mut t) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        libc::cfmakeraw(&mut t);
-        if libc::tcsetattr(slave.as_raw_fd(), libc::TCSANOW, &t) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    let mut name: [libc::c_char; 128] = [0; 128];
-    // SAFETY: `name` is writable for the length given.
-    let error = unsafe { libc::ttyname_r(slave.as_raw_fd(), name.as_mut_ptr(), name.len()) };
-    if error != 0 {
-        return Err(io::Error::from_raw_os_error(error));
-    }
-    // SAFETY: ttyname_r has succeeded and so put a terminated string there.
-    let path = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
-    for fd in [&master, &slave] {
-        // SAFETY: both are open descriptors.
-        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
-    }
-    // SAFETY: an open descriptor, ours alone: the flag affects nobody else.
-    unsafe { libc::fcntl(master.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    let master = pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    pty::grantpt(&master)?;
+    pty::unlockpt(&master)?;
+    let path = pty::ptsname(&master, Vec::new())?.to_string_lossy().into_owned();
+    let slave = rustix::fs::open(&path, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut t = termios::tcgetattr(&slave)?;
+    t.make_raw();
+    termios::tcsetattr(&slave, OptionalActions::Now, &t)?;
+    fcntl_setfd(&master, FdFlags::CLOEXEC)?;
+    // The flag is the open file's, which nobody else has.
+    fcntl_setfl(&master, OFlags::NONBLOCK)?;
     Ok((master, path))
 }
 

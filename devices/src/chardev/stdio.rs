@@ -11,10 +11,11 @@ use super::pump::{Ends, Line, Output, Pump, is_ready, read};
 use super::worker::Worker;
 use super::{Chardev, ChardevError, Host, Receiver, fatal};
 use crate::event_loop::Descriptor;
+use rustix::termios::{self, OptionalActions, Termios};
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
@@ -139,8 +140,18 @@ impl Chardev for Stdio {
 /// A terminal's settings: as found, and raw.
 struct Settings {
     fd: RawFd,
-    found: libc::termios,
-    raw: libc::termios,
+    found: Termios,
+    raw: Termios,
+}
+
+impl Settings {
+    /// Gives the terminal one of the two. Async-signal-safe, as tcsetattr is (signal-safety(7)).
+    fn set(&self, which: &Termios) -> io::Result<()> {
+        // SAFETY: nothing but this one call is made on it. If the descriptor has been closed meanwhile it fails, which
+        // is harmless.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.fd) };
+        Ok(termios::tcsetattr(fd, OptionalActions::Now, which)?)
+    }
 }
 
 /// What to restore; null while no terminal is in raw mode. The `Settings` are leaked, so the pointer stays
@@ -152,22 +163,14 @@ struct RawMode;
 
 impl RawMode {
     fn enter(fd: RawFd, signal: bool) -> io::Result<Self> {
-        let mut found = MaybeUninit::<libc::termios>::uninit();
-        // SAFETY: `found` is writable and of the type that tcgetattr fills.
-        if unsafe { libc::tcgetattr(fd, found.as_mut_ptr()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: tcgetattr has succeeded and so filled it.
-        let found = unsafe { found.assume_init() };
-        let settings = Settings { fd, found, raw: raw(found, signal) };
+        // SAFETY: the caller has it open.
+        let found = termios::tcgetattr(unsafe { BorrowedFd::borrow_raw(fd) })?;
+        let settings = Settings { fd, raw: raw(found.clone(), signal), found };
         install_guards();
         let settings: &'static Settings = Box::leak(Box::new(settings));
         SAVED.store(std::ptr::from_ref(settings).cast_mut(), Ordering::SeqCst);
         let mode = RawMode;
-        // SAFETY: `fd` is open, and `raw` is a whole termios.
-        if unsafe { libc::tcsetattr(fd, libc::TCSANOW, &settings.raw) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        settings.set(&settings.raw)?;
         Ok(mode)
     }
 }
@@ -180,25 +183,21 @@ impl Drop for RawMode {
 
 /// Raw input, except for signal keys if they are wanted; output keeps its newline translation, so that our
 /// own messages look right.
-fn raw(found: libc::termios, signal: bool) -> libc::termios {
-    let mut t = found;
-    t.c_iflag &= !(libc::IGNBRK
-        | libc::BRKINT
-        | libc::PARMRK
-        | libc::ISTRIP
-        | libc::INLCR
-        | libc::IGNCR
-        | libc::ICRNL
-        | libc::IXON);
-    t.c_oflag |= libc::OPOST;
-    t.c_lflag &= !(libc::ECHO | libc::ECHONL | libc::ICANON | libc::IEXTEN);
+fn raw(mut t: Termios, signal: bool) -> Termios {
+    use rustix::termios::{
+        ControlModes as C, InputModes as I, LocalModes as L, OutputModes, SpecialCodeIndex,
+    };
+    let translated = I::IGNBRK | I::BRKINT | I::PARMRK | I::ISTRIP | I::INLCR | I::IGNCR | I::ICRNL | I::IXON;
+    t.input_modes.remove(translated);
+    t.output_modes.insert(OutputModes::OPOST);
+    t.local_modes.remove(L::ECHO | L::ECHONL | L::ICANON | L::IEXTEN);
     if !signal {
-        t.c_lflag &= !libc::ISIG;
+        t.local_modes.remove(L::ISIG);
     }
-    t.c_cflag &= !(libc::CSIZE | libc::PARENB);
-    t.c_cflag |= libc::CS8;
-    t.c_cc[libc::VMIN] = 1;
-    t.c_cc[libc::VTIME] = 0;
+    t.control_modes.remove(C::CSIZE | C::PARENB);
+    t.control_modes.insert(C::CS8);
+    t.special_codes[SpecialCodeIndex::VMIN] = 1;
+    t.special_codes[SpecialCodeIndex::VTIME] = 0;
     t
 }
 
@@ -214,16 +213,15 @@ fn restore() {
     let saved = SAVED.swap(std::ptr::null_mut(), Ordering::SeqCst);
     // SAFETY: the pointer is null or points to leaked, immutable `Settings`.
     if let Some(s) = unsafe { saved.as_ref() } {
-        // SAFETY: the sets are whole before they are used; `found` is a whole termios. A descriptor that has been
-        // closed meanwhile makes this fail, which is harmless. Blocked, SIGTTOU does not stop a process that ends
-        // in the background.
+        // SAFETY: the sets are whole before they are used. Blocked, SIGTTOU does not stop a process that ends in the
+        // background.
         unsafe {
             let mut mask = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
             let mut before = mask;
             libc::sigemptyset(&mut mask);
             libc::sigaddset(&mut mask, libc::SIGTTOU);
             libc::pthread_sigmask(libc::SIG_BLOCK, &mask, &mut before);
-            libc::tcsetattr(s.fd, libc::TCSANOW, &s.found);
+            let _ = s.set(&s.found);
             libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
         }
     }
@@ -237,8 +235,7 @@ extern "C" fn at_exit() {
 extern "C" fn on_continue(_: libc::c_int) {
     // SAFETY: the pointer is null or points to leaked, immutable `Settings`.
     if let Some(s) = unsafe { SAVED.load(Ordering::SeqCst).as_ref() } {
-        // SAFETY: as in `restore`.
-        unsafe { libc::tcsetattr(s.fd, libc::TCSANOW, &s.raw) };
+        let _ = s.set(&s.raw);
     }
 }
 
