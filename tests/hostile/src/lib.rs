@@ -6,15 +6,16 @@
 //!     +------------ "case N" before each -------------+     a signal, a panic, silence, or a size beyond the limit is a finding
 //! ```
 //!
-//! A case is named by seed and number and is the same on any machine, but for time and for what vCPUs do to each other. Two profiles:
+//! A case is named by seed and number and is the same on any machine, but for time and for what vCPUs do to each other. Three profiles:
 //! [`Profile::Hostile`] is everything at once, [`Profile::Race`] has one vCPU read, in hot loops, what another one rewrites meanwhile: control words,
-//! state images, descriptors, page tables, code.
+//! state images, descriptors, page tables, code. [`Profile::Saved`] restores saved machines that somebody has changed.
 //!
 //! A fault does not end a guest: its handlers go on at the next piece of code. What does (a triple fault, a power-off, a broken gate) ends the case.
 pub mod emit;
 pub mod guest;
 pub mod machine;
 pub mod parent;
+pub mod saved;
 
 /// What guests are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -23,6 +24,8 @@ pub enum Profile {
     Hostile,
     /// What is read once by one vCPU and changed by another.
     Race,
+    /// Files of saved machines that somebody has changed.
+    Saved,
 }
 
 /// What executes them.

@@ -20,7 +20,7 @@ pub const RAM: u64 = 16 << 20;
 /// Bytes of the vCPU threads' stacks: less than the machine's, so that what recurses by the guest's will is found.
 const STACK: usize = 512 << 10;
 /// How long a vCPU may take to come back when it is kicked. The host may be busy with other things.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How a case is run.
 #[derive(Clone, Copy, Debug)]

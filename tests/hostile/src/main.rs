@@ -85,11 +85,14 @@ fn main() -> anyhow::Result<()> {
         command.args(numbers.iter().flat_map(|(option, n)| [option.to_string(), n.to_string()]));
         command
     })?;
+    let did = match plan.profile {
+        Profile::Saved => format!("{} machines restored", report.restored),
+        Profile::Hostile | Profile::Race => format!("{} million instructions", report.executed / 1_000_000),
+    };
     println!(
-        "{} cases of seed {}, {} million instructions: {} findings; the largest process had {} MiB resident",
+        "{} cases of seed {}, {did}: {} findings; the largest process had {} MiB resident",
         report.cases,
         plan.seed,
-        report.executed / 1_000_000,
         report.findings.len(),
         report.peak_mib
     );

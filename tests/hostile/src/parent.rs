@@ -1,6 +1,6 @@
 //! Runs cases in processes of their own, so that one that dies is a line of the report.
 use crate::machine::{self, Setup};
-use crate::{Engine, Profile};
+use crate::{Engine, Profile, saved};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -38,7 +38,10 @@ impl Plan {
     /// How case `case` is run: engines and numbers of vCPUs take turns, batch by batch.
     pub fn setup(&self, case: u64) -> Setup {
         let turn = case / BATCH;
-        let engine = self.engine.unwrap_or(if turn.is_multiple_of(2) { Engine::Jit } else { Engine::Interp });
+        // To a saved machine it makes little difference, and the translator takes its time to come and go.
+        let every = if self.profile == Profile::Saved { 8 } else { 2 };
+        let engine =
+            self.engine.unwrap_or(if turn.is_multiple_of(every) { Engine::Jit } else { Engine::Interp });
         let both = if self.profile == Profile::Race { 2 } else { 1 + (turn / 2 % 2) as usize };
         Setup { profile: self.profile, engine, vcpus: self.vcpus.unwrap_or(both), time: self.time }
     }
@@ -53,6 +56,8 @@ pub struct Report {
     pub findings: Vec<String>,
     /// Instructions that the guests executed.
     pub executed: u64,
+    /// Saved machines that were not refused.
+    pub restored: u64,
     /// The largest process, in MiB.
     pub peak_mib: u64,
 }
@@ -61,7 +66,16 @@ pub struct Report {
 pub fn work(plan: &Plan) -> i32 {
     for case in plan.first..plan.first + plan.cases.unwrap_or(1) {
         println!("case {case}");
-        match machine::run(plan.setup(case), plan.seed, case) {
+        let ran = match plan.profile {
+            Profile::Saved => saved::run(plan.setup(case), plan.seed, case).map(|restored| {
+                if restored {
+                    println!("restored");
+                }
+                0
+            }),
+            Profile::Hostile | Profile::Race => machine::run(plan.setup(case), plan.seed, case),
+        };
+        match ran {
             Ok(executed) => println!("executed {executed} {}", machine::peak_mib()),
             Err(e) => {
                 println!("finding {e:#}");
@@ -95,6 +109,9 @@ pub fn run(plan: &Plan, worker: impl Fn(&Plan) -> Command) -> std::io::Result<Re
             }
         });
         let (at, why) = watch(&mut child, &told, &mut report, (end, plan.cases.is_some()))?;
+        if plan.profile == Profile::Saved {
+            saved::clean(child.id());
+        }
         let Some(why) = why else {
             next = at.map_or(next + batch, |at| at + 1);
             continue;
@@ -145,6 +162,7 @@ fn watch(
                     child.wait()?;
                     return Ok((None, None));
                 }
+                None if line == "restored" => report.restored += 1,
                 Some(("finding", why)) => finding = Some(why.to_owned()),
                 _ => println!("{line}"),
             },
