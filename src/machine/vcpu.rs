@@ -13,7 +13,6 @@ use mynah_devices::interrupts::lapic::{LocalApic, ReadTsc, VcpuPins};
 use mynah_firmware::bios::PORT;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What other threads hold of a vCPU.
 #[derive(Clone, Default)]
@@ -228,15 +227,4 @@ fn thread_id() -> u64 {
     #[cfg(not(target_os = "linux"))]
     // SAFETY: it takes nothing, touches no memory of ours and cannot fail.
     return unsafe { libc::pthread_self() } as u64;
-}
-
-/// A flag that is set once.
-#[derive(Default)]
-pub struct Once(AtomicBool);
-
-impl Once {
-    /// True for the first caller only.
-    pub fn first(&self) -> bool {
-        !self.0.swap(true, Ordering::SeqCst)
-    }
 }
