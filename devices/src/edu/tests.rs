@@ -1,25 +1,11 @@
 use super::*;
-use crate::bus::{Irq, IrqSink};
 use crate::clock::ManualClock;
+use crate::pci::DevFn;
 use crate::pci::config::command;
-use crate::pci::testing::Pc;
-use crate::pci::{DevFn, MsiSink};
+use crate::pci::testing::{Pc, Wires};
 
 const AT: DevFn = DevFn::new(4, 0);
 const BASE: u64 = 0xfea0_0000;
-
-#[derive(Default)]
-struct Wires(Mutex<Vec<(u64, u32)>>);
-impl IrqSink for Wires {
-    fn set(&self, _: u32, level: bool) {
-        self.0.lock().push((0, level.into()));
-    }
-}
-impl MsiSink for Wires {
-    fn msi(&self, address: u64, data: u32) {
-        self.0.lock().push((address, data));
-    }
-}
 
 struct Test {
     pc: Pc,
@@ -29,9 +15,8 @@ struct Test {
 }
 
 fn setup() -> Test {
-    let (pc, clock, wires) = (Pc::new(), ManualClock::new(), Arc::new(Wires::default()));
-    let wire = wires.clone();
-    pc.bus.connect(wires.clone(), Box::new(move |_, _| Irq::new(wire.clone(), 0)));
+    let (pc, clock) = (Pc::new(), ManualClock::new());
+    let wires = Wires::on(&pc.bus);
     let edu = Edu::new(pc.bus.function(AT, config()), Arc::new(clock.clone()), 0xfff_ffff);
     pc.bus.attach(AT, edu.clone());
     pc.write(AT, reg::BAR0, 4, BASE as u32);
@@ -47,7 +32,7 @@ impl Test {
         self.pc.memory.phys_write(BASE + at, 4, value);
     }
     fn took(&self) -> Vec<(u64, u32)> {
-        std::mem::take(&mut self.wires.0.lock())
+        self.wires.take()
     }
     fn transfer(&self, source: u64, destination: u64, count: u64, command: u64) {
         for (at, value) in [(0x80, source), (0x88, destination), (0x90, count), (0x98, command)] {

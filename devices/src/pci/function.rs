@@ -368,24 +368,10 @@ impl Function {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::Pc;
+    use super::super::testing::{Pc, Wires};
     use super::super::{BarTarget, PciDevice};
     use super::*;
-    use crate::bus::{IrqSink, Mmio};
-
-    /// What has come out of the function: changes of its pin, and messages.
-    #[derive(Default)]
-    struct Log(Mutex<Vec<(u64, u32)>>);
-    impl IrqSink for Log {
-        fn set(&self, _: u32, level: bool) {
-            self.0.lock().push((0, level.into()));
-        }
-    }
-    impl MsiSink for Log {
-        fn msi(&self, address: u64, data: u32) {
-            self.0.lock().push((address, data));
-        }
-    }
+    use crate::bus::Mmio;
 
     struct Card(Function);
     impl PciDevice for Card {
@@ -414,13 +400,12 @@ mod tests {
     struct Test {
         pc: Pc,
         card: Arc<Card>,
-        log: Arc<Log>,
+        log: Arc<Wires>,
     }
 
     fn setup(prepare: impl FnOnce(&mut ConfigSpace)) -> Test {
-        let (pc, log) = (Pc::new(), Arc::new(Log::default()));
-        let wire = log.clone();
-        pc.bus.connect(log.clone(), Box::new(move |_, _| Irq::new(wire.clone(), 0)));
+        let pc = Pc::new();
+        let log = Wires::on(&pc.bus);
         let mut config = ConfigSpace::new(0x1234, 0x5678, 0xff_0000, 0);
         config.set8(reg::INTERRUPT_PIN, 1);
         config.add_bar(0, BarKind::Memory32 { prefetchable: false }, 0x1000);
@@ -435,7 +420,7 @@ mod tests {
             self.pc.write(AT, reg::COMMAND, 2, value.into());
         }
         fn took(&self) -> Vec<(u64, u32)> {
-            std::mem::take(&mut self.log.0.lock())
+            self.log.take()
         }
     }
 

@@ -364,6 +364,7 @@ impl Device for ConfigPorts {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
+    use crate::bus::IrqSink;
     use mynah_mmu::GuestRam;
 
     /// A bus with its ports and memory, and a configuration access by ports.
@@ -371,6 +372,37 @@ pub(crate) mod testing {
         pub(crate) ports: Arc<PortBus>,
         pub(crate) memory: Arc<PhysMemory>,
         pub(crate) bus: Arc<PciBus>,
+    }
+
+    /// What comes out of a bus's functions: levels of their pins (address 0), and messages.
+    #[derive(Default)]
+    pub(crate) struct Wires(Mutex<Vec<(u64, u32)>>);
+
+    impl Wires {
+        /// Takes all that comes out of `bus`.
+        pub(crate) fn on(bus: &PciBus) -> Arc<Self> {
+            let wires = Arc::new(Self::default());
+            let pins = wires.clone();
+            bus.connect(wires.clone(), Box::new(move |_, _| Irq::new(pins.clone(), 0)));
+            wires
+        }
+
+        /// What has come since the last call.
+        pub(crate) fn take(&self) -> Vec<(u64, u32)> {
+            std::mem::take(&mut self.0.lock())
+        }
+    }
+
+    impl IrqSink for Wires {
+        fn set(&self, _: u32, level: bool) {
+            self.0.lock().push((0, level.into()));
+        }
+    }
+
+    impl MsiSink for Wires {
+        fn msi(&self, address: u64, data: u32) {
+            self.0.lock().push((address, data));
+        }
     }
 
     struct NoReset;
