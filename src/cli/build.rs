@@ -160,7 +160,14 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "echr" => config.escape = run_arg::escape(given.text()?)?,
         "display" => config.display = display(given.text()?)?,
         "vga" => config.vga = Some(word(given, ADAPTERS)?),
-        "device" => config.devices.push(device_arg::device(given.text()?)?),
+        "device" => {
+            let device = device_arg::device(given.text()?)?;
+            let id = &device.values.id;
+            if let Some(id) = id.as_ref().filter(|_| config.devices.iter().any(|d| d.values.id == *id)) {
+                return Err(Error::new(format!("-device: there are two with the id '{id}'")));
+            }
+            config.devices.push(device);
+        }
         "drive" => config.drives.push(run_arg::drive(given.text()?)?),
         "hda" | "hdb" | "hdc" | "hdd" | "cdrom" | "fda" | "fdb" | "pflash" => {
             let name = if given.alone { run_arg::ALONE } else { option.name };
@@ -585,6 +592,8 @@ mod tests {
                 .contains("twice")
         );
         assert!(error(&["-chardev", "null,id=c", "-chardev", "null,id=c"]).contains("two with the id"));
+        assert!(error(&["-device", "edu,id=e", "-device", "pvpanic,id=e"]).contains("two with the id 'e'"));
+        assert_eq!(of(&["-device", "edu", "-device", "edu"]).devices.len(), 2);
     }
 
     #[test]
