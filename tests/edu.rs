@@ -78,7 +78,8 @@ fn wait_for(a: &mut Asm, count: u32, value: i32) -> Done {
 }
 
 fn set_up(a: &mut Asm) -> Done {
-    // Interrupts by pin: both PICs from vector 20h, nothing masked but the timer; routes as firmware has them, level-triggered.
+    // Interrupts by pin: both PICs from vector 20h, nothing masked but the timer; routes as firmware has them,
+    // level-triggered.
     for (port, base, cascade) in [(0x20, 0x20, 4), (0xa0, 0x28, 2)] {
         for (offset, value) in [(0, 0x11), (1, base), (1, cascade), (1, 1), (1, i32::from(port == 0x20))] {
             a.mov(al, value)?;

@@ -5,9 +5,10 @@
 //!          --Dma::open---------> gate --> Session: vm_memory::GuestMemory, for virtio-queue and its kin
 //! ```
 //!
-//! A PCI function's gate is the bus master bit of its command register: the function that it belongs to opens and closes it
-//! (`pci::Function`). Closing waits until whoever is copying has done so, so that after a reset no byte of an old
-//! transfer arrives. Nobody may therefore wait for the guest, the host's network or another device with a session open.
+//! A PCI function's gate is the bus master bit of its command register: the function that it belongs to opens and
+//! closes it (`pci::Function`). Closing waits until whoever is copying has done so, so that after a reset no byte
+//! of an old transfer arrives. Nobody may therefore wait for the guest, the host's network or another device with a
+//! session open.
 //!
 //! Transfers reach RAM alone, and ROM for reading: one that reaches beyond is refused whole. Devices are not reached
 //! by each other.
@@ -228,8 +229,8 @@ impl<'a, 'm> Iterator for Slices<'a, 'm> {
         self.left -= n;
         self.at = at.wrapping_add(n);
         let marks = Marks { memory: &self.master.memory, at };
-        // SAFETY: `ram_at` says that `run` bytes from there are RAM, which lives as long as the map does, and that outlives
-        // the session. Guests and devices access it with no references to it, as they do while vCPUs run.
+        // SAFETY: `ram_at` says that `run` bytes from there are RAM, which lives as long as the map does, and that
+        // outlives the session. Guests and devices access it with no references to it, as they do while vCPUs run.
         Some(Ok(unsafe { VolatileSlice::with_bitmap(host, n as usize, marks, None) }))
     }
 }

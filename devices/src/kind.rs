@@ -115,7 +115,8 @@ pub enum Value {
     Text(String),
 }
 
-/// What the user has chosen of a device: values of its kind's properties, each of the property's type, defaults among them.
+/// What the user has chosen of a device: values of its kind's properties, each of the property's type, defaults
+/// among them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Values {
     /// `id=`.

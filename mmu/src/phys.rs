@@ -383,8 +383,8 @@ impl PhysMemory {
         }
     }
 
-    /// What follows stores to RAM at `gpa` through the pointer that [`PhysMemory::lookup`] gave: marks pages dirty, tells code watchers.
-    /// `len` is no more than the run of RAM there.
+    /// What follows stores to RAM at `gpa` through the pointer that [`PhysMemory::lookup`] gave: marks pages dirty,
+    /// tells code watchers. `len` is no more than the run of RAM there.
     pub fn written(&self, mut gpa: Gpa, mut len: u64) {
         while len > 0 {
             let n = len.min(PAGE_SIZE - (gpa & PAGE_MASK));
@@ -791,8 +791,8 @@ unsafe fn copy_out(from: *const u8, to: &mut [u8]) {
     }
 }
 
-/// Has the compiler take it that a copy of guest bytes may differ from what stands in guest memory by now: what is checked in the copy and then
-/// used is read from the copy both times.
+/// Has the compiler take it that a copy of guest bytes may differ from what stands in guest memory by now: what is
+/// checked in the copy and then used is read from the copy both times.
 #[inline(always)]
 fn settle(copy: &mut [u8]) {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

@@ -7,13 +7,13 @@
 //!          --dma()-----------------> guest memory, while Bus Master is on
 //! ```
 //!
-//! A device owns a [`Function`], adds the capabilities it wants to its configuration space, and hands it to the bus by
-//! [`super::PciDevice::function`]; the bus has it follow after each configuration write. A message is a write to memory as any
-//! other: no Bus Master, no message. One that is masked waits in its pending bit.
+//! A device owns a [`Function`], adds the capabilities it wants to its configuration space, and hands it to the bus
+//! by [`super::PciDevice::function`]; the bus has it follow after each configuration write. A message is a write to
+//! memory as any other: no Bus Master, no message. One that is masked waits in its pending bit.
 //!
 //! Locks: `state`, then the configuration space, then the pin or what takes messages. The gate of the DMA handle is
-//! moved with none of them held, as it waits for transfers under way. A device must hold no lock in [`Function::reset`] that one of its
-//! threads takes in the middle of a transfer.
+//! moved with none of them held, as it waits for transfers under way. A device must hold no lock in
+//! [`Function::reset`] that one of its threads takes in the middle of a transfer.
 //!
 //! Source: PCI Local Bus Specification 3.0, 6.2.2 (command register) and 6.8 (message signalled interrupts).
 use super::PciBus;
@@ -109,8 +109,8 @@ impl ConfigSpace {
         self.allow32(at + msi::MASK, u32::MAX >> (32 - vectors));
     }
 
-    /// Adds the MSI-X capability: the table of `vectors` is at offset `table` in BAR `bar`, the pending bits at `pending`. The device
-    /// leads accesses there to [`Function::table_read`] and its kin.
+    /// Adds the MSI-X capability: the table of `vectors` is at offset `table` in BAR `bar`, the pending bits at
+    /// `pending`. The device leads accesses there to [`Function::table_read`] and its kin.
     pub fn add_msix(&mut self, vectors: u16, bar: u8, table: u32, pending: u32) {
         assert!((1..=MSIX_VECTORS).contains(&vectors) && (table | pending) & 7 == 0, "{vectors} vectors");
         let size = u64::from(table.max(pending)) + msix::ENTRY * u64::from(vectors);
