@@ -113,11 +113,7 @@ impl Dma {
     /// # Errors
     /// The gate is closed, or not all of it is memory; `bytes` is as it was.
     pub fn read(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), DmaError> {
-        let session = self.open()?;
-        session.all_there(gpa, bytes.len(), Permissions::Read).map_err(|e| self.refuse(e))?;
-        self.0.memory.read(gpa, bytes);
-        self.0.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
+        self.copy(gpa, bytes.len(), &self.0.read, |memory| memory.read(gpa, bytes))
     }
 
     /// Writes guest memory. ROM ignores it.
@@ -125,10 +121,22 @@ impl Dma {
     /// # Errors
     /// The gate is closed, or not all of it is memory; nothing was written.
     pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), DmaError> {
-        let session = self.open()?;
-        session.all_there(gpa, bytes.len(), Permissions::Read).map_err(|e| self.refuse(e))?;
-        self.0.memory.write(gpa, bytes);
-        self.0.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.copy(gpa, bytes.len(), &self.0.written, |memory| memory.write(gpa, bytes))
+    }
+
+    /// A transfer of `len` bytes of memory that there are.
+    fn copy(
+        &self,
+        gpa: u64,
+        len: usize,
+        count: &AtomicU64,
+        copy: impl FnOnce(&PhysMemory),
+    ) -> Result<(), DmaError> {
+        let _open = self.open()?;
+        let memory = &self.0.memory;
+        all_there(gpa, len, |at| memory.memory_run(at)).map_err(|e| self.refuse(e))?;
+        copy(memory);
+        count.fetch_add(len as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -150,28 +158,19 @@ pub struct Session<'m> {
     _gate: RwLockReadGuard<'m, bool>,
 }
 
-impl Session<'_> {
-    /// Whether all of it is memory that can be read, or RAM.
-    fn all_there(&self, gpa: u64, len: usize, access: Permissions) -> Result<(), DmaError> {
-        let (mut at, mut left) = (gpa, len as u64);
-        while left > 0 {
-            let run = match self.master.memory.ram_at(at) {
-                Some((_, run)) => run,
-                None if access == Permissions::Read => {
-                    self.master.memory.rom_run(at).ok_or(DmaError::NoMemory(at))?
-                }
-                None => return Err(DmaError::NoMemory(at)),
-            };
-            let n = run.min(left);
-            left -= n;
-            at = match at.checked_add(n) {
-                Some(next) => next,
-                None if left == 0 => break,
-                None => return Err(DmaError::NoMemory(u64::MAX)),
-            };
-        }
-        Ok(())
+/// Whether `len` bytes from `gpa` on are memory, of which `run` says how much there is from one address on.
+fn all_there(gpa: u64, len: usize, run: impl Fn(u64) -> Option<u64>) -> Result<(), DmaError> {
+    let (mut at, mut left) = (gpa, len as u64);
+    while left > 0 {
+        let n = run(at).ok_or(DmaError::NoMemory(at))?.min(left);
+        left -= n;
+        at = match at.checked_add(n) {
+            Some(next) => next,
+            None if left == 0 => break,
+            None => return Err(DmaError::NoMemory(u64::MAX)),
+        };
     }
+    Ok(())
 }
 
 impl fmt::Debug for Session<'_> {
@@ -186,7 +185,8 @@ impl<'m> GuestMemory for Session<'m> {
     type Bitmap = Marks<'m>;
 
     fn check_range(&self, addr: GuestAddress, count: usize, _: Permissions) -> bool {
-        self.all_there(addr.0, count, Permissions::Write).is_ok()
+        let memory = &self.master.memory;
+        all_there(addr.0, count, |at| memory.ram_at(at).map(|(_, run)| run)).is_ok()
     }
 
     fn get_slices<'a>(

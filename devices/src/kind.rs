@@ -76,8 +76,8 @@ pub struct Property {
     pub name: &'static str,
     /// What values it has.
     pub kind: Type,
-    /// The value if none is given; none: it has to be given, or the device finds one.
-    pub default: Option<&'static str>,
+    /// The value if none is given, of a switch 1 for on; none: it has to be given, or the device finds one.
+    pub default: Option<u64>,
     /// What it is, in a few words.
     pub help: &'static str,
 }
@@ -91,6 +91,28 @@ pub enum Type {
     Switch,
     /// The id of a `-chardev`. It has to be given.
     Chardev,
+}
+
+impl Property {
+    /// The value if none is given.
+    pub fn default_value(&self) -> Option<Value> {
+        match self.kind {
+            Type::Number(..) => self.default.map(Value::Number),
+            Type::Switch => self.default.map(|n| Value::Switch(n != 0)),
+            Type::Chardev => None,
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(n) if *n > 9 => write!(f, "{n:#x}"),
+            Self::Number(n) => write!(f, "{n}"),
+            Self::Switch(on) => f.write_str(if *on { "on" } else { "off" }),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
 }
 
 impl fmt::Display for Type {
@@ -274,17 +296,12 @@ mod tests {
             assert!(!kind.about.is_empty() && !kind.about.ends_with('.'));
             for p in kind.properties {
                 assert!(!p.help.is_empty(), "{} {}", kind.name, p.name);
-                let Some(default) = p.default else { continue };
-                match p.kind {
-                    Type::Number(least, most) => {
-                        let n = match default.strip_prefix("0x") {
-                            Some(hex) => u64::from_str_radix(hex, 16),
-                            None => default.parse(),
-                        };
-                        assert!((least..=most).contains(&n.unwrap()), "{} {}", kind.name, p.name);
+                match (p.kind, p.default) {
+                    (Type::Number(least, most), Some(n)) => {
+                        assert!((least..=most).contains(&n), "{}", p.name)
                     }
-                    Type::Switch => assert!(matches!(default, "on" | "off")),
-                    Type::Chardev => panic!("{} {}", kind.name, p.name),
+                    (Type::Switch, on) => assert!(on.is_none_or(|n| n < 2), "{}", p.name),
+                    (_, default) => assert_eq!(default, None, "{} {}", kind.name, p.name),
                 }
             }
         }

@@ -404,11 +404,11 @@ impl PhysMemory {
         }
     }
 
-    /// How many bytes of ROM there are at `gpa`, if that is what is read there.
-    pub fn rom_run(&self, gpa: Gpa) -> Option<u64> {
+    /// How many bytes of RAM or ROM follow from `gpa` on, if it is in one of these.
+    pub fn memory_run(&self, gpa: Gpa) -> Option<u64> {
         match self.find(gpa) {
-            (Found::Rom(_) | Found::RomOverRam(..), run) => Some(run),
-            _ => None,
+            (Found::Ram(_) | Found::Rom(_) | Found::RomOverRam(..), run) => Some(run),
+            (Found::Mmio(..) | Found::None, _) => None,
         }
     }
 

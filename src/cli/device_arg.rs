@@ -2,7 +2,6 @@
 
 use super::Error;
 use super::props::Props;
-use super::size::number_from;
 use super::suggest::did_you_mean;
 use mynah_devices::kind::{self, Bus, Chosen, Kind, Property, Type, Value, Values};
 use mynah_devices::pci::DevFn;
@@ -168,18 +167,16 @@ pub fn device(text: &str) -> Result<Chosen, Error> {
 
 /// The value of a property: the one given, or the default.
 fn value(props: &mut Props, property: &Property) -> Result<Option<Value>, Error> {
-    let Property { name, kind, default, .. } = *property;
-    Ok(match kind {
-        Type::Number(least, most) => {
-            let default = default.and_then(|text| number_from(text, least, most).ok());
-            props.number(name, least, most)?.or(default).map(Value::Number)
-        }
-        Type::Switch => props.switch(name)?.or(default.map(|text| text == "on")).map(Value::Switch),
+    let name = property.name;
+    let given = match property.kind {
+        Type::Number(least, most) => props.number(name, least, most)?.map(Value::Number),
+        Type::Switch => props.switch(name)?.map(Value::Switch),
         Type::Chardev => {
             let id = props.text(name)?.filter(|id| !id.is_empty());
             Some(Value::Text(id.ok_or_else(|| props.error(format!("a {name}=ID is missing")))?))
         }
-    })
+    };
+    Ok(given.or_else(|| property.default_value()))
 }
 
 /// `bus=`, of which there is one of each sort, and `addr=` on PCI: a slot, or a slot and a function, in hexadecimal.
@@ -226,7 +223,7 @@ fn describe(kind: &Kind) -> String {
         let _ = writeln!(text, "  {name:10} {values:22} {help}");
     };
     for p in kind.properties {
-        let default = p.default.map(|d| format!(" (default: {d})")).unwrap_or_default();
+        let default = p.default_value().map(|d| format!(" (default: {d})")).unwrap_or_default();
         line(p.name, &p.kind.to_string(), &format!("{}{default}", p.help));
     }
     if kind.bus == Bus::Pci {

@@ -275,24 +275,23 @@ impl Power {
 
     /// Has vCPUs and clock go on.
     pub fn go_on(&self) {
-        self.change(|s| {
-            if let Some(clock) = self.clock.get() {
-                clock.resume();
-            }
-            s.paused = None;
-        });
+        self.change(|s| self.let_go(s));
     }
 
     /// A restored machine starts, unless somebody has had it go on, and perhaps stopped it, meanwhile.
     pub fn start(&self) {
         self.change(|s| {
             if s.paused == Some(Pause::Prelaunch) {
-                if let Some(clock) = self.clock.get() {
-                    clock.resume();
-                }
-                s.paused = None;
+                self.let_go(s);
             }
         });
+    }
+
+    fn let_go(&self, s: &mut State) {
+        if let Some(clock) = self.clock.get() {
+            clock.resume();
+        }
+        s.paused = None;
     }
 
     /// Whether, and why, the machine is paused.

@@ -87,7 +87,7 @@ static KIND: Kind = Kind {
     properties: &[Property {
         name: "dma_mask",
         kind: Type::Number(0, u64::MAX),
-        default: Some("0xfffffff"),
+        default: Some(0x0fff_ffff),
         help: "the addresses that its DMA reaches",
     }],
     plug,

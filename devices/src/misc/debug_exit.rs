@@ -22,10 +22,15 @@ static KIND: Kind = Kind {
         Property {
             name: "iobase",
             kind: Type::Number(0, 0xffff),
-            default: Some("0x501"),
+            default: Some(IOBASE as u64),
             help: "the first port",
         },
-        Property { name: "iosize", kind: Type::Number(1, 0x100), default: Some("2"), help: "how many ports" },
+        Property {
+            name: "iosize",
+            kind: Type::Number(1, 0x100),
+            default: Some(IOSIZE as u64),
+            help: "how many ports",
+        },
     ],
     plug,
 };

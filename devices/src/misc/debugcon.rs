@@ -25,11 +25,16 @@ static KIND: Kind = Kind {
     bus: Bus::Isa,
     about: "a port to print through",
     properties: &[
-        Property { name: "iobase", kind: Type::Number(0, 0xffff), default: Some("0xe9"), help: "the port" },
+        Property {
+            name: "iobase",
+            kind: Type::Number(0, 0xffff),
+            default: Some(PORT as u64),
+            help: "the port",
+        },
         Property {
             name: "readback",
             kind: Type::Number(0, 0xff),
-            default: Some("0xe9"),
+            default: Some(SIGNATURE as u64),
             help: "what a read gives",
         },
         Property { name: "chardev", kind: Type::Chardev, default: None, help: "where the characters go" },

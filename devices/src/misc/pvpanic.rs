@@ -29,11 +29,16 @@ static KIND: Kind = Kind {
     bus: Bus::Isa,
     about: "a port by which the guest tells of its panic",
     properties: &[
-        Property { name: "ioport", kind: Type::Number(0, 0xffff), default: Some("0x505"), help: "the port" },
+        Property {
+            name: "ioport",
+            kind: Type::Number(0, 0xffff),
+            default: Some(PORT as u64),
+            help: "the port",
+        },
         Property {
             name: "events",
             kind: Type::Number(0, 0xff),
-            default: Some("3"),
+            default: Some(3),
             help: "the events that the guest is told it may send",
         },
     ],
