@@ -17,6 +17,7 @@ use crate::events::MachineEvents;
 use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
 use crate::serial::Serial;
 use linkme::distributed_slice;
+use mynah_block::Drive;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -91,6 +92,11 @@ pub enum Type {
     Switch,
     /// The id of a `-chardev`. It has to be given.
     Chardev,
+    /// The id of a `-drive` or `-blockdev`, whose medium may be changed. A device that needs one says so when it is
+    /// plugged in.
+    Drive,
+    /// Any text.
+    Text,
 }
 
 impl Property {
@@ -99,7 +105,7 @@ impl Property {
         match self.kind {
             Type::Number(..) => self.default.map(Value::Number),
             Type::Switch => self.default.map(|n| Value::Switch(n != 0)),
-            Type::Chardev => None,
+            Type::Chardev | Type::Drive | Type::Text => None,
         }
     }
 }
@@ -122,6 +128,8 @@ impl fmt::Display for Type {
             Self::Number(least, most) => write!(f, "{least} to {most}"),
             Self::Switch => f.write_str("on or off"),
             Self::Chardev => f.write_str("id of a -chardev"),
+            Self::Drive => f.write_str("id of a -drive"),
+            Self::Text => f.write_str("text"),
         }
     }
 }
@@ -133,7 +141,7 @@ pub enum Value {
     Number(u64),
     /// Of [`Type::Switch`].
     Switch(bool),
-    /// Of [`Type::Chardev`].
+    /// Of [`Type::Chardev`], [`Type::Drive`] and [`Type::Text`].
     Text(String),
 }
 
@@ -236,6 +244,8 @@ pub struct Site<'a> {
     pub isa_pin: RefCell<&'a mut dyn FnMut(usize) -> Irq>,
     /// The character device with this id, which there is.
     pub chardev: &'a dyn Fn(&str) -> Option<Arc<dyn Chardev>>,
+    /// The drive with this id, once: it is one device's.
+    pub drive: &'a dyn Fn(&str) -> Option<Arc<Drive>>,
     /// The serial ports: what they have sent is to leave the process before that ends.
     pub serials: RefCell<&'a mut Vec<Arc<Serial>>>,
 }
@@ -253,6 +263,18 @@ impl Site<'_> {
     pub fn chardev(&self, values: &Values, name: &str) -> Result<Arc<dyn Chardev>, PlugError> {
         let id = values.text(name).unwrap_or_default();
         (self.chardev)(id).ok_or_else(|| PlugError::Value(format!("there is no -chardev with id={id}")))
+    }
+
+    /// The drive of a property that names one, if it was given.
+    ///
+    /// # Errors
+    /// There is none with this id, or another device has it.
+    pub fn drive(&self, values: &Values, name: &str) -> Result<Option<Arc<Drive>>, PlugError> {
+        let Some(id) = values.text(name) else { return Ok(None) };
+        let drive = (self.drive)(id);
+        let why =
+            || PlugError::Value(format!("{name}={id}: no -drive has this id, or another device uses it"));
+        drive.map(Some).ok_or_else(why)
     }
 
     /// Enters an ISA device under its id, or under `name`.

@@ -8,6 +8,7 @@
 mod common;
 
 use common::NoPins;
+use mynah_block::{Drive, Memory, Options};
 use mynah_devices::bus::{Irq, PortBus};
 use mynah_devices::chardev::Null;
 use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
@@ -192,6 +193,10 @@ fn board() -> Board {
         registry: &devices,
         isa_pin: RefCell::new(&mut pin),
         chardev: &|_| Some(Arc::new(Null)),
+        drive: &|id| {
+            let options = Options { name: id.into(), ..Options::default() };
+            Drive::new(options, Some(Arc::new(Memory::new(vec![0x5a; 4 << 20])))).ok()
+        },
         serials: RefCell::new(&mut serials),
     };
     plug_all(&site);
@@ -204,6 +209,7 @@ fn plug_all(site: &Site<'_>) {
     for kind in kind::all() {
         let mut values = Values::default();
         values.values.insert("chardev", Value::Text("null".into()));
+        values.values.insert("drive", Value::Text(kind.name.into()));
         (kind.plug)(site, &values).unwrap();
     }
     for slot in 2..32 {

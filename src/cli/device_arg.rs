@@ -175,6 +175,7 @@ fn value(props: &mut Props, property: &Property) -> Result<Option<Value>, Error>
             let id = props.text(name)?.filter(|id| !id.is_empty());
             Some(Value::Text(id.ok_or_else(|| props.error(format!("a {name}=ID is missing")))?))
         }
+        Type::Drive | Type::Text => props.text(name)?.map(Value::Text),
     };
     Ok(given.or_else(|| property.default_value()))
 }

@@ -279,6 +279,7 @@ pub fn attach_extra(
         registry: &board.devices,
         isa_pin: RefCell::new(&mut isa_pin),
         chardev: &lines,
+        drive: &|_| None,
         serials: RefCell::new(&mut consoles.serials),
     };
     for d in &cfg.devices {

@@ -1,0 +1,708 @@
+//! What a device has of a disk: requests that are carried out elsewhere.
+//!
+//! Requests wait in one queue and are carried out by up to [`Options::threads`] threads, so they may end in any order:
+//! a device that has promised an order waits for an end before it submits the next. The end of a request is told on
+//! one of these threads with no lock held; it may submit others.
+//!
+//! An error ends a request, or holds it (`werror=stop`): the machine is told to stop, and when it goes on the request
+//! is tried again. A device therefore keeps what it has submitted until it ends: what is held when the machine is
+//! saved is not saved here, the device saves it and submits it again.
+//!
+//! Locks: the drive's is a leaf; none is held while an image or an end is called.
+use crate::image::Image;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+/// A thread that has had nothing to do for so long ends, but for one.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// What is asked of a drive.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    /// The bytes from `at` on.
+    Read {
+        /// The first one's offset.
+        at: u64,
+        /// How many.
+        len: usize,
+    },
+    /// These bytes are to stand from `at` on.
+    Write {
+        /// The first one's offset.
+        at: u64,
+        /// What to write.
+        data: Vec<u8>,
+    },
+    /// What was written and has ended is to outlive a power failure.
+    Flush,
+    /// See [`Image::discard`].
+    Discard {
+        /// The first byte's offset.
+        at: u64,
+        /// How many.
+        len: u64,
+    },
+    /// See [`Image::zero`].
+    Zero {
+        /// The first byte's offset.
+        at: u64,
+        /// How many.
+        len: u64,
+        /// Whether their room may be given back.
+        unmap: bool,
+    },
+}
+
+impl Request {
+    fn changes(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Discard { .. } | Self::Zero { .. })
+    }
+
+    fn range(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Read { at, len } => Some((*at, *len as u64)),
+            Self::Write { at, data } => Some((*at, data.len() as u64)),
+            Self::Discard { at, len } | Self::Zero { at, len, .. } => Some((*at, *len)),
+            Self::Flush => None,
+        }
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Read { .. } => "read",
+            Self::Write { .. } => "write",
+            Self::Flush => "flush",
+            Self::Discard { .. } => "discard",
+            Self::Zero { .. } => "write of zeros",
+        };
+        match self.range() {
+            Some((at, len)) => write!(f, "{name} of {len} bytes at {at:#x}"),
+            None => f.write_str(name),
+        }
+    }
+}
+
+/// How a request ended: the bytes of a read, nothing otherwise.
+pub type Reply = Result<Vec<u8>, DriveError>;
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DriveError {
+    /// There is none in the drive.
+    #[error("no medium")]
+    NoMedium,
+    /// The medium is not written.
+    #[error("read-only")]
+    ReadOnly,
+    /// Some of the range is beyond the medium's end.
+    #[error("beyond the end")]
+    Range,
+    /// The host has no room for it.
+    #[error("no space left on the host")]
+    NoSpace,
+    /// The host could not do it.
+    #[error("I/O error")]
+    Io,
+}
+
+/// What becomes of an error of the host: `werror=` and `rerror=`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The guest gets it.
+    Report,
+    /// The guest is told that all is well; what it reads is zeros.
+    Ignore,
+    /// The machine stops; when it goes on the request is tried again.
+    Stop,
+    /// [`OnError::Stop`] if the host has no room, else [`OnError::Report`].
+    Enospc,
+}
+
+/// What the user has chosen of a drive.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `id=`, or the name that QEMU gives it (`ide0-hd0`).
+    pub name: String,
+    /// `serial=`.
+    pub serial: Option<String>,
+    /// `werror=`, of flushes and discards too.
+    pub werror: OnError,
+    /// `rerror=`.
+    pub rerror: OnError,
+    /// `readonly=on`: writes are refused whatever the image allows.
+    pub read_only: bool,
+    /// `cache=writethrough`, `directsync`: a write ends when it is durable.
+    pub write_through: bool,
+    /// `cache=unsafe`: flushes do nothing.
+    pub no_flush: bool,
+    /// `discard=unmap`: what the guest discards is given back to the host.
+    pub discard: bool,
+    /// Most threads that carry out requests.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            serial: None,
+            werror: OnError::Enospc,
+            rerror: OnError::Report,
+            read_only: false,
+            write_through: false,
+            no_flush: false,
+            discard: false,
+            threads: 4,
+        }
+    }
+}
+
+/// Who stops the machine when a request is held. It must not wait for the machine to stand still.
+pub trait Stopper: Send + Sync {
+    /// The drive `name` holds a request; `why` is for people.
+    fn stop(&self, name: &str, why: &str);
+}
+
+/// The device of a drive, as whoever changes the medium sees it.
+pub trait MediumWatcher: Send + Sync {
+    /// There is another medium, or none. Called with no lock held.
+    fn medium_changed(&self);
+    /// Somebody wishes to take a medium out that the guest has locked in: as the button at a tray's front.
+    fn eject_requested(&self) {}
+}
+
+/// Counts of what was done.
+#[derive(Default)]
+pub struct Counts {
+    /// Bytes read.
+    pub read_bytes: AtomicU64,
+    /// Bytes written.
+    pub written_bytes: AtomicU64,
+    /// Reads.
+    pub reads: AtomicU64,
+    /// Writes.
+    pub writes: AtomicU64,
+    /// Flushes.
+    pub flushes: AtomicU64,
+    /// Requests that failed.
+    pub failed: AtomicU64,
+}
+
+type Done = Box<dyn FnOnce(Reply) + Send>;
+
+struct Job {
+    request: Request,
+    done: Done,
+}
+
+#[derive(Default)]
+struct State {
+    medium: Option<Arc<dyn Image>>,
+    queue: VecDeque<Job>,
+    /// Failed, to be tried again when the machine goes on.
+    held: Vec<Job>,
+    /// Requests that threads carry out.
+    busy: usize,
+    threads: usize,
+    idle: usize,
+    /// The guest has locked the medium in.
+    locked: bool,
+    /// The tray is out.
+    open: bool,
+    closing: bool,
+    watcher: Option<Weak<dyn MediumWatcher>>,
+    stopper: Option<Weak<dyn Stopper>>,
+}
+
+/// A drive, with or without a medium.
+pub struct Drive {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: Options,
+    /// The guest may switch it off, which has each write flushed.
+    write_cache: AtomicBool,
+    counts: Counts,
+    state: Mutex<State>,
+    /// There is something in the queue, or the drive is closing.
+    work: Condvar,
+    /// Nothing is under way.
+    quiet: Condvar,
+}
+
+impl Drive {
+    /// A drive with this medium.
+    ///
+    /// # Errors
+    /// The host has no thread for it.
+    pub fn new(options: Options, medium: Option<Arc<dyn Image>>) -> io::Result<Arc<Self>> {
+        let shared = Arc::new(Shared {
+            write_cache: AtomicBool::new(!options.write_through),
+            options,
+            counts: Counts::default(),
+            state: Mutex::new(State { medium, threads: 1, ..State::default() }),
+            work: Condvar::new(),
+            quiet: Condvar::new(),
+        });
+        shared.spawn()?;
+        Ok(Arc::new(Self { shared }))
+    }
+
+    /// What was chosen of it.
+    pub fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    /// `id=`.
+    pub fn name(&self) -> &str {
+        &self.shared.options.name
+    }
+
+    /// What was done so far.
+    pub fn counts(&self) -> &Counts {
+        &self.shared.counts
+    }
+
+    /// Who is told of other media.
+    pub fn watch(&self, watcher: Weak<dyn MediumWatcher>) {
+        self.shared.state.lock().watcher = Some(watcher);
+    }
+
+    /// Who stops the machine.
+    pub fn on_stop(&self, stopper: Weak<dyn Stopper>) {
+        self.shared.state.lock().stopper = Some(stopper);
+    }
+
+    /// The medium, if there is one and the tray is in.
+    pub fn medium(&self) -> Option<Arc<dyn Image>> {
+        let state = self.shared.state.lock();
+        if state.open { None } else { state.medium.clone() }
+    }
+
+    /// The medium's bytes, 0 if there is none.
+    pub fn size(&self) -> u64 {
+        self.medium().map_or(0, |m| m.size())
+    }
+
+    /// Whether writes are refused.
+    pub fn read_only(&self) -> bool {
+        self.shared.options.read_only || self.medium().is_some_and(|m| m.read_only())
+    }
+
+    /// Whether writes may end before they are durable.
+    pub fn write_cache(&self) -> bool {
+        self.shared.write_cache.load(Relaxed)
+    }
+
+    /// Has each write be durable when it ends, or not.
+    pub fn set_write_cache(&self, on: bool) {
+        self.shared.write_cache.store(on, Relaxed);
+    }
+
+    /// Has `request` carried out, and `done` called with how it ended.
+    pub fn submit(&self, request: Request, done: impl FnOnce(Reply) + Send + 'static) {
+        let job = Job { request, done: Box::new(done) };
+        let mut state = self.shared.state.lock();
+        state.queue.push_back(job);
+        self.shared.wake(&mut state);
+    }
+
+    /// Has `request` carried out, and waits for its end: for firmware, whose callers wait as well.
+    ///
+    /// # Errors
+    /// How it ended. A request that is held ends with [`DriveError::Io`], and is not tried again.
+    pub fn wait(&self, request: Request) -> Reply {
+        let medium = self.medium();
+        self.shared.carry_out(&request, medium.as_deref()).map_err(|e| e.kind)
+    }
+
+    /// Waits until no request is under way. Those that are held stay so.
+    pub fn drain(&self) {
+        let mut state = self.shared.state.lock();
+        while state.busy > 0 || !state.queue.is_empty() {
+            self.shared.quiet.wait(&mut state);
+        }
+    }
+
+    /// The machine goes on: what is held is tried again.
+    pub fn resume(&self) {
+        let mut state = self.shared.state.lock();
+        let held = std::mem::take(&mut state.held);
+        for job in held.into_iter().rev() {
+            state.queue.push_front(job);
+        }
+        self.shared.wake(&mut state);
+    }
+
+    /// The device is reset: waits for what is under way, and forgets what is held. The medium is not locked in then.
+    pub fn reset(&self) {
+        self.drain();
+        let held = {
+            let mut state = self.shared.state.lock();
+            state.locked = false;
+            std::mem::take(&mut state.held)
+        };
+        drop(held);
+        self.set_write_cache(!self.shared.options.write_through);
+    }
+
+    /// The guest locks the medium in, or does not.
+    pub fn lock(&self, locked: bool) {
+        self.shared.state.lock().locked = locked;
+    }
+
+    /// Whether the guest has locked the medium in.
+    pub fn locked(&self) -> bool {
+        self.shared.state.lock().locked
+    }
+
+    /// The guest moves the tray. A medium that is in it stays there.
+    pub fn set_tray_open(&self, open: bool) {
+        self.shared.state.lock().open = open;
+    }
+
+    /// Whether the tray is out.
+    pub fn tray_open(&self) -> bool {
+        self.shared.state.lock().open
+    }
+
+    /// Puts another medium into the drive, or takes it out, for a user: `change`, `eject`. What is under way ends
+    /// first. With `force` whether the guest has locked it in is nothing to it.
+    ///
+    /// # Errors
+    /// The guest has locked it in; it has been told that somebody wishes it out.
+    pub fn change(&self, medium: Option<Arc<dyn Image>>, force: bool) -> Result<(), Locked> {
+        let locked = |state: &State| state.locked && !state.open && !force;
+        let refused = {
+            let state = self.shared.state.lock();
+            locked(&state).then(|| state.watcher.clone())
+        };
+        if let Some(watcher) = refused {
+            if let Some(watcher) = watcher.and_then(|w| w.upgrade()) {
+                watcher.eject_requested();
+            }
+            return Err(Locked);
+        }
+        self.drain();
+        let (old, watcher) = {
+            let mut state = self.shared.state.lock();
+            state.open = medium.is_none();
+            (std::mem::replace(&mut state.medium, medium), state.watcher.clone())
+        };
+        drop(old);
+        if let Some(watcher) = watcher.and_then(|w| w.upgrade()) {
+            watcher.medium_changed();
+        }
+        Ok(())
+    }
+}
+
+/// The guest has locked the medium in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the guest has locked the medium in")]
+pub struct Locked;
+
+thread_local! {
+    /// Whether this thread is one of some drive's own.
+    static OF_A_DRIVE: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Drop for Drive {
+    /// What was submitted is carried out, then the medium is flushed and closed. The caller waits for that, unless it
+    /// is the end of a request.
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.closing = true;
+        self.shared.work.notify_all();
+        while state.threads > 0 && !OF_A_DRIVE.get() {
+            self.shared.quiet.wait(&mut state);
+        }
+    }
+}
+
+/// Why the host could not carry out a request.
+struct Failure {
+    kind: DriveError,
+    /// What the host said.
+    cause: Option<io::Error>,
+}
+
+impl From<DriveError> for Failure {
+    fn from(kind: DriveError) -> Self {
+        Self { kind, cause: None }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(e: io::Error) -> Self {
+        let kind = match e.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                DriveError::NoSpace
+            }
+            _ => DriveError::Io,
+        };
+        Self { kind, cause: Some(e) }
+    }
+}
+
+impl Shared {
+    /// Sees to it that what is in the queue will be carried out.
+    fn wake(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) {
+        self.work.notify_one();
+        if state.queue.len() > state.idle && state.threads < self.options.threads {
+            state.threads += 1;
+            // Those that are there will come to it.
+            if self.spawn().is_err() {
+                state.threads -= 1;
+            }
+        }
+    }
+
+    fn spawn(self: &Arc<Self>) -> io::Result<()> {
+        let shared = self.clone();
+        let mut name = format!("disk {}", self.options.name);
+        name.truncate(15);
+        thread::Builder::new().name(name).stack_size(256 << 10).spawn(move || shared.work()).map(drop)
+    }
+
+    /// What a thread does.
+    fn work(&self) {
+        OF_A_DRIVE.set(true);
+        let mut state = self.state.lock();
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                state.busy += 1;
+                let medium = if state.open { None } else { state.medium.clone() };
+                MutexGuard::unlocked(&mut state, || self.end(job, medium));
+                state.busy -= 1;
+                if state.busy == 0 && state.queue.is_empty() {
+                    self.quiet.notify_all();
+                }
+            } else if state.closing {
+                break;
+            } else {
+                state.idle += 1;
+                let late = self.work.wait_for(&mut state, IDLE).timed_out();
+                state.idle -= 1;
+                if late && state.threads > 1 && state.queue.is_empty() {
+                    break;
+                }
+            }
+        }
+        if state.closing && state.threads == 1 {
+            let medium = state.medium.take();
+            let held = std::mem::take(&mut state.held);
+            MutexGuard::unlocked(&mut state, || self.close(medium, held));
+        }
+        state.threads -= 1;
+        self.quiet.notify_all();
+    }
+
+    fn close(&self, medium: Option<Arc<dyn Image>>, held: Vec<Job>) {
+        drop(held);
+        if let Some(medium) = medium
+            && !medium.read_only()
+            && !self.options.no_flush
+            && let Err(e) = medium.flush()
+        {
+            tracing::warn!("drive {}: cannot flush: {e}", self.options.name);
+        }
+    }
+
+    /// Carries out a request, and tells of its end or holds it.
+    fn end(&self, job: Job, medium: Option<Arc<dyn Image>>) {
+        let reply = self.carry_out(&job.request, medium.as_deref());
+        drop(medium);
+        let failure = match reply {
+            Ok(data) => return (job.done)(Ok(data)),
+            Err(failure) => failure,
+        };
+        self.counts.failed.fetch_add(1, Relaxed);
+        let Some(cause) = failure.cause else { return (job.done)(Err(failure.kind)) };
+        let why = format!("{}: {cause}", job.request);
+        let read = matches!(job.request, Request::Read { .. });
+        let policy = if read { self.options.rerror } else { self.options.werror };
+        let stop =
+            policy == OnError::Stop || policy == OnError::Enospc && failure.kind == DriveError::NoSpace;
+        let name = &self.options.name;
+        if policy == OnError::Ignore {
+            tracing::warn!("drive {name}: {why}; ignored");
+            let zeros = if let Request::Read { len, .. } = job.request { vec![0; len] } else { Vec::new() };
+            return (job.done)(Ok(zeros));
+        }
+        tracing::warn!("drive {name}: {why}");
+        let mut state = self.state.lock();
+        match state.stopper.clone().filter(|_| stop).and_then(|s| s.upgrade()) {
+            Some(stopper) => {
+                state.held.push(job);
+                drop(state);
+                stopper.stop(name, &why);
+            }
+            None => {
+                drop(state);
+                (job.done)(Err(failure.kind));
+            }
+        }
+    }
+
+    fn carry_out(&self, request: &Request, medium: Option<&dyn Image>) -> Result<Vec<u8>, Failure> {
+        let medium = medium.ok_or(DriveError::NoMedium)?;
+        if let Some((at, len)) = request.range()
+            && at.checked_add(len).is_none_or(|end| end > medium.size())
+        {
+            return Err(DriveError::Range.into());
+        }
+        if request.changes() && (self.options.read_only || medium.read_only()) {
+            return Err(DriveError::ReadOnly.into());
+        }
+        let count = |counter: &AtomicU64, n: u64| counter.fetch_add(n, Relaxed);
+        let mut data = Vec::new();
+        match request {
+            Request::Read { at, len } => {
+                data.resize(*len, 0);
+                medium.read(*at, &mut data)?;
+                count(&self.counts.reads, 1);
+                count(&self.counts.read_bytes, *len as u64);
+            }
+            Request::Write { at, data } => {
+                medium.write(*at, data)?;
+                count(&self.counts.writes, 1);
+                count(&self.counts.written_bytes, data.len() as u64);
+            }
+            Request::Discard { at, len } if self.options.discard => medium.discard(*at, *len)?,
+            Request::Discard { .. } => {}
+            Request::Zero { at, len, unmap } => {
+                medium.zero(*at, *len, *unmap && self.options.discard)?;
+            }
+            Request::Flush => {
+                count(&self.counts.flushes, 1);
+            }
+        }
+        let durable = *request == Request::Flush || request.changes() && !self.write_cache.load(Relaxed);
+        if durable && !self.options.no_flush && !medium.read_only() {
+            medium.flush()?;
+        }
+        Ok(data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Memory;
+    use std::sync::mpsc;
+
+    struct Machine(Mutex<Vec<String>>);
+
+    impl Stopper for Machine {
+        fn stop(&self, name: &str, why: &str) {
+            self.0.lock().push(format!("{name}: {why}"));
+        }
+    }
+
+    fn drive(options: Options) -> (Arc<Drive>, Arc<Memory>) {
+        let memory = Arc::new(Memory::new(vec![0; 4096]));
+        (Drive::new(options, Some(memory.clone())).expect("a thread"), memory)
+    }
+
+    fn ask(drive: &Drive, request: Request) -> Reply {
+        let (tx, rx) = mpsc::channel();
+        drive.submit(request, move |reply| tx.send(reply).expect("we wait"));
+        rx.recv_timeout(Duration::from_secs(20)).expect("an end")
+    }
+
+    fn write(drive: &Drive, at: u64, byte: u8) -> Reply {
+        ask(drive, Request::Write { at, data: vec![byte; 512] })
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_durable_after_a_flush() {
+        let (drive, memory) = drive(Options::default());
+        assert_eq!(write(&drive, 512, 7), Ok(vec![]));
+        assert_eq!(ask(&drive, Request::Read { at: 511, len: 2 }), Ok(vec![0, 7]));
+        assert_eq!(memory.durable()[512], 0);
+        assert_eq!(ask(&drive, Request::Flush), Ok(vec![]));
+        assert_eq!(memory.durable()[512], 7);
+        drive.set_write_cache(false);
+        assert_eq!(write(&drive, 0, 8), Ok(vec![]));
+        assert_eq!(memory.durable()[0], 8);
+    }
+
+    #[test]
+    fn a_drive_that_is_dropped_has_flushed() {
+        let (drive, memory) = drive(Options::default());
+        drive.submit(Request::Write { at: 0, data: vec![9; 512] }, drop);
+        drop(drive);
+        assert_eq!(memory.durable()[..513], [vec![9; 512], vec![0]].concat());
+    }
+
+    #[test]
+    fn refused_are_ranges_beyond_the_end_writes_to_what_is_read_only_and_all_without_a_medium() {
+        let (drive, _) = drive(Options { read_only: true, ..Options::default() });
+        assert_eq!(ask(&drive, Request::Read { at: 4095, len: 2 }), Err(DriveError::Range));
+        assert_eq!(ask(&drive, Request::Read { at: u64::MAX, len: 2 }), Err(DriveError::Range));
+        assert_eq!(write(&drive, 0, 1), Err(DriveError::ReadOnly));
+        drive.change(None, false).expect("not locked");
+        assert_eq!(ask(&drive, Request::Read { at: 0, len: 1 }), Err(DriveError::NoMedium));
+    }
+
+    #[test]
+    fn a_request_that_stops_the_machine_is_tried_again_when_it_goes_on() {
+        let (drive, memory) = drive(Options { name: "hd".into(), ..Options::default() });
+        let machine = Arc::new(Machine(Mutex::default()));
+        let dynamic: Arc<dyn Stopper> = machine.clone();
+        drive.on_stop(Arc::downgrade(&dynamic));
+        memory.fail(Some(io::ErrorKind::StorageFull));
+        let (tx, rx) = mpsc::channel();
+        drive.submit(Request::Write { at: 0, data: vec![5; 512] }, move |reply| tx.send(reply).unwrap());
+        drive.drain();
+        assert!(machine.0.lock()[0].starts_with("hd: write of 512 bytes at 0x0: "), "{:?}", machine.0.lock());
+        assert!(rx.try_recv().is_err());
+        memory.fail(None);
+        drive.resume();
+        assert_eq!(rx.recv_timeout(Duration::from_secs(20)).expect("an end"), Ok(vec![]));
+        assert_eq!(memory.contents()[0], 5);
+    }
+
+    #[test]
+    fn an_error_is_reported_or_ignored_as_chosen() {
+        let (drive_a, memory) = drive(Options::default());
+        memory.fail(Some(io::ErrorKind::Other));
+        assert_eq!(write(&drive_a, 0, 1), Err(DriveError::Io));
+        let options = Options { werror: OnError::Ignore, rerror: OnError::Ignore, ..Options::default() };
+        let (drive_b, memory) = drive(options);
+        memory.fail(Some(io::ErrorKind::Other));
+        assert_eq!(write(&drive_b, 0, 1), Ok(vec![]));
+        assert_eq!(ask(&drive_b, Request::Read { at: 0, len: 2 }), Ok(vec![0, 0]));
+    }
+
+    #[test]
+    fn a_medium_that_the_guest_has_locked_in_stays_unless_forced() {
+        let (drive, _) = drive(Options::default());
+        drive.lock(true);
+        assert_eq!(drive.change(None, false), Err(Locked));
+        assert_eq!(drive.size(), 4096);
+        assert_eq!(drive.change(None, true), Ok(()));
+        assert_eq!((drive.size(), drive.tray_open()), (0, true));
+    }
+
+    #[test]
+    fn an_end_may_submit_more_and_a_drain_waits_for_that_too() {
+        let (drive, memory) = drive(Options::default());
+        let again = drive.clone();
+        let write = |at| Request::Write { at, data: vec![1; 512] };
+        drive.submit(write(0), move |_| again.submit(write(512), drop));
+        drive.drain();
+        assert_eq!(memory.contents()[..1024], [1; 1024]);
+    }
+}

@@ -1,0 +1,21 @@
+//! Disk images, and the drives that devices see of them.
+//!
+//! ```text
+//!   IDE, virtio-blk, ...  --Request-->  Drive  --worker threads-->  Image: raw, qcow2, ... --> a file of the host
+//!                         <--Done-----
+//! ```
+//!
+//! An [`Image`] is a row of bytes that is read and written by offset, whatever the file's format; its calls wait for
+//! the host. A [`Drive`] is what a device has of it: requests are queued, carried out by threads of the drive's own,
+//! and their ends are told, so that neither a vCPU nor the event loop ever waits for a disk. What becomes of errors
+//! (`werror=`, `rerror=`), of media that are changed, and of requests under way when the machine is paused is the
+//! drive's concern: a device gets a result.
+mod drive;
+mod image;
+mod memory;
+
+pub use drive::{
+    Counts, Drive, DriveError, Locked, MediumWatcher, OnError, Options, Reply, Request, Stopper,
+};
+pub use image::{Extent, Image};
+pub use memory::Memory;
