@@ -7,7 +7,8 @@
 //!
 //! Also here: the process's exit codes ([`exit_code`]), which are part of the interface.
 
-use mynah_devices::kind::Chosen;
+use crate::machine::boards::{self, Description};
+use mynah_devices::kind::{Chosen, Value, Values};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -194,29 +195,39 @@ impl Default for Config {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Machine {
     /// Which board.
-    pub kind: MachineKind,
+    pub board: &'static Description,
+    /// What was chosen of it: values of its properties.
+    pub chosen: Values,
     /// ACPI tables are given to the guest (`acpi=`).
     pub acpi: bool,
-    /// The HPET is there (`hpet=`).
-    pub hpet: bool,
-    /// The 8254 is there (`pit=`).
-    pub pit: bool,
-    /// The 8259 pair is there (`pic=`).
-    pub pic: bool,
     /// Where a Linux kernel is entered (`kernel-entry=`).
     pub kernel_entry: KernelEntry,
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Machine {
-            kind: MachineKind::Pc,
-            acpi: true,
-            hpet: true,
-            pit: true,
-            pic: true,
-            kernel_entry: KernelEntry::Auto,
-        }
+        let board = boards::ALL[0];
+        let chosen = Values::defaults(board.properties);
+        Machine { board, chosen, acpi: true, kernel_entry: KernelEntry::Auto }
+    }
+}
+
+impl Machine {
+    /// Most serial ports.
+    pub fn serials(&self) -> usize {
+        let off = self.chosen.values.get("isa-serial") == Some(&Value::Switch(false));
+        if off { 0 } else { self.board.serials }
+    }
+
+    /// Switches something of the board on or off.
+    ///
+    /// # Errors
+    /// This board has no such switch.
+    pub fn choose(&mut self, name: &str, on: bool) -> Result<(), String> {
+        let property = self.board.properties.iter().find(|p| p.name == name);
+        let property = property.ok_or_else(|| format!("the board '{}' has none", self.board.name))?;
+        self.chosen.values.insert(property.name, Value::Switch(on));
+        Ok(())
     }
 }
 
@@ -232,13 +243,6 @@ pub enum KernelEntry {
     Protected,
     /// The 64-bit entry.
     Long,
-}
-
-/// The boards that exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MachineKind {
-    /// i440FX host bridge with the PIIX3/PIIX4 south bridge.
-    Pc,
 }
 
 /// RAM.

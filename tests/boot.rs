@@ -90,6 +90,18 @@ fn the_cloud_kernel_boots() {
     boots("cloud", "cloud", "busybox", "x86_64");
 }
 
+/// The smallest board, with and without what there is of a PC on it.
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_cloud_kernel_boots_without_pci() {
+    for (n, machine) in ["microvm", "microvm,pic=off,pit=off,rtc=off"].into_iter().enumerate() {
+        let (tag, options) = (format!("microvm-{n}"), ["-M", machine]);
+        let Some(boot) = boot_with(&tag, "jit", &options, "cloud", "busybox", WORK) else { return };
+        has_worked(&boot, "x86_64");
+        assert!(boot.console.contains("TSC clocksource calibration: 1000.000 MHz"), "{}", boot.console);
+    }
+}
+
 #[test]
 #[ignore = "boots a kernel from Debian's packages"]
 fn the_generic_kernel_boots() {

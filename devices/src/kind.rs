@@ -158,6 +158,12 @@ pub struct Values {
 }
 
 impl Values {
+    /// The defaults of these properties.
+    pub fn defaults(properties: &'static [Property]) -> Self {
+        let default = |p: &Property| Some((p.name, p.default_value()?));
+        Self { values: properties.iter().filter_map(default).collect(), ..Self::default() }
+    }
+
     /// A number, if it was given or has a default.
     pub fn number(&self, name: &str) -> Option<u64> {
         match self.values.get(name) {
@@ -220,6 +226,9 @@ pub enum PlugError {
     /// The place is another device's.
     #[error("addr={0}: there is another device")]
     Taken(DevFn),
+    /// There is no such bus.
+    #[error("this board has no PCI bus")]
+    NoPci,
     /// No place is left.
     #[error("the PCI bus has no free slot")]
     Full,
@@ -232,8 +241,8 @@ pub enum PlugError {
 pub struct Site<'a> {
     /// I/O ports.
     pub ports: &'a PortBus,
-    /// PCI bus 0.
-    pub pci: &'a PciBus,
+    /// PCI bus 0, if the board has one.
+    pub pci: Option<&'a PciBus>,
     /// Guest time.
     pub clock: Arc<dyn Clock>,
     /// What devices ask of the machine.
@@ -293,13 +302,14 @@ impl Site<'_> {
         config: ConfigSpace,
         make: impl FnOnce(Function) -> Arc<D>,
     ) -> Result<Arc<D>, PlugError> {
+        let pci = self.pci.ok_or(PlugError::NoPci)?;
         let devfn = match values.address {
-            Some(devfn) if self.pci.device(devfn).is_some() => return Err(PlugError::Taken(devfn)),
+            Some(devfn) if pci.device(devfn).is_some() => return Err(PlugError::Taken(devfn)),
             Some(devfn) => devfn,
-            None => DevFn::new(self.pci.free_device(1).ok_or(PlugError::Full)?, 0),
+            None => DevFn::new(pci.free_device(1).ok_or(PlugError::Full)?, 0),
         };
-        let device = make(self.pci.function(devfn, config));
-        self.pci.attach(devfn, device.clone());
+        let device = make(pci.function(devfn, config));
+        pci.attach(devfn, device.clone());
         let name = values.id.clone().unwrap_or_else(|| format!("{}@{devfn}", D::KIND));
         self.registry.plug("pci.0", name, device.clone());
         Ok(device)

@@ -120,7 +120,7 @@ fn board() -> Board {
     bus.connect_pic(&pic);
     let ioapic = Ioapic::new(bus.clone());
     bus.connect_eoi(Arc::downgrade(&ioapic) as _);
-    let router = GsiRouter::new(pic.clone(), ioapic.clone());
+    let router = GsiRouter::new(Some(pic.clone()), ioapic.clone());
     ports.map(0x20, 2, pic.master_ports());
     ports.map(0xa0, 2, pic.slave_ports());
     ports.map(0x4d0, 2, pic.elcr_ports());
@@ -187,7 +187,7 @@ fn board() -> Board {
     }
     let site = Site {
         ports: &ports,
-        pci: &pci,
+        pci: Some(&pci),
         clock: dyn_clock,
         events,
         registry: &devices,
@@ -214,15 +214,15 @@ fn plug_all(site: &Site<'_>) {
     }
     for slot in 2..32 {
         let at = DevFn::new(slot, 0);
-        let Some(device) = site.pci.device(at) else { continue };
+        let Some(device) = site.pci.unwrap().device(at) else { continue };
         for bar in 0..6 {
             let Some((bar_kind, size)) = device.config().lock().bar(bar) else { continue };
             assert_ne!(bar_kind, BarKind::Io, "no device has one yet");
             window = window.next_multiple_of(size);
-            site.pci.config_write(0, at, 0x10 + 4 * bar as u8, 4, window as u32);
+            site.pci.unwrap().config_write(0, at, 0x10 + 4 * bar as u8, 4, window as u32);
             window += size;
         }
-        site.pci.config_write(0, at, 4, 2, 7);
+        site.pci.unwrap().config_write(0, at, 4, 2, 7);
     }
     assert!(window <= PCI_BASE + PCI_LEN);
 }

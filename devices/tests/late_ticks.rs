@@ -37,7 +37,7 @@ impl Board {
         let pic = Pic::new(Irq::new(apics.clone(), 0));
         apics.connect_pic(&pic);
         let ioapic = Ioapic::new(apics.clone());
-        let router = GsiRouter::new(pic.clone(), ioapic.clone());
+        let router = GsiRouter::new(Some(pic.clone()), ioapic.clone());
         let mut irq: Vec<Irq> = (0..16).map(|n| Irq::new(router.clone(), n)).collect();
         let pit = Pit::new(dyn_clock.clone(), irq[0].share());
         let rtc = Rtc::new(dyn_clock.clone(), irq[8].share(), 0);

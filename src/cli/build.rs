@@ -110,7 +110,9 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "m" => config.memory = machine_arg::memory(given.text()?)?,
         "rtc" => run_arg::rtc(given.text()?, &mut config.rtc)?,
         "no-acpi" => config.machine.acpi = false,
-        "no-hpet" => config.machine.hpet = false,
+        "no-hpet" => {
+            config.machine.choose("hpet", false).map_err(|e| Error::new(format!("-no-hpet: {e}")))?
+        }
         "name" => config.name = Some(guest_name(given.text()?)),
         "uuid" => config.uuid = Some(run_arg::uuid(given.text()?)?),
         "seed" => {
@@ -241,7 +243,8 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
     let stdio = || CharTarget::new("stdio", CharBackend::Stdio { signal: true });
     // A monitor on a serial port's stream (`mon:`) is the monitor.
     let muxed = config.serials.iter().any(|s| s.mux);
-    let default_serial = !seen.serial && !config.no_defaults && !has_serial_device(config);
+    let default_serial =
+        !seen.serial && !config.no_defaults && !has_serial_device(config) && config.machine.serials() > 0;
     let default_monitor = !seen.monitor && !muxed && !config.no_defaults;
     match (config.nographic, default_serial, default_monitor) {
         (true, true, true) => config.serials.push(CharTarget::console()),
@@ -300,8 +303,12 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
         }
         named.push(id);
     }
-    if config.serials.len() > 4 {
-        return Err(Error::new(format!("-serial: a PC has 4 serial ports, not {}", config.serials.len())));
+    let (most, wanted) = (config.machine.serials(), config.serials.len());
+    if wanted > most {
+        let board = config.machine.board.name;
+        return Err(Error::new(format!(
+            "-serial: the board '{board}' has {most} serial ports, not {wanted}"
+        )));
     }
     Ok(())
 }

@@ -4,9 +4,10 @@ use super::Error;
 use super::props::Props;
 use super::size::{host_ram, show_size};
 use super::suggest::did_you_mean;
-use crate::config::{
-    Accel, AccelKind, CodeCache, Config, KernelEntry, MAX_MEMORY, Machine, MachineKind, Memory, Smp,
-};
+use crate::config::{Accel, AccelKind, CodeCache, Config, KernelEntry, MAX_MEMORY, Machine, Memory, Smp};
+use crate::machine::boards::{self, Description};
+use mynah_devices::kind::{Property, Type, Value, Values};
+use std::fmt::Write;
 
 /// The least RAM: the first MiB, which real mode needs.
 const MIN_MEMORY: u64 = 1 << 20;
@@ -102,19 +103,59 @@ pub fn smp(text: &str) -> Result<Smp, Error> {
     })
 }
 
-/// The boards: name, whether Mynah has it, and what it is.
-const BOARDS: &[(&str, bool, &str)] = &[
-    ("pc", true, "i440FX + PIIX3/PIIX4, 1996 (default)"),
-    ("pc-i440fx", true, "the same; a version after it (pc-i440fx-7.2) changes nothing"),
-    ("q35", false, "Q35 + ICH9, 2009"),
-    ("pc-q35", false, "the same"),
-    ("isapc", false, "ISA only"),
-    ("microvm", false, "a minimal board without PCI"),
-    ("none", false, "an empty board"),
-    ("x-remote", false, "remote devices"),
-    ("xenfv", false, "Xen full virtualization"),
-    ("xenpv", false, "Xen paravirtualization"),
+/// Boards that QEMU has and Mynah has not: refused by name, not as a slip of the fingers.
+const LATER: &[(&str, &str)] = &[
+    ("q35", "Q35 + ICH9, 2009"),
+    ("pc-q35", "Q35 + ICH9, 2009"),
+    ("isapc", "ISA only"),
+    ("none", "an empty board"),
+    ("x-remote", "remote devices"),
+    ("xenfv", "Xen full virtualization"),
+    ("xenpv", "Xen paravirtualization"),
 ];
+
+/// `-machine help`.
+fn list() -> String {
+    let mut help = "Boards:\n".to_string();
+    for board in boards::ALL {
+        let _ = writeln!(help, "  {:12} {}", board.name, board.about);
+        for name in board.versioned {
+            let _ = writeln!(help, "  {name:12} the same; a version after it ({name}-7.2) changes nothing");
+        }
+    }
+    help + "'-machine NAME,help' tells what can be chosen of one.\n"
+}
+
+/// `-machine NAME,help`.
+fn describe(board: &Description) -> String {
+    let mut text = format!("{}: {}\n", board.name, board.about);
+    for p in board.properties.iter().chain(OF_ALL) {
+        let default = p.default_value().map(|d| format!(" (default: {d})")).unwrap_or_default();
+        let _ = writeln!(text, "  {:13} {:10} {}{default}", p.name, p.kind.to_string(), p.help);
+    }
+    text + "  kernel-entry  auto, 16, 32, 64  where a Linux kernel is entered (default: auto)\n"
+}
+
+/// What can be chosen of every board.
+const OF_ALL: &[Property] =
+    &[Property { name: "acpi", kind: Type::Switch, default: Some(1), help: "ACPI tables for the guest" }];
+
+/// The board of this name.
+fn board(name: &str) -> Result<&'static Description, Error> {
+    if let Some(board) = boards::find(name) {
+        return Ok(board);
+    }
+    let names = boards::ALL.iter().map(|b| b.name);
+    let there = names.clone().collect::<Vec<_>>().join(", ");
+    // A version may follow: -7.2, -2.11.
+    let is = |later: &&(&str, &str)| name == later.0 || name.starts_with(&format!("{}-", later.0));
+    if let Some((_, what)) = LATER.iter().find(is) {
+        return Err(Error::new(format!("-machine {name} ({what}): not supported yet; there are {there}")));
+    }
+    let hint = did_you_mean("", name, names.chain(LATER.iter().map(|l| l.0)));
+    let hint = if hint.is_empty() { format!(" (accepted: {there})") } else { hint };
+    Err(Error::new(format!("-machine {name}: unknown board{hint}")))
+}
 
 /// What `-machine` gives beside the board: engines from `accel=`, and options that may also stand here.
 #[derive(Debug, Default)]
@@ -130,28 +171,16 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
     let mut props = Props::parse("-machine", text, Some("type"));
     if let Some(name) = props.text("type")? {
         if name == "help" || name == "?" {
-            let mut help = "Boards:\n".to_string();
-            for (name, _, what) in BOARDS.iter().filter(|b| b.1) {
-                help += &format!("  {name:12} {what}\n");
-            }
-            return Err(Error::info(help));
+            return Err(Error::info(list()));
         }
-        // A version may follow: -7.2, -2.11.
-        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.').trim_end_matches('-');
-        let stem = if stem == "pc-q" { "pc-q35" } else { stem };
-        match BOARDS.iter().find(|b| b.0 == name || (b.0 == stem && stem.starts_with("pc-"))) {
-            Some((_, true, _)) => machine.kind = MachineKind::Pc,
-            Some((_, false, what)) => {
-                return Err(Error::new(format!(
-                    "-machine {name} ({what}): not supported yet; there is 'pc'"
-                )));
-            }
-            None => {
-                let hint = did_you_mean("", &name, BOARDS.iter().map(|b| b.0));
-                let hint = if hint.is_empty() { " (accepted: pc)".into() } else { hint };
-                return Err(Error::new(format!("-machine {name}: unknown board{hint}")));
-            }
+        let chosen = board(&name)?;
+        if *chosen != *machine.board {
+            *machine =
+                Machine { board: chosen, chosen: Values::defaults(chosen.properties), ..machine.clone() };
         }
+    }
+    if props.wants_help() {
+        return Err(Error::info(describe(machine.board)));
     }
     let mut arg = MachineArg::default();
     if let Some(names) = props.text("accel")? {
@@ -166,17 +195,15 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
             arg.boot.push((option, value));
         }
     }
-    for (key, field) in [
-        ("acpi", &mut machine.acpi),
-        ("hpet", &mut machine.hpet),
-        ("pit", &mut machine.pit),
-        ("pic", &mut machine.pic),
-    ] {
-        // -machine acpi=auto is QEMU's spelling of the default.
-        match props.switch_or_auto(key)? {
-            Some(Some(on)) => *field = on,
-            Some(None) => *field = true,
-            None => {}
+    // `auto`, QEMU's spelling of the default, is what the board has by itself.
+    if let Some(on) = props.switch_or_auto("acpi")? {
+        machine.acpi = on.unwrap_or(true);
+    }
+    for p in machine.board.properties {
+        if let Some(on) = props.switch_or_auto(p.name)?
+            && let Some(value) = on.map(Value::Switch).or_else(|| p.default_value())
+        {
+            machine.chosen.values.insert(p.name, value);
         }
     }
     if let Some(entry) = props.text("kernel-entry")? {
@@ -447,13 +474,24 @@ mod tests {
         }
         let mut m = Machine::default();
         let arg = machine("hpet=off,acpi=off,accel=kvm:tcg,kernel=vmlinuz", &mut m).unwrap();
-        assert!(!m.hpet && !m.acpi && m.pit);
+        assert!(!m.chosen.switch("hpet") && !m.acpi && m.chosen.switch("pit"));
+        machine("microvm,rtc=off", &mut m).unwrap();
+        assert_eq!((m.board.name, m.chosen.switch("rtc"), m.serials()), ("microvm", false, 1));
+        machine("isa-serial=off", &mut m).unwrap();
+        assert_eq!((m.board.name, m.chosen.switch("rtc"), m.serials()), ("microvm", false, 0));
+        machine("pc", &mut m).unwrap();
+        assert!(m.choose("rtc", false).is_err() && m.chosen.switch("hpet") && !m.acpi);
         assert_eq!(arg.accel.iter().map(|a| a.kind).collect::<Vec<_>>(), [AccelKind::Kvm, AccelKind::Jit]);
         assert_eq!(arg.boot, [("kernel", "vmlinuz".to_string())]);
         let error = |t: &str| machine(t, &mut Machine::default()).unwrap_err().to_string();
-        assert_eq!(error("q35"), "-machine q35 (Q35 + ICH9, 2009): not supported yet; there is 'pc'");
+        assert_eq!(error("q35"), "-machine q35 (Q35 + ICH9, 2009): not supported yet; there are pc, microvm");
         assert!(error("pc-q35-7.2").contains("not supported yet"));
         assert_eq!(error("pcc"), "-machine pcc: unknown board; did you mean 'pc'?");
+        assert!(error("microvm,hpet=on").starts_with("-machine: unknown property 'hpet'"));
+        for (help, text) in [("help", "microvm "), ("microvm,help", "isa-serial "), ("pc,help", "hpet ")] {
+            let e = machine(help, &mut Machine::default()).unwrap_err();
+            assert!(e.is_info() && e.to_string().contains(text), "{e}");
+        }
         machine("kernel-entry=16", &mut m).unwrap();
         assert_eq!(m.kernel_entry, KernelEntry::Real);
         assert_eq!(error("kernel-entry=8"), "-machine kernel-entry=8: accepted are auto, 16, 32, 64");

@@ -99,9 +99,7 @@ impl Consoles {
             if target.backend == CharBackend::None {
                 continue;
             }
-            let Some(&(base, irq)) = COM.get(n) else {
-                bail!("-serial {}: a PC has four serial ports", target.spec);
-            };
+            let Some(&(base, irq)) = COM.get(n) else { continue };
             let line = all
                 .line(cfg, &format!("serial{n}"), target, machine)
                 .with_context(|| format!("-serial {}", target.spec))?;
@@ -112,7 +110,7 @@ impl Consoles {
 
     fn serial(&mut self, board: &mut Board, line: Arc<dyn Chardev>, base: u16, irq: u32) {
         let clock: Arc<dyn mynah_devices::clock::Clock> = board.clock.clone();
-        let serial = Serial::new(line, board.isa_pin(irq as usize), clock);
+        let serial = Serial::new(line, board.pin(irq as usize), clock);
         serial.attach(&board.ports, base);
         board.devices.plug("isa.0", format!("serial@{base:x}"), serial.clone());
         self.serials.push(serial);
@@ -270,10 +268,10 @@ pub fn attach_extra(
         board.devices.plug("isa.0", format!("debugcon@{:x}", debugcon::PORT), console);
     }
     let lines = |id: &str| consoles.named.lock().get(id).cloned();
-    let mut isa_pin = |n: usize| board.isa[n].share();
+    let mut isa_pin = |n: usize| board.pin(n);
     let site = Site {
         ports: &board.ports,
-        pci: &board.pci,
+        pci: board.chips.pci.as_deref(),
         clock: board.clock.clone(),
         events: machine.power().clone(),
         registry: &board.devices,

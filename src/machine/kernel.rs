@@ -104,7 +104,12 @@ fn read_kernel(cfg: &Config) -> anyhow::Result<Option<Kernel>> {
         kind,
         image: Arc::new(image),
         modules: Arc::new(modules),
-        cmdline: cfg.append.clone(),
+        cmdline: match kind {
+            Kind::Linux | Kind::Pvh => {
+                format!("{}{}", cfg.append, (cfg.machine.board.command_line)(&cfg.machine))
+            }
+            _ => cfg.append.clone(),
+        },
         entry: cfg.machine.kernel_entry,
     }))
 }
@@ -167,9 +172,13 @@ impl Boot {
             },
             com_ports: com_ports(cfg),
             acpi: cfg.machine.acpi,
-            hpet: cfg.machine.hpet,
-            s3: true,
-            s4: true,
+            hpet: cfg.machine.chosen.switch("hpet"),
+            pic: cfg.machine.chosen.switch("pic"),
+            chipset: cfg.machine.board.tables,
+            product: cfg.machine.board.product,
+            i8042: cfg.machine.board.pci,
+            s3: cfg.machine.board.sleeps,
+            s4: cfg.machine.board.sleeps,
             uuid: cfg.uuid.unwrap_or([0; 16]),
             ..Default::default()
         };
@@ -215,6 +224,7 @@ impl Boot {
             .with_request(self.long_mode, |r| load(memory, &tables, r))
             .map_err(|e| named(e, memory))?;
         bios.power_on(&mut BoardPlatform::new(board));
+        board.chips.chipset.before_kernel(board);
         Ok(Some(entry))
     }
 
@@ -253,9 +263,9 @@ impl Boot {
             fw_cfg.add_file(name, bytes)?;
         }
         // Firmware moves the power management registers before it reads the tables that say where they are.
-        let (tables, pm, below) = (self.tables(board), board.pm.clone(), memory.below_4g());
+        let (tables, chipset, below) = (self.tables(board), board.chips.chipset.clone(), memory.below_4g());
         fw_cfg.add_late_files(move || {
-            let pm_base = pm.base().unwrap_or(PM_BASE);
+            let pm_base = chipset.pm_base().unwrap_or(PM_BASE);
             acpi_files(&mynah_firmware::Config { pm_base, ..tables.clone() }, below)
         })?;
         let number = |n: u32| n.to_le_bytes().to_vec();

@@ -2,6 +2,7 @@
 
 pub mod bios;
 pub mod board;
+pub mod boards;
 pub mod budget;
 pub mod console;
 pub mod ending;
@@ -32,13 +33,6 @@ use power::Power;
 use saved::Incoming;
 use std::sync::Arc;
 use vcpu::VcpuHandle;
-
-/// RAM below the PCI hole when there is more than fits: the hole starts at 3.5 GiB with less RAM, else at 3 GiB, as on QEMU's board.
-fn below_4g(size: u64) -> u64 {
-    const HOLE: u64 = 0xe000_0000;
-    const HOLE_WITH_MORE: u64 = 0xc000_0000;
-    if size > HOLE { HOLE_WITH_MORE } else { size }
-}
 
 /// Builds the machine of the command line and runs it to its end; the exit code. Signals that end processes end the machine, and nothing it
 /// does keeps the process from ending.
@@ -141,7 +135,7 @@ impl Machine {
                 GuestRam::new(size).with_context(|| format!("-m: cannot map {size} bytes of guest RAM"))?
             }
         };
-        let memory = PhysMemory::new(ram, below_4g(size));
+        let memory = PhysMemory::new(ram, (cfg.machine.board.below_4g)(size));
         let handles: Vec<VcpuHandle> = (0..cfg.smp.cpus)
             .map(|n| VcpuHandle { apic_id: model.apic_id(n), ..Default::default() })
             .collect();
@@ -149,7 +143,7 @@ impl Machine {
         power.connect(handles.clone());
         let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), power, &handles)?;
         power.connect_clock(board.clock.clone());
-        power.connect_button(&board.pm);
+        power.connect_button(&board.chips.button);
         let events = Arc::new(EventLoop::new().context("cannot start the event loop")?);
         let mut consoles = console::Consoles::open(&cfg, &mut board, &handle, &events)?;
         let fw_cfg = console::attach_extra(&cfg, &mut board, &handle, &mut consoles)?;
@@ -424,11 +418,6 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     }
     if (cfg.perf_map || cfg.jitdump) && engine(cfg) != Some(AccelKind::Jit) {
         bail!("-perfmap, -jitdump: it is translated code that they name; use -accel jit");
-    }
-    for (on, name) in [(cfg.machine.pit, "pit"), (cfg.machine.pic, "pic")] {
-        if !on {
-            bail!("-machine {name}=off: a PC without it is not supported yet");
-        }
     }
     if let Some(c) = cfg.chardevs.iter().find(|c| c.log_file.is_some()) {
         bail!("-chardev id={}: logfile= is not supported yet", c.id);

@@ -2,7 +2,7 @@
 use super::vcpu::VcpuHandle;
 use crate::config::{PanicAction, RebootAction, ShutdownAction, exit_code};
 use mynah_cpu::CpuV1;
-use mynah_devices::chipset::Piix4Pm;
+use mynah_devices::chipset::PowerButton;
 use mynah_devices::clock::HostClock;
 use mynah_devices::events::{MachineEvents, ResetCause, SleepState, WakeCause};
 use parking_lot::{Condvar, Mutex};
@@ -99,7 +99,7 @@ pub struct Power {
     vcpus: OnceLock<Vec<VcpuHandle>>,
     clock: OnceLock<Arc<HostClock>>,
     /// Weak, as the chip has the machine.
-    button: OnceLock<Weak<Piix4Pm>>,
+    button: OnceLock<Weak<dyn PowerButton>>,
     /// Held by the one who wants to know what vCPUs are doing. Before `state`.
     asking: Mutex<()>,
 }
@@ -162,14 +162,14 @@ impl Power {
     }
 
     /// Names the chip that the power button is wired to. Once.
-    pub fn connect_button(&self, chip: &Arc<Piix4Pm>) {
+    pub fn connect_button(&self, chip: &Arc<dyn PowerButton>) {
         let _ = self.button.set(Arc::downgrade(chip));
     }
 
     /// Presses the power button: what that means is the guest's business.
     pub fn press_button(&self) {
         if let Some(chip) = self.button.get().and_then(Weak::upgrade) {
-            chip.power_button();
+            chip.press();
         }
     }
 

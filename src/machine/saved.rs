@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   0    8  "MYNAHSAV"
-//!   8    4  version of this layout: 1
+//!   8    4  version of this layout: 2
 //!   12   4  0: RAM as it lies in the guest, with holes where it is zero; 1: only what is not zero, piece after piece
 //!   16   8  bytes of the head
 //!   24   8  where RAM begins in the file, a multiple of 2 MiB (layout 0)
@@ -36,7 +36,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: [u8; 8] = *b"MYNAHSAV";
 /// The version of the layout. States of devices have versions of their own.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bytes before the head.
 const PREFIX: usize = 64;
 /// Bytes that a head may have: it is read before it is checked.
@@ -60,10 +60,15 @@ enum Layout {
 
 /// What a machine must have in common with the saved one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Make {
-    ram: u64,
-    vcpus: u32,
-    cpu: String,
+pub struct Make {
+    /// The board, and what was chosen of it, as `-machine` has it.
+    pub board: String,
+    /// Bytes of RAM.
+    pub ram: u64,
+    /// Processors.
+    pub vcpus: u32,
+    /// Their model, as `-cpu` has it, and how they are packaged.
+    pub cpu: String,
 }
 
 impl Make {
@@ -77,12 +82,19 @@ impl Make {
         }
         let s = &cfg.smp;
         cpu.push_str(&format!(" dies={},cores={},threads={}", s.dies, s.cores, s.threads));
-        Self { ram: cfg.memory.size, vcpus: cfg.smp.cpus, cpu }
+        let mut board = cfg.machine.board.name.to_owned();
+        for (name, value) in &cfg.machine.chosen.values {
+            board.push_str(&format!(",{name}={value}"));
+        }
+        Self { board, ram: cfg.memory.size, vcpus: cfg.smp.cpus, cpu }
     }
 
     /// Why a machine that was saved as this one cannot go on as that one.
     fn differs(&self, here: &Make) -> Option<String> {
-        let Make { ram, vcpus, cpu } = self;
+        let Make { board, ram, vcpus, cpu } = self;
+        if *board != here.board {
+            return Some(format!("it has -machine {board}; this machine has -machine {}", here.board));
+        }
         if *ram != here.ram {
             let size = |bytes: u64| match bytes >> 20 {
                 mib if mib << 20 == bytes => format!("{mib}M"),
@@ -100,21 +112,24 @@ impl Make {
 }
 
 /// All but RAM.
-#[derive(Debug, Serialize, Deserialize)]
-struct Head {
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Head {
     /// The program's version, for people.
-    program: String,
-    make: Make,
+    pub program: String,
+    /// What it has in common with every machine that goes on from here.
+    pub make: Make,
     /// Guest time in nanoseconds.
-    now: u64,
+    pub now: u64,
     /// It ran when it was saved, and goes on by itself.
-    running: bool,
+    pub running: bool,
     /// It is in S3.
-    asleep: bool,
-    cpus: Vec<Saved>,
-    devices: Vec<Saved>,
+    pub asleep: bool,
+    /// The states of the vCPUs.
+    pub cpus: Vec<Saved>,
+    /// The states of the devices.
+    pub devices: Vec<Saved>,
     /// For each block of RAM: which pages are not zero, and their checksum.
-    blocks: Vec<(u64, u64)>,
+    pub blocks: Vec<(u64, u64)>,
 }
 
 /// Copies block `n` of RAM. The machine stands still.

@@ -8,17 +8,27 @@
 //!            port F0h                        FERR#, IGNNE# and IRQ 13
 //! ```
 //!
+//! `acpi_ged` is the power management of boards without such a chipset.
+//!
 //! The IDE and USB functions of PIIX (00:01.1, 00:01.2) are storage's and USB's. Interrupt controllers,
 //! timers and their ports are elsewhere too.
 
+pub mod acpi_ged;
 pub mod ferr;
 pub mod i440fx;
 pub mod piix3;
 pub mod piix4_pm;
 pub mod port92;
 
+pub use acpi_ged::AcpiGed;
 pub use ferr::Ferr;
 pub use i440fx::I440fx;
 pub use piix3::Piix3;
 pub use piix4_pm::Piix4Pm;
 pub use port92::Port92;
+
+/// What a power button is wired to.
+pub trait PowerButton: Send + Sync {
+    /// It is pressed: what that means is the guest's business.
+    fn press(&self);
+}

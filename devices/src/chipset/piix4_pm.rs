@@ -221,11 +221,6 @@ impl Piix4Pm {
         self.config_write(reg::INTERRUPT_LINE, 1, SCI_IRQ);
     }
 
-    /// Presses the power button: its status bit is set and, if enabled, the SCI rises.
-    pub fn power_button(&self) {
-        self.raise(pm1::POWER_BUTTON);
-    }
-
     /// Names the clock that the PM timer counts by, which must be the one behind the count given to `new`:
     /// from now on TMR_STS is set when the timer's highest bit changes. Only the first call counts.
     pub fn follow(&self, clock: &Arc<dyn Clock>) {
@@ -483,6 +478,13 @@ impl PciDevice for Piix4Pm {
     }
 }
 
+impl super::PowerButton for Piix4Pm {
+    /// Its status bit is set and, if enabled, the SCI rises.
+    fn press(&self) {
+        self.raise(pm1::POWER_BUTTON);
+    }
+}
+
 /// What is saved of a power manager.
 #[derive(Serialize, Deserialize)]
 pub struct Piix4PmV1 {
@@ -533,6 +535,7 @@ impl Device for Piix4Pm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chipset::PowerButton;
     use crate::clock::{ManualClock, SECOND};
     use crate::events::testing::{Recorder, hammer};
     use crate::pci::testing::Pc;
@@ -575,7 +578,7 @@ mod tests {
     fn the_power_button_raises_the_sci_until_its_status_is_cleared() {
         let (pc, chip, sci, _) = setup();
         pc.ports.write(0x602, 2, 0x0100);
-        chip.power_button();
+        chip.press();
         assert!(!sci.level(), "not before ACPI is on");
         pc.ports.write(0xb2, 1, ACPI_ENABLE.into());
         assert!(sci.level());
@@ -589,7 +592,7 @@ mod tests {
     fn events_that_are_not_enabled_raise_nothing() {
         let (pc, chip, sci, _) = setup();
         pc.ports.write(0xb2, 1, ACPI_ENABLE.into());
-        chip.power_button();
+        chip.press();
         chip.general_event(3);
         assert!(!sci.level());
         assert_eq!(pc.ports.read(0xafe0, 2), 8);
@@ -644,14 +647,14 @@ mod tests {
         pc.ports.write(0xb2, 1, ACPI_ENABLE.into());
         assert!(chip.acpi_mode());
         chip.rtc_alarm();
-        chip.power_button();
+        chip.press();
         assert!(events.take().is_empty(), "nothing is enabled");
         pc.ports.write(0x600, 2, 0xffff);
         // RTC_EN.
         pc.ports.write(0x602, 2, 1 << 10);
         pc.ports.write(0x604, 2, 1 << 10 | 1 << 13);
         assert_eq!(events.take(), ["sleep S3"]);
-        chip.power_button();
+        chip.press();
         assert!(events.take().is_empty());
         chip.rtc_alarm();
         assert_eq!(events.take(), ["wake RtcAlarm"]);

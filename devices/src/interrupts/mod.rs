@@ -28,7 +28,7 @@ pub trait EoiSink: Send + Sync {
 /// The PC's interrupt wiring: global system interrupt n reaches PIC input n (n < 16) and I/O APIC pin n, but for the timer: GSI 0
 /// stands for ISA IRQ 0, which is on pin 2 of the I/O APIC (the MADT must say so in an interrupt source override).
 pub struct GsiRouter {
-    pic: Arc<pic::Pic>,
+    pic: Option<Arc<pic::Pic>>,
     ioapic: Arc<ioapic::Ioapic>,
     /// Rising edges of each wire since the machine was built.
     raised: [AtomicU64; GSIS],
@@ -38,8 +38,8 @@ pub struct GsiRouter {
 const GSIS: usize = 24;
 
 impl GsiRouter {
-    /// Wires inputs to both controllers.
-    pub fn new(pic: Arc<pic::Pic>, ioapic: Arc<ioapic::Ioapic>) -> Arc<Self> {
+    /// Wires inputs to both controllers, or to the I/O APIC alone.
+    pub fn new(pic: Option<Arc<pic::Pic>>, ioapic: Arc<ioapic::Ioapic>) -> Arc<Self> {
         Arc::new(Self { pic, ioapic, raised: Default::default() })
     }
 
@@ -54,28 +54,22 @@ impl IrqSink for GsiRouter {
         if let Some(n) = self.raised.get(line as usize).filter(|_| level) {
             n.fetch_add(1, Ordering::Relaxed);
         }
-        match line {
-            0 => {
-                self.pic.set(0, level);
-                self.ioapic.set(2, level);
-            }
-            // IRQ 2 is the cascade.
-            2 => {}
-            1..=15 => {
-                self.pic.set(line, level);
-                self.ioapic.set(line, level);
-            }
-            _ => self.ioapic.set(line, level),
+        // IRQ 2 is the cascade.
+        if line == 2 {
+            return;
         }
+        if let Some(pic) = self.pic.as_ref().filter(|_| line < 16) {
+            pic.set(line, level);
+        }
+        self.ioapic.set(if line == 0 { 2 } else { line }, level);
     }
 
     fn edge(&self, line: u32) -> Edge {
-        match line {
-            0 => self.pic.edge(0).max(self.ioapic.edge(2)),
-            2 => Edge::Uncounted,
-            1..=15 => self.pic.edge(line).max(self.ioapic.edge(line)),
-            _ => self.ioapic.edge(line),
+        if line == 2 {
+            return Edge::Uncounted;
         }
+        let seen = self.ioapic.edge(if line == 0 { 2 } else { line });
+        self.pic.as_ref().filter(|_| line < 16).map_or(seen, |pic| pic.edge(line).max(seen))
     }
 }
 

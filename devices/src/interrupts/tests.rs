@@ -22,7 +22,7 @@ fn isa_interrupts_reach_both_controllers_and_the_timer_is_on_pin_2() {
         ioapic.write(0x10, 4, 0x40 + pin);
     }
     let pic = pic::Pic::new(Irq::unconnected());
-    let router = GsiRouter::new(pic.clone(), ioapic);
+    let router = GsiRouter::new(Some(pic.clone()), ioapic);
     for gsi in [0, 2, 4, 19, 24] {
         Irq::new(router.clone(), gsi).pulse();
     }

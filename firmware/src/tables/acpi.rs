@@ -8,12 +8,13 @@
 //!
 //! `acpi_tables` has the FADT, the FACS and some of the MADT's entries; its RSDP has no room for an RSDT, which ACPI 1.0
 //! reads, and its MADT neither flags nor interrupt source overrides.
-use super::{Config, GPE0_BASE, HPET_BASE, IOAPIC_BASE, LAPIC_BASE, SCI_IRQ, SMI_CMD, dsdt};
+use super::{Chipset, Config, GPE0_BASE, HPET_BASE, IOAPIC_BASE, LAPIC_BASE, SCI_IRQ, SMI_CMD, dsdt};
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags::*};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use mynah_devices::chipset::acpi_ged;
 
 const OEM_ID: &[u8; 6] = b"MYNAH ";
 const OEM_TABLE_ID: &[u8; 8] = b"MYNAHPC ";
@@ -102,8 +103,12 @@ pub(super) fn build(
     }
     let rsdp = rsdp(address(count + 1) as u32, address(count + 2));
     let parts: Vec<_> = offsets.iter().copied().zip(all.iter().map(Vec::len)).collect();
-    // FIRMWARE_CTRL, DSDT and X_DSDT of the FADT; then what RSDT and XSDT list.
-    let mut pointers: Vec<_> = [(36, 4), (40, 4), (140, 8)].map(|(at, n)| (offsets[1] + at, n)).to_vec();
+    // FIRMWARE_CTRL, DSDT and X_DSDT of the FADT; then what RSDT and XSDT list. Hardware-reduced ACPI has no FACS.
+    let in_fadt: &[_] = match cfg.chipset {
+        Chipset::I440fx => &[(36, 4), (40, 4), (140, 8)],
+        Chipset::Reduced { .. } => &[(40, 4), (140, 8)],
+    };
+    let mut pointers: Vec<_> = in_fadt.iter().map(|&(at, n)| (offsets[1] + at, n)).collect();
     for i in 0..count {
         pointers.push((offsets[count + 1] + 36 + 4 * i, 4));
         pointers.push((offsets[count + 2] + 36 + 8 * i, 8));
@@ -143,6 +148,9 @@ fn fadt(cfg: &Config, facs: u32, dsdt: u64) -> Vec<u8> {
     const HAS_8042: u16 = 1 << 1;
     const NO_VGA: u16 = 1 << 2;
 
+    if let Chipset::Reduced { ged, .. } = cfg.chipset {
+        return reduced_fadt(cfg, dsdt, ged);
+    }
     let mut f = FADTBuilder::new(*OEM_ID, *OEM_TABLE_ID, 1);
     let (pm1_evt, pm1_cnt, pm_tmr) = (cfg.pm_base, cfg.pm_base + 4, cfg.pm_base + 8);
     f.firmware_ctrl = facs.into();
@@ -181,13 +189,39 @@ fn fadt(cfg: &Config, facs: u32, dsdt: u64) -> Vec<u8> {
     table(b"FACP", 3, &all[36..FADT_LEN])
 }
 
+/// The FADT of hardware-reduced ACPI (4.1): power off and reset by memory-mapped registers, and the PM timer.
+fn reduced_fadt(cfg: &Config, dsdt: u64, ged: u32) -> Vec<u8> {
+    const LEGACY_DEVICES: u16 = 1 << 0;
+    const NO_VGA: u16 = 1 << 2;
+    let register = |offset: u64| {
+        let address = u64::from(ged) + offset;
+        GAS::new(AddressSpace::SystemMemory, 8, 0, AccessSize::ByteAccess, address)
+    };
+    let mut f = FADTBuilder::new(*OEM_ID, *OEM_TABLE_ID, 1);
+    f.dsdt = (dsdt as u32).into();
+    f.x_dsdt = dsdt.into();
+    f.iapc_boot_arch = (LEGACY_DEVICES | NO_VGA).into();
+    for flag in [Wbinvd, ProcC1, ResetRegSup, HwReducedAcpi] {
+        f = f.flag(flag);
+    }
+    f.reset_reg = register(acpi_ged::RESET);
+    f.reset_value = acpi_ged::RESET_VALUE;
+    f.sleep_control_reg = register(acpi_ged::SLEEP_CONTROL);
+    f.sleep_status_reg = register(acpi_ged::SLEEP_STATUS);
+    // A clock that needs no interrupt: what a kernel measures its processor by.
+    let timer = cfg.pm_base + 8;
+    (f.pm_tmr_blk, f.pm_tmr_len) = (u32::from(timer).into(), 4);
+    f.x_pm_tmr_blk = self::register(timer, 32, AccessSize::DwordAccess);
+    table(b"FACP", 6, &bytes(&f.finalize())[36..])
+}
+
 /// 5.2.12. Processors first, the boot processor before all others; then the IOAPIC and how ISA interrupts
 /// differ from the default.
 fn madt(cfg: &Config) -> Vec<u8> {
     const ALL: u32 = u32::MAX;
     let mut m = Vec::new();
     m.extend(LAPIC_BASE.to_le_bytes());
-    m.extend(1u32.to_le_bytes()); // PCAT_COMPAT: there are 8259s
+    m.extend(u32::from(cfg.pic).to_le_bytes()); // PCAT_COMPAT: there are 8259s
     for (uid, &id) in cfg.apic_ids.iter().enumerate() {
         let uid = uid as u32;
         if id < 255 && uid < 255 {
@@ -208,8 +242,10 @@ fn madt(cfg: &Config) -> Vec<u8> {
         source_override(0, 2, 0);
     }
     const LEVEL_HIGH: u16 = 0x0d;
-    for irq in super::LEVEL_IRQS {
-        source_override(irq, irq.into(), LEVEL_HIGH);
+    if cfg.chipset == Chipset::I440fx {
+        for irq in super::LEVEL_IRQS {
+            source_override(irq, irq.into(), LEVEL_HIGH);
+        }
     }
     m.extend([4, 6, 0xff, 0, 0, 1]); // NMI on LINT1 of every local APIC
     if cfg.apic_ids.iter().any(|&id| id >= 255) || cfg.apic_ids.len() > 255 {

@@ -8,7 +8,7 @@
 //!
 //! Source: ACPI 6.5 chapters 5-7; PIIX3 data sheet (290550-002) 2.2 for the PIRQRC registers.
 use super::resources::SharedInterrupts;
-use super::{Config, SCI_IRQ};
+use super::{Chipset, Config, SCI_IRQ};
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Field,
     FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, If, LessThan, Method, MethodCall, OpRegion,
@@ -16,6 +16,7 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, AmlSink};
 use mynah_devices::aml::{Fragment, STA_HIDDEN, STA_ON, Under, crs, encode, hid, io, name};
+use mynah_devices::chipset::acpi_ged;
 
 /// The PIRQ registers' "no interrupt" bit (PIIX3, PIRQRC bit 7).
 const PIRQ_DISABLED: u8 = 0x80;
@@ -40,6 +41,12 @@ impl Aml for Raw {
 pub(super) fn definition_block(cfg: &Config, below_4g: u64) -> Vec<u8> {
     let all = fragments(cfg, below_4g);
     let under = |place| Raw(all.iter().filter(|f| f.under == place).flat_map(|f| &f.aml).copied().collect());
+    if cfg.chipset != Chipset::I440fx {
+        // Without PCI what is on the ISA bus stands by itself.
+        let (isa, system_bus) = (under(Under::Isa), under(Under::SystemBus));
+        let system_bus = Scope::new("\\_SB_".into(), vec![&isa, &system_bus]);
+        return encode(&[&system_bus, &under(Under::Root)]);
+    }
     let (isa_address, isa_devices, pci_devices) =
         (name("_ADR", &0x0001_0000u32), under(Under::Isa), under(Under::Pci));
     let isa = Device::new("ISA_".into(), vec![&isa_address, &isa_devices]);
@@ -50,11 +57,18 @@ pub(super) fn definition_block(cfg: &Config, below_4g: u64) -> Vec<u8> {
 /// What is in the DSDT of this machine: what the board is, and what its devices say of themselves.
 fn fragments(cfg: &Config, below_4g: u64) -> Vec<Fragment> {
     let board = |under, aml| Fragment { under, aml };
-    let mut all = vec![
+    let mut all = Vec::new();
+    if cfg.chipset != Chipset::I440fx {
+        all.extend(cfg.devices.iter().cloned());
+        all.push(board(Under::SystemBus, processors(cfg)));
+        all.push(board(Under::Root, soft_off(acpi_ged::SLP_TYP_S5)));
+        return all;
+    }
+    all.extend([
         board(Under::Pci, host_bridge(cfg, below_4g)),
         board(Under::Pci, pci_routing()),
         board(Under::Isa, pirq_registers()),
-    ];
+    ]);
     all.extend(cfg.devices.iter().cloned());
     all.push(board(Under::SystemBus, interrupt_links()));
     all.push(board(Under::SystemBus, processors(cfg)));
@@ -184,16 +198,21 @@ fn processors(cfg: &Config) -> Vec<u8> {
 
 /// SLP_TYP values of PM1a_CNT (PIIX4 data sheet, 7.1.3): 0 soft off, 1 suspend to RAM, 2 suspend to disk.
 fn sleep_states(cfg: &Config) -> Vec<u8> {
-    let state = |path: &str, slp_typ: u8| {
-        encode(&[&name(path, &Package::new(vec![&slp_typ, &slp_typ, &ZERO, &ZERO]))])
-    };
     let mut aml = Vec::new();
     if cfg.s3 {
-        aml.extend(state("\\_S3_", 1));
+        aml.extend(sleep_state("\\_S3_", 1));
     }
     if cfg.s4 {
-        aml.extend(state("\\_S4_", 2));
+        aml.extend(sleep_state("\\_S4_", 2));
     }
-    aml.extend(state("\\_S5_", 0));
+    aml.extend(soft_off(0));
     aml
+}
+
+fn soft_off(slp_typ: u8) -> Vec<u8> {
+    sleep_state("\\_S5_", slp_typ)
+}
+
+fn sleep_state(path: &str, slp_typ: u8) -> Vec<u8> {
+    encode(&[&name(path, &Package::new(vec![&slp_typ, &slp_typ, &ZERO, &ZERO]))])
 }

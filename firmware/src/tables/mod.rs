@@ -63,8 +63,6 @@ pub const PIRQ_ROUTES: [u8; 4] = [10, 10, 11, 11];
 pub const EBDA: u64 = 0x9_fc00;
 /// Who makes the machine, according to SMBIOS.
 pub const MANUFACTURER: &str = "Mynah";
-/// What it is, according to SMBIOS.
-pub const PRODUCT: &str = "Standard PC (i440FX + PIIX, 1996)";
 
 /// The BIOS area, as far as tables may fill it (the rest is for real-mode code).
 const BIOS_TABLES: std::ops::Range<u64> = 0xf_0000..0xf_c000;
@@ -89,6 +87,20 @@ pub struct CpuInfo {
     pub long_mode: bool,
 }
 
+/// What a board's power management and buses are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chipset {
+    /// PIIX4's registers at [`Config::pm_base`]; PCI with PIIX3's interrupt routing.
+    I440fx,
+    /// Hardware-reduced ACPI with a generic event device (see `mynah_devices::chipset::acpi_ged`); no PCI.
+    Reduced {
+        /// Where its registers are.
+        ged: u32,
+        /// Its interrupt.
+        irq: u8,
+    },
+}
+
 /// The machine that the tables describe. RAM is taken from the guest memory itself.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -100,8 +112,14 @@ pub struct Config {
     pub com_ports: [bool; 4],
     /// ACPI tables are made; without them the guest has the MP table.
     pub acpi: bool,
+    /// What power management and buses are.
+    pub chipset: Chipset,
+    /// What the machine is, according to SMBIOS.
+    pub product: &'static str,
     /// There is an HPET.
     pub hpet: bool,
+    /// There are 8259s.
+    pub pic: bool,
     /// ISA IRQ 0 arrives at pin 2 of the IOAPIC.
     pub irq0_override: bool,
     /// Base of the power management registers.
@@ -132,7 +150,10 @@ impl Default for Config {
             cpu: CpuInfo::default(),
             com_ports: [true, false, false, false],
             acpi: true,
+            chipset: Chipset::I440fx,
+            product: "Standard PC (i440FX + PIIX, 1996)",
             hpet: true,
+            pic: true,
             irq0_override: true,
             pm_base: PM_BASE,
             pm_timer_32bit: false,

@@ -5,7 +5,7 @@
 //!
 //! Source: Intel MultiProcessor Specification 1.4, chapter 4.
 use super::acpi::fix_checksum;
-use super::{Config, IOAPIC_BASE, IOAPIC_ID, LAPIC_BASE, LEVEL_IRQS, PIRQ_ROUTES, SCI_IRQ, dsdt};
+use super::{Chipset, Config, IOAPIC_BASE, IOAPIC_ID, LAPIC_BASE, LEVEL_IRQS, PIRQ_ROUTES, SCI_IRQ, dsdt};
 
 const BUS_PCI: u8 = 0;
 const BUS_ISA: u8 = 1;
@@ -47,20 +47,24 @@ pub(super) fn build(cfg: &Config) -> Vec<u8> {
         p[8..12].copy_from_slice(&cfg.cpu.features.to_le_bytes());
         entry(&p);
     }
-    entry(&[&[1, BUS_PCI][..], b"PCI   "].concat());
+    let pci = cfg.chipset == Chipset::I440fx;
+    if pci {
+        entry(&[&[1, BUS_PCI][..], b"PCI   "].concat());
+    }
     entry(&[&[1, BUS_ISA][..], b"ISA   "].concat());
     entry(&[&[2, IOAPIC_ID, 0x11, 1][..], &IOAPIC_BASE.to_le_bytes()].concat());
     let interrupt = |class: u8, kind: u8, flags: u16, bus: u8, irq: u8, apic: u8, pin: u8| {
         let [low, high] = flags.to_le_bytes();
         [class, kind, low, high, bus, irq, apic, pin]
     };
-    for (slot, pin) in (0..32u8).flat_map(|slot| (0..4u8).map(move |pin| (slot, pin))) {
+    let slots = if pci { 0..32u8 } else { 0..0 };
+    for (slot, pin) in slots.flat_map(|slot| (0..4u8).map(move |pin| (slot, pin))) {
         let irq = if (slot, pin) == (1, 0) { SCI_IRQ } else { PIRQ_ROUTES[dsdt::pirq(slot, pin)] };
         entry(&interrupt(3, INT, LEVEL_HIGH, BUS_PCI, slot << 2 | pin, IOAPIC_ID, irq));
     }
     for irq in (0..16u8).filter(|&irq| irq != 2) {
         let pin = if irq == 0 && cfg.irq0_override { 2 } else { irq };
-        let flags = if LEVEL_IRQS.contains(&irq) { LEVEL_HIGH } else { BUS_DEFAULT };
+        let flags = if pci && LEVEL_IRQS.contains(&irq) { LEVEL_HIGH } else { BUS_DEFAULT };
         entry(&interrupt(3, INT, flags, BUS_ISA, irq, IOAPIC_ID, pin));
     }
     entry(&interrupt(4, EXT_INT, BUS_DEFAULT, BUS_ISA, 0, ALL_APICS, 0));

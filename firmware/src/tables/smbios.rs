@@ -4,7 +4,7 @@
 //!
 //! Source: DMTF DSP0134, version 2.8.0.
 use super::acpi::fix_checksum;
-use super::{Config, MANUFACTURER, PRODUCT};
+use super::{Config, MANUFACTURER};
 
 /// A structure that holds "see the 64-bit field" in its old 32-bit one.
 const SEE_EXTENDED: u32 = u32::MAX;
@@ -150,7 +150,7 @@ fn system(all: &mut Structures, cfg: &Config) {
     ];
     let s = Structure::new(1, 0x100)
         .string(MANUFACTURER)
-        .string(PRODUCT)
+        .string(cfg.product)
         .string(env!("CARGO_PKG_VERSION"))
         .u8(0)
         .raw(&uuid)

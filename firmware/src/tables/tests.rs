@@ -89,7 +89,9 @@ fn acpi_tables(mem: &SparseMemory, t: &Tables) -> Vec<(String, Vec<u8>)> {
     }
     let fadt = list.iter().find(|t| t.0 == "FACP").unwrap().1.clone();
     let pointer = |at: usize| u64::from(u32::from_le_bytes(fadt[at..at + 4].try_into().unwrap()));
-    list.extend([read(pointer(36)), read(pointer(40)), rsdt, xsdt]);
+    // Hardware-reduced ACPI has no FACS.
+    list.extend((pointer(36) != 0).then(|| read(pointer(36))));
+    list.extend([read(pointer(40)), rsdt, xsdt]);
     list
 }
 
@@ -191,6 +193,31 @@ fn madt_lists_processors_by_the_apic_they_have() {
     assert_eq!(nmis, [1, 4, 10], "IOAPIC, local NMI, x2APIC NMI");
 }
 
+/// A board without PCI.
+fn reduced() -> Config {
+    let chipset = Chipset::Reduced { ged: 0xfea0_0000, irq: 9 };
+    Config { chipset, product: "microvm", hpet: false, pic: false, i8042: false, ..Config::default() }
+}
+
+#[test]
+fn hardware_reduced_acpi_has_its_registers_and_neither_fixed_events_nor_pci() {
+    let mem = SparseMemory::new(RAM, 0);
+    let t = build_tables(&mem, &reduced()).unwrap();
+    let list = acpi_tables(&mem, &t);
+    let fadt = find(&list, "FACP");
+    let u32_at = |at: usize| u32::from_le_bytes(fadt[at..at + 4].try_into().unwrap());
+    let gas = |at: usize| (fadt[at], fadt[at + 1], u32_at(at + 4));
+    assert_eq!((u32_at(112) >> 20 & 1, u32_at(36)), (1, 0), "the flag; no FACS");
+    assert_eq!((gas(244), gas(256)), ((0, 8, 0xfea0_0200), (0, 8, 0xfea0_0201)), "sleep control, status");
+    assert_eq!((gas(116), fadt[128]), ((0, 8, 0xfea0_0202), 0x42), "reset");
+    assert_eq!((u32_at(56), u32_at(64), u32_at(80)), (0, 0, 0), "PM1a and GPE0");
+    assert_eq!(u32_at(76), 0x608, "PM timer");
+    let madt = find(&list, "APIC");
+    assert_eq!(madt[40] & 1, 0, "no 8259s");
+    let dsdt = find(&list, "DSDT");
+    assert!(!dsdt.windows(4).any(|w| w == b"PCI0"));
+}
+
 /// Disassembles, compiles again and compares: what ACPICA reads is what was meant, to the byte.
 #[test]
 fn iasl_disassembles_the_dsdt_and_compiles_it_to_the_same_bytes() {
@@ -198,7 +225,8 @@ fn iasl_disassembles_the_dsdt_and_compiles_it_to_the_same_bytes() {
         eprintln!("SKIPPED: no iasl (Debian: acpica-tools) on this host");
         return;
     }
-    for (n, cfg) in [everything(), bare(), Config::default()].into_iter().enumerate() {
+    let reduced = Config { devices: everything().devices, ..reduced() };
+    for (n, cfg) in [everything(), bare(), Config::default(), reduced].into_iter().enumerate() {
         let mem = SparseMemory::new(RAM, 0);
         let list = acpi_tables(&mem, &build_tables(&mem, &cfg).unwrap());
         let dir = std::env::temp_dir().join(format!("mynah-iasl-{}-{n}", std::process::id()));

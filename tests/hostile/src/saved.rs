@@ -1,8 +1,7 @@
 //! Saved machines that somebody has changed: states of chips and vCPUs, RAM and what the file says of itself, with all
 //! checksums right (or not). Each is restored, runs if it is not refused, and is asked and told things.
 //!
-//! The file's layout is that of the head of `src/machine/saved.rs`. [`Head`] is what stands there; where the two
-//! differ, the machine that is to be changed cannot be read, which is a finding.
+//! The file's layout is that of the head of `src/machine/saved.rs`.
 use crate::guest::Guest;
 use crate::machine::{PATIENCE, RAM, Setup};
 use crate::{Engine, Profile};
@@ -11,13 +10,13 @@ use mynah::cli::build;
 use mynah::config::Config;
 use mynah::machine::board::{Board, Firmware};
 use mynah::machine::power::Power;
+use mynah::machine::saved::Head;
 use mynah::machine::vcpu::VcpuHandle;
 use mynah::machine::{Handle, Machine};
 use mynah_cpu::{Cpu, CpuModel, CpuV1, World};
 use mynah_devices::device::{Saved, encode};
 use mynah_mmu::{GuestRam, PhysMemory};
 use mynah_oracle::rng::Rng;
-use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -30,25 +29,6 @@ const PAGE: usize = 4096;
 const BLOCK: usize = 64 * PAGE;
 /// Cases that change one and the same machine.
 const TURN: u64 = 25;
-
-#[derive(Clone, Serialize, Deserialize)]
-struct Make {
-    ram: u64,
-    vcpus: u32,
-    cpu: String,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-struct Head {
-    program: String,
-    make: Make,
-    now: u64,
-    running: bool,
-    asleep: bool,
-    cpus: Vec<Saved>,
-    devices: Vec<Saved>,
-    blocks: Vec<(u64, u64)>,
-}
 
 /// A saved machine, taken apart.
 #[derive(Clone)]

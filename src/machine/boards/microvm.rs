@@ -1,0 +1,99 @@
+//! `microvm`: no PCI and little else, for the shortest boot. Devices are virtio-mmio; power management is ACPI's
+//! hardware-reduced one, by a generic event device.
+//!
+//! The 8259A pair, the 8254 and the RTC are there unless left out, as in QEMU without KVM. Linux leaves the 8254 alone
+//! where ACPI is hardware-reduced, so there is ACPI's PM timer as well, which QEMU's board lacks. It measures its TSC by
+//! that for some 50 us only, of which a part is spent in translating the code that does it: so it is told the rate.
+use super::{Chips, Chipset, Description, Wiring, common, switch};
+use crate::config::Machine;
+use crate::machine::board::{Board, Firmware, TSC_HZ};
+use crate::machine::shadow::{Rom, Shadows};
+use mynah_devices::bus::PortIo;
+use mynah_devices::chipset::AcpiGed;
+use mynah_devices::chipset::acpi_ged;
+use mynah_devices::chipset::i440fx::I440fx;
+use mynah_devices::chipset::piix4_pm::PM_TIMER;
+use mynah_devices::clock::Clock;
+use mynah_devices::timers::pm_timer::pm_timer_value;
+use mynah_firmware::tables;
+use std::sync::Arc;
+
+/// The smallest.
+pub static MICROVM: Description = Description {
+    name: "microvm",
+    versioned: &[],
+    about: "no PCI, virtio-mmio devices, the shortest boot",
+    product: "microvm",
+    properties: &[
+        switch("pic", true, "the 8259A pair"),
+        switch("pit", true, "the 8254"),
+        switch("rtc", true, "the real-time clock"),
+        switch("isa-serial", true, "COM1"),
+        switch("auto-kernel-cmdline", true, "a Linux kernel's command line tells it what it cannot find out"),
+    ],
+    below_4g,
+    serials: 1,
+    pci: false,
+    sleeps: false,
+    command_line,
+    tables: tables::Chipset::Reduced { ged: acpi_ged::BASE as u32, irq: acpi_ged::IRQ as u8 },
+    chips,
+};
+
+/// The hole is the last GiB below 4 GiB.
+fn below_4g(size: u64) -> u64 {
+    const HOLE: u64 = 0xc000_0000;
+    size.min(HOLE)
+}
+
+fn command_line(machine: &Machine) -> String {
+    match machine.chosen.switch("auto-kernel-cmdline") && machine.acpi {
+        true => format!(" tsc_early_khz={}", TSC_HZ / 1000),
+        false => String::new(),
+    }
+}
+
+fn chips(w: &mut Wiring<'_>) -> Chips {
+    common::interrupts(w);
+    common::pit(w);
+    if w.on("rtc") {
+        common::rtc(w);
+    }
+    // Nothing changes what the first MiB shows: RAM, or the end of a firmware image.
+    if let Firmware::Image(image) = w.firmware {
+        let rom = Rom::map(w.memory, image.clone());
+        Shadows::new(w.memory.clone(), Some(rom), I440fx::new(|_| {}).shadows());
+    }
+    let ged = AcpiGed::new(w.pin(acpi_ged::IRQ as usize), w.power.clone());
+    w.memory.map_mmio(acpi_ged::BASE, acpi_ged::LEN, ged.clone());
+    w.ports.map(tables::PM_BASE + PM_TIMER, 4, Arc::new(PmTimer(w.clock.clone())));
+    w.ports.map(0x80, 1, Arc::new(common::Delay));
+    w.plug("main-system-bus", "acpi-ged", ged.clone());
+    Chips { pci: None, button: ged, ferr: None, chipset: Arc::new(Nothing) }
+}
+
+/// ACPI's PM timer (ACPI 6.5, 4.8.3.3), of 24 bits and without an interrupt.
+struct PmTimer(Arc<dyn Clock>);
+
+impl PortIo for PmTimer {
+    fn name(&self) -> &'static str {
+        "pm-timer"
+    }
+    fn read(&self, offset: u16, size: u8) -> u32 {
+        let value = pm_timer_value(self.0.now()) >> (8 * offset);
+        if size < 4 { value & ((1 << (8 * size)) - 1) } else { value }
+    }
+    fn write(&self, _: u16, _: u8, _: u32) {}
+}
+
+/// There is no chipset to set up.
+struct Nothing;
+
+impl Chipset for Nothing {
+    /// With hardware-reduced ACPI a kernel does not touch the 8259s, so nothing may come from them.
+    fn before_kernel(&self, board: &Board) {
+        for mask in [0x21, 0xa1] {
+            board.ports.write(mask, 1, 0xff);
+        }
+    }
+}
