@@ -1,5 +1,7 @@
 //! What every disk image is, whatever its format.
+use crate::storage::unsupported;
 use std::io;
+use std::sync::Arc;
 
 /// What stands at some place of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,153 @@ pub trait Image: Send + Sync {
     /// # Errors
     /// As [`Image::write`]; [`io::ErrorKind::Unsupported`] if the format cannot.
     fn resize(&self, size: u64) -> io::Result<()>;
+
+    /// What the format has to say of itself.
+    fn details(&self) -> Details {
+        Details::default()
+    }
+
+    /// The image that has what this one has not.
+    fn backing(&self) -> Option<Arc<dyn Image>> {
+        None
+    }
+
+    /// Names another backing file in the image, or none. It takes effect when the image is opened again.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the format has none; as [`Image::write`].
+    fn set_backing_name(&self, _file: Option<&str>, _format: Option<&str>) -> io::Result<()> {
+        Err(unsupported(format!("the format '{}' has no backing files", self.format())))
+    }
+
+    /// Writes compressed what makes up one cluster, or what is left of the last one.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the format cannot; as [`Image::write`].
+    fn write_compressed(&self, _at: u64, _data: &[u8]) -> io::Result<()> {
+        Err(unsupported(format!("the format '{}' has no compressed clusters", self.format())))
+    }
+
+    /// The internal snapshots.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the format has none.
+    fn snapshots(&self) -> io::Result<Vec<Snapshot>> {
+        Err(unsupported(format!("the format '{}' has no internal snapshots", self.format())))
+    }
+
+    /// Keeps what the disk holds now as `name`.
+    ///
+    /// # Errors
+    /// As [`Image::snapshots`] and [`Image::write`]; [`io::ErrorKind::AlreadyExists`].
+    fn snapshot_create(&self, _name: &str) -> io::Result<()> {
+        self.snapshots().map(drop)
+    }
+
+    /// Has the disk hold what it held when `name` (or the snapshot with that identifier) was made.
+    ///
+    /// # Errors
+    /// As [`Image::snapshots`] and [`Image::write`]; [`io::ErrorKind::NotFound`].
+    fn snapshot_apply(&self, _name: &str) -> io::Result<()> {
+        self.snapshots().map(drop)
+    }
+
+    /// Forgets `name` (or the snapshot with that identifier).
+    ///
+    /// # Errors
+    /// As [`Image::snapshot_apply`].
+    fn snapshot_delete(&self, _name: &str) -> io::Result<()> {
+        self.snapshots().map(drop)
+    }
+
+    /// Looks for damage, and repairs it if asked to.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the format has nothing to check; the host's.
+    fn check(&self, _repair: bool) -> io::Result<CheckReport> {
+        Err(unsupported(format!("the format '{}' has nothing to check", self.format())))
+    }
+}
+
+/// What a format has to say of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// What is allocated at once, in bytes.
+    pub cluster_size: Option<u64>,
+    /// As the image names it.
+    pub backing_file: Option<String>,
+    /// As the image names it.
+    pub backing_format: Option<String>,
+    /// It was not closed properly.
+    pub dirty: bool,
+    /// What else there is, by the name that QEMU shows.
+    pub specific: Vec<(&'static str, Detail)>,
+}
+
+/// A value in [`Details::specific`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Yes or no.
+    Switch(bool),
+    /// A number.
+    Number(u64),
+    /// A word.
+    Text(String),
+}
+
+/// An internal snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The identifier: a number, mostly.
+    pub id: String,
+    /// The name.
+    pub name: String,
+    /// When it was made: seconds since 1970.
+    pub date_sec: u32,
+    /// And nanoseconds.
+    pub date_nsec: u32,
+    /// Bytes of the machine's state that are in it.
+    pub vm_state_size: u64,
+    /// The machine's clock then, in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// Instructions executed then, if that was counted.
+    pub icount: Option<u64>,
+    /// The disk's bytes then.
+    pub disk_size: u64,
+}
+
+/// What a check has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Damage that is still there.
+    pub corruptions: u64,
+    /// Clusters that are still taken and not referred to.
+    pub leaks: u64,
+    /// Damage that was repaired.
+    pub corruptions_fixed: u64,
+    /// Leaked clusters that were freed.
+    pub leaks_fixed: u64,
+    /// What was found, one line each; the first hundred.
+    pub messages: Vec<String>,
+    /// Bytes of the file that are in use.
+    pub image_end_offset: u64,
+    /// Clusters of the disk.
+    pub total_clusters: u64,
+    /// Those that have data of their own.
+    pub allocated_clusters: u64,
+    /// Those that do not stand after the one before.
+    pub fragmented_clusters: u64,
+    /// Those that are compressed.
+    pub compressed_clusters: u64,
+}
+
+impl CheckReport {
+    /// Notes a finding for people.
+    pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
+        if self.messages.len() < 100 {
+            self.messages.push(text());
+        }
+    }
 }
 
 /// Whether `len` bytes from `at` on are within `size`.

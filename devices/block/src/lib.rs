@@ -11,11 +11,28 @@
 //! (`werror=`, `rerror=`), of media that are changed, and of requests under way when the machine is paused is the
 //! drive's concern: a device gets a result.
 mod drive;
+mod host;
 mod image;
+mod lock;
 mod memory;
+mod open;
+mod probe;
+pub mod qcow2;
+mod raw;
+mod storage;
+#[cfg(test)]
+mod testing;
 
 pub use drive::{
     Counts, Drive, DriveError, Locked, MediumWatcher, OnError, Options, Reply, Request, Stopper,
 };
-pub use image::{Extent, Image};
+pub use host::HostFile;
+pub use image::{CheckReport, Detail, Details, Extent, Image, Snapshot};
+pub use lock::{Use, lock};
 pub use memory::Memory;
+pub use open::{
+    Backing, Cache, FORMATS, MAX_CHAIN, OpenError, OpenOptions, open, open_file, overlay, probe_format,
+    resolve,
+};
+pub use raw::Raw;
+pub use storage::Storage;

@@ -1,0 +1,352 @@
+//! A file or a block device of the host.
+//!
+//! With `direct` it is open twice: past the host's page cache for what is aligned, through it for what is not. The
+//! kernel keeps the two views of a file alike as long as they do not touch one page at the same time, which the lock
+//! `mixed` sees to. The buffer of a direct transfer is aligned too: the caller's if it happens to be, a bounce buffer
+//! otherwise.
+use crate::storage::{Storage, write_zeros};
+use parking_lot::RwLock;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+
+/// Offsets, lengths and addresses of direct transfers are multiples of it: of every block size that disks have.
+const ALIGN: usize = 4096;
+/// Most bytes of a bounce buffer.
+const BOUNCE: usize = 1 << 20;
+
+/// An open file.
+pub struct HostFile {
+    file: File,
+    direct: Option<File>,
+    mixed: RwLock<()>,
+    /// Its size cannot be changed.
+    device: bool,
+}
+
+impl HostFile {
+    /// Opens the file at `path`; with `direct`, past the host's page cache where the host can.
+    ///
+    /// # Errors
+    /// The host's; it is a folder or another thing that has no bytes.
+    pub fn open(path: &Path, write: bool, direct: bool) -> io::Result<Self> {
+        let file = open_file(path, write, false)?;
+        let kind = file.metadata()?.file_type();
+        let device = is_block_device(&kind);
+        if !device && !kind.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is neither a file nor a block device",
+            ));
+        }
+        // A file system that cannot (EINVAL) is used as it can.
+        let direct = if direct { open_file(path, write, true).ok() } else { None };
+        Ok(Self { file, direct, mixed: RwLock::new(()), device })
+    }
+
+    /// One that is open already.
+    pub fn new(file: File) -> Self {
+        Self { file, direct: None, mixed: RwLock::new(()), device: false }
+    }
+
+    /// The file itself.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether what is aligned goes past the host's page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Whether it is a block device.
+    pub fn is_device(&self) -> bool {
+        self.device
+    }
+
+    /// The file for a transfer past the page cache, if it can be one.
+    fn direct_for(&self, at: u64, len: usize) -> Option<&File> {
+        let aligned = at.is_multiple_of(ALIGN as u64) && len.is_multiple_of(ALIGN) && len > 0;
+        self.direct.as_ref().filter(|_| aligned)
+    }
+
+    fn buffered_write(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        let _alone = self.direct.as_ref().map(|_| self.mixed.write());
+        write_all_at(&self.file, at, data)
+    }
+}
+
+/// A part of `room` that starts at a multiple of [`ALIGN`].
+fn aligned(room: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    room.resize(len + ALIGN, 0);
+    let skip = room.as_ptr().align_offset(ALIGN);
+    &mut room[skip..skip + len]
+}
+
+impl Storage for HostFile {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let Some(direct) = self.direct_for(at, buf.len()) else {
+            let _alone = self.direct.as_ref().map(|_| self.mixed.write());
+            return read_or_zeros(&self.file, at, buf);
+        };
+        let _shared = self.mixed.read();
+        if (buf.as_ptr() as usize).is_multiple_of(ALIGN) {
+            return read_or_zeros(direct, at, buf);
+        }
+        let mut room = Vec::new();
+        let bounce = aligned(&mut room, buf.len().min(BOUNCE));
+        for (part, at) in buf.chunks_mut(BOUNCE).zip((at..).step_by(BOUNCE)) {
+            let bounce = &mut bounce[..part.len()];
+            read_or_zeros(direct, at, bounce)?;
+            part.copy_from_slice(bounce);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        let Some(direct) = self.direct_for(at, data.len()) else { return self.buffered_write(at, data) };
+        let _shared = self.mixed.read();
+        if (data.as_ptr() as usize).is_multiple_of(ALIGN) {
+            return write_all_at(direct, at, data);
+        }
+        let mut room = Vec::new();
+        let bounce = aligned(&mut room, data.len().min(BOUNCE));
+        for (part, at) in data.chunks(BOUNCE).zip((at..).step_by(BOUNCE)) {
+            let bounce = &mut bounce[..part.len()];
+            bounce.copy_from_slice(part);
+            write_all_at(direct, at, bounce)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        if self.device {
+            use std::io::{Seek, SeekFrom};
+            return (&self.file).seek(SeekFrom::End(0));
+        }
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if self.device {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "a block device has the size it has"));
+        }
+        self.file.set_len(len)
+    }
+
+    fn zero_at(&self, at: u64, len: u64, unmap: bool) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let done = {
+            let _alone = self.direct.as_ref().map(|_| self.mixed.write());
+            zero_range(&self.file, at, len, unmap)?
+        };
+        if done { Ok(()) } else { write_zeros(self, at, len) }
+    }
+
+    fn extent_at(&self, at: u64) -> io::Result<(u64, bool)> {
+        let len = self.len()?;
+        if at >= len {
+            return Ok((0, false));
+        }
+        data_or_hole(&self.file, at, len)
+    }
+
+    fn disk_usage(&self) -> io::Result<u64> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            Ok(self.file.metadata()?.blocks() * 512)
+        }
+        #[cfg(not(unix))]
+        self.len()
+    }
+
+    fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), at, len) {
+            Err(rustix::io::Errno::OPNOTSUPP) => {}
+            other => return Ok(other?),
+        }
+        write_zeros(self, at, len)
+    }
+}
+
+/// Fills `buf`; beyond the end there are zeros.
+fn read_or_zeros(file: &File, mut at: u64, mut buf: &mut [u8]) -> io::Result<()> {
+    while !buf.is_empty() {
+        let n = match read_some(file, at, buf) {
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        if n == 0 {
+            buf.fill(0);
+            return Ok(());
+        }
+        at += n as u64;
+        buf = &mut buf[n..];
+        // A direct read that the file's end has cut short is over: what follows is not aligned.
+        if !buf.is_empty() && !at.is_multiple_of(512) {
+            buf.fill(0);
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn read_some(file: &File, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buf, at)
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, at: u64, data: &[u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, data, at)
+}
+
+#[cfg(windows)]
+fn read_some(file: &File, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buf, at)
+}
+
+#[cfg(windows)]
+fn write_all_at(file: &File, mut at: u64, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_write(file, data, at)?;
+        if n == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        at += n as u64;
+        data = &data[n..];
+    }
+    Ok(())
+}
+
+fn open_file(path: &Path, write: bool, direct: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(write);
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // A pipe that nobody writes to must not hold us up.
+        options.custom_flags(libc::O_NONBLOCK | if direct { libc::O_DIRECT } else { 0 });
+    }
+    #[cfg(not(target_os = "linux"))]
+    if direct {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    options.open(path)
+}
+
+#[cfg(unix)]
+fn is_block_device(kind: &std::fs::FileType) -> bool {
+    std::os::unix::fs::FileTypeExt::is_block_device(kind)
+}
+
+#[cfg(not(unix))]
+fn is_block_device(_: &std::fs::FileType) -> bool {
+    false
+}
+
+/// Has zeros stand there without writing them: `false` if the host cannot.
+#[cfg(target_os = "linux")]
+fn zero_range(file: &File, at: u64, len: u64, unmap: bool) -> io::Result<bool> {
+    use rustix::fs::FallocateFlags as Flags;
+    use rustix::io::Errno;
+    let punch = Flags::PUNCH_HOLE | Flags::KEEP_SIZE;
+    let flags = if unmap { punch } else { Flags::ZERO_RANGE | Flags::KEEP_SIZE };
+    match rustix::fs::fallocate(file, flags, at, len) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NODEV | Errno::NOTTY) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn zero_range(_: &File, _: u64, _: u64, _: bool) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// The extent at `at`, which is before the end `len`.
+#[cfg(target_os = "linux")]
+fn data_or_hole(file: &File, at: u64, len: u64) -> io::Result<(u64, bool)> {
+    use rustix::fs::{SeekFrom, seek};
+    use rustix::io::Errno;
+    let all = (len - at, true);
+    match seek(file, SeekFrom::Data(at)) {
+        // Some hole runs to the end.
+        Err(Errno::NXIO) => Ok((len - at, false)),
+        Err(_) => Ok(all),
+        Ok(data) if data > at => Ok((data.min(len) - at, false)),
+        Ok(_) => match seek(file, SeekFrom::Hole(at)) {
+            Ok(hole) if hole > at => Ok((hole.min(len) - at, true)),
+            _ => Ok(all),
+        },
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn data_or_hole(_: &File, at: u64, len: u64) -> io::Result<(u64, bool)> {
+    Ok((len - at, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn past_the_page_cache_or_through_it_the_bytes_are_the_same() {
+        let path = crate::testing::scratch("direct");
+        std::fs::write(&path, vec![7; 10_000]).unwrap();
+        let file = HostFile::open(&path, true, true).unwrap();
+        let mut rng = crate::testing::Rng(3);
+        let mut model = vec![7u8; 40_000];
+        model[10_000..].fill(0);
+        for round in 0..200u64 {
+            let (mut at, mut len) = (rng.below(30_000), 1 + rng.below(9_000));
+            if round % 2 == 0 {
+                (at, len) = (at & !4095, (len | 4095) + 1 & !4095);
+            }
+            let range = at as usize..(at + len) as usize;
+            model[range.clone()].fill(round as u8);
+            file.write_at(at, &model[range]).unwrap();
+            let mut back = vec![1; model.len()];
+            file.read_at(0, &mut back).unwrap();
+            assert!(back == model, "after {len} bytes at {at}");
+        }
+        assert_eq!(file.len().unwrap(), std::fs::metadata(&path).unwrap().len());
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn holes_are_seen_and_made() {
+        let path = crate::testing::scratch("holes");
+        std::fs::write(&path, vec![1; 1 << 20]).unwrap();
+        let file = HostFile::open(&path, true, false).unwrap();
+        file.zero_at(256 << 10, 512 << 10, true).unwrap();
+        let mut back = vec![9; 1 << 20];
+        file.read_at(0, &mut back).unwrap();
+        assert!(back[256 << 10..768 << 10].iter().all(|b| *b == 0) && back[768 << 10] == 1);
+        if cfg!(target_os = "linux") {
+            assert_eq!(file.extent_at(0).unwrap(), (256 << 10, true));
+            assert_eq!(file.extent_at(300 << 10).unwrap(), (468 << 10, false));
+            assert!(file.disk_usage().unwrap() < 600 << 10);
+        }
+        assert_eq!(file.extent_at(1 << 20).unwrap().0, 0);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn what_has_no_bytes_is_refused() {
+        assert!(HostFile::open(&std::env::temp_dir(), false, false).is_err());
+        if cfg!(unix) {
+            assert!(HostFile::open(Path::new("/dev/null"), false, false).is_err());
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! Tests that need no other program: random histories on a model of a disk that loses power, and damaged images.
+use super::*;
+use crate::memory::Memory;
+use crate::testing::Rng;
+use parking_lot::Mutex;
+
+/// A disk that may lose what was not flushed, in any part.
+struct Fragile {
+    state: Mutex<(Vec<u8>, Vec<Loss>)>,
+}
+
+/// A write that was not flushed: where, and what stood there.
+struct Loss {
+    at: usize,
+    before: Vec<u8>,
+}
+
+impl Fragile {
+    fn new(bytes: Vec<u8>) -> Self {
+        Self { state: Mutex::new((bytes, Vec::new())) }
+    }
+
+    /// The bytes after a power failure: each sector that was written since the last flush may be old or new.
+    fn after_failure(&self, rng: &mut Rng) -> Vec<u8> {
+        let state = self.state.lock();
+        let mut bytes = state.0.clone();
+        let keep = rng.below(101);
+        // Backwards, so that a sector that is lost has what stood there before all that was lost.
+        for loss in state.1.iter().rev() {
+            for (i, sector) in loss.before.chunks(512).enumerate() {
+                if rng.below(100) >= keep {
+                    let at = loss.at + i * 512;
+                    bytes[at..at + sector.len()].copy_from_slice(sector);
+                }
+            }
+        }
+        bytes
+    }
+}
+
+impl Storage for Fragile {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let state = self.state.lock();
+        buf.fill(0);
+        let at = (at as usize).min(state.0.len());
+        let n = buf.len().min(state.0.len() - at);
+        buf[..n].copy_from_slice(&state.0[at..at + n]);
+        Ok(())
+    }
+
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        if at > 1 << 28 {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let mut state = self.state.lock();
+        let at = at as usize;
+        let end = at + data.len();
+        if state.0.len() < end {
+            state.0.resize(end, 0);
+        }
+        // Sectors come whole, wherever a write begins.
+        let (from, to) = (at & !511, end.next_multiple_of(512).min(state.0.len()));
+        let before = state.0[from..to].to_vec();
+        state.1.push(Loss { at: from, before });
+        state.0[at..end].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.state.lock().1.clear();
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.state.lock().0.len() as u64)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if len > 1 << 28 {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.state.lock().0.resize(len as usize, 0);
+        Ok(())
+    }
+
+    fn zero_at(&self, at: u64, len: u64, _unmap: bool) -> io::Result<()> {
+        if len > 1 << 28 {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.write_at(at, &vec![0; len as usize])
+    }
+
+    fn extent_at(&self, at: u64) -> io::Result<(u64, bool)> {
+        Ok((self.len()?.saturating_sub(at), true))
+    }
+
+    fn allocate(&self, _at: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A small image with odd numbers, chosen by seed.
+fn options(rng: &mut Rng) -> CreateOptions {
+    let version = if rng.below(4) == 0 { 2 } else { 3 };
+    let cluster_size = 512 << rng.below(5);
+    CreateOptions {
+        size: 1 + rng.below(300 * cluster_size),
+        version,
+        cluster_size,
+        refcount_bits: if version == 2 { 16 } else { 1 << rng.below(7) },
+        compression: if version == 3 && rng.below(2) == 0 { Compression::Zstd } else { Compression::Zlib },
+        ..CreateOptions::default()
+    }
+}
+
+fn create(options: &CreateOptions) -> Arc<Fragile> {
+    let fragile = Arc::new(Fragile::new(Vec::new()));
+    let storage: Arc<dyn Storage> = fragile.clone();
+    Qcow2::create(&storage, options).unwrap();
+    fragile
+}
+
+fn open(storage: &Arc<Fragile>, backing: Option<Arc<dyn Image>>) -> Qcow2 {
+    Qcow2::open(storage.clone(), backing, OpenMode::default()).unwrap()
+}
+
+fn contents(image: &Qcow2) -> Vec<u8> {
+    let mut all = vec![0xee; image.size() as usize];
+    image.read(0, &mut all).unwrap();
+    all
+}
+
+fn pattern(rng: &mut Rng, len: usize) -> Vec<u8> {
+    let byte = rng.next() as u8;
+    (0..len).map(|i| if i % 7 == 0 { byte } else { (i / 64) as u8 }).collect()
+}
+
+fn sound(image: &Qcow2, what: &str) {
+    let report = image.check(false).unwrap();
+    assert_eq!(report.corruptions, 0, "{what}: {:?}", report.messages);
+    assert_eq!(report.leaks, 0, "{what}: {:?}", report.messages);
+}
+
+/// One random change; the model gets it too.
+fn change(rng: &mut Rng, image: &Qcow2, model: &mut Vec<u8>, saved: &mut Vec<(String, Vec<u8>)>) {
+    let size = model.len() as u64;
+    let at = rng.below(size);
+    let len = 1 + rng.below((size - at).min(20_000));
+    let range = at as usize..(at + len) as usize;
+    match rng.below(24) {
+        0..=9 => {
+            let data = pattern(rng, len as usize);
+            image.write(at, &data).unwrap();
+            model[range].copy_from_slice(&data);
+        }
+        10..=13 => {
+            image.zero(at, len, rng.below(2) == 0).unwrap();
+            model[range].fill(0);
+        }
+        14 | 15 => {
+            image.discard(at, len).unwrap();
+            let mut now = vec![0; len as usize];
+            image.read(at, &mut now).unwrap();
+            assert!(now.iter().zip(&model[range.clone()]).all(|(n, m)| n == m || *n == 0));
+            model[range].copy_from_slice(&now);
+        }
+        16 | 17 => {
+            let cluster = image.cluster_size();
+            let at = at & !(cluster - 1);
+            let len = cluster.min(size - at) as usize;
+            let data = pattern(rng, len);
+            image.write_compressed(at, &data).unwrap();
+            model[at as usize..at as usize + len].copy_from_slice(&data);
+        }
+        18 => {
+            let name = format!("s{}", rng.next());
+            match image.snapshot_create(&name) {
+                Ok(()) => saved.push((name, model.clone())),
+                Err(e) => assert_eq!(e.kind(), io::ErrorKind::StorageFull, "{e}"),
+            }
+        }
+        19 if !saved.is_empty() => {
+            let (name, then) = &saved[rng.below(saved.len() as u64) as usize];
+            match image.snapshot_apply(name) {
+                Ok(()) => model.clone_from(then),
+                Err(e) => assert_eq!(e.kind(), io::ErrorKind::StorageFull, "{e}"),
+            }
+        }
+        20 if !saved.is_empty() => {
+            let (name, _) = saved.remove(rng.below(saved.len() as u64) as usize);
+            image.snapshot_delete(&name).unwrap();
+        }
+        21 => {
+            let size = (1 + rng.below(size * 3 / 2)) as usize;
+            image.resize(size as u64).unwrap();
+            model.resize(size, 0);
+        }
+        _ => image.flush().unwrap(),
+    }
+}
+
+#[test]
+fn random_histories_end_as_the_model_does_and_leave_sound_images() {
+    for seed in 0..60 {
+        let rng = &mut Rng(seed);
+        let options = options(rng);
+        let storage = create(&options);
+        let backing = (rng.below(2) == 0).then(|| {
+            let len = 1 + rng.below(options.size + 5000) as usize;
+            pattern(rng, len)
+        });
+        let below = || backing.clone().map(|b| Arc::new(Memory::read_only(b)) as Arc<dyn Image>);
+        let mut model = backing.clone().unwrap_or_default();
+        model.resize(options.size as usize, 0);
+        let mut saved = Vec::new();
+        for round in 0..4 {
+            let image = open(&storage, below());
+            for step in 0..25 {
+                change(rng, &image, &mut model, &mut saved);
+                if step % 5 == 0 {
+                    assert!(
+                        contents(&image) == model,
+                        "seed {seed}, round {round}, step {step}: {options:?}"
+                    );
+                }
+            }
+            assert!(contents(&image) == model, "seed {seed}, round {round}: {options:?}");
+            image.flush().unwrap();
+            sound(&image, &format!("seed {seed}, round {round}, {options:?}"));
+        }
+        for (name, then) in &saved {
+            let image = open(&storage, below());
+            if image.snapshot_apply(name).is_ok() {
+                assert!(contents(&image) == *then, "seed {seed}, snapshot {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_flushed_outlives_a_power_failure_and_nothing_is_damaged() {
+    for seed in 0..150 {
+        let rng = &mut Rng(seed);
+        let options = options(rng);
+        let storage = create(&options);
+        let image = open(&storage, None);
+        let mut model = vec![0; options.size as usize];
+        for _ in 0..rng.below(20) {
+            let at = rng.below(options.size);
+            let len = 1 + rng.below((options.size - at).min(9000));
+            let data = pattern(rng, len as usize);
+            image.write(at, &data).unwrap();
+            model[at as usize..at as usize + data.len()].copy_from_slice(&data);
+        }
+        image.flush().unwrap();
+        // What is not written any more stands as it was; the rest may be old or new.
+        let mut touched = vec![false; model.len()];
+        for _ in 0..rng.below(40) {
+            let at = rng.below(options.size);
+            let len = 1 + rng.below((options.size - at).min(9000));
+            touched[at as usize..(at + len) as usize].fill(true);
+            match rng.below(4) {
+                0 => image.zero(at, len, true).unwrap(),
+                1 => image.discard(at, len).unwrap(),
+                _ => image.write(at, &pattern(rng, len as usize)).unwrap(),
+            }
+            if rng.below(8) == 0 {
+                image.flush().unwrap();
+            }
+        }
+        let after = Arc::new(Fragile::new(storage.after_failure(rng)));
+        let mode = OpenMode { read_only: true, check: false };
+        let image = Qcow2::open(after, None, mode).unwrap();
+        let report = image.check(false).unwrap();
+        assert_eq!(report.corruptions, 0, "seed {seed}: {:?}, {options:?}", report.messages);
+        let now = contents(&image);
+        let lost = (0..model.len()).find(|i| !touched[*i] && now[*i] != model[*i]);
+        assert_eq!(lost, None, "seed {seed}: {options:?}");
+    }
+}
+
+#[test]
+fn a_dirty_image_is_repaired_when_it_is_opened() {
+    let storage = create(&CreateOptions { size: 1 << 20, cluster_size: 4096, ..CreateOptions::default() });
+    let image = open(&storage, None);
+    image.write(0, &[1; 100_000]).unwrap();
+    drop(image);
+    {
+        let mut state = storage.state.lock();
+        state.0[79] |= 1;
+        // The counters of the first clusters.
+        let block = be64(&state.0, 4096) as usize;
+        state.0[block + 20..block + 30].fill(0);
+        state.0[block + 200..block + 204].fill(1);
+    }
+    let mode = OpenMode { read_only: true, check: false };
+    let report = Qcow2::open(storage.clone(), None, mode).unwrap().check(false).unwrap();
+    assert!(report.corruptions >= 5 && report.leaks == 2, "{report:?}");
+    let image = open(&storage, None);
+    sound(&image, "repaired");
+    assert!(!image.details().dirty);
+    assert_eq!(contents(&image)[..100_000], [1; 100_000]);
+}
+
+#[test]
+fn what_is_not_there_is_refused_by_name() {
+    let storage = create(&CreateOptions { size: 1 << 20, ..CreateOptions::default() });
+    let refused = |at: usize, value: u8| {
+        let bytes = storage.state.lock().0.clone();
+        let changed = Fragile::new(bytes);
+        changed.state.lock().0[at] = value;
+        let mode = OpenMode { read_only: true, check: false };
+        Qcow2::open(Arc::new(changed), None, mode).map(drop).unwrap_err().to_string()
+    };
+    assert!(refused(79, 4).contains("external data file"));
+    assert!(refused(79, 16).contains("extended L2"));
+    assert!(refused(35, 1).contains("encrypted (AES)"));
+    assert!(refused(35, 2).contains("encrypted (LUKS)"));
+    assert!(refused(72, 0x80).contains("unknown incompatible features"));
+    assert!(refused(7, 1).contains("version 1"));
+    assert!(refused(24, 0x80).contains("cannot be"));
+}
+
+#[test]
+fn damaged_images_end_in_errors() {
+    for seed in 0..400 {
+        let rng = &mut Rng(seed);
+        let options =
+            CreateOptions { size: 1 << 20, cluster_size: 512 << rng.below(4), ..CreateOptions::default() };
+        let storage = create(&options);
+        let image = open(&storage, None);
+        image.write(1000, &[7; 70_000]).unwrap();
+        image.write_compressed(options.cluster_size * 200, &vec![3; options.cluster_size as usize]).unwrap();
+        image.snapshot_create("a").unwrap();
+        image.write(3000, &[8; 9000]).unwrap();
+        drop(image);
+        {
+            let mut state = storage.state.lock();
+            let len = state.0.len() as u64;
+            for _ in 0..1 + rng.below(6) {
+                let at = match rng.below(3) {
+                    0 => rng.below(112),
+                    1 => rng.below(len.min(options.cluster_size * 8)),
+                    _ => rng.below(len),
+                } as usize;
+                state.0[at] = match rng.below(3) {
+                    0 => 0xff,
+                    1 => state.0[at] ^ 1 << rng.below(8),
+                    _ => rng.next() as u8,
+                };
+            }
+        }
+        for read_only in [true, false] {
+            for check in [true, false] {
+                let mode = OpenMode { read_only, check };
+                let Ok(image) = Qcow2::open(storage.clone(), None, mode) else { continue };
+                let size = image.size().min(1 << 20);
+                let _ = image.read(0, &mut vec![0; size as usize]);
+                let _ = image.extent(size / 2);
+                let _ = image.snapshots();
+                let _ = image.check(!read_only);
+                if !read_only {
+                    let _ = image.write(size / 3, &vec![5; (size / 3) as usize]);
+                    let _ = image.zero(0, size / 2, true);
+                    let _ = image.snapshot_create("b");
+                    let _ = image.snapshot_apply("a");
+                    let _ = image.snapshot_delete("a");
+                    let _ = image.flush();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn writers_and_readers_at_once_see_each_others_writes_whole() {
+    let options = CreateOptions { size: 8 << 20, cluster_size: 4096, ..CreateOptions::default() };
+    let storage = create(&options);
+    let image = open(&storage, None);
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            let image = &image;
+            scope.spawn(move || {
+                let rng = &mut Rng(u64::from(thread));
+                // Each has its sectors: every fourth one.
+                let mut model = vec![0u8; 4096];
+                for _ in 0..1500 {
+                    let mine = rng.below(4096);
+                    let at = (mine * 4 + u64::from(thread)) * 512;
+                    let mut now = [0; 512];
+                    image.read(at, &mut now).unwrap();
+                    assert_eq!(now, [model[mine as usize]; 512]);
+                    let byte = rng.next() as u8;
+                    match rng.below(10) {
+                        0 => image.flush().unwrap(),
+                        1 => {
+                            image.zero(at, 512, true).unwrap();
+                            model[mine as usize] = 0;
+                        }
+                        _ => {
+                            image.write(at, &[byte; 512]).unwrap();
+                            model[mine as usize] = byte;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    image.flush().unwrap();
+    sound(&image, "after all");
+}
