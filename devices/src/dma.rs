@@ -145,6 +145,11 @@ impl Dma {
         why
     }
 
+    /// Bytes of RAM that there are to reach.
+    pub fn ram_size(&self) -> u64 {
+        self.0.memory.ram().size()
+    }
+
     /// What has been transferred since the machine was built.
     pub fn counts(&self) -> DmaCounts {
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
@@ -156,6 +161,13 @@ impl Dma {
 pub struct Session<'m> {
     master: &'m Master,
     _gate: RwLockReadGuard<'m, bool>,
+}
+
+impl Session<'_> {
+    /// See [`PhysMemory::discard`].
+    pub fn discard(&self, gpa: u64, len: u64) -> u64 {
+        self.master.memory.discard(gpa, len)
+    }
 }
 
 /// Whether `len` bytes from `gpa` on are memory, of which `run` says how much there is from one address on.

@@ -16,12 +16,13 @@ use crate::device::{Device, Registry};
 use crate::events::MachineEvents;
 use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
 use crate::serial::Serial;
+use crate::virtio::balloon::Balloon;
 use linkme::distributed_slice;
 use mynah_block::Drive;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// All kinds, in no order.
 #[distributed_slice]
@@ -237,6 +238,9 @@ pub enum PlugError {
     Value(String),
 }
 
+/// Fills bytes with random numbers, from any thread, without waiting.
+pub type Entropy = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
+
 /// The board as a device sees it that is plugged in.
 pub struct Site<'a> {
     /// I/O ports.
@@ -255,6 +259,12 @@ pub struct Site<'a> {
     pub chardev: &'a dyn Fn(&str) -> Option<Arc<dyn Chardev>>,
     /// The drive with this id, once: it is one device's.
     pub drive: &'a dyn Fn(&str) -> Option<Arc<Drive>>,
+    /// vCPUs: as many queues a device has that is not told how many.
+    pub cpus: usize,
+    /// Random numbers for devices: the host's, or a sequence that is the same in each run.
+    pub entropy: Entropy,
+    /// The balloon that the monitor's commands are for, when there is one.
+    pub balloon: &'a OnceLock<Arc<Balloon>>,
     /// The serial ports: what they have sent is to leave the process before that ends.
     pub serials: RefCell<&'a mut Vec<Arc<Serial>>>,
 }

@@ -19,3 +19,4 @@ pub mod misc;
 pub mod pci;
 pub mod serial;
 pub mod timers;
+pub mod virtio;

@@ -8,7 +8,7 @@
 mod common;
 
 use common::NoPins;
-use mynah_block::{Drive, Memory, Options};
+use mynah_block::{Drive, Image, Memory, Options};
 use mynah_devices::bus::{Irq, PortBus};
 use mynah_devices::chardev::Null;
 use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
@@ -31,8 +31,9 @@ use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::pm_timer::pm_timer_value;
 use mynah_devices::timers::rtc::Rtc;
 use mynah_mmu::{GuestRam, PhysMemory};
-use std::cell::RefCell;
-use std::sync::Arc;
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 /// SplitMix64.
 struct Random(u64);
@@ -101,6 +102,11 @@ struct Board {
     pit: Arc<Pit>,
     hpet: Arc<Hpet>,
     i8042: Arc<I8042>,
+    drives: Vec<(Arc<Drive>, Arc<Memory>)>,
+    /// Registers of virtio devices.
+    virtio: Vec<u64>,
+    /// Drivers of virtio devices make what no driver does, so that what comes of it depends on the host's threads.
+    hostile: Cell<bool>,
 }
 
 fn board() -> Board {
@@ -185,6 +191,7 @@ fn board() -> Board {
     for device in all {
         devices.plug("board", device.kind(), device);
     }
+    let drives = RefCell::new(Vec::new());
     let site = Site {
         ports: &ports,
         pci: Some(&pci),
@@ -194,18 +201,28 @@ fn board() -> Board {
         isa_pin: RefCell::new(&mut pin),
         chardev: &|_| Some(Arc::new(Null)),
         drive: &|id| {
-            let options = Options { name: id.into(), ..Options::default() };
-            Drive::new(options, Some(Arc::new(Memory::new(vec![0x5a; 4 << 20])))).ok()
+            // One thread: requests end in their order.
+            let options = Options { name: id.into(), threads: 1, ..Options::default() };
+            let disk = Arc::new(Memory::new(vec![0x5a; 4 << 20]));
+            let drive = Drive::new(options, Some(disk.clone())).ok()?;
+            drives.borrow_mut().push((drive.clone(), disk));
+            Some(drive)
         },
+        cpus: 2,
+        entropy: Arc::new(|bytes: &mut [u8]| bytes.fill(0x5e)),
+        balloon: &OnceLock::new(),
         serials: RefCell::new(&mut serials),
     };
-    plug_all(&site);
-    Board { clock, devices, pci, ports, memory, apics, bus, pit, hpet, i8042 }
+    let virtio = plug_all(&site);
+    drop(site);
+    let (drives, hostile) = (drives.into_inner(), Cell::new(false));
+    Board { clock, devices, pci, ports, memory, apics, bus, pit, hpet, i8042, drives, virtio, hostile }
 }
 
-/// All that a user can add, as it is by itself; PCI devices are set up as firmware does it.
-fn plug_all(site: &Site<'_>) {
-    let mut window = PCI_BASE;
+/// All that a user can add, as it is by itself; PCI devices are set up as firmware does it. Where those of virtio have
+/// their registers.
+fn plug_all(site: &Site<'_>) -> Vec<u64> {
+    let (mut window, mut port, mut virtio) = (PCI_BASE, 0xc000, Vec::new());
     for kind in kind::all() {
         let mut values = Values::default();
         values.values.insert("chardev", Value::Text("null".into()));
@@ -217,14 +234,18 @@ fn plug_all(site: &Site<'_>) {
         let Some(device) = site.pci.unwrap().device(at) else { continue };
         for bar in 0..6 {
             let Some((bar_kind, size)) = device.config().lock().bar(bar) else { continue };
-            assert_ne!(bar_kind, BarKind::Io, "no device has one yet");
-            window = window.next_multiple_of(size);
-            site.pci.unwrap().config_write(0, at, 0x10 + 4 * bar as u8, 4, window as u32);
-            window += size;
+            let next = if bar_kind == BarKind::Io { &mut port } else { &mut window };
+            *next = next.next_multiple_of(size);
+            site.pci.unwrap().config_write(0, at, 0x10 + 4 * bar as u8, 4, *next as u32);
+            if bar == 4 && site.pci.unwrap().config_read(0, at, 0, 2) == 0x1af4 {
+                virtio.push(*next);
+            }
+            *next += size;
         }
         site.pci.unwrap().config_write(0, at, 4, 2, 7);
     }
-    assert!(window <= PCI_BASE + PCI_LEN);
+    assert!(window <= PCI_BASE + PCI_LEN && port < 0x1_0000);
+    virtio
 }
 
 /// Where PCI devices have their registers.
@@ -335,8 +356,84 @@ impl Board {
         }
     }
 
-    /// What the guest sees of it.
+    /// A virtio driver: sets a device up, or hands over a chain of buffers, which are a disk's request.
+    fn drive_virtio(&self, r: &mut Random) {
+        let n = r.below(self.virtio.len() as u64);
+        let base = self.virtio[n as usize];
+        let write = |at: u64, size: u8, value: u64| self.memory.phys_write(base + at, size, value);
+        let queues = self.memory.phys_read(base + 18, 2).clamp(1, 16);
+        // Each device has 64 KiB for its rings from 1 MiB on, and as much for its buffers behind all rings.
+        let (rings, buffers) = (0x10_0000 + n * 0x1_0000, 0x80_0000 + n * 0x1_0000);
+        let parts = |queue: u64| [0, 0x400, 0x800].map(|part| rings + queue * 0x1000 + part);
+        if self.memory.phys_read(base + 20, 1) & 0x44 != 4 || r.below(40) == 0 {
+            for value in [0, 1, 3] {
+                write(20, 1, value);
+            }
+            let wanted = r.next();
+            for half in 0..2 {
+                write(0, 4, half);
+                write(8, 4, half);
+                write(12, 4, self.memory.phys_read(base + 4, 4) & wanted >> (32 * half) | half);
+            }
+            write(20, 1, 11);
+            self.memory.write(rings, &[0; 0x1_0000]);
+            for queue in 0..queues {
+                write(22, 2, queue);
+                write(24, 2, 16);
+                for (part, at) in parts(queue).into_iter().enumerate() {
+                    write(32 + 8 * part as u64, 8, at);
+                }
+                write(26, 2, r.below(3));
+                write(28, 2, 1);
+            }
+            write(20, 1, 15);
+            return;
+        }
+        let queue = r.below(queues);
+        let [table, available, _] = parts(queue);
+        let hostile = self.hostile.get() && r.below(4) == 0;
+        let first = r.below(12);
+        let count = 2 + r.below(3);
+        for i in 0..count {
+            let at = table + 16 * (first + i);
+            let (mut address, mut len) = (buffers + 0x2000 * i, 512 * r.below(8) + 1);
+            let mut flags = u64::from(i + 1 < count) | u64::from(i + 1 == count || i > r.below(count)) << 1;
+            if i == 0 {
+                (len, flags) = (16, 1);
+            }
+            let mut next = first + i + 1;
+            if hostile {
+                match r.below(6) {
+                    0 => address = r.value(),
+                    1 => len = r.value(),
+                    2 => flags = r.below(8),
+                    3 => next = r.below(20),
+                    4 => (address, flags) = (rings + r.below(0x1000), r.below(8)),
+                    _ => {}
+                }
+            }
+            self.memory.write_u64(at, address);
+            self.memory.write_u32(at + 8, len as u32);
+            self.memory.write_u32(at + 12, (flags | next << 16) as u32);
+        }
+        let kind = [0, 1, 0, 1, 4, 8, 11, 13, 2][r.below(9) as usize];
+        self.memory.write_u32(buffers, kind);
+        self.memory.write_u64(buffers + 8, r.below(0x2100));
+        let index = self.memory.read_u16(available + 2);
+        self.memory.write_u16(available + 4 + 2 * u64::from(index % 16), first as u16);
+        let more = if hostile { r.below(20) as u16 } else { 1 };
+        self.memory.write_u16(available + 2, index.wrapping_add(more));
+        write(0x3000 + 4 * queue, 2, queue);
+    }
+
+    /// What the guest sees of it, when what was begun has ended.
     fn step(&self, r: &mut Random) -> u64 {
+        let seen = self.access(r);
+        self.drives.iter().for_each(|(drive, _)| drive.drain());
+        seen
+    }
+
+    fn access(&self, r: &mut Random) -> u64 {
         match r.below(16) {
             0..=6 => {
                 let (base, len) = PORTS[r.below(PORTS.len() as u64) as usize];
@@ -344,7 +441,11 @@ impl Board {
                 self.port(r, port, size)
             }
             7 if r.below(2) == 0 => {
-                self.drive(r);
+                if r.below(3) == 0 {
+                    self.drive_virtio(r)
+                } else {
+                    self.drive(r)
+                }
                 0
             }
             7 => {
@@ -352,6 +453,11 @@ impl Board {
                 self.port(r, port, size)
             }
             8 => self.mmio(r, IOAPIC_BASE, 0x60),
+            9 if r.below(4) == 0 && !self.virtio.is_empty() => {
+                let base = self.virtio[r.below(self.virtio.len() as u64) as usize];
+                let base = base + 0x1000 * r.below(4);
+                self.mmio(r, base, 0x40)
+            }
             9 if r.below(2) == 0 => self.mmio(r, PCI_BASE, 0xa0),
             9 => self.mmio(r, HPET_BASE, 0x180),
             10 | 11 => {
@@ -415,6 +521,7 @@ fn no_access_to_any_chip_panics_or_hangs() {
     let seeds = number("MYNAH_HAMMER_SEED").map_or(1..9, |s| s..s + 1);
     for seed in seeds {
         let board = board();
+        board.hostile.set(true);
         let mut random = Random(seed);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for _ in 0..steps {
@@ -422,6 +529,9 @@ fn no_access_to_any_chip_panics_or_hangs() {
             }
         }));
         assert!(result.is_ok(), "MYNAH_HAMMER_SEED={seed}");
+        let ended = |(drive, _): &(Arc<Drive>, _)| drive.counts().reads.load(Ordering::Relaxed);
+        let ended: u64 = board.drives.iter().map(ended).sum();
+        assert!(steps < 10_000 || ended > steps / 1000, "seed {seed}: {ended} reads of disks in {steps} steps");
     }
 }
 
@@ -447,6 +557,9 @@ fn a_board_that_is_restored_goes_on_as_the_one_that_was_saved() {
         other.devices.restore(&saved).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         other.pci.follow();
         other.memory.write(0, &one.ram());
+        for ((_, from), (_, to)) in one.drives.iter().zip(&other.drives) {
+            to.write(0, &from.contents()).unwrap();
+        }
         let differ = |one: &Board, other: &Board| {
             let pairs = one.devices.inspect().into_iter().zip(other.devices.inspect());
             pairs.filter(|(a, b)| a != b).map(|(a, b)| format!("{a:?}\n{b:?}\n")).collect::<String>()
@@ -466,6 +579,7 @@ fn a_board_that_is_restored_goes_on_as_the_one_that_was_saved() {
 fn a_board_that_is_reset_is_as_a_new_one() {
     for seed in 1..20 {
         let (one, mut random) = (board(), Random(seed << 16));
+        one.hostile.set(true);
         (0..2000).for_each(|_| _ = one.step(&mut random));
         one.reset();
         let new = board();

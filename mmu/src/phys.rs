@@ -404,6 +404,38 @@ impl PhysMemory {
         }
     }
 
+    /// Gives the host its memory of the whole pages of RAM among `len` bytes from `gpa` on back: they read as zeros
+    /// then. How many bytes that were.
+    pub fn discard(&self, gpa: Gpa, len: u64) -> u64 {
+        let Some(end) = gpa.checked_add(len).map(|end| end & !PAGE_MASK) else { return 0 };
+        let (Some(mut at), mut given) = (gpa.checked_next_multiple_of(PAGE_SIZE), 0) else { return 0 };
+        while at < end {
+            let (mut n, mut skip) = (0, PAGE_SIZE);
+            let mut ram = None;
+            // As much as lies together.
+            while at + n < end {
+                let (found, run) = self.find(at + n);
+                let whole = run.min(end - at - n) & !PAGE_MASK;
+                match found {
+                    Found::Ram(offset) if whole > 0 && offset == *ram.get_or_insert(offset) + n => n += whole,
+                    _ if n == 0 => {
+                        skip = whole.max(PAGE_SIZE);
+                        break;
+                    }
+                    _ => break,
+                }
+            }
+            if let Some(offset) = ram.filter(|_| n > 0)
+                && self.ram.discard(offset, n)
+            {
+                self.written(at, n);
+                given += n;
+            }
+            at = at.saturating_add(if n > 0 { n } else { skip });
+        }
+        given
+    }
+
     /// How many bytes of RAM or ROM follow from `gpa` on, if it is in one of these.
     pub fn memory_run(&self, gpa: Gpa) -> Option<u64> {
         match self.find(gpa) {

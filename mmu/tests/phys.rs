@@ -450,3 +450,30 @@ impl CodeWatcher for Changes {
         self.0.lock().push((first, last));
     }
 }
+
+#[test]
+fn whole_pages_of_ram_that_are_discarded_read_as_zeros_and_are_told_of() {
+    #[derive(Default)]
+    struct Watcher(Mutex<Vec<(u64, u64)>>);
+    impl CodeWatcher for Watcher {
+        fn code_written(&self, gpa: u64, len: u64) {
+            self.0.lock().push((gpa, len));
+        }
+    }
+    let (memory, watcher) = (memory(), Arc::new(Watcher::default()));
+    memory.write(0, &vec![0xee; 2 << 20]);
+    memory.write(FOUR_GIB, &vec![0xee; 1 << 20]);
+    memory.map_mmio(0x8_0000, 0x1000, Dev::new(0));
+    memory.watch_code(watcher.clone());
+    memory.hold_code(0x3000);
+    memory.take_dirty(0x3000);
+    assert_eq!(memory.discard(0x2001, 0x2fff), 0x2000);
+    assert_eq!([0x2fff, 0x3000, 0x4fff, 0x5000].map(|at| memory.read_u8(at)), [0xee, 0, 0, 0xee]);
+    assert_eq!((watcher.0.lock().clone(), memory.is_dirty(0x3000)), (vec![(0x3000, 0x1000)], true));
+    assert_eq!(memory.discard(0x7_f000, 0x3000), 0x2000, "not the device in the middle");
+    // What is under it is there again when it goes.
+    assert_eq!([0x7_f000, 0x8_1000, 0x8_2000].map(|at| memory.read_u8(at)), [0, 0, 0xee]);
+    assert_eq!(memory.discard(0x1f_f000, 1 << 33), 0x1000 + (1 << 20));
+    assert_eq!((memory.read_u8(FOUR_GIB), memory.read_u8(0x1f_efff)), (0, 0xee));
+    assert_eq!((memory.discard(u64::MAX - 5, 100), memory.discard(0x1001, 0xfff)), (0, 0));
+}

@@ -19,10 +19,11 @@ use mynah_devices::events::WakeCause;
 use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::Ioapic;
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, ReadTsc};
+use mynah_devices::virtio::balloon::Balloon;
 use mynah_firmware::bios::Bios;
 use mynah_mmu::PhysMemory;
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The rate of the vCPUs' time-stamp counters: guest nanoseconds.
 pub const TSC_HZ: u64 = 1_000_000_000;
@@ -58,6 +59,8 @@ pub struct Board {
     pub chips: Chips,
     /// Interrupt lines: every device takes its pin from here.
     lines: Mutex<Vec<Irq>>,
+    /// What the monitor's `balloon` is for, if there is one.
+    pub balloon: OnceLock<Arc<Balloon>>,
     tsc: ReadTsc,
     firmware: Firmware,
     events: Vec<Arc<Events>>,
@@ -129,6 +132,7 @@ impl Board {
             router,
             chips,
             lines: Mutex::new(lines),
+            balloon: OnceLock::new(),
             tsc,
             firmware,
             events: vcpus.iter().map(|v| v.events.clone()).collect(),

@@ -278,6 +278,9 @@ pub fn attach_extra(
         isa_pin: RefCell::new(&mut isa_pin),
         chardev: &lines,
         drive: &|_| None,
+        cpus: cfg.smp.cpus as usize,
+        entropy: super::entropy::of(cfg.seed),
+        balloon: &board.balloon,
         serials: RefCell::new(&mut consoles.serials),
     };
     for d in &cfg.devices {

@@ -6,6 +6,7 @@ pub mod boards;
 pub mod budget;
 pub mod console;
 pub mod ending;
+mod entropy;
 pub mod handle;
 mod info;
 pub mod inside;

@@ -1,0 +1,223 @@
+//! A queue's ring in guest memory.
+//!
+//! [`Ring`] is what the rest sees of one, whatever its format. [`Split`] is the format of always (2.7), on the crate
+//! `virtio-queue`, whose iterators end where a descriptor is not as it must be: that is told apart from a chain's end
+//! here, as is the driver's wish for no interrupts, which the crate leaves out.
+use super::chain::{Broken, Chain, MOST_PIECES, Piece};
+use crate::device::Invalid;
+use crate::dma::Session;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::Ordering;
+use virtio_queue::{Queue, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+/// VIRTQ_AVAIL_F_NO_INTERRUPT (2.7.6).
+const NO_INTERRUPT: u16 = 1;
+
+/// What a device sees of a ring.
+pub trait Ring: Send {
+    /// The next chain that the driver has made available.
+    fn pop(&mut self, memory: &Session<'_>) -> Result<Option<Chain>, Broken>;
+    /// Gives a chain back, of which `len` bytes were written.
+    fn push(&mut self, memory: &Session<'_>, head: u16, len: u32) -> Result<(), Broken>;
+    /// Whether the driver wishes to hear of what was given back since the last call.
+    fn wants_interrupt(&mut self, memory: &Session<'_>) -> Result<bool, Broken>;
+    /// The driver need not notify: the ring is looked at anyway.
+    fn disable_notifications(&mut self, memory: &Session<'_>) -> Result<(), Broken>;
+    /// The driver is to notify of what it makes available from now on; whether there is something already.
+    fn enable_notifications(&mut self, memory: &Session<'_>) -> Result<bool, Broken>;
+}
+
+/// A split ring, and what a driver sets of it.
+pub struct Split {
+    queue: Queue,
+}
+
+/// What is saved of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingV1 {
+    size: u16,
+    ready: bool,
+    event_idx: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+    next_available: u16,
+    next_used: u16,
+}
+
+/// Where the parts of a ring are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The table of descriptors.
+    Descriptors,
+    /// What the driver writes.
+    Driver,
+    /// What the device writes.
+    Device,
+}
+
+impl Split {
+    /// A ring of up to `most` entries, a power of two up to 32768; others are a mistake of the device.
+    pub fn new(most: u16) -> Self {
+        let mut ring = Self { queue: Queue::new(most).unwrap_or_else(|e| panic!("a queue of {most}: {e}")) };
+        ring.reset();
+        ring
+    }
+
+    /// As after a reset: not ready, of the most entries.
+    pub fn reset(&mut self) {
+        self.queue.reset();
+        // The crate has addresses of its own that mean nothing here.
+        [Part::Descriptors, Part::Driver, Part::Device].into_iter().for_each(|p| self.place(p, 0));
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// The most entries.
+    pub fn most(&self) -> u16 {
+        self.queue.max_size()
+    }
+
+    /// Has so many entries, if a ring can.
+    pub fn set_size(&mut self, size: u16) {
+        let _ = self.queue.try_set_size(size);
+    }
+
+    /// Whether the driver has set it up.
+    pub fn is_ready(&self) -> bool {
+        self.queue.ready()
+    }
+
+    /// The driver has set it up, or has not.
+    pub fn set_ready(&mut self, ready: bool) {
+        self.queue.set_ready(ready);
+    }
+
+    /// Both sides say when they wish to hear.
+    pub fn set_event_idx(&mut self, on: bool) {
+        self.queue.set_event_idx(on);
+    }
+
+    /// Where a part is.
+    pub fn part(&self, part: Part) -> u64 {
+        match part {
+            Part::Descriptors => self.queue.desc_table(),
+            Part::Driver => self.queue.avail_ring(),
+            Part::Device => self.queue.used_ring(),
+        }
+    }
+
+    /// Says where a part is. One that is not aligned as it must be (2.7) is put where it would be with the bits
+    /// beyond taken off.
+    pub fn place(&mut self, part: Part, at: u64) {
+        let at = |align: u64| GuestAddress(at & !(align - 1));
+        let _ = match part {
+            Part::Descriptors => self.queue.try_set_desc_table_address(at(16)),
+            Part::Driver => self.queue.try_set_avail_ring_address(at(2)),
+            Part::Device => self.queue.try_set_used_ring_address(at(4)),
+        };
+    }
+
+    /// What is saved of it.
+    pub fn save(&self) -> RingV1 {
+        let QueueState { size, ready, event_idx_enabled, next_avail, next_used, .. } = self.queue.state();
+        RingV1 {
+            size,
+            ready,
+            event_idx: event_idx_enabled,
+            descriptors: self.queue.desc_table(),
+            available: self.queue.avail_ring(),
+            used: self.queue.used_ring(),
+            next_available: next_avail,
+            next_used,
+        }
+    }
+
+    /// Takes on what was saved.
+    pub fn restore(&mut self, saved: RingV1) -> Result<(), Invalid> {
+        let state = QueueState {
+            max_size: self.most(),
+            next_avail: saved.next_available,
+            next_used: saved.next_used,
+            event_idx_enabled: saved.event_idx,
+            size: saved.size,
+            ready: saved.ready,
+            desc_table: saved.descriptors,
+            avail_ring: saved.available,
+            used_ring: saved.used,
+        };
+        self.queue = Queue::try_from(state).map_err(|_| Invalid("a virtqueue"))?;
+        Ok(())
+    }
+
+    fn chain(&mut self, memory: &Session<'_>) -> Result<Option<Chain>, Broken> {
+        // No ring lies at 0, where the crate takes it for none.
+        let Some(descriptors) = self.queue.pop_descriptor_chain(memory) else { return Ok(None) };
+        let mut chain = Chain { head: descriptors.head_index(), readable: Vec::new(), writable: Vec::new() };
+        let mut more = true;
+        for d in descriptors {
+            let piece = Piece { at: d.addr().0, len: d.len() };
+            if piece.len == 0 {
+                return Err(Broken("a descriptor of no bytes"));
+            }
+            match (d.is_write_only(), chain.writable.is_empty()) {
+                (true, _) => chain.writable.push(piece),
+                (false, true) => chain.readable.push(piece),
+                (false, false) => return Err(Broken("a readable descriptor behind a writable one")),
+            }
+            if chain.readable.len() + chain.writable.len() > MOST_PIECES {
+                return Err(Broken("a chain of too many descriptors"));
+            }
+            more = d.has_next();
+        }
+        // It ends where no end is: a loop, a descriptor that is not there, too many bytes.
+        if more { Err(Broken("a chain of descriptors with no end")) } else { Ok(Some(chain)) }
+    }
+}
+
+impl Ring for Split {
+    fn pop(&mut self, memory: &Session<'_>) -> Result<Option<Chain>, Broken> {
+        let index = self.queue.avail_idx(memory, Ordering::Acquire);
+        let index = index.map_err(|_| Broken("a ring that is not in memory"))?.0;
+        let waiting = index.wrapping_sub(self.queue.next_avail());
+        if waiting == 0 {
+            return Ok(None);
+        }
+        if waiting > self.size() {
+            return Err(Broken("more available than there are entries"));
+        }
+        let before = self.queue.next_avail();
+        match self.chain(memory)? {
+            None if self.queue.next_avail() == before => Err(Broken("a ring that is not in memory")),
+            chain => Ok(chain),
+        }
+    }
+
+    fn push(&mut self, memory: &Session<'_>, head: u16, len: u32) -> Result<(), Broken> {
+        self.queue.add_used(memory, head, len).map_err(|_| Broken("a used ring that is not in memory"))
+    }
+
+    fn wants_interrupt(&mut self, memory: &Session<'_>) -> Result<bool, Broken> {
+        let wrong = || Broken("a ring that is not in memory");
+        // With event indexes, and for the order of memory accesses without.
+        let wants = self.queue.needs_notification(memory).map_err(|_| wrong())?;
+        if self.queue.event_idx_enabled() {
+            return Ok(wants);
+        }
+        let flags: u16 =
+            memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map_err(|_| wrong())?;
+        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+    }
+
+    fn disable_notifications(&mut self, memory: &Session<'_>) -> Result<(), Broken> {
+        self.queue.disable_notification(memory).map_err(|_| Broken("a used ring that is not in memory"))
+    }
+
+    fn enable_notifications(&mut self, memory: &Session<'_>) -> Result<bool, Broken> {
+        self.queue.enable_notification(memory).map_err(|_| Broken("a used ring that is not in memory"))
+    }
+}
