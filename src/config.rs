@@ -8,6 +8,7 @@
 //! Also here: the process's exit codes ([`exit_code`]), which are part of the interface.
 
 use crate::machine::boards::{self, Description};
+use mynah_block::{Cache, OnError};
 use mynah_devices::kind::{Chosen, Value, Values};
 use std::fmt;
 use std::path::PathBuf;
@@ -539,15 +540,92 @@ pub enum PanicAction {
     ExitFailure,
 }
 
-/// A disk, CD-ROM, floppy or flash image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A drive: an image, and how it is used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drive {
     /// The option that gave it, with its dash, for messages.
-    pub option: &'static str,
-    /// The image's file, if one was given.
+    pub option: String,
+    /// `id=`, or QEMU's name for it.
+    pub id: String,
+    /// `if=`.
+    pub interface: Option<Interface>,
+    /// `index=`: its place among the drives with this interface.
+    pub index: Option<u32>,
+    /// `bus=`.
+    pub bus: Option<u32>,
+    /// `unit=`.
+    pub unit: Option<u32>,
+    /// `media=cdrom`.
+    pub cdrom: bool,
+    /// `file=`; none: there is no medium.
     pub file: Option<PathBuf>,
-    /// All properties as given (`if`, `media`, `format`, `index`, ...).
-    pub properties: Vec<(String, String)>,
+    /// `format=`; told by the image if it was not given.
+    pub format: Option<String>,
+    /// `cache=`.
+    pub cache: Cache,
+    /// `snapshot=`.
+    pub snapshot: Option<bool>,
+    /// `readonly=`.
+    pub read_only: bool,
+    /// `discard=unmap`.
+    pub discard: bool,
+    /// `werror=`.
+    pub werror: Option<OnError>,
+    /// `rerror=`.
+    pub rerror: Option<OnError>,
+    /// `serial=`.
+    pub serial: Option<String>,
+    /// `backing-anywhere=on`: what an image stands on may be outside of its folder.
+    pub any_backing: bool,
+}
+
+impl Drive {
+    /// Its place among the drives with this interface, if it was given one: two to a bus.
+    pub fn number(&self) -> Option<u32> {
+        self.index.or_else(|| self.has_place().then(|| 2 * self.bus.unwrap_or(0) + self.unit.unwrap_or(0)))
+    }
+
+    /// Whether the user has said where it goes.
+    pub fn has_place(&self) -> bool {
+        self.index.is_some() || self.bus.is_some() || self.unit.is_some()
+    }
+
+    /// For messages: the option, and the file.
+    pub fn shown(&self) -> String {
+        let file = self.file.as_ref().map(|f| f.display().to_string());
+        match (self.option.as_str(), file) {
+            ("-drive", Some(file)) => format!("-drive file={file}"),
+            (option, Some(file)) => format!("{option} {file}"),
+            (option, None) => option.into(),
+        }
+    }
+}
+
+/// How a drive is wired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// The board's IDE buses.
+    Ide,
+    /// A virtio-blk device of its own.
+    Virtio,
+    /// The floppy controller.
+    Floppy,
+    /// Flash memory at the top of the address space.
+    Pflash,
+    /// By a `-device` that names it.
+    None,
+}
+
+impl fmt::Display for Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ide => "ide",
+            Self::Virtio => "virtio",
+            Self::Floppy => "floppy",
+            Self::Pflash => "pflash",
+            Self::None => "none",
+        })
+    }
 }
 
 /// A network card or back end.

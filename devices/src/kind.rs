@@ -209,6 +209,14 @@ impl Chosen {
     }
 }
 
+impl Chosen {
+    /// The ids of the drives that it uses.
+    pub fn drives(&self) -> impl Iterator<Item = &str> {
+        let is_drive = |p: &&Property| p.kind == Type::Drive;
+        self.kind.properties.iter().filter(is_drive).filter_map(|p| self.values.text(p.name))
+    }
+}
+
 impl PartialEq for Chosen {
     fn eq(&self, other: &Self) -> bool {
         self.kind.name == other.kind.name && self.values == other.values

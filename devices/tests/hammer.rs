@@ -531,7 +531,10 @@ fn no_access_to_any_chip_panics_or_hangs() {
         assert!(result.is_ok(), "MYNAH_HAMMER_SEED={seed}");
         let ended = |(drive, _): &(Arc<Drive>, _)| drive.counts().reads.load(Ordering::Relaxed);
         let ended: u64 = board.drives.iter().map(ended).sum();
-        assert!(steps < 10_000 || ended > steps / 1000, "seed {seed}: {ended} reads of disks in {steps} steps");
+        assert!(
+            steps < 10_000 || ended > steps / 1000,
+            "seed {seed}: {ended} reads of disks in {steps} steps"
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use super::options::Status;
 use super::parse::{Given, parse};
 use super::size::{number_from, show_size};
 use super::suggest::did_you_mean;
-use super::{char_arg, cpu_arg, device_arg, help, machine_arg, run_arg};
+use super::{char_arg, cpu_arg, device_arg, drive_arg, help, machine_arg, run_arg};
 use crate::config::{
     Accel, AccelKind, CharBackend, CharTarget, Check, Config, Display, FwCfgData, RebootAction,
     ShutdownAction,
@@ -38,6 +38,7 @@ struct Seen {
     monitor: bool,
     append: bool,
     kernel_option: &'static str,
+    snapshot: bool,
 }
 
 /// Parses the options of `mynah run`, for a program called `program`.
@@ -50,6 +51,7 @@ pub fn config(program: &str, args: &[OsString]) -> Result<Config, Error> {
     if config.accel.is_empty() {
         config.accel = std::mem::take(&mut seen.accel_from_machine);
     }
+    drive_arg::settle(&mut config, seen.snapshot)?;
     consoles(&mut config, &seen)?;
     if config.bios.is_none() && config.memory.size < LEAST_MEMORY {
         return Err(Error::new(format!(
@@ -170,11 +172,12 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
             }
             config.devices.push(device);
         }
-        "drive" => config.drives.push(run_arg::drive(given.text()?)?),
+        "drive" => config.drives.push(drive_arg::drive(given.text()?)?),
         "hda" | "hdb" | "hdc" | "hdd" | "cdrom" | "fda" | "fdb" | "pflash" => {
-            let name = if given.alone { run_arg::ALONE } else { option.name };
-            config.drives.push(run_arg::plain_drive(name, &given.value));
+            let name = if given.alone { drive_arg::ALONE } else { option.name };
+            config.drives.push(drive_arg::plain_drive(name, &given.value));
         }
+        "snapshot" => seen.snapshot = true,
         "nic" | "netdev" | "net" => config.nets.push(run_arg::net(option.name, given.text()?)?),
         "no-reboot" => config.on_reboot = RebootAction::Shutdown,
         "no-shutdown" => config.on_shutdown = ShutdownAction::Pause,
@@ -343,8 +346,8 @@ pub fn check_files(config: &Config) -> Result<(), Error> {
     }
     for drive in &config.drives {
         if let Some(file) = &drive.file {
-            open_file(drive.option, file)?;
-            refuse_kernel(drive.option, file)?;
+            open_file(&drive.option, file)?;
+            refuse_kernel(&drive.option, file)?;
         }
     }
     Ok(())
@@ -354,7 +357,7 @@ pub fn check_files(config: &Config) -> Result<(), Error> {
 fn refuse_kernel(option: &str, path: &Path) -> Result<(), Error> {
     const MOST: u64 = 1 << 30;
     let is_file = std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() <= MOST);
-    if option != run_arg::ALONE || !is_file {
+    if option != drive_arg::ALONE || !is_file {
         return Ok(());
     }
     let shown = path.display().to_string();

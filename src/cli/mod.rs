@@ -15,6 +15,7 @@ pub mod char_arg;
 pub mod cpu_arg;
 pub mod demo;
 pub mod device_arg;
+pub mod drive_arg;
 pub mod help;
 pub mod machine_arg;
 pub mod options;

@@ -129,15 +129,16 @@ pub const OPTIONS: &[OptionDef] = options! {
     Console Parsed "vga" ("none", "none") "the video adapter";
 
     Devices Supported "device" ("NAME[,prop=value...]", "isa-debug-exit,iobase=0xf4,iosize=4") "add a device ('help' lists them)";
-    Devices Parsed "drive" ("[file=FILE][,if=TYPE][,prop=value...]", "file=disk.img,if=ide,format=raw") "a drive";
-    Devices Parsed "hda" ("FILE", "disk.img") "the first hard disk";
-    Devices Parsed "hdb" ("FILE", "disk.img") "the second hard disk";
-    Devices Parsed "hdc" ("FILE", "disk.img") "the third hard disk";
-    Devices Parsed "hdd" ("FILE", "disk.img") "the fourth hard disk";
-    Devices Parsed "cdrom" ("FILE", "cd.iso") "the CD-ROM";
-    Devices Parsed "fda" ("FILE", "floppy.img") "the first floppy";
-    Devices Parsed "fdb" ("FILE", "floppy.img") "the second floppy";
-    Devices Parsed "pflash" ("FILE", "flash.fd") "a parallel flash image";
+    Devices Supported "drive" ("[file=FILE][,if=TYPE][,prop=value...]", "file=disk.img,if=ide,format=raw") "a drive";
+    Devices Supported "hda" ("FILE", "disk.img") "the first hard disk";
+    Devices Supported "hdb" ("FILE", "disk.img") "the second hard disk";
+    Devices Supported "hdc" ("FILE", "disk.img") "the third hard disk";
+    Devices Supported "hdd" ("FILE", "disk.img") "the fourth hard disk";
+    Devices Supported "cdrom" ("FILE", "cd.iso") "the CD-ROM";
+    Devices Supported "fda" ("FILE", "floppy.img") "the first floppy";
+    Devices Supported "fdb" ("FILE", "floppy.img") "the second floppy";
+    Devices Supported "pflash" ("FILE", "flash.fd") "a parallel flash image";
+    Devices Supported "snapshot" "writes to drives go to files that vanish at the end";
     Devices Parsed "nic" ("user|tap|none[,prop=value...]", "none") "a network card with what is behind it";
     Devices Parsed "netdev" ("user|tap,id=ID[,prop=value...]", "user,id=n0") "what is behind a network card";
     Devices Parsed "net" ("nic|user|none[,prop=value...]", "none") "the older form of -nic";
@@ -205,7 +206,6 @@ pub const OPTIONS: &[OptionDef] = options! {
     Devices Later "blockdev" ("...", "driver=raw") "a node of a block graph";
     Devices Later "mtdblock" ("FILE", "m.img") "on-board flash";
     Devices Later "sd" ("FILE", "sd.img") "an SD card";
-    Devices Later "snapshot" "writes to drives go to temporary files";
     Devices Later "iscsi" ("...", "a") "iSCSI";
     Devices Later "fsdev" ("...", "local,id=f") "a shared folder's back end";
     Devices Later "virtfs" ("...", "local") "a shared folder";

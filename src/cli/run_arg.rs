@@ -1,13 +1,13 @@
 //! The clock, boot order, logs, actions and small things: `-rtc`, `-boot`, `-d`, `-D`, `-dfilter`, `-action`, `-uuid`,
-//! `-fw_cfg`, `-echr`, and drives and networks, which are kept as they are given.
+//! `-fw_cfg`, `-echr`, and networks, which are kept as they are given.
 
 use super::Error;
 use super::props::Props;
 use super::size::parse_number;
 use super::suggest::did_you_mean;
 use crate::config::{
-    Boot, Config, Drive, FwCfgData, FwCfgItem, LogItem, Net, PanicAction, RebootAction, Rtc, RtcBase,
-    RtcClock, ShutdownAction, split_commas,
+    Boot, Config, FwCfgData, FwCfgItem, LogItem, Net, PanicAction, RebootAction, Rtc, RtcBase, RtcClock,
+    ShutdownAction, split_commas,
 };
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -260,34 +260,6 @@ pub fn escape(text: &str) -> Result<u8, Error> {
     })
 }
 
-/// Keeps `-drive`.
-pub fn drive(text: &str) -> Result<Drive, Error> {
-    let mut props = Props::parse("-drive", text, None);
-    let properties = props.all();
-    let file = properties.iter().rev().find(|(k, _)| k == "file").map(|(_, v)| PathBuf::from(v));
-    Ok(Drive { option: "-drive", file, properties })
-}
-
-/// What messages call an argument that stands alone.
-pub const ALONE: &str = "the lone argument";
-
-/// Keeps one of the options that are a drive by themselves, or an argument that is one.
-pub fn plain_drive(option: &'static str, file: &OsStr) -> Drive {
-    let (dashed, properties): (_, &[(&str, &str)]) = match option {
-        "hdb" => ("-hdb", &[("if", "ide"), ("index", "1"), ("media", "disk")]),
-        "hdc" => ("-hdc", &[("if", "ide"), ("index", "2"), ("media", "disk")]),
-        "hdd" => ("-hdd", &[("if", "ide"), ("index", "3"), ("media", "disk")]),
-        "cdrom" => ("-cdrom", &[("if", "ide"), ("index", "2"), ("media", "cdrom")]),
-        "fda" => ("-fda", &[("if", "floppy"), ("index", "0")]),
-        "fdb" => ("-fdb", &[("if", "floppy"), ("index", "1")]),
-        "pflash" => ("-pflash", &[("if", "pflash")]),
-        ALONE => (ALONE, &[("if", "ide"), ("index", "0"), ("media", "disk")]),
-        _ => ("-hda", &[("if", "ide"), ("index", "0"), ("media", "disk")]),
-    };
-    let properties = properties.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-    Drive { option: dashed, file: Some(file.into()), properties }
-}
-
 /// Keeps `-netdev`, `-nic` or `-net`, whose first part is the kind.
 pub fn net(option: &'static str, text: &str) -> Result<Net, Error> {
     let (dashed, kinds): (_, &[&str]) = match option {
@@ -423,16 +395,12 @@ mod tests {
     }
 
     #[test]
-    fn drives_and_networks_are_kept() {
-        let d = drive("file=a,,b.img,if=virtio,readonly").unwrap();
-        assert_eq!(d.file, Some("a,b.img".into()));
-        assert_eq!(d.properties[2], ("readonly".into(), "on".into()));
+    fn networks_are_kept() {
         let n = net("netdev", "user,id=n0,hostfwd=tcp::2222-:22").unwrap();
         assert_eq!((n.kind.as_str(), n.properties.len()), ("user", 2));
         assert!(net("netdev", "user").unwrap_err().to_string().contains("id=ID"));
         assert!(net("nic", "usre").unwrap_err().to_string().contains("did you mean 'user'?"));
         assert_eq!(net("nic", "none").unwrap().kind, "none");
-        assert_eq!(plain_drive("cdrom", OsStr::new("x.iso")).option, "-cdrom");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! ```
 use super::bios::{BiosCalls, BiosDevice};
 use super::boards::{Chips, Description, Wiring};
+use super::drives::Drives;
 use super::power::Power;
 use super::vcpu::{Pins, VcpuBoard, VcpuHandle};
 use crate::config::Config;
@@ -57,6 +58,8 @@ pub struct Board {
     pub router: Arc<GsiRouter>,
     /// What this board has that others ask for.
     pub chips: Chips,
+    /// What devices have their disks from.
+    pub drives: Drives,
     /// Interrupt lines: every device takes its pin from here.
     lines: Mutex<Vec<Irq>>,
     /// What the monitor's `balloon` is for, if there is one.
@@ -131,6 +134,7 @@ impl Board {
             apics,
             router,
             chips,
+            drives: Drives::default(),
             lines: Mutex::new(lines),
             balloon: OnceLock::new(),
             tsc,

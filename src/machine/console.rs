@@ -277,7 +277,7 @@ pub fn attach_extra(
         registry: &board.devices,
         isa_pin: RefCell::new(&mut isa_pin),
         chardev: &lines,
-        drive: &|_| None,
+        drive: &|id| board.drives.take(id),
         cpus: cfg.smp.cpus as usize,
         entropy: super::entropy::of(cfg.seed),
         balloon: &board.balloon,

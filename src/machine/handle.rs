@@ -36,6 +36,7 @@ impl fmt::Display for Status {
             Self::Paused(Pause::Prelaunch) => "paused (prelaunch)",
             Self::Paused(Pause::Shutdown) => "paused (shutdown)",
             Self::Paused(Pause::Panicked) => "paused (guest-panicked)",
+            Self::Paused(Pause::IoError) => "paused (io-error)",
             Self::Paused(Pause::PostMigrate) => "paused (postmigrate)",
             Self::Ended => "shutdown",
         })
@@ -122,6 +123,9 @@ impl Handle {
             Some(Pause::Shutdown | Pause::Panicked) => Err(Refused::NeedsReset),
             _ => {
                 self.0.power.go_on();
+                if let Some(board) = self.board() {
+                    board.drives.resume();
+                }
                 Ok(())
             }
         }

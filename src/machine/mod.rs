@@ -5,6 +5,7 @@ pub mod board;
 pub mod boards;
 pub mod budget;
 pub mod console;
+pub mod drives;
 pub mod ending;
 mod entropy;
 pub mod handle;
@@ -143,6 +144,7 @@ impl Machine {
         let world = World::new(handles.iter().map(|h| (h.events.clone(), h.inbox.clone())));
         power.connect(handles.clone());
         let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), power, &handles)?;
+        board.drives = drives::Drives::open(&cfg, power)?;
         power.connect_clock(board.clock.clone());
         power.connect_button(&board.chips.button);
         let events = Arc::new(EventLoop::new().context("cannot start the event loop")?);
@@ -386,14 +388,6 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if !cfg.accel.is_empty() && engine(cfg).is_none() {
         bail!("-accel {}: not supported yet; there are interp and jit (or tcg)", cfg.accel[0].kind);
     }
-    if let Some(d) = cfg.drives.first() {
-        let file = d.file.as_ref().map_or(String::new(), |f| format!(" {}", f.display()));
-        let kernel = match d.option {
-            crate::cli::run_arg::ALONE => " (that is what it stands for; a kernel is given with -kernel)",
-            _ => "",
-        };
-        bail!("{}{file}: disk images are not supported yet{kernel}", d.option);
-    }
     if let Some(n) = cfg.nets.iter().find(|n| n.kind != "none") {
         bail!("{} {}: network cards are not supported yet", n.option, n.kind);
     }
@@ -426,8 +420,10 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if let Some(icount) = &cfg.icount {
         bail!("-icount {icount}: counting instructions for time is not supported yet");
     }
-    if cfg.kernel.is_none() && cfg.bios.is_none() {
-        bail!("there is nothing to boot: give a kernel with -kernel, or try 'mynah demo'");
+    if cfg.kernel.is_none() && cfg.bios.is_none() && cfg.drives.iter().all(|d| d.file.is_none()) {
+        bail!(
+            "there is nothing to boot: give a disk image, a CD image with -cdrom, a kernel with -kernel, or try 'mynah demo'"
+        );
     }
     Ok(())
 }

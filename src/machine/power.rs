@@ -57,6 +57,8 @@ pub enum Pause {
     Shutdown,
     /// The guest has panicked (`-action panic=pause`).
     Panicked,
+    /// A drive's request has failed (`werror=stop`): it is tried again when the machine goes on.
+    IoError,
     /// Its state has been saved by `migrate`: it goes on from there.
     PostMigrate,
 }

@@ -1,0 +1,372 @@
+//! Drives: `-drive`, `-hda` and its like, `-cdrom`, `-snapshot`, and the devices that they stand for.
+//!
+//! A drive with an interface (`if=ide`, which is the default on a PC) is a drive and a device at once: `-hda disk.img`
+//! stands for `-drive if=none,id=ide0-hd0,file=disk.img -device ide-hd,drive=ide0-hd0,bus=ide.0,unit=0`.
+
+use super::Error;
+use super::device_arg;
+use super::props::Props;
+use super::suggest::did_you_mean;
+use crate::config::{Config, Drive, Interface};
+use mynah_block::{Cache, OnError};
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+/// What messages call an argument that stands alone.
+pub const ALONE: &str = "the lone argument";
+
+/// Parses `-drive`.
+pub fn drive(text: &str) -> Result<Drive, Error> {
+    let mut props = Props::parse("-drive", text, None);
+    let mut drive = Drive { option: "-drive".into(), ..Drive::default() };
+    if let Some(name) = props.text("if")? {
+        drive.interface = Some(interface(&props, &name)?);
+    }
+    drive.id = props.text("id")?.unwrap_or_default();
+    drive.file = props.text("file")?.filter(|f| !f.is_empty()).map(PathBuf::from);
+    drive.format = props.text("format")?.or(props.text("driver")?).filter(|f| !f.is_empty());
+    if let Some(media) = props.text("media")? {
+        drive.cdrom = match media.as_str() {
+            "disk" => false,
+            "cdrom" => true,
+            _ => return Err(props.error(format!("media={media}: accepted are disk, cdrom"))),
+        };
+    }
+    place(&mut props, &mut drive)?;
+    if let Some(name) = props.text("cache")? {
+        let accepted = "none, writeback, writethrough, directsync, unsafe";
+        drive.cache = Cache::from_name(&name)
+            .ok_or_else(|| props.error(format!("cache={name}: accepted are {accepted}")))?;
+    }
+    for key in ["readonly", "read-only"] {
+        drive.read_only |= props.switch(key)?.unwrap_or(false);
+    }
+    drive.snapshot = props.switch("snapshot")?;
+    drive.discard = match props.text("discard")?.as_deref() {
+        None | Some("ignore" | "off") => false,
+        Some("unmap" | "on") => true,
+        Some(other) => return Err(props.error(format!("discard={other}: accepted are ignore, unmap"))),
+    };
+    drive.werror = policy(&mut props, "werror")?;
+    drive.rerror = policy(&mut props, "rerror")?;
+    drive.serial = props.text("serial")?;
+    drive.any_backing = props.switch("backing-anywhere")?.unwrap_or(false);
+    match props.text("aio")?.as_deref() {
+        None | Some("threads") => {}
+        Some(other @ ("native" | "io_uring")) => {
+            return Err(props.error(format!("aio={other}: not supported yet; there is threads")));
+        }
+        Some(other) => return Err(props.error(format!("aio={other}: accepted are threads"))),
+    }
+    let off = |value: &str| matches!(value, "off" | "no" | "false" | "none" | "0");
+    for key in ["copy-on-read", "detect-zeroes", "group"] {
+        if let Some(value) = props.text(key)?.filter(|v| !off(v)) {
+            return Err(props.error(format!("{key}={value}: not supported yet")));
+        }
+    }
+    for key in THROTTLES {
+        if let Some(value) = props.text(key)?.filter(|v| !off(v)) {
+            return Err(props.error(format!("{key}={value}: not supported yet")));
+        }
+    }
+    props.finish()?;
+    if drive.cdrom && drive.snapshot == Some(true) {
+        drive.snapshot = None;
+    }
+    Ok(drive)
+}
+
+/// Limits of QEMU's that are refused by name.
+const THROTTLES: [&str; 12] = [
+    "throttling.bps-total",
+    "throttling.bps-read",
+    "throttling.bps-write",
+    "throttling.iops-total",
+    "throttling.iops-read",
+    "throttling.iops-write",
+    "bps",
+    "bps_rd",
+    "bps_wr",
+    "iops",
+    "iops_rd",
+    "iops_wr",
+];
+
+fn interface(props: &Props, name: &str) -> Result<Interface, Error> {
+    const ALL: &[(&str, Interface)] = &[
+        ("ide", Interface::Ide),
+        ("virtio", Interface::Virtio),
+        ("floppy", Interface::Floppy),
+        ("pflash", Interface::Pflash),
+        ("none", Interface::None),
+    ];
+    if let Some((_, interface)) = ALL.iter().find(|i| i.0 == name) {
+        return Ok(*interface);
+    }
+    if matches!(name, "scsi" | "sd" | "mtd" | "xen") {
+        return Err(props.error(format!("if={name}: this board has no such controller; add one by -device")));
+    }
+    let names = || ALL.iter().map(|i| i.0);
+    let hint = did_you_mean("", name, names());
+    let hint = if hint.is_empty() {
+        format!(" (accepted: {})", names().collect::<Vec<_>>().join(", "))
+    } else {
+        hint
+    };
+    Err(props.error(format!("if={name}: unknown interface{hint}")))
+}
+
+/// `index=`, or `bus=` and `unit=`.
+fn place(props: &mut Props, drive: &mut Drive) -> Result<(), Error> {
+    const MOST: u64 = 255;
+    let index = props.number("index", 0, MOST)?.map(|n| n as u32);
+    let (bus, unit) = (props.number("bus", 0, MOST)?, props.number("unit", 0, MOST)?);
+    if index.is_some() && (bus.is_some() || unit.is_some()) {
+        return Err(props.error("index and bus or unit exclude each other"));
+    }
+    drive.index = index;
+    drive.bus = bus.map(|n| n as u32);
+    drive.unit = unit.map(|n| n as u32);
+    Ok(())
+}
+
+fn policy(props: &mut Props, key: &'static str) -> Result<Option<OnError>, Error> {
+    let Some(name) = props.text(key)? else { return Ok(None) };
+    Ok(Some(match name.as_str() {
+        "report" => OnError::Report,
+        "ignore" => OnError::Ignore,
+        "stop" => OnError::Stop,
+        "enospc" if key == "werror" => OnError::Enospc,
+        _ => {
+            let enospc = if key == "werror" { ", enospc" } else { "" };
+            return Err(props.error(format!("{key}={name}: accepted are report, ignore, stop{enospc}")));
+        }
+    }))
+}
+
+/// One of the options that are a drive by themselves, or an argument that is one.
+pub fn plain_drive(option: &str, file: &OsStr) -> Drive {
+    let (interface, index, cdrom) = match option {
+        "hdb" => (Interface::Ide, 1, false),
+        "hdc" => (Interface::Ide, 2, false),
+        "hdd" => (Interface::Ide, 3, false),
+        "cdrom" => (Interface::Ide, 2, true),
+        "fda" => (Interface::Floppy, 0, false),
+        "fdb" => (Interface::Floppy, 1, false),
+        "pflash" => (Interface::Pflash, 0, false),
+        _ => (Interface::Ide, 0, false),
+    };
+    let dashed = if option == ALONE { ALONE.into() } else { format!("-{option}") };
+    let index = (interface != Interface::Pflash).then_some(index);
+    Drive {
+        option: dashed,
+        // A board without IDE takes the disk as what it has.
+        interface: (interface != Interface::Ide).then_some(interface),
+        index,
+        cdrom,
+        file: (!file.is_empty()).then(|| file.into()),
+        ..Drive::default()
+    }
+}
+
+/// Gives drives their names and places as QEMU does, and adds the devices that they stand for. `snapshot` is the
+/// option of that name.
+pub fn settle(config: &mut Config, snapshot: bool) -> Result<(), Error> {
+    let board = config.machine.board;
+    let usual = if board.pci { Interface::Ide } else { Interface::Virtio };
+    let mut drives = std::mem::take(&mut config.drives);
+    for drive in &mut drives {
+        drive.interface.get_or_insert(usual);
+        if !drive.cdrom {
+            drive.snapshot.get_or_insert(snapshot);
+        }
+    }
+    if default_cdrom(config, &drives) {
+        let option = "the default CD-ROM drive".into();
+        let interface = Some(Interface::Ide);
+        drives.push(Drive { option, interface, index: Some(2), cdrom: true, ..Drive::default() });
+    }
+    let mut taken: Vec<(Interface, u32)> = Vec::new();
+    // Those with a place of their own first.
+    for fixed in [true, false] {
+        for drive in drives.iter_mut().filter(|d| d.has_place() == fixed) {
+            set_place(drive, &mut taken)?;
+        }
+    }
+    let mut devices = Vec::new();
+    for n in 0..drives.len() {
+        name(&mut drives, n)?;
+        if let Some(text) = stands_for(&drives[n])? {
+            devices.push(device_arg::device(&text)?);
+        }
+    }
+    devices.append(&mut config.devices);
+    (config.drives, config.devices) = (drives, devices);
+    let used = config.devices.iter().flat_map(|d| d.drives().map(|id| (d.kind.name, id.to_owned())));
+    for (device, id) in used.collect::<Vec<_>>() {
+        if config.drives.iter().all(|d| d.id != id) {
+            let hint = did_you_mean("", &id, config.drives.iter().map(|d| d.id.as_str()));
+            return Err(Error::new(format!("-device {device}: there is no -drive with id={id}{hint}")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the board's CD-ROM drive is there, which is empty: as in QEMU it is unless a drive has its place, or the
+/// user adds drives as devices.
+fn default_cdrom(config: &Config, drives: &[Drive]) -> bool {
+    const DRIVES: [&str; 4] = ["ide-cd", "ide-hd", "scsi-cd", "scsi-hd"];
+    let own = config.devices.iter().any(|d| DRIVES.contains(&d.kind.name));
+    let is_third = |d: &Drive| d.interface == Some(Interface::Ide) && d.number() == Some(2);
+    config.machine.board.pci && !config.no_defaults && !own && !drives.iter().any(is_third)
+}
+
+fn set_place(drive: &mut Drive, taken: &mut Vec<(Interface, u32)>) -> Result<(), Error> {
+    let interface = drive.interface.unwrap_or(Interface::None);
+    if interface == Interface::None {
+        return Ok(());
+    }
+    let most = match interface {
+        Interface::Ide => 4,
+        Interface::Floppy | Interface::Pflash => 2,
+        _ => 256,
+    };
+    let wanted = drive.number();
+    let free = || (0..most).find(|n| !taken.contains(&(interface, *n)));
+    let Some(number) = wanted.or_else(free) else {
+        return Err(Error::new(format!(
+            "{}: all {most} places of {interface} drives are taken",
+            drive.shown()
+        )));
+    };
+    if number >= most {
+        let shown = drive.shown();
+        return Err(Error::new(format!("{shown}: {interface} drives have places from 0 to {}", most - 1)));
+    }
+    if taken.contains(&(interface, number)) {
+        return Err(Error::new(format!(
+            "{}: index={number} of {interface} is taken by another drive",
+            drive.shown()
+        )));
+    }
+    taken.push((interface, number));
+    drive.index = Some(number);
+    (drive.bus, drive.unit) = (None, None);
+    Ok(())
+}
+
+/// QEMU's name for a drive that was not given one.
+fn name(drives: &mut [Drive], n: usize) -> Result<(), Error> {
+    let drive = &drives[n];
+    let id = if !drive.id.is_empty() {
+        drive.id.clone()
+    } else {
+        let number = drive.index.unwrap_or(n as u32);
+        let media = if drive.cdrom { "cd" } else { "hd" };
+        match drive.interface.unwrap_or(Interface::None) {
+            Interface::Ide => format!("ide{}-{media}{}", number / 2, number % 2),
+            Interface::None => format!("none{n}"),
+            other => format!("{other}{number}"),
+        }
+    };
+    if drives.iter().enumerate().any(|(i, d)| i != n && d.id == id) {
+        return Err(Error::new(format!("{}: another drive has id={id}", drives[n].shown())));
+    }
+    drives[n].id = id;
+    Ok(())
+}
+
+/// The `-device` that a drive with an interface stands for.
+fn stands_for(drive: &Drive) -> Result<Option<String>, Error> {
+    let id = drive.id.replace(',', ",,");
+    let number = drive.index.unwrap_or_default();
+    let mut text = match drive.interface.unwrap_or(Interface::None) {
+        Interface::None => return Ok(None),
+        Interface::Ide => {
+            let kind = if drive.cdrom { "ide-cd" } else { "ide-hd" };
+            format!("{kind},drive={id},bus=ide.{},unit={}", number / 2, number % 2)
+        }
+        Interface::Virtio => format!("virtio-blk-pci,drive={id}"),
+        other @ (Interface::Floppy | Interface::Pflash) => {
+            return Err(Error::new(format!("{}: {other} drives are not supported yet", drive.shown())));
+        }
+    };
+    if let Some(serial) = &drive.serial {
+        text.push_str(&format!(",serial={}", serial.replace(',', ",,")));
+    }
+    Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::build;
+
+    fn config(words: &str) -> Result<Config, Error> {
+        let words: Vec<_> = words.split(' ').map(std::ffi::OsString::from).collect();
+        build::config("mynah run", &words)
+    }
+
+    /// Names of drives, and the devices that they are.
+    fn settled(words: &str) -> Vec<String> {
+        let config = config(words).unwrap_or_else(|e| panic!("{words}: {e}"));
+        let of = |d: &Drive| {
+            let device = config.devices.iter().find(|k| k.drives().any(|id| id == d.id));
+            let file = d.file.as_ref().map_or("-".into(), |f| f.display().to_string());
+            format!("{} {file} {}", d.id, device.map_or("-", |d| d.kind.name))
+        };
+        config.drives.iter().map(of).collect()
+    }
+
+    fn refused(words: &str) -> String {
+        config(words).expect_err(words).to_string()
+    }
+
+    #[test]
+    fn drives_have_the_places_and_names_that_qemu_gives_them() {
+        assert_eq!(settled("-display none"), ["ide1-cd0 - ide-cd"]);
+        assert_eq!(settled("-nodefaults"), [""; 0]);
+        assert_eq!(settled("-hda a -cdrom b"), ["ide0-hd0 a ide-hd", "ide1-cd0 b ide-cd"]);
+        assert_eq!(settled("-hdb a -hdd c -nodefaults"), ["ide0-hd1 a ide-hd", "ide1-hd1 c ide-hd"]);
+        assert_eq!(
+            settled("-drive file=a -drive file=b,index=0 -nodefaults"),
+            ["ide0-hd1 a ide-hd", "ide0-hd0 b ide-hd"]
+        );
+        assert_eq!(
+            settled("-drive file=a,if=virtio -drive file=b,if=virtio,id=mine -nodefaults"),
+            ["virtio0 a virtio-blk-pci", "mine b virtio-blk-pci"]
+        );
+        assert_eq!(
+            settled("-drive file=a,if=none,id=d -device ide-hd,drive=d"),
+            ["d a ide-hd"],
+            "no default drive beside devices"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        assert!(refused("-hda a -drive file=b,index=0").contains("index=0 of ide is taken"));
+        assert!(refused("-drive file=a,index=4").contains("places from 0 to 3"));
+        assert!(refused("-drive file=a,index=1,bus=0").contains("exclude each other"));
+        assert!(refused("-drive file=a,if=ied").contains("did you mean 'ide'?"));
+        assert!(refused("-drive file=a,if=scsi").contains("no such controller"));
+        assert!(refused("-drive file=a,cache=wb").contains("accepted are none, writeback"));
+        assert!(refused("-drive file=a,rerror=enospc").contains("accepted are report, ignore, stop"));
+        assert!(refused("-drive file=a,fromat=raw").contains("did you mean 'format'?"));
+        assert!(refused("-drive file=a,aio=io_uring").contains("not supported yet"));
+        assert!(refused("-device ide-hd,drive=x").contains("there is no -drive with id=x"));
+        assert!(refused("-drive file=a,id=ide1-cd0,if=none").contains("another drive has id=ide1-cd0"));
+    }
+
+    #[test]
+    fn properties_are_kept() {
+        let config =
+            config("-drive file=a,,b,format=qcow2,cache=none,werror=stop,readonly=on,serial=S -snapshot");
+        let drives = config.unwrap().drives;
+        let d = &drives[0];
+        assert_eq!((d.file.as_deref(), d.format.as_deref()), (Some("a,b".as_ref()), Some("qcow2")));
+        assert_eq!((d.cache, d.werror, d.read_only), (Cache::None, Some(OnError::Stop), true));
+        assert_eq!((d.serial.as_deref(), d.snapshot), (Some("S"), Some(true)));
+        assert_eq!(drives[1].snapshot, None, "a CD-ROM is not written");
+    }
+}

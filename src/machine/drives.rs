@@ -1,0 +1,146 @@
+//! The machine's drives: images are opened as the user has said, each for one device; and what firmware has of them.
+use super::power::{Pause, Power};
+use crate::config::{Config, Drive as Wanted};
+use anyhow::Context;
+use mynah_block::{Backing, Drive, DriveError, Image, OnError, OpenOptions, Options, Request, Stopper, open};
+use mynah_firmware::bios::{Disk, DiskError};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+/// All drives of a machine, by name.
+#[derive(Default)]
+pub struct Drives {
+    all: Vec<Arc<Drive>>,
+    /// Those that a device has taken.
+    taken: Mutex<BTreeSet<String>>,
+    /// Drives hold it weakly.
+    _stopper: Option<Arc<dyn Stopper>>,
+}
+
+impl Drives {
+    /// Opens the images that `cfg` names. What cannot be read or written stops the machine, if it is to.
+    ///
+    /// # Errors
+    /// An image cannot be opened, or is not what it is said to be.
+    pub fn open(cfg: &Config, power: &Arc<Power>) -> anyhow::Result<Self> {
+        let stopper: Arc<dyn Stopper> =
+            Arc::new(StopsMachine { power: Arc::downgrade(power), program: cfg.program.clone() });
+        let mut all = Vec::new();
+        for wanted in &cfg.drives {
+            let medium = wanted.file.as_deref().map(|file| open_image(wanted, file)).transpose()?;
+            let drive = Drive::new(options(wanted), medium).with_context(|| wanted.shown())?;
+            drive.on_stop(Arc::downgrade(&stopper));
+            all.push(drive);
+        }
+        Ok(Self { all, taken: Mutex::default(), _stopper: Some(stopper) })
+    }
+
+    /// The drive of this name, for the first device that asks for it.
+    pub fn take(&self, name: &str) -> Option<Arc<Drive>> {
+        let drive = self.find(name)?;
+        self.taken.lock().insert(name.into()).then(|| drive.clone())
+    }
+
+    /// The drive of this name.
+    pub fn find(&self, name: &str) -> Option<&Arc<Drive>> {
+        self.all.iter().find(|d| d.name() == name)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Arc<Drive>] {
+        &self.all
+    }
+
+    /// The machine goes on: requests that have stopped it are tried again.
+    pub fn resume(&self) {
+        self.all.iter().for_each(|d| d.resume());
+    }
+}
+
+/// Opens the image of a drive.
+///
+/// # Errors
+/// It cannot be read, or written if it is to be; the message names option, file and who else uses it.
+pub fn open_image(wanted: &Wanted, file: &Path) -> anyhow::Result<Arc<dyn Image>> {
+    let options = OpenOptions {
+        path: file.into(),
+        format: wanted.format.clone(),
+        read_only: wanted.read_only || wanted.cdrom,
+        cache: wanted.cache,
+        backing: if wanted.any_backing { Backing::Anywhere } else { Backing::InFolder },
+        snapshot: wanted.snapshot == Some(true),
+        ..OpenOptions::default()
+    };
+    // The file is named by the error.
+    open(&options).with_context(|| wanted.option.clone())
+}
+
+fn options(wanted: &Wanted) -> Options {
+    Options {
+        name: wanted.id.clone(),
+        serial: wanted.serial.clone(),
+        werror: wanted.werror.unwrap_or(OnError::Enospc),
+        rerror: wanted.rerror.unwrap_or(OnError::Report),
+        read_only: wanted.read_only || wanted.cdrom,
+        write_through: wanted.cache.write_through(),
+        no_flush: wanted.cache.no_flush(),
+        discard: wanted.discard,
+        ..Options::default()
+    }
+}
+
+/// Has the machine stop when a request is held.
+struct StopsMachine {
+    power: Weak<Power>,
+    program: String,
+}
+
+impl Stopper for StopsMachine {
+    fn stop(&self, name: &str, why: &str) {
+        if let Some(power) = self.power.upgrade() {
+            power.pause(Pause::IoError);
+            let text = format!("drive '{name}': {why}; the guest is stopped, and 'cont' tries it again");
+            crate::cli::say(&self.program, &text);
+        }
+    }
+}
+
+/// A drive as the built-in BIOS has it. Its callers wait for it, as they do for a controller.
+pub struct BiosDisk {
+    /// The drive.
+    pub drive: Arc<Drive>,
+    /// Bytes of a sector.
+    pub sector_size: u32,
+}
+
+impl Disk for BiosDisk {
+    fn sectors(&self) -> u64 {
+        self.drive.size() / u64::from(self.sector_size)
+    }
+
+    fn sector_size(&self) -> u32 {
+        self.sector_size
+    }
+
+    fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        let at = lba.checked_mul(self.sector_size.into()).ok_or(DiskError::Range)?;
+        let data = self.drive.wait(Request::Read { at, len: buf.len() }).map_err(failure)?;
+        buf.copy_from_slice(&data);
+        Ok(())
+    }
+
+    fn write(&self, lba: u64, buf: &[u8]) -> Result<(), DiskError> {
+        let at = lba.checked_mul(self.sector_size.into()).ok_or(DiskError::Range)?;
+        self.drive.wait(Request::Write { at, data: buf.to_vec() }).map(drop).map_err(failure)
+    }
+}
+
+fn failure(e: DriveError) -> DiskError {
+    match e {
+        DriveError::Range => DiskError::Range,
+        DriveError::ReadOnly => DiskError::ReadOnly,
+        DriveError::NoMedium | DriveError::NoSpace | DriveError::Io => DiskError::Failed,
+    }
+}
