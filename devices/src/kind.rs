@@ -17,6 +17,7 @@ use crate::events::MachineEvents;
 use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
 use crate::serial::Serial;
 use crate::virtio::balloon::Balloon;
+use crate::storage::ide::Channel;
 use linkme::distributed_slice;
 use mynah_block::Drive;
 use std::cell::RefCell;
@@ -47,6 +48,8 @@ pub enum Bus {
     Isa,
     /// A slot; firmware or the guest gives the rest.
     Pci,
+    /// A cable's end: master or slave on one of the board's two IDE buses.
+    Ide,
 }
 
 impl fmt::Display for Bus {
@@ -54,6 +57,7 @@ impl fmt::Display for Bus {
         f.write_str(match self {
             Self::Isa => "ISA",
             Self::Pci => "PCI",
+            Self::Ide => "IDE",
         })
     }
 }
@@ -273,6 +277,8 @@ pub struct Site<'a> {
     pub entropy: Entropy,
     /// The balloon that the monitor's commands are for, when there is one.
     pub balloon: &'a OnceLock<Arc<Balloon>>,
+    /// The IDE buses.
+    pub ide: &'a [Arc<Channel>],
     /// The serial ports: what they have sent is to leave the process before that ends.
     pub serials: RefCell<&'a mut Vec<Arc<Serial>>>,
 }

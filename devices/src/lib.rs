@@ -18,5 +18,6 @@ pub mod kind;
 pub mod misc;
 pub mod pci;
 pub mod serial;
+pub mod storage;
 pub mod timers;
 pub mod virtio;

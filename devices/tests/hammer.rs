@@ -26,6 +26,7 @@ use mynah_devices::kind::{self, Site, Value, Values};
 use mynah_devices::misc::fw_cfg::FwCfg;
 use mynah_devices::pci::{BarKind, ConfigPorts, DevFn, MsiSink, PciBus};
 use mynah_devices::serial::{COM, Serial};
+use mynah_devices::storage::ide::{self, Piix3Ide};
 use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::pm_timer::pm_timer_value;
@@ -162,6 +163,7 @@ fn board() -> Board {
     pci.attach(piix3::DEVFN, piix3.clone());
     pci.attach(piix4_pm::DEVFN, pm.clone());
     pm.enable_at(piix4_pm::PM_BASE);
+    let ide = Piix3Ide::new(&pci, &ports, [pin(14), pin(15)]);
     let config = ConfigPorts::new(pci.clone(), piix3.clone());
     config.attach(&ports);
     let a20 = A20Gate::new(true, events.clone());
@@ -211,6 +213,7 @@ fn board() -> Board {
         cpus: 2,
         entropy: Arc::new(|bytes: &mut [u8]| bytes.fill(0x5e)),
         balloon: &OnceLock::new(),
+        ide: ide.channels(),
         serials: RefCell::new(&mut serials),
     };
     let virtio = plug_all(&site);

@@ -1,0 +1,321 @@
+//! A cable: its ports, its bus master, its interrupt, and up to two devices.
+//!
+//! What is written to the command block reaches both devices; the selected one answers. Where there is no device,
+//! status and error read as 0 and the others as after a reset of none; a cable with no device at all reads as 0.
+use super::bus_master::{BusMaster, INTERRUPT};
+use crate::bus::{Irq, PortIo, open_bus, read_bytes, write_bytes};
+use crate::device::Invalid;
+use crate::dma::Dma;
+use crate::storage::ata::{Device, DeviceV1, Register, ResetKind, command, device_bits, status};
+use mynah_block::Reply;
+use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Weak};
+
+/// Bits of the device control register (ATA/ATAPI-6, 7.8).
+const NIEN: u8 = 1 << 1;
+const SRST: u8 = 1 << 2;
+const HOB: u8 = 1 << 7;
+
+/// Devices that a cable has.
+pub const UNITS: usize = 2;
+
+struct Unit {
+    device: Device,
+    /// Ends of requests of an older one are of no interest: the device has been reset or restored.
+    generation: u64,
+}
+
+/// What is saved of a cable beside its devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CableV1 {
+    selected: u8,
+    control: u8,
+    pub(super) master: BusMaster,
+}
+
+#[derive(Default)]
+struct Cable {
+    units: [Option<Unit>; UNITS],
+    state: CableV1,
+}
+
+/// A channel.
+pub struct Channel {
+    number: u8,
+    cable: Mutex<Cable>,
+    pin: Irq,
+    dma: Dma,
+    me: Weak<Channel>,
+}
+
+impl Cable {
+    fn device(&mut self) -> Option<&mut Device> {
+        self.units[usize::from(self.state.selected & 1)].as_mut().map(|u| &mut u.device)
+    }
+
+    fn devices(&mut self) -> impl Iterator<Item = &mut Device> {
+        self.units.iter_mut().flatten().map(|u| &mut u.device)
+    }
+
+    fn level(&self) -> bool {
+        let selected = self.units[usize::from(self.state.selected & 1)].as_ref();
+        self.state.control & NIEN == 0 && selected.is_some_and(|u| u.device.regs.interrupt)
+    }
+
+    fn status(&mut self) -> u8 {
+        let in_reset = self.state.control & SRST != 0;
+        self.device().map_or(0, |d| if in_reset { status::BSY } else { d.regs.status })
+    }
+
+    fn read(&mut self, register: Register) -> u8 {
+        let (selected, high_order) = (self.state.selected, self.state.control & HOB != 0);
+        let alone = self.units.iter().all(Option::is_none);
+        match (self.device(), register) {
+            (Some(device), register) => device.read(register, high_order),
+            (None, _) if alone => 0,
+            (None, Register::Features) => 0,
+            (None, Register::Count | Register::Low) => 1,
+            (None, Register::Mid | Register::High) => 0xff,
+            (None, Register::Device) => device_bits::OBSOLETE | selected << 4,
+        }
+    }
+
+    fn command(&mut self, code: u8) {
+        if self.state.control & SRST != 0 {
+            return;
+        }
+        if code == command::EXECUTE_DEVICE_DIAGNOSTIC {
+            self.devices().for_each(|d| d.command(code));
+            self.state.selected = 0;
+        } else if let Some(device) = self.device() {
+            device.command(code);
+        }
+    }
+
+    fn control(&mut self, value: u8) {
+        let began = value & !self.state.control & SRST != 0;
+        self.state.control = value;
+        if began {
+            self.devices().for_each(|d| d.reset(ResetKind::Soft));
+            self.state.selected = 0;
+        }
+    }
+}
+
+impl Channel {
+    /// Channel `number` with nothing on its cable.
+    pub(super) fn new(number: u8, pin: Irq, dma: Dma) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self { number, cable: Mutex::default(), pin, dma, me: me.clone() })
+    }
+
+    /// 0 for "ide.0".
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Whether there is no device at this place.
+    pub fn is_free(&self, unit: usize) -> bool {
+        self.cable.lock().units.get(unit).is_some_and(Option::is_none)
+    }
+
+    /// Plugs a device in; false if there is one.
+    pub(super) fn plug(&self, unit: usize, device: Device) -> bool {
+        let mut cable = self.cable.lock();
+        let Some(place @ None) = cable.units.get_mut(unit) else { return false };
+        *place = Some(Unit { device, generation: 0 });
+        true
+    }
+
+    /// Has follow what an access, or the end of a request, has changed.
+    fn settle(&self, mut cable: MutexGuard<'_, Cable>) {
+        let Cable { units, state } = &mut *cable;
+        // The selected device goes first, if both want data.
+        let first = usize::from(state.selected & 1);
+        for n in [first, 1 - first] {
+            let Some(unit) = &mut units[n] else { continue };
+            state.master.run(&self.dma, &mut unit.device);
+            if let Some(request) = unit.device.take_request() {
+                let (me, generation) = (self.me.clone(), unit.generation);
+                let drive = unit.device.drive().clone();
+                drive.submit(request, move |reply| {
+                    if let Some(channel) = me.upgrade() {
+                        channel.answered(n, generation, reply);
+                    }
+                });
+            }
+        }
+        let level = cable.level();
+        if level && !self.pin.level() {
+            cable.state.master.status |= INTERRUPT;
+        }
+        self.pin.set(level);
+    }
+
+    /// A request of a device has ended.
+    fn answered(&self, n: usize, generation: u64, reply: Reply) {
+        let mut cable = self.cable.lock();
+        if let Some(unit) = cable.units[n].as_mut().filter(|u| u.generation == generation) {
+            unit.device.answered(reply);
+            self.settle(cable);
+        }
+    }
+
+    /// Does something to a device.
+    pub(super) fn with(&self, n: usize, what: impl FnOnce(&mut Device)) {
+        let mut cable = self.cable.lock();
+        if let Some(unit) = cable.units.get_mut(n).and_then(Option::as_mut) {
+            what(&mut unit.device);
+        }
+        self.settle(cable);
+    }
+
+    /// From now on no end of what was asked so far is heard.
+    pub(super) fn forget_requests(&self, n: usize) {
+        if let Some(unit) = &mut self.cable.lock().units[n] {
+            unit.generation += 1;
+        }
+    }
+
+    /// # Panics
+    /// There is no device at this place, which only who has plugged one in asks for.
+    pub(super) fn save_device(&self, n: usize) -> DeviceV1 {
+        self.cable.lock().units[n].as_ref().expect("a device was plugged in here").device.save()
+    }
+
+    pub(super) fn restore_device(&self, n: usize, saved: DeviceV1) -> Result<(), Invalid> {
+        let mut cable = self.cable.lock();
+        if let Some(unit) = &mut cable.units[n] {
+            unit.generation += 1;
+            unit.device.restore(saved)?;
+        }
+        self.pin.restore(cable.level());
+        Ok(())
+    }
+
+    pub(super) fn reset(&self) {
+        let mut cable = self.cable.lock();
+        cable.state = CableV1::default();
+        self.settle(cable);
+    }
+
+    pub(super) fn save(&self) -> CableV1 {
+        self.cable.lock().state.clone()
+    }
+
+    pub(super) fn restore(&self, saved: CableV1) -> Result<(), Invalid> {
+        if saved.selected > 1 {
+            return Err(Invalid("the selected device"));
+        }
+        let mut cable = self.cable.lock();
+        cable.state = saved;
+        self.pin.restore(cable.level());
+        Ok(())
+    }
+
+    pub(super) fn master_read(&self, offset: u16) -> u8 {
+        self.cable.lock().state.master.read(offset)
+    }
+
+    pub(super) fn master_write(&self, offset: u16, value: u8) {
+        let mut cable = self.cable.lock();
+        cable.state.master.write(offset, value);
+        self.settle(cable);
+    }
+
+    fn data_read(&self, size: u8) -> u32 {
+        let mut cable = self.cable.lock();
+        let Some(device) = cable.device() else { return 0 };
+        let mut value = device.read_data().into();
+        if size == 4 {
+            value |= u32::from(device.read_data()) << 16;
+        }
+        self.settle(cable);
+        value
+    }
+
+    fn data_write(&self, size: u8, value: u32) {
+        let mut cable = self.cable.lock();
+        let Some(device) = cable.device() else { return };
+        device.write_data(value as u16);
+        if size == 4 {
+            device.write_data((value >> 16) as u16);
+        }
+        self.settle(cable);
+    }
+
+    fn register_read(&self, offset: u16) -> u8 {
+        let mut cable = self.cable.lock();
+        if let Some(register) = Register::at(offset) {
+            return cable.read(register);
+        }
+        if offset != 7 {
+            // The data port is 16 or 32 bits wide.
+            return 0xff;
+        }
+        let status = cable.status();
+        if let Some(device) = cable.device() {
+            device.regs.interrupt = false;
+        }
+        self.settle(cable);
+        status
+    }
+
+    fn register_write(&self, offset: u16, value: u8) {
+        let mut cable = self.cable.lock();
+        cable.state.control &= !HOB;
+        match Register::at(offset) {
+            Some(register) => {
+                if register == Register::Device {
+                    cable.state.selected = value >> 4 & 1;
+                }
+                cable.devices().for_each(|d| d.write(register, value));
+            }
+            None if offset == 7 => cable.command(value),
+            None => {}
+        }
+        self.settle(cable);
+    }
+}
+
+/// The command block, 8 ports.
+impl PortIo for Channel {
+    fn name(&self) -> &'static str {
+        "ide"
+    }
+
+    fn read(&self, offset: u16, size: u8) -> u32 {
+        match (offset, size) {
+            (0, 2 | 4) => self.data_read(size),
+            (_, 1) => self.register_read(offset).into(),
+            _ => read_bytes(size, |i| self.register_read(offset + i)),
+        }
+    }
+
+    fn write(&self, offset: u16, size: u8, value: u32) {
+        match (offset, size) {
+            (0, 2 | 4) => self.data_write(size, value),
+            _ => write_bytes(size, value, |i, b| self.register_write(offset + i, b)),
+        }
+    }
+}
+
+/// The control block: the one port of it that there is.
+pub(super) struct Control(pub Arc<Channel>);
+
+impl PortIo for Control {
+    fn name(&self) -> &'static str {
+        "ide"
+    }
+
+    /// Alternate status: no interrupt is acknowledged.
+    fn read(&self, _: u16, size: u8) -> u32 {
+        open_bus(size) & !0xff | u32::from(self.0.cable.lock().status())
+    }
+
+    fn write(&self, _: u16, _: u8, value: u32) {
+        let mut cable = self.0.cable.lock();
+        cable.control(value as u8);
+        self.0.settle(cable);
+    }
+}
