@@ -20,6 +20,7 @@ use mynah_devices::misc::fw_cfg::FwCfg;
 use mynah_devices::misc::pvpanic::Pvpanic;
 use mynah_devices::pci::ConfigPorts;
 use mynah_devices::serial::Serial;
+use mynah_devices::storage::ide::{IdeDrive, Piix3Ide};
 use mynah_devices::timers::hpet::Hpet;
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::rtc::Rtc;
@@ -336,11 +337,14 @@ fn rows() -> Vec<Row> {
         of::<Hpet>(),
         of::<I440fx>(),
         of::<I8042>(),
+        of::<IdeDrive<false>>(),
+        of::<IdeDrive<true>>(),
         of::<Ioapic>(),
         of::<LocalApic>(),
         of::<LocalApics>(),
         of::<Pic>(),
         of::<Piix3>(),
+        of::<Piix3Ide>(),
         of::<Piix4Pm>(),
         of::<AcpiGed>(),
         of::<Pit>(),

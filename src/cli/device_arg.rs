@@ -49,8 +49,6 @@ const LATER: &[&str] = &[
     "virtio-crypto-pci",
     "virtio-pmem-pci",
     "virtio-mem-pci",
-    "ide-hd",
-    "ide-cd",
     "scsi-hd",
     "scsi-cd",
     "scsi-block",
@@ -176,11 +174,13 @@ fn value(props: &mut Props, property: &Property) -> Result<Option<Value>, Error>
     Ok(given.or_else(|| property.default_value()))
 }
 
-/// `bus=`, of which there is one of each sort, and `addr=` on PCI: a slot, or a slot and a function, in hexadecimal.
+/// `bus=`, of which there is one of most sorts, and `addr=` on PCI: a slot, or a slot and a function, in hexadecimal.
 fn address(props: &mut Props, bus: Bus) -> Result<Option<DevFn>, Error> {
     let names = match bus {
         Bus::Isa => ["isa.0", "isa"],
         Bus::Pci => ["pci.0", "pci"],
+        // There are two, of which the device's own property chooses.
+        Bus::Ide => return Ok(None),
     };
     if let Some(other) = props.text("bus")?.filter(|name| !names.contains(&name.as_str())) {
         return Err(props.error(format!("bus={other}: there is no such bus; it goes on '{}'", names[0])));

@@ -281,6 +281,7 @@ pub fn attach_extra(
         cpus: cfg.smp.cpus as usize,
         entropy: super::entropy::of(cfg.seed),
         balloon: &board.balloon,
+        ide: board.chips.ide.as_ref().map_or(&[], |ide| ide.channels()),
         serials: RefCell::new(&mut consoles.serials),
     };
     for d in &cfg.devices {

@@ -20,6 +20,7 @@ use mynah_devices::interrupts::ioapic::Ioapic;
 use mynah_devices::interrupts::lapic::LocalApics;
 use mynah_devices::kind::{Property, Type};
 use mynah_devices::pci::PciBus;
+use mynah_devices::storage::ide::Piix3Ide;
 use mynah_firmware::tables::Chipset as Tables;
 use mynah_mmu::PhysMemory;
 use std::fmt;
@@ -133,6 +134,8 @@ impl Wiring<'_> {
 pub struct Chips {
     /// PCI bus 0.
     pub pci: Option<Arc<PciBus>>,
+    /// The IDE buses.
+    pub ide: Option<Arc<Piix3Ide>>,
     /// What the power button is wired to.
     pub button: Arc<dyn PowerButton>,
     /// What the boot processor's error wires lead to.

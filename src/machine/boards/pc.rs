@@ -8,6 +8,7 @@ use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3
 use mynah_devices::events::{A20Gate, WakeCause};
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::pci::{ConfigPorts, PciBus, PciDevice};
+use mynah_devices::storage::ide::Piix3Ide;
 use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::pm_timer::pm_timer_value;
@@ -63,6 +64,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     pci.attach(i440fx::DEVFN, bridge.clone());
     pci.attach(piix3::DEVFN, piix3.clone());
     pci.attach(piix4_pm::DEVFN, pm.clone());
+    let ide = Piix3Ide::new(&pci, w.ports, [w.pin(14), w.pin(15)]);
     let config_ports = ConfigPorts::new(pci.clone(), piix3.clone());
     config_ports.attach(w.ports);
     let a20 = A20Gate::new(true, w.power.clone());
@@ -82,11 +84,13 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     w.plug("pci.0", "i440fx", bridge);
     w.plug("pci.0", "piix3", piix3.clone());
     w.plug("pci.0", "piix4-pm", pm.clone());
+    w.plug("pci.0", "piix3-ide", ide.clone());
     if let Some(hpet) = hpet {
         w.plug("main-system-bus", "hpet", hpet);
     }
-    let chipset = Piix { pci: pci.clone(), piix3, pm: pm.clone(), rtc, ports: w.ports.clone() };
-    Chips { pci: Some(pci), button: pm, ferr: Some(ferr), chipset: Arc::new(chipset) }
+    let chipset =
+        Piix { pci: pci.clone(), piix3, ide: ide.clone(), pm: pm.clone(), rtc, ports: w.ports.clone() };
+    Chips { pci: Some(pci), ide: Some(ide), button: pm, ferr: Some(ferr), chipset: Arc::new(chipset) }
 }
 
 fn hpet(w: &mut Wiring<'_>, pit: Option<Arc<Pit>>, rtc: &Arc<Rtc>) -> Arc<Hpet> {
@@ -122,6 +126,7 @@ fn host_bridge(memory: &Arc<PhysMemory>, firmware: &Firmware) -> Arc<I440fx> {
 struct Piix {
     pci: Arc<PciBus>,
     piix3: Arc<Piix3>,
+    ide: Arc<Piix3Ide>,
     pm: Arc<Piix4Pm>,
     rtc: Arc<Rtc>,
     ports: Arc<PortBus>,
@@ -134,6 +139,7 @@ impl Chipset for Piix {
             self.pci.config_write(0, i440fx::DEVFN, PAM0 + i, 1, 0x33);
         }
         self.pm.enable_at(piix4_pm::PM_BASE);
+        self.ide.like_firmware();
         for (n, irq) in tables::PIRQ_ROUTES.into_iter().enumerate() {
             self.piix3.config_write(0x60 + n as u8, 1, u32::from(irq));
         }

@@ -38,7 +38,9 @@ fn addresses_and_their_translation_are_each_others_inverse() {
 fn a_register_is_two_bytes_deep() {
     let mut r = Registers::default();
     for value in [0x12, 0x34] {
-        [Register::Count, Register::Low, Register::Mid, Register::High].map(|reg| r.write(reg, value));
+        for register in [Register::Count, Register::Low, Register::Mid, Register::High] {
+            r.write(register, value);
+        }
     }
     assert_eq!((r.read(Register::Low, false), r.read(Register::Low, true)), (0x34, 0x12));
     assert_eq!((r.sectors(true), r.sectors(false)), (0x1234, 0x34));

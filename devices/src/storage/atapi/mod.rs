@@ -46,7 +46,8 @@ impl Device {
             // Commands by which a host finds out that it is no disk (ATA/ATAPI-6, 9.12).
             c::IDENTIFY_DEVICE | c::READ_SECTORS => {
                 let device = self.regs.device;
-                self.regs = Registers { device, ..Registers::signature(true, device) };
+                self.regs = Registers::signature(true, device);
+                self.regs.device = device;
                 self.abort();
             }
             c::EXECUTE_DEVICE_DIAGNOSTIC => self.reset(ResetKind::Diagnostic),

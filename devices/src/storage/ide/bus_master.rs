@@ -75,6 +75,11 @@ impl BusMaster {
         }
     }
 
+    /// A device begins a command: that the table has come to its end was another one's concern.
+    pub fn command_begins(&mut self) {
+        self.exhausted = false;
+    }
+
     /// Moves what can be moved.
     pub fn run(&mut self, dma: &Dma, device: &mut Device) {
         while let Some(direction) = device.dma() {

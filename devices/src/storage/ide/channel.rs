@@ -85,6 +85,7 @@ impl Cable {
         if self.state.control & SRST != 0 {
             return;
         }
+        self.state.master.command_begins();
         if code == command::EXECUTE_DEVICE_DIAGNOSTIC {
             self.devices().for_each(|d| d.command(code));
             self.state.selected = 0;

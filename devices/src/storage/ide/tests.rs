@@ -281,7 +281,7 @@ fn sectors_are_written_at_the_data_port_and_are_there_before_the_end_is_told() {
     let t = setup();
     assert_eq!((t.command(0x30, 0, 2, 7), t.edges()), (0x58, vec![]));
     t.give(HD, &[0xaa; 512]);
-    assert_eq!((t.status(HD), t.edges()), (0x58, vec![14]));
+    assert_eq!((t.status(HD), t.edges(), t.r(HD + 7)), (0x58, vec![14], 0x58));
     assert_eq!(t.disk.contents()[7 * 512..8 * 512], [0xaa; 512]);
     t.give(HD, &[0xbb; 512]);
     assert_eq!((t.status(HD), t.edges(), t.r(HD + 7)), (0x50, vec![14], 0x50));
@@ -613,6 +613,8 @@ fn a_machine_goes_on_in_the_middle_of_a_transfer() {
     let mut data = t.take(HD, 1000);
     t.start(1, &[(0x2_0000, 0, true)], true);
     t.w(BM + 8, 0);
+    t.drain();
+    t.edges();
     t.send_packet(&[0x28, 0, 0, 0, 0, 0, 0, 0, 32], 0, 1);
     t.drain();
     moved(&t, &other);
