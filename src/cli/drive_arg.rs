@@ -193,15 +193,13 @@ pub fn settle(config: &mut Config, snapshot: bool) -> Result<(), Error> {
             set_place(drive, &mut taken)?;
         }
     }
-    let mut devices = Vec::new();
     for n in 0..drives.len() {
         name(&mut drives, n)?;
-        if let Some(text) = stands_for(&drives[n])? {
-            devices.push(device_arg::device(&text)?);
+        if let Some(text) = stands_for(&drives[n]) {
+            config.devices.push(device_arg::device(&text)?);
         }
     }
-    devices.append(&mut config.devices);
-    (config.drives, config.devices) = (drives, devices);
+    config.drives = drives;
     let used = config.devices.iter().flat_map(|d| d.drives().map(|id| (d.kind.name, id.to_owned())));
     for (device, id) in used.collect::<Vec<_>>() {
         if config.drives.iter().all(|d| d.id != id) {
@@ -277,24 +275,21 @@ fn name(drives: &mut [Drive], n: usize) -> Result<(), Error> {
 }
 
 /// The `-device` that a drive with an interface stands for.
-fn stands_for(drive: &Drive) -> Result<Option<String>, Error> {
+fn stands_for(drive: &Drive) -> Option<String> {
     let id = drive.id.replace(',', ",,");
     let number = drive.index.unwrap_or_default();
     let mut text = match drive.interface.unwrap_or(Interface::None) {
-        Interface::None => return Ok(None),
+        Interface::None | Interface::Floppy | Interface::Pflash => return None,
         Interface::Ide => {
             let kind = if drive.cdrom { "ide-cd" } else { "ide-hd" };
             format!("{kind},drive={id},bus=ide.{},unit={}", number / 2, number % 2)
         }
         Interface::Virtio => format!("virtio-blk-pci,drive={id}"),
-        other @ (Interface::Floppy | Interface::Pflash) => {
-            return Err(Error::new(format!("{}: {other} drives are not supported yet", drive.shown())));
-        }
     };
     if let Some(serial) = &drive.serial {
         text.push_str(&format!(",serial={}", serial.replace(',', ",,")));
     }
-    Ok(Some(text))
+    Some(text)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub mod vcpu;
 
 pub use handle::{Handle, Refused, Status};
 
-use crate::config::{AccelKind, Check, Config, LogItem};
+use crate::config::{AccelKind, Check, Config, Interface, LogItem};
 use anyhow::{Context, bail};
 use bios::BiosCalls;
 use board::Board;
@@ -387,6 +387,11 @@ fn trace(cfg: &Config, symbols: &Arc<Symbols>) -> anyhow::Result<Option<Arc<Trac
 fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if !cfg.accel.is_empty() && engine(cfg).is_none() {
         bail!("-accel {}: not supported yet; there are interp and jit (or tcg)", cfg.accel[0].kind);
+    }
+    let later =
+        |d: &&crate::config::Drive| matches!(d.interface, Some(Interface::Floppy | Interface::Pflash));
+    if let Some((d, interface)) = cfg.drives.iter().find(later).and_then(|d| Some((d, d.interface?))) {
+        bail!("{}: {interface} drives are not supported yet", d.shown());
     }
     if let Some(n) = cfg.nets.iter().find(|n| n.kind != "none") {
         bail!("{} {}: network cards are not supported yet", n.option, n.kind);
