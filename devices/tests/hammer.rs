@@ -90,7 +90,15 @@ const PORTS: &[(u16, u64)] = &[
     (0x600, 64),
     (0x700, 32),
     (0xb2, 2),
+    (0x1f0, 8),
+    (0x170, 8),
+    (0x3f6, 1),
+    (0x376, 1),
+    (IDE_MASTERS, 16),
 ];
+
+/// Where the IDE function's bus masters are.
+const IDE_MASTERS: u16 = 0xb000;
 
 struct Board {
     clock: ManualClock,
@@ -164,6 +172,9 @@ fn board() -> Board {
     pci.attach(piix4_pm::DEVFN, pm.clone());
     pm.enable_at(piix4_pm::PM_BASE);
     let ide = Piix3Ide::new(&pci, &ports, [pin(14), pin(15)]);
+    ide.like_firmware();
+    pci.config_write(0, ide::DEVFN, 0x20, 4, IDE_MASTERS.into());
+    pci.config_write(0, ide::DEVFN, 4, 2, 5);
     let config = ConfigPorts::new(pci.clone(), piix3.clone());
     config.attach(&ports);
     let a20 = A20Gate::new(true, events.clone());
@@ -204,7 +215,7 @@ fn board() -> Board {
         chardev: &|_| Some(Arc::new(Null)),
         drive: &|id| {
             // One thread: requests end in their order.
-            let options = Options { name: id.into(), threads: 1, ..Options::default() };
+            let options = Options { name: id.into(), threads: 1, discard: true, ..Options::default() };
             let disk = Arc::new(Memory::new(vec![0x5a; 4 << 20]));
             let drive = Drive::new(options, Some(disk.clone())).ok()?;
             drives.borrow_mut().push((drive.clone(), disk));
@@ -289,7 +300,8 @@ impl Board {
         let out =
             |port: u16, values: &[u8]| values.iter().for_each(|v| self.ports.write(port, 1, (*v).into()));
         let vector = 0x20 + r.below(0xd0);
-        match r.below(9) {
+        match r.below(12) {
+            9.. => self.drive_ide(r),
             8 => {
                 // The first PCI device is edu: a transfer, with an interrupt at its end.
                 let (ram, buffer) = (r.below(16 << 20), 0x4_0000 + r.below(4096));
@@ -429,10 +441,69 @@ impl Board {
         write(0x3000 + 4 * queue, 2, queue);
     }
 
+    /// A command to a disk or a CD-ROM drive, and some of what follows of it.
+    fn drive_ide(&self, r: &mut Random) {
+        const COMMANDS: [u8; 24] = [
+            0x20, 0x24, 0x25, 0x29, 0x30, 0x34, 0x35, 0x39, 0x3d, 0x42, 0x06, 0xc4, 0xc5, 0xc8, 0xca, 0xec,
+            0xe7, 0xb0, 0xef, 0x91, 0xc6, 0x08, 0x90, 0x10,
+        ];
+        const PACKETS: [u8; 16] =
+            [0x28, 0xa8, 0xbe, 0x03, 0x12, 0x1b, 0x43, 0x46, 0x4a, 0x52, 0x55, 0x5a, 0xad, 0x00, 0x1e, 0x25];
+        let out = |port: u16, value: u8| self.ports.write(port, 1, value.into());
+        let base = if r.below(8) != 0 { 0x1f0 } else { 0x170 };
+        let unit = 0x10 * r.below(2) as u8;
+        let master = IDE_MASTERS + if base == 0x170 { 8 } else { 0 };
+        // A table of regions, some of them nowhere, with an end or without.
+        let table = 0x8000 + 8 * r.below(64);
+        for i in 0..1 + r.below(8) {
+            let at = if r.below(8) == 0 { r.value() as u32 } else { 0x10_0000 + r.below(8 << 20) as u32 };
+            let entry = u64::from(at) | r.below_power(17) << 32 | r.below(4) << 62;
+            self.memory.write(table + 8 * i, &entry.to_le_bytes());
+        }
+        out(master, 0);
+        self.ports.write(master + 4, 4, if r.below(16) == 0 { r.value() as u32 } else { table as u32 });
+        if r.below(2) == 0 {
+            out(master, 9);
+        }
+        let packet = r.below(2) == 0;
+        out(base + 6, if packet { 0xa0 } else { 0xa0 | 0x40 * (r.below(8) != 0) as u8 } | unit);
+        for port in [1, 2, 3, 4, 5, 2, 3, 4, 5] {
+            out(base + port, if r.below(2) == 0 { r.below_power(9) as u8 } else { r.below(4) as u8 });
+        }
+        if packet {
+            out(base + 1, r.below(2) as u8);
+            out(base + 7, 0xa0);
+            let mut cdb = [0; 12].map(|_: u8| if r.below(4) == 0 { r.below_power(9) as u8 } else { 0 });
+            cdb[0] = PACKETS[r.below(PACKETS.len() as u64) as usize];
+            for word in cdb.chunks(2) {
+                self.ports.write(base, 2, u32::from(word[0]) | u32::from(word[1]) << 8);
+            }
+        } else {
+            out(base + 7, COMMANDS[r.below(COMMANDS.len() as u64) as usize]);
+        }
+        self.settle();
+        if r.below(2) == 0 {
+            out(master, 1 | 8 * r.below(2) as u8);
+        }
+        for _ in 0..r.below_power(12) {
+            self.settle();
+            if r.below(2) == 0 {
+                _ = self.ports.read(base, 4)
+            } else {
+                self.ports.write(base, 4, r.next() as u32)
+            }
+        }
+    }
+
+    /// Drives have done what was asked of them: when they do it is no guest's.
+    fn settle(&self) {
+        self.drives.iter().for_each(|(drive, _)| drive.drain());
+    }
+
     /// What the guest sees of it, when what was begun has ended.
     fn step(&self, r: &mut Random) -> u64 {
         let seen = self.access(r);
-        self.drives.iter().for_each(|(drive, _)| drive.drain());
+        self.settle();
         seen
     }
 

@@ -159,12 +159,18 @@ impl State {
         Geometry { cylinders: self.cylinders, heads: self.heads, sectors: self.sectors }
     }
 
+    /// There is nothing in the buffer.
+    pub fn empty(&mut self) {
+        self.buffer = Vec::new();
+        (self.at, self.end) = (0, 0);
+    }
+
     /// No command is in progress.
     fn forget(&mut self) {
         self.phase = Phase::Idle;
         self.op = Op::None;
-        self.buffer = Vec::new();
-        (self.at, self.end, self.left) = (0, 0, 0);
+        self.empty();
+        self.left = 0;
         (self.asked, self.resetting) = (None, None);
     }
 }

@@ -89,7 +89,6 @@ impl Device {
     pub(in crate::storage) fn common_command(&mut self, code: u8) {
         match code {
             c::EXECUTE_DEVICE_DIAGNOSTIC => self.reset(ResetKind::Diagnostic),
-            c::FLUSH_CACHE => self.flush(),
             c::SET_FEATURES => self.set_features(),
             c::STANDBY_IMMEDIATE | c::STANDBY | c::SLEEP | 0x94 | 0x96 | 0x99 => self.power(STANDBY),
             c::IDLE_IMMEDIATE | c::IDLE | 0x95 | 0x97 => self.power(IDLE),
@@ -242,6 +241,7 @@ impl Device {
         if at < len {
             self.next_block();
         } else if self.state.left > 0 {
+            self.state.empty();
             self.next_read();
         } else {
             let dma = self.state.dma;

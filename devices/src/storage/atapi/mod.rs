@@ -13,11 +13,11 @@
 use super::ata::command as c;
 use super::scsi::cd::{self, Parts};
 use super::scsi::{Outcome, Sense};
-use crate::storage::ata::{CHUNK, Device, Phase, Registers, status};
+use crate::storage::ata::{CHUNK, Device, Phase, Registers};
 use mynah_block::Reply;
 use serde::{Deserialize, Serialize};
 
-use super::ata::{Asked, Op, PIO_CHUNK, ResetKind};
+use super::ata::{Asked, Op, PIO_CHUNK};
 
 /// Bytes of a packet.
 const PACKET: usize = 12;
@@ -50,7 +50,8 @@ impl Device {
                 self.regs.device = device;
                 self.abort();
             }
-            c::EXECUTE_DEVICE_DIAGNOSTIC => self.reset(ResetKind::Diagnostic),
+            // There is nothing to be flushed.
+            c::FLUSH_CACHE => self.complete(),
             _ => self.common_command(code),
         }
     }
@@ -80,6 +81,7 @@ impl Device {
     /// The packet has come.
     pub(in crate::storage) fn packet_came(&mut self) {
         let cdb = std::mem::take(&mut self.state.buffer);
+        self.state.empty();
         for (to, from) in self.packet.cdb.iter_mut().zip(cdb) {
             *to = from;
         }
@@ -111,7 +113,6 @@ impl Device {
                 (self.state.lba, self.state.left) = (lba.into(), sectors);
                 self.packet.parts = parts;
                 self.packet.total = u64::from(sectors) * parts.len() as u64;
-                (self.state.buffer, self.state.at) = (Vec::new(), 0);
                 self.packet_read();
             }
             Outcome::Parameters(len) => {
@@ -193,7 +194,7 @@ impl Device {
         let taken = if self.state.dma { self.state.end } else { self.packet.block };
         self.packet.total = self.packet.total.saturating_sub(taken.into());
         if self.state.dma {
-            (self.state.buffer, self.state.at) = (Vec::new(), 0);
+            self.state.empty();
         }
         self.packet_block();
     }
@@ -226,7 +227,6 @@ impl Device {
 
     fn packet_failed(&mut self, sense: Sense) {
         self.fail(sense.key << 4);
-        self.regs.status = status::DRDY | status::ERR;
         self.reason(COMMAND | TO_HOST);
     }
 }

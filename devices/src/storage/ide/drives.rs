@@ -84,6 +84,9 @@ fn refuse(why: impl Into<String>) -> PlugError {
 
 /// The place that was asked for, or the first free one.
 fn place<'a>(site: &'a Site<'_>, values: &Values) -> Result<(&'a Arc<Channel>, usize), PlugError> {
+    if site.ide.is_empty() {
+        return Err(refuse("this board has no IDE bus"));
+    }
     let name = |c: &Channel| format!("ide.{}", c.number());
     let wanted = values.text("bus");
     let unit = values.number("unit").map(|n| n as usize);
