@@ -26,6 +26,7 @@ use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::rtc::Rtc;
 use mynah_devices::virtio::balloon::Balloon;
 use mynah_devices::virtio::blk::Blk;
+use mynah_devices::virtio::console::Console;
 use mynah_devices::virtio::pci::VirtioPci;
 use mynah_devices::virtio::rng::Rng;
 use serde::de::value::Error;
@@ -354,6 +355,7 @@ fn rows() -> Vec<Row> {
         of::<Serial>(),
         of::<VirtioPci<Balloon>>(),
         of::<VirtioPci<Blk>>(),
+        of::<VirtioPci<Console>>(),
         of::<VirtioPci<Rng>>(),
     ];
     rows.sort();

@@ -18,6 +18,7 @@ use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
 use crate::serial::Serial;
 use crate::storage::ide::Channel;
 use crate::virtio::balloon::Balloon;
+use crate::virtio::console::Console;
 use linkme::distributed_slice;
 use mynah_block::Drive;
 use std::cell::RefCell;
@@ -50,6 +51,8 @@ pub enum Bus {
     Pci,
     /// A cable's end: master or slave on one of the board's two IDE buses.
     Ide,
+    /// A number on a virtio-serial-pci.
+    VirtioSerial,
 }
 
 impl fmt::Display for Bus {
@@ -58,6 +61,7 @@ impl fmt::Display for Bus {
             Self::Isa => "ISA",
             Self::Pci => "PCI",
             Self::Ide => "IDE",
+            Self::VirtioSerial => "virtio-serial",
         })
     }
 }
@@ -279,6 +283,8 @@ pub struct Site<'a> {
     pub balloon: &'a OnceLock<Arc<Balloon>>,
     /// The IDE buses.
     pub ide: &'a [Arc<Channel>],
+    /// Devices with ports for virtconsole and virtserialport, by the name of their bus without its `.0`.
+    pub consoles: &'a RefCell<Vec<(String, Arc<Console>)>>,
     /// The serial ports: what they have sent is to leave the process before that ends.
     pub serials: RefCell<&'a mut Vec<Arc<Serial>>>,
 }

@@ -225,6 +225,7 @@ fn board() -> Board {
         entropy: Arc::new(|bytes: &mut [u8]| bytes.fill(0x5e)),
         balloon: &OnceLock::new(),
         ide: ide.channels(),
+        consoles: &RefCell::default(),
         serials: RefCell::new(&mut serials),
     };
     let virtio = plug_all(&site);

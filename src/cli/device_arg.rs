@@ -34,10 +34,6 @@ const LATER: &[&str] = &[
     "virtio-net-pci",
     "virtio-net",
     "virtio-scsi-pci",
-    "virtio-serial-pci",
-    "virtio-serial",
-    "virtconsole",
-    "virtserialport",
     "virtio-9p-pci",
     "virtio-keyboard-pci",
     "virtio-mouse-pci",
@@ -181,6 +177,8 @@ fn address(props: &mut Props, bus: Bus) -> Result<Option<DevFn>, Error> {
         Bus::Pci => ["pci.0", "pci"],
         // There are two, of which the device's own property chooses.
         Bus::Ide => return Ok(None),
+        // There may be several: it is a property.
+        Bus::VirtioSerial => return Ok(None),
     };
     if let Some(other) = props.text("bus")?.filter(|name| !names.contains(&name.as_str())) {
         return Err(props.error(format!("bus={other}: there is no such bus; it goes on '{}'", names[0])));

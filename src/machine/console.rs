@@ -282,6 +282,7 @@ pub fn attach_extra(
         entropy: super::entropy::of(cfg.seed),
         balloon: &board.balloon,
         ide: board.chips.ide.as_ref().map_or(&[], |ide| ide.channels()),
+        consoles: &RefCell::default(),
         serials: RefCell::new(&mut consoles.serials),
     };
     for d in &cfg.devices {

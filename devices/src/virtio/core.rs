@@ -486,9 +486,9 @@ impl Core {
     }
 
     /// What is saved of it.
-    pub(super) fn save(&self) -> CoreV1 {
+    pub(super) fn save(self: &Arc<Self>) -> CoreV1 {
         CoreV1 {
-            rings: self.queues.iter().map(|q| q.state.lock().ring.save()).collect(),
+            rings: (0..self.queues.len()).filter_map(|n| self.ring(n, |ring| ring.save())).collect(),
             registers: self.registers.lock().clone(),
         }
     }

@@ -34,6 +34,7 @@ use std::sync::Arc;
 pub mod balloon;
 pub mod blk;
 mod chain;
+pub mod console;
 mod core;
 pub mod mmio;
 pub mod pci;
