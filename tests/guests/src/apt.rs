@@ -130,6 +130,29 @@ pub fn native_architecture() -> Option<String> {
 
 /// Takes the file that matches `pattern` out of the package `deb` and writes it to `to`.
 pub fn extract(deb: &Path, pattern: &str, scratch: &Path, to: &Path) -> Result<()> {
+    let folder = unpack(deb, pattern, scratch)?;
+    let (parent, _) = pattern.rsplit_once('/').unwrap_or(("", pattern));
+    let mut files =
+        std::fs::read_dir(folder.join(parent))?.flatten().map(|f| f.path()).filter(|f| f.is_file());
+    let file = files.next().with_context(|| format!("{}: there is no {pattern} in it", deb.display()))?;
+    std::fs::rename(&file, to).with_context(|| format!("{}", to.display()))
+}
+
+/// All files of a package that match `pattern`, in the order of their names.
+pub fn extract_all(deb: &Path, pattern: &str, scratch: &Path) -> Result<Vec<PathBuf>> {
+    let mut folders = vec![unpack(deb, pattern, scratch)?];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)?.flatten() {
+            if entry.file_type()?.is_dir() { folders.push(entry.path()) } else { files.push(entry.path()) }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Unpacks what matches `pattern` into a folder in `scratch`.
+fn unpack(deb: &Path, pattern: &str, scratch: &Path) -> Result<PathBuf> {
     let folder = scratch.join("files");
     std::fs::create_dir_all(&folder)?;
     let mut unpack = Command::new("dpkg-deb")
@@ -152,11 +175,7 @@ pub fn extract(deb: &Path, pattern: &str, scratch: &Path, to: &Path) -> Result<(
     if !unpacked.success() {
         bail!("{}: dpkg-deb cannot unpack it", deb.display());
     }
-    let (parent, _) = pattern.rsplit_once('/').unwrap_or(("", pattern));
-    let mut files =
-        std::fs::read_dir(folder.join(parent))?.flatten().map(|f| f.path()).filter(|f| f.is_file());
-    let file = files.next().with_context(|| format!("{}: there is no {pattern} in it", deb.display()))?;
-    std::fs::rename(&file, to).with_context(|| format!("{}", to.display()))
+    Ok(folder)
 }
 
 /// Runs a command to its end; its standard output, or an error with what it complained of.

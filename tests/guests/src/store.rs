@@ -4,6 +4,7 @@
 //! time, and a guest is there whole or not at all.
 
 use crate::apt::{self, Apt};
+use crate::cpio::Archive;
 use crate::vmlinux;
 use anyhow::{Context, Result, bail};
 use mynah_jit::private;
@@ -49,6 +50,8 @@ pub struct Guest {
 pub enum Packing {
     /// gzip.
     Gzip,
+    /// Not at all: it is several files, kept as an archive for an initial RAM disk, in its folder `modules`.
+    Cpio,
 }
 
 #[derive(Deserialize)]
@@ -201,6 +204,11 @@ impl Store {
             bail!("the manifest names no package for it");
         };
         let deb = self.download(guest, package, scratch, progress)?;
+        if let Some(Packing::Cpio) = guest.unpack {
+            let files = apt::extract_all(&deb, pattern, scratch)?;
+            pack(&files, to).with_context(|| format!("{pattern} cannot be packed"))?;
+            return Ok(deb.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        }
         apt::extract(&deb, pattern, scratch, to)?;
         if let Some(Packing::Gzip) = guest.unpack {
             unpack(to).with_context(|| format!("{pattern} cannot be unpacked"))?;
@@ -251,6 +259,17 @@ impl Store {
         file.lock().with_context(|| format!("{}", path.display()))?;
         Ok(file)
     }
+}
+
+/// An archive of `files`, all in one folder.
+fn pack(files: &[PathBuf], to: &Path) -> Result<()> {
+    let mut archive = Archive::new();
+    archive.directory("modules", 0o755);
+    for file in files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("modules/{name}"), 0o644, &fs::read(file)?);
+    }
+    Ok(private::write(to, &archive.finish())?)
 }
 
 /// Unpacks a file of gzip's where it is.
