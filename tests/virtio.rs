@@ -24,7 +24,7 @@ echo 3 > /proc/sys/vm/drop_caches
 echo "AGAIN $(sha256sum < /dev/vda | cut -c1-16)"
 echo "RANDOM $(cat /sys/class/misc/hw_random/rng_current) $(dd if=/dev/hwrng bs=32 count=4 2>/dev/null | wc -c)"
 echo "a line of its own" > /dev/hvc0
-echo "INTERRUPTS $(awk '/virtio0-req/ { n += $2 } END { print (n > 10) }' /proc/interrupts)"
+echo "INTERRUPTS $(awk '/virtio0-req/ { n += $2 + $3 } END { print (n > 10) }' /proc/interrupts)"
 echo "WRONG $(dmesg | grep -c -E 'I/O error|BUG:|Oops|Call Trace')"
 poweroff -f
 "#;

@@ -113,7 +113,7 @@ struct Board {
     i8042: Arc<I8042>,
     drives: Vec<(Arc<Drive>, Arc<Memory>)>,
     /// Registers of virtio devices.
-    virtio: Vec<u64>,
+    virtio: Vec<(DevFn, u64)>,
     /// Drivers of virtio devices make what no driver does, so that what comes of it depends on the host's threads.
     hostile: Cell<bool>,
 }
@@ -236,7 +236,7 @@ fn board() -> Board {
 
 /// All that a user can add, as it is by itself; PCI devices are set up as firmware does it. Where those of virtio have
 /// their registers.
-fn plug_all(site: &Site<'_>) -> Vec<u64> {
+fn plug_all(site: &Site<'_>) -> Vec<(DevFn, u64)> {
     let (mut window, mut port, mut virtio) = (PCI_BASE, 0xc000, Vec::new());
     for kind in kind::all() {
         let mut values = Values::default();
@@ -253,7 +253,7 @@ fn plug_all(site: &Site<'_>) -> Vec<u64> {
             *next = next.next_multiple_of(size);
             site.pci.unwrap().config_write(0, at, 0x10 + 4 * bar as u8, 4, *next as u32);
             if bar == 4 && site.pci.unwrap().config_read(0, at, 0, 2) == 0x1af4 {
-                virtio.push(*next);
+                virtio.push((at, *next));
             }
             *next += size;
         }
@@ -375,7 +375,11 @@ impl Board {
     /// A virtio driver: sets a device up, or hands over a chain of buffers, which are a disk's request.
     fn drive_virtio(&self, r: &mut Random) {
         let n = r.below(self.virtio.len() as u64);
-        let base = self.virtio[n as usize];
+        let (at, base) = self.virtio[n as usize];
+        // Random accesses may have moved its registers.
+        for (register, value) in [(0x20, base as u32), (0x24, 0), (4, 7)] {
+            self.pci.config_write(0, at, register, if register == 4 { 2 } else { 4 }, value);
+        }
         let write = |at: u64, size: u8, value: u64| self.memory.phys_write(base + at, size, value);
         let queues = self.memory.phys_read(base + 18, 2).clamp(1, 16);
         // Each device has 64 KiB for its rings from 1 MiB on, and as much for its buffers behind all rings.
@@ -440,6 +444,12 @@ impl Board {
         let more = if hostile { r.below(20) as u16 } else { 1 };
         self.memory.write_u16(available + 2, index.wrapping_add(more));
         write(0x3000 + 4 * queue, 2, queue);
+        self.settle();
+    }
+
+    /// Waits until what was begun has ended.
+    fn settle(&self) {
+        self.drives.iter().for_each(|(drive, _)| drive.drain());
     }
 
     /// A command to a disk or a CD-ROM drive, and some of what follows of it.
@@ -529,7 +539,7 @@ impl Board {
             }
             8 => self.mmio(r, IOAPIC_BASE, 0x60),
             9 if r.below(4) == 0 && !self.virtio.is_empty() => {
-                let base = self.virtio[r.below(self.virtio.len() as u64) as usize];
+                let (_, base) = self.virtio[r.below(self.virtio.len() as u64) as usize];
                 let base = base + 0x1000 * r.below(4);
                 self.mmio(r, base, 0x40)
             }

@@ -378,7 +378,7 @@ impl Model for Balloon {
 
     fn serve(&self, queue: usize, served: &mut Served<'_, '_>) -> Result<Then, Broken> {
         let Some(role) = self.roles.get(queue) else { return Ok(Then::Later) };
-        while let Some(chain) = served.next()? {
+        while let Some(chain) = served.pop()? {
             match role {
                 Role::Inflate => self.inflate(served.memory, &chain),
                 Role::Deflate => {}

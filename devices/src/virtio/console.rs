@@ -286,7 +286,7 @@ impl Console {
             if self.control.lock().is_empty() {
                 return Ok(Then::Later);
             }
-            let Some(chain) = served.next()? else { return Ok(Then::Empty) };
+            let Some(chain) = served.pop()? else { return Ok(Then::Empty) };
             let message = self.control.lock().pop_front().unwrap_or_default();
             let room = chain::total(&chain.writable).min(message.len() as u64) as usize;
             if !chain::write(served.memory, &chain.writable, 0, &message[..room]) {
@@ -299,7 +299,7 @@ impl Console {
     /// Messages of the guest.
     fn serve_orders(&self, served: &mut Served<'_, '_>) -> Result<Then, Broken> {
         let mut answers = false;
-        while let Some(chain) = served.next()? {
+        while let Some(chain) = served.pop()? {
             let mut head = [0; 8];
             if chain::read(served.memory, &chain.readable, 0, &mut head) {
                 let head = u64::from_le_bytes(head);
@@ -321,7 +321,7 @@ impl Console {
             if port.state.lock().inbound.is_empty() {
                 break Then::Later;
             }
-            let Some(chain) = served.next()? else { break Then::Empty };
+            let Some(chain) = served.pop()? else { break Then::Empty };
             let bytes: Vec<u8> = {
                 let mut state = port.state.lock();
                 let n = chain::total(&chain.writable).min(state.inbound.len() as u64) as usize;
@@ -348,7 +348,7 @@ impl Console {
             let held = port.state.lock().held.take();
             let (chain, mut from) = match held {
                 Some(held) => held,
-                None => match served.next()? {
+                None => match served.pop()? {
                     Some(chain) => (chain, 0),
                     None => return Ok(Then::Empty),
                 },
@@ -491,7 +491,7 @@ impl Model for Console {
             // Nobody is there: what is written goes nowhere.
             None if queue & 1 == 0 => Ok(Then::Later),
             None => {
-                while let Some(chain) = served.next()? {
+                while let Some(chain) = served.pop()? {
                     served.done(chain.head, 0)?;
                 }
                 Ok(Then::Empty)

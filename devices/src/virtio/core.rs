@@ -72,7 +72,7 @@ impl Served<'_, '_> {
     ///
     /// # Errors
     /// It is none.
-    pub fn next(&mut self) -> Result<Option<Chain>, Broken> {
+    pub fn pop(&mut self) -> Result<Option<Chain>, Broken> {
         if self.left == 0 {
             return Ok(None);
         }

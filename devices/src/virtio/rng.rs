@@ -151,7 +151,7 @@ impl Model for Rng {
             if served.is_paused() || self.allow(0).is_none() {
                 return Ok(Then::Later);
             }
-            let Some(chain) = served.next()? else { return Ok(Then::Empty) };
+            let Some(chain) = served.pop()? else { return Ok(Then::Empty) };
             let mut bytes = vec![0; self.allow(chain::total(&chain.writable)).unwrap_or(0)];
             (self.entropy)(&mut bytes);
             if !chain::write(served.memory, &chain.writable, 0, &bytes) {

@@ -41,7 +41,7 @@ impl Model for Echo {
     }
     fn serve(&self, queue: usize, served: &mut Served<'_, '_>) -> Result<Then, Broken> {
         while queue == 0 {
-            let Some(chain) = served.next()? else { return Ok(Then::Empty) };
+            let Some(chain) = served.pop()? else { return Ok(Then::Empty) };
             let n = chain::total(&chain.readable).min(chain::total(&chain.writable)).min(1 << 16);
             let mut bytes = vec![0; n as usize];
             if !chain::read(served.memory, &chain.readable, 0, &mut bytes)
@@ -402,7 +402,7 @@ fn a_saved_device_goes_on_with_its_rings() {
         other.resume();
         assert_eq!((other.used(0), other.config(4, 1)), (vec![(head, 4)], 0x42), "{way:?}");
         assert_eq!(echo(&mut other, b"after"), b"after", "{way:?}");
-        for n in 0..state.len() {
+        for n in (way as usize..state.len()).step_by(7) {
             let mut damaged = state.clone();
             damaged[n] = 0xff;
             let mut third = rig(way);

@@ -447,7 +447,7 @@ impl Model for Blk {
             self.submit(queue, task, served)?;
         }
         while self.queues[queue].lock().waiting.is_empty() {
-            match served.next()? {
+            match served.pop()? {
                 Some(chain) => self.take(queue, chain, served)?,
                 None => return Ok(Then::Empty),
             }
