@@ -26,7 +26,7 @@ use mynah_devices::kind::{self, Site, Value, Values};
 use mynah_devices::misc::fw_cfg::FwCfg;
 use mynah_devices::pci::{BarKind, ConfigPorts, DevFn, MsiSink, PciBus};
 use mynah_devices::serial::{COM, Serial};
-use mynah_devices::storage::ide::Piix3Ide;
+use mynah_devices::storage::ide::{self, Piix3Ide};
 use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::pm_timer::pm_timer_value;
@@ -445,11 +445,6 @@ impl Board {
         self.memory.write_u16(available + 2, index.wrapping_add(more));
         write(0x3000 + 4 * queue, 2, queue);
         self.settle();
-    }
-
-    /// Waits until what was begun has ended.
-    fn settle(&self) {
-        self.drives.iter().for_each(|(drive, _)| drive.drain());
     }
 
     /// A command to a disk or a CD-ROM drive, and some of what follows of it.
