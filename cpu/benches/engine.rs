@@ -1,9 +1,9 @@
 //! What the interpreter is made of: decoding, dispatch, TLB hits, page walks. `cargo bench -p mynah-cpu`.
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use iced_x86::code_asm::*;
-use mynah_cpu::block::ModeKey;
 use mynah_cpu::board::NoBoard;
 use mynah_cpu::decode::decode_op;
+use mynah_cpu::mode::ModeKey;
 use mynah_cpu::state::{Segment, cr0, gpr};
 use mynah_cpu::width::W32;
 use mynah_cpu::{Cpu, CpuModel, Exit};

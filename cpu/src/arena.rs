@@ -1,8 +1,9 @@
 //! Memory for decoded blocks, of which a vCPU has so much and no more.
 //!
-//! It is handed out from chunks, one piece behind the other, and what is given back is kept by its size for the next piece of that size. Nothing of it goes
-//! back to the host, and nothing is joined: so however a guest has blocks of all sizes made and killed, what is resident never exceeds the bound. When the
-//! last chunk is nearly used up the arena says that it is full; its owner then drops all that is in it, and it begins anew.
+//! It is handed out from chunks, one piece behind the other, and what is given back is kept by its size for the next
+//! piece of that size. Nothing of it goes back to the host, and nothing is joined: so however a guest has blocks of
+//! all sizes made and killed, what is resident never exceeds the bound. When the last chunk is nearly used up the
+//! arena says that it is full; its owner then drops all that is in it, and it begins anew.
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::cell::Cell;
 use std::ptr::NonNull;

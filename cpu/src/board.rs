@@ -3,8 +3,8 @@ use parking_lot::{Condvar, Mutex};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// The board as one vCPU sees it: I/O ports, its local APIC, the time-stamp counter. What an implementation leaves out is as on a board with
-/// nothing on it.
+/// The board as one vCPU sees it: I/O ports, its local APIC, the time-stamp counter. What an implementation leaves out
+/// is as on a board with nothing on it.
 // Err(()) is "#GP(0)": there is nothing else to say.
 #[allow(clippy::result_unit_err)]
 pub trait Board: Send + Sync {
@@ -46,10 +46,11 @@ pub trait Board: Send + Sync {
     fn tsc(&self) -> u64 {
         0
     }
-    /// FERR#: an x87 exception is pending while CR0.NE is clear. A PC/AT raises IRQ 13 when it is asserted, and drops IGNNE# when it is not.
+    /// FERR#: an x87 exception is pending while CR0.NE is clear. A PC/AT raises IRQ 13 when it is asserted, and drops
+    /// IGNNE# when it is not.
     fn ferr(&self, _asserted: bool) {}
-    /// IGNNE#: x87 instructions go on in spite of FERR#. On a PC/AT a write to port F0h asserts it (and drops IRQ 13) while FERR# is.
-    /// A board that does not wire FERR# ties it active.
+    /// IGNNE#: x87 instructions go on in spite of FERR#. On a PC/AT a write to port F0h asserts it (and drops IRQ 13)
+    /// while FERR# is. A board that does not wire FERR# ties it active.
     fn ignne(&self) -> bool {
         true
     }
@@ -89,8 +90,8 @@ pub const EV_SYNC: u32 = 128;
 pub const EV_NMI_AGAIN: u32 = 256;
 /// With [`EV_SIPI`]: its vector.
 pub const EV_SIPI_VECTOR: u32 = 0xff00_0000;
-/// The signals that a vCPU latches itself: saved with it, and forgotten at RESET. The interrupt pin is the local APIC's, and
-/// other bits are between threads of the host.
+/// The signals that a vCPU latches itself: saved with it, and forgotten at RESET. The interrupt pin is the local
+/// APIC's, and other bits are between threads of the host.
 pub const EV_LATCHED: u32 = EV_NMI | EV_NMI_AGAIN | EV_INIT | EV_SIPI | EV_SIPI_VECTOR;
 
 impl Events {
@@ -111,8 +112,8 @@ impl Events {
             self.wake.notify_all();
         }
     }
-    /// Latches an NMI and wakes the vCPU. A processor takes one and keeps one more that comes meanwhile (SDM volume 3A, 6.7.1), so of NMIs in a row, of
-    /// which none has been taken yet, two are.
+    /// Latches an NMI and wakes the vCPU. A processor takes one and keeps one more that comes meanwhile (SDM volume
+    /// 3A, 6.7.1), so of NMIs in a row, of which none has been taken yet, two are.
     pub fn nmi(&self) {
         let latched = |bits| bits | EV_NMI | if bits & EV_NMI != 0 { EV_NMI_AGAIN } else { 0 };
         let before = self.bits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |bits| Some(latched(bits)));

@@ -1,4 +1,5 @@
-//! A hash table of things that chain themselves: so many heads from the start, and no more memory however many there are.
+//! A hash table of things that chain themselves: so many heads from the start, and no more memory however many there
+//! are.
 use std::cell::Cell;
 
 /// What can be in the table.

@@ -1,87 +1,22 @@
-//! The vCPU: state, TLB, decoded blocks and its ties to the board. The interpreter is this struct's implementation of [`crate::Exec`].
-use crate::block::BlockCache;
-use crate::board::{Board, Events};
+//! The vCPU: state, TLB, decoded blocks and its ties to the board; what is derived from its state; raising faults.
+//!
+//! This file, [`crate::op`], [`crate::block`] and [`crate::tier`] know one another, and nothing above them: a vCPU
+//! owns blocks, a block ops, an op is a function of a vCPU, and a tier compiles blocks for one.
+use crate::block::{Block, BlockCache};
+use crate::board::{Board, EV_INTR, EV_NMI, EV_NMI_AGAIN, Events};
+use crate::check::kept::{Check, Kept};
+use crate::event::{Exception, Stop, vector};
+use crate::mode::{ModeKey, SegView};
 use crate::model::CpuModel;
+use crate::op::Op;
 use crate::random::Random;
-use crate::state::{Activity, Segment, Shadow, State, cr0, cr4, efer, fl, gpr, seg};
-use crate::world::{Mail, World};
+use crate::state::{Segment, Shadow, State, cr0, cr4, fl, gpr, seg};
+use crate::tier::{CodeJump, Recording, Tier, TierMemory};
+use crate::trace::log::Trace;
+use crate::world::{MemoryChanges, World};
 use mynah_mmu::{Mode, Paging, PhysMemory, Tlb};
+use parking_lot::Mutex;
 use std::sync::Arc;
-
-/// Why an instruction did not complete. The details of a fault are in [`Cpu::fault`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// It raised the exception in [`Cpu::fault`]; RIP is to be that of the instruction.
-    Fault,
-    /// It switched to another task, and raised the exception in [`Cpu::fault`] there: RIP is the new task's already.
-    FaultInNewTask,
-    /// Leave the block with RIP at this instruction: it will be executed (or go on, as REP) when it comes round again.
-    Again,
-}
-
-/// An exception to be delivered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Exception {
-    /// Vector.
-    pub vector: u8,
-    /// Error code, for the vectors that push one.
-    pub error: Option<u32>,
-}
-
-/// Exception vectors (SDM volume 3A, table 6-1).
-pub mod vector {
-    #![allow(missing_docs)]
-    pub const DE: u8 = 0;
-    pub const DB: u8 = 1;
-    pub const NMI: u8 = 2;
-    pub const BP: u8 = 3;
-    pub const OF: u8 = 4;
-    pub const BR: u8 = 5;
-    pub const UD: u8 = 6;
-    pub const NM: u8 = 7;
-    pub const DF: u8 = 8;
-    pub const TS: u8 = 10;
-    pub const NP: u8 = 11;
-    pub const SS: u8 = 12;
-    pub const GP: u8 = 13;
-    pub const PF: u8 = 14;
-    pub const MF: u8 = 16;
-    pub const AC: u8 = 17;
-    pub const MC: u8 = 18;
-    pub const XM: u8 = 19;
-}
-
-/// Why [`Cpu::run`] came back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// Someone raised `EV_KICK`.
-    Kick,
-    /// HLT or MWAIT: nothing to do until an event.
-    Halt,
-    /// Triple fault.
-    Shutdown,
-    /// The instruction budget given to `run` is used up.
-    Budget,
-}
-
-/// Segment as the address path sees it: base in effect, and the offsets that may be read and written (empty ranges have `lo > hi`).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SegView {
-    /// Base to add: 0 for ES, CS, SS, DS in 64-bit mode.
-    pub base: u64,
-    /// First readable offset.
-    pub read_lo: u64,
-    /// Last readable offset.
-    pub read_hi: u64,
-    /// First writable offset.
-    pub write_lo: u64,
-    /// Last writable offset.
-    pub write_hi: u64,
-}
-
-/// In place of the address of a page: none has it.
-const NO_APIC_PAGE: u64 = u64::MAX;
 
 /// One vCPU.
 #[repr(C)]
@@ -94,13 +29,15 @@ pub struct Cpu {
     pub view: [SegView; 8],
     /// Which of [`Events`] end the block at its end.
     pub event_mask: u32,
-    /// Mode bits that select decoded blocks: see [`crate::block::ModeKey`].
+    /// Mode bits that select decoded blocks: see [`ModeKey`].
     pub mode_key: u32,
-    /// Vector that every SSE instruction raises now (#UD without CR4.OSFXSR or with CR0.EM, #NM with CR0.TS), 0 if none; kept by `sync_mode`.
+    /// Vector that every SSE instruction raises now (#UD without CR4.OSFXSR or with CR0.EM, #NM with CR0.TS), 0 if
+    /// none; kept by `sync_mode`.
     pub sse_trap: u8,
     /// What of the guest's floating-point state is in the host's registers: see [`crate::host_float`].
     pub float_live: u8,
-    /// Vector that every AVX instruction raises now (#UD without CR4.OSXSAVE or XCR0[2:1] = 11b, #NM with CR0.TS), 0 if none; kept by `sync_mode`.
+    /// Vector that every AVX instruction raises now (#UD without CR4.OSXSAVE or XCR0[2:1] = 11b, #NM with CR0.TS), 0
+    /// if none; kept by `sync_mode`.
     pub avx_trap: u8,
     /// Floating point and vectors are computed by portable code: see [`Cpu::use_portable_code`].
     pub(crate) portable: bool,
@@ -122,11 +59,13 @@ pub struct Cpu {
     pub paging: Paging,
     /// A20 mask.
     pub a20_mask: u64,
-    /// Physical address of the page where this vCPU's local APIC answers, or [`NO_APIC_PAGE`]; kept by `sync_apic`.
+    /// Physical address of the page where this vCPU's local APIC answers, or [`Self::NO_APIC_PAGE`]; kept by
+    /// `sync_apic`.
     pub(crate) apic_page: u64,
     /// Debug conditions met by the current instruction: bits of DR6 to be delivered as a trap after it.
     pub debug_hits: u64,
-    /// The current instruction was a software interrupt: it has cleared TF, and no single-step trap follows it (SDM volume 3B, 18.3.1.4).
+    /// The current instruction was a software interrupt: it has cleared TF, and no single-step trap follows it (SDM
+    /// volume 3B, 18.3.1.4).
     pub(crate) untraced: bool,
     /// Executed instructions, counted at block ends.
     pub icount: u64,
@@ -135,7 +74,7 @@ pub struct Cpu {
     /// Whether the translations of user pages were made with alignment checking on: see `track_alignment`.
     pub(crate) alignment_traced: bool,
     /// What other threads have changed in memory.
-    pub inbox: Arc<parking_lot::Mutex<crate::world::MemoryChanges>>,
+    pub inbox: Arc<Mutex<MemoryChanges>>,
     /// The vCPUs of the machine, and this one's place among them.
     pub(crate) world: Arc<World>,
     pub(crate) seat: usize,
@@ -152,15 +91,15 @@ pub struct Cpu {
     /// The branch distance of `from`: from the first byte of its block.
     pub(crate) from_relative: u64,
     /// The log of `-d`.
-    pub(crate) trace: Option<Arc<crate::trace::Trace>>,
+    pub(crate) trace: Option<Arc<Trace>>,
     /// Blocks are not to be linked: the log wants to see each.
     pub(crate) unchained: bool,
     /// What compiles hot blocks.
-    pub(crate) tier: Option<Box<dyn crate::tier::Tier>>,
+    pub(crate) tier: Option<Box<dyn Tier>>,
     /// Executions after which a block is hot.
     pub(crate) hot_after: u32,
     /// Blocks with code that are being recorded.
-    pub(crate) recording: Option<Box<crate::tier::Recording>>,
+    pub(crate) recording: Option<Box<Recording>>,
     /// Executions after which the tier is asked whether it has code for a block.
     pub(crate) known_after: u32,
     /// Compiled code has left the instruction at RIP to the interpreter.
@@ -174,19 +113,19 @@ pub struct Cpu {
     /// A handler has left a fault in `fault` for the dispatcher.
     pub(crate) faulted: bool,
     /// The link to fill in once the next block is known: a block and one of its successors.
-    pub(crate) from: (*const crate::block::Block, usize),
+    pub(crate) from: (*const Block, usize),
     /// CR0.EM or CR0.TS: x87 instructions raise #NM. Kept by `sync_mode`.
     pub x87_trap: u8,
     /// FERR#: an x87 exception is pending while CR0.NE is clear (the board was told, see [`Board::ferr`]).
     pub ferr: bool,
     /// Compiled code by linear address, for generated code: [`crate::tier::CODE_JUMPS`] entries, which `blocks` owns.
-    pub code_jumps: *const crate::tier::CodeJump,
+    pub code_jumps: *const CodeJump,
     /// The tier's memory.
-    pub tier_memory: crate::tier::TierMemory,
+    pub tier_memory: TierMemory,
     /// Compiled code is checked against the interpreter: see [`crate::check`].
-    pub(crate) check: Option<Box<crate::check::Check>>,
+    pub(crate) check: Option<Box<Check>>,
     /// Pages as they were, while what is done may have to be taken back.
-    pub(crate) kept: Option<Vec<crate::check::Kept>>,
+    pub(crate) kept: Option<Vec<Kept>>,
     /// Meanwhile an access has met a device, and was not made.
     pub(crate) device_met: bool,
     /// What RDRAND and RDSEED give.
@@ -194,121 +133,16 @@ pub struct Cpu {
     pub(crate) blocks: BlockCache,
 }
 
-// SAFETY: raw pointers in a vCPU point to what it owns itself (decoded blocks, TLB tables) or to guest RAM that `mem` keeps alive; one thread at a
-// time uses a vCPU.
+// SAFETY: raw pointers in a vCPU point to what it owns itself (decoded blocks, TLB tables) or to guest RAM that `mem`
+// keeps alive; one thread at a time uses a vCPU.
 unsafe impl Send for Cpu {}
 
 impl Cpu {
-    /// From now on nothing is computed by the host's own floating-point and vector instructions, but by the portable
-    /// code that hosts other than x86-64 have. For tests of that code; compiled code does not heed it.
-    pub fn use_portable_code(&mut self) {
-        self.portable = true;
-        self.quick_mxcsr = !0;
-    }
+    /// In place of the address of a page: none has it.
+    pub(crate) const NO_APIC_PAGE: u64 = u64::MAX;
 
-    /// A vCPU in its reset state.
-    pub fn new(
-        index: u32,
-        mem: Arc<PhysMemory>,
-        board: Arc<dyn Board>,
-        events: Arc<Events>,
-        model: Arc<CpuModel>,
-    ) -> Box<Self> {
-        let inbox: Arc<parking_lot::Mutex<crate::world::MemoryChanges>> = Arc::default();
-        let world = World::new([(events.clone(), inbox.clone())]);
-        let blocks = BlockCache::new(mem.clone());
-        let mut cpu = Box::new(Self {
-            state: State::default(),
-            tlb: Tlb::new(),
-            view: [SegView::default(); 8],
-            event_mask: !0,
-            mode_key: 0,
-            sse_trap: 0,
-            float_live: 0,
-            avx_trap: 0,
-            portable: false,
-            quick_mxcsr: crate::sse::DEFAULT_MXCSR,
-            next_ip: 0,
-            fault: Exception::default(),
-            events,
-            mem,
-            board,
-            model,
-            paging: Paging::default(),
-            a20_mask: !0,
-            apic_page: NO_APIC_PAGE,
-            debug_hits: 0,
-            untraced: false,
-            icount: 0,
-            index,
-            alignment_traced: false,
-            inbox,
-            world,
-            seat: 0,
-            writer_bit: 1,
-            watcher: None,
-            pauses: 0,
-            single: false,
-            watch: false,
-            from_relative: 0,
-            trace: None,
-            unchained: false,
-            tier: None,
-            hot_after: u32::MAX,
-            recording: None,
-            known_after: u32::MAX,
-            interpret_next: false,
-            left: [0; 8],
-            in_code: 0,
-            sole: true,
-            faulted: false,
-            from: (std::ptr::null(), 0),
-            x87_trap: 0,
-            ferr: false,
-            code_jumps: std::ptr::null(),
-            tier_memory: crate::tier::TierMemory([0; 1024]),
-            check: None,
-            kept: None,
-            device_met: false,
-            random: Random::default(),
-            blocks,
-        });
-        cpu.code_jumps = cpu.blocks.code_jumps.as_ptr();
-        cpu.reset();
-        cpu
-    }
-
-    /// Takes its seat among the vCPUs of the machine, and is told from now on of what others (devices, too) write to pages that it holds code
-    /// of, and of changes of the physical map. Its events must be those of the seat.
-    pub fn join(&mut self, world: &Arc<World>, seat: usize) {
-        let Some(inbox) = world.inbox(seat) else { return };
-        self.inbox = inbox;
-        self.world = world.clone();
-        self.seat = seat;
-        self.sole = world.len() == 1;
-        self.writer_bit = World::writer_bit(seat);
-        self.watcher = Some(self.mem.watch_code(Arc::new(Mail { world: world.clone(), seat })));
-        // What the TLB was filled with so far is on nobody's record.
-        self.tlb.flush_all();
-    }
-
-    /// From now on RDRAND and RDSEED give the sequence of `seed` that is this vCPU's.
-    pub fn seed_random(&mut self, seed: u64) {
-        self.random = Random::seeded(seed, self.index);
-    }
-
-    /// RESET: the state of SDM volume 3A, table 10-1; RDX holds the processor signature. All but the first processor wait for a start-up IPI.
-    pub fn reset(&mut self) {
-        self.state = State::default();
-        if self.index != 0 {
-            self.state.activity = Activity::WaitSipi;
-        }
-        self.state.gpr[gpr::RDX] = u64::from(self.model.signature());
-        crate::x87::settle(self);
-        self.sync_all();
-    }
-
-    // ---- derived state -------------------------------------------------------------------------------------------------
+    // ---- derived state
+    // -------------------------------------------------------------------------------------------------
 
     /// Recomputes all that is derived from the state: call it after replacing the state as a whole.
     pub fn sync_all(&mut self) {
@@ -321,10 +155,10 @@ impl Cpu {
         self.sync_mode();
     }
 
-    /// Call after a change of IA32_APIC_BASE: the local APIC's page may be another, or none. What was translated to either page, or decoded from it, no
-    /// longer holds.
+    /// Call after a change of IA32_APIC_BASE: the local APIC's page may be another, or none. What was translated to
+    /// either page, or decoded from it, no longer holds.
     pub(crate) fn sync_apic(&mut self) {
-        let page = self.board.apic_page().map_or(NO_APIC_PAGE, |at| at & !mynah_mmu::PAGE_MASK);
+        let page = self.board.apic_page().map_or(Self::NO_APIC_PAGE, |at| at & !mynah_mmu::PAGE_MASK);
         let before = std::mem::replace(&mut self.apic_page, page);
         if page != before {
             self.tlb.flush_all();
@@ -362,7 +196,8 @@ impl Cpu {
         }
     }
 
-    /// Call after a change of CR0, CR3, CR4, EFER, PKRU, PDPTEs or A20. Does not flush the TLB: the caller knows what the change demands.
+    /// Call after a change of CR0, CR3, CR4, EFER, PKRU, PDPTEs or A20. Does not flush the TLB: the caller knows what
+    /// the change demands.
     pub fn sync_paging(&mut self) {
         let s = &self.state;
         self.paging = Paging {
@@ -389,16 +224,17 @@ impl Cpu {
         }
     }
 
-    /// Call after a change of CS, SS, CPL, CR0, CR4, XCR0, EFER, IF, TF, VM, AC, VIF, the shadow or DR7: selects the TLB's table, the block key and the event
-    /// mask. Segment views are refreshed too if 64-bit mode was entered or left.
+    /// Call after a change of CS, SS, CPL, CR0, CR4, XCR0, EFER, IF, TF, VM, AC, VIF, the shadow or DR7: selects the
+    /// TLB's table, the block key and the event mask. Segment views are refreshed too if 64-bit mode was entered or
+    /// left.
     pub fn sync_mode(&mut self) {
-        let key = crate::block::ModeKey::of(&self.state).0;
-        if (key ^ self.mode_key) & crate::block::ModeKey::SEGMENTED != 0 {
+        let key = ModeKey::of(&self.state).0;
+        if (key ^ self.mode_key) & ModeKey::SEGMENTED != 0 {
             for i in 0..6 {
                 self.sync_segment(i);
             }
         }
-        let flat = crate::block::ModeKey::flat(&self.view, &self.state);
+        let flat = ModeKey::flat(&self.view, &self.state);
         self.mode_key = key | flat;
         self.tlb.set_code_key(self.mode_key as u8);
         self.x87_trap = u8::from(self.state.cr0 & (cr0::EM | cr0::TS) != 0);
@@ -426,17 +262,18 @@ impl Cpu {
     /// Call after a change of IF or the shadow alone.
     pub fn sync_events(&mut self) {
         let s = &self.state;
-        let mut mask = !crate::board::EV_NMI_AGAIN;
+        let mut mask = !EV_NMI_AGAIN;
         if s.rflags & fl::IF == 0 || s.shadow != Shadow::None {
-            mask &= !crate::board::EV_INTR;
+            mask &= !EV_INTR;
         }
         if s.nmi_blocked || matches!(s.shadow, Shadow::MovSs | Shadow::Event) {
-            mask &= !crate::board::EV_NMI;
+            mask &= !EV_NMI;
         }
         self.event_mask = mask;
     }
 
-    // ---- instruction pointers ------------------------------------------------------------------------------------------
+    // ---- instruction pointers
+    // ------------------------------------------------------------------------------------------
 
     /// The mask of RIP in the current code segment: 64, 32 or (for the arithmetic of 16-bit code) 32 bits.
     #[inline(always)]
@@ -466,7 +303,8 @@ impl Cpu {
         self.next_ip = ip;
     }
 
-    // ---- raising faults ------------------------------------------------------------------------------------------------
+    // ---- raising faults
+    // ------------------------------------------------------------------------------------------------
 
     /// Raises an exception without an error code: `return Err(cpu.raise(vector::UD))`.
     #[cold]
@@ -489,44 +327,5 @@ impl Cpu {
     #[cold]
     pub fn ud(&mut self) -> Stop {
         self.raise(vector::UD)
-    }
-}
-
-use crate::op::Op;
-
-impl State {
-    /// Executing in 64-bit mode (EFER.LMA and CS.L).
-    #[inline(always)]
-    pub fn is_long64(&self) -> bool {
-        self.msr.efer & efer::LMA != 0 && self.seg[seg::CS].attr & Segment::L != 0
-    }
-    /// EFER.LMA: 64-bit or compatibility mode.
-    #[inline(always)]
-    pub fn is_long(&self) -> bool {
-        self.msr.efer & efer::LMA != 0
-    }
-    /// CR0.PE and not virtual-8086 mode.
-    #[inline(always)]
-    pub fn is_protected(&self) -> bool {
-        self.cr0 & cr0::PE != 0 && self.rflags & fl::VM == 0
-    }
-    /// Virtual-8086 mode.
-    #[inline(always)]
-    pub fn is_v86(&self) -> bool {
-        self.rflags & fl::VM != 0
-    }
-    /// Real-address mode.
-    #[inline(always)]
-    pub fn is_real(&self) -> bool {
-        self.cr0 & cr0::PE == 0
-    }
-    /// IOPL.
-    #[inline(always)]
-    pub fn iopl(&self) -> u8 {
-        (self.rflags >> 12 & 3) as u8
-    }
-    /// Whether the CPU is halted.
-    pub fn is_halted(&self) -> bool {
-        self.activity == Activity::Halted
     }
 }

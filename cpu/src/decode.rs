@@ -1,13 +1,11 @@
 //! From bytes to [`Op`]: iced-x86 decodes, this resolves operands and picks the handler.
-use crate::block::ModeKey;
 use crate::cpu::Cpu;
 use crate::exec::Exec;
+use crate::mode::ModeKey;
 use crate::model::{CpuModel, Vendor};
 use crate::op::{CHECKED, Flow, HELPER, LOCK, LONG, MEM, Op, REP, REPNE, WIDE};
 use crate::state::gpr;
-use iced_x86::{
-    Code, Decoder, DecoderError, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
-};
+use iced_x86::{Code, Decoder, DecoderError, EncodingKind, FlowControl, Instruction, OpKind, Register};
 
 /// What a finished selection says of an instruction.
 pub struct Selected<E: Exec> {
@@ -21,18 +19,19 @@ pub struct Selected<E: Exec> {
     pub is_helper: bool,
 }
 
-/// Decodes the instruction at the start of `bytes`, which stands `off` bytes behind the block's first byte. `None` if it needs more bytes.
+/// Decodes the instruction at the start of `bytes`, which stands `off` bytes behind the block's first byte. `None` if
+/// it needs more bytes.
 pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> Option<(Op, Flow)> {
     let bytes = &bytes[..bytes.len().min(15)];
     let options = model.decoder_options();
-    let mut d = Decoder::with_ip(bitness(mode), bytes, off as u64, options);
+    let mut d = Decoder::with_ip(mode.bitness(), bytes, off as u64, options);
     let mut i = d.decode();
     if i.is_invalid() && d.last_error() == DecoderError::NoMoreBytes {
         return None;
     }
     // The decoder calls what goes on behind 15 bytes invalid; what is invalid by its opcode shows that within them.
     let cut = || {
-        let mut d = Decoder::with_ip(bitness(mode), &bytes[..14], off as u64, options);
+        let mut d = Decoder::with_ip(mode.bitness(), &bytes[..14], off as u64, options);
         let _ = d.decode();
         d.last_error() == DecoderError::NoMoreBytes
     };
@@ -41,7 +40,7 @@ pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> O
         i = Instruction::default();
         i.set_len(15);
         let mut op = blank(&i, mode, off);
-        (op.run, op.helper) = (crate::interp::run_ender, crate::interp::too_long);
+        (op.run, op.helper) = (crate::handler::run_ender, crate::handler::too_long);
         return Some((op, Flow::Ends));
     }
     if i.code() == Code::Pause
@@ -58,13 +57,14 @@ pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> O
     }
     Some(interpreted(model, mode, &i, bytes, off).unwrap_or_else(|| {
         let mut op = blank(&i, mode, off);
-        (op.run, op.helper) = (crate::interp::run_ender, crate::interp::undefined);
+        (op.run, op.helper) = (crate::handler::run_ender, crate::handler::undefined);
         (op, Flow::Ends)
     }))
 }
 
-/// VPINSRQ or VPEXTRQ outside 64-bit mode, which does not exist with AMD (APM volume 4). With Intel VEX.W is ignored there, as with all else that moves
-/// general registers with both makers, and as the decoder has it (SDM volume 2, PINSRQ, note 2).
+/// VPINSRQ or VPEXTRQ outside 64-bit mode, which does not exist with AMD (APM volume 4). With Intel VEX.W is ignored
+/// there, as with all else that moves general registers with both makers, and as the decoder has it (SDM volume 2,
+/// PINSRQ, note 2).
 fn is_wide_outside_64_bit_mode(model: &CpuModel, mode: ModeKey, i: &Instruction, bytes: &[u8]) -> bool {
     matches!(i.code(), Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8 | Code::VEX_Vpextrd_rm32_xmm_imm8)
         && !mode.has(ModeKey::LONG)
@@ -99,7 +99,7 @@ impl<'a> Run<'a> {
     /// Of the bytes of a block, from the offset `at` on.
     pub fn new(model: &CpuModel, mode: ModeKey, bytes: &'a [u8], at: usize) -> Self {
         let options = model.decoder_options();
-        let decoder = Decoder::with_ip(bitness(mode), bytes, 0, options);
+        let decoder = Decoder::with_ip(mode.bitness(), bytes, 0, options);
         let mut run = Self { decoder, bytes, mode, next: Instruction::default() };
         run.go_to(at);
         run
@@ -147,21 +147,10 @@ fn exchange_r8(pause: &Instruction, wide: bool, bytes: &[u8]) -> Instruction {
     i
 }
 
-/// 16, 32 or 64.
-pub fn bitness(mode: ModeKey) -> u32 {
-    if mode.has(ModeKey::LONG) {
-        64
-    } else if mode.has(ModeKey::D32) {
-        32
-    } else {
-        16
-    }
-}
-
 fn blank(i: &Instruction, mode: ModeKey, off: usize) -> Op {
     Op {
-        run: crate::interp::run_ender,
-        helper: crate::interp::undefined,
+        run: crate::handler::run_ender,
+        helper: crate::handler::undefined,
         imm: 0,
         disp: 0,
         base: gpr::ZERO as u8,
@@ -250,14 +239,11 @@ pub fn build<E: crate::sse::VecExec>(
             }
             OpKind::Memory => {
                 op.flags |= MEM;
+                // moffs has 64 bits, others are sign-extended by the decoder already.
                 op.disp = i.memory_displacement64();
                 op.base = address_register(i.memory_base());
                 op.index = address_register(i.memory_index());
                 op.scale = i.memory_index_scale().trailing_zeros() as u8;
-                if op.base == gpr::ZERO as u8 && op.index == gpr::ZERO as u8 && op.ashift == 0 && !is_rip(i) {
-                    // An absolute address; moffs has 64 bits, others are sign-extended by the decoder already.
-                    op.disp = i.memory_displacement64();
-                }
                 op.seg = segment(i, mode);
             }
             OpKind::MemorySegSI
@@ -288,7 +274,8 @@ pub fn build<E: crate::sse::VecExec>(
     Some((op, s))
 }
 
-/// The segment of the memory operand. In 64-bit mode only FS and GS prefixes count; SS is then what RSP or RBP as a base stands for.
+/// The segment of the memory operand. In 64-bit mode only FS and GS prefixes count; SS is then what RSP or RBP as a
+/// base stands for.
 fn segment(i: &Instruction, mode: ModeKey) -> u8 {
     match i.memory_segment() {
         Register::ES | Register::CS | Register::SS | Register::DS if mode.has(ModeKey::LONG) => {
@@ -300,13 +287,9 @@ fn segment(i: &Instruction, mode: ModeKey) -> u8 {
     }
 }
 
-fn is_rip(i: &Instruction) -> bool {
-    matches!(i.memory_base(), Register::RIP | Register::EIP)
-}
-
 fn select<E: crate::sse::VecExec>(i: &Instruction, op: &Op) -> Option<Selected<E>> {
     let natural = if i.flow_control() == FlowControl::Next { Flow::Straight } else { Flow::Ends };
-    let none: crate::op::HelperFn = crate::interp::undefined;
+    let none: crate::op::HelperFn = crate::handler::undefined;
     if let Some(handler) = crate::int::select::<E>(i, op) {
         return Some(Selected { handler, helper: none, flow: natural, is_helper: false });
     }
@@ -360,7 +343,8 @@ fn push_width(i: &Instruction) -> u8 {
 }
 
 fn address_shift(i: &Instruction, mode: ModeKey) -> u8 {
-    // String instructions and LOOP/JCXZ/MASKMOV name the size by their operand kind or code; others by their registers or displacement.
+    // String instructions and LOOP/JCXZ/MASKMOV name the size by their operand kind or code; others by their registers
+    // or displacement.
     for n in 0..i.op_count() {
         match i.op_kind(n) {
             OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => return 48,
@@ -387,15 +371,12 @@ fn address_shift(i: &Instruction, mode: ModeKey) -> u8 {
         16 => 48,
         32 => 32,
         64 => 0,
-        _ => match i.mnemonic() {
-            Mnemonic::Xlatb => default_address_shift(mode),
-            _ => default_address_shift(mode),
-        },
+        _ => default_address_shift(mode),
     }
 }
 
 fn default_address_shift(mode: ModeKey) -> u8 {
-    match bitness(mode) {
+    match mode.bitness() {
         64 => 0,
         32 => 32,
         _ => 48,

@@ -1,9 +1,10 @@
 //! The machine that executes an instruction, as the instruction sees it.
 //!
-//! Semantics are written once, as implementations of [`Sem`] generic over [`Exec`]. With `Int = u64` (the implementation for [`crate::Cpu`])
-//! they run: that is the interpreter, monomorphised per width and operand kind. With `Int` = a value of the translator's intermediate
-//! representation they emit code. An `Int` of width `W` is zero-extended: bits above the width are zero.
-use crate::cpu::Stop;
+//! Semantics are written once, as implementations of [`Sem`] generic over [`Exec`]. With `Int = u64` (the
+//! implementation for [`crate::Cpu`]) they run: that is the interpreter, monomorphised per width and operand kind.
+//! With `Int` = a value of the translator's intermediate representation they emit code. An `Int` of width `W` is
+//! zero-extended: bits above the width are zero.
+use crate::event::Stop;
 use crate::op::{Helper, Op};
 use crate::width::Width;
 
@@ -44,7 +45,8 @@ pub trait Exec: Sized {
     /// The handler that calls a helper.
     fn helper(h: Helper) -> Self::Handler;
 
-    // ---- constants, registers, memory ----------------------------------------------------------------------------------
+    // ---- constants, registers, memory
+    // ----------------------------------------------------------------------------------
 
     /// A constant.
     fn imm<W: Width>(&mut self, v: u64) -> Self::Int;
@@ -58,7 +60,8 @@ pub trait Exec: Sized {
     fn load<W: Width>(&mut self, op: &Op) -> Result<Self::Int, Stop>;
     /// Stores the memory operand.
     fn store<W: Width>(&mut self, op: &Op, v: Self::Int) -> Result<(), Stop>;
-    /// Reads, modifies and writes the memory operand (atomically with a LOCK prefix or `lock`); returns old and new. `f` must be pure.
+    /// Reads, modifies and writes the memory operand (atomically with a LOCK prefix or `lock`); returns old and new.
+    /// `f` must be pure.
     fn modify<W: Width>(
         &mut self,
         op: &Op,
@@ -81,7 +84,8 @@ pub trait Exec: Sized {
     /// Adds to the stack pointer in its own width.
     fn drop_stack(&mut self, op: &Op, bytes: u64);
 
-    // ---- arithmetic on values of width W -------------------------------------------------------------------------------
+    // ---- arithmetic on values of width W
+    // -------------------------------------------------------------------------------
 
     /// a + b.
     fn add<W: Width>(&mut self, a: Self::Int, b: Self::Int) -> Self::Int;
@@ -136,7 +140,8 @@ pub trait Exec: Sized {
     /// Trailing zeros; BITS for zero.
     fn ctz<W: Width>(&mut self, a: Self::Int) -> Self::Int;
 
-    // ---- truth values --------------------------------------------------------------------------------------------------
+    // ---- truth values
+    // --------------------------------------------------------------------------------------------------
 
     /// a == b.
     fn eq<W: Width>(&mut self, a: Self::Int, b: Self::Int) -> Self::Bool;
@@ -153,7 +158,8 @@ pub trait Exec: Sized {
     /// `if x { a } else { b }`.
     fn select<W: Width>(&mut self, x: Self::Bool, a: Self::Int, b: Self::Int) -> Self::Int;
 
-    // ---- flags ---------------------------------------------------------------------------------------------------------
+    // ---- flags
+    // ---------------------------------------------------------------------------------------------------------
 
     /// Flags of a + b (+ carry) = r.
     fn flags_add<W: Width>(&mut self, a: Self::Int, b: Self::Int, r: Self::Int);
@@ -182,7 +188,8 @@ pub trait Exec: Sized {
     /// Whether the condition holds.
     fn cond(&mut self, cc: u8) -> Self::Bool;
 
-    // ---- control -------------------------------------------------------------------------------------------------------
+    // ---- control
+    // -------------------------------------------------------------------------------------------------------
 
     /// Goes on with the next instruction of the block.
     fn next(&mut self, op: &Op) -> Self::Next;

@@ -1,16 +1,18 @@
 //! Lazy arithmetic flags without a dynamic operation code.
 //!
-//! An instruction that sets flags stores two words, and every flag is a few bit operations away, with no branch and no table of operations:
+//! An instruction that sets flags stores two words, and every flag is a few bit operations away, with no branch and no
+//! table of operations:
 //!
 //! * `res`: the result sign-extended to 64 bits.
-//! * `aux`: bit 63 = CF; bit 62 = CF xor OF (that is, the carry into the sign bit); bit 61 = correction of SF; bits 8-15 = correction of
-//!   the parity byte; bit 3 = AF.
+//! * `aux`: bit 63 = CF; bit 62 = CF xor OF (that is, the carry into the sign bit); bit 61 = correction of SF; bits
+//!   8-15 = correction of the parity byte; bit 3 = AF.
 //!
-//! ZF = (res == 0); SF = bit 63 of res xor bit 61 of aux; PF = even parity of (res xor aux >> 8) & 0xff; CF = bit 63 of aux;
-//! OF = bit 63 xor bit 62 of aux; AF = bit 3 of aux. The corrections are zero but after instructions that load flags directly.
+//! ZF = (res == 0); SF = bit 63 of res xor bit 61 of aux; PF = even parity of (res xor aux >> 8) & 0xff; CF = bit 63
+//! of aux; OF = bit 63 xor bit 62 of aux; AF = bit 3 of aux. The corrections are zero but after instructions that load
+//! flags directly.
 //!
-//! For add and subtract the wanted bits are all in the *carry vector* (carry or borrow out of each bit position), shifted up so that the
-//! operand's top bit is bit 63.
+//! For add and subtract the wanted bits are all in the *carry vector* (carry or borrow out of each bit position),
+//! shifted up so that the operand's top bit is bit 63.
 use crate::state::{State, fl};
 
 /// Bits of `aux` that come from the top of a carry vector.
@@ -111,7 +113,8 @@ impl State {
     pub fn set_arith_flags(&mut self, rflags: u64) {
         (self.res, self.aux) = pack(rflags);
     }
-    /// The state with its arithmetic flags in the form that [`pack`] gives them: several forms stand for the same flags.
+    /// The state with its arithmetic flags in the form that [`pack`] gives them: several forms stand for the same
+    /// flags.
     pub fn with_packed_flags(&self) -> Self {
         let mut s = self.clone();
         s.set_arith_flags(self.arith_flags());

@@ -1,15 +1,18 @@
 //! The guest's floating-point state in the host's own registers, while translated code runs.
 //!
-//! Translated code executes the guest's floating-point instructions themselves. For that the host's MXCSR must hold the guest's rounding control, FTZ, DAZ and (at
-//! most) its sticky flags, and for x87 and MMX instructions the host's x87 unit must hold the guest's. [`Cpu::enter_host_float`] arranges it when the first such
-//! instruction is met, and [`Cpu::leave_host_float`] takes everything back before anything else looks at [`crate::State`]: so the cost falls on code that
-//! uses it, once for many regions. [`Cpu::float_live`] says what is in the host's registers.
+//! Translated code executes the guest's floating-point instructions themselves. For that the host's MXCSR must hold
+//! the guest's rounding control, FTZ, DAZ and (at most) its sticky flags, and for x87 and MMX instructions the host's
+//! x87 unit must hold the guest's. [`Cpu::enter_host_float`] arranges it when the first such instruction is met, and
+//! [`Cpu::leave_host_float`] takes everything back before anything else looks at [`crate::State`]: so the cost falls
+//! on code that uses it, once for many regions. [`Cpu::float_live`] says what is in the host's registers.
 //!
-//! On the host all exceptions stay masked. A guest that has one unmasked, or an x87 exception pending, is interpreted. Rust code may run between: it
-//! neither uses the x87 unit nor, as far as a TLB is refilled, computes with floating-point numbers.
+//! On the host all exceptions stay masked. A guest that has one unmasked, or an x87 exception pending, is interpreted.
+//! Rust code may run between: it neither uses the x87 unit nor, as far as a TLB is refilled, computes with
+//! floating-point numbers.
+use crate::cpu::Cpu;
+use crate::sse::mxcsr;
 #[cfg(target_arch = "x86_64")]
 use crate::state::F80;
-use crate::{Cpu, sse};
 
 /// The host's MXCSR is the guest's.
 pub const SSE: u8 = 1;
@@ -29,7 +32,8 @@ const ES: u16 = 1 << 7;
 /// x87 status word: TOP.
 const TOP: u16 = 7 << 11;
 
-/// The x87 unit as FNSAVE and FRSTOR have it in 32-bit format (SDM volume 1, figure 8-9), its registers in stack order.
+/// The x87 unit as FNSAVE and FRSTOR have it in 32-bit format (SDM volume 1, figure 8-9), its registers in stack
+/// order.
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
 struct Image {
@@ -42,7 +46,8 @@ struct Image {
 const _: () = assert!(size_of::<Image>() == 108);
 
 impl Cpu {
-    /// Puts the guest's MXCSR ([`SSE`]) or x87 unit ([`X87`]) into the host's. False if its instructions must be interpreted now.
+    /// Puts the guest's MXCSR ([`SSE`]) or x87 unit ([`X87`]) into the host's. False if its instructions must be
+    /// interpreted now.
     pub fn enter_host_float(&mut self, which: u8) -> bool {
         let done = match which {
             SSE => self.sse_trap == 0 && self.state.mxcsr & MASKS == MASKS && self.load_mxcsr(),
@@ -84,8 +89,9 @@ impl Cpu {
 
     #[cfg(target_arch = "x86_64")]
     fn load_mxcsr(&mut self) -> bool {
-        let guest = self.state.mxcsr & sse::MXCSR_MASK;
-        // LDMXCSR is slow. The host's sticky flags may be anyone's; a subset of the guest's does no harm, as they are added to them.
+        let guest = self.state.mxcsr & mxcsr::MXCSR_MASK;
+        // LDMXCSR is slow. The host's sticky flags may be anyone's; a subset of the guest's does no harm, as they are
+        // added to them.
         if (host_mxcsr() ^ guest) & !(guest & FLAGS) != 0 {
             set_host_mxcsr(guest);
         }
@@ -101,8 +107,8 @@ impl Cpu {
         for (n, to) in image.st.iter_mut().enumerate() {
             *to = crate::x87::load_store::f80_bytes(f.st(n as u8));
         }
-        // SAFETY: reads the 108 bytes of a local; every exception is masked and none pending. No compiled Rust code uses the x87 unit, so its contents
-        // matter to nobody until `take_back`.
+        // SAFETY: reads the 108 bytes of a local; every exception is masked and none pending. No compiled Rust code
+        // uses the x87 unit, so its contents matter to nobody until `take_back`.
         unsafe {
             std::arch::asm!("frstor [{}]", in(reg) &raw const image, options(nostack, readonly, preserves_flags));
         }
@@ -121,7 +127,8 @@ impl Cpu {
         }
         if self.float_live & X87 != 0 {
             let mut image = std::mem::MaybeUninit::<Image>::uninit();
-            // SAFETY: FNSAVE writes the 108 bytes of a local and leaves the unit as FNINIT does, which is what the ABI demands.
+            // SAFETY: FNSAVE writes the 108 bytes of a local and leaves the unit as FNINIT does, which is what the ABI
+            // demands.
             let image = unsafe {
                 std::arch::asm!("fnsave [{}]", in(reg) image.as_mut_ptr(), options(nostack, preserves_flags));
                 image.assume_init()
@@ -151,8 +158,9 @@ fn host_mxcsr() -> u32 {
 
 #[cfg(target_arch = "x86_64")]
 fn set_host_mxcsr(v: u32) {
-    // SAFETY: reads four bytes of a local, with no reserved bit set (callers). Control bits other than the default are in force only until `take_back`,
-    // while translated code runs, and no Rust code that computes with floating-point numbers.
+    // SAFETY: reads four bytes of a local, with no reserved bit set (callers). Control bits other than the default are
+    // in force only until `take_back`, while translated code runs, and no Rust code that computes with floating-point
+    // numbers.
     unsafe {
         std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const v, options(nostack, readonly, preserves_flags))
     };

@@ -1,11 +1,19 @@
 //! The CPU: architectural state, decoding, instruction semantics and the interpreter.
 //!
-//! * [`state`]: what a program can see. [`flags`]: lazy arithmetic flags.
-//! * [`op`], [`block`]: decoded instructions and the cache of decoded blocks.
-//! * [`exec`]: the machine as an instruction sees it; semantics generic over it are in [`int`] and [`sse`]; helpers (long, rare or stateful
-//!   instructions, called by every engine) are in [`sys`], [`x87`] and [`int::string`].
-//! * [`interp`]: the interpreter and the run loop. [`mem`]: memory accesses. [`world`]: the vCPUs among each other. [`tier`]: compiled code,
-//!   [`check`]: its check on a running guest.
+//! Imports go one way, from the last of these layers to the first:
+//!
+//! * Plain data: [`state`], what a program can see, and [`flags`], lazy arithmetic flags; [`event`], what comes
+//!   between instructions; [`mode`], what the state makes of bytes and addresses; [`model`], [`board`], [`world`],
+//!   [`width`].
+//! * [`cpu`], [`op`], [`block`], [`tier`]: the vCPU, its decoded instructions and the cache of their blocks, and what
+//!   compiles them. These four know one another: a vCPU owns blocks, a block ops, an op is a function of a vCPU.
+//! * [`mem`]: memory accesses. [`exec`]: the machine as an instruction sees it.
+//! * Semantics generic over it are in [`int`] and [`sse`]; helpers (long, rare or stateful instructions, called by
+//!   every engine) are in [`sys`], [`x87`] and [`int::string`].
+//! * `handler`, `interp`: how ops follow one another; the interpreter. [`decode`]: from bytes to ops.
+//! * `enter`, `install`: compiled code. `fetch`, `invalidate`: blocks are decoded, and die. `run`: the run loop.
+//!   `reset`: where it begins.
+//! * [`engine`], [`check`], [`trace`], [`saved`]: what others want of a vCPU.
 
 mod arena;
 pub mod block;
@@ -15,15 +23,24 @@ pub mod check;
 pub mod cpu;
 pub mod decode;
 pub mod engine;
+mod enter;
+pub mod event;
 pub mod exec;
+mod fetch;
 pub mod flags;
+mod handler;
 pub mod host_float;
+mod install;
 pub mod int;
-pub mod interp;
+mod interp;
+mod invalidate;
 pub mod mem;
+pub mod mode;
 pub mod model;
 pub mod op;
 pub mod random;
+mod reset;
+mod run;
 pub mod saved;
 pub mod sse;
 pub mod state;
@@ -35,7 +52,8 @@ pub mod world;
 pub mod x87;
 
 pub use board::{Board, Events};
-pub use cpu::{Cpu, Exception, Exit, Stop, vector};
+pub use cpu::Cpu;
+pub use event::{Exception, Exit, Stop, vector};
 pub use exec::{Exec, Sem};
 pub use model::CpuModel;
 pub use op::{Flow, Helper, Op};

@@ -1,6 +1,7 @@
 //! Memory accesses of the vCPU: linear accesses through the TLB, the slow path behind it, and operand addressing.
-use crate::block::ModeKey;
-use crate::cpu::{Cpu, Stop, vector};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
+use crate::mode::ModeKey;
 use crate::op::{CHECKED, Op};
 use crate::state::seg;
 use crate::width::{W8, Width, copy_in, copy_out, read128, write128};
@@ -23,7 +24,8 @@ enum Place {
 }
 
 impl Cpu {
-    // ---- operand addressing --------------------------------------------------------------------------------------------
+    // ---- operand addressing
+    // --------------------------------------------------------------------------------------------
 
     /// The effective address (offset in its segment) of `op`'s memory operand.
     #[inline(always)]
@@ -35,8 +37,9 @@ impl Cpu {
         (sum << (op.ashift & 63)) >> (op.ashift & 63)
     }
 
-    /// The linear address of `len` bytes at `offset` in segment `s`, checked against limit and rights: #GP(0), or #SS(0) for SS. In 64-bit mode
-    /// only the base is added; canonical form is checked where the access misses the TLB.
+    /// The linear address of `len` bytes at `offset` in segment `s`, checked against limit and rights: #GP(0), or
+    /// #SS(0) for SS. In 64-bit mode only the base is added; canonical form is checked where the access misses the
+    /// TLB.
     #[inline(always)]
     pub fn linear(&mut self, s: usize, offset: u64, len: u64, write: bool) -> Result<u64, Stop> {
         let v = &self.view[s & 7];
@@ -172,16 +175,18 @@ impl Cpu {
         if aligned && lin & 31 != 0 { self.gp(0) } else { stop }
     }
 
-    // ---- linear accesses at the current privilege ----------------------------------------------------------------------
+    // ---- linear accesses at the current privilege
+    // ----------------------------------------------------------------------
 
-    /// Loads from a linear address. `s` is the segment used (#SS instead of #GP for a non-canonical address through SS).
+    /// Loads from a linear address. `s` is the segment used (#SS instead of #GP for a non-canonical address through
+    /// SS).
     #[inline(always)]
     pub fn load<W: Width>(&mut self, lin: u64, s: u8) -> Result<u64, Stop> {
         let e = self.tlb.entry(lin);
         if e.read == lin.wrapping_add(W::BYTES - 1) & !PAGE_MASK {
             let p = lin.wrapping_add(e.addend) as *const u8;
-            // SAFETY: a matching read tag means that `addend` maps this whole page to host memory that lives as long as `mem`; the last byte
-            // is on the same page as the first.
+            // SAFETY: a matching read tag means that `addend` maps this whole page to host memory that lives as long
+            // as `mem`; the last byte is on the same page as the first.
             return Ok(unsafe { W::read(p) });
         }
         self.load_slow(lin, W::BYTES, s)
@@ -226,7 +231,8 @@ impl Cpu {
         self.store_bytes(lin, &v.to_le_bytes(), s)
     }
 
-    /// Read-modify-write: `f` maps the old value to the new one. With `lock`, atomically (then `f` may run more than once). Returns old and new.
+    /// Read-modify-write: `f` maps the old value to the new one. With `lock`, atomically (then `f` may run more than
+    /// once). Returns old and new.
     #[inline(always)]
     pub fn rmw<W: Width>(
         &mut self,
@@ -276,7 +282,8 @@ impl Cpu {
         let across_pages = crosses(PAGE_MASK + 1);
         let whole =
             !across_pages && (!crosses(64) || self.world.split_locks() && cfg!(target_arch = "x86_64"));
-        // What the host cannot do at once is done while the others stand still, as they do anyway while code is checked.
+        // What the host cannot do at once is done while the others stand still, as they do anyway while code is
+        // checked.
         let world = (lock && !whole && !self.is_tentative()).then(|| self.world.clone());
         let _alone = world.as_ref().map(|w| self.alone(w));
         self.probe_write(lin, W::BYTES, s)?;
@@ -307,7 +314,8 @@ impl Cpu {
                 return Ok((old, new));
             }
         };
-        // SAFETY: `place` gave host memory for the byte at `lin` and the rest of its page, and the access does not leave it.
+        // SAFETY: `place` gave host memory for the byte at `lin` and the rest of its page, and the access does not
+        // leave it.
         let mut old = unsafe { W::read(p) };
         let new = loop {
             let new = f(self, old) & W::MASK;
@@ -335,8 +343,8 @@ impl Cpu {
         alone
     }
 
-    /// Atomic compare-exchange of 16 bytes at an aligned address; returns what was found. A failed comparison writes the old value back, as
-    /// hardware does.
+    /// Atomic compare-exchange of 16 bytes at an aligned address; returns what was found. A failed comparison writes
+    /// the old value back, as hardware does.
     pub fn compare_exchange128(&mut self, lin: u64, s: u8, old: u128, new: u128) -> Result<u128, Stop> {
         self.probe_write(lin, 16, s)?;
         if self.watch {
@@ -358,8 +366,8 @@ impl Cpu {
         #[cfg(target_arch = "x86_64")]
         let found = {
             let (mut lo, mut hi) = (old as u64, (old >> 64) as u64);
-            // SAFETY: `place` gave host memory for the rest of the page from there; host pages are aligned, and the callers see to it that `lin`
-            // is. RBX is saved around the instruction.
+            // SAFETY: `place` gave host memory for the rest of the page from there; host pages are aligned, and the
+            // callers see to it that `lin` is. RBX is saved around the instruction.
             unsafe {
                 std::arch::asm!(
                     "xchg rbx, {nlo}",
@@ -421,7 +429,8 @@ impl Cpu {
         self.store_bytes_as(lin, buf, mode)
     }
 
-    // ---- implicit supervisor accesses (descriptor tables, TSS, stacks of inner levels) ------------------------------------
+    // ---- implicit supervisor accesses (descriptor tables, TSS, stacks of inner levels)
+    // ------------------------------------
 
     /// Loads on behalf of the system, whatever the CPL.
     pub fn load_sys<W: Width>(&mut self, lin: u64) -> Result<u64, Stop> {
@@ -435,7 +444,8 @@ impl Cpu {
         self.canonical(lin, W::BYTES, seg::DS as u8)?;
         self.store_bytes_as(lin, &v.to_le_bytes()[..W::BYTES as usize], Mode::Super)
     }
-    /// Changes a byte on behalf of the system, atomically (SDM volume 3A, 9.1.2.1: descriptors are updated by locked accesses).
+    /// Changes a byte on behalf of the system, atomically (SDM volume 3A, 9.1.2.1: descriptors are updated by locked
+    /// accesses).
     pub(crate) fn modify_sys_byte(&mut self, lin: u64, f: impl Fn(u64) -> u64) -> Result<(), Stop> {
         self.canonical(lin, 1, seg::DS as u8)?;
         if self.watch {
@@ -533,7 +543,8 @@ impl Cpu {
         Ok(())
     }
 
-    // ---- the slow path -------------------------------------------------------------------------------------------------
+    // ---- the slow path
+    // -------------------------------------------------------------------------------------------------
 
     #[cold]
     #[inline(never)]
@@ -568,7 +579,8 @@ impl Cpu {
     }
 
     /// #GP(0) or #SS(0) unless the operand lies in its segment and has canonical addresses. Limits of flat segments are not checked when
-    /// addresses are computed: only an access across the end of the segment is beyond them, and that never hits the TLB.
+    /// addresses are computed: only an access across the end of the segment is beyond them, and that never hits the
+    /// TLB.
     fn accessible(&mut self, lin: u64, len: u64, s: u8) -> Result<(), Stop> {
         let flat =
             self.mode_key & (ModeKey::FLAT | ModeKey::LONG) == ModeKey::FLAT && usize::from(s) < seg::FS;
@@ -595,9 +607,10 @@ impl Cpu {
         ((lin << shift) as i64 >> shift) as u64 == lin
     }
 
-    /// Whether `lin` may be held by what has linear addresses for its value: the registers of descriptor tables, the bases of segments, MSRs,
-    /// and the operands of INVLPG and its kin. They take as many bits as the processor has, whatever CR4.LA57 says; an access there is checked
-    /// as ever (5-Level Paging and 5-Level EPT white paper, 2.2; SDM volume 1, 3.3.7.1).
+    /// Whether `lin` may be held by what has linear addresses for its value: the registers of descriptor tables, the
+    /// bases of segments, MSRs, and the operands of INVLPG and its kin. They take as many bits as the processor has,
+    /// whatever CR4.LA57 says; an access there is checked as ever (5-Level Paging and 5-Level EPT white paper, 2.2;
+    /// SDM volume 1, 3.3.7.1).
     pub(crate) fn is_canonical_base(&self, lin: u64) -> bool {
         let shift = 64 - u32::from(self.model.linear_bits().max(48));
         ((lin << shift) as i64 >> shift) as u64 == lin
@@ -633,8 +646,8 @@ impl Cpu {
         Ok(if write && watched { Place::Watched(t.gpa, p) } else { Place::Host(p) })
     }
 
-    /// Whether stores to the page must come to be known. If they may be fast otherwise, the vCPU is put on record as one who makes such, first:
-    /// either it sees that the page is held, or whoever comes to hold it sees the record.
+    /// Whether stores to the page must come to be known. If they may be fast otherwise, the vCPU is put on record as
+    /// one who makes such, first: either it sees that the page is held, or whoever comes to hold it sees the record.
     fn is_watched(&self, gpa: u64, writable: bool) -> bool {
         if writable && !self.sole {
             self.mem.note_writer(gpa, self.writer_bit);

@@ -1,11 +1,12 @@
 //! `Op`: one decoded instruction, operands resolved and widths fixed, ready for an engine.
-use crate::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 
 /// An interpreter's handler: executes `op` and returns the op to execute next, or null to leave to the dispatcher.
 pub type Handler = fn(&mut Cpu, &Op) -> *const Op;
 
-/// What is long, rare or stateful: a function over the whole CPU that every engine calls with the state synced. It must leave the architectural
-/// state untouched when it returns an error (but for what the manual says is changed).
+/// What is long, rare or stateful: a function over the whole CPU that every engine calls with the state synced. It
+/// must leave the architectural state untouched when it returns an error (but for what the manual says is changed).
 pub type HelperFn = fn(&mut Cpu, &Op) -> Result<(), Stop>;
 
 /// How an instruction relates to its block.
@@ -13,8 +14,8 @@ pub type HelperFn = fn(&mut Cpu, &Op) -> Result<(), Stop>;
 pub enum Flow {
     /// Falls through to the next instruction and changes neither mode nor control.
     Straight,
-    /// Ends the block: it may change RIP (through [`Cpu::set_next_ip`]), the mode, interrupt masks or mappings. Without a jump the block's
-    /// successor is the next instruction.
+    /// Ends the block: it may change RIP (through [`Cpu::set_next_ip`]), the mode, interrupt masks or mappings.
+    /// Without a jump the block's successor is the next instruction.
     Ends,
 }
 
@@ -64,10 +65,12 @@ pub struct Op {
     pub run: Handler,
     /// What the handler calls if it is the one for helpers.
     pub helper: HelperFn,
-    /// Immediate, sign-extended to 64 bits; for near branches the target relative to the block's first byte; for far pointers
-    /// `selector << 32 | offset`; for moffs the address; two immediates (ENTER, EXTRQ) as `second << 32 | first`.
+    /// Immediate, sign-extended to 64 bits; for near branches the target relative to the block's first byte; for far
+    /// pointers `selector << 32 | offset`; for moffs the address; two immediates (ENTER, EXTRQ) as `second << 32 |
+    /// first`.
     pub imm: u64,
-    /// Displacement of the memory operand, sign-extended (RIP-relative: from the block's first byte, with `base` = RIP).
+    /// Displacement of the memory operand, sign-extended (RIP-relative: from the block's first byte, with `base` =
+    /// RIP).
     pub disp: u64,
     /// Base register of the memory operand ([`crate::state::gpr::ZERO`] if none).
     pub base: u8,
@@ -79,8 +82,8 @@ pub struct Op {
     pub seg: u8,
     /// Address size: offset = sum << ashift >> ashift (0: 64 bits, 32: 32 bits, 48: 16 bits).
     pub ashift: u8,
-    /// Destination register (first operand). 8-bit registers: number of the 64-bit register, plus 0x20 for AH, CH, DH, BH.
-    /// Segment, control, debug, XMM, MMX and ST registers: their own number.
+    /// Destination register (first operand). 8-bit registers: number of the 64-bit register, plus 0x20 for AH, CH, DH,
+    /// BH. Segment, control, debug, XMM, MMX and ST registers: their own number.
     pub dst: u8,
     /// Source register (second operand), coded as `dst`.
     pub src: u8,
@@ -104,7 +107,8 @@ impl Op {
     /// The op that follows in the block. Every block ends with an op that does not call this.
     #[inline(always)]
     pub fn next(&self) -> *const Op {
-        // One past `self`: blocks are slices that end with a terminator, so this is in the slice for every op that falls through.
+        // One past `self`: blocks are slices that end with a terminator, so this is in the slice for every op that
+        // falls through.
         (self as *const Op).wrapping_add(1)
     }
     /// Whether the instruction has a memory operand.

@@ -1,8 +1,10 @@
 //! The random numbers of RDRAND and RDSEED: the host's, or, with a seed, a sequence that is the same in every run.
 //!
-//! Each vCPU has a sequence of its own, so that none depends on how the host schedules their threads. It goes on over a reset, as QEMU's does.
+//! Each vCPU has a sequence of its own, so that none depends on how the host schedules their threads. It goes on over
+//! a reset, as QEMU's does.
 //!
-//! Source of the seeded generator: SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+//! Source of the seeded generator: SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators,
+//! 2014).
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,8 +1,9 @@
 //! The architectural state of one vCPU: everything an x86 program can see, and nothing of any engine.
 //!
-//! Every engine takes a `State` at an instruction boundary and gives it back at one. The layout is `repr(C)`: generated code addresses
-//! fields by offset. Arithmetic flags are kept lazily in `res` and `aux` (see [`Flags`]); `rflags` holds the other bits.
-use crate::sys::Event;
+//! Every engine takes a `State` at an instruction boundary and gives it back at one. The layout is `repr(C)`:
+//! generated code addresses fields by offset. Arithmetic flags are kept lazily in `res` and `aux` (see [`Flags`]);
+//! `rflags` holds the other bits.
+use crate::event::Event;
 use serde::{Deserialize, Serialize};
 
 /// Index of a general register in `State::gpr`; the encoding's own order.
@@ -116,8 +117,8 @@ pub struct Segment {
     pub base: u64,
     /// Limit in bytes (granularity applied).
     pub limit: u32,
-    /// Access rights as in bits 8-23 of a descriptor's high word shifted down by 8: type (0-3), S (4), DPL (5-6), P (7), AVL (12), L (13),
-    /// D/B (14), G (15); and bit 16: unusable (a null selector was loaded).
+    /// Access rights as in bits 8-23 of a descriptor's high word shifted down by 8: type (0-3), S (4), DPL (5-6), P
+    /// (7), AVL (12), L (13), D/B (14), G (15); and bit 16: unusable (a null selector was loaded).
     pub attr: u32,
     /// Selector.
     pub sel: u16,
@@ -348,7 +349,8 @@ pub enum Shadow {
 #[repr(C)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// General registers 0-15, then [`gpr::ZERO`] and [`gpr::RIP`]; 32 slots so that a masked index is always in bounds.
+    /// General registers 0-15, then [`gpr::ZERO`] and [`gpr::RIP`]; 32 slots so that a masked index is always in
+    /// bounds.
     pub gpr: [u64; 32],
     /// Last arithmetic result, sign-extended to 64 bits: gives ZF, SF and (with `aux`) PF.
     pub res: u64,
@@ -398,8 +400,8 @@ pub struct State {
     pub shadow: Shadow,
     /// NMIs are blocked until IRET.
     pub nmi_blocked: bool,
-    /// What is delivered before the next instruction, while the shadow is [`Shadow::Event`]: the debug trap of a task switch, or an exception that
-    /// was raised while another event was being delivered.
+    /// What is delivered before the next instruction, while the shadow is [`Shadow::Event`]: the debug trap of a task
+    /// switch, or an exception that was raised while another event was being delivered.
     pub pending: Option<Event>,
 }
 
@@ -438,5 +440,38 @@ impl Default for State {
         s.seg[seg::CS] = Segment { base: 0xffff_0000, limit: 0xffff, attr: 0x9b, sel: 0xf000 };
         s.gpr[gpr::RIP] = 0xfff0;
         s
+    }
+}
+
+impl State {
+    /// Executing in 64-bit mode (EFER.LMA and CS.L).
+    #[inline(always)]
+    pub fn is_long64(&self) -> bool {
+        self.msr.efer & efer::LMA != 0 && self.seg[seg::CS].attr & Segment::L != 0
+    }
+    /// EFER.LMA: 64-bit or compatibility mode.
+    #[inline(always)]
+    pub fn is_long(&self) -> bool {
+        self.msr.efer & efer::LMA != 0
+    }
+    /// CR0.PE and not virtual-8086 mode.
+    #[inline(always)]
+    pub fn is_protected(&self) -> bool {
+        self.cr0 & cr0::PE != 0 && self.rflags & fl::VM == 0
+    }
+    /// Virtual-8086 mode.
+    #[inline(always)]
+    pub fn is_v86(&self) -> bool {
+        self.rflags & fl::VM != 0
+    }
+    /// Real-address mode.
+    #[inline(always)]
+    pub fn is_real(&self) -> bool {
+        self.cr0 & cr0::PE == 0
+    }
+    /// IOPL.
+    #[inline(always)]
+    pub fn iopl(&self) -> u8 {
+        (self.rflags >> 12 & 3) as u8
     }
 }

@@ -33,8 +33,8 @@ pub trait Width: 'static {
     /// # Safety
     /// `p` must be valid for reads and writes of `BYTES` bytes and aligned to `BYTES`.
     unsafe fn compare_exchange(p: *mut u8, old: u64, new: u64) -> Result<u64, u64>;
-    /// As [`Width::compare_exchange`], at any address. Atomic with regard to all other accesses on x86 hosts; on others only if the
-    /// caller keeps them out.
+    /// As [`Width::compare_exchange`], at any address. Atomic with regard to all other accesses on x86 hosts; on
+    /// others only if the caller keeps them out.
     ///
     /// # Safety
     /// `p` must be valid for reads and writes of `BYTES` bytes.
@@ -49,12 +49,13 @@ macro_rules! width {
             const BITS: u32 = $bits;
             #[inline(always)]
             unsafe fn read(p: *const u8) -> u64 {
-                // Assembly, because nothing else is both unaligned and one access that the compiler neither repeats nor moves.
+                // Assembly, because nothing else is both unaligned and one access that the compiler neither repeats
+                // nor moves.
                 #[cfg(target_arch = "x86_64")]
                 {
                     let v: u64;
-                    // SAFETY: the caller vouches for `p`. Other vCPUs may write the same guest bytes at the same time: as on hardware the value
-                    // is then either's, and nothing here depends on which.
+                    // SAFETY: the caller vouches for `p`. Other vCPUs may write the same guest bytes at the same time:
+                    // as on hardware the value is then either's, and nothing here depends on which.
                     unsafe {
                         std::arch::asm!($load, v = lateout(reg) v, p = in(reg) p, options(nostack, preserves_flags, readonly));
                     }

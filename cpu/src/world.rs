@@ -1,18 +1,22 @@
-//! What the vCPUs of a machine do together: being stopped for a moment, and telling each other what has changed in memory.
+//! What the vCPUs of a machine do together: being stopped for a moment, and telling each other what has changed in
+//! memory.
 //!
-//! Each vCPU has a [`Seat`]. While it executes guest code it counts as *running*; it stops running when it leaves its run loop (halted, paused,
-//! kicked) and wherever it waits for others, each time with no instruction half done. Two things need all others at such a point:
+//! Each vCPU has a [`Seat`]. While it executes guest code it counts as *running*; it stops running when it leaves its
+//! run loop (halted, paused, kicked) and wherever it waits for others, each time with no instruction half done. Two
+//! things need all others at such a point:
 //!
-//! * A locked access that the host cannot make atomic (across pages that are not neighbours on the host) is made while no other vCPU
-//!   runs: [`World::exclusive`].
-//! * Before a vCPU decodes bytes of a page, those that may write to that page by their TLB alone give that up: [`World::ask_protect`] leaves a
-//!   note in their inboxes and waits until they have acted on it, or do not run. Who does not run looks at its inbox before it runs again.
+//! * A locked access that the host cannot make atomic (across pages that are not neighbours on the host) is made while
+//!   no other vCPU runs: [`World::exclusive`].
+//! * Before a vCPU decodes bytes of a page, those that may write to that page by their TLB alone give that up:
+//!   [`World::ask_protect`] leaves a note in their inboxes and waits until they have acted on it, or do not run. Who
+//!   does not run looks at its inbox before it runs again.
 //!
-//! A vCPU that waits does not itself count as running, so that two that wait for each other do not wait for ever. What it has been asked
-//! meanwhile it does as soon as it runs again ([`crate::Cpu`] calls `serve_protect` after each wait).
+//! A vCPU that waits does not itself count as running, so that two that wait for each other do not wait for ever. What
+//! it has been asked meanwhile it does as soon as it runs again ([`crate::Cpu`] calls `serve_protect` after each
+//! wait).
 //!
-//! Lock order: `turn`, then nothing; inboxes and event words are leaves. `running` and `waiting` are looked at crosswise: one side stores its
-//! own and then reads the other's, sequentially consistent.
+//! Lock order: `turn`, then nothing; inboxes and event words are leaves. `running` and `waiting` are looked at
+//! crosswise: one side stores its own and then reads the other's, sequentially consistent.
 use crate::board::{EV_MEMORY, EV_SYNC, Events};
 use mynah_mmu::{CodeWatcher, PAGE_MASK};
 use parking_lot::{Condvar, Mutex};
@@ -183,7 +187,8 @@ impl World {
         1 << (n % 64)
     }
 
-    /// vCPU `n` begins to run; waits while another has the machine for itself. What is in its inbox must be looked at next.
+    /// vCPU `n` begins to run; waits while another has the machine for itself. What is in its inbox must be looked at
+    /// next.
     pub fn enter(&self, n: usize) {
         if self.seats.len() == 1 {
             return;
@@ -217,7 +222,8 @@ impl World {
         }
     }
 
-    /// Stops the other vCPUs at instruction boundaries and keeps them there. For vCPU `n`, which runs and has no instruction's effects half done.
+    /// Stops the other vCPUs at instruction boundaries and keeps them there. For vCPU `n`, which runs and has no
+    /// instruction's effects half done.
     pub(crate) fn exclusive(&self, n: usize) -> Exclusive<'_> {
         self.leave(n);
         let mut held = self.turn.lock();
@@ -242,7 +248,8 @@ impl World {
         Exclusive(self)
     }
 
-    /// Tells the vCPUs in `mask` (but for `n`) to allow no fast writes to the page at `gpa` before they go on; who they are, and what number that was.
+    /// Tells the vCPUs in `mask` (but for `n`) to allow no fast writes to the page at `gpa` before they go on; who
+    /// they are, and what number that was.
     fn leave_note(&self, n: usize, mask: u64, gpa: u64) -> Vec<(&Seat, u64)> {
         self.seats
             .iter()
@@ -256,12 +263,14 @@ impl World {
             .collect()
     }
 
-    /// As [`Self::ask_protect`], for a vCPU that has the machine for itself: the others look at their inboxes before they run again.
+    /// As [`Self::ask_protect`], for a vCPU that has the machine for itself: the others look at their inboxes before
+    /// they run again.
     pub(crate) fn ask_protect_alone(&self, n: usize, mask: u64, gpa: u64) {
         self.leave_note(n, mask, gpa);
     }
 
-    /// Waits until the vCPUs in `mask` (but for `n`, which runs and has no instruction half done) allow no fast writes to the page at `gpa`.
+    /// Waits until the vCPUs in `mask` (but for `n`, which runs and has no instruction half done) allow no fast writes
+    /// to the page at `gpa`.
     pub(crate) fn ask_protect(&self, n: usize, mask: u64, gpa: u64) {
         let asked = self.leave_note(n, mask, gpa);
         let open =
@@ -315,7 +324,8 @@ impl CodeWatcher for Mail {
     }
 }
 
-/// Locked accesses across cache lines are atomic on x86 hosts. Some kernels punish or kill who makes them, if the CPU can tell.
+/// Locked accesses across cache lines are atomic on x86 hosts. Some kernels punish or kill who makes them, if the CPU
+/// can tell.
 fn host_has_split_locks() -> bool {
     if !cfg!(target_arch = "x86_64") {
         return false;

@@ -27,7 +27,7 @@
 //! ```
 //!
 //! and no event that is not masked is pending: `[[EVENTS]] & [EVENT_MASK] == 0`.
-use mynah_cpu::cpu::SegView;
+use mynah_cpu::mode::SegView;
 use mynah_cpu::state::{Fpu, Segment, State, Vector, gpr};
 use mynah_cpu::tier::{LEFT_HOT, TierMemory};
 use mynah_cpu::{Cpu, Op};

@@ -13,8 +13,8 @@ use crate::instructions::{Row, row};
 use iced_x86::{
     Decoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
 };
-use mynah_cpu::block::{Block, ModeKey};
-use mynah_cpu::decode::bitness;
+use mynah_cpu::block::Block;
+use mynah_cpu::mode::ModeKey;
 use mynah_cpu::{Cpu, CpuModel, Op};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -144,7 +144,7 @@ impl Plan {
 
     /// How wide addresses are in its code: 16, 32 or 64 bits.
     pub fn bitness(&self) -> u32 {
-        bitness(self.mode)
+        self.mode.bitness()
     }
 
     /// Guest physical addresses of the region's blocks.
@@ -231,7 +231,7 @@ impl Plan {
                 None
             } else {
                 let code = bytes.get(at..at + usize::from(op.len))?;
-                let mut d = Decoder::with_ip(bitness(self.mode), code, at as u64, options);
+                let mut d = Decoder::with_ip(self.mode.bitness(), code, at as u64, options);
                 let i = d.decode();
                 // The bytes have been decoded before: another result means that they are just changing.
                 if i.code() as u16 != op.code {

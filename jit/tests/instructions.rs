@@ -7,8 +7,8 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl, Instruction, MemoryOperand, Mnemonic,
     OpCodeOperandKind as Kind, Register,
 };
-use mynah_cpu::block::ModeKey;
 use mynah_cpu::decode::build;
+use mynah_cpu::mode::ModeKey;
 use mynah_cpu::state::{fl, gpr};
 use mynah_cpu::{Cpu, CpuModel};
 use mynah_jit::tier::Optimize;

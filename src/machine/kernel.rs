@@ -1,12 +1,12 @@
-//! What starts the guest: a kernel that is put into RAM with the firmware tables, under the built-in BIOS; or a firmware
-//! image (`-bios`), which gets kernel and tables through fw_cfg. And the boot processor's first state.
+//! What starts the guest: a kernel that is put into RAM with the firmware tables, under the built-in BIOS; or a
+//! firmware image (`-bios`), which gets kernel and tables through fw_cfg. And the boot processor's first state.
 use super::bios::BoardPlatform;
 use super::board::{Board, Firmware};
 use crate::cli::build::find_firmware;
 use crate::cli::size::show_size;
 use crate::config::{CharBackend, Config, KernelEntry};
 use anyhow::{Context, bail};
-use mynah_cpu::model::Dynamic;
+use mynah_cpu::model::leaves::Dynamic;
 use mynah_cpu::state::{Segment as CpuSegment, Table, gpr, seg};
 use mynah_cpu::{Cpu, CpuModel};
 use mynah_devices::misc::debugcon;
@@ -185,9 +185,9 @@ impl Boot {
         Ok(Self { kernel, firmware, tables, long_mode: model.is_64bit() })
     }
 
-    /// What the guest is booted from, by contents: firmware, kernel, RAM disk or modules. The command line is not of it, so that one may be tried
-    /// after another; guests that differ in nothing else are one to the kept code. Disks are to be added by what they are known by, as what is on
-    /// them changes.
+    /// What the guest is booted from, by contents: firmware, kernel, RAM disk or modules. The command line is not of
+    /// it, so that one may be tried after another; guests that differ in nothing else are one to the kept code. Disks
+    /// are to be added by what they are known by, as what is on them changes.
     pub fn image(&self) -> Image {
         let Boot { kernel, firmware, .. } = self.clone();
         Image::new(move |add| {
@@ -211,8 +211,9 @@ impl Boot {
         mynah_firmware::Config { devices: board.devices.aml(), ..self.tables.clone() }
     }
 
-    /// Brings the machine to where its boot processor starts. With a kernel under the built-in BIOS: tables, BIOS, kernel and initrd are
-    /// in RAM, and the state is the one in which the kernel starts. With a firmware image it is the reset state (none).
+    /// Brings the machine to where its boot processor starts. With a kernel under the built-in BIOS: tables, BIOS,
+    /// kernel and initrd are in RAM, and the state is the one in which the kernel starts. With a firmware image it is
+    /// the reset state (none).
     pub fn load(&self, board: &Board) -> anyhow::Result<Option<Entry>> {
         let Firmware::BuiltIn(bios) = &self.firmware else { return Ok(None) };
         let Some(kernel) = &self.kernel else { bail!("no kernel was given (-kernel)") };
@@ -228,7 +229,8 @@ impl Boot {
         Ok(Some(entry))
     }
 
-    /// Tells the built-in BIOS of the machine, as [`Boot::load`] does, and leaves the machine as it is: it was saved after that, and is to go on.
+    /// Tells the built-in BIOS of the machine, as [`Boot::load`] does, and leaves the machine as it is: it was saved
+    /// after that, and is to go on.
     pub fn describe(&self, board: &Board) -> anyhow::Result<()> {
         let Firmware::BuiltIn(bios) = &self.firmware else { return Ok(()) };
         // What goes to memory goes to some that is then given up.
@@ -239,14 +241,15 @@ impl Boot {
         Ok(())
     }
 
-    /// The state in which the boot processor goes on when the machine has woken from S3: where the system said that it wakes; with a firmware image
-    /// the reset state (none).
+    /// The state in which the boot processor goes on when the machine has woken from S3: where the system said that it
+    /// wakes; with a firmware image the reset state (none).
     pub fn resume(&self, board: &Board) -> Option<Entry> {
         let Firmware::BuiltIn(bios) = &self.firmware else { return None };
         Some(bios.lock().resume(&mut BoardPlatform::new(board)))
     }
 
-    /// What a firmware image finds in fw_cfg: RAM, tables, boot order, and the kernel with the option ROM that starts it.
+    /// What a firmware image finds in fw_cfg: RAM, tables, boot order, and the kernel with the option ROM that starts
+    /// it.
     pub fn fill(&self, cfg: &Config, fw_cfg: &FwCfg, board: &Board) -> anyhow::Result<()> {
         let Firmware::Image(_) = &self.firmware else { return Ok(()) };
         let memory = &board.memory;
@@ -359,13 +362,15 @@ pub fn enter(cpu: &mut Cpu, entry: Option<&Entry>) {
     cpu.sync_all();
 }
 
-/// The state in which firmware leaves the processors that do not boot: waiting for a start-up IPI, with memory types set.
+/// The state in which firmware leaves the processors that do not boot: waiting for a start-up IPI, with memory types
+/// set.
 pub fn park(cpu: &mut Cpu) {
     cpu.reset();
     set_mtrrs(cpu);
 }
 
-/// Memory types as firmware sets them: RAM is write-back, the legacy video window and the PCI hole are uncached (SDM volume 3A, 11.11).
+/// Memory types as firmware sets them: RAM is write-back, the legacy video window and the PCI hole are uncached (SDM
+/// volume 3A, 11.11).
 fn set_mtrrs(cpu: &mut Cpu) {
     const WRITE_BACK: u64 = 6;
     const ENABLE: u64 = 1 << 11 | 1 << 10;

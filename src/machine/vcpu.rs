@@ -2,9 +2,9 @@
 use super::bios::BiosCalls;
 use super::power::{Power, Report, Request};
 use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_LATCHED, EV_NMI, EV_SIPI, EV_SIPI_VECTOR};
-use mynah_cpu::interp::MemoryChanges;
 use mynah_cpu::state::Activity;
 use mynah_cpu::trace::{cpu_state, fpu_state};
+use mynah_cpu::world::MemoryChanges;
 use mynah_cpu::{Board, Cpu, Events, Exit, World};
 use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::Ferr;
@@ -150,8 +150,9 @@ impl Drop for EndOnPanic<'_> {
     }
 }
 
-/// Runs the vCPU in seat `seat` until the machine ends. `reset` puts it into the state of a fresh start; that of the boot processor, which is called
-/// while all others stand still, does the same to the machine; it is told why, if that is to wake from sleep.
+/// Runs the vCPU in seat `seat` until the machine ends. `reset` puts it into the state of a fresh start; that of the
+/// boot processor, which is called while all others stand still, does the same to the machine; it is told why, if that
+/// is to wake from sleep.
 pub fn run(
     cpu: &mut Cpu,
     world: &World,

@@ -1,5 +1,5 @@
 //! ADD, OR, ADC, SBB, AND, SUB, XOR, CMP, TEST, INC, DEC, NEG, NOT, XADD, CMPXCHG, MUL, IMUL.
-use super::{Dst, Imm, Kind, Mem, Place, Source, Src, by_width, kind, sem};
+use super::operand::{Dst, Imm, Kind, Mem, Place, Source, Src, by_width, kind, sem};
 use crate::exec::Exec;
 use crate::op::Op;
 use crate::width::{W8, W64, Width};

@@ -1,5 +1,5 @@
 //! BT, BTS, BTR, BTC, BSF, BSR, POPCNT, TZCNT, LZCNT, CLC, STC, CMC, CLD, STD.
-use super::{Dst, Imm, Kind, Mem, Place, Source, Src, by_width, kind, sem};
+use super::operand::{Dst, Imm, Kind, Mem, Place, Source, Src, by_width, kind, sem};
 use crate::exec::Exec;
 use crate::op::Op;
 use crate::width::{W64, Width};
@@ -94,7 +94,8 @@ sem!(
     }
 );
 sem!(
-    /// BSF: a zero source leaves the destination (for 32-bit operands its upper half too, as processors do) and sets ZF.
+    /// BSF: a zero source leaves the destination (for 32-bit operands its upper half too, as processors do) and sets
+    /// ZF.
     Bsf[W: Width, S: Source][] |e, op| {
         let a = S::get::<E, W>(e, op)?;
         let r = e.ctz::<W>(a);

@@ -1,6 +1,6 @@
 //! BMI1, BMI2 (VEX-coded general-register instructions) and ADX.
-use super::{Kind, Mem, Source, Src, kind, sem};
-use crate::cpu::Stop;
+use super::operand::{Kind, Mem, Source, Src, kind, sem};
+use crate::event::Stop;
 use crate::exec::{Exec, cc};
 use crate::op::Op;
 use crate::width::{W32, W64, Width};

@@ -1,5 +1,5 @@
 //! DIV and IDIV; the decimal divisions' relative AAM is in `legacy`.
-use super::{Dst, Kind, Mem, Source, by_width, kind, sem};
+use super::operand::{Dst, Kind, Mem, Source, by_width, kind, sem};
 use crate::exec::Exec;
 use crate::op::Op;
 use crate::width::{W8, Width};

@@ -1,11 +1,12 @@
 //! Near control transfers: JMP, CALL, RET, Jcc, LOOP, JCXZ.
 use super::mov::{by_condition, condition};
-use super::{Dst, Kind, Mem, Source, by_width, kind, sem};
+use super::operand::{Dst, Kind, Mem, Source, by_width, kind, sem};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::exec::Exec;
 use crate::op::{CHECKED, Helper, Op};
 use crate::state::gpr;
 use crate::width::{W16, W32, W64, Width};
-use crate::{Cpu, Stop};
 use iced_x86::{Code, Instruction, Mnemonic};
 
 sem!(

@@ -1,6 +1,8 @@
-//! Small old instructions and the odd ones: decimal adjust, LAHF/SAHF, CLD/STD, XLAT, SALC, CMPXCHG8B/16B, CRC32, RDRAND, RDSEED.
-use super::{Kind, Source, Src, by_width, kind};
-use crate::cpu::{Cpu, Stop, vector};
+//! Small old instructions and the odd ones: decimal adjust, LAHF/SAHF, CLD/STD, XLAT, SALC, CMPXCHG8B/16B, CRC32,
+//! RDRAND, RDSEED.
+use super::operand::{Kind, Source, Src, by_width, kind};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::exec::Exec;
 use crate::op::{CHECKED, Helper, LOCK, Op};
 use crate::state::{fl, gpr};

@@ -1,5 +1,5 @@
 //! Moves: MOV, MOVZX, MOVSX, MOVSXD, MOVBE, LEA, XCHG, BSWAP, CMOVcc, SETcc, CBW/CWDE/CDQE, CWD/CDQ/CQO, XLAT, NOP.
-use super::{Dst, Imm, Kind, Mem, Place, Source, Src, by_width, kind, sem};
+use super::operand::{Dst, Imm, Kind, Mem, Place, Source, Src, by_width, kind, sem};
 use crate::exec::Exec;
 use crate::op::Op;
 use crate::width::{W8, W16, W32, W64, Width};

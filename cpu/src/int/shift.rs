@@ -1,9 +1,10 @@
 //! SHL, SHR, SAR, ROL, ROR, RCL, RCR, SHLD, SHRD.
 //!
-//! Flags where the manual leaves them undefined follow what processors do: OF of a shift by more than one is computed as for a shift by one
-//! on the last step.
-use super::{Dst, Kind, Mem, Place, by_width, kind, sem};
-use crate::cpu::{Cpu, Stop};
+//! Flags where the manual leaves them undefined follow what processors do: OF of a shift by more than one is computed
+//! as for a shift by one on the last step.
+use super::operand::{Dst, Kind, Mem, Place, by_width, kind, sem};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::exec::Exec;
 use crate::op::{Helper, Op};
 use crate::width::{W8, W32, W64, Width};
@@ -297,7 +298,8 @@ fn rcr<W: Width, const CL: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-/// SHLD: `a` shifted left, filled from the top of `b`. Counts beyond the width (16-bit operands) act on the pair as hardware does: a:b:a.
+/// SHLD: `a` shifted left, filled from the top of `b`. Counts beyond the width (16-bit operands) act on the pair as
+/// hardware does: a:b:a.
 fn shld<W: Width, const CL: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let n = count::<W>(cpu, op, CL);
     let b = cpu.reg::<W>(op.src);

@@ -1,6 +1,7 @@
 //! PUSH, POP, PUSHA, POPA, ENTER, LEAVE.
-use super::{Dst, Imm, Kind, Mem, Source, by_width, kind, sem};
-use crate::cpu::{Cpu, Stop};
+use super::operand::{Dst, Imm, Kind, Mem, Source, by_width, kind, sem};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::exec::Exec;
 use crate::op::{Helper, Op};
 use crate::state::{gpr, seg};
@@ -35,7 +36,8 @@ fn pop_mem<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 
 fn pusha<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let sp = cpu.state.gpr[gpr::RSP];
-    // All eight must be writable before the first is written; one of them may lie across the limit where the stack pointer wraps.
+    // All eight must be writable before the first is written; one of them may lie across the limit where the stack
+    // pointer wraps.
     let mut at = [0; 8];
     for (n, at) in (1..).zip(&mut at) {
         *at = cpu.stack_linear(op, sp.wrapping_sub(n * W::BYTES), W::BYTES, true)?;

@@ -1,9 +1,10 @@
 //! String instructions: MOVS, STOS, LODS, CMPS, SCAS, INS, OUTS, with REP, REPE and REPNE.
 //!
-//! Repeated moves and stores work on as many elements as lie on one page (source and destination), with one look-up each; between such runs,
-//! and every so many elements, pending events are looked at, and the instruction is left with its registers telling how far it came, to be
-//! started again. Under single-step each iteration traps.
-use crate::cpu::{Cpu, Stop};
+//! Repeated moves and stores work on as many elements as lie on one page (source and destination), with one look-up
+//! each; between such runs, and every so many elements, pending events are looked at, and the instruction is left with
+//! its registers telling how far it came, to be started again. Under single-step each iteration traps.
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::exec::Exec;
 use crate::op::{CHECKED, Helper, Op, REP, REPNE};
 use crate::state::{fl, gpr, seg};
@@ -65,7 +66,8 @@ fn interrupted(cpu: &Cpu) -> bool {
     cpu.events.pending() & cpu.event_mask != 0 || cpu.single
 }
 
-/// Counts the elements that are handled one by one, devices and ROM among them, and says when it is time to look at events.
+/// Counts the elements that are handled one by one, devices and ROM among them, and says when it is time to look at
+/// events.
 #[derive(Default)]
 struct Pace(u64);
 
@@ -109,15 +111,15 @@ fn on_page<W: Width>(lin: u64, n: u64, down: bool) -> u64 {
     }
 }
 
-/// How many elements of at most `n` come before the offset `off` wraps in the address size: behind the wrap they lie elsewhere, and on another
-/// page only if the segment's base is aligned.
+/// How many elements of at most `n` come before the offset `off` wraps in the address size: behind the wrap they lie
+/// elsewhere, and on another page only if the segment's base is aligned.
 fn before_wrap<W: Width>(op: &Op, off: u64, n: u64, down: bool) -> u64 {
     let left = if down { off } else { mask(op) - off };
     (left / W::BYTES).saturating_add(1).min(n)
 }
 
-/// Elements that may be handled at once: bounded by the index registers not wrapping in the address size, and by segment limits (which are
-/// left to the element-wise path unless addresses are unchecked).
+/// Elements that may be handled at once: bounded by the index registers not wrapping in the address size, and by
+/// segment limits (which are left to the element-wise path unless addresses are unchecked).
 fn bulk(cpu: &Cpu, op: &Op, n: u64) -> u64 {
     if op.flags & CHECKED != 0 || op.ashift == 48 || cpu.single || cpu.watch { 0 } else { n }
 }
@@ -155,8 +157,8 @@ fn movs<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
             // SAFETY: `on_page` keeps all `k` elements on the pages whose TLB entries gave these pointers.
             unsafe { copy_down::<W>(s, d, k) };
         } else if distance >= bytes {
-            // SAFETY: as above; the destination does not start inside the source, so a plain forward copy gives what element-wise copying
-            // gives (the source may start inside the destination: `copy` is a memmove).
+            // SAFETY: as above; the destination does not start inside the source, so a plain forward copy gives what
+            // element-wise copying gives (the source may start inside the destination: `copy` is a memmove).
             unsafe { std::ptr::copy(src, dst.cast_mut(), bytes) };
         } else {
             // SAFETY: as above; overlapping forward copies repeat the pattern, element by element.

@@ -1,8 +1,8 @@
 //! CPUID feature bits: where they stand, what QEMU calls them, and which of them this CPU implements.
 //!
-//! A [`Feature`] is a bit in one of the feature words of CPUID ([`Word`]). The table below has every name that QEMU 7.2 knows for these words,
-//! so that a command line written for QEMU is understood; the names that are marked as not implemented are refused when asked for and accepted
-//! when switched off.
+//! A [`Feature`] is a bit in one of the feature words of CPUID ([`Word`]). The table below has every name that QEMU
+//! 7.2 knows for these words, so that a command line written for QEMU is understood; the names that are marked as not
+//! implemented are refused when asked for and accepted when switched off.
 //!
 //! Sources: Intel SDM volume 2A, CPUID; AMD APM volume 3 (24594), appendix E.
 
@@ -272,7 +272,8 @@ features! {
     ARAT L6Eax 2 Max "arat";
 }
 
-/// Boolean properties of QEMU's CPUs that are no CPUID bits of these words, or that change nothing here: accepted when switched off.
+/// Boolean properties of QEMU's CPUs that are no CPUID bits of these words, or that change nothing here: accepted when
+/// switched off.
 pub static OTHER_NAMES: &[&str] = &[
     "ace2",
     "ace2-en",
@@ -339,7 +340,8 @@ pub static OTHER_NAMES: &[&str] = &[
     "xstore-en",
 ];
 
-/// Properties that ask for a check of the model, which is always made here, or for what is always so: accepted in either position.
+/// Properties that ask for a check of the model, which is always made here, or for what is always so: accepted in
+/// either position.
 pub static NEUTRAL_NAMES: &[&str] =
     &["check", "enforce", "migratable", "fill-mtrr-mask", "host-phys-bits", "x-force-features"];
 
@@ -381,3 +383,30 @@ pub static DEPENDENCIES: &[(Feature, Feature)] = &[
     (Feature::MSR, Feature::SYSCALL),
     (Feature::SYSCALL, Feature::LM),
 ];
+
+/// The feature words of the CPU we run on.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn host_words() -> [u32; WORDS] {
+    use std::arch::x86_64::__cpuid_count;
+    let leaf = |n: u32, sub: u32| {
+        let top = __cpuid_count(n & 0x8000_0000, 0).eax;
+        let r = __cpuid_count(n, sub);
+        if n <= top { [r.eax, r.ebx, r.ecx, r.edx] } else { [0; 4] }
+    };
+    let mut w = [0; WORDS];
+    w[Word::L1Edx as usize] = leaf(1, 0)[3];
+    w[Word::L1Ecx as usize] = leaf(1, 0)[2];
+    w[Word::L7Ebx as usize] = leaf(7, 0)[1];
+    w[Word::L7Ecx as usize] = leaf(7, 0)[2];
+    w[Word::L7Edx as usize] = leaf(7, 0)[3];
+    w[Word::X1Edx as usize] = leaf(0x8000_0001, 0)[3];
+    w[Word::X1Ecx as usize] = leaf(0x8000_0001, 0)[2];
+    w[Word::X7Edx as usize] = leaf(0x8000_0007, 0)[3];
+    w[Word::X8Ebx as usize] = leaf(0x8000_0008, 0)[1];
+    w[Word::D1Eax as usize] = leaf(0xd, 1)[0];
+    w[Word::L6Eax as usize] = leaf(6, 0)[0];
+    // Intel's processors do not show MMXEXT, which their SSE has, nor the bits that say what AMD's do not always do.
+    w[Word::X1Edx as usize] |=
+        (w[Word::L1Edx as usize] & Feature::SSE.mask()) >> Feature::SSE.bit << Feature::MMXEXT.bit;
+    w
+}

@@ -1,7 +1,7 @@
 //! The CPUID leaves of a model.
 //!
-//! Sources: Intel SDM volume 2A, CPUID; AMD APM volume 3 (24594), appendix E. Leaf 4000_0000h is what hypervisors agree on.
-use super::features::WORDS;
+//! Sources: Intel SDM volume 2A, CPUID; AMD APM volume 3 (24594), appendix E. Leaf 4000_0000h is what hypervisors
+//! agree on.
 use super::{CpuModel, Feature as F, Vendor, Word};
 
 /// What CPUID takes from the vCPU that executes it.
@@ -34,7 +34,8 @@ pub struct XComponent {
     pub offset: u32,
 }
 
-/// The components behind the legacy area that exist, by rising bit number. None of them wants 64-byte alignment in the compacted format.
+/// The components behind the legacy area that exist, by rising bit number. None of them wants 64-byte alignment in the
+/// compacted format.
 pub const COMPONENTS: &[XComponent] =
     &[XComponent { bit: 2, size: 256, offset: 576 }, XComponent { bit: 9, size: 8, offset: 0xa80 }];
 
@@ -233,32 +234,3 @@ fn text(s: &[u8; 12]) -> [u32; 3] {
     let r = |i: usize| u32::from_le_bytes([s[i], s[i + 1], s[i + 2], s[i + 3]]);
     [r(0), r(4), r(8)]
 }
-
-/// The feature words of the CPU we run on.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn host_words() -> [u32; WORDS] {
-    use std::arch::x86_64::__cpuid_count;
-    let leaf = |n: u32, sub: u32| {
-        let top = __cpuid_count(n & 0x8000_0000, 0).eax;
-        let r = __cpuid_count(n, sub);
-        if n <= top { [r.eax, r.ebx, r.ecx, r.edx] } else { [0; 4] }
-    };
-    let mut w = [0; WORDS];
-    w[Word::L1Edx as usize] = leaf(1, 0)[3];
-    w[Word::L1Ecx as usize] = leaf(1, 0)[2];
-    w[Word::L7Ebx as usize] = leaf(7, 0)[1];
-    w[Word::L7Ecx as usize] = leaf(7, 0)[2];
-    w[Word::L7Edx as usize] = leaf(7, 0)[3];
-    w[Word::X1Edx as usize] = leaf(0x8000_0001, 0)[3];
-    w[Word::X1Ecx as usize] = leaf(0x8000_0001, 0)[2];
-    w[Word::X7Edx as usize] = leaf(0x8000_0007, 0)[3];
-    w[Word::X8Ebx as usize] = leaf(0x8000_0008, 0)[1];
-    w[Word::D1Eax as usize] = leaf(0xd, 1)[0];
-    w[Word::L6Eax as usize] = leaf(6, 0)[0];
-    // Intel's processors do not show MMXEXT, which their SSE has, nor the bits that say what AMD's do not always do.
-    w[Word::X1Edx as usize] |= (w[Word::L1Edx as usize] & F::SSE.mask()) >> F::SSE.bit << F::MMXEXT.bit;
-    w
-}
-#[cfg(not(target_arch = "x86_64"))]
-#[allow(dead_code)]
-const _: usize = WORDS;

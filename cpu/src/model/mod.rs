@@ -1,9 +1,10 @@
 //! CPU models: what CPUID says, which instructions exist, which registers have which bits.
 //!
-//! A [`CpuModel`] is made once, from a `-cpu` argument as QEMU takes it ([`CpuModel::parse`]), and shared by all vCPUs. CPUID never promises what
-//! is not there: a feature bit can only be set if [`features`] lists it as implemented. `qemu64` and `qemu32` say what QEMU 7.2's models of the
-//! same names say under TCG (but SVM, which is not implemented); `max` has all that is implemented, with an AMD signature as QEMU's has, so that
-//! kernels do not turn on what they do against the faults of Intel's processors.
+//! A [`CpuModel`] is made once, from a `-cpu` argument as QEMU takes it ([`CpuModel::parse`]), and shared by all
+//! vCPUs. CPUID never promises what is not there: a feature bit can only be set if [`features`] lists it as
+//! implemented. `qemu64` and `qemu32` say what QEMU 7.2's models of the same names say under TCG (but SVM, which is
+//! not implemented); `max` has all that is implemented, with an AMD signature as QEMU's has, so that kernels do not
+//! turn on what they do against the faults of Intel's processors.
 //!
 //! * [`features`]: names, places and status of feature bits. [`leaves`]: the CPUID leaves.
 
@@ -12,7 +13,6 @@ pub mod leaves;
 
 use features::{DEPENDENCIES, FEATURES, NEUTRAL_NAMES, OTHER_NAMES, Status, WORDS};
 pub use features::{Feature, Word};
-pub use leaves::Dynamic;
 
 /// Who the CPU says has made it. Some instructions differ between the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,7 +218,8 @@ impl CpuModel {
         })
     }
 
-    /// `max` without what the host's CPU lacks. What is not about instructions a program uses (paging, APIC, hypervisor bit, ...) stays.
+    /// `max` without what the host's CPU lacks. What is not about instructions a program uses (paging, APIC,
+    /// hypervisor bit, ...) stays.
     fn host() -> Self {
         #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut m = Self::everything("host", "Mynah CPU, features of the host");
@@ -226,7 +227,7 @@ impl CpuModel {
         {
             let keep =
                 [F::X2APIC, F::TSC_DEADLINE, F::HYPERVISOR, F::INVTSC, F::ARAT, F::XSAVEERPTR, F::WBNOINVD];
-            let host = leaves::host_words();
+            let host = features::host_words();
             for n in FEATURES {
                 let there = host[n.feature.word as usize] & n.feature.mask() != 0;
                 if !there && !keep.contains(&n.feature) {
@@ -241,7 +242,8 @@ impl CpuModel {
     /// Makes a model from an argument of `-cpu`: `model[,+feature][,-feature][,feature[=on|off]][,property=value]...`.
     ///
     /// # Errors
-    /// An unknown or unimplemented name, or a value that makes no sense; the message names it and the nearest name that exists.
+    /// An unknown or unimplemented name, or a value that makes no sense; the message names it and the nearest name
+    /// that exists.
     pub fn parse(arg: &str) -> Result<Self, ModelError> {
         let mut parts = arg.split(',');
         let mut m = Self::named(parts.next().unwrap_or_default().trim())?;
@@ -328,7 +330,8 @@ impl CpuModel {
         *w = if on { *w | f.mask() } else { *w & !f.mask() };
     }
 
-    /// Takes away what depends on something that is not there, and raises the levels so that all leaves with something in them are reached.
+    /// Takes away what depends on something that is not there, and raises the levels so that all leaves with something
+    /// in them are reached.
     fn settle(&mut self) {
         loop {
             let before = self.words;
@@ -361,14 +364,8 @@ impl CpuModel {
         MODELS
     }
 
-    /// The names of all implemented features, sorted.
-    pub fn feature_names() -> Vec<&'static str> {
-        let mut v: Vec<_> = FEATURES.iter().filter(|n| n.status != Status::Missing).map(|n| n.name).collect();
-        v.sort_unstable();
-        v
-    }
-
-    /// The packages' shape: `dies` per package, `cores` per die and `threads` per core. As in QEMU, Intel's models tell of dies, in leaf 1Fh.
+    /// The packages' shape: `dies` per package, `cores` per die and `threads` per core. As in QEMU, Intel's models
+    /// tell of dies, in leaf 1Fh.
     pub fn set_topology(&mut self, dies: u32, cores: u32, threads: u32) {
         self.dies = dies.clamp(1, 0x100);
         self.cores = cores.clamp(1, 0x1000);
@@ -436,9 +433,10 @@ impl CpuModel {
         ext << 20 | (self.model >> 4 & 15) << 16 | family << 8 | (self.model & 15) << 4 | (self.stepping & 15)
     }
 
-    /// The options that make iced-x86 decode as this model does. In 64-bit mode an operand-size prefix makes a near branch one of 16 bits with AMD
-    /// and is ignored with Intel, and REX.W gives far pointers in memory an offset of 64 bits with Intel only (SDM volume 2, CALL, JMP and LSS;
-    /// AMD APM volume 3 of the same). Prefixed forms whose feature the model lacks are the plain instruction.
+    /// The options that make iced-x86 decode as this model does. In 64-bit mode an operand-size prefix makes a near
+    /// branch one of 16 bits with AMD and is ignored with Intel, and REX.W gives far pointers in memory an offset of
+    /// 64 bits with Intel only (SDM volume 2, CALL, JMP and LSS; AMD APM volume 3 of the same). Prefixed forms whose
+    /// feature the model lacks are the plain instruction.
     pub fn decoder_options(&self) -> u32 {
         use iced_x86::DecoderOptions as D;
         let mut o = if self.vendor == Vendor::Amd { D::AMD } else { D::NONE };

@@ -1,3 +1,4 @@
+use super::leaves::Dynamic;
 use super::*;
 
 fn model(s: &str) -> CpuModel {
@@ -188,8 +189,8 @@ fn instructions_exist_only_if_the_model_has_their_feature() {
 
 #[test]
 fn every_instruction_of_an_implemented_feature_has_semantics() {
-    use crate::block::ModeKey;
     use crate::decode::decode_op;
+    use crate::mode::ModeKey;
     let m = model("max,+monitor,+clzero,+serialize");
     let code: &[(&str, &[u8])] = &[
         ("sha", &[0x0f, 0x38, 0xc8, 0xc1]),
@@ -233,8 +234,8 @@ fn every_instruction_of_an_implemented_feature_has_semantics() {
     ];
     for (name, bytes) in code {
         let (op, _) = decode_op(&m, ModeKey(ModeKey::LONG | ModeKey::PE), bytes, 0).unwrap();
-        let undefined = op.run as usize == crate::interp::run_ender as *const () as usize
-            && op.helper as usize == crate::interp::undefined as *const () as usize;
+        let undefined = op.run as usize == crate::handler::run_ender as *const () as usize
+            && op.helper as usize == crate::handler::undefined as *const () as usize;
         assert!(!undefined, "{name}");
         assert_eq!(usize::from(op.len), bytes.len(), "{name}");
     }

@@ -1,5 +1,6 @@
 //! Conversions between floating-point formats, integers in vectors, general registers and MMX registers (SDM
 //! volume 2, CVT*).
+use super::exec::{FloatOp, VecExec, VecId};
 use super::float_arith::float_op;
 use super::forms::{
     FloatInt, Gpr, IntFloat, IntSource, M128, Mem, Mm, VecSource, Xmm, float_packed, float32, float64, form,
@@ -7,8 +8,7 @@ use super::forms::{
 };
 use super::lanes::{LOW64, i32s, of_u32s};
 use super::soft::{self, Double, Env, Format, Single};
-use super::{FloatOp, VecExec, VecId};
-use crate::cpu::Stop;
+use crate::event::Stop;
 use crate::exec::Sem;
 use crate::op::Op;
 use crate::width::{W32, W64, Width};
@@ -62,7 +62,7 @@ macro_rules! mmx_op {
             #[cfg(target_arch = "x86_64")]
             #[allow(unused_variables)]
             #[inline(always)]
-            unsafe fn host<const FAST: bool>($a: u128, $b: u128, _: u8, c: *mut super::host::Csr) -> u128 {
+            unsafe fn host<const FAST: bool>($a: u128, $b: u128, _: u8, c: *mut super::mxcsr::Csr) -> u128 {
                 let $r = super::host::frame_vec!(FAST, c, concat!($text, " {a}, {b}"), 0, $before);
                 $after
             }
@@ -92,7 +92,7 @@ macro_rules! from_gpr {
             const ID: VecId = VecId::$id;
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn host<const FAST: bool>(a: u128, b: u128, _: u8, c: *mut super::host::Csr) -> u128 {
+            unsafe fn host<const FAST: bool>(a: u128, b: u128, _: u8, c: *mut super::mxcsr::Csr) -> u128 {
                 let mut v = super::host::vec(a);
                 super::host::frame!(FAST, c, $text, a = inout(xmm_reg) v, n = in(reg) b as u64);
                 super::host::bits(v)
@@ -119,7 +119,7 @@ macro_rules! to_gpr {
             const ID: VecId = VecId::$id;
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn host<const FAST: bool>(_: u128, b: u128, _: u8, c: *mut super::host::Csr) -> u128 {
+            unsafe fn host<const FAST: bool>(_: u128, b: u128, _: u8, c: *mut super::mxcsr::Csr) -> u128 {
                 let n: u64;
                 super::host::frame!(FAST, c, $text, n = out(reg) n, b = in(xmm_reg) super::host::vec(b));
                 u128::from(n)

@@ -2,9 +2,10 @@
 //!
 //! The AES state is the vector's bytes in column order (FIPS 197; SDM volume 1, 12.13). SHA words stand
 //! highest first: the lane that the manual calls A is lane 3 (SDM volume 2, SHA1RNDS4).
+use super::declare::{vec_ops, vec3_ops};
+use super::exec::{VecExec, VecId, VecOp};
 use super::forms::{Bin3, M128, Xmm, packed, source_in_memory};
 use super::lanes::*;
-use super::{VecExec, VecId, VecOp};
 use iced_x86::{Instruction, Mnemonic};
 
 vec_ops! {

@@ -1,6 +1,8 @@
 //! The interpreter as a vector engine: [`VecExec`] for [`Cpu`], with vectors as `u128`.
-use super::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt, mxcsr, soft};
-use crate::cpu::{Cpu, Stop, vector};
+use super::exec::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
+use super::{mxcsr, soft};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::op::Op;
 use crate::state::cr0;
 use crate::width::Width;
@@ -35,7 +37,7 @@ impl VecExec for Cpu {
     }
     #[inline(always)]
     fn x87_check(&mut self) -> Result<(), Stop> {
-        if self.state.fpu.sw & ES == 0 { Ok(()) } else { crate::x87::pending(self) }
+        if self.state.fpu.sw & ES == 0 { Ok(()) } else { crate::x87::unit::pending(self) }
     }
     #[inline(always)]
     fn enter_mmx(&mut self) {

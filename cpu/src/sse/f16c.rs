@@ -2,9 +2,9 @@
 //!
 //! Half-precision denormals are numbers whatever MXCSR.DAZ says and raise no denormal exception, and results are not
 //! flushed by MXCSR.FTZ. Narrowing rounds as the immediate says, or by MXCSR if its bit 2 is set.
+use super::exec::{FloatOp, VecId};
 use super::lanes::{of_u32s, u16s, u32s};
 use super::soft::{self, Env, Format, Kind, Single, open, signed};
-use super::{FloatOp, VecId};
 
 /// binary16.
 pub struct Half;
@@ -62,7 +62,7 @@ impl FloatOp for Vcvtph2ps {
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn host<const FAST: bool>(a: u128, b: u128, _: u8, c: *mut super::host::Csr) -> u128 {
+    unsafe fn host<const FAST: bool>(a: u128, b: u128, _: u8, c: *mut super::mxcsr::Csr) -> u128 {
         super::host::frame_vec!(FAST, c, "vcvtph2ps {a}, {b}", a, b)
     }
     fn soft(_: u128, b: u128, _: u8, env: &mut Env) -> u128 {
@@ -81,7 +81,7 @@ impl FloatOp for Vcvtps2ph {
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::host::Csr) -> u128 {
+    unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::mxcsr::Csr) -> u128 {
         super::host::by_immediate!(FAST, c, "vcvtps2ph {a}, {b}", a, b, imm & 7; 0 1 2 3, 4)
     }
     fn soft(_: u128, b: u128, imm: u8, env: &mut Env) -> u128 {

@@ -1,10 +1,11 @@
 //! Floating-point arithmetic: add, subtract, multiply, divide, square root, minimum, maximum, horizontal and
 //! alternating sums, dot products, rounding to integral values, and the approximations RCP and RSQRT (SDM
 //! volume 2).
+use super::declare::vec_ops;
+use super::exec::{FloatOp, VecExec, VecId};
 use super::forms::{float_packed, float32, float64, narrow32, packed};
-use super::lanes::{LOW32, each_u32, vec_ops};
+use super::lanes::{LOW32, each_u32};
 use super::soft::{self, Double, Env, Format, Single};
-use super::{FloatOp, VecExec, VecId};
 use iced_x86::{Instruction, Mnemonic};
 
 /// The operation of `{a} = name({a}, {b})` with its portable form.
@@ -12,8 +13,8 @@ macro_rules! float_op {
     ($name:ident, $text:expr $(, needs $feature:tt)?, |$a:ident, $b:ident, $i:ident, $env:ident| $soft:expr) => {
         #[doc = concat!("The operation of `", stringify!($name), "`.")]
         pub struct $name;
-        impl $crate::sse::FloatOp for $name {
-            const ID: $crate::sse::VecId = $crate::sse::VecId::$name;
+        impl $crate::sse::exec::FloatOp for $name {
+            const ID: $crate::sse::exec::VecId = $crate::sse::exec::VecId::$name;
             $(
                 #[cfg(target_arch = "x86_64")]
                 #[inline(always)]
@@ -23,7 +24,7 @@ macro_rules! float_op {
             )?
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn host<const FAST: bool>(a: u128, b: u128, _: u8, c: *mut $crate::sse::host::Csr) -> u128 {
+            unsafe fn host<const FAST: bool>(a: u128, b: u128, _: u8, c: *mut $crate::sse::mxcsr::Csr) -> u128 {
                 $crate::sse::host::frame_vec!(FAST, c, concat!($text, " {a}, {b}"), a, b)
             }
             #[allow(unused_variables)]
@@ -130,7 +131,7 @@ macro_rules! dot_op {
             }
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::host::Csr) -> u128 {
+            unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::mxcsr::Csr) -> u128 {
                 let (a, b) = chosen::<$format>(a, b, imm);
                 let r = super::host::frame_vec!(FAST, c, concat!($text, " {a}, {b}, ", $all), a, b);
                 received::<$format>(r, imm)
@@ -161,7 +162,7 @@ macro_rules! round_op {
             }
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::host::Csr) -> u128 {
+            unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::mxcsr::Csr) -> u128 {
                 macro_rules! with {
                     ($n:literal) => {
                         super::host::frame_vec!(FAST, c, concat!($text, " {a}, {b}, ", $n), a, b)

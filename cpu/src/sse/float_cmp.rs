@@ -1,8 +1,8 @@
 //! Floating-point comparison: CMPPS and its kin by the eight legacy predicates, VCMPPS and its kin by the 32 of VEX
 //! forms, COMISS, UCOMISS and their double forms.
+use super::exec::{FloatOp, VecExec, VecId};
 use super::forms::{FloatFlags, Mem, Xmm, float_packed, float32, float64, source_in_memory};
 use super::soft::{self, Double, Env, Order, Single};
-use super::{FloatOp, VecExec, VecId};
 use crate::state::fl;
 use crate::width::{W32, W64, Width};
 use iced_x86::{Instruction, Mnemonic, Register};
@@ -28,7 +28,7 @@ macro_rules! compare_op {
             const ID: VecId = VecId::$name;
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::host::Csr) -> u128 {
+            unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::mxcsr::Csr) -> u128 {
                 super::host::by_immediate!(
                     FAST, c, concat!($text, " {a}, {b}"), a, b, imm & 7; 0 1 2 3 4 5 6, 7
                 )
@@ -84,7 +84,7 @@ macro_rules! wide_compare_op {
                 is_x86_feature_detected!("avx")
             }
             #[cfg(target_arch = "x86_64")]
-            unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::host::Csr) -> u128 {
+            unsafe fn host<const FAST: bool>(a: u128, b: u128, imm: u8, c: *mut super::mxcsr::Csr) -> u128 {
                 super::host::by_immediate!(
                     FAST, c, concat!($text, " {a}, {a}, {b}"), a, b, imm & 31;
                     0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30, 31
@@ -111,7 +111,7 @@ macro_rules! flags_op {
             const ID: VecId = VecId::$name;
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn host<const FAST: bool>(a: u128, b: u128, _: u8, c: *mut super::host::Csr) -> u128 {
+            unsafe fn host<const FAST: bool>(a: u128, b: u128, _: u8, c: *mut super::mxcsr::Csr) -> u128 {
                 let (a, b) = (super::host::vec(a), super::host::vec(b));
                 let (zf, pf, cf): (u8, u8, u8);
                 super::host::frame!(

@@ -3,8 +3,8 @@
 //!
 //! The legacy forms here read the destination as the first operand and keep its bits above 127. A
 //! three-operand (VEX) form is another struct over the same operations and sources.
-use super::{FloatOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
-use crate::cpu::Stop;
+use super::exec::{FloatOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
+use crate::event::Stop;
 use crate::exec::Sem;
 use crate::op::Op;
 use crate::width::{W16, W32, W64, Width};

@@ -3,12 +3,12 @@
 //! The three forms of an operation differ in which operands are multiplied: 132 the first and the third, 213 the
 //! second and the first, 231 the second and the third. A result that is a NaN comes from the operand that the
 //! formula names first.
+use super::exec::{FusedOp, VecId};
 use super::mxcsr::IE;
 use super::soft::{
     Double, Env, Format, Kind, Single, cancelled, daz, invalid, is_nan, is_snan, note_denormals, open, round,
     shift_sticky, signed,
 };
-use super::{FusedOp, VecId};
 
 /// x * y + z with the signs of product and addend changed if asked for.
 pub fn multiply_add<F: Format>(x: u64, y: u64, z: u64, negate: bool, minus: bool, env: &mut Env) -> u64 {
@@ -125,7 +125,8 @@ fn roles(order: u32, [a, b, c]: [u128; 3]) -> [u128; 3] {
     }
 }
 
-/// Name, mnemonic, shape, format, form, whether the product is negated, whether the addend is in even and in odd lanes.
+/// Name, mnemonic, shape, format, form, whether the product is negated, whether the addend is in even and in odd
+/// lanes.
 macro_rules! fused_ops {
     ($($name:ident, $text:literal, $shape:ident, $format:ident, $order:literal, $negate:literal, $minus:expr;)*) => {$(
         #[doc = concat!("The operation of `", stringify!($name), "`.")]
@@ -134,7 +135,7 @@ macro_rules! fused_ops {
             const ID: VecId = VecId::$name;
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn host<const FAST: bool>(a: u128, b: u128, c: u128, csr: *mut super::host::Csr) -> u128 {
+            unsafe fn host<const FAST: bool>(a: u128, b: u128, c: u128, csr: *mut super::mxcsr::Csr) -> u128 {
                 let mut v = super::host::vec(a);
                 let (w, x) = (super::host::vec(b), super::host::vec(c));
                 super::host::frame!(

@@ -8,21 +8,9 @@
 //!   guest's sticky flags before, for then the union of the guest's flags and those after is exact. So a
 //!   guest that runs floating point costs no LDMXCSR, which is slow.
 //! * full: load the guest's control bits (all masked, flags clear), operate, store, load the default.
-use super::mxcsr::{DAZ, DEFAULT, FLAGS, FTZ, MASKS, RC};
-use super::{FloatOp, FusedOp};
+use super::exec::{FloatOp, FusedOp};
+use super::mxcsr::{Csr, DAZ, DEFAULT, FLAGS, FTZ, MASKS, RC};
 use std::arch::x86_64::__m128i;
-
-/// MXCSR values of one frame.
-#[repr(C)]
-#[derive(Default)]
-pub struct Csr {
-    /// Quick: as found. Full: to be loaded.
-    pub first: u32,
-    /// After the operation.
-    pub last: u32,
-    /// Full: to be loaded in the end.
-    pub rest: u32,
-}
 
 /// A `u128` in a host vector register's type.
 #[inline(always)]
@@ -75,8 +63,8 @@ macro_rules! frame_vec {
 }
 pub(super) use frame_vec;
 
-/// `frame_vec!` for an instruction whose immediate operand, the last, is that of the guest's: `by_immediate!(FAST, csr pointer, "template", a, b,
-/// value; 0 1 2, 3)` has the values 0 to 3, the last one for all others too.
+/// `frame_vec!` for an instruction whose immediate operand, the last, is that of the guest's: `by_immediate!(FAST, csr
+/// pointer, "template", a, b, value; 0 1 2, 3)` has the values 0 to 3, the last one for all others too.
 macro_rules! by_immediate {
     ($fast:ident, $c:ident, $ins:expr, $a:expr, $b:expr, $imm:expr; $($n:literal)*, $last:literal) => {
         match $imm {

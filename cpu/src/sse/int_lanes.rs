@@ -1,8 +1,9 @@
 //! Packed integer arithmetic, logic, comparison and shifts (SDM volume 2; MMX, SSE, SSE2, SSSE3, SSE4.1,
 //! SSE4.2), and the bitwise operations that carry floating-point names.
+use super::declare::vec_ops;
+use super::exec::{VecExec, VecFlags, VecId, VecToInt};
 use super::forms::{BinImm, Flags, M128, ToInt, Xmm, packed, packed_or_mmx, shift, source_in_memory};
 use super::lanes::*;
-use super::{VecExec, VecFlags, VecId, VecToInt};
 use crate::state::fl;
 use iced_x86::{Instruction, Mnemonic};
 

@@ -4,10 +4,11 @@
 //!
 //! MMX register n is the significand of the x87 unit's physical register n (SDM volume 1, 9.2; volume 3A,
 //! 13.1).
+use super::exec::{VecExec, VecToInt};
 use super::forms::{Gpr, IntSource, Mem, Mm, form, source_in_memory, target_in_memory};
 use super::int_lanes::Pmovmskb;
-use super::{VecExec, VecToInt};
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::exec::Sem;
 use crate::op::{CHECKED, Helper, Op};
 use crate::state::gpr;
@@ -176,8 +177,8 @@ fn store_chosen_bytes<const ADDRESS: u32>(cpu: &mut Cpu, op: &Op) -> Result<(), 
     masked_store::<ADDRESS>(cpu, op, &v.to_le_bytes(), &mask.to_le_bytes())
 }
 
-/// Stores at DS:[rDI] (or the overriding segment) those bytes whose mask byte has its top bit set. The whole operand must be writable, also
-/// where no byte is stored, which the manual leaves to the implementation.
+/// Stores at DS:[rDI] (or the overriding segment) those bytes whose mask byte has its top bit set. The whole operand
+/// must be writable, also where no byte is stored, which the manual leaves to the implementation.
 fn masked_store<const ADDRESS: u32>(cpu: &mut Cpu, op: &Op, v: &[u8], mask: &[u8]) -> Result<(), Stop> {
     let len = v.len() as u64;
     let offset = cpu.state.gpr[gpr::RDI] & u64::MAX >> (64 - ADDRESS);

@@ -1,12 +1,13 @@
 //! Moves: between XMM registers and memory of every size, between XMM and general registers, with and without
 //! a temporal hint (the hint is of no consequence here), and single elements in and out (PEXTR, PINSR,
 //! EXTRACTPS).
+use super::declare::vec_ops;
+use super::exec::{VecExec, VecOp};
 use super::forms::{
     Bin, Gpr, IntSource, Load, M128, M128U, Mem, VecSource, Xmm, form, source_in_memory, target_in_memory,
 };
-use super::lanes::{LOW32, LOW64, vec_ops};
-use super::{VecExec, VecOp};
-use crate::cpu::Stop;
+use super::lanes::{LOW32, LOW64};
+use crate::event::Stop;
 use crate::exec::Sem;
 use crate::op::Op;
 use crate::width::{W8, W16, W32, W64, Width};
@@ -115,27 +116,6 @@ form! {
 
 /// Handlers of this module's instructions.
 pub(super) fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
-    fn extract<E: VecExec, W: Width>(i: &Instruction) -> E::Handler {
-        match (target_in_memory(i), W::BITS) {
-            (true, _) => E::handler::<ExtractStore<W>>(),
-            (false, 64) => E::handler::<Extract<W, W64>>(),
-            (false, _) => E::handler::<Extract<W, W32>>(),
-        }
-    }
-    fn insert<E: VecExec, W: Width>(i: &Instruction) -> E::Handler {
-        if source_in_memory(i) {
-            E::handler::<Insert<W, Mem<W>>>()
-        } else {
-            E::handler::<Insert<W, Gpr<W>>>()
-        }
-    }
-    fn scalar<E: VecExec, O: VecOp, W: Width>(i: &Instruction) -> E::Handler {
-        match (target_in_memory(i), source_in_memory(i)) {
-            (true, _) => E::handler::<StoreLow<W>>(),
-            (_, true) => E::handler::<Load<Mem<W>>>(),
-            _ => E::handler::<Bin<O, Xmm>>(),
-        }
-    }
     let (to, from) = (target_in_memory(i), source_in_memory(i));
     Some(match i.code() {
         Code::Movaps_xmm_xmmm128
@@ -216,6 +196,29 @@ pub(super) fn select<E: VecExec>(i: &Instruction) -> Option<E::Handler> {
         Code::Pinsrq_xmm_rm64_imm8 => insert::<E, W64>(i),
         _ => return None,
     })
+}
+
+/// PEXTRx: to memory, or to a register.
+fn extract<E: VecExec, W: Width>(i: &Instruction) -> E::Handler {
+    match (target_in_memory(i), W::BITS) {
+        (true, _) => E::handler::<ExtractStore<W>>(),
+        (false, 64) => E::handler::<Extract<W, W64>>(),
+        (false, _) => E::handler::<Extract<W, W32>>(),
+    }
+}
+
+/// PINSRD and PINSRQ.
+fn insert<E: VecExec, W: Width>(i: &Instruction) -> E::Handler {
+    if source_in_memory(i) { E::handler::<Insert<W, Mem<W>>>() } else { E::handler::<Insert<W, Gpr<W>>>() }
+}
+
+/// A move of a low lane: between registers it keeps the rest of the destination.
+fn scalar<E: VecExec, O: VecOp, W: Width>(i: &Instruction) -> E::Handler {
+    match (target_in_memory(i), source_in_memory(i)) {
+        (true, _) => E::handler::<StoreLow<W>>(),
+        (_, true) => E::handler::<Load<Mem<W>>>(),
+        _ => E::handler::<Bin<O, Xmm>>(),
+    }
 }
 
 /// PINSRB and PINSRW name a 32-bit register of which they take the low part (so that number 4 is ESP, never

@@ -1,11 +1,8 @@
-//! MXCSR: its loads and stores, and how a floating-point operation's exceptions end up in it or in #XM (SDM
+//! MXCSR: its bits, and how a floating-point operation's exceptions end up in it or in #XM (SDM
 //! volume 1, 10.2.3 and 11.5).
-use super::VecExec;
-use crate::cpu::{Cpu, Stop, vector};
-use crate::op::{Helper, Op};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::state::cr4;
-use crate::width::W32;
-use iced_x86::{Instruction, Mnemonic};
 
 /// Writable bits of MXCSR (what FXSAVE reports as MXCSR_MASK): all flags, DAZ, masks, rounding control, FTZ.
 pub const MXCSR_MASK: u32 = 0xffff;
@@ -40,19 +37,21 @@ pub const RC_SHIFT: u32 = 13;
 pub const FTZ: u32 = 1 << 15;
 /// Value after reset: all masked, round to nearest.
 pub const DEFAULT: u32 = 0x1f80;
+/// MXCSR values of one frame around an instruction of the host (see `super::host`).
+#[cfg(target_arch = "x86_64")]
+#[repr(C)]
+#[derive(Default)]
+pub struct Csr {
+    /// Quick: as found. Full: to be loaded.
+    pub first: u32,
+    /// After the operation.
+    pub last: u32,
+    /// Full: to be loaded in the end.
+    pub rest: u32,
+}
+
 /// Exceptions found before computing: if one of these is unmasked there is no result and no other exception.
 const PRE: u32 = IE | DE | ZE;
-
-/// Helpers of this module.
-pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
-    match i.mnemonic() {
-        Mnemonic::Ldmxcsr => Helper::straight(ldmxcsr),
-        Mnemonic::Stmxcsr => Helper::straight(stmxcsr),
-        Mnemonic::Vldmxcsr => Helper::straight(vldmxcsr),
-        Mnemonic::Vstmxcsr => Helper::straight(vstmxcsr),
-        _ => None,
-    }
-}
 
 /// Replaces MXCSR: #GP(0) if a reserved bit is set.
 pub fn set_mxcsr(cpu: &mut Cpu, v: u32) -> Result<(), Stop> {
@@ -61,31 +60,6 @@ pub fn set_mxcsr(cpu: &mut Cpu, v: u32) -> Result<(), Stop> {
     }
     cpu.state.mxcsr = v;
     Ok(())
-}
-
-fn ldmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    cpu.sse_check()?;
-    load(cpu, op)
-}
-
-fn vldmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    cpu.avx_check()?;
-    load(cpu, op)
-}
-
-fn load(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let v = cpu.load_op::<W32>(op)? as u32;
-    set_mxcsr(cpu, v)
-}
-
-fn stmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    cpu.sse_check()?;
-    cpu.store_op::<W32>(op, u64::from(cpu.state.mxcsr))
-}
-
-fn vstmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    cpu.avx_check()?;
-    cpu.store_op::<W32>(op, u64::from(cpu.state.mxcsr))
 }
 
 /// Records the exceptions that an operation found: sticky flags; #XM, or #UD without CR4.OSXMMEXCPT, if one

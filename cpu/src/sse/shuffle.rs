@@ -1,10 +1,11 @@
 //! Operations that move lanes about: interleave, pack, shuffle, align, blend, insert, widen (SDM volume 2).
+use super::declare::{vec_ops, vec3_ops};
+use super::exec::{VecExec, VecId, VecOp, VecOp3};
 use super::forms::{
     Bin, Bin3, M128, Mem, Xmm, narrow16, narrow32, narrow64, packed, packed_or_mmx, packed_or_mmx32,
     source_in_memory,
 };
 use super::lanes::*;
-use super::{VecExec, VecId, VecOp, VecOp3};
 use crate::width::W32;
 use iced_x86::{Instruction, Mnemonic};
 

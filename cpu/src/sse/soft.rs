@@ -26,8 +26,8 @@ pub struct Env {
 }
 
 impl Env {
-    /// Ends a step of an operation that has several: false if it has raised an exception that is not masked, which keeps the next steps from
-    /// being taken.
+    /// Ends a step of an operation that has several: false if it has raised an exception that is not masked, which
+    /// keeps the next steps from being taken.
     pub fn step(&mut self) -> bool {
         if self.flags & self.unmasked != 0 {
             return false;

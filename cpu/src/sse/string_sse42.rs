@@ -3,9 +3,10 @@
 //! Immediate: bit 0 words (else bytes), bit 1 signed, bits 2-3 aggregation (equal any, ranges, equal each,
 //! equal ordered), bits 4-5 polarity (bit 4 negates, with bit 5 only the valid elements), bit 6 the last
 //! (else first) index, or a mask expanded to elements.
-use super::VecExec;
+use super::exec::VecExec;
 use super::lanes::{i8s, i16s, u8s, u16s};
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::op::{Helper, Op};
 use crate::state::{fl, gpr};
 use crate::width::{W32, Width};

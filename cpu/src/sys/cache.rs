@@ -1,15 +1,17 @@
-//! Cache and TLB maintenance: INVLPG, INVPCID, INVD, WBINVD, CLFLUSH and its kin, CLZERO; fences. Caches are coherent here, so that only checks
-//! remain of most of these (SDM volume 2).
-use super::tables::ring0;
-use crate::cpu::{Cpu, Stop};
+//! Cache and TLB maintenance: INVLPG, INVPCID, INVD, WBINVD, CLFLUSH and its kin, CLZERO; fences. Caches are coherent
+//! here, so that only checks remain of most of these (SDM volume 2).
+use super::privilege::ring0;
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::op::{Helper, Op};
 use crate::state::{cr4, gpr};
 use crate::width::W64;
 use iced_x86::{Instruction, Mnemonic};
 use std::sync::atomic::{Ordering, fence};
 
-/// What a serialising instruction (SDM volume 3A, 9.3) does for memory: earlier stores are seen by all before later loads are made. Such an
-/// instruction also ends its block, so that what others have changed in code is seen behind it.
+/// What a serialising instruction (SDM volume 3A, 9.3) does for memory: earlier stores are seen by all before later
+/// loads are made. Such an instruction also ends its block, so that what others have changed in code is seen behind
+/// it.
 pub(super) fn serialise() {
     fence(Ordering::SeqCst);
 }

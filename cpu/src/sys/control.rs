@@ -1,6 +1,8 @@
-//! Control registers: MOV CRn, CLTS, LMSW, SMSW, XGETBV, XSETBV, RDPKRU, WRPKRU (SDM volume 3A, 2.5, 4.1-4.3, 4.10; volume 2).
-use super::tables::{ring0, umip};
-use crate::cpu::{Cpu, Stop};
+//! Control registers: MOV CRn, CLTS, LMSW, SMSW, XGETBV, XSETBV, RDPKRU, WRPKRU (SDM volume 3A, 2.5, 4.1-4.3, 4.10;
+//! volume 2).
+use super::privilege::{ring0, umip};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::exec::Exec;
 use crate::model::Feature as F;
 use crate::op::{Helper, Op};

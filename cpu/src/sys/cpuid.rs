@@ -1,7 +1,9 @@
 //! CPUID and counters: CPUID, RDTSC, RDTSCP, RDPMC, RDPID (SDM volume 2).
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::exec::Exec;
-use crate::model::{Dynamic, Vendor};
+use crate::model::Vendor;
+use crate::model::leaves::Dynamic;
 use crate::op::{Helper, Op};
 use crate::state::{cr4, gpr};
 use crate::width::W64;

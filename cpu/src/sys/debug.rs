@@ -1,6 +1,7 @@
 //! Debug registers and breakpoints (SDM volume 3B, chapter 17): MOV DRn, matching, what #DB does to the registers.
-use super::tables::ring0;
-use crate::cpu::{Cpu, Stop, vector};
+use super::privilege::ring0;
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::exec::Exec;
 use crate::op::{Helper, Op};
 use crate::state::{cr4, gpr};
@@ -87,8 +88,8 @@ impl Cpu {
         }
     }
 
-    /// Whether a single-step trap follows `op`, which was at `from` and has been executed: with DEBUGCTL.BTF only taken branches trap (SDM volume
-    /// 3B, 17.4.3).
+    /// Whether a single-step trap follows `op`, which was at `from` and has been executed: with DEBUGCTL.BTF only
+    /// taken branches trap (SDM volume 3B, 17.4.3).
     pub(crate) fn step_traps(&self, op: &Op, from: u64) -> bool {
         if self.state.msr.debugctl & DEBUGCTL_BTF == 0 {
             return true;

@@ -1,10 +1,11 @@
 //! Segment and gate descriptors, and finding them in the GDT and LDT (SDM volume 3A, 3.4.5, 3.5, 5.8.3).
-use crate::cpu::{Cpu, Stop, vector};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::state::Segment;
 use crate::width::W64;
 
-/// System descriptor types (SDM volume 3A, table 3-2). In long mode 9 and 11 are the 64-bit TSS, 12 the 64-bit call gate, 14 and 15 the 64-bit
-/// gates, and the 16-bit ones do not exist.
+/// System descriptor types (SDM volume 3A, table 3-2). In long mode 9 and 11 are the 64-bit TSS, 12 the 64-bit call
+/// gate, 14 and 15 the 64-bit gates, and the 16-bit ones do not exist.
 #[allow(missing_docs)]
 pub mod kind {
     pub const TSS16: u32 = 1;
@@ -181,8 +182,8 @@ impl Cpu {
         Ok(())
     }
 
-    /// Checks a stack segment for a given privilege: a writable present data segment whose RPL and DPL are `cpl`. `vector` is what is raised for
-    /// all but an absent segment (#SS).
+    /// Checks a stack segment for a given privilege: a writable present data segment whose RPL and DPL are `cpl`.
+    /// `vector` is what is raised for all but an absent segment (#SS).
     pub(crate) fn stack_descriptor(&mut self, sel: u16, cpl: u8, vector: u8) -> Result<Descriptor, Stop> {
         let d = self.descriptor(sel, vector)?;
         if rpl(sel) != cpl || d.dpl() != cpl || !d.is_writable() {

@@ -1,11 +1,12 @@
 //! Far transfers: JMP, CALL and RET between segments, through call gates, to tasks.
 //!
-//! SDM volume 2, CALL, JMP, RET; volume 3A, 5.8. On a transfer everything is checked and all of the new stack's frame is written before the first
-//! register changes.
+//! SDM volume 2, CALL, JMP, RET; volume 3A, 5.8. On a transfer everything is checked and all of the new stack's frame
+//! is written before the first register changes.
 use super::descriptor::{Descriptor, code_of, is_null, kind, rpl};
 use super::stack::Stack;
 use super::task::Switch;
-use crate::cpu::{Cpu, Stop, vector};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::op::{Helper, Op};
 use crate::state::{Segment, gpr, seg};
 use crate::width::{W16, W32, W64};
@@ -60,7 +61,8 @@ impl Cpu {
         self.track_alignment();
     }
 
-    /// The stack pointer and stack selector for privilege level `cpl` (0-2) from the TSS; #TS if they are beyond its limit (SDM volume 3A, 7.2).
+    /// The stack pointer and stack selector for privilege level `cpl` (0-2) from the TSS; #TS if they are beyond its
+    /// limit (SDM volume 3A, 7.2).
     pub(crate) fn inner_stack(&mut self, cpl: u8) -> Result<(u16, u64), Stop> {
         let tr = self.state.tr;
         let n = u64::from(cpl);

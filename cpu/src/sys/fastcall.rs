@@ -1,8 +1,10 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT (SDM volume 2; AMD APM volume 3).
 //!
-//! AMD's processors have SYSCALL in legacy and compatibility mode and no SYSENTER in long mode; Intel's the other way round. SYSRET loads SS as
-//! Intel's does (AMD's keep what SS had cached, a difference that no correct program can rely on).
-use crate::cpu::{Cpu, Stop};
+//! AMD's processors have SYSCALL in legacy and compatibility mode and no SYSENTER in long mode; Intel's the other way
+//! round. SYSRET loads SS as Intel's does (AMD's keep what SS had cached, a difference that no correct program can
+//! rely on).
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::model::{Feature, Vendor};
 use crate::op::{Helper, Op};
 use crate::state::{Segment, efer, fl, gpr, seg};

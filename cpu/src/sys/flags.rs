@@ -1,13 +1,14 @@
 //! CLI, STI, PUSHF, POPF, CLAC, STAC (SDM volume 2).
 use super::stack::Stack;
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::op::{Helper, Op};
 use crate::state::{Shadow, cr0, cr4, fl};
 use iced_x86::{Code, Instruction};
 
 impl Cpu {
-    /// Call after a change of EFLAGS.AC, CR0.AM or CPL: user translations that were made while alignment was not checked allow fast accesses, so
-    /// they go when the check comes on.
+    /// Call after a change of EFLAGS.AC, CR0.AM or CPL: user translations that were made while alignment was not
+    /// checked allow fast accesses, so they go when the check comes on.
     pub(crate) fn track_alignment(&mut self) {
         let s = &self.state;
         if s.cpl != 3 {
@@ -48,7 +49,8 @@ fn sti(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-/// STI in the midst of a block: no event is looked at before the instruction that follows is done, which is the shadow.
+/// STI in the midst of a block: no event is looked at before the instruction that follows is done, which is the
+/// shadow.
 pub(crate) fn sti_inside(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     sti(cpu, op)?;
     cpu.state.shadow = Shadow::None;

@@ -1,68 +1,29 @@
-//! Event delivery: interrupts, exceptions, NMI and software interrupts through the IVT or the IDT; double and triple faults.
+//! Event delivery: interrupts, exceptions, NMI and software interrupts through the IVT or the IDT; double and triple
+//! faults.
 //!
-//! SDM volume 3A, chapter 6 (6.12 protected mode, 6.14 64-bit mode, table 6-5 double faults); volume 2, INT n; real mode: volume 3B, 20.1.4.
+//! SDM volume 3A, chapter 6 (6.12 protected mode, 6.14 64-bit mode, table 6-5 double faults); volume 2, INT n; real
+//! mode: volume 3B, 20.1.4.
 //!
-//! A delivery reads and checks everything and writes the whole frame before it changes a register; if it faults, the state is that before it, and
-//! the fault is delivered instead (or a double fault). A task switch is the exception: behind its commit point, faults belong to the new task.
+//! A delivery reads and checks everything and writes the whole frame before it changes a register; if it faults, the
+//! state is that before it, and the fault is delivered instead (or a double fault). A task switch is the exception:
+//! behind its commit point, faults belong to the new task.
 //!
-//! One delivery is tried at a time. What it leads to, a fault in it or the debug trap of a task switch, is left in [`State::pending`] for the run loop,
-//! which looks at kicks first: there are guests whose deliveries never end (#AC whose handler's stack is misaligned, CVE-2015-5307; tasks that trap
-//! into each other; a breakpoint on the stack of #DB's handler, CVE-2015-8104).
+//! One delivery is tried at a time. What it leads to, a fault in it or the debug trap of a task switch, is left in
+//! [`State::pending`] for the run loop, which looks at kicks first: there are guests whose deliveries never end (#AC
+//! whose handler's stack is misaligned, CVE-2015-5307; tasks that trap into each other; a breakpoint on the stack of
+//! #DB's handler, CVE-2015-8104).
 //!
 //! [`State::pending`]: crate::state::State::pending
 use super::descriptor::{Descriptor, code_of, is_null, kind};
 use super::far::Target;
 use super::stack::Stack;
 use super::task::Switch;
-use crate::cpu::{Cpu, Exception, Stop, vector};
+use crate::cpu::Cpu;
+use crate::event::{Event, EventKind, Exception, Stop, vector};
 use crate::op::{Helper, Op};
 use crate::state::{Activity, Segment, Shadow, fl, gpr, seg};
 use crate::width::{W16, W64};
 use iced_x86::{Code, Instruction};
-use serde::{Deserialize, Serialize};
-
-/// Where an event comes from: decides privilege checks, the EXT bit and how a second fault combines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum EventKind {
-    /// A maskable interrupt.
-    External,
-    /// NMI.
-    Nmi,
-    /// An exception that the processor raised.
-    Exception,
-    /// INT n.
-    SoftInt,
-    /// INT3 (opcode CC).
-    SoftInt3,
-    /// INTO.
-    IntO,
-    /// INT1 (opcode F1).
-    IceBp,
-}
-
-impl EventKind {
-    /// Raised by an instruction that asks for it: the gate's DPL is checked, errors have EXT clear.
-    fn is_soft(self) -> bool {
-        matches!(self, Self::SoftInt | Self::SoftInt3 | Self::IntO)
-    }
-}
-
-/// An event to be delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
-    /// Vector.
-    pub vector: u8,
-    /// Source.
-    pub kind: EventKind,
-    /// Error code to push.
-    pub error: Option<u32>,
-}
-
-impl From<Exception> for Event {
-    fn from(e: Exception) -> Self {
-        Self { vector: e.vector, kind: EventKind::Exception, error: e.error }
-    }
-}
 
 /// What became of two exceptions, the second raised while the first was being delivered.
 enum Combined {
@@ -95,17 +56,17 @@ fn combine(first: &Event, second: Exception) -> Combined {
     Combined::Deliver(second.into())
 }
 
-/// Exceptions that are faults: the pushed RF is set, so that an instruction breakpoint does not hit again on return. Not #DB, of which only the
-/// instruction breakpoint is a fault, and that pushes RF as it is.
+/// Exceptions that are faults: the pushed RF is set, so that an instruction breakpoint does not hit again on return.
+/// Not #DB, of which only the instruction breakpoint is a fault, and that pushes RF as it is.
 fn pushes_rf(ev: &Event) -> bool {
     ev.kind == EventKind::Exception
         && !matches!(ev.vector, vector::DB | vector::BP | vector::OF | vector::DF | vector::MC)
 }
 
 impl Cpu {
-    /// Delivers an event. RIP is what is to be pushed: that of the instruction for faults, the next one for traps and interrupts. Sets RIP to the
-    /// handler's first instruction; if the delivery faults, that exception is pending; after a triple fault the activity is
-    /// [`Activity::Shutdown`].
+    /// Delivers an event. RIP is what is to be pushed: that of the instruction for faults, the next one for traps and
+    /// interrupts. Sets RIP to the handler's first instruction; if the delivery faults, that exception is pending;
+    /// after a triple fault the activity is [`Activity::Shutdown`].
     pub fn deliver(&mut self, ev: Event) {
         if self.state.activity == Activity::Halted {
             self.state.activity = Activity::Running;
@@ -155,7 +116,8 @@ impl Cpu {
         self.sync_mode();
     }
 
-    /// The exception in `self.fault` as it is raised while `ev` is being delivered: with EXT unless the program asked for the event.
+    /// The exception in `self.fault` as it is raised while `ev` is being delivered: with EXT unless the program asked
+    /// for the event.
     fn fault_during(&mut self, ev: &Event) -> Exception {
         let mut f = self.fault;
         let selector = matches!(f.vector, vector::TS | vector::NP | vector::SS | vector::GP);
@@ -165,8 +127,8 @@ impl Cpu {
         f
     }
 
-    /// Delivers `ev` with `rip` as the address to push. `Ok` is the address of the handler; on `Err` nothing has changed but NMI blocking, or all that
-    /// a task switch changes ([`Stop::FaultInNewTask`]).
+    /// Delivers `ev` with `rip` as the address to push. `Ok` is the address of the handler; on `Err` nothing has
+    /// changed but NMI blocking, or all that a task switch changes ([`Stop::FaultInNewTask`]).
     pub(crate) fn try_deliver(&mut self, ev: &Event, rip: u64) -> Result<u64, Stop> {
         if ev.kind == EventKind::Nmi {
             self.state.nmi_blocked = true;
@@ -398,9 +360,10 @@ impl Cpu {
 
 /// Delivers a software interrupt from within its instruction: a fault is the instruction's.
 ///
-/// A data breakpoint that MOV SS has met right before is reported after the instruction, at the handler's first one. INT1 raises #DB itself: the
-/// breakpoint is reported by that one, in DR6. (SDM volume 3C, 27.6.3, lets it be lost or come after it, at the handler's first instruction, where it
-/// would have the handler believe that it has met a breakpoint itself.)
+/// A data breakpoint that MOV SS has met right before is reported after the instruction, at the handler's first one.
+/// INT1 raises #DB itself: the breakpoint is reported by that one, in DR6. (SDM volume 3C, 27.6.3, lets it be lost or
+/// come after it, at the handler's first instruction, where it would have the handler believe that it has met a
+/// breakpoint itself.)
 fn software(cpu: &mut Cpu, vector: u8, kind: EventKind) -> Result<(), Stop> {
     let next = cpu.next_ip;
     let ev = Event { vector, kind, error: None };

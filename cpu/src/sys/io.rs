@@ -1,12 +1,14 @@
 //! IN and OUT, and the I/O permission bitmap (SDM volume 1, 18.5; volume 3A, 7.2.1).
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::exec::Exec;
 use crate::op::{Helper, Op};
 use crate::state::gpr;
 use crate::width::{W8, W16, W32, W64};
 use iced_x86::{Code, Instruction};
 
-/// Checks that `size` bytes at `port` may be accessed now: CPL against IOPL, else the bitmap in the TSS; #GP(0). Notes I/O breakpoints.
+/// Checks that `size` bytes at `port` may be accessed now: CPL against IOPL, else the bitmap in the TSS; #GP(0). Notes
+/// I/O breakpoints.
 pub fn check_io(cpu: &mut Cpu, port: u16, size: u32) -> Result<(), Stop> {
     let s = &cpu.state;
     if s.is_v86() || s.is_protected() && s.cpl > s.iopl() {
@@ -68,7 +70,8 @@ fn out_dx<const N: u8>(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     output(cpu, dx(cpu), N)
 }
 
-/// The helper for an instruction of this group. A port access may raise an interrupt or change the memory map: the block ends.
+/// The helper for an instruction of this group. A port access may raise an interrupt or change the memory map: the
+/// block ends.
 pub(super) fn lookup(i: &Instruction) -> Option<Helper> {
     match i.code() {
         Code::In_AL_imm8 => Helper::ends(in_imm::<1>),

@@ -2,7 +2,8 @@
 use super::descriptor::rpl;
 use super::far::{Target, set_outer_stack};
 use super::stack::Stack;
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::op::{Helper, Op};
 use crate::state::{Segment, cr4, fl, gpr, seg};
 use iced_x86::{Code, Instruction};

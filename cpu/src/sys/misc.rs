@@ -1,7 +1,9 @@
-//! HLT, PAUSE, MONITOR, MWAIT, BOUND (SDM volume 2). UD0, UD1, UD2, RSM outside SMM, VMCALL and VMMCALL have no helper: they are invalid opcodes.
-use super::tables::ring0;
+//! HLT, PAUSE, MONITOR, MWAIT, BOUND (SDM volume 2). UD0, UD1, UD2, RSM outside SMM, VMCALL and VMMCALL have no
+//! helper: they are invalid opcodes.
+use super::privilege::ring0;
 use crate::board::EV_INTR;
-use crate::cpu::{Cpu, Stop, vector};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::exec::Exec;
 use crate::op::{Helper, Op};
 use crate::state::{Activity, gpr};
@@ -18,7 +20,8 @@ fn hlt(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
 /// PAUSEs of a vCPU that spins after which it lets others have its CPU. It costs little where nobody wants it.
 const SPIN: u32 = 32;
 
-/// PAUSE: a program waits for another vCPU, whose thread may not run because this one does: the host may have fewer CPUs, or other work.
+/// PAUSE: a program waits for another vCPU, whose thread may not run because this one does: the host may have fewer
+/// CPUs, or other work.
 fn pause(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     std::hint::spin_loop();
     if !cpu.sole {
@@ -50,8 +53,8 @@ fn monitor(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-/// MWAIT may end for reasons of the processor's own. Stores of others to the monitored line are not seen, so it ends soon in any case, after a
-/// short sleep.
+/// MWAIT may end for reasons of the processor's own. Stores of others to the monitored line are not seen, so it ends
+/// soon in any case, after a short sleep.
 fn mwait(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     monitor_allowed(cpu)?;
     let extensions = cpu.state.gpr[gpr::RCX] as u32;

@@ -1,19 +1,23 @@
-//! System instructions and event delivery: what is long, rare or stateful, called by every engine through [`crate::op::Helper`].
+//! System instructions and event delivery: what is long, rare or stateful, called by every engine through
+//! [`crate::op::Helper`].
 //!
 //! ```text
 //!   block decoder --lookup(&Instruction)--> Helper --run(&mut Cpu, &Op)--> Ok, or Err and the exception in Cpu::fault
 //!   run loop --Cpu::deliver(Event)--> the handler's first instruction (or a double fault, or shutdown)
 //! ```
 //!
-//! * [`descriptor`], [`stack`]: descriptors and stacks as far transfers see them. [`segments`]: segment registers and tables.
-//! * [`far`]: JMP, CALL, RET far. [`iret`]: IRET. [`interrupt`]: the IDT and event delivery. [`task`]: task switches. [`v86`]: virtual-8086
-//!   mode with VME. [`fastcall`]: SYSCALL, SYSENTER and their returns.
-//! * [`control`]: CR0-CR8. [`debug`]: DR0-DR7, breakpoints. [`msr`]: model-specific registers. [`cpuid`]: CPUID and counters.
-//! * [`flags`]: CLI, STI, PUSHF, POPF, CLAC. [`io`]: IN, OUT, the I/O permission bitmap. [`xsave`]: FXSAVE and the XSAVE family.
-//!   [`cache`]: cache and TLB maintenance, fences. [`misc`]: HLT, MWAIT, BOUND, UD and what is left.
+//! * [`descriptor`], [`stack`]: descriptors and stacks as far transfers see them. [`segments`]: segment registers and
+//!   tables.
+//! * [`far`]: JMP, CALL, RET far. [`iret`]: IRET. [`interrupt`]: the IDT and event delivery. [`task`]: task switches.
+//!   [`v86`]: virtual-8086 mode with VME. [`fastcall`]: SYSCALL, SYSENTER and their returns.
+//! * [`control`]: CR0-CR8. [`debug`]: DR0-DR7, breakpoints. [`msr`]: model-specific registers. [`cpuid`]: CPUID and
+//!   counters.
+//! * [`flags`]: CLI, STI, PUSHF, POPF, CLAC. [`io`]: IN, OUT, the I/O permission bitmap. [`xsave`]: FXSAVE and the
+//!   XSAVE family. [`cache`]: cache and TLB maintenance, fences. [`misc`]: HLT, MWAIT, BOUND, UD and what is left.
 //!
-//! Everything follows the Intel SDM, volumes 2 and 3 (document 325462); where AMD's processors differ and the model is one of AMD's, the APM
-//! (24593, 24594). An instruction that fails leaves the architectural state as it was, but for what the manual says.
+//! Everything follows the Intel SDM, volumes 2 and 3 (document 325462); where AMD's processors differ and the model is
+//! one of AMD's, the APM (24593, 24594). An instruction that fails leaves the architectural state as it was, but for
+//! what the manual says.
 
 pub mod cache;
 pub mod control;
@@ -28,6 +32,7 @@ pub mod io;
 pub mod iret;
 pub mod misc;
 pub mod msr;
+mod privilege;
 pub mod segments;
 pub mod stack;
 pub mod tables;
@@ -39,7 +44,6 @@ pub mod xsave;
 mod tests;
 
 use crate::op::Helper;
-pub use interrupt::{Event, EventKind};
 pub use io::check_io;
 
 /// The helper for an instruction of this group.

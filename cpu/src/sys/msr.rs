@@ -1,9 +1,10 @@
 //! Model-specific registers: RDMSR, WRMSR (SDM volume 4; AMD APM volume 2, appendix A).
 //!
-//! What kernels touch on the models that we have. An MSR that the model has not raises #GP(0), as on hardware, and leaves a line in the debug log.
-//! The local APIC's registers (APIC_BASE, x2APIC, TSC_DEADLINE) are the board's.
-use super::tables::ring0;
-use crate::cpu::{Cpu, Stop};
+//! What kernels touch on the models that we have. An MSR that the model has not raises #GP(0), as on hardware, and
+//! leaves a line in the debug log. The local APIC's registers (APIC_BASE, x2APIC, TSC_DEADLINE) are the board's.
+use super::privilege::ring0;
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::model::{Feature as F, Vendor};
 use crate::op::{Helper, Op};
 use crate::state::{cr0, efer, gpr, seg};
@@ -97,11 +98,17 @@ use index as m;
 const MCG_CAP: u64 = 0x0100_010a;
 /// IA32_MTRRCAP: eight variable ranges, fixed ranges, write-combining.
 const MTRRCAP: u64 = 0x508;
-/// IA32_ARCH_CAPABILITIES: RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO: an interpreter does not speculate.
+/// IA32_ARCH_CAPABILITIES: RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO: an
+/// interpreter does not speculate.
 const ARCH_CAPABILITIES: u64 = 0x17b;
 
 /// Reads of registers that hold nothing here.
 struct Unknown;
+
+/// What may be written to a register that there is.
+fn want(ok: bool) -> Result<(), Unknown> {
+    if ok { Ok(()) } else { Err(Unknown) }
+}
 
 impl Cpu {
     /// The time-stamp counter as RDTSC gives it.
@@ -189,7 +196,8 @@ impl Cpu {
             m::GS_BASE => has(F::LM, self.state.seg[seg::GS].base),
             m::KERNEL_GS_BASE => has(F::LM, s.kernel_gs_base),
             m::TSC_AUX if self.model.has(F::RDTSCP) || self.model.has(F::RDPID) => Ok(s.tsc_aux),
-            // Performance counters, which AMD's processors have without a word in CPUID: nothing is counted, so they stay 0.
+            // Performance counters, which AMD's processors have without a word in CPUID: nothing is counted, so they
+            // stay 0.
             m::PERF_LEGACY_CTL0..=m::PERF_LEGACY_CTR3 => amd(0),
             m::PERF_CTL0..=m::PERF_CTR5 if self.model.family >= 0x15 => amd(0),
             m::SYSCFG => amd(s.syscfg),
@@ -247,46 +255,23 @@ impl Cpu {
 
     fn set_msr(&mut self, index: u32, v: u64) -> Result<(), Unknown> {
         // What cannot be read cannot be written; what can be written alone comes first.
-        match index {
-            m::PRED_CMD if self.model.has(F::SPEC_CTRL) || self.model.has(F::IBPB) => {
-                return if v & !1 == 0 { Ok(()) } else { Err(Unknown) };
-            }
-            m::FLUSH_CMD if self.model.has(F::ARCH_CAPABILITIES) => {
-                return if v & !1 == 0 { Ok(()) } else { Err(Unknown) };
-            }
-            m::BIOS_UPDT_TRIG if !self.is_amd() => return Ok(()),
-            m::PATCH_LOADER if self.is_amd() => return Ok(()),
-            m::X2APIC_FIRST..=m::X2APIC_LAST if self.model.has(F::X2APIC) => {
-                return self.board.apic_msr_write(index, v).map_err(|()| Unknown);
-            }
-            _ => {}
+        if let Some(done) = self.command(index, v) {
+            return done;
         }
         self.msr(index)?;
-        let canonical = self.is_canonical_base(v);
-        // AMD's processors have no SYSENTER in long mode, and 32 bits of its addresses.
-        let narrow = self.is_amd();
-        let want = |ok: bool| if ok { Ok(()) } else { Err(Unknown) };
-        let phys = !0u64 << self.model.phys_bits();
         let s = &mut self.state.msr;
         match index {
-            m::P5_MC_ADDR | m::P5_MC_TYPE => {}
-            m::TSC => {
-                let delta = v.wrapping_sub(self.board.tsc().wrapping_add(s.tsc_offset));
-                s.tsc_offset = s.tsc_offset.wrapping_add(delta);
-                s.tsc_adjust = s.tsc_adjust.wrapping_add(delta);
+            m::TSC | m::TSC_ADJUST | m::TSC_DEADLINE | m::APIC_BASE => return self.set_time(index, v),
+            m::SYSENTER_CS..=m::SYSENTER_EIP
+            | m::STAR..=m::FMASK
+            | m::FS_BASE
+            | m::GS_BASE
+            | m::KERNEL_GS_BASE => return self.set_entry(index, v),
+            m::MTRR_PHYSBASE0..=m::MTRR_PHYSMASK7 | m::PAT | m::MTRR_DEF_TYPE => {
+                return self.set_memory_type(index, v);
             }
-            m::TSC_ADJUST => {
-                let delta = v.wrapping_sub(s.tsc_adjust);
-                s.tsc_offset = s.tsc_offset.wrapping_add(delta);
-                s.tsc_adjust = v;
-            }
-            m::APIC_BASE => {
-                let x2 = if self.model.has(F::X2APIC) { 0 } else { 1 << 10 };
-                want(v & (phys | 0x2ff | x2) == 0)?;
-                self.board.apic_msr_write(index, v).map_err(|()| Unknown)?;
-                self.sync_apic();
-            }
-            m::TSC_DEADLINE => self.board.apic_msr_write(index, v).map_err(|()| Unknown)?,
+            m::MCG_STATUS | m::MCG_CTL | m::MC0_CTL..=m::MC9_MISC => return self.set_machine_check(index, v),
+            m::EFER => return self.set_efer(v),
             m::FEATURE_CONTROL => {
                 want(s.feature_control & 1 == 0)?;
                 s.feature_control = v;
@@ -295,74 +280,15 @@ impl Cpu {
                 want(v & !self.spec_ctrl_mask() == 0)?;
                 self.state.msr.spec_ctrl = v;
             }
-            m::SYSENTER_CS => s.sysenter_cs = v & 0xffff_ffff,
-            m::SYSENTER_ESP if narrow => s.sysenter_esp = v & 0xffff_ffff,
-            m::SYSENTER_EIP if narrow => s.sysenter_eip = v & 0xffff_ffff,
-            m::SYSENTER_ESP => {
-                want(canonical)?;
-                s.sysenter_esp = v;
-            }
-            m::SYSENTER_EIP => {
-                want(canonical)?;
-                s.sysenter_eip = v;
-            }
-            m::MCG_STATUS => s.mcg_status = v & 7,
-            m::MCG_CTL => {
-                want(v == 0 || v == !0)?;
-                s.mcg_ctl = v;
-            }
             m::MISC_ENABLE => s.misc_enable = v,
             // LBR, BTF; the AMD ones have performance-monitoring pins in bits 2-5.
             m::DEBUGCTL => {
                 want(v & !0x3f == 0)?;
                 s.debugctl = v & 0x3f;
             }
-            m::LAST_BRANCH_FROM..=m::LAST_INT_TO => {}
-            m::MTRR_PHYSBASE0..=m::MTRR_PHYSMASK7 => {
-                let base = index & 1 == 0;
-                let reserved = if base { phys | 0xf00 } else { phys | 0x7ff };
-                want(v & reserved == 0 && (!base || mtrr_type(v & 0xff)))?;
-                s.mtrr_var[(index - m::MTRR_PHYSBASE0) as usize & 15] = v;
-            }
-            m::PAT => {
-                want(v.to_le_bytes().iter().all(|&t| mtrr_type(u64::from(t)) || t == 7))?;
-                s.pat = v;
-            }
-            m::MTRR_DEF_TYPE => {
-                want(v & !0xcff == 0 && mtrr_type(v & 0xff))?;
-                s.mtrr_def_type = v;
-            }
-            m::MC0_CTL..=m::MC9_MISC => {
-                let n = (index - m::MC0_CTL) as usize;
-                // STATUS, ADDR and MISC can only be cleared (AMD: unless HWCR.McStatusWrEn); CTL enables all or nothing.
-                let free = n.is_multiple_of(4) || s.hwcr >> 18 & 1 != 0;
-                want(v == 0 || free)?;
-                s.mc[(n / 4).min(9)][n % 4] = v;
-            }
             m::XSS => {
                 want(v & !self.model.xss_mask() == 0)?;
-                self.state.msr.xss = v;
-            }
-            m::EFER => return self.set_efer(v),
-            m::STAR => s.star = v,
-            m::LSTAR => {
-                want(canonical)?;
-                s.lstar = v;
-            }
-            m::CSTAR => {
-                want(canonical)?;
-                s.cstar = v;
-            }
-            m::FMASK => s.fmask = v & 0xffff_ffff,
-            m::FS_BASE | m::GS_BASE => {
-                want(canonical)?;
-                let i = if index == m::FS_BASE { seg::FS } else { seg::GS };
-                self.state.seg[i].base = v;
-                self.sync_segment(i);
-            }
-            m::KERNEL_GS_BASE => {
-                want(canonical)?;
-                s.kernel_gs_base = v;
+                s.xss = v;
             }
             m::TSC_AUX => {
                 want(v >> 32 == 0)?;
@@ -370,16 +296,19 @@ impl Cpu {
             }
             m::SYSCFG => s.syscfg = v,
             m::HWCR => s.hwcr = v,
-            m::IORR_BASE0..=m::IORR_MASK1 => {}
-            m::TOP_MEM => s.top_mem = v & !phys & !0x7f_ffff,
-            m::TOP_MEM2 => s.top_mem2 = v & !phys & !0x7f_ffff,
+            m::TOP_MEM => s.top_mem = v & !(!0 << self.model.phys_bits()) & !0x7f_ffff,
+            m::TOP_MEM2 => s.top_mem2 = v & !(!0 << self.model.phys_bits()) & !0x7f_ffff,
             m::NB_CFG => s.nb_cfg = v,
             m::VIRT_SPEC_CTRL => {
                 want(v & !4 == 0)?;
                 s.virt_spec_ctrl = v;
             }
             m::DE_CFG => s.de_cfg = v,
-            m::PERF_LEGACY_CTL0..=m::PERF_LEGACY_CTR3
+            m::P5_MC_ADDR
+            | m::P5_MC_TYPE
+            | m::LAST_BRANCH_FROM..=m::LAST_INT_TO
+            | m::IORR_BASE0..=m::IORR_MASK1
+            | m::PERF_LEGACY_CTL0..=m::PERF_LEGACY_CTR3
             | m::PERF_CTL0..=m::PERF_CTR5
             | m::MCE_REDIRECTION
             | m::MC0_CTL_MASK..=m::MC5_CTL_MASK
@@ -404,6 +333,124 @@ impl Cpu {
                 // Read-only: PLATFORM_ID, MTRRCAP, MCG_CAP, ARCH_CAPABILITIES, PERF_STATUS.
                 None => return Err(Unknown),
             },
+        }
+        Ok(())
+    }
+
+    /// Registers that are written alone, and x2APIC's, which the board has. `None` if it is none of these.
+    fn command(&self, index: u32, v: u64) -> Option<Result<(), Unknown>> {
+        let model = &self.model;
+        match index {
+            m::PRED_CMD if model.has(F::SPEC_CTRL) || model.has(F::IBPB) => Some(want(v & !1 == 0)),
+            m::FLUSH_CMD if model.has(F::ARCH_CAPABILITIES) => Some(want(v & !1 == 0)),
+            m::BIOS_UPDT_TRIG if !self.is_amd() => Some(Ok(())),
+            m::PATCH_LOADER if self.is_amd() => Some(Ok(())),
+            m::X2APIC_FIRST..=m::X2APIC_LAST if model.has(F::X2APIC) => {
+                Some(self.board.apic_msr_write(index, v).map_err(|()| Unknown))
+            }
+            _ => None,
+        }
+    }
+
+    /// The time-stamp counter and the local APIC.
+    fn set_time(&mut self, index: u32, v: u64) -> Result<(), Unknown> {
+        let s = &mut self.state.msr;
+        match index {
+            m::TSC => {
+                let delta = v.wrapping_sub(self.board.tsc().wrapping_add(s.tsc_offset));
+                s.tsc_offset = s.tsc_offset.wrapping_add(delta);
+                s.tsc_adjust = s.tsc_adjust.wrapping_add(delta);
+            }
+            m::TSC_ADJUST => {
+                let delta = v.wrapping_sub(s.tsc_adjust);
+                s.tsc_offset = s.tsc_offset.wrapping_add(delta);
+                s.tsc_adjust = v;
+            }
+            m::APIC_BASE => {
+                let x2 = if self.model.has(F::X2APIC) { 0 } else { 1 << 10 };
+                want(v & (!0 << self.model.phys_bits() | 0x2ff | x2) == 0)?;
+                self.board.apic_msr_write(index, v).map_err(|()| Unknown)?;
+                self.sync_apic();
+            }
+            m::TSC_DEADLINE => self.board.apic_msr_write(index, v).map_err(|()| Unknown)?,
+            _ => return Err(Unknown),
+        }
+        Ok(())
+    }
+
+    /// Where SYSENTER and SYSCALL lead, and the bases of FS and GS.
+    fn set_entry(&mut self, index: u32, v: u64) -> Result<(), Unknown> {
+        let canonical = self.is_canonical_base(v);
+        // AMD's processors have no SYSENTER in long mode, and 32 bits of its addresses.
+        let narrow = self.is_amd();
+        let s = &mut self.state.msr;
+        match index {
+            m::SYSENTER_CS => s.sysenter_cs = v & 0xffff_ffff,
+            m::SYSENTER_ESP if narrow => s.sysenter_esp = v & 0xffff_ffff,
+            m::SYSENTER_EIP if narrow => s.sysenter_eip = v & 0xffff_ffff,
+            m::STAR => s.star = v,
+            m::FMASK => s.fmask = v & 0xffff_ffff,
+            _ => {
+                want(canonical)?;
+                match index {
+                    m::SYSENTER_ESP => s.sysenter_esp = v,
+                    m::SYSENTER_EIP => s.sysenter_eip = v,
+                    m::LSTAR => s.lstar = v,
+                    m::CSTAR => s.cstar = v,
+                    m::KERNEL_GS_BASE => s.kernel_gs_base = v,
+                    m::FS_BASE | m::GS_BASE => {
+                        let i = if index == m::FS_BASE { seg::FS } else { seg::GS };
+                        self.state.seg[i].base = v;
+                        self.sync_segment(i);
+                    }
+                    _ => return Err(Unknown),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory types: MTRRs but for the fixed ones, PAT.
+    fn set_memory_type(&mut self, index: u32, v: u64) -> Result<(), Unknown> {
+        let s = &mut self.state.msr;
+        match index {
+            m::MTRR_PHYSBASE0..=m::MTRR_PHYSMASK7 => {
+                let base = index & 1 == 0;
+                let reserved = !0 << self.model.phys_bits() | if base { 0xf00 } else { 0x7ff };
+                want(v & reserved == 0 && (!base || mtrr_type(v & 0xff)))?;
+                s.mtrr_var[(index - m::MTRR_PHYSBASE0) as usize & 15] = v;
+            }
+            m::PAT => {
+                want(v.to_le_bytes().iter().all(|&t| mtrr_type(u64::from(t)) || t == 7))?;
+                s.pat = v;
+            }
+            m::MTRR_DEF_TYPE => {
+                want(v & !0xcff == 0 && mtrr_type(v & 0xff))?;
+                s.mtrr_def_type = v;
+            }
+            _ => return Err(Unknown),
+        }
+        Ok(())
+    }
+
+    /// Machine checks, which never happen: their registers.
+    fn set_machine_check(&mut self, index: u32, v: u64) -> Result<(), Unknown> {
+        let s = &mut self.state.msr;
+        match index {
+            m::MCG_STATUS => s.mcg_status = v & 7,
+            m::MCG_CTL => {
+                want(v == 0 || v == !0)?;
+                s.mcg_ctl = v;
+            }
+            m::MC0_CTL..=m::MC9_MISC => {
+                let n = (index - m::MC0_CTL) as usize;
+                // STATUS, ADDR and MISC can only be cleared (AMD: unless HWCR.McStatusWrEn); CTL enables all or
+                // nothing.
+                let free = n.is_multiple_of(4) || s.hwcr >> 18 & 1 != 0;
+                want(v == 0 || free)?;
+                s.mc[(n / 4).min(9)][n % 4] = v;
+            }
+            _ => return Err(Unknown),
         }
         Ok(())
     }

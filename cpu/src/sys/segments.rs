@@ -1,9 +1,11 @@
-//! Segment registers: MOV, PUSH, POP, LDS/LES/LFS/LGS/LSS, SWAPGS, RDFSBASE and its kin; and their loading by far transfers.
+//! Segment registers: MOV, PUSH, POP, LDS/LES/LFS/LGS/LSS, SWAPGS, RDFSBASE and its kin; and their loading by far
+//! transfers.
 //!
 //! SDM volume 3A, 5.4-5.6 (checks), 3.4.4 (64-bit mode); volume 2, MOV, POP, LDS.
 use super::descriptor::{Descriptor, code_of, is_null, rpl};
 use super::stack::Stack;
-use crate::cpu::{Cpu, Stop, vector};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::exec::Exec;
 use crate::op::{Helper, Op};
 use crate::state::{Segment, Shadow, cr4, seg};
@@ -11,8 +13,8 @@ use crate::width::{W16, W32, W64};
 use iced_x86::{Code, Instruction, Register};
 
 impl Cpu {
-    /// What loading `sel` into a segment register gives in real-address or virtual-8086 mode. Real mode changes selector and base alone, so that
-    /// limits and attributes from protected mode stay ("unreal mode").
+    /// What loading `sel` into a segment register gives in real-address or virtual-8086 mode. Real mode changes
+    /// selector and base alone, so that limits and attributes from protected mode stay ("unreal mode").
     pub(crate) fn real_segment(&self, i: usize, sel: u16) -> Segment {
         if self.state.is_v86() {
             return Segment::real(sel, 3);
@@ -22,13 +24,15 @@ impl Cpu {
         Segment { base: u64::from(sel) << 4, limit: old.limit, attr, sel }
     }
 
-    /// A segment register that holds a null selector. FS and GS lose their base; the limit means nothing until real mode is entered.
+    /// A segment register that holds a null selector. FS and GS lose their base; the limit means nothing until real
+    /// mode is entered.
     pub(crate) fn null_segment(&self, i: usize, sel: u16, dpl: u8) -> Segment {
         let limit = self.state.seg[i].limit;
         Segment { base: 0, limit, attr: Segment::UNUSABLE | u32::from(dpl) << 5, sel }
     }
 
-    /// Checks `sel` for segment register `i` (not CS) and returns what the register would hold. Sets the descriptor's accessed bit.
+    /// Checks `sel` for segment register `i` (not CS) and returns what the register would hold. Sets the descriptor's
+    /// accessed bit.
     pub(crate) fn check_segment(&mut self, i: usize, sel: u16) -> Result<Segment, Stop> {
         if !self.state.is_protected() {
             return Ok(self.real_segment(i, sel));
@@ -75,8 +79,9 @@ impl Cpu {
         Ok(())
     }
 
-    /// On a return to an outer level: null selectors, and those of data segments that the new level may not use, become 0. Nothing else of
-    /// the register changes but that it is unusable, so FS and GS keep their base (SDM volume 2, IRET and RET; AMD's processors do so as well).
+    /// On a return to an outer level: null selectors, and those of data segments that the new level may not use,
+    /// become 0. Nothing else of the register changes but that it is unusable, so FS and GS keep their base (SDM
+    /// volume 2, IRET and RET; AMD's processors do so as well).
     pub(crate) fn drop_inner_segments(&mut self, cpl: u8) {
         for i in [seg::ES, seg::DS, seg::FS, seg::GS] {
             let s = self.state.seg[i];
@@ -88,7 +93,8 @@ impl Cpu {
     }
 }
 
-/// Whether a descriptor may be loaded into ES, DS, FS or GS: readable, and DPL >= max(CPL, RPL) unless it is conforming code.
+/// Whether a descriptor may be loaded into ES, DS, FS or GS: readable, and DPL >= max(CPL, RPL) unless it is
+/// conforming code.
 pub(crate) fn data_loadable(d: Descriptor, sel: u16, cpl: u8) -> bool {
     d.is_readable() && (d.is_conforming() || d.dpl() >= cpl.max(rpl(sel)))
 }

@@ -1,6 +1,8 @@
-//! Stacks as far transfers and event delivery use them: pushes to a stack that is not current yet, pops that are undone by a fault.
+//! Stacks as far transfers and event delivery use them: pushes to a stack that is not current yet, pops that are
+//! undone by a fault.
 use super::descriptor::contains;
-use crate::cpu::{Cpu, Stop, vector};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::state::{Segment, State, cr4, fl, gpr, seg};
 use crate::width::{W16, W32, W64};
 use mynah_mmu::Mode;

@@ -1,30 +1,18 @@
-//! Descriptor-table registers and looks at descriptors: LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT, STR, LAR, LSL, VERR, VERW, ARPL.
+//! Descriptor-table registers and looks at descriptors: LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT, STR, LAR, LSL, VERR,
+//! VERW, ARPL.
 use super::descriptor::{Descriptor, code_of, is_null, kind, rpl};
-use crate::cpu::{Cpu, Stop, vector};
+use super::privilege::{ring0, umip};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::exec::Exec;
 use crate::op::{Helper, Op};
-use crate::state::{Segment, Table, cr4, fl};
+use crate::state::{Segment, Table, fl};
 use crate::width::{W16, W32, W64};
 use iced_x86::{Code, Instruction};
-
-/// UMIP: SGDT, SIDT, SLDT, STR and SMSW fault outside CPL 0.
-pub(super) fn umip(cpu: &mut Cpu) -> Result<(), Stop> {
-    if cpu.state.cr4 & cr4::UMIP != 0 && cpu.state.cpl > 0 {
-        return Err(cpu.gp(0));
-    }
-    Ok(())
-}
 
 fn protected(cpu: &mut Cpu) -> Result<(), Stop> {
     if !cpu.state.is_protected() {
         return Err(cpu.ud());
-    }
-    Ok(())
-}
-
-pub(super) fn ring0(cpu: &mut Cpu) -> Result<(), Stop> {
-    if cpu.state.cpl != 0 {
-        return Err(cpu.gp(0));
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Hardware task switches (SDM volume 3A, chapter 7).
 //!
-//! Everything is read and the outgoing task is saved before the commit point; behind it faults are raised in the new task, with its RIP
-//! ([`Stop::FaultInNewTask`]). The debug trap of a TSS with the T flag is left pending.
+//! Everything is read and the outgoing task is saved before the commit point; behind it faults are raised in the new
+//! task, with its RIP ([`Stop::FaultInNewTask`]). The debug trap of a TSS with the T flag is left pending.
 use super::debug::DR6_BT;
 use super::descriptor::{Descriptor, code_of, is_null, kind, rpl};
-use super::interrupt::Event;
 use super::segments::data_loadable;
-use crate::cpu::{Cpu, Stop, vector};
+use crate::cpu::Cpu;
+use crate::event::{Event, Stop, vector};
 use crate::state::{Segment, Shadow, cr0, cr4, fl, gpr, seg};
 use crate::width::{W8, W16, W32};
 

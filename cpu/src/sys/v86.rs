@@ -1,7 +1,9 @@
-//! Virtual-8086 mode extensions (VME) and protected-mode virtual interrupts: SDM volume 3B, 20.3 and 20.4, and volume 3A, 2.3 (VIF, VIP).
+//! Virtual-8086 mode extensions (VME) and protected-mode virtual interrupts: SDM volume 3B, 20.3 and 20.4, and volume
+//! 3A, 2.3 (VIF, VIP).
 use super::far::Target;
 use super::stack::Stack;
-use crate::cpu::{Cpu, Stop, vector};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::state::{Segment, cr4, fl, seg};
 use crate::width::{W8, W16};
 
@@ -15,8 +17,8 @@ impl Cpu {
         }
     }
 
-    /// INT n in virtual-8086 mode: whether the interrupt goes to the 8086 program's own handler. #GP(0) if it may not be made at all (SDM volume 3B,
-    /// table 20-2).
+    /// INT n in virtual-8086 mode: whether the interrupt goes to the 8086 program's own handler. #GP(0) if it may not
+    /// be made at all (SDM volume 3B, table 20-2).
     pub(crate) fn redirected(&mut self, vector: u8) -> Result<bool, Stop> {
         let iopl3 = self.state.iopl() == 3;
         if self.state.cr4 & cr4::VME == 0 {
@@ -39,7 +41,8 @@ impl Cpu {
         if iopl3 { Ok(false) } else { Err(self.gp(0)) }
     }
 
-    /// Enters the 8086 program's handler through the table at linear address 0. With IOPL below 3 the program sees VIF as IF, and IOPL 3.
+    /// Enters the 8086 program's handler through the table at linear address 0. With IOPL below 3 the program sees VIF
+    /// as IF, and IOPL 3.
     pub(crate) fn redirect(&mut self, vector: u8, rip: u64) -> Result<u64, Stop> {
         let at = u64::from(vector) * 4;
         let ip = self.load::<W16>(at, seg::DS as u8)?;
@@ -67,7 +70,8 @@ impl Cpu {
         f & !fl::IF | vif | fl::IOPL
     }
 
-    /// Whether CLI, STI and their kin work on VIF: VME in virtual-8086 mode, PVI at CPL 3 of protected mode, both with IOPL below 3.
+    /// Whether CLI, STI and their kin work on VIF: VME in virtual-8086 mode, PVI at CPL 3 of protected mode, both with
+    /// IOPL below 3.
     pub(crate) fn uses_vif(&self) -> bool {
         let s = &self.state;
         if s.iopl() == 3 {

@@ -1,11 +1,11 @@
 //! FXSAVE, FXRSTOR and the XSAVE family (SDM volume 1, 10.5 and chapter 13; volume 2).
 //!
 //! Components: x87 (0), SSE (1), and behind the header what [`crate::model::leaves::COMPONENTS`] lists (AVX, 2: bits
-//! 128-255 of the YMM registers; PKRU, 9). A component is *in use* unless
-//! its registers have their initial values. The modified optimisation is not made: XSAVEOPT and XSAVES write all that is in use, which the manual
-//! allows.
-use super::tables::ring0;
-use crate::cpu::{Cpu, Stop, vector};
+//! 128-255 of the YMM registers; PKRU, 9). A component is *in use* unless its registers have their initial values. The
+//! modified optimisation is not made: XSAVEOPT and XSAVES write all that is in use, which the manual allows.
+use super::privilege::ring0;
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::model::Feature;
 use crate::model::leaves::{COMPONENTS, XComponent, XSAVE_HEADER_END};
 use crate::op::{Helper, Op};
@@ -236,7 +236,7 @@ fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         cpu.get_sse(&b);
     }
     cpu.state.fpu = get_x87(&b, WIDE);
-    crate::x87::settle(cpu);
+    crate::x87::unit::settle(cpu);
     Ok(())
 }
 
@@ -350,7 +350,7 @@ fn restore(cpu: &mut Cpu, op: &Op, supervisor: bool, wide: bool) -> Result<(), S
     } else if reset & X87 != 0 {
         cpu.state.fpu = Fpu::default();
     }
-    crate::x87::settle(cpu);
+    crate::x87::unit::settle(cpu);
     if from_memory {
         cpu.state.mxcsr = mxcsr;
     } else if reset & SSE != 0 {

@@ -2,9 +2,10 @@
 //! a table of polynomials.
 use super::soft::convert::{from_f32, from_f64, from_int};
 use super::soft::{Count, INDEFINITE, Out, Wide2, basic, is_number};
+use super::unit::{check, enter, track};
 use super::word::*;
-use super::{check, enter, track};
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::op::Op;
 use crate::state::{F80, Fpu};
 use crate::width::{W16, W32, W64};

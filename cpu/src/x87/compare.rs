@@ -1,9 +1,10 @@
 //! Comparisons and classification: results in C3, C2, C0, or in ZF, PF, CF.
 use super::soft::convert::{compare, from_f32, from_f64, from_int};
 use super::soft::{Kind, kind};
+use super::unit::{check, enter, is_intel, track};
 use super::word::*;
-use super::{check, enter, is_intel, track};
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::op::Op;
 use crate::state::{F80, Fpu, fl};
 use crate::width::{W16, W32, W64};

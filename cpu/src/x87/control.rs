@@ -1,8 +1,9 @@
 //! Control: the words, the stack pointer, WAIT. None of these counts as "the last instruction" for FIP, FDP
 //! and FOP.
+use super::unit::{check, check_no_wait, pending, settle};
 use super::word::*;
-use super::{check, check_no_wait, pending, settle};
-use crate::cpu::{Cpu, Stop, vector};
+use crate::cpu::Cpu;
+use crate::event::{Stop, vector};
 use crate::op::Op;
 use crate::state::{cr0, gpr};
 use crate::width::W16;

@@ -10,9 +10,10 @@
 //! | 5 | FDP | linear FDP 0-15 | FDP | linear FDP 0-15 |
 //! | 6 | FDS | FDP 16-19 in 12-15 | FDS | FDP 16-31 in 12-27 |
 use super::load_store::{f80_bytes, f80_of};
+use super::unit::{check, check_no_wait, settle};
 use super::word::*;
-use super::{check, check_no_wait, settle};
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::op::Op;
 use crate::state::Fpu;
 

@@ -1,9 +1,10 @@
 //! Loads, stores, exchanges, conditional moves, constants.
 use super::soft::convert::{from_bcd, from_f32, from_f64, from_int, to_bcd, to_f32, to_f64, to_int};
 use super::soft::{INDEFINITE, Kind, Out, exact, kind, nan1};
+use super::unit::{check, enter, is_intel, track};
 use super::word::*;
-use super::{check, enter, is_intel, track};
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::op::Op;
 use crate::state::{F80, Fpu};
 use crate::width::{W16, W32, W64};

@@ -1,7 +1,7 @@
 //! The x87 FPU: every instruction as a helper.
 //!
-//! * [`stack`]: registers, tags, TOP, and what raised exceptions do. [`word`]: bits of the status and control
-//!   words.
+//! * [`unit`]: what instructions have in common: checks, pointers, FERR#. [`stack`]: registers, tags, TOP, and what
+//!   raised exceptions do. [`word`]: bits of the status and control words.
 //! * [`load_store`], [`arith`], [`transcendental`], [`compare`], [`control`], [`env`]: the instructions by
 //!   group.
 //! * [`soft`]: the arithmetic, portable and exact to the bit, exceptions and all. [`engine`] picks the
@@ -32,13 +32,11 @@ pub mod stack;
 #[cfg(test)]
 mod tests;
 pub mod transcendental;
+pub(crate) mod unit;
 pub mod word;
 
-use crate::cpu::{Cpu, Stop, vector};
-use crate::op::{Helper, Op};
-use crate::state::{cr0, seg};
+use crate::op::{Helper, HelperFn, Op};
 use iced_x86::Code;
-use word::ES;
 
 /// Puts the opcode of an x87 instruction (low 3 bits of its first byte, then the ModR/M byte: what FOP holds)
 /// into `op.imm`, which these instructions do not use otherwise. `bytes` starts with the instruction's
@@ -51,86 +49,6 @@ pub fn note_opcode(op: &mut Op, bytes: &[u8]) {
         && let Some(modrm) = bytes.get(i + 1)
     {
         op.imm = u64::from(bytes[i] & 7) << 8 | u64::from(*modrm);
-    }
-}
-
-/// What an instruction that waits checks first: #NM, then pending exceptions.
-#[inline(always)]
-fn check(cpu: &mut Cpu) -> Result<(), Stop> {
-    if u16::from(cpu.x87_trap) | cpu.state.fpu.sw & ES != 0 {
-        return blocked(cpu);
-    }
-    Ok(())
-}
-
-/// What an instruction that does not wait checks first: #NM.
-#[inline(always)]
-fn check_no_wait(cpu: &mut Cpu) -> Result<(), Stop> {
-    if cpu.x87_trap != 0 {
-        return Err(cpu.raise(vector::NM));
-    }
-    Ok(())
-}
-
-/// Whether the model is Intel's: makers differ in a few corners that manuals leave open, or that AMD's chips
-/// do otherwise than Intel's manual says.
-fn is_intel(cpu: &Cpu) -> bool {
-    cpu.model.vendor == crate::model::Vendor::Intel
-}
-
-/// The beginning of a non-control instruction on registers: checks, and FIP, FCS, FOP.
-#[inline(always)]
-fn enter(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    check(cpu)?;
-    let ip = cpu.ip(op);
-    let s = &mut cpu.state;
-    s.fpu.fip = ip;
-    s.fpu.fcs = s.seg[seg::CS].sel;
-    s.fpu.fop = op.imm as u16 & 0x7ff;
-    Ok(())
-}
-
-/// FIP, FCS, FOP, FDP, FDS of an instruction with a memory operand, once nothing can fault any more.
-#[inline(always)]
-fn track(cpu: &mut Cpu, op: &Op) {
-    let (ip, ea) = (cpu.ip(op), cpu.ea(op));
-    let s = &mut cpu.state;
-    s.fpu.fip = ip;
-    s.fpu.fcs = s.seg[seg::CS].sel;
-    s.fpu.fop = op.imm as u16 & 0x7ff;
-    s.fpu.fdp = ea;
-    s.fpu.fds = s.seg.get(usize::from(op.seg)).map_or(0, |s| s.sel);
-}
-
-#[cold]
-#[inline(never)]
-fn blocked(cpu: &mut Cpu) -> Result<(), Stop> {
-    check_no_wait(cpu)?;
-    pending(cpu)
-}
-
-/// Raises #MF, or asserts FERR#, if an unmasked exception is pending. What WAIT, x87 and MMX instructions do
-/// after their #NM check.
-pub fn pending(cpu: &mut Cpu) -> Result<(), Stop> {
-    if cpu.state.fpu.sw & ES == 0 {
-        return Ok(());
-    }
-    if cpu.state.cr0 & cr0::NE != 0 {
-        return Err(cpu.raise(vector::MF));
-    }
-    if !cpu.ferr {
-        cpu.ferr = true;
-        cpu.board.ferr(true);
-    }
-    if cpu.board.ignne() { Ok(()) } else { Err(Stop::Again) }
-}
-
-/// Takes FERR# back if no exception is pending any more: call it after anything that clears or replaces the
-/// status word.
-pub fn settle(cpu: &mut Cpu) {
-    if cpu.ferr && cpu.state.fpu.sw & ES == 0 {
-        cpu.ferr = false;
-        cpu.board.ferr(false);
     }
 }
 
@@ -149,7 +67,7 @@ pub fn lookup(i: &iced_x86::Instruction) -> Option<Helper> {
     const DIV: u8 = 6;
     const DIVR: u8 = 7;
     use Code::*;
-    let run: crate::op::HelperFn = match i.code() {
+    let run: HelperFn = match i.code() {
         Fadd_st0_sti => a::st0_sti::<ADD>,
         Fmul_st0_sti => a::st0_sti::<MUL>,
         Fsub_st0_sti => a::st0_sti::<SUB>,

@@ -2,7 +2,8 @@
 //! elsewhere.
 use super::arith::{Sets, binary_pop, pushing, unary};
 use super::engine;
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::op::Op;
 
 type Done = Result<(), Stop>;

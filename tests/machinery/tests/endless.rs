@@ -4,8 +4,8 @@
 //! SDM volume 2, REP (a repeated instruction can be interrupted after each iteration, with RCX, RSI, RDI and RIP to go on from); volume 3A, 6.15, table 6-5
 //! (benign exceptions are handled one after the other: CVE-2015-5307 and CVE-2015-8104 are guests for which that has no end), 7.3 (T flag of a TSS).
 use iced_x86::code_asm::*;
+use mynah_cpu::event::{Event, EventKind};
 use mynah_cpu::state::{State, gpr};
-use mynah_cpu::sys::{Event, EventKind};
 use mynah_machinery::{asm, *};
 
 const APIC: u32 = 0xfee0_0000;

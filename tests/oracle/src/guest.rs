@@ -2,8 +2,8 @@
 //! under 64-bit Linux. A case ends in an interrupt gate whose handler is HLT; the outcome is read from the interrupt's stack frame.
 
 use crate::layout::*;
-use mynah_cpu::block::ModeKey;
 use mynah_cpu::board::NoBoard;
+use mynah_cpu::mode::ModeKey;
 use mynah_cpu::state::{F80, Segment, State, cr0, cr4, efer, gpr, seg};
 use mynah_cpu::{Cpu, CpuModel, Events, Exit};
 use mynah_jit::tier::{Counters, Optimize, Translating};

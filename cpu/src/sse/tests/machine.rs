@@ -1,8 +1,9 @@
 //! Whole instructions on a vCPU in 64-bit mode: operand forms, faults, MXCSR, and the x87 unit under MMX.
-use crate::block::ModeKey;
 use crate::board::{Events, NoBoard};
-use crate::cpu::{Cpu, Exception, vector};
+use crate::cpu::Cpu;
 use crate::decode::decode_op;
+use crate::event::{Exception, vector};
+use crate::mode::ModeKey;
 use crate::model::CpuModel;
 use crate::state::{Fpu, Segment, cr0, cr4, efer, fl, gpr, seg};
 use iced_x86::{Code, EncodingKind, Instruction, OpKind, Register};

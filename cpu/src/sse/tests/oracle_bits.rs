@@ -1,8 +1,9 @@
 //! Operations on bits against the host's instructions.
+use super::super::exec::{VecFlags, VecOp, VecOp3, VecToInt};
 use super::super::int_lanes::*;
 use super::super::shuffle::*;
 use super::super::string_sse42::{Outcome, explicit, implicit};
-use super::super::{VecFlags, VecOp, VecOp3, VecToInt, crypto, host, moves};
+use super::super::{crypto, host, moves};
 use super::Random;
 use crate::state::fl;
 use std::arch::asm;

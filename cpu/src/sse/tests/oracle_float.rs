@@ -1,12 +1,13 @@
 //! Floating point: the portable arithmetic against the host's instructions, under every rounding mode with
 //! DAZ and FTZ.
 use super::super::convert::*;
+use super::super::exec::{FloatOp, FusedOp};
 use super::super::f16c::{Vcvtph2ps, Vcvtps2ph};
 use super::super::float_arith::*;
 use super::super::float_cmp::*;
 use super::super::fused::*;
 use super::super::mxcsr::{DAZ, DEFAULT, FLAGS, FTZ, RC_SHIFT};
-use super::super::{FloatOp, FusedOp, host, soft};
+use super::super::{host, soft};
 use super::Random;
 
 /// A number with a good chance of being special: zeros, infinities, NaNs, denormals, the least and greatest,

@@ -1,7 +1,7 @@
 //! Portable code against known answers.
-use super::super::VecOp;
 use super::super::crypto::{Aesdec, Aesdeclast, Aesenc, Aesenclast, Aesimc, Aeskeygenassist};
 use super::super::engine::evaluate;
+use super::super::exec::VecOp;
 use super::super::float_arith::{Addss, Divss, Dpps, Mulss};
 use super::super::mxcsr::{DE, DEFAULT, FTZ, OE, OM, PE, UE, UM, ZE};
 use super::super::soft::{rcp, rsqrt};

@@ -1,8 +1,9 @@
 //! VEX instructions on a vCPU: that all of x86-64-v3 is there, what turns them off, widths, alignment, faults.
 use super::machine::{DATA, execute, get, gp, machine, plain, put};
-use crate::block::ModeKey;
-use crate::cpu::{Cpu, vector};
+use crate::cpu::Cpu;
 use crate::decode::{build, decode_op};
+use crate::event::vector;
+use crate::mode::ModeKey;
 use crate::model::CpuModel;
 use crate::state::{cr0, cr4, gpr};
 use iced_x86::{Code, EncodingKind, Instruction, OpCodeOperandKind as K, OpKind, Register};
@@ -33,8 +34,8 @@ const B: u128 = 0x1f1e_1d1c_1b1a_1918_1716_1514_1312_1110;
 /// Whether the bytes are an instruction.
 fn defined(model: &CpuModel, mode: u32, bytes: &[u8]) -> bool {
     let (op, _) = decode_op(model, ModeKey(mode), bytes, 0).unwrap();
-    op.helper as usize != crate::interp::undefined as *const () as usize
-        || op.run as usize != crate::interp::run_ender as *const () as usize
+    op.helper as usize != crate::handler::undefined as *const () as usize
+        || op.run as usize != crate::handler::run_ender as *const () as usize
 }
 
 #[test]

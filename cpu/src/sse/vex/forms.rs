@@ -3,9 +3,9 @@
 //!
 //! A value is a pair of lanes, `[low, high]`; of 128-bit forms the high lane is a copy that nothing is made of.
 //! Memory operands need not be aligned.
+use super::super::exec::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecId, VecOp, VecOp3, VecToInt};
 use super::super::forms::form;
-use super::super::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecId, VecOp, VecOp3, VecToInt};
-use crate::cpu::Stop;
+use crate::event::Stop;
 use crate::exec::Sem;
 use crate::op::Op;
 use crate::sse::int_lanes::Psrldq;

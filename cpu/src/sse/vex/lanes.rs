@@ -1,6 +1,7 @@
 //! Operations that only VEX prefixes encode: broadcasts, shifts by counts of their own, permutations, tests of signs.
+use super::super::declare::vec_ops;
+use super::super::exec::{PairOp, VecFlags, VecId};
 use super::super::lanes::*;
-use super::super::{PairOp, VecFlags, VecId};
 use crate::state::fl;
 
 vec_ops! {

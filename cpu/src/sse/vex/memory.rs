@@ -1,8 +1,9 @@
 //! Instructions that access memory element by element: masked moves, which do not touch what is masked out, and
 //! gathers; and VCVTPS2PH to memory.
-use super::super::VecExec;
+use super::super::exec::VecExec;
 use super::super::f16c::Vcvtps2ph;
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
 use crate::op::{Helper, Op};
 use crate::state::gpr;
 use crate::width::{W32, W64, Width};

@@ -14,6 +14,7 @@ mod memory;
 
 use super::convert::*;
 use super::crypto::*;
+use super::exec::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
 use super::f16c::{Vcvtph2ps, Vcvtps2ph};
 use super::float_arith::*;
 use super::float_cmp::*;
@@ -22,7 +23,6 @@ use super::fused::*;
 use super::int_lanes::*;
 use super::moves::{Movhlps, Movhps, Movlhps, Movlps, Movq, Movsd, Movss};
 use super::shuffle::*;
-use super::{FloatOp, FusedOp, PairOp, VecExec, VecFlags, VecOp, VecOp3, VecToInt};
 use crate::width::{W8, W16, W32, W64, Width};
 use forms::*;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};

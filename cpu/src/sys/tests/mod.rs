@@ -1,9 +1,12 @@
-//! Small guests against the system instructions and event delivery: descriptor tables in RAM, a handler with HLT for each vector.
+//! Small guests against the system instructions and event delivery: descriptor tables in RAM, a handler with HLT for
+//! each vector.
 //!
-//! Each test puts a few instructions at [`CODE`], runs until HLT or shutdown, and looks at where the CPU came out and what it pushed.
+//! Each test puts a few instructions at [`CODE`], runs until HLT or shutdown, and looks at where the CPU came out and
+//! what it pushed.
 use super::descriptor::kind;
 use crate::board::{Board, Events};
-use crate::cpu::{Cpu, Exit};
+use crate::cpu::Cpu;
+use crate::event::Exit;
 use crate::model::CpuModel;
 use crate::state::{Segment, Table, cr0, cr4, efer, fl, gpr, seg};
 use iced_x86::code_asm::CodeAssembler;

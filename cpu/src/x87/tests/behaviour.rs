@@ -1,8 +1,8 @@
 //! Pending exceptions, #NM, FERR#, pointers, environments: what a program sees of the unit beyond results.
 use super::rig::{OPERAND, Rig};
-use crate::block::ModeKey;
-use crate::cpu::{Stop, vector};
 use crate::decode::decode_op;
+use crate::event::{Stop, vector};
+use crate::mode::ModeKey;
 use crate::state::{F80, Segment, cr0, fl, gpr, seg};
 use crate::x87::word::*;
 
@@ -108,7 +108,7 @@ fn a_fault_in_memory_changes_nothing() {
     let s = &mut rig.cpu.state;
     s.seg[seg::DS].limit = 0x1fff;
     let before = s.fpu;
-    rig.cpu.mode_key &= !crate::block::ModeKey::FLAT;
+    rig.cpu.mode_key &= !crate::mode::ModeKey::FLAT;
     rig.cpu.sync_segment(seg::DS);
     rig.cpu.sync_mode();
     let memory: [&[u8]; 7] = [

@@ -1,7 +1,8 @@
 //! A vCPU on a bare board, random operands, and execution of single instructions by their helpers.
-use crate::block::ModeKey;
 use crate::board::{Board, Events};
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::Cpu;
+use crate::event::Stop;
+use crate::mode::ModeKey;
 use crate::model::{CpuModel, Vendor};
 use crate::state::{F80, Segment, cr0, gpr, seg};
 use mynah_mmu::{GuestRam, PhysMemory};

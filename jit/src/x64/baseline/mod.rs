@@ -31,9 +31,9 @@ use crate::x64::stubs::Stubs;
 use crate::x64::x87::is_direct;
 use emit::Emitter;
 use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
-use mynah_cpu::block::{Block, ModeKey};
-use mynah_cpu::decode::bitness;
+use mynah_cpu::block::Block;
 use mynah_cpu::flags::pack;
+use mynah_cpu::mode::ModeKey;
 use mynah_cpu::op::HELPER;
 use mynah_cpu::tier::{BASELINE, Compiled, Enter, Link};
 use mynah_cpu::{Cpu, Op};
@@ -244,7 +244,7 @@ impl Baseline {
             let (distance, bytes) = bytes.unwrap_or_default();
             Mark { offset, lin: lin.wrapping_add(distance), bytes }
         };
-        (bitness(ModeKey(*key)), places.iter().enumerate().map(mark).collect())
+        (ModeKey(*key).bitness(), places.iter().enumerate().map(mark).collect())
     }
 
     fn address(&self, offset: usize) -> *const u8 {
@@ -579,7 +579,7 @@ fn decode(
     ops: &mut Vec<(Op, Option<(Instruction, bool)>)>,
 ) -> bool {
     let options = cpu.model.decoder_options();
-    let mut decoder = Decoder::with_ip(bitness(mode), block.bytes(), u64::from(first), options);
+    let mut decoder = Decoder::with_ip(mode.bitness(), block.bytes(), u64::from(first), options);
     for &op in plain {
         if op.len == 0 {
             ops.push((op, None));

@@ -1,99 +1,21 @@
-//! What a vCPU does, as text: the log of `-d`, and the state for a triple fault and for the monitor. Lines have the form of QEMU's, for who has tools
-//! that read them.
+//! What a vCPU does, as text: the log of `-d`, and the state for a triple fault and for the monitor. Lines have the
+//! form of QEMU's, for who has tools that read them.
 //!
-//! A vCPU without a [`Trace`] pays one test of a pointer per dispatcher turn and per delivered event. `exec` and `cpu` log the blocks that the dispatcher
-//! enters. For those that follow one another without it there is `nochain`: then blocks are not linked, and a translator is to compile each by
-//! itself ([`Cpu::sees_every_block`]), so that none is missed.
+//! A vCPU without a [`Trace`] pays one test of a pointer per dispatcher turn and per delivered event. `exec` and `cpu`
+//! log the blocks that the dispatcher enters. For those that follow one another without it there is `nochain`: then
+//! blocks are not linked, and a translator is to compile each by itself ([`Cpu::sees_every_block`]), so that none is
+//! missed.
+pub mod log;
+
 use crate::block::Block;
-use crate::cpu::{Cpu, vector};
+use crate::cpu::Cpu;
+use crate::event::{Event, EventKind, vector};
 use crate::state::{Activity, Segment, Shadow, cr0, fl, gpr, seg};
-use crate::sys::{Event, EventKind};
 use iced_x86::{Decoder, Formatter, NasmFormatter};
-use parking_lot::Mutex;
 use std::fmt::Write;
-use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-/// Guest code when it is decoded.
-pub const IN_ASM: u32 = 1 << 0;
-/// Blocks as they are entered.
-pub const EXEC: u32 = 1 << 1;
-/// Registers before each of these.
-pub const CPU: u32 = 1 << 2;
-/// x87 and SSE registers too, where `CPU` shows registers.
-pub const FPU: u32 = 1 << 3;
-/// Interrupts and exceptions.
-pub const INT: u32 = 1 << 4;
-/// The state before a reset.
-pub const RESET: u32 = 1 << 5;
-/// None of the blocks is to be missed.
-pub const EVERY_BLOCK: u32 = 1 << 7;
-/// What a translator has to say, which it says by [`Trace::put_at`].
-pub const TRANSLATOR: u32 = 1 << 6;
-
-/// Gives the name of what stands at a linear address, if it has one.
-pub type Names = Box<dyn Fn(u64) -> Option<String> + Send + Sync>;
-
-/// Where the log goes and what is in it.
-pub struct Trace {
-    items: u32,
-    names: Option<Names>,
-    /// Events logged.
-    events: AtomicU64,
-    /// First and last address, inclusive, of what is logged; empty for everything.
-    filter: Vec<(u64, u64)>,
-    out: Mutex<Box<dyn io::Write + Send>>,
-}
-
-impl Trace {
-    /// A log of `items` to `out`.
-    pub fn new(items: u32, filter: Vec<(u64, u64)>, out: Box<dyn io::Write + Send>) -> Self {
-        Self { items, names: None, events: AtomicU64::new(0), filter, out: Mutex::new(out) }
-    }
-
-    /// Has addresses of code named.
-    pub fn set_names(&mut self, names: Names) {
-        self.names = Some(names);
-    }
-
-    /// A name for a linear address, behind a blank, or nothing.
-    fn name(&self, lin: u64) -> String {
-        self.names.as_ref().and_then(|f| f(lin)).map_or(String::new(), |n| format!(" {n}"))
-    }
-
-    fn has(&self, items: u32) -> bool {
-        self.items & items != 0
-    }
-
-    fn wants(&self, ip: u64) -> bool {
-        self.filter.is_empty() || self.filter.iter().any(|&(a, b)| (a..=b).contains(&ip))
-    }
-
-    /// Adds a text to the log.
-    pub fn put(&self, text: &str) {
-        // A log that cannot be written must not stop the guest.
-        let _ = self.out.lock().write_all(text.as_bytes());
-    }
-
-    /// Adds a text about the code at a linear address, if that is to be logged.
-    pub fn put_at(&self, lin: u64, text: &str) {
-        if self.wants(lin) {
-            self.put(text);
-        }
-    }
-
-    /// Writes out what is buffered, and waits for who is writing.
-    pub fn flush(&self) {
-        let _ = self.out.lock().flush();
-    }
-
-    /// Writes out what is buffered, unless somebody is writing.
-    pub fn try_flush(&self) {
-        if let Some(mut out) = self.out.try_lock() {
-            let _ = out.flush();
-        }
-    }
-}
+pub use log::{CPU, EVERY_BLOCK, EXEC, FPU, IN_ASM, INT, Names, RESET, TRANSLATOR, Trace};
 
 impl Cpu {
     /// Logs what this vCPU does from now on.
@@ -102,7 +24,8 @@ impl Cpu {
         self.trace = Some(trace);
     }
 
-    /// Whether the log is to have each block that is run: a translator should not put several into one piece of code then.
+    /// Whether the log is to have each block that is run: a translator should not put several into one piece of code
+    /// then.
     pub fn sees_every_block(&self) -> bool {
         self.unchained
     }
@@ -151,7 +74,7 @@ impl Cpu {
         if !t.has(IN_ASM) || !t.wants(lin) {
             return;
         }
-        let bits = crate::decode::bitness(crate::block::ModeKey(self.mode_key));
+        let bits = crate::mode::ModeKey(self.mode_key).bitness();
         let mut text = format!("----------------\nIN:{}\n", t.name(lin));
         let mut formatter = NasmFormatter::new();
         for i in &mut Decoder::with_ip(bits, bytes, lin, self.model.decoder_options()) {

@@ -1,25 +1,32 @@
-//! The translator checked against the interpreter while a guest runs: compiled code is run, taken back, and its instructions are interpreted; then
-//! registers, flags, vectors, the x87 unit and all memory that either has written must be the same.
+//! The translator checked against the interpreter while a guest runs: compiled code is run, taken back, and its
+//! instructions are interpreted; then registers, flags, vectors, the x87 unit and all memory that either has written
+//! must be the same.
 //!
 //! ```text
 //!   state, TLB empty --code--> state A, pages written (old contents kept) --back--> state --interpreter, as many instructions--> state B = A?
 //! ```
 //!
-//! * Memory is taken back by pages: with an empty TLB the first write to a page comes through [`Cpu`]'s slow path, which keeps a copy of it.
-//! * What cannot be done twice is not done in checked code: ports, devices, time, and all that changes modes ([`is_repeatable`]) leaves the code before
-//!   the instruction, and the interpreter executes it as ever. A device that is met inside an instruction ends it unfinished; then what has been done
-//!   is kept unchecked.
-//! * Code is checked the first times that it is entered and then now and then, since a check costs some ten thousand host instructions. Regions do not
-//!   lead to one another meanwhile: each is entered from here.
+//! * Memory is taken back by pages: with an empty TLB the first write to a page comes through [`Cpu`]'s slow path,
+//!   which keeps a copy of it.
+//! * What cannot be done twice is not done in checked code: ports, devices, time, and all that changes modes
+//!   ([`is_repeatable`]) leaves the code before the instruction, and the interpreter executes it as ever. A device
+//!   that is met inside an instruction ends it unfinished; then what has been done is kept unchecked.
+//! * Code is checked the first times that it is entered and then now and then, since a check costs some ten thousand
+//!   host instructions. Regions do not lead to one another meanwhile: each is entered from here.
 //!
-//! Others write to memory, too. The other vCPUs stand still meanwhile ([`crate::world::World::exclusive`]). Devices do not: a difference is believed only
-//! if it shows each time that the same stretch is checked again ([`ATTEMPTS`]); if it does not, the stretch is void, and what was written meanwhile is
-//! put back where neither code nor interpreter has written. Of a page that they have written to only the bytes that have changed are taken back.
+//! Others write to memory, too. The other vCPUs stand still meanwhile ([`crate::world::World::exclusive`]). Devices do
+//! not: a difference is believed only if it shows each time that the same stretch is checked again ([`ATTEMPTS`]); if
+//! it does not, the stretch is void, and what was written meanwhile is put back where neither code nor interpreter has
+//! written. Of a page that they have written to only the bytes that have changed are taken back.
 //!
-//! Flags that the architecture leaves undefined are the host's in code of the baseline. They are not compared where the stretch ends; a stretch that
-//! differs and looks at them before (PUSHF does) is not judged.
-use crate::block::{Block, ModeKey};
-use crate::cpu::{Cpu, Exception};
+//! Flags that the architecture leaves undefined are the host's in code of the baseline. They are not compared where
+//! the stretch ends; a stretch that differs and looks at them before (PUSHF does) is not judged.
+pub(crate) mod kept;
+
+use crate::block::Block;
+use crate::cpu::Cpu;
+use crate::event::Exception;
+use crate::mode::ModeKey;
 use crate::op::{REP, REPNE};
 use crate::state::{State, fl, gpr, seg};
 use crate::tier::{Compiled, LEFT_INTERPRET};
@@ -31,6 +38,9 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;
 use std::sync::OnceLock;
 
+use kept::{Check, Kept};
+pub use kept::{Checked, Report};
+
 /// Times that code is checked when it is new.
 const FIRST: u64 = 16;
 /// Then one time in so many.
@@ -41,25 +51,6 @@ const SHOWN: usize = 40;
 const TRAIL: usize = 512;
 /// Times that a stretch must show a difference.
 const ATTEMPTS: usize = 3;
-
-/// A page of host memory and what it held.
-pub(crate) type Kept = (*mut u8, Box<[u8; PAGE_SIZE as usize]>);
-
-/// Called with the description of the first difference; the vCPU stops then.
-pub type Report = Box<dyn FnMut(String) + Send>;
-
-/// What has been checked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Checked {
-    /// Entries of compiled code that were checked.
-    pub entries: u64,
-    /// Instructions in them.
-    pub instructions: u64,
-    /// Entries that were let through unchecked, having met something that cannot be done twice, or differed and looked at undefined flags.
-    pub unchecked: u64,
-    /// Entries that showed a difference, but not again: somebody else has written to memory meanwhile.
-    pub void: u64,
-}
 
 /// An instruction that was interpreted.
 struct Interpreted {
@@ -97,14 +88,6 @@ struct Comparison {
     strays: Vec<Stray>,
 }
 
-pub(crate) struct Check {
-    report: Report,
-    every: u64,
-    entered: HashMap<(u64, u32), u64>,
-    done: Checked,
-    failed: bool,
-}
-
 impl Cpu {
     /// Has compiled code checked: all of it (`all`), or what is new and a sample of the rest.
     pub fn check_translator(&mut self, all: bool, report: Report) {
@@ -133,7 +116,8 @@ impl Cpu {
             return;
         }
         let mut copy = Box::new([0; PAGE_SIZE as usize]);
-        // SAFETY: the slow path of memory accesses gives addresses in pages of RAM, which is mapped as long as `mem` lives.
+        // SAFETY: the slow path of memory accesses gives addresses in pages of RAM, which is mapped as long as `mem`
+        // lives.
         unsafe { copy.as_mut_ptr().copy_from_nonoverlapping(page, PAGE_SIZE as usize) };
         kept.push((page, copy));
     }
@@ -315,7 +299,8 @@ impl Cpu {
         self.state.gpr[gpr::RIP].wrapping_add(base)
     }
 
-    /// Adds what differs between pages as the code has left them and as they are now; which bytes that are. `olds` holds what was in the same pages before.
+    /// Adds what differs between pages as the code has left them and as they are now; which bytes that are. `olds`
+    /// holds what was in the same pages before.
     fn compare_pages(&self, translated: &[Kept], olds: &[Kept], all: &mut Vec<String>) -> Vec<Stray> {
         let ram = self.mem.ram().base() as u64;
         let mut strays = Vec::new();
@@ -369,13 +354,13 @@ impl Cpu {
     fn decode_again(&mut self, done: &Interpreted) -> Option<(u64, [u8; 15], Instruction)> {
         let mut bytes = [0; 15];
         let phys = self.peek_code(done.lin, &mut bytes).ok()?;
-        let bits = crate::decode::bitness(ModeKey(done.key));
+        let bits = ModeKey(done.key).bitness();
         let options = self.model.decoder_options();
         Some((phys, bytes, Decoder::with_ip(bits, &bytes, done.lin, options).decode()))
     }
 
-    /// The arithmetic flags that are undefined behind these instructions, of which the last has no effect if it `faulted`; and whether one of them looks at
-    /// what is undefined before it.
+    /// The arithmetic flags that are undefined behind these instructions, of which the last has no effect if it
+    /// `faulted`; and whether one of them looks at what is undefined before it.
     fn undefined_flags(&mut self, trail: &VecDeque<Interpreted>, faulted: bool) -> (u64, bool) {
         let completed = trail.len() - usize::from(faulted && !trail.is_empty());
         let (mut undefined, mut looks) = (0, false);
@@ -414,7 +399,8 @@ fn copy_of(page: *mut u8) -> Box<[u8; PAGE_SIZE as usize]> {
     copy
 }
 
-/// Restores what `old` holds of pages that hold `new`, byte by byte: what others write meanwhile is to stay where it can.
+/// Restores what `old` holds of pages that hold `new`, byte by byte: what others write meanwhile is to stay where it
+/// can.
 fn take_back(old: &[Kept], new: &[Kept]) {
     for ((page, old), (_, new)) in old.iter().zip(new) {
         for n in (0..PAGE_SIZE as usize).step_by(8).filter(|&n| old[n..n + 8] != new[n..n + 8]) {
@@ -531,8 +517,8 @@ fn compare_states(interpreted: &State, translated: &State, undefined: impl FnOnc
     all
 }
 
-/// Whether executing an instruction, taking all it did back and executing it again does the same, and touches nothing but registers, flags and
-/// memory; for instructions that compiled code calls the interpreter for.
+/// Whether executing an instruction, taking all it did back and executing it again does the same, and touches nothing
+/// but registers, flags and memory; for instructions that compiled code calls the interpreter for.
 pub fn is_repeatable(code: Code) -> bool {
     static ALL: OnceLock<Vec<bool>> = OnceLock::new();
     let all = ALL.get_or_init(|| Code::values().map(repeatable).collect());
