@@ -160,6 +160,7 @@ fn end_of_interrupt(a: &mut CodeAssembler, slave: bool) -> Result<(), IcedError>
     a.iret()
 }
 
+/// The program of the ROM: services and interrupts, and what they end in.
 fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
     let mut plan = Plan {
         stubs: Vec::new(),
@@ -171,6 +172,34 @@ fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
         print_screen: a.create_label(),
         post: a.create_label(),
     };
+    services(a, &mut plan)?;
+    timer_interrupt(a, &mut plan)?;
+    keyboard_interrupt(a, &mut plan)?;
+    clock_interrupt(a, &mut plan)?;
+    redirected_interrupts(a, &mut plan)?;
+    stray_interrupts(a, &mut plan)?;
+    a.set_label(&mut plan.nothing)?;
+    a.iret()?;
+    a.set_label(&mut plan.halt)?;
+    a.sti()?;
+    a.hlt()?;
+    a.jmp(plan.halt)?;
+    a.set_label(&mut plan.post)?;
+    call(a, &mut plan, Service::Reset)?;
+    a.jmp(plan.halt)?;
+    Ok(plan)
+}
+
+/// A handler begins here.
+fn handler(a: &mut CodeAssembler, plan: &mut Plan, vectors: Vec<u8>) -> Result<(), IcedError> {
+    let mut entry = a.create_label();
+    a.set_label(&mut entry)?;
+    plan.handlers.push((vectors, entry));
+    Ok(())
+}
+
+/// What programs call.
+fn services(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
     for (vector, service) in [
         (0x10, Service::Video),
         (0x11, Service::Equipment),
@@ -184,30 +213,32 @@ fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
         (0x19, Service::Boot),
         (0x1a, Service::Clock),
     ] {
-        let mut entry = a.create_label();
-        a.set_label(&mut entry)?;
-        call(a, &mut plan, service)?;
+        handler(a, plan, vec![vector])?;
+        call(a, plan, service)?;
         a.iret()?;
-        plan.handlers.push((vec![vector], entry));
     }
+    Ok(())
+}
 
-    let mut entry = a.create_label();
-    a.set_label(&mut entry)?;
-    call(a, &mut plan, Service::Tick)?;
+/// IRQ 0.
+fn timer_interrupt(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
+    handler(a, plan, vec![0x08])?;
+    call(a, plan, Service::Tick)?;
     a.int(0x1c)?;
-    end_of_interrupt(a, false)?;
-    plan.handlers.push((vec![0x08], entry));
+    end_of_interrupt(a, false)
+}
 
-    // IRQ 1: INT 15h 4Fh may change or take the code.
-    let (mut entry, mut taken, mut special) = (a.create_label(), a.create_label(), a.create_label());
-    a.set_label(&mut entry)?;
+/// IRQ 1: INT 15h 4Fh may change or take the code.
+fn keyboard_interrupt(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
+    let (mut taken, mut special) = (a.create_label(), a.create_label());
+    handler(a, plan, vec![0x09])?;
     a.push(ax)?;
     a.in_(al, 0x60)?;
     a.mov(ah, 0x4f)?;
     a.stc()?;
     a.int(0x15)?;
     a.jnc(taken)?;
-    call(a, &mut plan, Service::Scancode)?;
+    call(a, plan, Service::Scancode)?;
     a.set_label(&mut taken)?;
     a.pop(ax)?;
     end_of_interrupt(a, false)?;
@@ -218,34 +249,34 @@ fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
     a.int(0x05)?;
     a.set_label(&mut special)?;
     a.pop(ax)?;
-    end_of_interrupt(a, false)?;
-    plan.handlers.push((vec![0x09], entry));
+    end_of_interrupt(a, false)
+}
 
-    // IRQ 8.
-    let (mut entry, mut done) = (a.create_label(), a.create_label());
-    a.set_label(&mut entry)?;
-    call(a, &mut plan, Service::RtcInterrupt)?;
+/// IRQ 8.
+fn clock_interrupt(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
+    let mut done = a.create_label();
+    handler(a, plan, vec![0x70])?;
+    call(a, plan, Service::RtcInterrupt)?;
     a.jmp(done)?;
     a.set_label(&mut plan.alarm)?;
     a.int(0x4a)?;
     a.set_label(&mut done)?;
-    end_of_interrupt(a, true)?;
-    plan.handlers.push((vec![0x70], entry));
+    end_of_interrupt(a, true)
+}
 
-    // IRQ 9 is what IRQ 2 was on a PC.
-    let mut entry = a.create_label();
-    a.set_label(&mut entry)?;
+/// Interrupts that were others on a PC.
+fn redirected_interrupts(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
+    // IRQ 9 is what IRQ 2 was.
+    handler(a, plan, vec![0x71])?;
     a.push(ax)?;
     a.mov(al, 0x20)?;
     a.out(0xa0, al)?;
     a.pop(ax)?;
     a.int(0x0a)?;
     a.iret()?;
-    plan.handlers.push((vec![0x71], entry));
 
-    // IRQ 13: clears the x87's busy latch, and is the NMI that it was on a PC.
-    let mut entry = a.create_label();
-    a.set_label(&mut entry)?;
+    // IRQ 13: clears the x87's busy latch, and is the NMI that it was.
+    handler(a, plan, vec![0x75])?;
     a.push(ax)?;
     a.xor(al, al)?;
     a.out(0xf0, al)?;
@@ -254,27 +285,14 @@ fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
     a.out(0x20, al)?;
     a.pop(ax)?;
     a.int(0x02)?;
-    a.iret()?;
-    plan.handlers.push((vec![0x75], entry));
+    a.iret()
+}
 
-    // The others: of the master 2 to 7, of the slave.
-    let mut entry = a.create_label();
-    a.set_label(&mut entry)?;
-    call(a, &mut plan, Service::StrayInterrupt)?;
-    a.iret()?;
-    let stray = (0x0a..0x10).chain([0x72, 0x73, 0x74, 0x76, 0x77]).collect();
-    plan.handlers.push((stray, entry));
-
-    a.set_label(&mut plan.nothing)?;
-    a.iret()?;
-    a.set_label(&mut plan.halt)?;
-    a.sti()?;
-    a.hlt()?;
-    a.jmp(plan.halt)?;
-    a.set_label(&mut plan.post)?;
-    call(a, &mut plan, Service::Reset)?;
-    a.jmp(plan.halt)?;
-    Ok(plan)
+/// The others: of the master 2 to 7, of the slave.
+fn stray_interrupts(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
+    handler(a, plan, (0x0a..0x10).chain([0x72, 0x73, 0x74, 0x76, 0x77]).collect())?;
+    call(a, plan, Service::StrayInterrupt)?;
+    a.iret()
 }
 
 impl Rom {
