@@ -74,11 +74,23 @@ pub fn config(program: &str, args: &[OsString]) -> Result<Config, Error> {
 
 fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) -> Result<(), Error> {
     let option = given.option;
-    let path = || PathBuf::from(&given.value);
-    let target = || char_arg::target(&given.dashed(), given.text()?);
     match option.name {
         "h" | "help" => return Err(Error::info(help::run(program))),
         "version" => return Err(Error::info(help::version())),
+        _ => {}
+    }
+    let known = machine_option(given, config, seen)?
+        || boot_option(given, config, seen)?
+        || console_option(given, config, seen)?
+        || device_option(given, config, seen)?
+        || run_option(given, config)?;
+    debug_assert!(known || option.status == Status::Harmless, "-{} has no handler", option.name);
+    Ok(())
+}
+
+/// What the machine is. False if it is another option.
+fn machine_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result<bool, Error> {
+    match given.option.name {
         "machine" | "M" => {
             let arg = machine_arg::machine(given.text()?, &mut config.machine)?;
             seen.accel_from_machine.extend(arg.accel);
@@ -122,7 +134,15 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
             let seed = number_from(text, 0, u64::MAX);
             config.seed = Some(seed.map_err(|why| Error::new(format!("-seed {text}: {why}")))?);
         }
-        "nodefaults" => config.no_defaults = true,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// What it starts from. False if it is another option.
+fn boot_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result<bool, Error> {
+    let path = || PathBuf::from(&given.value);
+    match given.option.name {
         "kernel" => (config.kernel, seen.kernel_option) = (Some(path()), "-kernel"),
         "initrd" => config.initrd = Some(given.text()?.into()),
         "append" => (config.append, seen.append) = (given.text()?.into(), true),
@@ -131,6 +151,15 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "L" => config.firmware_dirs.push(path()),
         "boot" => run_arg::boot(given.text()?, &mut config.boot)?,
         "fw_cfg" => config.fw_cfg.push(run_arg::fw_cfg(given.text()?)?),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// Its consoles and displays. False if it is another option.
+fn console_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result<bool, Error> {
+    let target = || char_arg::target(&given.dashed(), given.text()?);
+    match given.option.name {
         "nographic" => config.nographic = true,
         "serial" => {
             seen.serial = true;
@@ -164,6 +193,15 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "echr" => config.escape = run_arg::escape(given.text()?)?,
         "display" => config.display = display(given.text()?)?,
         "vga" => config.vga = Some(word(given, ADAPTERS)?),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// What is plugged in. False if it is another option.
+fn device_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result<bool, Error> {
+    match given.option.name {
+        "nodefaults" => config.no_defaults = true,
         "device" => {
             let device = device_arg::device(given.text()?)?;
             let id = &device.values.id;
@@ -174,11 +212,20 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         }
         "drive" => config.drives.push(drive_arg::drive(given.text()?)?),
         "hda" | "hdb" | "hdc" | "hdd" | "cdrom" | "fda" | "fdb" | "pflash" => {
-            let name = if given.alone { drive_arg::ALONE } else { option.name };
+            let name = if given.alone { drive_arg::ALONE } else { given.option.name };
             config.drives.push(drive_arg::plain_drive(name, &given.value));
         }
         "snapshot" => seen.snapshot = true,
-        "nic" | "netdev" | "net" => config.nets.push(run_arg::net(option.name, given.text()?)?),
+        "nic" | "netdev" | "net" => config.nets.push(run_arg::net(given.option.name, given.text()?)?),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// How it runs, and what is told of it. False if it is another option.
+fn run_option(given: &Given, config: &mut Config) -> Result<bool, Error> {
+    let path = || PathBuf::from(&given.value);
+    match given.option.name {
         "no-reboot" => config.on_reboot = RebootAction::Shutdown,
         "no-shutdown" => config.on_shutdown = ShutdownAction::Pause,
         "action" => run_arg::action(given.text()?, config)?,
@@ -204,9 +251,9 @@ fn option(given: &Given, program: &str, config: &mut Config, seen: &mut Seen) ->
         "qmp" => config.qmp.push(given.text()?.into()),
         "icount" => config.icount = Some(given.text()?.into()),
         "daemonize" => config.daemonize = true,
-        _ => debug_assert_eq!(option.status, Status::Harmless, "-{} has no handler", option.name),
+        _ => return Ok(false),
     }
-    Ok(())
+    Ok(true)
 }
 
 /// `-name [guest=]NAME[,process=...][,debug-threads=...]`: only the guest's name means something.
