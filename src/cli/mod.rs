@@ -17,6 +17,7 @@ pub mod demo;
 pub mod device_arg;
 pub mod drive_arg;
 pub mod help;
+pub mod image;
 pub mod machine_arg;
 pub mod options;
 pub mod parse;
@@ -87,6 +88,8 @@ enum Command {
         #[command(subcommand)]
         command: GuestsCommand,
     },
+    /// Make, look at and change disk images, as qemu-img does
+    Image(image::ImageArgs),
     /// Print the version
     Version,
 }
@@ -173,6 +176,7 @@ fn commands(args: &[OsString]) -> i32 {
         Command::Run | Command::Qemu => run_machine("mynah", "mynah run", &[]),
         Command::Demo(args) => demo::run(&args),
         Command::Guests { command } => guests_command(command).map(|()| 0),
+        Command::Image(args) => image::run(&args),
         Command::Version => Err(Error::info(help::version()).into()),
     };
     report("mynah", result)

@@ -91,6 +91,14 @@ pub trait Image: Send + Sync {
         Err(unsupported(format!("the format '{}' has no backing files", self.format())))
     }
 
+    /// Has nothing of its own any more: what it stands on shows everywhere.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the format stands on nothing; as [`Image::write`].
+    fn make_empty(&self) -> io::Result<()> {
+        Err(unsupported(format!("the format '{}' has no backing files", self.format())))
+    }
+
     /// Writes compressed what makes up one cluster, or what is left of the last one.
     ///
     /// # Errors

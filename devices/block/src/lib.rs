@@ -10,12 +10,14 @@
 //! and their ends are told, so that neither a vCPU nor the event loop ever waits for a disk. What becomes of errors
 //! (`werror=`, `rerror=`), of media that are changed, and of requests under way when the machine is paused is the
 //! drive's concern: a device gets a result.
+mod create;
 mod drive;
 mod host;
 mod image;
 mod lock;
 mod memory;
 mod open;
+pub mod ops;
 mod probe;
 pub mod qcow2;
 mod raw;
@@ -23,6 +25,7 @@ mod storage;
 #[cfg(test)]
 mod testing;
 
+pub use create::{FormatOption, create, format_options, qcow2_options};
 pub use drive::{
     Counts, Drive, DriveError, Locked, MediumWatcher, OnError, Options, Reply, Request, Stopper,
 };

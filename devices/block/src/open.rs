@@ -100,6 +100,8 @@ pub struct OpenOptions {
     pub force_share: bool,
     /// To check or repair it: damage is no reason not to open it.
     pub check: bool,
+    /// What it held when this internal snapshot was made; for reading only.
+    pub at_snapshot: Option<String>,
 }
 
 impl OpenOptions {
@@ -183,14 +185,23 @@ fn open_in_chain(options: &OpenOptions, above: &mut Vec<PathBuf>) -> Result<Arc<
     let read_only = options.read_only || options.snapshot;
     let storage: Arc<dyn Storage> = file;
     let image: Arc<dyn Image> = match format {
-        "raw" => Arc::new(Raw::open(storage, read_only, options.format.is_none()).map_err(error)?),
+        "raw" if options.at_snapshot.is_none() => {
+            Arc::new(Raw::open(storage, read_only, options.format.is_none()).map_err(error)?)
+        }
         "qcow2" => {
             let name = Qcow2::backing_name(&*storage).map_err(error)?;
             above.push(canonical.clone());
             let backing = open_backing(options, &canonical, &name, above)?;
             above.pop();
             let mode = OpenMode { read_only, check: options.check };
-            Arc::new(Qcow2::open(storage, backing, mode).map_err(error)?)
+            let image = Qcow2::open(storage, backing, mode).map_err(error)?;
+            if let Some(name) = &options.at_snapshot {
+                image.show_snapshot(name).map_err(error)?;
+            }
+            Arc::new(image)
+        }
+        other if options.at_snapshot.is_some() && FORMATS.contains(&other) => {
+            return Err(invalid(format!("the format '{other}' has no internal snapshots")));
         }
         other => {
             return Err(invalid(format!(
@@ -245,6 +256,7 @@ fn open_backing(
         snapshot: false,
         force_share: options.force_share,
         check: false,
+        at_snapshot: None,
     };
     open_in_chain(&lower, above).map(Some)
 }

@@ -599,6 +599,11 @@ impl Image for Qcow2 {
         self.set_backing(&BackingName { file: file.map(Into::into), format: format.map(Into::into) })
     }
 
+    fn make_empty(&self) -> io::Result<()> {
+        self.may_write()?;
+        self.forget_all()
+    }
+
     fn write_compressed(&self, at: u64, data: &[u8]) -> io::Result<()> {
         within(self.size(), at, data.len() as u64)?;
         self.may_write()?;

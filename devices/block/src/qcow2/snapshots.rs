@@ -5,7 +5,7 @@
 use super::header::{self, Header};
 use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2};
 use crate::image::{Image as _, Snapshot};
-use crate::storage::{Storage, be32, be64, damaged};
+use crate::storage::{Storage, be32, be64, damaged, unsupported};
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -156,6 +156,27 @@ impl Qcow2 {
         })
     }
 
+    /// Has this image, which is opened for reading, show what it held when `name` was made.
+    ///
+    /// # Errors
+    /// There is no such snapshot; its table is damaged; the host's.
+    pub fn show_snapshot(&self, name: &str) -> io::Result<()> {
+        if !self.read_only {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "only what is not written shows a snapshot",
+            ));
+        }
+        let meta = self.meta.lock();
+        let entry = &meta.snapshots[self.find_snapshot(&meta, name)?];
+        let l1 = self.read_table(entry.l1_offset, entry.l1_size as usize)?;
+        let mut tables = self.tables.write();
+        tables.l1 = l1;
+        tables.l2.clear();
+        self.size.store(entry.disk_size(self.size()), Relaxed);
+        Ok(())
+    }
+
     /// See [`crate::Image::snapshot_create`].
     pub(super) fn create_snapshot(&self, name: &str) -> io::Result<()> {
         let mut meta = self.settle();
@@ -212,6 +233,9 @@ impl Qcow2 {
         self.flush_alone(&mut meta)?;
         let (l1_offset, l1_size) = (meta.snapshots[index].l1_offset, meta.snapshots[index].l1_size);
         let size = meta.snapshots[index].disk_size(self.size());
+        if !self.zeros && size != self.size() {
+            return Err(unsupported("the snapshot has another size, and version 2 images keep theirs"));
+        }
         let new = self.read_table(l1_offset, l1_size as usize)?;
         let old = self.tables.read().l1.clone();
         self.check_room(&mut meta, &new)?;

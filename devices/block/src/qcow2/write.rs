@@ -2,7 +2,7 @@
 use super::header::MAX_L1_BYTES;
 use super::{COMPRESSED, COPIED, L2, Mapping, Meta, OFFSET, Qcow2, ZERO, compress, header};
 use crate::image::Image as _;
-use crate::storage::damaged;
+use crate::storage::{damaged, unsupported};
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
@@ -523,6 +523,14 @@ impl Qcow2 {
         self.write_zeros(at, end - at)
     }
 
+    /// As [`crate::Image::make_empty`].
+    pub(super) fn forget_all(&self) -> io::Result<()> {
+        self.by_clusters(0, self.size(), &mut |_, _| Ok(()), &mut |clusters| {
+            self.change_entries(clusters, |_, _| 0)
+        })?;
+        self.flush()
+    }
+
     /// Gives the entries of `clusters`, which have one L2 table, new values: by what they are now, and by whether
     /// the backing file has something there.
     fn change_entries(&self, clusters: Range<u64>, new: impl Fn(Mapping, bool) -> u64) -> io::Result<()> {
@@ -552,6 +560,11 @@ impl Qcow2 {
     /// As [`crate::Image::resize`].
     pub(super) fn set_size(&self, size: u64) -> io::Result<()> {
         let old = self.size();
+        if !self.zeros && !self.meta.lock().snapshots.is_empty() {
+            return Err(unsupported(
+                "a version 2 image that has snapshots keeps its size: a snapshot of it has no size of its own",
+            ));
+        }
         if size < old {
             self.shrink(size, old)?;
         }

@@ -1,0 +1,407 @@
+//! Images that are made by us are read by QEMU's tools, and theirs by us, bit for bit; what was flushed before a kill is
+//! there after it. Needs Debian's `qemu-utils`; says so where they are not there.
+//!
+//! `MYNAH_IMAGE_HISTORIES` is the number of random histories (default 12), `MYNAH_SEED` where the seeds begin.
+#![cfg(target_os = "linux")]
+mod kit;
+
+use kit::*;
+use mynah_block::qcow2::{Compression, CreateOptions, Qcow2};
+use mynah_block::{Backing, HostFile, Image, OpenOptions, Storage, open};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+fn create(path: &Path, options: &CreateOptions) {
+    fs::File::create(path).unwrap();
+    let storage: Arc<dyn Storage> = Arc::new(HostFile::open(path, true, false).unwrap());
+    Qcow2::create(&storage, options).unwrap();
+}
+
+fn ours(path: &Path) -> Arc<dyn Image> {
+    open(&OpenOptions { format: Some("qcow2".into()), ..OpenOptions::new(path) }).unwrap()
+}
+
+/// The disk's bytes as QEMU reads them.
+fn as_qemu_reads(folder: &Folder, path: &Path) -> Vec<u8> {
+    let raw = folder.path("qemu.raw");
+    qemu_img(&["convert", "-O", "raw", path.to_str().unwrap(), raw.to_str().unwrap()]);
+    fs::read(raw).unwrap()
+}
+
+/// One random change by us.
+fn change(rng: &mut Rng, image: &dyn Image, model: &mut Vec<u8>) {
+    let size = model.len() as u64;
+    let at = rng.below(size);
+    let len = 1 + rng.below((size - at).min(200_000));
+    let range = at as usize..(at + len) as usize;
+    match rng.below(10) {
+        0..=4 => {
+            let data = rng.pattern(len as usize);
+            image.write(at, &data).unwrap();
+            model[range].copy_from_slice(&data);
+        }
+        5 | 6 => {
+            image.zero(at, len, rng.below(2) == 0).unwrap();
+            model[range].fill(0);
+        }
+        7 => {
+            let cluster = image.details().cluster_size.unwrap();
+            let at = at & !(cluster - 1);
+            let data = rng.pattern(cluster.min(size - at) as usize);
+            image.write_compressed(at, &data).unwrap();
+            model[at as usize..at as usize + data.len()].copy_from_slice(&data);
+        }
+        8 => {
+            let size = (1 + rng.below(size * 5 / 4)) as usize & !511 | 512;
+            // Version 2 images with snapshots keep their size.
+            if image.resize(size as u64).is_ok() {
+                model.resize(size, 0);
+            }
+        }
+        _ => image.flush().unwrap(),
+    }
+}
+
+/// Some changes by `qemu-io`, at multiples of 512 as it likes them.
+fn change_by_qemu(rng: &mut Rng, path: &Path, model: &mut [u8]) {
+    let mut commands = Vec::new();
+    for _ in 0..8 {
+        let sectors = model.len() as u64 / 512;
+        let at = rng.below(sectors);
+        let len = (1 + rng.below((sectors - at).min(300))) * 512;
+        let at = at * 512;
+        let range = at as usize..(at + len) as usize;
+        let byte = rng.next() as u8;
+        match rng.below(4) {
+            0 => {
+                commands.push(format!("write -z -u {at} {len}"));
+                model[range].fill(0);
+            }
+            _ => {
+                commands.push(format!("write -P {byte} {at} {len}"));
+                model[range].fill(byte);
+            }
+        }
+    }
+    let mut args: Vec<&str> = Vec::new();
+    for command in &commands {
+        args.extend(["-c", command]);
+    }
+    let out = Command::new("qemu-io").args(["-f", "qcow2"]).args(args).arg(path).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && !text.contains("failed"), "{text}");
+}
+
+#[test]
+fn histories_by_us_and_by_qemu_are_read_bit_for_bit_by_the_other() {
+    if !qemu_there() {
+        return;
+    }
+    let first = number("MYNAH_SEED", 1);
+    for seed in first..first + number("MYNAH_IMAGE_HISTORIES", 12) {
+        let rng = &mut Rng(seed);
+        let folder = Folder::new("histories");
+        let (path, base) = (folder.path("a.qcow2"), folder.path("base.raw"));
+        let version = if rng.below(4) == 0 { 2 } else { 3 };
+        let cluster_size = 512 << rng.below(9);
+        let zstd = version == 3 && rng.below(2) == 0;
+        let mut options = CreateOptions {
+            size: (1 + rng.below(8000)) * 512,
+            version,
+            cluster_size,
+            refcount_bits: if version == 2 { 16 } else { 8 << rng.below(4) },
+            compression: if zstd { Compression::Zstd } else { Compression::Zlib },
+            ..CreateOptions::default()
+        };
+        let mut model = Vec::new();
+        if rng.below(2) == 0 {
+            let len = 512 * (1 + rng.below(options.size / 512 + 10)) as usize;
+            model = rng.pattern(len);
+            fs::write(&base, &model).unwrap();
+            options.backing.file = Some("base.raw".into());
+            options.backing.format = Some("raw".into());
+        }
+        model.resize(options.size as usize, 0);
+        create(&path, &options);
+        let what = |round: u64| format!("seed {seed}, round {round}, {options:?}");
+        let mut saved: Vec<(String, Vec<u8>)> = Vec::new();
+        for round in 0..4 {
+            let image = ours(&path);
+            for _ in 0..12 {
+                change(rng, &*image, &mut model);
+            }
+            if rng.below(2) == 0 {
+                let name = format!("ours{round}");
+                image.snapshot_create(&name).unwrap();
+                saved.push((name, model.clone()));
+                change(rng, &*image, &mut model);
+            }
+            drop(image);
+            qemu_img(&["check", path.to_str().unwrap()]);
+            let theirs = as_qemu_reads(&folder, &path);
+            assert!(theirs[..model.len()] == model, "QEMU reads something else: {}", what(round));
+            if model.len() % 512 == 0 {
+                change_by_qemu(rng, &path, &mut model);
+            }
+            if rng.below(2) == 0 {
+                let name = format!("theirs{round}");
+                qemu_img(&["snapshot", "-c", &name, path.to_str().unwrap()]);
+                saved.push((name, model.clone()));
+            }
+            if saved.len() > 1 && rng.below(2) == 0 {
+                let (name, then) = saved[rng.below(saved.len() as u64) as usize].clone();
+                assert!(version == 3 || then.len() == model.len());
+                if rng.below(2) == 0 {
+                    ours(&path).snapshot_apply(&name).unwrap();
+                } else {
+                    qemu_img(&["snapshot", "-a", &name, path.to_str().unwrap()]);
+                }
+                model = then;
+            }
+            if saved.len() > 2 {
+                let (name, _) = saved.remove(rng.below(saved.len() as u64) as usize);
+                if rng.below(2) == 0 {
+                    ours(&path).snapshot_delete(&name).unwrap();
+                } else {
+                    qemu_img(&["snapshot", "-d", &name, path.to_str().unwrap()]);
+                }
+            }
+            qemu_img(&["check", path.to_str().unwrap()]);
+            let image = ours(&path);
+            assert_eq!(image.size(), model.len() as u64, "{}", what(round));
+            let mut now = vec![0xee; model.len()];
+            image.read(0, &mut now).unwrap();
+            assert!(now == model, "we read something else: {}", what(round));
+            let report = image.check(false).unwrap();
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "{}: {report:?}", what(round));
+        }
+        let names: Vec<String> = ours(&path).snapshots().unwrap().into_iter().map(|s| s.name).collect();
+        assert_eq!(names, saved.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn images_that_qemu_has_compressed_are_read() {
+    if !qemu_there() {
+        return;
+    }
+    let folder = Folder::new("compressed");
+    let (raw, path) = (folder.path("a.raw"), folder.path("a.qcow2"));
+    let data = Rng(5).pattern(3_000_320);
+    fs::write(&raw, &data).unwrap();
+    for kind in ["zlib", "zstd"] {
+        let option = format!("compression_type={kind}");
+        qemu_img(&[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            "-c",
+            "-o",
+            &option,
+            raw.to_str().unwrap(),
+            path.to_str().unwrap(),
+        ]);
+        let image = ours(&path);
+        let mut now = vec![0; data.len()];
+        image.read(0, &mut now).unwrap();
+        assert!(now == data, "{kind}");
+        let report = image.check(false).unwrap();
+        assert!(report.compressed_clusters > 0 && report.corruptions + report.leaks == 0, "{report:?}");
+    }
+}
+
+#[test]
+fn who_uses_an_image_is_named_and_keeps_others_out() {
+    if !qemu_there() || Command::new("qemu-system-x86_64").arg("-version").output().is_err() {
+        return;
+    }
+    let folder = Folder::new("locks");
+    let path = folder.path("disk.qcow2");
+    create(&path, &CreateOptions { size: 1 << 20, ..CreateOptions::default() });
+    let image = ours(&path);
+    let io = |args: &[&str]| {
+        let out = Command::new("qemu-io").args(args).arg(&path).output().unwrap();
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    };
+    assert!(io(&["-c", "write 0 512"]).contains("lock"), "{}", io(&["-c", "write 0 512"]));
+    drop(image);
+    assert_eq!(io(&["-c", "write 0 512"]), "");
+    let drive = format!("file={},format=qcow2,if=none", path.display());
+    let mut child = Command::new("qemu-system-x86_64")
+        .args(["-S", "-display", "none", "-M", "none", "-monitor", "stdio", "-drive", &drive])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It greets when it has opened its drives.
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let read_only = open(&OpenOptions::read_only(&path)).map(drop);
+    let write = open(&OpenOptions::new(&path)).map(drop);
+    let shared = open(&OpenOptions { force_share: true, ..OpenOptions::read_only(&path) }).map(drop);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let wanted = format!("{}: in use by qemu-system-x86_64 (pid {})", path.display(), child.id());
+    assert_eq!(write.unwrap_err().to_string(), wanted);
+    assert_eq!(read_only.unwrap_err().to_string(), wanted);
+    shared.unwrap();
+}
+
+#[test]
+fn backing_files_are_followed_within_the_folder() {
+    let folder = Folder::new("chain");
+    let below = folder.path("below");
+    fs::create_dir(&below).unwrap();
+    fs::write(below.join("base.raw"), [7; 4096]).unwrap();
+    let with = |name: &Path, backing: &str, format: Option<&str>| {
+        let mut options = CreateOptions { size: 8192, ..CreateOptions::default() };
+        options.backing.file = Some(backing.into());
+        options.backing.format = format.map(Into::into);
+        create(name, &options);
+    };
+    let (top, loop_) = (folder.path("top.qcow2"), folder.path("loop.qcow2"));
+    with(&top, "below/base.raw", Some("raw"));
+    let mut all = [1; 8192];
+    ours(&top).read(0, &mut all).unwrap();
+    assert_eq!((all[4095], all[4096]), (7, 0));
+    let outside = below.join("up.qcow2");
+    with(&outside, "../top.qcow2", None);
+    let text = open(&OpenOptions::new(&outside)).map(drop).unwrap_err().to_string();
+    assert!(text.contains("outside of its folder"), "{text}");
+    let anywhere = OpenOptions { backing: Backing::Anywhere, ..OpenOptions::new(&outside) };
+    open(&anywhere).unwrap().read(0, &mut all).unwrap();
+    assert_eq!(all[0], 7);
+    with(&loop_, "loop.qcow2", Some("qcow2"));
+    let text = open(&OpenOptions::new(&loop_)).map(drop).unwrap_err().to_string();
+    assert!(text.contains("stands on itself"), "{text}");
+    with(&loop_, "nbd://host/x", None);
+    let text = open(&OpenOptions::new(&loop_)).map(drop).unwrap_err().to_string();
+    assert!(text.contains("'nbd:' is not supported"), "{text}");
+    // What is written to a temporary overlay is not in the file.
+    let image = open(&OpenOptions { snapshot: true, ..OpenOptions::new(&top) }).unwrap();
+    image.write(0, &[9; 100]).unwrap();
+    image.read(0, &mut all).unwrap();
+    assert_eq!((all[99], all[100]), (9, 7));
+    drop(image);
+    ours(&top).read(0, &mut all).unwrap();
+    assert_eq!(all[0], 7);
+}
+
+/// The child of the test below: writes numbered patterns, and says of each what it was when it is flushed.
+#[test]
+fn child_that_writes_until_it_is_killed() {
+    let Ok(path) = std::env::var("MYNAH_KILL_IMAGE") else { return };
+    let image = ours(Path::new(&path));
+    let rng = &mut Rng(number("MYNAH_KILL_SEED", 0));
+    let mut n = number("MYNAH_KILL_FROM", 1);
+    loop {
+        let mut batch = Vec::new();
+        for _ in 0..1 + rng.below(12) {
+            let slot = rng.below(image.size() / SLOT);
+            n += 1;
+            image.write(slot * SLOT, &slot_of(n)).unwrap();
+            batch.push((slot, n));
+            if rng.below(6) == 0 {
+                // Beside the slots' half there are zeros and garbage.
+                let at = image.size() / 2 + rng.below(image.size() / 2 - 70_000);
+                match rng.below(3) {
+                    0 => image.discard(at, 70_000).unwrap(),
+                    1 => image.zero(at, 70_000, true).unwrap(),
+                    _ => {}
+                }
+            }
+        }
+        let text: Vec<String> = batch.iter().map(|(slot, n)| format!("{slot} {n}")).collect();
+        println!("wrote {}", text.join(" "));
+        image.flush().unwrap();
+        println!("flushed");
+    }
+}
+
+const SLOT: u64 = 8192;
+
+fn slot_of(n: u64) -> Vec<u8> {
+    n.to_le_bytes().iter().copied().cycle().take(SLOT as usize).collect()
+}
+
+#[test]
+fn what_was_flushed_before_a_kill_is_there_and_the_image_is_sound() {
+    if !qemu_there() {
+        return;
+    }
+    let folder = Folder::new("kill");
+    for seed in 0..number("MYNAH_IMAGE_KILLS", 8) {
+        let rng = &mut Rng(seed + 1000);
+        let path = folder.path(&format!("kill{seed}.qcow2"));
+        let (version, bits) = if seed % 4 == 3 { (2, 16) } else { (3, 8 << rng.below(4)) };
+        let options = CreateOptions {
+            size: 64 << 20,
+            version,
+            cluster_size: 512 << rng.below(9),
+            refcount_bits: bits,
+            lazy_refcounts: version == 3 && seed % 2 == 0,
+            ..CreateOptions::default()
+        };
+        create(&path, &options);
+        // What a slot must hold: the last number flushed, or one that was written after it.
+        let mut slots: Vec<Vec<u64>> = vec![vec![0]; (options.size / SLOT) as usize];
+        let mut from = 1;
+        for round in 0..3 {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "child_that_writes_until_it_is_killed", "--nocapture"])
+                .env("MYNAH_KILL_IMAGE", &path)
+                .env("MYNAH_KILL_SEED", (seed * 8 + round).to_string())
+                .env("MYNAH_KILL_FROM", from.to_string())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            let mut left = 5 + rng.below(60);
+            let mut pending: Vec<(usize, u64)> = Vec::new();
+            let mut killed = false;
+            // What is still in the pipe after the kill counts too.
+            while let Some(Ok(line)) = lines.next() {
+                if let Some(at) = line.find("wrote ") {
+                    let numbers: Vec<u64> = line[at + 6..].split(' ').map(|n| n.parse().unwrap()).collect();
+                    for two in numbers.chunks(2) {
+                        slots[two[0] as usize].push(two[1]);
+                        pending.push((two[0] as usize, two[1]));
+                        from = from.max(two[1]);
+                    }
+                } else if line.ends_with("flushed") {
+                    for (slot, n) in pending.drain(..) {
+                        slots[slot].retain(|m| *m >= n);
+                    }
+                }
+                left = left.saturating_sub(1);
+                if left == 0 && !killed {
+                    std::thread::sleep(std::time::Duration::from_micros(rng.below(3000)));
+                    child.kill().unwrap();
+                    killed = true;
+                }
+            }
+            child.wait().unwrap();
+            from += 100;
+            let check = Command::new("qemu-img").arg("check").arg(&path).output().unwrap();
+            let text = String::from_utf8_lossy(&check.stdout).into_owned();
+            assert!(matches!(check.status.code(), Some(0 | 3)), "seed {seed}, round {round}: {text}");
+            let disk = as_qemu_reads(&folder, &path);
+            for (slot, allowed) in slots.iter_mut().enumerate().take(disk.len() / SLOT as usize / 2) {
+                let now = &disk[slot * SLOT as usize..(slot + 1) * SLOT as usize];
+                // A write that was never told of may have begun.
+                let told = allowed.iter().any(|n| now == slot_of(*n));
+                let n = u64::from_le_bytes(now[..8].try_into().unwrap());
+                assert!(
+                    told || n > from - 100 || n == 0 && allowed.contains(&0),
+                    "slot {slot}: {n}, {allowed:?}"
+                );
+                *allowed = vec![n];
+            }
+        }
+    }
+}

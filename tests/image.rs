@@ -1,0 +1,205 @@
+//! `mynah image`: what it makes is what `qemu-img` makes, and what it says is what `qemu-img` says. Without QEMU's
+//! tools the commands are only checked with one another.
+#![cfg(target_os = "linux")]
+mod kit;
+
+use kit::*;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs `mynah image` in the folder.
+fn image(folder: &Folder, args: &[&str]) -> Output {
+    let mut all = vec!["image"];
+    all.extend(args);
+    command(&all).current_dir(folder.path("")).output().unwrap()
+}
+
+/// As [`image`], which has to succeed; what it says.
+fn ok(folder: &Folder, args: &[&str]) -> String {
+    let out = image(folder, args);
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{args:?}: {error}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// As [`image`], which has to fail; why.
+fn refused(folder: &Folder, args: &[&str]) -> String {
+    let out = image(folder, args);
+    let error = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{args:?}: {error}");
+    assert_eq!(error.lines().count(), 1, "{args:?}: {error}");
+    error
+}
+
+fn qemu_img_there() -> bool {
+    let there = Command::new("qemu-img").arg("--version").output().is_ok();
+    if !there {
+        eprintln!("skipped: qemu-img (qemu-utils) is not installed");
+    }
+    there
+}
+
+/// What `qemu-img` says.
+fn qemu(folder: &Folder, args: &[&str]) -> String {
+    let out = Command::new("qemu-img").args(args).current_dir(folder.path("")).output().unwrap();
+    assert!(out.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn data(path: &Path, len: usize) {
+    let bytes: Vec<u8> =
+        (0..len).map(|i| if i / 100_000 % 3 == 1 { 0 } else { (i / 50 % 251) as u8 + 1 }).collect();
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn an_image_goes_from_format_to_format_and_back() {
+    let folder = Folder::new("image-convert");
+    data(&folder.path("a.raw"), 5_000_192);
+    for options in [
+        &["-o", "compat=0.10,cluster_size=4k"][..],
+        &["-o", "compression_type=zstd", "-c"],
+        &["-c"],
+        &["-o", "preallocation=falloc,refcount_bits=1"],
+    ] {
+        let mut args = vec!["convert", "-f", "raw", "-O", "qcow2", "a.raw", "b.qcow2"];
+        args.splice(1..1, options.iter().copied());
+        ok(&folder, &args);
+        assert_eq!(ok(&folder, &["compare", "a.raw", "b.qcow2"]), "Images are identical.\n");
+        assert!(ok(&folder, &["check", "b.qcow2"]).starts_with("No errors were found on the image.\n"));
+        if qemu_img_there() {
+            assert_eq!(qemu(&folder, &["compare", "a.raw", "b.qcow2"]), "Images are identical.\n");
+            qemu(&folder, &["check", "b.qcow2"]);
+        }
+        ok(&folder, &["convert", "b.qcow2", "c.raw"]);
+        assert!(std::fs::read(folder.path("a.raw")).unwrap() == std::fs::read(folder.path("c.raw")).unwrap());
+    }
+    ok(&folder, &["convert", "-f", "raw", "-O", "qcow2", "a.raw", "a.raw", "two.qcow2"]);
+    assert!(ok(&folder, &["info", "two.qcow2"]).contains("(10000384 bytes)"));
+    std::fs::write(folder.path("c.raw"), vec![1; 5_000_192]).unwrap();
+    assert_eq!(image(&folder, &["compare", "a.raw", "c.raw"]).status.code(), Some(1));
+    assert_eq!(image(&folder, &["compare", "a.raw", "none.raw"]).status.code(), Some(2));
+}
+
+#[test]
+fn what_is_said_is_what_qemu_img_says() {
+    if !qemu_img_there() {
+        return;
+    }
+    let folder = Folder::new("image-says");
+    data(&folder.path("a.raw"), 5_000_192);
+    ok(&folder, &["convert", "-f", "raw", "-O", "qcow2", "a.raw", "base.qcow2"]);
+    ok(&folder, &["snapshot", "-c", "first", "base.qcow2"]);
+    ok(&folder, &["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2"]);
+    for args in [
+        &["info", "base.qcow2"][..],
+        &["info", "top.qcow2"],
+        &["info", "--backing-chain", "top.qcow2"],
+        &["info", "a.raw"],
+        &["snapshot", "-l", "base.qcow2"],
+        &["check", "base.qcow2"],
+        &["map", "top.qcow2"],
+        &["map", "--output=json", "top.qcow2"],
+        &["compare", "base.qcow2", "top.qcow2"],
+        &["compare", "top.qcow2", "a.raw"],
+    ] {
+        let (mut ours, mut theirs) = (ok(&folder, args), qemu(&folder, args));
+        // We count no instructions, which QEMU shows as 0.
+        if args.contains(&"base.qcow2") || args.contains(&"--backing-chain") {
+            let cut = |text: &str| text.lines().map(|l| l.trim_end_matches([' ', '0']).to_string() + "\n").collect();
+            (ours, theirs) = (cut(&ours), cut(&theirs));
+        }
+        assert_eq!(ours, theirs, "{args:?}");
+    }
+    for args in [
+        &["info", "--output=json", "base.qcow2"][..],
+        &["info", "--output=json", "--backing-chain", "top.qcow2"],
+        &["check", "--output=json", "base.qcow2"],
+    ] {
+        let mut ours: serde_json::Value = serde_json::from_str(&ok(&folder, args)).unwrap();
+        let mut theirs: serde_json::Value = serde_json::from_str(&qemu(&folder, args)).unwrap();
+        for value in [&mut ours, &mut theirs] {
+            drop_icounts(value);
+        }
+        assert_eq!(ours, theirs, "{args:?}");
+    }
+}
+
+/// QEMU tells 0 of what it has not counted.
+fn drop_icounts(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Array(list) => list.iter_mut().for_each(drop_icounts),
+        serde_json::Value::Object(map) => {
+            map.remove("icount");
+            map.values_mut().for_each(drop_icounts);
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn snapshots_sizes_commits_and_rebases() {
+    let folder = Folder::new("image-change");
+    data(&folder.path("a.raw"), 3_000_320);
+    data(&folder.path("b.raw"), 2_000_384);
+    ok(&folder, &["convert", "-f", "raw", "-O", "qcow2", "a.raw", "base.qcow2"]);
+    ok(&folder, &["convert", "-f", "raw", "-O", "qcow2", "b.raw", "other.qcow2"]);
+    ok(&folder, &["convert", "-O", "qcow2", "base.qcow2", "keep.qcow2"]);
+    ok(&folder, &["create", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2", "4M"]);
+    // What it holds stays, whatever it stands on.
+    ok(&folder, &["convert", "-O", "raw", "top.qcow2", "before.raw"]);
+    ok(&folder, &["rebase", "-b", "other.qcow2", "-F", "qcow2", "top.qcow2"]);
+    assert_eq!(ok(&folder, &["compare", "top.qcow2", "before.raw"]), "Images are identical.\n");
+    assert!(ok(&folder, &["info", "top.qcow2"]).contains("backing file: other.qcow2\n"));
+    ok(&folder, &["commit", "top.qcow2"]);
+    assert_eq!(ok(&folder, &["compare", "other.qcow2", "before.raw"]), "Images are identical.\n");
+    assert!(ok(&folder, &["check", "top.qcow2"]).contains("0/64 = 0.00% allocated"));
+    ok(&folder, &["rebase", "top.qcow2"]);
+    assert!(!ok(&folder, &["info", "top.qcow2"]).contains("backing"));
+    assert_eq!(ok(&folder, &["compare", "top.qcow2", "before.raw"]), "Images are identical.\n");
+    ok(&folder, &["snapshot", "-c", "s", "keep.qcow2"]);
+    ok(&folder, &["resize", "keep.qcow2", "+1M"]);
+    assert!(refused(&folder, &["resize", "keep.qcow2", "1M"]).contains("--shrink"));
+    ok(&folder, &["resize", "--shrink", "keep.qcow2", "1M"]);
+    ok(&folder, &["convert", "-l", "s", "keep.qcow2", "then.raw"]);
+    assert_eq!(ok(&folder, &["compare", "-s", "-f", "raw", "-F", "raw", "a.raw", "then.raw"]), "Images are identical.\n");
+    ok(&folder, &["snapshot", "-a", "s", "keep.qcow2"]);
+    assert_eq!(ok(&folder, &["compare", "keep.qcow2", "base.qcow2"]), "Images are identical.\n");
+    ok(&folder, &["snapshot", "-d", "s", "keep.qcow2"]);
+    assert_eq!(ok(&folder, &["snapshot", "-l", "keep.qcow2"]), "");
+    assert!(refused(&folder, &["snapshot", "-a", "s", "keep.qcow2"]).contains("there is no snapshot 's'"));
+}
+
+#[test]
+fn damage_is_found_and_repaired() {
+    let folder = Folder::new("image-check");
+    data(&folder.path("a.raw"), 3_000_320);
+    ok(&folder, &["convert", "-f", "raw", "-O", "qcow2", "a.raw", "a.qcow2"]);
+    let path = folder.path("a.qcow2");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // Refcounts of clusters 5 and 6, and of one that nothing uses.
+    let block = 2 * 65_536;
+    bytes[block + 10..block + 14].fill(0);
+    bytes[block + 401] = 1;
+    std::fs::write(&path, bytes).unwrap();
+    let out = image(&folder, &["check", "a.qcow2"]);
+    assert_eq!(out.status.code(), Some(2), "{out:?}");
+    let text = ok(&folder, &["check", "--repair", "all", "a.qcow2"]);
+    assert!(text.contains("1 leaked clusters") && text.contains("No errors were found"), "{text}");
+    assert_eq!(ok(&folder, &["compare", "-f", "raw", "-F", "qcow2", "a.raw", "a.qcow2"]), "Images are identical.\n");
+    assert_eq!(image(&folder, &["check", "a.raw"]).status.code(), Some(63));
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_one_line() {
+    let folder = Folder::new("image-refused");
+    assert!(refused(&folder, &["info", "none.qcow2"]).starts_with("mynah: none.qcow2: "));
+    assert!(refused(&folder, &["create", "-f", "qcow2", "a.qcow2"]).contains("size is missing"));
+    assert!(refused(&folder, &["create", "-f", "qcow3", "a.qcow2", "1M"]).contains("'qcow3' images cannot be made"));
+    assert!(refused(&folder, &["create", "-f", "qcow2", "-o", "cluster_size=3k", "a.qcow2", "1M"]).contains("power of two"));
+    assert!(refused(&folder, &["create", "-f", "qcow2", "-o", "clutser=1", "a.qcow2", "1M"]).contains("cluster_size"));
+    assert!(refused(&folder, &["create", "-f", "qcow2", "-b", "x", "a.qcow2", "1M"]).contains("-F"));
+    assert!(refused(&folder, &["create", "-f", "qcow2", "a.qcow2", "9E"]).contains("too large"));
+    assert!(!folder.path("a.qcow2").exists());
+    assert!(ok(&folder, &["create", "-f", "qcow2", "-o", "help"]).contains("cluster_size=SIZE"));
+}
