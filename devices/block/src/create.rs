@@ -4,6 +4,7 @@ use crate::lock::{Use, lock};
 use crate::open::OpenError;
 use crate::qcow2::{Compression, CreateOptions, Preallocation, Qcow2};
 use crate::storage::{Storage, write_zeros};
+use crate::{vdi, vhd};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -25,11 +26,24 @@ const QCOW2: &[FormatOption] = &[
     ("backing_fmt", "FORMAT", "that file's format"),
 ];
 
+const VDI: &[FormatOption] = &[("static", "on|off", "all blocks are there from the start (default: off)")];
+
+const VPC: &[FormatOption] = &[
+    (
+        "subformat",
+        "dynamic|fixed",
+        "blocks are made when they are written, or all is there (default: dynamic)",
+    ),
+    ("force_size", "on|off", "taken for QEMU's sake: the size is exact in any case"),
+];
+
 /// What can be chosen with `-o` for a format, or `None` if there are no such images.
 pub fn format_options(format: &str) -> Option<&'static [FormatOption]> {
     match format {
         "raw" => Some(RAW),
         "qcow2" => Some(QCOW2),
+        "vdi" => Some(VDI),
+        "vpc" => Some(VPC),
         _ => None,
     }
 }
@@ -132,32 +146,63 @@ fn unknown(format: &str, name: &str) -> io::Error {
 /// Somebody uses the file that is there; what is chosen cannot be; the host's.
 pub fn create(path: &Path, format: &str, size: u64, options: &[(String, String)]) -> Result<(), OpenError> {
     let error = |cause: io::Error| OpenError { path: path.display().to_string(), cause };
-    let chosen = match format {
+    let make = plan(format, size, options).map_err(error)?;
+    let storage: Arc<dyn Storage> = Arc::new(new_file(path).map_err(error)?);
+    make(&storage).map_err(error)
+}
+
+/// Writes a new image to an empty file.
+type Make = Box<dyn FnOnce(&Arc<dyn Storage>) -> io::Result<()>>;
+
+/// How an image with these options is made: nothing is touched before all of them are known to be right.
+fn plan(format: &str, size: u64, options: &[(String, String)]) -> io::Result<Make> {
+    if size > i64::MAX as u64 {
+        return Err(invalid("the size is too large"));
+    }
+    Ok(match format {
         "raw" => {
             let mut how = Preallocation::Off;
             for (name, value) in options {
                 match name.as_str() {
-                    "preallocation" => how = preallocation(value, false).map_err(error)?,
-                    _ => return Err(error(unknown("raw", name))),
+                    "preallocation" => how = preallocation(value, false)?,
+                    _ => return Err(unknown(format, name)),
                 }
             }
-            if size > i64::MAX as u64 {
-                return Err(error(invalid("the size is too large")));
-            }
-            Err(how)
+            Box::new(move |storage| raw(&**storage, size, how))
         }
         "qcow2" => {
-            let chosen = qcow2_options(size, options).map_err(error)?;
-            Ok(chosen)
+            let chosen = qcow2_options(size, options)?;
+            chosen.validate()?;
+            Box::new(move |storage| Qcow2::create(storage, &chosen))
         }
-        _ => return Err(error(invalid(format!("'{format}' images cannot be made")))),
-    };
-    let file = new_file(path).map_err(error)?;
-    let storage: Arc<dyn Storage> = Arc::new(file);
-    match chosen {
-        Ok(chosen) => Qcow2::create(&storage, &chosen).map_err(error),
-        Err(how) => raw(&*storage, size, how).map_err(error),
-    }
+        "vdi" => {
+            let mut all = false;
+            for (name, value) in options {
+                match name.as_str() {
+                    "static" => all = switch(name, value)?,
+                    _ => return Err(unknown(format, name)),
+                }
+            }
+            Box::new(move |storage| vdi::create(&**storage, size, all))
+        }
+        "vpc" => {
+            let mut fixed = false;
+            for (name, value) in options {
+                match (name.as_str(), value.as_str()) {
+                    ("subformat", "fixed" | "dynamic") => fixed = value == "fixed",
+                    ("subformat", _) => {
+                        return Err(invalid(format!("subformat={value}: it is dynamic or fixed")));
+                    }
+                    ("force_size", _) => {
+                        switch(name, value)?;
+                    }
+                    _ => return Err(unknown(format, name)),
+                }
+            }
+            Box::new(move |storage| vhd::create(&**storage, size, fixed))
+        }
+        _ => return Err(invalid(format!("'{format}' images cannot be made"))),
+    })
 }
 
 /// An empty file that nobody else uses. A block device stays as large as it is.

@@ -10,6 +10,7 @@
 //! and their ends are told, so that neither a vCPU nor the event loop ever waits for a disk. What becomes of errors
 //! (`werror=`, `rerror=`), of media that are changed, and of requests under way when the machine is paused is the
 //! drive's concern: a device gets a result.
+mod blocks;
 mod create;
 mod drive;
 mod host;
@@ -24,6 +25,8 @@ mod raw;
 mod storage;
 #[cfg(test)]
 mod testing;
+mod vdi;
+mod vhd;
 
 pub use create::{FormatOption, create, format_options, qcow2_options};
 pub use drive::{

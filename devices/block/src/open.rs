@@ -6,6 +6,7 @@ use crate::probe;
 use crate::qcow2::{BackingName, CreateOptions, OpenMode, Qcow2};
 use crate::raw::Raw;
 use crate::storage::Storage;
+use crate::{vdi, vhd};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::sync::Arc;
 pub const MAX_CHAIN: usize = 128;
 
 /// The formats that there are, as `format=` names them.
-pub const FORMATS: &[&str] = &["raw", "qcow2"];
+pub const FORMATS: &[&str] = &["raw", "qcow2", "vdi", "vpc"];
 
 /// `cache=`: what of the host's and the image's caches is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -200,6 +201,8 @@ fn open_in_chain(options: &OpenOptions, above: &mut Vec<PathBuf>) -> Result<Arc<
             }
             Arc::new(image)
         }
+        "vdi" if options.at_snapshot.is_none() => Arc::new(vdi::open(storage, read_only).map_err(error)?),
+        "vpc" if options.at_snapshot.is_none() => vhd::open(storage, read_only).map_err(error)?,
         other if options.at_snapshot.is_some() && FORMATS.contains(&other) => {
             return Err(invalid(format!("the format '{other}' has no internal snapshots")));
         }

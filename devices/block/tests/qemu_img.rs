@@ -1,5 +1,5 @@
-//! Images that are made by us are read by QEMU's tools, and theirs by us, bit for bit; what was flushed before a kill is
-//! there after it. Needs Debian's `qemu-utils`; says so where they are not there.
+//! Images that are made by us are read by QEMU's tools, and theirs by us, bit for bit; what was flushed before a kill
+//! is there after it. Needs Debian's `qemu-utils`; says so where they are not there.
 //!
 //! `MYNAH_IMAGE_HISTORIES` is the number of random histories (default 12), `MYNAH_SEED` where the seeds begin.
 #![cfg(target_os = "linux")]
@@ -402,6 +402,121 @@ fn what_was_flushed_before_a_kill_is_there_and_the_image_is_sound() {
                 );
                 *allowed = vec![n];
             }
+        }
+    }
+}
+
+/// Formats of others that are written: the format, `-o` for us and for `qemu-img`.
+const OTHERS: &[(&str, &[(&str, &str)])] = &[
+    ("vdi", &[]),
+    ("vdi", &[("static", "on")]),
+    ("vpc", &[("force_size", "on")]),
+    ("vpc", &[("subformat", "fixed"), ("force_size", "on")]),
+];
+
+#[test]
+fn other_formats_are_written_and_read_bit_for_bit() {
+    if !qemu_there() {
+        return;
+    }
+    for (round, (format, options)) in OTHERS.iter().enumerate() {
+        let rng = &mut Rng(round as u64 + 40);
+        let folder = Folder::new("others");
+        let (path, raw) = (folder.path("a.img"), folder.path("a.raw"));
+        let size = 512 * (1 + rng.below(20_000));
+        let options: Vec<(String, String)> =
+            options.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+        let text = options.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(",");
+        for by_us in [true, false] {
+            let what = format!("{format}, {text}, made by us: {by_us}");
+            let _ = fs::remove_file(&path);
+            if by_us {
+                mynah_block::create(&path, format, size, &options).unwrap();
+            } else {
+                let mut args = vec!["create", "-f", format];
+                if !text.is_empty() {
+                    args.extend(["-o", &text]);
+                }
+                let size = size.to_string();
+                args.extend([path.to_str().unwrap(), &size]);
+                qemu_img(&args);
+            }
+            let mut model = vec![0; size as usize];
+            for _ in 0..3 {
+                let image =
+                    open(&OpenOptions { format: Some(format.to_string()), ..OpenOptions::new(&path) })
+                        .unwrap();
+                assert_eq!((image.format(), image.size()), (*format, size), "{what}");
+                for _ in 0..10 {
+                    let at = rng.below(size);
+                    let len = 1 + rng.below((size - at).min(300_000));
+                    let range = at as usize..(at + len) as usize;
+                    match rng.below(4) {
+                        0 => {
+                            image.zero(at, len, true).unwrap();
+                            model[range].fill(0);
+                        }
+                        _ => {
+                            let data = rng.pattern(len as usize);
+                            image.write(at, &data).unwrap();
+                            model[range].copy_from_slice(&data);
+                        }
+                    }
+                }
+                drop(image);
+                qemu_img(&[
+                    "convert",
+                    "-f",
+                    format,
+                    "-O",
+                    "raw",
+                    path.to_str().unwrap(),
+                    raw.to_str().unwrap(),
+                ]);
+                assert!(fs::read(&raw).unwrap() == model, "QEMU reads something else: {what}");
+                // And QEMU writes some.
+                let at = rng.below(size / 512) * 512;
+                let len = (size - at).min(70_144);
+                let command = format!("write -P 77 {at} {len}");
+                let io =
+                    Command::new("qemu-io").args(["-f", format, "-c", &command]).arg(&path).output().unwrap();
+                assert!(io.status.success(), "{io:?}");
+                model[at as usize..(at + len) as usize].fill(77);
+                let image =
+                    open(&OpenOptions { format: Some(format.to_string()), ..OpenOptions::read_only(&path) })
+                        .unwrap();
+                let mut now = vec![1; size as usize];
+                image.read(0, &mut now).unwrap();
+                assert!(now == model, "we read something else: {what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_images_of_others_end_in_errors() {
+    for (format, options) in OTHERS {
+        let folder = Folder::new("damaged");
+        let path = folder.path("a.img");
+        let options: Vec<(String, String)> =
+            options.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+        mynah_block::create(&path, format, 9 << 20, &options).unwrap();
+        open(&OpenOptions::new(&path)).unwrap().write(3 << 20, &[5; 100_000]).unwrap();
+        let sound = fs::read(&path).unwrap();
+        for seed in 0..60 {
+            let rng = &mut Rng(seed);
+            let mut bytes = sound.clone();
+            for _ in 0..1 + rng.below(4) {
+                let at =
+                    if rng.below(3) == 0 { sound.len() as u64 - 1 - rng.below(512) } else { rng.below(2048) };
+                bytes[at as usize] = if rng.below(2) == 0 { 0xff } else { rng.next() as u8 };
+            }
+            fs::write(&path, &bytes).unwrap();
+            let options = OpenOptions { format: Some(format.to_string()), ..OpenOptions::read_only(&path) };
+            let Ok(image) = open(&options) else { continue };
+            let size = image.size().min(1 << 22);
+            let _ = image.read(0, &mut vec![0; size as usize]);
+            let _ = image.extent(size / 2);
         }
     }
 }

@@ -87,11 +87,7 @@ impl Create {
         mynah_block::create(file, &self.format, bytes, &options)?;
         if !self.quiet {
             let options: String = options.iter().map(|(n, v)| format!(" {n}={v}")).collect();
-            print(&format!(
-                "Formatting '{}', fmt={} size={bytes}{options}\n",
-                file.display(),
-                self.format
-            ));
+            print(&format!("Formatting '{}', fmt={} size={bytes}{options}\n", file.display(), self.format));
         }
         Ok(())
     }
@@ -149,7 +145,6 @@ impl Resize {
 
 /// `mynah image snapshot`.
 #[derive(clap::Args, Debug)]
-#[group(id = "what", multiple = false)]
 pub struct Snapshots {
     /// List them; so it is if nothing else is said
     #[arg(short, long, group = "what")]

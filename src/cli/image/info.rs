@@ -184,7 +184,8 @@ fn human(report: &mynah_block::CheckReport) -> String {
     if report.corruptions > 0 {
         let _ = writeln!(
             text,
-            "\n{} errors were found on the image.\nData may be corrupted, or further writes to the image may corrupt it.",
+            "\n{} errors were found on the image.\n\
+             Data may be corrupted, or further writes to the image may corrupt it.",
             report.corruptions
         );
     }

@@ -56,6 +56,16 @@ impl Default for CreateOptions {
     }
 }
 
+impl CreateOptions {
+    /// Whether such an image can be.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn validate(&self) -> io::Result<()> {
+        plan(self)?.to_bytes().map(drop)
+    }
+}
+
 fn invalid(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text.into())
 }

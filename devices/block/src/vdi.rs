@@ -1,0 +1,137 @@
+//! VirtualBox's VDI: dynamic and static images, read and write. Differencing ones and other block sizes are refused.
+//!
+//! Layout after VirtualBox's `VDICore.h` and QEMU's `block/vdi.c`: a header of 512 bytes, a map of 32-bit block
+//! numbers, blocks of 1 MiB. All little-endian.
+use crate::blocks::{Blocks, Layout, MAX_ENTRIES, uuid};
+use crate::image::Details;
+use crate::storage::{Storage, damaged, le32, le64, unsupported};
+use std::io;
+use std::sync::Arc;
+
+/// Bytes 64 to 67.
+pub const SIGNATURE: u32 = 0xbeda_107f;
+const BLOCK: u64 = 1 << 20;
+/// A block that is not there, and one that is zeros: entries from the second on.
+const FREE: u32 = 0xffff_ffff;
+const ZERO: u32 = 0xffff_fffe;
+
+struct Vdi {
+    map: u64,
+    data: u64,
+}
+
+impl Layout for Vdi {
+    fn format(&self) -> &'static str {
+        "vdi"
+    }
+
+    fn details(&self) -> Details {
+        Details { cluster_size: Some(BLOCK), ..Details::default() }
+    }
+
+    fn data(&self, entry: u32) -> Option<u64> {
+        (entry < ZERO).then(|| self.data + u64::from(entry) * BLOCK)
+    }
+
+    fn grow(&self, storage: &dyn Storage, _: usize, end: u64) -> io::Result<(u32, u64)> {
+        let number = (end - self.data) / BLOCK;
+        let entry = u32::try_from(number).ok().filter(|n| *n < ZERO);
+        let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
+        storage.set_len(end + BLOCK)?;
+        Ok((entry, end + BLOCK))
+    }
+
+    fn entry(&self, index: usize, entry: u32) -> (u64, [u8; 4]) {
+        (self.map + index as u64 * 4, entry.to_le_bytes())
+    }
+
+    fn count(&self, storage: &dyn Storage, blocks: u64) -> io::Result<()> {
+        storage.write_at(388, &(blocks as u32).to_le_bytes())
+    }
+}
+
+/// Opens the image in `storage`.
+///
+/// # Errors
+/// It is none, is damaged, or asks for what is not there; the host's.
+pub fn open(storage: Arc<dyn Storage>, read_only: bool) -> io::Result<Blocks> {
+    let mut head = vec![0; 512];
+    storage.read_at(0, &mut head)?;
+    if le32(&head, 64) != SIGNATURE {
+        return Err(damaged("not a VDI image"));
+    }
+    let version = le32(&head, 68);
+    if version != 0x0001_0001 {
+        return Err(unsupported(format!("VDI version {}.{}", version >> 16, version & 0xffff)));
+    }
+    match le32(&head, 76) {
+        1 | 2 => {}
+        3 => return Err(unsupported("an undo image (type 3) is not supported")),
+        4 => return Err(unsupported("a differencing image (type 4) is not supported")),
+        n => return Err(damaged(format!("image type {n} is unknown"))),
+    }
+    if head[424..456].iter().any(|b| *b != 0) {
+        return Err(unsupported("it stands on another image, which is not supported"));
+    }
+    if le32(&head, 360) != 512 || u64::from(le32(&head, 376)) != BLOCK || le32(&head, 380) != 0 {
+        return Err(unsupported("only sectors of 512 bytes and blocks of 1 MiB are supported"));
+    }
+    let (map, data) = (u64::from(le32(&head, 340)), u64::from(le32(&head, 344)));
+    let (size, entries) = (le64(&head, 368), u64::from(le32(&head, 384)));
+    if entries > MAX_ENTRIES {
+        return Err(unsupported(format!("{entries} blocks are more than {MAX_ENTRIES}")));
+    }
+    if size > entries * BLOCK {
+        return Err(damaged("the map of blocks is too small for the disk"));
+    }
+    if map < 400 || data < map + entries * 4 || !data.is_multiple_of(512) {
+        return Err(damaged("the map of blocks and the blocks cannot be there"));
+    }
+    let len = storage.len()?;
+    if map + entries * 4 > len {
+        return Err(damaged("the file ends before its map does: it has been cut"));
+    }
+    let mut bytes = vec![0; entries as usize * 4];
+    storage.read_at(map, &mut bytes)?;
+    let table: Vec<u32> = bytes.chunks_exact(4).map(|e| le32(e, 0)).collect();
+    let last = table.iter().filter(|e| **e < ZERO).max().map_or(0, |n| u64::from(*n) + 1);
+    if last * BLOCK > len.saturating_sub(data).next_multiple_of(BLOCK) {
+        return Err(damaged("a block is beyond the file's end"));
+    }
+    let end = data + len.saturating_sub(data).div_ceil(BLOCK) * BLOCK;
+    Ok(Blocks::new(storage, Box::new(Vdi { map, data }), read_only, size, BLOCK, table, end))
+}
+
+/// Makes a new image in `storage`, which is empty; `all` of it is there if it is static.
+///
+/// # Errors
+/// The disk is too large; the host's.
+pub fn create(storage: &dyn Storage, size: u64, all: bool) -> io::Result<()> {
+    let blocks = size.div_ceil(BLOCK);
+    if blocks > MAX_ENTRIES {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a VDI image has at most 4 TiB"));
+    }
+    let data = (512 + blocks * 4).next_multiple_of(512);
+    let mut head = vec![0; 512];
+    let text = b"<<< Mynah VM Virtual Disk Image >>>\n";
+    head[..text.len()].copy_from_slice(text);
+    let mut put = |at: usize, n: u32| head[at..at + 4].copy_from_slice(&n.to_le_bytes());
+    put(64, SIGNATURE);
+    put(68, 0x0001_0001);
+    put(72, 0x180);
+    put(76, if all { 2 } else { 1 });
+    put(340, 512);
+    put(344, data as u32);
+    put(360, 512);
+    put(368, size as u32);
+    put(372, (size >> 32) as u32);
+    put(376, BLOCK as u32);
+    put(384, blocks as u32);
+    put(388, if all { blocks as u32 } else { 0 });
+    head[392..408].copy_from_slice(&uuid());
+    head[408..424].copy_from_slice(&uuid());
+    storage.write_at(0, &head)?;
+    let map: Vec<u8> = (0..blocks as u32).flat_map(|n| if all { n } else { FREE }.to_le_bytes()).collect();
+    storage.write_at(512, &map)?;
+    storage.set_len(data + if all { blocks * BLOCK } else { 0 })
+}
