@@ -6,7 +6,7 @@ use crate::op::{CHECKED, Op};
 use crate::state::seg;
 use crate::width::{W8, Width, copy_in, copy_out, read128, write128};
 use crate::world::World;
-use mynah_mmu::{Access, Mode, PAGE_MASK, TlbEntry, Translation, shares_entry_with_previous, walk};
+use mynah_mmu::{Access, Mode, PAGE_MASK, Page, TlbEntry, Translation, shares_entry_with_previous, walk};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -628,9 +628,20 @@ impl Cpu {
             return Ok(Place::Host(lin.wrapping_add(e.addend) as *mut u8));
         }
         let t = self.translate(lin, Access { write, fetch: false, mode })?;
-        let Some((host, writable)) = self.plain(t.gpa) else {
-            self.refuse_device()?;
-            return Ok(Place::Device(t.gpa));
+        let page = if self.board_page(t.gpa) { Page::Other } else { self.mem.page_at(t.gpa, write) };
+        let (host, writable) = match page {
+            Page::Plain(host, writable) => (host, writable),
+            Page::Device(host, written) => {
+                if write {
+                    self.keep_page(host);
+                }
+                self.fill_data(lin, mode, &t, host, written && (write || !self.is_tentative()));
+                return Ok(Place::Host(host.wrapping_add((t.gpa & PAGE_MASK) as usize)));
+            }
+            Page::Other => {
+                self.refuse_device()?;
+                return Ok(Place::Device(t.gpa));
+            }
         };
         let p = host.wrapping_add((t.gpa & PAGE_MASK) as usize);
         let watched = self.is_watched(t.gpa, writable && t.writable);
@@ -665,6 +676,25 @@ impl Cpu {
     }
 
     fn fill(&mut self, lin: u64, mode: Mode, t: &Translation, host: *mut u8, fast_write: bool) {
+        self.fill_tags(lin, mode, t, host, fast_write, t.executable);
+    }
+
+    /// As `fill`, for memory of devices: code there is fetched from the device each time that it is decoded.
+    #[cold]
+    fn fill_data(&mut self, lin: u64, mode: Mode, t: &Translation, host: *mut u8, fast_write: bool) {
+        self.fill_tags(lin, mode, t, host, fast_write, false);
+    }
+
+    #[inline(always)]
+    fn fill_tags(
+        &mut self,
+        lin: u64,
+        mode: Mode,
+        t: &Translation,
+        host: *mut u8,
+        fast_write: bool,
+        executable: bool,
+    ) {
         let page = lin & !PAGE_MASK;
         let tag = |on: bool| if on { page } else { NEVER };
         // Page 0 follows the last page in 64-bit mode only.
@@ -673,7 +703,7 @@ impl Cpu {
         let entry = TlbEntry {
             read: tag(t.readable && !slow),
             write: tag(t.writable && fast_write && !slow),
-            exec: tag(t.executable),
+            exec: tag(executable),
             addend: (host as u64).wrapping_sub(page),
         };
         self.tlb.insert(mode, lin, entry, t.global, t.page_size);

@@ -36,7 +36,7 @@ impl Vm {
         let mut slot = 0;
         for (gpa, len, target) in self.memory.regions() {
             let (host, flags) = match target {
-                Target::Ram(p) => (p, 0),
+                Target::Ram(p) | Target::DeviceRam(p) => (p, 0),
                 Target::Rom(p) => (p, READ_ONLY),
                 Target::Mmio(..) | Target::None => continue,
             };

@@ -10,13 +10,15 @@
 //! `PhysMemory` is shared by all vCPUs, devices (DMA) and accelerators; a `Tlb` belongs to one vCPU.
 
 mod bitmap;
+pub mod device_ram;
 mod map;
 pub mod phys;
 pub mod ram;
 pub mod tlb;
 pub mod walk;
 
-pub use phys::{CodeWatcher, Mmio, PhysMemory, Target, module_of};
+pub use device_ram::DeviceRam;
+pub use phys::{CodeWatcher, Mmio, Page, PhysMemory, Target, module_of};
 pub use ram::{GuestRam, MAX_RAM};
 pub use tlb::{
     ENTRY_SHIFT, HASH_SHIFT, Mode, NEVER, PLACES, Place, Tlb, TlbEntry, TlbView, WRITE_PLACES,

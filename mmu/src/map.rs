@@ -5,7 +5,7 @@
 //! from them at each change, which is rare, so that a look-up is one binary search. Segments are sorted,
 //! disjoint, and of any length and alignment.
 
-use crate::{Gpa, Mmio, PAGE_SIZE};
+use crate::{DeviceRam, Gpa, Mmio, PAGE_SIZE};
 use std::sync::Arc;
 
 /// Where RAM that does not fit below the PCI hole goes on.
@@ -61,6 +61,8 @@ pub(crate) enum Backing {
     /// A ROM is read; what is written goes to RAM (the last number).
     RomOverRam(Arc<RomImage>, u64, u64),
     Mmio(Arc<dyn Mmio>, u64),
+    /// Memory of a device's own.
+    Device(Arc<DeviceRam>, u64),
     /// Nothing answers.
     Hole,
 }
@@ -75,6 +77,7 @@ impl Backing {
             Self::RomOverRam(rom, at, ram) => Self::RomOverRam(rom.clone(), at + by, ram + by),
             Self::Hole => Self::Hole,
             Self::Mmio(dev, at) => Self::Mmio(dev.clone(), at + by),
+            Self::Device(ram, at) => Self::Device(ram.clone(), at + by),
         }
     }
 }
@@ -103,6 +106,8 @@ pub(crate) struct Map {
     /// long as the map; mapping the same bytes again takes them from here, so that a guest that switches
     /// shadow RAM on and off costs no memory.
     retired: Vec<Arc<RomImage>>,
+    /// All memory of devices that was ever mapped, for the same reason.
+    device_rams: Vec<Arc<DeviceRam>>,
 }
 
 impl Map {
@@ -119,7 +124,14 @@ impl Map {
                 backing: Backing::Ram(below),
             });
         }
-        Self { segments: base.clone(), base, overlays: Vec::new(), next_id: 1, retired: Vec::new() }
+        Self {
+            segments: base.clone(),
+            base,
+            overlays: Vec::new(),
+            next_id: 1,
+            retired: Vec::new(),
+            device_rams: Vec::new(),
+        }
     }
 
     /// All segments, sorted.
@@ -158,6 +170,19 @@ impl Map {
     /// The addresses of mapping `id`.
     pub fn range_of(&self, id: u64) -> Option<(Gpa, Gpa)> {
         self.overlays.iter().find(|o| o.id == id).map(|o| (o.segment.first, o.segment.last))
+    }
+
+    /// Keeps a device's memory as long as the map lives.
+    pub fn keep(&mut self, ram: &Arc<DeviceRam>) {
+        if !self.device_rams.iter().any(|r| Arc::ptr_eq(r, ram)) {
+            self.device_rams.push(ram.clone());
+        }
+    }
+
+    /// The addresses at which a device's memory is mapped, seen or hidden.
+    pub fn ranges_of(&self, ram: &Arc<DeviceRam>) -> Vec<(Gpa, Gpa)> {
+        let is = |o: &&Overlay| matches!(&o.segment.backing, Backing::Device(r, _) if Arc::ptr_eq(r, ram));
+        self.overlays.iter().filter(is).map(|o| (o.segment.first, o.segment.last)).collect()
     }
 
     /// Takes mapping `id` away; what it hid comes to light.

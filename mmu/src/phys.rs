@@ -19,7 +19,7 @@
 
 use crate::bitmap::PageBitmap;
 use crate::map::{Backing, FOUR_GIB, Map};
-use crate::{Gpa, GuestRam, PAGE_MASK, PAGE_SIZE};
+use crate::{DeviceRam, Gpa, GuestRam, PAGE_MASK, PAGE_SIZE};
 use parking_lot::RwLock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
@@ -62,8 +62,22 @@ pub enum Target {
     Rom(*mut u8),
     /// A device and the offset in its range.
     Mmio(Arc<dyn Mmio>, u64),
+    /// Memory of a device's own, as RAM. Who stores through the pointer has the device be told, by
+    /// [`PhysMemory::page_at`].
+    DeviceRam(*mut u8),
     /// Nothing: reads give all ones, writes vanish.
     None,
+}
+
+/// What a page is to a TLB.
+pub enum Page {
+    /// RAM or ROM: its host address, and whether it may be written.
+    Plain(*mut u8, bool),
+    /// Memory of a device, which may be written: its host address, and whether stores may go without further ado.
+    /// Code there is not watched.
+    Device(*mut u8, bool),
+    /// Registers or nothing, if only in part.
+    Other,
 }
 
 /// As `Target`, with RAM by its offset.
@@ -73,6 +87,7 @@ enum Found {
     /// As `Rom`; writes go to RAM.
     RomOverRam(*mut u8, u64),
     Mmio(Arc<dyn Mmio>, u64),
+    Device(Arc<DeviceRam>, u64),
     None,
 }
 
@@ -177,6 +192,7 @@ impl PhysMemory {
                     Backing::RamReadOnly(at) => Found::Rom(self.host(at + inside)),
                     Backing::RomOverRam(rom, at, ram) => Found::RomOverRam(rom.at(at + inside), ram + inside),
                     Backing::Mmio(dev, at) => Found::Mmio(dev.clone(), at + inside),
+                    Backing::Device(ram, at) => Found::Device(ram.clone(), at + inside),
                     Backing::Hole => Found::None,
                 };
                 (found, (segment.last - gpa).saturating_add(1))
@@ -190,18 +206,36 @@ impl PhysMemory {
             Found::Ram(offset) => Target::Ram(self.host(offset)),
             Found::Rom(host) | Found::RomOverRam(host, _) => Target::Rom(host),
             Found::Mmio(dev, offset) => Target::Mmio(dev, offset),
+            Found::Device(ram, offset) => Target::DeviceRam(ram.at(offset)),
             Found::None => Target::None,
         }
     }
 
     /// The host address of the page of `gpa` and whether it may be written, if the whole 4 KiB page is RAM or
-    /// ROM, so that a TLB may map it. `None` for pages that are devices or nothing, even in part.
+    /// ROM, so that a TLB may map it and code be decoded from it. `None` for pages that are devices, their memory too, or
+    /// nothing, even in part.
     pub fn page_is_plain(&self, gpa: Gpa) -> Option<(*mut u8, bool)> {
         let page = gpa & !PAGE_MASK;
         match self.find(page) {
             (Found::Ram(offset), run) if run >= PAGE_SIZE => Some((self.host(offset), true)),
             (Found::Rom(host) | Found::RomOverRam(host, _), run) if run >= PAGE_SIZE => Some((host, false)),
             _ => None,
+        }
+    }
+
+    /// What a TLB may map of the page of `gpa`, which is about to be written if `write`: a device whose memory it is
+    /// finds it written from now on.
+    pub fn page_at(&self, gpa: Gpa, write: bool) -> Page {
+        let page = gpa & !PAGE_MASK;
+        match self.find(page) {
+            (Found::Ram(offset), run) if run >= PAGE_SIZE => Page::Plain(self.host(offset), true),
+            (Found::Rom(host) | Found::RomOverRam(host, _), run) if run >= PAGE_SIZE => {
+                Page::Plain(host, false)
+            }
+            (Found::Device(ram, offset), run) if run >= PAGE_SIZE && offset & PAGE_MASK == 0 => {
+                Page::Device(ram.at(offset), ram.lend(offset / PAGE_SIZE, write))
+            }
+            _ => Page::Other,
         }
     }
 
@@ -215,6 +249,7 @@ impl PhysMemory {
                 Backing::Rom(rom, at) | Backing::RomOverRam(rom, at, _) => Target::Rom(rom.at(*at)),
                 Backing::RamReadOnly(at) => Target::Rom(self.host(*at)),
                 Backing::Mmio(dev, at) => Target::Mmio(dev.clone(), *at),
+                Backing::Device(ram, at) => Target::DeviceRam(ram.at(*at)),
                 Backing::Hole => Target::None,
             };
             (s.first, (s.last - s.first).saturating_add(1), target)
@@ -226,6 +261,33 @@ impl PhysMemory {
     pub fn map_mmio(&self, gpa: Gpa, len: u64, dev: Arc<dyn Mmio>) -> u64 {
         let range = range(gpa, len);
         self.change(range, |map| map.add(range, Backing::Mmio(dev, 0)))
+    }
+
+    /// Maps `len` bytes of a device's own memory from `offset` on, as RAM that the device shares: accesses are as fast as
+    /// those to RAM. All counts in whole pages, and what is beyond the memory's end is not mapped.
+    pub fn map_device_ram(&self, gpa: Gpa, len: u64, ram: &Arc<DeviceRam>, offset: u64) -> u64 {
+        let range = range(gpa, len.min(ram.size().saturating_sub(offset)));
+        self.change(range, |map| {
+            map.keep(ram);
+            map.add(range, Backing::Device(ram.clone(), offset))
+        })
+    }
+
+    /// The pages of a device's memory that were written since the last call, a bit for each. A store of a vCPU that runs
+    /// meanwhile may be told of by neither this call nor the next one: who needs the last byte looks at a page again
+    /// when it is not written any more.
+    pub fn take_written(&self, ram: &Arc<DeviceRam>) -> Vec<u64> {
+        let (written, lent) = ram.take_written();
+        if lent {
+            // TLBs let stores pass that would not be noticed.
+            let ranges = self.map.read().ranges_of(ram);
+            self.generation.fetch_add(1, Ordering::SeqCst);
+            let watchers = self.watchers.read().clone();
+            for (first, last) in ranges {
+                watchers.iter().for_each(|w| w.map_changed(first, last));
+            }
+        }
+        written
     }
 
     /// Maps a ROM (length rounded up to pages, the rest reads 0xff); writes to it are ignored.
@@ -359,6 +421,7 @@ impl PhysMemory {
                 Found::Ram(offset) => unsafe { copy_out(self.host(offset), chunk) },
                 // SAFETY: as above.
                 Found::Rom(host) | Found::RomOverRam(host, _) => unsafe { copy_out(host, chunk) },
+                Found::Device(ram, offset) => ram.read(offset, chunk),
                 Found::Mmio(..) | Found::None => chunk.fill(0xff),
             }
             buf = rest;
@@ -373,10 +436,14 @@ impl PhysMemory {
             let (found, run) = self.find(gpa);
             let n = run.min(PAGE_SIZE - (gpa & PAGE_MASK)).min(buf.len() as u64);
             let (chunk, rest) = buf.split_at(n as usize);
-            if let Found::Ram(offset) | Found::RomOverRam(_, offset) = found {
-                // SAFETY: `find` says that `run` bytes from there are RAM, which lives as long as `self`.
-                unsafe { copy_in(self.host(offset), chunk) };
-                self.ram_written(offset, gpa, n);
+            match found {
+                Found::Ram(offset) | Found::RomOverRam(_, offset) => {
+                    // SAFETY: `find` says that `run` bytes from there are RAM, which lives as long as `self`.
+                    unsafe { copy_in(self.host(offset), chunk) };
+                    self.ram_written(offset, gpa, n);
+                }
+                Found::Device(ram, offset) => ram.write(offset, chunk),
+                Found::Rom(_) | Found::Mmio(..) | Found::None => {}
             }
             buf = rest;
             gpa = gpa.wrapping_add(n);
@@ -436,10 +503,10 @@ impl PhysMemory {
         given
     }
 
-    /// How many bytes of RAM or ROM follow from `gpa` on, if it is in one of these.
+    /// How many bytes of RAM, ROM or a device's memory follow from `gpa` on, if it is in one of these.
     pub fn memory_run(&self, gpa: Gpa) -> Option<u64> {
         match self.find(gpa) {
-            (Found::Ram(_) | Found::Rom(_) | Found::RomOverRam(..), run) => Some(run),
+            (Found::Ram(_) | Found::Rom(_) | Found::RomOverRam(..) | Found::Device(..), run) => Some(run),
             (Found::Mmio(..) | Found::None, _) => None,
         }
     }
@@ -492,6 +559,7 @@ impl PhysMemory {
                         chunk[i..i + width].copy_from_slice(&value.to_le_bytes()[..width]);
                     }
                 }
+                Found::Device(ram, offset) => ram.read(offset, chunk),
                 Found::None => {}
             }
             done += n;
@@ -539,6 +607,7 @@ impl PhysMemory {
                         dev.write(offset.wrapping_add(i.into()), width, u64::from_le_bytes(part));
                     }
                 }
+                Found::Device(ram, offset) => ram.write(offset, chunk),
                 Found::Rom(_) | Found::None => {}
             }
             done += n;
@@ -800,7 +869,7 @@ fn widths(n: u8) -> impl Iterator<Item = (u8, u8)> {
 /// # Safety
 /// `from` must be valid for reads of `to.len()` bytes of guest memory (others may change them meanwhile).
 #[inline(always)]
-unsafe fn copy_out(from: *const u8, to: &mut [u8]) {
+pub(crate) unsafe fn copy_out(from: *const u8, to: &mut [u8]) {
     let at = from.cast_mut();
     // SAFETY: valid by the caller's promise; each atomic view is of an address aligned for it.
     unsafe {
@@ -844,7 +913,7 @@ fn settle(copy: &mut [u8]) {
 /// # Safety
 /// `to` must be valid for writes of `from.len()` bytes that are guest RAM (others may access them meanwhile).
 #[inline(always)]
-unsafe fn copy_in(to: *mut u8, from: &[u8]) {
+pub(crate) unsafe fn copy_in(to: *mut u8, from: &[u8]) {
     // SAFETY: valid by the caller's promise; each atomic view is of an address aligned for it.
     unsafe {
         match *from {

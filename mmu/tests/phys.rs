@@ -43,6 +43,7 @@ fn kind(mem: &PhysMemory, gpa: u64) -> &'static str {
         Target::Ram(_) => "ram",
         Target::Rom(_) => "rom",
         Target::Mmio(..) => "mmio",
+        Target::DeviceRam(_) => "device ram",
         Target::None => "none",
     }
 }

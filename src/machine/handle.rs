@@ -212,6 +212,7 @@ impl Handle {
             let (kind, name) = match target {
                 Target::Ram(_) => ("ram", "pc.ram"),
                 Target::Rom(_) => ("rom", "pc.bios"),
+                Target::DeviceRam(_) => ("ram", "device memory"),
                 Target::Mmio(device, _) => ("i/o", device.name()),
                 Target::None => return None,
             };
