@@ -7,6 +7,7 @@ use mynah::machine::{Machine, boards};
 use mynah_cpu::CpuV1;
 use mynah_devices::chipset::{AcpiGed, Ferr, I440fx, Piix3, Piix4Pm, Port92};
 use mynah_devices::device::Device;
+use mynah_devices::display::vga::Vga;
 use mynah_devices::edu::Edu;
 use mynah_devices::events::A20Gate;
 use mynah_devices::input::i8042::I8042;
@@ -357,6 +358,7 @@ fn rows() -> Vec<Row> {
         of::<VirtioPci<Blk>>(),
         of::<VirtioPci<Console>>(),
         of::<VirtioPci<Rng>>(),
+        of::<Vga>(),
     ];
     rows.sort();
     rows

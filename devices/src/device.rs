@@ -13,6 +13,7 @@
 //!
 //! States are kept in postcard's encoding, which has no names: whoever changes a state's fields counts its version up.
 use crate::aml::Fragment;
+use crate::display::Display;
 use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -46,6 +47,11 @@ pub trait Device: Send + Sync + 'static {
 
     /// What it says of itself in the ACPI name space, if operating systems do not find it by themselves.
     fn aml(&self) -> Option<Fragment> {
+        None
+    }
+
+    /// The screen that it shows, if it is a display adapter.
+    fn display(&self) -> Option<&dyn Display> {
         None
     }
 
@@ -137,6 +143,8 @@ pub trait Plugged: Send + Sync {
     fn kind(&self) -> &'static str;
     /// [`Device::aml`].
     fn aml(&self) -> Option<Fragment>;
+    /// [`Device::display`].
+    fn display(&self) -> Option<&dyn Display>;
     /// [`Device::reset`].
     fn reset(&self, why: Reset);
     /// [`Device::pause`].
@@ -161,6 +169,10 @@ impl<D: Device> Plugged for D {
 
     fn aml(&self) -> Option<Fragment> {
         Device::aml(self)
+    }
+
+    fn display(&self) -> Option<&dyn Display> {
+        Device::display(self)
     }
 
     fn reset(&self, why: Reset) {
@@ -304,6 +316,12 @@ impl Registry {
     /// What all say of themselves in the ACPI name space.
     pub fn aml(&self) -> Vec<Fragment> {
         self.all().iter().filter_map(|p| p.device.aml()).collect()
+    }
+
+    /// Name and device of all display adapters ([`Plugged::display`]), in the order in which they were plugged in.
+    pub fn displays(&self) -> Vec<(String, Arc<dyn Plugged>)> {
+        let all = self.all().into_iter().filter(|p| p.device.display().is_some());
+        all.map(|p| (p.name, p.device)).collect()
     }
 
     /// Bus, name and kind of all.

@@ -7,6 +7,7 @@ pub mod chardev;
 pub mod chipset;
 pub mod clock;
 pub mod device;
+pub mod display;
 pub mod dma;
 pub mod edu;
 pub mod event_loop;

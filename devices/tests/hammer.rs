@@ -14,6 +14,7 @@ use mynah_devices::chardev::Null;
 use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
 use mynah_devices::clock::{Clock, ManualClock, SECOND};
 use mynah_devices::device::{Plugged, Registry, Reset};
+use mynah_devices::display::Screen;
 use mynah_devices::dma::Dma;
 use mynah_devices::events::{A20Gate, MachineEvents, NoEvents};
 use mynah_devices::input::i8042::I8042;
@@ -95,6 +96,12 @@ const PORTS: &[(u16, u64)] = &[
     (0x3f6, 1),
     (0x376, 1),
     (IDE_MASTERS, 16),
+    (0x3b4, 2),
+    (0x3ba, 1),
+    (0x3c0, 16),
+    (0x3d4, 2),
+    (0x3da, 1),
+    (0x1ce, 4),
 ];
 
 /// Where the IDE function's bus masters are.
@@ -242,11 +249,19 @@ fn plug_all(site: &Site<'_>) -> Vec<(DevFn, u64)> {
         let mut values = Values::default();
         values.values.insert("chardev", Value::Text("null".into()));
         values.values.insert("drive", Value::Text(kind.name.into()));
+        values.values.insert("vgamem_mb", Value::Number(1));
         (kind.plug)(site, &values).unwrap();
     }
-    for slot in 2..32 {
-        let at = DevFn::new(slot, 0);
-        let Some(device) = site.pci.unwrap().device(at) else { continue };
+    let pci = site.pci.unwrap();
+    let mut devices: Vec<_> =
+        (2..32).map(|n| DevFn::new(n, 0)).filter_map(|at| Some((at, pci.device(at)?))).collect();
+    // Those that `drive` knows come first.
+    devices.sort_by_key(|(_, d)| match d.config().lock().get32(0) {
+        EDU => 0,
+        VGA => 1,
+        _ => 2,
+    });
+    for (at, device) in devices {
         for bar in 0..6 {
             let Some((bar_kind, size)) = device.config().lock().bar(bar) else { continue };
             let next = if bar_kind == BarKind::Io { &mut port } else { &mut window };
@@ -266,6 +281,11 @@ fn plug_all(site: &Site<'_>) -> Vec<(DevFn, u64)> {
 /// Where PCI devices have their registers.
 const PCI_BASE: u64 = 0xe000_0000;
 const PCI_LEN: u64 = 4 << 20;
+/// Ids of devices that come first there, each with its memory.
+const EDU: u32 = 0x11e8_1234;
+const VGA: u32 = 0x1111_1234;
+const VGA_MEMORY: u64 = PCI_BASE + (1 << 20);
+const VGA_REGISTERS: u64 = PCI_BASE + (2 << 20);
 
 impl Drop for Board {
     fn drop(&mut self) {
@@ -301,10 +321,11 @@ impl Board {
         let out =
             |port: u16, values: &[u8]| values.iter().for_each(|v| self.ports.write(port, 1, (*v).into()));
         let vector = 0x20 + r.below(0xd0);
-        match r.below(12) {
-            9.. => self.drive_ide(r),
+        match r.below(14) {
+            12.. => self.drive_vga(r),
+            9..=11 => self.drive_ide(r),
             8 => {
-                // The first PCI device is edu: a transfer, with an interrupt at its end.
+                // edu: a transfer, with an interrupt at its end.
                 let (ram, buffer) = (r.below(16 << 20), 0x4_0000 + r.below(4096));
                 let to_ram = r.below(2);
                 let (source, destination) = if to_ram != 0 { (buffer, ram) } else { (ram, buffer) };
@@ -497,6 +518,51 @@ impl Board {
                 _ = self.ports.read(base, 4)
             } else {
                 self.ports.write(base, 4, r.next() as u32)
+            }
+        }
+    }
+
+    /// Chooses a mode, writes to the video memory in all ways, and looks at the screen.
+    fn drive_vga(&self, r: &mut Random) {
+        let set = |port: u16, index: u8, value: u8| {
+            self.ports.write(port, 2, u32::from(value) << 8 | u32::from(index));
+        };
+        match r.below(6) {
+            0 => {
+                let chained = [0x02, 0x06, 0x0e][r.below(3) as usize];
+                [(2, 0x0f), (4, chained)].into_iter().for_each(|(n, v)| set(0x3c4, n, v));
+                for (n, v) in
+                    [(0, 0), (1, 0), (3, 0), (5, r.below(4) as u8 * 0x20), (6, r.below(16) as u8), (8, 0xff)]
+                {
+                    set(0x3ce, n, v);
+                }
+                self.ports.write(0x3c2, 1, 0x63 | r.below(256) as u32);
+                [(0x17, 0xa3), (0x12, r.next() as u8)].into_iter().for_each(|(n, v)| set(0x3d4, n, v));
+                self.ports.read(0x3da, 1);
+                self.ports.write(0x3c0, 1, 0x20);
+            }
+            1 => {
+                let bits = [4, 8, 15, 16, 24, 32][r.below(6) as usize];
+                for (n, v) in
+                    [(4, 0), (1, r.below(1200)), (2, r.below(1200)), (3, bits), (4, 0x41 | r.below(2) << 7)]
+                {
+                    self.ports.write(0x1ce, 2, n);
+                    self.ports.write(0x1cf, 2, v as u32);
+                }
+            }
+            2 if r.below(4) == 0 => {
+                for (_, adapter) in self.devices.displays() {
+                    let display = adapter.display().unwrap();
+                    let mut screen = Screen::default();
+                    display.refresh(&mut screen);
+                    assert!(display.refresh(&mut screen).is_empty());
+                    display.text();
+                }
+            }
+            _ => {
+                let (base, len) = [(0xa_0000, 0x2_0000), (VGA_MEMORY, 1 << 20), (VGA_REGISTERS, 0x1000)]
+                    [r.below(3) as usize];
+                (0..r.below(40)).for_each(|_| _ = self.mmio(r, base, len));
             }
         }
     }

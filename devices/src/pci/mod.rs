@@ -19,7 +19,7 @@
 //! Source: PCI Local Bus Specification 2.1, chapters 3.7.4 (mechanism #1) and 6.
 use crate::bus::{Irq, PortBus, PortIo, PortMapping, open_bus, read_bytes};
 use crate::device::{Device, Invalid, Reset};
-use mynah_mmu::{Mmio, PhysMemory};
+use mynah_mmu::{DeviceRam, Mmio, PhysMemory};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -69,6 +69,8 @@ pub enum BarTarget {
     Io(Arc<dyn PortIo>),
     /// Memory-mapped registers.
     Memory(Arc<dyn Mmio>),
+    /// Memory that the device shares, from its beginning on.
+    Ram(Arc<DeviceRam>),
     /// The device maps it itself, in `bar_moved`.
     Own,
 }
@@ -140,6 +142,11 @@ impl PciBus {
     /// An empty bus whose BARs appear on `ports` and in `memory`.
     pub fn new(ports: Arc<PortBus>, memory: Arc<PhysMemory>) -> Arc<Self> {
         Arc::new(Self { slots: RwLock::new(Vec::new()), ports, memory, wires: OnceLock::new() })
+    }
+
+    /// The address space that memory BARs appear in, for a device that answers elsewhere, too.
+    pub fn memory(&self) -> &Arc<PhysMemory> {
+        &self.memory
     }
 
     /// Says where interrupts lead, before functions are made. Once.
@@ -258,6 +265,9 @@ impl PciBus {
                 }
                 (BarTarget::Memory(dev), BarKind::Memory32 { .. } | BarKind::Memory64 { .. }) => {
                     Mapping::Memory(self.memory.map_mmio(address, size, dev))
+                }
+                (BarTarget::Ram(ram), BarKind::Memory32 { .. } | BarKind::Memory64 { .. }) => {
+                    Mapping::Memory(self.memory.map_device_ram(address, size, &ram, 0))
                 }
                 _ => Mapping::Own,
             };
