@@ -1,9 +1,9 @@
 //! Memory that a device has of its own and shows in the physical address space: a framebuffer, say.
 //!
-//! A vCPU accesses it as RAM, at full speed, wherever [`crate::PhysMemory::map_device_ram`] has put it; the device reads
-//! it and asks now and then which pages were written ([`crate::PhysMemory::take_written`]). For that, a page is *lent* to
-//! TLBs at the first store to it, and taken back when the device asks: then all TLBs are flushed, and the next store
-//! lends it again. Who stores in other ways marks the page by itself.
+//! A vCPU accesses it as RAM, at full speed, wherever [`crate::PhysMemory::map_device_ram`] has put it; the device
+//! reads it and asks now and then which pages were written ([`crate::PhysMemory::take_written`]). For that, a page is
+//! *lent* to TLBs at the first store to it, and taken back when the device asks: then all TLBs are flushed, and the
+//! next store lends it again. Who stores in other ways marks the page by itself.
 //!
 //! Bytes are shared with vCPUs at all times: no reference to them is ever made.
 use crate::bitmap::PageBitmap;

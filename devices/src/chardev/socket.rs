@@ -29,7 +29,8 @@ pub struct Socket {
     address: Address,
 }
 
-enum Listener {
+/// A socket that listens.
+pub(crate) enum Listener {
     /// With the path's entry, which goes when the listener does.
     Unix(UnixListener, #[allow(dead_code, reason = "removes the path when it is dropped")] Leftover),
     Tcp(TcpListener),
@@ -134,7 +135,8 @@ fn clear_stale(path: &Path) -> Result<(), ChardevError> {
 }
 
 impl Listener {
-    fn bind(address: &mut Address) -> Result<Self, ChardevError> {
+    /// Listens on `address`, whose port 0 becomes the one that was given.
+    pub(crate) fn bind(address: &mut Address) -> Result<Self, ChardevError> {
         match address {
             Address::Unix(path) => {
                 clear_stale(path)?;
@@ -165,14 +167,16 @@ impl Listener {
         }
     }
 
-    fn accept(&self, nodelay: bool) -> io::Result<Descriptor> {
+    /// The next client; its socket does not wait.
+    pub(crate) fn accept(&self, nodelay: bool) -> io::Result<Descriptor> {
         match self {
             Listener::Unix(l, _) => unix_peer(l.accept()?.0),
             Listener::Tcp(l) => tcp_peer(l.accept()?.0, nodelay),
         }
     }
 
-    fn set_nonblocking(&self) -> io::Result<()> {
+    /// From now on `accept` does not wait.
+    pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
         match self {
             Listener::Unix(l, _) => l.set_nonblocking(true),
             Listener::Tcp(l) => l.set_nonblocking(true),

@@ -1,8 +1,8 @@
 //! From registers and memory to pixels.
 //!
-//! A [`Look`] is all that the picture depends on beside the memory. It is drawn scan line by scan line, as the CRTC walks:
-//! an address for each row of characters (or of pixels), a scan line within that, a split screen below the line compare.
-//! A dot of the monitor is a pixel: modes of 320 columns are 640 wide, and those of 200 lines 400 high.
+//! A [`Look`] is all that the picture depends on beside the memory. It is drawn scan line by scan line, as the CRTC
+//! walks: an address for each row of characters (or of pixels), a scan line within that, a split screen below the
+//! line compare. A dot of the monitor is a pixel: modes of 320 columns are 640 wide, and those of 200 lines 400 high.
 //!
 //! Not there: skew, the overscan border, blinking pixels of graphics modes, and display addresses that count by two or
 //! four characters.

@@ -4,7 +4,8 @@
 //!   ports 3B4h..3DFh --> regs     sequencer, CRTC, graphics and attribute controllers, DAC; timing: where the beam is
 //!   ports 1CEh..1D1h --> vbe      linear modes
 //!   A0000h..BFFFFh ----> window   planes, latches, write modes; plain memory in chain-4 modes
-//!   BAR 0 -------------> the memory, as RAM         BAR 2: 000h EDID   400h ports 3C0h..3DFh   500h vbe   600h size, endianness
+//!   BAR 0 -------------> the memory, as RAM
+//!   BAR 2 -------------> 000h EDID   400h ports 3C0h..3DFh   500h vbe   600h size, endianness
 //!   draw <-------------- somebody who wants to see it (`Display`)
 //! ```
 //!
@@ -430,6 +431,10 @@ impl super::Display for Vga {
         }
         screen.drawn = Some(look);
         if resized { vec![Rect { x: 0, y: 0, width, height }] } else { damage.take() }
+    }
+
+    fn size(&self) -> (usize, usize) {
+        self.look().size()
     }
 
     fn text(&self) -> Option<TextScreen> {

@@ -144,8 +144,11 @@ fn hash(surface: &Surface) -> u64 {
     })
 }
 
-/// All kinds of pictures: name, what makes them.
-const SCENES: &[(&str, fn(&Machine))] = &[
+/// A name, and what makes the picture.
+type Scene = (&'static str, fn(&Machine));
+
+/// All kinds of pictures.
+const SCENES: &[Scene] = &[
     ("text", |m| m.text(3)),
     ("text-40", |m| m.text(1)),
     ("text-mono", |m| m.text(7)),
@@ -181,7 +184,7 @@ const SCENES: &[(&str, fn(&Machine))] = &[
         m.mode(6);
         for y in 0..200 {
             for x in 0..80 {
-                m.poke(0xb_8000 + (y & 1) * 0x2000 + y / 2 * 80 + x, (x * y >> 3) as u8);
+                m.poke(0xb_8000 + (y & 1) * 0x2000 + y / 2 * 80 + x, ((x * y) >> 3) as u8);
             }
         }
     }),
@@ -223,13 +226,13 @@ const SCENES: &[(&str, fn(&Machine))] = &[
     ("linear-16", |m| {
         m.linear(320, 240, 16);
         for at in 0..320 * 240 {
-            m.pc.memory.phys_write(LFB + 2 * at, 2, (at % 320 / 5) << 5 | (at / 320 / 8) << 11 | at % 32);
+            m.pc.memory.phys_write(LFB + 2 * at, 2, (at % 320 / 5) << 5 | (at / 320 / 8) << 11 | (at % 32));
         }
     }),
     ("linear-15", |m| {
         m.linear(320, 240, 15);
         for at in 0..320 * 240 {
-            m.pc.memory.phys_write(LFB + 2 * at, 2, (at % 320 / 10) << 5 | (at / 320 / 8) << 10 | at % 32);
+            m.pc.memory.phys_write(LFB + 2 * at, 2, (at % 320 / 10) << 5 | (at / 320 / 8) << 10 | (at % 32));
         }
     }),
     ("linear-24", |m| {
@@ -244,7 +247,7 @@ const SCENES: &[(&str, fn(&Machine))] = &[
         m.linear(320, 240, 32);
         [(6, 400), (8, 20), (9, 10)].into_iter().for_each(|(n, v)| m.vbe(n, v));
         for at in 0..400 * 300 {
-            m.pc.memory.phys_write(LFB + 4 * at, 4, at % 400 / 2 << 16 | at / 400 << 8 | 0x40);
+            m.pc.memory.phys_write(LFB + 4 * at, 4, (at % 400 / 2) << 16 | (at / 400) << 8 | 0x40);
         }
     }),
     ("bank-by-bank", |m| {

@@ -3,7 +3,7 @@
 //! ```text
 //!   0 ID       B0C0h to B0C5h: what is written of these reads back     5 BANK         64 KiB of the window at A0000h
 //!   1 XRES     in pixels, a multiple of 8                              6 VIRT_WIDTH   pixels from row to row
-//!   2 YRES                                                             7 VIRT_HEIGHT  read only: rows that there is memory for
+//!   2 YRES                                                             7 VIRT_HEIGHT  rows that there is memory for
 //!   3 BPP      4, 8, 15, 16, 24, 32                                    8 X_OFFSET     what is at the screen's upper
 //!   4 ENABLE   bits below                                              9 Y_OFFSET     left corner
 //!                                                                     10 VIDEO_MEMORY_64K  read only

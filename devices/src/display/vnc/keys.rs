@@ -1,0 +1,148 @@
+//! Keysyms of X, as VNC has keys, to keys of the PC's keyboard, by their places on an American one.
+//!
+//! A client that knows scan codes sends these, which needs no layout: [`from_code`].
+use crate::input::ps2::Key;
+
+/// The characters on each key from scan code 02h on, without and with Shift; a space is no character.
+const PLAIN: [(u8, &str, &str); 5] = [
+    (0x02, "1234567890-=", "!@#$%^&*()_+"),
+    (0x10, "qwertyuiop[]", "QWERTYUIOP{}"),
+    (0x1e, "asdfghjkl;'`", "ASDFGHJKL:\"~"),
+    (0x2b, "\\zxcvbnm,./", "|ZXCVBNM<>?"),
+    (0x39, " ", " "),
+];
+
+/// Keysyms that are no characters, and their scan codes; with 100h for those with the prefix E0h.
+const NAMED: [(u32, u16); 76] = [
+    (0xff08, 0x0e),
+    (0xff09, 0x0f),
+    (0xfe20, 0x0f),
+    (0xff0d, 0x1c),
+    (0xff13, 0x146),
+    (0xff14, 0x46),
+    (0xff15, 0x54),
+    (0xff1b, 0x01),
+    (0xff50, 0x147),
+    (0xff51, 0x14b),
+    (0xff52, 0x148),
+    (0xff53, 0x14d),
+    (0xff54, 0x150),
+    (0xff55, 0x149),
+    (0xff56, 0x151),
+    (0xff57, 0x14f),
+    (0xff61, 0x137),
+    (0xff63, 0x152),
+    (0xff67, 0x15d),
+    (0xff6b, 0x146),
+    (0xff7e, 0x138),
+    (0xff7f, 0x45),
+    (0xff8d, 0x11c),
+    (0xff95, 0x47),
+    (0xff96, 0x4b),
+    (0xff97, 0x48),
+    (0xff98, 0x4d),
+    (0xff99, 0x50),
+    (0xff9a, 0x49),
+    (0xff9b, 0x51),
+    (0xff9c, 0x4f),
+    (0xff9d, 0x4c),
+    (0xff9e, 0x52),
+    (0xff9f, 0x53),
+    (0xffaa, 0x37),
+    (0xffab, 0x4e),
+    (0xffac, 0x53),
+    (0xffad, 0x4a),
+    (0xffae, 0x53),
+    (0xffaf, 0x135),
+    (0xffb0, 0x52),
+    (0xffb1, 0x4f),
+    (0xffb2, 0x50),
+    (0xffb3, 0x51),
+    (0xffb4, 0x4b),
+    (0xffb5, 0x4c),
+    (0xffb6, 0x4d),
+    (0xffb7, 0x47),
+    (0xffb8, 0x48),
+    (0xffb9, 0x49),
+    (0xffbe, 0x3b),
+    (0xffbf, 0x3c),
+    (0xffc0, 0x3d),
+    (0xffc1, 0x3e),
+    (0xffc2, 0x3f),
+    (0xffc3, 0x40),
+    (0xffc4, 0x41),
+    (0xffc5, 0x42),
+    (0xffc6, 0x43),
+    (0xffc7, 0x44),
+    (0xffc8, 0x57),
+    (0xffc9, 0x58),
+    (0xffe1, 0x2a),
+    (0xffe2, 0x36),
+    (0xffe3, 0x1d),
+    (0xffe4, 0x11d),
+    (0xffe5, 0x3a),
+    (0xffe7, 0x38),
+    (0xffe8, 0x138),
+    (0xffe9, 0x38),
+    (0xffea, 0x138),
+    (0xffeb, 0x15b),
+    (0xffec, 0x15c),
+    (0xffff, 0x153),
+    (0xfe03, 0x138),
+    (0x003c + 0x0100_0000, 0x56),
+];
+
+fn key(code: u16) -> Key {
+    if code & 0x100 != 0 { Key::extended(code as u8) } else { Key::new(code as u8) }
+}
+
+/// The key that has a keysym.
+pub fn from_keysym(keysym: u32) -> Option<Key> {
+    if let Some((_, code)) = NAMED.iter().find(|(k, _)| *k == keysym) {
+        return Some(key(*code));
+    }
+    let character = char::from_u32(keysym).filter(char::is_ascii)?;
+    PLAIN.iter().find_map(|(first, plain, shifted)| {
+        let place = |row: &str| row.chars().position(|c| c == character);
+        Some(Key::new(first + place(plain).or_else(|| place(shifted))? as u8))
+    })
+}
+
+/// The key of a scan code as QEMU's clients send it: set 1, with bit 7 for those with the prefix E0h.
+pub fn from_code(code: u32) -> Option<Key> {
+    match code {
+        0x01..=0x7f => Some(Key::new(code as u8)),
+        0x81..=0xff => Some(Key::extended(code as u8 & 0x7f)),
+        0xe001..=0xe07f => Some(Key::extended(code as u8)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keysyms_are_keys_of_an_american_keyboard() {
+        for (keysym, code) in [
+            ('a' as u32, 0x1e),
+            ('A' as u32, 0x1e),
+            ('~' as u32, 0x29),
+            ('\\' as u32, 0x2b),
+            ('?' as u32, 0x35),
+            (' ' as u32, 0x39),
+            ('0' as u32, 0x0b),
+            (0xff0d, 0x1c),
+            (0xffbe, 0x3b),
+            (0xffb6, 0x4d),
+        ] {
+            assert_eq!(from_keysym(keysym), Some(Key::new(code)), "{keysym:#x}");
+        }
+        assert_eq!(from_keysym(0xff51), Some(Key::extended(0x4b)));
+        assert_eq!(from_keysym(0xffff), Some(Key::extended(0x53)));
+        assert_eq!((from_keysym(0x20ac), from_keysym(u32::MAX)), (None, None));
+        let codes = [0x1e, 0xcb, 0xe04b, 0, 0x80, 0x1_0000].map(from_code);
+        let left = Some(Key::extended(0x4b));
+        assert_eq!(codes, [Some(Key::new(0x1e)), left, left, None, None, None]);
+    }
+}
