@@ -3,6 +3,7 @@ use super::board::Board;
 use super::power::{Pause, Power, Report};
 use super::saved::Saver;
 use crate::config::{Config, exit_code};
+use mynah_devices::display::{self, Display};
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
 use mynah_mmu::Target;
 use parking_lot::Mutex;
@@ -203,6 +204,12 @@ impl Handle {
     /// The states of all devices by name: what would be saved of them, as trees of named values.
     pub fn inspect(&self) -> Vec<(String, serde_json::Value)> {
         self.board().map_or(Vec::new(), |board| board.devices.inspect())
+    }
+
+    /// The screens of the display adapters, by the adapters' names.
+    pub fn displays(&self) -> Vec<(String, Arc<dyn Display>)> {
+        let all = self.board().map_or(Vec::new(), |board| board.devices.displays());
+        all.into_iter().filter_map(|(name, device)| Some((name, display::of(device)?))).collect()
     }
 
     /// What answers at physical addresses: first and last one, what it is, and which device.

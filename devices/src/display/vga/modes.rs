@@ -1,7 +1,6 @@
 //! The registers of the BIOS' video modes, for tests.
 //!
 //! Source: IBM PS/2 and PC BIOS Interface Technical Reference, video parameter table.
-use super::regs::Registers;
 
 /// Miscellaneous output; sequencer 1 to 4; CRTC; attribute controller 10h to 13h; graphics controller 5 and 6.
 type Row = (u8, [u8; 4], [u8; 25], [u8; 4], [u8; 2]);
@@ -87,16 +86,4 @@ pub fn writes(mode: u8) -> Vec<(u16, u8)> {
         w.extend(rgb.map(|c| (0x3c9, c)));
     }
     w
-}
-
-/// The registers after these writes.
-pub fn registers(mode: u8) -> Registers {
-    let mut r = Registers::default();
-    for (port, value) in writes(mode) {
-        if port == 0x3c0 && value == 0 {
-            r.read(if r.misc & 1 != 0 { 0x3da } else { 0x3ba }, |_| 0);
-        }
-        r.write(port, value);
-    }
-    r
 }

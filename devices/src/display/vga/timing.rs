@@ -73,9 +73,21 @@ mod tests {
     use super::super::modes;
     use super::*;
 
+    /// The registers after these writes.
+    fn registers(mode: u8) -> Registers {
+        let mut r = Registers::default();
+        for (port, value) in modes::writes(mode) {
+            if port == 0x3c0 && value == 0 {
+                r.read(if r.misc & 1 != 0 { 0x3da } else { 0x3ba }, |_| 0);
+            }
+            r.write(port, value);
+        }
+        r
+    }
+
     #[test]
     fn a_text_screen_has_70_frames_in_a_second_of_449_lines() {
-        let r = modes::registers(3);
+        let r = registers(3);
         let rate = SECOND as f64 / r.frame_time() as f64;
         assert!((rate - 70.08).abs() < 0.05, "{rate}");
         let line = r.frame_time() as f64 / 449.0;
