@@ -35,7 +35,7 @@ const KEYS: &[&str] =
 /// A disk of 8 MiB, each of its sectors with a number of its own.
 fn disk(tag: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("mynah-virtio-{}-{tag}.img", std::process::id()));
-    let bytes: Vec<u8> = (0..1 << 20_u64).flat_map(|n| (n * n).to_le_bytes()).collect();
+    let bytes: Vec<u8> = (0..1_u64 << 20).flat_map(|n| (n * n).to_le_bytes()).collect();
     std::fs::write(&path, bytes).unwrap();
     path
 }

@@ -3,8 +3,10 @@ use super::board::Board;
 use super::power::{Pause, Power, Report};
 use super::saved::Saver;
 use crate::config::{Config, exit_code};
+use mynah_block::Drive;
 use mynah_devices::display::{self, Display};
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
+use mynah_devices::input::ps2::Key;
 use mynah_mmu::Target;
 use parking_lot::Mutex;
 use std::fmt;
@@ -210,6 +212,24 @@ impl Handle {
     pub fn displays(&self) -> Vec<(String, Arc<dyn Display>)> {
         let all = self.board().map_or(Vec::new(), |board| board.devices.displays());
         all.into_iter().filter_map(|(name, device)| Some((name, display::of(device)?))).collect()
+    }
+
+    /// Presses keys, in their order, and lets them go.
+    ///
+    /// # Errors
+    /// The board has no keyboard.
+    pub fn send_keys(&self, keys: &[Key], hold: Duration) -> Result<(), &'static str> {
+        let keyboard = self.board().and_then(|board| board.chips.i8042.clone());
+        let keyboard = keyboard.ok_or("the board has no keyboard")?;
+        keys.iter().for_each(|key| keyboard.key(*key, true));
+        std::thread::sleep(hold);
+        keys.iter().rev().for_each(|key| keyboard.key(*key, false));
+        Ok(())
+    }
+
+    /// The machine's drives.
+    pub fn drives(&self) -> Vec<Arc<Drive>> {
+        self.board().map_or(Vec::new(), |board| board.drives.all().to_vec())
     }
 
     /// What answers at physical addresses: first and last one, what it is, and which device.

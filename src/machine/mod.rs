@@ -12,6 +12,7 @@ pub mod handle;
 mod info;
 pub mod inside;
 pub mod kernel;
+mod keys;
 pub mod monitor;
 pub mod power;
 pub mod saved;

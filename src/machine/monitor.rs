@@ -1,13 +1,19 @@
 //! The human monitor's commands: the few that there is something behind, with QEMU's names and answers.
+use super::drives::open_image;
 use super::handle::{Handle, Status};
 use super::info;
 use super::inside::Translators;
-use crate::config::Config;
+use super::keys;
+use crate::config::{self, Config};
+use mynah_block::Drive;
 use mynah_devices::chardev::{Chardev, Monitor};
+use mynah_devices::display::{Screen, dump};
 use parking_lot::Mutex;
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// A command for the help: its names and arguments, and what it does.
 type Entry = (&'static str, &'static str);
@@ -15,12 +21,20 @@ type Entry = (&'static str, &'static str);
 /// The commands.
 const COMMANDS: &[Entry] = &[
     ("cont|c", "go on"),
+    ("change DEVICE FILE [FORMAT]", "put another medium into a drive"),
     ("cpu N", "the vCPU that 'info registers' shows"),
+    ("eject [-f] DEVICE", "take the medium out of a drive; -f: though the guest has locked it in"),
     ("help|? [COMMAND]", "this text, or that of one command"),
     ("info [WHAT]", "what 'help info' lists"),
     ("migrate URI", "stop the guest and save it to file:FILE, or to the input of exec:\"COMMAND\""),
     ("nmi", "an NMI for each vCPU"),
     ("quit|q", "end Mynah"),
+    (
+        "screendump FILE [-f FORMAT]",
+        "the screen as a picture: ppm, or png (the default for a FILE that ends so)",
+    ),
+    ("screentext", "the text screen, as UTF-8"),
+    ("sendkey KEYS [HOLD_MS]", "press keys together: sendkey ctrl-alt-delete"),
     ("stop|s", "pause the guest"),
     ("system_powerdown", "press the power button"),
     ("system_reset", "reset the machine"),
@@ -29,6 +43,7 @@ const COMMANDS: &[Entry] = &[
 
 /// What `info` tells of.
 const INFO: &[Entry] = &[
+    ("info block", "the drives and what is in them"),
     ("info chardev", "the character devices"),
     ("info cpus", "the vCPUs and their threads"),
     ("info device NAME", "a device's registers and what else would be saved of it"),
@@ -55,6 +70,8 @@ fn find(name: &str) -> Option<&'static Entry> {
     let names = |entry: &Entry| entry.0.split(' ').next().is_some_and(|w| w.split('|').any(|n| n == name));
     COMMANDS.iter().find(|e| names(e))
 }
+
+const NO_SCREEN: &str = "Error: there is no screen (-device VGA adds one)\n";
 
 /// What the monitor says of something that was to be done.
 fn done<E: std::fmt::Display>(result: Result<(), E>) -> String {
@@ -86,6 +103,8 @@ pub struct Hmp {
     machine: Handle,
     translators: Translators,
     lines: Lines,
+    /// Drives as the user has asked for them.
+    drives: Vec<config::Drive>,
     /// What became of the last `migrate`.
     migration: Mutex<&'static str>,
     name: String,
@@ -103,6 +122,7 @@ impl Hmp {
             machine: machine.clone(),
             translators: translators.clone(),
             lines: lines.clone(),
+            drives: cfg.drives.clone(),
             migration: Mutex::default(),
             name: cfg.name.clone().unwrap_or_default(),
             uuid: cfg.uuid.unwrap_or_default(),
@@ -163,6 +183,92 @@ impl Hmp {
         let saved = self.machine.save(uri);
         *self.migration.lock() = if saved.is_ok() { "completed" } else { "failed" };
         done(saved.map_err(|e| crate::cli::explain(&e)))
+    }
+
+    fn screendump(&self, file: &str, format: &str) -> String {
+        let encode = match format {
+            "png" => dump::png,
+            "ppm" => dump::ppm,
+            _ => return format!("Error: there is no format '{format}'; there are ppm and png\n"),
+        };
+        let Some((_, display)) = self.machine.displays().into_iter().next() else { return NO_SCREEN.into() };
+        let mut screen = Screen::default();
+        display.refresh(&mut screen);
+        let mut picture = Vec::new();
+        let written = encode(screen.surface(), &mut picture).and_then(|()| std::fs::write(file, picture));
+        done(written.map_err(|e| format!("{file}: {e}")))
+    }
+
+    fn screentext(&self) -> String {
+        match self.machine.displays().into_iter().next() {
+            None => NO_SCREEN.into(),
+            Some((_, display)) => display
+                .text()
+                .map_or_else(|| "Error: the screen shows pixels, and no text\n".into(), |t| t.to_string()),
+        }
+    }
+
+    fn sendkey(&self, keys: &str, hold: &str) -> String {
+        const MOST_MS: u64 = 10_000;
+        match hold.parse() {
+            Ok(ms) if ms <= MOST_MS => {
+                let sent = keys::parse(keys)
+                    .and_then(|keys| Ok(self.machine.send_keys(&keys, Duration::from_millis(ms))?));
+                done(sent)
+            }
+            _ => format!("Error: '{hold}' is no time in ms, at most {MOST_MS}\n"),
+        }
+    }
+
+    fn drive(&self, name: &str) -> Result<Arc<Drive>, String> {
+        let drive = self.machine.drives().into_iter().find(|d| d.name() == name);
+        drive.ok_or_else(|| format!("there is no drive '{name}' ('info block' lists them)"))
+    }
+
+    fn eject(&self, name: &str, force: bool) -> String {
+        done(self.drive(name).and_then(|drive| {
+            let wanted = self.drives.iter().find(|d| d.id == name).is_some_and(|d| d.cdrom);
+            if !wanted && !force {
+                return Err(format!("Device '{name}' is not removable"));
+            }
+            drive.change(None, force).map_err(|e| e.to_string())
+        }))
+    }
+
+    fn change(&self, name: &str, file: &str, format: Option<&str>) -> String {
+        done(self.drive(name).and_then(|drive| {
+            let wanted = self.drives.iter().find(|d| d.id == name && d.cdrom);
+            let wanted = wanted.ok_or_else(|| format!("Device '{name}' is not removable"))?;
+            let wanted = config::Drive { format: format.map(Into::into), ..wanted.clone() };
+            let image = open_image(&wanted, Path::new(file)).map_err(|e| crate::cli::explain(&e))?;
+            drive.change(Some(image), false).map_err(|e| e.to_string())
+        }))
+    }
+
+    fn block(&self) -> String {
+        let mut text = String::new();
+        for drive in self.machine.drives() {
+            let wanted = self.drives.iter().find(|d| d.id == drive.name());
+            let name = drive.name();
+            match drive.medium() {
+                None => _ = writeln!(text, "{name}: [not inserted]"),
+                Some(medium) => {
+                    let file = wanted
+                        .and_then(|d| d.file.as_ref())
+                        .map_or(String::new(), |f| f.display().to_string());
+                    let read_only = if drive.read_only() { ", read-only" } else { "" };
+                    _ = writeln!(text, "{name}: {file} ({}{read_only})", medium.format());
+                }
+            }
+            if wanted.is_some_and(|d| d.cdrom) {
+                let locked = if drive.locked() { "locked" } else { "not locked" };
+                let tray = if drive.tray_open() { "open" } else { "closed" };
+                _ = writeln!(text, "    Removable device: {locked}, tray {tray}");
+            }
+            let cache = if drive.write_cache() { "writeback" } else { "writethrough" };
+            _ = writeln!(text, "    Cache mode:       {cache}");
+        }
+        text
     }
 
     fn device(&self, name: &str) -> String {
@@ -227,6 +333,18 @@ impl Monitor for Hmp {
                 String::new()
             }
             ["cpu", seat] => self.choose(seat),
+            ["screendump", file] => self.screendump(file, if file.ends_with(".png") { "png" } else { "ppm" }),
+            ["screendump", file, "-f", format] | ["screendump", "-f", format, file] => {
+                self.screendump(file, format)
+            }
+            ["screentext"] => self.screentext(),
+            ["sendkey", keys] => self.sendkey(keys, "100"),
+            ["sendkey", keys, hold] => self.sendkey(keys, hold),
+            ["eject", device] => self.eject(device, false),
+            ["eject", "-f", device] => self.eject(device, true),
+            ["change", device, file] => self.change(device, file, None),
+            ["change", device, file, format] => self.change(device, file, Some(format)),
+            ["info", "block"] => self.block(),
             ["info", "chardev"] => self.lines.info(),
             ["info", "cpus"] => self.cpus(),
             ["info", "device", name] => self.device(name),
@@ -302,7 +420,11 @@ mod tests {
     fn what_is_not_there_is_named() {
         let m = monitor();
         assert_eq!(m.command("savevm x"), "unknown command: 'savevm' (try 'help')\n");
-        assert_eq!(m.command("info block"), "unknown command: 'info block' (try 'help info')\n");
+        assert_eq!(m.command("info blokc"), "unknown command: 'info blokc' (try 'help info')\n");
+        assert_eq!(m.command("screentext"), "Error: there is no screen (-device VGA adds one)\n");
+        assert_eq!(m.command("sendkey ctrl-alt-dleete"), "Error: there is no key 'dleete'\n");
+        assert_eq!(m.command("sendkey a"), "Error: the board has no keyboard\n");
+        assert_eq!(m.command("eject cd"), "Error: there is no drive 'cd' ('info block' lists them)\n");
         assert_eq!(m.command("stop now"), "'stop now': its form is stop|s\n");
         assert_eq!(m.command("cpu"), "'cpu': its form is cpu N\n");
         assert_eq!(m.command("cpu x"), "'x' is not the number of a vCPU\n");

@@ -69,7 +69,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     w.ports.map(tables::PM_BASE + PM_TIMER, 4, Arc::new(PmTimer(w.clock.clone())));
     w.ports.map(0x80, 1, Arc::new(common::Delay));
     w.plug("main-system-bus", "acpi-ged", ged.clone());
-    Chips { pci: None, ide: None, button: ged, ferr: None, chipset: Arc::new(Nothing) }
+    Chips { pci: None, ide: None, i8042: None, button: ged, ferr: None, chipset: Arc::new(Nothing) }
 }
 
 /// ACPI's PM timer (ACPI 6.5, 4.8.3.3), of 24 bits and without an interrupt.

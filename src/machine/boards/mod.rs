@@ -15,6 +15,7 @@ use mynah_devices::chipset::{Ferr, PowerButton};
 use mynah_devices::clock::Clock;
 use mynah_devices::device::Plugged;
 use mynah_devices::events::WakeCause;
+use mynah_devices::input::i8042::I8042;
 use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::Ioapic;
 use mynah_devices::interrupts::lapic::LocalApics;
@@ -136,6 +137,8 @@ pub struct Chips {
     pub pci: Option<Arc<PciBus>>,
     /// The IDE buses.
     pub ide: Option<Arc<Piix3Ide>>,
+    /// Keyboard and mouse.
+    pub i8042: Option<Arc<I8042>>,
     /// What the power button is wired to.
     pub button: Arc<dyn PowerButton>,
     /// What the boot processor's error wires lead to.

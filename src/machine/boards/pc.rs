@@ -79,7 +79,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     w.plug("main-system-bus", "pcihost", config_ports);
     w.plug("isa.0", "a20", a20);
     w.plug("isa.0", "port92", port92);
-    w.plug("isa.0", "i8042", i8042);
+    w.plug("isa.0", "i8042", i8042.clone());
     w.plug("isa.0", "ferr", ferr.clone());
     w.plug("pci.0", "i440fx", bridge);
     w.plug("pci.0", "piix3", piix3.clone());
@@ -90,7 +90,14 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     }
     let chipset =
         Piix { pci: pci.clone(), piix3, ide: ide.clone(), pm: pm.clone(), rtc, ports: w.ports.clone() };
-    Chips { pci: Some(pci), ide: Some(ide), button: pm, ferr: Some(ferr), chipset: Arc::new(chipset) }
+    Chips {
+        pci: Some(pci),
+        ide: Some(ide),
+        i8042: Some(i8042),
+        button: pm,
+        ferr: Some(ferr),
+        chipset: Arc::new(chipset),
+    }
 }
 
 fn hpet(w: &mut Wiring<'_>, pit: Option<Arc<Pit>>, rtc: &Arc<Rtc>) -> Arc<Hpet> {
