@@ -9,6 +9,7 @@
 
 use crate::machine::boards::{self, Description};
 use mynah_block::{Cache, OnError};
+use mynah_devices::chardev::spec::Address;
 use mynah_devices::kind::{Chosen, Value, Values};
 use std::fmt;
 use std::path::PathBuf;
@@ -73,6 +74,8 @@ pub struct Config {
     pub nographic: bool,
     /// The display back end (`-display`).
     pub display: Display,
+    /// Where a VNC server listens (`-vnc`, `-display vnc=`).
+    pub vnc: Option<Address>,
     /// The video adapter (`-vga`); `None` when not given.
     pub vga: Option<String>,
     /// What a guest's reset does (`-no-reboot`, `-action reboot=`).
@@ -158,6 +161,7 @@ impl Default for Config {
             chardevs: Vec::new(),
             nographic: false,
             display: Display::None,
+            vnc: None,
             vga: None,
             on_reboot: RebootAction::Reset,
             on_shutdown: ShutdownAction::PowerOff,

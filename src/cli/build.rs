@@ -4,6 +4,7 @@
 use super::Error;
 use super::options::Status;
 use super::parse::{Given, parse};
+use super::props::Props;
 use super::size::{number_from, show_size};
 use super::suggest::did_you_mean;
 use super::{char_arg, cpu_arg, device_arg, drive_arg, help, machine_arg, run_arg};
@@ -11,6 +12,7 @@ use crate::config::{
     Accel, AccelKind, CharBackend, CharTarget, Check, Config, Display, FwCfgData, RebootAction,
     ShutdownAction,
 };
+use mynah_devices::chardev::spec::Address;
 use mynah_devices::kind::Chosen;
 use mynah_firmware::{Kind, identify};
 use std::ffi::OsString;
@@ -51,6 +53,7 @@ pub fn config(program: &str, args: &[OsString]) -> Result<Config, Error> {
     if config.accel.is_empty() {
         config.accel = std::mem::take(&mut seen.accel_from_machine);
     }
+    adapter(&mut config)?;
     drive_arg::settle(&mut config, seen.snapshot)?;
     consoles(&mut config, &seen)?;
     if config.bios.is_none() && config.memory.size < LEAST_MEMORY {
@@ -191,7 +194,11 @@ fn console_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result
             }
         }
         "echr" => config.escape = run_arg::escape(given.text()?)?,
-        "display" => config.display = display(given.text()?)?,
+        "vnc" => config.vnc = vnc("-vnc", given.text()?)?,
+        "display" => match given.text()?.strip_prefix("vnc=") {
+            Some(address) => config.vnc = vnc("-display vnc=", address)?,
+            None => config.display = display(given.text()?)?,
+        },
         "vga" => config.vga = Some(word(given, ADAPTERS)?),
         _ => return Ok(false),
     }
@@ -260,6 +267,49 @@ fn run_option(given: &Given, config: &mut Config) -> Result<bool, Error> {
 fn guest_name(text: &str) -> String {
     let first = crate::config::split_commas(text).into_iter().next().unwrap_or_default();
     first.strip_prefix("guest=").map_or(first.clone(), str::to_string)
+}
+
+/// Where a VNC server listens: `HOST:DISPLAY`, `:DISPLAY` (all of this host's addresses), `unix:PATH`, or `none`.
+fn vnc(option: &str, text: &str) -> Result<Option<Address>, Error> {
+    /// The port of display 0 (RFC 6143, 8).
+    const BASE: u16 = 5900;
+    let mut props = Props::parse(option, text, Some("vnc"));
+    let target = props.text("vnc")?.unwrap_or_default();
+    for key in ["password", "websocket", "reverse", "lossy"] {
+        if let Some(value) = props.text(key)?.filter(|v| v != "off") {
+            return Err(props.error(format!("{key}={value}: not supported yet")));
+        }
+    }
+    props.ignore(&["share", "non-adaptive", "power-control", "key-delay-ms"]);
+    props.finish()?;
+    if target == "none" {
+        return Ok(None);
+    }
+    if let Some(path) = target.strip_prefix("unix:") {
+        return Ok(Some(Address::Unix(path.into())));
+    }
+    let parts = target.rsplit_once(':');
+    let address = parts.and_then(|(host, display)| {
+        let port = display.parse::<u16>().ok()?.checked_add(BASE)?;
+        Some(Address::Tcp { host: host.trim_matches(['[', ']']).into(), port })
+    });
+    address.map(Some).ok_or_else(|| {
+        Error::new(format!(
+            "{option} {text}: expected HOST:DISPLAY, :DISPLAY, unix:PATH or none (:1 is port 5901)"
+        ))
+    })
+}
+
+/// `-vga`: the adapters that there are stand for a device.
+fn adapter(config: &mut Config) -> Result<(), Error> {
+    match config.vga.as_deref() {
+        None | Some("none") => {}
+        Some("std") if config.machine.board.pci => config.devices.push(device_arg::device("VGA")?),
+        Some(name) => {
+            return Err(Error::new(format!("-vga {name}: not supported yet; there are std and none")));
+        }
+    }
+    Ok(())
 }
 
 fn display(text: &str) -> Result<Display, Error> {

@@ -126,7 +126,8 @@ pub const OPTIONS: &[OptionDef] = options! {
     Console Supported "parallel" ("none|null", "none") "the parallel port, of which there is none";
     Console Supported "echr" ("N", "0x14") "code of the console's escape character [default: 1, Ctrl-A]";
     Console Parsed "display" ("none", "none") "the display";
-    Console Parsed "vga" ("none", "none") "the video adapter";
+    Console Supported "vga" ("std|none", "std") "the video adapter";
+    Console Supported "vnc" ("[HOST]:DISPLAY|unix:PATH", ":1") "show the screen to VNC clients";
 
     Devices Supported "device" ("NAME[,prop=value...]", "isa-debug-exit,iobase=0xf4,iosize=4") "add a device ('help' lists them)";
     Devices Supported "drive" ("[file=FILE][,if=TYPE][,prop=value...]", "file=disk.img,if=ide,format=raw") "a drive";
@@ -196,7 +197,6 @@ pub const OPTIONS: &[OptionDef] = options! {
     Boot Later "prom-env" ("...", "a=b") "firmware variables";
     Boot Later "loadvm" ("NAME", "s") "start from a snapshot";
     Boot Later "only-migratable" "devices that can migrate only";
-    Console Later "vnc" ("DISPLAY", ":1") "a VNC server";
     Console Later "spice" ("...", "port=1") "a SPICE server";
     Console Later "curses" "a display in the terminal";
     Console Later "sdl" "a display window";

@@ -5,7 +5,10 @@ use super::inside::Translators;
 use super::monitor::{Hmp, Lines};
 use crate::config::{CharBackend, CharTarget, Config, FwCfgData, exit_code};
 use anyhow::{Context, bail};
+use mynah_devices::chardev::spec::Address;
 use mynah_devices::chardev::{Chardev, ChardevError, Host, MonitorLine, Mux, spec};
+use mynah_devices::display::input::Ps2Input;
+use mynah_devices::display::vnc::{VncOptions, VncServer};
 use mynah_devices::dma::Dma;
 use mynah_devices::event_loop::EventLoop;
 use mynah_devices::kind::Site;
@@ -52,6 +55,8 @@ pub struct Consoles {
     translators: Translators,
     /// All lines by name, for the monitors.
     known: Lines,
+    /// Who shows the screen to the network.
+    vnc: Option<VncServer>,
 }
 
 impl Consoles {
@@ -84,6 +89,7 @@ impl Consoles {
             host,
             translators: Translators::default(),
             known: Lines::default(),
+            vnc: None,
         };
         for c in &cfg.chardevs {
             let target = CharTarget { spec: c.id.clone(), mux: c.mux, backend: c.backend.clone() };
@@ -173,7 +179,20 @@ impl Consoles {
         for mux in &self.muxes {
             mux.start();
         }
+        self.vnc = cfg.vnc.as_ref().map(|address| self.show(cfg, machine, address)).transpose()?;
         Ok(())
+    }
+
+    /// Shows the machine's screen to VNC clients.
+    fn show(&self, cfg: &Config, machine: &Handle, address: &Address) -> anyhow::Result<VncServer> {
+        let Some((_, display)) = machine.displays().into_iter().next() else {
+            bail!("-vnc: the machine has no screen; add -vga std");
+        };
+        let Some(keyboard) = machine.keyboard() else { bail!("-vnc: the board has no keyboard") };
+        let name = cfg.name.as_ref().map_or_else(|| "Mynah".into(), |name| format!("Mynah ({name})"));
+        let options = VncOptions { address: address.clone(), password: None, name };
+        let input = Arc::new(Ps2Input::new(keyboard));
+        VncServer::start(&options, display, input, self.host.events.clone()).context("-vnc")
     }
 
     /// Where the vCPUs' translators are to be listed, for the monitor.
@@ -209,7 +228,7 @@ impl Consoles {
 }
 
 fn spec_of(backend: &CharBackend) -> anyhow::Result<spec::Spec> {
-    use spec::{Address, SocketSpec, Spec};
+    use spec::{SocketSpec, Spec};
     Ok(match backend {
         CharBackend::None => Spec::None,
         CharBackend::Null | CharBackend::Vc => Spec::Null,

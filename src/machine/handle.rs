@@ -6,6 +6,7 @@ use crate::config::{Config, exit_code};
 use mynah_block::Drive;
 use mynah_devices::display::{self, Display};
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
+use mynah_devices::input::i8042::I8042;
 use mynah_devices::input::ps2::Key;
 use mynah_mmu::Target;
 use parking_lot::Mutex;
@@ -214,13 +215,17 @@ impl Handle {
         all.into_iter().filter_map(|(name, device)| Some((name, display::of(device)?))).collect()
     }
 
+    /// Keyboard and mouse.
+    pub fn keyboard(&self) -> Option<Arc<I8042>> {
+        self.board()?.chips.i8042.clone()
+    }
+
     /// Presses keys, in their order, and lets them go.
     ///
     /// # Errors
     /// The board has no keyboard.
     pub fn send_keys(&self, keys: &[Key], hold: Duration) -> Result<(), &'static str> {
-        let keyboard = self.board().and_then(|board| board.chips.i8042.clone());
-        let keyboard = keyboard.ok_or("the board has no keyboard")?;
+        let keyboard = self.keyboard().ok_or("the board has no keyboard")?;
         keys.iter().for_each(|key| keyboard.key(*key, true));
         std::thread::sleep(hold);
         keys.iter().rev().for_each(|key| keyboard.key(*key, false));

@@ -281,6 +281,15 @@ impl Boot {
         if let Some(ms) = cfg.boot.reboot_timeout {
             fw_cfg.add_file("etc/boot-fail-wait", number(ms))?;
         }
+        // SeaBIOS runs what it finds here.
+        const VGA_ROM: &str = "vgabios-stdvga.bin";
+        if cfg.devices.iter().any(|d| d.kind.name == "VGA") {
+            let path = find_firmware(cfg, Path::new(VGA_ROM));
+            match std::fs::read(&path) {
+                Ok(rom) => drop(fw_cfg.add_file(&format!("vgaroms/{VGA_ROM}"), rom)?),
+                Err(e) => tracing::warn!("{}: {e}; the VGA has no ROM (Debian: seabios)", path.display()),
+            }
+        }
         let mut order: Vec<String> = Vec::new();
         if let Some(kernel) = &self.kernel {
             let parts = kernel
