@@ -206,7 +206,7 @@ fn board() -> Board {
     let devices = Registry::default();
     let mut all: Vec<Arc<dyn Plugged>> = apics.iter().map(|a| a.clone() as _).collect();
     all.extend([bus.clone() as Arc<dyn Plugged>, ioapic, pic, pit.clone(), rtc, hpet.clone(), config, a20]);
-    all.extend([port92 as Arc<dyn Plugged>, i8042.clone(), ferr, bridge, piix3, pm, fw_cfg]);
+    all.extend([port92 as Arc<dyn Plugged>, i8042.clone(), ferr, bridge, piix3, pm, fw_cfg, ide.clone()]);
     all.extend(serials.iter().map(|s| s.clone() as Arc<dyn Plugged>));
     for device in all {
         devices.plug("board", device.kind(), device);

@@ -418,7 +418,7 @@ fn the_rest_of_a_disks_commands() {
     let end = DISK as u64 / 512;
     // Native maximum, with its high half behind HOB.
     assert_eq!(t.wide(0x27, 0, 0), 0x50);
-    assert_eq!(t.registers(HD)[2..5], [(end - 1) as u8, (end - 1 >> 8) as u8, 0]);
+    assert_eq!(t.registers(HD)[2..5], [(end - 1) as u8, ((end - 1) >> 8) as u8, 0]);
     t.w(0x3f6, 0x80);
     assert_eq!(t.registers(HD)[2..5], [0, 0, 0]);
     t.wide(0x24, 0x0102, 0x03_0405);

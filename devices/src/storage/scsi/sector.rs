@@ -20,7 +20,7 @@ pub fn msf(lba: u32) -> [u8; 3] {
 }
 
 fn bcd(n: u8) -> u8 {
-    n / 10 % 16 << 4 | n % 10
+    ((n / 10 % 16) << 4) | (n % 10)
 }
 
 /// The 32-bit code of 14.3: x^32 + x^31 + x^16 + x^15 + x^4 + x^3 + x + 1, lowest bit first.
