@@ -1,11 +1,17 @@
-//! An IDE disk and a CD-ROM drive under Debian's own driver (ata_piix): by DMA, and by PIO as the kernel is told to.
+//! An IDE disk and a CD-ROM drive: a bare program finds in their registers, and at the data port, what it finds under
+//! QEMU; Debian's own driver (ata_piix) works with them by DMA, and by PIO if the kernel is told to.
 //!
 //! Kernel and modules are fetched once through apt (`tests/guests/manifest.toml`): `cargo test --release --test ide --
 //! --ignored`. MYNAH_GUESTS=cached passes over what is not there.
+#![cfg(unix)]
 mod common;
+mod kit;
 use common::{guest, has_qemu, ramdisk, run, run_qemu};
+use iced_x86::code_asm::*;
+use kit::{DATA, Folder, Guest, command, power_off};
 use mynah_guests::cpio::Archive;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// In the order in which they need each other.
@@ -139,4 +145,209 @@ fn a_linux_guest_works_by_dma() {
 #[ignore = "boots a guest"]
 fn a_linux_guest_works_by_pio() {
     is_as_under_qemu("pio", "libata.dma=0");
+}
+
+const HD: u16 = 0x1f0;
+const CD: u16 = 0x170;
+
+/// What the bare program does: a command, and a packet behind it if there is one.
+struct Step {
+    base: u16,
+    /// Device, features, count, low, mid, high, command.
+    registers: [u8; 7],
+    packet: Option<[u8; 12]>,
+    /// What is found is not told.
+    quiet: bool,
+}
+
+/// Bytes of a step in the program's table.
+const STEP: i32 = 24;
+const TABLE: u32 = DATA + 0x100;
+
+fn disk(command: u8, features: u8, count: u8, lba: [u8; 3]) -> Step {
+    let [low, mid, high] = lba;
+    let registers = [0xe0, features, count, low, mid, high, command];
+    Step { base: HD, registers, packet: None, quiet: false }
+}
+
+fn disc(command: u8) -> Step {
+    Step { base: CD, registers: [0xa0, 0, 0, 0, 0, 0, command], packet: None, quiet: false }
+}
+
+fn packet(limit: u16, bytes: &[u8]) -> Step {
+    let [mid, high] = limit.to_le_bytes();
+    let mut packet = [0; 12];
+    packet[..bytes.len()].copy_from_slice(bytes);
+    Step { base: CD, registers: [0xa0, 0, 0, 1, mid, high, 0xa0], packet: Some(packet), quiet: false }
+}
+
+fn steps() -> Vec<Step> {
+    let smart = |feature| disk(0xb0, feature, 0, [0, 0x4f, 0xc2]);
+    let mut steps = vec![
+        Step { registers: [0xa0, 0, 0, 0, 0, 0, 0xec], ..disk(0, 0, 0, [0; 3]) },
+        Step { registers: [0xb0, 0, 0, 0, 0, 0, 0xec], ..disk(0, 0, 0, [0; 3]) },
+        disk(0x90, 0, 0, [0; 3]),
+        disk(0x00, 0, 0, [0; 3]),
+        disk(0x10, 0, 0, [0; 3]),
+        disk(0x70, 0, 0, [0; 3]),
+        Step { registers: [0xef, 0, 63, 0, 0, 0, 0x91], ..disk(0, 0, 0, [0; 3]) },
+    ];
+    steps.extend([16, 3, 0, 8].map(|n| disk(0xc6, 0, n, [0; 3])));
+    steps.extend([0x45, 0x22, 0x0c].map(|mode| disk(0xef, 3, mode, [0; 3])));
+    steps.extend([0x82, 0x02, 0x55, 0xaa, 0x99].map(|feature| disk(0xef, feature, 0, [0; 3])));
+    steps.extend([0xe5, 0xe0, 0xf8, 0x27, 0xe7, 0xea].map(|code| disk(code, 0, 0, [0; 3])));
+    steps.extend([0xd8, 0xda, 0xd9, 0xda, 0xd8].map(smart));
+    steps.extend([disk(0xb0, 0xd8, 0, [0; 3]), disk(0x99, 0, 0, [0; 3]), disk(0xf5, 0, 0, [0; 3])]);
+    steps.extend([disk(0x20, 0, 2, [3, 0, 0]), disk(0x24, 0, 1, [9, 0, 0]), disk(0x20, 0, 1, [0xff; 3])]);
+    steps.extend([0xec, 0x20, 0x00, 0x08, 0xa1, 0x90, 0xe7, 0x91].map(disc));
+    // The unit attention of a reset, which QEMU's drive does not have.
+    steps.extend([&[0][..], &[3, 0, 0, 0, 18]].map(|p| Step { quiet: true, ..packet(0xfffe, p) }));
+    steps.extend(
+        [
+            &[0][..],
+            &[0x12, 0, 0, 0, 96],
+            &[0x12, 1, 0x83, 0, 255],
+            &[0x25],
+            &[0x43, 0, 0, 0, 0, 0, 0, 0, 100],
+            &[0x43, 2, 0, 0, 0, 0, 0, 0, 100],
+            &[0x43, 0, 0, 0, 0, 0, 0, 0, 12, 0x80],
+            &[0xbd, 0, 0, 0, 0, 0, 0, 0, 0, 8],
+            &[0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8],
+            &[0x51, 0, 0, 0, 0, 0, 0, 0, 34],
+            &[0xad, 0, 0, 0, 0, 0, 0, 0xff, 0x10, 0],
+            &[0x28, 0, 0, 0, 0, 5, 0, 0, 2],
+            &[0x28, 0, 0, 0, 9, 0, 0, 0, 1],
+            &[3, 0, 0, 0, 18],
+            &[0xff],
+            &[0xa8, 0, 0, 0, 0, 1, 0, 0, 0, 1],
+            &[0x28, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[0x2b, 0, 0, 0, 0, 1],
+        ]
+        .map(|bytes| packet(0xfffe, bytes)),
+    );
+    steps.extend([512, 1001, 2048].map(|limit| packet(limit, &[0x28, 0, 0, 0, 0, 5, 0, 0, 1])));
+    steps
+}
+
+fn table() -> Vec<u8> {
+    let mut table = Vec::new();
+    for step in steps() {
+        table.extend(step.base.to_le_bytes());
+        table.extend(step.registers);
+        table.extend([step.packet.is_some().into(), step.quiet.into(), 0]);
+        table.extend(step.packet.unwrap_or_default());
+    }
+    table.extend([0; STEP as usize]);
+    table
+}
+
+/// The program: ESI is the step, EDI its ports.
+fn program(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let [mut next, mut end, mut data, mut done, mut plain] = [(); 5].map(|()| a.create_label());
+    let [mut tell, mut send, mut ready, mut registers, mut skip] = [(); 5].map(|()| a.create_label());
+    a.mov(esi, TABLE)?;
+    a.set_label(&mut next)?;
+    a.movzx(edi, word_ptr(esi))?;
+    a.test(edi, edi)?;
+    a.jz(end)?;
+    // The device first: the others are its own.
+    for (at, port) in [(2, 6), (3, 1), (4, 2), (5, 3), (6, 4), (7, 5), (8, 7)] {
+        a.lea(edx, dword_ptr(edi + port))?;
+        a.mov(al, byte_ptr(esi + at))?;
+        a.out(dx, al)?;
+    }
+    a.call(tell)?;
+    a.cmp(byte_ptr(esi + 9), 0)?;
+    a.je(plain)?;
+    a.mov(edx, edi)?;
+    for at in (12..24).step_by(2) {
+        a.mov(ax, word_ptr(esi + at))?;
+        a.out(dx, ax)?;
+    }
+    a.call(tell)?;
+    a.set_label(&mut plain)?;
+    // All the data that it has.
+    a.set_label(&mut data)?;
+    a.call(ready)?;
+    a.test(al, 0x08)?;
+    a.jz(done)?;
+    a.mov(edx, edi)?;
+    a.in_(ax, dx)?;
+    a.mov(ebx, eax)?;
+    a.call(send)?;
+    a.shr(ebx, 8)?;
+    a.call(send)?;
+    a.jmp(data)?;
+    a.set_label(&mut done)?;
+    a.call(tell)?;
+    a.add(esi, STEP)?;
+    a.jmp(next)?;
+    a.set_label(&mut end)?;
+    power_off(a)?;
+    // Waits until it is not busy; AL is the alternate status.
+    a.set_label(&mut ready)?;
+    a.lea(edx, dword_ptr(edi + 0x206))?;
+    a.in_(al, dx)?;
+    a.test(al, 0x80)?;
+    a.jnz(ready)?;
+    a.ret()?;
+    // Tells the registers, the status last.
+    a.set_label(&mut tell)?;
+    a.call(ready)?;
+    a.mov(ecx, 1)?;
+    a.set_label(&mut registers)?;
+    a.lea(edx, dword_ptr(edi + ecx))?;
+    a.in_(al, dx)?;
+    a.movzx(ebx, al)?;
+    a.call(send)?;
+    a.inc(ecx)?;
+    a.cmp(ecx, 8)?;
+    a.jne(registers)?;
+    a.ret()?;
+    // Sends BL, when COM1 takes it.
+    a.set_label(&mut send)?;
+    a.cmp(byte_ptr(esi + 10), 0)?;
+    a.jne(skip)?;
+    let mut wait = a.create_label();
+    a.mov(edx, 0x3fd)?;
+    a.set_label(&mut wait)?;
+    a.in_(al, dx)?;
+    a.test(al, 0x20)?;
+    a.jz(wait)?;
+    a.mov(edx, 0x3f8)?;
+    a.mov(al, bl)?;
+    a.out(dx, al)?;
+    a.set_label(&mut skip)?;
+    a.ret()
+}
+
+/// What the program has found.
+fn found(folder: &Folder, tag: &str, machine: &mut Command, more: &[&str]) -> Vec<u8> {
+    let guest = Guest { data: vec![(TABLE, table())], ..Guest::new(&program) };
+    let kernel = folder.file("kernel", &guest.image());
+    let (disk, disc) = (folder.file("disk", &pattern(DISK, 1)), folder.file("disc", &pattern(DISC, 2)));
+    let (drive, serial) = (format!("file={disk},if=ide,format=raw"), format!("file:{}", folder.path(tag)));
+    machine.args(["-display", "none", "-m", "16", "-no-reboot", "-kernel", &kernel, "-serial", &serial]);
+    machine.args(["-drive", &drive, "-cdrom", &disc]).args(more);
+    assert!(machine.stdout(Stdio::null()).status().expect("it starts").success(), "{tag}");
+    std::fs::read(folder.path(tag)).unwrap()
+}
+
+#[test]
+fn registers_and_data_are_as_under_qemu() {
+    let folder = Folder::new("ide");
+    let of = |accel| found(&folder, accel, &mut command(&["run"]), &["-accel", accel]);
+    let (interp, jit) = (of("interp"), of("jit,cache=off"));
+    assert!(interp.len() > 8 * steps().len() && interp == jit);
+    if has_qemu() {
+        let qemus = found(
+            &folder,
+            "qemu",
+            &mut Command::new("qemu-system-x86_64"),
+            &["-accel", "tcg", "-nic", "none"],
+        );
+        let at = interp.iter().zip(&qemus).position(|(a, b)| a != b);
+        let near = |bytes: &[u8]| at.map(|n| bytes[n.saturating_sub(16)..bytes.len().min(n + 16)].to_vec());
+        assert!(interp == qemus, "at {at:?}: {:02x?}, and under QEMU {:02x?}", near(&interp), near(&qemus));
+    }
 }
