@@ -6,8 +6,8 @@
 //!   bus master --dma_out, dma_in, dma_moved--> its buffer
 //! ```
 //!
-//! A device has no lock, thread or pin. It does one thing at a time ([`Phase`]): it waits for its drive, for the host at
-//! the data port, or for the bus master. At most [`CHUNK`] bytes are asked of the drive, or kept for it, at once. A
+//! A device has no lock, thread or pin. It does one thing at a time ([`Phase`]): it waits for its drive, for the host
+//! at the data port, or for the bus master. At most [`CHUNK`] bytes are asked of the drive, or kept for it, at once. A
 //! reset while the drive is at work takes until that has ended (BSY), so that no write of before follows one of after.
 //!
 //! On purpose absent, as on QEMU's disks: queued commands (TCQ, NCQ), security, HPA (the native maximum is told, not

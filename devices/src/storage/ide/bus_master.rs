@@ -6,8 +6,8 @@
 //! A table that is too short ends the command, and no interrupt comes; one that is longer leaves the bus master
 //! active; memory that is not there sets its error bit. So a guest sees what it sees of QEMU.
 //!
-//! Source: Intel 82371FB/82371SB (PIIX/PIIX3) data sheet (290550-002), 2.7 and 3.5; Programming Interface for Bus Master
-//! IDE Controller, revision 1.0.
+//! Source: Intel 82371FB/82371SB (PIIX/PIIX3) data sheet (290550-002), 2.7 and 3.5; Programming Interface for Bus
+//! Master IDE Controller, revision 1.0.
 use crate::dma::{Dma, DmaError};
 use crate::storage::ata::{Device, Direction};
 use serde::{Deserialize, Serialize};
