@@ -183,7 +183,10 @@ impl Look {
             || r.seq[1] & 1 << 5 != 0
             || !vbe.enabled() && r.crtc[0x17] & 1 << 7 == 0;
         if dark {
-            return Self(Picture::Blank(scan.columns * dots * (1 + u32::from(scan.wide)), scan.height));
+            let (width, height) = (scan.columns * dots * scan.factor(), scan.height);
+            // Registers as RESET leaves them have no size to speak of.
+            let usual = width < 64 || height < 64;
+            return Self(if usual { Picture::Blank(720, 400) } else { Picture::Blank(width, height) });
         }
         if !planar {
             let bits = vbe.get(vbe::BPP);

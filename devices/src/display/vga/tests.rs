@@ -336,6 +336,14 @@ fn pixels_are_where_the_modes_have_them() {
 }
 
 #[test]
+fn a_screen_before_any_mode_is_dark_and_has_a_size() {
+    let m = machine();
+    let screen = m.screen();
+    assert_eq!((m.vga.size(), screen.surface().width()), ((720, 400), 720));
+    assert!(screen.surface().pixels().iter().all(|p| *p == 0));
+}
+
+#[test]
 fn text_is_had_as_characters() {
     let m = machine();
     m.text(3);
