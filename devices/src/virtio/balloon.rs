@@ -72,7 +72,7 @@ pub struct BalloonOptions {
 }
 
 #[derive(Clone, Default, Serialize, Deserialize)]
-struct Registers {
+struct BalloonRegisters {
     /// Pages that the guest is to give back.
     wanted: u32,
     /// Those that it has given back, as it says.
@@ -95,7 +95,7 @@ pub struct Balloon {
     roles: Vec<Role>,
     clock: Arc<dyn Clock>,
     timer: Arc<dyn Timer>,
-    state: Mutex<Registers>,
+    state: Mutex<BalloonRegisters>,
     core: OnceLock<Weak<Core>>,
 }
 
@@ -232,7 +232,7 @@ impl Balloon {
     }
 
     /// When statistics are asked for next.
-    fn schedule(&self, state: &mut Registers) {
+    fn schedule(&self, state: &mut BalloonRegisters) {
         let polls = self.options.polling > 0;
         state.next = polls.then(|| self.clock.now().saturating_add(self.options.polling * SECOND));
         self.timer.set(state.next);
@@ -325,7 +325,7 @@ impl TimerOwner for Balloon {
 /// What is saved of a balloon.
 #[derive(Serialize, Deserialize)]
 pub struct BalloonV1 {
-    registers: Registers,
+    registers: BalloonRegisters,
 }
 
 impl Model for Balloon {
@@ -360,7 +360,7 @@ impl Model for Balloon {
 
     fn write_config(&self, at: usize, bytes: &[u8]) {
         let mut state = self.state.lock();
-        let Registers { actual, poison, .. } = &mut *state;
+        let BalloonRegisters { actual, poison, .. } = &mut *state;
         for (register, place) in [(actual, ACTUAL), (poison, POISON)] {
             let mut now = register.to_le_bytes();
             for (i, byte) in now.iter_mut().enumerate() {
@@ -414,7 +414,7 @@ impl Model for Balloon {
     /// What is wanted of the guest stays, as with QEMU: the next driver is told.
     fn reset(&self) {
         let mut state = self.state.lock();
-        *state = Registers { wanted: state.wanted, ..Registers::default() };
+        *state = BalloonRegisters { wanted: state.wanted, ..BalloonRegisters::default() };
         self.timer.set(None);
     }
 

@@ -40,7 +40,10 @@ impl Model for Echo {
         self.started.lock().push(features);
     }
     fn serve(&self, queue: usize, served: &mut Served<'_, '_>) -> Result<Then, Broken> {
-        while queue == 0 {
+        if queue != 0 {
+            return Ok(Then::Later);
+        }
+        loop {
             let Some(chain) = served.pop()? else { return Ok(Then::Empty) };
             let n = chain::total(&chain.readable).min(chain::total(&chain.writable)).min(1 << 16);
             let mut bytes = vec![0; n as usize];
@@ -51,7 +54,6 @@ impl Model for Echo {
             }
             served.done(chain.head, n as u32)?;
         }
-        Ok(Then::Later)
     }
     fn save(&self) -> u8 {
         *self.byte.lock()
