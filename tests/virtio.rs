@@ -9,8 +9,10 @@ use std::time::Duration;
 
 const SCRIPT: &str = r#"
 cd /modules
-for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk virtio-rng virtio_balloon virtio_console
-do insmod $m.ko || echo "MISSING $m"; done
+for m in ring : pci_legacy_dev pci_modern_dev pci blk -rng balloon console; do
+    case $m in :) m=virtio;; -*) m=virtio$m;; *) m=virtio_$m;; esac
+    insmod $m.ko || echo "MISSING $m"
+done
 for d in /sys/bus/virtio/devices/*; do
     echo "DEVICE $(cat $d/device) $(basename $(readlink $d/driver))"
 done

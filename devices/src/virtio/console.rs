@@ -7,8 +7,8 @@
 //!
 //! `virtio-serial-pci` is the device, `virtconsole` and `virtserialport` are ports on it, each with a line of the host.
 //! A driver without VIRTIO_CONSOLE_F_MULTIPORT sees port 0 alone. What the host's line has no room for stays in the
-//! ring, so that the guest waits as at a real line; what the guest does not take stays with the host. Ports neither come
-//! nor go while the machine runs. On purpose absent: the console's size (QEMU does not tell it either).
+//! ring, so that the guest waits as at a real line; what the guest does not take stays with the host. Ports neither
+//! come nor go while the machine runs. On purpose absent: the console's size (QEMU does not tell it either).
 use super::chain::{self, Broken, Chain};
 use super::pci::{PciOptions, VirtioPci, pci_properties};
 use super::{Core, Model, Served, Then};

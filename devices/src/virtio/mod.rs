@@ -14,10 +14,10 @@
 //! * [`Core`] is what all have: features, status, rings, and who serves a queue at a time.
 //! * A transport has the registers that a driver sees, and interrupts.
 //!
-//! A notification is served by the vCPU that makes it, which takes buffers out of the ring and hands them on; what takes
-//! time is done elsewhere, and its end served where it comes. Who finds a queue being served leaves a note, and waits
-//! for nothing. What a driver does against the rules in rings and descriptors stops the device, which then needs a reset
-//! (DEVICE_NEEDS_RESET); a request that cannot be carried out ends with an error of its own.
+//! A notification is served by the vCPU that makes it, which takes buffers out of the ring and hands them on; what
+//! takes time is done elsewhere, and its end served where it comes. Who finds a queue being served leaves a note, and
+//! waits for nothing. What a driver does against the rules in rings and descriptors stops the device, which then needs
+//! a reset (DEVICE_NEEDS_RESET); a request that cannot be carried out ends with an error of its own.
 //!
 //! On purpose absent: packed rings (QEMU has them off by default), VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_NOTIFY_ON_EMPTY,
 //! VIRTIO_F_NOTIFICATION_DATA, shared memory regions, big-endian legacy drivers.
