@@ -311,7 +311,7 @@ mod tests {
         for round in 0..200u64 {
             let (mut at, mut len) = (rng.below(30_000), 1 + rng.below(9_000));
             if round % 2 == 0 {
-                (at, len) = (at & !4095, (len | 4095) + 1 & !4095);
+                (at, len) = (at & !4095, ((len | 4095) + 1) & !4095);
             }
             let range = at as usize..(at + len) as usize;
             model[range.clone()].fill(round as u8);

@@ -299,8 +299,8 @@ impl Check<'_> {
         }
         // Blocks in places that are free in truth: after all that is used.
         let last = self.counted.blocks.keys().max().map_or(1, |b| (b + 1) << BLOCK);
-        let mut next = last.max(self.clusters);
-        for index in bad {
+        let free = last.max(self.clusters)..;
+        for (next, index) in free.zip(bad) {
             let at = (meta.refs.table[index] & TABLE_OFFSET) >> bits;
             meta.refs.forget(index);
             if self.counted.get(at) > 1 {
@@ -317,7 +317,6 @@ impl Check<'_> {
             self.clusters = self.clusters.max(next + 1);
             self.report.corruptions = self.report.corruptions.saturating_sub(1);
             self.report.corruptions_fixed += 1;
-            next += 1;
         }
         Ok(())
     }

@@ -133,7 +133,7 @@ impl Qcow2 {
                 Preallocation::Full => crate::storage::write_zeros(&*self.storage, host, bytes)?,
                 Preallocation::Off | Preallocation::Metadata => {}
             }
-            self.link(&mut meta, at..at + n, |i| host + (i << self.cluster_bits) | COPIED)?;
+            self.link(&mut meta, at..at + n, |i| (host + (i << self.cluster_bits)) | COPIED)?;
             if self.storage.len()? < host + bytes {
                 self.storage.set_len(host + bytes)?;
             }

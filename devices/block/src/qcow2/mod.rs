@@ -92,10 +92,13 @@ pub struct Qcow2 {
     tables: RwLock<Tables>,
     tick: AtomicU64,
     /// The last cluster that was uncompressed: its entry's place and length, and the bytes.
-    inflated: Mutex<Option<(u64, u64, Arc<Vec<u8>>)>>,
+    inflated: Mutex<Option<Inflated>>,
     /// Damage was found: nothing is written any more.
     corrupt: AtomicBool,
 }
+
+/// Place and length of a compressed cluster, and what is in it.
+type Inflated = (u64, u64, Arc<Vec<u8>>);
 
 /// What is needed to change the mapping.
 struct Meta {

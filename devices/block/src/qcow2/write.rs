@@ -89,7 +89,7 @@ impl Qcow2 {
         let written = self.fill(host, range.clone(), at, &data[..bytes as usize]);
         let mut meta = self.meta.lock();
         let linked =
-            written.and_then(|()| self.link(&mut meta, range.clone(), |i| host + i * cluster | COPIED));
+            written.and_then(|()| self.link(&mut meta, range.clone(), |i| (host + i * cluster) | COPIED));
         for cluster in range {
             meta.in_flight.remove(&cluster);
         }
