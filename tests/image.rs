@@ -46,7 +46,7 @@ fn qemu(folder: &Folder, args: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-fn data(path: &Path, len: usize) {
+fn data(path: &str, len: usize) {
     let bytes: Vec<u8> =
         (0..len).map(|i| if i / 100_000 % 3 == 1 { 0 } else { (i / 50 % 251) as u8 + 1 }).collect();
     std::fs::write(path, bytes).unwrap();

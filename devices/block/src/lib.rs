@@ -27,6 +27,7 @@ mod storage;
 mod testing;
 mod vdi;
 mod vhd;
+mod vmdk;
 
 pub use create::{FormatOption, create, format_options, qcow2_options};
 pub use drive::{

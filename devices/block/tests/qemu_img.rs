@@ -520,3 +520,51 @@ fn damaged_images_of_others_end_in_errors() {
         }
     }
 }
+
+#[test]
+fn what_others_have_made_is_read() {
+    if !qemu_there() {
+        return;
+    }
+    let folder = Folder::new("foreign");
+    let (raw, path) = (folder.path("a.raw"), folder.path("a.vmdk"));
+    let mut data = Rng(9).pattern(9_000_448);
+    data[1_000_000..3_000_000].fill(0);
+    fs::write(&raw, &data).unwrap();
+    for kind in [
+        "monolithicSparse",
+        "monolithicFlat",
+        "twoGbMaxExtentSparse",
+        "twoGbMaxExtentFlat",
+        "streamOptimized",
+    ] {
+        let option = format!("subformat={kind}");
+        let (from, to) = (raw.to_str().unwrap(), path.to_str().unwrap());
+        qemu_img(&["convert", "-f", "raw", "-O", "vmdk", "-o", &option, from, to]);
+        let image = open(&OpenOptions::read_only(&path)).unwrap();
+        assert_eq!((image.format(), image.size()), ("vmdk", data.len() as u64), "{kind}");
+        let mut now = vec![1; data.len()];
+        image.read(0, &mut now).unwrap();
+        assert!(now == data, "{kind}");
+        let refused = open(&OpenOptions::new(&path)).map(drop).unwrap_err().to_string();
+        assert!(refused.contains("only read"), "{refused}");
+        // Damage is an error, whatever it is.
+        let sound = fs::read(&path).unwrap();
+        for seed in 0..40 {
+            let rng = &mut Rng(seed);
+            let mut bytes = sound.clone();
+            for _ in 0..1 + rng.below(4) {
+                let at = rng.below(bytes.len().min(200_000) as u64) as usize;
+                bytes[at] = if rng.below(2) == 0 { 0xff } else { rng.next() as u8 };
+            }
+            fs::write(&path, &bytes).unwrap();
+            let Ok(image) =
+                open(&OpenOptions { format: Some("vmdk".into()), ..OpenOptions::read_only(&path) })
+            else {
+                continue;
+            };
+            let _ = image.read(0, &mut vec![0; image.size().min(1 << 22) as usize]);
+            let _ = image.extent(image.size() / 2);
+        }
+    }
+}
