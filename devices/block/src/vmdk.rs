@@ -80,7 +80,7 @@ impl Sparse {
             return Err(unsupported(format!("compression {algorithm} is unknown")));
         }
         let entries = capacity.div_ceil(grain * per_table);
-        let at = directory_at.checked_mul(SECTOR).unwrap_or(u64::MAX);
+        let at = directory_at.saturating_mul(SECTOR);
         if entries > MAX_DIRECTORY || at.saturating_add(entries * 4) > storage.len()? {
             return Err(damaged("the grain directory cannot be there"));
         }

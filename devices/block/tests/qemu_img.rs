@@ -546,6 +546,7 @@ fn what_others_have_made_is_read() {
         let mut now = vec![1; data.len()];
         image.read(0, &mut now).unwrap();
         assert!(now == data, "{kind}");
+        drop(image);
         let refused = open(&OpenOptions::new(&path)).map(drop).unwrap_err().to_string();
         assert!(refused.contains("only read"), "{refused}");
         // Damage is an error, whatever it is.
