@@ -168,6 +168,8 @@ impl Check<'_> {
             }
             if at & (self.image.cluster_size() - 1) != 0 {
                 self.wrong(|| format!("L2 table {index} is not at a cluster's start ({at:#x})"));
+            } else if at >> self.image.cluster_bits >= self.clusters {
+                self.wrong(|| format!("L2 table {index} at {at:#x} is beyond the file's end"));
             } else {
                 let times = tables.entry(at).or_default();
                 *times = times.saturating_add(1);

@@ -187,10 +187,7 @@ impl Qcow2 {
         if !mode.check && table_end > len.next_multiple_of(header.cluster_size()) {
             return Err(damaged("the file ends before its refcount table does: it has been cut"));
         }
-        let mut bytes = vec![0; l1_bytes as usize];
-        storage.read_at(header.l1_offset, &mut bytes)?;
-        let l1 = bytes.chunks_exact(8).map(|e| be64(e, 0)).collect();
-        drop(bytes);
+        let l1 = read_numbers(&*storage, header.l1_offset, header.l1_size as usize)?;
         let snapshots = match snapshots::read(&*storage, &header) {
             Ok(list) => list,
             Err(_) if mode.check && !mode.read_only => Vec::new(),
@@ -337,9 +334,7 @@ impl Qcow2 {
 
     /// Reads a table of `entries` numbers at `at`.
     fn read_table(&self, at: u64, entries: usize) -> io::Result<Vec<u64>> {
-        let mut bytes = vec![0; entries * 8];
-        self.storage.read_at(at, &mut bytes)?;
-        Ok(bytes.chunks_exact(8).map(|e| be64(e, 0)).collect())
+        read_numbers(&*self.storage, at, entries)
     }
 
     /// What stands at `at`, and for how many bytes, at most `len`, it goes on so: one host cluster after the other.
@@ -523,6 +518,18 @@ impl Qcow2 {
             specific,
         }
     }
+}
+
+/// Reads `entries` numbers from `at` on, in pieces: a table is not held twice.
+fn read_numbers(storage: &dyn Storage, at: u64, entries: usize) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::with_capacity(entries);
+    let mut bytes = vec![0; (entries * 8).min(1 << 20)];
+    while numbers.len() < entries {
+        let piece = &mut bytes[..((entries - numbers.len()) * 8).min(1 << 20)];
+        storage.read_at(at + numbers.len() as u64 * 8, piece)?;
+        numbers.extend(piece.chunks_exact(8).map(|e| be64(e, 0)));
+    }
+    Ok(numbers)
 }
 
 impl Image for Qcow2 {

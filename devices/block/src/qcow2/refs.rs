@@ -3,7 +3,7 @@
 //! A table of blocks of counters. The table is held whole (8 MiB at most), blocks in a cache. What is changed is
 //! written by [`Refs::write_back`]: first blocks, then, when these are durable, the table's entries for new ones.
 use crate::qcow2::header::Header;
-use crate::storage::{Storage, be64, damaged};
+use crate::storage::{Storage, damaged};
 use std::collections::HashMap;
 use std::io;
 
@@ -42,9 +42,7 @@ impl Refs {
     /// The host's.
     pub fn read(storage: &dyn Storage, header: &Header) -> io::Result<Self> {
         let len = (u64::from(header.refcount_clusters) << header.cluster_bits) as usize;
-        let mut bytes = vec![0; len];
-        storage.read_at(header.refcount_offset, &mut bytes)?;
-        let table = bytes.chunks_exact(8).map(|e| be64(e, 0)).collect();
+        let table = super::read_numbers(storage, header.refcount_offset, len / 8)?;
         Ok(Self {
             cluster_bits: header.cluster_bits,
             order: header.refcount_order,
