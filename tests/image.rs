@@ -55,7 +55,7 @@ fn data(path: &str, len: usize) {
 #[test]
 fn an_image_goes_from_format_to_format_and_back() {
     let folder = Folder::new("image-convert");
-    data(Path::new(&folder.path("a.raw")), 5_000_192);
+    data(&folder.path("a.raw"), 5_000_192);
     for options in [
         &["-o", "compat=0.10,cluster_size=4k"][..],
         &["-o", "compression_type=zstd", "-c"],
@@ -87,7 +87,7 @@ fn what_is_said_is_what_qemu_img_says() {
         return;
     }
     let folder = Folder::new("image-says");
-    data(Path::new(&folder.path("a.raw")), 5_000_192);
+    data(&folder.path("a.raw"), 5_000_192);
     ok(&folder, &["convert", "-f", "raw", "-O", "qcow2", "a.raw", "base.qcow2"]);
     ok(&folder, &["snapshot", "-c", "first", "base.qcow2"]);
     ok(&folder, &["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2"]);
@@ -142,8 +142,8 @@ fn drop_icounts(value: &mut serde_json::Value) {
 #[test]
 fn snapshots_sizes_commits_and_rebases() {
     let folder = Folder::new("image-change");
-    data(Path::new(&folder.path("a.raw")), 3_000_320);
-    data(Path::new(&folder.path("b.raw")), 2_000_384);
+    data(&folder.path("a.raw"), 3_000_320);
+    data(&folder.path("b.raw"), 2_000_384);
     ok(&folder, &["convert", "-f", "raw", "-O", "qcow2", "a.raw", "base.qcow2"]);
     ok(&folder, &["convert", "-f", "raw", "-O", "qcow2", "b.raw", "other.qcow2"]);
     ok(&folder, &["convert", "-O", "qcow2", "base.qcow2", "keep.qcow2"]);
@@ -178,7 +178,7 @@ fn snapshots_sizes_commits_and_rebases() {
 #[test]
 fn damage_is_found_and_repaired() {
     let folder = Folder::new("image-check");
-    data(Path::new(&folder.path("a.raw")), 3_000_320);
+    data(&folder.path("a.raw"), 3_000_320);
     ok(&folder, &["convert", "-f", "raw", "-O", "qcow2", "a.raw", "a.qcow2"]);
     let path = folder.path("a.qcow2");
     let mut bytes = std::fs::read(&path).unwrap();
