@@ -1,98 +1,65 @@
-//! INT 13h: disks, by cylinders and by blocks (EDD).
+//! INT 13h: disks by cylinder, head and sector, and what floppies have; `edd` has the functions from 41h on.
 //!
-//! A disk is anything that implements [`Disk`]; drives that are not there answer as an AT does, with error 01h. Floppies
-//! and disks without a geometry of their own get one that programs expect.
+//! Floppies are reached through INT 40h as well: where a program has hooked that vector, INT 13h for a floppy goes on
+//! there. Transfers go on linearly at the end of a segment; there is no DMA boundary.
 //!
-//! Source: Phoenix Enhanced Disk Drive Specification 3.0; IBM BIOS Interface Technical Reference, INT 13h.
-use super::{Bios, Outcome, Platform, Regs, bda, linear, rom};
+//! Source: IBM BIOS Interface Technical Reference, INT 13h; Ralf Brown's Interrupt List.
+use super::drive::{DriveKind, Seen, Target};
+use super::{Bios, Disk, DiskError, Outcome, Platform, Regs, Service, bda, linear, rom};
 
 /// Status codes of INT 13h.
-mod status {
+pub(super) mod status {
     pub const BAD_PARAMETER: u8 = 0x01;
     pub const WRITE_PROTECTED: u8 = 0x03;
     pub const NOT_FOUND: u8 = 0x04;
+    pub const CHANGED: u8 = 0x06;
+    pub const BAD_MEDIA_TYPE: u8 = 0x0c;
     pub const CONTROLLER: u8 = 0x20;
+    pub const NO_MEDIUM: u8 = 0x31;
+    pub const NOT_READY: u8 = 0x80;
+    pub const NOT_LOCKED: u8 = 0xb0;
+    pub const LOCKED: u8 = 0xb1;
+    pub const NOT_REMOVABLE: u8 = 0xb2;
+    pub const TOO_MANY_LOCKS: u8 = 0xb4;
+    pub const EJECT_FAILED: u8 = 0xb5;
 }
 
-/// Most sectors of one call: what EDD promises to take, and a segment holds.
-const MOST: u16 = 127;
+/// Most sectors of one call by cylinder, head and sector: what a segment holds.
+const MOST: u8 = 128;
+/// Bytes that are in memory at once, whatever a call asks for.
+const CHUNK: usize = 64 << 10;
 
-/// Why a disk did not do what it was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DiskError {
-    /// Beyond the end.
-    #[error("beyond the end of the disk")]
-    Range,
-    /// It cannot be written.
-    #[error("write-protected")]
-    ReadOnly,
-    /// The medium, or what is behind it, failed.
-    #[error("read or write error")]
-    Failed,
-}
-
-impl DiskError {
-    fn status(self) -> u8 {
-        match self {
-            DiskError::Range => status::NOT_FOUND,
-            DiskError::ReadOnly => status::WRITE_PROTECTED,
-            DiskError::Failed => status::CONTROLLER,
-        }
-    }
-}
-
-/// A disk behind INT 13h.
-pub trait Disk: Send + Sync {
-    /// Sectors.
-    fn sectors(&self) -> u64;
-    /// Bytes of a sector.
-    fn sector_size(&self) -> u32 {
-        512
-    }
-    /// Cylinders, heads and sectors per track, if they are the disk's own.
-    fn geometry(&self) -> Option<(u16, u8, u8)> {
-        None
-    }
-    /// Reads sectors from `lba` on, as many as fill `buf` (a multiple of the sector size).
-    fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), DiskError>;
-    /// Writes sectors from `lba` on.
-    fn write(&self, lba: u64, buf: &[u8]) -> Result<(), DiskError>;
-}
-
-/// The geometry that programs see: a floppy's by its size, else the one by which BIOSes reach 8 GB.
-fn geometry(disk: &dyn Disk, floppy: bool) -> (u16, u8, u8) {
-    if let Some(g) = disk.geometry() {
-        return g;
-    }
-    let sectors = disk.sectors();
-    if floppy {
-        let known =
-            [(720, 40, 2, 9), (1440, 80, 2, 9), (2400, 80, 2, 15), (2880, 80, 2, 18), (5760, 80, 2, 36)];
-        let fit = known.into_iter().find(|k| sectors <= k.0).unwrap_or((5760, 80, 2, 36));
-        return (fit.1, fit.2, fit.3);
-    }
-    let heads = match sectors / 63 {
-        0..=0x3fff => 16,
-        0x4000..=0x7fff => 32,
-        0x8000..=0xffff => 64,
-        0x1_0000..=0x1_ffff => 128,
-        _ => 255u64,
-    };
-    ((sectors / (63 * heads)).clamp(1, 1024) as u16, heads as u8, 63)
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Transfer {
+/// What is done to sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transfer {
     Read,
     Write,
     Verify,
 }
 
+/// Where a transfer's memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// At a linear address of the caller's.
+    Linear(u32),
+    /// At a physical address.
+    Physical(u64),
+}
+
 impl Bios {
-    /// INT 13h.
-    pub(super) fn disk(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+    /// INT 13h, and INT 40h for floppies.
+    pub(super) fn disk(&mut self, r: &mut Regs, pc: &mut dyn Platform, service: Service) -> Outcome {
         let drive = r.dl();
-        let at = if drive < 0x80 { bda::FLOPPY_STATUS } else { bda::DISK_STATUS };
+        let low = drive < 0x80;
+        if low && service == Service::Disk {
+            // A program that has taken INT 40h is the floppies' BIOS; its IRET goes to our caller.
+            let (offset, segment) = (pc.u16(4 * 0x40), pc.u16(4 * 0x40 + 2));
+            if (segment, offset) != (super::SEGMENT, self.rom.vectors[0x40]) && (segment, offset) != (0, 0) {
+                (r.cs, r.ip) = (segment, offset);
+                return Outcome::Jump;
+            }
+        }
+        let at = if low { bda::FLOPPY_STATUS } else { bda::DISK_STATUS };
         if r.ah() == 0x01 {
             // The status of the last operation.
             let last = pc.u8(at);
@@ -112,10 +79,12 @@ impl Bios {
     }
 
     fn disk_function(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Result<(), u8> {
-        let drive = r.dl();
-        let floppy = drive < 0x80;
         let function = r.ah();
-        let Some(disk) = self.disks.get(&drive).cloned() else {
+        // The CD's functions have a drive number that need not be there (7Fh: any).
+        if matches!(function, 0x4a..=0x4d) {
+            return self.cd_function(r, pc);
+        }
+        let Some(seen) = self.seen(r.dl()) else {
             if function == 0x15 {
                 // "No such drive" is an answer, and not an error.
                 r.set_ah(0);
@@ -123,150 +92,183 @@ impl Bios {
             }
             return Err(status::BAD_PARAMETER);
         };
-        let disk = &*disk;
+        let floppy = seen.kind == DriveKind::Floppy;
         match function {
+            0x41..=0x4e => return self.extended(r, pc, &seen),
+            // A CD is reached by blocks only.
+            0x02..=0x05 | 0x08 | 0x15 if seen.kind == DriveKind::Cd => return Err(status::BAD_PARAMETER),
             // Reset, recalibrate, seek and the like: nothing moves.
-            0x00 | 0x09 | 0x0c | 0x0d | 0x10 | 0x11 | 0x14 => r.set_ah(0),
+            0x00 | 0x0d => r.set_ah(0),
+            0x09 | 0x0c | 0x10 | 0x11 | 0x14 if !floppy => r.set_ah(0),
             0x02..=0x04 => {
+                self.see_change(&seen)?;
                 let what = [Transfer::Read, Transfer::Write, Transfer::Verify][usize::from(function - 2)];
-                let (cylinders, heads, per_track) = geometry(disk, floppy);
-                let cylinder = u16::from(r.ch()) | u16::from(r.cl() & 0xc0) << 2;
-                let (head, sector) = (r.dh(), r.cl() & 0x3f);
-                let bad = cylinder >= cylinders || head >= heads || sector == 0 || sector > per_track;
-                if bad || r.al() == 0 || u16::from(r.al()) > 128 {
+                let count = r.al();
+                if count == 0 || count > MOST {
                     return Err(status::BAD_PARAMETER);
                 }
-                let track = u64::from(cylinder) * u64::from(heads) + u64::from(head);
-                let lba = track * u64::from(per_track) + u64::from(sector) - 1;
-                let to = linear(r.es, r.bx());
-                transfer(disk, pc, what, lba, r.al().into(), to)?;
+                let cylinder = u16::from(r.ch()) | u16::from(r.cl() & 0xc0) << 2;
+                let cylinder = if floppy { r.ch().into() } else { cylinder };
+                let lba = seen.geometry.lba(cylinder, r.dh(), r.cl() & 0x3f);
+                let lba = lba.ok_or(status::BAD_PARAMETER)?;
+                let to = Place::Linear(linear(r.es, r.bx()));
+                let (done, result) = transfer(&*seen.disk, pc, what, lba, count.into(), to);
+                r.set_al(done as u8);
+                result.map_err(|e| e.status(seen.kind))?;
+                r.set_ah(0);
+            }
+            0x05 if floppy => {
+                self.see_change(&seen)?;
+                format_track(r, pc, &seen)?;
                 r.set_ah(0);
             }
             0x08 => {
-                let (cylinders, heads, per_track) = geometry(disk, floppy);
-                let last = cylinders.saturating_sub(1);
+                let g = seen.geometry;
+                // A hard disk's last cylinder is kept back for diagnostics, as BIOSes since the AT's do; it can be read.
+                let last = g.cylinders.saturating_sub(if floppy { 1 } else { 2 });
                 r.set_ax(0);
                 r.set_ch(last as u8);
-                r.set_cl(per_track & 0x3f | (last >> 2) as u8 & 0xc0);
-                r.set_dh(heads.saturating_sub(1));
-                let count = self.disks.keys().filter(|n| (**n < 0x80) == floppy).count();
-                r.set_dl(count as u8);
+                r.set_cl(g.sectors & 0x3f | (last >> 2) as u8 & 0xc0);
+                r.set_dh(g.heads.saturating_sub(1));
+                r.set_dl(self.count(seen.kind) as u8);
                 if floppy {
-                    r.set_bx(match per_track {
-                        9 if cylinders == 40 => 1,
-                        15 => 2,
-                        9 => 3,
-                        36 => 5,
+                    r.set_bx(match (g.cylinders, g.sectors) {
+                        (..=42, _) => 1,
+                        (_, 15) => 2,
+                        (_, 8 | 9) => 3,
+                        (_, 36) => 5,
                         _ => 4,
                     });
-                    (r.es, r.edi) = (super::SEGMENT, rom_floppy_table());
+                    (r.es, r.edi) = (super::SEGMENT, rom::FLOPPY_TABLE.into());
                 }
             }
-            0x15 if floppy => r.set_ah(1),
+            // With a change line.
+            0x15 if floppy => r.set_ah(2),
             0x15 => {
-                let sectors = disk.sectors().min(u32::MAX.into()) as u32;
+                let g = seen.geometry;
+                let cylinders = u32::from(g.cylinders.saturating_sub(1).max(1));
+                let sectors = cylinders * u32::from(g.heads) * u32::from(g.sectors);
                 r.set_cx((sectors >> 16) as u16);
                 r.set_dx(sectors as u16);
                 r.set_ah(3);
             }
-            0x41 if r.bx() == 0x55aa && !floppy => {
-                r.set_bx(0xaa55);
-                r.set_ah(0x30); // EDD 3.0
-                r.set_cx(0x05); // fixed disk access, EDD
+            0x16 if floppy => {
+                self.see_change(&seen)?;
+                r.set_ah(0);
             }
-            0x42..=0x44 | 0x47 if !floppy => extended(r, pc, disk, function)?,
-            0x48 if !floppy => parameters(r, pc, disk)?,
+            // The type of a diskette, by number: 360 KiB in its own drive or another, 1.2 MB, 720 KiB.
+            0x17 if floppy => {
+                let fits = match r.al() {
+                    1 | 2 => seen.geometry.cylinders <= 42,
+                    3 => true,
+                    4 => seen.geometry.sectors == 9,
+                    _ => return Err(status::BAD_PARAMETER),
+                };
+                if !fits {
+                    return Err(status::BAD_MEDIA_TYPE);
+                }
+                r.set_ah(0);
+            }
+            // The type of a diskette, by its tracks: the table for it.
+            0x18 if floppy => {
+                if seen.disk.sectors() == 0 {
+                    return Err(status::NOT_READY);
+                }
+                let (cylinders, sectors) = (u16::from(r.ch()) | u16::from(r.cl() & 0xc0) << 2, r.cl() & 0x3f);
+                if (cylinders.wrapping_add(1), sectors) != (seen.geometry.cylinders, seen.geometry.sectors) {
+                    return Err(status::BAD_MEDIA_TYPE);
+                }
+                (r.es, r.edi) = (super::SEGMENT, rom::FLOPPY_TABLE.into());
+                r.set_ah(0);
+            }
             _ => return Err(status::BAD_PARAMETER),
         }
         Ok(())
     }
+
+    /// Tells once that the medium of a floppy drive is another one.
+    pub(super) fn see_change(&mut self, seen: &Seen) -> Result<(), u8> {
+        if seen.kind == DriveKind::Floppy && seen.disk.sectors() == 0 {
+            return Err(status::NOT_READY);
+        }
+        if seen.kind == DriveKind::Floppy && self.changed(seen) { Err(status::CHANGED) } else { Ok(()) }
+    }
+
+    /// Whether the medium is another one than it was when this was last asked.
+    pub(super) fn changed(&mut self, seen: &Seen) -> bool {
+        let Target::Unit(n) = seen.target else { return false };
+        let now = seen.disk.medium();
+        self.drives.units.get_mut(n).is_some_and(|unit| std::mem::replace(&mut unit.medium, now) != now)
+    }
 }
 
-fn rom_floppy_table() -> u32 {
-    u32::from(rom::FLOPPY_TABLE)
+/// AH 05h: the sectors that the address fields at ES:BX name (cylinder, head, sector, size), filled with F6h.
+fn format_track(r: &Regs, pc: &mut dyn Platform, seen: &Seen) -> Result<(), u8> {
+    if !seen.disk.writable() {
+        return Err(status::WRITE_PROTECTED);
+    }
+    let mut fields = vec![0; 4 * usize::from(r.al().min(seen.geometry.sectors))];
+    if fields.is_empty() {
+        return Err(status::BAD_PARAMETER);
+    }
+    pc.read(linear(r.es, r.bx()), &mut fields);
+    let fill = vec![0xf6; seen.disk.sector_size() as usize];
+    for field in fields.chunks_exact(4) {
+        let here = field[0] == r.ch() && field[1] == r.dh() && field[3] == 2;
+        let lba = seen.geometry.lba(field[0].into(), field[1], field[2]).filter(|_| here);
+        let lba = lba.ok_or(status::BAD_PARAMETER)?;
+        seen.disk.write(lba, &fill).map_err(|e| e.status(seen.kind))?;
+    }
+    Ok(())
 }
 
-fn transfer(
+/// Moves `count` sectors from `lba` on: as many as were done, and how it ended.
+pub(super) fn transfer(
     disk: &dyn Disk,
     pc: &mut dyn Platform,
     what: Transfer,
     lba: u64,
-    count: u16,
-    address: u32,
-) -> Result<(), u8> {
+    count: u32,
+    place: Place,
+) -> (u32, Result<(), DiskError>) {
+    let size = disk.sector_size() as usize;
+    if disk.sectors() == 0 {
+        return (0, Err(DiskError::NoMedium));
+    }
     if lba.checked_add(count.into()).is_none_or(|end| end > disk.sectors()) {
-        return Err(DiskError::Range.status());
+        return (0, Err(DiskError::Range));
     }
-    let mut data = vec![0; usize::from(count) * disk.sector_size() as usize];
-    match what {
-        Transfer::Write => {
-            pc.read(address, &mut data);
-            disk.write(lba, &data).map_err(DiskError::status)
-        }
-        _ => {
-            disk.read(lba, &mut data).map_err(DiskError::status)?;
-            if what == Transfer::Read {
-                pc.write(address, &data);
+    if what == Transfer::Write && !disk.writable() {
+        return (0, Err(DiskError::ReadOnly));
+    }
+    let at_once = (CHUNK / size).max(1) as u32;
+    let mut data = vec![0; count.min(at_once) as usize * size];
+    let mut done = 0;
+    while done < count {
+        let n = (count - done).min(at_once);
+        let data = &mut data[..n as usize * size];
+        let offset = u64::from(done) * size as u64;
+        let at = lba + u64::from(done);
+        let result = match what {
+            Transfer::Write => {
+                match place {
+                    Place::Linear(a) => pc.read(a.wrapping_add(offset as u32), data),
+                    Place::Physical(a) => pc.read_physical(a.wrapping_add(offset), data),
+                }
+                disk.write(at, data)
             }
-            Ok(())
+            Transfer::Read | Transfer::Verify => disk.read(at, data),
+        };
+        if result.is_err() {
+            return (done, result);
         }
-    }
-}
-
-/// AH 42h read, 43h write, 44h verify, 47h seek: the address packet at DS:SI.
-fn extended(r: &mut Regs, pc: &mut dyn Platform, disk: &dyn Disk, function: u8) -> Result<(), u8> {
-    let packet = linear(r.ds, r.esi as u16);
-    let mut p = [0; 16];
-    pc.read(packet, &mut p);
-    if p[0] < 16 {
-        return Err(status::BAD_PARAMETER);
-    }
-    let word = |i: usize| u16::from_le_bytes([p[i], p[i + 1]]);
-    let lba = u64::from_le_bytes([p[8], p[9], p[10], p[11], p[12], p[13], p[14], p[15]]);
-    let count = word(2);
-    let what = match function {
-        0x42 => Transfer::Read,
-        0x43 => Transfer::Write,
-        0x44 => Transfer::Verify,
-        _ => {
-            if lba >= disk.sectors() {
-                return Err(status::NOT_FOUND);
+        if what == Transfer::Read {
+            match place {
+                Place::Linear(a) => pc.write(a.wrapping_add(offset as u32), data),
+                Place::Physical(a) => pc.write_physical(a.wrapping_add(offset), data),
             }
-            r.set_ah(0);
-            return Ok(());
         }
-    };
-    let done = if count > MOST {
-        Err(status::BAD_PARAMETER)
-    } else {
-        transfer(disk, pc, what, lba, count, linear(word(6), word(4)))
-    };
-    if done.is_err() {
-        // None were transferred.
-        pc.set_u16(packet + 2, 0);
+        done += n;
     }
-    r.set_ah(0);
-    done
-}
-
-/// AH 48h: the result buffer at DS:SI.
-fn parameters(r: &mut Regs, pc: &mut dyn Platform, disk: &dyn Disk) -> Result<(), u8> {
-    let at = linear(r.ds, r.esi as u16);
-    if pc.u16(at) < 26 {
-        return Err(status::BAD_PARAMETER);
-    }
-    let (cylinders, heads, per_track) = geometry(disk, false);
-    // The geometry is valid where it covers the disk.
-    let valid = disk.sectors() <= 1024 * 255 * 63;
-    let mut b = Vec::new();
-    b.extend(26u16.to_le_bytes());
-    b.extend((1u16 | u16::from(valid) << 1).to_le_bytes()); // DMA boundaries are not the caller's concern
-    for n in [cylinders.into(), u32::from(heads), per_track.into()] {
-        b.extend(n.to_le_bytes());
-    }
-    b.extend(disk.sectors().to_le_bytes());
-    b.extend((disk.sector_size() as u16).to_le_bytes());
-    pc.write(at, &b);
-    r.set_ah(0);
-    Ok(())
+    (done, Ok(()))
 }

@@ -187,7 +187,7 @@ fn store(pc: &mut dyn Platform, key: u16) -> bool {
 }
 
 /// The next key, which stays or goes.
-fn next_key(pc: &mut dyn Platform, take: bool) -> Option<u16> {
+pub(super) fn next_key(pc: &mut dyn Platform, take: bool) -> Option<u16> {
     let head = pc.u16(bda::KEY_HEAD);
     if head == pc.u16(bda::KEY_TAIL) {
         return None;
@@ -292,7 +292,7 @@ impl Bios {
     }
 
     /// Takes what a terminal on the serial console has sent.
-    fn poll_terminal(&mut self, pc: &mut dyn Platform) {
+    pub(super) fn poll_terminal(&mut self, pc: &mut dyn Platform) {
         const READY: u8 = 1;
         let Some(base) = self.cfg.console else { return };
         // As much as the port's FIFO holds; a port without a chip reads FFh, which is no status.

@@ -1,5 +1,5 @@
-//! The small services: equipment, memory size, serial ports, the printer that there is not, boot, reset.
-use super::{Bios, Outcome, Platform, Regs, bda, linear};
+//! The small services: equipment, memory size, serial ports, the printer that there is not, reset.
+use super::{Outcome, Platform, Regs, bda};
 
 /// Divisors of 115,200 for the rates 110 to 9,600 baud of INT 14h AH 00h.
 const DIVISORS: [u16; 8] = [1047, 768, 384, 192, 96, 48, 24, 12];
@@ -104,37 +104,4 @@ pub(super) fn reset(r: &mut Regs, pc: &mut dyn Platform, halt: u16) -> Outcome {
     pc.outb(0xcf9, 0x06);
     r.ip = halt;
     Outcome::Jump
-}
-
-impl Bios {
-    /// INT 18h: nothing to boot.
-    pub(super) fn no_boot(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
-        self.print(pc, "No bootable device.\n");
-        r.ip = self.rom.halt;
-        Outcome::Jump
-    }
-
-    /// INT 19h: the first sector of the first disk that has the mark of a boot sector, at 0000:7C00.
-    pub(super) fn boot(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
-        const AT: u16 = 0x7c00;
-        // Hard disks before floppies.
-        let mut order: Vec<u8> = self.disks.keys().copied().collect();
-        order.sort_by_key(|n| (*n < 0x80, *n));
-        for number in order {
-            let Some(disk) = self.disks.get(&number) else { continue };
-            let mut sector = vec![0; disk.sector_size() as usize];
-            let read = disk.read(0, &mut sector);
-            if let Err(e) = read {
-                self.print(pc, &format!("Disk {number:02x}h: {e}\n"));
-                continue;
-            }
-            if sector.get(510..512) != Some(&[0x55, 0xaa]) {
-                continue;
-            }
-            pc.write(linear(0, AT), &sector);
-            *r = Regs { esp: AT.into(), edx: number.into(), ip: AT, ..Regs::default() };
-            return Outcome::Jump;
-        }
-        self.no_boot(r, pc)
-    }
 }

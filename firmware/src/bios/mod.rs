@@ -14,15 +14,22 @@
 //! the registers as they were and has the stub halt until the next interrupt, then call again.
 //!
 //! State that programs look at lies where they expect it: interrupt vectors at 0, the BIOS data area (BDA) at 400h.
-//! Missing on purpose: a video adapter (text goes to a serial port, or to a debug port only), APM, PS/2 mouse services
-//! (INT 15h C2h), the switch to protected mode (INT 15h 89h), tape and joystick.
+//! Missing on purpose: a video adapter (text goes to a serial port, or to a debug port only), APM, tape and joystick;
+//! Plug and Play is there by its structure, and has no functions.
 //!
 //! Sources: IBM PS/2 and PC BIOS Interface Technical Reference (1991); Phoenix EDD 3.0; PCI BIOS 2.1; ACPI 6.5, 15.
 
+mod boot;
+mod cd;
 mod disk;
+mod drive;
+mod edd;
 mod keyboard;
 mod misc;
+mod mouse;
+mod optionrom;
 mod pci;
+mod pci_setup;
 mod resume;
 pub mod rom;
 mod system;
@@ -31,15 +38,16 @@ mod tests;
 mod time;
 mod video;
 
-pub use disk::{Disk, DiskError};
+pub use drive::{BootClass, BootConfig, Disk, DiskError, Drive, DriveKind, DrivePath};
+pub use pci_setup::{PciSetup, set_up_pci};
+
+use disk::status;
 
 use crate::entry::Entry;
 use crate::mem::GuestMemory;
 use crate::tables::{E820Map, Tables};
 use rom::{Rom, Service};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// The port that the stubs write to. Nothing of a PC answers there.
 pub const PORT: u16 = 0xbc;
@@ -83,6 +91,7 @@ pub(crate) mod bda {
     pub const KEY_BUFFER_END: u32 = 0x482;
     pub const VIDEO_ROWS: u32 = 0x484;
     pub const CHAR_HEIGHT: u32 = 0x485;
+    pub const FLOPPY_STATES: u32 = 0x490;
     pub const KEYBOARD_MODE: u32 = 0x496;
 }
 
@@ -250,6 +259,8 @@ pub struct BiosConfig {
     pub console: Option<u16>,
     /// Ports of debug consoles that get screen text.
     pub debug_ports: Vec<u16>,
+    /// What is booted.
+    pub boot: BootConfig,
 }
 
 /// The BIOS: its ROM, and the little state that is not in guest memory.
@@ -261,7 +272,10 @@ pub struct Bios {
     upper: u64,
     /// RAM from 4 GiB up, in bytes.
     above_4g: u64,
-    disks: BTreeMap<u8, Arc<dyn Disk>>,
+    drives: drive::Drives,
+    boot: boot::BootState,
+    /// The CD that was booted.
+    cd: Option<cd::Emulation>,
     screen: video::Screen,
     /// Where the FACS is, if there is one.
     facs: Option<u64>,
@@ -277,12 +291,25 @@ pub struct BiosV1 {
     screen: video::Screen,
     delay: Option<u64>,
     escape: Vec<u8>,
+    boot: boot::BootState,
+    cd: Option<cd::Emulation>,
+    hard_disks: Vec<u16>,
+    /// Of each drive: the medium that was last told of, and how often it was locked.
+    drives: Vec<(u64, u8)>,
 }
 
 impl Bios {
     /// What is to be saved.
     pub fn save(&self) -> BiosV1 {
-        BiosV1 { screen: self.screen.clone(), delay: self.delay, escape: self.escape.clone() }
+        BiosV1 {
+            screen: self.screen.clone(),
+            delay: self.delay,
+            escape: self.escape.clone(),
+            boot: self.boot.clone(),
+            cd: self.cd.clone(),
+            hard_disks: self.drives.hard_disks.iter().map(|n| *n as u16).collect(),
+            drives: self.drives.units.iter().map(|u| (u.medium, u.locks)).collect(),
+        }
     }
 
     /// Takes on what was saved. The rest of [`Bios::install`] is done already.
@@ -296,6 +323,21 @@ impl Bios {
         if saved.escape.len() > 16 {
             return Err("the console's escape sequence");
         }
+        let hard_disks: Vec<usize> = saved.hard_disks.iter().map(|n| usize::from(*n)).collect();
+        let (mut has, mut had) = (self.drives.hard_disks.clone(), hard_disks.clone());
+        has.sort_unstable();
+        had.sort_unstable();
+        if has != had || saved.drives.len() != self.drives.units.len() {
+            return Err("which drives there are");
+        }
+        if saved.cd.as_ref().is_some_and(|cd| !cd.is_possible()) {
+            return Err("the CD that was booted");
+        }
+        for (unit, (medium, locks)) in self.drives.units.iter_mut().zip(&saved.drives) {
+            (unit.medium, unit.locks) = (*medium, *locks);
+        }
+        self.drives.hard_disks = hard_disks;
+        (self.boot, self.cd) = (saved.boot, saved.cd);
         (self.screen, self.delay, self.escape) = (saved.screen, saved.delay, saved.escape);
         Ok(())
     }
@@ -308,17 +350,14 @@ impl Bios {
             e820: E820Map::default(),
             upper: 0,
             above_4g: 0,
-            disks: BTreeMap::new(),
+            drives: drive::Drives::new(),
+            boot: boot::BootState::default(),
+            cd: None,
             screen: video::Screen::default(),
             facs: None,
             delay: None,
             escape: Vec::new(),
         }
-    }
-
-    /// Plugs in a disk as drive `number`: 0 and 1 are floppies, from 80h on hard disks.
-    pub fn add_disk(&mut self, number: u8, disk: Arc<dyn Disk>) {
-        self.disks.insert(number, disk);
     }
 
     /// What a BIOS has in memory when it starts a system: ROM, interrupt vectors, data area. The firmware tables are
@@ -336,7 +375,7 @@ impl Bios {
             mem.write(4 * n as u64, &[o[0], o[1], s[0], s[1]]);
         }
         // Vectors 40h and up that hold no handler of ours: those of pointers and of programs are empty.
-        for n in [0x1d, 0x1f, 0x41, 0x43, 0x46].into_iter().chain(0x60..0x68).chain(0x78..0x100) {
+        for n in [0x1d, 0x1f, 0x43].into_iter().chain(0x60..0x68).chain(0x78..0x100) {
             mem.write(4 * n, &[0; 4]);
         }
         let put = |at: u32, bytes: &[u8]| mem.write(at.into(), bytes);
@@ -346,14 +385,15 @@ impl Bios {
         put(bda::LPT_TIMEOUT, &[0x14; 4]);
         put(bda::COM_TIMEOUT, &[0x0a; 4]);
         put(bda::WARM_BOOT, &[0, 0]);
-        let hard_disks = self.disks.keys().filter(|n| **n >= 0x80).count() as u8;
-        put(bda::DISK_COUNT, &[hard_disks]);
-        let floppies = self.disks.keys().filter(|n| **n < 0x80).count() as u16;
-        if floppies > 0 {
-            let mut word = [0; 2];
-            mem.read(bda::EQUIPMENT.into(), &mut word);
-            let word = u16::from_le_bytes(word) | 1 | (floppies - 1) << 6;
-            put(bda::EQUIPMENT, &word.to_le_bytes());
+        (self.boot, self.cd) = (boot::BootState::default(), None);
+        self.drives.number();
+        for unit in &mut self.drives.units {
+            (unit.medium, unit.locks) = (unit.drive.disk.medium(), 0);
+        }
+        let mut word = [0; 2];
+        mem.read(bda::EQUIPMENT.into(), &mut word);
+        for (at, bytes) in self.drive_data(u16::from_le_bytes(word)) {
+            put(at, &bytes);
         }
         for (at, bytes) in video::initial_bda() {
             put(at, &bytes);
@@ -426,25 +466,52 @@ impl Bios {
         true
     }
 
+    /// Carries out the 32-bit PCI BIOS for a caller in protected mode, whose OUT was at `ip` behind F0000h (physical): the
+    /// general registers then change, nothing else does. `es` is the base of ES. False if it is no stub for that mode.
+    pub fn call32(&mut self, regs: &mut Regs, ip: u16, es: u32, pc: &mut dyn Platform) -> bool {
+        let is = |s: &rom::Stub| s.service == Service::Pci32;
+        if !self.rom.stubs.get(&ip).is_some_and(is) {
+            return false;
+        }
+        let before = *regs;
+        pci::service(regs, pc, es.wrapping_add(regs.edi), Some(es));
+        (regs.esp, regs.ip, regs.cs, regs.flags) = (before.esp, before.ip, before.cs, before.flags);
+        true
+    }
+
+    /// Where the boot processor starts if nothing else is to be started: option ROMs, the boot menu, INT 19h. After
+    /// [`Bios::install`], [`set_up_pci`] and [`Bios::power_on`].
+    pub fn boot_entry(&self) -> Entry {
+        Entry::real(SEGMENT, self.rom.start, 0, boot::STACK)
+    }
+
     fn serve(&mut self, service: Service, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
         match service {
             Service::Video => self.video(r, pc),
             Service::Equipment => misc::equipment(r, pc),
             Service::MemorySize => misc::memory_size(r, pc),
-            Service::Disk => self.disk(r, pc),
+            Service::Disk | Service::Floppy => self.disk(r, pc, service),
             Service::Serial => misc::serial(r, pc),
             Service::System => self.system(r, pc),
             Service::Keyboard => self.keyboard(r, pc),
             Service::Printer => misc::printer(r),
-            Service::NoBoot => self.no_boot(r, pc),
+            Service::NoBoot => self.no_boot(r),
             Service::Boot => self.boot(r, pc),
-            Service::Clock if r.ah() == 0xb1 => pci::service(r, pc),
+            Service::Clock if r.ah() == 0xb1 => {
+                let at = linear(r.es, r.edi as u16);
+                pci::service(r, pc, at, None)
+            }
             Service::Clock => time::clock(r, pc),
             Service::Tick => time::tick(pc),
             Service::Scancode => self.scancode(r, pc),
             Service::RtcInterrupt => time::rtc_interrupt(r, pc, self.rom.alarm),
             Service::StrayInterrupt => misc::stray_interrupt(pc),
             Service::Reset => misc::reset(r, pc, self.rom.halt),
+            Service::Start => self.start(r, pc),
+            Service::BootRead => self.boot_read(r),
+            Service::Mouse => self.mouse_interrupt(r, pc),
+            // It is called from protected mode only.
+            Service::Pci32 => Outcome::Return,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! INT 1Ah B1xxh: the PCI BIOS, by configuration mechanism #1.
 //!
-//! Source: PCI BIOS Specification 2.1, chapter 4. The 32-bit entry, special cycles and interrupt routing tables are absent.
-use super::{Outcome, Platform, Regs};
+//! Source: PCI BIOS Specification 2.1, chapter 4. The 32-bit entry is [`super::Bios::call32`].
+use super::{Outcome, Platform, Regs, linear, rom};
 
 const ADDRESS: u16 = 0xcf8;
 const DATA: u16 = 0xcfc;
@@ -9,6 +9,10 @@ const UNSUPPORTED: u8 = 0x81;
 const BAD_VENDOR: u8 = 0x83;
 const NOT_FOUND: u8 = 0x86;
 const BAD_REGISTER: u8 = 0x87;
+const SET_FAILED: u8 = 0x88;
+const BUFFER_TOO_SMALL: u8 = 0x89;
+/// Slots of the interrupt routing table.
+const SLOTS: std::ops::Range<u8> = 1..32;
 
 /// "PCI ".
 const SIGNATURE: u32 = 0x2049_4350;
@@ -18,17 +22,38 @@ fn select(pc: &mut dyn Platform, bdf: u16, register: u8) -> u16 {
     DATA + u16::from(register & 3)
 }
 
-fn read(pc: &mut dyn Platform, bdf: u16, register: u8, size: u8) -> u32 {
+pub(super) fn read(pc: &mut dyn Platform, bdf: u16, register: u8, size: u8) -> u32 {
     let port = select(pc, bdf, register);
     pc.port_in(port, size)
 }
 
-/// Every function of bus 0 that is there.
-fn functions(pc: &mut dyn Platform) -> Vec<u16> {
+pub(super) fn write(pc: &mut dyn Platform, bdf: u16, register: u8, size: u8, value: u32) {
+    let port = select(pc, bdf, register);
+    pc.port_out(port, size, value);
+}
+
+/// The highest bus, by the bridges that were numbered.
+fn last_bus(pc: &mut dyn Platform) -> u8 {
+    let mut last = 0;
+    for bdf in functions_of(pc, 0) {
+        if read(pc, bdf, 0x0e, 1) & 0x7f == 1 {
+            last = last.max(read(pc, bdf, 0x1a, 1) as u8);
+        }
+    }
+    last
+}
+
+/// Every function that is there, on all buses.
+pub(super) fn functions(pc: &mut dyn Platform) -> Vec<u16> {
+    (0..=last_bus(pc)).flat_map(|bus| functions_of(pc, bus)).collect()
+}
+
+/// Every function of a bus.
+pub(super) fn functions_of(pc: &mut dyn Platform, bus: u8) -> Vec<u16> {
     let mut found = Vec::new();
     for device in 0..32u16 {
         for function in 0..8u16 {
-            let bdf = device << 3 | function;
+            let bdf = u16::from(bus) << 8 | device << 3 | function;
             if read(pc, bdf, 0, 2) & 0xffff != 0xffff {
                 found.push(bdf);
             }
@@ -58,14 +83,14 @@ fn find(r: &mut Regs, pc: &mut dyn Platform, is: impl Fn(&mut dyn Platform, u16)
     }
 }
 
-/// INT 1Ah with AH B1h.
-pub(super) fn service(r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+/// INT 1Ah with AH B1h; `at` is ES:DI, for a caller with 32-bit pointers (`flat`, the base of its segments) or 16-bit ones.
+pub(super) fn service(r: &mut Regs, pc: &mut dyn Platform, at: u32, flat: Option<u32>) -> Outcome {
     match r.al() {
         0x01 => {
             r.edx = SIGNATURE;
             r.set_bx(0x0210);
-            r.set_cl(0); // the last bus
-            r.set_al(0x01); // mechanism #1, no special cycles
+            r.set_cl(last_bus(pc));
+            r.set_al(0x11); // mechanism #1, and special cycles by it
             r.ok()
         }
         0x02 if r.dx() == 0xffff => r.fail(BAD_VENDOR),
@@ -92,6 +117,49 @@ pub(super) fn service(r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
             }
             r.ok()
         }
+        // A special cycle on bus BH: a write to the device and function that none is.
+        0x06 => {
+            let value = r.edx;
+            write(pc, u16::from(r.bh()) << 8 | 0xff, 0, 4, value);
+            r.ok()
+        }
+        0x0e => routing(r, pc, at, flat),
+        0x0f => set_route(r, pc),
         _ => r.fail(UNSUPPORTED),
     }
+}
+
+/// B10Eh: the routing table to the caller's buffer: its length and address are at `at`.
+fn routing(r: &mut Regs, pc: &mut dyn Platform, at: u32, flat: Option<u32>) -> Outcome {
+    let room = pc.u16(at);
+    let to = match flat {
+        Some(base) => base.wrapping_add(pc.u32(at + 2)),
+        None => linear(pc.u16(at + 4), pc.u16(at + 2)),
+    };
+    let table: Vec<u8> = SLOTS.flat_map(rom::slot).collect();
+    pc.set_u16(at, table.len() as u16);
+    if usize::from(room) < table.len() {
+        return r.fail(BUFFER_TOO_SMALL);
+    }
+    pc.write(to, &table);
+    r.set_bx(0); // no interrupt is PCI's alone
+    r.ok()
+}
+
+/// B10Fh: interrupt CH for pin CL (0Ah to 0Dh) of function BX.
+fn set_route(r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+    const PIIX3: u32 = 0x7000_8086;
+    let (irq, pin) = (r.ch(), r.cl().wrapping_sub(0x0a));
+    let routable = irq < 16 && rom::ROUTABLE >> irq & 1 != 0;
+    let router = functions_of(pc, 0).into_iter().find(|bdf| read(pc, *bdf, 0, 4) == PIIX3);
+    let (Some(router), true, true, 0) = (router, pin < 4, routable, r.bh()) else {
+        return r.fail(SET_FAILED);
+    };
+    let link = 0x60 + crate::tables::pirq(r.bl() >> 3, pin) as u8;
+    write(pc, router, link, 1, irq.into());
+    // It is level-triggered from now on.
+    let port = 0x4d0 + u16::from(irq >> 3);
+    let level = pc.inb(port);
+    pc.outb(port, level | 1 << (irq & 7));
+    r.ok()
 }

@@ -30,6 +30,12 @@ const GDT: u16 = 0xe800;
 pub const CONFIG_TABLE: u16 = 0xe6f5;
 /// The model byte of an AT.
 const MODEL: u8 = 0xfc;
+/// The Plug and Play installation check structure.
+pub const PNP: u16 = 0xe100;
+/// The BIOS32 service directory's header.
+const BIOS32: u16 = 0xe130;
+/// The PCI interrupt routing table.
+const IRQ_TABLE: u16 = 0xe200;
 /// The floppy parameter table, where INT 1Eh points.
 pub const FLOPPY_TABLE: u16 = 0xefc7;
 
@@ -50,6 +56,8 @@ pub enum Service {
     MemorySize,
     /// INT 13h.
     Disk,
+    /// INT 40h.
+    Floppy,
     /// INT 14h.
     Serial,
     /// INT 15h.
@@ -74,6 +82,14 @@ pub enum Service {
     StrayInterrupt,
     /// A jump to the reset vector.
     Reset,
+    /// A step of booting.
+    Start,
+    /// The INT 13h that was to load a boot sector has returned.
+    BootRead,
+    /// IRQ 12.
+    Mouse,
+    /// The 32-bit PCI BIOS.
+    Pci32,
 }
 
 /// Where a stub goes on.
@@ -97,6 +113,22 @@ pub struct Rom {
     pub stubs: BTreeMap<u16, Stub>,
     /// Waits for ever with interrupts on.
     pub halt: u16,
+    /// The stub of [`Service::Start`].
+    pub start: u16,
+    /// Shows AL by INT 10h, then goes on there.
+    pub say: u16,
+    /// Calls INT 19h.
+    pub boot: u16,
+    /// The stub of [`Service::BootRead`], for an INT 13h to return to.
+    pub boot_read: u16,
+    /// Calls INT 18h: an option ROM that was to boot has returned.
+    pub rom_failed: u16,
+    /// An IRET.
+    pub iret: u16,
+    /// Behind a far call of a mouse handler, whose arguments are on the stack.
+    pub mouse_done: u16,
+    /// Enters protected mode as INT 15h 89h does.
+    pub protect: u16,
     /// Calls INT 4Ah and ends the interrupt of the clock.
     pub alarm: u16,
     /// Calls INT 1Bh and ends the interrupt of the keyboard.
@@ -123,6 +155,14 @@ struct Plan {
     control_break: CodeLabel,
     print_screen: CodeLabel,
     post: CodeLabel,
+    start: CodeLabel,
+    say: CodeLabel,
+    boot: CodeLabel,
+    boot_read: CodeLabel,
+    rom_failed: CodeLabel,
+    mouse_done: CodeLabel,
+    protect: CodeLabel,
+    pnp: CodeLabel,
 }
 
 /// A call: OUT, then whatever the caller emits.
@@ -160,7 +200,6 @@ fn end_of_interrupt(a: &mut CodeAssembler, slave: bool) -> Result<(), IcedError>
     a.iret()
 }
 
-/// The program of the ROM: services and interrupts, and what they end in.
 fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
     let mut plan = Plan {
         stubs: Vec::new(),
@@ -171,35 +210,15 @@ fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
         control_break: a.create_label(),
         print_screen: a.create_label(),
         post: a.create_label(),
+        start: a.create_label(),
+        say: a.create_label(),
+        boot: a.create_label(),
+        boot_read: a.create_label(),
+        rom_failed: a.create_label(),
+        mouse_done: a.create_label(),
+        protect: a.create_label(),
+        pnp: a.create_label(),
     };
-    services(a, &mut plan)?;
-    timer_interrupt(a, &mut plan)?;
-    keyboard_interrupt(a, &mut plan)?;
-    clock_interrupt(a, &mut plan)?;
-    redirected_interrupts(a, &mut plan)?;
-    stray_interrupts(a, &mut plan)?;
-    a.set_label(&mut plan.nothing)?;
-    a.iret()?;
-    a.set_label(&mut plan.halt)?;
-    a.sti()?;
-    a.hlt()?;
-    a.jmp(plan.halt)?;
-    a.set_label(&mut plan.post)?;
-    call(a, &mut plan, Service::Reset)?;
-    a.jmp(plan.halt)?;
-    Ok(plan)
-}
-
-/// A handler begins here.
-fn handler(a: &mut CodeAssembler, plan: &mut Plan, vectors: Vec<u8>) -> Result<(), IcedError> {
-    let mut entry = a.create_label();
-    a.set_label(&mut entry)?;
-    plan.handlers.push((vectors, entry));
-    Ok(())
-}
-
-/// What programs call.
-fn services(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
     for (vector, service) in [
         (0x10, Service::Video),
         (0x11, Service::Equipment),
@@ -212,33 +231,32 @@ fn services(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
         (0x18, Service::NoBoot),
         (0x19, Service::Boot),
         (0x1a, Service::Clock),
+        (0x40, Service::Floppy),
     ] {
-        handler(a, plan, vec![vector])?;
-        call(a, plan, service)?;
+        let mut entry = a.create_label();
+        a.set_label(&mut entry)?;
+        call(a, &mut plan, service)?;
         a.iret()?;
+        plan.handlers.push((vec![vector], entry));
     }
-    Ok(())
-}
 
-/// IRQ 0.
-fn timer_interrupt(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
-    handler(a, plan, vec![0x08])?;
-    call(a, plan, Service::Tick)?;
+    let mut entry = a.create_label();
+    a.set_label(&mut entry)?;
+    call(a, &mut plan, Service::Tick)?;
     a.int(0x1c)?;
-    end_of_interrupt(a, false)
-}
+    end_of_interrupt(a, false)?;
+    plan.handlers.push((vec![0x08], entry));
 
-/// IRQ 1: INT 15h 4Fh may change or take the code.
-fn keyboard_interrupt(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
-    let (mut taken, mut special) = (a.create_label(), a.create_label());
-    handler(a, plan, vec![0x09])?;
+    // IRQ 1: INT 15h 4Fh may change or take the code.
+    let (mut entry, mut taken, mut special) = (a.create_label(), a.create_label(), a.create_label());
+    a.set_label(&mut entry)?;
     a.push(ax)?;
     a.in_(al, 0x60)?;
     a.mov(ah, 0x4f)?;
     a.stc()?;
     a.int(0x15)?;
     a.jnc(taken)?;
-    call(a, plan, Service::Scancode)?;
+    call(a, &mut plan, Service::Scancode)?;
     a.set_label(&mut taken)?;
     a.pop(ax)?;
     end_of_interrupt(a, false)?;
@@ -249,34 +267,34 @@ fn keyboard_interrupt(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), Iced
     a.int(0x05)?;
     a.set_label(&mut special)?;
     a.pop(ax)?;
-    end_of_interrupt(a, false)
-}
+    end_of_interrupt(a, false)?;
+    plan.handlers.push((vec![0x09], entry));
 
-/// IRQ 8.
-fn clock_interrupt(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
-    let mut done = a.create_label();
-    handler(a, plan, vec![0x70])?;
-    call(a, plan, Service::RtcInterrupt)?;
+    // IRQ 8.
+    let (mut entry, mut done) = (a.create_label(), a.create_label());
+    a.set_label(&mut entry)?;
+    call(a, &mut plan, Service::RtcInterrupt)?;
     a.jmp(done)?;
     a.set_label(&mut plan.alarm)?;
     a.int(0x4a)?;
     a.set_label(&mut done)?;
-    end_of_interrupt(a, true)
-}
+    end_of_interrupt(a, true)?;
+    plan.handlers.push((vec![0x70], entry));
 
-/// Interrupts that were others on a PC.
-fn redirected_interrupts(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
-    // IRQ 9 is what IRQ 2 was.
-    handler(a, plan, vec![0x71])?;
+    // IRQ 9 is what IRQ 2 was on a PC.
+    let mut entry = a.create_label();
+    a.set_label(&mut entry)?;
     a.push(ax)?;
     a.mov(al, 0x20)?;
     a.out(0xa0, al)?;
     a.pop(ax)?;
     a.int(0x0a)?;
     a.iret()?;
+    plan.handlers.push((vec![0x71], entry));
 
-    // IRQ 13: clears the x87's busy latch, and is the NMI that it was.
-    handler(a, plan, vec![0x75])?;
+    // IRQ 13: clears the x87's busy latch, and is the NMI that it was on a PC.
+    let mut entry = a.create_label();
+    a.set_label(&mut entry)?;
     a.push(ax)?;
     a.xor(al, al)?;
     a.out(0xf0, al)?;
@@ -285,15 +303,168 @@ fn redirected_interrupts(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), I
     a.out(0x20, al)?;
     a.pop(ax)?;
     a.int(0x02)?;
-    a.iret()
+    a.iret()?;
+    plan.handlers.push((vec![0x75], entry));
+
+    // The others: of the master 2 to 7, of the slave.
+    let mut entry = a.create_label();
+    a.set_label(&mut entry)?;
+    call(a, &mut plan, Service::StrayInterrupt)?;
+    a.iret()?;
+    let stray = (0x0a..0x10).chain([0x72, 0x73, 0x76, 0x77]).collect();
+    plan.handlers.push((stray, entry));
+
+    a.set_label(&mut plan.nothing)?;
+    a.iret()?;
+    a.set_label(&mut plan.halt)?;
+    a.sti()?;
+    a.hlt()?;
+    a.jmp(plan.halt)?;
+    a.set_label(&mut plan.post)?;
+    call(a, &mut plan, Service::Reset)?;
+    a.jmp(plan.halt)?;
+
+    // Booting: a step after the other.
+    a.set_label(&mut plan.start)?;
+    call(a, &mut plan, Service::Start)?;
+    a.jmp(plan.start)?;
+    a.set_label(&mut plan.say)?;
+    a.int(0x10)?;
+    a.jmp(plan.start)?;
+    a.set_label(&mut plan.boot)?;
+    a.int(0x19)?;
+    a.jmp(plan.halt)?;
+    a.set_label(&mut plan.rom_failed)?;
+    a.int(0x18)?;
+    a.jmp(plan.halt)?;
+    // The flags that an INT 13h has returned, where a service looks for its caller's.
+    a.set_label(&mut plan.boot_read)?;
+    a.pushf()?;
+    a.push(ax)?;
+    a.push(ax)?;
+    call(a, &mut plan, Service::BootRead)?;
+    a.jmp(plan.halt)?;
+
+    // IRQ 12: the service has a mouse handler called with four words on the stack.
+    let mut entry = a.create_label();
+    let mut done = a.create_label();
+    a.set_label(&mut entry)?;
+    a.pushad()?;
+    a.push(ds)?;
+    a.push(es)?;
+    call(a, &mut plan, Service::Mouse)?;
+    a.jmp(done)?;
+    a.set_label(&mut plan.mouse_done)?;
+    a.add(sp, 8)?;
+    a.set_label(&mut done)?;
+    a.cli()?;
+    a.pop(es)?;
+    a.pop(ds)?;
+    a.popad()?;
+    end_of_interrupt(a, true)?;
+    plan.handlers.push((vec![0x74], entry));
+
+    // INT 15h 89h: tables and selectors as the caller's GDT at ES:SI has them; it goes on behind its INT in segment 30h.
+    a.set_label(&mut plan.protect)?;
+    a.pop(cx)?;
+    a.add(sp, 4)?;
+    a.lgdt(word_ptr(si + 8).es())?;
+    a.lidt(word_ptr(si + 0x10).es())?;
+    a.mov(eax, cr0)?;
+    a.or(al, 1)?;
+    a.mov(cr0, eax)?;
+    a.mov(ax, 0x18)?;
+    a.mov(ds, ax)?;
+    a.mov(ax, 0x20)?;
+    a.mov(es, ax)?;
+    a.mov(ax, 0x28)?;
+    a.mov(ss, ax)?;
+    a.push(0x30)?;
+    a.push(cx)?;
+    a.xor(ax, ax)?;
+    a.retf()?;
+
+    // Plug and Play: no function is there.
+    a.set_label(&mut plan.pnp)?;
+    a.mov(ax, 0x82)?;
+    a.retf()?;
+    Ok(plan)
 }
 
-/// The others: of the master 2 to 7, of the slave.
-fn stray_interrupts(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
-    handler(a, plan, (0x0a..0x10).chain([0x72, 0x73, 0x74, 0x76, 0x77]).collect())?;
-    call(a, plan, Service::StrayInterrupt)?;
-    a.iret()
+/// The 32-bit code: the BIOS32 service directory and the PCI BIOS, position-independent. Offsets of the two entries, and
+/// the one behind the OUT.
+fn program32(at: u16) -> Result<(Vec<u8>, [u16; 3]), IcedError> {
+    // The directory tells the other entry's offset, which is known when it is assembled.
+    let (_, [_, pci, _]) = program32_with(at, 0)?;
+    program32_with(at, pci)
 }
+
+fn program32_with(at: u16, pci_at: u16) -> Result<(Vec<u8>, [u16; 3]), IcedError> {
+    const PCI: u32 = u32::from_le_bytes(*b"$PCI");
+    let mut a = CodeAssembler::new(32)?;
+    let (mut directory, mut pci, mut behind, mut out) =
+        (a.create_label(), a.create_label(), a.create_label(), a.create_label());
+    a.set_label(&mut directory)?;
+    a.cmp(eax, PCI)?;
+    a.mov(al, 0x80)?; // no such service
+    a.jne(out)?;
+    a.cmp(bl, 0)?;
+    a.mov(al, 0x81)?; // no such function
+    a.jne(out)?;
+    a.xor(eax, eax)?;
+    a.mov(ebx, 0xf_0000)?;
+    a.mov(ecx, 0x1_0000)?;
+    a.mov(edx, u32::from(pci_at))?;
+    a.set_label(&mut out)?;
+    a.retf()?;
+    a.set_label(&mut pci)?;
+    a.out(u32::from(PORT), al)?;
+    a.set_label(&mut behind)?;
+    // Carry is set unless AH is 0.
+    a.cmp(ah, 1)?;
+    a.cmc()?;
+    a.retf()?;
+    let done = a.assemble_options(at.into(), BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+    let mut offsets = [0; 3];
+    for (o, l) in offsets.iter_mut().zip([directory, pci, behind]) {
+        *o = done.label_ip(&l)? as u16;
+    }
+    Ok((done.inner.code_buffer, offsets))
+}
+
+/// The PCI interrupt routing table (`$PIR`, Microsoft PCI IRQ Routing Table Specification 1.0): the PIIX3's four wires.
+fn irq_routing() -> Vec<u8> {
+    let mut t = Vec::new();
+    t.extend(b"$PIR\x00\x01");
+    t.extend([0, 0]); // the length, below
+    t.extend([0, 1 << 3]); // the router: 00:01.0
+    t.extend([0, 0]); // no interrupt is PCI's alone
+    t.extend(0x7000_8086u32.to_le_bytes());
+    t.extend([0; 16]); // no miniport data, reserved, checksum
+    for device in 1..32u8 {
+        t.extend(slot(device));
+    }
+    let length = (t.len() as u16).to_le_bytes();
+    t[6..8].copy_from_slice(&length);
+    t[31] = t.iter().fold(0u8, |sum, b| sum.wrapping_sub(*b));
+    t
+}
+
+/// A slot of the routing table: links are the PIIX3's registers 60h to 63h.
+pub fn slot(device: u8) -> [u8; 16] {
+    let mut s = [0; 16];
+    s[1] = device << 3;
+    for pin in 0..4u8 {
+        let at = 2 + 3 * usize::from(pin);
+        s[at] = 0x60 + crate::tables::pirq(device, pin) as u8;
+        s[at + 1..at + 3].copy_from_slice(&ROUTABLE.to_le_bytes());
+    }
+    s[14] = device;
+    s
+}
+
+/// Interrupts that PCI may be routed to.
+pub const ROUTABLE: u16 = 0xdef8;
 
 impl Rom {
     /// Assembles it.
@@ -328,6 +499,25 @@ impl Rom {
         // Length, model, submodel, revision; features: slave 8259 and clock, INT 15h 4Fh is called, EBDA.
         put(CONFIG_TABLE, &[8, 0, MODEL, 1, 0, 0x74, 0, 0, 0, 0]);
         // 1.44 MB: step rate, DMA, motor off delay, 512 bytes, 18 sectors, gaps, fill byte, settle, motor start.
+        let (code32, [directory, _, behind32]) = program32(at(&plan.pnp)? + 0x10)?;
+        put(at(&plan.pnp)? + 0x10, &code32);
+        // "$PnP" 1.0: 33 bytes, no event notification; entries of real and protected mode, both in this segment.
+        let [low, high] = at(&plan.pnp)?.to_le_bytes();
+        let mut pnp = [0; 33];
+        pnp[..6].copy_from_slice(b"$PnP\x10\x21");
+        pnp[0x0d..0x11].copy_from_slice(&[low, high, 0x00, 0xf0]);
+        pnp[0x11..0x17].copy_from_slice(&[low, high, 0x00, 0x00, 0x0f, 0x00]);
+        pnp[0x1b..0x1d].copy_from_slice(&[0x00, 0xf0]);
+        pnp[8] = pnp.iter().fold(0u8, |sum, b| sum.wrapping_sub(*b));
+        put(PNP, &pnp);
+        // "_32_": the entry, revision 0, one paragraph.
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(b"_32_");
+        header[4..8].copy_from_slice(&super::linear(super::SEGMENT, directory).to_le_bytes());
+        header[9] = 1;
+        header[10] = header.iter().fold(0u8, |sum, b| sum.wrapping_sub(*b));
+        put(BIOS32, &header);
+        put(IRQ_TABLE, &irq_routing());
         put(FLOPPY_TABLE, &[0xaf, 0x02, 0x25, 0x02, 18, 0x1b, 0xff, 0x6c, 0xf6, 0x0f, 0x08]);
 
         let mut vectors = [at(&plan.nothing)?; 256];
@@ -342,7 +532,17 @@ impl Rom {
             let stub = Stub { service: s.service, wait: at(&s.wait)?, poll: at(&s.poll)? };
             stubs.insert(at(&s.behind)?, stub);
         }
+        // Of the 32-bit stub nothing waits.
+        stubs.insert(behind32, Stub { service: Service::Pci32, wait: behind32, poll: behind32 });
         Ok(Rom {
+            start: at(&plan.start)?,
+            say: at(&plan.say)?,
+            boot: at(&plan.boot)?,
+            boot_read: at(&plan.boot_read)?,
+            rom_failed: at(&plan.rom_failed)?,
+            iret: at(&plan.nothing)?,
+            mouse_done: at(&plan.mouse_done)?,
+            protect: at(&plan.protect)?,
             vectors,
             stubs,
             halt: at(&plan.halt)?,

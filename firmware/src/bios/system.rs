@@ -29,6 +29,8 @@ impl Bios {
                 r.carry(false);
                 Outcome::Return
             }
+            (0x89, _) => self.protect(r, pc),
+            (0xc2, _) => self.mouse(r, pc),
             (0xc0, _) => {
                 r.es = super::SEGMENT;
                 r.set_bx(rom::CONFIG_TABLE);
@@ -88,6 +90,22 @@ impl Bios {
         r.ebx = if (next as usize) < entries.len() { next } else { 0 };
         r.carry(false);
         Outcome::Return
+    }
+
+    /// AH 89h: the interrupt controllers at BH and BL, address line 20 open, and into protected mode with the GDT at ES:SI.
+    fn protect(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+        let (first, second) = (r.bh(), r.bl());
+        for (base, vector, wiring) in [(0x20, first, 0x04), (0xa0, second, 0x02)] {
+            pc.outb(base, 0x11);
+            // All masked: it is the caller's to open them.
+            for v in [vector, wiring, 0x01, 0xff] {
+                pc.outb(base + 1, v);
+            }
+        }
+        let now = pc.inb(0x92);
+        pc.outb(0x92, (now | A20) & !1);
+        r.ip = self.rom.protect;
+        Outcome::Jump
     }
 
     /// AH 86h: waits for CX:DX microseconds.

@@ -111,7 +111,7 @@ fn pci_routing() -> Vec<u8> {
 }
 
 /// Which PIRQ the pin (0: INTA#) of a slot on bus 0 is wired to.
-pub(super) fn pirq(slot: u8, pin: u8) -> usize {
+pub(crate) fn pirq(slot: u8, pin: u8) -> usize {
     usize::from(slot.wrapping_add(pin).wrapping_sub(1) & 3)
 }
 

@@ -18,6 +18,7 @@ mod mptable;
 mod resources;
 mod smbios;
 
+pub(crate) use dsdt::pirq;
 pub use e820::{E820Entry, E820Kind, E820Map};
 pub use loader::{acpi_files, firmware_files};
 
