@@ -7,8 +7,8 @@
 //! ```
 //!
 //! All of it is steps of one stub (`Service::Start`), which is called again after each: a step ends with a jump into
-//! an option ROM, a boot sector or a program's INT 13h, or waits for a key. Text goes to the screen of INT 10h, whoever
-//! has that; where it is ours, to the serial console.
+//! an option ROM, a boot sector or a program's INT 13h, or waits for a key. Text goes to the screen of INT 10h,
+//! whoever has that; where it is ours, to the serial console.
 use super::drive::{BootClass, DriveKind, FIRST_DISK, SECTOR};
 use super::{Bios, Outcome, Platform, Regs, SEGMENT, cd, linear, optionrom, rom};
 use serde::{Deserialize, Serialize};
@@ -364,8 +364,8 @@ impl Bios {
         Ok(())
     }
 
-    /// Goes to what was loaded, with interrupts on: by an IRET, as the flags are the vCPU's. `len`: bytes that were loaded, if
-    /// the stack is to be kept out of them.
+    /// Goes to what was loaded, with interrupts on: by an IRET, as the flags are the vCPU's. `len`: bytes that were
+    /// loaded, if the stack is to be kept out of them.
     fn enter(&self, r: &mut Regs, pc: &mut dyn Platform, cs: u16, ip: u16, drive: u8, len: u32) {
         let at = linear(cs, ip);
         let below = at < AT.into() && at + len > u32::from(AT) - 0x400;
@@ -416,7 +416,7 @@ fn check(sector: &[u8], floppy: bool) -> Result<(), String> {
     let marked = sector.get(510..512) == Some(&[0x55, 0xaa]);
     // Old floppies have no mark; what is not code (zeros, a format's filling) is none of them.
     let code = sector.first().is_some_and(|b| matches!(b, 0xeb | 0xe9 | 0xfa | 0x33));
-    if !marked && !(floppy && code) {
+    if !(marked || floppy && code) {
         return Err("it is not a bootable disk (its first sector has no mark of a boot sector)".into());
     }
     if sector.get(..4) == Some(&[0; 4]) {

@@ -1,4 +1,5 @@
-//! CDs that boot: the boot catalog, drives that an image on the CD emulates, INT 13h 4Ah, 4Bh, 4Dh (not 4Ch, which boots).
+//! CDs that boot: the boot catalog, drives that an image on the CD emulates, INT 13h 4Ah, 4Bh, 4Dh (not 4Ch, which
+//! boots).
 //!
 //! The catalog's default entry is taken if it is for a PC, else the first entry for a PC in its sections. An image
 //! without emulation is loaded and started with the CD as drive; one of a floppy or a hard disk is drive 0 or 80h from

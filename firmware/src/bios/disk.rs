@@ -124,7 +124,8 @@ impl Bios {
             }
             0x08 => {
                 let g = seen.geometry;
-                // A hard disk's last cylinder is kept back for diagnostics, as BIOSes since the AT's do; it can be read.
+                // A hard disk's last cylinder is kept back for diagnostics, as BIOSes since the AT's do; it can be
+                // read.
                 let last = g.cylinders.saturating_sub(if floppy { 1 } else { 2 });
                 r.set_ax(0);
                 r.set_ch(last as u8);

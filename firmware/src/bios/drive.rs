@@ -1,13 +1,14 @@
 //! Drives: what is behind INT 13h, which number each has, and the geometry that programs see.
 //!
-//! Floppies are 0 and 1, hard disks 80h and up, CDs E0h and up. Hard disks are numbered by boot index, then as they were
-//! plugged in; the one that is booted is 80h, as boot loaders expect. A CD that emulates a floppy or a hard disk is drive
-//! 0 or 80h, and the others of its kind are one further.
+//! Floppies are 0 and 1, hard disks 80h and up, CDs E0h and up. Hard disks are numbered by boot index, then as they
+//! were plugged in; the one that is booted is 80h, as boot loaders expect. A CD that emulates a floppy or a hard disk
+//! is drive 0 or 80h, and the others of its kind are one further.
 //!
-//! Geometry: a floppy's by its size. A hard disk's is that of its partition table, if the table has one, since programs on
-//! it rely on that; else the LBA-assisted translation (Phoenix EDD 3.0, appendix on translation).
+//! Geometry: a floppy's by its size. A hard disk's is that of its partition table, if the table has one, since
+//! programs on it rely on that; else the LBA-assisted translation (Phoenix EDD 3.0, appendix on translation).
 use super::{Bios, BiosConfig, Platform, bda, status};
 use crate::tables::EBDA;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// First number of CDs.
@@ -149,6 +150,8 @@ pub(super) struct Unit {
     pub medium: u64,
     /// How often it was locked.
     pub locks: u8,
+    /// The geometry of this medium with so many sectors: as of the start, whatever is written to it later.
+    known: Cell<Option<(u64, u64, Geometry)>>,
 }
 
 /// A disk's geometry.
@@ -272,10 +275,28 @@ pub(super) struct Seen {
 impl Unit {
     fn new(drive: Drive) -> Unit {
         let medium = drive.disk.medium();
-        Unit { drive, medium, locks: 0 }
+        Unit { drive, medium, locks: 0, known: Cell::new(None) }
+    }
+
+    /// As after power-on.
+    pub fn start(&mut self) {
+        (self.medium, self.locks) = (self.drive.disk.medium(), 0);
+        self.known.set(None);
     }
 
     pub fn geometry(&self) -> Geometry {
+        let now = (self.drive.disk.medium(), self.drive.disk.sectors());
+        if let Some((medium, sectors, geometry)) = self.known.get()
+            && (medium, sectors) == now
+        {
+            return geometry;
+        }
+        let geometry = self.find_geometry();
+        self.known.set(Some((now.0, now.1, geometry)));
+        geometry
+    }
+
+    fn find_geometry(&self) -> Geometry {
         let disk = &*self.drive.disk;
         if let Some(g) = disk.geometry() {
             return Geometry::new(g);
@@ -406,8 +427,8 @@ impl Bios {
 const TABLES: [(u32, u32); 2] = [(0x41, 0x3d), (0x46, 0x4d)];
 
 impl Bios {
-    /// What programs find in memory of the drives: BDA, vectors of parameter tables and the tables; the equipment word was
-    /// `equipment`.
+    /// What programs find in memory of the drives: BDA, vectors of parameter tables and the tables; the equipment
+    /// word was `equipment`.
     pub(super) fn drive_data(&self, equipment: u16) -> Vec<(u32, Vec<u8>)> {
         let floppies = self.count(DriveKind::Floppy).min(4) as u16;
         let equipment = equipment & !0xc1 | u16::from(floppies > 0) | floppies.saturating_sub(1) << 6;

@@ -388,7 +388,7 @@ impl Bios {
         (self.boot, self.cd) = (boot::BootState::default(), None);
         self.drives.number();
         for unit in &mut self.drives.units {
-            (unit.medium, unit.locks) = (unit.drive.disk.medium(), 0);
+            unit.start();
         }
         let mut word = [0; 2];
         mem.read(bda::EQUIPMENT.into(), &mut word);

@@ -1,7 +1,7 @@
 //! INT 15h C2h: the PS/2 mouse, and IRQ 12, which gathers packets and calls the program's handler.
 //!
-//! The handler gets status, X, Y and Z as words on the stack and returns far. What is kept is in the EBDA, from 22h on:
-//! the handler, how many bytes of a packet there are, how many it has, the bytes.
+//! The handler gets status, X, Y and Z as words on the stack and returns far. What is kept is in the EBDA, from 22h
+//! on: the handler, how many bytes of a packet there are, how many it has, the bytes.
 //!
 //! Source: IBM PS/2 and PC BIOS Interface Technical Reference, INT 15h C2h.
 use super::{Bios, Outcome, Platform, Regs, SEGMENT, linear};

@@ -1,7 +1,7 @@
 //! Option ROMs: those that lie between C0000h and DFFFFh, and what their headers say.
 //!
-//! A ROM is at a multiple of 2 KiB: 55 AA, its length in 512 bytes, its initialisation, and a sum of zero. A Plug and Play
-//! header adds what is called to join the disks (BCV) or to boot (BEV).
+//! A ROM is at a multiple of 2 KiB: 55 AA, its length in 512 bytes, its initialisation, and a sum of zero. A Plug and
+//! Play header adds what is called to join the disks (BCV) or to boot (BEV).
 //!
 //! Source: Plug and Play BIOS Specification 1.0A, 3; PCI Firmware Specification 3.0, 5.1.
 use super::Platform;

@@ -83,7 +83,8 @@ fn find(r: &mut Regs, pc: &mut dyn Platform, is: impl Fn(&mut dyn Platform, u16)
     }
 }
 
-/// INT 1Ah with AH B1h; `at` is ES:DI, for a caller with 32-bit pointers (`flat`, the base of its segments) or 16-bit ones.
+/// INT 1Ah with AH B1h; `at` is ES:DI, for a caller with 32-bit pointers (`flat`, the base of its segments) or 16-bit
+/// ones.
 pub(super) fn service(r: &mut Regs, pc: &mut dyn Platform, at: u32, flat: Option<u32>) -> Outcome {
     match r.al() {
         0x01 => {

@@ -1,10 +1,12 @@
-//! What firmware does to PCI functions at power-on: bus numbers, address windows, interrupt lines, decoding, option ROMs.
+//! What firmware does to PCI functions at power-on: bus numbers, address windows, interrupt lines, decoding, option
+//! ROMs.
 //!
-//! Windows: I/O from C000h, memory from C0000000h or the end of RAM below 4 GiB, whichever is higher, to FEBFFFFFh. BARs are given addresses
-//! bus by bus, the largest first, and a bridge's window is what its bus has taken. What finds no room is left without an
-//! address and does not decode.
+//! Windows: I/O from C000h, memory from C0000000h or the end of RAM below 4 GiB, whichever is higher, to FEBFFFFFh.
+//! BARs are given addresses bus by bus, the largest first, and a bridge's window is what its bus has taken. What
+//! finds no room is left without an address and does not decode.
 //!
-//! Sources: PCI Local Bus Specification 2.1, 6.2.5; PCI-to-PCI Bridge Architecture 1.1; 82371SB (PIIX3) data sheet, 2.2.9.
+//! Sources: PCI Local Bus Specification 2.1, 6.2.5; PCI-to-PCI Bridge Architecture 1.1; 82371SB (PIIX3) data sheet,
+//! 2.2.9.
 use super::pci::{read, write};
 use super::{Platform, optionrom};
 use crate::tables::{PIRQ_ROUTES, SCI_IRQ, pirq};

@@ -364,7 +364,7 @@ fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
     end_of_interrupt(a, true)?;
     plan.handlers.push((vec![0x74], entry));
 
-    // INT 15h 89h: tables and selectors as the caller's GDT at ES:SI has them; it goes on behind its INT in segment 30h.
+    // INT 15h 89h: tables and selectors as the GDT at ES:SI has them; it goes on behind its INT, in segment 30h.
     a.set_label(&mut plan.protect)?;
     a.pop(cx)?;
     a.add(sp, 4)?;
@@ -391,8 +391,8 @@ fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
     Ok(plan)
 }
 
-/// The 32-bit code: the BIOS32 service directory and the PCI BIOS, position-independent. Offsets of the two entries, and
-/// the one behind the OUT.
+/// The 32-bit code: the BIOS32 service directory and the PCI BIOS, position-independent. Offsets of the two entries,
+/// and the one behind the OUT.
 fn program32(at: u16) -> Result<(Vec<u8>, [u16; 3]), IcedError> {
     // The directory tells the other entry's offset, which is known when it is assembled.
     let (_, [_, pci, _]) = program32_with(at, 0)?;
@@ -432,7 +432,7 @@ fn program32_with(at: u16, pci_at: u16) -> Result<(Vec<u8>, [u16; 3]), IcedError
     Ok((done.inner.code_buffer, offsets))
 }
 
-/// The PCI interrupt routing table (`$PIR`, Microsoft PCI IRQ Routing Table Specification 1.0): the PIIX3's four wires.
+/// The PCI interrupt routing table (`$PIR`, PCI IRQ Routing Table Specification 1.0): the PIIX3's four wires.
 fn irq_routing() -> Vec<u8> {
     let mut t = Vec::new();
     t.extend(b"$PIR\x00\x01");

@@ -92,7 +92,7 @@ impl Bios {
         Outcome::Return
     }
 
-    /// AH 89h: the interrupt controllers at BH and BL, address line 20 open, and into protected mode with the GDT at ES:SI.
+    /// AH 89h: the interrupt controllers at BH and BL, A20 open, and into protected mode with the GDT at ES:SI.
     fn protect(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
         let (first, second) = (r.bh(), r.bl());
         for (base, vector, wiring) in [(0x20, first, 0x04), (0xa0, second, 0x02)] {
