@@ -62,7 +62,9 @@ impl Emulation {
 
     /// A saved one: whether it can be.
     pub fn is_possible(&self) -> bool {
-        self.media <= 4 && self.drive == drive_of(self.media, self.index) && self.geometry.sectors > 0
+        let g = self.geometry;
+        let drive = self.drive == drive_of(self.media, self.index);
+        self.media <= 4 && drive && g.cylinders > 0 && g.heads > 0 && g.sectors > 0
     }
 
     /// The specification packet (table 5).
