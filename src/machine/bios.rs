@@ -1,10 +1,11 @@
 //! The built-in BIOS on this machine: from a write to its port, with the vCPU's registers, to a service and back.
 //!
 //! The stub's OUT ends the vCPU's run (as a kick); what was asked is then done on the vCPU's thread, between two of its
-//! instructions. Only real and virtual-8086 mode call: a write to the port from anywhere else does nothing.
+//! instructions. Real and virtual-8086 mode call, and protected mode the 32-bit PCI BIOS; a write to the port from
+//! anywhere else does nothing.
 use super::board::{Board, Firmware};
 use mynah_cpu::board::EV_KICK;
-use mynah_cpu::state::{gpr, seg};
+use mynah_cpu::state::{State, gpr, seg};
 use mynah_cpu::{Cpu, Events};
 use mynah_devices::bus::PortBus;
 use mynah_devices::clock::{Clock, HostClock};
@@ -43,7 +44,11 @@ impl BiosCalls {
 
     /// Does what was asked, if anything was.
     pub fn serve(&self, cpu: &mut Cpu) {
-        if !self.requested.swap(false, Ordering::Relaxed) || cpu.state.is_protected() {
+        if !self.requested.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        if cpu.state.is_protected() && !cpu.state.is_v86() {
+            self.serve32(cpu);
             return;
         }
         let mut regs = registers(cpu);
@@ -51,6 +56,23 @@ impl BiosCalls {
         let mut pc = CpuPlatform { cpu, ports: &self.ports, clock: &self.clock };
         if bios.call(&mut regs, &mut pc) {
             set_registers(cpu, &regs);
+        }
+    }
+}
+
+impl BiosCalls {
+    /// The 32-bit PCI BIOS: the stub is told by where its OUT is in physical memory.
+    fn serve32(&self, cpu: &mut Cpu) {
+        const BIOS: std::ops::Range<u64> = 0xf_0000..0x10_0000;
+        let s = &cpu.state;
+        let (es, linear) =
+            (s.seg[seg::ES].base as u32, s.seg[seg::CS].base.wrapping_add(s.gpr[gpr::RIP]) as u32);
+        let mut regs = registers(cpu);
+        let mut pc = CpuPlatform { cpu, ports: &self.ports, clock: &self.clock };
+        let behind = pc.pages(linear, 1, false).first().and_then(|(gpa, _)| *gpa);
+        let Some(gpa) = behind.filter(|gpa| BIOS.contains(gpa)) else { return };
+        if self.bios.lock().call32(&mut regs, (gpa - BIOS.start) as u16, es, &mut pc) {
+            set_general(&mut cpu.state, &regs);
         }
     }
 }
@@ -109,8 +131,7 @@ fn registers(cpu: &Cpu) -> Regs {
     }
 }
 
-fn set_registers(cpu: &mut Cpu, r: &Regs) {
-    let s = &mut cpu.state;
+fn set_general(s: &mut State, r: &Regs) {
     for (i, v) in [
         (gpr::RAX, r.eax),
         (gpr::RBX, r.ebx),
@@ -119,11 +140,15 @@ fn set_registers(cpu: &mut Cpu, r: &Regs) {
         (gpr::RSI, r.esi),
         (gpr::RDI, r.edi),
         (gpr::RBP, r.ebp),
-        (gpr::RSP, r.esp),
-        (gpr::RIP, r.ip.into()),
     ] {
         s.gpr[i] = v.into();
     }
+}
+
+fn set_registers(cpu: &mut Cpu, r: &Regs) {
+    set_general(&mut cpu.state, r);
+    cpu.state.gpr[gpr::RSP] = r.esp.into();
+    cpu.state.gpr[gpr::RIP] = r.ip.into();
     // As a load in these modes does: the base follows the selector, limit and rights stay.
     for (i, selector) in [(seg::CS, r.cs), (seg::DS, r.ds), (seg::ES, r.es), (seg::SS, r.ss)] {
         if cpu.state.seg[i].sel != selector {

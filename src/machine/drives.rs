@@ -3,7 +3,8 @@ use super::power::{Pause, Power};
 use crate::config::{Config, Drive as Wanted};
 use anyhow::Context;
 use mynah_block::{Backing, Drive, DriveError, Image, OnError, OpenOptions, Options, Request, Stopper, open};
-use mynah_firmware::bios::{Disk, DiskError};
+use mynah_devices::kind::Bus;
+use mynah_firmware::bios::{Disk, DiskError, Drive as BiosDrive, DriveKind, DrivePath};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -107,6 +108,33 @@ impl Stopper for StopsMachine {
     }
 }
 
+/// The drives that the built-in BIOS knows, of those that devices on this machine have: IDE and virtio disks, CDs.
+pub fn of_bios(cfg: &Config, drives: &Drives) -> Vec<BiosDrive> {
+    const CHANNELS: [(u16, u16, u8); 2] = [(0x1f0, 0x3f6, 14), (0x170, 0x376, 15)];
+    let mut all = Vec::new();
+    for device in &cfg.devices {
+        let Some(drive) = device.drives().next().and_then(|id| drives.find(id)) else { continue };
+        let values = &device.values;
+        let cd = device.kind.name == "ide-cd";
+        let path = if device.kind.bus == Bus::Ide {
+            let channel = usize::from(values.text("bus").is_some_and(|bus| bus.ends_with(".1")));
+            let (command, control, irq) = CHANNELS[channel];
+            let slave = values.number("unit") == Some(1);
+            DrivePath::Ata { pci: Some((0, 1, 1)), ports: (command, control), irq, slave, packet: cd }
+        } else {
+            DrivePath::Unknown
+        };
+        all.push(BiosDrive {
+            kind: if cd { DriveKind::Cd } else { DriveKind::HardDisk },
+            name: drive.name().into(),
+            boot_index: values.number("bootindex").map(|n| n as u32),
+            path,
+            disk: Arc::new(BiosDisk { drive: drive.clone(), sector_size: if cd { 2048 } else { 512 } }),
+        });
+    }
+    all
+}
+
 /// A drive as the built-in BIOS has it. Its callers wait for it, as they do for a controller.
 pub struct BiosDisk {
     /// The drive.
@@ -116,6 +144,26 @@ pub struct BiosDisk {
 }
 
 impl Disk for BiosDisk {
+    fn writable(&self) -> bool {
+        !self.drive.read_only()
+    }
+
+    fn medium(&self) -> u64 {
+        self.drive.media()
+    }
+
+    fn lock(&self, on: bool) {
+        self.drive.lock(on);
+    }
+
+    fn eject(&self) -> Result<(), DiskError> {
+        if self.drive.locked() {
+            return Err(DiskError::Held);
+        }
+        self.drive.set_tray_open(true);
+        Ok(())
+    }
+
     fn sectors(&self) -> u64 {
         self.drive.size() / u64::from(self.sector_size)
     }
@@ -141,6 +189,7 @@ fn failure(e: DriveError) -> DiskError {
     match e {
         DriveError::Range => DiskError::Range,
         DriveError::ReadOnly => DiskError::ReadOnly,
-        DriveError::NoMedium | DriveError::NoSpace | DriveError::Io => DiskError::Failed,
+        DriveError::NoMedium => DiskError::NoMedium,
+        DriveError::NoSpace | DriveError::Io => DiskError::Failed,
     }
 }

@@ -2,6 +2,7 @@
 //! firmware image (`-bios`), which gets kernel and tables through fw_cfg. And the boot processor's first state.
 use super::bios::BoardPlatform;
 use super::board::{Board, Firmware};
+use super::drives::of_bios;
 use crate::cli::build::find_firmware;
 use crate::cli::size::show_size;
 use crate::config::{CharBackend, Config, KernelEntry};
@@ -12,6 +13,7 @@ use mynah_cpu::{Cpu, CpuModel};
 use mynah_devices::misc::debugcon;
 use mynah_devices::misc::fw_cfg::{FwCfg, key};
 use mynah_devices::serial::COM;
+use mynah_firmware::bios::{BootConfig, set_up_pci};
 use mynah_firmware::linuxboot::{Parts, ROM_FILE, option_rom};
 use mynah_firmware::tables::{PM_BASE, acpi_files};
 use mynah_firmware::{
@@ -124,7 +126,11 @@ fn read_firmware(cfg: &Config) -> anyhow::Result<Firmware> {
         let of_device = cfg.devices.iter().filter(|d| d.kind.name == "isa-debugcon");
         let of_device = of_device.map(|d| d.values.port("iobase", debugcon::PORT));
         let debug_ports = of_option.chain(of_device).collect();
-        return Ok(Firmware::BuiltIn(Arc::new(Mutex::new(Bios::new(BiosConfig { console, debug_ports })))));
+        return Ok(Firmware::BuiltIn(Arc::new(Mutex::new(Bios::new(BiosConfig {
+            console,
+            debug_ports,
+            boot: boot_config(cfg),
+        })))));
     };
     let path = find_firmware(cfg, name);
     let image = read_file("-bios", &path)?;
@@ -136,6 +142,18 @@ fn read_firmware(cfg: &Config) -> anyhow::Result<Firmware> {
         );
     }
     Ok(Firmware::Image(Arc::new(image)))
+}
+
+/// What the built-in BIOS boots.
+fn boot_config(cfg: &Config) -> BootConfig {
+    let order = if cfg.boot.once.is_empty() { &cfg.boot.order } else { &cfg.boot.once };
+    BootConfig {
+        order: BootConfig::classes(order),
+        strict: cfg.boot.strict,
+        menu: cfg.boot.menu,
+        menu_time: cfg.boot.splash_time,
+        reboot_timeout: cfg.boot.reboot_timeout,
+    }
 }
 
 fn com_ports(cfg: &Config) -> [bool; 4] {
@@ -206,6 +224,15 @@ impl Boot {
         self.firmware.clone()
     }
 
+    /// Tells the built-in BIOS of the machine's drives. Once.
+    pub fn plug_drives(&self, cfg: &Config, board: &Board) {
+        if let Firmware::BuiltIn(bios) = &self.firmware {
+            for drive in of_bios(cfg, &board.drives) {
+                bios.lock().add_drive(drive);
+            }
+        }
+    }
+
     /// What the tables say of this board.
     fn tables(&self, board: &Board) -> mynah_firmware::Config {
         mynah_firmware::Config { devices: board.devices.aml(), ..self.tables.clone() }
@@ -216,11 +243,18 @@ impl Boot {
     /// the reset state (none).
     pub fn load(&self, board: &Board) -> anyhow::Result<Option<Entry>> {
         let Firmware::BuiltIn(bios) = &self.firmware else { return Ok(None) };
-        let Some(kernel) = &self.kernel else { bail!("no kernel was given (-kernel)") };
         let memory = &*board.memory;
         let tables = build_tables(memory, &self.tables(board)).context("-m, -smp")?;
         let mut bios = bios.lock();
         bios.install(memory, &tables);
+        let Some(kernel) = &self.kernel else {
+            let mut pc = BoardPlatform::new(board);
+            if board.what.pci {
+                set_up_pci(&mut pc, memory.below_4g());
+            }
+            bios.power_on(&mut pc);
+            return Ok(Some(bios.boot_entry()));
+        };
         let entry = kernel
             .with_request(self.long_mode, |r| load(memory, &tables, r))
             .map_err(|e| named(e, memory))?;

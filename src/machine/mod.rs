@@ -152,6 +152,7 @@ impl Machine {
         let mut consoles = console::Consoles::open(&cfg, &mut board, &handle, &events)?;
         let fw_cfg = console::attach_extra(&cfg, &mut board, &handle, &mut consoles)?;
         boot.fill(&cfg, &fw_cfg, &board)?;
+        boot.plug_drives(&cfg, &board);
         let board = Arc::new(board);
         let entry = match &incoming {
             // The first load shows whether the kernel fits, before anything runs.

@@ -218,6 +218,8 @@ struct State {
     locked: bool,
     /// The tray is out.
     open: bool,
+    /// Media that have been put in or taken out.
+    media: u64,
     closing: bool,
     watcher: Option<Weak<dyn MediumWatcher>>,
     stopper: Option<Weak<dyn Stopper>>,
@@ -287,6 +289,11 @@ impl Drive {
     pub fn medium(&self) -> Option<Arc<dyn Image>> {
         let state = self.shared.state.lock();
         if state.open { None } else { state.medium.clone() }
+    }
+
+    /// Counts the media that have been in it.
+    pub fn media(&self) -> u64 {
+        self.shared.state.lock().media
     }
 
     /// The medium's bytes, 0 if there is none.
@@ -397,6 +404,7 @@ impl Drive {
         let (old, watcher) = {
             let mut state = self.shared.state.lock();
             state.open = medium.is_none();
+            state.media += 1;
             (std::mem::replace(&mut state.medium, medium), state.watcher.clone())
         };
         drop(old);
