@@ -106,7 +106,7 @@ fn functions_get_addresses_interrupts_and_decoding() {
     bus.add(0x18, 0x100e_8086, 0x0200, 0, 1, &[(0x10, 0, 128 << 10), (0x14, 1, 64)]);
     bus.add(0x20, 0x1041_1af4, 0x0200, 0, 1, &[(0x10, 4, 16 << 10)]);
     bus.add(0x28, 0x0001_1b36, 0x0604, 1, 0, &[]);
-    bus.add(0x108, 0x100e_8086, 0x0200, 0, 1, &[(0x10, 0, 128 << 10), (0x14, 1, 64)]);
+    bus.add(0x110, 0x100e_8086, 0x0200, 0, 1, &[(0x10, 0, 128 << 10), (0x14, 1, 64)]);
     bus.add(0x30, 0x1110_1af4, 0x0500, 0, 1, &[(0x10, 0, 1 << 31)]);
     // The VGA's ROM will be at the first free address: behind the 16 MiB, 128 KiB come first.
     let got = set_up_pci(&mut bus, 0x8000_0000);
@@ -120,8 +120,8 @@ fn functions_get_addresses_interrupts_and_decoding() {
         (0x10, 0x18, 0xc103_4000),
         (0x18, 0x14, 0xc001),
         (0x09, 0x20, 0xc041),
-        (0x108, 0x10, 0xc110_0000),
-        (0x108, 0x14, 0xd001),
+        (0x110, 0x10, 0xc110_0000),
+        (0x110, 0x14, 0xd001),
         (0x30, 0x10, 0),
     ];
     for (bdf, at, want) in bars {
@@ -131,12 +131,12 @@ fn functions_get_addresses_interrupts_and_decoding() {
     assert_eq!(bus.u32(0x28, 0x18) & 0xff_ffff, 0x01_0100);
     assert_eq!((bus.u32(0x28, 0x1c) & 0xffff, bus.u32(0x28, 0x20)), (0xd0d0, 0xc110_c110));
     let command = |bdf: u16| bus.u32(bdf, 4) & 7;
-    assert_eq!([0x09, 0x10, 0x18, 0x28, 0x108, 0x30].map(command), [7, 7, 3, 7, 3, 1]);
+    assert_eq!([0x09, 0x10, 0x18, 0x28, 0x110, 0x30].map(command), [7, 7, 3, 7, 3, 1]);
     assert_eq!(bus.u32(0x09, 0x40), 0x8000_8000, "both IDE channels are on");
-    // PIRQA to D are 10, 10, 11, 11; slot 3's INTA# is PIRQC, slot 4's D; behind slot 5, slot 1's is INTB#.
+    // PIRQA to D are 10, 10, 11, 11; slot 3's INTA# is PIRQC, slot 4's D; behind slot 5, slot 2's is INTC#.
     assert_eq!(bus.u32(0x08, 0x60), 0x0b0b_0a0a);
     let line = |bdf: u16| bus.u32(bdf, 0x3c) as u8;
-    assert_eq!([0x18, 0x20, 0x0b, 0x108].map(line), [11, 11, 9, 10]);
+    assert_eq!([0x18, 0x20, 0x0b, 0x110].map(line), [11, 11, 9, 11]);
     assert_eq!((bus.ports[&0x4d1], bus.u32(0, 0x5c)), (0x0c, 0x3333_3333));
     let mut again = bus;
     assert_eq!(set_up_pci(&mut again, 0x8000_0000), got, "a second time gives the same");
