@@ -4,6 +4,7 @@
 //! kernel keeps the two views of a file alike as long as they do not touch one page at the same time, which the lock
 //! `mixed` sees to. The buffer of a direct transfer is aligned too: the caller's if it happens to be, a bounce buffer
 //! otherwise.
+use crate::lock::unlock;
 use crate::storage::{Storage, write_zeros};
 use parking_lot::RwLock;
 use std::fs::{File, OpenOptions};
@@ -73,6 +74,12 @@ impl HostFile {
     fn buffered_write(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let _alone = self.direct.as_ref().map(|_| self.mixed.write());
         write_all_at(&self.file, at, data)
+    }
+}
+
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        unlock(&self.file);
     }
 }
 

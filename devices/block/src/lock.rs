@@ -27,6 +27,12 @@ pub fn lock(file: &File, usage: Use) -> io::Result<()> {
     platform::lock(file, usage)
 }
 
+/// Gives up all locks on `file`, which is about to be closed. To close it is not enough at once: a process that is
+/// being started has for a moment all that is open in the one that starts it, and locks with it.
+pub fn unlock(file: &File) {
+    platform::unlock(file);
+}
+
 /// The error for the user.
 fn in_use(by: Option<String>) -> io::Error {
     let by = by.unwrap_or_else(|| "another process".into());
@@ -41,6 +47,12 @@ mod platform {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
+    use std::time::Duration;
+
+    /// A process that is being started has for a moment all that was open in the one that starts it, also what that
+    /// one closes meanwhile: who holds a lock is asked again before it is believed.
+    const TRIES: u32 = 10;
+    const PAUSE: Duration = Duration::from_millis(20);
 
     const DOES: i64 = 100;
     const BARS: i64 = 200;
@@ -65,11 +77,23 @@ mod platform {
             }
         }
         for byte in does.iter().map(|n| BARS + n).chain(bars.iter().map(|n| DOES + n)) {
-            if control(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte)? {
-                return Err(in_use(holder(file)));
+            let mut tries = 0;
+            while control(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte)? {
+                if tries == TRIES {
+                    return Err(in_use(holder(file)));
+                }
+                tries += 1;
+                std::thread::sleep(PAUSE);
             }
         }
         Ok(())
+    }
+
+    pub fn unlock(file: &File) {
+        for byte in [READ, WRITE, RESIZE].into_iter().flat_map(|n| [DOES + n, BARS + n]) {
+            // Where there are no locks there is nothing to give up.
+            let _ = control(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte);
+        }
     }
 
     /// `fcntl` on one byte: whether it is locked, for `F_OFD_GETLK`.
@@ -142,6 +166,10 @@ mod platform {
             // A file system without locks is used without.
             Err(TryLockError::Error(_)) | Ok(()) => Ok(()),
         }
+    }
+
+    pub fn unlock(file: &File) {
+        let _ = file.unlock();
     }
 }
 
