@@ -7,6 +7,8 @@ use parking_lot::Mutex;
 /// A disk that may lose what was not flushed, in any part.
 struct Fragile {
     state: Mutex<(Vec<u8>, Vec<Loss>)>,
+    /// Before how many more writes the power fails, the seed of what is lost then, and what is left after it.
+    failure: Mutex<(u64, u64, Option<Vec<u8>>)>,
 }
 
 /// A write that was not flushed: where, and what stood there.
@@ -17,7 +19,7 @@ struct Loss {
 
 impl Fragile {
     fn new(bytes: Vec<u8>) -> Self {
-        Self { state: Mutex::new((bytes, Vec::new())) }
+        Self { state: Mutex::new((bytes, Vec::new())), failure: Mutex::new((u64::MAX, 0, None)) }
     }
 
     /// The bytes after a power failure: each sector that was written since the last flush may be old or new.
@@ -51,6 +53,15 @@ impl Storage for Fragile {
     fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
         if at > 1 << 28 {
             return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let fails = {
+            let mut failure = self.failure.lock();
+            failure.0 = failure.0.saturating_sub(1);
+            (failure.0 == 0 && failure.2.is_none()).then_some(failure.1)
+        };
+        if let Some(seed) = fails {
+            let left = self.after_failure(&mut Rng(seed));
+            self.failure.lock().2 = Some(left);
         }
         let mut state = self.state.lock();
         let at = at as usize;
@@ -257,6 +268,7 @@ fn what_was_flushed_outlives_a_power_failure_and_nothing_is_damaged() {
         image.flush().unwrap();
         // What is not written any more stands as it was; the rest may be old or new.
         let mut touched = vec![false; model.len()];
+        *storage.failure.lock() = (1 + rng.below(80), seed, None);
         for _ in 0..rng.below(40) {
             let at = rng.below(options.size);
             let len = 1 + rng.below((options.size - at).min(9000));
@@ -270,7 +282,9 @@ fn what_was_flushed_outlives_a_power_failure_and_nothing_is_damaged() {
                 image.flush().unwrap();
             }
         }
-        let after = Arc::new(Fragile::new(storage.after_failure(rng)));
+        image.flush().unwrap();
+        let in_the_midst = storage.failure.lock().2.take();
+        let after = Arc::new(Fragile::new(in_the_midst.unwrap_or_else(|| storage.after_failure(rng))));
         let mode = OpenMode { read_only: true, check: false };
         let image = Qcow2::open(after, None, mode).unwrap();
         let report = image.check(false).unwrap();
