@@ -496,7 +496,7 @@ impl Board {
             out(master, 9);
         }
         let packet = r.below(2) == 0;
-        out(base + 6, if packet { 0xa0 } else { 0xa0 | 0x40 * (r.below(8) != 0) as u8 } | unit);
+        out(base + 6, if packet { 0xa0 } else { 0xa0 | ((r.below(8) != 0) as u8) << 6 } | unit);
         for port in [1, 2, 3, 4, 5, 2, 3, 4, 5] {
             out(base + port, if r.below(2) == 0 { r.below_power(9) as u8 } else { r.below(4) as u8 });
         }
@@ -513,7 +513,7 @@ impl Board {
         }
         self.settle();
         if r.below(2) == 0 {
-            out(master, 1 | 8 * r.below(2) as u8);
+            out(master, 1 | (r.below(2) as u8) << 3);
         }
         for _ in 0..r.below_power(12) {
             self.settle();
