@@ -99,10 +99,9 @@ fn what_is_wrong_is_said_with_its_option_once() {
         (&[k, &empty], "-kernel %: the file is empty"),
         (&[k, "/dev/zero"], "-kernel %: that is a device, not a file"),
         (&[k, &none], "-kernel: % is not a kernel that Mynah knows"),
-        (&[&none], "the lone argument %: disk images are not supported yet"),
         (&[&kernel], "the lone argument %: that is a kernel (Multiboot), which is given with -kernel %"),
         (&[&in_no_folder], "the lone argument %: there is no such file"),
-        (&["-hda", &none], "-hda %: disk images are not supported yet"),
+        (&["-fda", &none], "-fda %: floppy drives are not supported yet"),
         (
             &["-bios", &none],
             "-bios %: a firmware image has a multiple of 64 KiB, up to 16 MiB; this one has 5000 bytes",

@@ -725,7 +725,7 @@ mod tests {
         for (words, start) in [
             (&["-smp", "1,maxcpus=2"] as &[&str], "-smp maxcpus"),
             (&["-daemonize"], "-daemonize"),
-            (&["-vga", "std"], "-vga std"),
+            (&["-vga", "qxl"], "-vga qxl"),
             (&["-display", "gtk"], "-display gtk"),
             (&["-m", "1G,slots=1,maxmem=2G"], "-m maxmem"),
         ] {

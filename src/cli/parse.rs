@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn what_qemu_has_and_mynah_has_not_is_refused_by_name() {
-        assert_eq!(error(&["-vnc", ":1"]), "-vnc (a VNC server): not supported yet");
+        assert_eq!(error(&["-loadvm", "s"]), "-loadvm (start from a snapshot): not supported yet");
     }
 
     #[test]

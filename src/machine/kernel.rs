@@ -72,6 +72,8 @@ pub struct Boot {
     firmware: Firmware,
     tables: mynah_firmware::Config,
     long_mode: bool,
+    /// The images of drives, by the paths that they are known by.
+    disks: Vec<Vec<u8>>,
 }
 
 fn read_file(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -200,14 +202,17 @@ impl Boot {
             uuid: cfg.uuid.unwrap_or([0; 16]),
             ..Default::default()
         };
-        Ok(Self { kernel, firmware, tables, long_mode: model.is_64bit() })
+        let path = |file: &Path| std::fs::canonicalize(file).unwrap_or_else(|_| file.into());
+        let files = cfg.drives.iter().filter_map(|d| d.file.as_deref());
+        let disks = files.map(|file| path(file).into_os_string().into_encoded_bytes()).collect();
+        Ok(Self { kernel, firmware, tables, long_mode: model.is_64bit(), disks })
     }
 
     /// What the guest is booted from, by contents: firmware, kernel, RAM disk or modules. The command line is not of
-    /// it, so that one may be tried after another; guests that differ in nothing else are one to the kept code. Disks
-    /// are to be added by what they are known by, as what is on them changes.
+    /// it, so that one may be tried after another; guests that differ in nothing else are one to the kept code. Where
+    /// there is no kernel disks are of it, by the paths of their images, as what is on them changes.
     pub fn image(&self) -> Image {
-        let Boot { kernel, firmware, .. } = self.clone();
+        let Boot { kernel, firmware, disks, .. } = self.clone();
         Image::new(move |add| {
             if let Firmware::Image(image) = &firmware {
                 add("firmware", image);
@@ -215,6 +220,8 @@ impl Boot {
             if let Some(kernel) = &kernel {
                 add("kernel", &kernel.image);
                 kernel.modules.iter().for_each(|(_, contents)| add("module", contents));
+            } else {
+                disks.iter().for_each(|path| add("disk", path));
             }
         })
     }

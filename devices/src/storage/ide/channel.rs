@@ -1,7 +1,7 @@
 //! A cable: its ports, its bus master, its interrupt, and up to two devices.
 //!
-//! What is written to the command block reaches both devices; the selected one answers. Where there is no device,
-//! status and error read as 0 and the others as after a reset of none; a cable with no device at all reads as 0.
+//! What is written to the command block reaches both devices; the selected one answers. For one that is not there the
+//! other does: status and error read as 0 (ATA/ATAPI-6, 9.16). A cable with no device at all reads as 0.
 use super::bus_master::{BusMaster, INTERRUPT};
 use crate::bus::{Irq, PortIo, open_bus, read_bytes, write_bytes};
 use crate::device::Invalid;
@@ -70,14 +70,13 @@ impl Cable {
 
     fn read(&mut self, register: Register) -> u8 {
         let (selected, high_order) = (self.state.selected, self.state.control & HOB != 0);
-        let alone = self.units.iter().all(Option::is_none);
-        match (self.device(), register) {
-            (Some(device), register) => device.read(register, high_order),
-            (None, _) if alone => 0,
-            (None, Register::Features) => 0,
-            (None, Register::Count | Register::Low) => 1,
-            (None, Register::Mid | Register::High) => 0xff,
-            (None, Register::Device) => device_bits::OBSOLETE | selected << 4,
+        if let Some(device) = self.device() {
+            return device.read(register, high_order);
+        }
+        match (self.devices().next(), register) {
+            (None, _) | (_, Register::Features) => 0,
+            (_, Register::Device) => device_bits::OBSOLETE | selected << 4,
+            (Some(other), register) => other.read(register, high_order),
         }
     }
 
