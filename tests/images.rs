@@ -2,6 +2,7 @@
 //!
 //! They are fetched once through apt (`tests/guests/manifest.toml`): `cargo test --release --test images -- --ignored`.
 //! MYNAH_GUESTS=cached passes over what is not there.
+#[allow(dead_code, reason = "it drives machines by their monitors and consoles")]
 mod common;
 use common::guest;
 use std::io::{Read, Write};

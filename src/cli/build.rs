@@ -721,11 +721,25 @@ mod tests {
     }
 
     #[test]
+    fn adapters_and_vnc_addresses() {
+        let kinds = |words: &[&str]| of(words).devices.iter().map(|d| d.kind.name).collect::<Vec<_>>();
+        assert_eq!(kinds(&["-vga", "std", "-nodefaults"]), ["VGA"]);
+        assert!(kinds(&["-vga", "none", "-nodefaults"]).is_empty());
+        assert_eq!(error(&["-vga", "qxl"]), "-vga qxl: not supported yet; there are std and none");
+        let vnc = |words: &[&str]| of(words).vnc.map(|address| address.to_string());
+        assert_eq!(vnc(&["-vnc", ":1"]), Some("tcp::5901".into()));
+        assert_eq!(vnc(&["-display", "vnc=127.0.0.1:2"]), Some("tcp:127.0.0.1:5902".into()));
+        assert_eq!(vnc(&["-vnc", "unix:/s"]), Some("unix:/s".into()));
+        assert_eq!(vnc(&["-vnc", "none"]), None);
+        assert!(error(&["-vnc", ":70000"]).contains("expected HOST:DISPLAY"));
+        assert!(error(&["-vnc", ":1,password=on"]).contains("not supported yet"));
+    }
+
+    #[test]
     fn the_first_use_of_what_is_missing_is_named() {
         for (words, start) in [
             (&["-smp", "1,maxcpus=2"] as &[&str], "-smp maxcpus"),
             (&["-daemonize"], "-daemonize"),
-            (&["-vga", "qxl"], "-vga qxl"),
             (&["-display", "gtk"], "-display gtk"),
             (&["-m", "1G,slots=1,maxmem=2G"], "-m maxmem"),
         ] {
