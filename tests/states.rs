@@ -422,23 +422,31 @@ fn no_state_changes_its_shape_without_a_new_version() {
 
 #[test]
 fn every_device_has_its_state_in_the_list() {
-    let kernel = std::env::temp_dir().join(format!("mynah-states-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("mynah-states-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let kernel = folder.join("kernel");
     std::fs::write(&kernel, mynah_guests::embedded::image().unwrap()).unwrap();
     let rows = rows();
     for board in boards::ALL {
         let mut words = vec!["-M", board.name, "-m", "16", "-kernel", kernel.to_str().unwrap()];
         words.extend(["-display", "none", "-serial", "null", "-chardev", "null,id=c,mux=on"]);
         let mut words: Vec<_> = words.into_iter().map(std::ffi::OsString::from).collect();
-        for kind in kind::all().into_iter().filter(|k| board.pci || k.bus != kind::Bus::Pci) {
-            // A disk is given one by -drive.
-            if kind.properties.iter().any(|p| p.kind == kind::Type::Drive) {
-                continue;
+        for kind in kind::all().into_iter().filter(|k| board.pci || k.bus == kind::Bus::Isa) {
+            let mut device = kind.name.to_owned();
+            for property in kind.properties {
+                match property.kind {
+                    kind::Type::Chardev => device.push_str(&format!(",{}=c", property.name)),
+                    kind::Type::Drive => {
+                        let disk = folder.join(kind.name);
+                        std::fs::write(&disk, [0; 1 << 16]).unwrap();
+                        let drive = format!("if=none,format=raw,id={},file={}", kind.name, disk.display());
+                        words.extend(["-drive".into(), drive.into()]);
+                        device.push_str(&format!(",{}={}", property.name, kind.name));
+                    }
+                    _ => {}
+                }
             }
-            let uses = kind.properties.iter().any(|p| p.kind == kind::Type::Chardev);
-            words.extend([
-                "-device".into(),
-                format!("{}{}", kind.name, if uses { ",chardev=c" } else { "" }).into(),
-            ]);
+            words.extend(["-device".into(), device.into()]);
         }
         let config = build::config("mynah run", &words).unwrap();
         let machine = Machine::new(config).unwrap();
@@ -450,7 +458,7 @@ fn every_device_has_its_state_in_the_list() {
             assert!(rows.iter().any(|(k, ..)| k == kind), "rows() in this file lacks the device '{kind}'");
         }
     }
-    std::fs::remove_file(&kernel).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]

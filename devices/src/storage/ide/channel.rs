@@ -1,7 +1,8 @@
 //! A cable: its ports, its bus master, its interrupt, and up to two devices.
 //!
-//! What is written to the command block reaches both devices; the selected one answers. For one that is not there the
-//! other does: status and error read as 0 (ATA/ATAPI-6, 9.16). A cable with no device at all reads as 0.
+//! What is written to the command block reaches both devices; the selected one answers. Of one that is not there
+//! status and error read as 0, and the others as they were written, or as its signature after a reset. A cable with no
+//! device at all reads as 0.
 use super::bus_master::{BusMaster, INTERRUPT};
 use crate::bus::{Irq, PortIo, open_bus, read_bytes, write_bytes};
 use crate::device::Invalid;
@@ -27,11 +28,22 @@ struct Unit {
 }
 
 /// What is saved of a cable beside its devices.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CableV1 {
     selected: u8,
     control: u8,
+    /// What count, low, mid and high read as for a device that is not there.
+    nobody: [u8; 4],
     pub(super) master: BusMaster,
+}
+
+/// What a device that is not there has for a signature.
+const NOBODY: [u8; 4] = [1, 1, 0xff, 0xff];
+
+impl Default for CableV1 {
+    fn default() -> Self {
+        Self { selected: 0, control: 0, nobody: NOBODY, master: BusMaster::default() }
+    }
 }
 
 #[derive(Default)]
@@ -73,10 +85,13 @@ impl Cable {
         if let Some(device) = self.device() {
             return device.read(register, high_order);
         }
-        match (self.devices().next(), register) {
-            (None, _) | (_, Register::Features) => 0,
-            (_, Register::Device) => device_bits::OBSOLETE | selected << 4,
-            (Some(other), register) => other.read(register, high_order),
+        match register {
+            _ if self.units.iter().all(Option::is_none) => 0,
+            Register::Features => 0,
+            Register::Device => device_bits::OBSOLETE | selected << 4,
+            Register::Count | Register::Low | Register::Mid | Register::High => {
+                self.state.nobody[register as usize - Register::Count as usize]
+            }
         }
     }
 
@@ -87,7 +102,7 @@ impl Cable {
         self.state.master.command_begins();
         if code == command::EXECUTE_DEVICE_DIAGNOSTIC {
             self.devices().for_each(|d| d.command(code));
-            self.state.selected = 0;
+            (self.state.selected, self.state.nobody) = (0, NOBODY);
         } else if let Some(device) = self.device() {
             device.command(code);
         }
@@ -98,7 +113,7 @@ impl Cable {
         self.state.control = value;
         if began {
             self.devices().for_each(|d| d.reset(ResetKind::Soft));
-            self.state.selected = 0;
+            (self.state.selected, self.state.nobody) = (0, NOBODY);
         }
     }
 }
@@ -266,8 +281,10 @@ impl Channel {
         cable.state.control &= !HOB;
         match Register::at(offset) {
             Some(register) => {
-                if register == Register::Device {
-                    cable.state.selected = value >> 4 & 1;
+                match register {
+                    Register::Device => cable.state.selected = value >> 4 & 1,
+                    Register::Features => {}
+                    kept => cable.state.nobody[kept as usize - Register::Count as usize] = value,
                 }
                 cable.devices().for_each(|d| d.write(register, value));
             }
