@@ -207,6 +207,11 @@ fn what_is_not_this_machine_is_refused_before_anything_runs() {
     assert!(said(&["-m", "32"]).contains("it has -m 16M; this machine has -m 32M"));
     assert!(said(&["-smp", "2"]).contains("it has -smp 1; this machine has -smp 2"));
     assert!(said(&["-cpu", "max"]).contains("this machine has -cpu max"));
+    let board = said(&["-machine", "hpet=off"]);
+    assert!(
+        board.contains("it has -machine pc,hpet=on,") && board.contains(" -machine pc,hpet=off,"),
+        "{board}"
+    );
     let more = said(&["-device", "isa-debug-exit"]);
     assert!(more.contains("'debug-exit@501' (isa-debug-exit), of which nothing was saved"), "{more}");
 
@@ -218,7 +223,7 @@ fn what_is_not_this_machine_is_refused_before_anything_runs() {
     };
     assert!(with(&|b| *b = b"#!/bin/sh\n".to_vec()).contains("it is not a machine that Mynah has saved"));
     assert!(with(&|b| b.clear()).contains("it is not a machine that Mynah has saved"));
-    assert!(with(&|b| b[8] = 2).contains("of version 2 of saved machines; this program knows version 1"));
+    assert!(with(&|b| b[8] = 3).contains("of version 3 of saved machines; this program knows version 2"));
     for len in [9, 63, 64, 1000, whole.len() - 1] {
         let cut = with(&|b| b.truncate(len));
         assert!(cut.contains("it is cut short"), "{len} bytes: {cut}");
