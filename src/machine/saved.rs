@@ -36,7 +36,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: [u8; 8] = *b"MYNAHSAV";
 /// The version of the layout. States of devices have versions of their own.
-const VERSION: u32 = 2;
+pub const VERSION: u32 = 2;
 /// Bytes before the head.
 const PREFIX: usize = 64;
 /// Bytes that a head may have: it is read before it is checked.

@@ -10,7 +10,7 @@ use mynah::cli::build;
 use mynah::config::Config;
 use mynah::machine::board::{Board, Firmware};
 use mynah::machine::power::Power;
-use mynah::machine::saved::Head;
+use mynah::machine::saved::{Head, VERSION};
 use mynah::machine::vcpu::VcpuHandle;
 use mynah::machine::{Handle, Machine};
 use mynah_cpu::{Cpu, CpuModel, CpuV1, World};
@@ -169,7 +169,8 @@ impl Parts {
         let mut head = postcard::to_stdvec(&self.head)?;
         tamper(&mut head);
         let at = if packed { 0 } else { (PREFIX as u64 + head.len() as u64).next_multiple_of(ALIGN) };
-        let mut bytes = b"MYNAHSAV\x01\0\0\0".to_vec();
+        let mut bytes = b"MYNAHSAV".to_vec();
+        bytes.extend(VERSION.to_le_bytes());
         bytes.extend(u32::from(packed).to_le_bytes());
         bytes.extend((head.len() as u64).to_le_bytes());
         bytes.extend(at.to_le_bytes());
