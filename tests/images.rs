@@ -89,16 +89,15 @@ fn text(path: &Path) -> &str {
 #[test]
 #[ignore = "boots images from Debian's packages"]
 fn grub_boots_from_cd_and_disk_by_the_built_in_bios_and_switches_off() {
-    let (Some(cd), Some(usb)) = (guest("grub-cd"), guest("grub-usb")) else { return };
-    let (cd, usb) = (text(&cd), text(&usb));
-    let virtio = format!("file={usb},if=virtio,format=raw,snapshot=on");
+    let Some(cd) = guest("grub-cd") else { return };
+    let cd = text(&cd);
+    // An ISO that is a disk as well.
+    let virtio = format!("file={cd},if=virtio,format=raw,snapshot=on");
     for accel in ["jit", "interp"] {
         for (args, devices) in [
             (vec!["-cdrom", cd], "(cd) (cd,msdos"),
-            // An ISO that is a disk as well.
             (vec!["-hda", cd, "-snapshot"], "(hd0) (hd0,"),
-            (vec!["-hda", usb, "-snapshot"], "(hd0) (hd0,msdos1)"),
-            (vec!["-drive", &virtio], "(hd0) (hd0,msdos1)"),
+            (vec!["-drive", &virtio], "(hd0) (hd0,"),
         ] {
             let mut machine = Machine::start(&[&["-nographic", "-accel", accel], &args[..]].concat());
             machine.until("Press enter to boot");
@@ -188,9 +187,7 @@ fn grub_boots_from_cd_by_seabios_on_a_screen_with_a_keyboard() {
     assert!(std::fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
     assert!(monitor.ask("eject ide1-cd0").contains("(mynah)"));
     assert!(monitor.ask("info block").contains("ide1-cd0: [not inserted]"));
-    for key in ["h", "a", "l", "t", "ret"] {
-        monitor.ask(&format!("sendkey {key}"));
-    }
+    writeln!(monitor.0, "quit").unwrap();
     assert_eq!(machine.ends(), Some(0));
     std::fs::remove_file(&picture).unwrap();
 }
