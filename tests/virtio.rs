@@ -32,7 +32,7 @@ poweroff -f
 "#;
 
 const KEYS: &[&str] =
-    &["MISSING", "DEVICE", "DISK", "READ ", "AGAIN", "RANDOM", "INTERRUPTS", "WRONG", "a line of its own"];
+    &["MISSING", "DEVICE", "DISK ", "READ ", "AGAIN", "RANDOM", "INTERRUPTS", "WRONG", "a line of its own"];
 
 /// A disk of 8 MiB, each of its sectors with a number of its own.
 fn disk(tag: &str) -> PathBuf {
