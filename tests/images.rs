@@ -4,19 +4,18 @@
 //! MYNAH_GUESTS=cached passes over what is not there.
 #[allow(dead_code, reason = "it drives machines by their monitors and consoles")]
 mod common;
+mod kit;
 use common::guest;
+use kit::{Client, Folder, PATIENCE, Running, command, wait_for};
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
-
-const LIMIT: Duration = Duration::from_secs(120);
+use std::time::Instant;
 
 /// A machine on whose console somebody types.
 struct Machine {
-    process: Child,
+    running: Running,
     said: Receiver<Vec<u8>>,
     /// What was said and not looked at yet.
     rest: String,
@@ -24,14 +23,9 @@ struct Machine {
 
 impl Machine {
     fn start(args: &[&str]) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_mynah"))
-            .args(["run", "-m", "128"])
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (mut out, (tx, said)) = (process.stdout.take().unwrap(), channel());
+        let args = [&["run", "-m", "128"], args].concat();
+        let mut running = Running::start(command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let (mut out, (tx, said)) = (running.0.stdout.take().unwrap(), channel());
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(n @ 1..) = out.read(&mut bytes) {
@@ -40,12 +34,12 @@ impl Machine {
                 }
             }
         });
-        Self { process, said, rest: String::new() }
+        Self { running, said, rest: String::new() }
     }
 
     /// Waits until `text` has been said; what comes behind it is looked at next.
     fn until(&mut self, text: &str) {
-        let give_up = Instant::now() + LIMIT;
+        let give_up = Instant::now() + PATIENCE;
         loop {
             if let Some((_, behind)) = self.rest.split_once(text) {
                 self.rest = behind.to_owned();
@@ -60,25 +54,12 @@ impl Machine {
     }
 
     fn types(&mut self, keys: &str) {
-        self.process.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
+        self.running.0.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
     }
 
     fn ends(mut self) -> Option<i32> {
-        let give_up = Instant::now() + LIMIT;
-        while Instant::now() < give_up {
-            if let Some(status) = self.process.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("it does not end: {}", self.rest);
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let status = self.running.ended(PATIENCE);
+        status.unwrap_or_else(|| panic!("it does not end: {}", self.rest)).code()
     }
 }
 
@@ -112,54 +93,9 @@ fn grub_boots_from_cd_and_disk_by_the_built_in_bios_and_switches_off() {
     }
 }
 
-/// The monitor of a machine.
-struct Monitor(UnixStream);
-
-impl Monitor {
-    fn connect(socket: &Path) -> Self {
-        let give_up = Instant::now() + LIMIT;
-        loop {
-            if let Ok(stream) = UnixStream::connect(socket) {
-                stream.set_read_timeout(Some(LIMIT)).unwrap();
-                let mut monitor = Self(stream);
-                monitor.answer();
-                return monitor;
-            }
-            assert!(Instant::now() < give_up, "no monitor");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// What comes before the next prompt.
-    fn answer(&mut self) -> String {
-        let (mut bytes, mut one) = (Vec::new(), [0]);
-        while !bytes.ends_with(b"(mynah) ") {
-            self.0.read_exact(&mut one).expect("a prompt");
-            bytes.push(one[0]);
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    fn ask(&mut self, command: &str) -> String {
-        writeln!(self.0, "{command}").unwrap();
-        self.answer()
-    }
-
-    fn screen_has(&mut self, text: &str) {
-        let give_up = Instant::now() + LIMIT;
-        loop {
-            let screen = self.ask("screentext");
-            if screen.contains(text) {
-                return;
-            }
-            assert!(Instant::now() < give_up, "no '{text}' on:\n{screen}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-}
-
-fn scratch(name: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("mynah-images-{}-{name}", std::process::id()))
+/// Waits until the machine's text screen has this on it.
+fn screen_has<S: Read + Write>(monitor: &mut Client<S>, text: &str) {
+    wait_for(text, || monitor.ask("screentext").contains(text).then_some(()));
 }
 
 #[test]
@@ -170,24 +106,24 @@ fn grub_boots_from_cd_by_seabios_on_a_screen_with_a_keyboard() {
         eprintln!("SKIPPED: SeaBIOS is not installed (Debian's package 'seabios')");
         return;
     }
-    let (socket, picture) = (scratch("monitor"), scratch("screen.png"));
-    let monitor = format!("unix:{},server=on,wait=off", text(&socket));
+    let folder = Folder::new("images");
+    let (socket, picture) = (folder.path("monitor"), folder.path("screen.png"));
+    let monitor = format!("unix:{socket},server=on,wait=off");
     let args = ["-bios", "bios-256k.bin", "-vga", "std", "-display", "none", "-serial", "null"];
     let machine = Machine::start(&[&args[..], &["-cdrom", text(&cd), "-monitor", &monitor]].concat());
-    let mut monitor = Monitor::connect(&socket);
+    let mut monitor = Client::at(&socket);
     assert!(monitor.ask("info block").contains("(raw, read-only)"));
-    monitor.screen_has("Press enter to boot");
+    screen_has(&mut monitor, "Press enter to boot");
     monitor.ask("sendkey c");
-    monitor.screen_has("grub>");
+    screen_has(&mut monitor, "grub>");
     for key in ["l", "s", "ret"] {
         monitor.ask(&format!("sendkey {key}"));
     }
-    monitor.screen_has("(cd) (cd,msdos");
-    monitor.ask(&format!("screendump {}", text(&picture)));
+    screen_has(&mut monitor, "(cd) (cd,msdos");
+    assert_eq!(monitor.ask(&format!("screendump {picture}")), "");
     assert!(std::fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
-    assert!(monitor.ask("eject ide1-cd0").contains("(mynah)"));
+    assert_eq!(monitor.ask("eject ide1-cd0"), "");
     assert!(monitor.ask("info block").contains("ide1-cd0: [not inserted]"));
-    writeln!(monitor.0, "quit").unwrap();
+    monitor.send("quit");
     assert_eq!(machine.ends(), Some(0));
-    std::fs::remove_file(&picture).unwrap();
 }
