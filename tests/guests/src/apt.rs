@@ -130,11 +130,8 @@ pub fn native_architecture() -> Option<String> {
 
 /// Takes the file that matches `pattern` out of the package `deb` and writes it to `to`.
 pub fn extract(deb: &Path, pattern: &str, scratch: &Path, to: &Path) -> Result<()> {
-    let folder = unpack(deb, pattern, scratch)?;
-    let (parent, _) = pattern.rsplit_once('/').unwrap_or(("", pattern));
-    let mut files =
-        std::fs::read_dir(folder.join(parent))?.flatten().map(|f| f.path()).filter(|f| f.is_file());
-    let file = files.next().with_context(|| format!("{}: there is no {pattern} in it", deb.display()))?;
+    let file = extract_all(deb, pattern, scratch)?.into_iter().find(|f| f.is_file());
+    let file = file.with_context(|| format!("{}: there is no {pattern} in it", deb.display()))?;
     std::fs::rename(&file, to).with_context(|| format!("{}", to.display()))
 }
 
