@@ -4,7 +4,7 @@
 use mynah::cli::build;
 use mynah::machine::bios::BiosDevice;
 use mynah::machine::{Machine, boards};
-use mynah_cpu::CpuV1;
+use mynah_cpu::CpuV2;
 use mynah_devices::chipset::{AcpiGed, Ferr, I440fx, Piix3, Piix4Pm, Port92};
 use mynah_devices::device::Device;
 use mynah_devices::display::vga::Vga;
@@ -17,6 +17,7 @@ use mynah_devices::interrupts::pic::Pic;
 use mynah_devices::kind;
 use mynah_devices::misc::debug_exit::DebugExit;
 use mynah_devices::misc::debugcon::Debugcon;
+use mynah_devices::misc::entropy::Entropy;
 use mynah_devices::misc::fw_cfg::FwCfg;
 use mynah_devices::misc::pvpanic::Pvpanic;
 use mynah_devices::pci::ConfigPorts;
@@ -327,7 +328,7 @@ fn of<D: Device>() -> Row {
 /// All states that there are.
 fn rows() -> Vec<Row> {
     let mut rows = vec![
-        (CpuV1::KIND.into(), CpuV1::VERSION, shape::<CpuV1>()),
+        (CpuV2::KIND.into(), CpuV2::VERSION, shape::<CpuV2>()),
         of::<A20Gate>(),
         of::<BiosDevice>(),
         of::<ConfigPorts>(),
@@ -335,6 +336,7 @@ fn rows() -> Vec<Row> {
         of::<Debugcon>(),
         of::<Edu>(),
         of::<Ferr>(),
+        of::<Entropy>(),
         of::<FwCfg>(),
         of::<Hpet>(),
         of::<I440fx>(),

@@ -46,6 +46,10 @@ pub trait Board: Send + Sync {
     fn tsc(&self) -> u64 {
         0
     }
+    /// 64 random bits, for RDRAND and RDSEED. Without any these say by CF that there are none just now.
+    fn random(&self) -> Option<u64> {
+        None
+    }
     /// FERR#: an x87 exception is pending while CR0.NE is clear. A PC/AT raises IRQ 13 when it is asserted, and drops
     /// IGNNE# when it is not.
     fn ferr(&self, _asserted: bool) {}

@@ -9,7 +9,6 @@ use crate::event::{Exception, Stop, vector};
 use crate::mode::{ModeKey, SegView};
 use crate::model::CpuModel;
 use crate::op::Op;
-use crate::random::Random;
 use crate::state::{Segment, Shadow, State, cr0, cr4, fl, gpr, seg};
 use crate::tier::{CodeJump, Recording, Tier, TierMemory};
 use crate::trace::log::Trace;
@@ -128,8 +127,6 @@ pub struct Cpu {
     pub(crate) kept: Option<Vec<Kept>>,
     /// Meanwhile an access has met a device, and was not made.
     pub(crate) device_met: bool,
-    /// What RDRAND and RDSEED give.
-    pub(crate) random: Random,
     pub(crate) blocks: BlockCache,
 }
 

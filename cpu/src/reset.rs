@@ -7,7 +7,6 @@ use crate::enter::GATES;
 use crate::event::Exception;
 use crate::mode::SegView;
 use crate::model::CpuModel;
-use crate::random::Random;
 use crate::sse::mxcsr::DEFAULT as DEFAULT_MXCSR;
 use crate::state::{Activity, State, cr0, gpr, seg};
 use crate::tier::TierMemory;
@@ -89,7 +88,6 @@ impl Cpu {
             check: None,
             kept: None,
             device_met: false,
-            random: Random::default(),
             blocks,
         });
         cpu.code_jumps = cpu.blocks.code_jumps.as_ptr();
@@ -109,11 +107,6 @@ impl Cpu {
         self.watcher = Some(self.mem.watch_code(Arc::new(Mail { world: world.clone(), seat })));
         // What the TLB was filled with so far is on nobody's record.
         self.tlb.flush_all();
-    }
-
-    /// From now on RDRAND and RDSEED give the sequence of `seed` that is this vCPU's.
-    pub fn seed_random(&mut self, seed: u64) {
-        self.random = Random::seeded(seed, self.index);
     }
 
     /// RESET: the state of SDM volume 3A, table 10-1; RDX holds the processor signature. All but the first processor

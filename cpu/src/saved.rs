@@ -1,29 +1,26 @@
 //! A vCPU's state as it is saved and restored: between two runs, at an instruction boundary.
 //!
-//! Saved are the architectural state, the signals that wait at its pins, and the position of a seeded random
-//! sequence. Not saved is what follows from these (TLB, decoded blocks, compiled code, segment views), what the
-//! board holds (the local APIC, the A20 gate), and what only counts (executed instructions).
+//! Saved are the architectural state and the signals that wait at its pins. Not saved is what follows from these (TLB,
+//! decoded blocks, compiled code, segment views), what the board holds (the local APIC, the A20 gate, where random
+//! numbers come from), and what only counts (executed instructions).
 use crate::board::EV_LATCHED;
 use crate::cpu::Cpu;
-use crate::random::Random;
 use crate::state::{Shadow, State, gpr};
 use serde::{Deserialize, Serialize};
 
 /// What is saved of a vCPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CpuV1 {
+pub struct CpuV2 {
     state: State,
     /// FERR# is asserted.
     ferr: bool,
     /// Signals of [`crate::Events`] that wait.
     signals: u32,
-    /// Where a seeded sequence of random numbers is ([`Cpu::seed_random`]).
-    random: Option<u64>,
 }
 
-impl CpuV1 {
+impl CpuV2 {
     /// The version of this form.
-    pub const VERSION: u16 = 1;
+    pub const VERSION: u16 = 2;
     /// What it is the state of.
     pub const KIND: &'static str = "x86-cpu";
 
@@ -48,13 +45,8 @@ impl CpuV1 {
 
 impl Cpu {
     /// The state to be saved. Not to be called in a run.
-    pub fn save(&self) -> CpuV1 {
-        CpuV1 {
-            state: self.state.clone(),
-            ferr: self.ferr,
-            signals: self.events.pending() & EV_LATCHED,
-            random: self.random.position(),
-        }
+    pub fn save(&self) -> CpuV2 {
+        CpuV2 { state: self.state.clone(), ferr: self.ferr, signals: self.events.pending() & EV_LATCHED }
     }
 
     /// Takes on what was saved of the vCPU with the same number on a machine of the same make. The board's part is
@@ -62,14 +54,13 @@ impl Cpu {
     ///
     /// # Errors
     /// What has a value that it cannot have.
-    pub fn restore(&mut self, saved: CpuV1) -> Result<(), &'static str> {
+    pub fn restore(&mut self, saved: CpuV2) -> Result<(), &'static str> {
         if let Some(what) = saved.fault() {
             return Err(what);
         }
         self.state = saved.state;
         // The latch on the board knows of it.
         self.ferr = saved.ferr;
-        self.random = Random::at(saved.random);
         self.events.take(EV_LATCHED);
         self.events.raise(saved.signals);
         self.sync_all();

@@ -14,6 +14,7 @@ use crate::chardev::Chardev;
 use crate::clock::Clock;
 use crate::device::{Device, Registry};
 use crate::events::MachineEvents;
+use crate::misc::entropy::Entropy;
 use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
 use crate::serial::Serial;
 use crate::storage::ide::Channel;
@@ -254,9 +255,6 @@ pub enum PlugError {
     Value(String),
 }
 
-/// Fills bytes with random numbers, from any thread, without waiting.
-pub type Entropy = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
-
 /// The board as a device sees it that is plugged in.
 pub struct Site<'a> {
     /// I/O ports.
@@ -277,8 +275,8 @@ pub struct Site<'a> {
     pub drive: &'a dyn Fn(&str) -> Option<Arc<Drive>>,
     /// vCPUs: as many queues a device has that is not told how many.
     pub cpus: usize,
-    /// Random numbers for devices: the host's, or a sequence that is the same in each run.
-    pub entropy: Entropy,
+    /// Random numbers.
+    pub entropy: Arc<Entropy>,
     /// The balloon that the monitor's commands are for, when there is one.
     pub balloon: &'a OnceLock<Arc<Balloon>>,
     /// The IDE buses.

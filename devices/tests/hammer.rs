@@ -24,6 +24,7 @@ use mynah_devices::interrupts::ioapic::{IOAPIC_BASE, Ioapic};
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics};
 use mynah_devices::interrupts::pic::Pic;
 use mynah_devices::kind::{self, Site, Value, Values};
+use mynah_devices::misc::entropy::Entropy;
 use mynah_devices::misc::fw_cfg::FwCfg;
 use mynah_devices::pci::{BarKind, ConfigPorts, DevFn, MsiSink, PciBus};
 use mynah_devices::serial::{COM, Serial};
@@ -229,7 +230,7 @@ fn board() -> Board {
             Some(drive)
         },
         cpus: 2,
-        entropy: Arc::new(|bytes: &mut [u8]| bytes.fill(0x5e)),
+        entropy: Entropy::new(Some(1), 2),
         balloon: &OnceLock::new(),
         ide: ide.channels(),
         consoles: &RefCell::default(),

@@ -6,8 +6,7 @@
 //!
 //! Three entries: 64-bit (payload + 0x200, with boot_params in RSI), 32-bit (payload, boot_params in ESI) and
 //! 16-bit (the setup code itself, which then calls the BIOS). The first two skip the setup code, so that this
-//! module fills in boot_params, the "zero page", as the setup code would have. Missing on purpose: setup_data
-//! chains, EFI handover, EDD and APM data (all of them describe firmware that is not there), kernels before
+//! module fills in boot_params, the "zero page", as the setup code would have. Missing on purpose: EFI handover, EDD and APM data (all of them describe firmware that is not there), kernels before
 //! protocol 2.00.
 //!
 //! Source: Linux Documentation/arch/x86/boot.rst and zero-page.rst.
@@ -40,6 +39,8 @@ mod hdr {
     pub const RELOCATABLE_KERNEL: usize = 0x234;
     pub const XLOADFLAGS: usize = 0x236;
     pub const CMDLINE_SIZE: usize = 0x238;
+    /// The first of a list of structs, since 2.09.
+    pub const SETUP_DATA: usize = 0x250;
     pub const PREF_ADDRESS: usize = 0x258;
     pub const INIT_SIZE: usize = 0x260;
     /// Where boot_params has other fields again.
@@ -69,6 +70,8 @@ mod params {
     pub const E820_MAX: usize = 128;
 }
 
+/// The type of setup_data that is a seed for random numbers.
+const SETUP_RNG_SEED: u32 = 9;
 /// loadflags: the payload is loaded at 1 MiB (a bzImage) and not at 64 KiB (a zImage).
 const LOADED_HIGH: u8 = 1 << 0;
 /// loadflags: heap_end_ptr is valid.
@@ -395,6 +398,18 @@ pub fn load(mem: &dyn GuestMemory, tables: &Tables, req: &LoadRequest<'_>) -> Re
         }
     }
 
+    if let Some(seed) = req.rng_seed
+        && image.version >= 0x209
+    {
+        // struct setup_data: next, type, length, data.
+        let mut data = [0; 48];
+        data[8..12].copy_from_slice(&SETUP_RNG_SEED.to_le_bytes());
+        data[12..16].copy_from_slice(&(seed.len() as u32).to_le_bytes());
+        data[16..].copy_from_slice(&seed);
+        let at = places.low("the kernel's random seed", data.len() as u64, 16)?;
+        mem.write(at, &data);
+        p.put(hdr::SETUP_DATA, at.to_le_bytes());
+    }
     if let Some(s) = setup_at {
         p.set_heap(&image, s.heap_end - 0x200);
         mem.write(s.base, &p.setup(&image));

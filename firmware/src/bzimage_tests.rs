@@ -23,6 +23,7 @@ fn a_64_bit_kernel_is_entered_in_long_mode_at_its_preferred_address() {
     let req = LoadRequest {
         initrd: Some(&initrd),
         cmdline: "console=ttyS0",
+        rng_seed: Some(std::array::from_fn(|n| n as u8)),
         ..LoadRequest::new("vmlinuz", &kernel)
     };
     let tables = small_tables(&mem);
@@ -48,6 +49,9 @@ fn a_64_bit_kernel_is_entered_in_long_mode_at_its_preferred_address() {
         assert_eq!(read_u32(&mem, at + 16), want.kind as u32);
     }
     assert_eq!(read_vec(&mem, zp, 0x40)[0xf], 0, "no VGA");
+    let seed = read_u64(&mem, zp + 0x250);
+    assert_eq!([read_u64(&mem, seed), read_u64(&mem, seed + 8)], [0, 32 << 32 | 9], "the only setup_data");
+    assert_eq!(read_vec(&mem, seed + 16, 32), (0..32).collect::<Vec<u8>>());
 }
 
 #[test]

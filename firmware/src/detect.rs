@@ -58,6 +58,8 @@ pub struct LoadRequest<'a> {
     pub protocol: BootProtocol,
     /// Whether INT 10h, 13h, 15h and 16h are there for a kernel that starts in real mode.
     pub bios_services: bool,
+    /// A seed for the kernel's random numbers, which it wipes when it has used it.
+    pub rng_seed: Option<[u8; 32]>,
     /// Whether there is a VGA in text mode 3 for the kernel to write to.
     pub vga_text: bool,
 }
@@ -74,6 +76,7 @@ impl<'a> LoadRequest<'a> {
             cpu_is_64bit: true,
             protocol: BootProtocol::Auto,
             bios_services: false,
+            rng_seed: None,
             vga_text: false,
         }
     }

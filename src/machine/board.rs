@@ -20,6 +20,7 @@ use mynah_devices::events::WakeCause;
 use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::Ioapic;
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, ReadTsc};
+use mynah_devices::misc::entropy::{Asker, Entropy};
 use mynah_devices::virtio::balloon::Balloon;
 use mynah_firmware::bios::Bios;
 use mynah_mmu::PhysMemory;
@@ -60,6 +61,8 @@ pub struct Board {
     pub chips: Chips,
     /// What devices have their disks from.
     pub drives: Drives,
+    /// Where random numbers come from.
+    pub entropy: Arc<Entropy>,
     /// Interrupt lines: every device takes its pin from here.
     lines: Mutex<Vec<Irq>>,
     /// What the monitor's `balloon` is for, if there is one.
@@ -124,6 +127,8 @@ impl Board {
             devices.plug(bus, name, device);
         }
         devices.plug("main-system-bus", "bios", Arc::new(BiosDevice::of(&firmware)));
+        let entropy = Entropy::new(cfg.seed, vcpus.len());
+        devices.plug("main-system-bus", "entropy", entropy.clone());
 
         let board = Self {
             what,
@@ -135,6 +140,7 @@ impl Board {
             router,
             chips,
             drives: Drives::default(),
+            entropy,
             lines: Mutex::new(lines),
             balloon: OnceLock::new(),
             tsc,
@@ -159,6 +165,7 @@ impl Board {
             ports: self.ports.clone(),
             apic: self.apics[n].clone(),
             tsc: self.tsc.clone(),
+            entropy: (self.entropy.clone(), Asker::Vcpu(n)),
             bios,
             // Only the boot processor's error wires are connected.
             ferr: self.chips.ferr.clone().filter(|_| n == 0),

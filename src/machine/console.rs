@@ -298,7 +298,7 @@ pub fn attach_extra(
         chardev: &lines,
         drive: &|id| board.drives.take(id),
         cpus: cfg.smp.cpus as usize,
-        entropy: super::entropy::of(cfg.seed),
+        entropy: board.entropy.clone(),
         balloon: &board.balloon,
         ide: board.chips.ide.as_ref().map_or(&[], |ide| ide.channels()),
         consoles: &RefCell::default(),

@@ -11,6 +11,7 @@ use mynah_cpu::model::leaves::Dynamic;
 use mynah_cpu::state::{Segment as CpuSegment, Table, gpr, seg};
 use mynah_cpu::{Cpu, CpuModel};
 use mynah_devices::misc::debugcon;
+use mynah_devices::misc::entropy::Asker;
 use mynah_devices::misc::fw_cfg::{FwCfg, key};
 use mynah_devices::serial::COM;
 use mynah_firmware::bios::{BootConfig, set_up_pci};
@@ -262,8 +263,12 @@ impl Boot {
             bios.power_on(&mut pc);
             return Ok(Some(bios.boot_entry()));
         };
+        let mut seed = [0; 32];
+        board.entropy.fill(Asker::Boot, &mut seed);
         let entry = kernel
-            .with_request(self.long_mode, |r| load(memory, &tables, r))
+            .with_request(self.long_mode, |r| {
+                load(memory, &tables, &LoadRequest { rng_seed: Some(seed), ..*r })
+            })
             .map_err(|e| named(e, memory))?;
         bios.power_on(&mut BoardPlatform::new(board));
         board.chips.chipset.before_kernel(board);

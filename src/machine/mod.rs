@@ -7,7 +7,6 @@ pub mod budget;
 pub mod console;
 pub mod drives;
 pub mod ending;
-mod entropy;
 pub mod handle;
 mod info;
 pub mod inside;
@@ -179,9 +178,6 @@ impl Machine {
             let bios = view.bios.clone();
             let mut cpu = Cpu::new(n as u32, memory.clone(), view, events.clone(), model.clone());
             cpu.join(&world, n);
-            if let Some(seed) = cfg.seed {
-                cpu.seed_random(seed);
-            }
             cpu.bound_blocks(budget.blocks);
             if let Some(log) = &log {
                 cpu.set_trace(log.clone());

@@ -1,7 +1,7 @@
 //! Power and run state: what guest, devices, monitor and signals ask for, and how the run ends.
 use super::vcpu::VcpuHandle;
 use crate::config::{PanicAction, RebootAction, ShutdownAction, exit_code};
-use mynah_cpu::CpuV1;
+use mynah_cpu::CpuV2;
 use mynah_devices::chipset::PowerButton;
 use mynah_devices::clock::HostClock;
 use mynah_devices::events::{MachineEvents, ResetCause, SleepState, WakeCause};
@@ -43,7 +43,7 @@ pub struct Report {
     /// Registers, as text.
     pub registers: String,
     /// What is saved of it.
-    pub state: Box<CpuV1>,
+    pub state: Box<CpuV2>,
 }
 
 /// Why the machine is paused.

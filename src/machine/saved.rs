@@ -20,7 +20,7 @@ use super::board::Board;
 use super::power::{Pause, Power};
 use crate::config::Config;
 use anyhow::{Context, bail, ensure};
-use mynah_cpu::{Cpu, CpuV1};
+use mynah_cpu::{Cpu, CpuV2};
 use mynah_devices::device::{self, Saved};
 use mynah_jit::private::{Durable, replace};
 use mynah_mmu::{GuestRam, PAGE_SIZE};
@@ -233,7 +233,7 @@ impl Saver {
         let mut cpus = Vec::new();
         for (n, report) in self.power.reports().into_iter().enumerate() {
             let report = report.with_context(|| format!("vCPU {n} does not answer"))?;
-            cpus.push(device::encode(&format!("cpu{n}"), CpuV1::KIND, CpuV1::VERSION, &*report.state));
+            cpus.push(device::encode(&format!("cpu{n}"), CpuV2::KIND, CpuV2::VERSION, &*report.state));
         }
         let ram = board.memory.ram();
         let count = (ram.size() as usize).div_ceil(BLOCK);
@@ -434,7 +434,7 @@ impl Incoming {
     pub fn restore_cpu(&self, n: usize, cpu: &mut Cpu) -> anyhow::Result<()> {
         let wrong = |what: &str| format!("-incoming {}: the state of vCPU {n} is damaged: {what}", self.name);
         let saved = self.head.cpus.get(n).with_context(|| wrong("there is none"))?;
-        let state: CpuV1 = device::decode(saved, CpuV1::KIND, CpuV1::VERSION)
+        let state: CpuV2 = device::decode(saved, CpuV2::KIND, CpuV2::VERSION)
             .with_context(|| format!("-incoming {}", self.name))?;
         cpu.restore(state).map_err(|what| anyhow::anyhow!(wrong(what)))
     }

@@ -10,6 +10,7 @@ use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::Ferr;
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
 use mynah_devices::interrupts::lapic::{LocalApic, ReadTsc, VcpuPins};
+use mynah_devices::misc::entropy::{Asker, Entropy};
 use mynah_firmware::bios::PORT;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -80,6 +81,8 @@ pub struct VcpuBoard {
     pub apic: Arc<LocalApic>,
     /// The time-stamp counter.
     pub tsc: ReadTsc,
+    /// Random numbers, and which of those that ask it is.
+    pub entropy: (Arc<Entropy>, Asker),
     /// The built-in BIOS, if that is the machine's firmware.
     pub bios: Option<Arc<BiosCalls>>,
     /// FERR# and IGNNE#, if they are wired.
@@ -123,6 +126,10 @@ impl Board for VcpuBoard {
     }
     fn tsc(&self) -> u64 {
         (self.tsc)()
+    }
+    fn random(&self) -> Option<u64> {
+        let (source, asker) = &self.entropy;
+        Some(source.number(*asker))
     }
     fn ferr(&self, asserted: bool) {
         if let Some(chip) = &self.ferr {

@@ -203,11 +203,11 @@ fn crc32<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-/// RDRAND and RDSEED: always ready.
+/// RDRAND and RDSEED: a number and CF, or zero without CF where there is none.
 fn random<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let number = cpu.random.number();
-    cpu.set_reg::<W>(op.dst, number & W::MASK);
-    cpu.state.set_arith_flags(fl::CF);
+    let number = cpu.board.random();
+    cpu.set_reg::<W>(op.dst, number.unwrap_or(0) & W::MASK);
+    cpu.state.set_arith_flags(if number.is_some() { fl::CF } else { 0 });
     Ok(())
 }
 

@@ -7,7 +7,8 @@ use super::pci::{PciOptions, VirtioPci, pci_properties};
 use super::{Core, Model, Served, Then};
 use crate::clock::{Clock, Nanos, Timer, TimerOwner};
 use crate::device::Invalid;
-use crate::kind::{Bus, Entropy, KINDS, Kind, PlugError, Property, Site, Type, Values};
+use crate::kind::{Bus, KINDS, Kind, PlugError, Property, Site, Type, Values};
+use crate::misc::entropy::{Asker, Entropy};
 use linkme::distributed_slice;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,7 @@ struct Rate {
 
 /// A source of random numbers.
 pub struct Rng {
-    entropy: Entropy,
+    entropy: Arc<Entropy>,
     /// Bytes in each period.
     most: u64,
     period: Nanos,
@@ -75,7 +76,7 @@ fn plug(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
 
 impl Rng {
     /// Numbers of `entropy`, `most` bytes in each `period` of guest time.
-    pub fn new(entropy: Entropy, clock: Arc<dyn Clock>, most: u64, period: Nanos) -> Arc<Self> {
+    pub fn new(entropy: Arc<Entropy>, clock: Arc<dyn Clock>, most: u64, period: Nanos) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             entropy,
             most,
@@ -153,7 +154,7 @@ impl Model for Rng {
             }
             let Some(chain) = served.pop()? else { return Ok(Then::Empty) };
             let mut bytes = vec![0; self.allow(chain::total(&chain.writable)).unwrap_or(0)];
-            (self.entropy)(&mut bytes);
+            self.entropy.fill(Asker::Device, &mut bytes);
             if !chain::write(served.memory, &chain.writable, 0, &bytes) {
                 return Err(Broken("a buffer that is not in memory"));
             }
@@ -188,8 +189,7 @@ mod tests {
 
     fn rig(way: Way, most: u64) -> (Rig<Rng>, ManualClock) {
         let clock = ManualClock::new();
-        let entropy: Entropy = Arc::new(|bytes: &mut [u8]| bytes.fill(0xa7));
-        (Rig::new(way, Rng::new(entropy, Arc::new(clock.clone()), most, 1_000_000)), clock)
+        (Rig::new(way, Rng::new(Entropy::new(Some(7), 1), Arc::new(clock.clone()), most, 1_000_000)), clock)
     }
 
     #[test]
@@ -200,7 +200,12 @@ mod tests {
             let head = rig.add(0, &[(0x8_0000, 64, true), (0x8_1000, 1 << 17, true)]);
             rig.notify(0);
             assert_eq!(rig.used(0), [(head, 64 << 10)], "{way:?}");
-            assert_eq!((rig.word(0x8_003e), rig.word(0x8_1000)), (0xa7a7, 0xa7a7), "{way:?}");
+            let source = Entropy::new(Some(7), 1);
+            let words = [0x8_003e, 0x8_1000].map(|at| rig.word(at));
+            let mut of_seed = [0; 64 << 10];
+            source.fill(Asker::Device, &mut of_seed);
+            let word = |at: usize| u16::from_le_bytes([of_seed[at], of_seed[at + 1]]);
+            assert_eq!(words, [word(0x3e), word(0x40)], "{way:?}");
         }
     }
 

@@ -13,7 +13,7 @@ use mynah::machine::power::Power;
 use mynah::machine::saved::{Head, VERSION};
 use mynah::machine::vcpu::VcpuHandle;
 use mynah::machine::{Handle, Machine};
-use mynah_cpu::{Cpu, CpuModel, CpuV1, World};
+use mynah_cpu::{Cpu, CpuModel, CpuV2, World};
 use mynah_devices::device::{Saved, encode};
 use mynah_mmu::{GuestRam, PhysMemory};
 use mynah_oracle::rng::Rng;
@@ -116,7 +116,7 @@ fn original(setup: Setup, seed: u64, turn: u64) -> anyhow::Result<(Config, Parts
         let mut cpu = Cpu::new(n as u32, memory.clone(), view, handle.events.clone(), model.clone());
         cpu.join(&world, n);
         guest.enter(&mut cpu, n);
-        parts.head.cpus[n] = encode(&format!("cpu{n}"), CpuV1::KIND, CpuV1::VERSION, &cpu.save());
+        parts.head.cpus[n] = encode(&format!("cpu{n}"), CpuV2::KIND, CpuV2::VERSION, &cpu.save());
     }
     for page in 0..parts.ram.len() / PAGE {
         let mut bytes = [0; PAGE];

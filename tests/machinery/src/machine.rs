@@ -10,6 +10,7 @@ use mynah_cpu::{Cpu, CpuModel, Events, Exit};
 use mynah_devices::bus::{PortBus, PortIo, open_bus};
 use mynah_devices::clock::ManualClock;
 use mynah_devices::interrupts::lapic::{LocalApics, ReadTsc};
+use mynah_devices::misc::entropy::{Asker, Entropy};
 use mynah_firmware::{Config, LoadRequest, build_tables, load};
 use mynah_jit::tier::{Optimize, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
@@ -146,7 +147,14 @@ impl Machine {
         let apic = apics.add(0, true, Arc::new(|| 0), Arc::new(Pins(events.clone())));
         let ticks = AtomicU64::new(0);
         let tsc: ReadTsc = Arc::new(move || ticks.fetch_add(1, Ordering::Relaxed));
-        let board = Arc::new(VcpuBoard { ports: bus, apic, tsc, bios: None, ferr: None });
+        let board = Arc::new(VcpuBoard {
+            ports: bus,
+            apic,
+            entropy: (Entropy::new(None, 1), Asker::Vcpu(0)),
+            tsc,
+            bios: None,
+            ferr: None,
+        });
         let model = Arc::new(CpuModel::parse(guest.model).expect("the model"));
         let mut cpu = Cpu::new(0, memory, board, events.clone(), model);
         enter(&mut cpu, Some(&entry));

@@ -18,6 +18,7 @@ use mynah_cpu::{Cpu, CpuModel, Events, Exit, World};
 use mynah_devices::bus::PortBus;
 use mynah_devices::clock::ManualClock;
 use mynah_devices::interrupts::lapic::{LocalApics, ReadTsc};
+use mynah_devices::misc::entropy::{Asker, Entropy};
 use mynah_jit::tier::Translating;
 use mynah_mmu::{GuestRam, PhysMemory};
 use parking_lot::{Condvar, Mutex};
@@ -176,6 +177,7 @@ impl Rig {
         let ports = Arc::new(PortBus::new());
         let ticks = AtomicU64::new(0);
         let tsc: ReadTsc = Arc::new(move || ticks.fetch_add(1, Ordering::Relaxed));
+        let entropy = Entropy::new(None, seats.len());
         let progress = Progress { left: Mutex::new(programs), ..Default::default() };
         let mut cpus: Vec<Box<Cpu>> = seats
             .iter()
@@ -184,7 +186,8 @@ impl Rig {
                 let pins = Arc::new(Pins(events.clone()));
                 let apic = apics.add(n as u32, n == 0, Arc::new(|| 0), pins);
                 let (ports, tsc) = (ports.clone(), tsc.clone());
-                let board = Arc::new(VcpuBoard { ports, apic, tsc, bios: None, ferr: None });
+                let entropy = (entropy.clone(), Asker::Vcpu(n));
+                let board = Arc::new(VcpuBoard { ports, apic, tsc, entropy, bios: None, ferr: None });
                 let mut cpu = Cpu::new(n as u32, self.memory.clone(), board, events.clone(), model.clone());
                 cpu.join(&world, n);
                 let tier = match engine {
