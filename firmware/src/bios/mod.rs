@@ -14,8 +14,7 @@
 //! the registers as they were and has the stub halt until the next interrupt, then call again.
 //!
 //! State that programs look at lies where they expect it: interrupt vectors at 0, the BIOS data area (BDA) at 400h.
-//! Missing on purpose: a video adapter (text goes to a serial port, or to a debug port only), APM, tape and joystick;
-//! Plug and Play is there by its structure, and has no functions.
+//! Missing on purpose: APM, tape and joystick; Plug and Play is there by its structure, and has no functions.
 //!
 //! Sources: IBM PS/2 and PC BIOS Interface Technical Reference (1991); Phoenix EDD 3.0; PCI BIOS 2.1; ACPI 6.5, 15.
 
@@ -79,6 +78,8 @@ pub(crate) mod bda {
     pub const CURSOR_SHAPE: u32 = 0x460;
     pub const VIDEO_PAGE: u32 = 0x462;
     pub const CRTC_PORT: u32 = 0x463;
+    pub const CGA_CONTROL: u32 = 0x465;
+    pub const CGA_COLOURS: u32 = 0x466;
     pub const TICKS: u32 = 0x46c;
     pub const MIDNIGHT: u32 = 0x470;
     pub const BREAK: u32 = 0x471;
@@ -91,8 +92,15 @@ pub(crate) mod bda {
     pub const KEY_BUFFER_END: u32 = 0x482;
     pub const VIDEO_ROWS: u32 = 0x484;
     pub const CHAR_HEIGHT: u32 = 0x485;
+    pub const VIDEO_CONTROL: u32 = 0x487;
+    pub const VIDEO_SWITCHES: u32 = 0x488;
+    pub const MODE_CONTROL: u32 = 0x489;
+    pub const DISPLAY_COMBINATION: u32 = 0x48a;
     pub const FLOPPY_STATES: u32 = 0x490;
     pub const KEYBOARD_MODE: u32 = 0x496;
+    pub const SAVE_POINTER: u32 = 0x4a8;
+    /// Of no PC's: where Bochs' BIOS keeps the mode of VBE.
+    pub const VBE_MODE: u32 = 0x4ba;
 }
 
 /// A vCPU's registers at a call. 32 bits are kept of the general ones, as callers of E820 and PCI BIOS use them.
@@ -257,6 +265,9 @@ pub(crate) enum Outcome {
 pub struct BiosConfig {
     /// Screen text and keys go through this serial port (its first I/O port), as well.
     pub console: Option<u16>,
+    /// Nobody sees the screen: graphics by VBE are not offered, so that programs which can do without them write text,
+    /// which the serial port gets.
+    pub text_only: bool,
     /// Ports of debug consoles that get screen text.
     pub debug_ports: Vec<u16>,
     /// What is booted.
@@ -277,6 +288,8 @@ pub struct Bios {
     /// The CD that was booted.
     cd: Option<cd::Emulation>,
     screen: video::Screen,
+    /// The PCI function of the VGA.
+    adapter: Option<u16>,
     /// Where the FACS is, if there is one.
     facs: Option<u64>,
     /// When the delay of INT 15h 86h is over.
@@ -289,6 +302,7 @@ pub struct Bios {
 #[derive(Serialize, Deserialize)]
 pub struct BiosV1 {
     screen: video::Screen,
+    adapter: Option<u16>,
     delay: Option<u64>,
     escape: Vec<u8>,
     boot: boot::BootState,
@@ -303,6 +317,7 @@ impl Bios {
     pub fn save(&self) -> BiosV1 {
         BiosV1 {
             screen: self.screen.clone(),
+            adapter: self.adapter,
             delay: self.delay,
             escape: self.escape.clone(),
             boot: self.boot.clone(),
@@ -339,6 +354,7 @@ impl Bios {
         self.drives.hard_disks = hard_disks;
         (self.boot, self.cd) = (saved.boot, saved.cd);
         (self.screen, self.delay, self.escape) = (saved.screen, saved.delay, saved.escape);
+        self.adapter = saved.adapter;
         Ok(())
     }
 
@@ -354,6 +370,7 @@ impl Bios {
             boot: boot::BootState::default(),
             cd: None,
             screen: video::Screen::default(),
+            adapter: None,
             facs: None,
             delay: None,
             escape: Vec::new(),
@@ -367,7 +384,7 @@ impl Bios {
         self.upper = tables.e820.upper_memory();
         self.above_4g = mem.above_4g();
         self.facs = tables.facs;
-        self.screen = video::Screen::default();
+        (self.screen, self.adapter) = (video::Screen::default(), None);
         (self.delay, self.escape) = (None, Vec::new());
         mem.write(u64::from(linear(SEGMENT, rom::START)), &self.rom.image);
         for (n, offset) in self.rom.vectors.iter().enumerate() {
@@ -401,9 +418,10 @@ impl Bios {
     }
 
     /// What a BIOS has done to the hardware when it starts a program, be it one that never calls it: interrupts at 8 and 70h with those of a PC's
-    /// own devices let through, 18.2 ticks a second, a keyboard that scans, the serial console at 115,200 baud.
+    /// own devices let through, 18.2 ticks a second, a keyboard that scans, a VGA in mode 3, the serial console at 115,200 baud.
     pub fn power_on(&mut self, pc: &mut dyn Platform) {
         self.set_up_chips(pc);
+        self.start_video(pc);
         time::set_ticks_from_clock(pc);
     }
 

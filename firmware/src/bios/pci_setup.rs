@@ -289,6 +289,12 @@ impl Setup<'_> {
         self.pc.write_physical(area.start.into(), &vec![0; area.len()]);
         self.roms.sort_by_key(|(vga, bdf, _)| (!vga, *bdf));
         let mut at = u64::from(area.start);
+        if super::video::rom::adapter(self.pc).is_some() && !self.roms.iter().any(|(vga, ..)| *vga) {
+            // The VGA has no ROM of its own: ours.
+            let image = super::video::rom::image();
+            self.pc.write_physical(at, &image);
+            at += image.len() as u64;
+        }
         for (_, bdf, register) in std::mem::take(&mut self.roms) {
             let address = read(self.pc, bdf, register, 4) & !0x7ff;
             let command = read(self.pc, bdf, reg::COMMAND, 2);
