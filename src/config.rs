@@ -75,7 +75,11 @@ pub struct Config {
     /// The display back end (`-display`).
     pub display: Display,
     /// Where a VNC server listens (`-vnc`, `-display vnc=`).
-    pub vnc: Option<Address>,
+    pub vnc: Option<Vnc>,
+    /// What must not stand on the command line where it is used (`-object secret`).
+    pub secrets: Vec<Secret>,
+    /// The keyboard's layout (`-k`), for keys that come by their characters.
+    pub layout: Option<String>,
     /// The video adapter (`-vga`); `None` when not given.
     pub vga: Option<String>,
     /// What a guest's reset does (`-no-reboot`, `-action reboot=`).
@@ -162,6 +166,8 @@ impl Default for Config {
             nographic: false,
             display: Display::None,
             vnc: None,
+            secrets: Vec::new(),
+            layout: None,
             vga: None,
             on_reboot: RebootAction::Reset,
             on_shutdown: ShutdownAction::PowerOff,
@@ -504,6 +510,105 @@ pub struct Chardev {
     pub log_append: bool,
 }
 
+/// What is chosen of a VNC server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vnc {
+    /// Where it listens.
+    pub address: Address,
+    /// Clients need a password: that of `secret`, or the one that the monitor sets.
+    pub password: bool,
+    /// The secret that has it.
+    pub secret: Option<String>,
+    /// Where it listens for WebSockets.
+    pub websocket: Option<Address>,
+    /// Ports behind its own that it may take if that is in use.
+    pub more_ports: u16,
+    /// A client that wants the screen for itself shares it all the same.
+    pub shared: bool,
+}
+
+/// A secret by its name.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    /// The name that others use.
+    pub id: String,
+    /// Where it is.
+    pub source: SecretSource,
+    /// It is in base 64.
+    pub base64: bool,
+}
+
+/// Where a secret is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// On the command line.
+    Data(Vec<u8>),
+    /// In a file.
+    File(PathBuf),
+}
+
+impl std::fmt::Debug for Secret {
+    /// Without what it is.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secret").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Secret {
+    /// The secret itself.
+    ///
+    /// # Errors
+    /// Its file cannot be read, or has more than 1 MiB; it is not base 64.
+    pub fn read(&self) -> std::io::Result<Vec<u8>> {
+        use std::io::{Error, Read};
+        const MOST: u64 = 1 << 20;
+        let mut bytes = match &self.source {
+            SecretSource::Data(data) => data.clone(),
+            SecretSource::File(path) => {
+                let mut bytes = Vec::new();
+                std::fs::File::open(path)?.take(MOST + 1).read_to_end(&mut bytes)?;
+                if bytes.len() as u64 > MOST {
+                    return Err(Error::other("it has more than 1 MiB"));
+                }
+                bytes
+            }
+        };
+        if self.base64 {
+            bytes = from_base64(&bytes).ok_or_else(|| Error::other("it is not base 64"))?;
+        }
+        Ok(bytes)
+    }
+}
+
+/// Bytes from their base 64 (RFC 4648, 4); white space is passed over.
+fn from_base64(text: &[u8]) -> Option<Vec<u8>> {
+    let mut digits = text.to_vec();
+    digits.retain(|c| !c.is_ascii_whitespace());
+    if digits.len() % 4 != 0 {
+        return None;
+    }
+    while digits.len() % 4 != 2 && digits.last() == Some(&b'=') {
+        digits.pop();
+    }
+    let (mut bytes, mut bits, mut count) = (Vec::new(), 0_u32, 0);
+    for c in digits {
+        let value = match c {
+            b'A'..=b'Z' => c - b'A',
+            b'a'..=b'z' => c - b'a' + 26,
+            b'0'..=b'9' => c - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        (bits, count) = (bits << 6 | u32::from(value), count + 6);
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count) as u8);
+        }
+    }
+    Some(bytes)
+}
+
 /// The display back ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Display {
@@ -844,6 +949,20 @@ mod tests {
                 (PathBuf::from("b,c"), "b,c".to_string())
             ]
         );
+    }
+
+    #[test]
+    fn secrets_are_read_as_they_are_or_from_base_64() {
+        let secret =
+            |data: &str, base64| Secret { id: "s".into(), source: SecretSource::Data(data.into()), base64 };
+        assert_eq!(secret("c2VzYW1l", false).read().unwrap(), b"c2VzYW1l");
+        for (text, bytes) in
+            [("c2VzYW1l\n", &b"sesame"[..]), ("c2VzYQ==", b"sesa"), ("c2VzYW0=", b"sesam"), ("", b"")]
+        {
+            assert_eq!(secret(text, true).read().unwrap(), bytes);
+        }
+        assert!(secret("c2V", true).read().is_err() && secret("c2V!", true).read().is_err());
+        assert!(!format!("{:?}", secret("sesame", false)).contains("sesame"));
     }
 
     #[test]

@@ -7,12 +7,11 @@ use super::parse::{Given, parse};
 use super::props::Props;
 use super::size::{number_from, show_size};
 use super::suggest::did_you_mean;
-use super::{char_arg, cpu_arg, device_arg, drive_arg, help, machine_arg, run_arg};
+use super::{char_arg, cpu_arg, device_arg, drive_arg, help, machine_arg, run_arg, vnc_arg};
 use crate::config::{
     Accel, AccelKind, CharBackend, CharTarget, Check, Config, Display, FwCfgData, RebootAction,
     ShutdownAction,
 };
-use mynah_devices::chardev::spec::Address;
 use mynah_devices::kind::Chosen;
 use mynah_firmware::{Kind, identify};
 use std::ffi::OsString;
@@ -56,6 +55,7 @@ pub fn config(program: &str, args: &[OsString]) -> Result<Config, Error> {
     adapter(&mut config)?;
     drive_arg::settle(&mut config, seen.snapshot)?;
     consoles(&mut config, &seen)?;
+    vnc_arg::check(&config)?;
     if config.bios.is_none() && config.memory.size < LEAST_MEMORY {
         return Err(Error::new(format!(
             "-m {}: the built-in firmware needs at least {} of RAM",
@@ -154,6 +154,7 @@ fn boot_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result<bo
         "L" => config.firmware_dirs.push(path()),
         "boot" => run_arg::boot(given.text()?, &mut config.boot)?,
         "fw_cfg" => config.fw_cfg.push(run_arg::fw_cfg(given.text()?)?),
+        "object" => config.secrets.push(vnc_arg::secret(given.text()?)?),
         _ => return Ok(false),
     }
     Ok(true)
@@ -194,9 +195,9 @@ fn console_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result
             }
         }
         "echr" => config.escape = run_arg::escape(given.text()?)?,
-        "vnc" => config.vnc = vnc("-vnc", given.text()?)?,
+        "vnc" => config.vnc = vnc_arg::vnc("-vnc", given.text()?)?,
         "display" => match given.text()?.strip_prefix("vnc=") {
-            Some(address) => config.vnc = vnc("-display vnc=", address)?,
+            Some(address) => config.vnc = vnc_arg::vnc("-display vnc=", address)?,
             None => config.display = display(given.text()?)?,
         },
         "vga" => config.vga = Some(word(given, ADAPTERS)?),
@@ -269,42 +270,20 @@ fn guest_name(text: &str) -> String {
     first.strip_prefix("guest=").map_or(first.clone(), str::to_string)
 }
 
-/// Where a VNC server listens: `HOST:DISPLAY`, `:DISPLAY` (all of this host's addresses), `unix:PATH`, or `none`.
-fn vnc(option: &str, text: &str) -> Result<Option<Address>, Error> {
-    /// The port of display 0 (RFC 6143, 8).
-    const BASE: u16 = 5900;
-    let mut props = Props::parse(option, text, Some("vnc"));
-    let target = props.text("vnc")?.unwrap_or_default();
-    for key in ["password", "websocket", "reverse", "lossy"] {
-        if let Some(value) = props.text(key)?.filter(|v| v != "off") {
-            return Err(props.error(format!("{key}={value}: not supported yet")));
-        }
-    }
-    props.ignore(&["share", "non-adaptive", "power-control", "key-delay-ms"]);
-    props.finish()?;
-    if target == "none" {
-        return Ok(None);
-    }
-    if let Some(path) = target.strip_prefix("unix:") {
-        return Ok(Some(Address::Unix(path.into())));
-    }
-    let parts = target.rsplit_once(':');
-    let address = parts.and_then(|(host, display)| {
-        let port = display.parse::<u16>().ok()?.checked_add(BASE)?;
-        Some(Address::Tcp { host: host.trim_matches(['[', ']']).into(), port })
-    });
-    address.map(Some).ok_or_else(|| {
-        Error::new(format!(
-            "{option} {text}: expected HOST:DISPLAY, :DISPLAY, unix:PATH or none (:1 is port 5901)"
-        ))
-    })
-}
+/// Devices that are display adapters: with one of these there is none by default.
+const DISPLAY_DEVICES: &[&str] =
+    &["VGA", "secondary-vga", "cirrus-vga", "bochs-display", "virtio-vga", "virtio-gpu-pci", "ramfb"];
 
-/// `-vga`: the adapters that there are stand for a device.
+/// `-vga`: the adapters that there are stand for a device, which gets the first free slot. A board with PCI has the
+/// standard one by default.
 fn adapter(config: &mut Config) -> Result<(), Error> {
+    let usual = config.machine.board.pci
+        && !config.no_defaults
+        && !config.devices.iter().any(|d| DISPLAY_DEVICES.contains(&d.kind.name));
     match config.vga.as_deref() {
+        None if usual => config.devices.insert(0, device_arg::device("VGA")?),
         None | Some("none") => {}
-        Some("std") if config.machine.board.pci => config.devices.push(device_arg::device("VGA")?),
+        Some("std") if config.machine.board.pci => config.devices.insert(0, device_arg::device("VGA")?),
         Some(name) => {
             return Err(Error::new(format!("-vga {name}: not supported yet; there are std and none")));
         }
@@ -724,15 +703,28 @@ mod tests {
     fn adapters_and_vnc_addresses() {
         let kinds = |words: &[&str]| of(words).devices.iter().map(|d| d.kind.name).collect::<Vec<_>>();
         assert_eq!(kinds(&["-vga", "std", "-nodefaults"]), ["VGA"]);
+        assert_eq!(kinds(&["-device", "edu"]), ["VGA", "edu"]);
+        assert_eq!(kinds(&["-device", "VGA,addr=5"]), ["VGA"]);
+        assert!(kinds(&["-vga", "none"]).is_empty() && kinds(&["-nodefaults"]).is_empty());
+        assert!(kinds(&["-M", "microvm"]).is_empty());
         assert!(kinds(&["-vga", "none", "-nodefaults"]).is_empty());
         assert_eq!(error(&["-vga", "qxl"]), "-vga qxl: not supported yet; there are std and none");
-        let vnc = |words: &[&str]| of(words).vnc.map(|address| address.to_string());
+        let vnc = |words: &[&str]| of(words).vnc.map(|vnc| vnc.address.to_string());
         assert_eq!(vnc(&["-vnc", ":1"]), Some("tcp::5901".into()));
         assert_eq!(vnc(&["-display", "vnc=127.0.0.1:2"]), Some("tcp:127.0.0.1:5902".into()));
         assert_eq!(vnc(&["-vnc", "unix:/s"]), Some("unix:/s".into()));
         assert_eq!(vnc(&["-vnc", "none"]), None);
         assert!(error(&["-vnc", ":70000"]).contains("expected HOST:DISPLAY"));
-        assert!(error(&["-vnc", ":1,password=on"]).contains("not supported yet"));
+        assert!(error(&["-vnc", ":1,tls-creds=t"]).contains("not supported yet"));
+        let c = of(&["-vnc", ":1,password=on,websocket=on,to=9,share=ignore,lossy=on"]).vnc.unwrap();
+        assert!(c.password && c.shared && c.more_ports == 9);
+        assert_eq!(c.websocket.map(|a| a.to_string()), Some("tcp::5701".into()));
+        let c = of(&["-vnc", "127.0.0.1:0,websocket=8080"]).vnc.unwrap();
+        assert_eq!(c.websocket.map(|a| a.to_string()), Some("tcp:127.0.0.1:8080".into()));
+        assert_eq!((c.password, c.secret), (false, None));
+        assert!(error(&["-vnc", ":1,password-secret=s"]).contains("-object secret,id=s"));
+        let words = ["-object", "secret,id=s,data=open,,sesame", "-vnc", ":1,password-secret=s"];
+        assert_eq!(of(&words).secrets[0].read().unwrap(), b"open,sesame");
     }
 
     #[test]

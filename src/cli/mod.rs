@@ -25,6 +25,7 @@ pub mod props;
 pub mod run_arg;
 pub mod size;
 pub mod suggest;
+mod vnc_arg;
 
 use crate::config::{Config, exit_code};
 use crate::machine;

@@ -126,8 +126,9 @@ pub const OPTIONS: &[OptionDef] = options! {
     Console Supported "parallel" ("none|null", "none") "the parallel port, of which there is none";
     Console Supported "echr" ("N", "0x14") "code of the console's escape character [default: 1, Ctrl-A]";
     Console Parsed "display" ("none", "none") "the display";
+    Console Supported "object" ("secret,id=ID,data=TEXT|file=FILE", "secret,id=s,data=sesame") "a password for -vnc password-secret=";
     Console Supported "vga" ("std|none", "std") "the video adapter";
-    Console Supported "vnc" ("[HOST]:DISPLAY|unix:PATH", ":1") "show the screen to VNC clients";
+    Console Supported "vnc" ("[HOST]:DISPLAY|unix:PATH[,password=on][,websocket=on]", ":1") "show the screen to VNC clients";
 
     Devices Supported "device" ("NAME[,prop=value...]", "isa-debug-exit,iobase=0xf4,iosize=4") "add a device ('help' lists them)";
     Devices Supported "drive" ("[file=FILE][,if=TYPE][,prop=value...]", "file=disk.img,if=ide,format=raw") "a drive";
@@ -189,7 +190,6 @@ pub const OPTIONS: &[OptionDef] = options! {
     Machine Later "acpitable" ("...", "file=t.aml") "an additional ACPI table";
     Machine Later "global" ("...", "a.b=c") "a property of all devices of a kind";
     Machine Later "set" ("...", "a.b.c=d") "a property of a named option";
-    Machine Later "object" ("...", "rng-random,id=r") "a named object";
     Machine Later "sgx-epc" ("...", "x") "SGX memory";
     Boot Later "option-rom" ("FILE", "rom.bin") "an option ROM";
     Boot Later "dtb" ("FILE", "a.dtb") "a device tree";

@@ -3,7 +3,7 @@ use super::board::Board;
 use super::handle::Handle;
 use super::inside::Translators;
 use super::monitor::{Hmp, Lines};
-use crate::config::{CharBackend, CharTarget, Config, FwCfgData, exit_code};
+use crate::config::{CharBackend, CharTarget, Config, FwCfgData, Vnc, exit_code};
 use anyhow::{Context, bail};
 use mynah_devices::chardev::spec::Address;
 use mynah_devices::chardev::{Chardev, ChardevError, Host, MonitorLine, Mux, spec};
@@ -179,18 +179,38 @@ impl Consoles {
         for mux in &self.muxes {
             mux.start();
         }
-        self.vnc = cfg.vnc.as_ref().map(|address| self.show(cfg, machine, address)).transpose()?;
+        self.vnc = cfg.vnc.as_ref().map(|vnc| self.show(cfg, machine, vnc)).transpose()?;
+        if let Some(vnc) = &self.vnc {
+            machine.shown_by(vnc.control());
+        }
         Ok(())
     }
 
     /// Shows the machine's screen to VNC clients.
-    fn show(&self, cfg: &Config, machine: &Handle, address: &Address) -> anyhow::Result<VncServer> {
+    fn show(&self, cfg: &Config, machine: &Handle, vnc: &Vnc) -> anyhow::Result<VncServer> {
         let Some((_, display)) = machine.displays().into_iter().next() else {
             bail!("-vnc: the machine has no screen; add -vga std");
         };
         let Some(keyboard) = machine.keyboard() else { bail!("-vnc: the board has no keyboard") };
         let name = cfg.name.as_ref().map_or_else(|| "Mynah".into(), |name| format!("Mynah ({name})"));
-        let options = VncOptions { address: address.clone(), password: None, name };
+        let password = match &vnc.secret {
+            None => None,
+            Some(id) => {
+                let secret = cfg.secrets.iter().find(|s| s.id == *id).context("-vnc password-secret=")?;
+                let bytes = secret.read().with_context(|| format!("-object secret,id={id}"))?;
+                // The end of a file's line is none of it.
+                Some(String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned())
+            }
+        };
+        let options = VncOptions {
+            address: vnc.address.clone(),
+            needs_password: vnc.password,
+            password,
+            websocket: vnc.websocket.clone(),
+            more_ports: vnc.more_ports,
+            shared: vnc.shared,
+            name,
+        };
         let input = Arc::new(Ps2Input::new(keyboard));
         VncServer::start(&options, display, input, self.host.events.clone()).context("-vnc")
     }

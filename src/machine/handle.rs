@@ -4,6 +4,7 @@ use super::power::{Pause, Power, Report};
 use super::saved::Saver;
 use crate::config::{Config, exit_code};
 use mynah_block::Drive;
+use mynah_devices::display::vnc::VncControl;
 use mynah_devices::display::{self, Display};
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
 use mynah_devices::input::i8042::I8042;
@@ -66,6 +67,8 @@ struct Built {
 struct Inner {
     power: Arc<Power>,
     built: OnceLock<Built>,
+    /// Who shows its screen to the network.
+    vnc: OnceLock<VncControl>,
     /// Held while something is done to the machine: nobody has it go on, or presses a button, while it is being saved.
     acting: Mutex<()>,
 }
@@ -79,13 +82,23 @@ impl Handle {
     pub(super) fn new(cfg: &Config) -> Self {
         let stopped = cfg.start_stopped || cfg.incoming.is_some();
         let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, stopped));
-        Self(Arc::new(Inner { power, built: OnceLock::new(), acting: Mutex::new(()) }))
+        Self(Arc::new(Inner { power, built: OnceLock::new(), vnc: OnceLock::new(), acting: Mutex::new(()) }))
     }
 
     /// The machine is built. Once.
     pub(super) fn built(&self, cfg: &Config, board: &Arc<Board>) {
         let saver = Saver::new(cfg, &self.0.power, board);
         let _ = self.0.built.set(Built { board: Arc::downgrade(board), saver });
+    }
+
+    /// A VNC server shows the screen. Once.
+    pub(super) fn shown_by(&self, vnc: VncControl) {
+        let _ = self.0.vnc.set(vnc);
+    }
+
+    /// The VNC server that shows the screen, if one does.
+    pub fn vnc(&self) -> Option<&VncControl> {
+        self.0.vnc.get()
     }
 
     /// A restored machine starts: not while it is being saved, and not if it has been before.

@@ -36,6 +36,8 @@ struct Kernel {
     modules: Arc<Vec<(String, Vec<u8>)>>,
     cmdline: String,
     entry: KernelEntry,
+    /// There is a VGA, which the built-in BIOS has set to its text mode.
+    vga: bool,
 }
 
 impl Kernel {
@@ -56,6 +58,7 @@ impl Kernel {
         request.cmdline = &self.cmdline;
         request.cpu_is_64bit = long_mode;
         request.bios_services = true;
+        request.vga_text = self.vga;
         request.protocol = match self.entry {
             KernelEntry::Auto => BootProtocol::Auto,
             KernelEntry::Real => BootProtocol::Linux16,
@@ -116,7 +119,12 @@ fn read_kernel(cfg: &Config) -> anyhow::Result<Option<Kernel>> {
             _ => cfg.append.clone(),
         },
         entry: cfg.machine.kernel_entry,
+        vga: has_vga(cfg),
     }))
+}
+
+fn has_vga(cfg: &Config) -> bool {
+    cfg.devices.iter().any(|d| d.kind.name == "VGA")
 }
 
 /// Reads the firmware image that `cfg` names; without one, the built-in BIOS.
@@ -131,6 +139,7 @@ fn read_firmware(cfg: &Config) -> anyhow::Result<Firmware> {
         let debug_ports = of_option.chain(of_device).collect();
         return Ok(Firmware::BuiltIn(Arc::new(Mutex::new(Bios::new(BiosConfig {
             console,
+            text_only: cfg.nographic && cfg.vnc.is_none(),
             debug_ports,
             boot: boot_config(cfg),
         })))));
@@ -329,7 +338,7 @@ impl Boot {
         }
         // SeaBIOS runs what it finds here.
         const VGA_ROM: &str = "vgabios-stdvga.bin";
-        if cfg.devices.iter().any(|d| d.kind.name == "VGA") {
+        if has_vga(cfg) {
             let path = find_firmware(cfg, Path::new(VGA_ROM));
             match std::fs::read(&path) {
                 Ok(rom) => drop(fw_cfg.add_file(&format!("vgaroms/{VGA_ROM}"), rom)?),

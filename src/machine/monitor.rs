@@ -7,13 +7,14 @@ use super::keys;
 use crate::config::{self, Config};
 use mynah_block::Drive;
 use mynah_devices::chardev::{Chardev, Monitor};
+use mynah_devices::display::vnc::VncControl;
 use mynah_devices::display::{Screen, dump};
 use parking_lot::Mutex;
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A command for the help: its names and arguments, and what it does.
 type Entry = (&'static str, &'static str);
@@ -23,7 +24,9 @@ const COMMANDS: &[Entry] = &[
     ("cont|c", "go on"),
     ("change DEVICE FILE [FORMAT]", "put another medium into a drive"),
     ("cpu N", "the vCPU that 'info registers' shows"),
+    ("change vnc password PASSWORD", "another password for VNC clients"),
     ("eject [-f] DEVICE", "take the medium out of a drive; -f: though the guest has locked it in"),
+    ("expire_password vnc TIME", "the password's end: now, never, +SECONDS, or seconds since 1970"),
     ("help|? [COMMAND]", "this text, or that of one command"),
     ("info [WHAT]", "what 'help info' lists"),
     ("migrate URI", "stop the guest and save it to file:FILE, or to the input of exec:\"COMMAND\""),
@@ -35,6 +38,7 @@ const COMMANDS: &[Entry] = &[
     ),
     ("screentext", "the text screen, as UTF-8"),
     ("sendkey KEYS [HOLD_MS]", "press keys together: sendkey ctrl-alt-delete"),
+    ("set_password vnc PASSWORD", "the password for VNC clients"),
     ("stop|s", "pause the guest"),
     ("system_powerdown", "press the power button"),
     ("system_reset", "reset the machine"),
@@ -220,6 +224,32 @@ impl Hmp {
         }
     }
 
+    fn vnc_password(&self, password: &str) -> String {
+        done(self.vnc().and_then(|vnc| vnc.set_password(Some(password.to_owned()))))
+    }
+
+    fn expire_password(&self, time: &str) -> String {
+        let now = SystemTime::now();
+        let seconds = |text: &str| text.parse().ok().map(Duration::from_secs);
+        let at = match (time, time.strip_prefix('+')) {
+            ("now", _) => Some(now),
+            ("never", _) => None,
+            (_, Some(later)) => match seconds(later).and_then(|s| now.checked_add(s)) {
+                Some(at) => Some(at),
+                None => return format!("Error: '{time}' is no time\n"),
+            },
+            _ => match seconds(time).and_then(|s| SystemTime::UNIX_EPOCH.checked_add(s)) {
+                Some(at) => Some(at),
+                None => return format!("Error: '{time}' is no time\n"),
+            },
+        };
+        done(self.vnc().and_then(|vnc| vnc.expire_password(at)))
+    }
+
+    fn vnc(&self) -> Result<&VncControl, &'static str> {
+        self.machine.vnc().ok_or("there is no VNC server (-vnc)")
+    }
+
     fn drive(&self, name: &str) -> Result<Arc<Drive>, String> {
         let drive = self.machine.drives().into_iter().find(|d| d.name() == name);
         drive.ok_or_else(|| format!("there is no drive '{name}' ('info block' lists them)"))
@@ -342,6 +372,11 @@ impl Monitor for Hmp {
             ["sendkey", keys, hold] => self.sendkey(keys, hold),
             ["eject", device] => self.eject(device, false),
             ["eject", "-f", device] => self.eject(device, true),
+            ["change", "vnc", "password", password] | ["set_password", "vnc", password] => {
+                self.vnc_password(password)
+            }
+            ["expire_password", "vnc", time] => self.expire_password(time),
+            ["change", "vnc", "password"] => "Error: say which: change vnc password PASSWORD\n".into(),
             ["change", device, file] => self.change(device, file, None),
             ["change", device, file, format] => self.change(device, file, Some(format)),
             ["info", "block"] => self.block(),

@@ -27,6 +27,8 @@ pub trait Input: Send + Sync {
     fn key(&self, key: Key, pressed: bool);
     /// The pointer has moved, or a button of it.
     fn pointer(&self, pointer: Pointer);
+    /// The pointer has moved by so many pixels, to the right and down.
+    fn motion(&self, x: i32, y: i32, buttons: [bool; 3], wheel: i32);
 }
 
 /// A PS/2 keyboard and mouse. The mouse knows movements only: the guest's pointer is where it has led it.
@@ -50,8 +52,11 @@ impl Input for Ps2Input {
     fn pointer(&self, p: Pointer) {
         let (x, y) = self.last.lock().replace((p.x, p.y)).unwrap_or((p.x, p.y));
         let by = |to: usize, from: usize| to as i32 - from as i32;
-        let [left, middle, right] = p.buttons;
+        self.motion(by(p.x, x), by(p.y, y), p.buttons, p.wheel);
+    }
+
+    fn motion(&self, x: i32, y: i32, [left, middle, right]: [bool; 3], wheel: i32) {
         // A PS/2 mouse counts upwards.
-        self.ports.mouse(by(p.x, x), by(y, p.y), p.wheel, MouseButtons { left, right, middle });
+        self.ports.mouse(x, y.saturating_neg(), wheel, MouseButtons { left, right, middle });
     }
 }

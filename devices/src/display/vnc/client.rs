@@ -4,6 +4,8 @@
 //! what waits to be sent by one update: the next is made when the last has gone.
 use super::encode::{self, Zlib};
 use super::protocol::{Message, Parsed, PixelFormat, encoding, parse};
+use super::tight::{self, Tight};
+use super::websocket::{self, WebSocket};
 use super::{Server, auth, keys};
 use crate::display::input::Pointer;
 use crate::display::{Rect, Surface};
@@ -42,16 +44,27 @@ struct State {
     input: Vec<u8>,
     /// Bytes of a text that are passed over.
     skip: usize,
+    /// What is to be sent, and is not on its way yet.
     output: Vec<u8>,
-    /// How many of these are sent.
+    /// What is on its way: output, in frames if there is a WebSocket.
+    wire: Vec<u8>,
+    /// How many bytes of that are sent.
     sent: usize,
+    socket: Option<Box<WebSocket>>,
     format: PixelFormat,
     encodings: Vec<i32>,
     /// Gone while a thread encodes.
     zlib: Option<Zlib>,
+    tight: Option<Tight>,
     /// The client does not know yet that scan codes are understood; that it has a map of colours.
     tell_keys: bool,
     tell_colours: bool,
+    /// That the pointer is relative.
+    tell_pointer: bool,
+    /// The screen's size, with whether the client has asked for another.
+    tell_size: Option<bool>,
+    /// The pointer's movements come, not its places.
+    relative: bool,
     /// The screen's size as the client knows it.
     size: (usize, usize),
     /// An update is waited for: incrementally if true.
@@ -65,6 +78,32 @@ struct State {
     down: BTreeMap<u32, crate::input::ps2::Key>,
 }
 
+impl State {
+    /// Whether something waits to be sent that can be.
+    fn waits(&self) -> bool {
+        let output = match &self.socket {
+            Some(socket) => socket.has_reply() || socket.is_open() && !self.output.is_empty(),
+            None => !self.output.is_empty(),
+        };
+        output || self.sent < self.wire.len()
+    }
+
+    /// Whether nothing does, so that an update may be made.
+    fn is_idle(&self) -> bool {
+        self.output.is_empty() && self.sent >= self.wire.len()
+    }
+
+    /// What goes on its way next.
+    fn next_wire(&mut self) -> Vec<u8> {
+        let Some(socket) = &mut self.socket else { return std::mem::take(&mut self.output) };
+        let mut wire = socket.take_reply();
+        if socket.is_open() && !self.output.is_empty() {
+            wire.extend(websocket::frame(&std::mem::take(&mut self.output)));
+        }
+        wire
+    }
+}
+
 /// A client.
 pub(super) struct Client {
     server: Weak<Server>,
@@ -75,19 +114,25 @@ pub(super) struct Client {
 
 impl Client {
     /// A client that has come.
-    pub fn new(server: &Arc<Server>, peer: Descriptor) -> io::Result<Arc<Self>> {
+    pub fn new(server: &Arc<Server>, peer: Descriptor, websocket: bool) -> io::Result<Arc<Self>> {
         let state = State {
             phase: Phase::Version,
             minor: 8,
             input: Vec::new(),
             skip: 0,
             output: VERSION.to_vec(),
+            wire: Vec::new(),
             sent: 0,
+            socket: websocket.then(Box::default),
             format: PixelFormat::OWN,
             encodings: Vec::new(),
             zlib: Some(Zlib::new()),
+            tight: Some(Tight::new()),
             tell_keys: false,
             tell_colours: false,
+            tell_pointer: false,
+            tell_size: None,
+            relative: false,
             size: (0, 0),
             wanted: None,
             whole: true,
@@ -110,7 +155,14 @@ impl Client {
     /// Whether an update is waited for, and may be sent.
     pub fn wants(&self) -> bool {
         let state = self.state.lock();
-        state.phase == Phase::Running && state.wanted.is_some() && state.output.is_empty()
+        state.phase == Phase::Running && state.wanted.is_some() && state.is_idle()
+    }
+
+    /// Bytes that are held to be sent.
+    #[cfg(test)]
+    pub fn held(&self) -> usize {
+        let state = self.state.lock();
+        state.output.len() + state.wire.len()
     }
 
     /// Whether the handshake is over.
@@ -119,7 +171,7 @@ impl Client {
     }
 
     fn want(&self) {
-        let waits = !self.state.lock().output.is_empty();
+        let waits = self.state.lock().waits();
         if let Some(at) = self.at.get() {
             let _ = at.want(true, waits);
         }
@@ -133,7 +185,7 @@ impl Client {
         }
         state.damage.extend_from_slice(damage);
         state.whole |= state.damage.len() > MOST_RECTS;
-        let Some(incremental) = state.wanted.filter(|_| state.output.is_empty()) else { return };
+        let Some(incremental) = state.wanted.filter(|_| state.is_idle()) else { return };
         let has = |state: &State, e: i32| state.encodings.contains(&e);
         let mut update = Vec::new();
         let mut count = 0_u16;
@@ -146,17 +198,28 @@ impl Client {
             encode::head(&mut update, Rect { x: 0, y: 0, width: 0, height: 0 }, encoding::QEMU_KEYS);
             count += 1;
         }
+        if std::mem::take(&mut state.tell_pointer) {
+            // At 0 the pointer is relative.
+            encode::head(&mut update, Rect { x: 0, y: 0, width: 0, height: 0 }, encoding::POINTER);
+            count += 1;
+        }
         let size = (surface.width(), surface.height());
-        if state.size != size && has(&state, encoding::DESKTOP_SIZE) {
-            state.size = size;
-            state.whole = true;
+        let extended = has(&state, encoding::EXTENDED_DESKTOP_SIZE);
+        let resized = state.size != size && (extended || has(&state, encoding::DESKTOP_SIZE));
+        let told = state.tell_size.take();
+        if resized || told.is_some() && extended {
+            if resized {
+                state.size = size;
+                state.whole = true;
+            }
             state.wanted = None;
             // The client asks for all of it next.
-            encode::head(
-                &mut update,
-                Rect { x: 0, y: 0, width: size.0, height: size.1 },
-                encoding::DESKTOP_SIZE,
-            );
+            if extended {
+                encode::extended_size(&mut update, size, !resized && told == Some(true));
+            } else {
+                let all = Rect { x: 0, y: 0, width: size.0, height: size.1 };
+                encode::head(&mut update, all, encoding::DESKTOP_SIZE);
+            }
             update[count_at..count_at + 2].copy_from_slice(&(count + 1).to_be_bytes());
             return self.send_update(&mut state, update);
         }
@@ -179,14 +242,24 @@ impl Client {
             return;
         }
         let format = state.format;
-        let mut zlib = if has(&state, encoding::ZRLE) { state.zlib.take() } else { None };
+        // The first that the client names.
+        let kind = state.encodings.iter().copied().find(|e| [encoding::ZRLE, encoding::TIGHT].contains(e));
+        let mut zlib = if kind == Some(encoding::ZRLE) { state.zlib.take() } else { None };
+        let mut tight = if kind == Some(encoding::TIGHT) { state.tight.take() } else { None };
         // Nothing else takes an update from here, as one is on its way; messages of the client are heard meanwhile.
         state.wanted = None;
         drop(state);
         for rect in rects {
-            match &mut zlib {
-                Some(zlib) => encode::zrle(&mut update, zlib, &format, surface, rect),
-                None => encode::raw(&mut update, &format, surface, rect),
+            match (&mut zlib, &mut tight) {
+                (Some(zlib), _) => encode::zrle(&mut update, zlib, &format, surface, rect),
+                (_, Some(tight)) => {
+                    for part in tight::parts(rect) {
+                        tight.rect(&mut update, &format, surface, part);
+                        count = count.saturating_add(1);
+                    }
+                    continue;
+                }
+                _ => encode::raw(&mut update, &format, surface, rect),
             }
             count += 1;
         }
@@ -194,6 +267,9 @@ impl Client {
         let mut state = self.state.lock();
         if zlib.is_some() {
             state.zlib = zlib;
+        }
+        if tight.is_some() {
+            state.tight = tight;
         }
         self.send_update(&mut state, update);
     }
@@ -207,8 +283,15 @@ impl Client {
 
     /// Sends what there is room for; whether the client is still there.
     fn flush(&self, state: &mut State) -> bool {
-        while state.sent < state.output.len() {
-            let rest = &state.output[state.sent..];
+        loop {
+            if state.sent >= state.wire.len() {
+                // The memory of a large update is not kept.
+                (state.wire, state.sent) = (state.next_wire(), 0);
+                if state.wire.is_empty() {
+                    return state.phase != Phase::Closing;
+                }
+            }
+            let rest = &state.wire[state.sent..];
             // A peer that has gone sends no SIGPIPE.
             // SAFETY: `rest` is readable for its length, and the descriptor is open as long as `peer` is held.
             let n = unsafe {
@@ -224,10 +307,6 @@ impl Client {
                 Err(_) => return may_wait(&io::Error::last_os_error()),
             }
         }
-        // The memory of a large update is not kept.
-        state.output = Vec::new();
-        state.sent = 0;
-        state.phase != Phase::Closing
     }
 
     /// Reads what has come; whether the client is still there.
@@ -239,9 +318,22 @@ impl Client {
         match usize::try_from(n) {
             Ok(0) => false,
             Ok(n) => {
-                let passed = n.min(state.skip);
+                chunk.truncate(n);
+                if let Some(socket) = &mut state.socket {
+                    let mut plain = Vec::new();
+                    if let Err(why) = socket.receive(&chunk, &mut plain) {
+                        tracing::debug!("vnc: a client is left: it sends {why}");
+                        return false;
+                    }
+                    if !socket.is_open() && !socket.has_reply() && plain.is_empty() {
+                        // The request is not whole yet.
+                        return true;
+                    }
+                    chunk = plain;
+                }
+                let passed = chunk.len().min(state.skip);
                 state.skip -= passed;
-                state.input.extend_from_slice(&chunk[passed..n]);
+                state.input.extend_from_slice(&chunk[passed..]);
                 true
             }
             Err(_) => may_wait(&io::Error::last_os_error()),
@@ -263,7 +355,7 @@ impl Client {
                 Phase::Security => {
                     let Some(kind) = rest.first().copied() else { break };
                     used += 1;
-                    match (kind, server.password.is_some()) {
+                    match (kind, server.auth.lock().needed) {
                         (PASSWORD, true) => self.challenge(state)?,
                         (NONE, false) if state.minor >= 8 => self.accept(state),
                         (NONE, false) => state.phase = Phase::Init,
@@ -273,8 +365,8 @@ impl Client {
                 Phase::Response(challenge) => {
                     let Some(answer) = rest.first_chunk::<{ auth::CHALLENGE }>().copied() else { break };
                     used += auth::CHALLENGE;
-                    let right = auth::response(server.password.as_deref().unwrap_or_default(), challenge);
-                    if auth::same(&right, &answer) {
+                    let right = server.auth.lock().password().map(|p| auth::response(p, challenge));
+                    if right.is_some_and(|right| auth::same(&right, &answer)) {
                         self.accept(state);
                     } else {
                         tracing::warn!("vnc: a client has the wrong password");
@@ -288,7 +380,7 @@ impl Client {
                 Phase::Init => {
                     let Some(shared) = rest.first().copied() else { break };
                     used += 1;
-                    state.alone = shared == 0;
+                    state.alone = shared == 0 && !server.shared;
                     state.size = server.display.size();
                     let (width, height) = state.size;
                     state.output.extend((width as u16).to_be_bytes());
@@ -322,7 +414,7 @@ impl Client {
     }
 
     fn offer_security(&self, server: &Server, state: &mut State) -> Result<(), String> {
-        let kind = if server.password.is_some() { PASSWORD } else { NONE };
+        let kind = if server.auth.lock().needed { PASSWORD } else { NONE };
         if state.minor >= 7 {
             state.output.extend([1, kind]);
             state.phase = Phase::Security;
@@ -429,9 +521,18 @@ fn message_came(server: &Server, state: &mut State, message: Message) {
             state.whole = true;
         }
         Message::SetEncodings(encodings) => {
-            let known = [encoding::RAW, encoding::ZRLE, encoding::DESKTOP_SIZE, encoding::QEMU_KEYS];
-            state.encodings = known.into_iter().filter(|e| encodings.contains(e)).collect();
-            state.tell_keys = state.encodings.contains(&encoding::QEMU_KEYS);
+            // In the client's order; a list of one and the same is not kept.
+            state.encodings.clear();
+            for e in encodings {
+                if encoding::KNOWN.contains(&e) && !state.encodings.contains(&e) {
+                    state.encodings.push(e);
+                }
+            }
+            let has = |e: i32| state.encodings.contains(&e);
+            state.tell_keys = has(encoding::QEMU_KEYS);
+            state.relative = has(encoding::POINTER);
+            state.tell_pointer = state.relative;
+            state.tell_size = has(encoding::EXTENDED_DESKTOP_SIZE).then_some(false);
         }
         Message::UpdateRequest(incremental) => {
             state.wanted = Some(incremental && state.wanted.unwrap_or(true));
@@ -454,15 +555,22 @@ fn message_came(server: &Server, state: &mut State, message: Message) {
             state.buttons = buttons;
             let bit = |n: u8, of: u8| of >> n & 1 != 0;
             let (width, height) = state.size;
+            let wheel = i32::from(bit(4, new)) - i32::from(bit(3, new));
+            if state.relative {
+                let by = |n: u16| i32::from(n) - 0x7fff;
+                return server.input.motion(by(x), by(y), [0, 1, 2].map(|n| bit(n, buttons)), wheel);
+            }
             server.input.pointer(Pointer {
                 x: usize::from(x).min(width.saturating_sub(1)),
                 y: usize::from(y).min(height.saturating_sub(1)),
                 width,
                 height,
                 buttons: [0, 1, 2].map(|n| bit(n, buttons)),
-                wheel: i32::from(bit(4, new)) - i32::from(bit(3, new)),
+                wheel,
             });
         }
+        // The guest's resolution is its own.
+        Message::SetDesktopSize => state.tell_size = Some(true),
         Message::CutText(_) => {}
     }
 }

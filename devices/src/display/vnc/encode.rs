@@ -17,7 +17,7 @@ impl Zlib {
     }
 
     /// What `bytes` add to the stream.
-    fn add(&mut self, mut bytes: &[u8], to: &mut Vec<u8>) {
+    pub fn add(&mut self, mut bytes: &[u8], to: &mut Vec<u8>) {
         loop {
             to.reserve(bytes.len() / 4 + 1024);
             let (before_in, before_out) = (self.0.total_in(), to.len());
@@ -38,6 +38,18 @@ pub fn head(to: &mut Vec<u8>, rect: Rect, encoding: i32) {
         to.extend((n as u16).to_be_bytes());
     }
     to.extend(encoding.to_be_bytes());
+}
+
+/// The screen's size, as a rectangle: it has changed by itself, or a client that wants another one is refused.
+pub fn extended_size(to: &mut Vec<u8>, (width, height): (usize, usize), refused: bool) {
+    // The reason is the client's, and the answer that it is prohibited.
+    let because = usize::from(refused);
+    head(to, Rect { x: because, y: because, width, height }, encoding::EXTENDED_DESKTOP_SIZE);
+    // One screen, with the number 0, at the upper left, without flags.
+    to.extend([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    to.extend((width as u16).to_be_bytes());
+    to.extend((height as u16).to_be_bytes());
+    to.extend([0; 4]);
 }
 
 /// A rectangle's pixels as they are.

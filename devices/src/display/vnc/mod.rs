@@ -6,9 +6,9 @@
 //!   mynah-vnc, a thread: waits for a request, refreshes the screen, encodes what changed, 30 times a second at most
 //! ```
 //!
-//! Encodings: raw and ZRLE, changes of the desktop's size, QEMU's extended key events. Security: none, or the
-//! password of VNC. Nothing is drawn while no client waits for an update. Not there: TLS and SASL, Tight and Hextile,
-//! the clipboard, sound, WebSockets, pointer shapes.
+//! Encodings: raw, ZRLE and Tight (without JPEG), changes of the desktop's size, QEMU's extended key events and its
+//! relative pointer. Security: none, or the password of VNC. A second address may take WebSockets, for browsers. Nothing
+//! is drawn while no client waits for an update. Not there: TLS and SASL, Hextile, the clipboard, sound, pointer shapes.
 //!
 //! Bytes of a client are hostile: each connection has bounded buffers (`client`), and there are so many connections at
 //! most; the oldest that has not come through its handshake makes room for another.
@@ -27,15 +27,18 @@ use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 mod auth;
 mod client;
 mod encode;
 mod keys;
 mod protocol;
+mod sha1;
 #[cfg(test)]
 mod tests;
+mod tight;
+mod websocket;
 
 /// Between two looks at the screen.
 const FRAME: Duration = Duration::from_millis(33);
@@ -63,8 +66,16 @@ pub enum VncError {
 pub struct VncOptions {
     /// Where it listens.
     pub address: Address,
-    /// Eight characters of it count; none lets everybody in.
+    /// Clients need a password.
+    pub needs_password: bool,
+    /// The password, of which eight characters count; while there is none nobody comes in, if one is needed.
     pub password: Option<String>,
+    /// Where it listens for WebSockets.
+    pub websocket: Option<Address>,
+    /// Ports behind its own that it may take if that one is in use.
+    pub more_ports: u16,
+    /// A client that wants the screen for itself shares it all the same.
+    pub shared: bool,
     /// The desktop's name.
     pub name: String,
 }
@@ -74,19 +85,129 @@ struct Clients {
     ended: bool,
 }
 
+/// Who comes in.
+struct Auth {
+    needed: bool,
+    password: Option<String>,
+    /// The password lets in until then.
+    expires: Option<SystemTime>,
+}
+
+impl Auth {
+    /// The password that lets in now.
+    fn password(&self) -> Option<&str> {
+        self.password.as_deref().filter(|_| self.expires.is_none_or(|at| SystemTime::now() < at))
+    }
+}
+
+/// An address on which clients come.
+struct Door {
+    server: Weak<Server>,
+    listener: Arc<Listener>,
+    at: OnceLock<Registration>,
+    websocket: bool,
+}
+
+impl Door {
+    fn open(server: &Arc<Server>, listener: Arc<Listener>, websocket: bool) -> io::Result<Arc<Self>> {
+        let door = Arc::new(Self {
+            server: Arc::downgrade(server),
+            listener: listener.clone(),
+            at: OnceLock::new(),
+            websocket,
+        });
+        let descriptor: Descriptor = listener;
+        let source: Weak<Self> = Arc::downgrade(&door);
+        let at = server.events.add(&descriptor, source, true, false)?;
+        let _ = door.at.set(at);
+        door.listen_on();
+        Ok(door)
+    }
+
+    fn listen_on(&self) {
+        if let Some(at) = self.at.get() {
+            let _ = at.want(true, false);
+        }
+    }
+}
+
+impl Source for Door {
+    fn ready(&self, _: bool, _: bool) {
+        match self.listener.accept(true) {
+            Ok(peer) => {
+                if let Some(server) = self.server.upgrade() {
+                    server.come(peer, self.websocket);
+                }
+            }
+            Err(e) => tracing::debug!("vnc: accept: {e}"),
+        }
+        self.listen_on();
+    }
+}
+
+/// What is done to a server while it runs; it does not keep it.
+#[derive(Clone)]
+pub struct VncControl(Weak<Server>);
+
+impl VncControl {
+    /// Lets in whoever has this password, from now on; nobody without one.
+    ///
+    /// # Errors
+    /// The server has gone, or lets everybody in.
+    pub fn set_password(&self, password: Option<String>) -> Result<(), &'static str> {
+        self.change(|auth| auth.password = password)
+    }
+
+    /// The password lets in until then; for good without a time.
+    ///
+    /// # Errors
+    /// As of [`VncControl::set_password`].
+    pub fn expire_password(&self, at: Option<SystemTime>) -> Result<(), &'static str> {
+        self.change(|auth| auth.expires = at)
+    }
+
+    fn change(&self, what: impl FnOnce(&mut Auth)) -> Result<(), &'static str> {
+        let server = self.0.upgrade().ok_or("there is no VNC server")?;
+        let mut auth = server.auth.lock();
+        if !auth.needed {
+            return Err("the VNC server lets everybody in (-vnc ...,password=on asks for one)");
+        }
+        what(&mut auth);
+        Ok(())
+    }
+}
+
 /// What the thread, the loop and the clients share.
 struct Server {
     display: Arc<dyn Display>,
     input: Arc<dyn Input>,
     events: Arc<EventLoop>,
-    password: Option<String>,
+    auth: Mutex<Auth>,
     name: String,
-    listener: Arc<Listener>,
-    at: OnceLock<Registration>,
+    shared: bool,
     clients: Mutex<Clients>,
     /// Somebody wants an update, or the server ends.
     wake: Condvar,
-    me: Weak<Server>,
+}
+
+/// Listens at an address, or at the first of so many ports behind it that is free.
+fn listen(address: &mut Address, more: u16) -> Result<Arc<Listener>, ChardevError> {
+    let mut left = more;
+    loop {
+        match Listener::bind(address) {
+            Err(ChardevError::AddressInUse { .. }) if left > 0 => {
+                let Address::Tcp { port, .. } = address else {
+                    left = 0;
+                    continue;
+                };
+                match port.checked_add(1) {
+                    Some(next) => (*port, left) = (next, left - 1),
+                    None => left = 0,
+                }
+            }
+            other => return other.map(Arc::new),
+        }
+    }
 }
 
 /// A server, until it is dropped.
@@ -94,6 +215,8 @@ pub struct VncServer {
     server: Arc<Server>,
     thread: Option<JoinHandle<()>>,
     address: Address,
+    websocket: Option<Address>,
+    _doors: Vec<Arc<Door>>,
 }
 
 impl VncServer {
@@ -108,35 +231,48 @@ impl VncServer {
         events: Arc<EventLoop>,
     ) -> Result<Self, VncError> {
         let mut address = options.address.clone();
-        let listener = Arc::new(Listener::bind(&mut address)?);
+        let listener = listen(&mut address, options.more_ports)?;
+        let mut doors = vec![(listener, false)];
+        let mut websocket = options.websocket.clone();
+        if let Some(address) = &mut websocket {
+            doors.push((Arc::new(Listener::bind(address)?), true));
+        }
         let host = |cause| VncError::Host { address: address.to_string(), cause };
-        listener.set_nonblocking().map_err(host)?;
-        let server = Arc::new_cyclic(|me| Server {
+        let auth = Auth { needed: options.needs_password, password: options.password.clone(), expires: None };
+        let server = Arc::new(Server {
             display,
             input,
-            events: events.clone(),
-            password: options.password.clone(),
+            events,
+            auth: Mutex::new(auth),
             name: options.name.clone(),
-            listener: listener.clone(),
-            at: OnceLock::new(),
+            shared: options.shared,
             clients: Mutex::new(Clients { all: Vec::new(), ended: false }),
             wake: Condvar::new(),
-            me: me.clone(),
         });
-        let descriptor: Descriptor = listener;
-        let source: Weak<Server> = Arc::downgrade(&server);
-        let at = events.add(&descriptor, source, true, false).map_err(host)?;
-        let _ = server.at.set(at);
-        server.listen_on();
+        let open = |(listener, websocket): (Arc<Listener>, bool)| {
+            listener.set_nonblocking()?;
+            Door::open(&server, listener, websocket)
+        };
+        let doors = doors.into_iter().map(open).collect::<io::Result<Vec<_>>>().map_err(host)?;
         let painter = server.clone();
         let thread =
             thread::Builder::new().name("mynah-vnc".into()).spawn(move || painter.paint()).map_err(host)?;
-        Ok(Self { server, thread: Some(thread), address })
+        Ok(Self { server, thread: Some(thread), address, websocket, _doors: doors })
     }
 
     /// Where it listens; of TCP port 0 the one that was given.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Where it listens for WebSockets, if it does.
+    pub fn websocket(&self) -> Option<&Address> {
+        self.websocket.as_ref()
+    }
+
+    /// What may be done to it while it runs.
+    pub fn control(&self) -> VncControl {
+        VncControl(Arc::downgrade(&self.server))
     }
 
     /// Clients that have come through their handshake.
@@ -165,12 +301,6 @@ impl Server {
     fn wake_up(&self) {
         drop(self.clients.lock());
         self.wake.notify_all();
-    }
-
-    fn listen_on(&self) {
-        if let Some(at) = self.at.get() {
-            let _ = at.want(true, false);
-        }
     }
 
     /// The thread: shows the screen to those who wait for it.
@@ -217,8 +347,8 @@ impl Server {
         others.iter().for_each(|c| c.release(self));
     }
 
-    fn come(self: &Arc<Self>, peer: Descriptor) {
-        let client = match Client::new(self, peer) {
+    fn come(self: &Arc<Self>, peer: Descriptor, websocket: bool) {
+        let client = match Client::new(self, peer, websocket) {
             Ok(client) => client,
             Err(e) => return tracing::warn!("vnc: a client cannot be waited for: {e}"),
         };
@@ -232,19 +362,5 @@ impl Server {
         if !clients.ended {
             clients.all.push(client);
         }
-    }
-}
-
-impl Source for Server {
-    fn ready(&self, _: bool, _: bool) {
-        match self.listener.accept(true) {
-            Ok(peer) => {
-                if let Some(me) = self.me.upgrade() {
-                    me.come(peer);
-                }
-            }
-            Err(e) => tracing::debug!("vnc: accept: {e}"),
-        }
-        self.listen_on();
     }
 }

@@ -5,11 +5,17 @@
 /// Encodings and pseudo-encodings that are known here.
 pub mod encoding {
     pub const RAW: i32 = 0;
+    pub const TIGHT: i32 = 7;
     pub const ZRLE: i32 = 16;
     /// The size of the screen changes.
     pub const DESKTOP_SIZE: i32 = -223;
     /// Keys come with their scan codes.
     pub const QEMU_KEYS: i32 = -258;
+    /// The pointer is relative.
+    pub const POINTER: i32 = -257;
+    /// The size of the screen changes, or the client may ask for that.
+    pub const EXTENDED_DESKTOP_SIZE: i32 = -308;
+    pub const KNOWN: [i32; 7] = [RAW, TIGHT, ZRLE, DESKTOP_SIZE, QEMU_KEYS, POINTER, EXTENDED_DESKTOP_SIZE];
 }
 
 /// Longest text that is passed over in a cut buffer, and most encodings of a list, are what their fields hold.
@@ -125,6 +131,8 @@ pub enum Message {
         x: u16,
         y: u16,
     },
+    /// The screen is to have another size.
+    SetDesktopSize,
     /// Text that was cut, of so many bytes, which follow.
     CutText(u32),
 }
@@ -152,6 +160,8 @@ pub fn parse(b: &[u8]) -> Parsed {
         3 => 10,
         4 | 6 => HEADER,
         5 => 6,
+        251 if b.len() < 8 => return Parsed::Incomplete,
+        251 => 8 + 16 * usize::from(b[6]),
         255 if b.get(1).is_some_and(|sub| *sub != 0) => return Parsed::Bad("an unknown message of QEMU's"),
         255 => 12,
         _ => return Parsed::Bad("an unknown message"),
@@ -172,6 +182,7 @@ pub fn parse(b: &[u8]) -> Parsed {
         3 => Message::UpdateRequest(b[1] != 0),
         4 => Message::Key { pressed: b[1] != 0, keysym: long(4), code: None },
         5 => Message::Pointer { buttons: b[1], x: wide(2), y: wide(4) },
+        251 => Message::SetDesktopSize,
         // A negative length is one of an extended clipboard, which nobody was offered.
         6 => match i32::try_from(long(4)) {
             Ok(n) => Message::CutText(n as u32),
@@ -188,7 +199,9 @@ mod tests {
 
     #[test]
     fn messages_are_taken_once_they_are_whole() {
-        let cases: [(&[u8], Message); 6] = [
+        let one_screen = [&[251, 0, 3, 0, 2, 0, 1, 0][..], &[0; 16]].concat();
+        let cases: [(&[u8], Message); 7] = [
+            (&one_screen, Message::SetDesktopSize),
             (&[2, 0, 0, 2, 0, 0, 0, 16, 0xff, 0xff, 0xff, 0x21], Message::SetEncodings(vec![16, -223])),
             (&[3, 1, 0, 0, 0, 0, 1, 0, 1, 0], Message::UpdateRequest(true)),
             (&[4, 1, 0, 0, 0, 0, 0xff, 0x0d], Message::Key { pressed: true, keysym: 0xff0d, code: None }),

@@ -50,6 +50,7 @@ impl Display for Fake {
 struct Hands {
     keys: Mutex<Vec<(Key, bool)>>,
     pointers: Mutex<Vec<Pointer>>,
+    motions: Mutex<Vec<(i32, i32, bool, i32)>>,
 }
 
 impl Input for Hands {
@@ -58,6 +59,9 @@ impl Input for Hands {
     }
     fn pointer(&self, pointer: Pointer) {
         self.pointers.lock().push(pointer);
+    }
+    fn motion(&self, x: i32, y: i32, buttons: [bool; 3], wheel: i32) {
+        self.motions.lock().push((x, y, buttons[0], wheel));
     }
 }
 
@@ -72,7 +76,11 @@ fn setup(password: Option<&str>) -> Setup {
     let (fake, hands) = (Fake::new(200, 100), Arc::new(Hands::default()));
     let options = VncOptions {
         address: Address::Tcp { host: "127.0.0.1".into(), port: 0 },
+        needs_password: password.is_some(),
         password: password.map(Into::into),
+        websocket: Some(Address::Tcp { host: "127.0.0.1".into(), port: 0 }),
+        more_ports: 0,
+        shared: false,
         name: "a machine".into(),
     };
     let events = Arc::new(EventLoop::new().unwrap());
@@ -216,6 +224,157 @@ fn the_password_is_asked_for() {
     let mut peer = Peer::connect(&s);
     peer.write(b"RFB 003.008\n\x01\x01");
     assert_eq!(peer.rest(), b"RFB 003.008\n\x01\x02");
+}
+
+#[test]
+fn a_password_that_is_needed_and_not_there_keeps_all_out_until_it_is_set() {
+    let s = setup(Some("sesame"));
+    let control = s.server.control();
+    let result = |password: &str| {
+        let mut peer = Peer::connect(&s);
+        peer.read::<12>();
+        peer.write(b"RFB 003.008\n");
+        peer.read::<2>();
+        peer.write(&[2]);
+        let challenge = peer.read();
+        peer.write(&auth::response(password, challenge));
+        peer.read::<4>()[3]
+    };
+    control.set_password(None).unwrap();
+    assert_eq!((result(""), result("sesame")), (1, 1));
+    control.set_password(Some("open".into())).unwrap();
+    assert_eq!((result("open"), result("sesame")), (0, 1));
+    control.expire_password(Some(SystemTime::UNIX_EPOCH)).unwrap();
+    assert_eq!(result("open"), 1);
+    control.expire_password(None).unwrap();
+    assert_eq!(result("open"), 0);
+    assert!(setup(None).server.control().set_password(Some("x".into())).is_err());
+}
+
+#[test]
+fn a_browser_sees_the_picture_by_a_websocket() {
+    let s = setup(None);
+    let Some(&Address::Tcp { port, .. }) = s.server.websocket() else { panic!("no WebSocket") };
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut peer = Peer(stream);
+    peer.write(b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n");
+    peer.write(b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.extend(peer.read::<1>());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "));
+    // What comes in frames, as many as it takes.
+    fn plain(peer: &mut Peer, len: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        while all.len() < len {
+            let [kind, n] = peer.read::<2>();
+            assert_eq!(kind, 0x82);
+            let n = match n {
+                126 => u16::from_be_bytes(peer.read()).into(),
+                127 => u64::from_be_bytes(peer.read()) as usize,
+                n => usize::from(n),
+            };
+            let mut data = vec![0; n];
+            peer.0.read_exact(&mut data).unwrap();
+            all.extend(data);
+        }
+        assert_eq!(all.len(), len);
+        all
+    }
+    // With a mask of zeroes.
+    let send = |peer: &mut Peer, bytes: &[u8]| {
+        peer.write(&[&[0x82, 0x80 | bytes.len() as u8, 0, 0, 0, 0], bytes].concat());
+    };
+    assert_eq!(plain(&mut peer, 12), b"RFB 003.008\n");
+    send(&mut peer, b"RFB 003.008\n");
+    assert_eq!(plain(&mut peer, 2), [1, 1]);
+    send(&mut peer, &[1]);
+    let result = plain(&mut peer, 4);
+    send(&mut peer, &[1]);
+    let init = [result, plain(&mut peer, 24 + 9)].concat();
+    assert_eq!(init[28..], *b"a machine");
+    send(&mut peer, &[3, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
+    let update = plain(&mut peer, 4 + 12 + 200 * 100 * 4);
+    let pixels: Vec<u32> = update[16..].as_chunks::<4>().0.iter().map(|p| u32::from_le_bytes(*p)).collect();
+    assert_eq!(pixels, s.fake.0.lock().pixels());
+}
+
+#[test]
+fn the_pointer_is_relative_for_those_who_can_and_the_size_is_the_guests() {
+    let s = setup(None);
+    let mut peer = Peer::open(&s, 1);
+    // Pointer changes, extended sizes.
+    peer.write(&[2, 0, 0, 2, 0xff, 0xff, 0xfe, 0xff, 0xff, 0xff, 0xfe, 0xcc]);
+    peer.ask(false);
+    let mut head = |encodings: &[i32], places: &[[u16; 4]]| {
+        let [_, _, _, n] = peer.read::<4>();
+        assert_eq!(usize::from(n), encodings.len());
+        for (encoding, place) in encodings.iter().zip(places) {
+            let head = peer.read::<12>();
+            let at = |n: usize| u16::from_be_bytes([head[n], head[n + 1]]);
+            assert_eq!([0, 2, 4, 6].map(at), *place);
+            assert_eq!(head[8..], encoding.to_be_bytes());
+        }
+        assert_eq!(peer.read::<20>()[..12], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        peer.ask(true);
+    };
+    head(&[-257, -308], &[[0; 4], [0, 0, 200, 100]]);
+    let mut other = Peer::open(&s, 1);
+    other.write(&[2, 0, 0, 1, 0xff, 0xff, 0xfe, 0xcc]);
+    other.write(&[251, 0, 3, 0, 2, 0, 0, 0]);
+    other.ask(true);
+    assert_eq!(other.read::<16>()[4..], [0, 1, 0, 1, 0, 200, 0, 100, 0xff, 0xff, 0xfe, 0xcc], "refused");
+    peer.write(&[5, 1, 0x80, 0x09, 0x7f, 0xfc]);
+    until(|| !s.hands.motions.lock().is_empty());
+    assert_eq!(*s.hands.motions.lock(), [(10, -3, true, 0)]);
+    assert!(s.hands.pointers.lock().is_empty());
+}
+
+#[test]
+fn a_client_that_takes_nothing_holds_nobody_up_and_one_update_at_most() {
+    let s = setup(None);
+    *s.fake.0.lock() = Surface::new(2560, 1600);
+    let mut stalled: Vec<_> = (0..4).map(|_| Peer::connect(&s)).collect();
+    for peer in &mut stalled {
+        peer.write(b"RFB 003.008\n\x01\x01");
+        (0..100).for_each(|_| peer.ask(false));
+    }
+    let mut friend = Peer::connect(&s);
+    friend.write(b"RFB 003.008\n\x01\x01");
+    friend.read::<{ 12 + 2 + 4 + 24 + 9 }>();
+    for n in 1..20 {
+        s.fake.0.lock().row_mut(0)[0] = n;
+        friend.ask(n > 1);
+        let rects = friend.update();
+        assert_eq!(rects.last().unwrap().2[0], n);
+    }
+    let most = 2560 * 1600 * 4 + 4096;
+    let held = |c: &Arc<Client>| c.held();
+    assert!(s.server.server.clients.lock().all.iter().map(held).all(|n| n < most));
+}
+
+#[test]
+fn the_next_port_is_taken_if_one_is_in_use() {
+    let s = setup(None);
+    let options = |more_ports| VncOptions {
+        address: Address::Tcp { host: "127.0.0.1".into(), port: s.port },
+        needs_password: false,
+        password: None,
+        websocket: None,
+        more_ports,
+        shared: false,
+        name: String::new(),
+    };
+    let start = |more| {
+        let events = Arc::new(EventLoop::new().unwrap());
+        VncServer::start(&options(more), s.fake.clone(), s.hands.clone(), events)
+    };
+    assert!(start(0).is_err());
+    let second = start(99).unwrap();
+    let Address::Tcp { port, .. } = *second.address() else { panic!("not TCP") };
+    assert!((s.port + 1..=s.port + 99).contains(&port));
 }
 
 #[test]
