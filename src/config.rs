@@ -614,6 +614,10 @@ fn from_base64(text: &[u8]) -> Option<Vec<u8>> {
 pub enum Display {
     /// No window.
     None,
+    /// Nothing was said: the terminal, if that makes sense.
+    Default,
+    /// The terminal.
+    Curses,
     /// Another one, by QEMU's name, with its properties.
     Other(String),
 }

@@ -4,7 +4,6 @@
 use super::Error;
 use super::options::Status;
 use super::parse::{Given, parse};
-use super::props::Props;
 use super::size::{number_from, show_size};
 use super::suggest::did_you_mean;
 use super::{char_arg, cpu_arg, device_arg, drive_arg, help, machine_arg, run_arg, vnc_arg};
@@ -12,6 +11,7 @@ use crate::config::{
     Accel, AccelKind, CharBackend, CharTarget, Check, Config, Display, FwCfgData, RebootAction,
     ShutdownAction,
 };
+use mynah_devices::display::layout;
 use mynah_devices::kind::Chosen;
 use mynah_firmware::{Kind, identify};
 use std::ffi::OsString;
@@ -44,7 +44,7 @@ struct Seen {
 
 /// Parses the options of `mynah run`, for a program called `program`.
 pub fn config(program: &str, args: &[OsString]) -> Result<Config, Error> {
-    let mut config = Config { program: program.into(), ..Config::default() };
+    let mut config = Config { program: program.into(), display: Display::Default, ..Config::default() };
     let mut seen = Seen { kernel_option: "-kernel", ..Seen::default() };
     for given in parse(args)? {
         option(&given, program, &mut config, &mut seen)?;
@@ -200,6 +200,8 @@ fn console_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result
             Some(address) => config.vnc = vnc_arg::vnc("-display vnc=", address)?,
             None => config.display = display(given.text()?)?,
         },
+        "curses" => config.display = Display::Curses,
+        "k" => config.layout = Some(keyboard_layout(given.text()?)?),
         "vga" => config.vga = Some(word(given, ADAPTERS)?),
         _ => return Ok(false),
     }
@@ -291,17 +293,27 @@ fn adapter(config: &mut Config) -> Result<(), Error> {
     Ok(())
 }
 
+fn keyboard_layout(text: &str) -> Result<String, Error> {
+    if layout::named(text).is_some() {
+        return Ok(text.into());
+    }
+    let names: Vec<&str> = layout::LAYOUTS.iter().map(|l| l.name).collect();
+    let hint = did_you_mean("", text, names.iter().copied());
+    Err(Error::new(format!("-k {text}: there is no such layout{hint}; there are {}", names.join(", "))))
+}
+
 fn display(text: &str) -> Result<Display, Error> {
     let kind = text.split(',').next().unwrap_or_default();
     if kind == "help" || kind == "?" {
-        return Err(Error::info("Displays:\n  none\n"));
+        return Err(Error::info("Displays:\n  none\n  curses\n  vnc=[HOST]:DISPLAY\n"));
     }
     match kind {
         "none" => Ok(Display::None),
+        "curses" => Ok(Display::Curses),
         _ if DISPLAYS.contains(&kind) => Ok(Display::Other(text.into())),
         _ => {
             let hint = did_you_mean("", kind, DISPLAYS.iter().copied());
-            let hint = if hint.is_empty() { " (accepted: none)".into() } else { hint };
+            let hint = if hint.is_empty() { " (accepted: none, curses, vnc=:N)".into() } else { hint };
             Err(Error::new(format!("-display {text}: unknown display '{kind}'{hint}")))
         }
     }
@@ -356,6 +368,9 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
     }
     for monitor in &config.monitors {
         note("-monitor", monitor);
+    }
+    if config.display == Display::Curses {
+        users.push("-display curses".into());
     }
     for chardev in &config.chardevs {
         note("-chardev", &CharTarget::new(&format!("stdio,id={}", chardev.id), chardev.backend.clone()));

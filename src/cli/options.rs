@@ -125,7 +125,9 @@ pub const OPTIONS: &[OptionDef] = options! {
     Console Supported "chardev" ("BACKEND,id=ID[,prop=value...]", "null,id=c0") "a named target, for chardev:ID";
     Console Supported "parallel" ("none|null", "none") "the parallel port, of which there is none";
     Console Supported "echr" ("N", "0x14") "code of the console's escape character [default: 1, Ctrl-A]";
-    Console Parsed "display" ("none", "none") "the display";
+    Console Supported "display" ("none|curses|vnc=[HOST]:DISPLAY", "none") "where the screen is shown [default: a terminal that nothing else uses]";
+    Console Supported "curses" "the screen in the terminal; the same as -display curses";
+    Console Supported "k" ("LAYOUT", "de") "the keyboard's layout, for VNC and the terminal";
     Console Supported "object" ("secret,id=ID,data=TEXT|file=FILE", "secret,id=s,data=sesame") "a password for -vnc password-secret=";
     Console Supported "vga" ("std|none", "std") "the video adapter";
     Console Supported "vnc" ("[HOST]:DISPLAY|unix:PATH[,password=on][,websocket=on]", ":1") "show the screen to VNC clients";
@@ -174,7 +176,6 @@ pub const OPTIONS: &[OptionDef] = options! {
     Run Harmless "overcommit" ("mem-lock=on|off", "mem-lock=off") "RAM is touched lazily";
     Machine Harmless "no-fd-bootchk" "floppies are booted unchecked";
     Machine Harmless "win2k-hack" "disks are fast enough";
-    Console Harmless "k" ("LAYOUT", "de") "keys come from the terminal";
     Console Harmless "full-screen" "there is no window";
     Console Harmless "no-quit" "there is no window";
     Console Harmless "show-cursor" "there is no window";
@@ -198,7 +199,6 @@ pub const OPTIONS: &[OptionDef] = options! {
     Boot Later "loadvm" ("NAME", "s") "start from a snapshot";
     Boot Later "only-migratable" "devices that can migrate only";
     Console Later "spice" ("...", "port=1") "a SPICE server";
-    Console Later "curses" "a display in the terminal";
     Console Later "sdl" "a display window";
     Console Later "g" ("SIZE", "800x600") "the display's size";
     Console Later "rotate" ("DEGREES", "90") "the display's rotation";

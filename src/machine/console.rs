@@ -3,11 +3,14 @@ use super::board::Board;
 use super::handle::Handle;
 use super::inside::Translators;
 use super::monitor::{Hmp, Lines};
-use crate::config::{CharBackend, CharTarget, Config, FwCfgData, Vnc, exit_code};
+use crate::config::{CharBackend, CharTarget, Config, Display, FwCfgData, Vnc, exit_code};
 use anyhow::{Context, bail};
 use mynah_devices::chardev::spec::Address;
+use mynah_devices::chardev::vc::Vc;
 use mynah_devices::chardev::{Chardev, ChardevError, Host, MonitorLine, Mux, spec};
+use mynah_devices::display::curses::{Curses, CursesOptions};
 use mynah_devices::display::input::Ps2Input;
+use mynah_devices::display::layout;
 use mynah_devices::display::vnc::{VncOptions, VncServer};
 use mynah_devices::dma::Dma;
 use mynah_devices::event_loop::EventLoop;
@@ -18,6 +21,7 @@ use mynah_devices::serial::{COM, Serial};
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -57,6 +61,11 @@ pub struct Consoles {
     known: Lines,
     /// Who shows the screen to the network.
     vnc: Option<VncServer>,
+    /// The terminal is to be the screen; and it is.
+    wants_curses: bool,
+    curses: Option<Curses>,
+    /// Text consoles that it shows.
+    text: Vec<(String, Arc<Vc>)>,
 }
 
 impl Consoles {
@@ -90,6 +99,9 @@ impl Consoles {
             translators: Translators::default(),
             known: Lines::default(),
             vnc: None,
+            wants_curses: wants_curses(cfg),
+            curses: None,
+            text: Vec::new(),
         };
         for c in &cfg.chardevs {
             let target = CharTarget { spec: c.id.clone(), mux: c.mux, backend: c.backend.clone() };
@@ -141,6 +153,14 @@ impl Consoles {
                 "standard output is closed; open it, or send the stream elsewhere (> /dev/null, or file:PATH)"
             );
         }
+        if target.backend == CharBackend::Vc && self.wants_curses {
+            let vc = Vc::new(self.host.events.clone());
+            self.text.push((name.to_owned(), vc.clone()));
+            let line: Arc<dyn Chardev> = vc;
+            self.known.add(name, &line);
+            self.lines.push((target.spec.clone(), line.clone()));
+            return Ok(line);
+        }
         let mut what = spec_of(&target.backend)?;
         if target.mux {
             what = spec::Spec::Mon(Box::new(what));
@@ -183,6 +203,9 @@ impl Consoles {
         if let Some(vnc) = &self.vnc {
             machine.shown_by(vnc.control());
         }
+        if self.wants_curses {
+            self.curses = Some(self.show_in_terminal(cfg, machine)?);
+        }
         Ok(())
     }
 
@@ -209,10 +232,25 @@ impl Consoles {
             websocket: vnc.websocket.clone(),
             more_ports: vnc.more_ports,
             shared: vnc.shared,
+            layout: layout_of(cfg),
             name,
         };
         let input = Arc::new(Ps2Input::new(keyboard));
         VncServer::start(&options, display, input, self.host.events.clone()).context("-vnc")
+    }
+
+    /// Shows the machine's screen in the terminal.
+    fn show_in_terminal(&self, cfg: &Config, machine: &Handle) -> anyhow::Result<Curses> {
+        let Some((_, display)) = machine.displays().into_iter().next() else {
+            bail!("-display curses: the machine has no screen; add -vga std");
+        };
+        let Some(keyboard) = machine.keyboard() else { bail!("-display curses: the board has no keyboard") };
+        // As QEMU has them: the monitor first.
+        let mut consoles = self.text.clone();
+        consoles.sort_by_key(|(name, _)| !name.starts_with("compat_monitor"));
+        let lazy = cfg.display == Display::Default;
+        let options = CursesOptions { lazy, consoles, layout: layout_of(cfg) };
+        Curses::start(options, display, Arc::new(Ps2Input::new(keyboard))).context("-display curses")
     }
 
     /// Where the vCPUs' translators are to be listed, for the monitor.
@@ -224,6 +262,13 @@ impl Consoles {
     pub fn hurry(&self) {
         for (_, line) in &self.lines {
             line.hurry();
+        }
+    }
+
+    /// Gives the terminal back, so that what is said at the end can be read.
+    pub fn leave_terminal(&self) {
+        if let Some(curses) = &self.curses {
+            curses.stop();
         }
     }
 
@@ -244,6 +289,34 @@ impl Consoles {
                 );
             }
         }
+    }
+}
+
+/// The keyboard's layout.
+fn layout_of(cfg: &Config) -> &'static layout::Layout {
+    cfg.layout.as_deref().and_then(layout::named).unwrap_or(layout::usual())
+}
+
+/// Whether the terminal is to be the screen: if it is asked for; and without any word on displays if there is a
+/// terminal that nobody else uses, and a guest that starts as a PC does. One that is given a kernel is likely to speak
+/// on a serial port.
+fn wants_curses(cfg: &Config) -> bool {
+    let is_stdio = |backend: &CharBackend| matches!(backend, CharBackend::Stdio { .. });
+    let targets = cfg.serials.iter().chain(&cfg.monitors).chain(&cfg.debugcons);
+    let used = targets.map(|t| &t.backend).chain(cfg.chardevs.iter().map(|c| &c.backend)).any(is_stdio);
+    match cfg.display {
+        Display::Curses => true,
+        Display::Default => {
+            !used
+                && !cfg.nographic
+                && cfg.vnc.is_none()
+                && cfg.kernel.is_none()
+                && cfg.devices.iter().any(|d| d.kind.name == "VGA")
+                && std::io::stdin().is_terminal()
+                && std::io::stdout().is_terminal()
+                && std::env::var_os("TERM").is_some_and(|t| t != "dumb")
+        }
+        _ => false,
     }
 }
 

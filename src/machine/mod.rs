@@ -239,6 +239,7 @@ impl Machine {
         let end = power.wait_end();
         let until = end.told + GRACE;
         consoles.hurry();
+        consoles.leave_terminal();
         if power.wait_gone(threads.len(), until) {
             for t in threads {
                 // A vCPU thread that panicked has printed why.

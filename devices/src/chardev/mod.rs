@@ -9,7 +9,7 @@
 //! Backends on descriptors share one design (`pump`): a bounded buffer, and the event loop, which serves all of
 //! them; what may wait is done by threads (standard output, files, a monitor's commands). `Mux` sits between a
 //! guest's line and a backend and gives the user the Ctrl-A commands; a `MonitorLine` is a monitor that has a
-//! backend for itself. On purpose absent: telnet and websocket framing, TLS, `vc`, spice, Braille.
+//! backend for itself. On purpose absent: telnet and websocket framing, TLS, spice, Braille.
 //!
 //! Nobody waits for a reader. A device with flow control (the UART) is told when a backend has no room, holds
 //! what it has as its hardware would, and is called when there is room again. One without (the debug console)
@@ -33,6 +33,7 @@ mod pump;
 pub mod socket;
 pub mod spec;
 pub mod stdio;
+pub mod vc;
 mod worker;
 
 pub use monitor::{Monitor, MonitorLine};

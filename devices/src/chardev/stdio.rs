@@ -142,6 +142,8 @@ struct Settings {
     fd: RawFd,
     found: Termios,
     raw: Termios,
+    /// What is written to standard output when they are put back.
+    leave: &'static [u8],
 }
 
 impl Settings {
@@ -158,14 +160,53 @@ impl Settings {
 /// valid for ever.
 static SAVED: AtomicPtr<Settings> = AtomicPtr::new(std::ptr::null_mut());
 
+/// The whole terminal, for a program that draws on it: raw, its keys are no signals, and written to from its upper left
+/// corner on. When this is dropped, and however else the process ends, it is as it was.
+pub struct FullScreen {
+    _raw: RawMode,
+    _claim: Claim,
+}
+
+/// Shows the terminal's other screen, and empties it; the cursor is a block that stays.
+pub const ENTER_SCREEN: &[u8] = b"\x1b[?1049h\x1b[0m\x1b[2J\x1b[H";
+/// Shows the usual one again, with a cursor and no colours.
+const LEAVE_SCREEN: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?1049l";
+
+impl FullScreen {
+    /// Takes standard input and output, which are a terminal.
+    ///
+    /// # Errors
+    /// Somebody has them, or they are none.
+    pub fn enter() -> Result<Self, ChardevError> {
+        let claim = Claim::take()?;
+        if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+            return Err(ChardevError::Terminal(io::Error::other("they are no terminal")));
+        }
+        let raw = RawMode::take(libc::STDIN_FILENO, false, LEAVE_SCREEN).map_err(ChardevError::Terminal)?;
+        Ok(Self { _raw: raw, _claim: claim })
+    }
+}
+
+/// The process was stopped, and goes on: a screen is to be drawn anew.
+static CONTINUED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the process has gone on after a stop since the last call.
+pub fn has_continued() -> bool {
+    CONTINUED.swap(false, Ordering::SeqCst)
+}
+
 /// Raw mode, until it is dropped.
 struct RawMode;
 
 impl RawMode {
     fn enter(fd: RawFd, signal: bool) -> io::Result<Self> {
+        Self::take(fd, signal, b"")
+    }
+
+    fn take(fd: RawFd, signal: bool, leave: &'static [u8]) -> io::Result<Self> {
         // SAFETY: the caller has it open.
         let found = termios::tcgetattr(unsafe { BorrowedFd::borrow_raw(fd) })?;
-        let settings = Settings { fd, raw: raw(found.clone(), signal), found };
+        let settings = Settings { fd, raw: raw(found.clone(), signal), found, leave };
         install_guards();
         let settings: &'static Settings = Box::leak(Box::new(settings));
         SAVED.store(std::ptr::from_ref(settings).cast_mut(), Ordering::SeqCst);
@@ -207,8 +248,8 @@ pub fn restore_terminal() {
     restore();
 }
 
-/// Puts the terminal's settings back, if they are changed. Async-signal-safe: an atomic exchange, `sigprocmask`
-/// and `tcsetattr` (signal-safety(7)).
+/// Puts the terminal's settings back, if they are changed. Async-signal-safe: an atomic exchange, `sigprocmask`,
+/// `poll`, `write` and `tcsetattr` (signal-safety(7)).
 fn restore() {
     let saved = SAVED.swap(std::ptr::null_mut(), Ordering::SeqCst);
     // SAFETY: the pointer is null or points to leaked, immutable `Settings`.
@@ -221,6 +262,11 @@ fn restore() {
             libc::sigemptyset(&mut mask);
             libc::sigaddset(&mut mask, libc::SIGTTOU);
             libc::pthread_sigmask(libc::SIG_BLOCK, &mask, &mut before);
+            // A terminal that is stopped would have the process wait for ever.
+            let mut out = libc::pollfd { fd: libc::STDOUT_FILENO, events: libc::POLLOUT, revents: 0 };
+            if !s.leave.is_empty() && libc::poll(&mut out, 1, 0) == 1 {
+                libc::write(libc::STDOUT_FILENO, s.leave.as_ptr().cast(), s.leave.len());
+            }
             let _ = s.set(&s.found);
             libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
         }
@@ -236,6 +282,7 @@ extern "C" fn on_continue(_: libc::c_int) {
     // SAFETY: the pointer is null or points to leaked, immutable `Settings`.
     if let Some(s) = unsafe { SAVED.load(Ordering::SeqCst).as_ref() } {
         let _ = s.set(&s.raw);
+        CONTINUED.store(true, Ordering::SeqCst);
     }
 }
 

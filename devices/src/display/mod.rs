@@ -7,10 +7,13 @@
 //!
 //! Nothing is drawn before somebody asks: an adapter is memory and registers. Who shows a screen keeps a [`Screen`] and
 //! refreshes it as often as it likes; any number of them may. The machine's adapters are those devices in the registry
-//! whose `Device::display` gives one. [`vnc`] shows a screen to the network, and [`input`] is the way back.
+//! whose `Device::display` gives one. [`vnc`] shows a screen to the network, [`curses`] in a
+//! terminal, and [`input`] is the way back.
 mod cp437;
+pub mod curses;
 pub mod dump;
 pub mod input;
+pub mod layout;
 mod surface;
 pub mod vga;
 pub mod vnc;

@@ -538,7 +538,7 @@ fn message_came(server: &Server, state: &mut State, message: Message) {
             state.wanted = Some(incremental && state.wanted.unwrap_or(true));
         }
         Message::Key { pressed, keysym, code } => {
-            let key = code.and_then(keys::from_code).or_else(|| keys::from_keysym(keysym));
+            let key = code.and_then(keys::from_code).or_else(|| keys::from_keysym(keysym, server.layout));
             let Some(key) = key else { return };
             if pressed {
                 // No keyboard has more keys.

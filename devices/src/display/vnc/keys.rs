@@ -1,19 +1,11 @@
-//! Keysyms of X, as VNC has keys, to keys of the PC's keyboard, by their places on an American one.
+//! Keysyms of X, as VNC has keys, to keys of the PC's keyboard, by their places in a layout.
 //!
 //! A client that knows scan codes sends these, which needs no layout: [`from_code`].
+use crate::display::layout::Layout;
 use crate::input::ps2::Key;
 
-/// The characters on each key from scan code 02h on, without and with Shift; a space is no character.
-const PLAIN: [(u8, &str, &str); 5] = [
-    (0x02, "1234567890-=", "!@#$%^&*()_+"),
-    (0x10, "qwertyuiop[]", "QWERTYUIOP{}"),
-    (0x1e, "asdfghjkl;'`", "ASDFGHJKL:\"~"),
-    (0x2b, "\\zxcvbnm,./", "|ZXCVBNM<>?"),
-    (0x39, " ", " "),
-];
-
 /// Keysyms that are no characters, and their scan codes; with 100h for those with the prefix E0h.
-const NAMED: [(u32, u16); 76] = [
+const NAMED: [(u32, u16); 75] = [
     (0xff08, 0x0e),
     (0xff09, 0x0f),
     (0xfe20, 0x0f),
@@ -89,23 +81,28 @@ const NAMED: [(u32, u16); 76] = [
     (0xffec, 0x15c),
     (0xffff, 0x153),
     (0xfe03, 0x138),
-    (0x003c + 0x0100_0000, 0x56),
 ];
 
 fn key(code: u16) -> Key {
     if code & 0x100 != 0 { Key::extended(code as u8) } else { Key::new(code as u8) }
 }
 
+/// Accents that wait for a letter, and the characters by which layouts know them.
+const DEAD: [(u32, char); 6] =
+    [(0xfe50, '`'), (0xfe51, '´'), (0xfe52, '^'), (0xfe53, '~'), (0xfe57, '¨'), (0xfe5a, '°')];
+
 /// The key that has a keysym.
-pub fn from_keysym(keysym: u32) -> Option<Key> {
+pub fn from_keysym(keysym: u32, layout: &Layout) -> Option<Key> {
     if let Some((_, code)) = NAMED.iter().find(|(k, _)| *k == keysym) {
         return Some(key(*code));
     }
-    let character = char::from_u32(keysym).filter(char::is_ascii)?;
-    PLAIN.iter().find_map(|(first, plain, shifted)| {
-        let place = |row: &str| row.chars().position(|c| c == character);
-        Some(Key::new(first + place(plain).or_else(|| place(shifted))? as u8))
-    })
+    // Latin-1 is as it is, the euro has a number of its own, others are Unicode's.
+    let character = match keysym {
+        0x20..=0xff | 0x20ac => char::from_u32(keysym)?,
+        0x0100_0000..0x0111_0000 => char::from_u32(keysym & 0x00ff_ffff)?,
+        _ => DEAD.iter().find(|(k, _)| *k == keysym)?.1,
+    };
+    layout.find(character).map(|(key, _)| key)
 }
 
 /// The key of a scan code as QEMU's clients send it: set 1, with bit 7 for those with the prefix E0h.
@@ -121,6 +118,7 @@ pub fn from_code(code: u32) -> Option<Key> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::display::layout::{named, usual};
 
     #[test]
     fn keysyms_are_keys_of_an_american_keyboard() {
@@ -136,11 +134,14 @@ mod tests {
             (0xffbe, 0x3b),
             (0xffb6, 0x4d),
         ] {
-            assert_eq!(from_keysym(keysym), Some(Key::new(code)), "{keysym:#x}");
+            assert_eq!(from_keysym(keysym, usual()), Some(Key::new(code)), "{keysym:#x}");
         }
-        assert_eq!(from_keysym(0xff51), Some(Key::extended(0x4b)));
-        assert_eq!(from_keysym(0xffff), Some(Key::extended(0x53)));
-        assert_eq!((from_keysym(0x20ac), from_keysym(u32::MAX)), (None, None));
+        assert_eq!(from_keysym(0xff51, usual()), Some(Key::extended(0x4b)));
+        assert_eq!(from_keysym(0xffff, usual()), Some(Key::extended(0x53)));
+        assert_eq!((from_keysym(0x20ac, usual()), from_keysym(u32::MAX, usual())), (None, None));
+        let german = named("de").unwrap();
+        let keys = [0x20ac, 0xe4, 0x7a, 0xfe51, 0x0100_20ac].map(|k| from_keysym(k, german));
+        assert_eq!(keys, [0x12, 0x28, 0x15, 0x0d, 0x12].map(|code| Some(Key::new(code))));
         let codes = [0x1e, 0xcb, 0xe04b, 0, 0x80, 0x1_0000].map(from_code);
         let left = Some(Key::extended(0x4b));
         assert_eq!(codes, [Some(Key::new(0x1e)), left, left, None, None, None]);

@@ -17,6 +17,7 @@
 //!
 //! Source: RFC 6143.
 use super::input::Input;
+use super::layout::Layout;
 use super::{Display, Screen};
 use crate::chardev::ChardevError;
 use crate::chardev::socket::Listener;
@@ -76,6 +77,8 @@ pub struct VncOptions {
     pub more_ports: u16,
     /// A client that wants the screen for itself shares it all the same.
     pub shared: bool,
+    /// The keyboard's layout, for clients that send no scan codes.
+    pub layout: &'static Layout,
     /// The desktop's name.
     pub name: String,
 }
@@ -184,6 +187,7 @@ struct Server {
     events: Arc<EventLoop>,
     auth: Mutex<Auth>,
     name: String,
+    layout: &'static Layout,
     shared: bool,
     clients: Mutex<Clients>,
     /// Somebody wants an update, or the server ends.
@@ -245,6 +249,7 @@ impl VncServer {
             events,
             auth: Mutex::new(auth),
             name: options.name.clone(),
+            layout: options.layout,
             shared: options.shared,
             clients: Mutex::new(Clients { all: Vec::new(), ended: false }),
             wake: Condvar::new(),

@@ -81,6 +81,7 @@ fn setup(password: Option<&str>) -> Setup {
         websocket: Some(Address::Tcp { host: "127.0.0.1".into(), port: 0 }),
         more_ports: 0,
         shared: false,
+        layout: crate::display::layout::usual(),
         name: "a machine".into(),
     };
     let events = Arc::new(EventLoop::new().unwrap());
@@ -365,6 +366,7 @@ fn the_next_port_is_taken_if_one_is_in_use() {
         websocket: None,
         more_ports,
         shared: false,
+        layout: crate::display::layout::usual(),
         name: String::new(),
     };
     let start = |more| {

@@ -139,7 +139,6 @@ impl Bios {
         describe(pc, &m);
         let control = pc.u8(bda::VIDEO_CONTROL) & 0x7f;
         pc.set_u8(bda::VIDEO_CONTROL, control | if keep { 0x80 } else { 0 });
-        self.show_cursor_shape(pc);
         true
     }
 }
