@@ -6,7 +6,7 @@
 //! the header counts. Locks: `growth`, then `table`.
 use crate::image::{Details, Extent, Image, within};
 use crate::ops::is_zero;
-use crate::storage::{Storage, damaged, unsupported};
+use crate::storage::{Storage, damaged};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::io;
@@ -195,10 +195,6 @@ impl Image for Blocks {
         Ok(())
     }
 
-    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        self.zero(at, len, true)
-    }
-
     fn extent(&self, at: u64) -> io::Result<Extent> {
         let left = self.size.saturating_sub(at);
         if left == 0 {
@@ -213,10 +209,6 @@ impl Image for Blocks {
             len += n;
         }
         Ok(Extent { len, data: place.is_some(), allocated: place.is_some(), host_offset: place })
-    }
-
-    fn resize(&self, _: u64) -> io::Result<()> {
-        Err(unsupported(format!("{} images keep their size: convert it to another one", self.format())))
     }
 
     fn details(&self) -> Details {

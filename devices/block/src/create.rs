@@ -4,7 +4,7 @@ use crate::lock::{Use, lock};
 use crate::open::OpenError;
 use crate::qcow2::{Compression, CreateOptions, Preallocation, Qcow2};
 use crate::storage::{Storage, write_zeros};
-use crate::{vdi, vhd};
+use crate::{vdi, vhd, vhdx, vmdk};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -37,6 +37,30 @@ const VPC: &[FormatOption] = &[
     ("force_size", "on|off", "taken for QEMU's sake: the size is exact in any case"),
 ];
 
+const VHDX: &[FormatOption] = &[
+    (
+        "subformat",
+        "dynamic|fixed",
+        "blocks are made when they are written, or all is there (default: dynamic)",
+    ),
+    ("block_size", "SIZE", "from 1M to 256M, a power of two; 0 for what suits the size (default: 0)"),
+    ("log_size", "SIZE", "from 1M to 256M (default: 1M)"),
+    ("block_state_zero", "on|off", "blocks that are not there are said to be zeros (default: on)"),
+];
+
+const VMDK: &[FormatOption] = &[
+    (
+        "subformat",
+        "KIND",
+        "monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat, streamOptimized",
+    ),
+    ("adapter_type", "TYPE", "ide (default), buslogic, lsilogic or legacyESX"),
+    ("hwversion", "NUMBER", "of VMware's hardware (default: 4, with compat6=on 6)"),
+    ("compat6", "on|off", "hwversion=6 (default: off)"),
+    ("toolsversion", "NUMBER", "of VMware's tools (default: 2147483647)"),
+    ("zeroed_grain", "on|off", "grains may be said to be zeros (default: off)"),
+];
+
 /// What can be chosen with `-o` for a format, or `None` if there are no such images.
 pub fn format_options(format: &str) -> Option<&'static [FormatOption]> {
     match format {
@@ -44,6 +68,8 @@ pub fn format_options(format: &str) -> Option<&'static [FormatOption]> {
         "qcow2" => Some(QCOW2),
         "vdi" => Some(VDI),
         "vpc" => Some(VPC),
+        "vhdx" => Some(VHDX),
+        "vmdk" => Some(VMDK),
         _ => None,
     }
 }
@@ -125,6 +151,48 @@ pub fn qcow2_options(size: u64, options: &[(String, String)]) -> io::Result<Crea
     Ok(chosen)
 }
 
+/// What is chosen of a new VMDK.
+fn vmdk_options(size: u64, options: &[(String, String)]) -> io::Result<vmdk::Options> {
+    let mut chosen = vmdk::Options::new(size);
+    let number = |name: &str, value: &str| match value.parse::<u32>() {
+        Ok(n) => Ok(n.to_string()),
+        Err(_) => Err(invalid(format!("{name}={value}: it is a number"))),
+    };
+    for (name, value) in options {
+        match name.as_str() {
+            "subformat" => {
+                chosen.kind = vmdk::Kind::from_name(value).ok_or_else(|| {
+                    invalid(format!("subformat={value}: there is no such kind that is made"))
+                })?;
+            }
+            "adapter_type" => {
+                if !["ide", "buslogic", "lsilogic", "legacyESX"].contains(&value.as_str()) {
+                    return Err(invalid(format!("adapter_type={value}: there is no such adapter")));
+                }
+                chosen.adapter = value.clone();
+            }
+            "hwversion" => chosen.hardware = number(name, value)?,
+            "compat6" => {
+                if switch(name, value)? {
+                    chosen.hardware = "6".into();
+                }
+            }
+            "toolsversion" => chosen.tools = number(name, value)?,
+            "zeroed_grain" => chosen.zeroed_grain = switch(name, value)?,
+            "backing_file" | "backing_fmt" => {
+                return Err(invalid(format!(
+                    "{name}={value}: a vmdk that stands on another image is not made"
+                )));
+            }
+            _ => return Err(unknown("vmdk", name)),
+        }
+    }
+    if chosen.zeroed_grain && chosen.kind != vmdk::Kind::MonolithicSparse {
+        return Err(invalid("zeroed_grain=on: only a monolithicSparse image has such grains"));
+    }
+    Ok(chosen)
+}
+
 fn preallocation(value: &str, metadata: bool) -> io::Result<Preallocation> {
     Ok(match value {
         "off" => Preallocation::Off,
@@ -148,17 +216,17 @@ pub fn create(path: &Path, format: &str, size: u64, options: &[(String, String)]
     let error = |cause: io::Error| OpenError { path: path.display().to_string(), cause };
     let make = plan(format, size, options).map_err(error)?;
     let storage: Arc<dyn Storage> = Arc::new(new_file(path).map_err(error)?);
-    make(&storage).map_err(error)
+    make(&storage, path).map_err(error)
 }
 
 /// Writes a new image to an empty file.
-type Make = Box<dyn FnOnce(&Arc<dyn Storage>) -> io::Result<()>>;
+type Make = Box<dyn FnOnce(&Arc<dyn Storage>, &Path) -> io::Result<()>>;
 
 /// How an image with these options is made: nothing is touched before all of them are known to be right.
 fn plan(format: &str, size: u64, options: &[(String, String)]) -> io::Result<Make> {
-    if size > i64::MAX as u64 {
-        return Err(invalid("the size is too large"));
-    }
+    // Whole sectors, as QEMU has it.
+    let size = size.checked_next_multiple_of(512).filter(|n| *n <= i64::MAX as u64);
+    let size = size.ok_or_else(|| invalid("the size is too large"))?;
     Ok(match format {
         "raw" => {
             let mut how = Preallocation::Off;
@@ -168,12 +236,12 @@ fn plan(format: &str, size: u64, options: &[(String, String)]) -> io::Result<Mak
                     _ => return Err(unknown(format, name)),
                 }
             }
-            Box::new(move |storage| raw(&**storage, size, how))
+            Box::new(move |storage, _| raw(&**storage, size, how))
         }
         "qcow2" => {
             let chosen = qcow2_options(size, options)?;
             chosen.validate()?;
-            Box::new(move |storage| Qcow2::create(storage, &chosen))
+            Box::new(move |storage, _| Qcow2::create(storage, &chosen))
         }
         "vdi" => {
             let mut all = false;
@@ -183,7 +251,7 @@ fn plan(format: &str, size: u64, options: &[(String, String)]) -> io::Result<Mak
                     _ => return Err(unknown(format, name)),
                 }
             }
-            Box::new(move |storage| vdi::create(&**storage, size, all))
+            Box::new(move |storage, _| vdi::create(&**storage, size, all))
         }
         "vpc" => {
             let mut fixed = false;
@@ -199,7 +267,38 @@ fn plan(format: &str, size: u64, options: &[(String, String)]) -> io::Result<Mak
                     _ => return Err(unknown(format, name)),
                 }
             }
-            Box::new(move |storage| vhd::create(&**storage, size, fixed))
+            Box::new(move |storage, _| vhd::create(&**storage, size, fixed))
+        }
+        "vhdx" => {
+            let mut chosen = vhdx::Options::new(size);
+            for (name, value) in options {
+                match (name.as_str(), value.as_str()) {
+                    ("subformat", "fixed" | "dynamic") => chosen.fixed = value == "fixed",
+                    ("subformat", _) => {
+                        return Err(invalid(format!("subformat={value}: it is dynamic or fixed")));
+                    }
+                    ("block_size", _) => chosen.block_size = bytes(name, value)?,
+                    ("log_size", _) => chosen.log_size = bytes(name, value)?,
+                    ("block_state_zero", _) => chosen.block_state_zero = switch(name, value)?,
+                    _ => return Err(unknown(format, name)),
+                }
+            }
+            let chosen = chosen.validate()?;
+            Box::new(move |storage, _| vhdx::create(&**storage, &chosen))
+        }
+        "vmdk" => {
+            let chosen = vmdk_options(size, options)?;
+            chosen.validate()?;
+            Box::new(move |storage, path| {
+                let name = path.file_name().and_then(|n| n.to_str());
+                let name = name.filter(|n| !n.contains(['"', '\n', '\r']));
+                let name = name.ok_or_else(|| invalid("such a name cannot stand in a descriptor"))?;
+                let mut new = |name: &str| -> io::Result<Arc<dyn Storage>> {
+                    let file = new_file(&path.with_file_name(name));
+                    Ok(Arc::new(file.map_err(|e| io::Error::new(e.kind(), format!("{name}: {e}")))?))
+                };
+                vmdk::create(&**storage, name, &chosen, &mut new)
+            })
         }
         _ => return Err(invalid(format!("'{format}' images cannot be made"))),
     })

@@ -19,7 +19,7 @@ pub struct Extent {
 /// A disk image: a row of bytes. Calls come from several threads at once, and wait for the host.
 ///
 /// Ranges are within the image ([`Image::size`]): callers see to it, images refuse others with
-/// [`io::ErrorKind::InvalidInput`].
+/// [`io::ErrorKind::InvalidInput`]. What a format does not say of writing is that of one that is only read.
 pub trait Image: Send + Sync {
     /// The format's name as `-drive format=` has it.
     fn format(&self) -> &'static str;
@@ -40,26 +40,34 @@ pub trait Image: Send + Sync {
     ///
     /// # Errors
     /// As [`Image::read`]; [`io::ErrorKind::StorageFull`] if the host has no room.
-    fn write(&self, at: u64, data: &[u8]) -> io::Result<()>;
+    fn write(&self, _at: u64, _data: &[u8]) -> io::Result<()> {
+        Err(only_read(self.format()))
+    }
 
     /// Returns when all that was written before the call outlives a power failure of the host.
     ///
     /// # Errors
     /// The host's. What was written since the last flush may be lost then.
-    fn flush(&self) -> io::Result<()>;
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Has zeros stand from `at` on; their room may be given back if `unmap`.
     ///
     /// # Errors
     /// As [`Image::write`].
-    fn zero(&self, at: u64, len: u64, unmap: bool) -> io::Result<()>;
+    fn zero(&self, _at: u64, _len: u64, _unmap: bool) -> io::Result<()> {
+        Err(only_read(self.format()))
+    }
 
     /// What stands from `at` on is of no use any more: its room may be given back. It reads as what was there or as
     /// zeros.
     ///
     /// # Errors
     /// As [`Image::write`].
-    fn discard(&self, at: u64, len: u64) -> io::Result<()>;
+    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        self.zero(at, len, true)
+    }
 
     /// What stands at `at`.
     ///
@@ -71,7 +79,9 @@ pub trait Image: Send + Sync {
     ///
     /// # Errors
     /// As [`Image::write`]; [`io::ErrorKind::Unsupported`] if the format cannot.
-    fn resize(&self, size: u64) -> io::Result<()>;
+    fn resize(&self, _size: u64) -> io::Result<()> {
+        Err(unsupported(format!("{} images keep their size: convert it to another one", self.format())))
+    }
 
     /// What the format has to say of itself.
     fn details(&self) -> Details {
@@ -97,6 +107,11 @@ pub trait Image: Send + Sync {
     /// [`io::ErrorKind::Unsupported`] if the format stands on nothing; as [`Image::write`].
     fn make_empty(&self) -> io::Result<()> {
         Err(unsupported(format!("the format '{}' has no backing files", self.format())))
+    }
+
+    /// Whether it is written compressed, cluster by cluster, or not at all.
+    fn compressed_only(&self) -> bool {
+        false
     }
 
     /// Writes compressed what makes up one cluster, or what is left of the last one.
@@ -172,6 +187,8 @@ pub enum Detail {
     Number(u64),
     /// A word.
     Text(String),
+    /// Parts that each have something to say.
+    List(Vec<Vec<(&'static str, Detail)>>),
 }
 
 /// An internal snapshot.
@@ -227,6 +244,11 @@ impl CheckReport {
             self.messages.push(text());
         }
     }
+}
+
+/// The error for a change of what is only read.
+fn only_read(format: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, format!("{format} images are only read"))
 }
 
 /// Whether `len` bytes from `at` on are within `size`.

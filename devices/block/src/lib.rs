@@ -11,11 +11,14 @@
 //! (`werror=`, `rerror=`), of media that are changed, and of requests under way when the machine is paused is the
 //! drive's concern: a device gets a result.
 mod blocks;
+mod crc32c;
 mod create;
 mod drive;
 mod host;
 mod image;
 mod lock;
+#[cfg(test)]
+mod losses;
 mod memory;
 mod open;
 pub mod ops;
@@ -27,6 +30,7 @@ mod storage;
 mod testing;
 mod vdi;
 mod vhd;
+mod vhdx;
 mod vmdk;
 
 pub use create::{FormatOption, create, format_options, qcow2_options};

@@ -6,7 +6,7 @@ use crate::probe;
 use crate::qcow2::{BackingName, CreateOptions, OpenMode, Qcow2};
 use crate::raw::Raw;
 use crate::storage::Storage;
-use crate::{vdi, vhd, vmdk};
+use crate::{vdi, vhd, vhdx, vmdk};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub const MAX_CHAIN: usize = 128;
 
 /// The formats that there are, as `format=` names them.
-pub const FORMATS: &[&str] = &["raw", "qcow2", "vdi", "vpc", "vmdk"];
+pub const FORMATS: &[&str] = &["raw", "qcow2", "vdi", "vpc", "vhdx", "vmdk"];
 
 /// `cache=`: what of the host's and the image's caches is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -203,8 +203,9 @@ fn open_in_chain(options: &OpenOptions, above: &mut Vec<PathBuf>) -> Result<Arc<
         }
         "vdi" if options.at_snapshot.is_none() => Arc::new(vdi::open(storage, read_only).map_err(error)?),
         "vpc" if options.at_snapshot.is_none() => vhd::open(storage, read_only).map_err(error)?,
+        "vhdx" if options.at_snapshot.is_none() => Arc::new(vhdx::open(storage, read_only).map_err(error)?),
         "vmdk" if options.at_snapshot.is_none() => {
-            let extent = |name: &str| open_extent(options, &canonical, name);
+            let extent = |name: &str, write: bool| open_extent(options, &canonical, name, write);
             Arc::new(vmdk::open(storage, read_only, &extent).map_err(error)?)
         }
         other if options.at_snapshot.is_some() && FORMATS.contains(&other) => {
@@ -269,7 +270,7 @@ fn open_backing(
 }
 
 /// Opens a file that the descriptor at `path` names as a part of the image: it is in the same folder.
-fn open_extent(options: &OpenOptions, path: &Path, name: &str) -> io::Result<Arc<dyn Storage>> {
+fn open_extent(options: &OpenOptions, path: &Path, name: &str, write: bool) -> io::Result<Arc<dyn Storage>> {
     let wrong = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
     let file = resolve(path, name).map_err(wrong)?;
     let folder = path.parent().unwrap_or(Path::new("/"));
@@ -277,7 +278,7 @@ fn open_extent(options: &OpenOptions, path: &Path, name: &str) -> io::Result<Arc
     if outside && options.backing != Backing::Anywhere {
         return Err(wrong(format!("its extent '{name}' is outside of its folder")));
     }
-    let part = OpenOptions { path: file, read_only: true, ..options.clone() };
+    let part = OpenOptions { path: file, read_only: !write, ..options.clone() };
     let file = open_file(&part).map_err(|e| io::Error::new(e.cause.kind(), e.to_string()))?;
     Ok(file)
 }

@@ -26,7 +26,8 @@ impl Raw {
     /// # Errors
     /// The host's.
     pub fn open(storage: Arc<dyn Storage>, read_only: bool, probed: bool) -> io::Result<Self> {
-        let size = AtomicU64::new(storage.len()?);
+        // Whole sectors, as QEMU has it: what is missing of the last reads as zeros until it is written.
+        let size = AtomicU64::new(storage.len()?.saturating_add(511) & !511);
         Ok(Self { storage, size, read_only, probed: probed.then(Mutex::default) })
     }
 

@@ -52,7 +52,12 @@ impl Layout for Vhd {
         let entry = u32::try_from(end / 512).map_err(|_| io::Error::from(io::ErrorKind::StorageFull))?;
         let new_end = end + self.bitmap() + self.block_size;
         // There is a footer at the end at all times; the old one's place is the bitmap's.
+        let len = storage.len()?;
         storage.write_at(new_end, &self.footer)?;
+        // What a block that was never linked in has left there is not this one's.
+        if len > end + 512 {
+            storage.zero_at(end, len.min(new_end) - end, false)?;
+        }
         storage.write_at(end, &vec![0xff; self.bitmap() as usize])?;
         Ok((entry, new_end))
     }
@@ -274,17 +279,9 @@ impl Image for Fixed {
         self.storage.zero_at(at, len, unmap)
     }
 
-    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        self.zero(at, len, true)
-    }
-
     fn extent(&self, at: u64) -> io::Result<Extent> {
         let (len, data) = self.storage.extent_at(at)?;
         let len = len.min(self.size.saturating_sub(at));
         Ok(Extent { len, data, allocated: true, host_offset: Some(at) })
-    }
-
-    fn resize(&self, _: u64) -> io::Result<()> {
-        Err(unsupported("vpc images keep their size: convert it to another one"))
     }
 }

@@ -103,11 +103,11 @@ impl Convert {
         }
         let bar = Bar::new(&self.quiet);
         let chosen = CopyOptions {
-            compressed: self.compress,
+            compressed: self.compress || to.compressed_only(),
             target_is_zero: !self.no_create && !backed,
             above: None,
         };
-        if backed && !self.compress {
+        if backed && !chosen.compressed {
             // What the backing file has already is left to it.
             copy_differences(&*from, &*to, &bar).map_err(|e| wrong(target, &e))?;
         } else {
@@ -157,10 +157,6 @@ impl Joined {
         }
         None
     }
-
-    fn refused<T>() -> io::Result<T> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
 }
 
 impl Image for Joined {
@@ -188,31 +184,11 @@ impl Image for Joined {
         Ok(())
     }
 
-    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
-        Self::refused()
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn zero(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
-        Self::refused()
-    }
-
-    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
-        Self::refused()
-    }
-
     fn extent(&self, at: u64) -> io::Result<mynah_block::Extent> {
         let (part, place) = self.part(at).ok_or(io::ErrorKind::InvalidInput)?;
         let layer = ops::layer(part, place)?;
         let (len, data) = (layer.len, !layer.zero);
         Ok(mynah_block::Extent { len, data, allocated: true, host_offset: None })
-    }
-
-    fn resize(&self, _: u64) -> io::Result<()> {
-        Self::refused()
     }
 }
 

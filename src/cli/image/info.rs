@@ -149,10 +149,10 @@ impl Check {
         map.insert("filename".into(), json!(self.file.display().to_string()));
         map.insert("format".into(), json!(image.format()));
         map.insert("check-errors".into(), json!(0));
-        map.insert("image-end-offset".into(), json!(report.image_end_offset));
-        map.insert("total-clusters".into(), json!(report.total_clusters));
         // What is 0 is not told, as QEMU has it.
         for (name, n) in [
+            ("image-end-offset", report.image_end_offset),
+            ("total-clusters", report.total_clusters),
             ("corruptions", report.corruptions),
             ("leaks", report.leaks),
             ("corruptions-fixed", report.corruptions_fixed),
@@ -208,7 +208,9 @@ fn human(report: &mynah_block::CheckReport) -> String {
             percent(report.compressed_clusters, report.allocated_clusters)
         );
     }
-    let _ = writeln!(text, "Image end offset: {}", report.image_end_offset);
+    if report.image_end_offset > 0 {
+        let _ = writeln!(text, "Image end offset: {}", report.image_end_offset);
+    }
     text
 }
 

@@ -109,21 +109,21 @@ pub fn info_json(name: &str, full_backing: Option<&str>, image: &dyn Image, actu
         map.insert("snapshots".into(), list.iter().map(snapshot_json).collect());
     }
     if !details.specific.is_empty() {
-        let data: Map<String, Value> = details
-            .specific
-            .iter()
-            .map(|(name, value)| {
-                let value = match value {
-                    Detail::Switch(on) => json!(on),
-                    Detail::Number(n) => json!(n),
-                    Detail::Text(text) => json!(text),
-                };
-                (name.replace(' ', "-"), value)
-            })
-            .collect();
+        let data = specific_json(&details.specific);
         map.insert("format-specific".into(), json!({ "type": image.format(), "data": data }));
     }
     Value::Object(map)
+}
+
+/// What a format has to say of itself.
+fn specific_json(specific: &[(&'static str, Detail)]) -> Value {
+    let value = |value: &Detail| match value {
+        Detail::Switch(on) => json!(on),
+        Detail::Number(n) => json!(n),
+        Detail::Text(text) => json!(text),
+        Detail::List(parts) => parts.iter().map(|part| specific_json(part)).collect(),
+    };
+    Value::Object(specific.iter().map(|(name, v)| (name.replace(' ', "-"), value(v))).collect())
 }
 
 fn snapshot_json(s: &Snapshot) -> Value {
@@ -172,14 +172,27 @@ pub fn info(name: &str, full_backing: Option<&str>, image: &dyn Image, actual: u
     if !details.specific.is_empty() {
         text += "Format specific information:\n";
     }
-    for (name, value) in &details.specific {
+    specific(&mut text, &details.specific, 1);
+    text
+}
+
+/// What a format has to say of itself, four spaces for each level.
+fn specific(text: &mut String, all: &[(&'static str, Detail)], level: usize) {
+    let space = " ".repeat(level * 4);
+    for (name, value) in all {
         match value {
-            Detail::Switch(on) => _ = writeln!(text, "    {name}: {on}"),
-            Detail::Number(n) => _ = writeln!(text, "    {name}: {n}"),
-            Detail::Text(word) => _ = writeln!(text, "    {name}: {word}"),
+            Detail::Switch(on) => _ = writeln!(text, "{space}{name}: {on}"),
+            Detail::Number(n) => _ = writeln!(text, "{space}{name}: {n}"),
+            Detail::Text(word) => _ = writeln!(text, "{space}{name}: {word}"),
+            Detail::List(parts) => {
+                let _ = writeln!(text, "{space}{name}:");
+                for (n, part) in parts.iter().enumerate() {
+                    let _ = writeln!(text, "{space}    [{n}]:");
+                    specific(text, part, level + 2);
+                }
+            }
         }
     }
-    text
 }
 
 #[cfg(test)]
