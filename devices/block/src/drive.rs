@@ -1,6 +1,7 @@
 //! What a device has of a disk: requests that are carried out elsewhere.
 //!
-//! Requests wait in one queue and are carried out by up to [`Options::threads`] threads, so they may end in any order:
+//! Requests wait in one queue and are carried out by up to [`Options::threads`] threads, which come with the requests
+//! and go when there are none, so they may end in any order:
 //! a device that has promised an order waits for an end before it submits the next. The end of a request is told on
 //! one of these threads with no lock held; it may submit others.
 //!
@@ -10,7 +11,9 @@
 //!
 //! Locks: the drive's is a leaf; none is held while an image or an end is called.
 use crate::image::Image;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use crate::ops::is_zero;
+use crate::throttle::{Limits, Throttle};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,10 +21,12 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// A thread that has had nothing to do for so long ends, but for one.
+/// A thread that has had nothing to do for so long ends.
 const IDLE: Duration = Duration::from_secs(5);
+/// How often a host that has no thread is asked for the first one.
+const TRIES: u32 = 20;
 
 /// What is asked of a drive.
 #[derive(Debug, PartialEq, Eq)]
@@ -146,8 +151,26 @@ pub struct Options {
     pub no_flush: bool,
     /// `discard=unmap`: what the guest discards is given back to the host.
     pub discard: bool,
+    /// `detect-zeroes=`: what becomes of writes of zeros.
+    pub detect_zeroes: DetectZeroes,
+    /// `copy-on-read=on`: what is read of the backing file is written to the image.
+    pub copy_on_read: bool,
+    /// `throttling.*`.
+    pub limits: Limits,
     /// Most threads that carry out requests.
     pub threads: usize,
+}
+
+/// `detect-zeroes=`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// They are writes.
+    #[default]
+    Off,
+    /// The image has zeros there, without their bytes where it can.
+    On,
+    /// Their room is given back too, with `discard=unmap`.
+    Unmap,
 }
 
 impl Default for Options {
@@ -161,6 +184,9 @@ impl Default for Options {
             write_through: false,
             no_flush: false,
             discard: false,
+            detect_zeroes: DetectZeroes::Off,
+            copy_on_read: false,
+            limits: Limits::default(),
             threads: 4,
         }
     }
@@ -178,6 +204,8 @@ pub trait MediumWatcher: Send + Sync {
     fn medium_changed(&self);
     /// Somebody wishes to take a medium out that the guest has locked in: as the button at a tray's front.
     fn eject_requested(&self) {}
+    /// The medium has another size. Called with no lock held.
+    fn resized(&self) {}
 }
 
 /// Counts of what was done.
@@ -208,6 +236,9 @@ struct Job {
 struct State {
     medium: Option<Arc<dyn Image>>,
     queue: VecDeque<Job>,
+    /// Those that limits hold back, and until when.
+    late: VecDeque<(Instant, Job)>,
+    throttle: Option<Throttle>,
     /// Failed, to be tried again when the machine goes on.
     held: Vec<Job>,
     /// Requests that threads carry out.
@@ -225,6 +256,33 @@ struct State {
     stopper: Option<Weak<dyn Stopper>>,
 }
 
+impl State {
+    /// Puts those into the queue whose time has come; when that of the next one is.
+    fn due(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        while let Some((time, job)) = self.late.pop_front() {
+            if time > now {
+                // Reads and writes have limits of their own: one behind may be earlier.
+                self.late.push_front((time, job));
+                let (due, late) =
+                    std::mem::take(&mut self.late).into_iter().partition(|(time, _)| *time <= now);
+                self.late = late;
+                let due: VecDeque<(Instant, Job)> = due;
+                self.queue.extend(due.into_iter().map(|(_, job)| job));
+                break;
+            }
+            self.queue.push_back(job);
+        }
+        self.late.iter().map(|(time, _)| *time).min()
+    }
+
+    /// Nothing is held back any longer.
+    fn hurry(&mut self) {
+        let late = std::mem::take(&mut self.late);
+        self.queue.extend(late.into_iter().map(|(_, job)| job));
+    }
+}
+
 /// A drive, with or without a medium.
 pub struct Drive {
     shared: Arc<Shared>,
@@ -235,6 +293,10 @@ struct Shared {
     /// The guest may switch it off, which has each write flushed.
     write_cache: AtomicBool,
     counts: Counts,
+    /// When the drive came to be: what throttling counts from.
+    began: Instant,
+    /// A read that copies has it alone, changes share it: none is undone by what was read before it.
+    copying: RwLock<()>,
     state: Mutex<State>,
     /// There is something in the queue, or the drive is closing.
     work: Condvar,
@@ -243,20 +305,22 @@ struct Shared {
 }
 
 impl Drive {
-    /// A drive with this medium.
+    /// A drive with this medium. It has no thread before there is something to do.
     ///
     /// # Errors
-    /// The host has no thread for it.
+    /// None so far.
     pub fn new(options: Options, medium: Option<Arc<dyn Image>>) -> io::Result<Arc<Self>> {
+        let throttle = options.limits.any().then(|| Throttle::new(options.limits));
         let shared = Arc::new(Shared {
             write_cache: AtomicBool::new(!options.write_through),
             options,
             counts: Counts::default(),
-            state: Mutex::new(State { medium, threads: 1, ..State::default() }),
+            state: Mutex::new(State { medium, throttle, ..State::default() }),
+            began: Instant::now(),
+            copying: RwLock::new(()),
             work: Condvar::new(),
             quiet: Condvar::new(),
         });
-        shared.spawn()?;
         Ok(Arc::new(Self { shared }))
     }
 
@@ -320,7 +384,15 @@ impl Drive {
     pub fn submit(&self, request: Request, done: impl FnOnce(Reply) + Send + 'static) {
         let job = Job { request, done: Box::new(done) };
         let mut state = self.shared.state.lock();
-        state.queue.push_back(job);
+        let wait = match &mut state.throttle {
+            Some(throttle) => throttle.take(self.shared.began.elapsed(), &job.request),
+            None => Duration::ZERO,
+        };
+        if wait.is_zero() {
+            state.queue.push_back(job);
+        } else {
+            state.late.push_back((Instant::now() + wait, job));
+        }
         self.shared.wake(&mut state);
     }
 
@@ -333,10 +405,12 @@ impl Drive {
         self.shared.carry_out(&request, medium.as_deref()).map_err(|e| e.kind)
     }
 
-    /// Waits until no request is under way. Those that are held stay so.
+    /// Waits until no request is under way. Those that are held stay so; no limit holds one back meanwhile.
     pub fn drain(&self) {
         let mut state = self.shared.state.lock();
-        while state.busy > 0 || !state.queue.is_empty() {
+        while state.busy > 0 || !state.queue.is_empty() || !state.late.is_empty() {
+            state.hurry();
+            self.shared.wake(&mut state);
             self.shared.quiet.wait(&mut state);
         }
     }
@@ -361,6 +435,28 @@ impl Drive {
         };
         drop(held);
         self.set_write_cache(!self.shared.options.write_through);
+    }
+
+    /// Gives the medium another size, for a user: `block_resize`.
+    ///
+    /// # Errors
+    /// There is none, it is not written, or its format has the size that it has.
+    pub fn resize(&self, size: u64) -> io::Result<()> {
+        let wrong = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text);
+        if !size.is_multiple_of(512) || i64::try_from(size).is_err() {
+            return Err(wrong("a disk has whole sectors of 512 bytes"));
+        }
+        let medium = self.medium().ok_or_else(|| wrong("there is no medium"))?;
+        if self.read_only() {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the drive is read-only"));
+        }
+        self.drain();
+        medium.resize(size)?;
+        let watcher = self.shared.state.lock().watcher.clone();
+        if let Some(watcher) = watcher.and_then(|w| w.upgrade()) {
+            watcher.resized();
+        }
+        Ok(())
     }
 
     /// The guest locks the medium in, or does not.
@@ -431,9 +527,15 @@ impl Drop for Drive {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
         state.closing = true;
+        state.hurry();
+        self.shared.wake(&mut state);
         self.shared.work.notify_all();
         while state.threads > 0 && !OF_A_DRIVE.get() {
             self.shared.quiet.wait(&mut state);
+        }
+        if state.threads == 0 {
+            let (medium, held) = (state.medium.take(), std::mem::take(&mut state.held));
+            MutexGuard::unlocked(&mut state, || self.shared.close(medium, held));
         }
     }
 }
@@ -467,11 +569,22 @@ impl Shared {
     /// Sees to it that what is in the queue will be carried out.
     fn wake(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) {
         self.work.notify_one();
-        if state.queue.len() > state.idle && state.threads < self.options.threads {
-            state.threads += 1;
-            // Those that are there will come to it.
-            if self.spawn().is_err() {
-                state.threads -= 1;
+        let waiting = state.queue.len() + usize::from(!state.late.is_empty());
+        if waiting <= state.idle || state.threads >= self.options.threads.max(1) {
+            return;
+        }
+        for _ in 0..TRIES {
+            match self.spawn() {
+                Ok(()) => {
+                    state.threads += 1;
+                    return;
+                }
+                // Those that are there will come to it.
+                Err(_) if state.threads > 0 => return,
+                Err(e) => {
+                    tracing::warn!("drive {}: the host has no thread for it: {e}", self.options.name);
+                    thread::sleep(Duration::from_millis(50));
+                }
             }
         }
     }
@@ -488,21 +601,23 @@ impl Shared {
         OF_A_DRIVE.set(true);
         let mut state = self.state.lock();
         loop {
+            let next = state.due();
             if let Some(job) = state.queue.pop_front() {
                 state.busy += 1;
                 let medium = if state.open { None } else { state.medium.clone() };
                 MutexGuard::unlocked(&mut state, || self.end(job, medium));
                 state.busy -= 1;
-                if state.busy == 0 && state.queue.is_empty() {
+                if state.busy == 0 && state.queue.is_empty() && state.late.is_empty() {
                     self.quiet.notify_all();
                 }
             } else if state.closing {
                 break;
             } else {
                 state.idle += 1;
-                let late = self.work.wait_for(&mut state, IDLE).timed_out();
+                let time = next.map_or(IDLE, |next| next.saturating_duration_since(Instant::now()));
+                let late = self.work.wait_for(&mut state, time).timed_out();
                 state.idle -= 1;
-                if late && state.threads > 1 && state.queue.is_empty() {
+                if late && state.queue.is_empty() && state.late.is_empty() {
                     break;
                 }
             }
@@ -563,6 +678,43 @@ impl Shared {
         }
     }
 
+    /// Reads, and writes to the image what it has only of what it stands on.
+    fn read_and_copy(&self, medium: &dyn Image, at: u64, data: &mut [u8]) -> io::Result<()> {
+        let missing = |from: usize| -> io::Result<(bool, usize)> {
+            let extent = medium.extent(at + from as u64)?;
+            let len = extent.len.min((data.len() - from) as u64).max(1);
+            Ok((!extent.allocated, len as usize))
+        };
+        let (mut from, mut parts) = (0, Vec::new());
+        while from < data.len() {
+            let (wanted, len) = missing(from)?;
+            if wanted {
+                parts.push(from..from + len);
+            }
+            from += len;
+        }
+        if parts.is_empty() || medium.backing().is_none() {
+            return medium.read(at, data);
+        }
+        let _alone = self.copying.write();
+        medium.read(at, data)?;
+        for part in parts {
+            // Somebody may have written there meanwhile: what was read just now has it.
+            let (place, part) = (at + part.start as u64, &data[part]);
+            let done = if is_zero(part) {
+                medium.zero(place, part.len() as u64, false)
+            } else {
+                medium.write(place, part)
+            };
+            // The guest has what it has asked for.
+            if let Err(e) = done {
+                tracing::warn!("drive {}: copy-on-read: {e}", self.options.name);
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn carry_out(&self, request: &Request, medium: Option<&dyn Image>) -> Result<Vec<u8>, Failure> {
         let medium = medium.ok_or(DriveError::NoMedium)?;
         if let Some((at, len)) = request.range()
@@ -573,17 +725,27 @@ impl Shared {
         if request.changes() && (self.options.read_only || medium.read_only()) {
             return Err(DriveError::ReadOnly.into());
         }
+        let _shared = (self.options.copy_on_read && request.changes()).then(|| self.copying.read());
         let count = |counter: &AtomicU64, n: u64| counter.fetch_add(n, Relaxed);
         let mut data = Vec::new();
         match request {
             Request::Read { at, len } => {
                 data.resize(*len, 0);
-                medium.read(*at, &mut data)?;
+                if self.options.copy_on_read && !self.options.read_only && !medium.read_only() {
+                    self.read_and_copy(medium, *at, &mut data)?;
+                } else {
+                    medium.read(*at, &mut data)?;
+                }
                 count(&self.counts.reads, 1);
                 count(&self.counts.read_bytes, *len as u64);
             }
             Request::Write { at, data } => {
-                medium.write(*at, data)?;
+                if self.options.detect_zeroes != DetectZeroes::Off && is_zero(data) {
+                    let unmap = self.options.detect_zeroes == DetectZeroes::Unmap && self.options.discard;
+                    medium.zero(*at, data.len() as u64, unmap)?;
+                } else {
+                    medium.write(*at, data)?;
+                }
                 count(&self.counts.writes, 1);
                 count(&self.counts.written_bytes, data.len() as u64);
             }
@@ -692,6 +854,99 @@ mod tests {
         memory.fail(Some(io::ErrorKind::Other));
         assert_eq!(write(&drive_b, 0, 1), Ok(vec![]));
         assert_eq!(ask(&drive_b, Request::Read { at: 0, len: 2 }), Ok(vec![0, 0]));
+    }
+
+    #[test]
+    fn a_drive_has_no_thread_before_the_first_request() {
+        let (drive, memory) = drive(Options::default());
+        assert_eq!(drive.shared.state.lock().threads, 0);
+        drive.drain();
+        drive.reset();
+        assert_eq!(drive.shared.state.lock().threads, 0);
+        memory.write(0, &[3]).expect("room");
+        drop(drive);
+        assert_eq!(memory.durable()[0], 3, "flushed without a thread");
+    }
+
+    #[test]
+    fn limits_hold_requests_back_and_nothing_else() {
+        let mut limits = Limits::default();
+        limits.bytes[2].per_second = 1;
+        let (drive, _) = drive(Options { limits, ..Options::default() });
+        let (tx, rx) = mpsc::channel();
+        for n in 0..3 {
+            let tx = tx.clone();
+            drive.submit(Request::Write { at: 0, data: vec![n; 512] }, move |_| tx.send(n).expect("we wait"));
+        }
+        // Reads pass by the writes that wait, as does the first of these.
+        assert_eq!(ask(&drive, Request::Read { at: 0, len: 1 }).map(|d| d.len()), Ok(1));
+        assert_eq!(rx.recv_timeout(Duration::from_secs(20)), Ok(0));
+        assert_eq!(drive.shared.state.lock().late.len(), 2);
+        // Who waits for the drive to be quiet does not wait for the limits.
+        drive.drain();
+        let mut rest: Vec<u8> = rx.try_iter().collect();
+        rest.sort_unstable();
+        assert_eq!(rest, [1, 2]);
+    }
+
+    #[test]
+    fn zeros_that_are_written_are_found() {
+        let path = crate::testing::scratch("zeros");
+        std::fs::write(&path, vec![7; 1 << 20]).expect("a file");
+        let open = || crate::open(&crate::OpenOptions::new(&path)).expect("it is there");
+        let options = Options { detect_zeroes: DetectZeroes::Unmap, discard: true, ..Options::default() };
+        let drive = Drive::new(options, Some(open())).expect("a drive");
+        let zeros = Request::Write { at: 65_536, data: vec![0; 524_288] };
+        assert_eq!(ask(&drive, zeros), Ok(vec![]));
+        let extent = drive.medium().expect("it has one").extent(65_536).expect("it is there");
+        assert!(!cfg!(target_os = "linux") || !extent.data && extent.len == 524_288, "{extent:?}");
+        drop(drive);
+        std::fs::remove_file(path).expect("it is there");
+    }
+
+    #[test]
+    fn what_is_read_of_the_backing_file_is_copied_once() {
+        let below: Arc<dyn Image> = Arc::new(Memory::read_only(vec![5; 1 << 20]));
+        let top = crate::overlay(below).expect("an overlay");
+        let options = Options { copy_on_read: true, ..Options::default() };
+        let drive = Drive::new(options, Some(top.clone())).expect("a drive");
+        assert!(!top.extent(200_000).expect("within").allocated);
+        assert_eq!(ask(&drive, Request::Read { at: 200_000, len: 3 }), Ok(vec![5; 3]));
+        assert!(top.extent(200_000).expect("within").allocated);
+        // Readers and writers at once: nothing that was written is undone.
+        let (tx, rx) = mpsc::channel();
+        for n in 0..64u64 {
+            let at = 400_000 + n * 512;
+            let tx = tx.clone();
+            drive.submit(Request::Read { at: 400_000, len: 64 * 512 }, drop);
+            drive.submit(Request::Write { at, data: vec![9; 512] }, move |_| tx.send(n).expect("we wait"));
+        }
+        for _ in 0..64 {
+            rx.recv_timeout(Duration::from_secs(20)).expect("an end");
+        }
+        assert_eq!(ask(&drive, Request::Read { at: 400_000, len: 64 * 512 }), Ok(vec![9; 64 * 512]));
+    }
+
+    struct Watching(AtomicU64);
+
+    impl MediumWatcher for Watching {
+        fn medium_changed(&self) {}
+        fn resized(&self) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_disk_that_has_another_size_tells_its_device() {
+        let (drive, _) = drive(Options::default());
+        let device = Arc::new(Watching(AtomicU64::new(0)));
+        let watcher: Arc<dyn MediumWatcher> = device.clone();
+        drive.watch(Arc::downgrade(&watcher));
+        assert!(drive.resize(1000).is_err());
+        drive.resize(8192).expect("it is memory");
+        assert_eq!((drive.size(), device.0.load(Relaxed)), (8192, 1));
+        drive.change(None, true).expect("forced");
+        assert!(drive.resize(512).is_err());
     }
 
     #[test]

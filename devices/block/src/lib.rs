@@ -28,6 +28,7 @@ mod raw;
 mod storage;
 #[cfg(test)]
 mod testing;
+mod throttle;
 mod vdi;
 mod vhd;
 mod vhdx;
@@ -35,7 +36,7 @@ mod vmdk;
 
 pub use create::{FormatOption, create, format_options, qcow2_options};
 pub use drive::{
-    Counts, Drive, DriveError, Locked, MediumWatcher, OnError, Options, Reply, Request, Stopper,
+    Counts, DetectZeroes, Drive, DriveError, Locked, MediumWatcher, OnError, Options, Reply, Request, Stopper,
 };
 pub use host::HostFile;
 pub use image::{CheckReport, Detail, Details, Extent, Image, Snapshot};
@@ -47,3 +48,4 @@ pub use open::{
 };
 pub use raw::Raw;
 pub use storage::Storage;
+pub use throttle::{Limits, Rate};
