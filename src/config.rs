@@ -693,9 +693,10 @@ pub struct Drive {
 }
 
 impl Drive {
-    /// Its place among the drives with this interface, if it was given one: two to a bus.
-    pub fn number(&self) -> Option<u32> {
-        self.index.or_else(|| self.has_place().then(|| 2 * self.bus.unwrap_or(0) + self.unit.unwrap_or(0)))
+    /// Its place among the drives with this interface, if it was given one: so many to a bus.
+    pub fn number(&self, units: u32) -> Option<u32> {
+        let place = || units * self.bus.unwrap_or(0) + self.unit.unwrap_or(0);
+        self.index.or_else(|| self.has_place().then(place))
     }
 
     /// Whether the user has said where it goes.

@@ -18,6 +18,7 @@ use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// What a reset is.
@@ -238,7 +239,7 @@ pub fn decode<S: DeserializeOwned>(saved: &Saved, kind: &'static str, known: u16
 #[derive(Clone)]
 struct Plug {
     name: String,
-    bus: &'static str,
+    bus: Cow<'static, str>,
     device: Arc<dyn Plugged>,
 }
 
@@ -251,7 +252,8 @@ pub struct Registry {
 impl Registry {
     /// Enters a device under a name, on `bus` (as `info qtree` shows it). A second device of that name is called
     /// `name#2`.
-    pub fn plug(&self, bus: &'static str, name: impl Into<String>, device: Arc<dyn Plugged>) {
+    pub fn plug(&self, bus: impl Into<Cow<'static, str>>, name: impl Into<String>, device: Arc<dyn Plugged>) {
+        let bus = bus.into();
         let wanted = name.into();
         let mut plugs = self.plugs.write();
         let mut name = wanted.clone();
@@ -325,7 +327,7 @@ impl Registry {
     }
 
     /// Bus, name and kind of all.
-    pub fn list(&self) -> Vec<(&'static str, String, &'static str)> {
+    pub fn list(&self) -> Vec<(Cow<'static, str>, String, &'static str)> {
         self.all().into_iter().map(|p| (p.bus, p.name, p.device.kind())).collect()
     }
 }
@@ -379,7 +381,7 @@ mod tests {
     fn what_was_saved_is_restored_on_a_board_with_the_same_devices() {
         let (one, latches) = board(&["a", "b"]);
         *latches[1].0.lock() = LatchV1 { value: 7, time: Some(1 << 40) };
-        assert_eq!(board(&["a", "a"]).0.list()[1], ("isa", "a#2".to_owned(), "latch"));
+        assert_eq!(board(&["a", "a"]).0.list()[1], ("isa".into(), "a#2".to_owned(), "latch"));
         let (other, others) = board(&["a", "b"]);
         other.restore(&one.save()).unwrap();
         assert_eq!(*others[1].0.lock(), LatchV1 { value: 7, time: Some(1 << 40) });

@@ -16,8 +16,10 @@ pub enum ResetCause {
     Keyboard,
     /// Port 92h bit 0 (fast INIT).
     Port92,
-    /// The PIIX3's reset control register (CF9h).
+    /// The chipset's reset control register (CF9h).
     ResetControl,
+    /// The chipset's watchdog.
+    Watchdog,
     /// A CPU shut down (triple fault).
     TripleFault,
     /// The user or a tool asked.

@@ -17,7 +17,7 @@ use crate::events::MachineEvents;
 use crate::misc::entropy::Entropy;
 use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
 use crate::serial::Serial;
-use crate::storage::ide::Channel;
+use crate::storage::ide::Cable;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::console::Console;
 use linkme::distributed_slice;
@@ -163,6 +163,8 @@ pub struct Values {
     pub id: Option<String>,
     /// `addr=`: its place on the PCI bus.
     pub address: Option<DevFn>,
+    /// `bus=` of a PCI device: the name of the bus.
+    pub bus: Option<String>,
     /// By the property's name.
     pub values: BTreeMap<&'static str, Value>,
 }
@@ -250,6 +252,12 @@ pub enum PlugError {
     /// No place is left.
     #[error("the PCI bus has no free slot")]
     Full,
+    /// There is no bus of this name.
+    #[error("bus={0}: there is no such PCI bus")]
+    NoBus(String),
+    /// Behind a port there is device 0 alone.
+    #[error("addr={0}: behind a port of PCI Express there is device 0 alone")]
+    BehindPort(DevFn),
     /// A value that this device cannot have, beside what its type says.
     #[error("{0}")]
     Value(String),
@@ -279,8 +287,8 @@ pub struct Site<'a> {
     pub entropy: Arc<Entropy>,
     /// The balloon that the monitor's commands are for, when there is one.
     pub balloon: &'a OnceLock<Arc<Balloon>>,
-    /// The IDE buses.
-    pub ide: &'a [Arc<Channel>],
+    /// Where `ide-hd` and `ide-cd` are plugged in: IDE channels, and ports of SATA controllers.
+    pub ide: &'a RefCell<Vec<Arc<dyn Cable>>>,
     /// Devices with ports for virtconsole and virtserialport, by the name of their bus without its `.0`.
     pub consoles: &'a RefCell<Vec<(String, Arc<Console>)>>,
     /// The serial ports: what they have sent is to leave the process before that ends.
@@ -319,27 +327,62 @@ impl Site<'_> {
         self.registry.plug("isa.0", values.id.clone().unwrap_or(name), device);
     }
 
-    /// Makes a PCI function with this configuration space at the address that the user gave, or the next free one, and
-    /// plugs it in.
+    /// The PCI bus that a device goes on: bus 0 unless the user has named another one.
+    ///
+    /// # Errors
+    /// There is none, or none of this name.
+    pub fn pci_bus(&self, values: &Values) -> Result<Arc<PciBus>, PlugError> {
+        let root = self.pci.ok_or(PlugError::NoPci)?;
+        let name = match values.bus.as_deref() {
+            None | Some("pci") => root.name(),
+            Some(name) => name,
+        };
+        root.find(name).ok_or_else(|| PlugError::NoBus(name.into()))
+    }
+
+    /// The place of a device on this bus: the one that the user gave, or the next free one.
     ///
     /// # Errors
     /// The address is taken, or all are.
+    pub fn pci_address(&self, values: &Values, bus: &PciBus) -> Result<DevFn, PlugError> {
+        match values.address {
+            Some(devfn) if bus.device(devfn).is_some() => Err(PlugError::Taken(devfn)),
+            Some(devfn) if bus.is_port() && devfn.device() != 0 => Err(PlugError::BehindPort(devfn)),
+            Some(devfn) => Ok(devfn),
+            None => Ok(DevFn::new(bus.free_device(1).ok_or(PlugError::Full)?, 0)),
+        }
+    }
+
+    /// A name that no bus has: "pci.1" and so on.
+    ///
+    /// # Errors
+    /// There is no PCI.
+    pub fn free_bus_name(&self, stem: &str) -> Result<String, PlugError> {
+        let root = self.pci.ok_or(PlugError::NoPci)?;
+        let mut names = (1_u32..).map(|n| format!("{stem}.{n}"));
+        names.find(|name| root.find(name).is_none()).ok_or(PlugError::Full)
+    }
+
+    /// Makes a PCI function with this configuration space on the bus and at the address that the user gave, or the
+    /// next free one, and plugs it in.
+    ///
+    /// # Errors
+    /// There is no such bus, the address is taken, or all are.
     pub fn plug_pci<D: Device + PciDevice>(
         &self,
         values: &Values,
         config: ConfigSpace,
         make: impl FnOnce(Function) -> Arc<D>,
     ) -> Result<Arc<D>, PlugError> {
-        let pci = self.pci.ok_or(PlugError::NoPci)?;
-        let devfn = match values.address {
-            Some(devfn) if pci.device(devfn).is_some() => return Err(PlugError::Taken(devfn)),
-            Some(devfn) => devfn,
-            None => DevFn::new(pci.free_device(1).ok_or(PlugError::Full)?, 0),
-        };
-        let device = make(pci.function(devfn, config));
-        pci.attach(devfn, device.clone());
-        let name = values.id.clone().unwrap_or_else(|| format!("{}@{devfn}", D::KIND));
-        self.registry.plug("pci.0", name, device.clone());
+        let bus = self.pci_bus(values)?;
+        let devfn = self.pci_address(values, &bus)?;
+        let device = make(bus.function(devfn, config));
+        bus.attach(devfn, device.clone());
+        let name = values.id.clone().unwrap_or_else(|| match bus.is_root() {
+            true => format!("{}@{devfn}", D::KIND),
+            false => format!("{}@{}/{devfn}", D::KIND, bus.name()),
+        });
+        self.registry.plug(bus.name().to_owned(), name, device.clone());
         Ok(device)
     }
 }

@@ -232,7 +232,7 @@ fn board() -> Board {
         cpus: 2,
         entropy: Entropy::new(Some(1), 2),
         balloon: &OnceLock::new(),
-        ide: ide.channels(),
+        ide: &RefCell::new(ide.channels().iter().map(|c| c.clone() as Arc<dyn Cable>).collect()),
         consoles: &RefCell::default(),
         serials: RefCell::new(&mut serials),
     };
@@ -267,7 +267,7 @@ fn plug_all(site: &Site<'_>) -> Vec<(DevFn, u64)> {
             let Some((bar_kind, size)) = device.config().lock().bar(bar) else { continue };
             let next = if bar_kind == BarKind::Io { &mut port } else { &mut window };
             *next = next.next_multiple_of(size);
-            site.pci.unwrap().config_write(0, at, 0x10 + 4 * bar as u8, 4, *next as u32);
+            site.pci.unwrap().config_write(0, at, 0x10 + 4 * bar as u16, 4, *next as u32);
             if bar == 4 && site.pci.unwrap().config_read(0, at, 0, 2) == 0x1af4 {
                 virtio.push((at, *next));
             }

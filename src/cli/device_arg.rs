@@ -52,8 +52,6 @@ const LATER: &[&str] = &[
     "floppy",
     "nvme",
     "nvme-ns",
-    "ahci",
-    "ich9-ahci",
     "piix3-ide",
     "piix4-ide",
     "isa-ide",
@@ -94,8 +92,6 @@ const LATER: &[&str] = &[
     "pci-serial-2x",
     "pci-serial-4x",
     "isa-parallel",
-    "pci-bridge",
-    "pcie-root-port",
     "ioh3420",
     "pxb",
     "pxb-pcie",
@@ -144,8 +140,10 @@ pub fn device(text: &str) -> Result<Chosen, Error> {
         return Err(Error::info(describe(kind)));
     }
     props.rename(format!("-device {name}"));
-    let mut values =
-        Values { id: props.text("id")?, address: address(&mut props, kind.bus)?, ..Values::default() };
+    // There may be several PCI buses: which there are is seen when it is plugged in.
+    let bus = if kind.bus == Bus::Pci { props.text("bus")? } else { None };
+    let address = address(&mut props, kind.bus)?;
+    let mut values = Values { id: props.text("id")?, address, bus, ..Values::default() };
     for property in kind.properties {
         if let Some(value) = value(&mut props, property)? {
             values.values.insert(property.name, value);
@@ -170,21 +168,17 @@ fn value(props: &mut Props, property: &Property) -> Result<Option<Value>, Error>
     Ok(given.or_else(|| property.default_value()))
 }
 
-/// `bus=`, of which there is one of most sorts, and `addr=` on PCI: a slot, or a slot and a function, in hexadecimal.
+/// `bus=` on ISA, of which there is one, and `addr=` on PCI: a slot, or a slot and a function, in hexadecimal.
 fn address(props: &mut Props, bus: Bus) -> Result<Option<DevFn>, Error> {
-    let names = match bus {
-        Bus::Isa => ["isa.0", "isa"],
-        Bus::Pci => ["pci.0", "pci"],
-        // There are two, of which the device's own property chooses.
-        Bus::Ide => return Ok(None),
+    match bus {
+        Bus::Pci => {}
+        Bus::Isa => {
+            let other = props.text("bus")?.filter(|name| !["isa.0", "isa"].contains(&name.as_str()));
+            let why = |other| format!("bus={other}: there is no such bus; it goes on 'isa.0'");
+            return other.map_or(Ok(None), |other| Err(props.error(why(other))));
+        }
         // There may be several: it is a property.
-        Bus::VirtioSerial => return Ok(None),
-    };
-    if let Some(other) = props.text("bus")?.filter(|name| !names.contains(&name.as_str())) {
-        return Err(props.error(format!("bus={other}: there is no such bus; it goes on '{}'", names[0])));
-    }
-    if bus != Bus::Pci {
-        return Ok(None);
+        Bus::Ide | Bus::VirtioSerial => return Ok(None),
     }
     let Some(text) = props.text("addr")? else { return Ok(None) };
     let (slot, function) = text.split_once('.').unwrap_or((&text, "0"));
@@ -281,7 +275,7 @@ mod tests {
         assert_eq!(refused("isa-debugcon"), "-device isa-debugcon: a chardev=ID is missing");
         assert!(refused("edu,addr=20").contains("addr=20: it is a slot from 0 to 1f"));
         assert!(refused("edu,addr=1.8").contains("a function from 0 to 7"));
-        assert!(refused("edu,bus=pcie.0").contains("it goes on 'pci.0'"));
+        assert_eq!(chosen("edu,bus=rp1").bus.as_deref(), Some("rp1"));
         assert!(refused("pvpanic,addr=1").contains("unknown property 'addr'"));
     }
 

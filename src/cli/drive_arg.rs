@@ -8,6 +8,7 @@ use super::device_arg;
 use super::props::Props;
 use super::suggest::did_you_mean;
 use crate::config::{Config, Drive, Interface};
+use crate::machine::boards::Description;
 use mynah_block::{Cache, OnError};
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -190,12 +191,12 @@ pub fn settle(config: &mut Config, snapshot: bool) -> Result<(), Error> {
     // Those with a place of their own first.
     for fixed in [true, false] {
         for drive in drives.iter_mut().filter(|d| d.has_place() == fixed) {
-            set_place(drive, &mut taken)?;
+            set_place(drive, board, &mut taken)?;
         }
     }
     for n in 0..drives.len() {
-        name(&mut drives, n)?;
-        if let Some(text) = stands_for(&drives[n]) {
+        name(&mut drives, n, board)?;
+        if let Some(text) = stands_for(&drives[n], board) {
             config.devices.push(device_arg::device(&text)?);
         }
     }
@@ -215,21 +216,32 @@ pub fn settle(config: &mut Config, snapshot: bool) -> Result<(), Error> {
 fn default_cdrom(config: &Config, drives: &[Drive]) -> bool {
     const DRIVES: [&str; 4] = ["ide-cd", "ide-hd", "scsi-cd", "scsi-hd"];
     let own = config.devices.iter().any(|d| DRIVES.contains(&d.kind.name));
-    let is_third = |d: &Drive| d.interface == Some(Interface::Ide) && d.number() == Some(2);
+    let is_third =
+        |d: &Drive| d.interface == Some(Interface::Ide) && d.number(units(config.machine.board)) == Some(2);
     config.machine.board.pci && !config.no_defaults && !own && !drives.iter().any(is_third)
 }
 
-fn set_place(drive: &mut Drive, taken: &mut Vec<(Interface, u32)>) -> Result<(), Error> {
+/// Drives on a bus of the board's own controller.
+fn units(board: &Description) -> u32 {
+    if board.sata { 1 } else { 2 }
+}
+
+fn set_place(drive: &mut Drive, board: &Description, taken: &mut Vec<(Interface, u32)>) -> Result<(), Error> {
     let interface = drive.interface.unwrap_or(Interface::None);
     if interface == Interface::None {
         return Ok(());
     }
     let most = match interface {
+        Interface::Ide if board.sata => 6,
         Interface::Ide => 4,
         Interface::Floppy | Interface::Pflash => 2,
         _ => 256,
     };
-    let wanted = drive.number();
+    let units = if interface == Interface::Ide { units(board) } else { 2 };
+    if interface == Interface::Ide && drive.unit.is_some_and(|unit| unit >= units) {
+        return Err(Error::new(format!("{}: a bus has units from 0 to {}", drive.shown(), units - 1)));
+    }
+    let wanted = drive.number(units);
     let free = || (0..most).find(|n| !taken.contains(&(interface, *n)));
     let Some(number) = wanted.or_else(free) else {
         return Err(Error::new(format!(
@@ -254,7 +266,7 @@ fn set_place(drive: &mut Drive, taken: &mut Vec<(Interface, u32)>) -> Result<(),
 }
 
 /// QEMU's name for a drive that was not given one.
-fn name(drives: &mut [Drive], n: usize) -> Result<(), Error> {
+fn name(drives: &mut [Drive], n: usize, board: &Description) -> Result<(), Error> {
     let drive = &drives[n];
     let id = if !drive.id.is_empty() {
         drive.id.clone()
@@ -262,7 +274,10 @@ fn name(drives: &mut [Drive], n: usize) -> Result<(), Error> {
         let number = drive.index.unwrap_or(n as u32);
         let media = if drive.cdrom { "cd" } else { "hd" };
         match drive.interface.unwrap_or(Interface::None) {
-            Interface::Ide => format!("ide{}-{media}{}", number / 2, number % 2),
+            Interface::Ide => {
+                let units = units(board);
+                format!("ide{}-{media}{}", number / units, number % units)
+            }
             Interface::None => format!("none{n}"),
             other => format!("{other}{number}"),
         }
@@ -275,14 +290,15 @@ fn name(drives: &mut [Drive], n: usize) -> Result<(), Error> {
 }
 
 /// The `-device` that a drive with an interface stands for.
-fn stands_for(drive: &Drive) -> Option<String> {
+fn stands_for(drive: &Drive, board: &Description) -> Option<String> {
     let id = drive.id.replace(',', ",,");
     let number = drive.index.unwrap_or_default();
     let mut text = match drive.interface.unwrap_or(Interface::None) {
         Interface::None | Interface::Floppy | Interface::Pflash => return None,
         Interface::Ide => {
             let kind = if drive.cdrom { "ide-cd" } else { "ide-hd" };
-            format!("{kind},drive={id},bus=ide.{},unit={}", number / 2, number % 2)
+            let units = units(board);
+            format!("{kind},drive={id},bus=ide.{},unit={}", number / units, number % units)
         }
         Interface::Virtio => format!("virtio-blk-pci,drive={id}"),
     };
@@ -321,6 +337,12 @@ mod tests {
     fn drives_have_the_places_and_names_that_qemu_gives_them() {
         assert_eq!(settled("-display none"), ["ide1-cd0 - ide-cd"]);
         assert_eq!(settled("-nodefaults"), [""; 0]);
+        // On SATA each has a port of its own.
+        assert_eq!(settled("-M q35"), ["ide2-cd0 - ide-cd"]);
+        assert_eq!(
+            settled("-M q35 -hda a -hdb b -cdrom c -drive file=d,bus=5"),
+            ["ide0-hd0 a ide-hd", "ide1-hd0 b ide-hd", "ide2-cd0 c ide-cd", "ide5-hd0 d ide-hd"]
+        );
         assert_eq!(settled("-hda a -cdrom b"), ["ide0-hd0 a ide-hd", "ide1-cd0 b ide-cd"]);
         assert_eq!(settled("-hdb a -hdd c -nodefaults"), ["ide0-hd1 a ide-hd", "ide1-hd1 c ide-hd"]);
         assert_eq!(
@@ -343,6 +365,8 @@ mod tests {
         assert!(refused("-hda a -drive file=b,index=0").contains("index=0 of ide is taken"));
         assert!(refused("-drive file=a,index=4").contains("places from 0 to 3"));
         assert!(refused("-drive file=a,index=1,bus=0").contains("exclude each other"));
+        assert!(refused("-M q35 -drive file=a,index=6").contains("places from 0 to 5"));
+        assert!(refused("-M q35 -drive file=a,bus=0,unit=1").contains("units from 0 to 0"));
         assert!(refused("-drive file=a,if=ied").contains("did you mean 'ide'?"));
         assert!(refused("-drive file=a,if=scsi").contains("no such controller"));
         assert!(refused("-drive file=a,cache=wb").contains("accepted are none, writeback"));

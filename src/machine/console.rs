@@ -393,7 +393,7 @@ pub fn attach_extra(
         cpus: cfg.smp.cpus as usize,
         entropy: board.entropy.clone(),
         balloon: &board.balloon,
-        ide: board.chips.ide.as_ref().map_or(&[], |ide| ide.channels()),
+        ide: &RefCell::new(board.chips.cables.clone()),
         consoles: &RefCell::default(),
         serials: RefCell::new(&mut consoles.serials),
     };

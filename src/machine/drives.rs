@@ -120,7 +120,16 @@ pub fn of_bios(cfg: &Config, drives: &Drives) -> Vec<BiosDrive> {
             let channel = usize::from(values.text("bus").is_some_and(|bus| bus.ends_with(".1")));
             let (command, control, irq) = CHANNELS[channel];
             let slave = values.number("unit") == Some(1);
-            DrivePath::Ata { pci: Some((0, 1, 1)), ports: (command, control), irq, slave, packet: cd }
+            let number = values.text("bus").and_then(|bus| bus.strip_prefix("ide.")?.parse::<u8>().ok());
+            match (cfg.machine.board.sata, number) {
+                (false, None | Some(0 | 1)) => {
+                    DrivePath::Ata { pci: Some((0, 1, 1)), ports: (command, control), irq, slave, packet: cd }
+                }
+                (true, Some(port @ 0..6)) => {
+                    DrivePath::Pci { pci: (0, 0x1f, 2), interface: "SATA", unit: port.into() }
+                }
+                _ => DrivePath::Unknown,
+            }
         } else {
             DrivePath::Unknown
         };

@@ -11,6 +11,7 @@ use mynah_devices::input::i8042::I8042;
 use mynah_devices::input::ps2::Key;
 use mynah_mmu::Target;
 use parking_lot::Mutex;
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -213,7 +214,7 @@ impl Handle {
     }
 
     /// Bus, name and kind of each device.
-    pub fn devices(&self) -> Vec<(&'static str, String, &'static str)> {
+    pub fn devices(&self) -> Vec<(Cow<'static, str>, String, &'static str)> {
         self.board().map_or(Vec::new(), |board| board.devices.list())
     }
 

@@ -16,6 +16,7 @@ use mynah_devices::misc::fw_cfg::{FwCfg, key};
 use mynah_devices::serial::COM;
 use mynah_firmware::bios::{BootConfig, set_up_pci};
 use mynah_firmware::linuxboot::{Parts, ROM_FILE, option_rom};
+use mynah_firmware::tables::Chipset;
 use mynah_firmware::tables::{PM_BASE, acpi_files};
 use mynah_firmware::{
     Bios, BiosConfig, BootProtocol, Entry, Kind, LoadError, LoadRequest, Module, Reason, Segment,
@@ -168,6 +169,19 @@ fn boot_config(cfg: &Config) -> BootConfig {
     }
 }
 
+/// Where PCI memory may be above RAM on a board with PCI Express: 32 GiB as on QEMU's, as far as the processor's
+/// addresses reach.
+fn pci_window(cfg: &Config, model: &CpuModel) -> Option<(u64, u64)> {
+    const SIZE: u64 = 32 << 30;
+    if cfg.machine.board.tables != Chipset::Q35 {
+        return None;
+    }
+    let above = cfg.memory.size - (cfg.machine.board.below_4g)(cfg.memory.size);
+    let first = ((4 << 30) + above).next_multiple_of(1 << 30);
+    let end = (first + SIZE).min(1 << model.phys_bits());
+    (first < end).then(|| (first, end - 1))
+}
+
 fn com_ports(cfg: &Config) -> [bool; 4] {
     let mut ports = [false; 4];
     for (port, s) in ports.iter_mut().zip(&cfg.serials) {
@@ -210,6 +224,7 @@ impl Boot {
             s3: cfg.machine.board.sleeps,
             s4: cfg.machine.board.sleeps,
             uuid: cfg.uuid.unwrap_or([0; 16]),
+            pci_window_64: pci_window(cfg, model),
             ..Default::default()
         };
         let path = |file: &Path| std::fs::canonicalize(file).unwrap_or_else(|_| file.into());
@@ -267,7 +282,7 @@ impl Boot {
         let Some(kernel) = &self.kernel else {
             let mut pc = BoardPlatform::new(board);
             if board.what.pci {
-                set_up_pci(&mut pc, memory.below_4g());
+                set_up_pci(&mut pc, memory.below_4g(), self.tables.pci_window_64);
             }
             bios.power_on(&mut pc);
             return Ok(Some(bios.boot_entry()));

@@ -314,7 +314,7 @@ impl Hmp {
         let mut buses: Vec<&str> = Vec::new();
         let mut text = String::new();
         for (bus, ..) in &all {
-            if buses.contains(bus) {
+            if buses.contains(&&**bus) {
                 continue;
             }
             buses.push(bus);

@@ -39,6 +39,20 @@ pub struct Shadow {
 /// Regions that PAM controls.
 pub const REGIONS: usize = 13;
 
+/// What seven PAM registers from `pam0` on say, in the order of addresses.
+pub(super) fn shadows(c: &ConfigSpace, pam0: u8) -> [Shadow; REGIONS] {
+    std::array::from_fn(|i| {
+        // Twelve regions of 16 KiB from C0000h, a nibble of PAM1-PAM6 each; then F0000h with PAM0's high nibble.
+        let (base, len, attributes) = if i < 12 {
+            let pam = c.get8(pam0 + 1 + i as u8 / 2);
+            (0xc_0000 + 0x4000 * i as u32, 0x4000, pam >> (4 * (i % 2)))
+        } else {
+            (0xf_0000, 0x1_0000, c.get8(pam0) >> 4)
+        };
+        Shadow { base, len, read_ram: attributes & 1 != 0, write_ram: attributes & 2 != 0 }
+    })
+}
+
 /// The host bridge.
 pub struct I440fx {
     config: Mutex<ConfigSpace>,
@@ -83,21 +97,7 @@ impl I440fx {
 
     /// The attributes of all regions, in the order of their addresses.
     pub fn shadows(&self) -> [Shadow; REGIONS] {
-        Self::decode(&self.config.lock())
-    }
-
-    fn decode(c: &ConfigSpace) -> [Shadow; REGIONS] {
-        std::array::from_fn(|i| {
-            // Twelve regions of 16 KiB from C0000h, a nibble of PAM1-PAM6 each; then F0000h with PAM0's high
-            // nibble.
-            let (base, len, attributes) = if i < 12 {
-                let pam = c.get8(PAM0 + 1 + i as u8 / 2);
-                (0xc_0000 + 0x4000 * i as u32, 0x4000, pam >> (4 * (i % 2)))
-            } else {
-                (0xf_0000, 0x1_0000, c.get8(PAM0) >> 4)
-            };
-            Shadow { base, len, read_ram: attributes & 1 != 0, write_ram: attributes & 2 != 0 }
-        })
+        shadows(&self.config.lock(), PAM0)
     }
 
     /// Whether SMRAM at A0000h is open to everyone (D_OPEN).
@@ -108,9 +108,9 @@ impl I440fx {
     fn change<R>(&self, f: impl FnOnce(&mut ConfigSpace) -> R) -> R {
         let (before, after, result) = {
             let mut c = self.config.lock();
-            let before = Self::decode(&c);
+            let before = shadows(&c, PAM0);
             let result = f(&mut c);
-            (before, Self::decode(&c), result)
+            (before, shadows(&c, PAM0), result)
         };
         for (b, a) in before.into_iter().zip(after) {
             if b != a {

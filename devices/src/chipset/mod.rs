@@ -8,6 +8,14 @@
 //!            port F0h                        FERR#, IGNNE# and IRQ 13
 //! ```
 //!
+//! The Q35/ICH9 chipset, of 2009, has PCI Express:
+//!
+//! ```text
+//!   00:00.0  8086:29C0  Q35 host bridge (MCH)  memory map of the first MiB (PAM), configuration space in memory (ECAM)
+//!   00:1F.0  8086:2918  ICH9 LPC bridge        PIRQ routing, ACPI registers, watchdog (TCO), reset control, RCBA
+//!   00:1F.3  8086:2930  ICH9 SMBus
+//! ```
+//!
 //! `acpi_ged` is the power management of boards without such a chipset.
 //!
 //! The IDE and USB functions of PIIX (00:01.1, 00:01.2) are storage's and USB's. Interrupt controllers,
@@ -16,16 +24,21 @@
 pub mod acpi_ged;
 pub mod ferr;
 pub mod i440fx;
+pub mod ich9;
 pub mod piix3;
 pub mod piix4_pm;
+mod pm1;
 pub mod port92;
+pub mod q35;
 
 pub use acpi_ged::AcpiGed;
 pub use ferr::Ferr;
 pub use i440fx::I440fx;
+pub use ich9::{Ich9Lpc, Ich9Smbus};
 pub use piix3::Piix3;
 pub use piix4_pm::Piix4Pm;
 pub use port92::Port92;
+pub use q35::Q35Mch;
 
 /// What a power button is wired to.
 pub trait PowerButton: Send + Sync {

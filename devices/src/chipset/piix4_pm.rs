@@ -22,13 +22,13 @@
 //!
 //! Sources: Intel 82371AB (PIIX4) data sheet (290562-001), chapters 7.1 and 7.2; ACPI specification 5.0,
 //! 4.8.3.
+use super::pm1::{Pm1, bits, go_to_sleep};
 use crate::bus::{Irq, PortBus, PortIo, PortMapping, open_bus, read_bytes, write_bytes};
 use crate::clock::{Clock, Nanos, Timer, TimerOwner};
 use crate::device::{Device, Invalid, Reset};
-use crate::events::{MachineEvents, SleepState, WakeCause};
+use crate::events::{MachineEvents, WakeCause};
 use crate::pci::config::{ConfigV1, reg};
 use crate::pci::{ConfigSpace, DevFn, PciDevice};
-use crate::timers::pm_timer::{pm_timer_next_toggle, pm_timer_toggles};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock, Weak};
@@ -57,36 +57,11 @@ pub const ACPI_ENABLE: u8 = 0xf1;
 pub const ACPI_DISABLE: u8 = 0xf0;
 /// The ISA interrupt of the SCI.
 pub const SCI_IRQ: u32 = 9;
-/// SLP_TYP of S5 (soft off).
-pub const SLP_TYP_S5: u8 = 0;
-/// SLP_TYP of S3 (suspend to RAM).
-pub const SLP_TYP_S3: u8 = 1;
-/// SLP_TYP of S4 (suspend to disk).
-pub const SLP_TYP_S4: u8 = 2;
+pub use super::pm1::{SLP_TYP_S3, SLP_TYP_S4, SLP_TYP_S5};
 /// Where firmware puts the SMBus host controller.
 pub const SMBUS_BASE: u16 = 0x700;
 /// Ports that it takes.
 pub const SMBUS_LEN: u32 = 16;
-
-/// PM1 status and enable bits (ACPI tables 4-16 and 4-17).
-mod pm1 {
-    pub const TIMER: u16 = 1 << 0;
-    pub const GLOBAL: u16 = 1 << 5;
-    pub const POWER_BUTTON: u16 = 1 << 8;
-    pub const RTC: u16 = 1 << 10;
-    pub const WAKE: u16 = 1 << 15;
-    /// Status bits there are: also the bus master's (4).
-    pub const STATUS: u16 = TIMER | 1 << 4 | GLOBAL | POWER_BUTTON | RTC | WAKE;
-    pub const ENABLE: u16 = TIMER | GLOBAL | POWER_BUTTON | RTC;
-}
-
-/// PM1 control bits (ACPI table 4-18).
-mod control {
-    pub const SCI_EN: u16 = 1 << 0;
-    pub const SLP_EN: u16 = 1 << 13;
-    /// SCI_EN, BM_RLD, SLP_TYP. GBL_RLS (2) and SLP_EN are for writing only.
-    pub const KEPT: u16 = SCI_EN | 1 << 1 | 7 << 10;
-}
 
 /// Configuration registers (7.1).
 mod cfg {
@@ -106,13 +81,9 @@ mod smb {
 
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct State {
-    pm1_status: u16,
-    pm1_enable: u16,
-    pm1_control: u16,
+    pm1: Pm1,
     gpe_status: u16,
     gpe_enable: u16,
-    /// Changes of the timer's highest bit that TMR_STS has told of.
-    toggles: u64,
     smi_command: u8,
     smi_data: u8,
     smbus: [u8; SMBUS_LEN as usize],
@@ -125,18 +96,7 @@ struct State {
 
 impl State {
     fn sci(&self) -> bool {
-        self.pm1_control & control::SCI_EN != 0
-            && (self.pm1_status & self.pm1_enable & pm1::ENABLE != 0
-                || self.gpe_status & self.gpe_enable != 0)
-    }
-
-    /// The event, pending and enabled, that ends a sleep.
-    fn wakes(&self) -> Option<WakeCause> {
-        match self.pm1_status & self.pm1_enable {
-            both if both & pm1::RTC != 0 => Some(WakeCause::RtcAlarm),
-            both if both & pm1::POWER_BUTTON != 0 => Some(WakeCause::PowerButton),
-            _ => None,
-        }
+        self.pm1.acpi_mode() && (self.pm1.has_event() || self.gpe_status & self.gpe_enable != 0)
     }
 }
 
@@ -225,29 +185,23 @@ impl Piix4Pm {
     /// from now on TMR_STS is set when the timer's highest bit changes. Only the first call counts.
     pub fn follow(&self, clock: &Arc<dyn Clock>) {
         let timer = clock.timer(self.me.clone());
-        self.state.lock().toggles = pm_timer_toggles(clock.now());
+        self.state.lock().pm1.begin(clock.now());
         let _ = self.clock.set((clock.clone(), timer));
     }
 
     /// The real-time clock's alarm has rung.
     pub fn rtc_alarm(&self) {
-        self.raise(pm1::RTC);
+        self.raise(bits::RTC);
     }
 
     /// The machine wakes from S3, and was reset for that: WAK_STS is set with the status of what has woken it.
     pub fn wake(&self, cause: WakeCause) {
-        self.raise(
-            pm1::WAKE
-                | match cause {
-                    WakeCause::RtcAlarm => pm1::RTC,
-                    WakeCause::PowerButton => pm1::POWER_BUTTON,
-                },
-        );
+        self.raise(bits::WAKE | bits::of(cause));
     }
 
     /// Whether ACPI mode is on (SCI_EN).
     pub fn acpi_mode(&self) -> bool {
-        self.state.lock().pm1_control & control::SCI_EN != 0
+        self.state.lock().pm1.acpi_mode()
     }
 
     /// Where the power management registers are now, if they are anywhere.
@@ -265,9 +219,9 @@ impl Piix4Pm {
     fn raise(&self, bits: u16) {
         let cause = {
             let mut state = self.state.lock();
-            state.pm1_status |= bits;
+            state.pm1.raise(bits);
             self.settle(&mut state);
-            state.wakes()
+            state.pm1.wakes()
         };
         if let Some(cause) = cause {
             self.events.wake(cause);
@@ -277,10 +231,7 @@ impl Piix4Pm {
     /// Brings TMR_STS up to date.
     fn look_at_timer(&self, state: &mut State) {
         if let Some((clock, _)) = self.clock.get() {
-            let toggles = pm_timer_toggles(clock.now());
-            if toggles != std::mem::replace(&mut state.toggles, toggles) {
-                state.pm1_status |= pm1::TIMER;
-            }
+            state.pm1.look_at_timer(clock.now());
         }
     }
 
@@ -290,11 +241,9 @@ impl Piix4Pm {
         self.look_at_timer(state);
         self.sci.set(state.sci());
         if let Some((clock, timer)) = self.clock.get() {
-            let wanted = state.pm1_control & control::SCI_EN != 0 && state.pm1_enable & pm1::TIMER != 0;
-            if wanted && state.pm1_status & pm1::TIMER == 0 {
-                timer.arm(pm_timer_next_toggle(clock.now()));
-            } else {
-                timer.cancel();
+            match state.pm1.next_event(clock.now()) {
+                Some(deadline) => timer.arm(deadline),
+                None => timer.cancel(),
             }
         }
     }
@@ -332,17 +281,9 @@ impl Piix4Pm {
         let timer = (self.timer)() & 0x00ff_ffff;
         let mut state = self.state.lock();
         self.look_at_timer(&mut state);
-        read_bytes(size, |i| {
-            let at = offset.wrapping_add(i);
-            let word = match at & !1 {
-                0 => state.pm1_status,
-                2 => state.pm1_enable,
-                4 => state.pm1_control,
-                8 => timer as u16,
-                10 => (timer >> 16) as u16,
-                _ => 0,
-            };
-            (word >> (8 * (at & 1))) as u8
+        read_bytes(size, |i| match offset.wrapping_add(i) {
+            at @ 8..12 => timer.to_le_bytes()[usize::from(at) - 8],
+            at => state.pm1.read(at),
         })
     }
 
@@ -353,36 +294,12 @@ impl Piix4Pm {
             // A carry that has happened is there to be cleared.
             self.look_at_timer(&mut state);
             write_bytes(size, value, |i, b| {
-                let at = offset.wrapping_add(i);
-                let shift = 8 * (at & 1);
-                let (bits, lane) = (u16::from(b) << shift, 0xff << shift);
-                match at & !1 {
-                    0 => state.pm1_status &= !(bits & pm1::STATUS),
-                    2 => state.pm1_enable = state.pm1_enable & !lane | bits & pm1::ENABLE,
-                    4 => {
-                        state.pm1_control = state.pm1_control & !lane | bits & control::KEPT;
-                        if bits & control::SLP_EN != 0 {
-                            sleep = Some((state.pm1_control >> 10) as u8 & 7);
-                        }
-                    }
-                    _ => {}
-                }
+                sleep = state.pm1.write(offset.wrapping_add(i), b).or(sleep);
             });
             self.settle(&mut state);
         }
-        match sleep {
-            Some(SLP_TYP_S5) => self.events.power_off(),
-            Some(SLP_TYP_S3) => {
-                self.events.sleep(SleepState::S3);
-                // What was there before is no less a reason to wake.
-                let cause = self.state.lock().wakes();
-                if let Some(cause) = cause {
-                    self.events.wake(cause);
-                }
-            }
-            Some(SLP_TYP_S4) => self.events.sleep(SleepState::S4),
-            Some(other) => tracing::debug!("the guest asks for sleep type {other}, which does not exist"),
-            None => {}
+        if let Some(kind) = sleep {
+            go_to_sleep(kind, &*self.events, || self.state.lock().pm1.wakes());
         }
     }
 
@@ -394,8 +311,8 @@ impl Piix4Pm {
         }
         state.smi_command = value;
         match value {
-            ACPI_ENABLE => state.pm1_control |= control::SCI_EN,
-            ACPI_DISABLE => state.pm1_control &= !control::SCI_EN,
+            ACPI_ENABLE => state.pm1.set_acpi_mode(true),
+            ACPI_DISABLE => state.pm1.set_acpi_mode(false),
             _ => {}
         }
         self.settle(&mut state);
@@ -481,7 +398,7 @@ impl PciDevice for Piix4Pm {
 impl super::PowerButton for Piix4Pm {
     /// Its status bit is set and, if enabled, the SCI rises.
     fn press(&self) {
-        self.raise(pm1::POWER_BUTTON);
+        self.raise(bits::POWER_BUTTON);
     }
 }
 
@@ -497,14 +414,17 @@ pub struct Piix4PmV1 {
 impl Device for Piix4Pm {
     type State = Piix4PmV1;
     const KIND: &'static str = "PIIX4_PM";
+    const VERSION: u16 = 2;
 
     fn reset(&self, _: Reset) {
         self.config.lock().reset();
         {
             let mut state = self.state.lock();
             let (pm, smb) = (state.pm.take(), state.smb.take());
-            let toggles = self.clock.get().map_or(0, |(clock, _)| pm_timer_toggles(clock.now()));
-            *state = State { pm, smb, toggles, ..State::default() };
+            *state = State { pm, smb, ..State::default() };
+            if let Some((clock, _)) = self.clock.get() {
+                state.pm1.begin(clock.now());
+            }
             self.settle(&mut state);
         }
         self.remap();

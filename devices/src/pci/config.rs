@@ -7,6 +7,7 @@
 //! after, by the bus for BARs and by the device for the rest.
 //!
 //! Source: PCI Local Bus Specification 2.1, chapter 6.
+use super::bridge;
 use crate::device::Invalid;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,10 @@ pub mod reg {
     pub const HEADER_TYPE: u8 = 0x0e;
     /// The first of six base address registers.
     pub const BAR0: u8 = 0x10;
+    /// Of a bridge: the bus behind it.
+    pub const SECONDARY_BUS: u8 = 0x19;
+    /// Of a bridge: the last bus behind it.
+    pub const SUBORDINATE_BUS: u8 = 0x1a;
     /// Subsystem vendor id, 16 bits.
     pub const SUBSYSTEM_VENDOR_ID: u8 = 0x2c;
     /// Subsystem id, 16 bits.
@@ -270,6 +275,11 @@ impl ConfigSpace {
 
     fn bar_offset(index: usize) -> u8 {
         if index == ROM_BAR { reg::ROM } else { reg::BAR0 + 4 * index as u8 }
+    }
+
+    /// Whether it is a function of PCI Express, whose configuration space has 4096 bytes.
+    pub fn is_express(&self) -> bool {
+        self.capability(bridge::EXPRESS).is_some()
     }
 
     /// Kind and size of a BAR.

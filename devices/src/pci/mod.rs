@@ -8,10 +8,14 @@
 //!                                     on the port bus or the physical address map
 //! ```
 //!
-//! There is one bus, number 0; nothing answers on others. A device brings a `ConfigSpace` and, for each BAR,
-//! what answers there; the bus maps it where software puts it. One that masters the bus or interrupts has a
-//! [`Function`], in which that is written once. INTx pins lead to the chipset's router (`chipset::piix3`),
-//! messages to the local APICs. On purpose absent: bridges, ECAM, special cycles.
+//! Bus 0 is the board's; others are behind bridges ([`bridge`]), which number them. A device brings a `ConfigSpace`
+//! and, for each BAR, what answers there; the bus maps it where software puts it, as far as the windows of all bridges
+//! on the way let through. One that masters the bus or interrupts has a [`Function`], in which that is written once.
+//! INTx pins lead to the chipset's router (`chipset::piix3`, `chipset::ich9`), messages to the local APICs. Where the
+//! host bridge has mechanism ECAM ([`ecam`]), a PCI Express function has 4096 bytes of configuration space.
+//!
+//! On purpose absent: special cycles, and what bridges do to transfers of the devices behind them: their Bus Master
+//! bits close nothing, as on QEMU's.
 //!
 //! Locks: a slot's `mapped` is held while its BARs are moved, which keeps two vCPUs that write to one BAR in
 //! order. No lock of the bus is held while a device's `config_read` or `config_write` runs.
@@ -24,10 +28,15 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
+pub mod bridge;
 pub mod config;
+pub mod ecam;
 mod function;
+
+use bridge::Windows;
+use config::reg;
 
 pub use config::{BarKind, ConfigSpace};
 pub use function::{Function, FunctionV1, MsiSink};
@@ -96,6 +105,11 @@ pub trait PciDevice: Send + Sync {
         self.config().lock().write(offset, size, value);
     }
 
+    /// The bus behind it, if it is a bridge.
+    fn secondary(&self) -> Option<&Arc<PciBus>> {
+        None
+    }
+
     /// What answers in BAR `index`.
     fn bar(&self, index: usize) -> BarTarget {
         let _ = index;
@@ -130,18 +144,105 @@ struct Wires {
     intx: IntxWires,
 }
 
-/// PCI bus 0.
+/// A bus: the board's bus 0, or one behind a bridge.
 pub struct PciBus {
+    name: String,
+    /// Links of PCI Express, not wires: that of a board with ECAM, and those behind its ports.
+    express: bool,
     slots: RwLock<Vec<Arc<Slot>>>,
     ports: Arc<PortBus>,
     memory: Arc<PhysMemory>,
     wires: OnceLock<Wires>,
+    /// Of a bus behind a bridge.
+    up: Option<Up>,
+    me: Weak<PciBus>,
+}
+
+/// The way from a bus towards the processor.
+struct Up {
+    /// The bus that the bridge is on.
+    bus: Weak<PciBus>,
+    /// What the bridge lets through.
+    windows: RwLock<Windows>,
+    /// It is a port: there is one device, number 0.
+    port: bool,
 }
 
 impl PciBus {
-    /// An empty bus whose BARs appear on `ports` and in `memory`.
+    /// An empty bus 0, "pci.0", whose BARs appear on `ports` and in `memory`.
     pub fn new(ports: Arc<PortBus>, memory: Arc<PhysMemory>) -> Arc<Self> {
-        Arc::new(Self { slots: RwLock::new(Vec::new()), ports, memory, wires: OnceLock::new() })
+        Self::root("pci.0", false, ports, memory)
+    }
+
+    /// An empty bus 0 of this name.
+    pub fn root(name: &str, express: bool, ports: Arc<PortBus>, memory: Arc<PhysMemory>) -> Arc<Self> {
+        Self::make(name.into(), express, ports, memory, None)
+    }
+
+    fn make(
+        name: String,
+        express: bool,
+        ports: Arc<PortBus>,
+        memory: Arc<PhysMemory>,
+        up: Option<Up>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            name,
+            express,
+            slots: RwLock::default(),
+            ports,
+            memory,
+            wires: OnceLock::new(),
+            up,
+            me: me.clone(),
+        })
+    }
+
+    /// The bus behind a bridge at `devfn` on this one, or behind a port of PCI Express, with nothing on it. Its pins
+    /// come out at the bridge's, rotated by the device (PCI-to-PCI Bridge Architecture 1.1, 9.1).
+    pub fn behind(&self, devfn: DevFn, name: String, port: bool) -> Arc<Self> {
+        let up = Up { bus: self.me.clone(), windows: RwLock::default(), port };
+        let bus = Self::make(name, port, self.ports.clone(), self.memory.clone(), Some(up));
+        let parent = self.me.clone();
+        let intx = move |at: DevFn, pin: u8| {
+            let pin = pin.wrapping_add(at.device()) & 3;
+            parent.upgrade().map_or_else(Irq::unconnected, |bus| bus.intx(devfn, pin))
+        };
+        bus.connect(self.messages(), Box::new(intx));
+        bus
+    }
+
+    /// Its name, as `bus=` has it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it is bus 0.
+    pub fn is_root(&self) -> bool {
+        self.up.is_none()
+    }
+
+    /// Whether its devices are on PCI Express.
+    pub fn is_express(&self) -> bool {
+        self.express
+    }
+
+    /// Whether it is the link behind a port, with room for device 0 alone.
+    pub fn is_port(&self) -> bool {
+        self.up.as_ref().is_some_and(|up| up.port)
+    }
+
+    /// The bus of this name, from this one on.
+    pub fn find(&self, name: &str) -> Option<Arc<PciBus>> {
+        if self.name == name {
+            return self.me.upgrade();
+        }
+        self.children().iter().find_map(|bus| bus.find(name))
+    }
+
+    /// The buses behind bridges on this one.
+    fn children(&self) -> Vec<Arc<PciBus>> {
+        self.slots.read().iter().filter_map(|s| s.dev.secondary().cloned()).collect()
     }
 
     /// The address space that memory BARs appear in, for a device that answers elsewhere, too.
@@ -188,7 +289,8 @@ impl PciBus {
     /// The lowest device number from `from` with no function at all.
     pub fn free_device(&self, from: u8) -> Option<u8> {
         let slots = self.slots.read();
-        (from..32).find(|d| slots.iter().all(|s| s.devfn.device() != *d))
+        let numbers = if self.is_port() { 0..1 } else { from..32 };
+        numbers.into_iter().find(|d| slots.iter().all(|s| s.devfn.device() != *d))
     }
 
     /// Maps all BARs where the functions' configuration spaces have them: to be called after these were changed by other ways
@@ -200,6 +302,35 @@ impl PciBus {
             if let Some(f) = slot.dev.function() {
                 f.follow();
             }
+            if let Some(bus) = slot.dev.secondary() {
+                bus.open(Windows::of(&slot.dev.config().lock()));
+                bus.follow();
+            }
+        }
+    }
+
+    /// The bridge to this bus has these windows.
+    fn open(&self, windows: Windows) {
+        if let Some(up) = &self.up {
+            *up.windows.write() = windows;
+        }
+    }
+
+    /// Whether an access to a BAR comes through all bridges.
+    fn is_reached(&self, io: bool, address: u64, size: u64) -> bool {
+        let Some(up) = &self.up else { return true };
+        up.windows.read().have(io, address, size)
+            && up.bus.upgrade().is_some_and(|bus| bus.is_reached(io, address, size))
+    }
+
+    /// Maps anew what is behind a bridge.
+    fn move_behind(&self) {
+        let slots = self.slots.read().clone();
+        for slot in &slots {
+            self.move_bars(slot);
+            if let Some(bus) = slot.dev.secondary() {
+                bus.move_behind();
+            }
         }
     }
 
@@ -207,29 +338,58 @@ impl PciBus {
         self.slots.read().iter().find(|s| s.devfn == devfn).cloned()
     }
 
-    /// A configuration read on any bus; all ones where there is nothing.
-    pub fn config_read(&self, bus: u8, devfn: DevFn, offset: u8, size: u8) -> u32 {
-        match self.slot(devfn) {
-            Some(slot) if bus == 0 => slot.dev.config_read(offset, size) & open_bus(size),
+    /// The bus of this number behind one of this bus's bridges, as they are numbered.
+    fn numbered(&self, number: u8) -> Option<Arc<PciBus>> {
+        let bridges = self.slots.read().clone();
+        for slot in &bridges {
+            let Some(bus) = slot.dev.secondary() else { continue };
+            let (first, last) = {
+                let c = slot.dev.config().lock();
+                (c.get8(reg::SECONDARY_BUS), c.get8(reg::SUBORDINATE_BUS))
+            };
+            if first == 0 || !(first..=last).contains(&number) {
+                continue;
+            }
+            return if number == first { Some(bus.clone()) } else { bus.numbered(number) };
+        }
+        None
+    }
+
+    /// The bus of this number, as bus 0 finds it, and the function on it.
+    fn target(&self, number: u8, devfn: DevFn) -> Option<(Arc<PciBus>, Arc<Slot>)> {
+        let bus = if number == 0 { self.me.upgrade()? } else { self.numbered(number)? };
+        let slot = bus.slot(devfn)?;
+        Some((bus, slot))
+    }
+
+    /// A configuration read on any bus, asked of bus 0; all ones where there is nothing.
+    pub fn config_read(&self, bus: u8, devfn: DevFn, offset: u16, size: u8) -> u32 {
+        match self.target(bus, devfn) {
+            Some((_, slot)) => match u8::try_from(offset) {
+                Ok(offset) => slot.dev.config_read(offset, size) & open_bus(size),
+                // No function here has extended capabilities.
+                Err(_) if slot.dev.config().lock().is_express() => 0,
+                Err(_) => open_bus(size),
+            },
             _ => open_bus(size),
         }
     }
 
-    /// A configuration write on any bus; ignored where there is nothing.
-    pub fn config_write(&self, bus: u8, devfn: DevFn, offset: u8, size: u8, value: u32) {
-        if bus != 0 {
-            return;
+    /// A configuration write on any bus, asked of bus 0; ignored where there is nothing.
+    pub fn config_write(&self, bus: u8, devfn: DevFn, offset: u16, size: u8, value: u32) {
+        let (Some((bus, slot)), Ok(offset)) = (self.target(bus, devfn), u8::try_from(offset)) else { return };
+        slot.dev.config_write(offset, size, value & open_bus(size));
+        // The command register, the BARs and a bridge's windows; a device may move a BAR of its own accord elsewhere,
+        // but none here does.
+        if offset < 0x34 {
+            bus.move_bars(&slot);
+            if let Some(behind) = slot.dev.secondary() {
+                behind.open(Windows::of(&slot.dev.config().lock()));
+                behind.move_behind();
+            }
         }
-        if let Some(slot) = self.slot(devfn) {
-            slot.dev.config_write(offset, size, value & open_bus(size));
-            // The command register and the BARs; a device may move a BAR of its own accord elsewhere, but
-            // none here does.
-            if offset < 0x34 {
-                self.move_bars(&slot);
-            }
-            if let Some(f) = slot.dev.function() {
-                f.follow();
-            }
+        if let Some(f) = slot.dev.function() {
+            f.follow();
         }
     }
 
@@ -237,7 +397,13 @@ impl PciBus {
     fn move_bars(&self, slot: &Slot) {
         let mut mapped = slot.mapped.lock();
         for index in 0..config::BARS {
-            let wanted = slot.dev.config().lock().bar_address(index);
+            let wanted = {
+                let config = slot.dev.config().lock();
+                let bar = config.bar(index);
+                config.bar_address(index).filter(|at| {
+                    bar.is_some_and(|(kind, size)| self.is_reached(kind == BarKind::Io, *at, size))
+                })
+            };
             self.place(slot, &mut mapped, index, wanted);
         }
     }
@@ -312,7 +478,7 @@ impl PortIo for ConfigPorts {
             (0, 4) => self.address.load(Ordering::Relaxed),
             (1, 1) => self.reset_control.read(0, 1),
             (4..8, _) if offset as u8 % 4 + size <= 4 => match self.selected(offset as u8) {
-                Some((bus, devfn, reg)) => self.bus.config_read(bus, devfn, reg, size),
+                Some((bus, devfn, reg)) => self.bus.config_read(bus, devfn, reg.into(), size),
                 None => open_bus(size),
             },
             // Across the end of a register: byte by byte. Anything but a word to the address register passes
@@ -330,7 +496,7 @@ impl PortIo for ConfigPorts {
             (1, 1) => self.reset_control.write(0, 1, value),
             (4..8, _) if offset as u8 % 4 + size <= 4 => {
                 if let Some((bus, devfn, reg)) = self.selected(offset as u8) {
-                    self.bus.config_write(bus, devfn, reg, size, value);
+                    self.bus.config_write(bus, devfn, reg.into(), size, value);
                 }
             }
             (0..8, 2..) if offset + u16::from(size) > 4 => {

@@ -5,10 +5,12 @@
 //!   ata    a device on an ATA cable as a pure model: task file, commands of disks, the packet protocol
 //!   atapi  the packet protocol's side of that
 //!   ide    two cables on a PIIX3's IDE function: ports, bus master, interrupts, and the drives behind
+//!   ahci   SATA controllers: the same devices on ports, commands and data in memory
 //! ```
 //!
 //! A model says what it wants of its drive ([`mynah_block::Drive`]) and is told how that ended; who has it holds the
 //! lock, submits, and moves data by DMA.
+pub mod ahci;
 pub mod ata;
 pub mod atapi;
 pub mod ide;

@@ -387,6 +387,7 @@ impl Bios {
         (self.screen, self.adapter) = (video::Screen::default(), None);
         (self.delay, self.escape) = (None, Vec::new());
         mem.write(u64::from(linear(SEGMENT, rom::START)), &self.rom.image);
+        mem.write(u64::from(linear(SEGMENT, rom::IRQ_TABLE)), &rom::irq_routing(tables.chipset));
         for (n, offset) in self.rom.vectors.iter().enumerate() {
             let (o, s) = (offset.to_le_bytes(), SEGMENT.to_le_bytes());
             mem.write(4 * n as u64, &[o[0], o[1], s[0], s[1]]);

@@ -2,6 +2,7 @@
 //!
 //! Source: PCI BIOS Specification 2.1, chapter 4. The 32-bit entry is [`super::Bios::call32`].
 use super::{Outcome, Platform, Regs, linear, rom};
+use crate::tables::Chipset;
 
 const ADDRESS: u16 = 0xcf8;
 const DATA: u16 = 0xcfc;
@@ -14,6 +15,8 @@ const BUFFER_TOO_SMALL: u8 = 0x89;
 /// Slots of the interrupt routing table.
 const SLOTS: std::ops::Range<u8> = 1..32;
 
+/// Ids of the chips that route interrupts: PIIX3, ICH9.
+pub(super) const ROUTERS: [u32; 2] = [0x7000_8086, 0x2918_8086];
 /// "PCI ".
 const SIGNATURE: u32 = 0x2049_4350;
 
@@ -130,14 +133,21 @@ pub(super) fn service(r: &mut Regs, pc: &mut dyn Platform, at: u32, flat: Option
     }
 }
 
+/// The chipset, by its host bridge.
+pub(super) fn chipset(pc: &mut dyn Platform) -> Chipset {
+    const Q35: u32 = 0x29c0_8086;
+    if read(pc, 0, 0, 4) == Q35 { Chipset::Q35 } else { Chipset::I440fx }
+}
+
 /// B10Eh: the routing table to the caller's buffer: its length and address are at `at`.
 fn routing(r: &mut Regs, pc: &mut dyn Platform, at: u32, flat: Option<u32>) -> Outcome {
+    let chipset = chipset(pc);
     let room = pc.u16(at);
     let to = match flat {
         Some(base) => base.wrapping_add(pc.u32(at + 2)),
         None => linear(pc.u16(at + 4), pc.u16(at + 2)),
     };
-    let table: Vec<u8> = SLOTS.flat_map(rom::slot).collect();
+    let table: Vec<u8> = SLOTS.flat_map(|device| rom::slot(chipset, device)).collect();
     pc.set_u16(at, table.len() as u16);
     if usize::from(room) < table.len() {
         return r.fail(BUFFER_TOO_SMALL);
@@ -149,14 +159,14 @@ fn routing(r: &mut Regs, pc: &mut dyn Platform, at: u32, flat: Option<u32>) -> O
 
 /// B10Fh: interrupt CH for pin CL (0Ah to 0Dh) of function BX.
 fn set_route(r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
-    const PIIX3: u32 = 0x7000_8086;
+    let chipset = chipset(pc);
     let (irq, pin) = (r.ch(), r.cl().wrapping_sub(0x0a));
     let routable = irq < 16 && rom::ROUTABLE >> irq & 1 != 0;
-    let router = functions_of(pc, 0).into_iter().find(|bdf| read(pc, *bdf, 0, 4) == PIIX3);
+    let router = functions_of(pc, 0).into_iter().find(|bdf| ROUTERS.contains(&read(pc, *bdf, 0, 4)));
     let (Some(router), true, true, 0) = (router, pin < 4, routable, r.bh()) else {
         return r.fail(SET_FAILED);
     };
-    let link = 0x60 + crate::tables::pirq(r.bl() >> 3, pin) as u8;
+    let link = rom::link(chipset, r.bl() >> 3, pin);
     write(pc, router, link, 1, irq.into());
     // It is level-triggered from now on.
     let port = 0x4d0 + u16::from(irq >> 3);

@@ -2,14 +2,15 @@
 //! ROMs.
 //!
 //! Windows: I/O from C000h, memory from C0000000h or the end of RAM below 4 GiB, whichever is higher, to FEBFFFFFh.
-//! BARs are given addresses bus by bus, the largest first, and a bridge's window is what its bus has taken. What
-//! finds no room is left without an address and does not decode.
+//! BARs are given addresses bus by bus, the largest first, and a bridge's window is what its bus has taken. What finds no
+//! room there goes above RAM, if its BAR has 64 bits and is prefetchable (bridges have no such window for others); what
+//! finds none at all is left without an address and does not decode.
 //!
 //! Sources: PCI Local Bus Specification 2.1, 6.2.5; PCI-to-PCI Bridge Architecture 1.1; 82371SB (PIIX3) data sheet,
 //! 2.2.9.
 use super::pci::{read, write};
 use super::{Platform, optionrom};
-use crate::tables::{PIRQ_ROUTES, SCI_IRQ, pirq};
+use crate::tables::{Chipset, PIRQ_ROUTES, SCI_IRQ};
 
 /// Offsets in configuration space.
 mod reg {
@@ -28,10 +29,15 @@ mod reg {
     pub const PIN: u8 = 0x3d;
     /// PIIX: timing of the two IDE channels.
     pub const IDE_TIMING: u8 = 0x40;
-    /// i440FX: what the first MiB shows, C0000h up.
+    /// A bridge's window of prefetchable memory: the upper halves of its base and of its limit.
+    pub const PREFETCH_BASE_HIGH: u8 = 0x28;
+    pub const PREFETCH_LIMIT_HIGH: u8 = 0x2c;
+    /// What the first MiB shows, C0000h up: i440FX, Q35.
     pub const PAM1: u8 = 0x5a;
-    /// PIIX: routes of the four PCI interrupts.
+    pub const Q35_PAM1: u8 = 0x91;
+    /// Routes of the PCI interrupts: four, and on the ICH9 another four.
     pub const PIRQ_A: u8 = 0x60;
+    pub const PIRQ_E: u8 = 0x68;
 }
 
 /// Bits of the command register.
@@ -43,7 +49,8 @@ const IDE: u32 = 0x0101;
 const VGA: u32 = 0x0300;
 /// Ids of the chips that are known here.
 const I440FX: u32 = 0x1237_8086;
-const PIIX3: u32 = 0x7000_8086;
+const Q35: u32 = 0x29c0_8086;
+const ICH9: u32 = 0x2918_8086;
 const PIIX3_IDE: u32 = 0x7010_8086;
 const PIIX4_PM: u32 = 0x7113_8086;
 
@@ -62,8 +69,10 @@ const DEPTH: u8 = 8;
 pub struct PciSetup {
     /// The highest bus.
     pub last_bus: u8,
-    /// The first address behind the PCI functions' memory.
+    /// The first address behind the PCI functions' memory below 4 GiB.
     pub memory_end: u64,
+    /// The first one behind what of it is above RAM.
+    pub high_end: u64,
     /// The first port behind theirs.
     pub io_end: u64,
     /// Where an option ROM of the machine's own may lie: behind those of PCI functions, up to E0000h.
@@ -77,26 +86,36 @@ struct Want {
     size: u64,
     io: bool,
     wide: bool,
+    prefetchable: bool,
 }
 
 struct Setup<'a> {
     pc: &'a mut dyn Platform,
+    chipset: Chipset,
     memory: u64,
+    /// What is free above RAM: from here to there.
+    high: u64,
+    high_end: u64,
     io: u64,
     last_bus: u8,
     /// Functions with an option ROM: whether it is a VGA, which, its ROM's register.
     roms: Vec<(bool, u16, u8)>,
 }
 
-/// Sets up all PCI functions, as after power-on; `below_4g` is where RAM ends. Option ROMs of functions are copied to
+/// Sets up all PCI functions, as after power-on; `below_4g` is where RAM ends, and `above` the window for PCI memory above
+/// 4 GiB, first and last byte, if there is one. Option ROMs of functions are copied to
 /// C0000h and up, which is RAM from then on; [`super::Bios::boot_entry`] starts them.
-pub fn set_up_pci(pc: &mut dyn Platform, below_4g: u64) -> PciSetup {
+pub fn set_up_pci(pc: &mut dyn Platform, below_4g: u64, above: Option<(u64, u64)>) -> PciSetup {
     let memory = below_4g.next_multiple_of(BRIDGE_MEMORY).max(MEMORY_START);
-    let mut setup = Setup { pc, memory, io: IO_START, last_bus: 0, roms: Vec::new() };
+    let (high, high_end) = above.map_or((0, 0), |(first, last)| (first, last.saturating_add(1)));
+    let chipset = super::pci::chipset(pc);
+    let (io, last_bus, roms) = (IO_START, 0, Vec::new());
+    let mut setup = Setup { pc, chipset, memory, high, high_end, io, last_bus, roms };
     setup.route();
     setup.bus(0, &[]);
     let rom_end = setup.copy_roms();
-    PciSetup { last_bus: setup.last_bus, memory_end: setup.memory, io_end: setup.io, rom_end }
+    let Setup { last_bus, memory: memory_end, high: high_end, io: io_end, .. } = setup;
+    PciSetup { last_bus, memory_end, high_end, io_end, rom_end }
 }
 
 /// The next multiple of `size` from `at` on, if as much is there before `end`.
@@ -106,14 +125,18 @@ fn fit(at: u64, size: u64, end: u64) -> Option<u64> {
 }
 
 impl Setup<'_> {
-    /// PIRQA to PIRQD go where the tables say, level-triggered.
+    /// PIRQA to PIRQD, and PIRQE to PIRQH, go where the tables say, level-triggered.
     fn route(&mut self) {
         for bdf in super::pci::functions(self.pc) {
-            if read(self.pc, bdf, 0, 4) != PIIX3 {
+            let id = read(self.pc, bdf, 0, 4);
+            if !super::pci::ROUTERS.contains(&id) {
                 continue;
             }
             for (i, irq) in (0u8..).zip(PIRQ_ROUTES) {
                 write(self.pc, bdf, reg::PIRQ_A + i, 1, irq.into());
+                if id == ICH9 {
+                    write(self.pc, bdf, reg::PIRQ_E + i, 1, irq.into());
+                }
                 let (port, bit) = (0x4d0 + u16::from(irq >> 3), irq & 7);
                 let level = self.pc.inb(port);
                 self.pc.outb(port, level | 1 << bit);
@@ -184,7 +207,14 @@ impl Setup<'_> {
             if mask & 1 != 0 {
                 // The upper half may be fixed at zero.
                 let size = u64::from(!(mask & !3 | 0xffff_0000)) + 1;
-                wants.push(Want { bdf, register, size: size & 0x1_ffff, io: true, wide: false });
+                wants.push(Want {
+                    bdf,
+                    register,
+                    size: size & 0x1_ffff,
+                    io: true,
+                    wide: false,
+                    prefetchable: false,
+                });
                 continue;
             }
             let wide = mask & 6 == 4 && i < bars;
@@ -199,7 +229,8 @@ impl Setup<'_> {
             // The lowest bit that can be written.
             let size = all & all.wrapping_neg();
             if size != 0 {
-                wants.push(Want { bdf, register, size, io: false, wide });
+                let prefetchable = mask & 8 != 0;
+                wants.push(Want { bdf, register, size, io: false, wide, prefetchable });
             }
         }
         write(self.pc, bdf, rom, 4, 0xffff_f800);
@@ -207,7 +238,7 @@ impl Setup<'_> {
         write(self.pc, bdf, rom, 4, 0);
         if mask != 0 && mask != 0xffff_f800 {
             let size = u64::from(mask & mask.wrapping_neg());
-            wants.push(Want { bdf, register: rom, size, io: false, wide: false });
+            wants.push(Want { bdf, register: rom, size, io: false, wide: false, prefetchable: false });
         }
     }
 
@@ -216,7 +247,12 @@ impl Setup<'_> {
         let (next, end) = if want.io { (&mut self.io, IO_END) } else { (&mut self.memory, MEMORY_END) };
         let rom = matches!(want.register, reg::ROM | reg::BRIDGE_ROM);
         // A page of its own for each, as systems map them by pages.
-        let Some(at) = fit(*next, if want.io { want.size } else { want.size.max(0x1000) }, end) else {
+        let low = fit(*next, if want.io { want.size } else { want.size.max(0x1000) }, end);
+        if low.is_none() && self.place_high(want) {
+            return true;
+        }
+        let (next, _) = if want.io { (&mut self.io, IO_END) } else { (&mut self.memory, MEMORY_END) };
+        let Some(at) = low else {
             let (bdf, bar, size) = (want.bdf, want.register, want.size);
             tracing::warn!("PCI function {bdf:#06x}: no room for the {size:#x} bytes of the BAR at {bar:#x}");
             write(self.pc, want.bdf, want.register, 4, 0);
@@ -234,6 +270,20 @@ impl Setup<'_> {
         true
     }
 
+    /// Gives a range an address above RAM, if it can have one there.
+    fn place_high(&mut self, want: &Want) -> bool {
+        if !want.wide || !want.prefetchable {
+            return false;
+        }
+        let Some(at) = fit(self.high, want.size.max(0x1000), self.high_end).filter(|at| *at != 0) else {
+            return false;
+        };
+        self.high = at + want.size;
+        write(self.pc, want.bdf, want.register, 4, at as u32);
+        write(self.pc, want.bdf, want.register + 4, 4, (at >> 32) as u32);
+        true
+    }
+
     /// The interrupt line, by the pin and, behind bridges, the slots on the way.
     fn interrupt(&mut self, bdf: u16, bridges: &[u8]) {
         let pin = read(self.pc, bdf, reg::PIN, 1) as u8;
@@ -246,7 +296,7 @@ impl Setup<'_> {
             pin = (pin + slot) & 3;
             slot = *bridge;
         }
-        write(self.pc, bdf, reg::LINE, 1, PIRQ_ROUTES[pirq(slot, pin) & 3].into());
+        write(self.pc, bdf, reg::LINE, 1, self.chipset.pirq_route(slot, pin).into());
     }
 
     /// Numbers the bus behind a bridge, sets it up, and opens windows to it.
@@ -261,10 +311,12 @@ impl Setup<'_> {
         let aligned = |at: u64, unit, end: u64| at.next_multiple_of(unit).min(end);
         self.io = aligned(self.io, BRIDGE_IO, IO_END);
         self.memory = aligned(self.memory, BRIDGE_MEMORY, MEMORY_END);
-        let (io, memory) = (self.io, self.memory);
+        self.high = aligned(self.high, BRIDGE_MEMORY, self.high_end);
+        let (io, memory, high) = (self.io, self.memory, self.high);
         self.bus(secondary, &[bridges, &[(bdf >> 3 & 31) as u8]].concat());
         self.io = aligned(self.io, BRIDGE_IO, IO_END);
         self.memory = aligned(self.memory, BRIDGE_MEMORY, MEMORY_END);
+        self.high = aligned(self.high, BRIDGE_MEMORY, self.high_end);
         write(self.pc, bdf, reg::BUSES, 4, numbers(self.last_bus));
         // A window whose limit is below its base is closed.
         let (io, io_last) = if self.io > io { (io, self.io - 1) } else { (0xf000, 0) };
@@ -274,16 +326,23 @@ impl Setup<'_> {
         let (memory, last) = if self.memory > memory { (memory, self.memory - 1) } else { (0xfff0_0000, 0) };
         let window = (memory >> 16 & 0xfff0) | (last >> 16 & 0xfff0) << 16;
         write(self.pc, bdf, reg::MEMORY_WINDOW, 4, window as u32);
-        write(self.pc, bdf, reg::PREFETCH_WINDOW, 4, 0x0000_fff0);
+        let (high, last) = if self.high > high { (high, self.high - 1) } else { (0xfff0_0000, 0) };
+        let window = (high >> 16 & 0xfff0) | (last >> 16 & 0xfff0) << 16;
+        write(self.pc, bdf, reg::PREFETCH_WINDOW, 4, window as u32);
+        write(self.pc, bdf, reg::PREFETCH_BASE_HIGH, 4, (high >> 32) as u32);
+        write(self.pc, bdf, reg::PREFETCH_LIMIT_HIGH, 4, (last >> 32) as u32);
     }
 
     /// Copies the option ROMs of functions to C0000h and up, that of a VGA first; where they end.
     fn copy_roms(&mut self) -> u64 {
         let area = optionrom::AREA;
-        if read(self.pc, 0, 0, 4) == I440FX {
-            for i in 0..6 {
-                write(self.pc, 0, reg::PAM1 + i, 1, 0x33);
-            }
+        let pam = match read(self.pc, 0, 0, 4) {
+            I440FX => Some(reg::PAM1),
+            Q35 => Some(reg::Q35_PAM1),
+            _ => None,
+        };
+        for pam in pam.into_iter().flat_map(|first| first..first + 6) {
+            write(self.pc, 0, pam, 1, 0x33);
         }
         // Nothing of an earlier start is left there.
         self.pc.write_physical(area.start.into(), &vec![0; area.len()]);

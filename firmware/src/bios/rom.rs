@@ -12,6 +12,7 @@
 //! byte (IBM BIOS Interface Technical Reference, "BIOS data areas and ROM tables").
 use super::PORT;
 use crate::entry::{DescriptorTable, FLAT_GDT};
+use crate::tables::Chipset;
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
 use std::collections::BTreeMap;
@@ -35,7 +36,7 @@ pub const PNP: u16 = 0xe100;
 /// The BIOS32 service directory's header.
 const BIOS32: u16 = 0xe130;
 /// The PCI interrupt routing table.
-const IRQ_TABLE: u16 = 0xe200;
+pub const IRQ_TABLE: u16 = 0xe200;
 /// The floppy parameter table, where INT 1Eh points.
 pub const FLOPPY_TABLE: u16 = 0xefc7;
 
@@ -432,17 +433,21 @@ fn program32_with(at: u16, pci_at: u16) -> Result<(Vec<u8>, [u16; 3]), IcedError
     Ok((done.inner.code_buffer, offsets))
 }
 
-/// The PCI interrupt routing table (`$PIR`, PCI IRQ Routing Table Specification 1.0): the PIIX3's four wires.
-fn irq_routing() -> Vec<u8> {
+/// The PCI interrupt routing table (`$PIR`, PCI IRQ Routing Table Specification 1.0): the wires of the PIIX3 or ICH9.
+pub fn irq_routing(chipset: Chipset) -> Vec<u8> {
+    let (router, id): (u8, u32) = match chipset {
+        Chipset::Q35 => (0x1f << 3, 0x2918_8086),
+        _ => (1 << 3, 0x7000_8086),
+    };
     let mut t = Vec::new();
     t.extend(b"$PIR\x00\x01");
     t.extend([0, 0]); // the length, below
-    t.extend([0, 1 << 3]); // the router: 00:01.0
+    t.extend([0, router]); // on bus 0
     t.extend([0, 0]); // no interrupt is PCI's alone
-    t.extend(0x7000_8086u32.to_le_bytes());
+    t.extend(id.to_le_bytes());
     t.extend([0; 16]); // no miniport data, reserved, checksum
     for device in 1..32u8 {
-        t.extend(slot(device));
+        t.extend(slot(chipset, device));
     }
     let length = (t.len() as u16).to_le_bytes();
     t[6..8].copy_from_slice(&length);
@@ -450,13 +455,19 @@ fn irq_routing() -> Vec<u8> {
     t
 }
 
-/// A slot of the routing table: links are the PIIX3's registers 60h to 63h.
-pub fn slot(device: u8) -> [u8; 16] {
+/// The register of the chipset that routes a wire: 60h to 63h, and on the ICH9 68h to 6Bh.
+pub fn link(chipset: Chipset, device: u8, pin: u8) -> u8 {
+    let wire = chipset.pirq(device, pin) as u8 & 7;
+    if wire < 4 { 0x60 + wire } else { 0x64 + wire }
+}
+
+/// A slot of the routing table: links are the registers of the wires.
+pub fn slot(chipset: Chipset, device: u8) -> [u8; 16] {
     let mut s = [0; 16];
     s[1] = device << 3;
     for pin in 0..4u8 {
         let at = 2 + 3 * usize::from(pin);
-        s[at] = 0x60 + crate::tables::pirq(device, pin) as u8;
+        s[at] = link(chipset, device, pin);
         s[at + 1..at + 3].copy_from_slice(&ROUTABLE.to_le_bytes());
     }
     s[14] = device;
@@ -517,7 +528,7 @@ impl Rom {
         header[9] = 1;
         header[10] = header.iter().fold(0u8, |sum, b| sum.wrapping_sub(*b));
         put(BIOS32, &header);
-        put(IRQ_TABLE, &irq_routing());
+        put(IRQ_TABLE, &irq_routing(Chipset::I440fx));
         put(FLOPPY_TABLE, &[0xaf, 0x02, 0x25, 0x02, 18, 0x1b, 0xff, 0x6c, 0xf6, 0x0f, 0x08]);
 
         let mut vectors = [at(&plan.nothing)?; 256];

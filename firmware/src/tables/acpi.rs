@@ -1,20 +1,20 @@
-//! The fixed ACPI tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, HPET, WAET.
+//! The fixed ACPI tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, HPET, MCFG, WAET.
 //!
 //! The registers they describe are those of a PIIX4 power management function, with its I/O base where firmware has
 //! put it (`Config::pm_base`), general purpose events at 0xAFE0 and the SMI command port at 0xB2, and of the reset
-//! control register at 0xCF9.
+//! control register at 0xCF9; or those of an ICH9, which has its general purpose events behind the base.
 //!
 //! Source: ACPI 6.5 chapter 5.2; IA-PC HPET 1.0a 3.2.4; Windows ACPI Emulated Devices Table (WAET) 1.0.
 //!
 //! `acpi_tables` has the FADT, the FACS and some of the MADT's entries; its RSDP has no room for an RSDT, which ACPI 1.0
 //! reads, and its MADT neither flags nor interrupt source overrides.
-use super::{Chipset, Config, GPE0_BASE, HPET_BASE, IOAPIC_BASE, LAPIC_BASE, SCI_IRQ, SMI_CMD, dsdt};
+use super::{Chipset, Config, HPET_BASE, IOAPIC_BASE, LAPIC_BASE, SCI_IRQ, SMI_CMD, dsdt};
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags::*};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
-use mynah_devices::chipset::acpi_ged;
+use mynah_devices::chipset::{acpi_ged, q35};
 
 const OEM_ID: &[u8; 6] = b"MYNAH ";
 const OEM_TABLE_ID: &[u8; 8] = b"MYNAHPC ";
@@ -75,6 +75,9 @@ pub(super) fn build(
     if cfg.hpet {
         others.push(hpet());
     }
+    if cfg.chipset == Chipset::Q35 {
+        others.push(mcfg());
+    }
     others.push(table(b"WAET", 1, &(1u32 << 1).to_le_bytes())); // bit 1: one read of the PM timer is enough
 
     // The FADT's length does not depend on addresses, so that all places are known before it is filled in.
@@ -105,7 +108,7 @@ pub(super) fn build(
     let parts: Vec<_> = offsets.iter().copied().zip(all.iter().map(Vec::len)).collect();
     // FIRMWARE_CTRL, DSDT and X_DSDT of the FADT; then what RSDT and XSDT list. Hardware-reduced ACPI has no FACS.
     let in_fadt: &[_] = match cfg.chipset {
-        Chipset::I440fx => &[(36, 4), (40, 4), (140, 8)],
+        Chipset::I440fx | Chipset::Q35 => &[(36, 4), (40, 4), (140, 8)],
         Chipset::Reduced { .. } => &[(40, 4), (140, 8)],
     };
     let mut pointers: Vec<_> = in_fadt.iter().map(|&(at, n)| (offsets[1] + at, n)).collect();
@@ -158,12 +161,13 @@ fn fadt(cfg: &Config, facs: u32, dsdt: u64) -> Vec<u8> {
     f.x_dsdt = dsdt.into();
     f.sci_int = u16::from(SCI_IRQ).into();
     f.smi_cmd = u32::from(SMI_CMD).into();
-    (f.acpi_enable, f.acpi_disable) = (super::ACPI_ENABLE, super::ACPI_DISABLE);
+    (f.acpi_enable, f.acpi_disable) = cfg.chipset.acpi_commands();
+    let (gpe0, gpe0_len) = cfg.chipset.gpe0(cfg.pm_base);
     f.pm1a_evt_blk = u32::from(pm1_evt).into();
     f.pm1a_cnt_blk = u32::from(pm1_cnt).into();
     f.pm_tmr_blk = u32::from(pm_tmr).into();
-    f.gpe0_blk = u32::from(GPE0_BASE).into();
-    (f.pm1_evt_len, f.pm1_cnt_len, f.pm_tmr_len, f.gpe0_blk_len) = (4, 2, 4, 4);
+    f.gpe0_blk = u32::from(gpe0).into();
+    (f.pm1_evt_len, f.pm1_cnt_len, f.pm_tmr_len, f.gpe0_blk_len) = (4, 2, 4, gpe0_len);
     // Neither C2 nor C3.
     (f.p_lvl2_lat, f.p_lvl3_lat) = (0x0fff.into(), 0x0fff.into());
     f.century = 0x32; // in CMOS
@@ -183,7 +187,7 @@ fn fadt(cfg: &Config, facs: u32, dsdt: u64) -> Vec<u8> {
     f.x_pm1a_evt_blk = register(pm1_evt, 32, AccessSize::WordAccess);
     f.x_pm1a_cnt_blk = register(pm1_cnt, 16, AccessSize::WordAccess);
     f.x_pm_tmr_blk = register(pm_tmr, 32, AccessSize::DwordAccess);
-    f.x_gpe0_blk = register(GPE0_BASE, 32, AccessSize::ByteAccess);
+    f.x_gpe0_blk = register(gpe0, 8 * gpe0_len, AccessSize::ByteAccess);
     let mut all = bytes(&f.finalize());
     all[INT_MODEL] = 1; // ACPI 1.0's field, for which the library has no name: an APIC system
     table(b"FACP", 3, &all[36..FADT_LEN])
@@ -242,7 +246,7 @@ fn madt(cfg: &Config) -> Vec<u8> {
         source_override(0, 2, 0);
     }
     const LEVEL_HIGH: u16 = 0x0d;
-    if cfg.chipset == Chipset::I440fx {
+    if cfg.chipset.has_pci() {
         for irq in super::LEVEL_IRQS {
             source_override(irq, irq.into(), LEVEL_HIGH);
         }
@@ -265,4 +269,12 @@ fn hpet() -> Vec<u8> {
     h.extend(u64::from(HPET_BASE).to_le_bytes());
     h.extend([0, 0, 0, 0]); // number 0, minimum tick 0, no page protection
     table(b"HPET", 1, &h)
+}
+
+/// PCI Firmware Specification 3.0, 4.1.2: configuration space of segment 0, buses 0 to 255, in memory.
+fn mcfg() -> Vec<u8> {
+    let mut m = vec![0; 8];
+    m.extend(q35::ECAM_BASE.to_le_bytes());
+    m.extend([0, 0, 0, 255, 0, 0, 0, 0]);
+    table(b"MCFG", 1, &m)
 }

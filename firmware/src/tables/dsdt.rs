@@ -1,4 +1,5 @@
-//! The DSDT: the devices of an i440FX + PIIX3 board that an operating system cannot find by itself.
+//! The DSDT: the devices of a board that an operating system cannot find by itself; here those of an i440FX + PIIX3, in
+//! [`q35`] those of a Q35 + ICH9.
 //!
 //! Each device brings its own fragment of AML (`mynah_devices::aml`); here is what the board is. [`fragments`] has all, with
 //! the scope under which each goes, and [`definition_block`] puts them there.
@@ -7,6 +8,8 @@
 //! board has none), thermal and battery objects.
 //!
 //! Source: ACPI 6.5 chapters 5-7; PIIX3 data sheet (290550-002) 2.2 for the PIRQRC registers.
+mod q35;
+
 use super::resources::SharedInterrupts;
 use super::{Chipset, Config, SCI_IRQ};
 use acpi_tables::aml::{
@@ -41,14 +44,15 @@ impl Aml for Raw {
 pub(super) fn definition_block(cfg: &Config, below_4g: u64) -> Vec<u8> {
     let all = fragments(cfg, below_4g);
     let under = |place| Raw(all.iter().filter(|f| f.under == place).flat_map(|f| &f.aml).copied().collect());
-    if cfg.chipset != Chipset::I440fx {
+    if !cfg.chipset.has_pci() {
         // Without PCI what is on the ISA bus stands by itself.
         let (isa, system_bus) = (under(Under::Isa), under(Under::SystemBus));
         let system_bus = Scope::new("\\_SB_".into(), vec![&isa, &system_bus]);
         return encode(&[&system_bus, &under(Under::Root)]);
     }
+    let place = if cfg.chipset == Chipset::Q35 { 0x001f_0000u32 } else { 0x0001_0000 };
     let (isa_address, isa_devices, pci_devices) =
-        (name("_ADR", &0x0001_0000u32), under(Under::Isa), under(Under::Pci));
+        (name("_ADR", &place), under(Under::Isa), under(Under::Pci));
     let isa = Device::new("ISA_".into(), vec![&isa_address, &isa_devices]);
     let pci = Device::new("PCI0".into(), vec![&pci_devices, &isa]);
     encode(&[&Scope::new("\\_SB_".into(), vec![&pci, &under(Under::SystemBus)]), &under(Under::Root)])
@@ -58,19 +62,33 @@ pub(super) fn definition_block(cfg: &Config, below_4g: u64) -> Vec<u8> {
 fn fragments(cfg: &Config, below_4g: u64) -> Vec<Fragment> {
     let board = |under, aml| Fragment { under, aml };
     let mut all = Vec::new();
-    if cfg.chipset != Chipset::I440fx {
+    if !cfg.chipset.has_pci() {
         all.extend(cfg.devices.iter().cloned());
         all.push(board(Under::SystemBus, processors(cfg)));
         all.push(board(Under::Root, soft_off(acpi_ged::SLP_TYP_S5)));
         return all;
     }
-    all.extend([
-        board(Under::Pci, host_bridge(cfg, below_4g)),
-        board(Under::Pci, pci_routing()),
-        board(Under::Isa, pirq_registers()),
-    ]);
+    let express = cfg.chipset == Chipset::Q35;
+    if express {
+        all.extend([
+            board(Under::Pci, q35::host_bridge(cfg)),
+            board(Under::Pci, q35::pci_routing()),
+            board(Under::Isa, q35::pirq_registers()),
+        ]);
+    } else {
+        all.extend([
+            board(Under::Pci, host_bridge(cfg, below_4g)),
+            board(Under::Pci, pci_routing()),
+            board(Under::Isa, pirq_registers()),
+        ]);
+    }
     all.extend(cfg.devices.iter().cloned());
-    all.push(board(Under::SystemBus, interrupt_links()));
+    if express {
+        all.push(board(Under::SystemBus, q35::system_bus()));
+        all.push(board(Under::Root, q35::interrupt_mode()));
+    } else {
+        all.push(board(Under::SystemBus, interrupt_links()));
+    }
     all.push(board(Under::SystemBus, processors(cfg)));
     all.push(board(Under::Root, sleep_states(cfg)));
     all
@@ -84,8 +102,15 @@ fn byte_field(region: &str, names: &[&str]) -> Field {
 }
 
 fn host_bridge(cfg: &Config, below_4g: u64) -> Vec<u8> {
+    let mut aml = encode(&[&hid("PNP0A03"), &name("_UID", &ZERO)]);
+    aml.extend(resources(cfg, below_4g.min(0xfeb0_0000) as u32));
+    aml
+}
+
+/// `_CRS` of a host bridge: buses, ports and memory that it leads to, from `first` on below 4 GiB.
+fn resources(cfg: &Config, first: u32) -> Vec<u8> {
     use AddressSpaceCacheable::{Cacheable, NotCacheable};
-    let hole = (below_4g.min(0xfeb0_0000) as u32, super::IOAPIC_BASE - 1);
+    let hole = (first, super::IOAPIC_BASE - 1);
     let memory_64 = cfg.pci_window_64.filter(|(first, last)| first < last);
     let memory_64 =
         memory_64.map(|(first, last)| AddressSpace::new_memory(Cacheable, true, first, last, None));
@@ -96,23 +121,22 @@ fn host_bridge(cfg: &Config, below_4g: u64) -> Vec<u8> {
     let memory = AddressSpace::new_memory(NotCacheable, true, hole.0, hole.1, None);
     let mut windows: Vec<&dyn Aml> = vec![&bus, &address, &ports[0], &ports[1], &vga, &memory];
     windows.extend(memory_64.as_ref().map(|w| w as &dyn Aml));
-    encode(&[&hid("PNP0A03"), &name("_UID", &ZERO), &crs(windows)])
+    encode(&[&crs(windows)])
 }
 
 /// Pin p of slot s is wired to PIRQ (s + p - 1) mod 4; the PM function in slot 1 signals on the SCI instead.
 fn pci_routing() -> Vec<u8> {
     let mut routes = PackageBuilder::new();
     for (slot, pin) in (0..32u8).flat_map(|slot| (0..4u8).map(move |pin| (slot, pin))) {
-        let link = if (slot, pin) == (1, 0) { "LNKS" } else { LINKS[pirq(slot, pin)].0 };
+        let link = if (slot, pin) == (1, 0) { "LNKS" } else { LINKS[cfg_pirq(slot, pin)].0 };
         let (address, link) = (u32::from(slot) << 16 | 0xffff, Path::new(&format!("\\_SB_.{link}")));
         routes.add_element(&Package::new(vec![&address, &pin, &link, &ZERO]));
     }
     encode(&[&name("_PRT", &routes)])
 }
 
-/// Which PIRQ the pin (0: INTA#) of a slot on bus 0 is wired to.
-pub(crate) fn pirq(slot: u8, pin: u8) -> usize {
-    usize::from(slot.wrapping_add(pin).wrapping_sub(1) & 3)
+fn cfg_pirq(slot: u8, pin: u8) -> usize {
+    Chipset::I440fx.pirq(slot, pin) & 3
 }
 
 /// PIRQRCA-D in the ISA bridge's configuration space.
@@ -122,6 +146,17 @@ fn pirq_registers() -> Vec<u8> {
 
 /// LNKA-LNKD: what PIRQRCA-D say. LNKS: the SCI.
 fn interrupt_links() -> Vec<u8> {
+    let mut aml = encode(&[&byte_field("\\_SB_.PCI0.ISA_.P40C", &LINKS.map(|(_, register)| register))]);
+    aml.extend(link_methods());
+    for (n, (link, register)) in LINKS.into_iter().enumerate() {
+        aml.extend(interrupt_link(n, link, &register.into()));
+    }
+    aml.extend(sci_link());
+    aml
+}
+
+/// What links have in common.
+fn link_methods() -> Vec<u8> {
     let argument = Arg(0);
     // IQST: a link's _STA, of its register. IQCR: its _CRS.
     let masked = And::new(&ZERO, &argument, &PIRQ_DISABLED);
@@ -132,18 +167,12 @@ fn interrupt_links() -> Vec<u8> {
     let routed = LessThan::new(&argument, &PIRQ_DISABLED);
     let set = Store::new(&number, &argument);
     let (if_routed, result) = (If::new(&routed, vec![&set]), Return::new(&template));
-    let mut aml = encode(&[
-        &byte_field("\\_SB_.PCI0.ISA_.P40C", &LINKS.map(|(_, register)| register)),
+    encode(&[
         &Method::new("IQST".into(), 1, false, vec![&if_off, &on]),
         &name("PRR0", &ResourceTemplate::new(vec![&SharedInterrupts(&[0])])),
         &CreateDWordField::new(&number, &template, &5u8),
         &Method::new("IQCR".into(), 1, true, vec![&none, &if_routed, &result]),
-    ]);
-    for (n, (link, register)) in LINKS.into_iter().enumerate() {
-        aml.extend(interrupt_link(n, link, &register.into()));
-    }
-    aml.extend(sci_link());
-    aml
+    ])
 }
 
 fn interrupt_link(n: usize, link: &str, register: &Path) -> Vec<u8> {

@@ -18,12 +18,12 @@ mod mptable;
 mod resources;
 mod smbios;
 
-pub(crate) use dsdt::pirq;
 pub use e820::{E820Entry, E820Kind, E820Map};
 pub use loader::{acpi_files, firmware_files};
 
 use crate::mem::{FOUR_GIB, GuestMemory};
 use mynah_devices::aml::Fragment;
+use mynah_devices::chipset::{ich9, q35};
 use mynah_mmu::Gpa;
 
 /// Where a PC's firmware puts the PIIX4 power management registers: PM1a_EVT, +4 PM1a_CNT, +8 PM_TMR.
@@ -57,7 +57,7 @@ pub const HPET_ID: u32 = 0x8086_a201;
 pub const COM_PORTS: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 /// ISA interrupts that are level triggered and active high: the SCI and those that PCI is routed to.
 pub const LEVEL_IRQS: [u8; 4] = [5, 9, 10, 11];
-/// The interrupts to which PIRQA-D must be routed (PIIX3 configuration registers 60h-63h) before a guest
+/// The interrupts to which PIRQA-D must be routed (PIIX3 configuration registers 60h-63h; ICH9: PIRQE-H too) before a guest
 /// starts that does not route them itself; the MP table says so.
 pub const PIRQ_ROUTES: [u8; 4] = [10, 10, 11, 11];
 /// The extended BIOS data area, where conventional memory ends.
@@ -93,6 +93,9 @@ pub struct CpuInfo {
 pub enum Chipset {
     /// PIIX4's registers at [`Config::pm_base`]; PCI with PIIX3's interrupt routing.
     I440fx,
+    /// ICH9's registers at [`Config::pm_base`]; PCI Express with the interrupt routing of QEMU's Q35, and configuration
+    /// space in memory (see `mynah_devices::chipset::q35`).
+    Q35,
     /// Hardware-reduced ACPI with a generic event device (see `mynah_devices::chipset::acpi_ged`); no PCI.
     Reduced {
         /// Where its registers are.
@@ -100,6 +103,43 @@ pub enum Chipset {
         /// Its interrupt.
         irq: u8,
     },
+}
+
+impl Chipset {
+    /// Whether there is PCI.
+    pub fn has_pci(self) -> bool {
+        !matches!(self, Self::Reduced { .. })
+    }
+
+    /// Which PIRQ (0: A) the pin (0: INTA#) of a slot on bus 0 is wired to.
+    pub fn pirq(self, slot: u8, pin: u8) -> usize {
+        match self {
+            Self::Q35 => ich9::pirq(slot, pin).into(),
+            // Slots are rotated, and device 1's INTA# is PIRQA#.
+            _ => usize::from(slot.wrapping_add(pin).wrapping_sub(1) & 3),
+        }
+    }
+
+    /// The ISA interrupt that it is routed to before a guest starts that does not route it itself.
+    pub fn pirq_route(self, slot: u8, pin: u8) -> u8 {
+        PIRQ_ROUTES[self.pirq(slot, pin) & 3]
+    }
+
+    /// Written to [`SMI_CMD`], they turn ACPI mode on and off.
+    fn acpi_commands(self) -> (u8, u8) {
+        match self {
+            Self::Q35 => (ich9::ACPI_ENABLE, ich9::ACPI_DISABLE),
+            _ => (ACPI_ENABLE, ACPI_DISABLE),
+        }
+    }
+
+    /// Where general purpose event block 0 is, and its length.
+    fn gpe0(self, pm_base: u16) -> (u16, u8) {
+        match self {
+            Self::Q35 => (pm_base.wrapping_add(ich9::GPE0), ich9::GPE0_LEN),
+            _ => (GPE0_BASE, 4),
+        }
+    }
 }
 
 /// The machine that the tables describe. RAM is taken from the guest memory itself.
@@ -182,6 +222,8 @@ pub struct Tables {
     pub smbios: Option<Gpa>,
     /// The MP floating pointer.
     pub mp: Option<Gpa>,
+    /// What power management and buses are.
+    pub chipset: Chipset,
 }
 
 /// Too little RAM, or too many processors, for the tables.
@@ -205,6 +247,9 @@ pub fn build_tables(mem: &dyn GuestMemory, cfg: &Config) -> Result<Tables, Table
         return Err(TablesError::TooManyProcessors(cfg.apic_ids.len()));
     }
     let mut e820 = base_map(below, above);
+    if cfg.chipset == Chipset::Q35 {
+        e820.set(q35::ECAM_BASE, q35::ECAM_LEN, E820Kind::Reserved);
+    }
     write_bios_data(mem, cfg);
 
     let mut area = BIOS_TABLES.start;
@@ -239,7 +284,7 @@ pub fn build_tables(mem: &dyn GuestMemory, cfg: &Config) -> Result<Tables, Table
     let mp_table = put(&mptable::build(cfg))?;
     let mp = put(&mptable::floating_pointer(mp_table as u32))?;
     tracing::debug!(?rsdp, smbios = smbios_entry, mp, "firmware tables built");
-    Ok(Tables { e820, rsdp, facs, smbios: Some(smbios_entry), mp: Some(mp) })
+    Ok(Tables { e820, rsdp, facs, smbios: Some(smbios_entry), mp: Some(mp), chipset: cfg.chipset })
 }
 
 /// RAM less the legacy holes, and the top of the 32-bit space: pages that hypervisors keep, and the ROM.

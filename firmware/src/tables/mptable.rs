@@ -5,7 +5,7 @@
 //!
 //! Source: Intel MultiProcessor Specification 1.4, chapter 4.
 use super::acpi::fix_checksum;
-use super::{Chipset, Config, IOAPIC_BASE, IOAPIC_ID, LAPIC_BASE, LEVEL_IRQS, PIRQ_ROUTES, SCI_IRQ, dsdt};
+use super::{Chipset, Config, IOAPIC_BASE, IOAPIC_ID, LAPIC_BASE, LEVEL_IRQS, SCI_IRQ};
 
 const BUS_PCI: u8 = 0;
 const BUS_ISA: u8 = 1;
@@ -47,7 +47,7 @@ pub(super) fn build(cfg: &Config) -> Vec<u8> {
         p[8..12].copy_from_slice(&cfg.cpu.features.to_le_bytes());
         entry(&p);
     }
-    let pci = cfg.chipset == Chipset::I440fx;
+    let pci = cfg.chipset.has_pci();
     if pci {
         entry(&[&[1, BUS_PCI][..], b"PCI   "].concat());
     }
@@ -59,7 +59,8 @@ pub(super) fn build(cfg: &Config) -> Vec<u8> {
     };
     let slots = if pci { 0..32u8 } else { 0..0 };
     for (slot, pin) in slots.flat_map(|slot| (0..4u8).map(move |pin| (slot, pin))) {
-        let irq = if (slot, pin) == (1, 0) { SCI_IRQ } else { PIRQ_ROUTES[dsdt::pirq(slot, pin)] };
+        let of_pm = cfg.chipset == Chipset::I440fx && (slot, pin) == (1, 0);
+        let irq = if of_pm { SCI_IRQ } else { cfg.chipset.pirq_route(slot, pin) };
         entry(&interrupt(3, INT, LEVEL_HIGH, BUS_PCI, slot << 2 | pin, IOAPIC_ID, irq));
     }
     for irq in (0..16u8).filter(|&irq| irq != 2) {

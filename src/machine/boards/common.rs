@@ -1,10 +1,14 @@
 //! The chips that several boards have: interrupt controllers and timers of the AT, CMOS cells.
 use super::Wiring;
 use crate::config::{Config, RtcBase};
-use mynah_devices::bus::Irq;
+use mynah_devices::bus::{Irq, PortBus};
+use mynah_devices::chipset::{Ferr, Port92};
 use mynah_devices::clock::host_unix_nanos;
+use mynah_devices::events::A20Gate;
+use mynah_devices::input::i8042::I8042;
 use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::pic::Pic;
+use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::rtc::Rtc;
 use mynah_mmu::PhysMemory;
@@ -53,6 +57,67 @@ pub fn rtc(w: &mut Wiring<'_>) -> Arc<Rtc> {
     set_cmos_machine(&rtc, w.cfg);
     w.plug("isa.0", "rtc", rtc.clone());
     rtc
+}
+
+/// The HPET, at its usual place.
+pub fn hpet(w: &mut Wiring<'_>, pit: Option<Arc<Pit>>, rtc: &Arc<Rtc>) -> Arc<Hpet> {
+    let quiet_rtc = rtc.clone();
+    let hpet = Hpet::new(
+        w.clock.clone(),
+        HpetWires {
+            pins: w.ioapic.clone(),
+            irq0: w.pin(0),
+            irq8: w.pin(8),
+            legacy_route: Box::new(move |on| {
+                if let Some(pit) = &pit {
+                    pit.set_irq_enabled(!on);
+                }
+                quiet_rtc.set_irq_enabled(!on);
+            }),
+        },
+    );
+    w.memory.map_mmio(HPET_BASE, 0x400, hpet.clone());
+    hpet
+}
+
+/// What of the AT is at the keyboard's side.
+pub struct Legacy {
+    /// Keyboard and mouse.
+    pub i8042: Arc<I8042>,
+    /// What the boot processor's error wires lead to.
+    pub ferr: Arc<Ferr>,
+}
+
+/// The keyboard controller, port 92h with the A20 gate of both, and the wires of the x87.
+pub fn legacy(w: &mut Wiring<'_>) -> Legacy {
+    let a20 = A20Gate::new(true, w.power.clone());
+    let port92 = Port92::new(a20.clone(), w.power.clone());
+    port92.attach(w.ports);
+    let i8042 = I8042::new(true, w.pin(1), w.pin(12), a20.clone(), w.power.clone());
+    i8042.attach(w.ports);
+    let ferr = Ferr::new(w.pin(13));
+    ferr.attach(w.ports);
+    w.plug("isa.0", "a20", a20);
+    w.plug("isa.0", "port92", port92);
+    w.plug("isa.0", "i8042", i8042.clone());
+    w.plug("isa.0", "ferr", ferr.clone());
+    Legacy { i8042, ferr }
+}
+
+/// What firmware does to the 8259s: PCI interrupts and the SCI are level-triggered.
+pub fn level_triggered(ports: &PortBus) {
+    for irq in [9, 10, 11] {
+        let (port, bit) = (0x4d0 + irq / 8, irq % 8);
+        let old = ports.read(port, 1);
+        ports.write(port, 1, old | 1 << bit);
+    }
+}
+
+/// Tells a firmware image, in CMOS, that the machine wakes from S3.
+pub fn tell_of_wake(rtc: &Rtc) {
+    const SHUTDOWN_STATUS: u8 = 0x0f;
+    const RESUME: u8 = 0xfe;
+    rtc.set_cmos(SHUTDOWN_STATUS, RESUME);
 }
 
 /// A diagnostic port that programs write to for a short delay.

@@ -6,6 +6,7 @@
 mod common;
 mod microvm;
 mod pc;
+mod q35;
 
 use super::board::{Board, Firmware};
 use super::power::Power;
@@ -21,14 +22,14 @@ use mynah_devices::interrupts::ioapic::Ioapic;
 use mynah_devices::interrupts::lapic::LocalApics;
 use mynah_devices::kind::{Property, Type};
 use mynah_devices::pci::PciBus;
-use mynah_devices::storage::ide::Piix3Ide;
+use mynah_devices::storage::ide::Cable;
 use mynah_firmware::tables::Chipset as Tables;
 use mynah_mmu::PhysMemory;
 use std::fmt;
 use std::sync::Arc;
 
 /// All boards; the first is the default.
-pub const ALL: &[&Description] = &[&pc::PC, &microvm::MICROVM];
+pub const ALL: &[&Description] = &[&pc::PC, &q35::Q35, &microvm::MICROVM];
 
 /// What a board is.
 pub struct Description {
@@ -48,6 +49,8 @@ pub struct Description {
     pub serials: usize,
     /// It has a PCI bus.
     pub pci: bool,
+    /// `-hda` and its like are on SATA ports, with a drive each, not on IDE channels with two.
+    pub sata: bool,
     /// It can sleep (S3, S4).
     pub sleeps: bool,
     /// What a Linux kernel has to be told of it (`auto-kernel-cmdline=`).
@@ -135,8 +138,8 @@ impl Wiring<'_> {
 pub struct Chips {
     /// PCI bus 0.
     pub pci: Option<Arc<PciBus>>,
-    /// The IDE buses.
-    pub ide: Option<Arc<Piix3Ide>>,
+    /// Where `ide-hd` and `ide-cd` are plugged in.
+    pub cables: Vec<Arc<dyn Cable>>,
     /// Keyboard and mouse.
     pub i8042: Option<Arc<I8042>>,
     /// What the power button is wired to.

@@ -1,16 +1,16 @@
 //! `pc`: i440FX host bridge, PIIX3 south bridge and PIIX4 power management, ISA devices.
+use super::common::Legacy;
 use super::{Chips, Chipset, Description, Wiring, common, switch};
 use crate::machine::board::{Board, Firmware};
 use crate::machine::shadow::{Rom, Shadows};
 use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::i440fx::PAM0;
-use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
-use mynah_devices::events::{A20Gate, WakeCause};
-use mynah_devices::input::i8042::I8042;
+use mynah_devices::chipset::{I440fx, Piix3, Piix4Pm, i440fx, piix3, piix4_pm};
+use mynah_devices::events::WakeCause;
+
 use mynah_devices::pci::{ConfigPorts, PciBus, PciDevice};
-use mynah_devices::storage::ide::Piix3Ide;
-use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
-use mynah_devices::timers::pit::Pit;
+use mynah_devices::storage::ide::{Cable, Piix3Ide};
+
 use mynah_devices::timers::pm_timer::pm_timer_value;
 use mynah_devices::timers::rtc::Rtc;
 use mynah_firmware::tables;
@@ -31,6 +31,7 @@ pub static PC: Description = Description {
     below_4g,
     serials: 4,
     pci: true,
+    sata: false,
     sleeps: true,
     command_line: |_| String::new(),
     tables: tables::Chipset::I440fx,
@@ -49,7 +50,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     common::interrupts(w);
     let pit = common::pit(w);
     let rtc = common::rtc(w);
-    let hpet = w.on("hpet").then(|| hpet(w, pit, &rtc));
+    let hpet = w.on("hpet").then(|| common::hpet(w, pit, &rtc));
 
     let pci = PciBus::new(w.ports.clone(), w.memory.clone());
     let piix3 = Piix3::new(std::array::from_fn(|n| w.pin(n)), w.power.clone());
@@ -67,20 +68,10 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     let ide = Piix3Ide::new(&pci, w.ports, [w.pin(14), w.pin(15)]);
     let config_ports = ConfigPorts::new(pci.clone(), piix3.clone());
     config_ports.attach(w.ports);
-    let a20 = A20Gate::new(true, w.power.clone());
-    let port92 = Port92::new(a20.clone(), w.power.clone());
-    port92.attach(w.ports);
-    let i8042 = I8042::new(true, w.pin(1), w.pin(12), a20.clone(), w.power.clone());
-    i8042.attach(w.ports);
-    let ferr = Ferr::new(w.pin(13));
-    ferr.attach(w.ports);
+    let Legacy { i8042, ferr } = common::legacy(w);
     w.ports.map(0x80, 1, Arc::new(common::Delay));
 
     w.plug("main-system-bus", "pcihost", config_ports);
-    w.plug("isa.0", "a20", a20);
-    w.plug("isa.0", "port92", port92);
-    w.plug("isa.0", "i8042", i8042.clone());
-    w.plug("isa.0", "ferr", ferr.clone());
     w.plug("pci.0", "i440fx", bridge);
     w.plug("pci.0", "piix3", piix3.clone());
     w.plug("pci.0", "piix4-pm", pm.clone());
@@ -88,36 +79,17 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     if let Some(hpet) = hpet {
         w.plug("main-system-bus", "hpet", hpet);
     }
+    let cables = ide.channels().iter().map(|c| c.clone() as Arc<dyn Cable>).collect();
     let chipset =
         Piix { pci: pci.clone(), piix3, ide: ide.clone(), pm: pm.clone(), rtc, ports: w.ports.clone() };
     Chips {
         pci: Some(pci),
-        ide: Some(ide),
+        cables,
         i8042: Some(i8042),
         button: pm,
         ferr: Some(ferr),
         chipset: Arc::new(chipset),
     }
-}
-
-fn hpet(w: &mut Wiring<'_>, pit: Option<Arc<Pit>>, rtc: &Arc<Rtc>) -> Arc<Hpet> {
-    let quiet_rtc = rtc.clone();
-    let hpet = Hpet::new(
-        w.clock.clone(),
-        HpetWires {
-            pins: w.ioapic.clone(),
-            irq0: w.pin(0),
-            irq8: w.pin(8),
-            legacy_route: Box::new(move |on| {
-                if let Some(pit) = &pit {
-                    pit.set_irq_enabled(!on);
-                }
-                quiet_rtc.set_irq_enabled(!on);
-            }),
-        },
-    );
-    w.memory.map_mmio(HPET_BASE, 0x400, hpet.clone());
-    hpet
 }
 
 /// The i440FX, and what its PAM registers change.
@@ -143,19 +115,14 @@ impl Chipset for Piix {
     /// All of the first MiB RAM, power management enabled, PCI interrupts routed.
     fn like_firmware(&self, _: &Board) {
         for i in 0..7 {
-            self.pci.config_write(0, i440fx::DEVFN, PAM0 + i, 1, 0x33);
+            self.pci.config_write(0, i440fx::DEVFN, (PAM0 + i).into(), 1, 0x33);
         }
         self.pm.enable_at(piix4_pm::PM_BASE);
         self.ide.like_firmware();
         for (n, irq) in tables::PIRQ_ROUTES.into_iter().enumerate() {
             self.piix3.config_write(0x60 + n as u8, 1, u32::from(irq));
         }
-        // PCI interrupts and the SCI are level-triggered.
-        for irq in [9, 10, 11] {
-            let (port, bit) = (0x4d0 + irq / 8, irq % 8);
-            let old = self.ports.read(port, 1);
-            self.ports.write(port, 1, old | 1 << bit);
-        }
+        common::level_triggered(&self.ports);
     }
 
     fn follow(&self) {
@@ -168,12 +135,10 @@ impl Chipset for Piix {
 
     /// A firmware image is told by CMOS 0Fh; the built-in one goes back to ACPI mode if that was on.
     fn woken(&self, board: &Board, cause: WakeCause, acpi_mode: bool) {
-        const SHUTDOWN_STATUS: u8 = 0x0f;
-        const RESUME: u8 = 0xfe;
         self.pm.wake(cause);
         board.like_firmware();
         if !board.built_in() {
-            self.rtc.set_cmos(SHUTDOWN_STATUS, RESUME);
+            common::tell_of_wake(&self.rtc);
         } else if acpi_mode {
             self.ports.write(piix4_pm::SMI_COMMAND, 1, piix4_pm::ACPI_ENABLE.into());
         }

@@ -98,6 +98,8 @@ pub struct Setup {
     pub packet: bool,
     /// Device 0 or 1.
     pub unit: u8,
+    /// How many commands its host queues (NCQ); 0: none.
+    pub queue: u8,
 }
 
 /// What has been set, and the command in progress.

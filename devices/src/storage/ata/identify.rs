@@ -44,6 +44,11 @@ fn common(setup: &Setup, state: &State) -> Words {
     w.0[63] = 7 | state.multi_dma << 8;
     w.0[88] = 0x3f | state.ultra_dma << 8;
     w.0[64] = 3;
+    if setup.queue > 0 {
+        // Queue depth; native command queuing.
+        w.0[75] = u16::from(setup.queue) - 1;
+        w.0[76] = 1 << 8;
+    }
     if let Some(wwn) = setup.wwn {
         for at in [84, 87] {
             w.0[at] |= 1 << 8;
@@ -86,6 +91,10 @@ pub fn disk(setup: &Setup, state: &State, drive: &Drive, sectors: u64) -> Vec<u8
     w.0[81] = 0x0016;
     // NOP, write cache, SMART; flushes, 48-bit addresses.
     set(&mut w, &[(82, 0x4021), (83, 0x7400), (84, 0x4000), (86, 0x3400), (87, 0x4000)]);
+    if setup.queue > 0 {
+        // Logs, of which one says what has failed of a queue.
+        set(&mut w, &[(84, 1 << 5), (87, 1 << 5)]);
+    }
     w.0[85] = 0x4000 | u16::from(drive.write_cache()) << 5 | u16::from(state.smart);
     w.0[93] = 0x6001;
     w.wide(100, sectors, 4);

@@ -3,6 +3,7 @@
 //! What is written to the command block reaches both devices; the selected one answers. Of one that is not there
 //! status and error read as 0, and the others as they were written, or as its signature after a reset. A cable with no
 //! device at all reads as 0.
+use super::Cable;
 use super::bus_master::{BusMaster, INTERRUPT};
 use crate::bus::{Irq, PortIo, open_bus, read_bytes, write_bytes};
 use crate::device::Invalid;
@@ -47,7 +48,7 @@ impl Default for CableV1 {
 }
 
 #[derive(Default)]
-struct Cable {
+struct Wired {
     units: [Option<Unit>; UNITS],
     state: CableV1,
 }
@@ -55,13 +56,13 @@ struct Cable {
 /// A channel.
 pub struct Channel {
     number: u8,
-    cable: Mutex<Cable>,
+    cable: Mutex<Wired>,
     pin: Irq,
     dma: Dma,
     me: Weak<Channel>,
 }
 
-impl Cable {
+impl Wired {
     fn device(&mut self) -> Option<&mut Device> {
         self.units[usize::from(self.state.selected & 1)].as_mut().map(|u| &mut u.device)
     }
@@ -124,27 +125,9 @@ impl Channel {
         Arc::new_cyclic(|me| Self { number, cable: Mutex::default(), pin, dma, me: me.clone() })
     }
 
-    /// 0 for "ide.0".
-    pub fn number(&self) -> u8 {
-        self.number
-    }
-
-    /// Whether there is no device at this place.
-    pub fn is_free(&self, unit: usize) -> bool {
-        self.cable.lock().units.get(unit).is_some_and(Option::is_none)
-    }
-
-    /// Plugs a device in; false if there is one.
-    pub(super) fn plug(&self, unit: usize, device: Device) -> bool {
-        let mut cable = self.cable.lock();
-        let Some(place @ None) = cable.units.get_mut(unit) else { return false };
-        *place = Some(Unit { device, generation: 0 });
-        true
-    }
-
     /// Has follow what an access, or the end of a request, has changed.
-    fn settle(&self, mut cable: MutexGuard<'_, Cable>) {
-        let Cable { units, state } = &mut *cable;
+    fn settle(&self, mut cable: MutexGuard<'_, Wired>) {
+        let Wired { units, state } = &mut *cable;
         // The selected device goes first, if both want data.
         let first = usize::from(state.selected & 1);
         for n in [first, 1 - first] {
@@ -174,38 +157,6 @@ impl Channel {
             unit.device.answered(reply);
             self.settle(cable);
         }
-    }
-
-    /// Does something to a device.
-    pub(super) fn with(&self, n: usize, what: impl FnOnce(&mut Device)) {
-        let mut cable = self.cable.lock();
-        if let Some(unit) = cable.units.get_mut(n).and_then(Option::as_mut) {
-            what(&mut unit.device);
-        }
-        self.settle(cable);
-    }
-
-    /// From now on no end of what was asked so far is heard.
-    pub(super) fn forget_requests(&self, n: usize) {
-        if let Some(unit) = &mut self.cable.lock().units[n] {
-            unit.generation += 1;
-        }
-    }
-
-    /// # Panics
-    /// There is no device at this place, which only who has plugged one in asks for.
-    pub(super) fn save_device(&self, n: usize) -> DeviceV1 {
-        self.cable.lock().units[n].as_ref().expect("a device was plugged in here").device.save()
-    }
-
-    pub(super) fn restore_device(&self, n: usize, saved: DeviceV1) -> Result<(), Invalid> {
-        let mut cable = self.cable.lock();
-        if let Some(unit) = &mut cable.units[n] {
-            unit.generation += 1;
-            unit.device.restore(saved)?;
-        }
-        self.pin.restore(cable.level());
-        Ok(())
     }
 
     pub(super) fn reset(&self) {
@@ -292,6 +243,59 @@ impl Channel {
             None => {}
         }
         self.settle(cable);
+    }
+}
+
+impl Cable for Channel {
+    fn name(&self) -> String {
+        format!("ide.{}", self.number)
+    }
+
+    fn number(&self) -> u8 {
+        self.number
+    }
+
+    fn units(&self) -> usize {
+        UNITS
+    }
+
+    fn is_free(&self, unit: usize) -> bool {
+        self.cable.lock().units.get(unit).is_some_and(Option::is_none)
+    }
+
+    fn plug(&self, unit: usize, device: Device) -> bool {
+        let mut cable = self.cable.lock();
+        let Some(place @ None) = cable.units.get_mut(unit) else { return false };
+        *place = Some(Unit { device, generation: 0 });
+        true
+    }
+
+    fn with(&self, n: usize, what: &mut dyn FnMut(&mut Device)) {
+        let mut cable = self.cable.lock();
+        if let Some(unit) = cable.units.get_mut(n).and_then(Option::as_mut) {
+            what(&mut unit.device);
+        }
+        self.settle(cable);
+    }
+
+    fn forget_requests(&self, n: usize) {
+        if let Some(unit) = &mut self.cable.lock().units[n] {
+            unit.generation += 1;
+        }
+    }
+
+    fn save_device(&self, n: usize) -> DeviceV1 {
+        self.cable.lock().units[n].as_ref().expect("a device was plugged in here").device.save()
+    }
+
+    fn restore_device(&self, n: usize, saved: DeviceV1) -> Result<(), Invalid> {
+        let mut cable = self.cable.lock();
+        if let Some(unit) = &mut cable.units[n] {
+            unit.generation += 1;
+            unit.device.restore(saved)?;
+        }
+        self.pin.restore(cable.level());
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is plugged into the cables: `ide-hd` and `ide-cd`.
-use super::channel::{Channel, UNITS};
+use super::Cable;
+use super::channel::UNITS;
 use crate::device::{Device, Invalid, Reset};
 use crate::kind::{Bus, KINDS, Kind, PlugError, Property, Site, Type, Values};
 use crate::storage::ata::{self, DeviceV1, Geometry, SECTOR, Setup};
@@ -16,7 +17,7 @@ const BUS: Property = Property {
     name: "bus",
     kind: Type::Text,
     default: None,
-    help: "ide.0 or ide.1 (default: the first with room)",
+    help: "ide.0 and so on (default: the first with room)",
 };
 const UNIT: Property = Property {
     name: "unit",
@@ -83,22 +84,22 @@ fn refuse(why: impl Into<String>) -> PlugError {
 }
 
 /// The place that was asked for, or the first free one.
-fn place<'a>(site: &'a Site<'_>, values: &Values) -> Result<(&'a Arc<Channel>, usize), PlugError> {
-    if site.ide.is_empty() {
+fn place(site: &Site<'_>, values: &Values) -> Result<(Arc<dyn Cable>, usize), PlugError> {
+    let cables = site.ide.borrow();
+    if cables.is_empty() {
         return Err(refuse("this board has no IDE bus"));
     }
-    let name = |c: &Channel| format!("ide.{}", c.number());
     let wanted = values.text("bus");
     let unit = values.number("unit").map(|n| n as usize);
-    if let Some(bus) = wanted.filter(|bus| site.ide.iter().all(|c| name(c) != *bus)) {
-        let names: Vec<_> = site.ide.iter().map(|c| name(c)).collect();
-        return Err(refuse(format!("bus={bus}: there is no such bus; there are {}", names.join(" and "))));
+    if let Some(bus) = wanted.filter(|bus| cables.iter().all(|c| c.name() != *bus)) {
+        let names: Vec<_> = cables.iter().map(|c| c.name()).collect();
+        return Err(refuse(format!("bus={bus}: there is no such bus; there are {}", names.join(", "))));
     }
-    let places = site.ide.iter().filter(|c| wanted.is_none_or(|bus| name(c) == bus));
-    let mut free = places.flat_map(|c| (0..UNITS).filter(|n| c.is_free(*n)).map(move |n| (c, n)));
+    let places = cables.iter().filter(|c| wanted.is_none_or(|bus| c.name() == bus));
+    let mut free = places.flat_map(|c| (0..c.units()).filter(|n| c.is_free(*n)).map(move |n| (c.clone(), n)));
     let at = |what: &str| wanted.map_or(String::new(), |bus| format!("bus={bus}{what}"));
     free.find(|(_, n)| unit.is_none_or(|wanted| wanted == *n)).ok_or_else(|| match unit {
-        Some(n) => refuse(format!("{}unit={n}: there is another device", at(","))),
+        Some(n) => refuse(format!("{}unit={n}: there is another device, or no such place", at(","))),
         None => {
             refuse(format!("{}: no place is left for it on the IDE buses", at("")).trim_start_matches(": "))
         }
@@ -148,7 +149,7 @@ fn plug_cd(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
 fn plug<const IS_CD: bool>(
     site: &Site<'_>,
     values: &Values,
-    channel: &Arc<Channel>,
+    channel: Arc<dyn Cable>,
     unit: usize,
     drive: Arc<Drive>,
     geometry: Geometry,
@@ -175,10 +176,11 @@ fn plug<const IS_CD: bool>(
         physical_block: physical as u32,
         packet: IS_CD,
         unit: unit as u8,
+        queue: channel.queue(),
     };
-    let device = IdeDrive::<IS_CD>::new(channel, unit, setup, drive)
+    let device = IdeDrive::<IS_CD>::new(&channel, unit, setup, drive)
         .ok_or_else(|| refuse(format!("unit={unit}: there is another device")))?;
-    let bus = if channel.number() == 0 { "ide.0" } else { "ide.1" };
+    let bus = channel.name();
     let name = values.id.clone().unwrap_or_else(|| format!("{}@{bus}.{unit}", IdeDrive::<IS_CD>::KIND));
     site.registry.plug(bus, name, device);
     Ok(())
@@ -186,14 +188,14 @@ fn plug<const IS_CD: bool>(
 
 /// A drive on a cable, a CD-ROM drive or a disk.
 pub struct IdeDrive<const IS_CD: bool> {
-    channel: Arc<Channel>,
+    channel: Arc<dyn Cable>,
     unit: usize,
     drive: Arc<Drive>,
 }
 
 impl<const IS_CD: bool> IdeDrive<IS_CD> {
     /// Plugs a device into a cable; none if there is one at its place.
-    pub fn new(channel: &Arc<Channel>, unit: usize, setup: Setup, drive: Arc<Drive>) -> Option<Arc<Self>> {
+    pub fn new(channel: &Arc<dyn Cable>, unit: usize, setup: Setup, drive: Arc<Drive>) -> Option<Arc<Self>> {
         if !channel.plug(unit, ata::Device::new(setup, drive.clone())) {
             return None;
         }
@@ -207,11 +209,11 @@ impl<const IS_CD: bool> IdeDrive<IS_CD> {
 
 impl<const IS_CD: bool> MediumWatcher for IdeDrive<IS_CD> {
     fn medium_changed(&self) {
-        self.channel.with(self.unit, ata::Device::medium_changed);
+        self.channel.with(self.unit, &mut ata::Device::medium_changed);
     }
 
     fn eject_requested(&self) {
-        self.channel.with(self.unit, ata::Device::eject_requested);
+        self.channel.with(self.unit, &mut ata::Device::eject_requested);
     }
 }
 
@@ -223,7 +225,7 @@ impl<const IS_CD: bool> Device for IdeDrive<IS_CD> {
         // What ends meanwhile is not heard, and the channel is not locked while that is waited for.
         self.channel.forget_requests(self.unit);
         self.drive.reset();
-        self.channel.with(self.unit, ata::Device::power_on);
+        self.channel.with(self.unit, &mut ata::Device::power_on);
     }
 
     fn pause(&self) {
@@ -233,7 +235,7 @@ impl<const IS_CD: bool> Device for IdeDrive<IS_CD> {
     fn resume(&self) {
         self.drive.resume();
         // What a restored device was waiting for is asked again.
-        self.channel.with(self.unit, |_| {});
+        self.channel.with(self.unit, &mut |_| {});
     }
 
     fn save(&self) -> DeviceV1 {

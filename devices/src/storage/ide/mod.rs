@@ -9,12 +9,14 @@
 //! Locks: a channel's, which is held while memory is copied, before the drives' and the pins'. Ends of requests are
 //! told on the drives' threads, which take the channel's lock.
 mod bus_master;
+mod cable;
 mod channel;
 mod drives;
 mod piix3;
 #[cfg(test)]
 mod tests;
 
+pub use cable::Cable;
 pub use channel::Channel;
 pub use drives::IdeDrive;
 pub use piix3::{DEVFN, Piix3Ide};

@@ -70,10 +70,11 @@ fn setup_with(options: Options) -> Test {
         physical_block: 512,
         packet,
         unit: 0,
+        queue: 0,
     };
-    let [a, b] = ide.channels();
-    let hd = IdeDrive::new(a, 0, what(false), drives[0].clone()).unwrap();
-    let cd = IdeDrive::new(b, 0, what(true), drives[1].clone()).unwrap();
+    let [a, b] = ide.channels().clone().map(|c| c as Arc<dyn Cable>);
+    let hd = IdeDrive::new(&a, 0, what(false), drives[0].clone()).unwrap();
+    let cd = IdeDrive::new(&b, 0, what(true), drives[1].clone()).unwrap();
     pc.write(DEVFN, reg::BAR0 + 16, 4, BM.into());
     pc.write(DEVFN, reg::COMMAND, 2, (command::IO | command::MASTER).into());
     Test { pc, ide, pins, hd, cd, disk, drives, machine }

@@ -280,9 +280,17 @@ impl<M: Model> VirtioPci<M> {
         values: &Values,
         model: Arc<M>,
         class: u32,
-        options: PciOptions,
+        mut options: PciOptions,
     ) -> Result<Arc<Self>, PlugError> {
-        let (config, window) = config_space(&*model, class, options);
+        // Behind a port of PCI Express, where there are no I/O ports to spare, a device is a modern one by itself.
+        let express = site.pci_bus(values)?.is_port();
+        if express && options.modern && matches!(values.text("disable-legacy"), None | Some("auto")) {
+            options.legacy = false;
+        }
+        let (mut config, window) = config_space(&*model, class, options);
+        if express && options.modern {
+            config.add_express(0, None);
+        }
         site.plug_pci(values, config, |function| Self::new(function, model, options, window))
     }
 

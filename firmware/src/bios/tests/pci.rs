@@ -109,7 +109,7 @@ fn functions_get_addresses_interrupts_and_decoding() {
     bus.add(0x110, 0x100e_8086, 0x0200, 0, 1, &[(0x10, 0, 128 << 10), (0x14, 1, 64)]);
     bus.add(0x30, 0x1110_1af4, 0x0500, 0, 1, &[(0x10, 0, 1 << 31)]);
     // The VGA's ROM will be at the first free address: behind the 16 MiB, 128 KiB come first.
-    let got = set_up_pci(&mut bus, 0x8000_0000);
+    let got = set_up_pci(&mut bus, 0x8000_0000, None);
     assert_eq!(got.last_bus, 1);
     let bars = [
         (0x10, 0x10, 0xc000_0008u32),
@@ -139,9 +139,9 @@ fn functions_get_addresses_interrupts_and_decoding() {
     assert_eq!([0x18, 0x20, 0x0b, 0x110].map(line), [11, 11, 9, 11]);
     assert_eq!((bus.ports[&0x4d1], bus.u32(0, 0x5c)), (0x0c, 0x3333_3333));
     let mut again = bus;
-    assert_eq!(set_up_pci(&mut again, 0x8000_0000), got, "a second time gives the same");
+    assert_eq!(set_up_pci(&mut again, 0x8000_0000, None), got, "a second time gives the same");
     // RAM that reaches higher moves the window.
-    set_up_pci(&mut again, 0xe000_0000);
+    set_up_pci(&mut again, 0xe000_0000, None);
     assert_eq!(again.u32(0x10, 0x10), 0xe000_0008);
 }
 
@@ -162,7 +162,7 @@ fn option_roms_are_copied_that_of_the_vga_first() {
     bus.memory.write(0xc000_0000, &rom(b'n'));
     bus.memory.write(0xc000_1000, &rom(b'v'));
     bus.memory.write(0xd_0000, b"stale");
-    let got = set_up_pci(&mut bus, 1 << 30);
+    let got = set_up_pci(&mut bus, 1 << 30, None);
     let at = |at: u64| {
         let mut b = [0; 1];
         bus.memory.read(at, &mut b);
