@@ -6,6 +6,8 @@ use mynah::machine::bios::BiosDevice;
 use mynah::machine::{Machine, boards};
 use mynah_cpu::CpuV2;
 use mynah_devices::chipset::{AcpiGed, Ferr, I440fx, Piix3, Piix4Pm, Port92};
+use mynah_cpu::CpuV1;
+use mynah_devices::chipset::{AcpiGed, Ferr, I440fx, Ich9Lpc, Ich9Smbus, Piix3, Piix4Pm, Port92, Q35Mch};
 use mynah_devices::device::Device;
 use mynah_devices::display::vga::Vga;
 use mynah_devices::edu::Edu;
@@ -21,7 +23,9 @@ use mynah_devices::misc::entropy::Entropy;
 use mynah_devices::misc::fw_cfg::FwCfg;
 use mynah_devices::misc::pvpanic::Pvpanic;
 use mynah_devices::pci::ConfigPorts;
+use mynah_devices::pci::bridge::Bridge;
 use mynah_devices::serial::Serial;
+use mynah_devices::storage::ahci::Ahci;
 use mynah_devices::storage::ide::{IdeDrive, Piix3Ide};
 use mynah_devices::timers::hpet::Hpet;
 use mynah_devices::timers::pit::Pit;
@@ -330,7 +334,10 @@ fn rows() -> Vec<Row> {
     let mut rows = vec![
         (CpuV2::KIND.into(), CpuV2::VERSION, shape::<CpuV2>()),
         of::<A20Gate>(),
+        of::<Ahci>(),
         of::<BiosDevice>(),
+        of::<Bridge<false>>(),
+        of::<Bridge<true>>(),
         of::<ConfigPorts>(),
         of::<DebugExit>(),
         of::<Debugcon>(),
@@ -341,6 +348,8 @@ fn rows() -> Vec<Row> {
         of::<Hpet>(),
         of::<I440fx>(),
         of::<I8042>(),
+        of::<Ich9Lpc>(),
+        of::<Ich9Smbus>(),
         of::<IdeDrive<false>>(),
         of::<IdeDrive<true>>(),
         of::<Ioapic>(),
@@ -354,6 +363,7 @@ fn rows() -> Vec<Row> {
         of::<Pit>(),
         of::<Port92>(),
         of::<Pvpanic>(),
+        of::<Q35Mch>(),
         of::<Rtc>(),
         of::<Serial>(),
         of::<VirtioPci<Balloon>>(),
@@ -434,6 +444,9 @@ fn every_device_has_its_state_in_the_list() {
         words.extend(["-display", "none", "-serial", "null", "-chardev", "null,id=c,mux=on"]);
         let mut words: Vec<_> = words.into_iter().map(std::ffi::OsString::from).collect();
         for kind in kind::all().into_iter().filter(|k| board.pci || k.bus == kind::Bus::Isa) {
+            if kind.name == "pcie-root-port" && !board.sata {
+                continue;
+            }
             let mut device = kind.name.to_owned();
             for property in kind.properties {
                 match property.kind {

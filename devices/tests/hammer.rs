@@ -11,7 +11,9 @@ use common::NoPins;
 use mynah_block::{Drive, Image, Memory, Options};
 use mynah_devices::bus::{Irq, PortBus};
 use mynah_devices::chardev::Null;
-use mynah_devices::chipset::{Ferr, I440fx, Piix3, Piix4Pm, Port92, i440fx, piix3, piix4_pm};
+use mynah_devices::chipset::{
+    Ferr, I440fx, Ich9Lpc, Ich9Smbus, Piix3, Piix4Pm, Port92, Q35Mch, i440fx, piix3, piix4_pm,
+};
 use mynah_devices::clock::{Clock, ManualClock, SECOND};
 use mynah_devices::device::{Plugged, Registry, Reset};
 use mynah_devices::display::Screen;
@@ -28,7 +30,7 @@ use mynah_devices::misc::entropy::Entropy;
 use mynah_devices::misc::fw_cfg::FwCfg;
 use mynah_devices::pci::{BarKind, ConfigPorts, DevFn, MsiSink, PciBus};
 use mynah_devices::serial::{COM, Serial};
-use mynah_devices::storage::ide::{self, Piix3Ide};
+use mynah_devices::storage::ide::{self, Cable, Piix3Ide};
 use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::pm_timer::pm_timer_value;
@@ -97,6 +99,7 @@ const PORTS: &[(u16, u64)] = &[
     (0x3f6, 1),
     (0x376, 1),
     (IDE_MASTERS, 16),
+    (ICH9_PM, 128),
     (0x3b4, 2),
     (0x3ba, 1),
     (0x3c0, 16),
@@ -120,6 +123,8 @@ struct Board {
     hpet: Arc<Hpet>,
     i8042: Arc<I8042>,
     drives: Vec<(Arc<Drive>, Arc<Memory>)>,
+    /// A SATA controller, and its registers.
+    ahci: (DevFn, u64),
     /// Registers of virtio devices.
     virtio: Vec<(DevFn, u64)>,
     /// Drivers of virtio devices make what no driver does, so that what comes of it depends on the host's threads.
@@ -148,7 +153,7 @@ fn board() -> Board {
     ports.map(0xa0, 2, pic.slave_ports());
     ports.map(0x4d0, 2, pic.elcr_ports());
     memory.map_mmio(IOAPIC_BASE, 0x1000, ioapic.clone());
-    let mut isa: Vec<Irq> = (0..16).map(|n| Irq::new(router.clone(), n)).collect();
+    let mut isa: Vec<Irq> = (0..24).map(|n| Irq::new(router.clone(), n)).collect();
     let mut pin = |n: usize| isa[n].share();
     let pit = Pit::new(dyn_clock.clone(), pin(0));
     ports.map(0x40, 4, pit.ports());
@@ -167,7 +172,7 @@ fn board() -> Board {
     };
     let hpet = Hpet::new(dyn_clock.clone(), wires);
     memory.map_mmio(HPET_BASE, 0x400, hpet.clone());
-    let pci = PciBus::new(ports.clone(), memory.clone());
+    let pci = PciBus::root("pcie.0", true, ports.clone(), memory.clone());
     let piix3 = Piix3::new(std::array::from_fn(&mut pin), events.clone());
     let wires = piix3.clone();
     pci.connect(bus.clone(), Box::new(move |devfn, pin| wires.intx(devfn, pin)));
@@ -179,6 +184,16 @@ fn board() -> Board {
     pci.attach(piix3::DEVFN, piix3.clone());
     pci.attach(piix4_pm::DEVFN, pm.clone());
     pm.enable_at(piix4_pm::PM_BASE);
+    // Another board's chips, where they are in nobody's way.
+    let lpc_lines = std::array::from_fn(&mut pin);
+    let lpc = Ich9Lpc::new(lpc_lines, ports.clone(), memory.clone(), dyn_clock.clone(), events.clone());
+    let mch = Q35Mch::new(&pci, |_| {});
+    pci.attach(DevFn::new(0x1d, 0), mch.clone());
+    pci.attach(DevFn::new(0x1e, 0), lpc.clone());
+    pci.config_write(0, DevFn::new(0x1e, 0), 0x40, 4, ICH9_PM.into());
+    pci.config_write(0, DevFn::new(0x1e, 0), 0x44, 1, 0x80);
+    pci.config_write(0, DevFn::new(0x1e, 0), 0xf0, 4, RCBA as u32 | 1);
+    let smbus = Ich9Smbus::new(&pci);
     let ide = Piix3Ide::new(&pci, &ports, [pin(14), pin(15)]);
     ide.like_firmware();
     pci.config_write(0, ide::DEVFN, 0x20, 4, IDE_MASTERS.into());
@@ -208,6 +223,7 @@ fn board() -> Board {
     let mut all: Vec<Arc<dyn Plugged>> = apics.iter().map(|a| a.clone() as _).collect();
     all.extend([bus.clone() as Arc<dyn Plugged>, ioapic, pic, pit.clone(), rtc, hpet.clone(), config, a20]);
     all.extend([port92 as Arc<dyn Plugged>, i8042.clone(), ferr, bridge, piix3, pm, fw_cfg, ide.clone()]);
+    all.extend([lpc as Arc<dyn Plugged>, mch, smbus]);
     all.extend(serials.iter().map(|s| s.clone() as Arc<dyn Plugged>));
     for device in all {
         devices.plug("board", device.kind(), device);
@@ -236,22 +252,31 @@ fn board() -> Board {
         consoles: &RefCell::default(),
         serials: RefCell::new(&mut serials),
     };
-    let virtio = plug_all(&site);
+    let (virtio, ahci) = plug_all(&site);
     drop(site);
     let (drives, hostile) = (drives.into_inner(), Cell::new(false));
-    Board { clock, devices, pci, ports, memory, apics, bus, pit, hpet, i8042, drives, virtio, hostile }
+    Board { clock, devices, pci, ports, memory, apics, bus, pit, hpet, i8042, drives, ahci, virtio, hostile }
 }
 
 /// All that a user can add, as it is by itself; PCI devices are set up as firmware does it. Where those of virtio have
 /// their registers.
-fn plug_all(site: &Site<'_>) -> Vec<(DevFn, u64)> {
-    let (mut window, mut port, mut virtio) = (PCI_BASE, 0xc000, Vec::new());
+fn plug_all(site: &Site<'_>) -> (Vec<(DevFn, u64)>, (DevFn, u64)) {
+    let (mut window, mut port, mut virtio, mut ahci) = (PCI_BASE, 0xc000, Vec::new(), None);
     for kind in kind::all() {
         let mut values = Values::default();
         values.values.insert("chardev", Value::Text("null".into()));
         values.values.insert("drive", Value::Text(kind.name.into()));
         values.values.insert("vgamem_mb", Value::Number(1));
         (kind.plug)(site, &values).unwrap();
+    }
+    // Drives on SATA ports, and devices behind bridges.
+    for (name, bus) in
+        [("ide-hd", "ide.2"), ("ide-cd", "ide.3"), ("edu", "pci.1"), ("virtio-rng-pci", "pcie.1")]
+    {
+        let mut values = Values { bus: Some(bus.into()), ..Values::default() };
+        values.values.insert("drive", Value::Text(bus.into()));
+        values.values.insert("bus", Value::Text(bus.into()));
+        (kind::find(name).unwrap().plug)(site, &values).unwrap();
     }
     let pci = site.pci.unwrap();
     let mut devices: Vec<_> =
@@ -268,6 +293,9 @@ fn plug_all(site: &Site<'_>) -> Vec<(DevFn, u64)> {
             let next = if bar_kind == BarKind::Io { &mut port } else { &mut window };
             *next = next.next_multiple_of(size);
             site.pci.unwrap().config_write(0, at, 0x10 + 4 * bar as u16, 4, *next as u32);
+            if bar == 5 && ahci.is_none() {
+                ahci = Some((at, *next));
+            }
             if bar == 4 && site.pci.unwrap().config_read(0, at, 0, 2) == 0x1af4 {
                 virtio.push((at, *next));
             }
@@ -276,9 +304,12 @@ fn plug_all(site: &Site<'_>) -> Vec<(DevFn, u64)> {
         site.pci.unwrap().config_write(0, at, 4, 2, 7);
     }
     assert!(window <= PCI_BASE + PCI_LEN && port < 0x1_0000);
-    virtio
+    (virtio, ahci.unwrap())
 }
 
+/// Where the ICH9's power management and its chip configuration registers are.
+const ICH9_PM: u16 = 0x1000;
+const RCBA: u64 = 0xfed1_c000;
 /// Where PCI devices have their registers.
 const PCI_BASE: u64 = 0xe000_0000;
 const PCI_LEN: u64 = 4 << 20;
@@ -322,7 +353,8 @@ impl Board {
         let out =
             |port: u16, values: &[u8]| values.iter().for_each(|v| self.ports.write(port, 1, (*v).into()));
         let vector = 0x20 + r.below(0xd0);
-        match r.below(14) {
+        match r.below(17) {
+            14.. => self.drive_ahci(r),
             12.. => self.drive_vga(r),
             9..=11 => self.drive_ide(r),
             8 => {
@@ -526,6 +558,86 @@ impl Board {
         }
     }
 
+    /// Commands, or some of a queue, to a disk or a CD-ROM drive on a SATA port.
+    fn drive_ahci(&self, r: &mut Random) {
+        const COMMANDS: [u8; 16] =
+            [0x25, 0x35, 0xec, 0x24, 0x34, 0x2f, 0xc8, 0xca, 0x3d, 0x42, 0x06, 0xea, 0xef, 0xa1, 0x08, 0x90];
+        const PACKETS: [u8; 8] = [0x28, 0xa8, 0xbe, 0x03, 0x12, 0x43, 0x4a, 0x5a];
+        const LISTS: u64 = 0xc0_0000;
+        let (at, base) = self.ahci;
+        // Random accesses may have moved its registers.
+        self.pci.config_write(0, at, 0x24, 4, base as u32);
+        self.pci.config_write(0, at, 4, 2, 7);
+        let n = r.below(2);
+        let port = base + 0x100 + 0x80 * n;
+        let list = LISTS + 0x1_0000 * n;
+        let write = |at: u64, value: u64| self.memory.phys_write(port + at, 4, value);
+        let packets = n == 1 && r.below(2) == 0;
+        if self.memory.phys_read(port + 0x18, 4) & 0x8010 != 0x8010 || r.below(6) == 0 {
+            write(0x18, 0x10);
+            if r.below(4) == 0 {
+                write(0x2c, 1);
+                write(0x2c, 0);
+                self.settle();
+            }
+            for (at, value) in [(0, list), (4, 0), (8, list + 0x8000), (12, 0), (0x14, !0), (0x10, !0)] {
+                write(at, value & 0xffff_ffff);
+            }
+            write(0x18, 0x11);
+            self.memory.phys_write(base + 4, 4, 2);
+        }
+        let queued = n == 0 && r.below(2) == 0;
+        let mut slots = 0;
+        for _ in 0..1 + r.below(if queued { 8 } else { 2 }) {
+            let slot = r.below(32);
+            if slots >> slot & 1 != 0 {
+                continue;
+            }
+            slots |= 1 << slot;
+            let table = list + 0x400 + 0x380 * slot;
+            let count = r.below(9);
+            let lba = if r.below(16) == 0 { r.below_power(48) } else { r.below(0x2000) };
+            let (l, mut f) = (lba.to_le_bytes(), [0u8; 20]);
+            let code = COMMANDS[r.below(COMMANDS.len() as u64) as usize];
+            f[..8].copy_from_slice(&[0x27, 0x80, code, r.below(4) as u8, l[0], l[1], l[2], 0x40]);
+            f[8..11].copy_from_slice(&l[3..6]);
+            f[12] = count as u8;
+            if packets {
+                (f[2], f[3], f[6]) = (0xa0, r.below(2) as u8, 8);
+            } else if queued {
+                (f[2], f[3], f[11]) = (0x60 | r.below(2) as u8, r.below_power(9) as u8, r.below(2) as u8);
+                (f[7], f[12]) = (0x40 | (r.below(4) == 0) as u8 * 0x80, (slot as u8) << 3);
+            }
+            if r.below(12) == 0 {
+                let n = r.below(20) as usize;
+                f[n] = r.next() as u8;
+            }
+            self.memory.write(table, &f);
+            let mut cdb = [0; 16].map(|_: u8| if r.below(4) == 0 { r.below_power(9) as u8 } else { 0 });
+            cdb[0] = PACKETS[r.below(PACKETS.len() as u64) as usize];
+            self.memory.write(table + 0x40, &cdb);
+            let entries = r.below(12);
+            for i in 0..entries {
+                let to = if r.below(24) == 0 { r.value() } else { 0x10_0000 + r.below(10 << 20) };
+                self.memory.write_u64(table + 0x80 + 16 * i, to);
+                let len = if r.below(2) == 0 { 511 } else { r.below_power(18) };
+                self.memory.write_u64(table + 0x88 + 16 * i, len << 32 | r.below(2) << 63);
+            }
+            let words = if r.below(24) == 0 { r.below(32) } else { 5 };
+            self.memory.write_u64(list + 32 * slot, words | entries << 16);
+            self.memory.write_u64(list + 32 * slot + 8, table);
+        }
+        if queued {
+            write(0x34, slots);
+        }
+        write(0x38, slots);
+        self.settle();
+        if r.below(2) == 0 {
+            write(0x10, r.value() & 0xffff_ffff);
+            self.memory.phys_write(base + 8, 4, 3);
+        }
+    }
+
     /// Chooses a mode, writes to the video memory in all ways, and looks at the screen.
     fn drive_vga(&self, r: &mut Random) {
         let set = |port: u16, index: u8, value: u8| {
@@ -601,6 +713,10 @@ impl Board {
             7 => {
                 let (port, size) = (r.next() as u16, [1, 2, 4][r.below(3) as usize]);
                 self.port(r, port, size)
+            }
+            8 if r.below(4) == 0 => {
+                let (base, len) = [(RCBA + 0x3100, 0x400), (self.ahci.1, 0x200)][r.below(2) as usize];
+                self.mmio(r, base, len)
             }
             8 => self.mmio(r, IOAPIC_BASE, 0x60),
             9 if r.below(4) == 0 && !self.virtio.is_empty() => {

@@ -450,6 +450,13 @@ impl Inner {
         let takes_packet = device.state.op == Op::Packet;
         let bytes = device.dma_bytes();
         let len = bytes.len();
+        if len == 0 {
+            // No device wants that: it was restored so.
+            device.dma_broken();
+            self.s.current = None;
+            self.stop(is::IFS);
+            return Step::Wait;
+        }
         let moved = if takes_packet {
             dma.read(current.packet, bytes).map(|()| false).map_err(|_| Fault::Bus)
         } else if to_host {
