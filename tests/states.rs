@@ -5,8 +5,6 @@ use mynah::cli::build;
 use mynah::machine::bios::BiosDevice;
 use mynah::machine::{Machine, boards};
 use mynah_cpu::CpuV2;
-use mynah_devices::chipset::{AcpiGed, Ferr, I440fx, Piix3, Piix4Pm, Port92};
-use mynah_cpu::CpuV1;
 use mynah_devices::chipset::{AcpiGed, Ferr, I440fx, Ich9Lpc, Ich9Smbus, Piix3, Piix4Pm, Port92, Q35Mch};
 use mynah_devices::device::Device;
 use mynah_devices::display::vga::Vga;

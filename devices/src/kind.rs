@@ -20,8 +20,10 @@ use crate::serial::Serial;
 use crate::storage::ide::Cable;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::console::Console;
+use crate::virtio::mmio::MmioSlot;
 use linkme::distributed_slice;
 use mynah_block::Drive;
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,6 +56,12 @@ pub enum Bus {
     Ide,
     /// A number on a virtio-serial-pci.
     VirtioSerial,
+    /// One of the board's slots for virtio devices without PCI.
+    VirtioMmio,
+    /// A namespace's number on an NVMe controller.
+    Nvme,
+    /// Target and logical unit on a SCSI host adapter.
+    Scsi,
 }
 
 impl fmt::Display for Bus {
@@ -63,6 +71,9 @@ impl fmt::Display for Bus {
             Self::Pci => "PCI",
             Self::Ide => "IDE",
             Self::VirtioSerial => "virtio-serial",
+            Self::VirtioMmio => "virtio-mmio",
+            Self::Nvme => "NVMe",
+            Self::Scsi => "SCSI",
         })
     }
 }
@@ -263,6 +274,9 @@ pub enum PlugError {
     Value(String),
 }
 
+/// Adapters by the name of their bus.
+pub type Adapters = Vec<(String, Arc<dyn Any + Send + Sync>)>;
+
 /// The board as a device sees it that is plugged in.
 pub struct Site<'a> {
     /// I/O ports.
@@ -291,6 +305,10 @@ pub struct Site<'a> {
     pub ide: &'a RefCell<Vec<Arc<dyn Cable>>>,
     /// Devices with ports for virtconsole and virtserialport, by the name of their bus without its `.0`.
     pub consoles: &'a RefCell<Vec<(String, Arc<Console>)>>,
+    /// The board's next slot for a virtio device without PCI.
+    pub mmio_slot: RefCell<&'a mut dyn FnMut() -> Option<MmioSlot>>,
+    /// Adapters that others are plugged into: the name of their bus, and the adapter.
+    pub adapters: &'a RefCell<Adapters>,
     /// The serial ports: what they have sent is to leave the process before that ends.
     pub serials: RefCell<&'a mut Vec<Arc<Serial>>>,
 }
@@ -320,6 +338,22 @@ impl Site<'_> {
         let why =
             || PlugError::Value(format!("{name}={id}: no -drive has this id, or another device uses it"));
         drive.map(Some).ok_or_else(why)
+    }
+
+    /// Others can be plugged into `adapter`. Its bus is called by its id, or by `stem` and a number.
+    pub fn add_adapter<T: Send + Sync + 'static>(&self, values: &Values, stem: &str, adapter: &Arc<T>) {
+        let mut adapters = self.adapters.borrow_mut();
+        let number = adapters.iter().filter(|(_, a)| a.is::<T>()).count();
+        let name = values.id.clone().unwrap_or_else(|| format!("{stem}{number}"));
+        adapters.push((name, adapter.clone()));
+    }
+
+    /// The adapter whose bus `bus=` names (`NAME` or `NAME.0`), or the last one before it; and its name.
+    pub fn adapter<T: Send + Sync + 'static>(&self, values: &Values) -> Option<(String, Arc<T>)> {
+        let wanted = values.text("bus").map(|w| w.strip_suffix(".0").unwrap_or(w));
+        let adapters = self.adapters.borrow();
+        let named = adapters.iter().rev().filter(|(name, _)| wanted.is_none_or(|w| w == name));
+        named.filter_map(|(name, a)| Some((name.clone(), a.clone().downcast().ok()?))).next()
     }
 
     /// Enters an ISA device under its id, or under `name`.

@@ -18,6 +18,7 @@ pub mod interrupts;
 pub mod kind;
 pub mod misc;
 pub mod pci;
+pub mod pieces;
 pub mod serial;
 pub mod storage;
 pub mod timers;

@@ -35,6 +35,7 @@ use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::pm_timer::pm_timer_value;
 use mynah_devices::timers::rtc::Rtc;
+use mynah_devices::virtio::mmio::MmioSlot;
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
@@ -154,6 +155,7 @@ fn board() -> Board {
     ports.map(0x4d0, 2, pic.elcr_ports());
     memory.map_mmio(IOAPIC_BASE, 0x1000, ioapic.clone());
     let mut isa: Vec<Irq> = (0..24).map(|n| Irq::new(router.clone(), n)).collect();
+    let ioapic_lines: Vec<_> = (16..24).map(|n| (n, Irq::new(router.clone(), n))).collect();
     let mut pin = |n: usize| isa[n].share();
     let pit = Pit::new(dyn_clock.clone(), pin(0));
     ports.map(0x40, 4, pit.ports());
@@ -229,6 +231,14 @@ fn board() -> Board {
         devices.plug("board", device.kind(), device);
     }
     let drives = RefCell::new(Vec::new());
+    let (mut slots, mmio_memory, mmio_irqs) = (0, memory.clone(), ioapic_lines);
+    let mut mmio_irqs = mmio_irqs.into_iter();
+    let mut mmio_slot = || {
+        slots += 1;
+        let at = MMIO_SLOTS + 0x200 * (slots as u64 - 1);
+        let (gsi, irq) = mmio_irqs.next()?;
+        Some(MmioSlot { number: slots, at, gsi, irq, memory: mmio_memory.clone() })
+    };
     let site = Site {
         ports: &ports,
         pci: Some(&pci),
@@ -250,6 +260,8 @@ fn board() -> Board {
         balloon: &OnceLock::new(),
         ide: &RefCell::new(ide.channels().iter().map(|c| c.clone() as Arc<dyn Cable>).collect()),
         consoles: &RefCell::default(),
+        mmio_slot: RefCell::new(&mut mmio_slot),
+        adapters: &RefCell::default(),
         serials: RefCell::new(&mut serials),
     };
     let (virtio, ahci) = plug_all(&site);
@@ -310,6 +322,8 @@ fn plug_all(site: &Site<'_>) -> (Vec<(DevFn, u64)>, (DevFn, u64)) {
 /// Where the ICH9's power management and its chip configuration registers are.
 const ICH9_PM: u16 = 0x1000;
 const RCBA: u64 = 0xfed1_c000;
+/// Where virtio devices without PCI have theirs.
+const MMIO_SLOTS: u64 = 0xfeb0_0000;
 /// Where PCI devices have their registers.
 const PCI_BASE: u64 = 0xe000_0000;
 const PCI_LEN: u64 = 4 << 20;

@@ -33,7 +33,6 @@ const LATER: &[&str] = &[
     "tulip",
     "virtio-net-pci",
     "virtio-net",
-    "virtio-scsi-pci",
     "virtio-9p-pci",
     "virtio-keyboard-pci",
     "virtio-mouse-pci",
@@ -45,13 +44,9 @@ const LATER: &[&str] = &[
     "virtio-crypto-pci",
     "virtio-pmem-pci",
     "virtio-mem-pci",
-    "scsi-hd",
-    "scsi-cd",
     "scsi-block",
     "scsi-generic",
     "floppy",
-    "nvme",
-    "nvme-ns",
     "piix3-ide",
     "piix4-ide",
     "isa-ide",
@@ -178,7 +173,7 @@ fn address(props: &mut Props, bus: Bus) -> Result<Option<DevFn>, Error> {
             return other.map_or(Ok(None), |other| Err(props.error(why(other))));
         }
         // There may be several: it is a property.
-        Bus::Ide | Bus::VirtioSerial => return Ok(None),
+        Bus::Ide | Bus::VirtioSerial | Bus::VirtioMmio | Bus::Nvme | Bus::Scsi => return Ok(None),
     }
     let Some(text) = props.text("addr")? else { return Ok(None) };
     let (slot, function) = text.split_once('.').unwrap_or((&text, "0"));

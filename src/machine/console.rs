@@ -381,6 +381,7 @@ pub fn attach_extra(
     }
     let lines = |id: &str| consoles.named.lock().get(id).cloned();
     let mut isa_pin = |n: usize| board.pin(n);
+    let mut mmio_slot = board.mmio_slots(cfg);
     let site = Site {
         ports: &board.ports,
         pci: board.chips.pci.as_deref(),
@@ -395,6 +396,8 @@ pub fn attach_extra(
         balloon: &board.balloon,
         ide: &RefCell::new(board.chips.cables.clone()),
         consoles: &RefCell::default(),
+        mmio_slot: RefCell::new(&mut mmio_slot),
+        adapters: &RefCell::default(),
         serials: RefCell::new(&mut consoles.serials),
     };
     for d in &cfg.devices {

@@ -4,6 +4,7 @@
 //!   scsi   command sets as pure models: what a command descriptor block means, whatever brought it
 //!   ata    a device on an ATA cable as a pure model: task file, commands of disks, the packet protocol
 //!   atapi  the packet protocol's side of that
+//!   nvme   a controller on PCI whose commands lie in rings in guest memory, and its namespaces
 //!   ide    two cables on a PIIX3's IDE function: ports, bus master, interrupts, and the drives behind
 //!   ahci   SATA controllers: the same devices on ports, commands and data in memory
 //! ```
@@ -14,4 +15,5 @@ pub mod ahci;
 pub mod ata;
 pub mod atapi;
 pub mod ide;
+pub mod nvme;
 pub mod scsi;

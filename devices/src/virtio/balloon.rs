@@ -10,6 +10,7 @@
 //!
 //! Pages are 4 KiB, whatever the guest's. What is no RAM, or is covered by a device, stays as it is.
 use super::chain::{self, Broken, Chain, Piece};
+use super::mmio::{VirtioMmio, mmio_properties};
 use super::pci::{PciOptions, VirtioPci, pci_properties};
 use super::{Core, Model, Served, Then};
 use crate::clock::{Clock, Nanos, SECOND, Timer, TimerOwner};
@@ -99,32 +100,38 @@ pub struct Balloon {
     core: OnceLock<Weak<Core>>,
 }
 
-const PROPERTIES: &[Property] = pci_properties![
-    Property {
-        name: "deflate-on-oom",
-        kind: Type::Switch,
-        default: Some(0),
-        help: "the guest takes pages back before it kills programs",
-    },
-    Property {
-        name: "free-page-reporting",
-        kind: Type::Switch,
-        default: Some(0),
-        help: "the guest reports pages that are free, whose memory the host then has",
-    },
-    Property {
-        name: "free-page-hint",
-        kind: Type::Switch,
-        default: Some(0),
-        help: "the guest names its free pages when it is asked",
-    },
-    Property {
-        name: "guest-stats-polling-interval",
-        kind: Type::Number(0, 1 << 32),
-        default: Some(0),
-        help: "seconds between the guest's statistics, 0 for none",
-    },
-];
+macro_rules! own_properties {
+    ($with:ident) => {
+        $with![
+            Property {
+                name: "deflate-on-oom",
+                kind: Type::Switch,
+                default: Some(0),
+                help: "the guest takes pages back before it kills programs",
+            },
+            Property {
+                name: "free-page-reporting",
+                kind: Type::Switch,
+                default: Some(0),
+                help: "the guest reports pages that are free, whose memory the host then has",
+            },
+            Property {
+                name: "free-page-hint",
+                kind: Type::Switch,
+                default: Some(0),
+                help: "the guest names its free pages when it is asked",
+            },
+            Property {
+                name: "guest-stats-polling-interval",
+                kind: Type::Number(0, 1 << 32),
+                default: Some(0),
+                help: "seconds between the guest's statistics, 0 for none",
+            },
+        ]
+    };
+}
+
+const PROPERTIES: &[Property] = own_properties!(pci_properties);
 
 #[distributed_slice(KINDS)]
 static KIND: Kind = Kind {
@@ -139,19 +146,35 @@ static KIND: Kind = Kind {
 static ALIAS: Kind =
     Kind { name: "virtio-balloon", bus: Bus::Pci, about: "virtio-balloon-pci", properties: PROPERTIES, plug };
 
+#[distributed_slice(KINDS)]
+static MMIO: Kind = Kind {
+    name: "virtio-balloon-device",
+    bus: Bus::VirtioMmio,
+    about: "memory that the guest gives back, virtio",
+    properties: own_properties!(mmio_properties),
+    plug: |site, values| {
+        let device = VirtioMmio::plug(site, values, balloon(site, values))?;
+        let _ = site.balloon.set(device.model().clone());
+        Ok(())
+    },
+};
+
 fn plug(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
     let pci = PciOptions::of(values, 0)?;
+    let device = VirtioPci::plug(site, values, balloon(site, values), 0x00_ff00, pci)?;
+    // The monitor's commands are for the first one.
+    let _ = site.balloon.set(device.model().clone());
+    Ok(())
+}
+
+fn balloon(site: &Site<'_>, values: &Values) -> Arc<Balloon> {
     let options = BalloonOptions {
         deflate_on_oom: values.switch("deflate-on-oom"),
         reporting: values.switch("free-page-reporting"),
         hinting: values.switch("free-page-hint"),
         polling: values.number("guest-stats-polling-interval").unwrap_or(0),
     };
-    let balloon = Balloon::new(options, site.clock.clone());
-    let device = VirtioPci::plug(site, values, balloon, 0x00_ff00, pci)?;
-    // The monitor's commands are for the first one.
-    let _ = site.balloon.set(device.model().clone());
-    Ok(())
+    Balloon::new(options, site.clock.clone())
 }
 
 impl Balloon {

@@ -10,6 +10,7 @@
 //! ring, so that the guest waits as at a real line; what the guest does not take stays with the host. Ports neither
 //! come nor go while the machine runs. On purpose absent: the console's size (QEMU does not tell it either).
 use super::chain::{self, Broken, Chain};
+use super::mmio::{VirtioMmio, mmio_properties};
 use super::pci::{PciOptions, VirtioPci, pci_properties};
 use super::{Core, Model, Served, Then};
 use crate::chardev::{Chardev, Event, Receiver};
@@ -94,20 +95,26 @@ pub struct Console {
     me: Weak<Self>,
 }
 
-const PROPERTIES: &[Property] = pci_properties![
-    Property {
-        name: "max_ports",
-        kind: Type::Number(1, 31),
-        default: Some(31),
-        help: "ports that there may be"
-    },
-    Property {
-        name: "emergency-write",
-        kind: Type::Switch,
-        default: Some(1),
-        help: "a guest without a driver can write to the console",
-    },
-];
+macro_rules! own_properties {
+    ($with:ident) => {
+        $with![
+            Property {
+                name: "max_ports",
+                kind: Type::Number(1, 31),
+                default: Some(31),
+                help: "ports that there may be"
+            },
+            Property {
+                name: "emergency-write",
+                kind: Type::Switch,
+                default: Some(1),
+                help: "a guest without a driver can write to the console",
+            },
+        ]
+    };
+}
+
+const PROPERTIES: &[Property] = own_properties!(pci_properties);
 
 #[distributed_slice(KINDS)]
 static KIND: Kind = Kind {
@@ -157,15 +164,37 @@ static PORT: Kind = Kind {
     plug: |site, values| plug_port(site, values, false),
 };
 
+#[distributed_slice(KINDS)]
+static MMIO: Kind = Kind {
+    name: "virtio-serial-device",
+    bus: Bus::VirtioMmio,
+    about: "ports for virtconsole and virtserialport, virtio",
+    properties: own_properties!(mmio_properties),
+    plug: |site, values| {
+        let device = VirtioMmio::plug(site, values, console(values))?;
+        enter(site, values, device.model());
+        Ok(())
+    },
+};
+
 fn plug(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
     let pci = PciOptions::of(values, 2)?;
+    let device = VirtioPci::plug(site, values, console(values), 0x07_8000, pci)?;
+    enter(site, values, device.model());
+    Ok(())
+}
+
+fn console(values: &Values) -> Arc<Console> {
     let most = values.number("max_ports").map_or(31, |n| n as u16);
     let emergency = values.switch("emergency-write") || !values.values.contains_key("emergency-write");
-    let device = VirtioPci::plug(site, values, Console::new(most, emergency), 0x07_8000, pci)?;
+    Console::new(most, emergency)
+}
+
+/// Ports can be added to it.
+fn enter(site: &Site<'_>, values: &Values, device: &Arc<Console>) {
     let mut consoles = site.consoles.borrow_mut();
     let name = values.id.clone().unwrap_or_else(|| format!("virtio-serial{}", consoles.len()));
-    consoles.push((name, device.model().clone()));
-    Ok(())
+    consoles.push((name, device.clone()));
 }
 
 fn plug_port(site: &Site<'_>, values: &Values, console: bool) -> Result<(), PlugError> {

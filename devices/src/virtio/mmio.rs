@@ -12,13 +12,16 @@
 //! `virtio_mmio.device=512@ADDRESS:IRQ` on its command line.
 use super::ring::Part;
 use super::{Model, Signal, Virtio, VirtioV1, feature};
+use crate::aml::{self, Fragment, Under};
 use crate::bus::{Irq, Mmio};
 use crate::device::{Device, Invalid, Reset};
 use crate::dma::Dma;
+use crate::kind::{PlugError, Site, Values};
+use acpi_tables::aml::{Interrupt, Memory32Fixed};
 use mynah_mmu::PhysMemory;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Bytes that the registers take.
 pub const SIZE: u64 = 0x200;
@@ -44,6 +47,17 @@ impl Pin {
         change(&mut status);
         self.irq.set(*status != 0);
     }
+
+    /// What is left of the status interrupts once more: the line may be edge-triggered.
+    fn acknowledge(&self, bits: u8) {
+        let mut status = self.status.lock();
+        let before = *status;
+        *status &= !bits;
+        if *status != before {
+            self.irq.set(false);
+            self.irq.set(*status != 0);
+        }
+    }
 }
 
 impl Signal for Pin {
@@ -60,19 +74,100 @@ impl Signal for Pin {
     }
 }
 
+/// A place for such registers on a board.
+pub struct MmioSlot {
+    /// Its number.
+    pub number: usize,
+    /// The first register's address, below 4 GiB.
+    pub at: u64,
+    /// The interrupt's number (GSI).
+    pub gsi: u32,
+    /// Its pin.
+    pub irq: Irq,
+    /// What the device reaches.
+    pub memory: Arc<PhysMemory>,
+}
+
+/// Properties that all virtio devices behind memory-mapped registers have, behind those of their own.
+macro_rules! mmio_properties {
+    ($($own:expr),* $(,)?) => {
+        &[
+            $($own,)*
+            $crate::kind::Property {
+                name: "indirect_desc",
+                kind: $crate::kind::Type::Switch,
+                default: Some(1),
+                help: "descriptors may lead to tables of descriptors",
+            },
+            $crate::kind::Property {
+                name: "event_idx",
+                kind: $crate::kind::Type::Switch,
+                default: Some(1),
+                help: "driver and device say at which index they wish to hear",
+            },
+            $crate::kind::Property {
+                name: "queue_reset",
+                kind: $crate::kind::Type::Switch,
+                default: Some(1),
+                help: "queues can be reset one by one",
+            },
+            $crate::kind::Property {
+                name: "packed",
+                kind: $crate::kind::Type::Switch,
+                default: Some(0),
+                help: "rings may be packed",
+            },
+        ]
+    };
+}
+pub(super) use mmio_properties;
+
+/// Features of rings, as they were chosen.
+pub(super) fn ring_features(values: &Values) -> u64 {
+    let mut common = 0;
+    for (name, bit, usual) in [
+        ("indirect_desc", feature::INDIRECT_DESC, true),
+        ("event_idx", feature::EVENT_IDX, true),
+        ("queue_reset", feature::RING_RESET, true),
+        ("packed", feature::RING_PACKED, false),
+    ] {
+        // A device that is made without any properties has those that are usual.
+        if values.switch(name) || usual && !values.values.contains_key(name) {
+            common |= bit;
+        }
+    }
+    common
+}
+
 /// A virtio device behind such registers.
 pub struct VirtioMmio<M: Model> {
     virtio: Virtio<M>,
     pin: Arc<Pin>,
+    /// Its slot, address and interrupt, if the board's tables are to tell of it.
+    place: OnceLock<(usize, u64, u32)>,
 }
 
 impl<M: Model> VirtioMmio<M> {
     /// A device of `model` with this interrupt, that reaches all of `memory`.
-    pub fn new(model: Arc<M>, memory: Arc<PhysMemory>, irq: Irq) -> Arc<Self> {
+    pub fn new(model: Arc<M>, memory: Arc<PhysMemory>, irq: Irq, rings: u64) -> Arc<Self> {
         let pin = Arc::new(Pin { irq, status: Mutex::new(0) });
-        let common = feature::INDIRECT_DESC | feature::EVENT_IDX | feature::VERSION_1 | feature::RING_RESET;
-        let virtio = Virtio::new(model, Dma::always(memory), pin.clone(), common);
-        Arc::new(Self { virtio, pin })
+        let virtio = Virtio::new(model, Dma::always(memory), pin.clone(), rings | feature::VERSION_1);
+        Arc::new(Self { virtio, pin, place: OnceLock::new() })
+    }
+
+    /// Plugs a device of `model` into the board's next slot.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn plug(site: &Site<'_>, values: &Values, model: Arc<M>) -> Result<Arc<Self>, PlugError> {
+        let slot = (site.mmio_slot.borrow_mut())();
+        let slot = slot.ok_or_else(|| PlugError::Value("the board has no virtio-mmio slot for it".into()))?;
+        let device = Self::new(model, slot.memory.clone(), slot.irq, ring_features(values));
+        device.attach(&slot.memory, slot.at);
+        let _ = device.place.set((slot.number, slot.at, slot.gsi));
+        let name = values.id.clone().unwrap_or_else(|| format!("{}@{}", M::MMIO, slot.number));
+        site.registry.plug("virtio-mmio", name, device.clone());
+        Ok(device)
     }
 
     /// Puts the registers at this address.
@@ -122,7 +217,7 @@ impl<M: Model> VirtioMmio<M> {
             0x044 if value & 1 != 0 => core.set_up(queue, |ring| ring.set_ready(true)),
             0x044 => self.virtio.reset_queue(queue),
             0x050 => core.kick(value as usize),
-            0x064 => self.pin.change(|status| *status &= !(value as u8)),
+            0x064 => self.pin.acknowledge(value as u8),
             0x070 => self.virtio.set_status(value as u8),
             0x080 | 0x084 => self.place(queue, Part::Descriptors, at, value),
             0x090 | 0x094 => self.place(queue, Part::Driver, at, value),
@@ -170,6 +265,19 @@ pub struct VirtioMmioV1<S> {
 impl<M: Model> Device for VirtioMmio<M> {
     type State = VirtioMmioV1<M::State>;
     const KIND: &'static str = M::MMIO;
+
+    /// As QEMU's boards tell of it: operating systems know it by that id.
+    fn aml(&self) -> Option<Fragment> {
+        let (slot, at, gsi) = *self.place.get()?;
+        let memory = Memory32Fixed::new(true, at as u32, SIZE as u32);
+        let interrupt = Interrupt::new(true, false, false, false, gsi);
+        let path = format!("VR{slot:02}");
+        let id = aml::name("_HID", &"LNRO0005");
+        let uid = aml::name("_UID", &(slot as u32));
+        let coherent = aml::name("_CCA", &1_u8);
+        let crs = aml::crs(vec![&memory, &interrupt]);
+        Some(Fragment::device(Under::SystemBus, &path, vec![&id, &uid, &coherent, &crs]))
+    }
 
     fn reset(&self, _: Reset) {
         self.virtio.set_status(0);

@@ -5,6 +5,7 @@
 //!   mmio.rs  registers of version 2, one pin           --+--> Virtio ---+-- rng      random numbers
 //!                                                        |     |        +-- balloon  memory given back
 //!                                                        |    Core      +-- console  lines of characters
+//!                                                        |     |        +-- scsi     disks and CDs behind SCSI
 //!                                                        |     |
 //!                                                        |     +-- ring.rs  split rings on `virtio-queue`
 //!                                                        +-- Signal: how the transport interrupts
@@ -40,6 +41,7 @@ pub mod mmio;
 pub mod pci;
 mod ring;
 pub mod rng;
+pub mod scsi;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -74,6 +76,8 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     /// The device follows version 1, not what was before.
     pub const VERSION_1: u64 = 1 << 32;
+    /// Rings are packed.
+    pub const RING_PACKED: u64 = 1 << 34;
     /// Queues can be reset one by one.
     pub const RING_RESET: u64 = 1 << 40;
     /// The features of rings and transports; all others are the type's.

@@ -3,6 +3,7 @@
 //! Where they come from is the board's matter (`kind::Site::entropy`); they are there at once, so buffers are filled by
 //! the vCPU that brings them. A rate may be set as with QEMU: so many bytes in each period of guest time.
 use super::chain::{self, Broken};
+use super::mmio::{VirtioMmio, mmio_properties};
 use super::pci::{PciOptions, VirtioPci, pci_properties};
 use super::{Core, Model, Served, Then};
 use crate::clock::{Clock, Nanos, Timer, TimerOwner};
@@ -38,20 +39,26 @@ pub struct Rng {
     core: OnceLock<Weak<Core>>,
 }
 
-const PROPERTIES: &[Property] = pci_properties![
-    Property {
-        name: "max-bytes",
-        kind: Type::Number(1, i64::MAX as u64),
-        default: Some(i64::MAX as u64),
-        help: "bytes that the guest gets in each period",
-    },
-    Property {
-        name: "period",
-        kind: Type::Number(1, u32::MAX as u64),
-        default: Some(1 << 16),
-        help: "milliseconds of a period",
-    },
-];
+macro_rules! own_properties {
+    ($with:ident) => {
+        $with![
+            Property {
+                name: "max-bytes",
+                kind: Type::Number(1, i64::MAX as u64),
+                default: Some(i64::MAX as u64),
+                help: "bytes that the guest gets in each period",
+            },
+            Property {
+                name: "period",
+                kind: Type::Number(1, u32::MAX as u64),
+                default: Some(1 << 16),
+                help: "milliseconds of a period",
+            },
+        ]
+    };
+}
+
+const PROPERTIES: &[Property] = own_properties!(pci_properties);
 
 #[distributed_slice(KINDS)]
 static KIND: Kind = Kind {
@@ -66,12 +73,24 @@ static KIND: Kind = Kind {
 static ALIAS: Kind =
     Kind { name: "virtio-rng", bus: Bus::Pci, about: "virtio-rng-pci", properties: PROPERTIES, plug };
 
+#[distributed_slice(KINDS)]
+static MMIO: Kind = Kind {
+    name: "virtio-rng-device",
+    bus: Bus::VirtioMmio,
+    about: "random numbers, virtio",
+    properties: own_properties!(mmio_properties),
+    plug: |site, values| VirtioMmio::plug(site, values, rng(site, values)).map(drop),
+};
+
 fn plug(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
     let options = PciOptions::of(values, 2)?;
+    VirtioPci::plug(site, values, rng(site, values), 0x00_ff00, options).map(drop)
+}
+
+fn rng(site: &Site<'_>, values: &Values) -> Arc<Rng> {
     let most = values.number("max-bytes").unwrap_or(u64::MAX);
     let period = values.number("period").unwrap_or(1 << 16).saturating_mul(1_000_000);
-    let rng = Rng::new(site.entropy.clone(), site.clock.clone(), most, period);
-    VirtioPci::plug(site, values, rng, 0x00_ff00, options).map(drop)
+    Rng::new(site.entropy.clone(), site.clock.clone(), most, period)
 }
 
 impl Rng {

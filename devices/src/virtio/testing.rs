@@ -76,7 +76,8 @@ impl<M: Model> Rig<M> {
         let wires = Wires::on(&pc.bus);
         let cursors = vec![Cursor::default(); model.queue_sizes().len()];
         let plugged = if way == Way::Mmio {
-            let device = VirtioMmio::new(model, pc.memory.clone(), Irq::new(wires.clone(), 0));
+            let device =
+                VirtioMmio::new(model, pc.memory.clone(), Irq::new(wires.clone(), 0), options.common);
             device.attach(&pc.memory, REGISTERS);
             Plugged::Mmio(device)
         } else {

@@ -98,6 +98,8 @@ impl Device {
         match outcome {
             Outcome::Done => self.packet_complete(),
             Outcome::Check(sense) => self.packet_failed(sense),
+            // That is a disk's.
+            Outcome::Blocks(_) => self.packet_failed(Sense::OPERATION_CODE),
             _ if !self.state.dma && self.packet.limit == 0 => {
                 self.abort();
                 self.reason(COMMAND | TO_HOST);

@@ -8,7 +8,7 @@
 //!
 //! Source: MMC-5 (T10/1675-D), chapter 6 (commands) and 7 (mode pages); INF-8090i.
 pub use super::sector::{msf, parts as sector_parts};
-use super::{Outcome, Sense, field, sector};
+use super::{Outcome, Sense, cut, field, sector};
 use mynah_block::{Drive, DriveError};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,8 @@ mod op {
     pub const TEST_UNIT_READY: u8 = 0x00;
     pub const REQUEST_SENSE: u8 = 0x03;
     pub const INQUIRY: u8 = 0x12;
+    pub const MODE_SELECT_6: u8 = 0x15;
+    pub const MODE_SENSE_6: u8 = 0x1a;
     pub const START_STOP_UNIT: u8 = 0x1b;
     pub const PREVENT_ALLOW: u8 = 0x1e;
     pub const READ_CAPACITY: u8 = 0x25;
@@ -135,11 +137,6 @@ fn absent(drive: &Drive) -> Sense {
     if drive.tray_open() { Sense::TRAY_OPEN } else { Sense::NO_MEDIUM }
 }
 
-fn cut(mut data: Vec<u8>, most: u32) -> Outcome {
-    data.truncate(most as usize);
-    if data.is_empty() { Outcome::Done } else { Outcome::Data(data) }
-}
-
 fn padded(text: &str, len: usize) -> impl Iterator<Item = u8> {
     text.bytes().chain(std::iter::repeat(b' ')).take(len)
 }
@@ -192,7 +189,8 @@ impl Cd {
     /// The parameters that a command has asked for.
     pub fn parameters(&mut self, cdb: &[u8], data: &[u8]) -> Outcome {
         let outcome = match cdb.first() {
-            Some(&op::MODE_SELECT_10) => self.mode_select(data),
+            Some(&op::MODE_SELECT_10) => self.mode_select(data, 8 + field::<2>(data, 6) as usize),
+            Some(&op::MODE_SELECT_6) => self.mode_select(data, 4 + field::<1>(data, 3) as usize),
             _ => Outcome::Done,
         };
         if let Outcome::Check(sense) = outcome {
@@ -218,8 +216,8 @@ impl Cd {
             }
             op::GET_CONFIGURATION => get_configuration(cdb, drive),
             op::GET_EVENT_STATUS => self.event_status(cdb, drive),
-            op::MODE_SENSE_10 => self.mode_sense(cdb, drive),
-            op::MODE_SELECT_10 => match field::<2>(cdb, 7) as usize {
+            op::MODE_SENSE_10 | op::MODE_SENSE_6 => self.mode_sense(cdb, drive),
+            op::MODE_SELECT_10 | op::MODE_SELECT_6 => match parameters_len(cdb) {
                 // Pages in the format of the vendor, or to be saved.
                 _ if cdb[1] & 0x11 != 0x10 => Outcome::Check(Sense::FIELD_IN_CDB),
                 0 => Outcome::Done,
@@ -338,14 +336,18 @@ impl Cd {
             (false, true) => 0x01,
             (false, false) => 0x70,
         };
+        if cdb[0] == op::MODE_SENSE_6 {
+            let head = [(pages.len() + 3) as u8, medium, 0, 0];
+            return cut([&head[..], &pages].concat(), cdb[4].into());
+        }
         let len = (pages.len() + 6) as u16;
         let head = [(len >> 8) as u8, len as u8, medium, 0, 0, 0, 0, 0];
         cut([&head[..], &pages].concat(), field::<2>(cdb, 7))
     }
 
-    fn mode_select(&mut self, data: &[u8]) -> Outcome {
-        // The header, and block descriptors, of which there are none.
-        let Some(mut rest) = data.get(8 + field::<2>(data, 6) as usize..) else {
+    /// Pages begin at `first`, behind the header and block descriptors, of which there are none.
+    fn mode_select(&mut self, data: &[u8], first: usize) -> Outcome {
+        let Some(mut rest) = data.get(first..) else {
             return Outcome::Check(Sense::PARAMETER_LENGTH);
         };
         let mut new = self.clone();
@@ -371,6 +373,11 @@ impl Cd {
         *self = new;
         Outcome::Done
     }
+}
+
+/// Bytes of a mode select's parameters.
+fn parameters_len(cdb: &[u8; 16]) -> usize {
+    if cdb[0] == op::MODE_SELECT_6 { cdb[4].into() } else { field::<2>(cdb, 7) as usize }
 }
 
 fn inquiry(cdb: &[u8; 16], identity: &Identity) -> Outcome {

@@ -15,6 +15,7 @@
 //! Saved is what was taken out of the ring and has not ended: what the drive holds for the machine to go on
 //! (`werror=stop`), and what was not handed on. When the restored machine goes on it is submitted again.
 use super::chain::{Broken, Chain};
+use super::mmio::{VirtioMmio, mmio_properties};
 use super::pci::{PciOptions, VirtioPci, pci_properties};
 use super::{Core, Model, Served, Then};
 use crate::device::Invalid;
@@ -124,7 +125,9 @@ pub struct Blk {
     me: Weak<Self>,
 }
 
-const PROPERTIES: &[Property] = pci_properties![
+macro_rules! own_properties {
+    ($with:ident) => {
+        $with![
     Property { name: "drive", kind: Type::Drive, default: None, help: "the disk" },
     Property {
         name: "num-queues",
@@ -177,7 +180,11 @@ const PROPERTIES: &[Property] = pci_properties![
         default: None,
         help: "its place in the order in which firmware boots",
     },
-];
+        ]
+    };
+}
+
+const PROPERTIES: &[Property] = own_properties!(pci_properties);
 
 #[distributed_slice(KINDS)]
 static KIND: Kind =
@@ -187,12 +194,27 @@ static KIND: Kind =
 static ALIAS: Kind =
     Kind { name: "virtio-blk", bus: Bus::Pci, about: "virtio-blk-pci", properties: PROPERTIES, plug };
 
+#[distributed_slice(KINDS)]
+static MMIO: Kind = Kind {
+    name: "virtio-blk-device",
+    bus: Bus::VirtioMmio,
+    about: "a disk, virtio",
+    properties: own_properties!(mmio_properties),
+    plug: |site, values| VirtioMmio::plug(site, values, blk(site, values)?).map(drop),
+};
+
 fn plug(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
+    let blk = blk(site, values)?;
+    let pci = PciOptions::of(values, blk.options.queues + 1)?;
+    VirtioPci::plug(site, values, blk, 0x01_0000, pci).map(drop)
+}
+
+/// The disk of these values.
+fn blk(site: &Site<'_>, values: &Values) -> Result<Arc<Blk>, PlugError> {
     let options = BlkOptions::of(values, site.cpus)?;
-    let pci = PciOptions::of(values, options.queues + 1)?;
     let drive = site.drive(values, "drive")?;
     let drive = drive.ok_or_else(|| PlugError::Value("a drive=ID is missing".into()))?;
-    VirtioPci::plug(site, values, Blk::new(drive, options), 0x01_0000, pci).map(drop)
+    Ok(Blk::new(drive, options))
 }
 
 impl BlkOptions {

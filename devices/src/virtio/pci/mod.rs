@@ -8,6 +8,7 @@
 //!
 //! The capabilities in configuration space say where the parts of BAR 4 are; one more reaches them by configuration
 //! accesses alone. A queue's interrupt is the message of its vector, or a bit of the ISR status and the INTx pin.
+use super::mmio::ring_features;
 use super::{Model, Signal, Virtio, VirtioV1, feature};
 use crate::bus::{Mmio, PortIo};
 use crate::device::{Device, Invalid, Reset};
@@ -87,6 +88,12 @@ macro_rules! pci_properties {
                 default: Some(1),
                 help: "queues can be reset one by one",
             },
+            $crate::kind::Property {
+                name: "packed",
+                kind: $crate::kind::Type::Switch,
+                default: Some(0),
+                help: "rings may be packed",
+            },
         ]
     };
 }
@@ -111,15 +118,10 @@ impl PciOptions {
             return Err(PlugError::Value(why.into()));
         }
         let mut common = feature::ANY_LAYOUT;
-        for (name, bits) in [
-            ("indirect_desc", feature::INDIRECT_DESC),
-            ("event_idx", feature::EVENT_IDX),
-            ("queue_reset", feature::RING_RESET),
-        ] {
-            // A device that is made without any properties has all.
-            if values.switch(name) || !values.values.contains_key(name) {
-                common |= bits;
-            }
+        common |= ring_features(values);
+        // Rings of before version 1 are split ones.
+        if !modern {
+            common &= !feature::RING_PACKED;
         }
         if modern {
             common |= feature::VERSION_1;
