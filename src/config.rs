@@ -213,13 +213,15 @@ pub struct Machine {
     pub acpi: bool,
     /// Where a Linux kernel is entered (`kernel-entry=`).
     pub kernel_entry: KernelEntry,
+    /// The drives that are flash chips, by their ids (`pflash0=`, `pflash1=`).
+    pub pflash: [Option<String>; 2],
 }
 
 impl Default for Machine {
     fn default() -> Self {
         let board = boards::ALL[0];
         let chosen = Values::defaults(board.properties);
-        Machine { board, chosen, acpi: true, kernel_entry: KernelEntry::Auto }
+        Machine { board, chosen, acpi: true, kernel_entry: KernelEntry::Auto, pflash: [None, None] }
     }
 }
 

@@ -6,62 +6,10 @@
 mod common;
 mod kit;
 use common::guest;
-use kit::{Client, Folder, PATIENCE, Running, command, wait_for};
+use kit::typed::Machine;
+use kit::{Client, Folder, wait_for};
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Stdio;
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
-
-/// A machine on whose console somebody types.
-struct Machine {
-    running: Running,
-    said: Receiver<Vec<u8>>,
-    /// What was said and not looked at yet.
-    rest: String,
-}
-
-impl Machine {
-    fn start(args: &[&str]) -> Self {
-        let args = [&["run", "-m", "128"], args].concat();
-        let mut running = Running::start(command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()));
-        let (mut out, (tx, said)) = (running.0.stdout.take().unwrap(), channel());
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(n @ 1..) = out.read(&mut bytes) {
-                if tx.send(bytes[..n].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
-        Self { running, said, rest: String::new() }
-    }
-
-    /// Waits until `text` has been said; what comes behind it is looked at next.
-    fn until(&mut self, text: &str) {
-        let give_up = Instant::now() + PATIENCE;
-        loop {
-            if let Some((_, behind)) = self.rest.split_once(text) {
-                self.rest = behind.to_owned();
-                return;
-            }
-            let left = give_up.saturating_duration_since(Instant::now());
-            match self.said.recv_timeout(left) {
-                Ok(bytes) => self.rest.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(_) => panic!("no '{text}' in: {}", self.rest),
-            }
-        }
-    }
-
-    fn types(&mut self, keys: &str) {
-        self.running.0.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
-    }
-
-    fn ends(mut self) -> Option<i32> {
-        let status = self.running.ended(PATIENCE);
-        status.unwrap_or_else(|| panic!("it does not end: {}", self.rest)).code()
-    }
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("the path is text")

@@ -5,7 +5,9 @@ use mynah::cli::build;
 use mynah::machine::bios::BiosDevice;
 use mynah::machine::{Machine, boards};
 use mynah_cpu::CpuV2;
-use mynah_devices::chipset::{AcpiGed, Ferr, I440fx, Ich9Lpc, Ich9Smbus, Piix3, Piix4Pm, Port92, Q35Mch};
+use mynah_devices::chipset::{
+    AcpiGed, Ferr, I440fx, Ich9Lpc, Ich9Smbus, IsaDma, Piix3, Piix4Pm, Port92, Q35Mch,
+};
 use mynah_devices::device::Device;
 use mynah_devices::display::vga::Vga;
 use mynah_devices::edu::Edu;
@@ -24,7 +26,9 @@ use mynah_devices::pci::ConfigPorts;
 use mynah_devices::pci::bridge::Bridge;
 use mynah_devices::serial::Serial;
 use mynah_devices::storage::ahci::Ahci;
+use mynah_devices::storage::floppy::Fdc;
 use mynah_devices::storage::ide::{IdeDrive, Piix3Ide};
+use mynah_devices::storage::pflash::Pflash;
 use mynah_devices::timers::hpet::Hpet;
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::rtc::Rtc;
@@ -340,8 +344,11 @@ fn rows() -> Vec<Row> {
         of::<DebugExit>(),
         of::<Debugcon>(),
         of::<Edu>(),
+        of::<Fdc>(),
         of::<Ferr>(),
         of::<Entropy>(),
+        of::<IsaDma>(),
+        of::<Pflash>(),
         of::<FwCfg>(),
         of::<Hpet>(),
         of::<I440fx>(),

@@ -767,6 +767,7 @@ impl Cpu {
 
     fn device_write(&mut self, gpa: u64, buf: &[u8]) {
         let apic = self.board_page(gpa);
+        let generation = self.mem.map_generation();
         let mut done = 0;
         while done < buf.len() {
             let at = gpa + done as u64;
@@ -780,6 +781,10 @@ impl Cpu {
                 self.mem.phys_write(at, n as u8, v);
             }
             done += n;
+        }
+        if self.mem.map_generation() != generation {
+            // A device that shows something else now: the next access is to that, and not after this block.
+            self.tlb.flush_all();
         }
     }
 

@@ -87,3 +87,23 @@ impl Aml for IrqNoFlags {
         sink.word(1 << (self.0 & 15));
     }
 }
+
+/// A DMA channel of 8 bits that does not master the bus, in compatibility timing (6.4.2.2).
+pub struct IsaDmaChannel(pub u8);
+
+impl Aml for IsaDmaChannel {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.byte(0x2a);
+        sink.byte(1 << (self.0 & 7));
+        sink.byte(0);
+    }
+}
+
+/// AML as it is.
+pub struct Encoded(pub Vec<u8>);
+
+impl Aml for Encoded {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}

@@ -17,6 +17,7 @@ use crate::events::MachineEvents;
 use crate::misc::entropy::Entropy;
 use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
 use crate::serial::Serial;
+use crate::storage::floppy::Fdc;
 use crate::storage::ide::Cable;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::console::Console;
@@ -54,6 +55,8 @@ pub enum Bus {
     Pci,
     /// A cable's end: master or slave on one of the board's two IDE buses.
     Ide,
+    /// One of the floppy controller's drives.
+    Floppy,
     /// A number on a virtio-serial-pci.
     VirtioSerial,
     /// One of the board's slots for virtio devices without PCI.
@@ -70,6 +73,7 @@ impl fmt::Display for Bus {
             Self::Isa => "ISA",
             Self::Pci => "PCI",
             Self::Ide => "IDE",
+            Self::Floppy => "floppy",
             Self::VirtioSerial => "virtio-serial",
             Self::VirtioMmio => "virtio-mmio",
             Self::Nvme => "NVMe",
@@ -303,6 +307,10 @@ pub struct Site<'a> {
     pub balloon: &'a OnceLock<Arc<Balloon>>,
     /// Where `ide-hd` and `ide-cd` are plugged in: IDE channels, and ports of SATA controllers.
     pub ide: &'a RefCell<Vec<Arc<dyn Cable>>>,
+    /// The floppy controller.
+    pub fdc: Option<&'a Fdc>,
+    /// What firmware boots first: `bootindex=`, and the path by which it knows the device.
+    pub boot: &'a RefCell<BTreeMap<u64, String>>,
     /// Devices with ports for virtconsole and virtserialport, by the name of their bus without its `.0`.
     pub consoles: &'a RefCell<Vec<(String, Arc<Console>)>>,
     /// The board's next slot for a virtio device without PCI.
@@ -354,6 +362,18 @@ impl Site<'_> {
         let adapters = self.adapters.borrow();
         let named = adapters.iter().rev().filter(|(name, _)| wanted.is_none_or(|w| w == name));
         named.filter_map(|(name, a)| Some((name.clone(), a.clone().downcast().ok()?))).next()
+    }
+
+    /// Enters a device with a `bootindex=` into the boot order, under the path by which firmware knows it.
+    ///
+    /// # Errors
+    /// Another device has this index.
+    pub fn boot_path(&self, values: &Values, path: impl FnOnce() -> String) -> Result<(), PlugError> {
+        let Some(index) = values.number("bootindex") else { return Ok(()) };
+        match self.boot.borrow_mut().insert(index, path()) {
+            None => Ok(()),
+            Some(other) => Err(PlugError::Value(format!("bootindex={index}: {other} has it"))),
+        }
     }
 
     /// Enters an ISA device under its id, or under `name`.
@@ -410,8 +430,10 @@ impl Site<'_> {
     ) -> Result<Arc<D>, PlugError> {
         let bus = self.pci_bus(values)?;
         let devfn = self.pci_address(values, &bus)?;
+        let what = (config.get8(0x0a), config.get8(0x0b));
         let device = make(bus.function(devfn, config));
         bus.attach(devfn, device.clone());
+        self.boot_path(values, || firmware_path(devfn, what))?;
         let name = values.id.clone().unwrap_or_else(|| match bus.is_root() {
             true => format!("{}@{devfn}", D::KIND),
             false => format!("{}@{}/{devfn}", D::KIND, bus.name()),
@@ -419,6 +441,22 @@ impl Site<'_> {
         self.registry.plug(bus.name().to_owned(), name, device.clone());
         Ok(device)
     }
+}
+
+/// The path by which firmware knows what is behind a PCI function of this subclass and class (Open Firmware's, as QEMU
+/// writes it).
+fn firmware_path(devfn: DevFn, (subclass, class): (u8, u8)) -> String {
+    let (name, behind) = match (class, subclass) {
+        (1, 0) => ("scsi", "/disk@0,0"),
+        (1, 8) => ("nvme", "/namespace@1,0"),
+        (2, 0) => ("ethernet", "/ethernet-phy@0"),
+        _ => ("device", ""),
+    };
+    let function = match devfn.function() {
+        0 => String::new(),
+        n => format!(",{n:x}"),
+    };
+    format!("/pci@i0cf8/{name}@{:x}{function}{behind}", devfn.device())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use mynah_block::{Drive, Image, Memory, Options};
 use mynah_devices::bus::{Irq, PortBus};
 use mynah_devices::chardev::Null;
 use mynah_devices::chipset::{
-    Ferr, I440fx, Ich9Lpc, Ich9Smbus, Piix3, Piix4Pm, Port92, Q35Mch, i440fx, piix3, piix4_pm,
+    Ferr, I440fx, Ich9Lpc, Ich9Smbus, IsaDma, Piix3, Piix4Pm, Port92, Q35Mch, i440fx, piix3, piix4_pm,
 };
 use mynah_devices::clock::{Clock, ManualClock, SECOND};
 use mynah_devices::device::{Plugged, Registry, Reset};
@@ -30,7 +30,9 @@ use mynah_devices::misc::entropy::Entropy;
 use mynah_devices::misc::fw_cfg::FwCfg;
 use mynah_devices::pci::{BarKind, ConfigPorts, DevFn, MsiSink, PciBus};
 use mynah_devices::serial::{COM, Serial};
+use mynah_devices::storage::floppy::{self, Fdc};
 use mynah_devices::storage::ide::{self, Cable, Piix3Ide};
+use mynah_devices::storage::pflash::Pflash;
 use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::pm_timer::pm_timer_value;
@@ -95,6 +97,11 @@ const PORTS: &[(u16, u64)] = &[
     (0x600, 64),
     (0x700, 32),
     (0xb2, 2),
+    (0x00, 16),
+    (0x80, 16),
+    (0xc0, 32),
+    (0x3f1, 5),
+    (0x3f7, 1),
     (0x1f0, 8),
     (0x170, 8),
     (0x3f6, 1),
@@ -109,6 +116,8 @@ const PORTS: &[(u16, u64)] = &[
     (0x1ce, 4),
 ];
 
+/// Bytes of the flash chip, below 4 GiB.
+const FLASH: u64 = 64 << 10;
 /// Where the IDE function's bus masters are.
 const IDE_MASTERS: u16 = 0xb000;
 
@@ -209,6 +218,14 @@ fn board() -> Board {
     i8042.attach(&ports);
     let ferr = Ferr::new(pin(13));
     ferr.attach(&ports);
+    let dma = IsaDma::new(Dma::always(memory.clone()));
+    dma.attach(&ports);
+    let fdc = Fdc::new(dma.clone(), pin(floppy::IRQ));
+    fdc.attach(&ports);
+    let flash_image = Arc::new(Memory::new(vec![0x5a; FLASH as usize]));
+    let flash_drive =
+        Drive::new(Options { threads: 1, ..Options::default() }, Some(flash_image.clone())).unwrap();
+    let flash = Pflash::new(flash_drive.clone(), memory.clone(), 1 << 32).unwrap();
     let mut serials: Vec<_> = COM[..2]
         .iter()
         .map(|(base, irq)| {
@@ -226,11 +243,11 @@ fn board() -> Board {
     all.extend([bus.clone() as Arc<dyn Plugged>, ioapic, pic, pit.clone(), rtc, hpet.clone(), config, a20]);
     all.extend([port92 as Arc<dyn Plugged>, i8042.clone(), ferr, bridge, piix3, pm, fw_cfg, ide.clone()]);
     all.extend([lpc as Arc<dyn Plugged>, mch, smbus]);
+    all.extend([dma as Arc<dyn Plugged>, fdc.clone(), flash]);
     all.extend(serials.iter().map(|s| s.clone() as Arc<dyn Plugged>));
     for device in all {
         devices.plug("board", device.kind(), device);
     }
-    let drives = RefCell::new(Vec::new());
     let (mut slots, mmio_memory, mmio_irqs) = (0, memory.clone(), ioapic_lines);
     let mut mmio_irqs = mmio_irqs.into_iter();
     let mut mmio_slot = || {
@@ -239,6 +256,7 @@ fn board() -> Board {
         let (gsi, irq) = mmio_irqs.next()?;
         Some(MmioSlot { number: slots, at, gsi, irq, memory: mmio_memory.clone() })
     };
+    let drives = RefCell::new(vec![(flash_drive, flash_image)]);
     let site = Site {
         ports: &ports,
         pci: Some(&pci),
@@ -250,7 +268,8 @@ fn board() -> Board {
         drive: &|id| {
             // One thread: requests end in their order.
             let options = Options { name: id.into(), threads: 1, discard: true, ..Options::default() };
-            let disk = Arc::new(Memory::new(vec![0x5a; 4 << 20]));
+            let size = if id == "floppy" { 1440 << 10 } else { 4 << 20 };
+            let disk = Arc::new(Memory::new(vec![0x5a; size]));
             let drive = Drive::new(options, Some(disk.clone())).ok()?;
             drives.borrow_mut().push((drive.clone(), disk));
             Some(drive)
@@ -259,6 +278,8 @@ fn board() -> Board {
         entropy: Entropy::new(Some(1), 2),
         balloon: &OnceLock::new(),
         ide: &RefCell::new(ide.channels().iter().map(|c| c.clone() as Arc<dyn Cable>).collect()),
+        fdc: Some(&fdc),
+        boot: &RefCell::default(),
         consoles: &RefCell::default(),
         mmio_slot: RefCell::new(&mut mmio_slot),
         adapters: &RefCell::default(),
@@ -367,9 +388,11 @@ impl Board {
         let out =
             |port: u16, values: &[u8]| values.iter().for_each(|v| self.ports.write(port, 1, (*v).into()));
         let vector = 0x20 + r.below(0xd0);
-        match r.below(17) {
-            14.. => self.drive_ahci(r),
-            12.. => self.drive_vga(r),
+        match r.below(21) {
+            18.. => self.drive_ahci(r),
+            16 | 17 => self.drive_flash(r),
+            14 | 15 => self.drive_floppy(r),
+            12 | 13 => self.drive_vga(r),
             9..=11 => self.drive_ide(r),
             8 => {
                 // edu: a transfer, with an interrupt at its end.
@@ -652,6 +675,62 @@ impl Board {
         }
     }
 
+    /// A command to the floppy controller, with its DMA channel set up, and its result.
+    fn drive_floppy(&self, r: &mut Random) {
+        let out = |port: u16, value: u8| self.ports.write(port, 1, value.into());
+        if r.below(4) == 0 {
+            out(0x3f2, 0);
+        }
+        out(0x3f2, 0x1c);
+        out(0x3f7, if r.below(8) == 0 { r.below(4) as u8 } else { 0 });
+        out(0x08, 0);
+        out(0x0c, 0);
+        out(0x0b, [0x46, 0x4a, 0x42, 0x56][r.below(4) as usize]);
+        out(0x81, r.below(256) as u8);
+        for port in [4, 4, 5, 5] {
+            out(port, if port == 5 { r.below_power(9) as u8 } else { r.next() as u8 });
+        }
+        out(0x0a, if r.below(8) == 0 { 6 } else { 2 });
+        let (head, sector) = (r.below(2) as u8, 1 + r.below(19) as u8);
+        let command = [0xe6, 0xc5, 0x4d, 0x66, 0xcc, 0xd6, 0x42, 0x4a, 0x0f, 0x07, 0x08, 0x03, 0x0e, 0x8f]
+            [r.below(14) as usize];
+        let track = r.below(82) as u8;
+        let filler = r.next() as u8;
+        let bytes: &[u8] = match command {
+            0x4d => &[head << 2, 2, 18, 0x54, filler],
+            0x4a | 0x07 => &[head << 2],
+            0x0f | 0x8f => &[head << 2, track],
+            0x03 => &[0xdf, 2 | u8::from(r.below(4) == 0)],
+            0x08 | 0x0e => &[],
+            _ => &[head << 2, track, head, sector, 2, 18, 0x1b, 0xff],
+        };
+        out(0x3f5, command);
+        bytes.iter().for_each(|b| out(0x3f5, *b));
+        for _ in 0..r.below_power(11) {
+            self.settle();
+            if self.ports.read(0x3f4, 1) & 0x40 == 0 {
+                out(0x3f5, r.next() as u8);
+            } else {
+                self.ports.read(0x3f5, 1);
+            }
+        }
+        self.settle();
+        out(0x0a, 2);
+    }
+
+    /// A command to the flash chip, and bytes behind it.
+    fn drive_flash(&self, r: &mut Random) {
+        const COMMANDS: [u8; 10] = [0x40, 0x10, 0x20, 0x50, 0x60, 0x70, 0x90, 0x98, 0xe8, 0xff];
+        let at = (1 << 32) - FLASH + r.below(FLASH);
+        self.memory.phys_write(at, 1, COMMANDS[r.below(10) as usize].into());
+        for _ in 0..r.below(12) {
+            let value = if r.below(2) == 0 { 0xd0 } else { r.below_power(9) };
+            self.memory.phys_write((at + r.below(8)).min(u64::from(u32::MAX)), 1, value);
+            self.memory.phys_read(at, 4);
+        }
+        self.settle();
+    }
+
     /// Chooses a mode, writes to the video memory in all ways, and looks at the screen.
     fn drive_vga(&self, r: &mut Random) {
         let set = |port: u16, index: u8, value: u8| {
@@ -869,8 +948,8 @@ fn a_board_that_is_reset_is_as_a_new_one() {
         new.clock.jump(one.clock.now());
         new.reset();
         for ((name, a), (_, b)) in one.devices.inspect().into_iter().zip(new.devices.inspect()) {
-            // The clock and its RAM have a battery.
-            if name != "mc146818rtc" {
+            // The clock and its RAM have a battery, and flash needs none.
+            if name != "mc146818rtc" && name != "cfi.pflash01" {
                 assert_eq!(a, b, "seed {seed}: {name}");
             }
         }

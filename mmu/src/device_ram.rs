@@ -202,4 +202,34 @@ mod tests {
         assert!(matches!(memory.page_at(LFB + 0x1000, false), Page::Device(_, false)));
         assert_eq!(memory.take_written(&ram), [0]);
     }
+
+    #[test]
+    fn as_a_rom_it_is_read_and_executed_and_its_device_is_told_of_writes() {
+        #[derive(Default)]
+        struct Told(std::sync::Mutex<Vec<(u64, u8, u64)>>);
+        impl crate::Mmio for Told {
+            fn read(&self, _: u64, _: u8) -> u64 {
+                panic!("it is not read by the device")
+            }
+            fn write(&self, offset: u64, size: u8, value: u64) {
+                self.0.lock().unwrap().push((offset, size, value));
+            }
+        }
+        let (memory, ram) = setup();
+        let told = Arc::new(Told::default());
+        ram.write(0x1000, &[1, 2, 3, 4]);
+        let id = memory.map_rom_device(LFB, 64 << 10, &ram, 0, told.clone());
+        assert_eq!(memory.phys_read(LFB + 0x1000, 4), 0x0403_0201);
+        let page = memory.page_is_plain(LFB + 0x1000);
+        assert!(page.is_some_and(|(p, writable)| p == ram.at(0x1000) && !writable), "code is decoded there");
+        assert!(matches!(memory.page_at(LFB + 0x1000, true), Page::Plain(p, false) if p == ram.at(0x1000)));
+        memory.phys_write(LFB + 0x1002, 2, 0x55aa);
+        memory.write(LFB + 0x1000, &[9; 4]);
+        assert_eq!(*told.0.lock().unwrap(), [(0x1002, 2, 0x55aa)], "and not of DMA");
+        assert_eq!(memory.phys_read(LFB + 0x1000, 4), 0x0403_0201);
+        memory.unmap(id);
+        memory.map_rom_device(LFB, 64 << 10, &ram, 0, told);
+        memory.unmap_devices();
+        assert!(matches!(memory.lookup(LFB), Target::None));
+    }
 }

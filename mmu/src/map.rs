@@ -63,6 +63,9 @@ pub(crate) enum Backing {
     Mmio(Arc<dyn Mmio>, u64),
     /// Memory of a device's own.
     Device(Arc<DeviceRam>, u64),
+    /// Memory of a device's own that is read and executed as a ROM; the device (with the offset in its range) is told
+    /// of writes.
+    RomDevice(Arc<DeviceRam>, u64, Arc<dyn Mmio>, u64),
     /// Nothing answers.
     Hole,
 }
@@ -78,6 +81,9 @@ impl Backing {
             Self::Hole => Self::Hole,
             Self::Mmio(dev, at) => Self::Mmio(dev.clone(), at + by),
             Self::Device(ram, at) => Self::Device(ram.clone(), at + by),
+            Self::RomDevice(ram, at, dev, offset) => {
+                Self::RomDevice(ram.clone(), at + by, dev.clone(), offset + by)
+            }
         }
     }
 }
@@ -196,7 +202,8 @@ impl Map {
 
     /// The mapping of a device, if there is any.
     pub fn device(&self) -> Option<u64> {
-        self.overlays.iter().find(|o| matches!(o.segment.backing, Backing::Mmio(..))).map(|o| o.id)
+        let is = |o: &&Overlay| matches!(o.segment.backing, Backing::Mmio(..) | Backing::RomDevice(..));
+        self.overlays.iter().find(is).map(|o| o.id)
     }
 
     fn flatten(&mut self) {

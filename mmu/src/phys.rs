@@ -88,6 +88,8 @@ enum Found {
     RomOverRam(*mut u8, u64),
     Mmio(Arc<dyn Mmio>, u64),
     Device(Arc<DeviceRam>, u64),
+    /// As `Rom`; the device is told of writes.
+    RomDevice(Arc<DeviceRam>, u64, Arc<dyn Mmio>, u64),
     None,
 }
 
@@ -193,6 +195,9 @@ impl PhysMemory {
                     Backing::RomOverRam(rom, at, ram) => Found::RomOverRam(rom.at(at + inside), ram + inside),
                     Backing::Mmio(dev, at) => Found::Mmio(dev.clone(), at + inside),
                     Backing::Device(ram, at) => Found::Device(ram.clone(), at + inside),
+                    Backing::RomDevice(ram, at, dev, offset) => {
+                        Found::RomDevice(ram.clone(), at + inside, dev.clone(), offset + inside)
+                    }
                     Backing::Hole => Found::None,
                 };
                 (found, (segment.last - gpa).saturating_add(1))
@@ -207,6 +212,7 @@ impl PhysMemory {
             Found::Rom(host) | Found::RomOverRam(host, _) => Target::Rom(host),
             Found::Mmio(dev, offset) => Target::Mmio(dev, offset),
             Found::Device(ram, offset) => Target::DeviceRam(ram.at(offset)),
+            Found::RomDevice(ram, offset, ..) => Target::Rom(ram.at(offset)),
             Found::None => Target::None,
         }
     }
@@ -219,6 +225,9 @@ impl PhysMemory {
         match self.find(page) {
             (Found::Ram(offset), run) if run >= PAGE_SIZE => Some((self.host(offset), true)),
             (Found::Rom(host) | Found::RomOverRam(host, _), run) if run >= PAGE_SIZE => Some((host, false)),
+            (Found::RomDevice(ram, at, ..), run) if run >= PAGE_SIZE && at & PAGE_MASK == 0 => {
+                Some((ram.at(at), false))
+            }
             _ => None,
         }
     }
@@ -231,6 +240,9 @@ impl PhysMemory {
             (Found::Ram(offset), run) if run >= PAGE_SIZE => Page::Plain(self.host(offset), true),
             (Found::Rom(host) | Found::RomOverRam(host, _), run) if run >= PAGE_SIZE => {
                 Page::Plain(host, false)
+            }
+            (Found::RomDevice(ram, at, ..), run) if run >= PAGE_SIZE && at & PAGE_MASK == 0 => {
+                Page::Plain(ram.at(at), false)
             }
             (Found::Device(ram, offset), run) if run >= PAGE_SIZE && offset & PAGE_MASK == 0 => {
                 Page::Device(ram.at(offset), ram.lend(offset / PAGE_SIZE, write))
@@ -250,6 +262,7 @@ impl PhysMemory {
                 Backing::RamReadOnly(at) => Target::Rom(self.host(*at)),
                 Backing::Mmio(dev, at) => Target::Mmio(dev.clone(), *at),
                 Backing::Device(ram, at) => Target::DeviceRam(ram.at(*at)),
+                Backing::RomDevice(ram, at, ..) => Target::Rom(ram.at(*at)),
                 Backing::Hole => Target::None,
             };
             (s.first, (s.last - s.first).saturating_add(1), target)
@@ -270,6 +283,25 @@ impl PhysMemory {
         self.change(range, |map| {
             map.keep(ram);
             map.add(range, Backing::Device(ram.clone(), offset))
+        })
+    }
+
+    /// Maps `len` bytes of a device's own memory from `offset` on, to be read and executed as a ROM; writes go to `dev`,
+    /// at offsets from the start of the range. The memory may change only while it is not mapped so: code that was
+    /// decoded there is not looked at again before the map changes. All counts in whole pages, and what is beyond the
+    /// memory's end is not mapped.
+    pub fn map_rom_device(
+        &self,
+        gpa: Gpa,
+        len: u64,
+        ram: &Arc<DeviceRam>,
+        offset: u64,
+        dev: Arc<dyn Mmio>,
+    ) -> u64 {
+        let range = range(gpa, len.min(ram.size().saturating_sub(offset)));
+        self.change(range, |map| {
+            map.keep(ram);
+            map.add(range, Backing::RomDevice(ram.clone(), offset, dev, 0))
         })
     }
 
@@ -421,7 +453,7 @@ impl PhysMemory {
                 Found::Ram(offset) => unsafe { copy_out(self.host(offset), chunk) },
                 // SAFETY: as above.
                 Found::Rom(host) | Found::RomOverRam(host, _) => unsafe { copy_out(host, chunk) },
-                Found::Device(ram, offset) => ram.read(offset, chunk),
+                Found::Device(ram, offset) | Found::RomDevice(ram, offset, ..) => ram.read(offset, chunk),
                 Found::Mmio(..) | Found::None => chunk.fill(0xff),
             }
             buf = rest;
@@ -443,7 +475,7 @@ impl PhysMemory {
                     self.ram_written(offset, gpa, n);
                 }
                 Found::Device(ram, offset) => ram.write(offset, chunk),
-                Found::Rom(_) | Found::Mmio(..) | Found::None => {}
+                Found::Rom(_) | Found::RomDevice(..) | Found::Mmio(..) | Found::None => {}
             }
             buf = rest;
             gpa = gpa.wrapping_add(n);
@@ -506,8 +538,8 @@ impl PhysMemory {
     /// How many bytes of RAM, ROM or a device's memory follow from `gpa` on, if it is in one of these.
     pub fn memory_run(&self, gpa: Gpa) -> Option<u64> {
         match self.find(gpa) {
-            (Found::Ram(_) | Found::Rom(_) | Found::RomOverRam(..) | Found::Device(..), run) => Some(run),
             (Found::Mmio(..) | Found::None, _) => None,
+            (_, run) => Some(run),
         }
     }
 
@@ -559,7 +591,7 @@ impl PhysMemory {
                         chunk[i..i + width].copy_from_slice(&value.to_le_bytes()[..width]);
                     }
                 }
-                Found::Device(ram, offset) => ram.read(offset, chunk),
+                Found::Device(ram, offset) | Found::RomDevice(ram, offset, ..) => ram.read(offset, chunk),
                 Found::None => {}
             }
             done += n;
@@ -599,7 +631,7 @@ impl PhysMemory {
                     unsafe { copy_in(self.host(offset), chunk) };
                     self.ram_written(offset, at, n.into());
                 }
-                Found::Mmio(dev, offset) => {
+                Found::Mmio(dev, offset) | Found::RomDevice(_, _, dev, offset) => {
                     for (i, width) in widths(n) {
                         let mut part = [0; 8];
                         let (from, len) = (usize::from(i), usize::from(width));

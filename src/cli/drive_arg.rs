@@ -182,10 +182,25 @@ pub fn settle(config: &mut Config, snapshot: bool) -> Result<(), Error> {
             drive.snapshot.get_or_insert(snapshot);
         }
     }
+    // `-machine pflash0=ID` makes a chip of a drive without an interface.
+    for (n, id) in config.machine.pflash.iter().enumerate() {
+        let Some(id) = id else { continue };
+        let free = |d: &&mut Drive| d.id == *id && d.interface == Some(Interface::None);
+        let Some(drive) = drives.iter_mut().find(free) else {
+            return Err(Error::new(format!(
+                "-machine pflash{n}={id}: there is no -drive with if=none,id={id}"
+            )));
+        };
+        (drive.interface, drive.index) = (Some(Interface::Pflash), Some(n as u32));
+    }
     if default_cdrom(config, &drives) {
         let option = "the default CD-ROM drive".into();
         let interface = Some(Interface::Ide);
         drives.push(Drive { option, interface, index: Some(2), cdrom: true, ..Drive::default() });
+    }
+    if default_floppy(config, &drives) {
+        let option = "the default floppy drive".into();
+        drives.push(Drive { option, interface: Some(Interface::Floppy), index: Some(0), ..Drive::default() });
     }
     let mut taken: Vec<(Interface, u32)> = Vec::new();
     // Those with a place of their own first.
@@ -224,6 +239,13 @@ fn default_cdrom(config: &Config, drives: &[Drive]) -> bool {
 /// Drives on a bus of the board's own controller.
 fn units(board: &Description) -> u32 {
     if board.sata { 1 } else { 2 }
+}
+
+/// Whether drive A is there, which is empty: as in QEMU it is unless the user gives it, or adds drives as devices.
+fn default_floppy(config: &Config, drives: &[Drive]) -> bool {
+    let own = config.devices.iter().any(|d| d.kind.name == "floppy");
+    let is_first = |d: &Drive| d.interface == Some(Interface::Floppy) && d.number(2) == Some(0);
+    config.machine.board.floppies && !config.no_defaults && !own && !drives.iter().any(is_first)
 }
 
 fn set_place(drive: &mut Drive, board: &Description, taken: &mut Vec<(Interface, u32)>) -> Result<(), Error> {
@@ -294,7 +316,8 @@ fn stands_for(drive: &Drive, board: &Description) -> Option<String> {
     let id = drive.id.replace(',', ",,");
     let number = drive.index.unwrap_or_default();
     let mut text = match drive.interface.unwrap_or(Interface::None) {
-        Interface::None | Interface::Floppy | Interface::Pflash => return None,
+        Interface::None | Interface::Pflash => return None,
+        Interface::Floppy => format!("floppy,drive={id},unit={number}"),
         Interface::Ide => {
             let kind = if drive.cdrom { "ide-cd" } else { "ide-hd" };
             let units = units(board);
@@ -302,7 +325,7 @@ fn stands_for(drive: &Drive, board: &Description) -> Option<String> {
         }
         Interface::Virtio => format!("virtio-blk-pci,drive={id}"),
     };
-    if let Some(serial) = &drive.serial {
+    if let Some(serial) = drive.serial.as_ref().filter(|_| drive.interface != Some(Interface::Floppy)) {
         text.push_str(&format!(",serial={}", serial.replace(',', ",,")));
     }
     Some(text)

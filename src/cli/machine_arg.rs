@@ -204,6 +204,11 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
             machine.chosen.values.insert(p.name, value);
         }
     }
+    for (key, place) in ["pflash0", "pflash1"].into_iter().zip(&mut machine.pflash) {
+        if let Some(id) = props.text(key)? {
+            *place = Some(id);
+        }
+    }
     if let Some(entry) = props.text("kernel-entry")? {
         machine.kernel_entry = match entry.as_str() {
             "auto" => KernelEntry::Auto,

@@ -139,9 +139,9 @@ pub const OPTIONS: &[OptionDef] = options! {
     Devices Supported "hdc" ("FILE", "disk.img") "the third hard disk";
     Devices Supported "hdd" ("FILE", "disk.img") "the fourth hard disk";
     Devices Supported "cdrom" ("FILE", "cd.iso") "the CD-ROM";
-    Devices Parsed "fda" ("FILE", "floppy.img") "the first floppy";
-    Devices Parsed "fdb" ("FILE", "floppy.img") "the second floppy";
-    Devices Parsed "pflash" ("FILE", "flash.fd") "a parallel flash image";
+    Devices Supported "fda" ("FILE", "floppy.img") "the first floppy";
+    Devices Supported "fdb" ("FILE", "floppy.img") "the second floppy";
+    Devices Supported "pflash" ("FILE", "flash.fd") "a parallel flash image";
     Devices Supported "snapshot" "writes to drives go to files that vanish at the end";
     Devices Parsed "nic" ("user|tap|none[,prop=value...]", "none") "a network card with what is behind it";
     Devices Parsed "netdev" ("user|tap,id=ID[,prop=value...]", "user,id=n0") "what is behind a network card";

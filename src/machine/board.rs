@@ -63,6 +63,8 @@ pub struct Board {
     pub drives: Drives,
     /// Where random numbers come from.
     pub entropy: Arc<Entropy>,
+    /// What has a `bootindex=`, in that order, by the paths that firmware knows.
+    pub boot_paths: Vec<String>,
     /// Interrupt lines: every device takes its pin from here.
     lines: Mutex<Vec<Irq>>,
     /// What the monitor's `balloon` is for, if there is one.
@@ -141,6 +143,7 @@ impl Board {
             chips,
             drives: Drives::default(),
             entropy,
+            boot_paths: Vec::new(),
             lines: Mutex::new(lines),
             balloon: OnceLock::new(),
             tsc,

@@ -1,5 +1,6 @@
 //! Character streams: serial ports, the monitor behind Ctrl-A, debug consoles.
 use super::board::Board;
+use super::boards::common::set_cmos_floppies;
 use super::handle::Handle;
 use super::inside::Translators;
 use super::monitor::{Hmp, Lines};
@@ -382,6 +383,7 @@ pub fn attach_extra(
     let lines = |id: &str| consoles.named.lock().get(id).cloned();
     let mut isa_pin = |n: usize| board.pin(n);
     let mut mmio_slot = board.mmio_slots(cfg);
+    let boot = RefCell::default();
     let site = Site {
         ports: &board.ports,
         pci: board.chips.pci.as_deref(),
@@ -395,6 +397,8 @@ pub fn attach_extra(
         entropy: board.entropy.clone(),
         balloon: &board.balloon,
         ide: &RefCell::new(board.chips.cables.clone()),
+        fdc: board.chips.fdc.as_deref(),
+        boot: &boot,
         consoles: &RefCell::default(),
         mmio_slot: RefCell::new(&mut mmio_slot),
         adapters: &RefCell::default(),
@@ -402,6 +406,11 @@ pub fn attach_extra(
     };
     for d in &cfg.devices {
         (d.kind.plug)(&site, &d.values).with_context(|| format!("-device {}", d.kind.name))?;
+    }
+    drop(site);
+    board.boot_paths = boot.into_inner().into_values().collect();
+    if let Some(fdc) = &board.chips.fdc {
+        set_cmos_floppies(&board.ports, fdc);
     }
     let fw_cfg = FwCfg::new(Dma::always(board.memory.clone()));
     fw_cfg.set_u16(key::NB_CPUS, cfg.smp.cpus as u16);

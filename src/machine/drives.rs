@@ -3,7 +3,8 @@ use super::power::{Pause, Power};
 use crate::config::{Config, Drive as Wanted};
 use anyhow::Context;
 use mynah_block::{Backing, Drive, DriveError, Image, OnError, OpenOptions, Options, Request, Stopper, open};
-use mynah_devices::kind::Bus;
+use mynah_devices::kind::{Bus, Values};
+use mynah_devices::storage::floppy::{DriveKind as DriveType, Format};
 use mynah_firmware::bios::{Disk, DiskError, Drive as BiosDrive, DriveKind, DrivePath};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -108,13 +109,18 @@ impl Stopper for StopsMachine {
     }
 }
 
-/// The drives that the built-in BIOS knows, of those that devices on this machine have: IDE and virtio disks, CDs.
+/// The drives that the built-in BIOS knows, of those that devices on this machine have: floppies, IDE and virtio disks,
+/// CDs.
 pub fn of_bios(cfg: &Config, drives: &Drives) -> Vec<BiosDrive> {
     const CHANNELS: [(u16, u16, u8); 2] = [(0x1f0, 0x3f6, 14), (0x170, 0x376, 15)];
-    let mut all = Vec::new();
+    let (mut all, mut floppies) = (Vec::new(), Vec::new());
     for device in &cfg.devices {
         let Some(drive) = device.drives().next().and_then(|id| drives.find(id)) else { continue };
         let values = &device.values;
+        if device.kind.bus == Bus::Floppy {
+            floppies.push((values.number("unit").unwrap_or(floppies.len() as u64), floppy(drive, values)));
+            continue;
+        }
         let cd = device.kind.name == "ide-cd";
         let path = if device.kind.bus == Bus::Ide {
             let channel = usize::from(values.text("bus").is_some_and(|bus| bus.ends_with(".1")));
@@ -141,7 +147,74 @@ pub fn of_bios(cfg: &Config, drives: &Drives) -> Vec<BiosDrive> {
             disk: Arc::new(BiosDisk { drive: drive.clone(), sector_size: if cd { 2048 } else { 512 } }),
         });
     }
+    floppies.sort_by_key(|(unit, _)| *unit);
+    all.extend(floppies.into_iter().map(|(_, floppy)| floppy));
     all
+}
+
+fn floppy(drive: &Arc<Drive>, values: &Values) -> BiosDrive {
+    let kind = values.text("drive-type").and_then(DriveType::from_name);
+    let kind = kind.unwrap_or_else(|| DriveType::for_image(drive.size()));
+    BiosDrive {
+        kind: DriveKind::Floppy,
+        name: drive.name().into(),
+        boot_index: values.number("bootindex").map(|n| n as u32),
+        path: DrivePath::Unknown,
+        disk: Arc::new(Floppy { disk: BiosDisk { drive: drive.clone(), sector_size: 512 }, kind }),
+    }
+}
+
+/// A floppy drive as the built-in BIOS has it: as large as its format, and what the image lacks of that reads as zeros,
+/// as it does by the controller.
+struct Floppy {
+    disk: BiosDisk,
+    kind: DriveType,
+}
+
+impl Floppy {
+    fn format(&self) -> Option<Format> {
+        self.disk.drive.medium().map(|m| Format::of(self.kind, m.size()))
+    }
+}
+
+impl Disk for Floppy {
+    fn writable(&self) -> bool {
+        self.disk.writable()
+    }
+
+    fn medium(&self) -> u64 {
+        self.disk.medium()
+    }
+
+    fn sectors(&self) -> u64 {
+        self.format().map_or(0, |f| f.bytes() / 512)
+    }
+
+    fn geometry(&self) -> Option<(u16, u8, u8)> {
+        let f = self.format().unwrap_or(Format::of(self.kind, 0));
+        Some((f.tracks.into(), f.heads, f.sectors))
+    }
+
+    fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        let at = lba.checked_mul(512).ok_or(DiskError::Range)?;
+        let there = self.disk.drive.size().saturating_sub(at).min(buf.len() as u64) as usize;
+        let (there, beyond) = buf.split_at_mut(there);
+        beyond.fill(0);
+        if there.is_empty() {
+            return Ok(());
+        }
+        let data = self.disk.drive.wait(Request::Read { at, len: there.len() }).map_err(failure)?;
+        there.copy_from_slice(&data);
+        Ok(())
+    }
+
+    fn write(&self, lba: u64, buf: &[u8]) -> Result<(), DiskError> {
+        match self.disk.write(lba, buf) {
+            // There is no room for it in the image.
+            Err(DiskError::Range) => Err(DiskError::Failed),
+            other => other,
+        }
+    }
 }
 
 /// A drive as the built-in BIOS has it. Its callers wait for it, as they do for a controller.

@@ -2,7 +2,9 @@
 //! firmware image (`-bios`), which gets kernel and tables through fw_cfg. And the boot processor's first state.
 use super::bios::BoardPlatform;
 use super::board::{Board, Firmware};
+use super::boards::common::boot_order_cells;
 use super::drives::of_bios;
+use super::flash;
 use crate::cli::build::find_firmware;
 use crate::cli::size::show_size;
 use crate::config::{CharBackend, Config, KernelEntry};
@@ -79,6 +81,8 @@ pub struct Boot {
     long_mode: bool,
     /// The images of drives, by the paths that they are known by.
     disks: Vec<Vec<u8>>,
+    /// `-boot order=`, if another one holds for the first boot (`once=`).
+    later_order: Option<String>,
 }
 
 fn read_file(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -132,6 +136,15 @@ fn has_vga(cfg: &Config) -> bool {
 fn read_firmware(cfg: &Config) -> anyhow::Result<Firmware> {
     const UNIT: usize = 64 << 10;
     const MOST: usize = 16 << 20;
+    if let Some(end) = flash::legacy_part(cfg)? {
+        if cfg.bios.is_some() {
+            crate::cli::say(
+                &cfg.program,
+                "-bios: the firmware is in flash (if=pflash), and this is not used",
+            );
+        }
+        return Ok(Firmware::Image(Arc::new(end)));
+    }
     let Some(name) = &cfg.bios else {
         let console = (cfg.nographic && com_ports(cfg)[0]).then_some(COM[0].0);
         let of_option = cfg.debugcons.iter().map(|_| debugcon::PORT);
@@ -157,11 +170,11 @@ fn read_firmware(cfg: &Config) -> anyhow::Result<Firmware> {
     Ok(Firmware::Image(Arc::new(image)))
 }
 
-/// What the built-in BIOS boots.
+/// What the built-in BIOS boots, the first time.
 fn boot_config(cfg: &Config) -> BootConfig {
-    let order = if cfg.boot.once.is_empty() { &cfg.boot.order } else { &cfg.boot.once };
+    let first = if cfg.boot.once.is_empty() { &cfg.boot.order } else { &cfg.boot.once };
     BootConfig {
-        order: BootConfig::classes(order),
+        order: BootConfig::classes(first),
         strict: cfg.boot.strict,
         menu: cfg.boot.menu,
         menu_time: cfg.boot.splash_time,
@@ -230,7 +243,8 @@ impl Boot {
         let path = |file: &Path| std::fs::canonicalize(file).unwrap_or_else(|_| file.into());
         let files = cfg.drives.iter().filter_map(|d| d.file.as_deref());
         let disks = files.map(|file| path(file).into_os_string().into_encoded_bytes()).collect();
-        Ok(Self { kernel, firmware, tables, long_mode: model.is_64bit(), disks })
+        let later_order = (!cfg.boot.once.is_empty()).then(|| cfg.boot.order.clone());
+        Ok(Self { kernel, firmware, tables, long_mode: model.is_64bit(), disks, later_order })
     }
 
     /// What the guest is booted from, by contents: firmware, kernel, RAM disk or modules. The command line is not of
@@ -249,6 +263,20 @@ impl Boot {
                 disks.iter().for_each(|path| add("disk", path));
             }
         })
+    }
+
+    /// The machine was reset: what held for its first boot alone (`-boot once=`) does not any more.
+    pub fn not_the_first(&self, board: &Board) {
+        let Some(order) = &self.later_order else { return };
+        match &self.firmware {
+            Firmware::BuiltIn(bios) => bios.lock().set_boot_order(BootConfig::classes(order)),
+            Firmware::Image(_) => {
+                for (cell, value) in boot_order_cells(order) {
+                    board.ports.write(0x70, 1, cell.into());
+                    board.ports.write(0x71, 1, value.into());
+                }
+            }
+        }
     }
 
     /// The machine's firmware.
@@ -360,7 +388,7 @@ impl Boot {
                 Err(e) => tracing::warn!("{}: {e}; the VGA has no ROM (Debian: seabios)", path.display()),
             }
         }
-        let mut order: Vec<String> = Vec::new();
+        let mut order = board.boot_paths.clone();
         if let Some(kernel) = &self.kernel {
             let parts = kernel
                 .with_request(self.long_mode, |r| Parts::of(r, memory.below_4g()))
@@ -369,7 +397,7 @@ impl Boot {
                 fw_cfg.set_item(key, bytes);
             }
             fw_cfg.add_file(ROM_FILE, option_rom())?;
-            order.push(format!("/rom@{ROM_FILE}"));
+            order.insert(0, format!("/rom@{ROM_FILE}"));
         }
         if cfg.boot.strict {
             order.push("HALT".into());

@@ -7,6 +7,7 @@ pub mod budget;
 pub mod console;
 pub mod drives;
 pub mod ending;
+pub mod flash;
 pub mod handle;
 mod info;
 pub mod inside;
@@ -20,7 +21,7 @@ pub mod vcpu;
 
 pub use handle::{Handle, Refused, Status};
 
-use crate::config::{AccelKind, Check, Config, Interface, LogItem};
+use crate::config::{AccelKind, Check, Config, LogItem};
 use anyhow::{Context, bail};
 use bios::BiosCalls;
 use board::Board;
@@ -145,6 +146,7 @@ impl Machine {
         power.connect(handles.clone());
         let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), power, &handles)?;
         board.drives = drives::Drives::open(&cfg, power)?;
+        flash::plug(&cfg, &board)?;
         power.connect_clock(board.clock.clone());
         power.connect_button(&board.chips.button);
         let events = Arc::new(EventLoop::new().context("cannot start the event loop")?);
@@ -292,7 +294,10 @@ impl Vcpu {
             }
             match waking {
                 Some(cause) => board.wake(cause),
-                None => board.reset(),
+                None => {
+                    board.reset();
+                    boot.not_the_first(&board);
+                }
             }
             cpu.reset();
             let entry = if waking.is_some() { boot.resume(&board) } else { boot.load(&board)? };
@@ -386,11 +391,6 @@ fn trace(cfg: &Config, symbols: &Arc<Symbols>) -> anyhow::Result<Option<Arc<Trac
 fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if !cfg.accel.is_empty() && engine(cfg).is_none() {
         bail!("-accel {}: not supported yet; there are interp and jit (or tcg)", cfg.accel[0].kind);
-    }
-    let later =
-        |d: &&crate::config::Drive| matches!(d.interface, Some(Interface::Floppy | Interface::Pflash));
-    if let Some((d, interface)) = cfg.drives.iter().find(later).and_then(|d| Some((d, d.interface?))) {
-        bail!("{}: {interface} drives are not supported yet", d.shown());
     }
     if let Some(n) = cfg.nets.iter().find(|n| n.kind != "none") {
         bail!("{} {}: network cards are not supported yet", n.option, n.kind);

@@ -6,6 +6,7 @@
 //!   00:01.3  8086:7113  PIIX4 power manager  ACPI registers, SMI command port (B2h), SMBus
 //!            port 92h                        fast A20 and fast reset
 //!            port F0h                        FERR#, IGNNE# and IRQ 13
+//!            ports 0h, C0h, 81h              the 8237A pair, with page registers
 //! ```
 //!
 //! The Q35/ICH9 chipset, of 2009, has PCI Express:
@@ -24,6 +25,7 @@
 pub mod acpi_ged;
 pub mod ferr;
 pub mod i440fx;
+pub mod i8237;
 pub mod ich9;
 pub mod piix3;
 pub mod piix4_pm;
@@ -34,6 +36,7 @@ pub mod q35;
 pub use acpi_ged::AcpiGed;
 pub use ferr::Ferr;
 pub use i440fx::I440fx;
+pub use i8237::IsaDma;
 pub use ich9::{Ich9Lpc, Ich9Smbus};
 pub use piix3::Piix3;
 pub use piix4_pm::Piix4Pm;

@@ -7,6 +7,8 @@
 //!   nvme   a controller on PCI whose commands lie in rings in guest memory, and its namespaces
 //!   ide    two cables on a PIIX3's IDE function: ports, bus master, interrupts, and the drives behind
 //!   ahci   SATA controllers: the same devices on ports, commands and data in memory
+//!   floppy an 82077AA with its drives
+//!   pflash flash chips in the address space, each with a drive for its contents
 //! ```
 //!
 //! A model says what it wants of its drive ([`mynah_block::Drive`]) and is told how that ended; who has it holds the
@@ -14,6 +16,8 @@
 pub mod ahci;
 pub mod ata;
 pub mod atapi;
+pub mod floppy;
 pub mod ide;
 pub mod nvme;
+pub mod pflash;
 pub mod scsi;

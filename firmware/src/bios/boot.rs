@@ -73,6 +73,11 @@ pub(super) enum Candidate {
 }
 
 impl Bios {
+    /// From the next boot on these classes are booted, in this order.
+    pub fn set_boot_order(&mut self, order: Vec<BootClass>) {
+        self.cfg.boot.order = order;
+    }
+
     /// What may be booted, in order.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
         let units = &self.drives.units;

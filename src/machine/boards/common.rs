@@ -2,12 +2,14 @@
 use super::Wiring;
 use crate::config::{Config, RtcBase};
 use mynah_devices::bus::{Irq, PortBus};
-use mynah_devices::chipset::{Ferr, Port92};
+use mynah_devices::chipset::{Ferr, IsaDma, Port92};
 use mynah_devices::clock::host_unix_nanos;
+use mynah_devices::dma::Dma;
 use mynah_devices::events::A20Gate;
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::pic::Pic;
+use mynah_devices::storage::floppy::{self, DriveKind, Fdc};
 use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::rtc::Rtc;
@@ -120,6 +122,45 @@ pub fn tell_of_wake(rtc: &Rtc) {
     rtc.set_cmos(SHUTDOWN_STATUS, RESUME);
 }
 
+/// The 8237A pair, and the floppy controller, whose drives are plugged in later.
+pub fn floppies(w: &mut Wiring<'_>) -> (Arc<IsaDma>, Arc<Fdc>) {
+    let dma = IsaDma::new(Dma::always(w.memory.clone()));
+    dma.attach(w.ports);
+    let fdc = Fdc::new(dma.clone(), w.pin(floppy::IRQ));
+    fdc.attach(w.ports);
+    (dma, fdc)
+}
+
+/// What firmware finds in CMOS of the floppy drives (10h: a type for each; 14h: whether there are any, and how many).
+pub fn set_cmos_floppies(ports: &PortBus, fdc: &Fdc) {
+    let kinds = fdc.kinds();
+    let kind = |n: usize| kinds[n].map_or(0, DriveKind::cmos);
+    let count = kinds.iter().flatten().count() as u8;
+    let set = |at: u32, keep: u32, value: u8| {
+        ports.write(0x70, 1, at);
+        let old = ports.read(0x71, 1);
+        ports.write(0x71, 1, old & keep | u32::from(value));
+    };
+    set(0x10, 0, kind(0) << 4 | kind(1));
+    set(0x14, !0xc1, u8::from(count > 0) | count.saturating_sub(1) << 6);
+}
+
+/// The CMOS cells with the boot order, by `-boot`'s letters: three nibbles, floppy 1, disk 2, CD-ROM 3, network 4; and
+/// that floppies are booted without a look at their signature.
+pub fn boot_order_cells(letters: &str) -> [(u8, u8); 2] {
+    let letters = if letters.is_empty() { "cad" } else { letters };
+    let mut nibbles = letters.chars().map(|c| match c {
+        'a' | 'b' => 1,
+        'c' => 2,
+        'd' => 3,
+        'n'..='p' => 4,
+        _ => 0,
+    });
+    let mut next = || nibbles.next().unwrap_or(0u8);
+    let (first, second, third) = (next(), next(), next());
+    [(0x3d, first | second << 4), (0x38, third << 4 | 1)]
+}
+
 /// A diagnostic port that programs write to for a short delay.
 pub struct Delay;
 
@@ -157,21 +198,8 @@ fn set_cmos_machine(rtc: &Rtc, cfg: &Config) {
     const X87_AND_MOUSE: u8 = 0x06;
     rtc.set_cmos(0x14, X87_AND_MOUSE);
     rtc.set_cmos(0x5f, (cfg.smp.cpus - 1) as u8);
-    // Three nibbles: floppy 1, disk 2, CD-ROM 3, network 4.
-    let order = if cfg.boot.once.is_empty() { &cfg.boot.order } else { &cfg.boot.once };
-    let order = if order.is_empty() { "cad" } else { order };
-    let mut nibbles = order.chars().map(|c| match c {
-        'a' | 'b' => 1,
-        'c' => 2,
-        'd' => 3,
-        'n'..='p' => 4,
-        _ => 0,
-    });
-    let mut next = || nibbles.next().unwrap_or(0u8);
-    let (first, second, third) = (next(), next(), next());
-    rtc.set_cmos(0x3d, first | second << 4);
-    // Bit 0: floppies are booted without a look at their signature.
-    rtc.set_cmos(0x38, third << 4 | 1);
+    let first = if cfg.boot.once.is_empty() { &cfg.boot.order } else { &cfg.boot.once };
+    boot_order_cells(first).into_iter().for_each(|(cell, value)| rtc.set_cmos(cell, value));
 }
 
 /// The CMOS cells in which firmware leaves the size of RAM.

@@ -35,6 +35,7 @@ pub static MICROVM: Description = Description {
     serials: 1,
     pci: false,
     sata: false,
+    floppies: false,
     sleeps: false,
     command_line,
     tables: tables::Chipset::Reduced { ged: acpi_ged::BASE as u32, irq: acpi_ged::IRQ as u8 },
@@ -70,7 +71,15 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     w.ports.map(tables::PM_BASE + PM_TIMER, 4, Arc::new(PmTimer(w.clock.clone())));
     w.ports.map(0x80, 1, Arc::new(common::Delay));
     w.plug("main-system-bus", "acpi-ged", ged.clone());
-    Chips { pci: None, cables: Vec::new(), i8042: None, button: ged, ferr: None, chipset: Arc::new(Nothing) }
+    Chips {
+        pci: None,
+        cables: Vec::new(),
+        fdc: None,
+        i8042: None,
+        button: ged,
+        ferr: None,
+        chipset: Arc::new(Nothing),
+    }
 }
 
 /// ACPI's PM timer (ACPI 6.5, 4.8.3.3), of 24 bits and without an interrupt.

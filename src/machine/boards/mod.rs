@@ -3,7 +3,7 @@
 //! A description says what a board is called, what the user can choose of it (`-M NAME,property=value`), how RAM lies
 //! in its address space, and which chips it has, wired how. `-M`, `-M help` and `-M NAME,help`, the tables that the
 //! guest finds and [`super::board::Board`] come from that; a new board is a file here and a line in [`ALL`].
-mod common;
+pub mod common;
 mod microvm;
 mod pc;
 mod q35;
@@ -22,6 +22,7 @@ use mynah_devices::interrupts::ioapic::Ioapic;
 use mynah_devices::interrupts::lapic::LocalApics;
 use mynah_devices::kind::{Property, Type};
 use mynah_devices::pci::PciBus;
+use mynah_devices::storage::floppy::Fdc;
 use mynah_devices::storage::ide::Cable;
 use mynah_firmware::tables::Chipset as Tables;
 use mynah_mmu::PhysMemory;
@@ -51,6 +52,8 @@ pub struct Description {
     pub pci: bool,
     /// `-hda` and its like are on SATA ports, with a drive each, not on IDE channels with two.
     pub sata: bool,
+    /// It has a floppy drive, if the user says nothing of any.
+    pub floppies: bool,
     /// It can sleep (S3, S4).
     pub sleeps: bool,
     /// What a Linux kernel has to be told of it (`auto-kernel-cmdline=`).
@@ -140,6 +143,8 @@ pub struct Chips {
     pub pci: Option<Arc<PciBus>>,
     /// Where `ide-hd` and `ide-cd` are plugged in.
     pub cables: Vec<Arc<dyn Cable>>,
+    /// The floppy controller.
+    pub fdc: Option<Arc<Fdc>>,
     /// Keyboard and mouse.
     pub i8042: Option<Arc<I8042>>,
     /// What the power button is wired to.

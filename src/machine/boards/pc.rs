@@ -32,6 +32,7 @@ pub static PC: Description = Description {
     serials: 4,
     pci: true,
     sata: false,
+    floppies: true,
     sleeps: true,
     command_line: |_| String::new(),
     tables: tables::Chipset::I440fx,
@@ -66,12 +67,15 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     pci.attach(piix3::DEVFN, piix3.clone());
     pci.attach(piix4_pm::DEVFN, pm.clone());
     let ide = Piix3Ide::new(&pci, w.ports, [w.pin(14), w.pin(15)]);
+    let (dma, fdc) = common::floppies(w);
     let config_ports = ConfigPorts::new(pci.clone(), piix3.clone());
     config_ports.attach(w.ports);
     let Legacy { i8042, ferr } = common::legacy(w);
     w.ports.map(0x80, 1, Arc::new(common::Delay));
 
     w.plug("main-system-bus", "pcihost", config_ports);
+    w.plug("isa.0", "i8257", dma);
+    w.plug("isa.0", "isa-fdc", fdc.clone());
     w.plug("pci.0", "i440fx", bridge);
     w.plug("pci.0", "piix3", piix3.clone());
     w.plug("pci.0", "piix4-pm", pm.clone());
@@ -85,6 +89,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     Chips {
         pci: Some(pci),
         cables,
+        fdc: Some(fdc),
         i8042: Some(i8042),
         button: pm,
         ferr: Some(ferr),

@@ -34,6 +34,7 @@ pub static Q35: Description = Description {
     serials: 4,
     pci: true,
     sata: true,
+    floppies: false,
     sleeps: true,
     command_line: |_| String::new(),
     tables: tables::Chipset::Q35,
@@ -70,12 +71,15 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     pci.attach(ich9::DEVFN, lpc.clone());
     let ahci = w.on("sata").then(|| Ahci::at(&pci, AHCI, "ide"));
     let smbus = w.on("smbus").then(|| Ich9Smbus::new(&pci));
+    let (dma, fdc) = common::floppies(w);
     let config_ports = ConfigPorts::new(pci.clone(), lpc.clone());
     config_ports.attach(w.ports);
     let Legacy { i8042, ferr } = common::legacy(w);
     w.ports.map(0x80, 1, Arc::new(common::Delay));
 
     w.plug("main-system-bus", "pcihost", config_ports);
+    w.plug("isa.0", "i8257", dma);
+    w.plug("isa.0", "isa-fdc", fdc.clone());
     w.plug("pcie.0", "mch", mch.clone());
     w.plug("pcie.0", "ICH9-LPC", lpc.clone());
     let mut cables = Vec::new();
@@ -93,6 +97,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     Chips {
         pci: Some(pci),
         cables,
+        fdc: Some(fdc),
         i8042: Some(i8042),
         button: lpc,
         ferr: Some(ferr),

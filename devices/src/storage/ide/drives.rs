@@ -183,7 +183,7 @@ fn plug<const IS_CD: bool>(
     let bus = channel.name();
     let name = values.id.clone().unwrap_or_else(|| format!("{}@{bus}.{unit}", IdeDrive::<IS_CD>::KIND));
     site.registry.plug(bus, name, device);
-    Ok(())
+    site.boot_path(values, || format!("/pci@i0cf8/ide@1,1/drive@{}/disk@{unit}", channel.number()))
 }
 
 /// A drive on a cable, a CD-ROM drive or a disk.
