@@ -370,7 +370,7 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
         note("-monitor", monitor);
     }
     if config.display == Display::Curses {
-        users.push("-display curses".into());
+        note("-display", &CharTarget::new("curses", CharBackend::Stdio { signal: false }));
     }
     for chardev in &config.chardevs {
         note("-chardev", &CharTarget::new(&format!("stdio,id={}", chardev.id), chardev.backend.clone()));

@@ -188,6 +188,50 @@ impl CpuPlatform<'_> {
     }
 }
 
+/// The video window, where an adapter's planes answer.
+const WINDOW: std::ops::Range<u64> = 0xa_0000..0xc_0000;
+/// Bytes that are read of a device's registers at a time, at most.
+const REGISTERS: usize = 256;
+
+/// Whether `len` bytes at an address are read and written as a processor does, by accesses that devices see: the video
+/// window, and registers behind RAM. All else is copied.
+fn by_accesses(memory: &PhysMemory, gpa: u64, len: usize) -> bool {
+    WINDOW.contains(&gpa) || len <= REGISTERS && (memory.below_4g()..1 << 32).contains(&gpa)
+}
+
+fn read_physical(memory: &PhysMemory, gpa: u64, buf: &mut [u8]) {
+    if !by_accesses(memory, gpa, buf.len()) {
+        return memory.read(gpa, buf);
+    }
+    let mut at = gpa;
+    let (words, rest) = buf.as_chunks_mut::<8>();
+    for word in words {
+        *word = memory.read_u64(at).to_le_bytes();
+        at += 8;
+    }
+    for byte in rest {
+        *byte = memory.read_u8(at);
+        at += 1;
+    }
+}
+
+/// Tells all vCPUs, the one that calls too, of bytes on code pages.
+fn write_physical(memory: &PhysMemory, gpa: u64, buf: &[u8]) {
+    if !by_accesses(memory, gpa, buf.len()) {
+        return memory.write(gpa, buf);
+    }
+    let mut at = gpa;
+    let (words, rest) = buf.as_chunks::<8>();
+    for word in words {
+        memory.write_u64(at, u64::from_le_bytes(*word));
+        at += 8;
+    }
+    for byte in rest {
+        memory.write_u8(at, *byte);
+        at += 1;
+    }
+}
+
 impl Platform for CpuPlatform<'_> {
     fn read(&mut self, linear: u32, buf: &mut [u8]) {
         for (gpa, range) in self.pages(linear, buf.len(), false) {
@@ -205,11 +249,10 @@ impl Platform for CpuPlatform<'_> {
         }
     }
     fn read_physical(&mut self, gpa: u64, buf: &mut [u8]) {
-        self.cpu.mem.read(gpa, buf);
+        read_physical(&self.cpu.mem, gpa, buf);
     }
     fn write_physical(&mut self, gpa: u64, buf: &[u8]) {
-        // Tells all vCPUs, this one too, of bytes on code pages.
-        self.cpu.mem.write(gpa, buf);
+        write_physical(&self.cpu.mem, gpa, buf);
     }
     fn port_in(&mut self, port: u16, size: u8) -> u32 {
         self.ports.read(port, size)
@@ -241,16 +284,16 @@ impl<'a> BoardPlatform<'a> {
 
 impl Platform for BoardPlatform<'_> {
     fn read(&mut self, linear: u32, buf: &mut [u8]) {
-        self.memory.read(linear.into(), buf);
+        read_physical(self.memory, linear.into(), buf);
     }
     fn write(&mut self, linear: u32, buf: &[u8]) {
-        self.memory.write(linear.into(), buf);
+        write_physical(self.memory, linear.into(), buf);
     }
     fn read_physical(&mut self, gpa: u64, buf: &mut [u8]) {
-        self.memory.read(gpa, buf);
+        read_physical(self.memory, gpa, buf);
     }
     fn write_physical(&mut self, gpa: u64, buf: &[u8]) {
-        self.memory.write(gpa, buf);
+        write_physical(self.memory, gpa, buf);
     }
     fn port_in(&mut self, port: u16, size: u8) -> u32 {
         self.ports.read(port, size)
