@@ -57,6 +57,11 @@ impl Input for Ps2Input {
 
     fn motion(&self, x: i32, y: i32, [left, middle, right]: [bool; 3], wheel: i32) {
         // A PS/2 mouse counts upwards.
-        self.ports.mouse(x, y.saturating_neg(), wheel, MouseButtons { left, right, middle });
+        self.ports.mouse(
+            x,
+            y.saturating_neg(),
+            wheel,
+            MouseButtons { left, right, middle, ..MouseButtons::default() },
+        );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The keyboard speaks scan code set 2 (its default; set 1 can be chosen, set 3 is refused). The mouse is a
 //! standard three-button one that becomes an IntelliMouse (wheel) after the knock of sample rates 200, 100,
-//! 80. Typematic repetition is the host's: its repeated key presses are passed on.
+//! 80, and then an IntelliMouse Explorer (five buttons) after 200, 200, 80. Typematic repetition is the host's: its repeated key presses are passed on.
 //!
 //! Sources: IBM PS/2 Hardware Interface Technical Reference (1990), Keyboards, and Mouse; Microsoft,
 //! IntelliMouse wheel protocol.
@@ -280,11 +280,16 @@ pub struct MouseButtons {
     pub right: bool,
     /// The middle one.
     pub middle: bool,
+    /// The fourth, on an IntelliMouse Explorer: back.
+    pub back: bool,
+    /// The fifth: forward.
+    pub forward: bool,
 }
 
 impl MouseButtons {
     fn bits(self) -> u8 {
-        u8::from(self.left) | u8::from(self.right) << 1 | u8::from(self.middle) << 2
+        let [left, right, middle] = [self.left, self.right, self.middle].map(u8::from);
+        left | right << 1 | middle << 2 | u8::from(self.back) << 3 | u8::from(self.forward) << 4
     }
 }
 
@@ -298,7 +303,7 @@ pub struct Mouse {
     scaling: bool,
     resolution: u8,
     rate: u8,
-    /// 0, or 3 for an IntelliMouse.
+    /// 0, 3 for an IntelliMouse, or 4 for an IntelliMouse Explorer.
     id: u8,
     /// The last sample rates set, for the knock.
     knock: [u8; 3],
@@ -389,10 +394,12 @@ impl Mouse {
         };
         let dx = take(&mut self.moved.0, 256);
         let dy = take(&mut self.moved.1, 256);
-        let head = self.buttons | 0x08 | u8::from(dx < 0) << 4 | u8::from(dy < 0) << 5;
-        if self.id == 3 {
-            let dz = take(&mut self.moved.2, 8);
-            ([head, dx as u8, dy as u8, dz as u8], 4)
+        let head = self.buttons & 7 | 0x08 | u8::from(dx < 0) << 4 | u8::from(dy < 0) << 5;
+        if self.id >= 3 {
+            let dz = take(&mut self.moved.2, 8) as u8;
+            // An Explorer has buttons above four bits of the wheel.
+            let last = if self.id == 4 { dz & 0x0f | (self.buttons & 0x18) << 1 } else { dz };
+            ([head, dx as u8, dy as u8, last], 4)
         } else {
             self.moved.2 = 0;
             ([head, dx as u8, dy as u8, 0], 3)
@@ -414,8 +421,11 @@ impl Mouse {
                 _ => {
                     self.rate = byte;
                     self.knock = [self.knock[1], self.knock[2], byte];
-                    if self.knock == [200, 100, 80] {
-                        self.id = 3;
+                    match self.knock {
+                        [200, 100, 80] => self.id = 3,
+                        // An Explorer is an IntelliMouse first.
+                        [200, 200, 80] if self.id == 3 => self.id = 4,
+                        _ => {}
                     }
                 }
             }
@@ -590,6 +600,12 @@ mod tests {
         assert_eq!(ask_mouse(&mut m, &[0xf2, 0xf4]), [0xfa, 3, 0xfa]);
         m.moved(0, 0, -1, MouseButtons::default());
         assert_eq!(drain(|| m.take()), [0x08, 0, 0, 0xff]);
+        // The same again, and two more buttons.
+        ask_mouse(&mut m, &[0xf3, 200, 0xf3, 200, 0xf3, 80]);
+        assert_eq!(ask_mouse(&mut m, &[0xf2]), [0xfa, 4]);
+        m.moved(0, 0, -1, MouseButtons { back: true, left: true, ..Default::default() });
+        m.moved(0, 0, 7, MouseButtons { forward: true, ..Default::default() });
+        assert_eq!(drain(|| m.take()), [0x09, 0, 0, 0x1f, 0x08, 0, 0, 0x27]);
         assert_eq!(ask_mouse(&mut m, &[0xff, 0xf2]), [0xfa, 0xaa, 0x00, 0xfa, 0x00]);
     }
 }
