@@ -616,8 +616,10 @@ fn from_base64(text: &[u8]) -> Option<Vec<u8>> {
 pub enum Display {
     /// No window.
     None,
-    /// Nothing was said: the terminal, if that makes sense.
+    /// Nothing was said: a program may choose the terminal.
     Default,
+    /// The terminal, once there is something to be seen.
+    Terminal,
     /// The terminal.
     Curses,
     /// Another one, by QEMU's name, with its properties.

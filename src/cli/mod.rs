@@ -27,14 +27,14 @@ pub mod size;
 pub mod suggest;
 mod vnc_arg;
 
-use crate::config::{Config, exit_code};
+use crate::config::{CharBackend, Config, Display, exit_code};
 use crate::machine;
 use clap::{Parser, Subcommand};
 use mynah_devices::chardev::fatal;
 use mynah_devices::chardev::leftovers::{self, Leftover};
 use mynah_guests as guests;
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 /// Why the command line leads to no machine: something is wrong, or it asked for a text.
@@ -255,8 +255,27 @@ fn known(name: &str) -> anyhow::Result<()> {
 
 /// `mynah run`: options to a machine, and the machine to its end. `usage` is how the help calls it.
 fn run_machine(program: &str, usage: &str, args: &[OsString]) -> anyhow::Result<i32> {
-    let config = build::config(usage, args)?;
+    let mut config = build::config(usage, args)?;
+    if config.display == Display::Default && terminal_is_screen(&config) {
+        config.display = Display::Terminal;
+    }
     start(Config { program: program.into(), as_qemu: usage != "mynah run", ..config })
+}
+
+/// Whether the terminal is to be the screen though nobody said so: there is one, nobody else uses it, and the guest
+/// starts as a PC does. One that is given a kernel is likely to speak on a serial port.
+fn terminal_is_screen(config: &Config) -> bool {
+    let is_stdio = |backend: &CharBackend| matches!(backend, CharBackend::Stdio { .. });
+    let targets = config.serials.iter().chain(&config.monitors).chain(&config.debugcons);
+    let used = targets.map(|t| &t.backend).chain(config.chardevs.iter().map(|c| &c.backend)).any(is_stdio);
+    !used
+        && !config.nographic
+        && config.vnc.is_none()
+        && config.kernel.is_none()
+        && config.devices.iter().any(|d| d.kind.name == "VGA")
+        && std::io::stdin().is_terminal()
+        && std::io::stdout().is_terminal()
+        && std::env::var_os("TERM").is_some_and(|t| t != "dumb")
 }
 
 /// Checks what `config` needs, and runs it to its end; the result is the process's exit code.

@@ -22,7 +22,6 @@ use mynah_devices::serial::{COM, Serial};
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -100,7 +99,7 @@ impl Consoles {
             translators: Translators::default(),
             known: Lines::default(),
             vnc: None,
-            wants_curses: wants_curses(cfg),
+            wants_curses: matches!(cfg.display, Display::Curses | Display::Terminal),
             curses: None,
             text: Vec::new(),
         };
@@ -249,7 +248,7 @@ impl Consoles {
         // As QEMU has them: the monitor first.
         let mut consoles = self.text.clone();
         consoles.sort_by_key(|(name, _)| !name.starts_with("compat_monitor"));
-        let lazy = cfg.display == Display::Default;
+        let lazy = cfg.display == Display::Terminal;
         let options = CursesOptions { lazy, consoles, layout: layout_of(cfg) };
         Curses::start(options, display, Arc::new(Ps2Input::new(keyboard))).context("-display curses")
     }
@@ -296,29 +295,6 @@ impl Consoles {
 /// The keyboard's layout.
 fn layout_of(cfg: &Config) -> &'static layout::Layout {
     cfg.layout.as_deref().and_then(layout::named).unwrap_or(layout::usual())
-}
-
-/// Whether the terminal is to be the screen: if it is asked for; and without any word on displays if there is a
-/// terminal that nobody else uses, and a guest that starts as a PC does. One that is given a kernel is likely to speak
-/// on a serial port.
-fn wants_curses(cfg: &Config) -> bool {
-    let is_stdio = |backend: &CharBackend| matches!(backend, CharBackend::Stdio { .. });
-    let targets = cfg.serials.iter().chain(&cfg.monitors).chain(&cfg.debugcons);
-    let used = targets.map(|t| &t.backend).chain(cfg.chardevs.iter().map(|c| &c.backend)).any(is_stdio);
-    match cfg.display {
-        Display::Curses => true,
-        Display::Default => {
-            !used
-                && !cfg.nographic
-                && cfg.vnc.is_none()
-                && cfg.kernel.is_none()
-                && cfg.devices.iter().any(|d| d.kind.name == "VGA")
-                && std::io::stdin().is_terminal()
-                && std::io::stdout().is_terminal()
-                && std::env::var_os("TERM").is_some_and(|t| t != "dumb")
-        }
-        _ => false,
-    }
 }
 
 fn spec_of(backend: &CharBackend) -> anyhow::Result<spec::Spec> {
