@@ -27,6 +27,9 @@ fn grub_boots_from_cd_and_disk_by_the_built_in_bios_and_switches_off() {
             (vec!["-cdrom", cd], "(cd) (cd,msdos"),
             (vec!["-hda", cd, "-snapshot"], "(hd0) (hd0,"),
             (vec!["-drive", &virtio], "(hd0) (hd0,"),
+            (vec!["-M", "q35", "-cdrom", cd], "(cd) (cd,msdos"),
+            (vec!["-M", "q35", "-hda", cd, "-snapshot"], "(hd0) (hd0,"),
+            (vec!["-M", "q35", "-drive", &virtio, "-device", "pcie-root-port"], "(hd0) (hd0,"),
         ] {
             let mut machine = Machine::start(&[&["-nographic", "-accel", accel], &args[..]].concat());
             machine.until("Press enter to boot");
@@ -54,11 +57,18 @@ fn grub_boots_from_cd_by_seabios_on_a_screen_with_a_keyboard() {
         eprintln!("SKIPPED: SeaBIOS is not installed (Debian's package 'seabios')");
         return;
     }
+    for (board, drive) in [("pc", "ide1-cd0"), ("q35", "ide2-cd0")] {
+        by_seabios(text(&cd), board, drive);
+    }
+}
+
+/// Boots the CD on a board, whose CD-ROM drive is called so.
+fn by_seabios(cd: &str, board: &str, drive: &str) {
     let folder = Folder::new("images");
     let (socket, picture) = (folder.path("monitor"), folder.path("screen.png"));
     let monitor = format!("unix:{socket},server=on,wait=off");
-    let args = ["-bios", "bios-256k.bin", "-vga", "std", "-display", "none", "-serial", "null"];
-    let machine = Machine::start(&[&args[..], &["-cdrom", text(&cd), "-monitor", &monitor]].concat());
+    let args = ["-M", board, "-bios", "bios-256k.bin", "-vga", "std", "-display", "none", "-serial", "null"];
+    let machine = Machine::start(&[&args[..], &["-cdrom", cd, "-monitor", &monitor]].concat());
     let mut monitor = Client::at(&socket);
     assert!(monitor.ask("info block").contains("(raw, read-only)"));
     screen_has(&mut monitor, "Press enter to boot");
@@ -70,8 +80,8 @@ fn grub_boots_from_cd_by_seabios_on_a_screen_with_a_keyboard() {
     screen_has(&mut monitor, "(cd) (cd,msdos");
     assert_eq!(monitor.ask(&format!("screendump {picture}")), "");
     assert!(std::fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
-    assert_eq!(monitor.ask("eject ide1-cd0"), "");
-    assert!(monitor.ask("info block").contains("ide1-cd0: [not inserted]"));
+    assert_eq!(monitor.ask(&format!("eject {drive}")), "");
+    assert!(monitor.ask("info block").contains(&format!("{drive}: [not inserted]")));
     monitor.send("quit");
     assert_eq!(machine.ends(), Some(0));
 }

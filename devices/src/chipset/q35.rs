@@ -62,10 +62,12 @@ impl Q35Mch {
         let mut c = ConfigSpace::new(0x8086, 0x29c0, 0x06_0000, 0x00);
         c.set16(reg::COMMAND, 0x0006);
         c.allow16(reg::COMMAND, 0x0100);
-        c.set16(reg::STATUS, 0x0090 & !u16::from(crate::pci::config::status::CAPABILITIES));
+        c.set16(reg::STATUS, 0x0080);
         c.allow8(reg::CACHE_LINE_SIZE, 0);
         c.allow8(reg::LATENCY_TIMER, 0);
         c.allow8(reg::INTERRUPT_LINE, 0);
+        c.set16(reg::SUBSYSTEM_VENDOR_ID, 0x1af4);
+        c.set16(reg::SUBSYSTEM_ID, 0x1100);
         // EPBAR, MCHBAR, DMIBAR: storage.
         for at in [0x40, 0x48, 0x68] {
             c.allow32(at, 0xffff_f001);

@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+/// The capability of a bridge's subsystem ids (PCI-to-PCI Bridge Architecture 1.2, 3.2.5.13).
+const SUBSYSTEM: u8 = 0x0d;
 /// The PCI Express capability (7.8).
 pub const EXPRESS: u8 = 0x10;
 
@@ -261,6 +263,9 @@ fn plug_root_port(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
     let slot = if number("slot") != 0 { number("slot") } else { number("port") };
     let express = c.add_express(4, Some(slot as u16));
     c.add_msi(1);
+    // Subsystem vendor and device of a bridge.
+    let at = c.add_capability(SUBSYSTEM, 8);
+    c.set16(at + 4, 0x1b36);
     plug::<true>(site, values, c, Some(express))
 }
 

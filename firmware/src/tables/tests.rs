@@ -218,6 +218,35 @@ fn hardware_reduced_acpi_has_its_registers_and_neither_fixed_events_nor_pci() {
     assert!(!dsdt.windows(4).any(|w| w == b"PCI0"));
 }
 
+/// A board with PCI Express.
+fn q35() -> Config {
+    Config { chipset: Chipset::Q35, product: "Standard PC (Q35 + ICH9, 2009)", ..everything() }
+}
+
+#[test]
+fn a_board_with_pci_express_has_its_registers_and_configuration_space_in_memory() {
+    let mem = SparseMemory::new(RAM, 0);
+    let t = build_tables(&mem, &q35()).unwrap();
+    let list = acpi_tables(&mem, &t);
+    let f = find(&list, "FACP");
+    let u32_at = |at: usize| u32::from_le_bytes(f[at..at + 4].try_into().unwrap());
+    assert_eq!([u32_at(56), u32_at(64), u32_at(76), u32_at(80)], [0x600, 0x604, 0x608, 0x620]);
+    assert_eq!((u32_at(48), f[52], f[53], f[92], f[221]), (0xb2, 2, 3, 16, 128));
+    let mcfg = find(&list, "MCFG");
+    assert_eq!((mcfg.len(), &mcfg[44..52]), (60, &0xb000_0000_u64.to_le_bytes()[..]));
+    assert_eq!(mcfg[52..56], [0, 0, 0, 255], "segment 0, all buses");
+    let of_space = t.e820.entries().iter().find(|e| e.base == 0xb000_0000).unwrap();
+    assert_eq!((of_space.len, of_space.kind), (256 << 20, E820Kind::Reserved));
+    let madt = find(&list, "APIC");
+    assert_eq!(madt[40] & 1, 1);
+    let dsdt = find(&list, "DSDT");
+    for name in [b"_OSC", b"PRTP", b"PRTA", b"GSIH", b"LNKH", b"DRAC", b"PICF"] {
+        assert!(dsdt.windows(4).any(|w| w == name), "{}", String::from_utf8_lossy(name));
+    }
+    let routes = |slot, pin| (Chipset::Q35.pirq(slot, pin), Chipset::Q35.pirq_route(slot, pin));
+    assert_eq!([routes(1, 0), routes(2, 3), routes(0x1f, 1)], [(5, 10), (5, 10), (1, 10)]);
+}
+
 /// Disassembles, compiles again and compares: what ACPICA reads is what was meant, to the byte.
 #[test]
 fn iasl_disassembles_the_dsdt_and_compiles_it_to_the_same_bytes() {
@@ -226,7 +255,7 @@ fn iasl_disassembles_the_dsdt_and_compiles_it_to_the_same_bytes() {
         return;
     }
     let reduced = Config { devices: everything().devices, ..reduced() };
-    for (n, cfg) in [everything(), bare(), Config::default(), reduced].into_iter().enumerate() {
+    for (n, cfg) in [everything(), bare(), Config::default(), reduced, q35()].into_iter().enumerate() {
         let mem = SparseMemory::new(RAM, 0);
         let list = acpi_tables(&mem, &build_tables(&mem, &cfg).unwrap());
         let dir = std::env::temp_dir().join(format!("mynah-iasl-{}-{n}", std::process::id()));

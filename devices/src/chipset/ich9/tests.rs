@@ -100,7 +100,7 @@ fn sleep_and_reset_are_told_to_the_machine() {
     let t = setup();
     t.chip.like_firmware([10, 10, 11, 11]);
     t.pc.ports.write(PM_BASE + 4, 2, 0x2000);
-    assert_eq!(t.events.take(), ["power_off"]);
+    assert_eq!(t.events.take(), ["power off"]);
     t.pc.ports.write(0xcf9, 1, 2);
     let control: &dyn crate::bus::PortIo = &*t.chip;
     control.write(0, 1, 2);

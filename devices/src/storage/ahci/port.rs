@@ -728,6 +728,7 @@ impl Port {
             return Err(Invalid("a port's command"));
         }
         inner.s = saved;
+        inner.s.queue.iter_mut().for_each(|q| q.sent = false);
         inner.queue_generation += 1;
         inner.at_drive = 0;
         Ok(inner.is_now() & inner.s.ie != 0)

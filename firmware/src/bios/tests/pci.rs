@@ -24,14 +24,14 @@ impl Bus {
         space[0x3d] = pin;
         mask[4] = 7;
         mask[0x3c] = 0xff;
-        mask[0x40..0x80].fill(0xff);
+        mask[0x40..0xa0].fill(0xff);
         if header & 0x7f == 1 {
             mask[0x18..0x28].fill(0xff);
         }
         for &(register, kind, size) in bars {
             let (at, bits) = (usize::from(register), !(size - 1));
             space[at] = kind as u8;
-            let width = if kind == 4 { 8 } else { 4 };
+            let width = if kind & 5 == 4 { 8 } else { 4 };
             mask[at..at + width].copy_from_slice(&bits.to_le_bytes()[..width]);
         }
         self.functions.insert(bdf, (space, mask));
@@ -143,6 +143,28 @@ fn functions_get_addresses_interrupts_and_decoding() {
     // RAM that reaches higher moves the window.
     set_up_pci(&mut again, 0xe000_0000, None);
     assert_eq!(again.u32(0x10, 0x10), 0xe000_0008);
+}
+
+#[test]
+fn what_has_no_room_below_4_gib_goes_above_ram() {
+    let mut bus = Bus::new();
+    bus.add(0x00, 0x29c0_8086, 0x0600, 0, 0, &[]);
+    bus.add(0xf8, 0x2918_8086, 0x0601, 0x80, 0, &[]);
+    // A root port with a card whose two BARs are prefetchable, or not.
+    bus.add(0x10, 0x000c_1b36, 0x0604, 1, 1, &[]);
+    bus.functions.get_mut(&0x10).unwrap().1[0x28..0x30].fill(0xff);
+    bus.add(0x100, 0x1234_1234, 0x0300, 0, 1, &[(0x10, 0xc, 4 << 30), (0x18, 4, 1 << 31)]);
+    bus.add(0x18, 0x1050_1af4, 0x0380, 0, 1, &[(0x10, 0xc, 8 << 30)]);
+    let got = set_up_pci(&mut bus, 0x8000_0000, Some((5 << 30, (37 << 30) - 1)));
+    // The larger one on bus 0 first; the bridge's window is behind it.
+    assert_eq!((bus.u32(0x18, 0x10), bus.u32(0x18, 0x14)), (0xc, 2), "a multiple of its size");
+    assert_eq!((bus.u32(0x100, 0x10), bus.u32(0x100, 0x14)), (0xc, 4));
+    assert_eq!((bus.u32(0x10, 0x24), bus.u32(0x10, 0x28), bus.u32(0x10, 0x2c)), (0xfff0_0000, 4, 4));
+    assert_eq!(got.high_end, 20 << 30);
+    assert_eq!(bus.u32(0x100, 4) & 3, 1, "what is not prefetchable has no place there");
+    // PIRQE to H are routed as well; slot 3's INTA# is PIRQH.
+    assert_eq!((bus.u32(0xf8, 0x60), bus.u32(0xf8, 0x68)), (0x0b0b_0a0a, 0x0b0b_0a0a));
+    assert_eq!((bus.u32(0x18, 0x3c) as u8, bus.u32(0, 0x90)), (11, 0x3333_3300));
 }
 
 #[test]
