@@ -28,15 +28,19 @@ use mynah_devices::serial::Serial;
 use mynah_devices::storage::ahci::Ahci;
 use mynah_devices::storage::floppy::Fdc;
 use mynah_devices::storage::ide::{IdeDrive, Piix3Ide};
+use mynah_devices::storage::nvme::{Nvme, NvmeNs};
 use mynah_devices::storage::pflash::Pflash;
+use mynah_devices::storage::scsi::unit::ScsiUnit;
 use mynah_devices::timers::hpet::Hpet;
 use mynah_devices::timers::pit::Pit;
 use mynah_devices::timers::rtc::Rtc;
 use mynah_devices::virtio::balloon::Balloon;
 use mynah_devices::virtio::blk::Blk;
 use mynah_devices::virtio::console::Console;
+use mynah_devices::virtio::mmio::VirtioMmio;
 use mynah_devices::virtio::pci::VirtioPci;
 use mynah_devices::virtio::rng::Rng;
+use mynah_devices::virtio::scsi::Scsi;
 use serde::de::value::Error;
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, Expected, IntoDeserializer,
@@ -375,6 +379,16 @@ fn rows() -> Vec<Row> {
         of::<VirtioPci<Blk>>(),
         of::<VirtioPci<Console>>(),
         of::<VirtioPci<Rng>>(),
+        of::<VirtioPci<Scsi>>(),
+        of::<VirtioMmio<Balloon>>(),
+        of::<VirtioMmio<Blk>>(),
+        of::<VirtioMmio<Console>>(),
+        of::<VirtioMmio<Rng>>(),
+        of::<VirtioMmio<Scsi>>(),
+        of::<Nvme>(),
+        of::<NvmeNs>(),
+        of::<ScsiUnit<false>>(),
+        of::<ScsiUnit<true>>(),
         of::<Vga>(),
     ];
     rows.sort();
@@ -448,10 +462,13 @@ fn every_device_has_its_state_in_the_list() {
         let mut words = vec!["-M", board.name, "-m", "16", "-kernel", kernel.to_str().unwrap()];
         words.extend(["-display", "none", "-serial", "null", "-chardev", "null,id=c,mux=on"]);
         let mut words: Vec<_> = words.into_iter().map(std::ffi::OsString::from).collect();
-        for kind in kind::all().into_iter().filter(|k| board.pci || k.bus == kind::Bus::Isa) {
-            if kind.name == "pcie-root-port" && !board.sata {
-                continue;
-            }
+        for kind in kind::all().into_iter().filter(|k| match k.bus {
+            kind::Bus::Isa => true,
+            kind::Bus::VirtioMmio => !board.pci,
+            kind::Bus::Scsi | kind::Bus::VirtioSerial => true,
+            _ if k.name == "pcie-root-port" => board.sata,
+            _ => board.pci,
+        }) {
             let mut device = kind.name.to_owned();
             for property in kind.properties {
                 match property.kind {

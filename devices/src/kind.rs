@@ -356,11 +356,11 @@ impl Site<'_> {
         adapters.push((name, adapter.clone()));
     }
 
-    /// The adapter whose bus `bus=` names (`NAME` or `NAME.0`), or the last one before it; and its name.
+    /// The adapter whose bus `bus=` names (`NAME` or `NAME.0`), or the first one there is; and its name.
     pub fn adapter<T: Send + Sync + 'static>(&self, values: &Values) -> Option<(String, Arc<T>)> {
         let wanted = values.text("bus").map(|w| w.strip_suffix(".0").unwrap_or(w));
         let adapters = self.adapters.borrow();
-        let named = adapters.iter().rev().filter(|(name, _)| wanted.is_none_or(|w| w == name));
+        let named = adapters.iter().filter(|(name, _)| wanted.is_none_or(|w| w == name));
         named.filter_map(|(name, a)| Some((name.clone(), a.clone().downcast().ok()?))).next()
     }
 

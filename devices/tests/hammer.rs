@@ -137,6 +137,8 @@ struct Board {
     ahci: (DevFn, u64),
     /// Registers of virtio devices.
     virtio: Vec<(DevFn, u64)>,
+    /// Those of the NVMe controller.
+    nvme: (DevFn, u64),
     /// Drivers of virtio devices make what no driver does, so that what comes of it depends on the host's threads.
     hostile: Cell<bool>,
 }
@@ -285,16 +287,33 @@ fn board() -> Board {
         adapters: &RefCell::default(),
         serials: RefCell::new(&mut serials),
     };
-    let (virtio, ahci) = plug_all(&site);
+    let (virtio, ahci, nvme) = plug_all(&site);
     drop(site);
     let (drives, hostile) = (drives.into_inner(), Cell::new(false));
-    Board { clock, devices, pci, ports, memory, apics, bus, pit, hpet, i8042, drives, ahci, virtio, hostile }
+    Board {
+        clock,
+        devices,
+        pci,
+        ports,
+        memory,
+        apics,
+        bus,
+        pit,
+        hpet,
+        i8042,
+        drives,
+        ahci,
+        virtio,
+        nvme,
+        hostile,
+    }
 }
 
 /// All that a user can add, as it is by itself; PCI devices are set up as firmware does it. Where those of virtio have
-/// their registers.
-fn plug_all(site: &Site<'_>) -> (Vec<(DevFn, u64)>, (DevFn, u64)) {
-    let (mut window, mut port, mut virtio, mut ahci) = (PCI_BASE, 0xc000, Vec::new(), None);
+/// their registers, and the SATA and the NVMe controller.
+fn plug_all(site: &Site<'_>) -> (Vec<(DevFn, u64)>, (DevFn, u64), (DevFn, u64)) {
+    let (mut window, mut port, mut virtio) = (PCI_BASE, 0xc000, Vec::new());
+    let (mut ahci, mut nvme) = (None, None);
     for kind in kind::all() {
         let mut values = Values::default();
         values.values.insert("chardev", Value::Text("null".into()));
@@ -332,12 +351,15 @@ fn plug_all(site: &Site<'_>) -> (Vec<(DevFn, u64)>, (DevFn, u64)) {
             if bar == 4 && site.pci.unwrap().config_read(0, at, 0, 2) == 0x1af4 {
                 virtio.push((at, *next));
             }
+            if bar == 0 && site.pci.unwrap().config_read(0, at, 0, 4) == NVME {
+                nvme = Some((at, *next));
+            }
             *next += size;
         }
         site.pci.unwrap().config_write(0, at, 4, 2, 7);
     }
     assert!(window <= PCI_BASE + PCI_LEN && port < 0x1_0000);
-    (virtio, ahci.unwrap())
+    (virtio, ahci.expect("a SATA controller"), nvme.expect("an NVMe controller"))
 }
 
 /// Where the ICH9's power management and its chip configuration registers are.
@@ -350,6 +372,7 @@ const PCI_BASE: u64 = 0xe000_0000;
 const PCI_LEN: u64 = 4 << 20;
 /// Ids of devices that come first there, each with its memory.
 const EDU: u32 = 0x11e8_1234;
+const NVME: u32 = 0x0010_1b36;
 const VGA: u32 = 0x1111_1234;
 const VGA_MEMORY: u64 = PCI_BASE + (1 << 20);
 const VGA_REGISTERS: u64 = PCI_BASE + (2 << 20);
@@ -501,6 +524,7 @@ impl Board {
             return;
         }
         let queue = r.below(queues);
+        let scsi = queue > 1 && self.pci.config_read(0, at, 0, 4) >> 16 == 0x1004;
         let [table, available, _] = parts(queue);
         let hostile = self.hostile.get() && r.below(4) == 0;
         let first = r.below(12);
@@ -513,7 +537,7 @@ impl Board {
             let (mut address, mut len) = (buffers + 0x2000 * i, 512 * (1 + r.below(8)) + last);
             let mut flags = (1 - last) | u64::from(i >= written) << 1;
             if i == 0 {
-                (len, flags) = (16, 1);
+                (len, flags) = (if scsi { 51 } else { 16 }, 1);
             }
             let mut next = first + i + 1;
             if hostile {
@@ -533,11 +557,104 @@ impl Board {
         let kind = [0, 1, 0, 1, 4, 8, 11, 13, 2][r.below(9) as usize];
         self.memory.write_u32(buffers, kind);
         self.memory.write_u64(buffers + 8, r.below(0x2100));
+        if scsi {
+            const CODES: [u8; 20] = [
+                0x28, 0x2a, 0x08, 0x0a, 0x88, 0x8a, 0xa8, 0x00, 0x03, 0x12, 0x1a, 0x5a, 0x15, 0x41, 0x93,
+                0x42, 0x35, 0x9e, 0xa0, 0x2f,
+            ];
+            let mut head = [0; 51].map(|_: u8| if r.below(6) == 0 { r.below_power(9) as u8 } else { 0 });
+            head[..8].copy_from_slice(&[1, r.below(3) as u8, 0, 0, 0, 0, 0, 0]);
+            head[19] = CODES[r.below(20) as usize];
+            self.memory.write(buffers, &head);
+        }
         let index = self.memory.read_u16(available + 2);
         self.memory.write_u16(available + 4 + 2 * u64::from(index % 16), first as u16);
         let more = if hostile { r.below(20) as u16 } else { 1 };
         self.memory.write_u16(available + 2, index.wrapping_add(more));
         write(0x3000 + 4 * queue, 2, queue);
+        self.settle();
+    }
+
+    /// An NVMe driver: sets the controller up, or hands over a command. What it knows is in RAM, so that a board which
+    /// is restored has it as well.
+    fn drive_nvme(&self, r: &mut Random) {
+        const OWN: u64 = 0xd0_0000;
+        const COMMANDS: u64 = OWN + 0x1000;
+        const ENDS: u64 = OWN + 0x8000;
+        const DATA: u64 = OWN + 0x2_0000;
+        const LIST: u64 = OWN + 0x1_0000;
+        let (at, base) = self.nvme;
+        for (register, size, value) in [(0x10, 4, base as u32), (0x14, 4, 0), (4, 2, 7)] {
+            self.pci.config_write(0, at, register, size, value);
+        }
+        let write = |at: u64, size: u8, value: u64| self.memory.phys_write(base + at, size, value);
+        let put = |queue: u64, opcode: u8, nsid: u32, data: [u64; 2], cdw: [u32; 3], flags: u8| {
+            let tail = self.memory.read_u16(OWN + 4 * queue) % 16;
+            let entry = COMMANDS + queue * 0x1000 + 64 * u64::from(tail);
+            self.memory.write(entry, &[0; 64]);
+            self.memory.write(entry, &[opcode, flags, tail as u8, queue as u8]);
+            self.memory.write_u32(entry + 4, nsid);
+            self.memory.write_u64(entry + 24, data[0]);
+            self.memory.write_u64(entry + 32, data[1]);
+            (0..3).for_each(|n| self.memory.write_u32(entry + 40 + 4 * n, cdw[n as usize]));
+            self.memory.write_u16(OWN + 4 * queue, (tail + 1) % 16);
+            write(0x1000 + 8 * queue, 4, ((tail + 1) % 16).into());
+            self.settle();
+        };
+        if self.memory.phys_read(base + 0x1c, 4) != 1 || r.below(40) == 0 {
+            write(0x14, 4, 0);
+            self.memory.write(OWN, &[0; 0x1_0000]);
+            write(0x24, 4, 0x000f_000f);
+            write(0x28, 8, COMMANDS);
+            write(0x30, 8, ENDS);
+            write(0x14, 4, 0x0046_0001 | r.below(2) << 7);
+            put(0, 5, 0, [ENDS + 0x1000, 0], [0xf_0001, 1, 0], 0);
+            put(0, 1, 0, [COMMANDS + 0x1000, 0], [0xf_0001, 1 << 16 | 1, 0], 0);
+            return;
+        }
+        let hostile = self.hostile.get() && r.below(3) == 0;
+        let queue = u64::from(r.below(4) != 0);
+        let opcode = if queue == 0 {
+            [0, 1, 2, 4, 5, 6, 8, 9, 0xa, 0xc, 0x80, 0xff][r.below(12) as usize]
+        } else {
+            [0, 1, 1, 2, 2, 2, 5, 8, 9, 0xc, 0xff][r.below(11) as usize]
+        };
+        for n in 0..64 {
+            let page = DATA + 0x1000 * r.below(32);
+            let page = if hostile && r.below(16) == 0 { r.value() } else { page };
+            self.memory.write_u64(LIST + 0x1000 - 8 * 32 + 8 * n, page);
+        }
+        let nsid = [1, 1, 1, 1, 2, 0, u32::MAX][r.below(7) as usize];
+        let second = if r.below(2) == 0 { DATA + 0x1_0000 } else { LIST + 0x1000 - 8 * (1 + r.below(32)) };
+        let mut data = [DATA + 4 * r.below(0x1000), second];
+        let few = if queue == 0 { r.below_power(9) as u32 } else { r.below(0x1f00) as u32 };
+        let mut cdw = [few | (r.below(32) as u32) << 16 * (1 - queue), 0, r.below(256) as u32];
+        let mut flags = 0;
+        if hostile {
+            data[r.below(2) as usize] = r.value();
+            cdw[r.below(3) as usize] = r.value() as u32;
+            flags = (r.next() as u8) & r.next() as u8 & 0xc3;
+        }
+        put(queue, opcode, nsid, data, cdw, flags);
+        if hostile && r.below(4) == 0 {
+            write(0x1000 + 4 * r.below(140), 4, r.below_power(20));
+        }
+        // Ends are looked at, by their phase, which is kept with the head.
+        for queue in 0..2 {
+            let (mut head, mut phase) =
+                (self.memory.read_u16(OWN + 0x40 + 4 * queue), self.memory.read_u16(OWN + 0x80 + 4 * queue));
+            while self.memory.read_u16(ENDS + queue * 0x1000 + 16 * u64::from(head % 16) + 14) & 1
+                != phase & 1
+            {
+                head += 1;
+                if head >= 16 {
+                    (head, phase) = (0, phase ^ 1);
+                }
+            }
+            self.memory.write_u16(OWN + 0x40 + 4 * queue, head);
+            self.memory.write_u16(OWN + 0x80 + 4 * queue, phase);
+            write(0x1004 + 8 * queue, 4, head.into());
+        }
         self.settle();
     }
 
@@ -796,8 +913,11 @@ impl Board {
                 self.port(r, port, size)
             }
             7 if r.below(2) == 0 => {
-                if r.below(3) == 0 {
+                let which = r.below(4);
+                if which == 0 {
                     self.drive_virtio(r)
+                } else if which == 1 {
+                    self.drive_nvme(r)
                 } else {
                     self.drive(r)
                 }
@@ -816,6 +936,11 @@ impl Board {
                 let (_, base) = self.virtio[r.below(self.virtio.len() as u64) as usize];
                 let base = base + 0x1000 * r.below(4);
                 self.mmio(r, base, 0x40)
+            }
+            9 if r.below(6) == 0 => self.mmio(r, self.nvme.1, 0x1100),
+            9 if r.below(6) == 0 => {
+                let slot = MMIO_SLOTS + 0x200 * r.below(8);
+                self.mmio(r, slot, 0x120)
             }
             9 if r.below(2) == 0 => self.mmio(r, PCI_BASE, 0xa0),
             9 => self.mmio(r, HPET_BASE, 0x180),

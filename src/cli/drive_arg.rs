@@ -323,7 +323,8 @@ fn stands_for(drive: &Drive, board: &Description) -> Option<String> {
             let units = units(board);
             format!("{kind},drive={id},bus=ide.{},unit={}", number / units, number % units)
         }
-        Interface::Virtio => format!("virtio-blk-pci,drive={id}"),
+        Interface::Virtio if board.pci => format!("virtio-blk-pci,drive={id}"),
+        Interface::Virtio => format!("virtio-blk-device,drive={id}"),
     };
     if let Some(serial) = drive.serial.as_ref().filter(|_| drive.interface != Some(Interface::Floppy)) {
         text.push_str(&format!(",serial={}", serial.replace(',', ",,")));
@@ -380,6 +381,10 @@ mod tests {
             settled("-drive file=a,if=none,id=d -device ide-hd,drive=d"),
             ["d a ide-hd"],
             "no default drive beside devices"
+        );
+        assert_eq!(
+            settled("-M microvm -drive file=a,if=virtio -drive file=b"),
+            ["virtio0 a virtio-blk-device", "virtio1 b virtio-blk-device"]
         );
     }
 

@@ -22,6 +22,7 @@ use mynah_devices::interrupts::ioapic::Ioapic;
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, ReadTsc};
 use mynah_devices::misc::entropy::{Asker, Entropy};
 use mynah_devices::virtio::balloon::Balloon;
+use mynah_devices::virtio::mmio::MmioSlot;
 use mynah_firmware::bios::Bios;
 use mynah_mmu::PhysMemory;
 use parking_lot::Mutex;
@@ -178,6 +179,16 @@ impl Board {
     /// A pin on interrupt line `n`: ISA's 0 to 15, and the I/O APIC's others.
     pub fn pin(&self, n: usize) -> Irq {
         self.lines.lock()[n].share()
+    }
+
+    /// Gives the slots for virtio devices without PCI, one after the other.
+    pub fn mmio_slots(&self, cfg: &Config) -> impl FnMut() -> Option<MmioSlot> {
+        let mut slots = (self.what.mmio_slots)(&cfg.machine).into_iter();
+        move || {
+            let (number, at, gsi) = slots.next()?;
+            let irq = self.pin(gsi as usize);
+            Some(MmioSlot { number, at, gsi, irq, memory: self.memory.clone() })
+        }
     }
 
     /// Whether the firmware is the built-in one.

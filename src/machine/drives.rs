@@ -109,8 +109,8 @@ impl Stopper for StopsMachine {
     }
 }
 
-/// The drives that the built-in BIOS knows, of those that devices on this machine have: floppies, IDE and virtio disks,
-/// CDs.
+/// The drives that the built-in BIOS knows, of those that devices on this machine have: floppies, IDE, virtio, SCSI and
+/// NVMe disks, CDs.
 pub fn of_bios(cfg: &Config, drives: &Drives) -> Vec<BiosDrive> {
     const CHANNELS: [(u16, u16, u8); 2] = [(0x1f0, 0x3f6, 14), (0x170, 0x376, 15)];
     let (mut all, mut floppies) = (Vec::new(), Vec::new());
@@ -121,7 +121,11 @@ pub fn of_bios(cfg: &Config, drives: &Drives) -> Vec<BiosDrive> {
             floppies.push((values.number("unit").unwrap_or(floppies.len() as u64), floppy(drive, values)));
             continue;
         }
-        let cd = device.kind.name == "ide-cd";
+        let cd = matches!(device.kind.name, "ide-cd" | "scsi-cd");
+        // Programs for INT 13h know sectors of 512 bytes.
+        if values.number("logical_block_size").is_some_and(|n| n != 512) {
+            continue;
+        }
         let path = if device.kind.bus == Bus::Ide {
             let channel = usize::from(values.text("bus").is_some_and(|bus| bus.ends_with(".1")));
             let (command, control, irq) = CHANNELS[channel];

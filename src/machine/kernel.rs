@@ -119,7 +119,7 @@ fn read_kernel(cfg: &Config) -> anyhow::Result<Option<Kernel>> {
         modules: Arc::new(modules),
         cmdline: match kind {
             Kind::Linux | Kind::Pvh => {
-                format!("{}{}", cfg.append, (cfg.machine.board.command_line)(&cfg.machine))
+                format!("{}{}", cfg.append, (cfg.machine.board.command_line)(cfg))
             }
             _ => cfg.append.clone(),
         },

@@ -7,7 +7,7 @@
 //!
 //! Nothing is written to guest memory once [`Core::stop`] has returned, as it takes the queues' locks.
 use super::chain::{Broken, Chain};
-use super::ring::{Ring, RingV1, Split};
+use super::ring::{AnyRing, AnyRingV1, Ring};
 use super::{feature, status};
 use crate::device::Invalid;
 use crate::dma::{Dma, Session};
@@ -55,7 +55,7 @@ pub enum Then {
 pub struct Served<'s, 'm> {
     /// Guest memory.
     pub memory: &'s Session<'m>,
-    ring: &'s mut Split,
+    ring: &'s mut AnyRing,
     /// Chains that may still be taken in this turn.
     left: usize,
     used: bool,
@@ -92,7 +92,7 @@ impl Served<'_, '_> {
 }
 
 struct Ringed {
-    ring: Split,
+    ring: AnyRing,
     /// The driver is at work (DRIVER_OK).
     running: bool,
     /// Nothing is taken out of the ring for now.
@@ -123,7 +123,7 @@ struct Registers {
 #[derive(Serialize, Deserialize)]
 pub struct CoreV1 {
     registers: Registers,
-    rings: Vec<RingV1>,
+    rings: Vec<AnyRingV1>,
 }
 
 /// What all virtio devices have.
@@ -157,7 +157,7 @@ impl Core {
         model: Weak<dyn Serve>,
     ) -> Arc<Self> {
         let queue = |most: &u16| Queue {
-            state: Mutex::new(Ringed { ring: Split::new(*most), running: false, paused: false }),
+            state: Mutex::new(Ringed { ring: AnyRing::new(*most), running: false, paused: false }),
             wanted: AtomicBool::new(false),
             elsewhere: AtomicBool::new(false),
         };
@@ -277,15 +277,17 @@ impl Core {
     }
 
     /// Shows the ring of a queue, if there is such a queue.
-    pub(super) fn ring<R>(self: &Arc<Self>, queue: usize, show: impl FnOnce(&mut Split) -> R) -> Option<R> {
+    pub(super) fn ring<R>(self: &Arc<Self>, queue: usize, show: impl FnOnce(&mut AnyRing) -> R) -> Option<R> {
         let state = self.queues.get(queue)?.state.lock();
         Some(self.unlock(queue, state, |state| show(&mut state.ring)))
     }
 
     /// Changes the ring of a queue that the driver has not set up yet.
-    pub(super) fn set_up(self: &Arc<Self>, queue: usize, change: impl FnOnce(&mut Split)) {
+    pub(super) fn set_up(self: &Arc<Self>, queue: usize, change: impl FnOnce(&mut AnyRing)) {
+        let packed = self.features() & feature::RING_PACKED != 0;
         self.ring(queue, |ring| {
             if !ring.is_ready() {
+                ring.set_packed(packed);
                 change(ring);
             }
         });
@@ -332,7 +334,9 @@ impl Core {
     /// Queues are served from now on.
     pub(super) fn start(self: &Arc<Self>) {
         let event_idx = self.features() & feature::EVENT_IDX != 0;
+        let packed = self.features() & feature::RING_PACKED != 0;
         self.each_queue(|state| {
+            state.ring.set_packed(packed);
             state.ring.set_event_idx(event_idx);
             state.running = true;
         });
@@ -499,10 +503,11 @@ impl Core {
             return Err(Invalid("the number of virtqueues"));
         }
         let ok = saved.registers.status & status::DRIVER_OK != 0;
+        let packed = saved.registers.features & self.offered & feature::RING_PACKED != 0;
         self.broken.store(saved.registers.status & status::NEEDS_RESET != 0, Ordering::SeqCst);
         for (q, ring) in self.queues.iter().zip(saved.rings) {
             let mut state = q.state.lock();
-            state.ring.restore(ring)?;
+            state.ring.restore(ring, packed)?;
             state.running = ok;
             q.wanted.store(false, Ordering::SeqCst);
         }

@@ -7,7 +7,7 @@
 //!                                                        |    Core      +-- console  lines of characters
 //!                                                        |     |        +-- scsi     disks and CDs behind SCSI
 //!                                                        |     |
-//!                                                        |     +-- ring.rs  split rings on `virtio-queue`
+//!                                                        |     +-- ring.rs  split rings on `virtio-queue`; packed.rs
 //!                                                        +-- Signal: how the transport interrupts
 //! ```
 //!
@@ -20,7 +20,7 @@
 //! waits for nothing. What a driver does against the rules in rings and descriptors stops the device, which then needs
 //! a reset (DEVICE_NEEDS_RESET); a request that cannot be carried out ends with an error of its own.
 //!
-//! On purpose absent: packed rings (QEMU has them off by default), VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_NOTIFY_ON_EMPTY,
+//! On purpose absent: VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFY_ON_EMPTY,
 //! VIRTIO_F_NOTIFICATION_DATA, shared memory regions, big-endian legacy drivers.
 //!
 //! Locks: `Core::control`, then a queue's, then the registers' or the model's own; with a queue's lock held the
@@ -38,6 +38,7 @@ mod chain;
 pub mod console;
 mod core;
 pub mod mmio;
+mod packed;
 pub mod pci;
 mod ring;
 pub mod rng;

@@ -1,9 +1,11 @@
 //! A queue's ring in guest memory.
 //!
-//! [`Ring`] is what the rest sees of one, whatever its format. [`Split`] is the format of always (2.7), on the crate
+//! [`Ring`] is what the rest sees of one, whatever its format, and [`AnyRing`] is one that a driver sets up: it becomes
+//! a packed one (`packed.rs`) when that was agreed on. [`Split`] is the format of always (2.7), on the crate
 //! `virtio-queue`, whose iterators end where a descriptor is not as it must be: that is told apart from a chain's end
 //! here, as is the driver's wish for no interrupts, which the crate leaves out.
 use super::chain::{Broken, Chain, MOST_PIECES, Piece};
+use super::packed::Packed;
 use crate::device::Invalid;
 use crate::dma::Session;
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,14 @@ pub struct RingV1 {
     used: u64,
     next_available: u16,
     next_used: u16,
+}
+
+/// What is saved of a ring of either format.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnyRingV1 {
+    split: RingV1,
+    size: u16,
+    packed: Option<Packed>,
 }
 
 /// Where the parts of a ring are.
@@ -176,6 +186,140 @@ impl Split {
         }
         // It ends where no end is: a loop, a descriptor that is not there, too many bytes.
         if more { Err(Broken("a chain of descriptors with no end")) } else { Ok(Some(chain)) }
+    }
+}
+
+/// A ring, of which the driver says where and how large it is, whatever its format.
+pub struct AnyRing {
+    /// It also has what was set up of a packed one, but for its size.
+    split: Split,
+    /// Entries of a packed one, which need be no power of two.
+    size: u16,
+    /// Rings are packed: so it was agreed on.
+    wants_packed: bool,
+    event_idx: bool,
+    packed: Option<Packed>,
+}
+
+impl AnyRing {
+    /// See [`Split::new`].
+    pub fn new(most: u16) -> Self {
+        Self { split: Split::new(most), size: most, wants_packed: false, event_idx: false, packed: None }
+    }
+
+    /// As after a reset: not ready, of the most entries.
+    pub fn reset(&mut self) {
+        *self = Self::new(self.most());
+    }
+
+    /// Rings are packed, or not.
+    pub fn set_packed(&mut self, packed: bool) {
+        self.wants_packed = packed;
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        if self.wants_packed { self.size } else { self.split.size() }
+    }
+
+    /// The most entries.
+    pub fn most(&self) -> u16 {
+        self.split.most()
+    }
+
+    /// Has so many entries, if a ring can.
+    pub fn set_size(&mut self, size: u16) {
+        self.split.set_size(size);
+        if (1..=self.most()).contains(&size) {
+            self.size = size;
+        }
+    }
+
+    /// Whether the driver has set it up.
+    pub fn is_ready(&self) -> bool {
+        self.split.is_ready()
+    }
+
+    /// The driver has set it up, or has not.
+    pub fn set_ready(&mut self, ready: bool) {
+        self.split.set_ready(ready);
+        self.pack();
+    }
+
+    /// Both sides say when they wish to hear.
+    pub fn set_event_idx(&mut self, on: bool) {
+        self.event_idx = on;
+        self.split.set_event_idx(on);
+        self.pack();
+    }
+
+    /// Makes the packed ring that was set up.
+    fn pack(&mut self) {
+        let made = self.wants_packed && self.is_ready();
+        self.packed = made.then(|| {
+            let [descriptors, driver, device] =
+                [Part::Descriptors, Part::Driver, Part::Device].map(|part| self.part(part));
+            Packed::new(self.size, descriptors, driver, device, self.event_idx)
+        });
+    }
+
+    /// Where a part is.
+    pub fn part(&self, part: Part) -> u64 {
+        self.split.part(part)
+    }
+
+    /// See [`Split::place`].
+    pub fn place(&mut self, part: Part, at: u64) {
+        self.split.place(part, at);
+    }
+
+    /// What is saved of it.
+    pub fn save(&self) -> AnyRingV1 {
+        AnyRingV1 { split: self.split.save(), size: self.size, packed: self.packed.clone() }
+    }
+
+    /// Takes on what was saved; `packed` was agreed on.
+    pub fn restore(&mut self, saved: AnyRingV1, packed: bool) -> Result<(), Invalid> {
+        let AnyRingV1 { split, size, packed: ring } = saved;
+        if !(1..=self.most()).contains(&size) || ring.is_some() && !packed {
+            return Err(Invalid("a virtqueue"));
+        }
+        if let Some(ring) = &ring {
+            ring.check(self.most())?;
+        }
+        self.event_idx = split.event_idx;
+        self.split.restore(split)?;
+        (self.size, self.wants_packed, self.packed) = (size, packed, ring);
+        Ok(())
+    }
+
+    fn format(&mut self) -> &mut dyn Ring {
+        match &mut self.packed {
+            Some(packed) => packed,
+            None => &mut self.split,
+        }
+    }
+}
+
+impl Ring for AnyRing {
+    fn pop(&mut self, memory: &Session<'_>) -> Result<Option<Chain>, Broken> {
+        self.format().pop(memory)
+    }
+
+    fn push(&mut self, memory: &Session<'_>, head: u16, len: u32) -> Result<(), Broken> {
+        self.format().push(memory, head, len)
+    }
+
+    fn wants_interrupt(&mut self, memory: &Session<'_>) -> Result<bool, Broken> {
+        self.format().wants_interrupt(memory)
+    }
+
+    fn disable_notifications(&mut self, memory: &Session<'_>) -> Result<(), Broken> {
+        self.format().disable_notifications(memory)
+    }
+
+    fn enable_notifications(&mut self, memory: &Session<'_>) -> Result<bool, Broken> {
+        self.format().enable_notifications(memory)
     }
 }
 

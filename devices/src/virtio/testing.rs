@@ -76,8 +76,12 @@ impl<M: Model> Rig<M> {
         let wires = Wires::on(&pc.bus);
         let cursors = vec![Cursor::default(); model.queue_sizes().len()];
         let plugged = if way == Way::Mmio {
-            let device =
-                VirtioMmio::new(model, pc.memory.clone(), Irq::new(wires.clone(), 0), options.common);
+            let device = VirtioMmio::new(
+                model,
+                pc.memory.clone(),
+                Irq::new(wires.clone(), 0),
+                options.common & !feature::ANY_LAYOUT,
+            );
             device.attach(&pc.memory, REGISTERS);
             Plugged::Mmio(device)
         } else {
@@ -409,11 +413,11 @@ impl<M: Model> Rig<M> {
     }
 
     pub(super) fn restore(&mut self, state: Vec<u8>, other: &Self) -> Result<(), RestoreError> {
-        let kind = match &self.plugged {
-            Plugged::Pci(_) => M::PCI,
-            Plugged::Mmio(_) => M::MMIO,
+        let (kind, version) = match &self.plugged {
+            Plugged::Pci(_) => (M::PCI, VirtioPci::<M>::VERSION),
+            Plugged::Mmio(_) => (M::MMIO, VirtioMmio::<M>::VERSION),
         };
-        let saved = Saved { name: "it".into(), kind: kind.into(), version: 1, state };
+        let saved = Saved { name: "it".into(), kind: kind.into(), version, state };
         let mut ram = vec![0; 1 << 20];
         other.pc.memory.read(0, &mut ram);
         self.pc.memory.write(0, &ram);

@@ -5,7 +5,7 @@
 //! where ACPI is hardware-reduced, so there is ACPI's PM timer as well, which QEMU's board lacks. It measures its TSC by
 //! that for some 50 us only, of which a part is spent in translating the code that does it: so it is told the rate.
 use super::{Chips, Chipset, Description, Wiring, common, switch};
-use crate::config::Machine;
+use crate::config::{Config, Machine};
 use crate::machine::board::{Board, Firmware, TSC_HZ};
 use crate::machine::shadow::{Rom, Shadows};
 use mynah_devices::bus::PortIo;
@@ -14,7 +14,9 @@ use mynah_devices::chipset::acpi_ged;
 use mynah_devices::chipset::i440fx::I440fx;
 use mynah_devices::chipset::piix4_pm::PM_TIMER;
 use mynah_devices::clock::Clock;
+use mynah_devices::kind::Bus;
 use mynah_devices::timers::pm_timer::pm_timer_value;
+use mynah_devices::virtio::mmio;
 use mynah_firmware::tables;
 use std::sync::Arc;
 
@@ -38,6 +40,7 @@ pub static MICROVM: Description = Description {
     floppies: false,
     sleeps: false,
     command_line,
+    mmio_slots,
     tables: tables::Chipset::Reduced { ged: acpi_ged::BASE as u32, irq: acpi_ged::IRQ as u8 },
     chips,
 };
@@ -48,11 +51,27 @@ fn below_4g(size: u64) -> u64 {
     size.min(HOLE)
 }
 
-fn command_line(machine: &Machine) -> String {
-    match machine.chosen.switch("auto-kernel-cmdline") && machine.acpi {
-        true => format!(" tsc_early_khz={}", TSC_HZ / 1000),
-        false => String::new(),
+/// Eight slots of 512 bytes, of which the last is taken first, as in QEMU: with ACPI their interrupts are those behind
+/// the ISA bus's, without they are some of these.
+fn mmio_slots(machine: &Machine) -> Vec<(usize, u64, u32)> {
+    const BASE: u64 = 0xfeb0_0000;
+    const SLOTS: usize = 8;
+    let first = if machine.acpi { 16 } else { 5 };
+    (0..SLOTS).rev().map(|n| (n, BASE + mmio::SIZE * n as u64, first + n as u32)).collect()
+}
+
+fn command_line(cfg: &Config) -> String {
+    let machine = &cfg.machine;
+    if !machine.chosen.switch("auto-kernel-cmdline") {
+        return String::new();
     }
+    if machine.acpi {
+        return format!(" tsc_early_khz={}", TSC_HZ / 1000);
+    }
+    // Nothing else tells of them.
+    let devices = cfg.devices.iter().filter(|d| d.kind.bus == Bus::VirtioMmio);
+    let used = mmio_slots(machine).into_iter().zip(devices);
+    used.map(|((_, at, gsi), _)| format!(" virtio_mmio.device=512@{at:#x}:{gsi}")).collect()
 }
 
 fn chips(w: &mut Wiring<'_>) -> Chips {

@@ -57,7 +57,9 @@ pub struct Description {
     /// It can sleep (S3, S4).
     pub sleeps: bool,
     /// What a Linux kernel has to be told of it (`auto-kernel-cmdline=`).
-    pub command_line: fn(&Machine) -> String,
+    pub command_line: fn(&Config) -> String,
+    /// Its slots for virtio devices without PCI: addresses and interrupts, in the order in which they are taken.
+    pub mmio_slots: fn(&Machine) -> Vec<(usize, u64, u32)>,
     /// What its tables say of it.
     pub tables: Tables,
     /// Makes its chips. Local APICs and I/O APIC are there already.

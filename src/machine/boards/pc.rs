@@ -35,6 +35,7 @@ pub static PC: Description = Description {
     floppies: true,
     sleeps: true,
     command_line: |_| String::new(),
+    mmio_slots: |_| Vec::new(),
     tables: tables::Chipset::I440fx,
     chips,
 };

@@ -225,6 +225,7 @@ impl<const IS_CD: bool> Device for IdeDrive<IS_CD> {
         // What ends meanwhile is not heard, and the channel is not locked while that is waited for.
         self.channel.forget_requests(self.unit);
         self.drive.reset();
+        self.drive.set_tray_open(false);
         self.channel.with(self.unit, &mut ata::Device::power_on);
     }
 

@@ -73,7 +73,7 @@ impl Turn<'_, '_> {
     fn queue_of(&self, command: &Command, entry: u64) -> Result<(u64, u32), Status> {
         const CONTIGUOUS: u32 = 1;
         let size = (command.dword(10) >> 16) + 1;
-        if size < 2 || size > MOST_ENTRIES {
+        if !(2..=MOST_ENTRIES).contains(&size) {
             return Err(Status::QUEUE_SIZE);
         }
         if command.dword(11) & CONTIGUOUS == 0 {

@@ -180,7 +180,7 @@ static NAMESPACE: Kind = Kind {
             name: "bus",
             kind: Type::Text,
             default: None,
-            help: "the id of its nvme (default: the last one before it)",
+            help: "the id of its nvme (default: the first one)",
         },
         Property {
             name: "nsid",

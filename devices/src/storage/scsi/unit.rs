@@ -191,6 +191,7 @@ impl<const IS_CD: bool> Device for ScsiUnit<IS_CD> {
 
     fn reset(&self, _: Reset) {
         self.0.drive.reset();
+        self.0.drive.set_tray_open(false);
         self.0.reset();
     }
 
@@ -234,7 +235,7 @@ const fn number(name: &'static str, least: u64, most: u64, help: &'static str) -
 
 const DRIVE: Property =
     Property { name: "drive", kind: Type::Drive, default: None, help: "what is in it or behind it" };
-const BUS: Property = text("bus", "its bus (default: the last host adapter's before it)");
+const BUS: Property = text("bus", "its bus (default: the first host adapter's)");
 const CHANNEL: Property = number("channel", 0, 0, "the channel");
 const TARGET: Property = number("scsi-id", 0, 255, "its target (default: the first free one)");
 const LUN: Property = number("lun", 0, 16383, "its logical unit (default: the first free one)");

@@ -81,7 +81,7 @@ impl<M: Model> VirtioPci<M> {
 
     fn page_of_queue(&self) -> u32 {
         let part =
-            |ring: &mut crate::virtio::ring::Split| ring.is_ready().then(|| ring.part(Part::Descriptors));
+            |ring: &mut crate::virtio::ring::AnyRing| ring.is_ready().then(|| ring.part(Part::Descriptors));
         let at = self.virtio.core.ring(self.selected(), part).flatten().unwrap_or(0);
         (at / PAGE) as u32
     }

@@ -430,6 +430,7 @@ pub struct VirtioPciV1<S> {
 impl<M: Model> Device for VirtioPci<M> {
     type State = VirtioPciV1<M::State>;
     const KIND: &'static str = M::PCI;
+    const VERSION: u16 = 2;
 
     fn reset(&self, _: Reset) {
         // Transfers under way end first; they may have a queue's lock.

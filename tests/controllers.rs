@@ -1,0 +1,179 @@
+//! Debian's kernel for virtual machines drives NVMe and SCSI disks, and virtio devices by packed rings and without PCI.
+//!
+//! It is fetched once through apt, with its modules: `cargo test --release --test controllers -- --ignored`. The guest
+//! finds the same under QEMU, if that is there, and writes the same to its disks.
+mod common;
+use common::{Boot, guest, has_qemu, key_lines, ramdisk, run, run_qemu};
+use mynah_guests::cpio::Archive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// In the order in which they need each other, after virtio's own.
+const MODULES: [&str; 5] = ["scsi_common", "scsi_mod", "cdrom", "sr_mod", "sd_mod"];
+
+const SCRIPT: &str = r#"
+for m in scsi_common scsi_mod cdrom sr_mod sd_mod; do insmod /$m.ko || echo "MISSING $m"; done
+cd /modules
+for m in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_mmio virtio_blk virtio_scsi; do
+    insmod $m.ko || echo "MISSING $m"
+done
+n=$(grep -o 'disks=[0-9]*' /proc/cmdline | cut -d= -f2)
+i=0; while [ $(ls /sys/block | grep -c -E '^(nvme|sd|sr|vd)') -lt $n ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
+for c in /sys/class/nvme/*; do
+    [ -e $c ] && echo "CONTROLLER $(cat $c/model) $(cat $c/serial) $(cat $c/cntlid) $(cat $c/subsysnqn)"
+done
+for d in /sys/bus/virtio/devices/*; do
+    echo "VIRTIO $(cat $d/device) $(basename $(readlink $d/driver)) packed $(cut -c35 $d/features)"
+done
+i=0; while [ $i -lt 2000 ]; do echo "line $i"; i=$((i + 1)); done > /tmp/text
+for b in /sys/block/nvme* /sys/block/sd* /sys/block/sr* /sys/block/vd*; do
+    [ -e $b/size ] || continue
+    d=$(basename $b); q=$b/queue
+    echo "DISK $d $(cat $b/size $b/ro $q/write_cache $q/logical_block_size $q/physical_block_size $q/discard_max_bytes)"
+    [ -e $b/nsid ] && echo "NAMESPACE $d $(cat $b/nsid)"
+    v=$b/device
+    [ -e $v/vendor -a -e $v/rev ] && echo "INQUIRY $d $(cat $v/vendor) $(cat $v/model) $(cat $v/rev) $(cat $v/type $v/scsi_level)"
+    for p in 80 83; do
+        [ -e $v/vpd_pg$p ] && echo "PAGE $d $(od -An -v -tx1 $v/vpd_pg$p | tr -d ' \n')"
+    done
+    echo "READ $d $(sha256sum < /dev/$d | cut -c1-16)"
+    [ $(cat $b/ro) = 0 -a $d != sr0 ] || continue
+    dd if=/tmp/text of=/dev/$d bs=512 seek=5 conv=fsync 2>/dev/null
+    dd if=/dev/$d of=/dev/$d bs=64k count=16 skip=1 seek=32 conv=fsync 2>/dev/null
+    dd if=/tmp/text of=/dev/$d bs=4096 seek=301 count=3 oflag=direct 2>/dev/null
+    # Several at once.
+    for k in 0 1 2 3; do
+        dd if=/dev/$d of=/dev/$d bs=256k count=2 skip=$k seek=$((16 + 2 * k)) iflag=direct oflag=direct 2>/dev/null &
+    done
+    wait
+    echo 3 > /proc/sys/vm/drop_caches
+    echo "AGAIN $d $(sha256sum < /dev/$d | cut -c1-16)"
+done
+dmesg | grep -i -E 'nvme.*(timeout|error|reset|failed)|I/O error|BUG:|Oops|Call Trace|scsi.*(error|abort)|sd .*(Failed|Sense)'
+echo "WRONG $(dmesg | grep -c -i -E 'nvme.*(timeout|error|reset|failed)|I/O error|BUG:|Oops|Call Trace|scsi.*(error|abort)|sd .*(Failed|Sense)')"
+poweroff -f
+"#;
+
+const KEYS: &[&str] =
+    &["MISSING", "CONTROLLER", "VIRTIO", "DISK ", "NAMESPACE", "INQUIRY", "PAGE ", "READ ", "AGAIN", "WRONG"];
+
+/// A disk of 8 MiB, each of its sectors with a number of its own.
+fn disk(tag: &str, n: u64) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("mynah-controllers-{}-{tag}-{n}.img", std::process::id()));
+    let bytes: Vec<u8> = (0..1_u64 << 20).flat_map(|i| (i * i + n).to_le_bytes()).collect();
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// What the guest says on a machine with these devices, of which each `%` is a drive, and what is on the disks then.
+fn boot(
+    tag: &str,
+    devices: &str,
+    runner: impl FnOnce(&[&str]) -> Boot,
+) -> Option<(Vec<String>, Vec<Vec<u8>>)> {
+    let (kernel, virtio) = (guest("cloud")?, guest("cloud-virtio")?);
+    let initrd = ramdisk(&format!("controllers-{tag}"), "busybox", SCRIPT)?;
+    let mut modules = Archive::new();
+    for name in MODULES {
+        let module = std::fs::read(guest(&format!("cloud-{name}"))?).unwrap();
+        modules.file(&format!("{name}.ko"), 0o644, &module);
+    }
+    let all = [std::fs::read(&initrd).unwrap(), modules.finish(), std::fs::read(virtio).unwrap()].concat();
+    std::fs::write(&initrd, all).unwrap();
+    let count = devices.matches('%').count();
+    let disks: Vec<PathBuf> = (0..count as u64).map(|n| disk(tag, n)).collect();
+    let mut args: Vec<String> =
+        "-cpu max -m 512 -display none -serial stdio -monitor none -no-reboot -smp 2 -nodefaults"
+            .split(' ')
+            .map(str::to_owned)
+            .collect();
+    let mut words = String::new();
+    for (n, part) in devices.split('%').enumerate() {
+        words.push_str(part);
+        if n < count {
+            words.push_str(&format!("d{n}"));
+            let drive = format!("file={},if=none,id=d{n},format=raw,discard=unmap", disks[n].display());
+            args.extend(["-drive".into(), drive]);
+        }
+    }
+    args.extend(words.split_whitespace().map(str::to_owned));
+    let append = format!("console=ttyS0 panic=-1 disks={count}");
+    args.extend(["-append".into(), append, "-kernel".into(), kernel.display().to_string()]);
+    args.extend(["-initrd".into(), initrd.display().to_string()]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let boot = runner(&args);
+    assert_eq!(boot.code, Some(0), "the console said:\n{}", boot.console);
+    let lines = key_lines(&boot.console, KEYS).into_iter().map(str::to_owned).collect();
+    let written = disks.iter().map(|d| std::fs::read(d).unwrap()).collect();
+    for file in disks.iter().chain([&initrd]) {
+        std::fs::remove_file(file).unwrap();
+    }
+    Some((lines, written))
+}
+
+/// The guest finds and writes what it does under QEMU, on both engines.
+fn is_as_under_qemu(tag: &str, devices: &str, finds: &[&str]) {
+    let limit = Duration::from_secs(400);
+    let expected = has_qemu()
+        .then(|| boot(&format!("{tag}-q"), devices, |args| run_qemu(args, limit, |_| None)))
+        .flatten();
+    for accel in ["jit", "interp"] {
+        let of = |args: &[&str]| run(&[&["-accel", accel], args].concat(), limit, |_| None);
+        let Some((lines, written)) = boot(&format!("{tag}-{accel}"), devices, of) else { return };
+        for line in finds.iter().chain(&["WRONG 0"]) {
+            assert!(lines.iter().any(|l| l.starts_with(line)), "{tag} {accel}: no {line} in {lines:#?}");
+        }
+        let Some((expected, on_disks)) = &expected else { continue };
+        assert_eq!(lines, *expected, "{tag} {accel}");
+        assert!(written == *on_disks, "{tag} {accel}: the disks differ");
+    }
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn linux_drives_nvme() {
+    is_as_under_qemu(
+        "nvme",
+        "-device nvme,id=n0,serial=MYNAH-N,drive=% -device nvme-ns,drive=%,bus=n0,nsid=5 \
+         -device nvme,serial=OTHER,drive=%,max_ioqpairs=1,mdts=3",
+        &["CONTROLLER QEMU NVMe Ctrl", "DISK nvme0n1 16384", "AGAIN nvme1n1"],
+    );
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn linux_drives_scsi_disks_and_cds() {
+    is_as_under_qemu(
+        "scsi",
+        "-device virtio-scsi-pci,id=s0 -device scsi-hd,drive=%,bus=s0.0,scsi-id=1,lun=0,serial=ONE,wwn=0x5000c50012345678 \
+         -device scsi-hd,drive=%,bus=s0.0,scsi-id=1,lun=3 -device scsi-cd,drive=%,bus=s0.0,scsi-id=4",
+        &["INQUIRY sda QEMU", "AGAIN sdb", "READ sr0"],
+    );
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn linux_drives_packed_rings() {
+    is_as_under_qemu(
+        "packed",
+        "-device virtio-blk-pci,drive=%,packed=on,serial=P -device virtio-scsi-pci,packed=on,event_idx=off \
+         -device scsi-hd,drive=% -device virtio-blk-pci,drive=%,packed=on,indirect_desc=off,disable-legacy=on",
+        &[
+            "VIRTIO 0x0002 virtio_blk packed 1",
+            "VIRTIO 0x0008 virtio_scsi packed 1",
+            "AGAIN sda",
+            "AGAIN vdb",
+        ],
+    );
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn linux_drives_virtio_devices_without_pci() {
+    is_as_under_qemu(
+        "mmio",
+        "-M microvm -device virtio-blk-device,drive=% -device virtio-scsi-device -device scsi-hd,drive=% \
+         -device virtio-blk-device,drive=%,packed=on -global virtio-mmio.force-legacy=false",
+        &["VIRTIO 0x0002 virtio_blk", "VIRTIO 0x0008 virtio_scsi", "AGAIN sda", "AGAIN vdb"],
+    );
+}
