@@ -21,6 +21,7 @@ use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::Ioapic;
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, ReadTsc};
 use mynah_devices::misc::entropy::{Asker, Entropy};
+use mynah_devices::storage::pflash::Pflash;
 use mynah_devices::virtio::balloon::Balloon;
 use mynah_devices::virtio::mmio::MmioSlot;
 use mynah_firmware::bios::Bios;
@@ -66,6 +67,8 @@ pub struct Board {
     pub entropy: Arc<Entropy>,
     /// What has a `bootindex=`, in that order, by the paths that firmware knows.
     pub boot_paths: Vec<String>,
+    /// Flash chips: what a guest has programmed is to be in their images when the machine ends.
+    pub flash: Vec<Arc<Pflash>>,
     /// Interrupt lines: every device takes its pin from here.
     lines: Mutex<Vec<Irq>>,
     /// What the monitor's `balloon` is for, if there is one.
@@ -145,6 +148,7 @@ impl Board {
             drives: Drives::default(),
             entropy,
             boot_paths: Vec::new(),
+            flash: Vec::new(),
             lines: Mutex::new(lines),
             balloon: OnceLock::new(),
             tsc,

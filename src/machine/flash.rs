@@ -55,7 +55,7 @@ pub fn legacy_part(cfg: &Config) -> anyhow::Result<Option<Vec<u8>>> {
 ///
 /// # Errors
 /// An image cannot be read, or has another size than a chip.
-pub fn plug(cfg: &Config, board: &Board) -> anyhow::Result<()> {
+pub fn plug(cfg: &Config, board: &mut Board) -> anyhow::Result<()> {
     let mut end = 1 << 32;
     for n in 0..UNITS {
         let Some(wanted) = unit(cfg, n) else { continue };
@@ -67,7 +67,8 @@ pub fn plug(cfg: &Config, board: &Board) -> anyhow::Result<()> {
         }
         let chip = Pflash::new(drive, board.memory.clone(), end).with_context(|| wanted.shown())?;
         end = chip.base();
-        board.devices.plug("main-system-bus", format!("system.flash{n}"), chip);
+        board.devices.plug("main-system-bus", format!("system.flash{n}"), chip.clone());
+        board.flash.push(chip);
     }
     Ok(())
 }

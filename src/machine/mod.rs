@@ -146,7 +146,7 @@ impl Machine {
         power.connect(handles.clone());
         let mut board = Board::new(&cfg, memory.clone(), boot.firmware(), power, &handles)?;
         board.drives = drives::Drives::open(&cfg, power)?;
-        flash::plug(&cfg, &board)?;
+        flash::plug(&cfg, &mut board)?;
         power.connect_clock(board.clock.clone());
         power.connect_button(&board.chips.button);
         let events = Arc::new(EventLoop::new().context("cannot start the event loop")?);
@@ -251,6 +251,7 @@ impl Machine {
             tracing::debug!("a vCPU does not come out of an instruction; it is not waited for");
         }
         consoles.close(until, &cfg.program);
+        board.flash.iter().for_each(|chip| chip.finish());
         if let Some(message) = &end.message {
             // Standard error may be closed, which is no reason to panic.
             crate::cli::say(&cfg.program, message);

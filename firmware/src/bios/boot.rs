@@ -61,6 +61,8 @@ pub(super) struct BootState {
     pub text: VecDeque<u8>,
     /// Option ROMs that were started.
     pub roms: Vec<optionrom::Found>,
+    /// Memory that they have.
+    pub blocks: Vec<super::pmm::Block>,
 }
 
 /// What may be booted.
@@ -218,6 +220,7 @@ impl Bios {
                     None => return Outcome::Wait,
                 },
                 Phase::Ready => {
+                    self.end_pmm(pc);
                     // By the vector, as an option ROM may have taken it.
                     self.boot.phase = Phase::Try(0);
                     self.again(r);
@@ -371,7 +374,7 @@ impl Bios {
 
     /// Goes to what was loaded, with interrupts on: by an IRET, as the flags are the vCPU's. `len`: bytes that were
     /// loaded, if the stack is to be kept out of them.
-    fn enter(&self, r: &mut Regs, pc: &mut dyn Platform, cs: u16, ip: u16, drive: u8, len: u32) {
+    pub(super) fn enter(&self, r: &mut Regs, pc: &mut dyn Platform, cs: u16, ip: u16, drive: u8, len: u32) {
         let at = linear(cs, ip);
         let below = at < AT.into() && at + len > u32::from(AT) - 0x400;
         let (ss, sp) = if below { (0x9000, 0xf000) } else { (0, AT - 6) };

@@ -292,6 +292,19 @@ impl Bios {
         Ok(())
     }
 
+    /// AH 4Ch: the image that the specification packet names answers as a drive, and is booted.
+    pub(super) fn emulate_and_boot(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Result<(), u8> {
+        self.emulate(pc, linear(r.ds, r.esi as u16))?;
+        let cd = self.cd.clone().ok_or(status::BAD_PARAMETER)?;
+        let cds = self.drives.of(DriveKind::Cd);
+        let unit = cds.get(usize::from(cd.index)).and_then(|n| self.drives.units.get(*n));
+        let disk = unit.map(|u| u.drive.disk.clone()).ok_or(status::BAD_PARAMETER)?;
+        let segment = load(pc, &*disk, &cd).map_err(|_| status::CONTROLLER)?;
+        let len = u32::from(cd.sectors.max(4)) * SECTOR as u32;
+        self.enter(r, pc, segment & 0xf000, (segment & 0xfff) << 4, cd.drive, len);
+        Ok(())
+    }
+
     /// AH 4Ah: the image that the specification packet names answers as a drive.
     fn emulate(&mut self, pc: &mut dyn Platform, packet: u32) -> Result<(), u8> {
         let mut p = [0; PACKET];

@@ -65,6 +65,15 @@ impl Bios {
             let last = pc.u8(at);
             return if last == 0 { r.ok() } else { r.fail(last) };
         }
+        if r.ax() == 0x4c00 {
+            return match self.emulate_and_boot(r, pc) {
+                Ok(()) => Outcome::Jump,
+                Err(code) => {
+                    pc.set_u8(at, code);
+                    r.fail(code)
+                }
+            };
+        }
         let result = self.disk_function(r, pc);
         let code = result.err().unwrap_or(0);
         pc.set_u8(at, code);

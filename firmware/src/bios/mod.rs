@@ -14,7 +14,7 @@
 //! the registers as they were and has the stub halt until the next interrupt, then call again.
 //!
 //! State that programs look at lies where they expect it: interrupt vectors at 0, the BIOS data area (BDA) at 400h.
-//! Missing on purpose: APM, tape and joystick; Plug and Play is there by its structure, and has no functions.
+//! Missing on purpose: tape and joystick; Plug and Play is there by its structure, and has no functions.
 //!
 //! Sources: IBM PS/2 and PC BIOS Interface Technical Reference (1991); Phoenix EDD 3.0; PCI BIOS 2.1; ACPI 6.5, 15.
 
@@ -29,6 +29,7 @@ mod mouse;
 mod optionrom;
 mod pci;
 mod pci_setup;
+mod pmm;
 mod resume;
 pub mod rom;
 mod system;
@@ -444,6 +445,10 @@ impl Bios {
         for (port, v) in [(0x43, 0x34), (0x40, 0), (0x40, 0)] {
             pc.outb(port, v);
         }
+        // 8237A: channel 4 is the cascade, and open; both controllers are on.
+        for (port, v) in [(0x08, 0), (0xd0, 0), (0xd6, 0xc0), (0xd4, 0)] {
+            pc.outb(port, v);
+        }
         // 8042: interrupt 1, system flag, translation; then enable scanning and take the answer.
         for (port, v) in [(0x64, 0xae), (0x64, 0x60), (0x60, 0x65), (0x60, 0xf4)] {
             pc.outb(port, v);
@@ -529,6 +534,7 @@ impl Bios {
             Service::Start => self.start(r, pc),
             Service::BootRead => self.boot_read(r),
             Service::Mouse => self.mouse_interrupt(r, pc),
+            Service::Pmm => self.pmm(r, pc),
             // It is called from protected mode only.
             Service::Pci32 => Outcome::Return,
         }

@@ -33,6 +33,8 @@ pub const CONFIG_TABLE: u16 = 0xe6f5;
 const MODEL: u8 = 0xfc;
 /// The Plug and Play installation check structure.
 pub const PNP: u16 = 0xe100;
+/// The POST memory manager's structure.
+pub const PMM: u16 = 0xe140;
 /// The BIOS32 service directory's header.
 const BIOS32: u16 = 0xe130;
 /// The PCI interrupt routing table.
@@ -89,6 +91,8 @@ pub enum Service {
     BootRead,
     /// IRQ 12.
     Mouse,
+    /// The POST memory manager.
+    Pmm,
     /// The 32-bit PCI BIOS.
     Pci32,
 }
@@ -164,6 +168,7 @@ struct Plan {
     mouse_done: CodeLabel,
     protect: CodeLabel,
     pnp: CodeLabel,
+    pmm: CodeLabel,
 }
 
 /// A call: OUT, then whatever the caller emits.
@@ -219,6 +224,7 @@ fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
         mouse_done: a.create_label(),
         protect: a.create_label(),
         pnp: a.create_label(),
+        pmm: a.create_label(),
     };
     for (vector, service) in [
         (0x10, Service::Video),
@@ -385,6 +391,11 @@ fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
     a.xor(ax, ax)?;
     a.retf()?;
 
+    // The POST memory manager: a far call.
+    a.set_label(&mut plan.pmm)?;
+    call(a, &mut plan, Service::Pmm)?;
+    a.retf()?;
+
     // Plug and Play: no function is there.
     a.set_label(&mut plan.pnp)?;
     a.mov(ax, 0x82)?;
@@ -521,6 +532,13 @@ impl Rom {
         pnp[0x1b..0x1d].copy_from_slice(&[0x00, 0xf0]);
         pnp[8] = pnp.iter().fold(0u8, |sum, b| sum.wrapping_sub(*b));
         put(PNP, &pnp);
+        // "$PMM" 1.0: 16 bytes, the entry.
+        let [low, high] = at(&plan.pmm)?.to_le_bytes();
+        let mut pmm = [0; 16];
+        pmm[..6].copy_from_slice(b"$PMM\x01\x10");
+        pmm[7..11].copy_from_slice(&[low, high, 0x00, 0xf0]);
+        pmm[6] = pmm.iter().fold(0u8, |sum, b| sum.wrapping_sub(*b));
+        put(PMM, &pmm);
         // "_32_": the entry, revision 0, one paragraph.
         let mut header = [0; 16];
         header[..4].copy_from_slice(b"_32_");

@@ -20,6 +20,7 @@ impl Bios {
                 r.carry(true);
                 Outcome::Return
             }
+            (0x53, function) => apm(r, pc, function),
             (0x80..=0x82 | 0x85 | 0x90 | 0x91, _) => r.ok(),
             (0x86, _) => self.delay(r, pc),
             (0x87, _) => block_move(r, pc),
@@ -121,6 +122,50 @@ impl Bios {
             Some(LONG_DELAY..) => Outcome::Wait,
             Some(_) => Outcome::Poll,
         }
+    }
+}
+
+/// AH 53h: APM 1.2 (BIOS Interface Specification, 1996), its real-mode interface, by which programs without ACPI switch
+/// the machine off. There are no protected-mode interfaces, and nothing to save power with.
+fn apm(r: &mut Regs, pc: &mut dyn Platform, function: u8) -> Outcome {
+    const VERSION: u16 = 0x0102;
+    const ALL_DEVICES: u16 = 1;
+    const OFF: u16 = 3;
+    match function {
+        0x00 => {
+            r.set_ax(VERSION);
+            r.set_bx(u16::from_be_bytes(*b"PM"));
+            r.set_cx(0);
+            r.carry(false);
+            Outcome::Return
+        }
+        // Connect to and disconnect from real mode, idle, busy, engage and enable.
+        0x01 | 0x04..=0x06 | 0x08 | 0x0d | 0x0f => r.ok(),
+        // There is no interface for 16 bits, none for 32.
+        0x02 => r.fail(0x06),
+        0x03 => r.fail(0x08),
+        0x07 => {
+            if (r.bx(), r.cx()) == (ALL_DEVICES, OFF) {
+                // PM1a control: sleep enable, with the type that is off.
+                pc.port_out(crate::tables::PM_BASE + 4, 2, 0x2000);
+            }
+            r.ok()
+        }
+        // Power: from the mains, no battery.
+        0x0a => {
+            r.set_bx(0x01ff);
+            r.set_cx(0x80ff);
+            r.set_dx(0xffff);
+            r.ok()
+        }
+        // No event.
+        0x0b => r.fail(0x80),
+        0x0e => {
+            r.set_ax(VERSION.min(r.cx()));
+            r.carry(false);
+            Outcome::Return
+        }
+        _ => r.fail(0x0c),
     }
 }
 

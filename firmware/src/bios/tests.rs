@@ -158,6 +158,25 @@ impl Rig {
 }
 
 #[test]
+fn a_program_switches_the_machine_off_by_apm() {
+    let mut rig = Rig::new();
+    assert!(!rig.fails(Service::System, 0x5300));
+    assert_eq!((rig.regs.ax(), rig.regs.bx(), rig.regs.cx()), (0x0102, 0x504d, 0));
+    rig.regs.ebx = 0;
+    assert!(!rig.fails(Service::System, 0x5301));
+    rig.regs.ecx = 0x0102;
+    assert!(!rig.fails(Service::System, 0x530e) && rig.regs.ax() == 0x0102);
+    assert!(rig.fails(Service::System, 0x5303) && rig.regs.ah() == 8, "nothing for 32 bits");
+    assert!(rig.fails(Service::System, 0x530b) && rig.regs.ah() == 0x80, "no event");
+    (rig.regs.ebx, rig.regs.ecx) = (1, 1);
+    assert!(!rig.fails(Service::System, 0x5307));
+    assert!(!rig.pc.ports.contains_key(&0x604), "standby is nothing");
+    rig.regs.ecx = 3;
+    assert!(!rig.fails(Service::System, 0x5307));
+    assert!(rig.pc.ports.contains_key(&0x604));
+}
+
+#[test]
 fn every_vector_leads_into_the_rom_and_the_rom_ends_as_programs_expect() {
     let mut rig = Rig::new();
     for n in 0..0x20u32 {

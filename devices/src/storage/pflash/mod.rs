@@ -158,6 +158,12 @@ impl Pflash {
         self.array.size()
     }
 
+    /// Waits until all that was programmed is in the image, or cannot be.
+    pub fn finish(&self) {
+        // The end of a request hands over the next before it counts as ended.
+        self.drive.drain();
+    }
+
     /// Has the address space show what is to be read now.
     fn show(&self, state: &mut State) {
         match (state.chip.shows_array(), state.hiding) {
@@ -332,7 +338,7 @@ impl Device for Pflash {
     }
 
     fn pause(&self) {
-        self.drive.drain();
+        self.finish();
     }
 
     fn resume(&self) {

@@ -304,6 +304,65 @@ fn a_floppy_on_a_cd_is_drive_0_until_that_is_ended() {
 }
 
 #[test]
+fn a_program_boots_an_image_of_its_choice_on_a_cd() {
+    let image = entry(0x88, 0, 0, 4, 40);
+    let mut rig = Rig::booting(BootConfig::default(), vec![drive(DriveKind::Cd, "", None, cd(0, &[image]))]);
+    assert_eq!(rig.go(), End::At(0, 0x7c00, 0xe0));
+    // A floppy of 1.44 MB at block 100, loaded at 0:7C00.
+    let packet = [0x13, 2, 0, 0, 100, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+    rig.pc.write(0x30000, &packet);
+    (rig.regs.ds, rig.regs.esi, rig.regs.eax) = (0x3000, 0, 0x4c00);
+    rig.call(Service::Disk);
+    assert_eq!(rig.regs.ip, rig.bios.rom.iret);
+    let at = linear(rig.regs.ss, rig.regs.esp as u16);
+    assert_eq!((rig.bda16(at), rig.bda16(at + 2), rig.regs.dl()), (0x7c00, 0, 0));
+    assert_eq!(rig.bda16(0x7c00), 100 * 0x0101);
+    rig.regs = Regs { esp: STACK, cs: SEGMENT, es: 0x2000, ecx: 1, edx: 0x0100, ..Regs::default() };
+    assert!(!rig.fails(Service::Disk, 0x0201));
+    assert_eq!(rig.bda16(0x20000), 104 * 0x0101);
+    // An image that is not on the CD's kind.
+    rig.pc.write(0x30001, &[7]);
+    (rig.regs.ds, rig.regs.esi) = (0x3000, 0);
+    assert!(rig.fails(Service::Disk, 0x4c00) && rig.regs.ah() == 1);
+}
+
+#[test]
+fn option_roms_have_memory_until_booting_begins() {
+    let mut rig = Rig::booting(BootConfig::default(), Vec::new());
+    let at = linear(SEGMENT, rom::PMM);
+    let mut table = [0; 16];
+    rig.pc.read(at, &mut table);
+    assert_eq!((&table[..6], table.iter().fold(0u8, |s, b| s.wrapping_add(*b))), (&b"$PMM\x01\x10"[..], 0));
+    let asks = |rig: &mut Rig, words: &[u16]| {
+        let words = words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>();
+        rig.pc.write(STACK + 4, &words);
+        (rig.regs.esp, rig.regs.ip) = (STACK, rig.stub(Service::Pmm));
+        assert!(rig.bios.call(&mut rig.regs, &mut rig.pc));
+        let mut left = vec![0; words.len()];
+        rig.pc.read(STACK + 4, &mut left);
+        assert_eq!(left, words, "the caller's stack is as it was");
+        u32::from(rig.regs.dx()) << 16 | u32::from(rig.regs.ax())
+    };
+    let low = asks(&mut rig, &[0, 0x100, 0, 0xffff, 0xffff, 1]);
+    let high = asks(&mut rig, &[0, 0x1000, 1, 0x5678, 0x1234, 2 | 4]);
+    assert!((0x2_0000..0x7_0000).contains(&low) && high >= 1 << 20 && high.is_multiple_of(1 << 16));
+    assert!(u64::from(high) + 0x11000 <= (1 << 20) + rig.bios.upper);
+    let other = asks(&mut rig, &[0, 0x100, 0, 0xffff, 0xffff, 1]);
+    assert!(other >= low + 0x1000 || low >= other + 0x1000);
+    assert_eq!(asks(&mut rig, &[0, 1, 0, 0x5678, 0x1234, 3]), 0, "there is one of this name");
+    assert_eq!(asks(&mut rig, &[1, 0x5678, 0x1234]), high);
+    assert_eq!(asks(&mut rig, &[0, 0xffff, 0xffff, 0xffff, 0xffff, 3]), 0);
+    let left = asks(&mut rig, &[0, 0, 0, 0, 0, 1]);
+    assert_eq!((asks(&mut rig, &[2, low as u16, (low >> 16) as u16]), left), (0, 0x4e00));
+    assert_eq!(asks(&mut rig, &[2, low as u16, (low >> 16) as u16]), 1);
+    rig.regs = Regs { esp: 0x7000, cs: SEGMENT, ip: rig.bios.rom.start, ..Regs::default() };
+    assert_eq!(rig.go(), End::Halted);
+    rig.pc.read(at, &mut table);
+    assert_eq!(table, [0; 16]);
+    assert_eq!(asks(&mut rig, &[0, 1, 0, 0xffff, 0xffff, 3]), u32::MAX);
+}
+
+#[test]
 fn a_damaged_catalog_boots_nothing() {
     let ends = |catalog: &dyn Fn(&mut Vec<u8>)| {
         let disk = cd(0, &[entry(0x88, 0, 0, 4, 40)]);
