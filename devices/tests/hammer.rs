@@ -121,6 +121,9 @@ const FLASH: u64 = 64 << 10;
 /// Where the IDE function's bus masters are.
 const IDE_MASTERS: u16 = 0xb000;
 
+/// A PCI device, and where its registers are.
+type PciAt = (DevFn, u64);
+
 struct Board {
     clock: ManualClock,
     devices: Registry,
@@ -134,11 +137,11 @@ struct Board {
     i8042: Arc<I8042>,
     drives: Vec<(Arc<Drive>, Arc<Memory>)>,
     /// A SATA controller, and its registers.
-    ahci: (DevFn, u64),
+    ahci: PciAt,
     /// Registers of virtio devices.
-    virtio: Vec<(DevFn, u64)>,
+    virtio: Vec<PciAt>,
     /// Those of the NVMe controller.
-    nvme: (DevFn, u64),
+    nvme: PciAt,
     /// Drivers of virtio devices make what no driver does, so that what comes of it depends on the host's threads.
     hostile: Cell<bool>,
 }
@@ -311,7 +314,7 @@ fn board() -> Board {
 
 /// All that a user can add, as it is by itself; PCI devices are set up as firmware does it. Where those of virtio have
 /// their registers, and the SATA and the NVMe controller.
-fn plug_all(site: &Site<'_>) -> (Vec<(DevFn, u64)>, (DevFn, u64), (DevFn, u64)) {
+fn plug_all(site: &Site<'_>) -> (Vec<PciAt>, PciAt, PciAt) {
     let (mut window, mut port, mut virtio) = (PCI_BASE, 0xc000, Vec::new());
     let (mut ahci, mut nvme) = (None, None);
     for kind in kind::all() {
@@ -628,7 +631,7 @@ impl Board {
         let second = if r.below(2) == 0 { DATA + 0x1_0000 } else { LIST + 0x1000 - 8 * (1 + r.below(32)) };
         let mut data = [DATA + 4 * r.below(0x1000), second];
         let few = if queue == 0 { r.below_power(9) as u32 } else { r.below(0x1f00) as u32 };
-        let mut cdw = [few | (r.below(32) as u32) << 16 * (1 - queue), 0, r.below(256) as u32];
+        let mut cdw = [few | (r.below(32) as u32) << (16 * (1 - queue)), 0, r.below(256) as u32];
         let mut flags = 0;
         if hostile {
             data[r.below(2) as usize] = r.value();
@@ -760,7 +763,7 @@ impl Board {
                 (f[2], f[3], f[6]) = (0xa0, r.below(2) as u8, 8);
             } else if queued {
                 (f[2], f[3], f[11]) = (0x60 | r.below(2) as u8, r.below_power(9) as u8, r.below(2) as u8);
-                (f[7], f[12]) = (0x40 | (r.below(4) == 0) as u8 * 0x80, (slot as u8) << 3);
+                (f[7], f[12]) = (0x40 | ((r.below(4) == 0) as u8 * 0x80), (slot as u8) << 3);
             }
             if r.below(12) == 0 {
                 let n = r.below(20) as usize;

@@ -445,7 +445,7 @@ fn display_start(r: &mut Regs, pc: &mut dyn Platform) -> bool {
 
 /// 4F08h.
 fn dac_width(r: &mut Regs, pc: &mut dyn Platform) -> bool {
-    if !linear(pc).is_some_and(|(bits, ..)| bits <= 8) {
+    if linear(pc).is_none_or(|(bits, ..)| bits > 8) {
         return false;
     }
     match r.bl() {
