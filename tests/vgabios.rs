@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "not all of it is used here")]
 mod kit;
 
-use iced_x86::code_asm::*;
+use iced_x86::IcedError;
 use kit::Folder;
 use mynah::cli::build;
 use mynah::machine::Machine;
@@ -80,9 +80,10 @@ fn image(calls: &[Call], data: &[u8]) -> Vec<u8> {
 }
 
 fn boot_sector() -> Result<Vec<u8>, IcedError> {
+    use iced_x86::code_asm::*;
     let mut a = CodeAssembler::new(16)?;
-    let mut labels = [(); 9].map(|()| a.create_label());
-    let [next, dump, byte, send, wait, end, here, words, word] = &mut labels;
+    let mut labels = [(); 6].map(|()| a.create_label());
+    let [next, dump, send, wait, end, here] = &mut labels;
     a.xor(ax, ax)?;
     a.mov(ds, ax)?;
     a.mov(es, ax)?;
@@ -152,10 +153,6 @@ fn boot_sector() -> Result<Vec<u8>, IcedError> {
     a.set_label(here)?;
     a.hlt()?;
     a.jmp(*here)?;
-    for unused in [byte, words, word] {
-        a.set_label(unused)?;
-        a.nop()?;
-    }
     let code = a.assemble(0x7c00)?;
     assert!(code.len() <= 510);
     Ok(code)
@@ -248,7 +245,8 @@ fn scenes() -> Vec<Scene> {
     let hidden = || vec![Call::new(0x0100).cx(0x2000)];
     let set = |mode: u16| vec![Call::new(mode), Call::new(0x0f00)];
     scene("text", [set(3), writing(0xff), hidden()].concat(), true);
-    scene("text-40", [set(1), writing(0xff), hidden()].concat(), true);
+    // Pictures are not compared where QEMU has 16 dots for a character, and not 18.
+    scene("text-40", [set(1), writing(0xff), hidden()].concat(), false);
     let many: Vec<Call> = (0..30).flat_map(|n| teletype(&format!("line {n}\r\n"), 7)).collect();
     scene("scrolled", [set(3), many.clone(), hidden()].concat(), true);
     let fifty = vec![Call::new(0x1112), Call::new(0x1130).bx(0x0300).ignoring(0b01_0000)];
@@ -282,12 +280,13 @@ fn scenes() -> Vec<Scene> {
         Call::new(0x1008),
         Call::new(0x1010).bx(0x0034).cx(0x1122).dx(0x3300),
         Call::new(0x1015).bx(0x0034),
-        Call::new(0x1012).bx(0x0000).cx(2).dx(DATA),
+        Call::new(0x1012).bx(0x0000).cx(2).dx(DATA + 48),
         Call::new(0x1017).bx(0x0000).cx(4).dx(BUFFER),
         Call { di: BUFFER, dump: 12, ..Call::default() },
         Call::new(0x1003).bx(0x0000),
         Call::new(0x101a),
-        Call::new(0x1019),
+        // QEMU's VGA has no mask.
+        Call::new(0x1019).ignoring(0b10),
         Call::new(0x1009).dx(BUFFER),
         Call { di: BUFFER, dump: 17, ..Call::default() },
     ];
@@ -335,14 +334,16 @@ fn scenes() -> Vec<Scene> {
         Call::new(0x4f05).bx(0x0100),
         Call::new(0x4f08).bx(0x0800),
         Call::new(0x4f08).bx(0x0001),
-        Call::new(0x4f09).bx(0x0000).cx(2).dx(5).di(DATA),
+        // SeaBIOS has no palette by VBE.
+        Call::new(0x4f09).bx(0x0000).cx(2).dx(5).di(DATA + 48).ignoring(1),
         Call::new(0x4f15).bx(0x0001).di(BUFFER),
         Call { di: BUFFER, dump: 8, ..Call::default() },
         Call::new(0x4f02).bx(0x0003),
         Call::new(0x4f03),
     ]);
     scene("vbe", vbe, false);
-    scene("vbe-text", [vec![Call::new(0x4f02).bx(0x0101)], writing(0x0f)].concat(), true);
+    // SeaBIOS writes to the first 64 KiB alone.
+    scene("vbe-text", [vec![Call::new(0x4f02).bx(0x0101)], writing(0x0f)].concat(), false);
     all
 }
 
@@ -355,7 +356,13 @@ fn int_10h_is_as_under_seabios() {
     let folder = Folder::new("vgabios");
     let mut wrong = Vec::new();
     for Scene { name, calls, picture } in scenes() {
-        let file = folder.file(name, &image(&calls, b"Words and more of them, with many bytes."));
+        let file = folder.file(
+            name,
+            &image(
+                &calls,
+                b"Words and more of them, with many bytes.        \x01\x3f\x20\x3e\x11\x02\x03\x04",
+            ),
+        );
         let (ours, theirs) = (mynah(&folder, &file), qemu(&folder, &file));
         let (mut a, mut b) = (&ours.0[..], &theirs.0[..]);
         for (n, call) in calls.iter().enumerate() {

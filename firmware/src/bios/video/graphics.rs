@@ -218,8 +218,8 @@ impl Picture {
         glyph
     }
 
-    /// The character that stands somewhere, by its pixels that are not black; 0 if it is none.
-    pub fn find(&self, pc: &mut dyn Platform, row: u8, column: u8) -> u8 {
+    /// The character that stands somewhere, by its pixels that are not black, and its colour; 0 if it is none.
+    pub fn find(&self, pc: &mut dyn Platform, row: u8, column: u8) -> (u8, u8) {
         let top = u32::from(row) * u32::from(self.height);
         let mut seen = vec![0_u8; usize::from(self.height)];
         for plane in 0..self.planes() {
@@ -241,7 +241,10 @@ impl Picture {
             }
         }
         self.done(pc);
-        (0..=255).find(|c| self.glyph(pc, *c) == seen).unwrap_or(0)
+        let lit = (top..).zip(&seen).find(|(_, bits)| **bits != 0);
+        let colour =
+            lit.map_or(0, |(y, bits)| self.pixel(pc, u32::from(column) * 8 + bits.leading_zeros(), y));
+        ((0..=255).find(|c| self.glyph(pc, *c) == seen).unwrap_or(0), colour)
     }
 
     /// A window of characters moves by so many lines of them; what comes in has this colour.

@@ -1,6 +1,6 @@
 //! AH 1Ah to 1Ch: what adapter there is, what it is doing, and its state in a buffer.
 use super::modes::{self, GRAPHICS, SEQUENCER, attribute, dac, get, set, set_attributes, set_dac};
-use super::{Platform, Regs, bda, linear, rom, size, vbe};
+use super::{Platform, Regs, bda, linear, rom, vbe};
 
 /// AH 1Ah: a VGA with a colour monitor, and no other adapter.
 pub(super) fn display_combination(r: &mut Regs, pc: &mut dyn Platform) {
@@ -23,7 +23,8 @@ pub(super) fn functionality(r: &mut Regs, pc: &mut dyn Platform) {
     let mut t = [0; 64];
     t[..4].copy_from_slice(&rom::functionality().to_le_bytes());
     pc.read(bda::VIDEO_MODE, &mut t[4..0x22]);
-    t[0x22] = size(pc).1;
+    // As in the data area: one less than there are.
+    t[0x22] = pc.u8(bda::VIDEO_ROWS);
     pc.read(bda::CHAR_HEIGHT, &mut t[0x23..0x25]);
     t[0x25] = pc.u8(bda::DISPLAY_COMBINATION);
     let (colours, pages) = match t[4] {

@@ -103,7 +103,7 @@ impl Bios {
             return self.screen.at(row, column);
         }
         match Picture::of(pc, self.adapter, page) {
-            Some(picture) => (picture.find(pc, row, column), 0),
+            Some(picture) => picture.find(pc, row, column),
             None => {
                 let at = cell_at(pc, page, row, column);
                 let [c, attribute] = pc.u16(at).to_le_bytes();
