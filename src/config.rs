@@ -8,7 +8,7 @@
 //! Also here: the process's exit codes ([`exit_code`]), which are part of the interface.
 
 use crate::machine::boards::{self, Description};
-use mynah_block::{Cache, OnError};
+use mynah_block::{Backing, Cache, DetectZeroes, Limits, OnError};
 use mynah_devices::chardev::spec::Address;
 use mynah_devices::kind::{Chosen, Value, Values};
 use std::fmt;
@@ -692,6 +692,14 @@ pub struct Drive {
     pub rerror: Option<OnError>,
     /// `serial=`.
     pub serial: Option<String>,
+    /// `detect-zeroes=`.
+    pub detect_zeroes: DetectZeroes,
+    /// `copy-on-read=on`.
+    pub copy_on_read: bool,
+    /// `throttling.*`.
+    pub limits: Limits,
+    /// What the image stands on, if it is not what the image names.
+    pub backing: Option<Backing>,
     /// `backing-anywhere=on`: what an image stands on may be outside of its folder.
     pub any_backing: bool,
 }

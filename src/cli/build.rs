@@ -6,7 +6,7 @@ use super::options::Status;
 use super::parse::{Given, parse};
 use super::size::{number_from, show_size};
 use super::suggest::did_you_mean;
-use super::{char_arg, cpu_arg, device_arg, drive_arg, help, machine_arg, run_arg, vnc_arg};
+use super::{blockdev_arg, char_arg, cpu_arg, device_arg, drive_arg, help, machine_arg, run_arg, vnc_arg};
 use crate::config::{
     Accel, AccelKind, CharBackend, CharTarget, Check, Config, Display, FwCfgData, RebootAction,
     ShutdownAction,
@@ -221,6 +221,10 @@ fn device_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result<
             config.devices.push(device);
         }
         "drive" => config.drives.push(drive_arg::drive(given.text()?)?),
+        "blockdev" => {
+            let drive = blockdev_arg::blockdev(given.text()?, &mut config.drives)?;
+            config.drives.push(drive);
+        }
         "hda" | "hdb" | "hdc" | "hdd" | "cdrom" | "fda" | "fdb" | "pflash" => {
             let name = if given.alone { drive_arg::ALONE } else { given.option.name };
             config.drives.push(drive_arg::plain_drive(name, &given.value));

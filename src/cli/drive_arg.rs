@@ -4,12 +4,13 @@
 //! stands for `-drive if=none,id=ide0-hd0,file=disk.img -device ide-hd,drive=ide0-hd0,bus=ide.0,unit=0`.
 
 use super::Error;
+use super::blockdev_arg;
 use super::device_arg;
 use super::props::Props;
 use super::suggest::did_you_mean;
 use crate::config::{Config, Drive, Interface};
 use crate::machine::boards::Description;
-use mynah_block::{Cache, OnError};
+use mynah_block::{Cache, Limits, OnError, Rate};
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
@@ -25,7 +26,12 @@ pub fn drive(text: &str) -> Result<Drive, Error> {
     }
     drive.id = props.text("id")?.unwrap_or_default();
     drive.file = props.text("file")?.filter(|f| !f.is_empty()).map(PathBuf::from);
+    if let Some(file) = props.text("file.filename")? {
+        drive.file = Some(file.into());
+    }
     drive.format = props.text("format")?.or(props.text("driver")?).filter(|f| !f.is_empty());
+    blockdev_arg::file(&props, &mut drive)?;
+    blockdev_arg::backing(&mut props, &mut drive)?;
     if let Some(media) = props.text("media")? {
         drive.cdrom = match media.as_str() {
             "disk" => false,
@@ -39,37 +45,41 @@ pub fn drive(text: &str) -> Result<Drive, Error> {
         drive.cache = Cache::from_name(&name)
             .ok_or_else(|| props.error(format!("cache={name}: accepted are {accepted}")))?;
     }
+    if props.switch("cache.direct")? == Some(true) {
+        drive.cache = Cache::None;
+    }
+    if props.switch("cache.no-flush")? == Some(true) {
+        drive.cache = Cache::Unsafe;
+    }
     for key in ["readonly", "read-only"] {
         drive.read_only |= props.switch(key)?.unwrap_or(false);
     }
     drive.snapshot = props.switch("snapshot")?;
-    drive.discard = match props.text("discard")?.as_deref() {
-        None | Some("ignore" | "off") => false,
-        Some("unmap" | "on") => true,
-        Some(other) => return Err(props.error(format!("discard={other}: accepted are ignore, unmap"))),
-    };
+    drive.discard |= blockdev_arg::discard(&mut props)?.unwrap_or(false);
+    if let Some(how) = blockdev_arg::detect_zeroes(&mut props)? {
+        drive.detect_zeroes = how;
+    }
     drive.werror = policy(&mut props, "werror")?;
     drive.rerror = policy(&mut props, "rerror")?;
     drive.serial = props.text("serial")?;
     drive.any_backing = props.switch("backing-anywhere")?.unwrap_or(false);
     match props.text("aio")?.as_deref() {
         None | Some("threads") => {}
-        Some(other @ ("native" | "io_uring")) => {
-            return Err(props.error(format!("aio={other}: not supported yet; there is threads")));
-        }
-        Some(other) => return Err(props.error(format!("aio={other}: accepted are threads"))),
+        Some(other) => return Err(props.error(blockdev_arg::no_aio(other))),
     }
-    let off = |value: &str| matches!(value, "off" | "no" | "false" | "none" | "0");
-    for key in ["copy-on-read", "detect-zeroes", "group"] {
-        if let Some(value) = props.text(key)?.filter(|v| !off(v)) {
-            return Err(props.error(format!("{key}={value}: not supported yet")));
-        }
+    if props.switch("copy-on-read")? == Some(true) {
+        drive.copy_on_read = true;
     }
-    for key in THROTTLES {
-        if let Some(value) = props.text(key)?.filter(|v| !off(v)) {
-            return Err(props.error(format!("{key}={value}: not supported yet")));
+    if drive.copy_on_read && drive.read_only {
+        return Err(props.error("copy-on-read=on and readonly=on exclude each other"));
+    }
+    for key in ["group", "throttling.group"] {
+        if let Some(value) = props.text(key)? {
+            return Err(props.error(format!("{key}={value}: limits that drives share are not supported yet")));
         }
     }
+    drive.limits = limits(&mut props)?;
+    drive.limits.validate().map_err(|why| props.error(format!("throttling: {why}")))?;
     props.finish()?;
     if drive.cdrom && drive.snapshot == Some(true) {
         drive.snapshot = None;
@@ -77,21 +87,80 @@ pub fn drive(text: &str) -> Result<Drive, Error> {
     Ok(drive)
 }
 
-/// Limits of QEMU's that are refused by name.
-const THROTTLES: [&str; 12] = [
-    "throttling.bps-total",
-    "throttling.bps-read",
-    "throttling.bps-write",
-    "throttling.iops-total",
-    "throttling.iops-read",
-    "throttling.iops-write",
-    "bps",
-    "bps_rd",
-    "bps_wr",
-    "iops",
-    "iops_rd",
-    "iops_wr",
+/// A limit's old name, and the new one, for the rate, the burst and its length.
+type LimitNames = [&'static str; 6];
+
+const BYTES: [LimitNames; 3] = [
+    [
+        "bps",
+        "throttling.bps-total",
+        "bps_max",
+        "throttling.bps-total-max",
+        "bps_max_length",
+        "throttling.bps-total-max-length",
+    ],
+    [
+        "bps_rd",
+        "throttling.bps-read",
+        "bps_rd_max",
+        "throttling.bps-read-max",
+        "bps_rd_max_length",
+        "throttling.bps-read-max-length",
+    ],
+    [
+        "bps_wr",
+        "throttling.bps-write",
+        "bps_wr_max",
+        "throttling.bps-write-max",
+        "bps_wr_max_length",
+        "throttling.bps-write-max-length",
+    ],
 ];
+
+const REQUESTS: [LimitNames; 3] = [
+    [
+        "iops",
+        "throttling.iops-total",
+        "iops_max",
+        "throttling.iops-total-max",
+        "iops_max_length",
+        "throttling.iops-total-max-length",
+    ],
+    [
+        "iops_rd",
+        "throttling.iops-read",
+        "iops_rd_max",
+        "throttling.iops-read-max",
+        "iops_rd_max_length",
+        "throttling.iops-read-max-length",
+    ],
+    [
+        "iops_wr",
+        "throttling.iops-write",
+        "iops_wr_max",
+        "throttling.iops-write-max",
+        "iops_wr_max_length",
+        "throttling.iops-write-max-length",
+    ],
+];
+
+/// `throttling.*`, and QEMU's older names.
+fn limits(props: &mut Props) -> Result<Limits, Error> {
+    let mut one = |old: &'static str, new: &'static str| -> Result<u64, Error> {
+        let old = props.number(old, 0, u64::MAX)?;
+        Ok(props.number(new, 0, u64::MAX)?.or(old).unwrap_or(0))
+    };
+    let mut rate = |[a, b, c, d, e, f]: LimitNames| -> Result<Rate, Error> {
+        Ok(Rate { per_second: one(a, b)?, max: one(c, d)?, max_length: one(e, f)? })
+    };
+    let mut limits = Limits::default();
+    for n in 0..3 {
+        limits.bytes[n] = rate(BYTES[n])?;
+        limits.requests[n] = rate(REQUESTS[n])?;
+    }
+    limits.request_size = one("iops_size", "throttling.iops-size")?;
+    Ok(limits)
+}
 
 fn interface(props: &Props, name: &str) -> Result<Interface, Error> {
     const ALL: &[(&str, Interface)] = &[
@@ -342,6 +411,10 @@ mod tests {
         build::config("mynah run", &words)
     }
 
+    fn config_of(words: &str) -> Config {
+        config(words).unwrap_or_else(|e| panic!("{words}: {e}"))
+    }
+
     /// Names of drives, and the devices that they are.
     fn settled(words: &str) -> Vec<String> {
         let config = config(words).unwrap_or_else(|e| panic!("{words}: {e}"));
@@ -401,6 +474,10 @@ mod tests {
         assert!(refused("-drive file=a,rerror=enospc").contains("accepted are report, ignore, stop"));
         assert!(refused("-drive file=a,fromat=raw").contains("did you mean 'format'?"));
         assert!(refused("-drive file=a,aio=io_uring").contains("not supported yet"));
+        assert!(refused("-drive file=nbd:h:1").contains("'nbd:' are not supported"));
+        assert!(refused("-drive file=http://h/x").contains("'http:' are not supported"));
+        assert!(refused("-drive file=a,bps=1,bps_rd=1").contains("bps-total excludes"));
+        assert!(refused("-drive file=a,readonly=on,copy-on-read=on").contains("exclude each other"));
         assert!(refused("-device ide-hd,drive=x").contains("there is no -drive with id=x"));
         assert!(refused("-drive file=a,id=ide1-cd0,if=none").contains("another drive has id=ide1-cd0"));
     }
@@ -415,5 +492,19 @@ mod tests {
         assert_eq!((d.cache, d.werror, d.read_only), (Cache::None, Some(OnError::Stop), true));
         assert_eq!((d.serial.as_deref(), d.snapshot), (Some("S"), Some(true)));
         assert_eq!(drives[1].snapshot, None, "a CD-ROM is not written");
+        let config = config_of(
+            "-drive file=a,throttling.bps-total=1000,bps_max=2000,iops_wr=5,detect-zeroes=unmap,discard=unmap",
+        );
+        let d = &config.drives[0];
+        assert_eq!(d.limits.bytes[0], Rate { per_second: 1000, max: 2000, max_length: 0 });
+        assert_eq!(d.limits.requests[2].per_second, 5);
+        assert_eq!(d.detect_zeroes, mynah_block::DetectZeroes::Unmap);
+        let json =
+            r#"-drive if=virtio,file=json:{"driver":"qcow2",,"file":{"driver":"file",,"filename":"x"}}"#;
+        let d = &config_of(json).drives[0];
+        assert_eq!((d.file.as_deref(), d.format.as_deref()), (Some("x".as_ref()), Some("qcow2")));
+        let d = &config_of("-blockdev driver=raw,node-name=n,file.filename=x -device virtio-blk-pci,drive=n")
+            .drives[0];
+        assert_eq!((d.id.as_str(), d.file.as_deref()), ("n", Some("x".as_ref())));
     }
 }

@@ -10,6 +10,7 @@
 //! got wrong is an [`Error`]: one line that names the option, the value and what is accepted. It goes to standard error
 //! with the program's name before it, and the process ends with code 1.
 
+pub mod blockdev_arg;
 pub mod build;
 pub mod char_arg;
 pub mod cpu_arg;

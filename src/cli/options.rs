@@ -134,6 +134,7 @@ pub const OPTIONS: &[OptionDef] = options! {
 
     Devices Supported "device" ("NAME[,prop=value...]", "isa-debug-exit,iobase=0xf4,iosize=4") "add a device ('help' lists them)";
     Devices Supported "drive" ("[file=FILE][,if=TYPE][,prop=value...]", "file=disk.img,if=ide,format=raw") "a drive";
+    Devices Supported "blockdev" ("driver=FORMAT,node-name=ID,file.filename=FILE[,...]|JSON", "driver=raw,node-name=d,file.filename=disk.img") "a disk image, for -device ...,drive=ID";
     Devices Supported "hda" ("FILE", "disk.img") "the first hard disk";
     Devices Supported "hdb" ("FILE", "disk.img") "the second hard disk";
     Devices Supported "hdc" ("FILE", "disk.img") "the third hard disk";
@@ -203,7 +204,6 @@ pub const OPTIONS: &[OptionDef] = options! {
     Console Later "g" ("SIZE", "800x600") "the display's size";
     Console Later "rotate" ("DEGREES", "90") "the display's rotation";
     Console Later "portrait" "the display's rotation";
-    Devices Later "blockdev" ("...", "driver=raw") "a node of a block graph";
     Devices Later "mtdblock" ("FILE", "m.img") "on-board flash";
     Devices Later "sd" ("FILE", "sd.img") "an SD card";
     Devices Later "iscsi" ("...", "a") "iSCSI";

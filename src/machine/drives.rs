@@ -71,7 +71,11 @@ pub fn open_image(wanted: &Wanted, file: &Path) -> anyhow::Result<Arc<dyn Image>
         format: wanted.format.clone(),
         read_only: wanted.read_only || wanted.cdrom,
         cache: wanted.cache,
-        backing: if wanted.any_backing { Backing::Anywhere } else { Backing::InFolder },
+        backing: match &wanted.backing {
+            Some(backing) => backing.clone(),
+            None if wanted.any_backing => Backing::Anywhere,
+            None => Backing::InFolder,
+        },
         snapshot: wanted.snapshot == Some(true),
         ..OpenOptions::default()
     };
@@ -89,6 +93,9 @@ fn options(wanted: &Wanted) -> Options {
         write_through: wanted.cache.write_through(),
         no_flush: wanted.cache.no_flush(),
         discard: wanted.discard,
+        detect_zeroes: wanted.detect_zeroes,
+        copy_on_read: wanted.copy_on_read,
+        limits: wanted.limits,
         ..Options::default()
     }
 }

@@ -25,6 +25,7 @@ const COMMANDS: &[Entry] = &[
     ("change DEVICE FILE [FORMAT]", "put another medium into a drive"),
     ("cpu N", "the vCPU that 'info registers' shows"),
     ("change vnc password PASSWORD", "another password for VNC clients"),
+    ("block_resize DEVICE SIZE", "give a disk another size, in MiB or with K M G T"),
     ("eject [-f] DEVICE", "take the medium out of a drive; -f: though the guest has locked it in"),
     ("expire_password vnc TIME", "the password's end: now, never, +SECONDS, or seconds since 1970"),
     ("help|? [COMMAND]", "this text, or that of one command"),
@@ -275,6 +276,14 @@ impl Hmp {
         }))
     }
 
+    /// Without a suffix the size counts MiB, as in QEMU.
+    fn block_resize(&self, name: &str, size: &str) -> String {
+        done(self.drive(name).and_then(|drive| {
+            let bytes = crate::cli::size::size_from(size, 1 << 20, 512, i64::MAX as u64)?;
+            drive.resize(bytes).map_err(|e| e.to_string())
+        }))
+    }
+
     fn block(&self) -> String {
         let mut text = String::new();
         for drive in self.machine.drives() {
@@ -379,6 +388,7 @@ impl Monitor for Hmp {
             ["change", "vnc", "password"] => "Error: say which: change vnc password PASSWORD\n".into(),
             ["change", device, file] => self.change(device, file, None),
             ["change", device, file, format] => self.change(device, file, Some(format)),
+            ["block_resize", device, size] => self.block_resize(device, size),
             ["info", "block"] => self.block(),
             ["info", "chardev"] => self.lines.info(),
             ["info", "cpus"] => self.cpus(),

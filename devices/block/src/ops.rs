@@ -75,6 +75,8 @@ pub struct CopyOptions {
     pub target_is_zero: bool,
     /// Images of the source's chain from this one on are not copied: the target stands on it.
     pub above: Option<usize>,
+    /// Zeros of so many bytes are found and not written, 4 KiB if nothing is said; with 0 everything is written.
+    pub sparse: Option<u64>,
 }
 
 /// Copies `from` to `to`, which is as large.
@@ -94,11 +96,17 @@ pub fn copy(from: &dyn Image, to: &dyn Image, options: CopyOptions, progress: Pr
             at += n;
             continue;
         }
-        if layer.zero && !options.compressed {
+        let sparse = options.sparse.unwrap_or(4096).next_multiple_of(512).min(CHUNK);
+        if layer.zero && !options.compressed && sparse > 0 {
             if !options.target_is_zero || options.above.is_some() {
                 to.zero(at, n, true)?;
             }
             at += n;
+            continue;
+        }
+        let wanted = options.target_is_zero && options.above.is_none() && at.is_multiple_of(cluster);
+        if options.compressed && layer.zero && wanted && layer.len >= cluster {
+            at += layer.len / cluster * cluster;
             continue;
         }
         if options.compressed {
@@ -117,17 +125,21 @@ pub fn copy(from: &dyn Image, to: &dyn Image, options: CopyOptions, progress: Pr
         n = n.min(CHUNK - (at & (CHUNK - 1)));
         let part = &mut buf[..n as usize];
         from.read(at, part)?;
-        write_sparse(to, at, part, options.target_is_zero && options.above.is_none())?;
+        if sparse == 0 {
+            to.write(at, part)?;
+        } else {
+            write_sparse(to, at, part, sparse as usize, options.target_is_zero && options.above.is_none())?;
+        }
         at += n;
     }
     progress(size, size);
     to.flush()
 }
 
-/// Writes what is not zero, 4 KiB at least at a time; zeros only if they are not there.
-fn write_sparse(to: &dyn Image, at: u64, data: &[u8], is_zero_already: bool) -> io::Result<()> {
+/// Writes what is not zero, `piece` bytes at least at a time; zeros only if they are not there.
+fn write_sparse(to: &dyn Image, at: u64, data: &[u8], piece: usize, is_zero_already: bool) -> io::Result<()> {
     let mut start = 0;
-    for run in data.chunks(4096).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+    for run in data.chunks(piece).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
         let len: usize = run.iter().map(|c| c.len()).sum();
         let here = at + start as u64;
         if !is_zero(run[0]) {

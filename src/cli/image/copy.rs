@@ -1,7 +1,7 @@
 //! `convert`, `compare`, `commit`, `rebase`.
 use super::super::{Error, print};
 use super::change::{options_help, wrong};
-use super::{Bar, Context, Quiet, backing_path, cache, format_options};
+use super::{Bar, Context, Quiet, backing_path, cache, format_options, size};
 use mynah_block::ops::{self, CopyOptions, Difference};
 use mynah_block::{Backing, Cache, Image, OpenOptions};
 use std::io;
@@ -35,6 +35,15 @@ pub struct Convert {
     /// Copy what the source held when this internal snapshot was made
     #[arg(short, value_name = "SNAPSHOT")]
     l: Option<String>,
+    /// Zeros of so many bytes are not written; 0: everything is
+    #[arg(short = 'S', value_name = "SIZE", default_value = "4K", value_parser = size)]
+    sparse: u64,
+    /// Taken for qemu-img's sake: how many parts are copied at once
+    #[arg(short, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=16))]
+    m: Option<u32>,
+    /// Taken for qemu-img's sake: in any order
+    #[arg(short = 'W')]
+    any_order: bool,
     /// The target's cache: writeback, none, writethrough, directsync, unsafe
     #[arg(short, value_name = "CACHE", default_value = "writeback", value_parser = cache)]
     t: Cache,
@@ -63,6 +72,8 @@ impl Convert {
         if sources.is_empty() {
             return Err(Error::new("the target is missing").into());
         }
+        // One part is copied after the other, whatever is said.
+        let _ = (self.m, self.any_order);
         let mut images = Vec::new();
         for source in sources {
             images.push(context.open(&OpenOptions {
@@ -106,6 +117,7 @@ impl Convert {
             compressed: self.compress || to.compressed_only(),
             target_is_zero: !self.no_create && !backed,
             above: None,
+            sparse: Some(self.sparse),
         };
         if backed && !chosen.compressed {
             // What the backing file has already is left to it.

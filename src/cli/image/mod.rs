@@ -6,6 +6,7 @@
 mod change;
 mod copy;
 mod info;
+mod measure;
 mod text;
 
 use super::size::{NotTaken, parse_size};
@@ -48,6 +49,10 @@ enum Command {
     Commit(copy::Commit),
     /// Put an image on something else
     Rebase(copy::Rebase),
+    /// Tell how large an image will be
+    Measure(measure::Measure),
+    /// Copy a part of a disk
+    Dd(measure::Dd),
 }
 
 /// `--output=`.
@@ -108,6 +113,8 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<i32> {
         }),
         Command::Commit(args) => args.run(context).map(|()| 0),
         Command::Rebase(args) => args.run(context).map(|()| 0),
+        Command::Measure(args) => args.run(context).map(|()| 0),
+        Command::Dd(args) => args.run(context).map(|()| 0),
     }
 }
 

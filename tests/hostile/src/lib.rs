@@ -6,13 +6,15 @@
 //!     +------------ "case N" before each -------------+     a signal, a panic, silence, or a size beyond the limit is a finding
 //! ```
 //!
-//! A case is named by seed and number and is the same on any machine, but for time and for what vCPUs do to each other. Three profiles:
+//! A case is named by seed and number and is the same on any machine, but for time and for what vCPUs do to each other. Four profiles:
 //! [`Profile::Hostile`] is everything at once, [`Profile::Race`] has one vCPU read, in hot loops, what another one rewrites meanwhile: control words,
-//! state images, descriptors, page tables, code. [`Profile::Saved`] restores saved machines that somebody has changed.
+//! state images, descriptors, page tables, code. [`Profile::Saved`] restores saved machines that somebody has changed,
+//! [`Profile::Images`] opens disk images of all formats that somebody has changed, without a machine.
 //!
 //! A fault does not end a guest: its handlers go on at the next piece of code. What does (a triple fault, a power-off, a broken gate) ends the case.
 pub mod emit;
 pub mod guest;
+pub mod images;
 pub mod machine;
 pub mod parent;
 pub mod saved;
@@ -26,6 +28,8 @@ pub enum Profile {
     Race,
     /// Files of saved machines that somebody has changed.
     Saved,
+    /// Disk images that somebody has changed.
+    Images,
 }
 
 /// What executes them.

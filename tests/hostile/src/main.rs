@@ -36,9 +36,9 @@ struct Args {
     /// Milliseconds that each guest runs.
     #[arg(long, default_value_t = 40)]
     time: u64,
-    /// MiB that a process may have resident.
-    #[arg(long, default_value_t = 1024)]
-    limit: u64,
+    /// MiB that a process may have resident; 1024 if not given, with images 64 and what the process has without.
+    #[arg(long)]
+    limit: Option<u64>,
     /// Run one case: SEED:CASE.
     #[arg(long)]
     replay: Option<String>,
@@ -63,7 +63,7 @@ fn main() -> anyhow::Result<()> {
         first: args.first,
         cases: args.cases,
         seconds: args.seconds,
-        limit_mib: args.limit,
+        limit_mib: args.limit.unwrap_or(if args.profile == Profile::Images { 64 + 16 } else { 1024 }),
     };
     if args.worker {
         std::process::exit(parent::work(&plan));
@@ -87,6 +87,7 @@ fn main() -> anyhow::Result<()> {
     })?;
     let did = match plan.profile {
         Profile::Saved => format!("{} machines restored", report.restored),
+        Profile::Images => "disk images".into(),
         Profile::Hostile | Profile::Race => format!("{} million instructions", report.executed / 1_000_000),
     };
     println!(

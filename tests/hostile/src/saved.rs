@@ -57,7 +57,7 @@ impl Folder {
     }
 }
 
-fn folder_of(process: u32) -> PathBuf {
+pub(crate) fn folder_of(process: u32) -> PathBuf {
     std::env::temp_dir().join(format!("mynah-hostile-{process}"))
 }
 

@@ -7,8 +7,8 @@ use std::io;
 
 /// `QFI\xfb`.
 pub const MAGIC: u32 = 0x5146_49fb;
-/// Most bytes of an L1 table, as QEMU has it (4 Mi entries).
-pub const MAX_L1_BYTES: u64 = 32 << 20;
+/// Most bytes of an L1 table, a quarter of what QEMU takes: 512 TiB with clusters of 64 KiB. Snapshots hold several.
+pub const MAX_L1_BYTES: u64 = 8 << 20;
 /// Most bytes of a refcount table, as QEMU has it.
 pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// Most internal snapshots, as QEMU has it.

@@ -532,6 +532,16 @@ fn read_numbers(storage: &dyn Storage, at: u64, entries: usize) -> io::Result<Ve
     Ok(numbers)
 }
 
+/// Writes numbers to `at`, some at a time: a table of them may be large.
+fn write_numbers(storage: &dyn Storage, at: u64, numbers: &[u64]) -> io::Result<()> {
+    for (n, part) in numbers.chunks(131_072).enumerate() {
+        let mut bytes = Vec::with_capacity(part.len() * 8);
+        part.iter().for_each(|e| bytes.extend(e.to_be_bytes()));
+        storage.write_at(at + n as u64 * (1 << 20), &bytes)?;
+    }
+    Ok(())
+}
+
 impl Image for Qcow2 {
     fn format(&self) -> &'static str {
         "qcow2"

@@ -3,7 +3,7 @@
 //! To make, apply or delete one is not one write, so the image is marked as dirty meanwhile: after an end in the midst
 //! of it, whoever opens the image counts its clusters anew. Which disk it holds is switched at once, by the header.
 use super::header::{self, Header};
-use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2};
+use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2, write_numbers};
 use crate::image::{Image as _, Snapshot};
 use crate::storage::{Storage, be32, be64, damaged, unsupported};
 use std::collections::HashMap;
@@ -201,11 +201,10 @@ impl Qcow2 {
         let mut extra = 0u64.to_be_bytes().to_vec();
         extra.extend(self.size().to_be_bytes());
         extra.extend(u64::MAX.to_be_bytes());
-        let bytes: Vec<u8> = l1.iter().flat_map(|e| e.to_be_bytes()).collect();
-        let clusters = (bytes.len() as u64).div_ceil(self.cluster_size()).max(1);
+        let clusters = (l1.len() as u64 * 8).div_ceil(self.cluster_size()).max(1);
         self.mark(&mut meta, true)?;
         let l1_offset = self.allocate(&mut meta, clusters)?;
-        self.storage.write_at(l1_offset, &bytes)?;
+        write_numbers(&*self.storage, l1_offset, &l1)?;
         self.count_tree(&mut meta, &l1, true)?;
         meta.refs.write_back(&*self.storage, true)?;
         self.mark_copied(&mut meta)?;
@@ -389,8 +388,7 @@ impl Qcow2 {
             }
         }
         if new_l1 != l1 {
-            let bytes: Vec<u8> = new_l1.iter().flat_map(|e| e.to_be_bytes()).collect();
-            self.storage.write_at(meta.header.l1_offset, &bytes)?;
+            write_numbers(&*self.storage, meta.header.l1_offset, &new_l1)?;
         }
         self.tables.write().l1 = new_l1;
         self.storage.flush()

@@ -1,8 +1,8 @@
 //! What changes an image: writes, zeros, discards, size; and how changes get to the file.
 use super::header::MAX_L1_BYTES;
-use super::{COMPRESSED, COPIED, L2, Mapping, Meta, OFFSET, Qcow2, ZERO, compress, header};
+use super::{COMPRESSED, COPIED, L2, Mapping, Meta, OFFSET, Qcow2, ZERO, compress, header, write_numbers};
 use crate::image::Image as _;
-use crate::storage::{damaged, unsupported};
+use crate::storage::{damaged, unsupported, write_zeros};
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
@@ -620,13 +620,14 @@ impl Qcow2 {
         size: u64,
     ) -> io::Result<()> {
         let bits = self.cluster_bits;
+        l1.reserve_exact(entries.saturating_sub(l1.len()));
         l1.resize(entries.max(l1.len()), 0);
         let clusters = |entries: usize| (entries as u64 * 8).div_ceil(1 << bits);
         let count = clusters(l1.len()).max(1);
         let at = self.allocate(meta, count)?;
-        let mut bytes: Vec<u8> = l1.iter().flat_map(|e| e.to_be_bytes()).collect();
-        bytes.resize((count << bits) as usize, 0);
-        self.storage.write_at(at, &bytes)?;
+        write_numbers(&*self.storage, at, &l1)?;
+        let end = at + l1.len() as u64 * 8;
+        write_zeros(&*self.storage, end, at + (count << bits) - end)?;
         meta.refs.write_back(&*self.storage, true)?;
         let old = (meta.header.l1_offset >> bits, clusters(meta.header.l1_size as usize));
         meta.header.l1_offset = at;

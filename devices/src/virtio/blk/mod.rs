@@ -367,6 +367,10 @@ impl MediumWatcher for Blk {
             core.config_changed();
         }
     }
+
+    fn resized(&self) {
+        self.medium_changed();
+    }
 }
 
 /// What is saved of a disk.

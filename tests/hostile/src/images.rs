@@ -1,0 +1,306 @@
+//! Disk images that mean harm: images of each format, with their tables changed, cut, or put on themselves. Each is
+//! opened, looked at, read, written, checked and repaired: it may be refused or end in errors, no more.
+use crate::saved::folder_of;
+use anyhow::ensure;
+use mynah_block::{Backing, Image, OpenOptions, open};
+use mynah_oracle::rng::Rng;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long one image may take, on a host that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Formats and what is chosen of them.
+const KINDS: &[(&str, &[(&str, &str)])] = &[
+    ("qcow2", &[]),
+    ("qcow2", &[("cluster_size", "512")]),
+    ("qcow2", &[("compat", "0.10"), ("cluster_size", "4k")]),
+    ("qcow2", &[("compression_type", "zstd"), ("cluster_size", "2M")]),
+    ("qcow2", &[("refcount_bits", "1"), ("cluster_size", "4k")]),
+    ("vdi", &[]),
+    ("vpc", &[]),
+    ("vpc", &[("subformat", "fixed")]),
+    ("vhdx", &[("block_size", "1M")]),
+    ("vhdx", &[("subformat", "fixed")]),
+    ("vmdk", &[]),
+    ("vmdk", &[("subformat", "streamOptimized")]),
+    ("vmdk", &[("subformat", "twoGbMaxExtentSparse")]),
+    ("vmdk", &[("subformat", "monolithicFlat")]),
+    ("raw", &[]),
+];
+
+/// Runs a case.
+///
+/// # Errors
+/// An image that was not refused has done what none may.
+pub fn run(seed: u64, case: u64) -> anyhow::Result<()> {
+    let mut rng = Rng::new(seed ^ 0x1ca6e, case);
+    let folder = folder_of(std::process::id()).join(format!("image{case}"));
+    fs::create_dir_all(&folder)?;
+    let began = Instant::now();
+    let done = attack(&mut rng, &folder);
+    let _ = fs::remove_dir_all(&folder);
+    done?;
+    ensure!(began.elapsed() < PATIENCE, "an image took {:?}", began.elapsed());
+    Ok(())
+}
+
+fn attack(rng: &mut Rng, folder: &Path) -> anyhow::Result<()> {
+    let (format, options) = KINDS[rng.below(KINDS.len() as u64) as usize];
+    let size = [1 << 20, 3 << 20, 9_000_448, 70 << 20, 1 << 40][rng.below(5) as usize];
+    let size = if format == "vpc" || options.iter().any(|(_, v)| *v == "fixed") {
+        size.min(9_000_448)
+    } else {
+        size
+    };
+    let options: Vec<(String, String)> =
+        options.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+    let path = folder.join("disk.img");
+    if mynah_block::create(&path, format, size, &options).is_err() {
+        // Some sizes are too large for small clusters.
+        return Ok(());
+    }
+    fill(rng, &path, format)?;
+    let mut files = vec![path.clone()];
+    files.extend(fs::read_dir(folder)?.flatten().map(|e| e.path()).filter(|p| *p != path));
+    if format == "qcow2" && rng.chance(25) {
+        files.extend(chain(rng, folder, &path)?);
+    }
+    for _ in 0..1 + rng.below(3) {
+        let at = if rng.chance(70) { 0 } else { rng.below(files.len() as u64) as usize };
+        damage(rng, &files[at])?;
+    }
+    if rng.chance(70) {
+        for file in &files {
+            right_sums(file)?;
+        }
+    }
+    for read_only in [true, false] {
+        let options = OpenOptions {
+            format: rng.chance(70).then(|| format.to_string()),
+            read_only,
+            check: rng.chance(30),
+            backing: if rng.chance(80) { Backing::InFolder } else { Backing::Ignore },
+            snapshot: rng.chance(10),
+            at_snapshot: (read_only && rng.chance(10)).then(|| "one".to_string()),
+            ..OpenOptions::new(&path)
+        };
+        if let Ok(image) = open(&options) {
+            use_it(rng, &*image);
+        }
+    }
+    Ok(())
+}
+
+/// Writes some, so that there are tables with something in them; a VHDX may be left as a kill leaves it.
+fn fill(rng: &mut Rng, path: &Path, format: &str) -> anyhow::Result<()> {
+    let options = OpenOptions { format: Some(format.into()), ..OpenOptions::new(path) };
+    let image = open(&options)?;
+    let size = image.size();
+    let cluster = image.details().cluster_size.unwrap_or(65_536);
+    for _ in 0..1 + rng.below(6) {
+        let at = rng.below(size.saturating_sub(1).min(4 << 20)) / cluster * cluster;
+        let len = cluster.min(size - at).min(2 << 20) as usize;
+        let bytes: Vec<u8> = (0..len).map(|i| (i / 97) as u8 | 1).collect();
+        if format == "qcow2" && rng.chance(30) || image.compressed_only() {
+            let _ = image.write_compressed(at, &bytes);
+        } else {
+            image.write(at, &bytes)?;
+        }
+    }
+    if format == "qcow2" && rng.chance(50) {
+        // There is none with counters of one bit.
+        let _ = image.snapshot_create("one");
+        image.write(0, &[1; 5000])?;
+    }
+    image.flush()?;
+    if format == "vhdx" && rng.chance(50) {
+        let left = fs::read(path)?;
+        drop(image);
+        fs::write(path, left)?;
+    }
+    Ok(())
+}
+
+/// Images that the one at `path` stands on: in a row, or in a ring.
+fn chain(rng: &mut Rng, folder: &Path, path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let most = if rng.chance(10) { 140 } else { 4 };
+    let many = 1 + rng.below(most);
+    let mut files = Vec::new();
+    for n in 0..many {
+        let next = match () {
+            () if n + 1 < many => format!("below{}.img", n + 1),
+            () if rng.chance(50) => "disk.img".into(),
+            () if rng.chance(30) => "nbd://nowhere/".into(),
+            () => format!("below{n}.img"),
+        };
+        let options = vec![("backing_file".into(), next), ("backing_fmt".into(), "qcow2".into())];
+        let file = folder.join(format!("below{n}.img"));
+        mynah_block::create(&file, "qcow2", 1 << 20, &options)?;
+        files.push(file);
+    }
+    let image = open(&OpenOptions { backing: Backing::Ignore, ..OpenOptions::new(path) })?;
+    let format = rng.chance(80).then_some("qcow2");
+    image.set_backing_name(Some("below0.img"), format)?;
+    image.flush()?;
+    Ok(files)
+}
+
+/// A number that somebody who means harm would write.
+fn number(rng: &mut Rng, len: u64) -> u64 {
+    match rng.below(14) {
+        0 => 0,
+        1 => 1,
+        2 => u64::MAX,
+        3 => 1 << 63,
+        4 => (1 << 62) | 0x10000,
+        5 => i64::MAX as u64,
+        6 => len,
+        7 => len.saturating_sub(1),
+        8 => len.next_multiple_of(65_536),
+        9 => 1 << rng.below(64),
+        10 => u64::from(u32::MAX),
+        11 => rng.below(len.max(1)) & !511,
+        12 => rng.below(len.max(1)) & !65_535,
+        _ => rng.u64(),
+    }
+}
+
+/// Changes a file's tables.
+fn damage(rng: &mut Rng, path: &Path) -> anyhow::Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let len = file.metadata()?.len();
+    for _ in 0..1 + rng.below(6) {
+        // Headers and tables are mostly at the start; VHDX's are beyond the first MiB, VHD's footer is at the end.
+        let near = match rng.below(8) {
+            0..=2 => 512,
+            3 | 4 => 70_000,
+            5 => 300_000,
+            6 => 4 << 20,
+            _ => len,
+        };
+        let mut at = rng.below(near.min(len).max(1));
+        if rng.chance(10) {
+            at = len.saturating_sub(1 + rng.below(512));
+        }
+        match rng.below(10) {
+            0..=3 => {
+                let at = at & !7;
+                let n = number(rng, len);
+                let bytes = if rng.chance(50) { n.to_be_bytes() } else { n.to_le_bytes() };
+                let _ = file.write_all_at(&bytes[..if rng.chance(50) { 8 } else { 4 }], at);
+            }
+            4 | 5 => {
+                let n = number(rng, len) as u32;
+                let bytes = if rng.chance(50) { n.to_be_bytes() } else { n.to_le_bytes() };
+                let _ = file.write_all_at(&bytes, at & !3);
+            }
+            6 | 7 => {
+                let _ = file.write_all_at(&[rng.u64() as u8], at);
+            }
+            8 => {
+                // A piece of the file somewhere else: tables in two places, and in themselves.
+                let mut piece = vec![0; 1 << rng.below(13)];
+                let _ = file.read_at(&mut piece, rng.below(len.max(1)) & !511);
+                let _ = file.write_all_at(&piece, at & !511);
+            }
+            _ if rng.chance(30) => file.set_len(rng.below(len.max(1)))?,
+            _ if rng.chance(20) => file.set_len(1 << (30 + rng.below(12)))?,
+            _ => {
+                let _ = file.write_all_at(&vec![0xff; 1 << rng.below(12)], at);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the checksums right again that would have the damage refused at once.
+fn right_sums(path: &Path) -> anyhow::Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let len = file.metadata()?.len();
+    let mut magic = [0; 8];
+    let _ = file.read_at(&mut magic, 0);
+    if magic == *b"vhdxfile" {
+        for (at, size) in [(64, 4), (128, 4), (192, 64), (256, 64)].map(|(at, size)| (at << 10, size << 10)) {
+            let mut bytes = vec![0; size];
+            if file.read_exact_at(&mut bytes, at).is_ok() {
+                bytes[4..8].fill(0);
+                file.write_all_at(&crc32c(&bytes).to_le_bytes(), at + 4)?;
+            }
+        }
+        // Entries of the log: those at its beginning.
+        for at in (0..16).map(|n| (1 << 20) + n * 4096) {
+            let mut head = [0; 16];
+            let _ = file.read_at(&mut head, at);
+            let size = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
+            let mut bytes = vec![0; size.min(1 << 20)];
+            if head.starts_with(b"loge") && file.read_exact_at(&mut bytes, at).is_ok() && size >= 64 {
+                bytes[4..8].fill(0);
+                file.write_all_at(&crc32c(&bytes).to_le_bytes(), at + 4)?;
+            }
+        }
+    }
+    for at in [0, 512, len.saturating_sub(512)] {
+        let (mut bytes, sum_at) =
+            (vec![0; if at == 512 { 1024 } else { 512 }], if at == 512 { 36 } else { 64 });
+        if file.read_exact_at(&mut bytes, at).is_ok()
+            && (bytes.starts_with(b"conectix") || bytes.starts_with(b"cxsparse"))
+        {
+            bytes[sum_at..sum_at + 4].fill(0);
+            let sum = !bytes.iter().fold(0u32, |sum, b| sum.wrapping_add(u32::from(*b)));
+            file.write_all_at(&sum.to_be_bytes(), at + sum_at as u64)?;
+        }
+    }
+    Ok(())
+}
+
+/// CRC-32C, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |sum, b| {
+        (0..8).fold(sum ^ u32::from(*b), |n, _| if n & 1 != 0 { n >> 1 ^ 0x82f6_3b78 } else { n >> 1 })
+    })
+}
+
+/// All that can be asked of an image.
+fn use_it(rng: &mut Rng, image: &dyn Image) {
+    let size = image.size();
+    let _ = image.details();
+    let _ = image.snapshots();
+    let mut buf = vec![0; 1 << 20];
+    for _ in 0..12 {
+        let at = number(rng, size.max(1)).min(size.saturating_sub(1));
+        let at = if rng.chance(50) { at } else { rng.below(size.clamp(1, 8 << 20)) };
+        let len = (1 + rng.below(buf.len() as u64)).min(size.saturating_sub(at));
+        let part = &mut buf[..len as usize];
+        match rng.below(if image.read_only() { 4 } else { 16 }) {
+            0 | 1 => _ = image.read(at, part),
+            2 => {
+                let mut at = at;
+                for _ in 0..100 {
+                    match image.extent(at) {
+                        Ok(extent) if extent.len > 0 && at + extent.len < size => at += extent.len,
+                        _ => break,
+                    }
+                }
+            }
+            3 => _ = image.check(false),
+            4..=8 => _ = image.write(at, part),
+            9 => _ = image.zero(at, len, rng.chance(50)),
+            10 => _ = image.discard(at, len),
+            11 => _ = image.flush(),
+            12 => _ = image.snapshot_create("two"),
+            13 => _ = image.snapshot_apply("one"),
+            14 => _ = image.check(true),
+            _ if rng.chance(50) => _ = image.snapshot_delete("one"),
+            _ => _ = image.resize(number(rng, size.max(1)) & !511),
+        }
+    }
+    // Beyond the end and of no length.
+    let _ = image.read(size, &mut [0; 1]);
+    let _ = image.read(u64::MAX, &mut [0; 1]);
+    let _ = image.extent(size);
+    let _ = image.read(0, &mut []);
+    let _ = image.flush();
+}
