@@ -127,6 +127,92 @@ fn what_is_said_is_what_qemu_img_says() {
     }
 }
 
+#[test]
+fn vhdx_and_vmdk_are_made_and_told_of_as_qemu_img_does() {
+    let folder = Folder::new("image-foreign");
+    data(&folder.path("a.raw"), 5_000_192);
+    for (format, options) in [
+        ("vhdx", "block_size=2M"),
+        ("vhdx", "subformat=fixed"),
+        ("vmdk", "subformat=monolithicSparse"),
+        ("vmdk", "subformat=monolithicFlat"),
+        ("vmdk", "subformat=twoGbMaxExtentSparse,adapter_type=lsilogic"),
+        ("vmdk", "subformat=twoGbMaxExtentFlat"),
+        ("vmdk", "subformat=streamOptimized"),
+    ] {
+        ok(&folder, &["convert", "-f", "raw", "-O", format, "-o", options, "a.raw", "b.img"]);
+        assert_eq!(
+            ok(&folder, &["compare", "a.raw", "b.img"]),
+            "Images are identical.\n",
+            "{format} {options}"
+        );
+        assert_eq!(ok(&folder, &["check", "b.img"]), "No errors were found on the image.\n");
+        if !qemu_img_there() {
+            continue;
+        }
+        assert_eq!(
+            qemu(&folder, &["compare", "a.raw", "b.img"]),
+            "Images are identical.\n",
+            "{format} {options}"
+        );
+        assert_eq!(qemu(&folder, &["check", "b.img"]), ok(&folder, &["check", "b.img"]));
+        let args = &["info", "--output=json", "b.img"];
+        let mut ours: serde_json::Value = serde_json::from_str(&ok(&folder, args)).unwrap();
+        let mut theirs: serde_json::Value = serde_json::from_str(&qemu(&folder, args)).unwrap();
+        for value in [&mut ours, &mut theirs] {
+            // QEMU adds the extents' files to the descriptor's.
+            value.as_object_mut().unwrap().remove("actual-size");
+        }
+        assert_eq!(ours, theirs, "{format} {options}");
+    }
+    assert!(
+        refused(&folder, &["create", "-f", "vmdk", "-o", "subformat=vmfs", "c.img", "1M"]).contains("vmfs")
+    );
+    assert!(
+        refused(&folder, &["create", "-f", "vhdx", "-o", "block_size=3M", "c.img", "1M"])
+            .contains("power of two")
+    );
+}
+
+#[test]
+fn parts_are_copied_and_sizes_foretold() {
+    let folder = Folder::new("image-dd");
+    data(&folder.path("a.raw"), 5_000_192);
+    ok(
+        &folder,
+        &["dd", "-f", "raw", "-O", "qcow2", "bs=1000", "count=3000", "skip=100", "if=a.raw", "of=b.qcow2"],
+    );
+    ok(&folder, &["convert", "b.qcow2", "b.raw"]);
+    let (all, part) =
+        (std::fs::read(folder.path("a.raw")).unwrap(), std::fs::read(folder.path("b.raw")).unwrap());
+    assert!(part[..2_900_000] == all[100_000..3_000_000] && part.len() == 2_900_480);
+    assert!(refused(&folder, &["dd", "if=a.raw"]).contains("of="));
+    ok(&folder, &["convert", "-S", "0", "-f", "raw", "-O", "qcow2", "a.raw", "all.qcow2"]);
+    assert!(ok(&folder, &["check", "all.qcow2"]).contains("= 100.00% allocated"));
+    if !qemu_img_there() {
+        return;
+    }
+    for args in [
+        &["measure", "-f", "raw", "-O", "qcow2", "a.raw"][..],
+        &["measure", "-f", "raw", "-O", "raw", "a.raw"],
+        &["measure", "-O", "qcow2", "--size", "3T"],
+        &["measure", "-O", "qcow2", "-o", "cluster_size=4k,refcount_bits=64", "--size", "100M"],
+        &["measure", "-f", "qcow2", "-O", "qcow2", "b.qcow2"],
+        &["measure", "--output=json", "-f", "raw", "-O", "qcow2", "a.raw"],
+    ] {
+        let (ours, theirs) = (ok(&folder, args), qemu(&folder, args));
+        if args.contains(&"--output=json") {
+            let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+            assert_eq!(json(&ours), json(&theirs), "{args:?}");
+        } else {
+            // Bitmaps, which are not copied, are not told of.
+            let theirs: String =
+                theirs.lines().filter(|l| !l.starts_with("bitmaps")).map(|l| format!("{l}\n")).collect();
+            assert_eq!(ours, theirs, "{args:?}");
+        }
+    }
+}
+
 /// QEMU tells 0 of what it has not counted.
 fn drop_icounts(value: &mut serde_json::Value) {
     match value {
