@@ -763,7 +763,7 @@ impl Board {
                 (f[2], f[3], f[6]) = (0xa0, r.below(2) as u8, 8);
             } else if queued {
                 (f[2], f[3], f[11]) = (0x60 | r.below(2) as u8, r.below_power(9) as u8, r.below(2) as u8);
-                (f[7], f[12]) = (0x40 | ((r.below(4) == 0) as u8 * 0x80), (slot as u8) << 3);
+                (f[7], f[12]) = (0x40 | u8::from(r.below(4) == 0) << 7, (slot as u8) << 3);
             }
             if r.below(12) == 0 {
                 let n = r.below(20) as usize;
