@@ -1016,6 +1016,15 @@ fn no_access_to_any_chip_panics_or_hangs() {
             }
         }));
         assert!(result.is_ok(), "MYNAH_HAMMER_SEED={seed}");
+        let on_sata = board.drives.iter().filter(|(drive, _)| matches!(drive.name(), "ide.2" | "ide.3"));
+        for (drive, _) in on_sata {
+            let reads = drive.counts().reads.load(Ordering::Relaxed);
+            assert!(
+                steps < 10_000 || reads > 0,
+                "seed {seed}: nothing was read of the drive on {}",
+                drive.name()
+            );
+        }
         let ended = |(drive, _): &(Arc<Drive>, _)| drive.counts().reads.load(Ordering::Relaxed);
         let ended: u64 = board.drives.iter().map(ended).sum();
         assert!(
