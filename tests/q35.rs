@@ -194,9 +194,12 @@ fn ram_is_split_and_pci_memory_is_above_it() {
 
 #[test]
 fn what_cannot_be_plugged_in_is_refused_by_name() {
+    let files = Files::new("refused");
+    let kernel = files.path("kernel");
+    std::fs::write(&kernel, mynah_guests::embedded::image().unwrap()).unwrap();
     let refused = |args: &[&str]| {
         let mynah = std::process::Command::new(env!("CARGO_BIN_EXE_mynah"))
-            .args(["run", "-display", "none", "-serial", "null", "-m", "16"])
+            .args(["run", "-display", "none", "-serial", "null", "-m", "16", "-kernel", &kernel])
             .args(args)
             .output()
             .unwrap();
