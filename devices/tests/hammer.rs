@@ -772,6 +772,11 @@ impl Board {
             self.memory.write(table, &f);
             let mut cdb = [0; 16].map(|_: u8| if r.below(4) == 0 { r.below_power(9) as u8 } else { 0 });
             cdb[0] = PACKETS[r.below(PACKETS.len() as u64) as usize];
+            if r.below(2) == 0 {
+                // A sector near the beginning.
+                cdb[2..5].fill(0);
+                cdb[8] = 1;
+            }
             self.memory.write(table + 0x40, &cdb);
             let entries = r.below(12);
             for i in 0..entries {
@@ -1016,15 +1021,9 @@ fn no_access_to_any_chip_panics_or_hangs() {
             }
         }));
         assert!(result.is_ok(), "MYNAH_HAMMER_SEED={seed}");
-        let on_sata = board.drives.iter().filter(|(drive, _)| matches!(drive.name(), "ide.2" | "ide.3"));
-        for (drive, _) in on_sata {
-            let reads = drive.counts().reads.load(Ordering::Relaxed);
-            assert!(
-                steps < 10_000 || reads > 0,
-                "seed {seed}: nothing was read of the drive on {}",
-                drive.name()
-            );
-        }
+        let sata = board.drives.iter().find(|(drive, _)| drive.name() == "ide.2").map(|(drive, _)| drive);
+        let reads = sata.map_or(0, |drive| drive.counts().reads.load(Ordering::Relaxed));
+        assert!(steps < 10_000 || reads > 0, "seed {seed}: nothing was read of the disk on SATA");
         let ended = |(drive, _): &(Arc<Drive>, _)| drive.counts().reads.load(Ordering::Relaxed);
         let ended: u64 = board.drives.iter().map(ended).sum();
         assert!(
