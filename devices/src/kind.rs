@@ -53,14 +53,14 @@ pub enum Bus {
     Isa,
     /// A slot; firmware or the guest gives the rest.
     Pci,
+    /// One of the board's slots for virtio devices without PCI.
+    VirtioMmio,
     /// A cable's end: master or slave on one of the board's two IDE buses.
     Ide,
     /// One of the floppy controller's drives.
     Floppy,
     /// A number on a virtio-serial-pci.
     VirtioSerial,
-    /// One of the board's slots for virtio devices without PCI.
-    VirtioMmio,
     /// A namespace's number on an NVMe controller.
     Nvme,
     /// Target and logical unit on a SCSI host adapter.
