@@ -115,10 +115,11 @@ fn boot(
 }
 
 /// The guest finds and writes what it does under QEMU, on both engines.
-fn is_as_under_qemu(tag: &str, devices: &str, finds: &[&str]) {
+/// There the devices are `qemus`.
+fn is_as_under_qemu(tag: &str, devices: &str, qemus: &str, finds: &[&str]) {
     let limit = Duration::from_secs(400);
     let expected = has_qemu()
-        .then(|| boot(&format!("{tag}-q"), devices, |args| run_qemu(args, limit, |_| None)))
+        .then(|| boot(&format!("{tag}-q"), qemus, |args| run_qemu(args, limit, |_| None)))
         .flatten();
     for accel in ["jit", "interp"] {
         let of = |args: &[&str]| run(&[&["-accel", accel], args].concat(), limit, |_| None);

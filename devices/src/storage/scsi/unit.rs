@@ -199,10 +199,6 @@ impl<const IS_CD: bool> Device for ScsiUnit<IS_CD> {
         self.0.drive.drain();
     }
 
-    fn resume(&self) {
-        self.0.drive.resume();
-    }
-
     fn save(&self) -> UnitV1 {
         let drive = &self.0.drive;
         UnitV1 {

@@ -35,7 +35,6 @@ mod tests;
 
 /// Features of the type (5.6.3).
 mod feature {
-    pub const INOUT: u64 = 1 << 0;
     pub const HOTPLUG: u64 = 1 << 1;
     pub const CHANGE: u64 = 1 << 2;
 }
@@ -255,9 +254,10 @@ impl Scsi {
 
     /// Hands a task's next piece to its drive, or ends it; if there is no room for it, it waits.
     fn submit(&self, queue: usize, task: Task, served: &mut Served<'_, '_>) -> Result<(), Broken> {
-        if let Some((response, number)) = task.aborted {
-            task.end_aborted(served, response)?;
-            return self.aborted(number);
+        if let Some((response, _)) = task.aborted {
+            // A command of the control queue waits for it.
+            self.kick(CONTROL);
+            return task.end(served, response);
         }
         let cost = task.cost(self.piece());
         {
@@ -298,12 +298,6 @@ impl Scsi {
         if let Some(core) = self.core.get().and_then(Weak::upgrade) {
             core.kick(queue);
         }
-    }
-
-    /// A request that a command of the control queue waits for has ended.
-    fn aborted(&self, _: u64) -> Result<(), Broken> {
-        self.kick(CONTROL);
-        Ok(())
     }
 
     /// A piece of a task has ended.
@@ -564,8 +558,6 @@ impl Model for Scsi {
     type State = ScsiV1;
 
     fn features(&self) -> u64 {
-        // Which of them QEMU's has as well.
-        let _ = feature::INOUT;
         feature::HOTPLUG | feature::CHANGE
     }
 
@@ -626,6 +618,11 @@ impl Model for Scsi {
         let mut requests = requests.lock();
         // Numbers go on: a late end is of nobody.
         *requests = Requests { next: requests.next, ..Requests::default() };
+        drop(requests);
+        if queue >= REQUESTS {
+            // Who waits for its requests waits no more.
+            self.kick(CONTROL);
+        }
     }
 
     fn reset(&self) {

@@ -364,14 +364,6 @@ impl Task {
         self.respond(served, 0, GOOD, response, &[], 0)
     }
 
-    /// The same for one that was aborted.
-    ///
-    /// # Errors
-    /// There is no memory for it.
-    pub fn end_aborted(self, served: &mut Served<'_, '_>, response: u8) -> Result<(), Broken> {
-        self.end(served, response)
-    }
-
     fn respond(
         self,
         served: &mut Served<'_, '_>,
