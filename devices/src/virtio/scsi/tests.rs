@@ -54,7 +54,7 @@ fn start(way: Way) -> Test {
         disks.push(image);
     }
     let mut rig = Rig::with(way, model, crate::virtio::testing::options(5));
-    rig.start(u64::MAX & !super::super::feature::RING_PACKED);
+    rig.start(!super::super::feature::RING_PACKED);
     Test { rig, disks }
 }
 
