@@ -101,7 +101,7 @@ fn what_is_wrong_is_said_with_its_option_once() {
         (&[k, &none], "-kernel: % is not a kernel that Mynah knows"),
         (&[&kernel], "the lone argument %: that is a kernel (Multiboot), which is given with -kernel %"),
         (&[&in_no_folder], "the lone argument %: there is no such file"),
-        (&["-fda", &in_no_folder], "-fda %: No such file or directory (os error 2)"),
+        (&["-fda", &in_no_folder], "-fda %: there is no such file"),
         (
             &["-bios", &none],
             "-bios %: a firmware image has a multiple of 64 KiB, up to 16 MiB; this one has 5000 bytes",

@@ -11,6 +11,7 @@ use super::suggest::did_you_mean;
 use crate::config::{Config, Drive, Interface};
 use crate::machine::boards::Description;
 use mynah_block::{Cache, Limits, OnError, Rate};
+use mynah_devices::kind::Bus;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
@@ -284,6 +285,14 @@ pub fn settle(config: &mut Config, snapshot: bool) -> Result<(), Error> {
             config.devices.push(device_arg::device(&text)?);
         }
     }
+    // A drive is a floppy's however it was plugged in.
+    for device in config.devices.iter().filter(|d| d.kind.bus == Bus::Floppy) {
+        let id = device.drives().next();
+        drives
+            .iter_mut()
+            .filter(|d| Some(d.id.as_str()) == id)
+            .for_each(|d| d.interface = Some(Interface::Floppy));
+    }
     config.drives = drives;
     let used = config.devices.iter().flat_map(|d| d.drives().map(|id| (d.kind.name, id.to_owned())));
     for (device, id) in used.collect::<Vec<_>>() {
@@ -313,7 +322,8 @@ fn units(board: &Description) -> u32 {
 /// Whether drive A is there, which is empty: as in QEMU it is unless the user gives it, or adds drives as devices.
 fn default_floppy(config: &Config, drives: &[Drive]) -> bool {
     let own = config.devices.iter().any(|d| d.kind.name == "floppy");
-    let is_first = |d: &Drive| d.interface == Some(Interface::Floppy) && d.number(2) == Some(0);
+    // One without a place takes the first.
+    let is_first = |d: &Drive| d.interface == Some(Interface::Floppy) && d.number(2).is_none_or(|n| n == 0);
     config.machine.board.floppies && !config.no_defaults && !own && !drives.iter().any(is_first)
 }
 
@@ -432,7 +442,7 @@ mod tests {
 
     #[test]
     fn drives_have_the_places_and_names_that_qemu_gives_them() {
-        assert_eq!(settled("-display none"), ["ide1-cd0 - ide-cd"]);
+        assert_eq!(settled("-display none"), ["ide1-cd0 - ide-cd", "floppy0 - floppy"]);
         assert_eq!(settled("-nodefaults"), [""; 0]);
         // On SATA each has a port of its own.
         assert_eq!(settled("-M q35"), ["ide2-cd0 - ide-cd"]);
@@ -440,7 +450,18 @@ mod tests {
             settled("-M q35 -hda a -hdb b -cdrom c -drive file=d,bus=5"),
             ["ide0-hd0 a ide-hd", "ide1-hd0 b ide-hd", "ide2-cd0 c ide-cd", "ide5-hd0 d ide-hd"]
         );
-        assert_eq!(settled("-hda a -cdrom b"), ["ide0-hd0 a ide-hd", "ide1-cd0 b ide-cd"]);
+        assert_eq!(
+            settled("-hda a -cdrom b"),
+            ["ide0-hd0 a ide-hd", "ide1-cd0 b ide-cd", "floppy0 - floppy"]
+        );
+        assert_eq!(settled("-fda a -fdb b -nodefaults"), ["floppy0 a floppy", "floppy1 b floppy"]);
+        assert_eq!(settled("-fdb b"), ["floppy1 b floppy", "ide1-cd0 - ide-cd", "floppy0 - floppy"]);
+        assert_eq!(settled("-drive if=floppy,file=a"), ["floppy0 a floppy", "ide1-cd0 - ide-cd"]);
+        assert_eq!(settled("-drive if=none,id=x,file=a -device floppy,drive=x -nodefaults"), ["x a floppy"]);
+        assert_eq!(
+            settled("-machine pflash0=c -drive if=none,id=c,file=a -pflash b -nodefaults"),
+            ["c a -", "pflash1 b -"]
+        );
         assert_eq!(settled("-hdb a -hdd c -nodefaults"), ["ide0-hd1 a ide-hd", "ide1-hd1 c ide-hd"]);
         assert_eq!(
             settled("-drive file=a -drive file=b,index=0 -nodefaults"),

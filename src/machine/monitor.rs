@@ -4,7 +4,7 @@ use super::handle::{Handle, Status};
 use super::info;
 use super::inside::Translators;
 use super::keys;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Interface};
 use mynah_block::Drive;
 use mynah_devices::chardev::{Chardev, Monitor};
 use mynah_devices::display::vnc::VncControl;
@@ -258,7 +258,7 @@ impl Hmp {
 
     fn eject(&self, name: &str, force: bool) -> String {
         done(self.drive(name).and_then(|drive| {
-            let wanted = self.drives.iter().find(|d| d.id == name).is_some_and(|d| d.cdrom);
+            let wanted = self.drives.iter().find(|d| d.id == name).is_some_and(removable);
             if !wanted && !force {
                 return Err(format!("Device '{name}' is not removable"));
             }
@@ -268,11 +268,13 @@ impl Hmp {
 
     fn change(&self, name: &str, file: &str, format: Option<&str>) -> String {
         done(self.drive(name).and_then(|drive| {
-            let wanted = self.drives.iter().find(|d| d.id == name && d.cdrom);
+            let wanted = self.drives.iter().find(|d| d.id == name && removable(d));
             let wanted = wanted.ok_or_else(|| format!("Device '{name}' is not removable"))?;
             let wanted = config::Drive { format: format.map(Into::into), ..wanted.clone() };
             let image = open_image(&wanted, Path::new(file)).map_err(|e| crate::cli::explain(&e))?;
-            drive.change(Some(image), false).map_err(|e| e.to_string())
+            drive.change(Some(image), false).map_err(|e| e.to_string())?;
+            drive.name_medium(file);
+            Ok(())
         }))
     }
 
@@ -292,14 +294,13 @@ impl Hmp {
             match drive.medium() {
                 None => _ = writeln!(text, "{name}: [not inserted]"),
                 Some(medium) => {
-                    let file = wanted
-                        .and_then(|d| d.file.as_ref())
-                        .map_or(String::new(), |f| f.display().to_string());
+                    let first = || Some(wanted?.file.as_ref()?.display().to_string());
+                    let file = drive.medium_name().or_else(first).unwrap_or_default();
                     let read_only = if drive.read_only() { ", read-only" } else { "" };
                     _ = writeln!(text, "{name}: {file} ({}{read_only})", medium.format());
                 }
             }
-            if wanted.is_some_and(|d| d.cdrom) {
+            if wanted.is_some_and(removable) {
                 let locked = if drive.locked() { "locked" } else { "not locked" };
                 let tray = if drive.tray_open() { "open" } else { "closed" };
                 _ = writeln!(text, "    Removable device: {locked}, tray {tray}");
@@ -431,6 +432,11 @@ impl Monitor for Hmp {
     fn greeting(&self) -> &str {
         &self.greeting
     }
+}
+
+/// Whether the medium is one that users put in and take out.
+fn removable(drive: &config::Drive) -> bool {
+    drive.cdrom || drive.interface == Some(Interface::Floppy)
 }
 
 #[cfg(test)]

@@ -251,6 +251,8 @@ struct State {
     open: bool,
     /// Media that have been put in or taken out.
     media: u64,
+    /// What people call the one that was put in.
+    medium_name: Option<String>,
     closing: bool,
     watcher: Option<Weak<dyn MediumWatcher>>,
     stopper: Option<Weak<dyn Stopper>>,
@@ -358,6 +360,16 @@ impl Drive {
     /// Counts the media that have been in it.
     pub fn media(&self) -> u64 {
         self.shared.state.lock().media
+    }
+
+    /// Tells what people call the medium that was put in by [`Drive::change`].
+    pub fn name_medium(&self, name: &str) {
+        self.shared.state.lock().medium_name = Some(name.into());
+    }
+
+    /// What people call the medium, if it is not the first one.
+    pub fn medium_name(&self) -> Option<String> {
+        self.shared.state.lock().medium_name.clone()
     }
 
     /// The medium's bytes, 0 if there is none.
@@ -501,6 +513,7 @@ impl Drive {
             let mut state = self.shared.state.lock();
             state.open = medium.is_none();
             state.media += 1;
+            state.medium_name = None;
             (std::mem::replace(&mut state.medium, medium), state.watcher.clone())
         };
         drop(old);
