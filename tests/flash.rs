@@ -183,10 +183,7 @@ fn what_is_no_flash_image_is_refused() {
         (vec![format!("if=pflash,format=raw,file={odd}")], "a multiple of 4096 bytes"),
         (vec![format!("if=pflash,format=raw,file={large}")], "8388608 bytes at most"),
         (vec![format!("if=pflash,format=raw,unit=1,file={whole}")], "no unit 0"),
-        (
-            vec![format!("if=pflash,format=raw,file={whole}"), format!("if=pflash,index=0,file={odd}")],
-            "taken",
-        ),
+        (vec![format!("if=pflash,index=0,file={whole}"), format!("if=pflash,index=0,file={odd}")], "taken"),
     ] {
         let mut args = vec!["run", "-display", "none"];
         drives.iter().for_each(|d| args.extend(["-drive", d]));
