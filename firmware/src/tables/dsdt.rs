@@ -4,8 +4,8 @@
 //! Each device brings its own fragment of AML (`mynah_devices::aml`); here is what the board is. [`fragments`] has all, with
 //! the scope under which each goes, and [`definition_block`] puts them there.
 //!
-//! Missing on purpose: hot plug of PCI devices and CPUs (no GPE has a method), floppy and parallel ports (the
-//! board has none), thermal and battery objects.
+//! Missing on purpose: hot plug of PCI devices and CPUs (no GPE has a method), parallel ports (the board
+//! has none), thermal and battery objects.
 //!
 //! Source: ACPI 6.5 chapters 5-7; PIIX3 data sheet (290550-002) 2.2 for the PIRQRC registers.
 mod q35;
