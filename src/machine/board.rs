@@ -186,7 +186,7 @@ impl Board {
     }
 
     /// Gives the slots for virtio devices without PCI, one after the other.
-    pub fn mmio_slots(&self, cfg: &Config) -> impl FnMut() -> Option<MmioSlot> {
+    pub fn mmio_slots(&self, cfg: &Config) -> impl FnMut() -> Option<MmioSlot> + use<> {
         let mut slots = (self.what.mmio_slots)(&cfg.machine).into_iter();
         move || {
             let (number, at, gsi) = slots.next()?;

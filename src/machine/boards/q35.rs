@@ -35,6 +35,7 @@ pub static Q35: Description = Description {
     pci: true,
     sata: true,
     floppies: false,
+    mmio_slots: |_| Vec::new(),
     sleeps: true,
     command_line: |_| String::new(),
     tables: tables::Chipset::Q35,
