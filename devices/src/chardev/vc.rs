@@ -1,5 +1,5 @@
-//! `vc`: a text console on the display. What a device writes stands on a screen of 80 by 24; who shows it gives it what is
-//! typed.
+//! `vc`: a text console on the display. What a device writes stands on a screen of 80 by 24; who shows it gives it
+//! what is typed.
 //!
 //! Of a terminal's sequences those are followed that a monitor's line editor and plain programs use: movements of the
 //! cursor, erasing, scrolling by line feeds. Colours and modes are passed over.
@@ -118,6 +118,10 @@ impl Terminal {
     }
 
     fn text(&mut self, b: u8) {
+        if b < 0x80 && !self.partial.is_empty() {
+            self.partial.clear();
+            self.put('?');
+        }
         match b {
             0x1b => self.parse = Parse::Escape,
             b'\r' => self.column = 0,

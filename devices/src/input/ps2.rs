@@ -2,7 +2,8 @@
 //!
 //! The keyboard speaks scan code set 2 (its default; set 1 can be chosen, set 3 is refused). The mouse is a
 //! standard three-button one that becomes an IntelliMouse (wheel) after the knock of sample rates 200, 100,
-//! 80, and then an IntelliMouse Explorer (five buttons) after 200, 200, 80. Typematic repetition is the host's: its repeated key presses are passed on.
+//! 80, and then an IntelliMouse Explorer (five buttons) after 200, 200, 80. Typematic repetition is the host's:
+//! its repeated key presses are passed on.
 //!
 //! Sources: IBM PS/2 Hardware Interface Technical Reference (1990), Keyboards, and Mouse; Microsoft,
 //! IntelliMouse wheel protocol.

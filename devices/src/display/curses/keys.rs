@@ -166,7 +166,7 @@ fn sequence(parameters: &[u8], end: u8) -> Stroke {
     let text = std::str::from_utf8(parameters).unwrap_or_default();
     let mut numbers = text.split(';').map(|n| n.parse::<u8>().unwrap_or(0));
     let (number, modifiers) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(1));
-    let held = modifiers.wrapping_sub(1);
+    let held = modifiers.saturating_sub(1);
     let held: Vec<Key> = [(1, SHIFT), (2, ALT), (4, CTRL)]
         .into_iter()
         .filter(|(bit, _)| held & bit != 0)
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(codes(b"\x1b[24~"), [(0x58, true), (0x58, false)]);
         assert_eq!(codes(b"\x1b[3;5~"), [(0x1d, true), (0x53, true), (0x53, false), (0x1d, false)]);
         assert_eq!(codes(b"\x1bx"), [(0x38, true), (0x2d, true), (0x2d, false), (0x38, false)]);
-        assert_eq!(codes(b"\x1b[999999;;;Q\xff\xfe"), []);
+        assert_eq!(codes(b"\x1b[999999;;;Q\xff\xfe"), [(0x3c, true), (0x3c, false)]);
         assert_eq!(codes(&[b"\x1b[".as_slice(), &[b'1'; 100]].concat()), [(2, true), (2, false)].repeat(86));
     }
 
