@@ -1,8 +1,8 @@
 //! AH 4Fh: VBE 3.0, the linear modes of the Bochs display interface.
 //!
-//! Mode numbers are VESA's below 120h, then those that Bochs has given to others. A mode that there is no memory for is not
-//! in the list. Modes of 8 bits and more are linear at BAR 0, and have a window of 64 KiB at A0000h; those of 4 bits have
-//! the window alone.
+//! Mode numbers are VESA's below 120h, then those that Bochs has given to others. A mode that there is no memory for is
+//! not in the list. Modes of 8 bits and more are linear at BAR 0, and have a window of 64 KiB at A0000h; those of 4
+//! bits have the window alone.
 //!
 //! Not there: hardware that waits for the retrace (set display start at the retrace does it at once), triple buffering,
 //! stereo, refresh rates that are chosen.
