@@ -168,15 +168,15 @@ impl Image for Blocks {
         if growth.dirty.is_empty() {
             return Ok(());
         }
-        let blocks = {
+        {
             let table = self.table.read();
+            let blocks = table.iter().filter(|e| self.layout.data(**e).is_some()).count() as u64;
+            self.layout.count(&*self.storage, blocks)?;
             for index in &growth.dirty {
                 let (at, bytes) = self.layout.entry(*index, table[*index]);
                 self.storage.write_at(at, &bytes)?;
             }
-            table.iter().filter(|e| self.layout.data(**e).is_some()).count() as u64
-        };
-        self.layout.count(&*self.storage, blocks)?;
+        }
         self.storage.flush()?;
         growth.dirty.clear();
         Ok(())

@@ -37,7 +37,12 @@ impl Layout for Vdi {
         let number = (end - self.data) / BLOCK;
         let entry = u32::try_from(number).ok().filter(|n| *n < ZERO);
         let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
-        storage.set_len(end + BLOCK)?;
+        // What a block that was never linked in has left there is not this one's.
+        let len = storage.len()?;
+        storage.set_len(len.max(end + BLOCK))?;
+        if len > end {
+            storage.zero_at(end, len.min(end + BLOCK) - end, false)?;
+        }
         Ok((entry, end + BLOCK))
     }
 
@@ -98,7 +103,7 @@ pub fn open(storage: Arc<dyn Storage>, read_only: bool) -> io::Result<Blocks> {
     if last * BLOCK > len.saturating_sub(data).next_multiple_of(BLOCK) {
         return Err(damaged("a block is beyond the file's end"));
     }
-    let end = data + len.saturating_sub(data).div_ceil(BLOCK) * BLOCK;
+    let end = data + last * BLOCK;
     Ok(Blocks::new(storage, Box::new(Vdi { map, data }), read_only, size, BLOCK, table, end))
 }
 
