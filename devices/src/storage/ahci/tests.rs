@@ -135,8 +135,8 @@ impl Test {
     /// A command into a slot: frame, packet, and regions of memory.
     fn build(&self, slot: u64, frame: &[u8], packet: &[u8], regions: &[(u64, u32)]) {
         let table = TABLES + 0x400 * slot;
-        let words = frame.len() as u32 / 4 | u32::from(!packet.is_empty()) << 5;
-        let header = [words | (regions.len() as u32) << 16, 0, table as u32, 0];
+        let (words, has_packet) = (frame.len() as u32 / 4, u32::from(!packet.is_empty()));
+        let header = [words | has_packet << 5 | (regions.len() as u32) << 16, 0, table as u32, 0];
         self.pc.memory.write(LIST + 32 * slot, header.map(u32::to_le_bytes).as_flattened());
         self.pc.memory.write(table, &[0; 0x80]);
         self.pc.memory.write(table, frame);
