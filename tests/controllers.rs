@@ -31,7 +31,7 @@ i=0; while [ $i -lt 2000 ]; do echo "line $i"; i=$((i + 1)); done > /tmp/text
 for b in /sys/block/nvme* /sys/block/sd* /sys/block/sr* /sys/block/vd*; do
     [ -e $b/size ] || continue
     d=$(basename $b); q=$b/queue
-    echo DISK $d $(cat $b/size $b/ro $q/write_cache $q/logical_block_size $q/physical_block_size)
+    echo BLOCK $d $(cat $b/size $b/ro $q/write_cache $q/logical_block_size $q/physical_block_size)
     [ -e $b/nsid ] && echo "NAMESPACE $d $(cat $b/nsid)"
     v=$b/device
     [ -e $v/vendor -a -e $v/rev ] && echo INQUIRY $d $(cat $v/vendor $v/model $v/rev $v/type $v/scsi_level)
@@ -57,8 +57,18 @@ echo "WRONG $(dmesg | grep -c -E "$wrong")"
 poweroff -f
 "#;
 
-const KEYS: &[&str] =
-    &["MISSING", "CONTROLLER", "VIRTIO", "DISK ", "NAMESPACE", "INQUIRY", "PAGE ", "READ ", "AGAIN", "WRONG"];
+const KEYS: &[&str] = &[
+    "MISSING",
+    "CONTROLLER",
+    "VIRTIO",
+    "BLOCK ",
+    "NAMESPACE",
+    "INQUIRY",
+    "PAGE ",
+    "READ ",
+    "AGAIN",
+    "WRONG",
+];
 
 /// A disk of 8 MiB, each of its sectors with a number of its own.
 fn disk(tag: &str, n: u64) -> PathBuf {
@@ -142,7 +152,7 @@ fn linux_drives_nvme() {
         "nvme",
         devices,
         devices,
-        &["CONTROLLER QEMU NVMe Ctrl", "DISK nvme0n1 16384", "AGAIN nvme1n1"],
+        &["CONTROLLER QEMU NVMe Ctrl", "BLOCK nvme0n1 16384", "AGAIN nvme1n1"],
     );
 }
 
