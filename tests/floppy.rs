@@ -91,11 +91,11 @@ fn steps() -> Vec<Step> {
     all.extend(dma(0x46, 1536));
     all.extend([does(&[0xe6, 0, 70, 0, 3, 2, 18, 0x1b, 0xff]), Tell(BUFFER), Tell(BUFFER + 1520)]);
     // Another data rate finds nothing.
-    all.extend([Out(0x3f7, 2), does(&[0xe6, 0, 0, 0, 3, 2, 18, 0x1b, 0xff]), Out(0x3f7, 0)]);
+    all.extend([Out(0x3f7, 2), does(&[0xe6, 0, 70, 0, 3, 2, 18, 0x1b, 0xff]), Out(0x3f7, 0)]);
     for code in [0x00, 0x01, 0x1f] {
         all.push(does(&[code]));
     }
-    all.extend([Out(0x3f4, 0x80), sense(), does(&[0x14])]);
+    all.extend([does(&[7, 0]), sense(), Out(0x3f4, 0x80), sense(), does(&[0x14])]);
     all
 }
 
