@@ -586,7 +586,7 @@ impl Secret {
 fn from_base64(text: &[u8]) -> Option<Vec<u8>> {
     let mut digits = text.to_vec();
     digits.retain(|c| !c.is_ascii_whitespace());
-    if digits.len() % 4 != 0 {
+    if !digits.len().is_multiple_of(4) {
         return None;
     }
     while digits.len() % 4 != 2 && digits.last() == Some(&b'=') {

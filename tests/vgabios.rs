@@ -1,7 +1,6 @@
 //! INT 10h of the built-in BIOS beside SeaBIOS' VGA BIOS under QEMU: a boot sector makes the same calls, and registers,
 //! memory and pictures are the same.
 #![cfg(unix)]
-#[allow(dead_code, reason = "not all of it is used here")]
 mod kit;
 
 use iced_x86::IcedError;

@@ -185,14 +185,13 @@ impl Board {
         self.lines.lock()[n].share()
     }
 
-    /// Gives the slots for virtio devices without PCI, one after the other.
-    pub fn mmio_slots(&self, cfg: &Config) -> impl FnMut() -> Option<MmioSlot> + use<> {
-        let mut slots = (self.what.mmio_slots)(&cfg.machine).into_iter();
-        move || {
-            let (number, at, gsi) = slots.next()?;
+    /// The slots for virtio devices without PCI.
+    pub fn mmio_slots(&self, cfg: &Config) -> Vec<MmioSlot> {
+        let slot = |(number, at, gsi)| {
             let irq = self.pin(gsi as usize);
-            Some(MmioSlot { number, at, gsi, irq, memory: self.memory.clone() })
-        }
+            MmioSlot { number, at, gsi, irq, memory: self.memory.clone() }
+        };
+        (self.what.mmio_slots)(&cfg.machine).into_iter().map(slot).collect()
     }
 
     /// Whether the firmware is the built-in one.

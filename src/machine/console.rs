@@ -358,7 +358,8 @@ pub fn attach_extra(
     }
     let lines = |id: &str| consoles.named.lock().get(id).cloned();
     let mut isa_pin = |n: usize| board.pin(n);
-    let mut mmio_slot = board.mmio_slots(cfg);
+    let mut slots = board.mmio_slots(cfg).into_iter();
+    let mut mmio_slot = || slots.next();
     let boot = RefCell::default();
     let site = Site {
         ports: &board.ports,
