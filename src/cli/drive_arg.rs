@@ -473,8 +473,8 @@ mod tests {
         );
         assert_eq!(
             settled("-drive file=a,if=none,id=d -device ide-hd,drive=d"),
-            ["d a ide-hd"],
-            "no default drive beside devices"
+            ["d a ide-hd", "floppy0 - floppy"],
+            "no default CD-ROM drive beside devices"
         );
         assert_eq!(
             settled("-M microvm -drive file=a,if=virtio -drive file=b"),

@@ -1,6 +1,6 @@
 //! What is said of images, for people and for programs, as `qemu-img` says it.
 use super::super::print;
-use mynah_block::{Detail, Image, Snapshot};
+use mynah_block::{Detail, Details, Image, Snapshot};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -86,7 +86,7 @@ pub fn snapshots(list: &[Snapshot]) -> String {
 
 /// What `info` tells of one image, for programs.
 pub fn info_json(name: &str, full_backing: Option<&str>, image: &dyn Image, actual: u64) -> Value {
-    let details = image.details();
+    let details = details(name, image);
     let mut map = Map::new();
     map.insert("filename".into(), json!(name));
     map.insert("format".into(), json!(image.format()));
@@ -113,6 +113,22 @@ pub fn info_json(name: &str, full_backing: Option<&str>, image: &dyn Image, actu
         map.insert("format-specific".into(), json!({ "type": image.format(), "data": data }));
     }
     Value::Object(map)
+}
+
+/// What an image has to say of itself; parts of it that are in its own file have that one's name.
+fn details(name: &str, image: &dyn Image) -> Details {
+    let mut details = image.details();
+    for (_, value) in &mut details.specific {
+        let Detail::List(parts) = value else { continue };
+        for (what, file) in parts.iter_mut().flatten() {
+            if let ("filename", Detail::Text(file)) = (*what, file)
+                && file.is_empty()
+            {
+                *file = name.into();
+            }
+        }
+    }
+    details
 }
 
 /// What a format has to say of itself.
@@ -144,7 +160,7 @@ fn snapshot_json(s: &Snapshot) -> Value {
 
 /// What `info` tells of one image, for people.
 pub fn info(name: &str, full_backing: Option<&str>, image: &dyn Image, actual: u64) -> String {
-    let details = image.details();
+    let details = details(name, image);
     let mut text = String::new();
     let _ = writeln!(text, "image: {name}\nfile format: {}", image.format());
     let _ = writeln!(text, "virtual size: {} ({} bytes)", human(image.size()), image.size());

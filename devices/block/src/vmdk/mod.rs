@@ -384,9 +384,8 @@ impl Image for Vmdk {
         let mut specific = Vec::new();
         let extents = self.extents.iter().take(64).map(|part| {
             let mut all = vec![("virtual size", Detail::Number(part.len))];
-            if !part.name.is_empty() {
-                all.push(("filename", Detail::Text(part.name.clone())));
-            }
+            // Empty is the image's own file.
+            all.push(("filename", Detail::Text(part.name.clone())));
             let mut form = "FLAT";
             if let What::Sparse(sparse) = &part.what {
                 form = if part.name.is_empty() { "" } else { "SPARSE" };
