@@ -1,23 +1,15 @@
 //! AH 11h: the fonts, in the ROM and in plane 2.
-//!
-//! The three fonts are of Joseph Gil's collection FNTCOL16, each of which is in the public domain.
+use super::glyphs::{FONT_8, FONT_14, FONT_16};
 use super::modes::{self, GRAPHICS, SEQUENCER, get, set};
 use super::tables::Layout;
 use super::{Bios, Platform, Regs, bda, linear, rom};
 
-/// 256 characters of 16 lines.
-pub(super) static FONT_16: &[u8; 4096] = include_bytes!("font16.bin");
-/// 14 lines.
-pub(super) static FONT_14: &[u8; 3584] = include_bytes!("font14.bin");
-/// 8 lines.
-pub(super) static FONT_8: &[u8; 2048] = include_bytes!("font8.bin");
-
 /// The ROM's font of this height.
 pub(super) fn rom_font(height: u8) -> &'static [u8] {
     match height {
-        8 => FONT_8,
-        14 => FONT_14,
-        _ => FONT_16,
+        8 => &FONT_8,
+        14 => &FONT_14,
+        _ => &FONT_16,
     }
 }
 
@@ -61,9 +53,9 @@ impl Bios {
                 pc.read(linear(r.es, r.ebp as u16), &mut glyphs);
                 self.load_font(pc, r.al() == 0x10, r.bl(), r.dx() as u8, height, &glyphs);
             }
-            0x01 | 0x11 => self.load_font(pc, r.al() == 0x11, r.bl(), 0, 14, FONT_14),
-            0x02 | 0x12 => self.load_font(pc, r.al() == 0x12, r.bl(), 0, 8, FONT_8),
-            0x04 | 0x14 => self.load_font(pc, r.al() == 0x14, r.bl(), 0, 16, FONT_16),
+            0x01 | 0x11 => self.load_font(pc, r.al() == 0x11, r.bl(), 0, 14, &FONT_14),
+            0x02 | 0x12 => self.load_font(pc, r.al() == 0x12, r.bl(), 0, 8, &FONT_8),
+            0x04 | 0x14 => self.load_font(pc, r.al() == 0x14, r.bl(), 0, 16, &FONT_16),
             0x03 => set(pc, SEQUENCER, 3, r.bl()),
             0x20 => pc.set_u32(4 * 0x1f, far(r.es, r.ebp as u16)),
             0x21 => self.graphics_font(pc, far(r.es, r.ebp as u16), r.cx().clamp(1, 32) as u8, r),

@@ -14,6 +14,7 @@
 //!
 //! Sources: IBM PS/2 and PC BIOS Interface Technical Reference, INT 10h; VESA BIOS Extension 3.0.
 mod fonts;
+mod glyphs;
 mod graphics;
 mod modes;
 mod registers;

@@ -1,6 +1,6 @@
 //! The adapter's ROM at C0000h: what programs look for there, and data that they are given pointers to. It has no code
 //! but a far return, the window function of VBE and the protected-mode functions: INT 10h leads to the BIOS' own ROM.
-use super::{Platform, fonts, tables, vbe};
+use super::{Platform, glyphs, tables, vbe};
 use crate::bios::pci;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -97,9 +97,9 @@ pub(in super::super) fn image() -> Vec<u8> {
     debug_assert!(!functions.is_empty() && functions.len() <= PROTECTED_ROOM);
     put(PROTECTED, &functions);
     put(PARAMETERS, &tables::parameters());
-    put(FONT_8, fonts::FONT_8);
-    put(FONT_14, fonts::FONT_14);
-    put(FONT_16, fonts::FONT_16);
+    put(FONT_8, &glyphs::FONT_8);
+    put(FONT_14, &glyphs::FONT_14);
+    put(FONT_16, &glyphs::FONT_16);
     rom[LEN - 1] = rom.iter().fold(0u8, |sum, b| sum.wrapping_sub(*b));
     rom
 }
