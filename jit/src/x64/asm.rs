@@ -1,7 +1,7 @@
 //! The few host instructions that surround the guest's own, as bytes.
 //!
 //! Encodings are those of the SDM, volume 2: an optional REX, the opcode, ModRM, SIB and a displacement. Registers are
-//! their numbers.
+//! their numbers. docs/translator.md says why Cranelift's assembler is not taken for them.
 
 use crate::abi::tlb;
 
@@ -9,6 +9,7 @@ use crate::abi::tlb;
 pub(super) mod host {
     #![allow(missing_docs)]
     pub const RAX: u8 = 0;
+    pub const RDX: u8 = 2;
     pub const RSP: u8 = 4;
     pub const RDI: u8 = 7;
     pub const R10: u8 = 10;
@@ -82,6 +83,17 @@ impl Asm {
         self.regs(true, 0x89, from, to);
     }
 
+    /// `mov to, from`, 64 bits or 32
+    pub fn mov_width(&mut self, wide: bool, to: u8, from: u8) {
+        self.regs(wide, 0x89, from, to);
+    }
+
+    /// `mov to16, from16`
+    pub fn mov16(&mut self, to: u8, from: u8) {
+        self.bytes(&[0x66]);
+        self.mov_width(false, to, from);
+    }
+
     /// `xor to, from`
     pub fn xor(&mut self, to: u8, from: u8) {
         self.regs(true, 0x31, from, to);
@@ -126,9 +138,9 @@ impl Asm {
         self.bytes(&imm.to_le_bytes());
     }
 
-    /// The x87 instruction with this first byte and `reg` in its ModRM, on memory
-    pub fn x87_mem(&mut self, first: u8, reg: u8, base: u8, disp: i32) {
-        self.mem(false, &[first], reg, base, None, disp);
+    /// The x87 instruction with this first byte and `reg` in its ModRM, on `[CPU + disp]`
+    pub fn x87_mem(&mut self, first: u8, reg: u8, disp: i32) {
+        self.mem(false, &[first], reg, CPU, None, disp);
     }
 
     /// `lea to, [base + index << scale + disp]`, in 64 bits or cut to 32
@@ -152,6 +164,12 @@ impl Asm {
         self.imm32(disp);
     }
 
+    /// `lea to, [rip + what follows]`; returns where its displacement is, for [`Self::patch`]
+    pub fn lea_rip(&mut self, to: u8) -> usize {
+        self.bytes(&[0x48 | to >> 3 << 2, 0x8d, (to & 7) << 3 | 5, 0, 0, 0, 0]);
+        self.at() - 4
+    }
+
     /// `mov to, imm`
     pub fn imm(&mut self, to: u8, v: u64) {
         if let Ok(v) = u32::try_from(v) {
@@ -171,6 +189,12 @@ impl Asm {
         self.bytes(&[0x48 | to >> 3, 0xc1, 0xe8 | to & 7, n]);
     }
 
+    /// `sar to, n`, 64 bits or 32
+    pub fn sar(&mut self, wide: bool, to: u8, n: u8) {
+        self.regs(wide, 0xc1, 7, to);
+        self.bytes(&[n]);
+    }
+
     /// `and to, imm`, sign-extended
     pub fn and_imm(&mut self, to: u8, v: i32) {
         if to == host::RAX {
@@ -179,6 +203,38 @@ impl Asm {
             self.bytes(&[0x48 | to >> 3, 0x81, 0xe0 | to & 7]);
         }
         self.imm32(v);
+    }
+
+    /// `add to, imm`, sign-extended
+    pub fn add_imm(&mut self, to: u8, v: i8) {
+        self.regs(true, 0x83, 0, to);
+        self.bytes(&[v as u8]);
+    }
+
+    /// `cmp left, right`, 64 bits or 32
+    pub fn cmp(&mut self, wide: bool, left: u8, right: u8) {
+        self.regs(wide, 0x39, right, left);
+    }
+
+    /// `cmp left, imm`, sign-extended, 64 bits or 32
+    pub fn cmp_imm(&mut self, wide: bool, left: u8, v: i8) {
+        self.regs(wide, 0x83, 7, left);
+        self.bytes(&[v as u8]);
+    }
+
+    /// `test al, imm`
+    pub fn test_al(&mut self, v: u8) {
+        self.bytes(&[0xa8, v]);
+    }
+
+    /// `not to32`
+    pub fn not32(&mut self, to: u8) {
+        self.regs(false, 0xf7, 2, to);
+    }
+
+    /// `div by` or `idiv by`: RAX and RDX, 64 bits or 32
+    pub fn divide(&mut self, wide: bool, signed: bool, by: u8) {
+        self.regs(wide, 0xf7, if signed { 7 } else { 6 }, by);
     }
 
     /// `add to, [base + disp]`
@@ -246,11 +302,36 @@ impl Asm {
         self.mem(false, &[0x0f, if store { 0x11 } else { 0x10 }], xmm, base, None, disp);
     }
 
+    /// `xorps xmm0, xmm0`
+    pub fn zero_xmm0(&mut self) {
+        self.bytes(&[0x0f, 0x57, 0xc0]);
+    }
+
     /// `vmovups ymm, [CPU + disp]`, or to memory
     pub fn vmovups(&mut self, ymm: u8, disp: i32, store: bool) {
         self.bytes(&[0xc5, (!ymm >> 3 & 1) << 7 | 0x7c, if store { 0x11 } else { 0x10 }]);
         self.bytes(&[0x80 | (ymm & 7) << 3 | CPU]);
         self.imm32(disp);
+    }
+
+    /// `vzeroupper`
+    pub fn vzeroupper(&mut self) {
+        self.bytes(&[0xc5, 0xf8, 0x77]);
+    }
+
+    /// `lahf; seto al`: SF, ZF, AF, PF and CF in AH, OF in AL
+    pub fn flags_to_ax(&mut self) {
+        self.bytes(&[0x9f, 0x0f, 0x90, 0xc0]);
+    }
+
+    /// `add al, 7fh; sahf`: the reverse
+    pub fn flags_from_ax(&mut self) {
+        self.bytes(&[0x04, 0x7f, 0x9e]);
+    }
+
+    /// `nop`
+    pub fn nop(&mut self) {
+        self.bytes(&[0x90]);
     }
 
     /// `test low byte of reg (R8 to R15), imm`
@@ -312,4 +393,112 @@ pub(super) mod cc {
     pub const A: u8 = 7;
     pub const E: u8 = 4;
     pub const S: u8 = 8;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
+
+    /// What a disassembler makes of the bytes.
+    fn text(emit: impl FnOnce(&mut Asm)) -> String {
+        let mut asm = Asm::default();
+        emit(&mut asm);
+        let mut formatter = NasmFormatter::new();
+        let mut all = Vec::new();
+        for instruction in Decoder::with_ip(64, &asm.code, 0, DecoderOptions::NONE).iter() {
+            let mut one = String::new();
+            formatter.format(&instruction, &mut one);
+            all.push(one);
+        }
+        all.join("; ")
+    }
+
+    #[test]
+    fn each_is_the_instruction_that_it_is_named_after() {
+        use host::*;
+        const BX: u8 = 3;
+        const SP: u8 = 4;
+        const BP: u8 = 5;
+        for (said, meant) in [
+            (text(|a| a.mov(R10, RAX)), "mov r10,rax"),
+            (text(|a| a.xor(SP, R13)), "xor rsp,r13"),
+            (text(|a| a.load(R11, R13, 0)), "mov r11,[r13]"),
+            (text(|a| a.load(RAX, 12, 127)), "mov rax,[r12+7Fh]"),
+            (text(|a| a.load32(R10, SP, 128)), "mov r10d,[rsp+80h]"),
+            (text(|a| a.load32(BX, BP, -129)), "mov ebx,[rbp-81h]"),
+            (text(|a| a.store(true, R14, RDI, -128)), "mov [rdi-80h],r14"),
+            (text(|a| a.store(false, RAX, R10, 0x1234_5678)), "mov [r10+12345678h],eax"),
+            (text(|a| a.store_imm(true, -2, RDI, 8)), "mov qword [rdi+8],0FFFFFFFFFFFFFFFEh"),
+            (text(|a| a.store_imm(false, -2, R11, 8)), "mov dword [r11+8],0FFFFFFFEh"),
+            (text(|a| a.load16(R13, RDI, 6)), "movzx r13d,word [rdi+6]"),
+            (text(|a| a.store16(R13, RDI, 6)), "mov [rdi+6],r13w"),
+            (text(|a| a.store_imm16(0xd9c0, RDI, 300)), "mov word [rdi+12Ch],0D9C0h"),
+            (text(|a| a.mov16(R13, RAX)), "mov r13w,ax"),
+            (text(|a| a.x87_mem(0xd9, 5, 300)), "fldcw [rdi+12Ch]"),
+            (text(|a| a.lea(true, R10, R11, None, 0)), "mov r10,r11"),
+            (text(|a| a.lea(true, R10, R10, None, 0)), ""),
+            (text(|a| a.lea(false, R10, R10, None, 0)), "lea r10d,[r10]"),
+            (text(|a| a.lea(true, RAX, R13, Some((12, 3)), 0)), "lea rax,[r13+r12*8]"),
+            (text(|a| a.lea(false, R13, SP, Some((BP, 1)), -1)), "lea r13d,[rsp+rbp*2-1]"),
+            (text(|a| a.lea_scaled(true, R14, (R11, 2), 5)), "lea r14,[r11*4+5]"),
+            (text(|a| a.lea_scaled(false, BX, (BP, 0), -1)), "lea ebx,[rbp*1-1]"),
+            (text(|a| a.imm(R10, 0xffff_ffff)), "mov r10d,0FFFFFFFFh"),
+            (text(|a| a.imm(RAX, 1 << 32)), "mov rax,100000000h"),
+            (text(|a| a.shr(R11, 12)), "shr r11,0Ch"),
+            (text(|a| a.sar(true, R11, 47)), "sar r11,2Fh"),
+            (text(|a| a.sar(false, RAX, 31)), "sar eax,1Fh"),
+            (text(|a| a.and_imm(RAX, -4096)), "and rax,0FFFFFFFFFFFFF000h"),
+            (text(|a| a.and_imm(R10, 0xff0)), "and r10,0FF0h"),
+            (text(|a| a.add_imm(R11, 1)), "add r11,1"),
+            (text(|a| a.test_al(0x3f)), "test al,3Fh"),
+            (text(|a| a.not32(RAX)), "not eax"),
+            (text(|a| a.mov_width(false, RAX, R13)), "mov eax,r13d"),
+            (text(|a| a.cmp(true, RDX, R11)), "cmp rdx,r11"),
+            (text(|a| a.cmp(false, RAX, RDX)), "cmp eax,edx"),
+            (text(|a| a.cmp_imm(true, R11, 1)), "cmp r11,1"),
+            (text(|a| a.cmp_imm(false, RAX, -1)), "cmp eax,0FFFFFFFFh"),
+            (text(|a| a.divide(true, false, R11)), "div r11"),
+            (text(|a| a.divide(false, true, R11)), "idiv r11d"),
+            (text(|a| a.add_mem(R11, RDI, 8)), "add r11,[rdi+8]"),
+            (text(|a| a.and_mem(R11, RDI, 8)), "and r11,[rdi+8]"),
+            (text(|a| a.cmp_mem(RAX, R11, 0)), "cmp rax,[r11]"),
+            (text(|a| a.test_mem32(RAX, RDI, 8)), "test [rdi+8],eax"),
+            (text(|a| a.add_mem_imm(RDI, 8, -3)), "add qword [rdi+8],0FFFFFFFFFFFFFFFDh"),
+            (text(|a| a.count_down(RAX, 4)), "sub dword [rax+4],1"),
+            (text(|a| a.test_mem8(RDI, 8, 0x80)), "test byte [rdi+8],80h"),
+            (text(|a| a.is_zero8(RDI, 8)), "cmp byte [rdi+8],0"),
+            (text(|a| a.is_zero32(RAX, 0)), "cmp dword [rax],0"),
+            (text(|a| a.rotate8(BP, true)), "ror rbp,8"),
+            (text(|a| a.rotate8(R14, false)), "rol r14,8"),
+            (text(|a| a.mov8(BP, R10)), "mov bpl,r10b"),
+            (text(|a| a.mov8(SP, BX)), "mov spl,bl"),
+            (text(|a| a.movups(9, RDI, 16, true)), "movups [rdi+10h],xmm9"),
+            (text(|a| a.movups(1, RDI, 16, false)), "movups xmm1,[rdi+10h]"),
+            (text(Asm::zero_xmm0), "xorps xmm0,xmm0"),
+            (text(|a| a.vmovups(9, 16, true)), "vmovups [rdi+10h],ymm9"),
+            (text(|a| a.vmovups(1, 16, false)), "vmovups ymm1,[rdi+10h]"),
+            (text(Asm::vzeroupper), "vzeroupper"),
+            (text(Asm::flags_to_ax), "lahf; seto al"),
+            (text(Asm::flags_from_ax), "add al,7Fh; sahf"),
+            (text(|a| a.test_low(R10, 7)), "test r10b,7"),
+            (text(|a| a.test(R11)), "test r11,r11"),
+        ] {
+            assert_eq!(said, meant);
+        }
+    }
+
+    #[test]
+    fn jumps_go_where_they_are_patched_to() {
+        let there = |emit: fn(&mut Asm) -> usize| {
+            text(|a| {
+                let site = emit(a);
+                a.patch(site, 0x100);
+            })
+        };
+        assert_eq!(there(|a| a.jcc(cc::NE)), "jne near 0000000000000100h");
+        assert_eq!(there(Asm::jmp), "jmp 0000000000000100h");
+        assert_eq!(there(Asm::call), "call 0000000000000100h");
+        assert_eq!(there(|a| a.lea_rip(host::R11)), "lea r11,[rel 100h]");
+    }
 }

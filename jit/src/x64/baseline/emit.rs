@@ -301,8 +301,7 @@ impl<'a> Emitter<'a> {
             called,
         };
         // Where other tiers enter.
-        e.a.bytes(&[0x4c, 0x8d, 0x1d, 0, 0, 0, 0]); // lea r11, [rip + body]
-        let to_body = e.a.at() - 4;
+        let to_body = e.a.lea_rip(host::R11);
         let site = e.a.jmp();
         e.patch_to_stub(site, stubs.load);
         let tested = e.a.at();
@@ -319,7 +318,7 @@ impl<'a> Emitter<'a> {
         }
         // At an odd address: by that the chain stub tells it from what is not the baseline's.
         while (origin + e.a.at()) % 8 != BASELINE as usize {
-            e.a.bytes(&[0x90]);
+            e.a.nop();
         }
         let body = e.a.at();
         e.a.patch(to_body, body as i64);
@@ -367,9 +366,8 @@ impl<'a> Emitter<'a> {
     /// The host's flags are about to be lost.
     pub(super) fn save_flags(&mut self) {
         if !self.saved {
-            // lahf; seto al; mov [flags], ax
-            self.a.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x66, 0x89, 0x87]);
-            self.a.bytes(&FLAGS.to_le_bytes());
+            self.a.flags_to_ax();
+            self.a.store16(host::RAX, CPU, FLAGS);
             self.saved = true;
         }
     }
@@ -377,10 +375,8 @@ impl<'a> Emitter<'a> {
     /// The host's flags are to be the guest's.
     pub(super) fn want_flags(&mut self) {
         if !self.live {
-            // movzx eax, word [flags]; add al, 7fh (OF); sahf
-            self.a.bytes(&[0x0f, 0xb7, 0x87]);
-            self.a.bytes(&FLAGS.to_le_bytes());
-            self.a.bytes(&[0x04, 0x7f, 0x9e]);
+            self.a.load16(host::RAX, CPU, FLAGS);
+            self.a.flags_from_ax();
             self.live = true;
         }
     }
@@ -517,8 +513,7 @@ impl<'a> Emitter<'a> {
     /// VZEROUPPER.
     fn zero_upper(&mut self) -> Option<()> {
         self.want_vectors(true);
-        // xorps xmm0, xmm0
-        self.a.bytes(&[0x0f, 0x57, 0xc0]);
+        self.a.zero_xmm0();
         for n in 0..if self.long { 16 } else { 8 } {
             self.a.movups(0, CPU, cpu::ymm_high(n), true);
         }
@@ -767,7 +762,7 @@ impl<'a> Emitter<'a> {
         }
         if form.wide {
             // Legacy instructions follow.
-            self.a.bytes(&[0xc5, 0xf8, 0x77]);
+            self.a.vzeroupper();
         }
         for (n, l) in form.loaded().iter().enumerate() {
             if l.1 && l.0 & HIGH == 0 {
@@ -853,32 +848,27 @@ impl<'a> Emitter<'a> {
             }
         }
         self.flags_lost();
-        let either = |narrow: &'static [u8], wider: &'static [u8]| if wide { wider } else { narrow };
         let refuse = |e: &mut Self, condition: u8| {
             let site = e.a.jcc(condition);
             e.out_of_line(Cold::Interpret { site, k: e.k });
         };
         if i.mnemonic() == Mnemonic::Div {
-            // cmp rdx, r11: the quotient fits if the upper half is below the divisor.
-            self.a.bytes(either(&[0x44, 0x39, 0xda], &[0x4c, 0x39, 0xda]));
+            // The quotient fits if the upper half is below the divisor.
+            self.a.cmp(wide, host::RDX, host::R11);
             refuse(self, cc::AE);
         } else {
-            // mov rax, r13; sar rax, 63; cmp rax, rdx: the upper half is the lower one's sign;
-            self.a.bytes(either(
-                &[0x44, 0x89, 0xe8, 0xc1, 0xf8, 31, 0x39, 0xd0],
-                &[0x4c, 0x89, 0xe8, 0x48, 0xc1, 0xf8, 63, 0x48, 0x39, 0xd0],
-            ));
+            // The upper half is the lower one's sign;
+            self.a.mov_width(wide, host::RAX, host::R13);
+            self.a.sar(wide, host::RAX, if wide { 63 } else { 31 });
+            self.a.cmp(wide, host::RAX, host::RDX);
             refuse(self, cc::NE);
-            // lea rax, [r11+1]; cmp rax, 1: and the divisor neither 0 nor -1.
-            self.a.bytes(either(
-                &[0x41, 0x8d, 0x43, 1, 0x83, 0xf8, 1],
-                &[0x49, 0x8d, 0x43, 1, 0x48, 0x83, 0xf8, 1],
-            ));
+            // and the divisor neither 0 nor -1.
+            self.a.lea(wide, host::RAX, host::R11, None, 1);
+            self.a.cmp_imm(wide, host::RAX, 1);
             refuse(self, cc::BE);
         }
         self.a.mov(host::RAX, host::R13);
-        let way = if i.mnemonic() == Mnemonic::Div { 0xf3 } else { 0xfb };
-        self.a.bytes(&[if wide { 0x49 } else { 0x41 }, 0xf7, way]);
+        self.a.divide(wide, i.mnemonic() == Mnemonic::Idiv, host::R11);
         self.a.mov(host::R13, host::RAX);
         Some(())
     }
@@ -1070,9 +1060,10 @@ impl<'a> Emitter<'a> {
     fn check_target(&mut self) {
         self.flags_lost();
         if self.long {
-            // mov r11, rax; sar r11, 47; add r11, 1; cmp r11, 1
             self.a.mov(host::R11, host::RAX);
-            self.a.bytes(&[0x49, 0xc1, 0xfb, 47, 0x49, 0x83, 0xc3, 1, 0x49, 0x83, 0xfb, 1]);
+            self.a.sar(true, host::R11, 47);
+            self.a.add_imm(host::R11, 1);
+            self.a.cmp_imm(true, host::R11, 1);
             let site = self.a.jcc(cc::A);
             self.out_of_line(Cold::Interpret { site, k: self.k });
         }

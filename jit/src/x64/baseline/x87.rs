@@ -67,8 +67,9 @@ impl Emitter<'_> {
         } else {
             match code {
                 Code::Fnstsw_AX | Code::Fstsw_AX => {
-                    // fnstsw ax; mov r13w, ax
-                    self.a.bytes(&[0xdf, 0xe0, 0x66, 0x41, 0x89, 0xc5]);
+                    // fnstsw ax
+                    self.a.bytes(&[0xdf, 0xe0]);
+                    self.a.mov16(host::R13, host::RAX);
                 }
                 Code::Fcmovb_st0_sti
                 | Code::Fcmove_st0_sti
@@ -99,14 +100,13 @@ impl Emitter<'_> {
     /// FLDCW from the address in R10: a copy is looked at, and loaded.
     fn load_control(&mut self) {
         self.flags_lost();
-        // movzx eax, word [r10]
-        self.a.bytes(&[0x41, 0x0f, 0xb7, 0x02]);
+        self.a.load16(host::RAX, host::R10, 0);
         self.a.store(false, host::RAX, CPU, COPY);
-        // not eax; test al, MASKS
-        self.a.bytes(&[0xf7, 0xd0, 0xa8, MASKS as u8]);
+        self.a.not32(host::RAX);
+        self.a.test_al(MASKS as u8);
         let site = self.a.jcc(cc::NE);
         self.out_of_line(Cold::Interpret { site, k: self.k });
-        self.a.x87_mem(0xd9, 5, CPU, COPY);
+        self.a.x87_mem(0xd9, 5, COPY);
     }
 
     /// Stores what is known of the last x87 instruction.
