@@ -1,5 +1,5 @@
 //! What the first MiB shows: RAM, the firmware's ROM, or nothing, as the host bridge's PAM registers say.
-use mynah_devices::chipset::i440fx::{REGIONS, Shadow};
+use mynah_devices::chipset::pam::{self, Shadow};
 use mynah_mmu::PhysMemory;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -41,10 +41,10 @@ pub struct Shadows {
 
 impl Shadows {
     /// The map at power-on: ROM, or nothing.
-    pub fn new(memory: Arc<PhysMemory>, rom: Option<Rom>, regions: [Shadow; REGIONS]) -> Arc<Self> {
+    pub fn new(memory: Arc<PhysMemory>, rom: Option<Rom>) -> Arc<Self> {
         memory.map_hole(VIDEO.0, VIDEO.1);
         let shadows = Arc::new(Shadows { memory, rom, mapped: Mutex::default() });
-        for region in regions {
+        for region in pam::power_on() {
             shadows.show(region);
         }
         shadows

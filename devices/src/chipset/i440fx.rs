@@ -6,6 +6,7 @@
 //! absent: DRAM geometry (DRB, 60h-67h, is storage only), error reporting, the memory buffer's registers.
 //!
 //! Source: Intel 82440FX PMC data sheet (290549-001), chapter 3.
+use super::pam::{self, Pam, REGIONS, Shadow};
 use crate::device::{Device, Invalid, Reset};
 use crate::pci::config::{ConfigV1, reg};
 use crate::pci::{ConfigSpace, DevFn, PciDevice};
@@ -23,40 +24,10 @@ const SMRAM: u8 = 0x72;
 const D_OPEN: u8 = 1 << 6;
 const D_LCK: u8 = 1 << 4;
 
-/// A region of the first MiB, and who answers in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shadow {
-    /// First address.
-    pub base: u32,
-    /// Length in bytes.
-    pub len: u32,
-    /// Reads come from RAM (else from ROM or the bus).
-    pub read_ram: bool,
-    /// Writes go to RAM (else to the bus).
-    pub write_ram: bool,
-}
-
-/// Regions that PAM controls.
-pub const REGIONS: usize = 13;
-
-/// What seven PAM registers from `pam0` on say, in the order of addresses.
-pub(super) fn shadows(c: &ConfigSpace, pam0: u8) -> [Shadow; REGIONS] {
-    std::array::from_fn(|i| {
-        // Twelve regions of 16 KiB from C0000h, a nibble of PAM1-PAM6 each; then F0000h with PAM0's high nibble.
-        let (base, len, attributes) = if i < 12 {
-            let pam = c.get8(pam0 + 1 + i as u8 / 2);
-            (0xc_0000 + 0x4000 * i as u32, 0x4000, pam >> (4 * (i % 2)))
-        } else {
-            (0xf_0000, 0x1_0000, c.get8(pam0) >> 4)
-        };
-        Shadow { base, len, read_ram: attributes & 1 != 0, write_ram: attributes & 2 != 0 }
-    })
-}
-
 /// The host bridge.
 pub struct I440fx {
     config: Mutex<ConfigSpace>,
-    on_shadow: Box<dyn Fn(Shadow) + Send + Sync>,
+    pam: Pam,
 }
 
 impl I440fx {
@@ -80,10 +51,7 @@ impl I440fx {
         c.allow8(0x57, 0xff);
         c.set8(0x57, 0x01);
         c.allow8(0x58, 0xff);
-        c.allow8(PAM0, 0x30);
-        for i in 1..7 {
-            c.allow8(PAM0 + i, 0x33);
-        }
+        pam::allow(&mut c, PAM0);
         for i in 0x60..0x68 {
             c.allow8(i, 0xff);
         }
@@ -92,12 +60,12 @@ impl I440fx {
         c.allow8(0x71, 0x1f);
         c.set8(SMRAM, 0x02);
         c.allow8(SMRAM, 0x78);
-        Self { config: Mutex::new(c), on_shadow: Box::new(on_shadow) }
+        Self { config: Mutex::new(c), pam: Pam::new(PAM0, on_shadow) }
     }
 
     /// The attributes of all regions, in the order of their addresses.
     pub fn shadows(&self) -> [Shadow; REGIONS] {
-        shadows(&self.config.lock(), PAM0)
+        self.pam.shadows(&self.config.lock())
     }
 
     /// Whether SMRAM at A0000h is open to everyone (D_OPEN).
@@ -106,18 +74,7 @@ impl I440fx {
     }
 
     fn change<R>(&self, f: impl FnOnce(&mut ConfigSpace) -> R) -> R {
-        let (before, after, result) = {
-            let mut c = self.config.lock();
-            let before = shadows(&c, PAM0);
-            let result = f(&mut c);
-            (before, shadows(&c, PAM0), result)
-        };
-        for (b, a) in before.into_iter().zip(after) {
-            if b != a {
-                (self.on_shadow)(a);
-            }
-        }
-        result
+        self.pam.change(&self.config, f)
     }
 }
 

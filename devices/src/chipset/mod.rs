@@ -27,6 +27,7 @@ pub mod ferr;
 pub mod i440fx;
 pub mod i8237;
 pub mod ich9;
+pub mod pam;
 pub mod piix3;
 pub mod piix4_pm;
 mod pm1;

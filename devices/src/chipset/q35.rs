@@ -13,7 +13,7 @@
 //! Locks: `ecam` is held while the window is moved, before those of the address map.
 //!
 //! Source: Intel 3 Series Express Chipset Family data sheet (316966-002), 5.1.
-use super::i440fx::{REGIONS, Shadow, shadows};
+use super::pam::{self, Pam, REGIONS, Shadow};
 use crate::device::{Device, Invalid, Reset};
 use crate::pci::config::{ConfigV1, reg};
 use crate::pci::ecam::{BUS, Ecam};
@@ -49,7 +49,7 @@ type Window = Option<(u64, u64, u64)>;
 /// The host bridge.
 pub struct Q35Mch {
     config: Mutex<ConfigSpace>,
-    on_shadow: Box<dyn Fn(Shadow) + Send + Sync>,
+    pam: Pam,
     memory: Arc<PhysMemory>,
     bus: Weak<PciBus>,
     ecam: Mutex<Window>,
@@ -76,10 +76,7 @@ impl Q35Mch {
         c.set32(PCIEXBAR, ECAM_BASE as u32);
         c.allow32(PCIEXBAR, 0xfc00_0007);
         c.allow32(PCIEXBAR + 4, 0xf);
-        c.allow8(PAM0, 0x30);
-        for i in 1..7 {
-            c.allow8(PAM0 + i, 0x33);
-        }
+        pam::allow(&mut c, PAM0);
         c.set8(SMRAM, 0x02);
         c.allow8(SMRAM, 0x78);
         // Caches of SMRAM are fixed as disabled; E_SMERR is cleared by writing 1.
@@ -88,7 +85,7 @@ impl Q35Mch {
         c.allow_clear8(ESMRAMC, 0x40);
         Arc::new(Self {
             config: Mutex::new(c),
-            on_shadow: Box::new(on_shadow),
+            pam: Pam::new(PAM0, on_shadow),
             memory: bus.memory().clone(),
             bus: Arc::downgrade(bus),
             ecam: Mutex::new(None),
@@ -97,7 +94,7 @@ impl Q35Mch {
 
     /// The attributes of all regions, in the order of their addresses.
     pub fn shadows(&self) -> [Shadow; REGIONS] {
-        shadows(&self.config.lock(), PAM0)
+        self.pam.shadows(&self.config.lock())
     }
 
     /// What firmware leaves: the first MiB is RAM, configuration space is in memory.
@@ -142,17 +139,7 @@ impl Q35Mch {
     }
 
     fn change<R>(&self, f: impl FnOnce(&mut ConfigSpace) -> R) -> R {
-        let (before, after, result) = {
-            let mut c = self.config.lock();
-            let before = shadows(&c, PAM0);
-            let result = f(&mut c);
-            (before, shadows(&c, PAM0), result)
-        };
-        for (b, a) in before.into_iter().zip(after) {
-            if b != a {
-                (self.on_shadow)(a);
-            }
-        }
+        let result = self.pam.change(&self.config, f);
         self.remap();
         result
     }

@@ -11,7 +11,6 @@ use crate::machine::shadow::{Rom, Shadows};
 use mynah_devices::bus::PortIo;
 use mynah_devices::chipset::AcpiGed;
 use mynah_devices::chipset::acpi_ged;
-use mynah_devices::chipset::i440fx::I440fx;
 use mynah_devices::chipset::piix4_pm::PM_TIMER;
 use mynah_devices::clock::Clock;
 use mynah_devices::kind::Bus;
@@ -83,7 +82,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     // Nothing changes what the first MiB shows: RAM, or the end of a firmware image.
     if let Firmware::Image(image) = w.firmware {
         let rom = Rom::map(w.memory, image.clone());
-        Shadows::new(w.memory.clone(), Some(rom), I440fx::new(|_| {}).shadows());
+        Shadows::new(w.memory.clone(), Some(rom));
     }
     let ged = AcpiGed::new(w.pin(acpi_ged::IRQ as usize), w.power.clone());
     w.memory.map_mmio(acpi_ged::BASE, acpi_ged::LEN, ged.clone());

@@ -104,7 +104,7 @@ fn host_bridge(memory: &Arc<PhysMemory>, firmware: &Firmware) -> Arc<I440fx> {
         Firmware::BuiltIn(_) => None,
         Firmware::Image(image) => Some(Rom::map(memory, image.clone())),
     };
-    let shadows = Shadows::new(memory.clone(), rom, I440fx::new(|_| {}).shadows());
+    let shadows = Shadows::new(memory.clone(), rom);
     Arc::new(I440fx::new(move |region| shadows.show(region)))
 }
 

@@ -4,7 +4,6 @@ use super::{Chips, Chipset, Description, Wiring, switch};
 use crate::machine::board::{Board, Firmware};
 use crate::machine::shadow::{Rom, Shadows};
 use mynah_devices::bus::PortBus;
-use mynah_devices::chipset::i440fx::I440fx;
 use mynah_devices::chipset::ich9::{self, Ich9Lpc, Ich9Smbus};
 use mynah_devices::chipset::q35::{self, Q35Mch};
 use mynah_devices::events::WakeCause;
@@ -65,8 +64,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
         Firmware::BuiltIn(_) => None,
         Firmware::Image(image) => Some(Rom::map(w.memory, image.clone())),
     };
-    // Nothing is shadowed after power-on, on this host bridge or another.
-    let shadows = Shadows::new(w.memory.clone(), rom, I440fx::new(|_| {}).shadows());
+    let shadows = Shadows::new(w.memory.clone(), rom);
     let mch = Q35Mch::new(&pci, move |region| shadows.show(region));
     pci.attach(q35::DEVFN, mch.clone());
     pci.attach(ich9::DEVFN, lpc.clone());
