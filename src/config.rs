@@ -88,6 +88,8 @@ pub struct Config {
     pub on_shutdown: ShutdownAction,
     /// What a guest's panic, told through pvpanic, does (`-action panic=`).
     pub on_panic: PanicAction,
+    /// What a watchdog does that expires (`-watchdog-action`, `-action watchdog=`).
+    pub on_watchdog: WatchdogAction,
     /// Devices added with `-device`.
     pub devices: Vec<Chosen>,
     /// Disks, CD-ROMs and floppies (`-drive`, `-hda`..`-hdd`, `-cdrom`, `-fda`, `-fdb`, `-pflash`).
@@ -172,6 +174,7 @@ impl Default for Config {
             on_reboot: RebootAction::Reset,
             on_shutdown: ShutdownAction::PowerOff,
             on_panic: PanicAction::Shutdown,
+            on_watchdog: WatchdogAction::Reset,
             devices: Vec::new(),
             drives: Vec::new(),
             nets: Vec::new(),
@@ -655,6 +658,43 @@ pub enum PanicAction {
     Shutdown,
     /// Mynah ends with code 1.
     ExitFailure,
+}
+
+/// What follows when a watchdog expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchdogAction {
+    /// The machine is reset.
+    Reset,
+    /// The power button is pressed.
+    Shutdown,
+    /// Mynah ends with code 0.
+    PowerOff,
+    /// The machine stops.
+    Pause,
+    /// It is logged.
+    Debug,
+    /// Nothing.
+    None,
+    /// Each vCPU has an NMI.
+    InjectNmi,
+}
+
+impl WatchdogAction {
+    /// All, by QEMU's names.
+    pub const ALL: [(&'static str, Self); 7] = [
+        ("reset", Self::Reset),
+        ("shutdown", Self::Shutdown),
+        ("poweroff", Self::PowerOff),
+        ("pause", Self::Pause),
+        ("debug", Self::Debug),
+        ("none", Self::None),
+        ("inject-nmi", Self::InjectNmi),
+    ];
+
+    /// The action of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(n, _)| *n == name).map(|(_, action)| *action)
+    }
 }
 
 /// A drive: an image, and how it is used.

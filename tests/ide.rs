@@ -330,20 +330,64 @@ fn found(folder: &Folder, tag: &str, machine: &mut Command, more: &[&str]) -> Ve
     std::fs::read(folder.path(tag)).unwrap()
 }
 
+/// Where QEMU's drives do otherwise than the standards say: position in what the program tells, QEMU's bytes, these
+/// drives', and why.
+const OTHERWISE: [(usize, &[u8], &[u8], &str); 6] = [
+    (
+        960,
+        &[0x00, 0, 0, 0, 0, 0xe0, 0x50, 0x00, 0, 0, 0, 0, 0xe0, 0x50],
+        &[0x04, 0, 0, 0, 0, 0xe0, 0x41, 0x04, 0, 0, 0, 0, 0xe0, 0x41],
+        "F5h is SECURITY FREEZE LOCK, which a device without the security feature set aborts (ATA/ATAPI-6, 8.46); \
+         QEMU's has the CFA's wear level there",
+    ),
+    (
+        975,
+        &[1, 4],
+        &[2, 3],
+        "no sector of two was transferred yet (ATA-3, 6.2.11: the count is decremented as sectors are); QEMU's registers \
+         show the next one as soon as the first can be read",
+    ),
+    (
+        2082,
+        &[0x00, 1, 1, 0x14, 0xeb, 0xa0, 0, 0x00],
+        &[0x01, 1, 1, 0x14, 0xeb, 0xa0, 0, 0x01],
+        "DEVICE RESET leaves the diagnostic code in the error register (ATA/ATAPI-6, 8.10.5)",
+    ),
+    (
+        2919,
+        &[0x16],
+        &[0x14],
+        "the lead-out may be copied no more than the track before it (MMC-3, table 237)",
+    ),
+    (2960, &[0x16], &[0x14], "the same, in another form"),
+    (
+        3146,
+        &[0x03, 0x40, 0, 0xc0, 0x04, 0x40, 8, 4],
+        &[0x04, 0x40, 8, 4, 0xff, 0x40, 0, 0x14],
+        "the list of DVD structures has those that can be read (MMC-3, 6.22.2.16): this list, and not 03h",
+    ),
+];
+
 #[test]
-#[ignore = "fails: after some of the first commands status and error are not QEMU's (from byte 960 on), to be looked into"]
 fn registers_and_data_are_as_under_qemu() {
     let folder = Folder::new("ide");
     let of = |accel| found(&folder, accel, &mut command(&["run"]), &["-accel", accel]);
     let (interp, jit) = (of("interp"), of("jit,cache=off"));
     assert!(interp.len() > 8 * steps().len() && interp == jit);
+    for (at, _, ours, why) in OTHERWISE {
+        assert_eq!(interp.get(at..at + ours.len()), Some(ours), "at {at}: {why}");
+    }
     if has_qemu() {
-        let qemus = found(
+        let mut qemus = found(
             &folder,
             "qemu",
             &mut Command::new("qemu-system-x86_64"),
             &["-accel", "tcg", "-nic", "none"],
         );
+        for (at, theirs, ours, why) in OTHERWISE {
+            assert_eq!(qemus.get(at..at + theirs.len()), Some(theirs), "at {at}, under QEMU: {why}");
+            qemus[at..at + ours.len()].copy_from_slice(ours);
+        }
         let at = interp.iter().zip(&qemus).position(|(a, b)| a != b);
         let near = |bytes: &[u8]| at.map(|n| bytes[n.saturating_sub(16)..bytes.len().min(n + 16)].to_vec());
         assert!(interp == qemus, "at {at:?}: {:02x?}, and under QEMU {:02x?}", near(&interp), near(&qemus));

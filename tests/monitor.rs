@@ -126,6 +126,125 @@ fn a_unix_socket_has_all_commands() {
     assert!(!std::path::Path::new(&socket).exists(), "the socket is gone");
 }
 
+/// Where the guest has its page directory; a table is behind it.
+const PAGES: u32 = FREE;
+
+/// Turns paging on, says so, and halts with known values in registers: the first 4 MiB and the next 4 are as they are, at
+/// C0000000h is what the image begins with, and a page that only the kernel has.
+fn pages(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let entries = [
+        (0, 0xe7),
+        (4, 0x40_0083),
+        (4 * 0x300, (PAGES + 0x1000) | 7),
+        (0x1000, BASE | 0x25),
+        (0x1004, DATA | 0x163),
+    ];
+    for (at, entry) in entries {
+        a.mov(dword_ptr(PAGES + at), entry)?;
+    }
+    a.mov(dword_ptr(DATA), 0x4443_4241)?;
+    a.mov(dword_ptr(DATA + 4), -2)?;
+    a.mov(eax, cr4)?;
+    a.or(eax, 0x10)?;
+    a.mov(cr4, eax)?;
+    a.mov(eax, PAGES)?;
+    a.mov(cr3, eax)?;
+    a.mov(eax, cr0)?;
+    a.or(eax, 0x8000_0000u32 as i32)?;
+    a.mov(cr0, eax)?;
+    for byte in b"up\n" {
+        send(a, *byte)?;
+    }
+    a.mov(ebx, 0x1234)?;
+    halt(a)
+}
+
+#[test]
+fn memory_registers_and_ports_are_looked_at_as_under_qemu() {
+    let folder = Folder::new("memory");
+    let (kernel, socket) = (folder.file("k", &Guest::new(&pages).image()), folder.path("m"));
+    let (monitor, serial) = (format!("unix:{socket},server,nowait"), format!("file:{}", folder.path("s")));
+    let mut args = QUIET.to_vec();
+    args.extend(["-kernel", &kernel, "-serial", &serial, "-monitor", &monitor]);
+    let mut mynah = Running::start(&mut command(&args));
+    let mut m = Client::at(&socket);
+    wait_for_text(&folder.path("s"), "up\n");
+    wait_for("the halt", || (m.ask("p $ebx") == "0x1234\n").then_some(()));
+
+    let at = |offset: u32| format!("{:016x}", u64::from(DATA + offset));
+    // Physical and virtual addresses; sizes, formats, what stays of them.
+    assert_eq!(m.ask(&format!("xp /2xw {DATA:#x}")), format!("{}: 0x44434241 0xfffffffe\n", at(0)));
+    assert_eq!(m.ask("x/2w 0xc0001000"), "00000000c0001000: 0x44434241 0xfffffffe\n");
+    assert_eq!(m.ask("x/1dw 0xc0000000 + 0x1004"), "00000000c0001004: 4294967294\n");
+    assert_eq!(m.ask("x 0xc0001004"), "00000000c0001004: 4294967294\n");
+    assert_eq!(m.ask("x/4cb 0xc0001000"), "00000000c0001000: 'A' 'B' 'C' 'D'\n");
+    assert_eq!(m.ask("x/1xg 0xc0001000"), "00000000c0001000: 0xfffffffe44434241\n");
+    assert_eq!(m.ask("x/1xh 0xc0000fff + 1"), "00000000c0001000: 0x4241\n");
+    // Over the end of what is mapped.
+    assert_eq!(m.ask("x/8xw 0xc0001ff0").lines().last(), Some("00000000c0002000: Cannot access memory"));
+    assert_eq!(m.ask("x/4xw 0xd0000000"), "00000000d0000000: Cannot access memory\n");
+    assert!(m.ask("x/99999999xg 0").starts_with("Error: more than "));
+    // Instructions: it halts, and jumps back to that.
+    let code = m.ask("x/2i $eip - 1");
+    assert!(code.lines().next().unwrap().ends_with("hlt") && code.contains(":  f4 "), "{code}");
+    assert!(code.lines().nth(1).unwrap().contains("jmp"), "{code}");
+    assert_eq!(m.ask("p/x $cr3"), format!("{PAGES:#x}\n"));
+    assert_eq!(m.ask("p ($cr0 >= 0)"), "')' expected\n");
+    assert_eq!(m.ask("p $pc - $eip - $cs.base"), "0x0\n");
+    assert_eq!(m.ask("p $xyz"), "unknown register '$xyz'\n");
+
+    // Tables, as ranges and as pages.
+    assert_eq!(
+        m.ask("info mem"),
+        "0000000000000000-0000000000400000 0000000000400000 urw\n\
+         0000000000400000-0000000000800000 0000000000400000 -rw\n\
+         00000000c0000000-00000000c0001000 0000000000001000 ur-\n\
+         00000000c0001000-00000000c0002000 0000000000001000 -rw\n"
+    );
+    let tlb = m.ask("info tlb");
+    let lines: Vec<&str> = tlb.lines().collect();
+    assert_eq!(lines.len(), 4, "{tlb}");
+    assert!(lines[0].starts_with("0000000000000000: 0000000000000000 --PDA--UW"), "{tlb}");
+    assert_eq!(lines[2], format!("00000000c0000000: {:016x} ----A--U-", BASE));
+    assert_eq!(lines[3], format!("00000000c0001000: {:016x} -G-DA---W", DATA));
+
+    // To files, and summed up.
+    let (virt, phys) = (folder.path("a file"), folder.path("p"));
+    assert_eq!(m.ask(&format!("memsave 0xc0001000 8 \"{virt}\"")), "");
+    assert_eq!(m.ask(&format!("pmemsave {DATA:#x} 8 {phys}")), "");
+    assert_eq!(std::fs::read(&virt).unwrap(), b"ABCD\xfe\xff\xff\xff");
+    assert_eq!(std::fs::read(&phys).unwrap(), std::fs::read(&virt).unwrap());
+    let refused = m.ask(&format!("memsave 0xc0002000 8 {phys}"));
+    assert!(refused.contains("Invalid addr 0x00000000c0002000/size 8 specified"), "{refused}");
+    let refused = m.ask(&format!("pmemsave -1 8 {phys}"));
+    assert_eq!(refused, "Error: Invalid addr 0xffffffffffffffff/size 8 specified\n");
+    // 41h; 41h rotated and 42h; ...
+    let sum = b"ABCD".iter().fold(0u16, |sum, b| sum.rotate_right(1).wrapping_add((*b).into()));
+    assert_eq!(m.ask(&format!("sum {DATA:#x} 4")), format!("{sum:05}\n"));
+
+    // Ports: a cell of CMOS, read through its index port.
+    assert_eq!(m.ask("o /b 0x70 0x0f"), "");
+    assert_eq!(m.ask("o /b 0x71 0xa5"), "");
+    assert_eq!(m.ask("i /b 0x71"), "portb[0x0071] = 0xa5\n");
+    assert_eq!(m.ask("i /b 0x70 0x0f"), "portb[0x0071] = 0xa5\n");
+    assert_eq!(m.ask("i /w 0xcf8 0").len(), "portl[0x0cf9] = 0x00000000\n".len());
+
+    assert!(
+        m.ask("info pci")
+            .contains("  Bus  0, device   0, function 0:\n    Host bridge: PCI device 8086:1237\n")
+    );
+    assert_eq!(m.ask("info mice"), "* Mouse #2: QEMU PS/2 Mouse\n");
+    assert_eq!(m.ask("info vnc"), "None\n");
+    assert_eq!(m.ask("watchdog_action none"), "");
+    // The mouse tells of it, though nobody has enabled it.
+    assert_eq!(m.ask("mouse_button 1"), "");
+    assert_eq!(m.ask("mouse_move 5 -3 1"), "");
+    let mouse = m.ask("info device i8042");
+    assert!(mouse.contains("\"buttons\": 1"), "{mouse}");
+    m.send("quit");
+    assert_eq!(mynah.ended(PATIENCE).expect("an end").code(), Some(0));
+}
+
 /// Halts until the PIT's second tick, then switches the machine off.
 fn off_at_a_tick(a: &mut CodeAssembler) -> Result<(), IcedError> {
     handler(a, 0x20..0x21, &|a| {

@@ -21,7 +21,9 @@ use mynah_devices::misc::debug_exit::DebugExit;
 use mynah_devices::misc::debugcon::Debugcon;
 use mynah_devices::misc::entropy::Entropy;
 use mynah_devices::misc::fw_cfg::FwCfg;
+use mynah_devices::misc::i6300esb::I6300Esb;
 use mynah_devices::misc::pvpanic::Pvpanic;
+use mynah_devices::misc::vmgenid::VmGenId;
 use mynah_devices::pci::ConfigPorts;
 use mynah_devices::pci::bridge::Bridge;
 use mynah_devices::serial::Serial;
@@ -372,6 +374,8 @@ fn rows() -> Vec<Row> {
         of::<Pit>(),
         of::<Port92>(),
         of::<Pvpanic>(),
+        of::<I6300Esb>(),
+        of::<VmGenId>(),
         of::<Q35Mch>(),
         of::<Rtc>(),
         of::<Serial>(),

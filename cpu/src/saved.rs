@@ -24,6 +24,11 @@ impl CpuV2 {
     /// What it is the state of.
     pub const KIND: &'static str = "x86-cpu";
 
+    /// The architectural state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
     /// What no vCPU's state can be, if this is none.
     fn fault(&self) -> Option<&'static str> {
         let s = &self.state;

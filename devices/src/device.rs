@@ -315,6 +315,11 @@ impl Registry {
         self.all().into_iter().map(|p| (p.name, p.device.inspect())).collect()
     }
 
+    /// The device of this name.
+    pub fn find(&self, name: &str) -> Option<Arc<dyn Plugged>> {
+        self.plugs.read().iter().find(|p| p.name == name).map(|p| p.device.clone())
+    }
+
     /// What all say of themselves in the ACPI name space.
     pub fn aml(&self) -> Vec<Fragment> {
         self.all().iter().filter_map(|p| p.device.aml()).collect()
@@ -386,6 +391,8 @@ mod tests {
         other.restore(&one.save()).unwrap();
         assert_eq!(*others[1].0.lock(), LatchV1 { value: 7, time: Some(1 << 40) });
         assert_eq!(one.save(), other.save());
+        assert_eq!(other.find("b").unwrap().inspect(), other.inspect()[1].1);
+        assert!(other.find("c").is_none());
         assert_eq!(other.inspect()[1].1, serde_json::json!({ "value": 7, "time": 1_u64 << 40 }));
         other.reset(Reset::Wake);
         assert_eq!(others[1].0.lock().value, 7);

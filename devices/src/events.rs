@@ -67,6 +67,10 @@ pub trait MachineEvents: Send + Sync {
     fn a20(&self, open: bool) {
         let _ = open;
     }
+    /// A watchdog has expired.
+    fn watchdog(&self) {
+        self.reset(ResetCause::Watchdog);
+    }
     /// The guest says that it has panicked (pvpanic bit 0).
     fn guest_panicked(&self) {}
     /// The guest says that it has panicked and goes on with a crash kernel (pvpanic bit 1).

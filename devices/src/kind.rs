@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::device::{Device, Registry};
 use crate::events::MachineEvents;
 use crate::misc::entropy::Entropy;
+use crate::misc::vmgenid::VmGenId;
 use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
 use crate::serial::Serial;
 use crate::storage::floppy::Fdc;
@@ -65,6 +66,8 @@ pub enum Bus {
     Nvme,
     /// Target and logical unit on a SCSI host adapter.
     Scsi,
+    /// Nothing: the board's own memory and events.
+    System,
 }
 
 impl fmt::Display for Bus {
@@ -78,6 +81,7 @@ impl fmt::Display for Bus {
             Self::VirtioMmio => "virtio-mmio",
             Self::Nvme => "NVMe",
             Self::Scsi => "SCSI",
+            Self::System => "system",
         })
     }
 }
@@ -305,6 +309,8 @@ pub struct Site<'a> {
     pub entropy: Arc<Entropy>,
     /// The balloon that the monitor's commands are for, when there is one.
     pub balloon: &'a OnceLock<Arc<Balloon>>,
+    /// The generation id, when there is one: firmware places it.
+    pub vmgenid: &'a OnceLock<Arc<VmGenId>>,
     /// Where `ide-hd` and `ide-cd` are plugged in: IDE channels, and ports of SATA controllers.
     pub ide: &'a RefCell<Vec<Arc<dyn Cable>>>,
     /// The floppy controller.

@@ -221,6 +221,7 @@ fn board() -> Board {
     port92.attach(&ports);
     let i8042 = I8042::new(true, pin(1), pin(12), a20.clone(), events.clone());
     i8042.attach(&ports);
+    i8042.follow(&dyn_clock);
     let ferr = Ferr::new(pin(13));
     ferr.attach(&ports);
     let dma = IsaDma::new(Dma::always(memory.clone()));
@@ -282,6 +283,7 @@ fn board() -> Board {
         cpus: 2,
         entropy: Entropy::new(Some(1), 2),
         balloon: &OnceLock::new(),
+        vmgenid: &OnceLock::new(),
         ide: &RefCell::new(ide.channels().iter().map(|c| c.clone() as Arc<dyn Cable>).collect()),
         fdc: Some(&fdc),
         boot: &RefCell::default(),
@@ -1084,8 +1086,8 @@ fn a_board_that_is_reset_is_as_a_new_one() {
         new.clock.jump(one.clock.now());
         new.reset();
         for ((name, a), (_, b)) in one.devices.inspect().into_iter().zip(new.devices.inspect()) {
-            // The clock and its RAM have a battery, and flash needs none.
-            if name != "mc146818rtc" && name != "cfi.pflash01" {
+            // The clock and its RAM have a battery, and flash needs none; a watchdog knows that it has bitten.
+            if !["mc146818rtc", "cfi.pflash01"].contains(&&*name) && !name.starts_with("i6300esb") {
                 assert_eq!(a, b, "seed {seed}: {name}");
             }
         }

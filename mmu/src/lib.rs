@@ -14,12 +14,14 @@ pub mod device_ram;
 mod map;
 pub mod phys;
 pub mod ram;
+pub mod tables;
 pub mod tlb;
 pub mod walk;
 
 pub use device_ram::DeviceRam;
 pub use phys::{CodeWatcher, Mmio, Page, PhysMemory, Target, module_of};
 pub use ram::{GuestRam, MAX_RAM};
+pub use tables::{Leaf, Tables};
 pub use tlb::{
     ENTRY_SHIFT, HASH_SHIFT, Mode, NEVER, PLACES, Place, Tlb, TlbEntry, TlbView, WRITE_PLACES,
     shares_entry_with_previous,

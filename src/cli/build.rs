@@ -243,6 +243,7 @@ fn run_option(given: &Given, config: &mut Config) -> Result<bool, Error> {
         "no-reboot" => config.on_reboot = RebootAction::Shutdown,
         "no-shutdown" => config.on_shutdown = ShutdownAction::Pause,
         "action" => run_arg::action(given.text()?, config)?,
+        "watchdog-action" => config.on_watchdog = run_arg::watchdog_action(given.text()?)?,
         "d" => {
             for item in run_arg::log_items(given.text()?)? {
                 if !config.log.has(item) {

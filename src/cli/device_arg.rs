@@ -171,7 +171,7 @@ fn address(props: &mut Props, bus: Bus) -> Result<Option<DevFn>, Error> {
             let why = |other| format!("bus={other}: there is no such bus; it goes on 'isa.0'");
             return other.map_or(Ok(None), |other| Err(props.error(why(other))));
         }
-        Bus::Floppy => return Ok(None),
+        Bus::Floppy | Bus::System => return Ok(None),
         // There may be several: it is a property.
         Bus::Ide | Bus::VirtioSerial | Bus::VirtioMmio | Bus::Nvme | Bus::Scsi => return Ok(None),
     }

@@ -7,7 +7,7 @@ use super::size::parse_number;
 use super::suggest::did_you_mean;
 use crate::config::{
     Boot, Config, FwCfgData, FwCfgItem, LogItem, Net, PanicAction, RebootAction, Rtc, RtcBase, RtcClock,
-    ShutdownAction, split_commas,
+    ShutdownAction, WatchdogAction, split_commas,
 };
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -211,9 +211,14 @@ pub fn action(text: &str, config: &mut Config) -> Result<(), Error> {
         config.on_panic = choose(&props, "panic", &word, &actions)?;
     }
     if let Some(word) = props.text("watchdog")? {
-        return Err(props.error(format!("watchdog={word}: there is no watchdog yet")));
+        config.on_watchdog = choose(&props, "watchdog", &word, &WatchdogAction::ALL)?;
     }
     props.finish()
+}
+
+/// Parses `-watchdog-action`.
+pub fn watchdog_action(text: &str) -> Result<WatchdogAction, Error> {
+    choose(&Props::parse("-watchdog-action", text, Some("action")), "action", text, &WatchdogAction::ALL)
 }
 
 /// Parses `-uuid`: 32 hexadecimal digits, in groups of 8-4-4-4-12 or without dashes.
@@ -372,7 +377,10 @@ mod tests {
         assert!(
             action("reboot=never", &mut c).unwrap_err().to_string().contains("accepted are reset, shutdown")
         );
-        assert!(action("watchdog=reset", &mut c).is_err());
+        action("watchdog=inject-nmi", &mut c).unwrap();
+        assert_eq!(c.on_watchdog, WatchdogAction::InjectNmi);
+        assert_eq!(watchdog_action("pause").unwrap(), WatchdogAction::Pause);
+        assert!(action("watchdog=bark", &mut c).is_err() && watchdog_action("bark").is_err());
     }
 
     #[test]

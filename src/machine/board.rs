@@ -17,10 +17,11 @@ use mynah_devices::bus::{Irq, PortBus};
 use mynah_devices::clock::{Clock, HostClock};
 use mynah_devices::device::{Registry, Reset, RestoreError, Saved};
 use mynah_devices::events::WakeCause;
-use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::Ioapic;
 use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, ReadTsc};
+use mynah_devices::interrupts::{EoiSink, GsiRouter};
 use mynah_devices::misc::entropy::{Asker, Entropy};
+use mynah_devices::misc::vmgenid::VmGenId;
 use mynah_devices::storage::pflash::Pflash;
 use mynah_devices::virtio::balloon::Balloon;
 use mynah_devices::virtio::mmio::MmioSlot;
@@ -73,6 +74,8 @@ pub struct Board {
     lines: Mutex<Vec<Irq>>,
     /// What the monitor's `balloon` is for, if there is one.
     pub balloon: OnceLock<Arc<Balloon>>,
+    /// The generation id, if there is one: firmware places it.
+    pub vmgenid: OnceLock<Arc<VmGenId>>,
     tsc: ReadTsc,
     firmware: Firmware,
     events: Vec<Arc<Events>>,
@@ -103,8 +106,6 @@ impl Board {
             .map(|(n, v)| apic_bus.add(v.apic_id, n == 0, tsc.clone(), Arc::new(Pins(v.events.clone()))))
             .collect();
         let ioapic = Ioapic::new(apic_bus.clone());
-        let eoi: Arc<dyn mynah_devices::interrupts::EoiSink> = ioapic.clone();
-        apic_bus.connect_eoi(Arc::downgrade(&eoi));
         memory.map_mmio(IOAPIC_BASE, 0x1000, ioapic.clone());
 
         let mut wiring = Wiring {
@@ -116,6 +117,7 @@ impl Board {
             memory: &memory,
             apic_bus: &apic_bus,
             ioapic: &ioapic,
+            ioapic2: None,
             router: None,
             lines: Vec::new(),
             plugged: Vec::new(),
@@ -123,6 +125,8 @@ impl Board {
         let chips = (what.chips)(&mut wiring);
         let Wiring { router, lines, plugged, .. } = wiring;
         let router = router.context("the board has no interrupt lines")?;
+        let eoi: Arc<dyn EoiSink> = router.clone();
+        apic_bus.connect_eoi(Arc::downgrade(&eoi));
 
         // What is reset last comes first.
         let devices = Registry::default();
@@ -151,6 +155,7 @@ impl Board {
             flash: Vec::new(),
             lines: Mutex::new(lines),
             balloon: OnceLock::new(),
+            vmgenid: OnceLock::new(),
             tsc,
             firmware,
             events: vcpus.iter().map(|v| v.events.clone()).collect(),

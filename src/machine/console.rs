@@ -18,6 +18,7 @@ use mynah_devices::event_loop::EventLoop;
 use mynah_devices::kind::Site;
 use mynah_devices::misc::debugcon::{self, Debugcon};
 use mynah_devices::misc::fw_cfg::{FwCfg, key};
+use mynah_devices::misc::vmgenid;
 use mynah_devices::serial::{COM, Serial};
 use parking_lot::Mutex;
 use std::cell::RefCell;
@@ -373,6 +374,7 @@ pub fn attach_extra(
         cpus: cfg.smp.cpus as usize,
         entropy: board.entropy.clone(),
         balloon: &board.balloon,
+        vmgenid: &board.vmgenid,
         ide: &RefCell::new(board.chips.cables.clone()),
         fdc: board.chips.fdc.as_deref(),
         boot: &boot,
@@ -385,6 +387,10 @@ pub fn attach_extra(
         (d.kind.plug)(&site, &d.values).with_context(|| format!("-device {}", d.kind.name))?;
     }
     drop(site);
+    if let Some(id) = board.vmgenid.get() {
+        let chipset = board.chips.chipset.clone();
+        id.connect(move || chipset.general_event(vmgenid::EVENT));
+    }
     board.boot_paths = boot.into_inner().into_values().collect();
     if let Some(fdc) = &board.chips.fdc {
         set_cmos_floppies(&board.ports, fdc);

@@ -2,14 +2,16 @@
 use super::board::Board;
 use super::power::{Pause, Power, Report};
 use super::saved::Saver;
-use crate::config::{Config, exit_code};
+use crate::config::{Config, WatchdogAction, exit_code};
 use mynah_block::Drive;
 use mynah_devices::display::vnc::VncControl;
 use mynah_devices::display::{self, Display};
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::input::ps2::Key;
-use mynah_mmu::Target;
+use mynah_devices::misc::vmgenid::Guid;
+use mynah_devices::pci::PciBus;
+use mynah_mmu::{PhysMemory, Target};
 use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::fmt;
@@ -43,6 +45,7 @@ impl fmt::Display for Status {
             Self::Paused(Pause::Shutdown) => "paused (shutdown)",
             Self::Paused(Pause::Panicked) => "paused (guest-panicked)",
             Self::Paused(Pause::IoError) => "paused (io-error)",
+            Self::Paused(Pause::Watchdog) => "paused (watchdog)",
             Self::Paused(Pause::PostMigrate) => "paused (postmigrate)",
             Self::Ended => "shutdown",
         })
@@ -83,6 +86,7 @@ impl Handle {
     pub(super) fn new(cfg: &Config) -> Self {
         let stopped = cfg.start_stopped || cfg.incoming.is_some();
         let power = Arc::new(Power::new(cfg.on_reboot, cfg.on_shutdown, cfg.on_panic, stopped));
+        power.set_on_watchdog(cfg.on_watchdog);
         Self(Arc::new(Inner { power, built: OnceLock::new(), vnc: OnceLock::new(), acting: Mutex::new(()) }))
     }
 
@@ -127,7 +131,7 @@ impl Handle {
     /// does not.
     pub fn pause(&self) {
         let _one = self.0.acting.lock();
-        self.0.power.pause(Pause::User);
+        self.0.power.hold();
         self.0.power.wait_standing(STANDING);
     }
 
@@ -213,6 +217,43 @@ impl Handle {
         self.0.power.reports()
     }
 
+    /// What one vCPU says of itself; none if it does not answer within a second.
+    pub fn report(&self, seat: usize) -> Option<Report> {
+        self.reports().into_iter().nth(seat)?
+    }
+
+    /// What follows when a watchdog expires, from now on.
+    pub fn set_on_watchdog(&self, action: WatchdogAction) {
+        self.0.power.set_on_watchdog(action);
+    }
+
+    /// The generation id, if the machine has one.
+    pub fn generation_id(&self) -> Option<Guid> {
+        self.board()?.vmgenid.get().map(|id| id.guid())
+    }
+
+    /// Physical memory.
+    pub fn memory(&self) -> Option<Arc<PhysMemory>> {
+        self.board().map(|board| board.memory.clone())
+    }
+
+    /// Reads a port, as a vCPU does; all ones where there is none.
+    pub fn port_read(&self, port: u16, size: u8) -> u32 {
+        self.board().map_or(u32::MAX, |board| board.ports.read(port, size))
+    }
+
+    /// Writes a port, as a vCPU does.
+    pub fn port_write(&self, port: u16, size: u8, value: u32) {
+        if let Some(board) = self.board() {
+            board.ports.write(port, size, value);
+        }
+    }
+
+    /// Bus 0, if the board has PCI.
+    pub fn pci(&self) -> Option<Arc<PciBus>> {
+        self.board()?.chips.pci.clone()
+    }
+
     /// Bus, name and kind of each device.
     pub fn devices(&self) -> Vec<(Cow<'static, str>, String, &'static str)> {
         self.board().map_or(Vec::new(), |board| board.devices.list())
@@ -221,6 +262,11 @@ impl Handle {
     /// The states of all devices by name: what would be saved of them, as trees of named values.
     pub fn inspect(&self) -> Vec<(String, serde_json::Value)> {
         self.board().map_or(Vec::new(), |board| board.devices.inspect())
+    }
+
+    /// The state of one device, as of [`Handle::inspect`].
+    pub fn inspect_one(&self, name: &str) -> Option<serde_json::Value> {
+        self.board()?.devices.find(name).map(|device| device.inspect())
     }
 
     /// The screens of the display adapters, by the adapters' names.

@@ -3,6 +3,7 @@
 use super::bios::BoardPlatform;
 use super::board::{Board, Firmware};
 use super::boards::common::boot_order_cells;
+use super::boards::microvm::has_second_ioapic;
 use super::drives::of_bios;
 use super::flash;
 use crate::cli::build::find_firmware;
@@ -19,7 +20,7 @@ use mynah_devices::serial::COM;
 use mynah_firmware::bios::{BootConfig, set_up_pci};
 use mynah_firmware::linuxboot::{Parts, ROM_FILE, option_rom};
 use mynah_firmware::tables::Chipset;
-use mynah_firmware::tables::{PM_BASE, acpi_files};
+use mynah_firmware::tables::{PM_BASE, VMGENID_ADDRESS_FILE, VMGENID_FILE, acpi_files};
 use mynah_firmware::{
     Bios, BiosConfig, BootProtocol, Entry, Kind, LoadError, LoadRequest, Module, Reason, Segment,
     build_tables, identify, load,
@@ -231,6 +232,7 @@ impl Boot {
             acpi: cfg.machine.acpi,
             hpet: cfg.machine.chosen.switch("hpet"),
             pic: cfg.machine.chosen.switch("pic"),
+            second_ioapic: has_second_ioapic(&cfg.machine),
             chipset: cfg.machine.board.tables,
             product: cfg.machine.board.product,
             i8042: cfg.machine.board.pci,
@@ -305,6 +307,9 @@ impl Boot {
         let Firmware::BuiltIn(bios) = &self.firmware else { return Ok(None) };
         let memory = &*board.memory;
         let tables = build_tables(memory, &self.tables(board)).context("-m, -smp")?;
+        if let (Some(id), Some(at)) = (board.vmgenid.get(), tables.vmgenid) {
+            id.placed(at);
+        }
         let mut bios = bios.lock();
         bios.install(memory, &tables);
         let Some(kernel) = &self.kernel else {
@@ -369,6 +374,13 @@ impl Boot {
             let pm_base = chipset.pm_base().unwrap_or(PM_BASE);
             acpi_files(&mynah_firmware::Config { pm_base, ..tables.clone() }, below)
         })?;
+        if let Some(id) = board.vmgenid.get().cloned() {
+            fw_cfg.add_file(VMGENID_FILE, id.blob())?;
+            let place = move |bytes: &[u8]| {
+                id.placed(bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)));
+            };
+            fw_cfg.add_writable_file(VMGENID_ADDRESS_FILE, vec![0; 8], place)?;
+        }
         let number = |n: u32| n.to_le_bytes().to_vec();
         if cfg.nographic && com_ports(cfg)[0] {
             fw_cfg.add_file("etc/sercon-port", number(COM[0].0.into()))?;

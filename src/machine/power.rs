@@ -1,10 +1,11 @@
 //! Power and run state: what guest, devices, monitor and signals ask for, and how the run ends.
 use super::vcpu::VcpuHandle;
-use crate::config::{PanicAction, RebootAction, ShutdownAction, exit_code};
+use crate::config::{PanicAction, RebootAction, ShutdownAction, WatchdogAction, exit_code};
 use mynah_cpu::CpuV2;
 use mynah_devices::chipset::PowerButton;
 use mynah_devices::clock::HostClock;
 use mynah_devices::events::{MachineEvents, ResetCause, SleepState, WakeCause};
+use mynah_mmu::Paging;
 use parking_lot::{Condvar, Mutex};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -36,7 +37,7 @@ pub struct End {
 }
 
 /// What a vCPU says of itself.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Report {
     /// The host's number of its thread.
     pub thread: u64,
@@ -44,6 +45,8 @@ pub struct Report {
     pub registers: String,
     /// What is saved of it.
     pub state: Box<CpuV2>,
+    /// The registers that paging depends on.
+    pub paging: Paging,
 }
 
 /// Why the machine is paused.
@@ -61,6 +64,8 @@ pub enum Pause {
     IoError,
     /// Its state has been saved by `migrate`: it goes on from there.
     PostMigrate,
+    /// A watchdog has expired (`-action watchdog=pause`).
+    Watchdog,
 }
 
 struct State {
@@ -74,6 +79,8 @@ struct State {
     /// vCPUs that stand still until the reset is carried out.
     parked: usize,
     paused: Option<Pause>,
+    /// Somebody has stopped it since it last went on: it does not start by itself.
+    held: bool,
     /// vCPUs that stand still because the machine is paused.
     standing: usize,
     /// vCPUs whose thread has come to its end.
@@ -96,6 +103,7 @@ pub struct Power {
     on_reboot: RebootAction,
     on_shutdown: ShutdownAction,
     on_panic: PanicAction,
+    on_watchdog: Mutex<WatchdogAction>,
     state: Mutex<State>,
     changed: Condvar,
     vcpus: OnceLock<Vec<VcpuHandle>>,
@@ -121,6 +129,7 @@ impl Power {
             on_reboot,
             on_shutdown,
             on_panic,
+            on_watchdog: Mutex::new(WatchdogAction::Reset),
             state: Mutex::new(State {
                 reset: false,
                 asleep: false,
@@ -128,6 +137,7 @@ impl Power {
                 resets: 0,
                 parked: 0,
                 paused: paused.then_some(Pause::Prelaunch),
+                held: false,
                 standing: 0,
                 gone: 0,
                 end: None,
@@ -145,6 +155,11 @@ impl Power {
     /// How many vCPUs there are.
     pub fn vcpus(&self) -> usize {
         self.vcpus.get().map_or(0, Vec::len)
+    }
+
+    /// What follows when a watchdog expires, from now on.
+    pub fn set_on_watchdog(&self, action: WatchdogAction) {
+        *self.on_watchdog.lock() = action;
     }
 
     /// An NMI for every vCPU.
@@ -275,15 +290,21 @@ impl Power {
         });
     }
 
+    /// The user wants the machine to stand still, whatever it does now: until [`Power::go_on`].
+    pub fn hold(&self) {
+        self.change(|s| s.held = true);
+        self.pause(Pause::User);
+    }
+
     /// Has vCPUs and clock go on.
     pub fn go_on(&self) {
         self.change(|s| self.let_go(s));
     }
 
-    /// A restored machine starts, unless somebody has had it go on, and perhaps stopped it, meanwhile.
+    /// A restored machine starts, unless somebody has stopped it, or had it go on, meanwhile.
     pub fn start(&self) {
         self.change(|s| {
-            if s.paused == Some(Pause::Prelaunch) {
+            if s.paused == Some(Pause::Prelaunch) && !s.held {
                 self.let_go(s);
             }
         });
@@ -293,7 +314,7 @@ impl Power {
         if let Some(clock) = self.clock.get() {
             clock.resume();
         }
-        s.paused = None;
+        (s.paused, s.held) = (None, false);
     }
 
     /// Whether, and why, the machine is paused.
@@ -469,6 +490,19 @@ impl MachineEvents for Power {
             });
         }
     }
+    fn watchdog(&self) {
+        let action = *self.on_watchdog.lock();
+        tracing::info!(?action, "a watchdog has expired");
+        match action {
+            WatchdogAction::Reset => self.reset(ResetCause::Watchdog),
+            WatchdogAction::Shutdown => self.press_button(),
+            WatchdogAction::PowerOff => self.end(0, Some("a watchdog has expired".into())),
+            WatchdogAction::Pause => self.pause(Pause::Watchdog),
+            WatchdogAction::Debug => tracing::warn!("a watchdog has expired"),
+            WatchdogAction::None => {}
+            WatchdogAction::InjectNmi => self.nmi(),
+        }
+    }
     fn guest_panicked(&self) {
         match self.on_panic {
             PanicAction::None => {}
@@ -565,5 +599,38 @@ mod tests {
         power.pause(Pause::User);
         power.start();
         assert_eq!((power.paused(), clock.is_paused()), (Some(Pause::User), true));
+    }
+
+    #[test]
+    fn a_stop_before_a_restored_machine_s_own_start_holds() {
+        let (power, clock) = power(true);
+        power.hold();
+        power.start();
+        assert_eq!((power.paused(), clock.is_paused()), (Some(Pause::Prelaunch), true));
+        power.go_on();
+        assert_eq!((power.paused(), clock.is_paused()), (None, false));
+        // What was stopped and has gone on is not stopped for ever.
+        power.pause(Pause::User);
+        power.go_on();
+        assert_eq!(power.paused(), None);
+    }
+
+    #[test]
+    fn a_watchdog_does_what_was_chosen() {
+        let (power, clock) = power(false);
+        power.watchdog();
+        assert_eq!(power.request(0), Request::Reset);
+        power.reset_done(None);
+        for harmless in [WatchdogAction::None, WatchdogAction::Debug, WatchdogAction::InjectNmi] {
+            power.set_on_watchdog(harmless);
+            power.watchdog();
+            assert_eq!((power.request(0), clock.is_paused()), (Request::Run, false));
+        }
+        power.set_on_watchdog(WatchdogAction::Pause);
+        power.watchdog();
+        assert_eq!((power.paused(), clock.is_paused()), (Some(Pause::Watchdog), true));
+        power.set_on_watchdog(WatchdogAction::PowerOff);
+        power.watchdog();
+        assert_eq!(power.wait_end().code, 0);
     }
 }

@@ -200,7 +200,7 @@ pub fn run(
             Request::Report => {
                 let registers = cpu_state(cpu) + &fpu_state(cpu);
                 let state = Box::new(cpu.save());
-                power.report(seat, Report { thread: thread_id(), registers, state });
+                power.report(seat, Report { thread: thread_id(), registers, state, paging: cpu.paging });
                 continue;
             }
         }

@@ -11,20 +11,22 @@
 //! `Controller` is the register machine. There is one output buffer; the next byte enters it when the last
 //! has been read (answers first, then keyboard, then mouse), with a new edge on its interrupt line. The input
 //! buffer is always empty: commands take no time. The output port's A20 bit is the machine's `A20Gate`, its
-//! reset bit a reset. On purpose absent: passwords (A4h says that none is set), the keyboard lock, timeouts
-//! and parity errors, the active-multiplexing extension (its knock is answered as by a chip without it).
+//! reset bit a reset. A password (A5h) that is enabled (A6h) holds back what keyboard and mouse send until it has been
+//! typed. On purpose absent: the keyboard lock, timeouts and parity errors, the active-multiplexing extension (its
+//! knock is answered as by a chip without it).
 //!
 //! Source: IBM PS/2 Hardware Interface Technical Reference (1990), Keyboard and Auxiliary Device Controller;
 //! Intel UPI-41AH/42AH.
 use super::ps2::{Key, Keyboard, Mouse, MouseButtons, TO_SET1};
 use crate::aml::{Fragment, IrqNoFlags, io};
 use crate::bus::{Irq, PortBus, PortIo, open_bus};
+use crate::clock::{Clock, Timer, TimerOwner};
 use crate::device::{Device, Invalid, Reset};
 use crate::events::{A20Gate, MachineEvents, ResetCause};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 /// Data port.
 pub const DATA_PORT: u16 = 0x60;
@@ -62,6 +64,35 @@ mod outport {
     pub const LINES: u8 = 0xc0;
 }
 
+/// Input port: keyboard not locked, 512 KiB on board, no manufacturing jumper.
+const INPUT_PORT: u8 = 0xbf;
+
+/// Bytes of the controller's RAM that the password is about.
+mod security {
+    /// Sent when the password is enabled, if it is not 0.
+    pub const ON: usize = 0x13;
+    /// Sent when it has been typed, if it is not 0.
+    pub const OFF: usize = 0x14;
+    /// Make codes that are passed over.
+    pub const IGNORED: [usize; 2] = [0x16, 0x17];
+}
+
+/// Answers of the controller that wait: no fewer than a dump has.
+const ANSWERS: usize = 64;
+
+/// Scan codes of the longest password.
+const PASSWORD: usize = 7;
+
+/// A password: make codes.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Password {
+    codes: Vec<u8>,
+    /// It is being loaded.
+    loading: bool,
+    /// So many codes of it were typed, while that is waited for.
+    typed: Option<u8>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Source {
     Keyboard,
@@ -92,6 +123,9 @@ struct Controller {
     command: Option<u8>,
     /// The last byte translated was F0h: the next is a key going up.
     release: bool,
+    password: Password,
+    /// The half of the input port that is shown in bits 4 to 7 of the status: bits 0 to 3, or 4 to 7.
+    polled: Option<bool>,
     keyboard: Keyboard,
     mouse: Option<Mouse>,
 }
@@ -109,6 +143,8 @@ impl Controller {
             answers: VecDeque::new(),
             command: None,
             release: false,
+            password: Password::default(),
+            polled: None,
             keyboard: Keyboard::new(),
             mouse: mouse.then(Mouse::new),
         }
@@ -120,7 +156,7 @@ impl Controller {
 
     fn answer(&mut self, byte: u8, source: Source) {
         // A guest that asks without reading has the latest answers only.
-        if self.answers.len() >= 32 {
+        if self.answers.len() >= ANSWERS {
             self.answers.pop_front();
         }
         self.answers.push_back((byte, source));
@@ -133,9 +169,12 @@ impl Controller {
         }
         let next = self.answers.pop_front().or_else(|| {
             if self.config() & config::KEYBOARD_DISABLED == 0
-                && let Some(byte) = self.translated()
+                && let Some(byte) = self.passed()
             {
                 return Some((byte, Source::Keyboard));
+            }
+            if self.password.typed.is_some() {
+                return None;
             }
             if self.config() & config::AUX_DISABLED == 0 {
                 return self.mouse.as_mut()?.take().map(|b| (b, Source::Aux));
@@ -145,6 +184,24 @@ impl Controller {
         if let Some((byte, source)) = next {
             self.buffer = byte;
             self.full = Some(source);
+        }
+    }
+
+    /// The next byte of the keyboard that is not held back for the password.
+    fn passed(&mut self) -> Option<u8> {
+        loop {
+            let byte = self.translated()?;
+            let Some(typed) = self.password.typed else { return Some(byte) };
+            if byte & 0x80 != 0 || security::IGNORED.iter().any(|at| self.ram[*at] == byte) {
+                continue;
+            }
+            let right = self.password.codes.get(usize::from(typed)) == Some(&byte);
+            let typed = if right { typed + 1 } else { 0 };
+            let whole = usize::from(typed) == self.password.codes.len();
+            self.password.typed = (!whole).then_some(typed);
+            if whole && self.ram[security::OFF] != 0 {
+                return Some(self.ram[security::OFF]);
+            }
         }
     }
 
@@ -177,7 +234,12 @@ impl Controller {
             Some(Source::Keyboard) => status::OUTPUT_FULL,
             Some(Source::Aux) => status::OUTPUT_FULL | status::AUX_FULL,
         };
-        self.status | full
+        let status = self.status | full;
+        match self.polled {
+            None => status,
+            Some(false) => status & 0x0f | INPUT_PORT << 4,
+            Some(true) => status & 0x0f | INPUT_PORT & 0xf0,
+        }
     }
 
     fn output_port(&self, a20: bool) -> u8 {
@@ -197,11 +259,22 @@ impl Controller {
     fn write_command(&mut self, byte: u8, a20: bool) -> Effect {
         self.status |= status::COMMAND;
         self.command = None;
+        (self.polled, self.password.loading) = (None, false);
         match byte {
             0x20..=0x3f => self.answer(self.ram[usize::from(byte & 0x1f)], Source::Keyboard),
             0x60..=0x7f | 0xd1..=0xd4 => self.command = Some(byte),
-            // Is a password set? No.
-            0xa4 => self.answer(0xf1, Source::Keyboard),
+            // Is a password set?
+            0xa4 => {
+                let set = if self.password.codes.is_empty() { 0xf1 } else { 0xfa };
+                self.answer(set, Source::Keyboard);
+            }
+            0xa5 => self.password = Password { loading: true, ..Password::default() },
+            0xa6 if !self.password.codes.is_empty() => {
+                self.password.typed = Some(0);
+                if self.ram[security::ON] != 0 {
+                    self.answer(self.ram[security::ON], Source::Keyboard);
+                }
+            }
             0xa7 => self.ram[0] |= config::AUX_DISABLED,
             0xa8 => self.ram[0] &= !config::AUX_DISABLED,
             // Auxiliary port's test: 0 is "no error", whether a mouse is there or not.
@@ -211,10 +284,11 @@ impl Controller {
                 self.answer(0x55, Source::Keyboard);
             }
             0xab => self.answer(0x00, Source::Keyboard),
+            0xac => self.dump(a20),
             0xad => self.ram[0] |= config::KEYBOARD_DISABLED,
             0xae => self.ram[0] &= !config::KEYBOARD_DISABLED,
-            // Input port: keyboard not locked, 512 KiB on board, no manufacturing jumper.
-            0xc0 => self.answer(0xbf, Source::Keyboard),
+            0xc0 => self.answer(INPUT_PORT, Source::Keyboard),
+            0xc1 | 0xc2 => self.polled = Some(byte == 0xc2),
             0xd0 => self.answer(self.output_port(a20), Source::Keyboard),
             0xdd => return Effect::A20(false),
             0xdf => return Effect::A20(true),
@@ -232,8 +306,32 @@ impl Controller {
         Effect::None
     }
 
+    /// What the diagnostic dump sends: 16 bytes of RAM, input and output port, and the processor's status word, each as
+    /// the make codes of two hexadecimal digits and a blank.
+    fn dump(&mut self, a20: bool) {
+        const DIGITS: [u8; 16] =
+            [0x0b, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0a, 0x1e, 0x30, 0x2e, 0x20, 0x12, 0x21];
+        const BLANK: u8 = 0x39;
+        let ports = [INPUT_PORT, self.output_port(a20), 0];
+        let bytes = self.ram[..16].iter().copied().chain(ports);
+        let codes = bytes.flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)], BLANK]);
+        self.answers = codes.map(|code| (code, Source::Keyboard)).collect();
+    }
+
+    fn load_password(&mut self, byte: u8) {
+        match byte {
+            0 => self.password.loading = false,
+            _ if self.password.codes.len() < PASSWORD => self.password.codes.push(byte),
+            _ => {}
+        }
+    }
+
     fn write_data(&mut self, byte: u8) -> Effect {
         self.status &= !status::COMMAND;
+        if self.password.loading {
+            self.load_password(byte);
+            return Effect::None;
+        }
         match self.command.take() {
             Some(0x60) => self.write_config(byte),
             Some(c @ 0x61..=0x7f) => self.ram[usize::from(c & 0x1f)] = byte,
@@ -280,6 +378,9 @@ pub struct I8042 {
     aux_irq: Irq,
     a20: Arc<A20Gate>,
     events: Arc<dyn MachineEvents>,
+    /// What keys repeat by.
+    clock: OnceLock<(Arc<dyn Clock>, Arc<dyn Timer>)>,
+    me: Weak<Self>,
 }
 
 impl I8042 {
@@ -291,7 +392,27 @@ impl I8042 {
         a20: Arc<A20Gate>,
         events: Arc<dyn MachineEvents>,
     ) -> Arc<Self> {
-        Arc::new(Self { model: Mutex::new(Controller::new(mouse)), keyboard_irq, aux_irq, a20, events })
+        Arc::new_cyclic(|me: &Weak<Self>| Self {
+            model: Mutex::new(Controller::new(mouse)),
+            keyboard_irq,
+            aux_irq,
+            a20,
+            events,
+            clock: OnceLock::new(),
+            me: me.clone(),
+        })
+    }
+
+    /// Keys that are held repeat by this clock. Once; without it they do not.
+    pub fn follow(&self, clock: &Arc<dyn Clock>) {
+        let _ = self.clock.set((clock.clone(), clock.timer(self.me.clone())));
+    }
+
+    /// Sets the timer for the next code of a key that is held.
+    fn arm(&self, model: &Controller) {
+        if let Some((_, timer)) = self.clock.get() {
+            timer.set(model.keyboard.due());
+        }
     }
 
     /// Puts both ports on the bus.
@@ -308,7 +429,9 @@ impl I8042 {
     /// A key goes down or up.
     pub fn key(&self, key: Key, pressed: bool) {
         let mut model = self.model.lock();
-        model.keyboard.key(key, pressed);
+        let now = self.clock.get().map_or(0, |(clock, _)| clock.now());
+        model.keyboard.key(key, pressed, now);
+        self.arm(&model);
         self.settle(&mut model);
     }
 
@@ -320,6 +443,16 @@ impl I8042 {
             mouse.moved(dx, dy, dz, buttons);
         }
         self.settle(&mut model);
+    }
+
+    /// Whether there is a mouse.
+    pub fn has_mouse(&self) -> bool {
+        self.model.lock().mouse.is_some()
+    }
+
+    /// The mouse's buttons that are down.
+    pub fn buttons(&self) -> MouseButtons {
+        self.model.lock().mouse.as_ref().map_or_else(MouseButtons::default, Mouse::buttons)
     }
 
     /// The keyboard's LEDs: bit 0 scroll lock, bit 1 num lock, bit 2 caps lock.
@@ -351,6 +484,9 @@ impl I8042 {
         let a20 = self.a20.is_open();
         let mut model = self.model.lock();
         let effect = if command { model.write_command(byte, a20) } else { model.write_data(byte) };
+        if !command {
+            self.arm(&model);
+        }
         self.settle(&mut model);
         drop(model);
         if let Effect::A20(open) | Effect::A20AndReset(open) = effect {
@@ -359,6 +495,16 @@ impl I8042 {
         if matches!(effect, Effect::Reset | Effect::A20AndReset(_)) {
             self.events.reset(ResetCause::Keyboard);
         }
+    }
+}
+
+impl TimerOwner for I8042 {
+    fn expired(&self) {
+        let Some((clock, _)) = self.clock.get() else { return };
+        let mut model = self.model.lock();
+        model.keyboard.repeat(clock.now());
+        self.arm(&model);
+        self.settle(&mut model);
     }
 }
 
@@ -379,15 +525,16 @@ impl PortIo for Port {
 
 /// What is saved of a keyboard controller, its keyboard and its mouse.
 #[derive(Serialize, Deserialize)]
-pub struct I8042V1 {
+pub struct I8042V2 {
     model: Controller,
     irq1: bool,
     irq12: bool,
 }
 
 impl Device for I8042 {
-    type State = I8042V1;
+    type State = I8042V2;
     const KIND: &'static str = "i8042";
+    const VERSION: u16 = 2;
 
     fn aml(&self) -> Option<Fragment> {
         let mut both = Fragment::isa("KBD_", "PNP0303", vec![&io(0x60, 1), &io(0x64, 1), &IrqNoFlags(1)]);
@@ -398,25 +545,31 @@ impl Device for I8042 {
     fn reset(&self, _: Reset) {
         let mut model = self.model.lock();
         *model = Controller::new(model.mouse.is_some());
+        self.arm(&model);
         self.settle(&mut model);
     }
 
-    fn save(&self) -> I8042V1 {
+    fn save(&self) -> I8042V2 {
         let model = self.model.lock().clone();
-        I8042V1 { model, irq1: self.keyboard_irq.level(), irq12: self.aux_irq.level() }
+        I8042V2 { model, irq1: self.keyboard_irq.level(), irq12: self.aux_irq.level() }
     }
 
-    fn restore(&self, I8042V1 { model, irq1, irq12 }: I8042V1) -> Result<(), Invalid> {
+    fn restore(&self, I8042V2 { model, irq1, irq12 }: I8042V2) -> Result<(), Invalid> {
         let mut now = self.model.lock();
         if model.mouse.is_some() != now.mouse.is_some() {
             return Err(Invalid("whether there is a mouse"));
         }
-        if model.answers.len() > 32 {
+        if model.answers.len() > ANSWERS {
             return Err(Invalid("the controller's answers"));
+        }
+        let Password { codes, typed, .. } = &model.password;
+        if codes.len() > PASSWORD || typed.is_some_and(|n| usize::from(n) >= codes.len()) {
+            return Err(Invalid("the password"));
         }
         model.keyboard.check()?;
         model.mouse.as_ref().map_or(Ok(()), Mouse::check)?;
         *now = model;
+        self.arm(&now);
         self.keyboard_irq.restore(irq1);
         self.aux_irq.restore(irq12);
         Ok(())
@@ -579,6 +732,93 @@ mod tests {
         pc.chip.mouse(1, 2, 0, MouseButtons::default());
         assert_eq!(pc.drain(), [0x08, 1, 2]);
         assert_eq!(pc.edges().1, before + 7);
+    }
+
+    #[test]
+    fn a_key_that_is_held_repeats_at_the_rate_that_was_set() {
+        const MS: u64 = 1_000_000;
+        let clock = crate::clock::ManualClock::new();
+        let pc = Pc::new(false);
+        pc.chip.follow(&(Arc::new(clock.clone()) as Arc<dyn Clock>));
+        let later = |ms: u64| {
+            clock.advance(ms * MS);
+            pc.drain()
+        };
+        pc.chip.key(Key::new(0x1e), true);
+        assert_eq!(pc.drain(), [0x1e]);
+        assert_eq!((later(499), later(2)), (vec![], vec![0x1e]));
+        assert_eq!((later(89), later(3)), (vec![], vec![0x1e]), "10.9 in a second");
+        // What the host repeats is no news, and one that nobody reads does not pile up.
+        pc.chip.key(Key::new(0x1e), true);
+        (0..100).for_each(|_| clock.advance(100 * MS));
+        assert_eq!(pc.drain().len(), 2, "the buffer, and one behind it");
+        // 250 ms, 30 in a second: the last key counts, and another one's release does not.
+        pc.data(0xf3);
+        pc.data(0x00);
+        pc.drain();
+        pc.chip.key(Key::new(0x30), true);
+        pc.chip.key(Key::new(0x1e), false);
+        assert_eq!(pc.drain(), [0x30, 0x9e]);
+        assert_eq!((later(249), later(2), later(34)), (vec![], vec![0x30], vec![0x30]));
+        // It is saved how far that is.
+        let other = Pc::new(false);
+        other.chip.follow(&(Arc::new(clock.clone()) as Arc<dyn Clock>));
+        Device::restore(&*other.chip, Device::save(&*pc.chip)).unwrap();
+        clock.advance(34 * MS);
+        assert_eq!((pc.drain(), other.drain()), (vec![0x30], vec![0x30]));
+        pc.chip.key(Key::new(0x30), false);
+        assert_eq!(pc.drain(), [0xb0]);
+        assert_eq!(later(1000), [0u8; 0]);
+        Device::reset(&*other.chip, Reset::Board);
+        clock.advance(1000 * MS);
+        assert_eq!(other.drain(), [0u8; 0]);
+    }
+
+    #[test]
+    fn a_password_holds_keyboard_and_mouse_back_until_it_is_typed() {
+        let pc = Pc::new(true);
+        pc.command(0xa4);
+        assert_eq!(pc.read(), 0xf1);
+        // Without one it cannot be enabled.
+        pc.command(0xa6);
+        pc.chip.key(Key::new(0x1e), true);
+        assert_eq!(pc.drain(), [0x1e]);
+        pc.command(0xa5);
+        [0x1e, 0x30, 0].into_iter().for_each(|byte| pc.data(byte));
+        pc.command(0xa4);
+        assert_eq!(pc.read(), 0xfa);
+        for (at, value) in [(0x73, 0x55), (0x74, 0x66), (0x76, 0x2a)] {
+            pc.command(at);
+            pc.data(value);
+        }
+        pc.command(0xa6);
+        assert_eq!(pc.drain(), [0x55]);
+        let tap = |code| {
+            pc.chip.key(Key::new(code), true);
+            pc.chip.key(Key::new(code), false);
+            pc.drain()
+        };
+        // The first letter twice, and a shift between.
+        for code in [0x1e, 0x10, 0x1e, 0x2a] {
+            assert_eq!(tap(code), [0u8; 0], "{code:#x}");
+        }
+        assert_eq!(tap(0x30), [0x66, 0xb0]);
+        assert_eq!(tap(0x10), [0x10, 0x90]);
+    }
+
+    #[test]
+    fn the_input_port_is_polled_and_the_controller_dumped() {
+        let pc = Pc::new(false);
+        pc.command(0xc0);
+        assert_eq!(pc.read(), 0xbf);
+        pc.command(0xc1);
+        assert_eq!(pc.status() & 0xf0, 0xf0);
+        pc.command(0xc2);
+        assert_eq!(pc.status() & 0xf0, 0xb0);
+        pc.command(0xac);
+        let dump = pc.drain();
+        assert_eq!((dump.len(), &dump[..3]), (57, &[0x05, 0x06, 0x39][..]), "45h is the command byte");
+        assert_eq!(pc.status() & 0xf0, 0x10, "until the next command");
     }
 
     #[test]

@@ -22,6 +22,8 @@ use std::sync::Arc;
 pub const PINS: usize = 24;
 /// Where a PC's first I/O APIC is mapped.
 pub const IOAPIC_BASE: u64 = 0xFEC0_0000;
+/// Where a second one is, as on QEMU's boards.
+pub const SECOND_BASE: u64 = 0xFEC1_0000;
 /// Version 20h; bits 23-16: the highest redirection entry.
 const VERSION: u32 = 0x20 | (PINS as u32 - 1) << 16;
 

@@ -30,17 +30,38 @@ pub trait EoiSink: Send + Sync {
 pub struct GsiRouter {
     pic: Option<Arc<pic::Pic>>,
     ioapic: Arc<ioapic::Ioapic>,
+    /// For the interrupts behind the first one's.
+    ioapic2: Option<Arc<ioapic::Ioapic>>,
     /// Rising edges of each wire since the machine was built.
     raised: [AtomicU64; GSIS],
 }
 
-/// Wires that the router has.
-const GSIS: usize = 24;
+/// Wires that the router has, with two I/O APICs.
+const GSIS: usize = 2 * ioapic::PINS;
 
 impl GsiRouter {
     /// Wires inputs to both controllers, or to the I/O APIC alone.
     pub fn new(pic: Option<Arc<pic::Pic>>, ioapic: Arc<ioapic::Ioapic>) -> Arc<Self> {
-        Arc::new(Self { pic, ioapic, raised: Default::default() })
+        Self::with_second(pic, ioapic, None)
+    }
+
+    /// The same with a second I/O APIC, to whose pins the interrupts from 24 on lead.
+    pub fn with_second(
+        pic: Option<Arc<pic::Pic>>,
+        ioapic: Arc<ioapic::Ioapic>,
+        ioapic2: Option<Arc<ioapic::Ioapic>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { pic, ioapic, ioapic2, raised: std::array::from_fn(|_| AtomicU64::new(0)) })
+    }
+
+    /// The I/O APIC that a wire leads to, and the pin there.
+    fn place(&self, line: u32) -> Option<(&ioapic::Ioapic, u32)> {
+        const PINS: u32 = ioapic::PINS as u32;
+        match line {
+            0 => Some((&self.ioapic, 2)),
+            1..PINS => Some((&self.ioapic, line)),
+            _ => self.ioapic2.as_deref().map(|second| (second, line - PINS)),
+        }
     }
 
     /// How many times each wire has risen, for people.
@@ -61,15 +82,26 @@ impl IrqSink for GsiRouter {
         if let Some(pic) = self.pic.as_ref().filter(|_| line < 16) {
             pic.set(line, level);
         }
-        self.ioapic.set(if line == 0 { 2 } else { line }, level);
+        if let Some((ioapic, pin)) = self.place(line) {
+            ioapic.set(pin, level);
+        }
     }
 
     fn edge(&self, line: u32) -> Edge {
         if line == 2 {
             return Edge::Uncounted;
         }
-        let seen = self.ioapic.edge(if line == 0 { 2 } else { line });
+        let seen = self.place(line).map_or(Edge::Uncounted, |(ioapic, pin)| ioapic.edge(pin));
         self.pic.as_ref().filter(|_| line < 16).map_or(seen, |pic| pic.edge(line).max(seen))
+    }
+}
+
+impl EoiSink for GsiRouter {
+    fn eoi(&self, vector: u8) {
+        self.ioapic.eoi(vector);
+        if let Some(second) = &self.ioapic2 {
+            second.eoi(vector);
+        }
     }
 }
 

@@ -245,6 +245,20 @@ impl PciBus {
         self.slots.read().iter().filter_map(|s| s.dev.secondary().cloned()).collect()
     }
 
+    /// Calls `see` for each function from this bus on, which has this number, with its bus, its place there and its
+    /// configuration space; what is behind a bridge follows it.
+    pub fn visit(&self, number: u8, see: &mut dyn FnMut(u8, DevFn, &ConfigSpace)) {
+        let mut slots = self.slots.read().clone();
+        slots.sort_by_key(|slot| slot.devfn.0);
+        for slot in slots {
+            let config = slot.dev.config().lock().clone();
+            see(number, slot.devfn, &config);
+            if let Some(behind) = slot.dev.secondary() {
+                behind.visit(config.get8(config::reg::SECONDARY_BUS), see);
+            }
+        }
+    }
+
     /// The address space that memory BARs appear in, for a device that answers elsewhere, too.
     pub fn memory(&self) -> &Arc<PhysMemory> {
         &self.memory

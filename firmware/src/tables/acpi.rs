@@ -15,6 +15,7 @@ use acpi_tables::fadt::{FADTBuilder, Flags::*};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use mynah_devices::chipset::{acpi_ged, q35};
+use mynah_devices::misc::vmgenid;
 
 const OEM_ID: &[u8; 6] = b"MYNAH ";
 const OEM_TABLE_ID: &[u8; 8] = b"MYNAHPC ";
@@ -32,6 +33,8 @@ pub(super) struct Built {
     pub parts: Vec<(usize, usize)>,
     /// Offset in `tables`, and bytes, of each pointer.
     pub pointers: Vec<(usize, u8)>,
+    /// Offset in `tables` of the place of the generation id, which is four bytes, if there is one.
+    pub vmgenid: Option<usize>,
 }
 
 /// Makes the byte at `at` the one that brings the sum of `bytes` to zero.
@@ -116,7 +119,10 @@ pub(super) fn build(
         pointers.push((offsets[count + 1] + 36 + 4 * i, 4));
         pointers.push((offsets[count + 2] + 36 + 8 * i, 8));
     }
-    Some(Built { rsdp, tables, facs: facs(), parts, pointers })
+    // The DSDT comes first.
+    let name = tables.windows(vmgenid::PLACE.len()).position(|w| w == vmgenid::PLACE);
+    let vmgenid = name.map(|at| at + vmgenid::PLACE.len() - 4);
+    Some(Built { rsdp, tables, facs: facs(), parts, pointers, vmgenid })
 }
 
 /// 5.2.5.3. The first 20 bytes are ACPI 1.0's structure with a checksum of their own.
@@ -236,6 +242,10 @@ fn madt(cfg: &Config) -> Vec<u8> {
         }
     }
     IoApic::new(super::IOAPIC_ID, IOAPIC_BASE, 0).to_aml_bytes(&mut m);
+    if cfg.second_ioapic {
+        let (id, base) = (super::SECOND_IOAPIC_ID, super::SECOND_IOAPIC_BASE);
+        IoApic::new(id, base, super::SECOND_IOAPIC_GSI).to_aml_bytes(&mut m);
+    }
     // Interrupt source overrides: bus 0, ISA IRQ, GSI, flags.
     let mut source_override = |irq: u8, gsi: u32, flags: u16| {
         m.extend([2, 10, 0, irq]);

@@ -13,6 +13,7 @@
 use super::acpi::{self, Built};
 use super::{Config, E820Kind, smbios};
 use crate::mem::FOUR_GIB;
+use mynah_devices::misc::vmgenid;
 
 /// Bytes of a command of the script.
 const COMMAND: usize = 128;
@@ -20,6 +21,10 @@ const COMMAND: usize = 128;
 const NAME: usize = 56;
 const TABLES: &str = "etc/acpi/tables";
 const RSDP: &str = "etc/acpi/rsdp";
+/// The generation id, and the file in which firmware tells where it has put it.
+pub const VMGENID: &str = "etc/vmgenid_guid";
+/// See [`VMGENID`].
+pub const VMGENID_ADDRESS: &str = "etc/vmgenid_addr";
 /// Where a table has its checksum.
 const CHECKSUM: usize = 9;
 /// The root pointer's checksums, and the bytes from its start that each is over.
@@ -58,6 +63,16 @@ impl Script {
             c[NAME..NAME + to.len()].copy_from_slice(to.as_bytes());
             c[2 * NAME..2 * NAME + 4].copy_from_slice(&(offset as u32).to_le_bytes());
             c[2 * NAME + 4] = bytes;
+        });
+    }
+
+    /// The address of file `from`, and `offset`, is written to the file `to`, which has 8 bytes.
+    fn write_pointer(&mut self, to: &str, from: &str, offset: usize) {
+        self.command(4, |c| {
+            c[..to.len()].copy_from_slice(to.as_bytes());
+            c[NAME..NAME + from.len()].copy_from_slice(from.as_bytes());
+            c[2 * NAME + 4..2 * NAME + 8].copy_from_slice(&(offset as u32).to_le_bytes());
+            c[2 * NAME + 8] = 8;
         });
     }
 
@@ -108,6 +123,11 @@ fn script(built: &Built) -> Script {
     s.allocate(TABLES, FACS_ALIGN, ZONE_HIGH);
     for &(offset, bytes) in &built.pointers {
         s.add_pointer(TABLES, TABLES, FACS_ALIGN + offset, bytes);
+    }
+    if let Some(offset) = built.vmgenid {
+        s.allocate(VMGENID, vmgenid::BLOB, ZONE_HIGH);
+        s.write_pointer(VMGENID_ADDRESS, VMGENID, vmgenid::OFFSET);
+        s.add_pointer(TABLES, VMGENID, FACS_ALIGN + offset, 4);
     }
     for &(offset, len) in &built.parts {
         s.add_checksum(TABLES, FACS_ALIGN + offset + CHECKSUM, FACS_ALIGN + offset, len);

@@ -19,11 +19,14 @@ mod resources;
 mod smbios;
 
 pub use e820::{E820Entry, E820Kind, E820Map};
-pub use loader::{acpi_files, firmware_files};
+pub use loader::{
+    VMGENID as VMGENID_FILE, VMGENID_ADDRESS as VMGENID_ADDRESS_FILE, acpi_files, firmware_files,
+};
 
 use crate::mem::{FOUR_GIB, GuestMemory};
 use mynah_devices::aml::Fragment;
 use mynah_devices::chipset::{ich9, q35};
+use mynah_devices::misc::vmgenid;
 use mynah_mmu::Gpa;
 
 /// Where a PC's firmware puts the PIIX4 power management registers: PM1a_EVT, +4 PM1a_CNT, +8 PM_TMR.
@@ -48,6 +51,12 @@ pub const LAPIC_BASE: u32 = 0xfee0_0000;
 pub const IOAPIC_BASE: u32 = 0xfec0_0000;
 /// The IOAPIC's id.
 pub const IOAPIC_ID: u8 = 0;
+/// A second one's registers, id and first interrupt.
+pub const SECOND_IOAPIC_BASE: u32 = 0xfec1_0000;
+/// See [`SECOND_IOAPIC_BASE`].
+pub const SECOND_IOAPIC_ID: u8 = 1;
+/// See [`SECOND_IOAPIC_BASE`].
+pub const SECOND_IOAPIC_GSI: u32 = 24;
 /// The HPET's registers.
 pub const HPET_BASE: u32 = 0xfed0_0000;
 /// Low half of the HPET's capabilities register: vendor 8086h, legacy routing, 64 bits, three comparators,
@@ -68,6 +77,8 @@ pub const MANUFACTURER: &str = "Mynah";
 /// The BIOS area, as far as tables may fill it (the rest is for real-mode code).
 const BIOS_TABLES: std::ops::Range<u64> = 0xf_0000..0xf_c000;
 const PAGE: u64 = 0x1000;
+/// Where the generation id's part of the FACS's page begins.
+const VMGENID: u64 = 0x800;
 /// As many as the DSDT has names for.
 const MAX_PROCESSORS: usize = 0x1000;
 
@@ -161,6 +172,8 @@ pub struct Config {
     pub hpet: bool,
     /// There are 8259s.
     pub pic: bool,
+    /// There is a second IOAPIC.
+    pub second_ioapic: bool,
     /// ISA IRQ 0 arrives at pin 2 of the IOAPIC.
     pub irq0_override: bool,
     /// Base of the power management registers.
@@ -195,6 +208,7 @@ impl Default for Config {
             product: "Standard PC (i440FX + PIIX, 1996)",
             hpet: true,
             pic: true,
+            second_ioapic: false,
             irq0_override: true,
             pm_base: PM_BASE,
             pm_timer_32bit: false,
@@ -218,6 +232,8 @@ pub struct Tables {
     pub rsdp: Option<Gpa>,
     /// The FACS, where a system that sleeps says what it wakes at (none without ACPI).
     pub facs: Option<Gpa>,
+    /// Where the generation id is to be, if the devices have one.
+    pub vmgenid: Option<Gpa>,
     /// The SMBIOS entry point.
     pub smbios: Option<Gpa>,
     /// The MP floating pointer.
@@ -262,7 +278,7 @@ pub fn build_tables(mem: &dyn GuestMemory, cfg: &Config) -> Result<Tables, Table
         mem.write(at, bytes);
         Ok(at)
     };
-    let (mut rsdp, mut facs) = (None, None);
+    let (mut rsdp, mut facs, mut id_at) = (None, None, None);
     if cfg.acpi {
         let facs_at = below - PAGE;
         let mut start = facs_at;
@@ -270,7 +286,14 @@ pub fn build_tables(mem: &dyn GuestMemory, cfg: &Config) -> Result<Tables, Table
             start = facs_at.checked_sub(len)? & !(PAGE - 1);
             (start >= 1 << 20).then_some((start, facs_at))
         });
-        let built = built.ok_or(TablesError::TooLittleRam(below))?;
+        let mut built = built.ok_or(TablesError::TooLittleRam(below))?;
+        if let Some(at) = built.vmgenid {
+            let place = facs_at + VMGENID;
+            built.tables[at..at + 4].copy_from_slice(&(place as u32).to_le_bytes());
+            let dsdt = built.parts.first().map_or(0, |(_, len)| *len);
+            acpi::fix_checksum(&mut built.tables[..dsdt], 9);
+            id_at = Some(place + vmgenid::OFFSET as u64);
+        }
         mem.write(start, &built.tables);
         mem.zero(facs_at, PAGE);
         mem.write(facs_at, &built.facs);
@@ -284,7 +307,15 @@ pub fn build_tables(mem: &dyn GuestMemory, cfg: &Config) -> Result<Tables, Table
     let mp_table = put(&mptable::build(cfg))?;
     let mp = put(&mptable::floating_pointer(mp_table as u32))?;
     tracing::debug!(?rsdp, smbios = smbios_entry, mp, "firmware tables built");
-    Ok(Tables { e820, rsdp, facs, smbios: Some(smbios_entry), mp: Some(mp), chipset: cfg.chipset })
+    Ok(Tables {
+        e820,
+        rsdp,
+        facs,
+        vmgenid: id_at,
+        smbios: Some(smbios_entry),
+        mp: Some(mp),
+        chipset: cfg.chipset,
+    })
 }
 
 /// RAM less the legacy holes, and the top of the 32-bit space: pages that hypervisors keep, and the ROM.

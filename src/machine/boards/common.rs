@@ -8,6 +8,7 @@ use mynah_devices::dma::Dma;
 use mynah_devices::events::A20Gate;
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::interrupts::GsiRouter;
+use mynah_devices::interrupts::ioapic::SECOND_BASE;
 use mynah_devices::interrupts::pic::Pic;
 use mynah_devices::storage::floppy::{self, DriveKind, Fdc};
 use mynah_devices::timers::hpet::{HPET_BASE, Hpet, HpetWires};
@@ -16,7 +17,7 @@ use mynah_devices::timers::rtc::Rtc;
 use mynah_mmu::PhysMemory;
 use std::sync::Arc;
 
-/// Wires of the I/O APIC.
+/// Wires of an I/O APIC.
 const LINES: u32 = 24;
 
 /// The 8259 pair, unless `pic=off`; and the wires that lead to it and to the I/O APIC, of which each may have several
@@ -29,11 +30,16 @@ pub fn interrupts(w: &mut Wiring<'_>) {
         w.ports.map(0xa0, 2, pic.slave_ports());
         w.ports.map(0x4d0, 2, pic.elcr_ports());
     }
-    let router = GsiRouter::new(pic.clone(), w.ioapic.clone());
-    w.lines = (0..LINES).map(|n| Irq::new(router.clone(), n)).collect();
+    let router = GsiRouter::with_second(pic.clone(), w.ioapic.clone(), w.ioapic2.clone());
+    let lines = if w.ioapic2.is_some() { 2 * LINES } else { LINES };
+    w.lines = (0..lines).map(|n| Irq::new(router.clone(), n)).collect();
     w.router = Some(router);
     w.plug("main-system-bus", "apic-bus", w.apic_bus.clone());
     w.plug("main-system-bus", "ioapic", w.ioapic.clone());
+    if let Some(second) = w.ioapic2.clone() {
+        w.memory.map_mmio(SECOND_BASE, 0x1000, second.clone());
+        w.plug("main-system-bus", "ioapic2", second);
+    }
     if let Some(pic) = pic {
         w.plug("isa.0", "pic", pic);
     }
@@ -97,6 +103,7 @@ pub fn legacy(w: &mut Wiring<'_>) -> Legacy {
     port92.attach(w.ports);
     let i8042 = I8042::new(true, w.pin(1), w.pin(12), a20.clone(), w.power.clone());
     i8042.attach(w.ports);
+    i8042.follow(&w.clock);
     let ferr = Ferr::new(w.pin(13));
     ferr.attach(w.ports);
     w.plug("isa.0", "a20", a20);

@@ -13,6 +13,7 @@ use mynah_devices::chipset::AcpiGed;
 use mynah_devices::chipset::acpi_ged;
 use mynah_devices::chipset::piix4_pm::PM_TIMER;
 use mynah_devices::clock::Clock;
+use mynah_devices::interrupts::ioapic::{Ioapic, PINS};
 use mynah_devices::kind::Bus;
 use mynah_devices::timers::pm_timer::pm_timer_value;
 use mynah_devices::virtio::mmio;
@@ -30,6 +31,7 @@ pub static MICROVM: Description = Description {
         switch("pit", true, "the 8254"),
         switch("rtc", true, "the real-time clock"),
         switch("isa-serial", true, "COM1"),
+        switch("ioapic2", true, "with ACPI, a second I/O APIC, and 24 slots for virtio devices, not 8"),
         switch("auto-kernel-cmdline", true, "a Linux kernel's command line tells it what it cannot find out"),
     ],
     below_4g,
@@ -50,13 +52,21 @@ fn below_4g(size: u64) -> u64 {
     size.min(HOLE)
 }
 
-/// Eight slots of 512 bytes, of which the last is taken first, as in QEMU: with ACPI their interrupts are those behind
-/// the ISA bus's, without they are some of these.
+/// Whether there is a second I/O APIC. Without ACPI nothing would tell of it.
+pub fn has_second_ioapic(machine: &Machine) -> bool {
+    machine.acpi && machine.chosen.switch("ioapic2")
+}
+
+/// Slots of 512 bytes, of which the last is taken first, as in QEMU: one for each pin of the second I/O APIC; or eight,
+/// whose interrupts are those behind the ISA bus's with ACPI, and some of these without.
 fn mmio_slots(machine: &Machine) -> Vec<(usize, u64, u32)> {
     const BASE: u64 = 0xfeb0_0000;
-    const SLOTS: usize = 8;
-    let first = if machine.acpi { 16 } else { 5 };
-    (0..SLOTS).rev().map(|n| (n, BASE + mmio::SIZE * n as u64, first + n as u32)).collect()
+    let (slots, first) = match machine.acpi {
+        true if has_second_ioapic(machine) => (PINS, PINS as u32),
+        true => (8, 16),
+        false => (8, 5),
+    };
+    (0..slots).rev().map(|n| (n, BASE + mmio::SIZE * n as u64, first + n as u32)).collect()
 }
 
 fn command_line(cfg: &Config) -> String {
@@ -74,6 +84,7 @@ fn command_line(cfg: &Config) -> String {
 }
 
 fn chips(w: &mut Wiring<'_>) -> Chips {
+    w.ioapic2 = has_second_ioapic(&w.cfg.machine).then(|| Ioapic::new(w.apic_bus.clone()));
     common::interrupts(w);
     common::pit(w);
     if w.on("rtc") {
@@ -96,7 +107,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
         i8042: None,
         button: ged,
         ferr: None,
-        chipset: Arc::new(Nothing),
+        chipset: Arc::new(Little { ioapic2: w.ioapic2.clone() }),
     }
 }
 
@@ -114,10 +125,18 @@ impl PortIo for PmTimer {
     fn write(&self, _: u16, _: u8, _: u32) {}
 }
 
-/// There is no chipset to set up.
-struct Nothing;
+/// There is no chipset to set up, but for the number of an I/O APIC.
+struct Little {
+    ioapic2: Option<Arc<Ioapic>>,
+}
 
-impl Chipset for Nothing {
+impl Chipset for Little {
+    fn like_firmware(&self, _: &Board) {
+        if let Some(second) = &self.ioapic2 {
+            second.set_id(tables::SECOND_IOAPIC_ID);
+        }
+    }
+
     /// With hardware-reduced ACPI a kernel does not touch the 8259s, so nothing may come from them.
     fn before_kernel(&self, board: &Board) {
         for mask in [0x21, 0xa1] {

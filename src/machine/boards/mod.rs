@@ -4,7 +4,7 @@
 //! in its address space, and which chips it has, wired how. `-M`, `-M help` and `-M NAME,help`, the tables that the
 //! guest finds and [`super::board::Board`] come from that; a new board is a file here and a line in [`ALL`].
 pub mod common;
-mod microvm;
+pub mod microvm;
 mod pc;
 mod q35;
 
@@ -114,6 +114,8 @@ pub struct Wiring<'a> {
     pub apic_bus: &'a Arc<LocalApics>,
     /// The I/O APIC.
     pub ioapic: &'a Arc<Ioapic>,
+    /// A second one, for the wires behind the first one's.
+    pub ioapic2: Option<Arc<Ioapic>>,
     /// What interrupt wires lead to, once the chips are chosen.
     pub router: Option<Arc<GsiRouter>>,
     /// The interrupt lines that have been made, for those who share them: ISA's 0 to 15, and the I/O APIC's others.
@@ -181,6 +183,11 @@ pub trait Chipset: Send + Sync {
     /// before the reset; firmware of its own finds out by itself.
     fn woken(&self, board: &Board, cause: WakeCause, acpi_mode: bool) {
         let _ = (board, cause, acpi_mode);
+    }
+
+    /// General-purpose event `bit` of ACPI has happened.
+    fn general_event(&self, bit: u8) {
+        let _ = bit;
     }
 
     /// Where firmware has put the power management registers.

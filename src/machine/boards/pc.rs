@@ -150,6 +150,10 @@ impl Chipset for Piix {
         }
     }
 
+    fn general_event(&self, bit: u8) {
+        self.pm.general_event(bit);
+    }
+
     fn pm_base(&self) -> Option<u16> {
         self.pm.base()
     }

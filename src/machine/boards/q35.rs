@@ -143,6 +143,10 @@ impl Chipset for Ich9 {
         }
     }
 
+    fn general_event(&self, bit: u8) {
+        self.lpc.general_event(bit);
+    }
+
     fn pm_base(&self) -> Option<u16> {
         self.lpc.base()
     }

@@ -6,12 +6,14 @@
 //!     +------------ "case N" before each -------------+     a signal, a panic, silence, or a size beyond the limit is a finding
 //! ```
 //!
-//! A case is named by seed and number and is the same on any machine, but for time and for what vCPUs do to each other. Four profiles:
+//! A case is named by seed and number and is the same on any machine, but for time and for what vCPUs do to each other. Five profiles:
 //! [`Profile::Hostile`] is everything at once, [`Profile::Race`] has one vCPU read, in hot loops, what another one rewrites meanwhile: control words,
 //! state images, descriptors, page tables, code. [`Profile::Saved`] restores saved machines that somebody has changed,
-//! [`Profile::Images`] opens disk images of all formats that somebody has changed, without a machine.
+//! [`Profile::Images`] opens disk images of all formats that somebody has changed, without a machine,
+//! [`Profile::Devices`] has drivers of all devices that know their registers and mean harm.
 //!
 //! A fault does not end a guest: its handlers go on at the next piece of code. What does (a triple fault, a power-off, a broken gate) ends the case.
+pub mod devices;
 pub mod emit;
 pub mod guest;
 pub mod images;
@@ -30,6 +32,8 @@ pub enum Profile {
     Saved,
     /// Disk images that somebody has changed.
     Images,
+    /// Drivers that know a device's registers.
+    Devices,
 }
 
 /// What executes them.

@@ -1,6 +1,6 @@
 //! Runs cases in processes of their own, so that one that dies is a line of the report.
 use crate::machine::{self, Setup};
-use crate::{Engine, Profile, images, saved};
+use crate::{Engine, Profile, devices, images, saved};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -74,6 +74,7 @@ pub fn work(plan: &Plan) -> i32 {
                 0
             }),
             Profile::Images => images::run(plan.seed, case).map(|()| 0),
+            Profile::Devices => devices::run(plan.setup(case), plan.seed, case),
             Profile::Hostile | Profile::Race => machine::run(plan.setup(case), plan.seed, case),
         };
         match ran {
@@ -110,7 +111,7 @@ pub fn run(plan: &Plan, worker: impl Fn(&Plan) -> Command) -> std::io::Result<Re
             }
         });
         let (at, why) = watch(&mut child, &told, &mut report, (end, plan.cases.is_some()))?;
-        if matches!(plan.profile, Profile::Saved | Profile::Images) {
+        if matches!(plan.profile, Profile::Saved | Profile::Images | Profile::Devices) {
             saved::clean(child.id());
         }
         let Some(why) = why else {

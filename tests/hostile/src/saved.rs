@@ -38,10 +38,10 @@ struct Parts {
 }
 
 /// A folder for this process's files.
-struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    fn get() -> &'static Folder {
+    pub(crate) fn get() -> &'static Folder {
         static FOLDER: OnceLock<Folder> = OnceLock::new();
         FOLDER.get_or_init(|| {
             let path = folder_of(std::process::id());
@@ -50,7 +50,7 @@ impl Folder {
         })
     }
 
-    fn file(&self, name: &str, bytes: &[u8]) -> anyhow::Result<String> {
+    pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> anyhow::Result<String> {
         let path = self.0.join(name);
         std::fs::write(&path, bytes).with_context(|| path.display().to_string())?;
         Ok(path.display().to_string())

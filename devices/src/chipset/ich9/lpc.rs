@@ -211,6 +211,18 @@ impl Ich9Lpc {
         self.raise(bits::WAKE | bits::of(cause));
     }
 
+    /// General-purpose event `bit` (0 to 63) has happened.
+    pub fn general_event(&self, bit: u8) {
+        let bites = {
+            let mut state = self.state.lock();
+            state.pm.raise_general(bit);
+            self.settle(&mut state)
+        };
+        if bites {
+            self.events.watchdog();
+        }
+    }
+
     /// Whether ACPI mode is on (SCI_EN).
     pub fn acpi_mode(&self) -> bool {
         self.state.lock().pm.pm1.acpi_mode()
@@ -335,7 +347,7 @@ impl Ich9Lpc {
             self.settle(&mut state)
         };
         if bites {
-            self.events.reset(ResetCause::Watchdog);
+            self.events.watchdog();
         }
         if let Some(kind) = effects.sleep {
             go_to_sleep(kind, &*self.events, || self.state.lock().pm.pm1.wakes());
@@ -401,7 +413,7 @@ impl TimerOwner for Ich9Lpc {
     fn expired(&self) {
         let bites = self.settle(&mut self.state.lock());
         if bites {
-            self.events.reset(ResetCause::Watchdog);
+            self.events.watchdog();
         }
     }
 }

@@ -124,6 +124,11 @@ impl Pm {
         self.pm1.acpi_mode() && (self.pm1.has_event() || gpe)
     }
 
+    /// General-purpose event `bit` has happened.
+    pub fn raise_general(&mut self, bit: u8) {
+        self.gpe_status[usize::from((bit / 8) & 7)] |= 1 << (bit & 7);
+    }
+
     /// The byte at an offset, of which the timer's are not asked here.
     pub fn read(&self, at: u16, now: Nanos) -> u8 {
         let t = &self.tco;

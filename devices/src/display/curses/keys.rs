@@ -137,6 +137,7 @@ impl Decoder {
                 Some((key, Shift::None)) => with(&[], key),
                 Some((key, Shift::Shift)) => with(&[SHIFT], key),
                 Some((key, Shift::AltGr)) => with(&[ALT_GR], key),
+                Some((key, Shift::Both)) => with(&[SHIFT, ALT_GR], key),
                 None => Vec::new(),
             },
         }

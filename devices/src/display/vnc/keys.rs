@@ -88,8 +88,110 @@ fn key(code: u16) -> Key {
 }
 
 /// Accents that wait for a letter, and the characters by which layouts know them.
-const DEAD: [(u32, char); 6] =
-    [(0xfe50, '`'), (0xfe51, '´'), (0xfe52, '^'), (0xfe53, '~'), (0xfe57, '¨'), (0xfe5a, '°')];
+const DEAD: [(u32, char); 13] = [
+    (0xfe50, '`'),
+    (0xfe51, '´'),
+    (0xfe52, '^'),
+    (0xfe53, '~'),
+    (0xfe54, '¯'),
+    (0xfe55, '˘'),
+    (0xfe56, '˙'),
+    (0xfe57, '¨'),
+    (0xfe58, '°'),
+    (0xfe59, '˝'),
+    (0xfe5a, 'ˇ'),
+    (0xfe5b, '¸'),
+    (0xfe5c, '˛'),
+];
+
+/// Characters that have keysyms of their own beside Unicode's: the first one's, and those that follow it. Source: X's
+/// keysymdef.h, as far as the layouts have them.
+#[rustfmt::skip]
+const OLDER: &[(u32, &str)] = &[
+    (0x01a1, "Ą˘Ł"),
+    (0x01a9, "ŠŞ"),
+    (0x01ae, "Ž"),
+    (0x01b1, "ą˛ł"),
+    (0x01b7, "ˇ"),
+    (0x01b9, "šş"),
+    (0x01bd, "˝ž"),
+    (0x01c6, "Ć"),
+    (0x01c8, "Č"),
+    (0x01ca, "Ę"),
+    (0x01d0, "Đ"),
+    (0x01d5, "Ő"),
+    (0x01db, "Ű"),
+    (0x01e6, "ć"),
+    (0x01e8, "č"),
+    (0x01ea, "ę"),
+    (0x01ec, "ě"),
+    (0x01f0, "đ"),
+    (0x01f5, "ő"),
+    (0x01f8, "řů"),
+    (0x01fb, "ű"),
+    (0x01ff, "˙"),
+    (0x02a1, "Ħ"),
+    (0x02a9, "İ"),
+    (0x02ab, "Ğ"),
+    (0x02b1, "ħ"),
+    (0x02b9, "ı"),
+    (0x02bb, "ğ"),
+    (0x03a2, "ĸŖ"),
+    (0x03a6, "Ļ"),
+    (0x03aa, "ĒĢŦ"),
+    (0x03b3, "ŗ"),
+    (0x03b6, "ļ"),
+    (0x03ba, "ēģŧŊ"),
+    (0x03bf, "ŋĀ"),
+    (0x03c7, "Į"),
+    (0x03cc, "Ė"),
+    (0x03cf, "Ī"),
+    (0x03d1, "ŅŌĶ"),
+    (0x03d9, "Ų"),
+    (0x03de, "Ū"),
+    (0x03e0, "ā"),
+    (0x03e7, "į"),
+    (0x03ec, "ė"),
+    (0x03ef, "ī"),
+    (0x03f1, "ņōķ"),
+    (0x03f9, "ų"),
+    (0x03fe, "ū"),
+    (0x05ac, "،"),
+    (0x05bb, "؛"),
+    (0x05bf, "؟"),
+    (0x05c1, "ءآأؤإئابةتثجحخدذرزسشصضطظعغ"),
+    (0x05e0, "ـفقكلمنهوىيًٌٍَُِّْ"),
+    (0x06a2, "ѓё"),
+    (0x06a5, "ѕ"),
+    (0x06a8, "јљњ"),
+    (0x06ac, "ќ"),
+    (0x06af, "џ№"),
+    (0x06b2, "ЃЁ"),
+    (0x06b5, "Ѕ"),
+    (0x06b8, "ЈЉЊ"),
+    (0x06bc, "Ќ"),
+    (0x06bf, "ЏюабцдефгхийклмнопярстужвьызшэщчъЮАБЦДЕФГХИЙКЛМНОПЯРСТУЖВЬЫЗШЭЩЧЪ"),
+    (0x07d9, "Ω"),
+    (0x07f0, "π"),
+    (0x08bc, "≤≠≥"),
+    (0x08fb, "←↑→↓"),
+    (0x0aa9, "—–"),
+    (0x0aae, "…"),
+    (0x0ac3, "⅛⅜⅝⅞"),
+    (0x0ac9, "™"),
+    (0x0ad0, "‘’“”"),
+    (0x0ad5, "‰′″"),
+    (0x0af1, "†‡"),
+    (0x0afd, "‚„"),
+    (0x0da1, "กขฃคฅฆงจฉชซฌญฎฏฐฑฒณดตถทธนบปผฝพฟภมยรฤลฦวศษสหฬอฮฯะัาำิีึืฺุู"),
+    (0x0ddf, "฿เแโใไๅๆ็่้๊๋์ํ"),
+    (0x0df0, "๐๑๒๓๔๕๖๗๘๙"),
+    (0x13bc, "Œœ"),
+];
+
+fn older(keysym: u32) -> Option<char> {
+    OLDER.iter().find_map(|(first, row)| row.chars().nth(usize::try_from(keysym.checked_sub(*first)?).ok()?))
+}
 
 /// The key that has a keysym.
 pub fn from_keysym(keysym: u32, layout: &Layout) -> Option<Key> {
@@ -100,6 +202,7 @@ pub fn from_keysym(keysym: u32, layout: &Layout) -> Option<Key> {
     let character = match keysym {
         0x20..=0xff | 0x20ac => char::from_u32(keysym)?,
         0x0100_0000..0x0111_0000 => char::from_u32(keysym & 0x00ff_ffff)?,
+        0x0100..0xfe00 => older(keysym)?,
         _ => DEAD.iter().find(|(k, _)| *k == keysym)?.1,
     };
     layout.find(character).map(|(key, _)| key)
@@ -142,6 +245,12 @@ mod tests {
         let german = named("de").unwrap();
         let keys = [0x20ac, 0xe4, 0x7a, 0xfe51, 0x0100_20ac].map(|k| from_keysym(k, german));
         assert_eq!(keys, [0x12, 0x28, 0x15, 0x0d, 0x12].map(|code| Some(Key::new(code))));
+        let russian = named("ru").unwrap();
+        let keys = [0x6c6, 0x0100_0444, 0x66, 0x6e6].map(|k| from_keysym(k, russian));
+        assert_eq!(
+            keys,
+            [Some(Key::new(0x1e)), Some(Key::new(0x1e)), Some(Key::new(0x21)), Some(Key::new(0x1e))]
+        );
         let codes = [0x1e, 0xcb, 0xe04b, 0, 0x80, 0x1_0000].map(from_code);
         let left = Some(Key::extended(0x4b));
         assert_eq!(codes, [Some(Key::new(0x1e)), left, left, None, None, None]);

@@ -20,15 +20,15 @@ use super::input::Input;
 use super::layout::Layout;
 use super::{Display, Screen};
 use crate::chardev::ChardevError;
-use crate::chardev::socket::Listener;
+use crate::chardev::socket::{self, Listener};
 use crate::chardev::spec::Address;
-use crate::event_loop::{Descriptor, EventLoop, Registration, Source};
+use crate::event_loop::{Descriptor, EventLoop, Registration, Source, TimedSource, Timer};
 use client::Client;
 use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 mod auth;
 mod client;
@@ -108,15 +108,18 @@ struct Door {
     server: Weak<Server>,
     listener: Arc<Listener>,
     at: OnceLock<Registration>,
+    /// A client has come who could not be let in: the listener stays ready, and is asked again later.
+    later: Timer,
     websocket: bool,
 }
 
 impl Door {
     fn open(server: &Arc<Server>, listener: Arc<Listener>, websocket: bool) -> io::Result<Arc<Self>> {
-        let door = Arc::new(Self {
+        let door = Arc::new_cyclic(|me: &Weak<Self>| Self {
             server: Arc::downgrade(server),
             listener: listener.clone(),
             at: OnceLock::new(),
+            later: server.events.timer(me.clone()),
             websocket,
         });
         let descriptor: Descriptor = listener;
@@ -142,10 +145,32 @@ impl Source for Door {
                     server.come(peer, self.websocket);
                 }
             }
-            Err(e) => tracing::debug!("vnc: accept: {e}"),
+            Err(e) => {
+                tracing::debug!("vnc: accept: {e}");
+                if socket::stays(&e) {
+                    return self.later.set(Some(Instant::now() + socket::LATER));
+                }
+            }
         }
         self.listen_on();
     }
+}
+
+impl TimedSource for Door {
+    fn due(&self) {
+        self.listen_on();
+    }
+}
+
+/// What is to be told of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VncInfo {
+    /// Where it listens, and whether for WebSockets.
+    pub addresses: Vec<(String, bool)>,
+    /// Clients need a password.
+    pub needs_password: bool,
+    /// Clients that have come through their handshake.
+    pub clients: usize,
 }
 
 /// What is done to a server while it runs; it does not keep it.
@@ -169,6 +194,13 @@ impl VncControl {
         self.change(|auth| auth.expires = at)
     }
 
+    /// What is to be told of the server, while there is one.
+    pub fn info(&self) -> Option<VncInfo> {
+        let server = self.0.upgrade()?;
+        let needs_password = server.auth.lock().needed;
+        Some(VncInfo { addresses: server.addresses.clone(), needs_password, clients: server.running() })
+    }
+
     fn change(&self, what: impl FnOnce(&mut Auth)) -> Result<(), &'static str> {
         let server = self.0.upgrade().ok_or("there is no VNC server")?;
         let mut auth = server.auth.lock();
@@ -186,6 +218,8 @@ struct Server {
     input: Arc<dyn Input>,
     events: Arc<EventLoop>,
     auth: Mutex<Auth>,
+    /// Where it listens, and whether for WebSockets.
+    addresses: Vec<(String, bool)>,
     name: String,
     layout: &'static Layout,
     shared: bool,
@@ -248,6 +282,10 @@ impl VncServer {
             input,
             events,
             auth: Mutex::new(auth),
+            addresses: [(Some(&address), false), (websocket.as_ref(), true)]
+                .into_iter()
+                .filter_map(|(address, websocket)| Some((address?.to_string(), websocket)))
+                .collect(),
             name: options.name.clone(),
             layout: options.layout,
             shared: options.shared,
@@ -282,7 +320,7 @@ impl VncServer {
 
     /// Clients that have come through their handshake.
     pub fn clients(&self) -> usize {
-        self.server.clients.lock().all.iter().filter(|c| c.is_running()).count()
+        self.server.running()
     }
 }
 
@@ -302,6 +340,10 @@ impl Drop for VncServer {
 }
 
 impl Server {
+    fn running(&self) -> usize {
+        self.clients.lock().all.iter().filter(|c| c.is_running()).count()
+    }
+
     /// An update is waited for. The lock is taken so that the thread either has seen that or is told.
     fn wake_up(&self) {
         drop(self.clients.lock());
