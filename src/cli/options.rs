@@ -151,7 +151,7 @@ pub const OPTIONS: &[OptionDef] = options! {
     Run Supported "no-reboot" "a guest's reset ends Mynah";
     Run Supported "no-shutdown" "a guest's power-off only stops the machine";
     Run Supported "action" ("reboot=|shutdown=|panic=|watchdog=ACTION", "reboot=shutdown,panic=exit-failure") "what follows a guest's reset, power-off or panic, or a watchdog";
-    Run Supported "watchdog-action" ("ACTION", "reset") "what follows when a watchdog expires";
+    Run Supported "watchdog-action" ("ACTION", "pause") "what follows when a watchdog expires";
     Run Supported "d" ("ITEM[,ITEM...]", "int,guest_errors") "log these items ('help' lists them)";
     Run Supported "D" ("FILE", "mynah.log") "log to this file; %d in its name stands for the process's number";
     Run Supported "dfilter" ("RANGE[,RANGE...]", "0x1000+0x100,0x8000..0x8fff") "log only what these guest addresses do";

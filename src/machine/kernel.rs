@@ -391,12 +391,14 @@ impl Boot {
         if let Some(ms) = cfg.boot.reboot_timeout {
             fw_cfg.add_file("etc/boot-fail-wait", number(ms))?;
         }
-        // SeaBIOS runs what it finds here.
+        // SeaBIOS takes this for the ROM of the function with these numbers, and tells it which that is; by it the VGA
+        // BIOS finds its linear frame buffer. (One in `vgaroms/` is not told, and answers with an address of old.)
         const VGA_ROM: &str = "vgabios-stdvga.bin";
+        const VGA_ROM_OF: &str = "pci1234,1111.rom";
         if has_vga(cfg) {
             let path = find_firmware(cfg, Path::new(VGA_ROM));
             match std::fs::read(&path) {
-                Ok(rom) => drop(fw_cfg.add_file(&format!("vgaroms/{VGA_ROM}"), rom)?),
+                Ok(rom) => drop(fw_cfg.add_file(VGA_ROM_OF, rom)?),
                 Err(e) => tracing::warn!("{}: {e}; the VGA has no ROM (Debian: seabios)", path.display()),
             }
         }

@@ -166,6 +166,9 @@ impl Machine {
                 None
             }
         };
+        if incoming.as_ref().is_some_and(|saved| saved.ran() && !cfg.start_stopped) {
+            handle.power().starts_by_itself();
+        }
         handle.built(&cfg, &board);
         consoles.start(&cfg, &handle)?;
 

@@ -81,6 +81,8 @@ struct State {
     paused: Option<Pause>,
     /// Somebody has stopped it since it last went on: it does not start by itself.
     held: bool,
+    /// It was running when it was saved, and starts by itself.
+    starts: bool,
     /// vCPUs that stand still because the machine is paused.
     standing: usize,
     /// vCPUs whose thread has come to its end.
@@ -138,6 +140,7 @@ impl Power {
                 parked: 0,
                 paused: paused.then_some(Pause::Prelaunch),
                 held: false,
+                starts: false,
                 standing: 0,
                 gone: 0,
                 end: None,
@@ -299,6 +302,17 @@ impl Power {
     /// Has vCPUs and clock go on.
     pub fn go_on(&self) {
         self.change(|s| self.let_go(s));
+    }
+
+    /// The restored machine will start by itself: [`Power::start`] follows.
+    pub fn starts_by_itself(&self) {
+        self.state.lock().starts = true;
+    }
+
+    /// Whether the machine runs, or is a restored one that is about to.
+    pub fn is_to_run(&self) -> bool {
+        let s = self.state.lock();
+        s.paused.is_none() || s.paused == Some(Pause::Prelaunch) && s.starts && !s.held
     }
 
     /// A restored machine starts, unless somebody has stopped it, or had it go on, meanwhile.
@@ -613,6 +627,21 @@ mod tests {
         power.pause(Pause::User);
         power.go_on();
         assert_eq!(power.paused(), None);
+    }
+
+    #[test]
+    fn a_restored_machine_that_is_saved_before_it_starts_was_running() {
+        let (power, _clock) = power(true);
+        assert!(!power.is_to_run(), "started with -S");
+        power.starts_by_itself();
+        assert!(power.is_to_run());
+        power.migrated();
+        power.start();
+        assert_eq!(power.paused(), Some(Pause::PostMigrate));
+        power.go_on();
+        assert!(power.is_to_run());
+        power.hold();
+        assert!(!power.is_to_run());
     }
 
     #[test]

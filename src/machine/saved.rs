@@ -203,17 +203,18 @@ impl Saver {
     pub fn migrate(&self, uri: &str) -> anyhow::Result<()> {
         let target = Target::parse(uri)?;
         let Some(board) = self.board.upgrade() else { bail!("the machine has ended") };
-        let before = self.power.paused();
+        let (paused, to_run) = (self.power.paused(), self.power.is_to_run());
         self.power.pause(Pause::User);
         let saved = self.stand_still(&board).and_then(|()| {
             board.devices.pause();
-            let saved = self.save(&board, before.is_none(), &target);
+            let saved = self.save(&board, to_run, &target);
             board.devices.resume();
             saved
         });
-        match (&saved, before) {
-            (Ok(()), None) => self.power.migrated(),
-            (Err(_), None) => self.power.go_on(),
+        match &saved {
+            Ok(()) if to_run => self.power.migrated(),
+            // One that is about to start does so still.
+            Err(_) if paused.is_none() => self.power.go_on(),
             _ => {}
         }
         saved

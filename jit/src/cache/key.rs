@@ -4,14 +4,16 @@ use crate::cache::pack::Key;
 use crate::clif::compile::Optimize;
 use crate::host::features;
 use goblin::container::Ctx;
-use goblin::elf::program_header::PT_LOAD;
+use goblin::elf::note::{NT_GNU_BUILD_ID, NoteDataIterator};
+use goblin::elf::program_header::{PT_LOAD, PT_NOTE};
 use goblin::elf::{Elf, ProgramHeader};
 use mynah_cpu::CpuModel;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The key of code made by this process. Reads the program's own file, which takes some ten milliseconds.
+/// The key of code made by this process. Reads the program's own file, of which all is hashed, in some ten milliseconds,
+/// if its linker has left no build ID in it.
 pub(crate) fn cache_key(model: &CpuModel, optimize: Optimize, isa: &str) -> io::Result<Key> {
     let mut h = blake3::Hasher::new_derive_key("Mynah 2026 key of compiled code");
     let mut part = |name: &str, bytes: &[u8]| {
@@ -70,14 +72,25 @@ fn model_text(model: &CpuModel) -> String {
     format!("{m:?}")
 }
 
-/// A hash of this program: of what is loaded of its file, or of all of it.
-fn build() -> io::Result<[u8; 32]> {
+/// What tells this program from others: the build ID that its linker made of its contents, with its length; or else a
+/// hash of what is loaded of its file, or of all of it.
+fn build() -> io::Result<Vec<u8>> {
     let file = File::open("/proc/self/exe").or_else(|_| File::open(std::env::current_exe()?))?;
     let len = file.metadata()?.len();
+    let headers = headers(&file);
+    if let Some(mut id) = headers.as_ref().and_then(|(headers, context)| build_id(&file, headers, *context)) {
+        id.extend(len.to_le_bytes());
+        return Ok(id);
+    }
+    let parts = headers.and_then(|(headers, _)| loaded(&headers)).unwrap_or_else(|| vec![(0, len)]);
+    hash(&file, &parts).map(Vec::from)
+}
+
+/// A hash of parts of a file.
+fn hash(file: &File, parts: &[(u64, u64)]) -> io::Result<[u8; 32]> {
     let mut h = blake3::Hasher::new();
-    let parts = loaded(&file).unwrap_or_else(|| vec![(0, len)]);
     let mut buffer = vec![0; 256 << 10];
-    for (mut at, end) in parts {
+    for &(mut at, end) in parts {
         while at < end {
             let n = (end - at).min(buffer.len() as u64) as usize;
             let n = file.read_at(&mut buffer[..n], at)?;
@@ -91,9 +104,8 @@ fn build() -> io::Result<[u8; 32]> {
     Ok(*h.finalize().as_bytes())
 }
 
-/// The parts of an ELF file that are loaded (PT_LOAD): places of their first bytes and of what follows their last
-/// ones. Of the file only the headers are read.
-fn loaded(file: &File) -> Option<Vec<(u64, u64)>> {
+/// The program headers of an ELF file, and how it is to be read.
+fn headers(file: &File) -> Option<(Vec<ProgramHeader>, Ctx)> {
     let mut header = [0; 64];
     file.read_exact_at(&mut header, 0).ok()?;
     let header = Elf::parse_header(&header).ok()?;
@@ -101,8 +113,28 @@ fn loaded(file: &File) -> Option<Vec<(u64, u64)>> {
     let count = usize::from(header.e_phnum);
     let mut table = vec![0; count * ProgramHeader::size(context)];
     file.read_exact_at(&mut table, header.e_phoff).ok()?;
+    Some((ProgramHeader::parse(&table, 0, count, context).ok()?, context))
+}
+
+/// The linker's build ID, if it is long enough to tell builds apart.
+fn build_id(file: &File, headers: &[ProgramHeader], context: Ctx) -> Option<Vec<u8>> {
+    const LONGEST: u64 = 64 << 10;
+    headers.iter().filter(|h| h.p_type == PT_NOTE && h.p_filesz <= LONGEST).find_map(|h| {
+        let mut data = vec![0; h.p_filesz as usize];
+        file.read_exact_at(&mut data, h.p_offset).ok()?;
+        let alignment = if h.p_align == 8 { 8 } else { 4 };
+        let mut notes =
+            NoteDataIterator { data: &data, size: data.len(), offset: 0, ctx: (alignment, context) };
+        let id =
+            notes.find_map(|note| note.ok().filter(|n| n.n_type == NT_GNU_BUILD_ID && n.name == "GNU"))?;
+        (id.desc.len() >= 16).then(|| id.desc.to_vec())
+    })
+}
+
+/// The parts of a file that are loaded (PT_LOAD): places of their first bytes and of what follows their last ones.
+fn loaded(headers: &[ProgramHeader]) -> Option<Vec<(u64, u64)>> {
     let mut parts = vec![(0, 64)];
-    for h in ProgramHeader::parse(&table, 0, count, context).ok()?.iter().filter(|h| h.p_type == PT_LOAD) {
+    for h in headers.iter().filter(|h| h.p_type == PT_LOAD) {
         parts.push((h.p_offset, h.p_offset.checked_add(h.p_filesz)?));
     }
     // Where nothing is loaded something has been misread.
@@ -160,9 +192,16 @@ mod tests {
     #[test]
     fn what_is_loaded_of_this_program_is_most_of_its_code() {
         let file = File::open("/proc/self/exe").unwrap();
-        let parts = loaded(&file).unwrap();
+        let (headers, context) = headers(&file).unwrap();
+        let parts = loaded(&headers).unwrap();
         let bytes: u64 = parts.iter().map(|p| p.1 - p.0).sum();
         assert!(bytes > 1 << 20 && bytes <= file.metadata().unwrap().len() + 64, "{parts:?}");
+        assert_eq!(hash(&file, &parts).unwrap(), hash(&file, &parts).unwrap());
         assert_eq!(build().unwrap(), build().unwrap());
+        // A linker that is not asked for build IDs makes none.
+        if let Some(id) = build_id(&file, &headers, context) {
+            assert!(id.iter().any(|b| *b != id[0]), "{id:x?}");
+            assert!(build().unwrap().starts_with(&id));
+        }
     }
 }

@@ -313,7 +313,10 @@ impl Hmp {
     }
 
     pub(super) fn save_memory(&self, args: &mut Args<'_>, physical: bool) -> Answer {
-        let (start, size, file) = (self.number(args)?, self.number(args)?, args.file()?);
+        let start = self.number(args)?;
+        // A word by itself: what follows may well begin with a slash, and is no divisor.
+        let size = self.number(&mut Args(args.word()?))?;
+        let file = args.file()?;
         args.end()?;
         let mem = self.memory()?;
         let end = (1 << 32).max((1 << 32) + mem.above_4g());
