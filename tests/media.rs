@@ -2,8 +2,8 @@
 //! screen with a keyboard: Memtest86+, GRUB's rescue floppy and USB stick, isolinux, syslinux and memdisk, Debian's
 //! installer, systemd-boot.
 //!
-//! Packages are fetched once through apt (`tests/guests/manifest.toml`): `cargo test --release --test media -- --ignored`.
-//! MYNAH_GUESTS=cached passes over what is not there, and so is a tool that is not. MYNAH_MEDIA=FOLDER keeps pictures.
+//! Packages are fetched once through apt (`tests/guests/manifest.toml`):
+//! `cargo test --release --test media -- --ignored`. MYNAH_GUESTS=cached passes over what is not there, and so is a tool that is not. MYNAH_MEDIA=FOLDER keeps pictures.
 #![cfg(unix)]
 #[allow(dead_code, reason = "it drives machines by their monitors")]
 mod common;
@@ -27,7 +27,7 @@ fn firmware() -> Vec<&'static [&'static str]> {
     all
 }
 
-/// Runs the test on a PC with each firmware, and on a Q35 with each if that is wanted, with these arguments before its own.
+/// Runs the test on each board with each firmware; it is given the options for them.
 fn on_boards(name: &str, boards: &[&str], test: impl Fn(&[&str])) {
     for board in boards {
         for bios in firmware() {
@@ -150,7 +150,8 @@ fn tool(name: &str, args: &[&str]) {
 fn unpack(name: &str, folder: &Path) -> Option<()> {
     let archive = std::fs::read(guest(name)?).unwrap();
     let mut at = 0;
-    // The new ASCII form: a header of 110 characters, the file's length in the 7th field of 8 digits, its name's in the 12th.
+    // The new ASCII form: a header of 110 characters, in it fields of 8 digits; the file's length is the 7th, its
+    // name's the 12th.
     loop {
         let number = |n: usize| {
             let digits = std::str::from_utf8(&archive[at + 6 + 8 * n..][..8]).unwrap();
@@ -375,7 +376,8 @@ fn syslinux_boots_memtest_from_a_floppy_or_switches_off() {
     let folder = Folder::new("media-floppy");
     let (Some(memtest), Some(())) = (guest("memtest"), unpack("syslinux", &folder.0)) else { return };
     std::fs::copy(memtest, folder.0.join("mt.bin")).unwrap();
-    let menu = "UI menu.c32\nPROMPT 0\nMENU TITLE Mynah's menu\nLABEL off\n COM32 poweroff.c32\nLABEL memory\n KERNEL mt.bin\n";
+    let menu = "UI menu.c32\nPROMPT 0\nMENU TITLE Mynah's menu\n\
+                LABEL off\n COM32 poweroff.c32\nLABEL memory\n KERNEL mt.bin\n";
     folder.file("syslinux.cfg", menu.as_bytes());
     let image = folder.file("floppy", &[0; 1440 << 10]);
     let files = ["mt.bin", "syslinux.cfg", "menu.c32", "libutil.c32", "libcom32.c32", "poweroff.c32"];
