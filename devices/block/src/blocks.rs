@@ -35,11 +35,17 @@ pub trait Layout: Send + Sync {
     /// Where the entry of block `index` is, and how it is written.
     fn entry(&self, index: usize, entry: u32) -> (u64, [u8; 4]);
 
-    /// Writes what the header says of `blocks` blocks that are there.
+    /// Writes the entries of the blocks `new`, whose data are durable, and what the header says of their number.
     ///
     /// # Errors
     /// The host's.
-    fn count(&self, storage: &dyn Storage, blocks: u64) -> io::Result<()>;
+    fn link(&self, storage: &dyn Storage, table: &[u32], new: &BTreeSet<usize>) -> io::Result<()> {
+        for index in new {
+            let (at, bytes) = self.entry(*index, table[*index]);
+            storage.write_at(at, &bytes)?;
+        }
+        Ok(())
+    }
 }
 
 /// An image with one table of blocks.
@@ -168,15 +174,7 @@ impl Image for Blocks {
         if growth.dirty.is_empty() {
             return Ok(());
         }
-        {
-            let table = self.table.read();
-            let blocks = table.iter().filter(|e| self.layout.data(**e).is_some()).count() as u64;
-            self.layout.count(&*self.storage, blocks)?;
-            for index in &growth.dirty {
-                let (at, bytes) = self.layout.entry(*index, table[*index]);
-                self.storage.write_at(at, &bytes)?;
-            }
-        }
+        self.layout.link(&*self.storage, &self.table.read(), &growth.dirty)?;
         self.storage.flush()?;
         growth.dirty.clear();
         Ok(())

@@ -5,6 +5,7 @@
 use crate::blocks::{Blocks, Layout, MAX_ENTRIES, uuid};
 use crate::image::Details;
 use crate::storage::{Storage, damaged, le32, le64, unsupported};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -14,6 +15,16 @@ const BLOCK: u64 = 1 << 20;
 /// A block that is not there, and one that is zeros: entries from the second on.
 const FREE: u32 = 0xffff_ffff;
 const ZERO: u32 = 0xffff_fffe;
+
+/// Where the header has the number of blocks that are there.
+const COUNT: u64 = 388;
+/// Header and map are written together up to this many bytes: entries of 16 GiB of a disk.
+const TOGETHER: u64 = 64 << 10;
+
+/// How many blocks are there.
+fn allocated(table: &[u32]) -> u32 {
+    table.iter().filter(|entry| **entry < ZERO).count() as u32
+}
 
 struct Vdi {
     map: u64,
@@ -50,8 +61,31 @@ impl Layout for Vdi {
         (self.map + index as u64 * 4, entry.to_le_bytes())
     }
 
-    fn count(&self, storage: &dyn Storage, blocks: u64) -> io::Result<()> {
-        storage.write_at(388, &(blocks as u32).to_le_bytes())
+    /// QEMU and VirtualBox give a new block the number that the header counts, so an entry may never be in the file
+    /// without being counted; and `qemu-img check` takes a count of too many for damage. Both stand in one write
+    /// where the map is near enough, so that a process that is killed leaves neither; else the count comes first.
+    fn link(&self, storage: &dyn Storage, table: &[u32], new: &BTreeSet<usize>) -> io::Result<()> {
+        let Some(last) = new.last() else { return Ok(()) };
+        let count = allocated(table).to_le_bytes();
+        let len = self.map + (*last as u64 + 1) * 4 - COUNT;
+        if len > TOGETHER {
+            storage.write_at(COUNT, &count)?;
+            storage.flush()?;
+            for index in new {
+                let (at, bytes) = self.entry(*index, table[*index]);
+                storage.write_at(at, &bytes)?;
+            }
+            return Ok(());
+        }
+        let mut bytes = vec![0; len as usize];
+        storage.read_at(COUNT, &mut bytes)?;
+        bytes[..4].copy_from_slice(&count);
+        for index in new {
+            let (at, entry) = self.entry(*index, table[*index]);
+            let at = (at - COUNT) as usize;
+            bytes[at..at + 4].copy_from_slice(&entry);
+        }
+        storage.write_at(COUNT, &bytes)
     }
 }
 
@@ -103,6 +137,11 @@ pub fn open(storage: Arc<dyn Storage>, read_only: bool) -> io::Result<Blocks> {
     if last * BLOCK > len.saturating_sub(data).next_multiple_of(BLOCK) {
         return Err(damaged("a block is beyond the file's end"));
     }
+    // Whoever wrote here last may have been killed between the count and the map.
+    let count = allocated(&table);
+    if !read_only && le32(&head, COUNT as usize) != count {
+        storage.write_at(COUNT, &count.to_le_bytes())?;
+    }
     let end = data + last * BLOCK;
     Ok(Blocks::new(storage, Box::new(Vdi { map, data }), read_only, size, BLOCK, table, end))
 }
@@ -139,4 +178,98 @@ pub fn create(storage: &dyn Storage, size: u64, all: bool) -> io::Result<()> {
     let map: Vec<u8> = (0..blocks as u32).flat_map(|n| if all { n } else { FREE }.to_le_bytes()).collect();
     storage.write_at(512, &map)?;
     storage.set_len(data + if all { blocks * BLOCK } else { 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Image;
+    use crate::testing::Fragile;
+    use parking_lot::Mutex;
+
+    /// Keeps what the head of the file was after each write: what a process that is killed there leaves.
+    struct Killed {
+        inner: Fragile,
+        head: usize,
+        left: Mutex<Vec<Vec<u8>>>,
+    }
+
+    impl Storage for Killed {
+        fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+            self.inner.read_at(at, buf)
+        }
+
+        fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+            self.inner.write_at(at, data)?;
+            let mut head = vec![0; self.head];
+            self.inner.read_at(0, &mut head)?;
+            self.left.lock().push(head);
+            Ok(())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            self.inner.flush()
+        }
+
+        fn len(&self) -> io::Result<u64> {
+            self.inner.len()
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.inner.set_len(len)
+        }
+
+        fn zero_at(&self, at: u64, len: u64, unmap: bool) -> io::Result<()> {
+            self.inner.zero_at(at, len, unmap)
+        }
+
+        fn extent_at(&self, at: u64) -> io::Result<(u64, bool)> {
+            self.inner.extent_at(at)
+        }
+
+        fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
+            self.inner.allocate(at, len)
+        }
+    }
+
+    /// The number that the header has, and that of the map's entries.
+    fn counts(head: &[u8], blocks: usize) -> (u32, u32) {
+        let table: Vec<u32> = head[512..512 + blocks * 4].chunks_exact(4).map(|e| le32(e, 0)).collect();
+        (le32(head, COUNT as usize), allocated(&table))
+    }
+
+    #[test]
+    fn a_kill_after_any_write_leaves_as_many_blocks_as_the_header_counts() {
+        for blocks in [8, 20_000] {
+            let inner = Fragile::new(Vec::new());
+            create(&inner, blocks * BLOCK, false).expect("memory");
+            let blocks = blocks as usize;
+            let storage = Arc::new(Killed { inner, head: 512 + blocks * 4, left: Mutex::default() });
+            let image = open(storage.clone(), false).expect("it is new");
+            for index in [3, 1, 6, blocks - 1] {
+                image.write(index as u64 * BLOCK + 512, &[7; 512]).expect("memory");
+                image.write((index as u64 - 1) * BLOCK, &[8; 512]).expect("memory");
+                image.flush().expect("memory");
+            }
+            let left = storage.left.lock();
+            assert_eq!(counts(left.last().expect("writes"), blocks).1, if blocks == 8 { 7 } else { 8 });
+            for head in left.iter() {
+                let (count, there) = counts(head, blocks);
+                // Far from the header the map is written by itself: never more than are counted.
+                assert!(count == there || blocks > 8 && count > there, "{blocks} blocks: {count}, {there}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_count_that_is_wrong_is_mended_by_who_writes() {
+        let storage = Arc::new(Fragile::new(Vec::new()));
+        create(&*storage, 4 * BLOCK, false).expect("memory");
+        storage.write_at(COUNT, &3u32.to_le_bytes()).expect("memory");
+        let count = || le32(&storage.bytes(), COUNT as usize);
+        drop(open(storage.clone(), true).expect("it is sound"));
+        assert_eq!(count(), 3);
+        drop(open(storage.clone(), false).expect("it is sound"));
+        assert_eq!(count(), 0);
+    }
 }

@@ -65,10 +65,6 @@ impl Layout for Vhd {
     fn entry(&self, index: usize, entry: u32) -> (u64, [u8; 4]) {
         (self.table + index as u64 * 4, entry.to_be_bytes())
     }
-
-    fn count(&self, _: &dyn Storage, _: u64) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// The sum that a footer or a header has of itself: without the four bytes at `at`, which hold it.
