@@ -214,7 +214,11 @@ impl Saver {
         match &saved {
             Ok(()) if to_run => self.power.migrated(),
             // One that is about to start does so still.
-            Err(_) if paused.is_none() => self.power.go_on(),
+            Err(_) if paused.is_none() => {
+                self.power.go_on();
+                // What came to be held meanwhile is tried again.
+                board.drives.resume();
+            }
             _ => {}
         }
         saved
