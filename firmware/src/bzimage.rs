@@ -10,11 +10,11 @@
 //! protocol 2.00.
 //!
 //! Source: Linux Documentation/arch/x86/boot.rst and zero-page.rst.
-use crate::detect::{BootProtocol, LoadRequest, has};
 use crate::entry::{Entry, reg};
 use crate::error::{Reason, Size};
 use crate::mem::{FOUR_GIB, Fields, GuestMemory};
 use crate::place::{LOW_END, ONE_MIB, Places};
+use crate::request::{BootProtocol, LoadRequest, has};
 use crate::tables::Tables;
 
 /// Offsets in the setup header, which stand in the file and in boot_params alike.

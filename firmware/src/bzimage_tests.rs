@@ -1,8 +1,8 @@
 use super::*;
-use crate::detect::Module;
 use crate::entry::{BOOT_CS, BOOT_DS, CpuMode};
 use crate::error::LoadError;
 use crate::mem::SparseMemory;
+use crate::request::Module;
 use crate::testing::{linux_image, read_u32, read_u64, read_vec, small_tables};
 
 const RAM: u64 = 128 << 20;

@@ -7,11 +7,11 @@
 //!
 //! Source: Xen docs/misc/pvh.pandoc, xen/include/public/arch-x86/hvm/start_info.h (layout version 1),
 //! xen/include/public/elfnote.h.
-use crate::detect::LoadRequest;
 use crate::entry::{Entry, reg};
 use crate::error::Reason;
 use crate::mem::{FOUR_GIB, Fields, GuestMemory};
 use crate::place::{ONE_MIB, Places};
+use crate::request::LoadRequest;
 use crate::tables::Tables;
 use goblin::container::{Container, Ctx, Endian};
 use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2MSB, ET_DYN, ET_EXEC};

@@ -1,7 +1,7 @@
 //! Files that people hand to `-kernel` and that are not x86 kernels, told by their magic numbers.
-use crate::detect::has;
 use crate::error::Reason;
 use crate::mem::Fields;
+use crate::request::has;
 
 /// Formats that hold, or could be mistaken for, a kernel: (offset, magic, what, advice).
 const NOT_KERNELS: &[(usize, &[u8], &str, &str)] = &[

@@ -1,6 +1,7 @@
 //! Mutated kernels: loaders answer with an entry or an error, whatever the bytes.
-use crate::detect::{BootProtocol, LoadRequest, Module, identify, load};
+use crate::detect::{identify, load};
 use crate::mem::SparseMemory;
+use crate::request::{BootProtocol, LoadRequest, Module};
 use crate::testing::*;
 
 struct XorShift(u64);

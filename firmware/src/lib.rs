@@ -25,13 +25,15 @@ pub mod linuxboot;
 pub mod mem;
 pub mod multiboot;
 pub mod place;
+pub mod request;
 pub mod tables;
 #[cfg(test)]
 mod testing;
 
 pub use bios::{Bios, BiosConfig};
-pub use detect::{BootProtocol, Kind, LoadRequest, Module, identify, load};
+pub use detect::{Kind, identify, load};
 pub use entry::{CpuMode, DescriptorTable, Entry, Segment};
 pub use error::{LoadError, Reason};
 pub use mem::{GuestMemory, SparseMemory};
+pub use request::{BootProtocol, LoadRequest, Module};
 pub use tables::{Config, CpuInfo, E820Entry, E820Kind, E820Map, Tables, TablesError, build_tables};

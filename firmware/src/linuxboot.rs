@@ -11,9 +11,9 @@
 //!
 //! Sources: Plug and Play BIOS Specification 1.0A, 3.2; BIOS Boot Specification 1.01, 3; QEMU's specification of fw_cfg.
 use crate::bzimage::{Image, MIN_STACK, mem_option};
-use crate::detect::LoadRequest;
 use crate::error::{LoadError, Reason, Size};
 use crate::place::{ONE_MIB, Places};
+use crate::request::LoadRequest;
 use crate::tables::{E820Kind, E820Map};
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};

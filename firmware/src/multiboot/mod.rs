@@ -10,11 +10,11 @@
 pub mod v1;
 pub mod v2;
 
-use crate::detect::{LoadRequest, Module};
 use crate::elf::{self, CMDLINE_MAX, ElfImage};
 use crate::error::Reason;
 use crate::mem::{FOUR_GIB, GuestMemory};
 use crate::place::{LOW_END, ONE_MIB, Places};
+use crate::request::{LoadRequest, Module};
 
 /// What a kernel is told that loaded it.
 pub const LOADER_NAME: &str = concat!("Mynah ", env!("CARGO_PKG_VERSION"));

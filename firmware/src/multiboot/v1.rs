@@ -1,11 +1,11 @@
 //! Multiboot 1 (Multiboot Specification 0.6.96).
 use super::{LoadAddresses, basic_memory, check_entry, load_elf, modules_of};
-use crate::detect::LoadRequest;
 use crate::elf::ElfImage;
 use crate::entry::{Entry, reg};
 use crate::error::Reason;
 use crate::mem::{Fields, GuestMemory};
 use crate::place::Places;
+use crate::request::LoadRequest;
 use crate::tables::Tables;
 
 /// The header's magic number.

@@ -1,8 +1,8 @@
 use super::*;
-use crate::detect::Module;
 use crate::entry::CpuMode;
 use crate::error::LoadError;
 use crate::mem::SparseMemory;
+use crate::request::Module;
 use crate::testing::{
     Elf64, crowded_elf, multiboot1_flat, pvh_image, read_u32, read_u64, read_vec, small_tables,
 };

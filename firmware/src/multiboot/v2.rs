@@ -1,11 +1,11 @@
 //! Multiboot 2 (Multiboot2 Specification version 2.0): a header and an information structure made of tags.
 use super::{LoadAddresses, Loaded, basic_memory, check_entry, load_elf, modules_of};
-use crate::detect::{LoadRequest, Module};
 use crate::elf::ElfImage;
 use crate::entry::{Entry, reg};
 use crate::error::Reason;
 use crate::mem::{FOUR_GIB, Fields, GuestMemory};
 use crate::place::{ONE_MIB, Places};
+use crate::request::{LoadRequest, Module};
 use crate::tables::Tables;
 
 /// The header's magic number.
