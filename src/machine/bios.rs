@@ -93,7 +93,7 @@ impl BiosDevice {
 impl Device for BiosDevice {
     type State = Option<BiosV1>;
     const KIND: &'static str = "mynah-bios";
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
 
     /// It is installed anew, with what it finds.
     fn reset(&self, _: Reset) {}

@@ -1,10 +1,12 @@
 //! INT 13h: disks by cylinder, head and sector, and what floppies have; `edd` has the functions from 41h on.
 //!
 //! Floppies are reached through INT 40h as well: where a program has hooked that vector, INT 13h for a floppy goes on
-//! there. Transfers go on linearly at the end of a segment; there is no DMA boundary.
+//! there. Transfers go on linearly at the end of a segment, but a floppy's end at 64 KiB of memory, as the DMA
+//! controller's do. Where a program has hooked INT 15h, it is told by 90h that a drive is waited for; IRQ 0 then calls
+//! 91h, or the call itself does once 90h has returned.
 //!
 //! Source: IBM BIOS Interface Technical Reference, INT 13h; Ralf Brown's Interrupt List.
-use super::drive::{DriveKind, Seen, Target};
+use super::drive::{DriveKind, SECTOR, Seen, Target};
 use super::{Bios, Disk, DiskError, Outcome, Platform, Regs, Service, bda, linear, rom};
 
 /// Status codes of INT 13h.
@@ -13,6 +15,7 @@ pub(super) mod status {
     pub const WRITE_PROTECTED: u8 = 0x03;
     pub const NOT_FOUND: u8 = 0x04;
     pub const CHANGED: u8 = 0x06;
+    pub const DMA_BOUNDARY: u8 = 0x09;
     pub const BAD_MEDIA_TYPE: u8 = 0x0c;
     pub const CONTROLLER: u8 = 0x20;
     pub const NO_MEDIUM: u8 = 0x31;
@@ -59,6 +62,12 @@ impl Bios {
                 return Outcome::Jump;
             }
         }
+        let moves = matches!(r.ah(), 0x02..=0x05 | 0x42..=0x44);
+        if service != Service::DriveReady && moves && self.system_hooked(pc) {
+            self.waiting = Some(u8::from(!low));
+            r.ip = self.rom.drive_wait[usize::from(!low)];
+            return Outcome::Jump;
+        }
         let at = if low { bda::FLOPPY_STATUS } else { bda::DISK_STATUS };
         if r.ah() == 0x01 {
             // The status of the last operation.
@@ -87,6 +96,15 @@ impl Bios {
         }
     }
 
+    /// INT 15h 90h has returned: where it was not, 91h is called.
+    pub(super) fn drive_waited(&mut self, r: &mut Regs) -> Outcome {
+        if self.waiting.take().is_some() {
+            return Outcome::Return;
+        }
+        r.ip = self.rom.drive_posted;
+        Outcome::Jump
+    }
+
     fn disk_function(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Result<(), u8> {
         let function = r.ah();
         // The CD's functions have a drive number that need not be there (7Fh: any).
@@ -111,6 +129,7 @@ impl Bios {
             0x09 | 0x0c | 0x10 | 0x11 | 0x14 if !floppy => r.set_ah(0),
             0x02..=0x04 => {
                 self.see_change(&seen)?;
+                start_motor(pc, &seen, r.dl());
                 let what = [Transfer::Read, Transfer::Write, Transfer::Verify][usize::from(function - 2)];
                 let count = r.al();
                 if count == 0 || count > MOST {
@@ -120,7 +139,12 @@ impl Bios {
                 let cylinder = if floppy { r.ch().into() } else { cylinder };
                 let lba = seen.geometry.lba(cylinder, r.dh(), r.cl() & 0x3f);
                 let lba = lba.ok_or(status::BAD_PARAMETER)?;
-                let to = Place::Linear(linear(r.es, r.bx()));
+                let at = linear(r.es, r.bx());
+                if what != Transfer::Verify && seen.by_dma() && crosses(at, usize::from(count) * SECTOR) {
+                    r.set_al(0);
+                    return Err(status::DMA_BOUNDARY);
+                }
+                let to = Place::Linear(at);
                 let (done, result) = transfer(&*seen.disk, pc, what, lba, count.into(), to);
                 r.set_al(done as u8);
                 result.map_err(|e| e.status(seen.kind))?;
@@ -128,11 +152,13 @@ impl Bios {
             }
             0x05 if floppy => {
                 self.see_change(&seen)?;
+                start_motor(pc, &seen, r.dl());
                 format_track(r, pc, &seen)?;
                 r.set_ah(0);
             }
             0x08 => {
-                let g = seen.geometry;
+                let kind = if floppy { self.floppy_drive(pc, &seen) } else { None };
+                let g = kind.map_or(seen.geometry, |kind| seen.geometry.in_drive(kind));
                 // A hard disk's last cylinder is kept back for diagnostics, as BIOSes since the AT's do; it can be
                 // read.
                 let last = g.cylinders.saturating_sub(if floppy { 1 } else { 2 });
@@ -142,14 +168,9 @@ impl Bios {
                 r.set_dh(g.heads.saturating_sub(1));
                 r.set_dl(self.count(seen.kind) as u8);
                 if floppy {
-                    r.set_bx(match (g.cylinders, g.sectors) {
-                        (..=42, _) => 1,
-                        (_, 15) => 2,
-                        (_, 8 | 9) => 3,
-                        (_, 36) => 5,
-                        _ => 4,
-                    });
-                    (r.es, r.edi) = (super::SEGMENT, rom::FLOPPY_TABLE.into());
+                    let kind = kind.unwrap_or_else(|| g.diskette());
+                    r.set_bx(kind.into());
+                    (r.es, r.edi) = (super::SEGMENT, rom::floppy_table(kind).into());
                 }
             }
             // With a change line.
@@ -162,8 +183,11 @@ impl Bios {
                 r.set_dx(sectors as u16);
                 r.set_ah(3);
             }
+            // Only an access takes the change away. A drive without a diskette has it.
             0x16 if floppy => {
-                self.see_change(&seen)?;
+                if seen.disk.sectors() == 0 || self.is_changed(&seen) {
+                    return Err(status::CHANGED);
+                }
                 r.set_ah(0);
             }
             // The type of a diskette, by number: 360 KiB in its own drive or another, 1.2 MB, 720 KiB.
@@ -188,7 +212,8 @@ impl Bios {
                 if (cylinders.wrapping_add(1), sectors) != (seen.geometry.cylinders, seen.geometry.sectors) {
                     return Err(status::BAD_MEDIA_TYPE);
                 }
-                (r.es, r.edi) = (super::SEGMENT, rom::FLOPPY_TABLE.into());
+                let table = rom::floppy_table(seen.geometry.diskette());
+                (r.es, r.edi) = (super::SEGMENT, table.into());
                 r.set_ah(0);
             }
             _ => return Err(status::BAD_PARAMETER),
@@ -204,6 +229,23 @@ impl Bios {
         if seen.kind == DriveKind::Floppy && self.changed(seen) { Err(status::CHANGED) } else { Ok(()) }
     }
 
+    /// The type of a floppy drive, as AH 08h has it, if CMOS 10h tells.
+    fn floppy_drive(&self, pc: &mut dyn Platform, seen: &Seen) -> Option<u8> {
+        let Target::Unit(unit) = seen.target else { return None };
+        let types = pc.cmos(0x10);
+        let kind = match self.drives.of(DriveKind::Floppy).iter().position(|n| *n == unit)? {
+            0 => types >> 4,
+            _ => types & 0x0f,
+        };
+        (1..=5).contains(&kind).then_some(kind)
+    }
+
+    /// Whether the medium is another one than it was at the last access.
+    fn is_changed(&self, seen: &Seen) -> bool {
+        let Target::Unit(n) = seen.target else { return false };
+        self.drives.units.get(n).is_some_and(|unit| unit.medium != seen.disk.medium())
+    }
+
     /// Whether the medium is another one than it was when this was last asked.
     pub(super) fn changed(&mut self, seen: &Seen) -> bool {
         let Target::Unit(n) = seen.target else { return false };
@@ -212,8 +254,40 @@ impl Bios {
     }
 }
 
-/// AH 05h: the sectors that the address fields at ES:BX name (cylinder, head, sector, size), filled with F6h.
+impl Seen {
+    /// Its data goes through the DMA controller: a floppy's that is no image on a CD.
+    fn by_dma(&self) -> bool {
+        self.kind == DriveKind::Floppy && self.target != Target::Emulated
+    }
+}
+
+/// Whether memory from `at` on is more than a DMA controller reaches: not all in the same 64 KiB.
+fn crosses(at: u32, len: usize) -> bool {
+    (at & 0xffff) as usize + len > 0x1_0000
+}
+
+/// A byte of the parameter table that INT 1Eh points to.
+fn floppy_parameter(pc: &mut dyn Platform, index: u32) -> u8 {
+    let (offset, segment) = (pc.u16(4 * 0x1e), pc.u16(4 * 0x1e + 2));
+    pc.u8(linear(segment, offset) + index)
+}
+
+/// A floppy's motor runs, and for how many ticks.
+fn start_motor(pc: &mut dyn Platform, seen: &Seen, drive: u8) {
+    const OFF_DELAY: u32 = 2;
+    if !seen.by_dma() {
+        return;
+    }
+    let motors = pc.u8(bda::MOTORS);
+    pc.set_u8(bda::MOTORS, motors | 1 << (drive & 3));
+    let ticks = floppy_parameter(pc, OFF_DELAY);
+    pc.set_u8(bda::MOTOR_COUNT, ticks);
+}
+
+/// AH 05h: the sectors that the address fields at ES:BX name (cylinder, head, sector, size), filled as the
+/// parameter table says.
 fn format_track(r: &Regs, pc: &mut dyn Platform, seen: &Seen) -> Result<(), u8> {
+    const FILL: u32 = 8;
     if !seen.disk.writable() {
         return Err(status::WRITE_PROTECTED);
     }
@@ -221,8 +295,12 @@ fn format_track(r: &Regs, pc: &mut dyn Platform, seen: &Seen) -> Result<(), u8> 
     if fields.is_empty() {
         return Err(status::BAD_PARAMETER);
     }
-    pc.read(linear(r.es, r.bx()), &mut fields);
-    let fill = vec![0xf6; seen.disk.sector_size() as usize];
+    let at = linear(r.es, r.bx());
+    if seen.by_dma() && crosses(at, fields.len()) {
+        return Err(status::DMA_BOUNDARY);
+    }
+    pc.read(at, &mut fields);
+    let fill = vec![floppy_parameter(pc, FILL); seen.disk.sector_size() as usize];
     for field in fields.chunks_exact(4) {
         let here = field[0] == r.ch() && field[1] == r.dh() && field[3] == 2;
         let lba = seen.geometry.lba(field[0].into(), field[1], field[2]).filter(|_| here);

@@ -249,6 +249,30 @@ impl Geometry {
         Some(track * u64::from(self.sectors) + u64::from(sector) - 1)
     }
 
+    /// The type of a diskette with this format, as INT 13h AH 08h numbers them.
+    pub fn diskette(self) -> u8 {
+        match (self.cylinders, self.sectors) {
+            (..=42, _) => 1,
+            (_, 15) => 2,
+            (_, 8 | 9) => 3,
+            (_, 36) => 5,
+            _ => 4,
+        }
+    }
+
+    /// A floppy drive's of a type (1 to 5); a diskette may have more than that.
+    pub fn in_drive(self, kind: u8) -> Geometry {
+        let (cylinders, sectors) = match kind {
+            1 => (40, 9),
+            2 => (80, 15),
+            3 => (80, 9),
+            5 => (80, 36),
+            _ => (80, 18),
+        };
+        let more = self.cylinders > cylinders || self.sectors > sectors;
+        if more { self } else { Geometry { cylinders, heads: 2, sectors } }
+    }
+
     /// Sectors that can be reached by it.
     pub fn reach(self) -> u64 {
         u64::from(self.cylinders) * u64::from(self.heads) * u64::from(self.sectors)

@@ -16,8 +16,37 @@ mod flag {
     pub const INSERT: u8 = 1 << 7;
 }
 
-/// 40:96: the last code was E0h.
+/// Flags at 40:18, beside those of keys that are down at the places of [`flag`].
+mod held {
+    pub const LEFT_CTRL: u8 = 1 << 0;
+    pub const LEFT_ALT: u8 = 1 << 1;
+    pub const SYSTEM_REQUEST: u8 = 1 << 2;
+    pub const PAUSE: u8 = 1 << 3;
+}
+
+/// 40:96: the last code was E1h, E0h.
+const LAST_E1: u8 = 1 << 0;
 const LAST_E0: u8 = 1 << 1;
+/// 40:96: these keys are down.
+const RIGHT_CTRL: u8 = 1 << 2;
+const RIGHT_ALT: u8 = 1 << 3;
+/// 40:97: bits 0 to 2 are what the lights show; this one that the keyboard is being told.
+const LEDS_CHANGING: u8 = 1 << 6;
+
+/// Scan codes.
+const CAPS: u8 = 0x3a;
+const NUM: u8 = 0x45;
+const SCROLL: u8 = 0x46;
+const INSERT: u8 = 0x52;
+const SYSTEM_REQUEST: u8 = 0x54;
+
+/// What the keyboard is told, and what it answers.
+const SET_LEDS: u8 = 0xed;
+const SET_TYPEMATIC: u8 = 0xf3;
+const ACK: u8 = 0xfa;
+const RESEND: u8 = 0xfe;
+/// A keyboard's own rate and delay: 10.9 characters a second after 500 ms.
+pub(super) const TYPEMATIC: u8 = 0x2b;
 
 /// Characters of scan codes 01h to 39h, plain and with Shift.
 const PLAIN: &[u8; 57] = b"\x1b1234567890-=\x08\tqwertyuiop[]\r\0asdfghjkl;'`\0\\zxcvbnm,./\0*\0 ";
@@ -211,51 +240,113 @@ fn old_key(key: u16) -> u16 {
     }
 }
 
+/// Ctrl, Alt or Shift was pressed or released.
+fn shift_moved(pc: &mut dyn Platform, key: u8, e0: bool, make: bool) -> Outcome {
+    let set = |bits: u8, bit: u8| if make { bits | bit } else { bits & !bit };
+    let (bit, left, right) = match key {
+        0x2a => (flag::LEFT_SHIFT, 0, 0),
+        0x36 => (flag::RIGHT_SHIFT, 0, 0),
+        0x1d => (flag::CTRL, held::LEFT_CTRL, RIGHT_CTRL),
+        _ => (flag::ALT, held::LEFT_ALT, RIGHT_ALT),
+    };
+    let (flags, mut flags_2) = (pc.u8(bda::SHIFT_FLAGS), pc.u8(bda::SHIFT_FLAGS_2));
+    let mut mode = pc.u8(bda::KEYBOARD_MODE);
+    if e0 {
+        mode = set(mode, right);
+    } else {
+        flags_2 = set(flags_2, left);
+    }
+    // Of two keys of a kind, one may still be down.
+    let down = make || flags_2 & left != 0 || mode & right != 0;
+    pc.set_u8(bda::SHIFT_FLAGS, if down { flags | bit } else { flags & !bit });
+    pc.set_u8(bda::SHIFT_FLAGS_2, flags_2);
+    pc.set_u8(bda::KEYBOARD_MODE, mode);
+    if bit == flag::ALT && !make {
+        // A number typed on the keypad while Alt was down is a character.
+        let c = pc.u8(bda::ALT_KEYPAD);
+        if c != 0 {
+            pc.set_u8(bda::ALT_KEYPAD, 0);
+            store(pc, c.into());
+        }
+    }
+    Outcome::Return
+}
+
+/// Whether the machine is to stand still.
+pub(super) fn paused(pc: &mut dyn Platform) -> Outcome {
+    if pc.u8(bda::SHIFT_FLAGS_2) & held::PAUSE != 0 { Outcome::Wait } else { Outcome::Return }
+}
+
 impl Bios {
     /// IRQ 1: the scan code in AL.
     pub(super) fn scancode(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+        let outcome = self.scan(r, pc);
+        self.show_locks(pc);
+        outcome
+    }
+
+    fn scan(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
         let code = r.al();
         let mode = pc.u8(bda::KEYBOARD_MODE);
-        if code == 0xe0 {
-            pc.set_u8(bda::KEYBOARD_MODE, mode | LAST_E0);
-            return Outcome::Return;
+        match code {
+            ACK => self.acknowledged(pc),
+            RESEND => self.sending.clear(),
+            0xe0 => pc.set_u8(bda::KEYBOARD_MODE, mode | LAST_E0),
+            0xe1 => pc.set_u8(bda::KEYBOARD_MODE, mode | LAST_E1),
+            // Pause is E1 1D 45 E1 9D C5.
+            0x1d | 0x9d if mode & LAST_E1 != 0 => {}
+            _ => {
+                pc.set_u8(bda::KEYBOARD_MODE, mode & !(LAST_E0 | LAST_E1));
+                if mode & LAST_E1 != 0 {
+                    return if code == NUM { self.pause(r, pc) } else { Outcome::Return };
+                }
+                return self.key_moved(r, pc, code, mode & LAST_E0 != 0);
+            }
         }
-        let e0 = mode & LAST_E0 != 0;
-        pc.set_u8(bda::KEYBOARD_MODE, mode & !LAST_E0);
+        Outcome::Return
+    }
+
+    /// A key was pressed or released.
+    fn key_moved(&mut self, r: &mut Regs, pc: &mut dyn Platform, code: u8, e0: bool) -> Outcome {
         let (make, key) = (code & 0x80 == 0, code & 0x7f);
         let flags = pc.u8(bda::SHIFT_FLAGS);
-        let held = match (key, e0) {
-            // The keyboard's own shifts around E0 keys are nobody's.
-            (0x2a | 0x36, true) => return Outcome::Return,
-            (0x2a, _) => Some((flag::LEFT_SHIFT, 0)),
-            (0x36, _) => Some((flag::RIGHT_SHIFT, 0)),
-            (0x1d, _) => Some((flag::CTRL, if e0 { 0 } else { 1 })),
-            (0x38, _) => Some((flag::ALT, if e0 { 0 } else { 2 })),
-            _ => None,
+        let (ctrl, alt) = (flags & flag::CTRL != 0, flags & flag::ALT != 0);
+        // The keyboard's own shifts around E0 keys are nobody's.
+        if matches!(key, 0x2a | 0x36) && e0 {
+            return Outcome::Return;
+        }
+        if matches!(key, 0x1d | 0x2a | 0x36 | 0x38) {
+            return shift_moved(pc, key, e0, make);
+        }
+        let pressed = pc.u8(bda::SHIFT_FLAGS_2);
+        // The keys that are on or off, and the bits of both flag bytes.
+        let lock = match key {
+            CAPS if !e0 => flag::CAPS_LOCK,
+            NUM if !e0 => flag::NUM_LOCK,
+            SCROLL if !e0 => flag::SCROLL_LOCK,
+            INSERT => flag::INSERT,
+            _ => 0,
         };
-        if let Some((bit, second)) = held {
-            pc.set_u8(bda::SHIFT_FLAGS, if make { flags | bit } else { flags & !bit });
-            let flags_2 = pc.u8(bda::SHIFT_FLAGS_2);
-            pc.set_u8(bda::SHIFT_FLAGS_2, if make { flags_2 | second } else { flags_2 & !second });
-            if key == 0x38 && !make {
-                // A number typed on the keypad while Alt was down is a character.
-                let c = pc.u8(bda::ALT_KEYPAD);
-                if c != 0 {
-                    pc.set_u8(bda::ALT_KEYPAD, 0);
-                    store(pc, c.into());
-                }
+        if !make {
+            pc.set_u8(bda::SHIFT_FLAGS_2, pressed & !lock);
+            if key == SYSTEM_REQUEST && pressed & held::SYSTEM_REQUEST != 0 {
+                pc.set_u8(bda::SHIFT_FLAGS_2, pressed & !held::SYSTEM_REQUEST);
+                r.set_ax(0x8501);
+                r.ip = self.rom.system_request;
+                return Outcome::Jump;
             }
             return Outcome::Return;
         }
-        if !make {
+        // Any key but Num Lock ends a pause, and is nothing else.
+        if pressed & held::PAUSE != 0 && !(key == 0x53 && ctrl && alt) {
+            if key != NUM {
+                pc.set_u8(bda::SHIFT_FLAGS_2, pressed & !held::PAUSE);
+            }
             return Outcome::Return;
         }
-        let ctrl = flags & flag::CTRL != 0;
-        let alt = flags & flag::ALT != 0;
         match key {
-            0x3a => pc.set_u8(bda::SHIFT_FLAGS, flags ^ flag::CAPS_LOCK),
-            0x45 if !e0 => pc.set_u8(bda::SHIFT_FLAGS, flags ^ flag::NUM_LOCK),
-            0x46 if ctrl => {
+            NUM if ctrl && !e0 => return self.pause(r, pc),
+            SCROLL if ctrl => {
                 // Ctrl-Break: the buffer is emptied.
                 let start = pc.u16(bda::KEY_BUFFER);
                 pc.set_u16(bda::KEY_HEAD, start);
@@ -265,7 +356,21 @@ impl Bios {
                 r.ip = self.rom.control_break;
                 return Outcome::Jump;
             }
-            0x46 => pc.set_u8(bda::SHIFT_FLAGS, flags ^ flag::SCROLL_LOCK),
+            CAPS | NUM | SCROLL if lock != 0 => {
+                // Once, however often the keyboard repeats it.
+                if pressed & lock == 0 {
+                    pc.set_u8(bda::SHIFT_FLAGS, flags ^ lock);
+                    pc.set_u8(bda::SHIFT_FLAGS_2, pressed | lock);
+                }
+            }
+            SYSTEM_REQUEST => {
+                if pressed & held::SYSTEM_REQUEST == 0 {
+                    pc.set_u8(bda::SHIFT_FLAGS_2, pressed | held::SYSTEM_REQUEST);
+                    r.set_ax(0x8500);
+                    r.ip = self.rom.system_request;
+                    return Outcome::Jump;
+                }
+            }
             0x37 if e0 && !ctrl && !alt => {
                 r.ip = self.rom.print_screen;
                 return Outcome::Jump;
@@ -280,15 +385,73 @@ impl Bios {
                 pc.set_u8(bda::ALT_KEYPAD, c);
             }
             _ => {
-                if key == 0x52 && (e0 || flags & flag::NUM_LOCK == 0) {
-                    pc.set_u8(bda::SHIFT_FLAGS, flags ^ flag::INSERT);
+                let shift = flags & (flag::LEFT_SHIFT | flag::RIGHT_SHIFT) != 0;
+                let digit = !e0 && (flags & flag::NUM_LOCK != 0) != shift;
+                if key == INSERT && !digit && !ctrl && !alt {
+                    if pressed & lock != 0 {
+                        return Outcome::Return;
+                    }
+                    pc.set_u8(bda::SHIFT_FLAGS, flags ^ lock);
+                    pc.set_u8(bda::SHIFT_FLAGS_2, pressed | lock);
                 }
-                if let Some(key) = key_of(key, e0, flags) {
-                    store(pc, key);
+                if key_of(key, e0, flags).is_some_and(|key| store(pc, key)) && self.system_hooked(pc) {
+                    r.ip = self.rom.key_posted;
+                    return Outcome::Jump;
                 }
             }
         }
         Outcome::Return
+    }
+
+    /// The machine stands still, but for interrupts, until another key is pressed.
+    fn pause(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+        let pressed = pc.u8(bda::SHIFT_FLAGS_2);
+        if pressed & held::PAUSE != 0 {
+            return Outcome::Return;
+        }
+        pc.set_u8(bda::SHIFT_FLAGS_2, pressed | held::PAUSE);
+        r.ip = self.rom.pause;
+        Outcome::Jump
+    }
+
+    /// INT 15h is a program's: it is told of waits (90h) and of their ends (91h).
+    pub(super) fn system_hooked(&self, pc: &mut dyn Platform) -> bool {
+        (pc.u16(4 * 0x15 + 2), pc.u16(4 * 0x15)) != (super::SEGMENT, self.rom.vectors[0x15])
+    }
+
+    /// Sends `bytes` to the keyboard, each when the one before was acknowledged; false if the controller is not there
+    /// or has something to do.
+    fn send(&mut self, pc: &mut dyn Platform, bytes: [u8; 2]) -> bool {
+        const INPUT_FULL: u8 = 1 << 1;
+        let status = pc.inb(0x64);
+        if status == 0xff || status & INPUT_FULL != 0 {
+            return false;
+        }
+        self.sending = bytes[1..].to_vec();
+        pc.outb(0x60, bytes[0]);
+        true
+    }
+
+    fn acknowledged(&mut self, pc: &mut dyn Platform) {
+        if self.sending.is_empty() {
+            let lights = pc.u8(bda::KEYBOARD_LEDS);
+            pc.set_u8(bda::KEYBOARD_LEDS, lights & !LEDS_CHANGING);
+        } else {
+            let byte = self.sending.remove(0);
+            pc.outb(0x60, byte);
+        }
+    }
+
+    /// Has the lights show the locks, if they do not.
+    fn show_locks(&mut self, pc: &mut dyn Platform) {
+        let (flags, lights) = (pc.u8(bda::SHIFT_FLAGS), pc.u8(bda::KEYBOARD_LEDS));
+        let want = flags >> 4 & 7;
+        if lights & 7 == want || !self.sending.is_empty() {
+            return;
+        }
+        if self.send(pc, [SET_LEDS, want]) {
+            pc.set_u8(bda::KEYBOARD_LEDS, lights & !7 | want | LEDS_CHANGING);
+        }
     }
 
     /// Takes what a terminal on the serial console has sent.
@@ -338,15 +501,22 @@ impl Bios {
         }
     }
 
-    /// INT 16h.
-    pub(super) fn keyboard(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+    /// INT 16h; `waited` if it is again that a key is waited for, and INT 15h 9002h has been called.
+    pub(super) fn keyboard(&mut self, r: &mut Regs, pc: &mut dyn Platform, waited: bool) -> Outcome {
         if matches!(r.ah(), 0x00 | 0x01 | 0x10 | 0x11) {
             self.poll_terminal(pc);
+        }
+        if matches!(r.ah(), 0x00..=0x02 | 0x10..=0x12) {
+            self.show_locks(pc);
         }
         let shown = |old: bool, key: u16| if old { old_key(key) } else { key };
         match r.ah() {
             f @ (0x00 | 0x10) => match next_key(pc, true) {
-                None => return Outcome::Wait,
+                None if waited || !self.system_hooked(pc) => return Outcome::Wait,
+                None => {
+                    r.ip = self.rom.key_wait;
+                    return Outcome::Jump;
+                }
                 Some(key) => r.set_ax(shown(f == 0, key)),
             },
             f @ (0x01 | 0x11) => match next_key(pc, false) {
@@ -357,25 +527,43 @@ impl Bios {
                 }
             },
             0x02 => r.set_al(pc.u8(bda::SHIFT_FLAGS)),
-            // Typematic rate: the keyboard has one that nobody has complained of.
-            0x03 => {}
+            0x03 => self.typematic(r, pc),
             0x05 => {
                 let full = !store(pc, r.cx());
                 r.set_al(u8::from(full));
             }
-            // Functions 10h to 12h are there.
-            0x09 => r.set_al(0x20),
+            // 0305h, 0306h, 0Ah, and 10h to 12h are there.
+            0x09 => r.set_al(0x3c),
             0x0a => r.set_bx(0x41ab),
             0x12 => {
                 let (flags, flags_2) = (pc.u8(bda::SHIFT_FLAGS), pc.u8(bda::SHIFT_FLAGS_2));
+                let right = pc.u8(bda::KEYBOARD_MODE) & (RIGHT_CTRL | RIGHT_ALT);
+                let request = if flags_2 & held::SYSTEM_REQUEST != 0 { 0x80 } else { 0 };
+                let own = held::SYSTEM_REQUEST | held::PAUSE | flag::INSERT;
                 r.set_al(flags);
-                r.set_ah(flags_2);
+                r.set_ah(flags_2 & !own | right | request);
             }
             // "Which functions are there": AH 80h answers those of 122 keys, which there are not.
             0x92 => r.set_ah(0x80),
-            0xa2 => {}
-            _ => r.set_ah(0x86),
+            _ => {}
         }
         Outcome::Return
+    }
+
+    /// AH 03h: AL 05h sets rate (BL) and delay (BH), 06h asks for them.
+    fn typematic(&mut self, r: &mut Regs, pc: &mut dyn Platform) {
+        match r.al() {
+            0x05 if r.bl() < 0x20 && r.bh() < 4 => {
+                let value = r.bh() << 5 | r.bl();
+                if self.sending.is_empty() && self.send(pc, [SET_TYPEMATIC, value]) {
+                    self.typematic = value;
+                }
+            }
+            0x06 => {
+                r.set_bl(self.typematic & 0x1f);
+                r.set_bh(self.typematic >> 5);
+            }
+            _ => {}
+        }
     }
 }

@@ -2,7 +2,7 @@
 use super::{Outcome, Platform, Regs, bda};
 
 /// Divisors of 115,200 for the rates 110 to 9,600 baud of INT 14h AH 00h.
-const DIVISORS: [u16; 8] = [1047, 768, 384, 192, 96, 48, 24, 12];
+pub(super) const DIVISORS: [u16; 8] = [1047, 768, 384, 192, 96, 48, 24, 12];
 
 /// INT 11h.
 pub(super) fn equipment(r: &mut Regs, pc: &mut dyn Platform) -> Outcome {

@@ -70,6 +70,8 @@ pub(crate) mod bda {
     pub const ALT_KEYPAD: u32 = 0x419;
     pub const KEY_HEAD: u32 = 0x41a;
     pub const KEY_TAIL: u32 = 0x41c;
+    pub const MOTORS: u32 = 0x43f;
+    pub const MOTOR_COUNT: u32 = 0x440;
     pub const FLOPPY_STATUS: u32 = 0x441;
     pub const VIDEO_MODE: u32 = 0x449;
     pub const VIDEO_COLUMNS: u32 = 0x44a;
@@ -99,6 +101,10 @@ pub(crate) mod bda {
     pub const DISPLAY_COMBINATION: u32 = 0x48a;
     pub const FLOPPY_STATES: u32 = 0x490;
     pub const KEYBOARD_MODE: u32 = 0x496;
+    pub const KEYBOARD_LEDS: u32 = 0x497;
+    pub const WAIT_POINTER: u32 = 0x498;
+    pub const WAIT_COUNT: u32 = 0x49c;
+    pub const WAIT_ACTIVE: u32 = 0x4a0;
     pub const SAVE_POINTER: u32 = 0x4a8;
     /// Of no PC's: where Bochs' BIOS keeps the mode of VBE.
     pub const VBE_MODE: u32 = 0x4ba;
@@ -297,6 +303,12 @@ pub struct Bios {
     delay: Option<u64>,
     /// Bytes of an escape sequence from the serial console.
     escape: Vec<u8>,
+    /// What the keyboard gets when it has acknowledged what it got last.
+    sending: Vec<u8>,
+    /// The keyboard's rate and delay, as its command F3h has them.
+    typematic: u8,
+    /// INT 15h is being called since a drive is waited for: 0 a floppy, 1 a disk.
+    waiting: Option<u8>,
 }
 
 /// What is saved of the BIOS: what is neither in guest memory nor follows from how the machine was made.
@@ -306,6 +318,9 @@ pub struct BiosV1 {
     adapter: Option<u16>,
     delay: Option<u64>,
     escape: Vec<u8>,
+    sending: Vec<u8>,
+    typematic: u8,
+    waiting: Option<u8>,
     boot: boot::BootState,
     cd: Option<cd::Emulation>,
     hard_disks: Vec<u16>,
@@ -321,6 +336,9 @@ impl Bios {
             adapter: self.adapter,
             delay: self.delay,
             escape: self.escape.clone(),
+            sending: self.sending.clone(),
+            typematic: self.typematic,
+            waiting: self.waiting,
             boot: self.boot.clone(),
             cd: self.cd.clone(),
             hard_disks: self.drives.hard_disks.iter().map(|n| *n as u16).collect(),
@@ -339,6 +357,9 @@ impl Bios {
         if saved.escape.len() > 16 {
             return Err("the console's escape sequence");
         }
+        if saved.sending.len() > 1 {
+            return Err("what the keyboard is told");
+        }
         let hard_disks: Vec<usize> = saved.hard_disks.iter().map(|n| usize::from(*n)).collect();
         let (mut has, mut had) = (self.drives.hard_disks.clone(), hard_disks.clone());
         has.sort_unstable();
@@ -355,7 +376,8 @@ impl Bios {
         self.drives.hard_disks = hard_disks;
         (self.boot, self.cd) = (saved.boot, saved.cd);
         (self.screen, self.delay, self.escape) = (saved.screen, saved.delay, saved.escape);
-        self.adapter = saved.adapter;
+        (self.sending, self.typematic) = (saved.sending, saved.typematic & 0x7f);
+        (self.adapter, self.waiting) = (saved.adapter, saved.waiting);
         Ok(())
     }
 
@@ -375,6 +397,9 @@ impl Bios {
             facs: None,
             delay: None,
             escape: Vec::new(),
+            sending: Vec::new(),
+            typematic: keyboard::TYPEMATIC,
+            waiting: None,
         }
     }
 
@@ -387,6 +412,7 @@ impl Bios {
         self.facs = tables.facs;
         (self.screen, self.adapter) = (video::Screen::default(), None);
         (self.delay, self.escape) = (None, Vec::new());
+        (self.sending, self.typematic, self.waiting) = (Vec::new(), keyboard::TYPEMATIC, None);
         mem.write(u64::from(linear(SEGMENT, rom::START)), &self.rom.image);
         mem.write(u64::from(linear(SEGMENT, rom::IRQ_TABLE)), &rom::irq_routing(tables.chipset));
         for (n, offset) in self.rom.vectors.iter().enumerate() {
@@ -394,7 +420,7 @@ impl Bios {
             mem.write(4 * n as u64, &[o[0], o[1], s[0], s[1]]);
         }
         // Vectors 40h and up that hold no handler of ours: those of pointers and of programs are empty.
-        for n in [0x1d, 0x1f, 0x43].into_iter().chain(0x60..0x68).chain(0x78..0x100) {
+        for n in [0x1f, 0x43].into_iter().chain(0x60..0x68).chain(0x78..0x100) {
             mem.write(4 * n, &[0; 4]);
         }
         let put = |at: u32, bytes: &[u8]| mem.write(at.into(), bytes);
@@ -514,10 +540,13 @@ impl Bios {
             Service::Video => self.video(r, pc),
             Service::Equipment => misc::equipment(r, pc),
             Service::MemorySize => misc::memory_size(r, pc),
-            Service::Disk | Service::Floppy => self.disk(r, pc, service),
+            Service::Disk | Service::Floppy | Service::DriveReady => self.disk(r, pc, service),
+            Service::DriveWaited => self.drive_waited(r),
             Service::Serial => misc::serial(r, pc),
             Service::System => self.system(r, pc),
-            Service::Keyboard => self.keyboard(r, pc),
+            Service::Keyboard => self.keyboard(r, pc, false),
+            Service::KeyWaited => self.keyboard(r, pc, true),
+            Service::Pause => keyboard::paused(pc),
             Service::Printer => misc::printer(r),
             Service::NoBoot => self.no_boot(r),
             Service::Boot => self.boot(r, pc),
@@ -526,7 +555,7 @@ impl Bios {
                 pci::service(r, pc, at, None)
             }
             Service::Clock => time::clock(r, pc),
-            Service::Tick => time::tick(pc),
+            Service::Tick => self.tick(r, pc),
             Service::Scancode => self.scancode(r, pc),
             Service::RtcInterrupt => time::rtc_interrupt(r, pc, self.rom.alarm),
             Service::StrayInterrupt => misc::stray_interrupt(pc),

@@ -22,6 +22,7 @@ impl Bios {
             }
             (0x53, function) => apm(r, pc, function),
             (0x80..=0x82 | 0x85 | 0x90 | 0x91, _) => r.ok(),
+            (0x83, _) => super::time::event_wait(r, pc),
             (0x86, _) => self.delay(r, pc),
             (0x87, _) => block_move(r, pc),
             (0x88, _) => {

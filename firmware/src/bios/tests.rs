@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 mod boot;
+mod keys;
 mod pci;
+mod places;
 
 /// A machine of memory, a serial port, CMOS and a clock; other ports remember what is written to them.
 struct Pc {

@@ -1,8 +1,10 @@
 //! INT 1Ah (but for PCI BIOS), and the interrupts of timer and clock.
-use super::{Outcome, Platform, Regs, bda};
+use super::{Bios, Outcome, Platform, Regs, bda, linear};
 
 /// Ticks of a day, at 1,193,182 / 65,536 Hz.
 const DAY: u32 = 0x1800b0;
+/// Microseconds between two periodic interrupts of the clock, as IBM's BIOS counts them.
+const PERIOD: u32 = 976;
 
 /// CMOS registers of the MC146818.
 mod cmos {
@@ -21,9 +23,11 @@ mod cmos {
     pub const CENTURY: u8 = 0x32;
     /// A: an update is in progress.
     pub const UIP: u8 = 1 << 7;
-    /// B: updates are halted, alarm interrupt.
+    /// B: updates are halted; B, C: alarm interrupt.
     pub const SET: u8 = 1 << 7;
     pub const AIE: u8 = 1 << 5;
+    /// B, C: the periodic interrupt.
+    pub const PIE: u8 = 1 << 6;
 }
 
 fn from_bcd(b: u8) -> u32 {
@@ -48,28 +52,95 @@ pub(super) fn set_ticks_from_clock(pc: &mut dyn Platform) {
     pc.set_u8(bda::MIDNIGHT, 0);
 }
 
-/// IRQ 0.
-pub(super) fn tick(pc: &mut dyn Platform) -> Outcome {
-    let next = pc.u32(bda::TICKS).wrapping_add(1);
-    if next >= DAY {
-        pc.set_u32(bda::TICKS, 0);
-        let midnights = pc.u8(bda::MIDNIGHT);
-        pc.set_u8(bda::MIDNIGHT, midnights.wrapping_add(1));
-    } else {
-        pc.set_u32(bda::TICKS, next);
+impl Bios {
+    /// IRQ 0.
+    pub(super) fn tick(&mut self, r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+        let next = pc.u32(bda::TICKS).wrapping_add(1);
+        if next >= DAY {
+            pc.set_u32(bda::TICKS, 0);
+            let midnights = pc.u8(bda::MIDNIGHT);
+            pc.set_u8(bda::MIDNIGHT, midnights.wrapping_add(1));
+        } else {
+            pc.set_u32(bda::TICKS, next);
+        }
+        stop_motors(pc);
+        match self.waiting.take() {
+            Some(kind) => {
+                r.ip = self.rom.tick_posts[usize::from(kind != 0)];
+                Outcome::Jump
+            }
+            None => Outcome::Return,
+        }
     }
-    Outcome::Return
 }
 
-/// IRQ 8: an alarm calls INT 4Ah.
+/// Floppies' motors run until their time is over.
+fn stop_motors(pc: &mut dyn Platform) {
+    /// Digital output register: no drive, DMA and interrupts on.
+    const DOR: (u16, u8) = (0x3f2, 0x0c);
+    let count = pc.u8(bda::MOTOR_COUNT);
+    if count == 0 {
+        return;
+    }
+    pc.set_u8(bda::MOTOR_COUNT, count - 1);
+    if count == 1 {
+        let motors = pc.u8(bda::MOTORS);
+        pc.set_u8(bda::MOTORS, motors & 0xf0);
+        pc.outb(DOR.0, DOR.1);
+    }
+}
+
+/// IRQ 8: an event's time passes; an alarm calls INT 4Ah.
 pub(super) fn rtc_interrupt(r: &mut Regs, pc: &mut dyn Platform, alarm: u16) -> Outcome {
     // Reading C takes the interrupt away.
     let (b, c) = (pc.cmos(cmos::B), pc.cmos(cmos::C));
+    if b & c & cmos::PIE != 0 && pc.u8(bda::WAIT_ACTIVE) & 1 != 0 {
+        let left = pc.u32(bda::WAIT_COUNT);
+        pc.set_u32(bda::WAIT_COUNT, left.saturating_sub(PERIOD));
+        if left <= PERIOD {
+            let (offset, segment) = (pc.u16(bda::WAIT_POINTER), pc.u16(bda::WAIT_POINTER + 2));
+            let at = linear(segment, offset);
+            let flag = pc.u8(at);
+            pc.set_u8(at, flag | 0x80);
+            end_wait(pc);
+        }
+    }
     if b & c & cmos::AIE != 0 {
         r.ip = alarm;
         return Outcome::Jump;
     }
     Outcome::Return
+}
+
+fn end_wait(pc: &mut dyn Platform) {
+    pc.set_u8(bda::WAIT_ACTIVE, 0);
+    let b = pc.cmos(cmos::B);
+    pc.set_cmos(cmos::B, b & !cmos::PIE);
+}
+
+/// INT 15h AH 83h: AL 0 has bit 7 of ES:BX set when CX:DX microseconds are over, AL 1 takes that back.
+pub(super) fn event_wait(r: &mut Regs, pc: &mut dyn Platform) -> Outcome {
+    match r.al() {
+        0 if pc.u8(bda::WAIT_ACTIVE) & 1 != 0 => r.fail(0),
+        0 => {
+            pc.set_u32(bda::WAIT_POINTER, u32::from(r.es) << 16 | u32::from(r.bx()));
+            pc.set_u32(bda::WAIT_COUNT, u32::from(r.cx()) << 16 | u32::from(r.dx()));
+            pc.set_u8(bda::WAIT_ACTIVE, 1);
+            let mask = pc.inb(0xa1);
+            pc.outb(0xa1, mask & !1);
+            // 1,024 Hz.
+            let a = pc.cmos(cmos::A);
+            pc.set_cmos(cmos::A, a & !(cmos::UIP | 0x0f) | 6);
+            let b = pc.cmos(cmos::B);
+            pc.set_cmos(cmos::B, b | cmos::PIE);
+            r.ok()
+        }
+        1 => {
+            end_wait(pc);
+            r.ok()
+        }
+        _ => r.fail(0x86),
+    }
 }
 
 /// INT 1Ah.

@@ -452,6 +452,9 @@ fn a_floppy_tells_of_its_change_once_is_formatted_and_may_be_absent() {
     assert!(!rig.fails(Service::Disk, 0x1500) && rig.regs.ah() == 2);
     assert!(!rig.fails(Service::Disk, 0x1600));
     *floppy.medium.lock() = 1;
+    for _ in 0..2 {
+        assert!(rig.fails(Service::Disk, 0x1600) && rig.regs.ah() == 6, "to ask does not take it away");
+    }
     assert!(rig.fails(Service::Disk, 0x0201) && rig.regs.ah() == 6);
     assert_eq!(rig.bda16(bda::FLOPPY_STATUS) & 0xff, 6);
     assert!(!rig.fails(Service::Disk, 0x0201));

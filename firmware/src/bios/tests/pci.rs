@@ -210,7 +210,7 @@ fn structures_in_the_rom_have_their_sums_and_lead_somewhere() {
     assert!(pnp.starts_with(b"$PnP\x10\x21"));
     let directory = read(0xf_e130, 16);
     assert!(directory.starts_with(b"_32_"));
-    let routes = read(0xf_e200, 32 + 31 * 16);
+    let routes = read(0xf_f110, 32 + 31 * 16);
     assert!(routes.starts_with(b"$PIR\0\x01"));
     assert_eq!(usize::from(u16::from_le_bytes([routes[6], routes[7]])), routes.len());
     // Slot 2's INTA# is PIRQB (61h).

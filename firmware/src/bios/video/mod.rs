@@ -28,6 +28,11 @@ mod vbe;
 use super::{Bios, Outcome, Platform, Regs, bda, linear};
 pub(super) use terminal::Screen;
 
+/// The ROM's font of 8 lines.
+pub(super) fn font_8() -> &'static [u8] {
+    fonts::rom_font(8)
+}
+
 /// What a mode set leaves in the data area, for mode 3.
 pub(super) fn initial_bda() -> Vec<(u32, Vec<u8>)> {
     vec![
