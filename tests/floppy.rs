@@ -234,18 +234,25 @@ fn the_controller_and_dma_are_as_under_qemu() {
     let folder = Folder::new("floppy");
     let of = |accel| found(&folder, accel, &mut command(&["run"]), &["-accel", accel]);
     let (interp, jit) = (of("interp"), of("jit,cache=off"));
-    assert!(interp.0.len() > steps().len() && interp == jit);
+    let same = |a: &[u8], b: &[u8], who: &str| {
+        let at = a.iter().zip(b).position(|(a, b)| a != b);
+        let near = |bytes: &[u8]| at.map(|n| bytes[n.saturating_sub(16)..bytes.len().min(n + 16)].to_vec());
+        assert!(
+            a == b,
+            "at {at:?} of {} and {}: {:02x?}, and {who} {:02x?}",
+            a.len(),
+            b.len(),
+            near(a),
+            near(b)
+        );
+    };
+    assert!(interp.0.len() > steps().len());
+    same(&interp.0, &jit.0, "on the translator");
+    assert!(interp.1 == jit.1, "what is on the floppy");
     if has_qemu() {
         let mut machine = Command::new("qemu-system-x86_64");
         let qemus = found(&folder, "qemu", &mut machine, &["-accel", "tcg", "-nic", "none"]);
-        let at = interp.0.iter().zip(&qemus.0).position(|(a, b)| a != b);
-        let near = |bytes: &[u8]| at.map(|n| bytes[n.saturating_sub(16)..bytes.len().min(n + 16)].to_vec());
-        assert!(
-            interp.0 == qemus.0,
-            "at {at:?}: {:02x?}, and under QEMU {:02x?}",
-            near(&interp.0),
-            near(&qemus.0)
-        );
+        same(&interp.0, &qemus.0, "under QEMU");
         assert!(interp.1 == qemus.1, "what is on the floppy");
     }
 }

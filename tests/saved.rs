@@ -21,7 +21,7 @@ const LETTERS: &str = "abcdefghijklmnopqrstuvwxyz";
 /// Says the alphabet on COM1, a letter each 20 ms of its time, counts each in memory and in a register, and powers
 /// off if both have counted right.
 fn spells(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let (mut lost, mut gone) = (a.create_label(), a.create_label());
+    let mut lost = a.create_label();
     a.xor(esi, esi)?;
     a.mov(dword_ptr(FREE), esi)?;
     for byte in LETTERS.bytes() {
@@ -36,10 +36,8 @@ fn spells(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jne(lost)?;
     send(a, b'.')?;
     power_off(a)?;
-    a.jmp(gone)?;
     a.set_label(&mut lost)?;
     send(a, b'!')?;
-    a.set_label(&mut gone)?;
     halt(a)
 }
 

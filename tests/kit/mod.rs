@@ -248,11 +248,13 @@ pub fn delay(a: &mut CodeAssembler, ms: u32) -> Result<(), IcedError> {
     a.jb(wait)
 }
 
-/// PM1a control: SLP_EN with sleep type 0, which is S5 on this board.
+/// PM1a control: SLP_EN with sleep type 0, which is S5 on this board. A vCPU may go on for a moment (QEMU's does), and
+/// halts.
 pub fn power_off(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(dx, 0x604)?;
     a.mov(ax, 0x2000)?;
-    a.out(dx, ax)
+    a.out(dx, ax)?;
+    halt(a)
 }
 
 /// Puts interrupt gates for `vectors`, of level 3, into the IDT; `code` is their handler.

@@ -233,8 +233,8 @@ impl<const IS_CD: bool> Device for IdeDrive<IS_CD> {
         self.drive.drain();
     }
 
-    /// A request that the drive holds (`werror=stop`) is tried again when the machine goes on, which does not follow yet.
     fn resume(&self) {
+        self.drive.resume();
         // What a restored device was waiting for is asked again.
         self.channel.with(self.unit, &mut |_| {});
     }
