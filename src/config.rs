@@ -78,6 +78,8 @@ pub struct Config {
     pub vnc: Option<Vnc>,
     /// What must not stand on the command line where it is used (`-object secret`).
     pub secrets: Vec<Secret>,
+    /// Limits that drives share, by name (`-object throttle-group`).
+    pub throttle_groups: Vec<(String, Limits)>,
     /// The keyboard's layout (`-k`), for keys that come by their characters.
     pub layout: Option<String>,
     /// The video adapter (`-vga`); `None` when not given.
@@ -114,7 +116,8 @@ pub struct Config {
     pub code_cache_share: bool,
     /// Whether memory for compiled code is written at one address and executed at another (`-accel jit,split-wx=`).
     pub split_wx: bool,
-    /// Bytes that all that is kept of the guest's code may take (`-accel jit,tb-size=`), if not the usual bound: see [`crate::machine::budget`].
+    /// Bytes that all that is kept of the guest's code may take (`-accel jit,tb-size=`), if not the usual bound: see
+    /// [`crate::machine::budget`].
     pub code_memory: Option<u64>,
     /// Whether names of translated code are written for `perf` (`-perfmap`).
     pub perf_map: bool,
@@ -169,6 +172,7 @@ impl Default for Config {
             display: Display::None,
             vnc: None,
             secrets: Vec::new(),
+            throttle_groups: Vec::new(),
             layout: None,
             vga: None,
             on_reboot: RebootAction::Reset,
@@ -738,6 +742,10 @@ pub struct Drive {
     pub copy_on_read: bool,
     /// `throttling.*`.
     pub limits: Limits,
+    /// `throttling.group`: the limits are those of a group.
+    pub group: Option<String>,
+    /// `aio=`.
+    pub aio: DiskAio,
     /// What the image stands on, if it is not what the image names.
     pub backing: Option<Backing>,
     /// `backing-anywhere=on`: what an image stands on may be outside of its folder.
@@ -764,6 +772,28 @@ impl Drive {
             (option, Some(file)) => format!("{option} {file}"),
             (option, None) => option.into(),
         }
+    }
+}
+
+/// `aio=`: how an image's file is read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskAio {
+    /// By threads that wait for the host.
+    #[default]
+    Threads,
+    /// By the kernel, past the page cache.
+    Native,
+    /// By the kernel.
+    IoUring,
+}
+
+impl fmt::Display for DiskAio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Threads => "threads",
+            Self::Native => "native",
+            Self::IoUring => "io_uring",
+        })
     }
 }
 

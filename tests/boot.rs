@@ -1,9 +1,12 @@
 //! Debian's own kernels, unmodified, boot to userspace on Mynah, work, and power off.
 //!
-//! They are fetched once through apt (see `tests/guests/manifest.toml`), and take a minute or so: `cargo test --release --test boot --
-//! --ignored`. A guest that cannot be fetched fails its test, unless MYNAH_GUESTS=cached says to pass over what is not in the cache.
-//! MYNAH_OPTIONS has more options for each boot, `-smp 4`, say; MYNAH_ACCEL the engines, `jit,check=on` in place of `interp jit`.
+//! They are fetched once through apt (see `tests/guests/manifest.toml`), and take a minute or so: `cargo test --release
+//! --test boot -- --ignored`. A guest that cannot be fetched fails its test, unless MYNAH_GUESTS=cached says to pass
+//! over what is not in the cache. MYNAH_OPTIONS has more options for each boot, `-smp 4`, say; MYNAH_ACCEL the engines,
+//! `jit,check=on` in place of `interp jit`.
 mod common;
+#[cfg(unix)]
+mod kit;
 use common::{Boot, guest, ramdisk, run};
 use std::time::Duration;
 
@@ -194,13 +197,15 @@ fn guest_time_keeps_step_with_host_time_idle_and_busy() {
     }
 }
 
-/// Boots the cloud kernel with compiled code kept in `dir`, and says how many regions were taken from there, and how many were compiled.
+/// Boots the cloud kernel with compiled code kept in `dir`, and says how many regions were taken from there, and how
+/// many were compiled.
 fn boot_with_cache(tag: &str, dir: &std::path::Path) -> Option<(u64, u64)> {
     let accel = format!("jit,cache={}", dir.display());
     let (kernel, initrd) =
         (guest("cloud")?, ramdisk(tag, "busybox", &WORK.replace("poweroff", "sleep 2; poweroff"))?);
     let mut args: Vec<&str> = "-cpu max -m 512 -nographic -no-reboot".split(' ').collect();
-    // Several at once keep each other from the CPUs; the kernel's count of timer interrupts in 40 ms is about that then.
+    // Several at once keep each other from the CPUs; the kernel's count of timer interrupts in 40 ms is about that
+    // then.
     args.extend(["-accel", &accel, "-append", "console=ttyS0 panic=-1 no_timer_check"]);
     args.extend(["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()]);
     // The monitor is on the same line.
@@ -237,4 +242,30 @@ fn a_second_boot_takes_compiled_code_from_disk_and_two_at_once_do_too() {
         }
     });
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// A host that runs the process 4 ms of 200: all ticks that are due come before the time at which they are, or the
+/// kernel would find its timer broken and panic.
+#[cfg(unix)]
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn the_kernel_finds_its_timer_working_on_a_host_that_stalls() {
+    let Some(kernel) = guest("cloud") else { return };
+    let folder = kit::Folder::new("stalled");
+    let said = folder.path("serial");
+    let mut args: Vec<&str> = "run -m 256 -display none -no-reboot -append".split(' ').collect();
+    let serial = format!("file:{said}");
+    args.extend(["console=ttyS0 earlyprintk=ttyS0 panic=-1", "-serial", &serial]);
+    args.extend(["-kernel", kernel.to_str().unwrap()]);
+    let running = kit::Running::start(&mut kit::command(&args));
+    kit::wait_for_text(&said, "Memory:");
+    kit::wait_for("timer that works", || {
+        let text = String::from_utf8_lossy(&std::fs::read(&said).unwrap()).into_owned();
+        assert!(!text.contains("timer doesn't work"), "{text}");
+        for (signal, ms) in [(libc::SIGSTOP, 200), (libc::SIGCONT, 4)] {
+            running.signal(signal);
+            std::thread::sleep(Duration::from_millis(ms));
+        }
+        text.contains("Calibrating delay").then_some(())
+    });
 }

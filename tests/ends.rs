@@ -1,5 +1,6 @@
-//! The machine ends within a second when it is told to, whatever its guest does and whoever reads its consoles: the worst
-//! guests and clients that could be thought of, four ways to end, both engines. The time is taken by whoever tells.
+//! The machine ends within a second when it is told to, whatever its guest does and whoever reads its consoles: the
+//! worst guests and clients that could be thought of, four ways to end, both engines. The time is taken by whoever
+//! tells.
 //!
 //! A run that takes longer is made again, as this host may have been busy; the best of three counts.
 #![cfg(unix)]
@@ -154,7 +155,8 @@ fn level3(a: &mut CodeAssembler, flags: i32, stack: u32, f: impl Fn(&mut CodeAss
     a.iretd()
 }
 
-/// Alignment is checked at level 3, and the handler of #AC is there too with a stack pointer that is odd: it is delivered for ever.
+/// Alignment is checked at level 3, and the handler of #AC is there too with a stack pointer that is odd: it is
+/// delivered for ever.
 fn endless_ac(a: &mut CodeAssembler) -> Done {
     handler(a, 17..18, &|a| a.iretd())?;
     a.mov(word_ptr(IDT + 17 * 8 + 2), 0x1b)?;

@@ -1,5 +1,5 @@
-//! Firmware, as guests meet it: the built-in BIOS under small 16-bit guests that are assembled here, on both engines and (where it is
-//! installed) in QEMU with its own BIOS; and SeaBIOS, unmodified, from Debian's package.
+//! Firmware, as guests meet it: the built-in BIOS under small 16-bit guests that are assembled here, on both engines
+//! and (where it is installed) in QEMU with its own BIOS; and SeaBIOS, unmodified, from Debian's package.
 use iced_x86::code_asm::*;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -122,7 +122,8 @@ fn services(a: &mut CodeAssembler) -> Result {
     g.exit(CONTENT)
 }
 
-/// Divides by zero with CR0.NE clear, twice: each time IRQ 13 comes, whose BIOS handler ends in INT 2, and the waiting instruction goes on.
+/// Divides by zero with CR0.NE clear, twice: each time IRQ 13 comes, whose BIOS handler ends in INT 2, and the waiting
+/// instruction goes on.
 fn coprocessor_errors(a: &mut CodeAssembler) -> Result {
     const COUNT: i32 = 0x7000;
     let mut g = Guest { a, check: 0 };
@@ -285,7 +286,8 @@ fn multiboot(code: impl FnOnce(&mut CodeAssembler) -> Result) -> Vec<u8> {
     image
 }
 
-/// Goes by what a loader of Multiboot kernels need not do, but QEMU's does: selectors 8 and 10h, and what a BIOS has set up before.
+/// Goes by what a loader of Multiboot kernels need not do, but QEMU's does: selectors 8 and 10h, and what a BIOS has
+/// set up before.
 fn like_any_other_loader(a: &mut CodeAssembler) -> Result {
     const IDT: u32 = 0x10_8000;
     const STACK: u32 = 0x10_c000;

@@ -1,30 +1,24 @@
 //! OVMF in flash, as Debian packages it: it comes to its shell, keeps its variables in the image, and boots GRUB from a
 //! disk with a GPT.
 //!
-//! Images are fetched once through apt (`tests/guests/manifest.toml`): `cargo test --release --test flash -- --ignored`.
-//! MYNAH_GUESTS=cached passes over what is not there.
+//! Images are fetched once through apt (`tests/guests/manifest.toml`): `cargo test --release --test flash --
+//! --ignored`. MYNAH_GUESTS=cached passes over what is not there.
 #![cfg(unix)]
 #[allow(dead_code, reason = "it drives machines by their consoles")]
 mod common;
+#[allow(dead_code, reason = "its disk has one partition")]
+#[path = "common/disk.rs"]
+mod disk;
 mod kit;
 use common::guest;
+use disk::{ESP, FIRST, Partition, SECTOR, gpt};
 use kit::typed::Machine;
 use kit::{Folder, command};
 use std::time::Instant;
 
-/// Bytes of a disk's sector.
-const SECTOR: usize = 512;
 /// The disk: a partition of 32 MiB from the first MiB on, and another MiB.
-const FIRST: usize = 2048;
 const PARTITION: usize = 65_536;
-const DISK: usize = FIRST + PARTITION + 2048;
-
-/// CRC-32 as GPTs have it.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0_u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |c, _| c >> 1 ^ (0xedb8_8320 & (c & 1).wrapping_neg()))
-    })
-}
+const DISK: usize = FIRST as usize + PARTITION + 2048;
 
 /// A FAT16 volume with one file, EFI/BOOT/BOOTX64.EFI.
 fn volume(file: &[u8]) -> Vec<u8> {
@@ -68,35 +62,12 @@ fn volume(file: &[u8]) -> Vec<u8> {
 
 /// A disk with a GPT and an EFI system partition.
 fn disk(file: &[u8]) -> Vec<u8> {
-    const ESP: [u8; 16] =
-        [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+    let [begin, end] = gpt(DISK as u64, &[Partition { kind: ESP, first: FIRST, sectors: PARTITION as u64 }]);
     let mut d = vec![0; DISK * SECTOR];
-    let last = (DISK - 1) as u64;
-    // The protective partition.
-    d[0x1be..0x1ce]
-        .copy_from_slice(&[0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f]);
-    d[510..512].copy_from_slice(&[0x55, 0xaa]);
-    let mut entries = vec![0; 128 * 128];
-    entries[..16].copy_from_slice(&ESP);
-    entries[16..32].copy_from_slice(&[0x11; 16]);
-    entries[32..40].copy_from_slice(&(FIRST as u64).to_le_bytes());
-    entries[40..48].copy_from_slice(&((FIRST + PARTITION - 1) as u64).to_le_bytes());
-    for (at, other, table) in [(1, last, 2), (last, 1, last - 32)] {
-        let mut h = vec![0; 92];
-        h[..16].copy_from_slice(b"EFI PART\0\0\x01\0\x5c\0\0\0");
-        for (n, value) in [(24, at), (32, other), (40, 34), (48, last - 33), (72, table)] {
-            h[n..n + 8].copy_from_slice(&value.to_le_bytes());
-        }
-        h[56..72].copy_from_slice(&[0x22; 16]);
-        h[80] = 128;
-        h[84] = 128;
-        h[88..].copy_from_slice(&crc32(&entries).to_le_bytes());
-        let crc = crc32(&h);
-        h[16..20].copy_from_slice(&crc.to_le_bytes());
-        d[at as usize * SECTOR..][..92].copy_from_slice(&h);
-        d[table as usize * SECTOR..][..entries.len()].copy_from_slice(&entries);
-    }
-    d[FIRST * SECTOR..][..PARTITION * SECTOR].copy_from_slice(&volume(file));
+    d[..begin.len()].copy_from_slice(&begin);
+    d[FIRST as usize * SECTOR..][..PARTITION * SECTOR].copy_from_slice(&volume(file));
+    let end_at = d.len() - end.len();
+    d[end_at..].copy_from_slice(&end);
     d
 }
 

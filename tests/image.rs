@@ -309,3 +309,79 @@ fn what_cannot_be_is_refused_in_one_line() {
     assert!(!Path::new(&folder.path("a.qcow2")).exists());
     assert!(ok(&folder, &["create", "-f", "qcow2", "-o", "help"]).contains("cluster_size=SIZE"));
 }
+
+#[test]
+fn images_are_amended_and_measured_as_by_qemu_img() {
+    let folder = Folder::new("image-amend");
+    ok(&folder, &["create", "-q", "-f", "qcow2", "a.qcow2", "10M"]);
+    ok(&folder, &["amend", "-f", "qcow2", "-o", "compat=0.10", "a.qcow2"]);
+    assert!(ok(&folder, &["info", "a.qcow2"]).contains("compat: 0.10"));
+    ok(&folder, &["amend", "-o", "compat=1.1,lazy_refcounts=on,size=12M", "a.qcow2"]);
+    let info = ok(&folder, &["info", "a.qcow2"]);
+    assert!(info.contains("lazy refcounts: true") && info.contains("(12582912 bytes)"), "{info}");
+    assert!(refused(&folder, &["amend", "-o", "cluster_size=4k", "a.qcow2"]).contains("cluster_size"));
+    ok(&folder, &["create", "-q", "-f", "raw", "a.raw", "10M"]);
+    assert!(refused(&folder, &["amend", "-f", "raw", "-o", "size=1M", "a.raw"]).contains("amended"));
+    assert!(refused(&folder, &["info", "--object", "secret,id=s,data=x", "a.raw"]).contains("secret"));
+    for (args, second) in [
+        (&["bench", "-c", "100", "-d", "4", "-f", "raw", "a.raw"][..], None),
+        (
+            &[
+                "bench",
+                "-c",
+                "90",
+                "-d",
+                "4",
+                "-w",
+                "--flush-interval=10",
+                "--pattern=7",
+                "-s",
+                "64k",
+                "a.qcow2",
+            ],
+            Some("Sending flush every 10 requests"),
+        ),
+        (&["bench", "-c", "100", "-d", "8", "-i", "threads", "-t", "none", "-f", "raw", "a.raw"], None),
+    ] {
+        let ours = ok(&folder, args);
+        let mut lines = ours.lines();
+        assert!(lines.next().unwrap().starts_with(&format!("Sending {} ", args[2])), "{ours}");
+        assert_eq!(second, second.and_then(|_| lines.next()), "{ours}");
+        assert!(lines.next().unwrap().starts_with("Run completed in "), "{ours}");
+        if qemu_img_there() {
+            let theirs = qemu(&folder, args);
+            let plan = |text: &str| text.lines().filter(|l| l.starts_with("Sending")).collect::<String>();
+            assert_eq!(plan(&ours), plan(&theirs));
+        }
+    }
+    assert!(refused(&folder, &["bench", "-n", "a.raw"]).contains("-t none"));
+}
+
+#[test]
+fn images_are_named_as_nodes() {
+    let folder = Folder::new("image-opts");
+    data(&folder.path("a.raw"), 3_000_320);
+    ok(&folder, &["convert", "-f", "raw", "-O", "qcow2", "a.raw", "a,b.qcow2"]);
+    let node = "driver=qcow2,file.driver=file,file.filename=a,,b.qcow2";
+    for command in ["info", "check", "map"] {
+        let ours = ok(&folder, &[command, "--image-opts", node]);
+        assert_eq!(ours, ok(&folder, &[command, "a,b.qcow2"]), "{command}");
+        if qemu_img_there() && command != "map" {
+            assert_eq!(ours, qemu(&folder, &[command, "--image-opts", node]), "{command}");
+        }
+    }
+    ok(&folder, &["convert", "--image-opts", node, "-O", "raw", "b.raw"]);
+    assert!(std::fs::read(folder.path("a.raw")).unwrap() == std::fs::read(folder.path("b.raw")).unwrap());
+    // A file in which a guest could have written another format's header.
+    let raw = "driver=raw,file.filename=a,,b.qcow2";
+    assert!(ok(&folder, &["info", "--image-opts", raw]).contains("file format: raw"));
+    for (options, why) in [
+        ("driver=qcow3,file.filename=x", "qcow3"),
+        ("driver=qcow2", "file"),
+        ("driver=qcow2,file.filename=a,,b.qcow2,chache=x", "chache"),
+    ] {
+        assert!(refused(&folder, &["info", "--image-opts", options]).contains(why), "{options}");
+    }
+    let both = refused(&folder, &["info", "--image-opts", "-f", "qcow2", node]);
+    assert!(both.contains("exclude each other"), "{both}");
+}

@@ -1,7 +1,9 @@
-//! How much memory the process has at most, whatever its guest executes: RAM, the budget (`tb-size`), and what the program takes for itself.
+//! How much memory the process has at most, whatever its guest executes: RAM, the budget (`tb-size`), and what the
+//! program takes for itself.
 //!
-//! The guests have code at every byte of most of their RAM, and execute it there: blocks that overlap, of one instruction or many, in several modes, that
-//! are compiled, that call the interpreter, that are written again with another length. Each would take a gigabyte and more if nobody looked.
+//! The guests have code at every byte of most of their RAM, and execute it there: blocks that overlap, of one
+//! instruction or many, in several modes, that are compiled, that call the interpreter, that are written again with
+//! another length. Each would take a gigabyte and more if nobody looked.
 #![cfg(target_os = "linux")]
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};

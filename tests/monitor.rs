@@ -129,8 +129,8 @@ fn a_unix_socket_has_all_commands() {
 /// Where the guest has its page directory; a table is behind it.
 const PAGES: u32 = FREE;
 
-/// Turns paging on, says so, and halts with known values in registers: the first 4 MiB and the next 4 are as they are, at
-/// C0000000h is what the image begins with, and a page that only the kernel has.
+/// Turns paging on, says so, and halts with known values in registers: the first 4 MiB and the next 4 are as they are,
+/// at C0000000h is what the image begins with, and a page that only the kernel has.
 fn pages(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let entries = [
         (0, 0xe7),

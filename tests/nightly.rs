@@ -1,7 +1,8 @@
-//! Guests that other loaders and firmware start, from Debian's packages, on both engines: each says and ends as it does under QEMU's translator.
+//! Guests that other loaders and firmware start, from Debian's packages, on both engines: each says and ends as it does
+//! under QEMU's translator.
 //!
-//! They take minutes: `.ci/nightly`, or `cargo test --release --test nightly -- --ignored`. As in `boot.rs`, guests are fetched once, MYNAH_ACCEL
-//! has other engines and MYNAH_OPTIONS more options for each boot.
+//! They take minutes: `.ci/nightly`, or `cargo test --release --test nightly -- --ignored`. As in `boot.rs`, guests are
+//! fetched once, MYNAH_ACCEL has other engines and MYNAH_OPTIONS more options for each boot.
 mod common;
 #[path = "common/real_mode.rs"]
 mod real_mode;

@@ -166,7 +166,6 @@ fn sockets_and_the_pid_file_are_gone_however_it_ends() {
         libc::SIGUSR2,
         libc::SIGALRM,
         libc::SIGXCPU,
-        libc::SIGXFSZ,
     ];
     let guest = Guest::new(&spin).image();
     for signal in ended.into_iter().chain(killed) {

@@ -1,5 +1,5 @@
-//! What a guest has on its screen: it sets a mode by the VGA's registers and draws, and the picture is QEMU's, if that is
-//! there; and it is drawn anew while the guest goes on.
+//! What a guest has on its screen: it sets a mode by the VGA's registers and draws, and the picture is QEMU's, if that
+//! is there; and it is drawn anew while the guest goes on.
 #![cfg(unix)]
 mod kit;
 #[path = "../devices/src/display/vga/modes.rs"]
@@ -223,8 +223,8 @@ fn ppm(surface: &Surface) -> Vec<u8> {
     bytes
 }
 
-/// Whether a byte of the text's picture is in the ninth column of a character from B0h to BFh: there QEMU has the eighth
-/// once more, and the VGA does so from C0h on.
+/// Whether a byte of the text's picture is in the ninth column of a character from B0h to BFh: there QEMU has the
+/// eighth once more, and the VGA does so from C0h on.
 fn ninth_of_b0(at: usize) -> bool {
     let (x, y) = (at / 3 % 720, at / 3 / 720);
     let cell = 2 * (y / 16 * 80 + x / 9);

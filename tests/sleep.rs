@@ -1,5 +1,5 @@
-//! S3: a guest sleeps, is woken by the clock's alarm or from the monitor, and finds its memory as it was. On both engines with the built-in BIOS, in
-//! Mynah with SeaBIOS, and in QEMU, where these are installed.
+//! S3: a guest sleeps, is woken by the clock's alarm or from the monitor, and finds its memory as it was. On both
+//! engines with the built-in BIOS, in Mynah with SeaBIOS, and in QEMU, where these are installed.
 mod common;
 #[path = "common/real_mode.rs"]
 mod real_mode;

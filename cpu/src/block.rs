@@ -16,7 +16,7 @@
 use crate::arena::{Arena, List};
 use crate::chains::{Chained, Chains};
 use crate::op::{Handler, Op};
-use crate::tier::{BlockTier, CODE_JUMPS, CodeJump, Compiled, Jumps};
+use crate::tier::{BlockTier, CODE_JUMPS, CODE_PLACES, CodeJump, CodePlace, Compiled, Jumps};
 use mynah_mmu::{PAGE_MASK, PhysMemory};
 use std::cell::{Cell, UnsafeCell};
 use std::sync::Arc;
@@ -166,6 +166,17 @@ pub(crate) struct Page {
     blocks: Cell<*mut Block>,
     /// Those that begin elsewhere and end there.
     crossing: List<*mut Block>,
+    /// A bit for each [`GRAIN`] bytes that blocks were made from, and perhaps more.
+    grains: Cell<u64>,
+}
+
+/// Bytes for each of which a [`Page`] has a bit.
+const GRAIN: u64 = (PAGE_MASK + 1) / u64::BITS as u64;
+
+/// The bits of bytes of a page, from `first` to `last`, counted from its beginning.
+fn grains(first: u64, last: u64) -> u64 {
+    let (first, last) = (first / GRAIN, last.min(PAGE_MASK) / GRAIN);
+    u64::MAX << first & u64::MAX >> (u64::from(u64::BITS) - 1 - last)
 }
 
 impl Chained for Page {
@@ -182,6 +193,26 @@ impl Chained for Page {
 }
 
 impl Page {
+    /// Whether blocks may be made from some of these bytes, by their physical address.
+    #[inline]
+    pub fn may_hold(&self, gpa: u64, len: u64) -> bool {
+        let first = gpa & PAGE_MASK;
+        self.grains.get() & grains(first, first.saturating_add(len.max(1) - 1)) != 0
+    }
+
+    /// Takes note of the bytes that a block is made from.
+    fn note(&self, block: &Block) {
+        let mut bits = self.grains.get();
+        if block.phys & !PAGE_MASK == self.address {
+            let first = block.phys & PAGE_MASK;
+            bits |= grains(first, first + u64::from(block.len.max(1)) - 1);
+        }
+        if block.second == self.address {
+            bits |= grains(0, u64::from(block.len));
+        }
+        self.grains.set(bits);
+    }
+
     /// All blocks.
     pub fn all(&self) -> impl Iterator<Item = *mut Block> + '_ {
         let mut at = self.blocks.get();
@@ -218,10 +249,14 @@ pub struct BlockCache {
     jumps: Box<[Jump]>,
     /// Compiled code by linear address.
     pub(crate) code_jumps: Box<[CodeJump]>,
+    /// Compiled code by where its bytes are.
+    pub(crate) code_places: Box<[CodePlace]>,
     /// The block that is executing.
     pub(crate) current: *const Block,
     /// Blocks that live.
     live: usize,
+    /// Nothing was decoded since all was forgotten: no table has anything.
+    empty: bool,
     /// Those that died and are not yet freed, chained.
     dead: *mut Block,
     graves: usize,
@@ -248,6 +283,8 @@ impl BlockCache {
         let jumps = unsafe { Box::<[Jump]>::new_zeroed_slice(JUMPS).assume_init() };
         // SAFETY: as above; it is `CodeJump::NONE`.
         let code_jumps = unsafe { Box::<[CodeJump]>::new_zeroed_slice(CODE_JUMPS).assume_init() };
+        // SAFETY: as above; it is `CodePlace::NONE`.
+        let code_places = unsafe { Box::<[CodePlace]>::new_zeroed_slice(CODE_PLACES).assume_init() };
         let (arena, blocks, pages) = Self::room(BLOCK_BYTES);
         Self {
             gates,
@@ -257,8 +294,10 @@ impl BlockCache {
             mem,
             jumps,
             code_jumps,
+            code_places,
             current: std::ptr::null(),
             live: 0,
+            empty: true,
             dead: std::ptr::null_mut(),
             graves: 0,
             young: Vec::new(),
@@ -299,6 +338,14 @@ impl BlockCache {
     pub(crate) fn jump(&self, lin: u64, key: u32, generation: u64) -> *const Block {
         let j = &self.jumps[Self::slot(lin)];
         if j.lin == lin && j.key == key && j.generation == generation { j.block } else { std::ptr::null() }
+    }
+
+    /// The block that the jump cache had for a linear address under earlier mappings: it lives.
+    #[inline(always)]
+    pub(crate) fn stale_jump(&self, lin: u64, key: u32) -> Option<&Block> {
+        let j = &self.jumps[Self::slot(lin)];
+        // SAFETY: null, or a live block: entries are removed when their block dies.
+        if j.lin == lin && j.key == key { unsafe { j.block.as_ref() } } else { None }
     }
 
     #[inline(always)]
@@ -412,6 +459,11 @@ impl BlockCache {
 
     /// Empties the cache.
     pub(crate) fn clear(&mut self) {
+        // Memory of tables that were never used is none, and stays so.
+        if std::mem::replace(&mut self.empty, true) && self.pages.is_empty() {
+            self.all_died = true;
+            return;
+        }
         self.invalidated += self.live as u64;
         for b in self.blocks.iter() {
             // SAFETY: live blocks stay in the arena until they are freed.
@@ -436,6 +488,7 @@ impl BlockCache {
             j.block = std::ptr::null();
         }
         self.code_jumps.fill(CodeJump::NONE);
+        self.code_places.fill(CodePlace::NONE);
     }
 
     /// The page that is held at a physical address, if it is.
@@ -447,7 +500,13 @@ impl BlockCache {
     /// Takes a page that is held on record.
     pub(crate) fn add_page(&mut self, address: u64) {
         let page: *mut Page = self.arena.take(size_of::<Page>()).cast();
-        let new = Page { address, next: Cell::default(), blocks: Cell::default(), crossing: List::new() };
+        let new = Page {
+            address,
+            next: Cell::default(),
+            blocks: Cell::default(),
+            crossing: List::new(),
+            grains: Cell::default(),
+        };
         // SAFETY: the piece is new, large enough and aligned; it stays until the page is released.
         unsafe {
             page.write(new);
@@ -479,6 +538,7 @@ impl BlockCache {
     ) -> *const Block {
         self.decoded += 1;
         self.live += 1;
+        self.empty = false;
         let block: *mut Block = self.arena.take(size_of::<Block>() + bytes.len()).cast();
         // SAFETY: the piece is new, aligned, and large enough for the block and its bytes behind it.
         let b = unsafe {
@@ -507,6 +567,7 @@ impl BlockCache {
         unsafe { self.blocks.insert(block) };
         if let Some(page) = self.page(phys) {
             b.on_page.set(page.blocks.replace(block));
+            page.note(b);
         }
         // Both may be the same physical page, mapped twice.
         if let Some(second) = second.filter(|&p| p != phys & !PAGE_MASK) {
@@ -514,6 +575,7 @@ impl BlockCache {
             // SAFETY: null, or a page in the arena.
             if let Some(page) = unsafe { page.as_ref() } {
                 page.crossing.push(&mut self.arena, block);
+                page.note(b);
             }
         }
         block
@@ -566,8 +628,11 @@ impl BlockCache {
             }
         }
         page.crossing.retain(&mut self.arena, |b| !is_dead(b));
+        page.grains.set(0);
         // Links point only within a page: no successor may keep one to a dead block.
         for b in page.all() {
+            // SAFETY: as above.
+            page.note(unsafe { &*b });
             // SAFETY: as above.
             for link in unsafe { &(*b).link } {
                 if is_dead(link.get()) {
@@ -619,6 +684,10 @@ impl BlockCache {
         match tier.jumps.take().known() {
             Some(known) => known.iter().for_each(|&at| forget(&mut self.code_jumps[usize::from(at)])),
             None => self.code_jumps.iter_mut().for_each(forget),
+        }
+        let place = &mut self.code_places[tier.place.get() as usize];
+        if place.code == code.code {
+            *place = CodePlace::NONE;
         }
     }
 }

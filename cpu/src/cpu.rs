@@ -10,7 +10,7 @@ use crate::mode::{ModeKey, SegView};
 use crate::model::CpuModel;
 use crate::op::Op;
 use crate::state::{Segment, Shadow, State, cr0, cr4, fl, gpr, seg};
-use crate::tier::{CodeJump, Recording, Tier, TierMemory};
+use crate::tier::{CodeJump, CodePlace, Recording, Tier, TierMemory};
 use crate::trace::log::Trace;
 use crate::world::{MemoryChanges, World};
 use mynah_mmu::{Mode, Paging, PhysMemory, Tlb};
@@ -111,6 +111,8 @@ pub struct Cpu {
     pub(crate) sole: bool,
     /// A handler has left a fault in `fault` for the dispatcher.
     pub(crate) faulted: bool,
+    /// The last reading of the time was put off for an interrupt: the next one is not, whatever the board says.
+    pub(crate) time_put_off: bool,
     /// The link to fill in once the next block is known: a block and one of its successors.
     pub(crate) from: (*const Block, usize),
     /// CR0.EM or CR0.TS: x87 instructions raise #NM. Kept by `sync_mode`.
@@ -119,6 +121,8 @@ pub struct Cpu {
     pub ferr: bool,
     /// Compiled code by linear address, for generated code: [`crate::tier::CODE_JUMPS`] entries, which `blocks` owns.
     pub code_jumps: *const CodeJump,
+    /// Compiled code by where its bytes are: [`crate::tier::CODE_PLACES`] entries, which `blocks` owns.
+    pub code_places: *const CodePlace,
     /// The tier's memory.
     pub tier_memory: TierMemory,
     /// Compiled code is checked against the interpreter: see [`crate::check`].

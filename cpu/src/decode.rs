@@ -5,7 +5,9 @@ use crate::mode::ModeKey;
 use crate::model::{CpuModel, Vendor};
 use crate::op::{CHECKED, Flow, HELPER, LOCK, LONG, MEM, Op, REP, REPNE, WIDE};
 use crate::state::gpr;
-use iced_x86::{Code, Decoder, DecoderError, EncodingKind, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderError, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 /// What a finished selection says of an instruction.
 pub struct Selected<E: Exec> {
@@ -307,12 +309,7 @@ fn select<E: crate::sse::VecExec>(i: &Instruction, op: &Op) -> Option<Selected<E
 /// The size in bytes of the operation: of the first operand, or of memory.
 fn width_of(i: &Instruction) -> u8 {
     if i.op_count() == 0 {
-        return match i.code() {
-            c if c.op_code().operand_size() == 16 => 2,
-            c if c.op_code().operand_size() == 32 => 4,
-            c if c.op_code().operand_size() == 64 => 8,
-            _ => 0,
-        };
+        return operand_size(i.code());
     }
     match i.op0_kind() {
         OpKind::Register => i.op0_register().size() as u8,
@@ -326,19 +323,49 @@ fn width_of(i: &Instruction) -> u8 {
         | OpKind::MemoryESDI
         | OpKind::MemoryESEDI
         | OpKind::MemoryESRDI => i.memory_size().size() as u8,
-        _ => {
-            let size = i.code().op_code().operand_size();
-            if size != 0 { (size / 8) as u8 } else { push_width(i) }
-        }
+        OpKind::NearBranch16 | OpKind::FarBranch16 if i.mnemonic() != Mnemonic::Xbegin => 2,
+        OpKind::NearBranch32 | OpKind::FarBranch32 if i.mnemonic() != Mnemonic::Xbegin => 4,
+        OpKind::NearBranch64 if i.mnemonic() != Mnemonic::Xbegin => 8,
+        _ => operand_size(i.code()),
     }
 }
 
-fn push_width(i: &Instruction) -> u8 {
-    match i.code() {
-        Code::Push_imm16 | Code::Pushw_imm8 => 2,
-        Code::Pushd_imm32 | Code::Pushd_imm8 => 4,
-        Code::Pushq_imm32 | Code::Pushq_imm8 => 8,
+/// The size in bytes of the operation of an instruction that has no operand, or an immediate first: 0 if it has none.
+/// (iced's own table is made as text when it is first asked, which takes longer than a boot sector runs.)
+#[rustfmt::skip]
+fn operand_size(code: Code) -> u8 {
+    use Code::*;
+    match code {
+        Pushaw | Popaw | Nopw | Cbw | Cwd | Pushfw | Popfw | Retnw | Leavew | Retfw | Iretw | Push_imm16 | Pushw_imm8
+        | Retnw_imm16 | Retfw_imm16 | Enterw_imm16_imm8 | Out_imm8_AX | Xbegin_rel16 => 2,
+        Pushad | Popad | Nopd | Cwde | Cdq | Pushfd | Popfd | Retnd | Leaved | Retfd | Iretd | Pushd_imm32 | Pushd_imm8
+        | Retnd_imm16 | Retfd_imm16 | Enterd_imm16_imm8 | Out_imm8_EAX | Xbegin_rel32 => 4,
+        Nopq | Cdqe | Cqo | Pushfq | Popfq | Retnq | Leaveq | Retfq | Iretq | Pushq_imm32 | Pushq_imm8
+        | Retnq_imm16 | Retfq_imm16 | Enterq_imm16_imm8 | Sysretq | Sysexitq | Getsecq => 8,
         _ => 0,
+    }
+}
+
+/// The address size in bits of an instruction without a memory operand, if it has one: that of its counter, or of a
+/// register that is an address.
+#[rustfmt::skip]
+fn address_size(code: Code) -> u32 {
+    use Code::*;
+    match code {
+        Loopne_rel8_16_CX | Loopne_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX | Loop_rel8_16_CX
+        | Loop_rel8_32_CX | Jcxz_rel8_16 | Jcxz_rel8_32 => 16,
+        Loopne_rel8_16_ECX | Loopne_rel8_32_ECX | Loopne_rel8_64_ECX | Loope_rel8_16_ECX | Loope_rel8_32_ECX
+        | Loope_rel8_64_ECX | Loop_rel8_16_ECX | Loop_rel8_32_ECX | Loop_rel8_64_ECX | Jecxz_rel8_16 | Jecxz_rel8_32
+        | Jecxz_rel8_64 => 32,
+        Loopne_rel8_16_RCX | Loopne_rel8_64_RCX | Loope_rel8_16_RCX | Loope_rel8_64_RCX | Loop_rel8_16_RCX
+        | Loop_rel8_64_RCX | Jrcxz_rel8_16 | Jrcxz_rel8_64 => 64,
+        code => match code.mnemonic() {
+            Mnemonic::Monitor | Mnemonic::Monitorx | Mnemonic::Umonitor | Mnemonic::Clzero | Mnemonic::Vmrun
+            | Mnemonic::Vmload | Mnemonic::Vmsave | Mnemonic::Invlpga | Mnemonic::Invlpgb | Mnemonic::Pvalidate => {
+                code.op_code().address_size()
+            }
+            _ => 0,
+        },
     }
 }
 
@@ -367,7 +394,7 @@ fn address_shift(i: &Instruction, mode: ModeKey) -> u8 {
             _ => {}
         }
     }
-    match i.code().op_code().address_size() {
+    match address_size(i.code()) {
         16 => 48,
         32 => 32,
         64 => 0,
@@ -398,5 +425,46 @@ pub fn register_number(r: Register) -> u8 {
         r if r.is_gpr() => r.full_register().number() as u8,
         Register::None => 0,
         r => r.number() as u8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::OpCodeOperandKind as Kind;
+
+    #[test]
+    fn sizes_are_those_of_the_table_of_all_instructions() {
+        let mut seen = 0;
+        for code in Code::values().filter(|c| c.op_code().is_instruction()) {
+            let o = code.op_code();
+            let first = match o.op0_kind() {
+                _ if o.op_count() == 0 => OpKind::Register,
+                Kind::br16_1 | Kind::br16_2 => OpKind::NearBranch16,
+                Kind::br32_1 | Kind::br32_4 => OpKind::NearBranch32,
+                Kind::br64_1 | Kind::br64_4 => OpKind::NearBranch64,
+                Kind::farbr2_2 => OpKind::FarBranch16,
+                Kind::farbr4_2 => OpKind::FarBranch32,
+                Kind::imm8 | Kind::imm16 | Kind::imm32 => OpKind::Immediate8,
+                Kind::imm8sex16 | Kind::imm8sex32 | Kind::imm8sex64 | Kind::imm32sex64 => OpKind::Immediate8,
+                // Where they lead is of the mode's size, whatever their own.
+                Kind::xbegin_2 | Kind::xbegin_4 => OpKind::NearBranch32,
+                _ => continue,
+            };
+            let mut i = Instruction::new();
+            i.set_code(code);
+            i.set_op0_kind(first);
+            assert_eq!(u32::from(width_of(&i)) * 8, o.operand_size(), "{code:?}");
+            seen += 1;
+        }
+        assert!(seen > 300);
+        for code in Code::values().filter(|c| c.op_code().is_instruction()) {
+            let o = code.op_code();
+            let memory = (0..o.op_count()).any(|n| format!("{:?}", o.op_kind(n)).contains("mem"));
+            let other = code.cpuid_features().iter().any(|f| format!("{f:?}").contains("PADLOCK"));
+            if !memory && !other {
+                assert_eq!(address_size(code), o.address_size(), "{code:?}");
+            }
+        }
     }
 }

@@ -10,7 +10,8 @@ use crate::handler::{gate, leave_before};
 use crate::mode::ModeKey;
 use crate::op::Op;
 use crate::state::{Activity, gpr};
-use crate::tier::{BlockTier, CodeJump, Compiled, LEFT_HOT, LEFT_INTERPRET, LEFT_STOPPED, Recorded};
+use crate::tier::{CodeJump, CodePlace, Compiled, LEFT_HOT, LEFT_INTERPRET, LEFT_STOPPED, Recorded};
+use mynah_mmu::PAGE_MASK;
 
 /// Dead blocks that may wait to be freed before the dispatcher is asked to.
 const GRAVES: usize = 64;
@@ -126,7 +127,7 @@ fn run_regions(cpu: &mut Cpu) -> *const Op {
         }
         let rip = cpu.state.gpr[gpr::RIP];
         // SAFETY: as above.
-        cpu.note_code(unsafe { &(*block).tier }, &code, rip);
+        cpu.note_code(unsafe { &*block }, &code, rip);
         let count = cpu.icount;
         // SAFETY: installed code is kept until it is uninstalled on this thread, which does not happen while it runs;
         // it accesses the vCPU through this reference alone. The table of code that it goes on to names installed code
@@ -248,7 +249,7 @@ impl Cpu {
     /// Lets other code find the code of the block at RIP, which is about to be entered: the block is there under the
     /// present mappings.
     #[inline(always)]
-    fn note_code(&mut self, tier: &BlockTier, code: &Compiled, rip: u64) {
+    fn note_code(&mut self, block: &Block, code: &Compiled, rip: u64) {
         let tag = self.tlb.code_tag(rip);
         let at = CodeJump::index(rip);
         let jump = &mut self.blocks.code_jumps[at];
@@ -259,9 +260,26 @@ impl Cpu {
             return;
         }
         *jump = CodeJump { lin: rip, tag, code: code.code, ops: code.ops };
-        let mut known = tier.jumps.get();
+        let mut known = block.tier.jumps.get();
         known.add(at as u16);
-        tier.jumps.set(known);
+        block.tier.jumps.set(known);
+        self.note_place(block, code, rip);
+    }
+
+    /// Lets other code find the code of the block at RIP by where its bytes are, if they are in RAM, and on one page.
+    fn note_place(&mut self, block: &Block, code: &Compiled, rip: u64) {
+        let entry = self.tlb.entry(rip);
+        if block.second_page().is_some() || entry.exec != rip & !PAGE_MASK {
+            return;
+        }
+        let host = rip.wrapping_add(entry.addend);
+        if self.ram_address(host as *const u8) != Some(block.phys) {
+            return;
+        }
+        let at = CodePlace::index(host);
+        let key = self.tlb.code_tag(rip) & u64::from(u8::MAX);
+        self.blocks.code_places[at] = CodePlace { host, key, code: code.code, ops: code.ops };
+        block.tier.place.set(at as u32);
     }
 
     /// Starts to count a block, if there is a tier that may want it; whether there is.

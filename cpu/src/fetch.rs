@@ -71,7 +71,11 @@ impl Cpu {
         } else {
             self.fetch_page(lin)?
         };
-        let mut found: *const Block = match self.blocks.block_at(phys, key) {
+        let known = match self.blocks.stale_jump(lin, key) {
+            Some(b) if b.phys == phys => Some(b),
+            _ => self.blocks.block_at(phys, key),
+        };
+        let mut found: *const Block = match known {
             Some(b) if u64::from(b.len) <= left => b,
             _ => std::ptr::null(),
         };
@@ -322,7 +326,7 @@ impl Cpu {
     }
 
     /// The guest physical address of a host address in RAM.
-    fn ram_address(&self, host: *const u8) -> Option<u64> {
+    pub(crate) fn ram_address(&self, host: *const u8) -> Option<u64> {
         let offset = (host as u64).wrapping_sub(self.mem.ram().base() as u64);
         let below = self.mem.below_4g();
         if offset < below {

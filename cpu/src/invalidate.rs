@@ -10,6 +10,10 @@ impl Cpu {
     pub fn invalidate_code(&mut self, gpa: u64, len: u64) {
         let page = gpa & !PAGE_MASK;
         let Some(held) = self.blocks.page(page) else { return };
+        if !held.may_hold(gpa, len) {
+            self.blocks.release_if_empty(page);
+            return;
+        }
         let hit: SmallVec<[*mut Block; 16]> = held
             .all()
             .filter(|&b| {

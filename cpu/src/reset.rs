@@ -80,10 +80,12 @@ impl Cpu {
             in_code: 0,
             sole: true,
             faulted: false,
+            time_put_off: false,
             from: (std::ptr::null(), 0),
             x87_trap: 0,
             ferr: false,
             code_jumps: std::ptr::null(),
+            code_places: std::ptr::null(),
             tier_memory: TierMemory([0; 1024]),
             check: None,
             kept: None,
@@ -91,6 +93,7 @@ impl Cpu {
             blocks,
         });
         cpu.code_jumps = cpu.blocks.code_jumps.as_ptr();
+        cpu.code_places = cpu.blocks.code_places.as_ptr();
         cpu.reset();
         cpu
     }

@@ -52,6 +52,12 @@ pub struct Compiled {
     pub ops: *const Op,
 }
 
+/// The entry that an address has in a table of so many.
+#[inline(always)]
+fn entry_for(address: u64, entries: usize) -> usize {
+    (address ^ (address >> 12)) as usize & (entries - 1)
+}
+
 /// Entries of the table that compiled code finds other code in.
 pub const CODE_JUMPS: usize = 1 << 16;
 
@@ -76,7 +82,36 @@ impl CodeJump {
     /// The entry that a linear address has.
     #[inline(always)]
     pub(crate) fn index(lin: u64) -> usize {
-        (lin ^ (lin >> 12)) as usize & (CODE_JUMPS - 1)
+        entry_for(lin, CODE_JUMPS)
+    }
+}
+
+/// Entries of the table that compiled code finds other code in by where its bytes are.
+pub const CODE_PLACES: usize = 1 << 18;
+
+/// Compiled code known by where the bytes that it was made from are in the host's memory, under whatever linear
+/// address: it outlives flushes of the TLB. Blocks that cross a page are not here.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CodePlace {
+    /// The host's address of the first byte; it is in the guest's RAM.
+    pub host: u64,
+    /// The key given to [`mynah_mmu::Tlb::set_code_key`] when it was entered.
+    pub key: u64,
+    /// The code.
+    pub code: *const u8,
+    /// Its ops.
+    pub ops: *const Op,
+}
+
+impl CodePlace {
+    /// No code: nothing is at 0.
+    pub(crate) const NONE: Self = Self { host: 0, key: 0, code: std::ptr::null(), ops: std::ptr::null() };
+
+    /// The entry that an address has.
+    #[inline(always)]
+    pub(crate) fn index(host: u64) -> usize {
+        entry_for(host, CODE_PLACES)
     }
 }
 
@@ -134,6 +169,8 @@ pub(crate) struct BlockTier {
     pub heads: List<(u64, u32)>,
     /// Entries of the table of [`CodeJump`]s that may name its code.
     pub jumps: Cell<Jumps>,
+    /// The entry of the table of [`CodePlace`]s that may name its code.
+    pub place: Cell<u32>,
     /// Jumps that lead to its code.
     pub links: List<Link>,
 }
@@ -177,6 +214,7 @@ impl BlockTier {
             number: Cell::new(NO_NUMBER),
             heads: List::new(),
             jumps: Cell::default(),
+            place: Cell::default(),
             links: List::new(),
         }
     }

@@ -51,8 +51,8 @@ pub enum Edge {
 pub struct Irq {
     sink: Arc<dyn IrqSink>,
     line: u32,
-    /// How many devices hold a shared line up, locked while the line changes, so that its last change is the true one; none for an
-    /// unshared pin.
+    /// How many devices hold a shared line up, locked while the line changes, so that its last change is the true one;
+    /// none for an unshared pin.
     holders: Option<Arc<Mutex<usize>>>,
     level: Arc<Mutex<bool>>,
 }
@@ -107,8 +107,8 @@ impl Irq {
         }
     }
 
-    /// Takes the pin for one that drives `level`, as it did when the machine was saved. No edge goes out: what is at the other end of
-    /// the wire is restored by itself.
+    /// Takes the pin for one that drives `level`, as it did when the machine was saved. No edge goes out: what is at
+    /// the other end of the wire is restored by itself.
     pub fn restore(&self, level: bool) {
         let mut now = self.level.lock();
         if std::mem::replace(&mut *now, level) == level {

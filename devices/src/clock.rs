@@ -1,19 +1,22 @@
 //! The virtual clock and its timers: devices ask it for the time and to be called; none sleeps or asks the host.
 //!
 //! Two clocks stand behind the traits. [`HostClock`] follows the host's monotonic clock, less the time for which
-//! the machine was paused. Its timers are called by a thread of its own, or, if the host lets that thread come late, by whoever reads the
-//! time for a guest ([`Clock::catch_up`]): a guest never sees a time by which a timer should have run out that has not. [`ManualClock`] moves only when it is told to, and
-//! calls timers on the thread that moves it: for tests and for deterministic runs.
+//! the machine was paused. Its timers are called by a thread of its own, or, if the host lets that thread come late, by
+//! whoever reads the time for a guest ([`Clock::catch_up`]): a guest never sees a time by which a timer should have run
+//! out that has not. [`ManualClock`] moves only when it is told to, and calls timers on the thread that moves it: for
+//! tests and for deterministic runs.
 //!
 //! Rules for users:
 //! - A callback may arm and cancel any timer, its own too: no lock of the clock is held while it runs.
 //! - A device may arm and cancel under its own lock; the callback may take that lock.
 //! - `arm` and `cancel` do not wait for a callback that has already begun. A device therefore checks in its callback,
 //!   under its own lock, whether what it waited for is due, and ignores the call if not.
-//! - A timer is its owner and a deadline, no more: so it can be saved with its owner, and armed again when that is restored.
+//! - A timer is its owner and a deadline, no more: so it can be saved with its owner, and armed again when that is
+//!   restored.
 //! - The clock holds owners weakly, or device and timer would keep each other alive.
 //!
-//! Locks: one mutex for the list of deadlines, a leaf; one held by whoever calls timers, outermost. Reading the time takes no lock.
+//! Locks: one mutex for the list of deadlines, a leaf; one held by whoever calls timers, outermost. Reading the time
+//! takes no lock.
 use crate::host_time::HostTime;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::cell::Cell;
@@ -32,28 +35,31 @@ pub(crate) const LONGEST: Nanos = 1 << 61;
 /// Nanoseconds in a second.
 pub const SECOND: Nanos = 1_000_000_000;
 
-/// A clock that devices are given. `HostClock` runs with the host's monotonic clock (stopped while the machine is paused);
-/// `ManualClock` is driven by tests.
+/// A clock that devices are given. `HostClock` runs with the host's monotonic clock (stopped while the machine is
+/// paused); `ManualClock` is driven by tests.
 pub trait Clock: Send + Sync {
     /// Guest time now.
     fn now(&self) -> Nanos;
-    /// Makes a timer. When its deadline passes [`TimerOwner::expired`] is called, on the clock's thread or on one that is in
+    /// Makes a timer. When its deadline passes [`TimerOwner::expired`] is called, on the clock's thread or on one that
+    /// is in
     /// [`Clock::catch_up`].
     fn timer(&self, owner: Weak<dyn TimerOwner>) -> Arc<dyn Timer>;
-    /// Returns when all timers that are due have been called. For a vCPU's thread, before it shows its guest what depends on the time; no
-    /// lock that a callback takes may be held.
+    /// Returns when all timers that are due have been called. For a vCPU's thread, before it shows its guest what
+    /// depends on the time; no lock that a callback takes may be held.
     fn catch_up(&self) {}
 }
 
 /// Whom a timer calls.
 pub trait TimerOwner: Send + Sync {
-    /// A timer has run out: it may be one that was armed anew or disarmed just now, which the owner tells by its own state.
+    /// A timer has run out: it may be one that was armed anew or disarmed just now, which the owner tells by its own
+    /// state.
     fn expired(&self);
 }
 
 /// A one-shot timer: whose it is, and its deadline.
 pub trait Timer: Send + Sync {
-    /// Arms the timer for `deadline`, or disarms it; an earlier arming is forgotten. A deadline that has passed fires at once.
+    /// Arms the timer for `deadline`, or disarms it; an earlier arming is forgotten. A deadline that has passed fires
+    /// at once.
     fn set(&self, deadline: Option<Nanos>);
     /// The deadline that the timer is armed for.
     fn deadline(&self) -> Option<Nanos>;
@@ -123,8 +129,9 @@ impl Slot {
     }
 }
 
-/// The host's monotonic clock less an offset that grows by each pause (below zero in a machine that has run before, on another host). A sequence lock: readers retry when a pause or a resume
-/// came in between, so that the time never jumps, and never wait.
+/// The host's monotonic clock less an offset that grows by each pause (below zero in a machine that has run before, on
+/// another host). A sequence lock: readers retry when a pause or a resume came in between, so that the time never
+/// jumps, and never wait.
 struct TimeBase {
     host: HostTime,
     /// Odd while the two fields below change.
@@ -177,7 +184,8 @@ struct HostShared {
     base: TimeBase,
     state: Mutex<HostState>,
     wake: Condvar,
-    /// The earliest deadline of a timer whose call has not ended; `u64::MAX` if there is none. Changed under the lock of `state`.
+    /// The earliest deadline of a timer whose call has not ended; `u64::MAX` if there is none. Changed under the lock
+    /// of `state`.
     next: AtomicU64,
     /// Held while timers are called: one at a time, by one thread at a time.
     turn: Mutex<()>,
@@ -257,7 +265,8 @@ impl HostShared {
 }
 
 /// Guest time that runs with the host's monotonic clock, and stands still while paused. Its timers are called on a
-/// thread named `mynah-timers`, if no other comes first ([`Clock::catch_up`]); it ends when the clock is dropped (timers armed then never fire).
+/// thread named `mynah-timers`, if no other comes first ([`Clock::catch_up`]); it ends when the clock is dropped
+/// (timers armed then never fire).
 pub struct HostClock {
     shared: Arc<HostShared>,
     thread: Option<JoinHandle<()>>,
@@ -318,7 +327,8 @@ impl HostClock {
         }
     }
 
-    /// To be called while the clock is paused: returns when no timer's owner is being called any more. No lock that an owner takes may be held.
+    /// To be called while the clock is paused: returns when no timer's owner is being called any more. No lock that an
+    /// owner takes may be held.
     pub fn wait_still(&self) {
         if !CALLS_TIMERS.get() {
             drop(self.shared.turn.lock());
@@ -343,7 +353,8 @@ impl HostClock {
 /// Linux rounds a thread's wake-ups by up to 50 us to save power; a guest's timers want them exact.
 fn ask_for_exact_wakeups() {
     #[cfg(target_os = "linux")]
-    // SAFETY: PR_SET_TIMERSLACK takes one integer (nanoseconds), touches no memory of ours, and concerns this thread only.
+    // SAFETY: PR_SET_TIMERSLACK takes one integer (nanoseconds), touches no memory of ours, and concerns this thread
+    // only.
     unsafe {
         libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong);
     }
@@ -420,8 +431,9 @@ impl ManualClock {
         Self::default()
     }
 
-    /// Moves the time on by `ns`, calling each timer whose deadline comes, in their order, at its deadline. A timer that was
-    /// armed for the past fires here too, even with `ns` = 0 (not in `arm`, whose caller may hold its device's lock).
+    /// Moves the time on by `ns`, calling each timer whose deadline comes, in their order, at its deadline. A timer
+    /// that was armed for the past fires here too, even with `ns` = 0 (not in `arm`, whose caller may hold its device's
+    /// lock).
     pub fn advance(&self, ns: Nanos) {
         let target = self.state.lock().now.saturating_add(ns);
         loop {

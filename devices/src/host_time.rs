@@ -1,8 +1,9 @@
 //! The host's monotonic time for those who ask often: a guest's RDTSC above all.
 //!
-//! Where Linux itself tells the time by the processor's time-stamp counter (`tsc` as its clock source: invariant, and the same on all processors), most
-//! readings take the time of the last look at the clock and the counter's distance from there. That look is never older than a millisecond, and the rate is
-//! taken a little too low, so that the time read is ahead of the clock only while that is slowed down, and by what it loses in a millisecond (adjtimex allows
+//! Where Linux itself tells the time by the processor's time-stamp counter (`tsc` as its clock source: invariant, and
+//! the same on all processors), most readings take the time of the last look at the clock and the counter's distance
+//! from there. That look is never older than a millisecond, and the rate is taken a little too low, so that the time
+//! read is ahead of the clock only while that is slowed down, and by what it loses in a millisecond (adjtimex allows
 //! 0.5 us). On other hosts each reading asks the clock.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Instant;
@@ -207,7 +208,8 @@ mod tests {
         if !time.counted {
             return;
         }
-        // As if the machine had been asleep, or moved to another host. What may have been read before is not taken back.
+        // As if the machine had been asleep, or moved to another host. What may have been read before is not taken
+        // back.
         for jump in [1 << 50, 0u64.wrapping_sub(1 << 50)] {
             time.count.fetch_add(jump, Ordering::Relaxed);
             let before = time.clock();

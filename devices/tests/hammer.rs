@@ -23,7 +23,7 @@ use mynah_devices::input::i8042::I8042;
 use mynah_devices::input::ps2::{Key, MouseButtons};
 use mynah_devices::interrupts::GsiRouter;
 use mynah_devices::interrupts::ioapic::{IOAPIC_BASE, Ioapic};
-use mynah_devices::interrupts::lapic::{LocalApic, LocalApics};
+use mynah_devices::interrupts::lapic::{LocalApic, LocalApics, Redeliver};
 use mynah_devices::interrupts::pic::Pic;
 use mynah_devices::kind::{self, Site, Value, Values};
 use mynah_devices::misc::entropy::Entropy;

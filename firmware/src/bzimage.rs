@@ -6,8 +6,8 @@
 //!
 //! Three entries: 64-bit (payload + 0x200, with boot_params in RSI), 32-bit (payload, boot_params in ESI) and
 //! 16-bit (the setup code itself, which then calls the BIOS). The first two skip the setup code, so that this
-//! module fills in boot_params, the "zero page", as the setup code would have. Missing on purpose: EFI handover, EDD and APM data (all of them describe firmware that is not there), kernels before
-//! protocol 2.00.
+//! module fills in boot_params, the "zero page", as the setup code would have. Missing on purpose: EFI handover, EDD
+//! and APM data (all of them describe firmware that is not there), kernels before protocol 2.00.
 //!
 //! Source: Linux Documentation/arch/x86/boot.rst and zero-page.rst.
 use crate::entry::{Entry, reg};
@@ -207,9 +207,9 @@ impl<'a> Image<'a> {
         hdr::SETUP_SECTS..(hdr::MAGIC + usize::from(self.setup[hdr::JUMP])).min(hdr::END)
     }
 
-    /// Whether the payload is entered in protected mode with boot_params in ESI by other loaders, too: protocol 2.07 (Linux 2.6.24) is the first
-    /// that describes this. Other programs with a setup header (memdisk, iPXE) say by an older one, or leave code32_start 0, that only their setup
-    /// code can enter what follows it.
+    /// Whether the payload is entered in protected mode with boot_params in ESI by other loaders, too: protocol 2.07
+    /// (Linux 2.6.24) is the first that describes this. Other programs with a setup header (memdisk, iPXE) say by an
+    /// older one, or leave code32_start 0, that only their setup code can enter what follows it.
     fn has_32bit_entry(&self) -> bool {
         self.loaded_high() && self.version >= 0x207 && self.code32_start != 0
     }

@@ -26,7 +26,8 @@ const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 const HVM_START_MAGIC: u32 = 0x336e_c578;
 /// The longest command line that PVH and multiboot kernels are given; neither protocol names a limit.
 pub(crate) const CMDLINE_MAX: usize = 0xffff;
-/// How often the bytes of a file may be loaded, all segments together: linkers let segments share a page or the headers, no more.
+/// How often the bytes of a file may be loaded, all segments together: linkers let segments share a page or the
+/// headers, no more.
 const SEGMENTS_SHARE: u64 = 4;
 /// The highest initrd byte that a 32-bit Linux reaches without highmem.
 const INITRD_MAX_32: u64 = 0x3800_0000;
@@ -101,8 +102,8 @@ impl<'a> ElfImage<'a> {
         self.header.e_machine == EM_X86_64
     }
 
-    /// Pieces that lie on each other would have the same bytes looked at again and again: together they may have the file's length, `times`
-    /// over.
+    /// Pieces that lie on each other would have the same bytes looked at again and again: together they may have the
+    /// file's length, `times` over.
     fn within_file(
         &self,
         what: &'static str,
@@ -194,9 +195,9 @@ impl<'a> ElfImage<'a> {
         Ok(None)
     }
 
-    /// Section headers as raw bytes, with the addresses of symbol and string tables, which are put into RAM in one piece at what `place`
-    /// gives for their length. Headers are empty if the file has none that can be read; tables are left out if there is no place for them,
-    /// or if they lie on each other and so have more bytes than the file.
+    /// Section headers as raw bytes, with the addresses of symbol and string tables, which are put into RAM in one
+    /// piece at what `place` gives for their length. Headers are empty if the file has none that can be read; tables
+    /// are left out if there is no place for them, or if they lie on each other and so have more bytes than the file.
     pub fn section_headers(&self, mem: &dyn GuestMemory, place: impl FnOnce(u64) -> Option<u64>) -> Vec<u8> {
         const ALIGN: u64 = 16;
         let h = &self.header;

@@ -105,8 +105,8 @@ pub struct Entry {
 pub const BOOT_CS: u16 = 0x10;
 /// Selector of Linux's flat data segment (`__BOOT_DS`).
 pub const BOOT_DS: u16 = 0x18;
-/// Selector of a Multiboot or PVH kernel's flat code segment. Their specifications leave it open; it is what QEMU has, and kernels that load no GDT
-/// of their own before they load a segment register (xv6) rely on.
+/// Selector of a Multiboot or PVH kernel's flat code segment. Their specifications leave it open; it is what QEMU has,
+/// and kernels that load no GDT of their own before they load a segment register (xv6) rely on.
 pub const FLAT_CS: u16 = 0x08;
 /// Selector of a Multiboot or PVH kernel's flat data segment.
 pub const FLAT_DS: u16 = 0x10;
@@ -173,7 +173,8 @@ impl Entry {
         Ok(Entry::flat(CpuMode::Protected32, code, data, gdt, rip.into()))
     }
 
-    /// Flat 32-bit protected mode at `rip` for kernels that have no say in selectors, with a GDT written to conventional memory.
+    /// Flat 32-bit protected mode at `rip` for kernels that have no say in selectors, with a GDT written to
+    /// conventional memory.
     pub(crate) fn flat32(mem: &dyn GuestMemory, places: &mut Places, rip: u32) -> Result<Entry, Reason> {
         let gdt = write_gdt(mem, places, &FLAT_GDT)?;
         Ok(Entry::woken32(gdt, rip))

@@ -6,10 +6,11 @@
 //! ```
 //!
 //! The ROM is a Plug and Play option ROM with a bootstrap entry vector (BEV), so that a firmware lists it with the
-//! devices that can be booted; `bootorder` puts it first. The kernel is entered at its 16-bit entry, since its setup code asks
-//! the firmware that is really there.
+//! devices that can be booted; `bootorder` puts it first. The kernel is entered at its 16-bit entry, since its setup
+//! code asks the firmware that is really there.
 //!
-//! Sources: Plug and Play BIOS Specification 1.0A, 3.2; BIOS Boot Specification 1.01, 3; QEMU's specification of fw_cfg.
+//! Sources: Plug and Play BIOS Specification 1.0A, 3.2; BIOS Boot Specification 1.01, 3; QEMU's specification of
+//! fw_cfg.
 use crate::bzimage::{Image, MIN_STACK, mem_option};
 use crate::error::{LoadError, Reason, Size};
 use crate::place::{ONE_MIB, Places};
@@ -47,8 +48,8 @@ pub struct Part {
     pub data: Vec<u8>,
 }
 
-/// A kernel in parts, ready to be copied to their addresses and entered at `setup` + 200h. Where they go is what QEMU chooses, as some firmware
-/// (qboot) knows these addresses and does not ask for them.
+/// A kernel in parts, ready to be copied to their addresses and entered at `setup` + 200h. Where they go is what QEMU
+/// chooses, as some firmware (qboot) knows these addresses and does not ask for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
     /// Boot sector and setup code with the header filled in.

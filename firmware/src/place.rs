@@ -12,7 +12,8 @@ pub const LOW_END: u64 = crate::tables::EBDA;
 /// First byte after the first mebibyte.
 pub const ONE_MIB: u64 = 1 << 20;
 
-/// Free RAM. Taking a piece costs the logarithm of the number of pieces, which a hostile kernel has tens of thousands of.
+/// Free RAM. Taking a piece costs the logarithm of the number of pieces, which a hostile kernel has tens of thousands
+/// of.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// Ends of free pieces by their starts.

@@ -43,8 +43,8 @@ impl GuestMemory for Counting {
     }
 }
 
-/// A little ELF64 kernel with as many of a kind of header as its fields can count, and `extra` bytes behind them. `header` makes each, of
-/// its number and of where the extra bytes start.
+/// A little ELF64 kernel with as many of a kind of header as its fields can count, and `extra` bytes behind them.
+/// `header` makes each, of its number and of where the extra bytes start.
 pub fn crowded_elf(
     sections: bool,
     entry_len: usize,

@@ -1,6 +1,7 @@
 //! KVM: `/dev/kvm` through kvm-ioctls.
 //!
-//! Memory slots are made from [`PhysMemory::regions`]; the host mapping is the guest's own RAM, so nothing is copied when a vCPU changes engines.
+//! Memory slots are made from [`PhysMemory::regions`]; the host mapping is the guest's own RAM, so nothing is copied
+//! when a vCPU changes engines.
 use crate::AccelError;
 use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
@@ -47,7 +48,8 @@ impl Vm {
                 memory_size: len,
                 userspace_addr: host as u64,
             };
-            // SAFETY: `regions` gives host memory of `len` bytes that lives as long as `memory`, which `self` keeps; regions do not overlap.
+            // SAFETY: `regions` gives host memory of `len` bytes that lives as long as `memory`, which `self` keeps;
+            // regions do not overlap.
             unsafe { self.fd.set_user_memory_region(region) }.map_err(failed("map guest memory"))?;
             slot += 1;
         }

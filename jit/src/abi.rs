@@ -27,6 +27,18 @@
 //! ```
 //!
 //! and no event that is not masked is pending: `[[EVENTS]] & [EVENT_MASK] == 0`.
+//!
+//! After a flush no tag there is right. So what misses looks into another table ([`places`]), by where the bytes of the
+//! code are:
+//!
+//! ```text
+//!   entry = that of the TLB for rip                    [entry + EXEC] == rip & PAGE
+//!   host  = rip + [entry + ADDEND]
+//!   place = [CODE_PLACES] + ((host ^ host >> SHIFT) & MASK) << ENTRY_SHIFT
+//!   hit   = [place + HOST] == host && [place + KEY] == the lowest byte of the tags
+//! ```
+//!
+//! Each [`PLACED`]th time it is taken for a miss all the same, so that what comes often gets a new entry in the first.
 use mynah_cpu::mode::SegView;
 use mynah_cpu::state::{Fpu, Segment, State, Vector, gpr};
 use mynah_cpu::tier::{LEFT_HOT, TierMemory};
@@ -127,6 +139,8 @@ pub(crate) struct Context {
     /// has missed then, or 0.
     pub place_misses: u64,
     pub place_missed: u64,
+    /// The baseline's: how often code may yet be found by where its bytes are until that is a miss; see [`PLACED`].
+    pub placed: u64,
     /// The baseline's: effective addresses of the last operands of x87 instructions, in turns.
     pub x87_data: [u64; 2],
     /// The baseline's: the block whose x87 instructions the host must not execute, as an exception is unmasked, or
@@ -141,6 +155,9 @@ const _: () =
 
 /// In place of the number of a block.
 pub(crate) const NO_BLOCK: u64 = u64::MAX;
+
+/// Of so many times that code is found by where its bytes are one is a miss.
+pub(crate) const PLACED: i32 = 16;
 
 /// Misses of places after which one of them is looked at.
 pub(crate) const PLACE_MISSES: u64 = 256;
@@ -193,6 +210,7 @@ pub(crate) mod context {
     pub const STACK_ADDEND: i32 = offset_of!(Context, stack_addend) as i32;
     pub const PLACE_MISSES: i32 = offset_of!(Context, place_misses) as i32;
     pub const PLACE_MISSED: i32 = offset_of!(Context, place_missed) as i32;
+    pub const PLACED: i32 = offset_of!(Context, placed) as i32;
     pub const X87_DATA: i32 = offset_of!(Context, x87_data) as i32;
 }
 
@@ -285,6 +303,7 @@ pub(crate) mod tlb {
     pub const PLACES: usize = offset_of!(Cpu, tlb) + offset_of!(Tlb, places);
     /// Offsets in an entry.
     pub const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
+    pub const EXEC: i32 = offset_of!(TlbEntry, exec) as i32;
     pub const fn tag(write: bool) -> i32 {
         (if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) }) as i32
     }
@@ -317,4 +336,19 @@ pub(crate) mod jumps {
     pub const TAG: i32 = offset_of!(CodeJump, tag) as i32;
     pub const CODE: i32 = offset_of!(CodeJump, code) as i32;
     pub const OPS: i32 = offset_of!(CodeJump, ops) as i32;
+}
+
+/// The numbers of the look-up of compiled code by where its bytes are.
+pub(crate) mod places {
+    use super::*;
+    use mynah_cpu::tier::CodePlace;
+
+    /// Offset in the vCPU: the table's address. An entry is chosen as in [`jumps`].
+    pub const TABLE: i32 = offset_of!(Cpu, code_places) as i32;
+    pub const MASK: i32 = mynah_cpu::tier::CODE_PLACES as i32 - 1;
+    const _: () = assert!(size_of::<CodePlace>() == 1 << jumps::ENTRY_SHIFT);
+    /// Offsets in an entry.
+    pub const HOST: i32 = offset_of!(CodePlace, host) as i32;
+    pub const KEY: i32 = offset_of!(CodePlace, key) as i32;
+    pub const OPS: i32 = offset_of!(CodePlace, ops) as i32;
 }

@@ -16,7 +16,8 @@
 //! * `cache`: the regions of a machine, for all its vCPUs, and those on disk behind it. [`private`]: files that nobody
 //!   else can have put there.
 //! * [`tier`]: the translator as tiers above the interpreter of a vCPU, which compile in the background or at once.
-//! * `inside`: what is told to those who look inside. [`perf`]: names of regions for `perf`. `listing`: their code as text.
+//! * `inside`: what is told to those who look inside. [`perf`]: names of regions for `perf`. `listing`: their code as
+//!   text.
 //!
 //! Not here yet: hosts whose memory order is weaker than x86's ([`tier::Engine::new`] refuses them).
 mod abi;

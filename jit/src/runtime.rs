@@ -35,6 +35,7 @@ impl Context {
             stack_addend: 0,
             place_misses: PLACE_MISSES,
             place_missed: 0,
+            placed: 0,
             x87_data: [0; 2],
             refused: [NO_BLOCK, 0],
         };

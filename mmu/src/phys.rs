@@ -218,8 +218,8 @@ impl PhysMemory {
     }
 
     /// The host address of the page of `gpa` and whether it may be written, if the whole 4 KiB page is RAM or
-    /// ROM, so that a TLB may map it and code be decoded from it. `None` for pages that are devices, their memory too, or
-    /// nothing, even in part.
+    /// ROM, so that a TLB may map it and code be decoded from it. `None` for pages that are devices, their memory too,
+    /// or nothing, even in part.
     pub fn page_is_plain(&self, gpa: Gpa) -> Option<(*mut u8, bool)> {
         let page = gpa & !PAGE_MASK;
         match self.find(page) {
@@ -276,8 +276,8 @@ impl PhysMemory {
         self.change(range, |map| map.add(range, Backing::Mmio(dev, 0)))
     }
 
-    /// Maps `len` bytes of a device's own memory from `offset` on, as RAM that the device shares: accesses are as fast as
-    /// those to RAM. All counts in whole pages, and what is beyond the memory's end is not mapped.
+    /// Maps `len` bytes of a device's own memory from `offset` on, as RAM that the device shares: accesses are as fast
+    /// as those to RAM. All counts in whole pages, and what is beyond the memory's end is not mapped.
     pub fn map_device_ram(&self, gpa: Gpa, len: u64, ram: &Arc<DeviceRam>, offset: u64) -> u64 {
         let range = range(gpa, len.min(ram.size().saturating_sub(offset)));
         self.change(range, |map| {
@@ -286,10 +286,10 @@ impl PhysMemory {
         })
     }
 
-    /// Maps `len` bytes of a device's own memory from `offset` on, to be read and executed as a ROM; writes go to `dev`,
-    /// at offsets from the start of the range. The memory may change only while it is not mapped so: code that was
-    /// decoded there is not looked at again before the map changes. All counts in whole pages, and what is beyond the
-    /// memory's end is not mapped.
+    /// Maps `len` bytes of a device's own memory from `offset` on, to be read and executed as a ROM; writes go to
+    /// `dev`, at offsets from the start of the range. The memory may change only while it is not mapped so: code that
+    /// was decoded there is not looked at again before the map changes. All counts in whole pages, and what is beyond
+    /// the memory's end is not mapped.
     pub fn map_rom_device(
         &self,
         gpa: Gpa,
@@ -305,9 +305,9 @@ impl PhysMemory {
         })
     }
 
-    /// The pages of a device's memory that were written since the last call, a bit for each. A store of a vCPU that runs
-    /// meanwhile may be told of by neither this call nor the next one: who needs the last byte looks at a page again
-    /// when it is not written any more.
+    /// The pages of a device's memory that were written since the last call, a bit for each. A store of a vCPU that
+    /// runs meanwhile may be told of by neither this call nor the next one: who needs the last byte looks at a page
+    /// again when it is not written any more.
     pub fn take_written(&self, ram: &Arc<DeviceRam>) -> Vec<u64> {
         let (written, lent) = ram.take_written();
         if lent {

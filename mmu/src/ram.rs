@@ -77,8 +77,8 @@ impl GuestRam {
         self.base
     }
 
-    /// Gives the host its memory of `len` bytes from `offset` on back: they read as zeros then. Whether it took it: both
-    /// are multiples of the host's page size, within RAM, and the host is one that fills such memory with zeros.
+    /// Gives the host its memory of `len` bytes from `offset` on back: they read as zeros then. Whether it took it:
+    /// both are multiples of the host's page size, within RAM, and the host is one that fills such memory with zeros.
     pub fn discard(&self, offset: u64, len: u64) -> bool {
         if offset.checked_add(len).is_none_or(|end| end > self.size) {
             return false;
@@ -86,8 +86,8 @@ impl GuestRam {
         #[cfg(target_os = "linux")]
         {
             let first = self.base.addr() - self._map.as_mut_ptr().addr() + offset as usize;
-            // SAFETY: the range is in RAM, to which no reference is made; who reads it meanwhile finds what was there or
-            // zeros, as with any write.
+            // SAFETY: the range is in RAM, to which no reference is made; who reads it meanwhile finds what was there
+            // or zeros, as with any write.
             unsafe {
                 self._map
                     .unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, len as usize)

@@ -5,14 +5,9 @@
 //! [`Tables::visit`] reads a table no more often than it is allowed to.
 //!
 //! Source: as of [`crate::walk()`].
+use crate::walk::{CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA};
 use crate::{Gpa, PAGE_SIZE, Paging, PhysMemory};
 use std::ops::ControlFlow;
-
-const CR0_PG: u64 = 1 << 31;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-const EFER_LMA: u64 = 1 << 10;
 
 /// Flags of an entry that people are shown.
 pub mod flag {

@@ -32,8 +32,8 @@ const EXEC_FILTER: usize = 1 << 15;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TlbEntry {
-    /// Host address minus linear address. It comes first: the tag is predicted, this is waited for, and with an index and no displacement
-    /// a load takes a cycle less.
+    /// Host address minus linear address. It comes first: the tag is predicted, this is waited for, and with an index
+    /// and no displacement a load takes a cycle less.
     pub addend: u64,
     /// Tag for data reads.
     pub read: u64,
@@ -47,7 +47,8 @@ pub struct TlbEntry {
 pub const ENTRY_SHIFT: u32 = 12 - size_of::<TlbEntry>().trailing_zeros();
 const _: () = assert!(size_of::<TlbEntry>().is_power_of_two());
 
-/// Higher bits of an address are folded into those that choose its entry: buffers a power of two apart are often used in turns.
+/// Higher bits of an address are folded into those that choose its entry: buffers a power of two apart are often used
+/// in turns.
 pub const HASH_SHIFT: u32 = 11;
 
 /// The bits of an address that choose its entry, from bit 12 on.
@@ -56,8 +57,9 @@ fn fold(lin: u64) -> u64 {
     lin ^ (lin >> HASH_SHIFT)
 }
 
-/// Whether a page has the entry of the page before it: then the tag of the last byte of an access across both would match in the wrong
-/// entry, so such a page must have no fast accesses. So it is at multiples of 4 GiB, and for page 0, which follows the last one of 64-bit mode.
+/// Whether a page has the entry of the page before it: then the tag of the last byte of an access across both would
+/// match in the wrong entry, so such a page must have no fast accesses. So it is at multiples of 4 GiB, and for page 0,
+/// which follows the last one of 64-bit mode.
 #[inline(always)]
 pub fn shares_entry_with_previous(lin: u64) -> bool {
     let page = lin & !PAGE_MASK;
@@ -71,20 +73,24 @@ pub fn shares_entry_with_previous(lin: u64) -> bool {
 pub struct TlbView {
     /// The current table.
     pub table: *mut TlbEntry,
-    /// Bytes of the table less those of one entry: the offset of an entry in bytes is `(lin ^ lin >> HASH_SHIFT) >> ENTRY_SHIFT & mask`.
+    /// Bytes of the table less those of one entry: the offset of an entry in bytes is `(lin ^ lin >> HASH_SHIFT) >>
+    /// ENTRY_SHIFT & mask`.
     pub mask: u64,
-    /// What code cached by linear address is good for, never 0, by the address's bit 63: `exec_generation`, and from bit 0 the key given to
-    /// `set_code_key`.
+    /// What code cached by linear address is good for, never 0, by the address's bit 63: `exec_generation`, and from
+    /// bit 0 the key given to `set_code_key`.
     pub code_tags: [u64; 2],
     /// What the tags of [`Place`]s that are good now have in bits 5 to 11; never 0.
     pub place_key: u64,
 }
 
-/// A translation that some instruction of generated code has used last: cheaper to ask than the table, for who uses one page again and again.
+/// A translation that some instruction of generated code has used last: cheaper to ask than the table, for who uses one
+/// page again and again.
 ///
-/// Code that has found an entry of the table writes its place itself, with the entry's tag and the [`TlbView::place_key`] in its low bits, and adds that key
-/// to the address that it compares. So an access is found only as long as the table would allow it: the key changes with every flush, and each mode has its
-/// own. As no more than bits 0 to 4 of the address are left beside the key, what is not aligned to its length, and may lie on two pages, is never found.
+/// Code that has found an entry of the table writes its place itself, with the entry's tag and the
+/// [`TlbView::place_key`] in its low bits, and adds that key to the address that it compares. So an access is found
+/// only as long as the table would allow it: the key changes with every flush, and each mode has its own. As no more
+/// than bits 0 to 4 of the address are left beside the key, what is not aligned to its length, and may lie on two
+/// pages, is never found.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
@@ -474,10 +480,10 @@ impl Tlb {
 
     /// Changes with every flush that may have removed an exec translation of the current space in the half that
     /// `lin` is in, and with the space, unless the half is the upper one and no page was executable there that is
-    /// not global (as it is with kernels that have their own pages there); caches keyed by linear address (and mode) compare it. Compare for equality only: when a space
-    /// becomes current again and nothing of it was flushed meanwhile, so does its number, and what was cached
-    /// under it is right again. No number is used twice. This goes for pages that were entered with an exec
-    /// tag or named to `note_exec`.
+    /// not global (as it is with kernels that have their own pages there); caches keyed by linear address (and mode)
+    /// compare it. Compare for equality only: when a space becomes current again and nothing of it was flushed
+    /// meanwhile, so does its number, and what was cached under it is right again. No number is used twice. This goes
+    /// for pages that were entered with an exec tag or named to `note_exec`.
     #[inline]
     pub fn exec_generation(&self, lin: u64) -> u64 {
         if lin >> 63 != 0 && !self.upper_private {

@@ -1,7 +1,7 @@
 //! A back end in front of another that writes every frame, both ways, to a pcap file.
 //!
 //! Format: the classic pcap file (draft-ietf-opsawg-pcap), version 2.4, nanosecond times, link type 1 (Ethernet).
-use crate::{Backend, Nic};
+use crate::{Backend, Frame, Nic, Takes};
 use parking_lot::Mutex;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ struct File<W> {
 }
 
 impl<W: Write> File<W> {
-    fn record(&mut self, frame: &[u8]) {
+    fn record(&mut self, frame: &Frame<'_>) {
         if self.failed {
             return;
         }
@@ -27,7 +27,7 @@ impl<W: Write> File<W> {
         for word in [now.as_secs() as u32, now.subsec_nanos(), len, len] {
             head.extend_from_slice(&word.to_le_bytes());
         }
-        head.extend_from_slice(frame);
+        frame.parts.iter().for_each(|part| head.extend_from_slice(part));
         // A full disk ends the capture, not the guest's network.
         self.failed = self.out.write_all(&head).is_err();
     }
@@ -68,9 +68,15 @@ impl<W: Write + Send> Nic for Tap<W> {
     fn can_receive(&self) -> bool {
         self.nic.can_receive()
     }
-    fn receive(&self, frame: &[u8]) {
-        self.file.lock().record(frame);
-        self.nic.receive(frame);
+    fn receive(&self, frame: &Frame<'_>) -> bool {
+        let taken = self.nic.receive(frame);
+        if taken {
+            self.file.lock().record(frame);
+        }
+        taken
+    }
+    fn takes(&self) -> Takes {
+        self.nic.takes()
     }
 }
 
@@ -78,12 +84,15 @@ impl<W: Write + Send + 'static> Backend for Capture<W> {
     fn connect(&self, nic: Arc<dyn Nic>) {
         self.behind.connect(Arc::new(Tap { nic, file: self.file.clone() }));
     }
-    fn send(&self, frame: &[u8]) {
+    fn send(&self, frame: &Frame<'_>) {
         self.file.lock().record(frame);
         self.behind.send(frame);
     }
     fn wake(&self) {
         self.behind.wake();
+    }
+    fn takes(&self) -> Takes {
+        self.behind.takes()
     }
 }
 
@@ -91,6 +100,7 @@ impl<W: Write + Send + 'static> Backend for Capture<W> {
 mod tests {
     use super::*;
     use crate::Hub;
+    use std::io::IoSlice;
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -109,7 +119,9 @@ mod tests {
         fn can_receive(&self) -> bool {
             true
         }
-        fn receive(&self, _: &[u8]) {}
+        fn receive(&self, _: &Frame<'_>) -> bool {
+            true
+        }
     }
 
     #[test]
@@ -120,8 +132,8 @@ mod tests {
         mine.connect(Arc::new(Silent));
         let other = hub.port();
         other.connect(Arc::new(Silent));
-        mine.send(b"from the guest");
-        other.send(b"to it");
+        mine.send(&Frame::new(&[IoSlice::new(b"from "), IoSlice::new(b"the guest")]));
+        other.send(&Frame::new(&[IoSlice::new(b"to it")]));
         let file = out.0.lock();
         assert_eq!(file[..4], MAGIC.to_le_bytes());
         assert_eq!(file[20..24], ETHERNET.to_le_bytes());

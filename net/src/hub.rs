@@ -1,5 +1,5 @@
 //! A hub: what one port sends, all others receive.
-use crate::{Backend, MAX_FRAME, Nic};
+use crate::{Backend, Frame, MAX_FRAME, Nic};
 use parking_lot::RwLock;
 use std::sync::{Arc, OnceLock};
 
@@ -38,7 +38,7 @@ impl Backend for Port {
         }
     }
 
-    fn send(&self, frame: &[u8]) {
+    fn send(&self, frame: &Frame<'_>) {
         if frame.len() > MAX_FRAME {
             return;
         }
@@ -63,6 +63,7 @@ impl Backend for Port {
 mod tests {
     use super::*;
     use parking_lot::Mutex;
+    use std::io::IoSlice;
 
     #[derive(Default)]
     struct Card {
@@ -73,8 +74,9 @@ mod tests {
         fn can_receive(&self) -> bool {
             !self.full
         }
-        fn receive(&self, frame: &[u8]) {
+        fn receive(&self, frame: &Frame<'_>) -> bool {
             self.got.lock().push(frame.to_vec());
+            true
         }
     }
 
@@ -90,11 +92,11 @@ mod tests {
                 p
             })
             .collect();
-        ports[0].send(b"hello");
+        ports[0].send(&Frame::new(&[IoSlice::new(b"hello")]));
         assert!(cards[0].got.lock().is_empty());
         assert_eq!(*cards[1].got.lock(), [b"hello"]);
         assert!(cards[2].got.lock().is_empty(), "a card without room is passed over");
-        ports[1].send(&vec![0; MAX_FRAME + 1]);
+        ports[1].send(&Frame::new(&[IoSlice::new(&vec![0; MAX_FRAME + 1])]));
         assert!(cards[0].got.lock().is_empty(), "what is no frame goes nowhere");
     }
 }

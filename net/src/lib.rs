@@ -1,17 +1,26 @@
 //! What is behind a network card: back ends that take frames from a guest and give frames to it.
 //!
-//! A card knows no back end and a back end no card: they meet in two small traits. A guest's frame goes card -> [`Backend::send`]; a frame for
-//! the guest goes back end -> [`Nic::receive`], if [`Nic::can_receive`]; when a card that was full has room again it calls
-//! [`Backend::wake`].
+//! A card knows no back end and a back end no card: they meet in two small traits. A guest's frame goes card ->
+//! [`Backend::send`]; a frame for the guest goes back end -> [`Nic::receive`], which takes it or says that there is no
+//! room; when a card that was full has room again it calls [`Backend::wake`].
 //!
-//! Here today: [`Hub`], which passes every frame to all other ports (with it two cards talk to each other), and [`capture`], a
-//! back end in front of another that writes what passes to a pcap file. The NAT, tap devices and sockets come with the network cards.
+//! * [`Hub`] passes every frame to all other ports: with it two cards talk to each other.
+//! * [`capture`] stands in front of another back end and writes what passes to a pcap file.
+//! * [`user`] is the NAT: an IPv4 and IPv6 network of its own, whose flows end in sockets of the host.
+//!
+//! Tap devices and sockets come with the network cards.
 
 pub mod capture;
+pub mod frame;
 pub mod hub;
+#[cfg(unix)]
+pub mod user;
 
 pub use capture::Capture;
+pub use frame::{Frame, Gso, Offload, Partial, Takes};
 pub use hub::Hub;
+#[cfg(unix)]
+pub use user::User;
 
 use std::sync::Arc;
 
@@ -19,11 +28,19 @@ use std::sync::Arc;
 pub const MAX_FRAME: usize = 65_536 + 64;
 
 /// The guest's side: a network card.
+///
+/// A back end may hold a lock of its own while it calls these: a card does not call its back end from within them, nor
+/// wait there for a lock that it holds while it calls [`Backend::send`].
 pub trait Nic: Send + Sync {
     /// Whether the card has a buffer for a frame now.
     fn can_receive(&self) -> bool;
-    /// Gives the card an Ethernet frame without its checksum. A card without room drops it, as hardware does.
-    fn receive(&self, frame: &[u8]);
+    /// Gives the card an Ethernet frame without its checksum (FCS); whether it took it. A card without room takes
+    /// nothing, and calls [`Backend::wake`] once there is some.
+    fn receive(&self, frame: &Frame<'_>) -> bool;
+    /// What the guest has said that it takes beside plain frames.
+    fn takes(&self) -> Takes {
+        Takes::default()
+    }
 }
 
 /// The host's side.
@@ -31,7 +48,11 @@ pub trait Backend: Send + Sync {
     /// Connects the card; once.
     fn connect(&self, nic: Arc<dyn Nic>);
     /// Takes a frame from the guest. Never blocks; what cannot be sent is dropped.
-    fn send(&self, frame: &[u8]);
+    fn send(&self, frame: &Frame<'_>);
     /// The card has room again.
     fn wake(&self) {}
+    /// What a guest may send beside plain frames.
+    fn takes(&self) -> Takes {
+        Takes::default()
+    }
 }

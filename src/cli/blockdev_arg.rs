@@ -5,7 +5,7 @@
 //! node's name.
 use super::Error;
 use super::props::Props;
-use crate::config::{Drive, Interface};
+use crate::config::{DiskAio, Drive, Interface};
 use mynah_block::{Backing, Cache, DetectZeroes, FORMATS};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -28,6 +28,17 @@ pub fn blockdev(text: &str, drives: &mut Vec<Drive>) -> Result<Drive, Error> {
         return Err(props.error("node-name=... is missing: nothing could refer to it"));
     }
     node(&mut props, &mut drive, drives)?;
+    check_aio(&props, &drive)?;
+    props.finish()?;
+    Ok(drive)
+}
+
+/// What `mynah image --image-opts` says of an image.
+pub fn image_opts(text: &str) -> Result<Drive, Error> {
+    let mut props = Props::parse("--image-opts", text, None);
+    let mut drive = Drive::default();
+    props.ignore(&["node-name"]);
+    node(&mut props, &mut drive, &mut Vec::new())?;
     props.finish()?;
     Ok(drive)
 }
@@ -71,12 +82,23 @@ pub fn node(props: &mut Props, drive: &mut Drive, drives: &mut Vec<Drive>) -> Re
             if drive.file.is_none() {
                 return Err(props.error(format!("driver={driver}: filename=... is missing")));
             }
-            own(props)?;
+            props.ignore(&["locking", "x-check-cache-dropped"]);
+            if let Some(how) = aio(props, "aio")? {
+                drive.aio = how;
+            }
         }
         "copy-on-read" => {
             let child = referred(props, "file", drives)?;
             let (id, option) = (std::mem::take(&mut drive.id), std::mem::take(&mut drive.option));
             *drive = Drive { id, option, copy_on_read: true, ..child };
+        }
+        "throttle" => {
+            let Some(group) = props.text("throttle-group")?.filter(|name| !name.is_empty()) else {
+                return Err(props.error("driver=throttle: throttle-group=... is missing"));
+            };
+            let child = referred(props, "file", drives)?;
+            let (id, option) = (std::mem::take(&mut drive.id), std::mem::take(&mut drive.option));
+            *drive = Drive { id, option, group: Some(group), ..child };
         }
         format if FORMATS.contains(&format) => {
             below(props, drive, drives)?;
@@ -86,7 +108,8 @@ pub fn node(props: &mut Props, drive: &mut Drive, drives: &mut Vec<Drive>) -> Re
         _ => {
             let there = FORMATS.join(", ");
             return Err(props.error(format!(
-                "driver={driver}: there is no such driver (there are: file, host_device, copy-on-read, {there})"
+                "driver={driver}: there is no such driver (there are: file, host_device, copy-on-read, throttle, \
+                 {there})"
             )));
         }
     }
@@ -108,23 +131,28 @@ pub fn node(props: &mut Props, drive: &mut Drive, drives: &mut Vec<Drive>) -> Re
     Ok(())
 }
 
-/// What a file's node may have besides its name.
-fn own(props: &mut Props) -> Result<(), Error> {
-    props.ignore(&["locking", "x-check-cache-dropped"]);
-    match props.text("aio")?.as_deref() {
-        None | Some("threads") => Ok(()),
-        Some(other) => Err(props.error(no_aio(other))),
-    }
+/// `aio=`.
+pub fn aio(props: &mut Props, key: &'static str) -> Result<Option<DiskAio>, Error> {
+    Ok(Some(match props.text(key)?.as_deref() {
+        None => return Ok(None),
+        Some("threads") => DiskAio::Threads,
+        Some("native") => DiskAio::Native,
+        Some("io_uring") => DiskAio::IoUring,
+        Some(other) => {
+            return Err(props.error(format!("{key}={other}: accepted are threads, native, io_uring")));
+        }
+    }))
 }
 
-/// Why `aio=` is not taken.
-pub fn no_aio(name: &str) -> String {
-    match name {
-        "native" | "io_uring" => format!(
-            "aio={name}: not supported yet; there is threads (cache=none goes past the host's page cache with it too)"
-        ),
-        _ => format!("aio={name}: accepted are threads"),
+/// Whether `aio=` and `cache=` are for each other.
+pub fn check_aio(props: &Props, drive: &Drive) -> Result<(), Error> {
+    if drive.aio == DiskAio::Native && !drive.cache.direct() {
+        return Err(props.error(
+            "aio=native goes past the host's page cache and requires cache.direct=on (cache=none, cache=directsync), \
+             which was not given; aio=io_uring and aio=threads do without",
+        ));
     }
+    Ok(())
 }
 
 /// A node that was given before: it is taken out of `drives`.
@@ -158,6 +186,7 @@ fn below(props: &mut Props, drive: &mut Drive, drives: &mut Vec<Drive>) -> Resul
             drive.read_only |= child.read_only;
             (drive.cache, drive.discard, drive.detect_zeroes) =
                 (child.cache, child.discard, child.detect_zeroes);
+            drive.aio = child.aio;
         }
     }
     props.ignore(&["file.locking", "file.node-name", "file.read-only", "file.auto-read-only"]);
@@ -169,10 +198,10 @@ fn below(props: &mut Props, drive: &mut Drive, drives: &mut Vec<Drive>) -> Resul
     if props.text("file.discard")?.is_some_and(|v| v == "unmap" || v == "on") {
         drive.discard = true;
     }
-    match props.text("file.aio")?.as_deref() {
-        None | Some("threads") => Ok(()),
-        Some(other) => Err(props.error(no_aio(other))),
+    if let Some(how) = aio(props, "file.aio")? {
+        drive.aio = how;
     }
+    Ok(())
 }
 
 /// What the image stands on, if the user says so.

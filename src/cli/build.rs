@@ -154,10 +154,25 @@ fn boot_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result<bo
         "L" => config.firmware_dirs.push(path()),
         "boot" => run_arg::boot(given.text()?, &mut config.boot)?,
         "fw_cfg" => config.fw_cfg.push(run_arg::fw_cfg(given.text()?)?),
-        "object" => config.secrets.push(vnc_arg::secret(given.text()?)?),
+        "object" => object(given.text()?, config)?,
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+/// `-object`.
+fn object(text: &str, config: &mut Config) -> Result<(), Error> {
+    let kind = text.split(',').next().unwrap_or_default();
+    if kind.strip_prefix("qom-type=").unwrap_or(kind) != "throttle-group" {
+        config.secrets.push(vnc_arg::secret(text)?);
+        return Ok(());
+    }
+    let group = drive_arg::throttle_group(text)?;
+    if config.throttle_groups.iter().any(|(name, _)| *name == group.0) {
+        return Err(Error::new(format!("-object throttle-group: there are two with the id '{}'", group.0)));
+    }
+    config.throttle_groups.push(group);
+    Ok(())
 }
 
 /// Its consoles and displays. False if it is another option.
@@ -475,7 +490,8 @@ fn refuse_kernel(option: &str, path: &Path) -> Result<(), Error> {
 /// Folders in which distributions put firmware.
 const FIRMWARE_DIRS: [&str; 3] = ["/usr/share/seabios", "/usr/share/qemu", "/usr/share/ovmf"];
 
-/// The file that `-bios NAME` means: `NAME` itself, or else in one of the folders of `-L`, or where distributions put it.
+/// The file that `-bios NAME` means: `NAME` itself, or else in one of the folders of `-L`, or where distributions put
+/// it.
 pub fn find_firmware(config: &Config, name: &Path) -> PathBuf {
     if name.exists() {
         return name.into();

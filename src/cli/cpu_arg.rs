@@ -1,6 +1,7 @@
 //! `-cpu`: a model, features switched on and off, and properties.
 //!
-//! Names are checked here so that a slip of the fingers is found; whether the build has a feature is for the CPU to say.
+//! Names are checked here so that a slip of the fingers is found; whether the build has a feature is for the CPU to
+//! say.
 
 use super::Error;
 use super::props::parse_switch;

@@ -64,10 +64,10 @@ pub fn drive(text: &str) -> Result<Drive, Error> {
     drive.rerror = policy(&mut props, "rerror")?;
     drive.serial = props.text("serial")?;
     drive.any_backing = props.switch("backing-anywhere")?.unwrap_or(false);
-    match props.text("aio")?.as_deref() {
-        None | Some("threads") => {}
-        Some(other) => return Err(props.error(blockdev_arg::no_aio(other))),
+    if let Some(aio) = blockdev_arg::aio(&mut props, "aio")? {
+        drive.aio = aio;
     }
+    blockdev_arg::check_aio(&props, &drive)?;
     if props.switch("copy-on-read")? == Some(true) {
         drive.copy_on_read = true;
     }
@@ -75,11 +75,9 @@ pub fn drive(text: &str) -> Result<Drive, Error> {
         return Err(props.error("copy-on-read=on and readonly=on exclude each other"));
     }
     for key in ["group", "throttling.group"] {
-        if let Some(value) = props.text(key)? {
-            return Err(props.error(format!("{key}={value}: limits that drives share are not supported yet")));
-        }
+        drive.group = props.text(key)?.filter(|name| !name.is_empty()).or(drive.group.take());
     }
-    drive.limits = limits(&mut props)?;
+    drive.limits = limits(&mut props, [BYTES, REQUESTS], ["iops_size", "throttling.iops-size"])?;
     drive.limits.validate().map_err(|why| props.error(format!("throttling: {why}")))?;
     props.finish()?;
     if drive.cdrom && drive.snapshot == Some(true) {
@@ -145,8 +143,40 @@ const REQUESTS: [LimitNames; 3] = [
     ],
 ];
 
-/// `throttling.*`, and QEMU's older names.
-fn limits(props: &mut Props) -> Result<Limits, Error> {
+/// The names of a limit of a group's: as properties of the object, and in its structure of limits.
+macro_rules! of_group {
+    ($name:literal) => {
+        [
+            concat!("x-", $name),
+            concat!("limits.", $name),
+            concat!("x-", $name, "-max"),
+            concat!("limits.", $name, "-max"),
+            concat!("x-", $name, "-max-length"),
+            concat!("limits.", $name, "-max-length"),
+        ]
+    };
+}
+
+const GROUP: [[LimitNames; 3]; 2] = [
+    [of_group!("bps-total"), of_group!("bps-read"), of_group!("bps-write")],
+    [of_group!("iops-total"), of_group!("iops-read"), of_group!("iops-write")],
+];
+
+/// `-object throttle-group`: its name, and what drives share that are in it.
+pub fn throttle_group(text: &str) -> Result<(String, Limits), Error> {
+    let mut props = Props::parse("-object", text, Some("qom-type"));
+    props.ignore(&["qom-type"]);
+    let Some(id) = props.text("id")?.filter(|id| !id.is_empty()) else {
+        return Err(props.error("throttle-group: id= is missing"));
+    };
+    let limits = limits(&mut props, GROUP, ["x-iops-size", "limits.iops-size"])?;
+    limits.validate().map_err(|why| props.error(format!("throttle-group: {why}")))?;
+    props.finish()?;
+    Ok((id, limits))
+}
+
+/// Limits by these names; of a pair the second counts if both are given.
+fn limits(props: &mut Props, names: [[LimitNames; 3]; 2], size: [&'static str; 2]) -> Result<Limits, Error> {
     let mut one = |old: &'static str, new: &'static str| -> Result<u64, Error> {
         let old = props.number(old, 0, u64::MAX)?;
         Ok(props.number(new, 0, u64::MAX)?.or(old).unwrap_or(0))
@@ -155,11 +185,13 @@ fn limits(props: &mut Props) -> Result<Limits, Error> {
         Ok(Rate { per_second: one(a, b)?, max: one(c, d)?, max_length: one(e, f)? })
     };
     let mut limits = Limits::default();
-    for n in 0..3 {
-        limits.bytes[n] = rate(BYTES[n])?;
-        limits.requests[n] = rate(REQUESTS[n])?;
+    let [bytes, requests] = names;
+    for (limit, names) in
+        limits.bytes.iter_mut().chain(&mut limits.requests).zip(bytes.into_iter().chain(requests))
+    {
+        *limit = rate(names)?;
     }
-    limits.request_size = one("iops_size", "throttling.iops-size")?;
+    limits.request_size = one(size[0], size[1])?;
     Ok(limits)
 }
 
@@ -294,6 +326,15 @@ pub fn settle(config: &mut Config, snapshot: bool) -> Result<(), Error> {
             .for_each(|d| d.interface = Some(Interface::Floppy));
     }
     config.drives = drives;
+    for drive in config.drives.iter().filter(|d| d.option == "-blockdev") {
+        if let Some(group) = &drive.group
+            && !config.throttle_groups.iter().any(|(name, _)| name == group)
+        {
+            return Err(Error::new(format!(
+                "-blockdev driver=throttle,throttle-group={group}: there is no -object throttle-group,id={group}"
+            )));
+        }
+    }
     let used = config.devices.iter().flat_map(|d| d.drives().map(|id| (d.kind.name, id.to_owned())));
     for (device, id) in used.collect::<Vec<_>>() {
         if config.drives.iter().all(|d| d.id != id) {
@@ -415,6 +456,7 @@ fn stands_for(drive: &Drive, board: &Description) -> Option<String> {
 mod tests {
     use super::*;
     use crate::cli::build;
+    use crate::config::DiskAio;
 
     fn config(words: &str) -> Result<Config, Error> {
         let words: Vec<_> = words.split(' ').map(std::ffi::OsString::from).collect();
@@ -494,7 +536,6 @@ mod tests {
         assert!(refused("-drive file=a,cache=wb").contains("accepted are none, writeback"));
         assert!(refused("-drive file=a,rerror=enospc").contains("accepted are report, ignore, stop"));
         assert!(refused("-drive file=a,fromat=raw").contains("did you mean 'format'?"));
-        assert!(refused("-drive file=a,aio=io_uring").contains("not supported yet"));
         assert!(refused("-drive file=nbd:h:1").contains("'nbd:' are not supported"));
         assert!(refused("-drive file=http://h/x").contains("'http:' are not supported"));
         assert!(refused("-drive file=a,bps=1,bps_rd=1").contains("bps-total excludes"));
@@ -520,6 +561,35 @@ mod tests {
         assert_eq!(d.limits.bytes[0], Rate { per_second: 1000, max: 2000, max_length: 0 });
         assert_eq!(d.limits.requests[2].per_second, 5);
         assert_eq!(d.detect_zeroes, mynah_block::DetectZeroes::Unmap);
+        let config = config_of(
+            "-object throttle-group,id=g,x-iops-total=50,x-iops-total-max=90,x-iops-total-max-length=3 \
+             -object throttle-group,id=h,limits.bps-write=7,limits.bps-write-max=8 \
+             -drive file=a,throttling.group=g -blockdev driver=raw,node-name=n,file.filename=x,file.aio=io_uring \
+             -blockdev driver=throttle,node-name=t,throttle-group=h,file=n -device virtio-blk-pci,drive=t",
+        );
+        let groups: Vec<Option<&str>> = config.drives.iter().map(|d| d.group.as_deref()).collect();
+        assert_eq!(groups[..2], [Some("g"), Some("h")]);
+        assert_eq!((config.drives[1].id.as_str(), config.drives[1].aio), ("t", DiskAio::IoUring));
+        let rates = &config.throttle_groups;
+        assert_eq!(rates[0].1.requests[0], Rate { per_second: 50, max: 90, max_length: 3 });
+        assert_eq!(rates[1].1.bytes[2], Rate { per_second: 7, max: 8, max_length: 0 });
+        for (words, why) in [
+            ("-object throttle-group,x-iops-total=5", "id= is missing"),
+            ("-object throttle-group,id=g,x-iops-total-max=5", "wants iops-total"),
+            ("-object throttle-group,id=g,x-iops-totl=5", "x-iops-total"),
+            ("-object throttle-group,id=g -object throttle-group,id=g", "two"),
+            (
+                "-blockdev driver=raw,node-name=n,file.filename=x \
+                 -blockdev driver=throttle,node-name=t,throttle-group=no,file=n",
+                "-object throttle-group,id=no",
+            ),
+            ("-drive file=a,aio=native", "cache.direct=on"),
+            ("-drive file=a,aio=natve", "threads, native, io_uring"),
+            ("-blockdev driver=raw,node-name=n,file.filename=x,file.aio=native", "cache.direct=on"),
+        ] {
+            assert!(refused(words).contains(why), "{words}: {}", refused(words));
+        }
+        assert_eq!(config_of("-drive file=a,aio=native,cache=none").drives[0].aio, DiskAio::Native);
         let json =
             r#"-drive if=virtio,file=json:{"driver":"qcow2",,"file":{"driver":"file",,"filename":"x"}}"#;
         let d = &config_of(json).drives[0];

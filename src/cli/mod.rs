@@ -128,6 +128,12 @@ enum GuestsCommand {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> i32 {
     let mut args = args.into_iter();
     let argv0 = args.next().unwrap_or_else(|| "mynah".into());
+    // A file that is as long as it may be (`ulimit -f`) is an error to who writes to it, and not the end.
+    #[cfg(unix)]
+    // SAFETY: no handler is set, and no other thread runs yet that could.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN)
+    };
     let rest: Vec<OsString> = args.collect();
     let called = program_name(&argv0);
     if called.starts_with("qemu-system-") {

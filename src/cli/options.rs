@@ -128,7 +128,7 @@ pub const OPTIONS: &[OptionDef] = options! {
     Console Supported "display" ("none|curses|vnc=[HOST]:DISPLAY", "none") "where the screen is shown [default: a terminal that nothing else uses]";
     Console Supported "curses" "the screen in the terminal; the same as -display curses";
     Console Supported "k" ("LAYOUT", "de") "the keyboard's layout, for VNC and the terminal";
-    Console Supported "object" ("secret,id=ID,data=TEXT|file=FILE", "secret,id=s,data=sesame") "a password for -vnc password-secret=";
+    Console Supported "object" ("secret,id=ID,data=TEXT|file=FILE", "secret,id=s,data=sesame") "a password for VNC; limits of drives: throttle-group,id=ID,x-iops-total=N";
     Console Supported "vga" ("std|none", "std") "the video adapter";
     Console Supported "vnc" ("[HOST]:DISPLAY|unix:PATH[,password=on][,websocket=on]", ":1") "show the screen to VNC clients";
 

@@ -9,6 +9,7 @@ use crate::config::{
     Boot, Config, FwCfgData, FwCfgItem, LogItem, Net, PanicAction, RebootAction, Rtc, RtcBase, RtcClock,
     ShutdownAction, WatchdogAction, split_commas,
 };
+use mynah_devices::misc::vmgenid::Guid;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
@@ -223,20 +224,9 @@ pub fn watchdog_action(text: &str) -> Result<WatchdogAction, Error> {
 
 /// Parses `-uuid`: 32 hexadecimal digits, in groups of 8-4-4-4-12 or without dashes.
 pub fn uuid(text: &str) -> Result<[u8; 16], Error> {
-    let digits: Vec<u8> = text.bytes().filter(|b| *b != b'-').collect();
-    let dashes: Vec<usize> = text.char_indices().filter(|(_, c)| *c == '-').map(|(i, _)| i).collect();
-    let mut uuid = [0; 16];
-    let well_formed = digits.len() == 32 && digits.iter().all(u8::is_ascii_hexdigit);
-    if !well_formed || !(dashes.is_empty() || dashes == [8, 13, 18, 23]) {
-        return Err(Error::new(format!(
-            "-uuid {text}: that is no UUID, such as 12345678-9abc-def0-1234-56789abcdef0"
-        )));
-    }
-    let nibble = |digit: u8| (digit as char).to_digit(16).unwrap_or(0) as u8;
-    for (byte, pair) in uuid.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = nibble(pair[0]) << 4 | nibble(pair[1]);
-    }
-    Ok(uuid)
+    let no_uuid =
+        || Error::new(format!("-uuid {text}: that is no UUID, such as 12345678-9abc-def0-1234-56789abcdef0"));
+    Guid::parse(text).map(|Guid(bytes)| bytes).ok_or_else(no_uuid)
 }
 
 /// Parses `-fw_cfg`. A name has at most 55 characters, as the file directory of fw_cfg holds 56 with the closing zero.

@@ -85,12 +85,14 @@ pub(super) fn vnc(option: &str, text: &str) -> Result<Option<Vnc>, Error> {
     Ok(Some(Vnc { address, password, secret, websocket, more_ports, shared }))
 }
 
-/// `-object secret`: the one kind of object that there is.
+/// `-object secret`; other kinds are refused.
 pub(super) fn secret(text: &str) -> Result<Secret, Error> {
     let mut props = Props::parse("-object", text, Some("qom-type"));
     let kind = props.text("qom-type")?.unwrap_or_default();
     if kind != "secret" {
-        return Err(Error::new(format!("-object {kind}: not supported yet; there is 'secret'")));
+        return Err(Error::new(format!(
+            "-object {kind}: not supported yet; there are 'secret' and 'throttle-group'"
+        )));
     }
     let Some(id) = props.text("id")? else { return Err(props.error("id= is missing")) };
     let base64 = match props.text("format")?.as_deref() {

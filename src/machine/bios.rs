@@ -1,16 +1,16 @@
 //! The built-in BIOS on this machine: from a write to its port, with the vCPU's registers, to a service and back.
 //!
 //! The stub's OUT ends the vCPU's run (as a kick); what was asked is then done on the vCPU's thread, between two of its
-//! instructions. Real and virtual-8086 mode call, and protected mode the 32-bit PCI BIOS; a write to the port from
+//! instructions. Real and virtual-8086 mode call, and protected mode PCI BIOS and APM; a write to the port from
 //! anywhere else does nothing.
 use super::board::{Board, Firmware};
 use mynah_cpu::board::EV_KICK;
-use mynah_cpu::state::{State, gpr, seg};
+use mynah_cpu::state::{Segment, State, gpr, seg};
 use mynah_cpu::{Cpu, Events};
 use mynah_devices::bus::PortBus;
 use mynah_devices::clock::{Clock, HostClock};
 use mynah_devices::device::{Device, Invalid, Reset};
-use mynah_firmware::bios::{Bios, BiosV1, Platform, Regs};
+use mynah_firmware::bios::{Bios, BiosV1, CF, Caller, DescriptorsAt, Platform, Regs};
 use mynah_mmu::{Access, Mode, PAGE_MASK, PhysMemory};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl BiosCalls {
             return;
         }
         if cpu.state.is_protected() && !cpu.state.is_v86() {
-            self.serve32(cpu);
+            self.serve_protected(cpu);
             return;
         }
         let mut regs = registers(cpu);
@@ -61,18 +61,27 @@ impl BiosCalls {
 }
 
 impl BiosCalls {
-    /// The 32-bit PCI BIOS: the stub is told by where its OUT is in physical memory.
-    fn serve32(&self, cpu: &mut Cpu) {
+    /// PCI BIOS and APM from protected mode: the stub is told by where its OUT is in physical memory.
+    fn serve_protected(&self, cpu: &mut Cpu) {
         const BIOS: std::ops::Range<u64> = 0xf_0000..0x10_0000;
         let s = &cpu.state;
-        let (es, linear) =
-            (s.seg[seg::ES].base as u32, s.seg[seg::CS].base.wrapping_add(s.gpr[gpr::RIP]) as u32);
+        let table = |base: u64, limit: u32| DescriptorsAt { base: base as u32, limit };
+        let caller = Caller {
+            es: s.seg[seg::ES].base as u32,
+            ss: s.seg[seg::SS].base as u32,
+            wide_stack: s.seg[seg::SS].attr & Segment::DB != 0,
+            gdt: table(s.gdtr.base, s.gdtr.limit.into()),
+            ldt: table(s.ldtr.base, if s.ldtr.attr & Segment::UNUSABLE == 0 { s.ldtr.limit } else { 0 }),
+        };
+        let linear = s.seg[seg::CS].base.wrapping_add(s.gpr[gpr::RIP]) as u32;
         let mut regs = registers(cpu);
         let mut pc = CpuPlatform { cpu, ports: &self.ports, clock: &self.clock };
         let behind = pc.pages(linear, 1, false).first().and_then(|(gpa, _)| *gpa);
         let Some(gpa) = behind.filter(|gpa| BIOS.contains(gpa)) else { return };
-        if self.bios.lock().call32(&mut regs, (gpa - BIOS.start) as u16, es, &mut pc) {
+        if self.bios.lock().call_protected(&mut regs, (gpa - BIOS.start) as u16, &caller, &mut pc) {
             set_general(&mut cpu.state, &regs);
+            let flags = cpu.state.arith_flags() & !u64::from(CF) | u64::from(regs.flags & CF);
+            cpu.state.set_arith_flags(flags);
         }
     }
 }

@@ -117,7 +117,7 @@ impl Board {
             memory: &memory,
             apic_bus: &apic_bus,
             ioapic: &ioapic,
-            ioapic2: None,
+            ioapic2: (what.has_second_ioapic)(&cfg.machine).then(|| Ioapic::new(apic_bus.clone())),
             router: None,
             lines: Vec::new(),
             plugged: Vec::new(),

@@ -33,8 +33,8 @@ static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
 /// Looks at standard output before the language's runtime, which opens /dev/null in its place if it is closed.
 #[cfg(target_os = "linux")]
 #[used]
-// SAFETY: the section holds pointers to functions without arguments that the C library calls before `main`; this is one, and it uses
-// nothing that is set up later.
+// SAFETY: the section holds pointers to functions without arguments that the C library calls before `main`; this is
+// one, and it uses nothing that is set up later.
 #[unsafe(link_section = ".init_array")]
 static LOOK_AT_STDOUT: extern "C" fn() = look_at_stdout;
 

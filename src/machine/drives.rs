@@ -1,13 +1,18 @@
 //! The machine's drives: images are opened as the user has said, each for one device; and what firmware has of them.
+use super::board::Board;
 use super::power::{Pause, Power};
-use crate::config::{Config, Drive as Wanted};
+use crate::config::{Config, DiskAio, Drive as Wanted};
 use anyhow::Context;
-use mynah_block::{Backing, Drive, DriveError, Image, OnError, OpenOptions, Options, Request, Stopper, open};
-use mynah_devices::kind::{Bus, Values};
+use mynah_block::{
+    Aio, Backing, Drive, DriveError, Image, OnError, OpenOptions, Options, Request, Stopper, ThrottleGroup,
+    open,
+};
+use mynah_devices::kind::{Bus, Chosen, Values};
+use mynah_devices::pci::DevFn;
 use mynah_devices::storage::floppy::{DriveKind as DriveType, Format};
 use mynah_firmware::bios::{Disk, DiskError, Drive as BiosDrive, DriveKind, DrivePath};
 use parking_lot::Mutex;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
@@ -30,9 +35,12 @@ impl Drives {
         let stopper: Arc<dyn Stopper> =
             Arc::new(StopsMachine { power: Arc::downgrade(power), program: cfg.program.clone() });
         let mut all = Vec::new();
+        let groups = groups(cfg);
         for wanted in &cfg.drives {
             let medium = wanted.file.as_deref().map(|file| open_image(wanted, file)).transpose()?;
-            let drive = Drive::new(options(wanted), medium).with_context(|| wanted.shown())?;
+            let group = wanted.group.as_ref().and_then(|name| groups.get(name.as_str()).cloned());
+            let options = Options { group, aio: aio(cfg, wanted), ..options(wanted) };
+            let drive = Drive::new(options, medium).with_context(|| wanted.shown())?;
             drive.on_stop(Arc::downgrade(&stopper));
             all.push(drive);
         }
@@ -83,6 +91,37 @@ pub fn open_image(wanted: &Wanted, file: &Path) -> anyhow::Result<Arc<dyn Image>
     open(&options).with_context(|| wanted.option.clone())
 }
 
+/// The limits that drives share. Of several drives that give their group some the last one counts, as in QEMU.
+fn groups(cfg: &Config) -> BTreeMap<&str, Arc<ThrottleGroup>> {
+    let mut limits = BTreeMap::new();
+    limits.extend(cfg.throttle_groups.iter().map(|(name, limits)| (name.as_str(), *limits)));
+    for drive in cfg.drives.iter().filter(|d| d.limits.any()) {
+        limits.extend(drive.group.as_deref().map(|name| (name, drive.limits)));
+    }
+    let limited = limits.into_iter().filter(|(_, limits)| limits.any());
+    limited.map(|(name, limits)| (name, Arc::new(ThrottleGroup::new(limits)))).collect()
+}
+
+/// Who reads and writes a drive's file: what the user wants if the host has it. A guest has its disk in any case.
+fn aio(cfg: &Config, wanted: &Wanted) -> Aio {
+    if wanted.aio == DiskAio::Threads || wanted.file.is_none() {
+        return Aio::Threads;
+    }
+    match Aio::IoUring.check() {
+        Ok(()) => Aio::IoUring,
+        Err(e) => {
+            let (shown, aio) = (wanted.shown(), wanted.aio);
+            crate::cli::say(
+                &cfg.program,
+                &format!(
+                    "{shown}: aio={aio}: the host does not let it use io_uring ({e}); it uses threads instead"
+                ),
+            );
+            Aio::Threads
+        }
+    }
+}
+
 fn options(wanted: &Wanted) -> Options {
     Options {
         name: wanted.id.clone(),
@@ -118,7 +157,8 @@ impl Stopper for StopsMachine {
 
 /// The drives that the built-in BIOS knows, of those that devices on this machine have: floppies, IDE, virtio, SCSI and
 /// NVMe disks, CDs.
-pub fn of_bios(cfg: &Config, drives: &Drives) -> Vec<BiosDrive> {
+pub fn of_bios(cfg: &Config, board: &Board) -> Vec<BiosDrive> {
+    let drives = &board.drives;
     const CHANNELS: [(u16, u16, u8); 2] = [(0x1f0, 0x3f6, 14), (0x170, 0x376, 15)];
     let (mut all, mut floppies) = (Vec::new(), Vec::new());
     for device in &cfg.devices {
@@ -148,7 +188,7 @@ pub fn of_bios(cfg: &Config, drives: &Drives) -> Vec<BiosDrive> {
                 _ => DrivePath::Unknown,
             }
         } else {
-            DrivePath::Unknown
+            place_of(cfg, board, device).unwrap_or_default()
         };
         all.push(BiosDrive {
             kind: if cd { DriveKind::Cd } else { DriveKind::HardDisk },
@@ -161,6 +201,65 @@ pub fn of_bios(cfg: &Config, drives: &Drives) -> Vec<BiosDrive> {
     floppies.sort_by_key(|(unit, _)| *unit);
     all.extend(floppies.into_iter().map(|(_, floppy)| floppy));
     all
+}
+
+/// Where a drive is that is on no ATA channel: on a function of PCI bus 0. The others have no number before they boot.
+fn place_of(cfg: &Config, board: &Board, device: &Chosen) -> Option<DrivePath> {
+    let values = &device.values;
+    let path = |pci, interface, unit| Some(DrivePath::Pci { pci, interface, unit });
+    match device.kind.name {
+        "virtio-blk-pci" | "virtio-blk" => {
+            path(function_of(board, &name_of(cfg, board, device)?)?, "SCSI", 0)
+        }
+        "nvme" => path(function_of(board, &name_of(cfg, board, device)?)?, "NVME", 1),
+        "scsi-hd" | "scsi-cd" => {
+            // It is called scsi-hd@ADAPTER.TARGET.UNIT, unless the user has named it.
+            let name = name_of(cfg, board, device)?;
+            let own = name.split_once('@').and_then(|(_, place)| {
+                let mut parts = place.rsplitn(3, '.');
+                let (unit, target) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+                Some((parts.next()?.to_owned(), target, unit))
+            });
+            let (adapter, target, unit): (String, u64, u64) = own.or_else(|| {
+                let bus = values.text("bus")?.trim_end_matches(".0");
+                Some((bus.into(), values.number("scsi-id")?, values.number("lun").unwrap_or(0)))
+            })?;
+            // The adapter's name is the user's, or tells which of them it is.
+            let pci = function_of(board, &adapter).or_else(|| {
+                let number: usize = adapter.strip_prefix("scsi")?.parse().ok()?;
+                let is = |d: &&Chosen| matches!(d.kind.name, "virtio-scsi-pci" | "virtio-scsi");
+                let adapter = cfg.devices.iter().filter(is).nth(number)?;
+                function_of(board, &name_of(cfg, board, adapter)?)
+            })?;
+            path(pci, "SCSI", target & 0xffff | unit << 16)
+        }
+        _ => None,
+    }
+}
+
+/// The name by which a device is in the registry: its id, or one that was made for it. Devices of a kind are there in
+/// the order in which they are configured.
+fn name_of(cfg: &Config, board: &Board, device: &Chosen) -> Option<String> {
+    if let Some(id) = &device.values.id {
+        return Some(id.clone());
+    }
+    // Other names of a kind end in what it is on.
+    let kind = |d: &Chosen| d.kind.name.trim_end_matches("-pci");
+    let unnamed = |d: &&Chosen| kind(d) == kind(device) && d.values.id.is_none();
+    let number = cfg.devices.iter().filter(unnamed).position(|d| std::ptr::eq(d, device))?;
+    let prefixes = [format!("{}@", kind(device)), format!("{}-pci@", kind(device))];
+    let listed = board.devices.list().into_iter().map(|(_, name, _)| name);
+    listed.filter(|name| prefixes.iter().any(|p| name.starts_with(p))).nth(number)
+}
+
+/// Bus, device and function of the PCI device of this name, if it is on bus 0.
+fn function_of(board: &Board, name: &str) -> Option<(u8, u8, u8)> {
+    let (root, device) = (board.chips.pci.as_ref()?, board.devices.find(name)?);
+    let device = Arc::as_ptr(&device).cast::<()>();
+    let is = |f: &DevFn| root.device(*f).is_some_and(|d| std::ptr::eq(Arc::as_ptr(&d).cast(), device));
+    let all = (0..32).flat_map(|device| (0..8).map(move |function| DevFn::new(device, function)));
+    let mut found = all.filter(is);
+    found.next().map(|f| (0, f.device(), f.function()))
 }
 
 fn floppy(drive: &Arc<Drive>, values: &Values) -> BiosDrive {

@@ -1,4 +1,5 @@
-//! Looking inside the translator: its log (`-d ir,out_asm`), names for `perf`, counters for the monitor, and the check against the interpreter.
+//! Looking inside the translator: its log (`-d ir,out_asm`), names for `perf`, counters for the monitor, and the check
+//! against the interpreter.
 use super::budget::Budget;
 use super::power::Power;
 use crate::config::{Check, CodeCache, Config, LogItem, exit_code};
@@ -95,7 +96,8 @@ fn of_elf(bytes: &[u8]) -> anyhow::Result<Vec<(u64, u64, String)>> {
         .collect())
 }
 
-/// Those of a table as `nm` prints it, which is what System.map and /proc/kallsyms are: address, kind and name in a line.
+/// Those of a table as `nm` prints it, which is what System.map and /proc/kallsyms are: address, kind and name in a
+/// line.
 fn of_table(bytes: &[u8]) -> Vec<(u64, u64, String)> {
     let text = String::from_utf8_lossy(bytes);
     let function = |line: &str| {

@@ -3,7 +3,6 @@
 use super::bios::BoardPlatform;
 use super::board::{Board, Firmware};
 use super::boards::common::boot_order_cells;
-use super::boards::microvm::has_second_ioapic;
 use super::drives::of_bios;
 use super::flash;
 use crate::cli::build::find_firmware;
@@ -232,7 +231,7 @@ impl Boot {
             acpi: cfg.machine.acpi,
             hpet: cfg.machine.chosen.switch("hpet"),
             pic: cfg.machine.chosen.switch("pic"),
-            second_ioapic: has_second_ioapic(&cfg.machine),
+            second_ioapic: (cfg.machine.board.has_second_ioapic)(&cfg.machine),
             chipset: cfg.machine.board.tables,
             product: cfg.machine.board.product,
             i8042: cfg.machine.board.pci,
@@ -289,7 +288,7 @@ impl Boot {
     /// Tells the built-in BIOS of the machine's drives. Once.
     pub fn plug_drives(&self, cfg: &Config, board: &Board) {
         if let Firmware::BuiltIn(bios) = &self.firmware {
-            for drive in of_bios(cfg, &board.drives) {
+            for drive in of_bios(cfg, board) {
                 bios.lock().add_drive(drive);
             }
         }

@@ -37,8 +37,8 @@ use saved::Incoming;
 use std::sync::Arc;
 use vcpu::VcpuHandle;
 
-/// Builds the machine of the command line and runs it to its end; the exit code. Signals that end processes end the machine, and nothing it
-/// does keeps the process from ending.
+/// Builds the machine of the command line and runs it to its end; the exit code. Signals that end processes end the
+/// machine, and nothing it does keeps the process from ending.
 pub fn run(cfg: Config) -> anyhow::Result<i32> {
     refuse_unbuilt(&cfg)?;
     let handle = Handle::new(&cfg);
@@ -104,7 +104,8 @@ impl Machine {
     /// Builds a machine; nothing of it runs yet.
     ///
     /// # Errors
-    /// A file cannot be read or is not what it is to be, an option asks for what is not there, the host has not enough of something.
+    /// A file cannot be read or is not what it is to be, an option asks for what is not there, the host has not enough
+    /// of something.
     pub fn new(cfg: Config) -> anyhow::Result<Self> {
         refuse_unbuilt(&cfg)?;
         let handle = Handle::new(&cfg);

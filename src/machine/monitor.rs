@@ -15,6 +15,7 @@ use mynah_block::Drive;
 use mynah_devices::chardev::{Chardev, Monitor};
 use mynah_devices::display::vnc::VncControl;
 use mynah_devices::display::{Screen, dump};
+use mynah_devices::misc::vmgenid::Guid;
 use parking_lot::Mutex;
 use std::fmt::Write;
 use std::path::Path;
@@ -41,11 +42,13 @@ struct Command {
 
 /// How a command is carried out.
 enum Run {
+    /// It has no arguments, and nothing is to be said of it.
+    Does(fn(&Hmp)),
     /// It has no arguments.
     Plain(fn(&Hmp) -> Answer),
     With(fn(&Hmp, &mut Args<'_>) -> Answer),
 }
-use Run::{Plain, With};
+use Run::{Does, Plain, With};
 
 const fn row(names: &'static str, args: &'static str, what: &'static str, run: Run) -> Command {
     Command { names, args, what, run }
@@ -102,27 +105,11 @@ const COMMANDS: &[Command] = &[
         "move the mouse to the right, down, its wheel",
         With(|m, a| m.mouse_move(a)),
     ),
-    row(
-        "nmi",
-        "",
-        "an NMI for each vCPU",
-        Plain(|m| {
-            let _: () = m.machine.nmi();
-            ok(())
-        }),
-    ),
+    row("nmi", "", "an NMI for each vCPU", Does(|m| m.machine.nmi())),
     row("o", "[/FMT] PORT VALUE", "write a port", With(|m, a| m.port_write(a))),
     row("pmemsave", "ADDRESS SIZE FILE", "physical memory to a file", With(|m, a| m.save_memory(a, true))),
     row("print|p", "[/FMT] EXPRESSION", "a number, of registers too ($eip)", With(|m, a| m.print(a))),
-    row(
-        "quit|q",
-        "",
-        "end Mynah",
-        Plain(|m| {
-            let _: () = m.machine.end();
-            ok(())
-        }),
-    ),
+    row("quit|q", "", "end Mynah", Does(|m| m.machine.end())),
     row(
         "screendump",
         "FILE [-f FORMAT]",
@@ -142,34 +129,10 @@ const COMMANDS: &[Command] = &[
         "the password for VNC clients",
         With(|m, a| if a.takes("vnc") { m.vnc_password(a) } else { Err(Fault::Form) }),
     ),
-    row(
-        "stop|s",
-        "",
-        "pause the guest",
-        Plain(|m| {
-            let _: () = m.machine.pause();
-            ok(())
-        }),
-    ),
+    row("stop|s", "", "pause the guest", Does(|m| m.machine.pause())),
     row("sum", "ADDRESS SIZE", "the checksum of physical memory, as sum -r makes it", With(|m, a| m.sum(a))),
-    row(
-        "system_powerdown",
-        "",
-        "press the power button",
-        Plain(|m| {
-            let _: () = m.machine.power_button();
-            ok(())
-        }),
-    ),
-    row(
-        "system_reset",
-        "",
-        "reset the machine",
-        Plain(|m| {
-            let _: () = m.machine.reset();
-            ok(())
-        }),
-    ),
+    row("system_powerdown", "", "press the power button", Does(|m| m.machine.power_button())),
+    row("system_reset", "", "reset the machine", Does(|m| m.machine.reset())),
     row("system_wakeup", "", "wake the guest from its sleep", Plain(|m| done(m.machine.wake()))),
     row(
         "watchdog_action",
@@ -258,6 +221,11 @@ impl Command {
 
     fn carry_out(&self, monitor: &Hmp, args: &mut Args<'_>) -> Answer {
         match self.run {
+            Does(run) => {
+                args.end()?;
+                run(monitor);
+                Ok(String::new())
+            }
             Plain(run) => args.end().and_then(|()| run(monitor)),
             With(run) => run(monitor, args),
         }
@@ -280,11 +248,6 @@ fn help_of(args: &mut Args<'_>) -> Answer {
     };
     args.end()?;
     Ok(text)
-}
-
-/// Nothing is said of what cannot fail.
-fn ok((): ()) -> Answer {
-    Ok(String::new())
 }
 
 const NO_SCREEN: &str = "there is no screen (-device VGA adds one)";
@@ -391,7 +354,7 @@ impl Hmp {
         match seat.parse() {
             Ok(n) if n < self.machine.vcpus() => {
                 self.seat.store(n, Ordering::Relaxed);
-                ok(())
+                Ok(String::new())
             }
             Ok(_) => Err(Fault::Said("invalid CPU index".into())),
             Err(_) => Err(Fault::Said(format!("'{seat}' is not the number of a vCPU"))),
@@ -403,14 +366,16 @@ impl Hmp {
         args.end()?;
         let action = WatchdogAction::named(name).ok_or_else(|| format!("there is no action '{name}'"))?;
         self.machine.set_on_watchdog(action);
-        ok(())
+        Ok(String::new())
     }
 
-    /// Options of QEMU's command for what is no matter here (it waits in any case; disks are not copied) may stand before the URI, which
-    /// may be in quotation marks.
+    /// Options of QEMU's command for what is no matter here (it waits in any case; disks are not copied) may stand
+    /// before the URI, which may be in quotation marks.
     fn migrate(&self, args: &mut Args<'_>) -> Answer {
         while ["-d", "-b", "-i"].iter().any(|option| args.takes(option)) {}
-        args.end().is_err().then_some(()).ok_or(Fault::Form)?;
+        if args.is_empty() {
+            return Err(Fault::Form);
+        }
         let uri = args.rest();
         let uri = uri.strip_prefix('"').and_then(|u| u.strip_suffix('"')).unwrap_or(uri);
         let saved = self.machine.save(uri);
@@ -473,7 +438,9 @@ impl Hmp {
     }
 
     fn expire_password(&self, args: &mut Args<'_>) -> Answer {
-        args.takes("vnc").then_some(()).ok_or(Fault::Form)?;
+        if !args.takes("vnc") {
+            return Err(Fault::Form);
+        }
         let time = args.word()?;
         args.end()?;
         let (now, no_time) = (SystemTime::now(), || format!("'{time}' is no time"));
@@ -523,7 +490,9 @@ impl Hmp {
     fn change(&self, args: &mut Args<'_>) -> Answer {
         let name = args.word()?;
         if name == "vnc" && args.takes("password") {
-            args.end().is_err().then_some(()).ok_or("say which: change vnc password PASSWORD")?;
+            if args.is_empty() {
+                return Err("say which: change vnc password PASSWORD".into());
+            }
             return self.vnc_password(args);
         }
         let (file, format) = (args.file()?, args.next());
@@ -534,8 +503,8 @@ impl Hmp {
         let wanted = config::Drive { format: format.map(Into::into), ..wanted.clone() };
         let image = open_image(&wanted, Path::new(&file)).map_err(|e| crate::cli::explain(&e))?;
         drive.change(Some(image), false)?;
-        let _: () = drive.name_medium(&file);
-        ok(())
+        drive.name_medium(&file);
+        Ok(String::new())
     }
 
     /// Without a suffix the size counts MiB, as in QEMU.
@@ -600,9 +569,7 @@ impl Hmp {
     }
 
     fn uuid(&self) -> String {
-        let hex: String = self.uuid.iter().map(|b| format!("{b:02x}")).collect();
-        let groups = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
-        groups.join("-") + "\n"
+        format!("{}\n", Guid(self.uuid))
     }
 }
 

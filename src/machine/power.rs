@@ -222,7 +222,8 @@ impl Power {
         }
     }
 
-    /// For the boot processor: waits until all others stand still for the reset that was asked for. False if there is none any more.
+    /// For the boot processor: waits until all others stand still for the reset that was asked for. False if there is
+    /// none any more.
     pub fn wait_parked(&self) -> bool {
         let others = self.vcpus.get().map_or(0, |v| v.len().saturating_sub(1));
         let mut s = self.state.lock();
@@ -252,7 +253,8 @@ impl Power {
         self.state.lock().waking
     }
 
-    /// The reset asked for has been carried out by the boot processor, or the waking that it was: all go on, as after power-on.
+    /// The reset asked for has been carried out by the boot processor, or the waking that it was: all go on, as after
+    /// power-on.
     pub fn reset_done(&self, was: Option<WakeCause>) {
         let mut s = self.state.lock();
         for v in self.vcpus.get().into_iter().flatten() {

@@ -47,7 +47,8 @@ pub fn key_lines<'a>(console: &'a str, keys: &[&str]) -> Vec<&'a str> {
     console.lines().filter_map(of).collect()
 }
 
-/// Runs Mynah with `args`; kills it (and fails) if it does not end in time. `answer` says what to type when a line has come.
+/// Runs Mynah with `args`; kills it (and fails) if it does not end in time. `answer` says what to type when a line has
+/// come.
 pub fn run(args: &[&str], limit: Duration, answer: impl FnMut(&str) -> Option<&'static str>) -> Boot {
     let mut mynah = Command::new(env!("CARGO_BIN_EXE_mynah"));
     mynah.arg("run").args(args);

@@ -1,4 +1,5 @@
-//! Guests in real mode, assembled for the tests beside this folder: a kernel that has a 16-bit entry only, and what such guests share.
+//! Guests in real mode, assembled for the tests beside this folder: a kernel that has a 16-bit entry only, and what
+//! such guests share.
 #![allow(dead_code, reason = "not every test uses all of it")]
 use iced_x86::code_asm::*;
 

@@ -3,7 +3,7 @@ use super::{PATIENCE, Running, command};
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A machine on whose console somebody types.
 pub struct Machine {
@@ -11,6 +11,8 @@ pub struct Machine {
     said: Receiver<Vec<u8>>,
     /// What was said and not looked at yet.
     rest: String,
+    /// How long it waits for what must come.
+    patience: Duration,
 }
 
 impl Machine {
@@ -31,16 +33,22 @@ impl Machine {
                 }
             }
         });
-        Self { running, said, rest: String::new() }
+        Self { running, said, rest: String::new(), patience: PATIENCE }
     }
 
-    /// Waits until `text` has been said; what comes behind it is looked at next.
-    pub fn until(&mut self, text: &str) {
-        let give_up = Instant::now() + PATIENCE;
+    /// The same machine, for which this long is waited.
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Waits until `text` has been said; what came before it. What comes behind it is looked at next.
+    pub fn until(&mut self, text: &str) -> String {
+        let give_up = Instant::now() + self.patience;
         loop {
-            if let Some((_, behind)) = self.rest.split_once(text) {
-                self.rest = behind.to_owned();
-                return;
+            if let Some((before, behind)) = self.rest.split_once(text) {
+                let (before, behind) = (before.to_owned(), behind.to_owned());
+                self.rest = behind;
+                return before;
             }
             let left = give_up.saturating_duration_since(Instant::now());
             match self.said.recv_timeout(left) {
@@ -57,7 +65,7 @@ impl Machine {
 
     /// Waits for its end; the exit code.
     pub fn ends(mut self) -> Option<i32> {
-        let status = self.running.ended(PATIENCE);
+        let status = self.running.ended(self.patience);
         status.unwrap_or_else(|| panic!("it does not end: {}", self.rest)).code()
     }
 }

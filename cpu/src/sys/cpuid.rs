@@ -1,4 +1,5 @@
 //! CPUID and counters: CPUID, RDTSC, RDTSCP, RDPMC, RDPID (SDM volume 2).
+use crate::board::EV_INTR;
 use crate::cpu::Cpu;
 use crate::event::Stop;
 use crate::exec::Exec;
@@ -55,9 +56,17 @@ fn rdtsc(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     read_tsc(cpu)
 }
 
+/// On a host that is late, timers that were due before this time run out now, or have just done so on another thread.
+/// Their interrupt comes before the time is seen: a guest that waits for ticks until a time (as Linux does to see whether
+/// its timer works) gets all that belong to it. It is put off once at a time, so the guest gets on in any case.
 fn read_tsc(cpu: &mut Cpu) -> Result<(), Stop> {
     tsc_allowed(cpu)?;
     let v = cpu.tsc();
+    let due = cpu.events.pending() & cpu.event_mask & EV_INTR != 0;
+    cpu.time_put_off = due && !cpu.time_put_off;
+    if cpu.time_put_off {
+        return Err(Stop::Again);
+    }
     set_edx_eax(cpu, v);
     Ok(())
 }

@@ -4,12 +4,13 @@
 //! A block that is not there reads as zeros, and is made when something else is written to it: at the file's end, its
 //! data first. The table's entry for it is written by the next flush, when the data are durable; so it is with what
 //! the header counts. Locks: `growth`, then `table`.
-use crate::image::{Details, Extent, Image, within};
+use crate::image::{CheckReport, Details, Extent, Image, within};
 use crate::ops::is_zero;
 use crate::storage::{Storage, damaged};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Most entries of a table: 16 MiB of them.
@@ -31,6 +32,33 @@ pub trait Layout: Send + Sync {
     /// # Errors
     /// The host's; the file cannot be larger.
     fn grow(&self, storage: &dyn Storage, index: usize, end: u64) -> io::Result<(u32, u64)>;
+
+    /// What of the file a block with this entry has, [`Layout::data`] and what belongs to it; `None` if nothing.
+    fn taken(&self, entry: u32) -> Option<Range<u64>>;
+
+    /// See [`Image::identity`].
+    fn identity(&self) -> Option<[u8; 16]> {
+        None
+    }
+
+    /// What of the file is the format's own.
+    fn own(&self) -> Vec<Range<u64>>;
+
+    /// How many blocks the header says there are, if it says so.
+    ///
+    /// # Errors
+    /// The host's.
+    fn counted(&self, _storage: &dyn Storage) -> io::Result<Option<u32>> {
+        Ok(None)
+    }
+
+    /// Has the header count so many blocks.
+    ///
+    /// # Errors
+    /// The host's.
+    fn set_count(&self, _storage: &dyn Storage, _count: u32) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Where the entry of block `index` is, and how it is written.
     fn entry(&self, index: usize, entry: u32) -> (u64, [u8; 4]);
@@ -211,6 +239,60 @@ impl Image for Blocks {
 
     fn details(&self) -> Details {
         self.layout.details()
+    }
+
+    fn identity(&self) -> Option<[u8; 16]> {
+        self.layout.identity()
+    }
+
+    /// Two blocks that have a place in common, or one that stands where a table does: whatever is written to the one
+    /// changes the other, and nobody can say whose the bytes are. A count that is wrong can be mended.
+    fn check(&self, repair: bool) -> io::Result<CheckReport> {
+        if repair {
+            self.may_write(0, 0)?;
+        }
+        self.flush()?;
+        let mut report = CheckReport::default();
+        let table = self.table.read();
+        let mut order: Vec<u32> = (0..table.len() as u32).collect();
+        order.retain(|index| self.layout.taken(table[*index as usize]).is_some());
+        order.sort_unstable_by_key(|index| table[*index as usize]);
+        let own = self.layout.own();
+        let mut before: Option<(u32, Range<u64>)> = None;
+        for index in &order {
+            let Some(place) = self.layout.taken(table[*index as usize]) else { continue };
+            if own.iter().any(|own| own.start < place.end && place.start < own.end) {
+                report.corruptions += 1;
+                report.note(|| {
+                    format!("ERROR: block {index} at {:#x} overlaps the image's own tables", place.start)
+                });
+            }
+            if let Some((other, last)) = before.as_ref().filter(|(_, last)| place.start < last.end) {
+                report.corruptions += 1;
+                report.note(|| {
+                    format!(
+                        "ERROR: block {index} at {:#x} overlaps block {other} at {:#x}",
+                        place.start, last.start
+                    )
+                });
+            }
+            before = Some((*index, place));
+        }
+        let there = order.len() as u32;
+        if let Some(count) = self.layout.counted(&*self.storage)?.filter(|count| *count != there) {
+            if repair {
+                self.layout.set_count(&*self.storage, there)?;
+                self.storage.flush()?;
+                report.corruptions_fixed += 1;
+            } else {
+                report.corruptions += 1;
+            }
+            report.note(|| {
+                let what = if repair { "Repairing" } else { "ERROR" };
+                format!("{what}: the header counts {count} blocks, and there are {there}")
+            });
+        }
+        Ok(report)
     }
 }
 

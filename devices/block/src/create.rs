@@ -74,11 +74,11 @@ pub fn format_options(format: &str) -> Option<&'static [FormatOption]> {
     }
 }
 
-fn invalid(text: impl Into<String>) -> io::Error {
+pub(crate) fn invalid(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text.into())
 }
 
-fn switch(name: &str, value: &str) -> io::Result<bool> {
+pub(crate) fn switch(name: &str, value: &str) -> io::Result<bool> {
     match value {
         "on" | "true" | "yes" => Ok(true),
         "off" | "false" | "no" => Ok(false),
@@ -87,7 +87,7 @@ fn switch(name: &str, value: &str) -> io::Result<bool> {
 }
 
 /// Bytes: a number with one of K M G T P E, powers of 1024.
-fn bytes(name: &str, value: &str) -> io::Result<u64> {
+pub(crate) fn bytes(name: &str, value: &str) -> io::Result<u64> {
     let wrong = || invalid(format!("{name}={value}: it is a size"));
     let (digits, shift) = match value.find(|c: char| !c.is_ascii_digit()) {
         None => (value, 0),

@@ -5,14 +5,23 @@
 //! a device that has promised an order waits for an end before it submits the next. The end of a request is told on
 //! one of these threads with no lock held; it may submit others.
 //!
+//! With [`Aio::IoUring`] one more thread gives the kernel's ring what is read from, written to and flushed of an image
+//! whose bytes are its file's ([`Image::plain`]), as many at a time as there are. What it cannot do goes to the others.
+//!
 //! An error ends a request, or holds it (`werror=stop`): the machine is told to stop, and when it goes on the request
 //! is tried again. A device therefore keeps what it has submitted until it ends: what is held when the machine is
 //! saved is not saved here, the device saves it and submits it again.
 //!
-//! Locks: the drive's is a leaf; none is held while an image or an end is called.
+//! Locks: the drive's, then that of its limits; none is held while an image or an end is called.
 use crate::image::Image;
 use crate::ops::is_zero;
-use crate::throttle::{Limits, Throttle};
+#[cfg(target_os = "linux")]
+use crate::ring::{self, Ended, Ring, Stage, Waker};
+#[cfg(not(target_os = "linux"))]
+use crate::storage::unsupported;
+#[cfg(target_os = "linux")]
+use crate::storage::{Storage, cut};
+use crate::throttle::{Limits, ThrottleGroup};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -157,8 +166,38 @@ pub struct Options {
     pub copy_on_read: bool,
     /// `throttling.*`.
     pub limits: Limits,
+    /// `throttling.group`: limits that it shares with others; its own do not count then.
+    pub group: Option<Arc<ThrottleGroup>>,
+    /// `aio=`.
+    pub aio: Aio,
     /// Most threads that carry out requests.
     pub threads: usize,
+}
+
+/// `aio=`: who reads and writes the files of plain images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aio {
+    /// The drive's threads, each one request at a time.
+    #[default]
+    Threads,
+    /// The kernel, from a ring that one thread has.
+    IoUring,
+}
+
+impl Aio {
+    /// Whether the host has it.
+    ///
+    /// # Errors
+    /// Why it has not: a kernel that is too old, a sandbox or an administrator that forbids it.
+    pub fn check(self) -> io::Result<()> {
+        match self {
+            Self::Threads => Ok(()),
+            #[cfg(target_os = "linux")]
+            Self::IoUring => ring::check(),
+            #[cfg(not(target_os = "linux"))]
+            Self::IoUring => Err(unsupported("this host is no Linux")),
+        }
+    }
 }
 
 /// `detect-zeroes=`.
@@ -187,6 +226,8 @@ impl Default for Options {
             detect_zeroes: DetectZeroes::Off,
             copy_on_read: false,
             limits: Limits::default(),
+            group: None,
+            aio: Aio::Threads,
             threads: 4,
         }
     }
@@ -227,8 +268,9 @@ pub struct Counts {
 
 type Done = Box<dyn FnOnce(Reply) + Send>;
 
-struct Job {
-    request: Request,
+/// A request, and whom to tell of its end.
+pub(crate) struct Job {
+    pub(crate) request: Request,
     done: Done,
 }
 
@@ -238,7 +280,9 @@ struct State {
     queue: VecDeque<Job>,
     /// Those that limits hold back, and until when.
     late: VecDeque<(Instant, Job)>,
-    throttle: Option<Throttle>,
+    /// Those for the thread that has the ring.
+    #[cfg(target_os = "linux")]
+    by_ring: ByRing,
     /// Failed, to be tried again when the machine goes on.
     held: Vec<Job>,
     /// Requests that threads carry out.
@@ -258,7 +302,44 @@ struct State {
     stopper: Option<Weak<dyn Stopper>>,
 }
 
+/// What there is of the ring's thread.
+#[cfg(target_os = "linux")]
+#[derive(Default)]
+struct ByRing {
+    queue: VecDeque<Job>,
+    /// Not while its thread has it.
+    ring: Option<Ring>,
+    waker: Option<Arc<Waker>>,
+    /// There is a thread.
+    runs: bool,
+    /// It waits in the kernel, and has to be woken.
+    in_kernel: bool,
+}
+
 impl State {
+    /// Whether nothing is under way or about to be.
+    fn is_quiet(&self) -> bool {
+        self.busy == 0 && self.queue.is_empty() && self.late.is_empty() && !self.ring_has_work()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn ring_has_work(&self) -> bool {
+        !self.by_ring.queue.is_empty()
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn ring_has_work(&self) -> bool {
+        false
+    }
+
+    /// Threads of any kind.
+    fn all_threads(&self) -> usize {
+        #[cfg(target_os = "linux")]
+        return self.threads + usize::from(self.by_ring.runs);
+        #[cfg(not(target_os = "linux"))]
+        self.threads
+    }
+
     /// Puts those into the queue whose time has come; when that of the next one is.
     fn due(&mut self) -> Option<Instant> {
         let now = Instant::now();
@@ -295,13 +376,16 @@ struct Shared {
     /// The guest may switch it off, which has each write flushed.
     write_cache: AtomicBool,
     counts: Counts,
-    /// When the drive came to be: what throttling counts from.
-    began: Instant,
+    /// What holds requests back.
+    limits: Option<Arc<ThrottleGroup>>,
     /// A read that copies has it alone, changes share it: none is undone by what was read before it.
     copying: RwLock<()>,
     state: Mutex<State>,
     /// There is something in the queue, or the drive is closing.
     work: Condvar,
+    /// The same, for the thread that has the ring.
+    #[cfg(target_os = "linux")]
+    ring_work: Condvar,
     /// Nothing is under way.
     quiet: Condvar,
 }
@@ -310,17 +394,35 @@ impl Drive {
     /// A drive with this medium. It has no thread before there is something to do.
     ///
     /// # Errors
-    /// None so far.
+    /// The host does not have what [`Options::aio`] asks for.
     pub fn new(options: Options, medium: Option<Arc<dyn Image>>) -> io::Result<Arc<Self>> {
-        let throttle = options.limits.any().then(|| Throttle::new(options.limits));
+        let own = || options.limits.any().then(|| Arc::new(ThrottleGroup::new(options.limits)));
+        let limits = options.group.clone().or_else(own);
+        #[cfg(not(target_os = "linux"))]
+        options.aio.check()?;
+        #[cfg(target_os = "linux")]
+        let by_ring = match options.aio {
+            Aio::Threads => ByRing::default(),
+            Aio::IoUring => {
+                let ring = Ring::new()?;
+                ByRing { waker: Some(ring.waker()), ring: Some(ring), ..ByRing::default() }
+            }
+        };
         let shared = Arc::new(Shared {
             write_cache: AtomicBool::new(!options.write_through),
             options,
             counts: Counts::default(),
-            state: Mutex::new(State { medium, throttle, ..State::default() }),
-            began: Instant::now(),
+            state: Mutex::new(State {
+                medium,
+                #[cfg(target_os = "linux")]
+                by_ring,
+                ..State::default()
+            }),
+            limits,
             copying: RwLock::new(()),
             work: Condvar::new(),
+            #[cfg(target_os = "linux")]
+            ring_work: Condvar::new(),
             quiet: Condvar::new(),
         });
         Ok(Arc::new(Self { shared }))
@@ -396,33 +498,44 @@ impl Drive {
     pub fn submit(&self, request: Request, done: impl FnOnce(Reply) + Send + 'static) {
         let job = Job { request, done: Box::new(done) };
         let mut state = self.shared.state.lock();
-        let wait = match &mut state.throttle {
-            Some(throttle) => throttle.take(self.shared.began.elapsed(), &job.request),
-            None => Duration::ZERO,
-        };
-        if wait.is_zero() {
-            state.queue.push_back(job);
-        } else {
+        let wait = self.shared.limits.as_ref().map_or(Duration::ZERO, |l| l.take(&job.request));
+        if !wait.is_zero() {
             state.late.push_back((Instant::now() + wait, job));
+        } else {
+            let Some(job) = self.shared.to_ring(&mut state, job) else { return };
+            state.queue.push_back(job);
         }
         self.shared.wake(&mut state);
     }
 
-    /// Has `request` carried out, and waits for its end: for firmware, whose callers wait as well.
+    /// Has `request` carried out, and waits for its end: for firmware, whose callers wait as well. Errors are counted
+    /// and told of as others are, and ignored where the user wants it.
     ///
     /// # Errors
-    /// How it ended. A request that is held ends with [`DriveError::Io`], and is not tried again.
+    /// How it ended. One that is to stop the machine does so and ends with [`DriveError::Io`]: it is not held, as who
+    /// waits has nothing that could be saved.
     pub fn wait(&self, request: Request) -> Reply {
         let medium = self.medium();
-        self.shared.carry_out(&request, medium.as_deref()).map_err(|e| e.kind)
+        let failure = match self.shared.carry_out(&request, medium.as_deref()) {
+            Ok(data) => return Ok(data),
+            Err(failure) => failure,
+        };
+        match self.shared.judge(&request, &failure) {
+            Verdict::Report => {}
+            Verdict::Ignore(reply) => return Ok(reply),
+            Verdict::Stop(stopper, why) => stopper.stop(self.name(), &why),
+        }
+        Err(failure.kind)
     }
 
     /// Waits until no request is under way. Those that are held stay so; no limit holds one back meanwhile.
     pub fn drain(&self) {
         let mut state = self.shared.state.lock();
-        while state.busy > 0 || !state.queue.is_empty() || !state.late.is_empty() {
+        while !state.is_quiet() {
             state.hurry();
-            self.shared.wake(&mut state);
+            if !state.queue.is_empty() {
+                self.shared.wake(&mut state);
+            }
             self.shared.quiet.wait(&mut state);
         }
     }
@@ -543,10 +656,12 @@ impl Drop for Drive {
         state.hurry();
         self.shared.wake(&mut state);
         self.shared.work.notify_all();
-        while state.threads > 0 && !OF_A_DRIVE.get() {
+        #[cfg(target_os = "linux")]
+        self.shared.ring_work.notify_all();
+        while state.all_threads() > 0 && !OF_A_DRIVE.get() {
             self.shared.quiet.wait(&mut state);
         }
-        if state.threads == 0 {
+        if state.all_threads() == 0 {
             let (medium, held) = (state.medium.take(), std::mem::take(&mut state.held));
             MutexGuard::unlocked(&mut state, || self.shared.close(medium, held));
         }
@@ -558,6 +673,15 @@ struct Failure {
     kind: DriveError,
     /// What the host said.
     cause: Option<io::Error>,
+}
+
+/// What becomes of a failed request.
+enum Verdict {
+    Report,
+    /// It ends so.
+    Ignore(Vec<u8>),
+    /// The machine stops; why.
+    Stop(Arc<dyn Stopper>, String),
 }
 
 impl From<DriveError> for Failure {
@@ -604,9 +728,14 @@ impl Shared {
 
     fn spawn(self: &Arc<Self>) -> io::Result<()> {
         let shared = self.clone();
-        let mut name = format!("disk {}", self.options.name);
-        name.truncate(15);
-        thread::Builder::new().name(name).stack_size(256 << 10).spawn(move || shared.work()).map(drop)
+        self.thread("disk").spawn(move || shared.work()).map(drop)
+    }
+
+    /// A thread of the drive's. Linux keeps 15 bytes of its name; a drive's may have any characters.
+    fn thread(&self, kind: &str) -> thread::Builder {
+        let own = self.options.name.chars().filter(char::is_ascii_graphic);
+        let name = kind.chars().chain([' ']).chain(own).take(15).collect();
+        thread::Builder::new().name(name).stack_size(256 << 10)
     }
 
     /// What a thread does.
@@ -620,7 +749,7 @@ impl Shared {
                 let medium = if state.open { None } else { state.medium.clone() };
                 MutexGuard::unlocked(&mut state, || self.end(job, medium));
                 state.busy -= 1;
-                if state.busy == 0 && state.queue.is_empty() && state.late.is_empty() {
+                if state.is_quiet() {
                     self.quiet.notify_all();
                 }
             } else if state.closing {
@@ -635,13 +764,171 @@ impl Shared {
                 }
             }
         }
-        if state.closing && state.threads == 1 {
-            let medium = state.medium.take();
-            let held = std::mem::take(&mut state.held);
-            MutexGuard::unlocked(&mut state, || self.close(medium, held));
-        }
+        self.close_if_last(&mut state);
         state.threads -= 1;
         self.quiet.notify_all();
+    }
+
+    /// A thread is about to end: the last one closes what was in the drive that is gone.
+    fn close_if_last(&self, state: &mut MutexGuard<'_, State>) {
+        if state.closing && state.all_threads() == 1 {
+            let medium = state.medium.take();
+            let held = std::mem::take(&mut state.held);
+            MutexGuard::unlocked(state, || self.close(medium, held));
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn to_ring(self: &Arc<Self>, _: &mut MutexGuard<'_, State>, job: Job) -> Option<Job> {
+        Some(job)
+    }
+
+    /// Gives a request to the thread that has the ring; it comes back if there is none, or it is not for it.
+    #[cfg(target_os = "linux")]
+    fn to_ring(self: &Arc<Self>, state: &mut MutexGuard<'_, State>, job: Job) -> Option<Job> {
+        let plain = !self.options.copy_on_read && self.options.detect_zeroes == DetectZeroes::Off;
+        let kind = matches!(job.request, Request::Read { .. } | Request::Write { .. } | Request::Flush);
+        if self.options.aio != Aio::IoUring || !plain || !kind {
+            return Some(job);
+        }
+        let by_ring = &mut state.by_ring;
+        if !by_ring.runs {
+            let Some(ring) = by_ring.ring.take() else { return Some(job) };
+            let (shared, room) = (self.clone(), Arc::new(Mutex::new(Some(ring))));
+            let given = room.clone();
+            let begun = self.thread("ring").spawn(move || {
+                if let Some(ring) = given.lock().take() {
+                    shared.work_by_ring(ring);
+                }
+            });
+            if begun.is_err() {
+                // The other threads have those for which there is none.
+                by_ring.ring = room.lock().take();
+                return Some(job);
+            }
+            by_ring.runs = true;
+        }
+        by_ring.queue.push_back(job);
+        if std::mem::take(&mut by_ring.in_kernel) {
+            by_ring.waker.iter().for_each(|waker| waker.wake());
+        } else {
+            self.ring_work.notify_one();
+        }
+        None
+    }
+
+    /// What the thread does that has the ring.
+    #[cfg(target_os = "linux")]
+    fn work_by_ring(self: &Arc<Self>, mut ring: Ring) {
+        OF_A_DRIVE.set(true);
+        let mut ended = Vec::new();
+        let mut state = self.state.lock();
+        loop {
+            let many = state.by_ring.queue.len().min(ring.room());
+            let jobs: Vec<Job> = state.by_ring.queue.drain(..many).collect();
+            if jobs.is_empty() && ring.under_way() == 0 {
+                if state.closing {
+                    break;
+                }
+                let late = self.ring_work.wait_for(&mut state, IDLE).timed_out();
+                if late && state.by_ring.queue.is_empty() {
+                    break;
+                }
+                continue;
+            }
+            state.busy += jobs.len();
+            let medium = if state.open { None } else { state.medium.clone() };
+            let mut elsewhere = Vec::new();
+            MutexGuard::unlocked(&mut state, || {
+                for job in jobs {
+                    elsewhere.extend(self.begin(&mut ring, job, medium.as_ref()));
+                }
+                drop(medium);
+            });
+            for job in elsewhere {
+                state.busy -= 1;
+                state.queue.push_back(job);
+                self.wake(&mut state);
+            }
+            let block = ring.under_way() > 0 && (state.by_ring.queue.is_empty() || ring.room() == 0);
+            state.by_ring.in_kernel = block;
+            let ends = MutexGuard::unlocked(&mut state, || {
+                ring.wait(block, &mut ended);
+                ended.drain(..).map(|end| usize::from(self.end_by_ring(&mut ring, end))).sum::<usize>()
+            });
+            state.by_ring.in_kernel = false;
+            state.busy -= ends;
+            if state.is_quiet() {
+                self.quiet.notify_all();
+            }
+        }
+        self.close_if_last(&mut state);
+        state.by_ring.ring = Some(ring);
+        state.by_ring.runs = false;
+        self.quiet.notify_all();
+    }
+
+    /// Has the ring begin with a request, which comes back if it cannot. Those that are refused are for the others too.
+    #[cfg(target_os = "linux")]
+    fn begin(&self, ring: &mut Ring, job: Job, medium: Option<&Arc<dyn Image>>) -> Option<Job> {
+        let Some(medium) = medium else { return Some(job) };
+        let refused = match job.request.range() {
+            Some((at, len)) => at.checked_add(len).is_none_or(|end| end > medium.size()),
+            None => self.options.no_flush,
+        };
+        let changes = job.request.changes() || job.request == Request::Flush;
+        if refused || changes && (self.options.read_only || medium.read_only()) {
+            return Some(job);
+        }
+        let stage = if job.request == Request::Flush { Stage::Sync } else { Stage::Transfer };
+        ring.begin(job, medium, stage).err()
+    }
+
+    /// A request has come back from the ring: whether that is its end.
+    #[cfg(target_os = "linux")]
+    fn end_by_ring(&self, ring: &mut Ring, ended: Ended) -> bool {
+        let Ended { job, medium, stage, mut reply } = ended;
+        let count = |counter: &AtomicU64, n: u64| counter.fetch_add(n, Relaxed);
+        match (&job.request, &mut reply) {
+            (Request::Read { at, len }, Ok(data)) => {
+                if data.len() < *len {
+                    // Zeros fill the last sector up; more is missing of a file that was cut.
+                    let end = medium.plain(*at, false).map_or(Ok(0), |file| file.len());
+                    match end {
+                        Ok(end) if *at + *len as u64 <= end.saturating_add(511) & !511 => {
+                            data.resize(*len, 0)
+                        }
+                        Ok(end) => reply = Err(cut(end)),
+                        Err(e) => reply = Err(e),
+                    }
+                }
+                if reply.is_ok() {
+                    count(&self.counts.reads, 1);
+                    count(&self.counts.read_bytes, *len as u64);
+                }
+            }
+            (Request::Write { data, .. }, Ok(_)) if stage == Stage::Transfer => {
+                count(&self.counts.writes, 1);
+                count(&self.counts.written_bytes, data.len() as u64);
+                if !self.write_cache.load(Relaxed) && !self.options.no_flush {
+                    // There is room: that of the write.
+                    return match ring.begin(job, &medium, Stage::Sync) {
+                        Ok(()) => false,
+                        Err(job) => {
+                            let reply = medium.flush();
+                            drop(medium);
+                            self.tell(job, reply.map(|()| Vec::new()).map_err(Failure::from));
+                            true
+                        }
+                    };
+                }
+            }
+            (Request::Flush, Ok(_)) => _ = count(&self.counts.flushes, 1),
+            _ => {}
+        }
+        drop(medium);
+        self.tell(job, reply.map_err(Failure::from));
+        true
     }
 
     fn close(&self, medium: Option<Arc<dyn Image>>, held: Vec<Job>) {
@@ -659,35 +946,48 @@ impl Shared {
     fn end(&self, job: Job, medium: Option<Arc<dyn Image>>) {
         let reply = self.carry_out(&job.request, medium.as_deref());
         drop(medium);
+        self.tell(job, reply);
+    }
+
+    /// Tells how a request ended, or holds it.
+    fn tell(&self, job: Job, reply: Result<Vec<u8>, Failure>) {
         let failure = match reply {
             Ok(data) => return (job.done)(Ok(data)),
             Err(failure) => failure,
         };
+        match self.judge(&job.request, &failure) {
+            Verdict::Report => (job.done)(Err(failure.kind)),
+            Verdict::Ignore(reply) => (job.done)(Ok(reply)),
+            Verdict::Stop(stopper, why) => {
+                self.state.lock().held.push(job);
+                stopper.stop(&self.options.name, &why);
+            }
+        }
+    }
+
+    /// What becomes of a request that has failed: `werror=`, `rerror=`. What the guest has done wrong it is told.
+    fn judge(&self, request: &Request, failure: &Failure) -> Verdict {
         self.counts.failed.fetch_add(1, Relaxed);
-        let Some(cause) = failure.cause else { return (job.done)(Err(failure.kind)) };
-        let why = format!("{}: {cause}", job.request);
-        let read = matches!(job.request, Request::Read { .. });
+        let Some(cause) = &failure.cause else { return Verdict::Report };
+        let why = format!("{request}: {cause}");
+        let read = matches!(request, Request::Read { .. });
         let policy = if read { self.options.rerror } else { self.options.werror };
         let stop =
             policy == OnError::Stop || policy == OnError::Enospc && failure.kind == DriveError::NoSpace;
         let name = &self.options.name;
         if policy == OnError::Ignore {
             tracing::warn!("drive {name}: {why}; ignored");
-            let zeros = if let Request::Read { len, .. } = job.request { vec![0; len] } else { Vec::new() };
-            return (job.done)(Ok(zeros));
+            return Verdict::Ignore(if let Request::Read { len, .. } = request {
+                vec![0; *len]
+            } else {
+                Vec::new()
+            });
         }
         tracing::warn!("drive {name}: {why}");
-        let mut state = self.state.lock();
-        match state.stopper.clone().filter(|_| stop).and_then(|s| s.upgrade()) {
-            Some(stopper) => {
-                state.held.push(job);
-                drop(state);
-                stopper.stop(name, &why);
-            }
-            None => {
-                drop(state);
-                (job.done)(Err(failure.kind));
-            }
+        let stopper = self.state.lock().stopper.clone();
+        match stopper.filter(|_| stop).and_then(|s| s.upgrade()) {
+            Some(stopper) => Verdict::Stop(stopper, why),
+            None => Verdict::Report,
         }
     }
 
@@ -806,6 +1106,14 @@ mod tests {
 
     fn write(drive: &Drive, at: u64, byte: u8) -> Reply {
         ask(drive, Request::Write { at, data: vec![byte; 512] })
+    }
+
+    #[test]
+    fn a_drive_s_name_may_have_any_characters() {
+        for name in ["aäääääääää", "a\0b", "ä"] {
+            let (drive, _) = drive(Options { name: name.into(), ..Options::default() });
+            assert_eq!(write(&drive, 0, 1), Ok(Vec::new()), "{name:?}");
+        }
     }
 
     #[test]

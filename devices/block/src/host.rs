@@ -1,18 +1,18 @@
 //! A file or a block device of the host.
 //!
 //! With `direct` it is open twice: past the host's page cache for what is aligned, through it for what is not. The
-//! kernel keeps the two views of a file alike as long as they do not touch one page at the same time, which the lock
-//! `mixed` sees to. The buffer of a direct transfer is aligned too: the caller's if it happens to be, a bounce buffer
-//! otherwise.
+//! kernel keeps the two views of a file alike as long as they do not touch one page at the same time, which `mixed`
+//! sees to. A file system that has nothing past its page cache is an error, as in QEMU. The buffer of a direct transfer
+//! is aligned too: the caller's if it happens to be, a bounce buffer otherwise.
 use crate::lock::unlock;
 use crate::storage::{Storage, write_zeros};
-use parking_lot::RwLock;
+use parking_lot::{Condvar, Mutex};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
 /// Offsets, lengths and addresses of direct transfers are multiples of it: of every block size that disks have.
-const ALIGN: usize = 4096;
+pub(crate) const ALIGN: usize = 4096;
 /// Most bytes of a bounce buffer.
 const BOUNCE: usize = 1 << 20;
 
@@ -20,16 +20,86 @@ const BOUNCE: usize = 1 << 20;
 pub struct HostFile {
     file: File,
     direct: Option<File>,
-    mixed: RwLock<()>,
+    mixed: Mixed,
     /// Its size cannot be changed.
     device: bool,
 }
 
+/// Who has a file that is open twice: any number past the page cache, or one through it. Unlike a guard's the right to
+/// it may be given back by another thread.
+#[derive(Default)]
+struct Mixed {
+    users: Mutex<Users>,
+    free: Condvar,
+}
+
+#[derive(Default)]
+struct Users {
+    shared: usize,
+    alone: bool,
+    /// Those that wish to have it alone; others wait for them.
+    waiting: usize,
+}
+
+impl Mixed {
+    fn try_share(&self) -> bool {
+        let mut users = self.users.lock();
+        let free = !users.alone && users.waiting == 0;
+        users.shared += usize::from(free);
+        free
+    }
+
+    fn share(&self) -> Shared<'_> {
+        let mut users = self.users.lock();
+        while users.alone || users.waiting > 0 {
+            self.free.wait(&mut users);
+        }
+        users.shared += 1;
+        Shared(self)
+    }
+
+    fn unshare(&self) {
+        let mut users = self.users.lock();
+        users.shared -= 1;
+        if users.shared == 0 {
+            self.free.notify_all();
+        }
+    }
+
+    fn alone(&self) -> Alone<'_> {
+        let mut users = self.users.lock();
+        users.waiting += 1;
+        while users.alone || users.shared > 0 {
+            self.free.wait(&mut users);
+        }
+        users.waiting -= 1;
+        users.alone = true;
+        Alone(self)
+    }
+}
+
+struct Shared<'a>(&'a Mixed);
+
+impl Drop for Shared<'_> {
+    fn drop(&mut self) {
+        self.0.unshare();
+    }
+}
+
+struct Alone<'a>(&'a Mixed);
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.0.users.lock().alone = false;
+        self.0.free.notify_all();
+    }
+}
+
 impl HostFile {
-    /// Opens the file at `path`; with `direct`, past the host's page cache where the host can.
+    /// Opens the file at `path`; with `direct`, past the host's page cache.
     ///
     /// # Errors
-    /// The host's; it is a folder or another thing that has no bytes.
+    /// The host's; it is a folder or another thing that has no bytes; its file system has nothing past the page cache.
     pub fn open(path: &Path, write: bool, direct: bool) -> io::Result<Self> {
         let file = open_file(path, write, false)?;
         let kind = file.metadata()?.file_type();
@@ -40,14 +110,32 @@ impl HostFile {
                 "it is neither a file nor a block device",
             ));
         }
-        // A file system that cannot (EINVAL) is used as it can.
-        let direct = if direct { open_file(path, write, true).ok() } else { None };
-        Ok(Self { file, direct, mixed: RwLock::new(()), device })
+        let direct = direct.then(|| open_file(path, write, true).map_err(not_direct)).transpose()?;
+        Ok(Self { file, direct, mixed: Mixed::default(), device })
     }
 
     /// One that is open already.
     pub fn new(file: File) -> Self {
-        Self { file, direct: None, mixed: RwLock::new(()), device: false }
+        Self { file, direct: None, mixed: Mixed::default(), device: false }
+    }
+
+    /// The file for a transfer that somebody else carries out, and whether its buffer has to be aligned to [`ALIGN`]:
+    /// until [`HostFile::end_transfer`] is told so. `None` if it cannot be one now.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn begin_transfer(&self, at: u64, len: usize) -> Option<(&File, bool)> {
+        if self.direct.is_none() {
+            return Some((&self.file, false));
+        }
+        let direct = self.direct_for(at, len)?;
+        self.mixed.try_share().then_some((direct, true))
+    }
+
+    /// The transfer of [`HostFile::begin_transfer`] has ended.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn end_transfer(&self, aligned: bool) {
+        if aligned {
+            self.mixed.unshare();
+        }
     }
 
     /// The file itself.
@@ -72,7 +160,7 @@ impl HostFile {
     }
 
     fn buffered_write(&self, at: u64, data: &[u8]) -> io::Result<()> {
-        let _alone = self.direct.as_ref().map(|_| self.mixed.write());
+        let _alone = self.direct.as_ref().map(|_| self.mixed.alone());
         write_all_at(&self.file, at, data)
     }
 }
@@ -90,13 +178,31 @@ fn aligned(room: &mut Vec<u8>, len: usize) -> &mut [u8] {
     &mut room[skip..skip + len]
 }
 
+/// What is said where the host refuses to go past its page cache.
+fn not_direct(e: io::Error) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported => io::Error::new(
+            e.kind(),
+            format!(
+                "its file system does not support O_DIRECT, which cache=none, cache=directsync and cache.direct=on \
+                 ask for: say cache=writeback ({e})"
+            ),
+        ),
+        _ => e,
+    }
+}
+
 impl Storage for HostFile {
+    fn host(&self) -> Option<&HostFile> {
+        Some(self)
+    }
+
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         let Some(direct) = self.direct_for(at, buf.len()) else {
-            let _alone = self.direct.as_ref().map(|_| self.mixed.write());
+            let _alone = self.direct.as_ref().map(|_| self.mixed.alone());
             return read_or_zeros(&self.file, at, buf);
         };
-        let _shared = self.mixed.read();
+        let _shared = self.mixed.share();
         if (buf.as_ptr() as usize).is_multiple_of(ALIGN) {
             return read_or_zeros(direct, at, buf);
         }
@@ -112,7 +218,7 @@ impl Storage for HostFile {
 
     fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let Some(direct) = self.direct_for(at, data.len()) else { return self.buffered_write(at, data) };
-        let _shared = self.mixed.read();
+        let _shared = self.mixed.share();
         if (data.as_ptr() as usize).is_multiple_of(ALIGN) {
             return write_all_at(direct, at, data);
         }
@@ -150,7 +256,7 @@ impl Storage for HostFile {
             return Ok(());
         }
         let done = {
-            let _alone = self.direct.as_ref().map(|_| self.mixed.write());
+            let _alone = self.direct.as_ref().map(|_| self.mixed.alone());
             zero_range(&self.file, at, len, unmap)?
         };
         if done { Ok(()) } else { write_zeros(self, at, len) }
@@ -347,6 +453,35 @@ mod tests {
         }
         assert_eq!(file.extent_at(1 << 20).unwrap().0, 0);
         std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_file_system_without_direct_transfers_is_an_error_with_a_remedy() {
+        // The kernel's own files have none on any version.
+        let path = Path::new("/proc/version");
+        if cfg!(target_os = "linux") && path.exists() {
+            assert!(HostFile::open(path, false, false).is_ok());
+            let error = HostFile::open(path, false, true).map(drop).unwrap_err().to_string();
+            assert!(error.contains("O_DIRECT") && error.contains("say cache=writeback"), "{error}");
+        }
+    }
+
+    #[test]
+    fn who_wants_the_file_alone_gets_it() {
+        let mixed = Mixed::default();
+        assert!(mixed.try_share() && mixed.try_share());
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(mixed.alone()));
+            while mixed.users.lock().waiting == 0 {
+                std::thread::yield_now();
+            }
+            // Those that come now wait for it, so that it is not kept waiting for ever.
+            assert!(!mixed.try_share());
+            mixed.unshare();
+            mixed.unshare();
+            drop(mixed.share());
+        });
+        assert!(mixed.try_share());
     }
 
     #[test]

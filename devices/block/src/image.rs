@@ -1,4 +1,5 @@
 //! What every disk image is, whatever its format.
+use crate::host::HostFile;
 use crate::storage::unsupported;
 use std::io;
 use std::sync::Arc;
@@ -122,6 +123,17 @@ pub trait Image: Send + Sync {
         Err(unsupported(format!("the format '{}' has no compressed clusters", self.format())))
     }
 
+    /// The number by which an image that stands on this one knows it, if the format has one.
+    fn identity(&self) -> Option<[u8; 16]> {
+        None
+    }
+
+    /// The file whose bytes are the disk's, if a read or a write from `at` on may go to it past the image: it has
+    /// nothing of its own to do for that. So it is with flushes if it is so at 0. Takes no lock.
+    fn plain(&self, _at: u64, _write: bool) -> Option<&HostFile> {
+        None
+    }
+
     /// The internal snapshots.
     ///
     /// # Errors
@@ -152,6 +164,16 @@ pub trait Image: Send + Sync {
     /// As [`Image::snapshot_apply`].
     fn snapshot_delete(&self, _name: &str) -> io::Result<()> {
         self.snapshots().map(drop)
+    }
+
+    /// Changes what was chosen when the image was made: options by name, as `qemu-img amend -o` has them. Nothing else
+    /// is done with the image before it is opened again.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the format has nothing to change; an option that there is not, or that stays
+    /// as it is; the host's.
+    fn amend(&self, _options: &[(String, String)]) -> io::Result<()> {
+        Err(unsupported(format!("the format '{}' has nothing that can be amended", self.format())))
     }
 
     /// Looks for damage, and repairs it if asked to.

@@ -13,6 +13,7 @@
 mod blocks;
 mod crc32c;
 mod create;
+mod differencing;
 mod drive;
 mod host;
 mod image;
@@ -25,6 +26,8 @@ pub mod ops;
 mod probe;
 pub mod qcow2;
 mod raw;
+#[cfg(target_os = "linux")]
+mod ring;
 mod storage;
 #[cfg(test)]
 mod testing;
@@ -36,7 +39,8 @@ mod vmdk;
 
 pub use create::{FormatOption, create, format_options, qcow2_options};
 pub use drive::{
-    Counts, DetectZeroes, Drive, DriveError, Locked, MediumWatcher, OnError, Options, Reply, Request, Stopper,
+    Aio, Counts, DetectZeroes, Drive, DriveError, Locked, MediumWatcher, OnError, Options, Reply, Request,
+    Stopper,
 };
 pub use host::HostFile;
 pub use image::{CheckReport, Detail, Details, Extent, Image, Snapshot};
@@ -48,4 +52,4 @@ pub use open::{
 };
 pub use raw::Raw;
 pub use storage::Storage;
-pub use throttle::{Limits, Rate};
+pub use throttle::{Limits, Rate, ThrottleGroup};

@@ -40,8 +40,8 @@ fn open(format: &str, storage: Arc<Fragile>, read_only: bool) -> io::Result<Arc<
     let none = &|_: &str, _: bool| -> io::Result<Arc<dyn Storage>> { Err(io::ErrorKind::NotFound.into()) };
     Ok(match format {
         "raw" => Arc::new(raw::Raw::open(storage, read_only, false)?),
-        "vdi" => Arc::new(vdi::open(storage, read_only)?),
-        "vpc" | "vpc fixed" => vhd::open(storage, read_only)?,
+        "vdi" => vdi::open(storage, read_only, None)?,
+        "vpc" | "vpc fixed" => vhd::open(storage, read_only, None)?,
         "vhdx" => Arc::new(vhdx::open(storage, read_only)?),
         _ => Arc::new(vmdk::open(storage, read_only, none)?),
     })

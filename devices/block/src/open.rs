@@ -201,8 +201,30 @@ fn open_in_chain(options: &OpenOptions, above: &mut Vec<PathBuf>) -> Result<Arc<
             }
             Arc::new(image)
         }
-        "vdi" if options.at_snapshot.is_none() => Arc::new(vdi::open(storage, read_only).map_err(error)?),
-        "vpc" if options.at_snapshot.is_none() => vhd::open(storage, read_only).map_err(error)?,
+        "vdi" if options.at_snapshot.is_none() => {
+            let parent = match vdi::parent(&*storage).map_err(error)? {
+                None => None,
+                Some(_) if matches!(options.backing, Backing::InFolder | Backing::Anywhere) => {
+                    return Err(invalid(
+                        "a differencing VDI image has no name of its parent in it: say which file that is \
+                         (backing.driver=vdi,backing.file.filename=...)"
+                            .into(),
+                    ));
+                }
+                Some(identity) => open_parent(options, &canonical, None, identity, above)?,
+            };
+            vdi::open(storage, read_only, parent).map_err(error)?
+        }
+        "vpc" if options.at_snapshot.is_none() => {
+            let parent = match vhd::parent(&*storage).map_err(error)? {
+                None => None,
+                Some(vhd::Parent { name, identity }) => {
+                    let image = open_parent(options, &canonical, Some(&name), identity, above)?;
+                    Some((name, image))
+                }
+            };
+            vhd::open(storage, read_only, parent).map_err(error)?
+        }
         "vhdx" if options.at_snapshot.is_none() => Arc::new(vhdx::open(storage, read_only).map_err(error)?),
         "vmdk" if options.at_snapshot.is_none() => {
             let extent = |name: &str, write: bool| open_extent(options, &canonical, name, write);
@@ -219,6 +241,30 @@ fn open_in_chain(options: &OpenOptions, above: &mut Vec<PathBuf>) -> Result<Arc<
         }
     };
     Ok(image)
+}
+
+/// Opens what a differencing image at `path` stands on, and looks whether it is that.
+fn open_parent(
+    options: &OpenOptions,
+    path: &Path,
+    name: Option<&str>,
+    identity: [u8; 16],
+    above: &mut Vec<PathBuf>,
+) -> Result<Option<Arc<dyn Image>>, OpenError> {
+    let name = BackingName { file: name.map(Into::into), format: None };
+    above.push(path.to_owned());
+    let parent = open_backing(options, path, &name, above)?;
+    above.pop();
+    if parent.as_ref().and_then(|p| p.identity()).is_some_and(|is| is != identity) {
+        return Err(OpenError {
+            path: options.path.display().to_string(),
+            cause: io::Error::new(
+                io::ErrorKind::InvalidData,
+                "its parent is another image than the one that it was made from (their identifiers differ)",
+            ),
+        });
+    }
+    Ok(parent)
 }
 
 /// Opens what an image at `path` stands on.

@@ -1,7 +1,8 @@
 //! Raw images: the file's bytes are the disk's.
+use crate::host::HostFile;
 use crate::image::{Extent, Image, within};
 use crate::probe;
-use crate::storage::Storage;
+use crate::storage::{Storage, cut};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
@@ -74,7 +75,17 @@ impl Image for Raw {
 
     fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         within(self.size(), at, buf.len() as u64)?;
-        self.storage.read_at(at, buf)
+        self.storage.read_at(at, buf)?;
+        // Somebody has cut the file: what is not there any more is no zeros.
+        let end = self.storage.len()?;
+        if at + buf.len() as u64 > end.saturating_add(511) & !511 { Err(cut(end)) } else { Ok(()) }
+    }
+
+    fn plain(&self, at: u64, write: bool) -> Option<&HostFile> {
+        if write && (self.read_only || self.probed.is_some() && at < HEADER) {
+            return None;
+        }
+        self.storage.host()
     }
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
@@ -119,7 +130,22 @@ impl Image for Raw {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::HostFile;
+
+    #[test]
+    fn what_somebody_has_cut_off_is_an_error() {
+        let path = crate::testing::scratch("cut");
+        std::fs::write(&path, [1; 10_000]).unwrap();
+        let file: Arc<dyn Storage> = Arc::new(HostFile::open(&path, true, false).unwrap());
+        let raw = Raw::open(file, false, false).unwrap();
+        let mut bytes = [9; 512];
+        // The last sector was never whole.
+        raw.read(19 * 512, &mut bytes).unwrap();
+        assert_eq!(bytes[..], [[1; 272].as_slice(), &[0; 240]].concat());
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        assert!(raw.read(8 * 512, &mut bytes).unwrap_err().to_string().contains("shorter"));
+        raw.read(7 * 512, &mut bytes).unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
 
     #[test]
     fn a_guest_cannot_make_another_format_of_an_image_that_was_only_probed() {

@@ -1,4 +1,5 @@
 //! Where an image's bytes are kept: a file of the host, or a test's model of one.
+use crate::host::HostFile;
 use std::io;
 
 /// A row of bytes that grows as it is written to. Calls come from several threads at once.
@@ -62,6 +63,11 @@ pub trait Storage: Send + Sync {
         self.len()
     }
 
+    /// The host's file that it is, if it is one.
+    fn host(&self) -> Option<&HostFile> {
+        None
+    }
+
     /// Has room for `len` bytes from `at` on set aside.
     ///
     /// # Errors
@@ -92,6 +98,14 @@ pub(crate) fn damaged(what: impl Into<String>) -> io::Error {
 /// An error that says what is not there.
 pub(crate) fn unsupported(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, what.into())
+}
+
+/// An error that says that there is less of a file than there was when it was opened.
+pub(crate) fn cut(end: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        format!("the file has become shorter than the disk: it ends at {end:#x}"),
+    )
 }
 
 /// Big-endian numbers of a header. The caller has made sure of the buffer's size.

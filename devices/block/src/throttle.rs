@@ -1,7 +1,11 @@
 //! `throttling.*`: how much a drive may do in a second. Leaky buckets, as QEMU's `util/throttle.c` computes them: what
 //! is done fills a bucket that leaks at the chosen rate; who finds more in it than it holds waits until it does not.
+//!
+//! A burst of more than a second has a bucket of its own, which leaks at the burst's rate and holds a tenth of a
+//! second: all that may be done in a burst is not done at once.
 use crate::drive::Request;
-use std::time::Duration;
+use parking_lot::Mutex;
+use std::time::{Duration, Instant};
 
 /// A rate, and what may be done at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +64,9 @@ impl Limits {
                 if rate.max_length > 1 && rate.max == 0 {
                     return Err(format!("{key}-max-length wants {key}-max"));
                 }
+                if rate.max > 0 && rate.max_length > MOST / rate.max {
+                    return Err(format!("{key}-max-length is too long for {key}-max"));
+                }
             }
         }
         if self.request_size > 0 && self.requests.iter().all(|rate| rate.per_second == 0) {
@@ -72,11 +79,21 @@ impl Limits {
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
     level: f64,
+    /// Of a burst that may last: see [`Rate::max_length`].
+    burst: f64,
 }
 
 impl Bucket {
     fn leak(&mut self, rate: Rate, time: Duration) {
         self.level = (self.level - rate.per_second as f64 * time.as_secs_f64()).max(0.0);
+        self.burst = (self.burst - rate.max as f64 * time.as_secs_f64()).max(0.0);
+    }
+
+    fn fill(&mut self, rate: Rate, units: f64) {
+        self.level += units;
+        if rate.max_length > 1 {
+            self.burst += units;
+        }
     }
 
     /// How long who comes now waits.
@@ -88,8 +105,33 @@ impl Bucket {
             0 => rate.per_second as f64 / 10.0,
             max => max as f64 * rate.max_length.max(1) as f64,
         };
+        let mut seconds = (self.level - holds).max(0.0) / rate.per_second as f64;
+        if rate.max_length > 1 {
+            let max = rate.max as f64;
+            seconds = seconds.max((self.burst - max / 10.0) / max);
+        }
         // A guest that has asked for more than a day's worth asks again.
-        Duration::from_secs_f64(((self.level - holds).max(0.0) / rate.per_second as f64).min(86_400.0))
+        Duration::from_secs_f64(seconds.min(86_400.0))
+    }
+}
+
+/// Limits that drives share (`throttling.group`, `-object throttle-group`), or one has for itself: what any of them
+/// does fills the same buckets, and they wait in the order in which they come.
+#[derive(Debug)]
+pub struct ThrottleGroup {
+    began: Instant,
+    throttle: Mutex<Throttle>,
+}
+
+impl ThrottleGroup {
+    /// One that nobody has done anything in.
+    pub fn new(limits: Limits) -> Self {
+        Self { began: Instant::now(), throttle: Mutex::new(Throttle::new(limits)) }
+    }
+
+    /// Counts `request`, which comes now, and tells how long it has to wait.
+    pub(crate) fn take(&self, request: &Request) -> Duration {
+        self.throttle.lock().take(self.began.elapsed(), request)
     }
 }
 
@@ -132,9 +174,10 @@ impl Throttle {
                 wait = wait.max(buckets[n].wait(rates[n]));
             }
         }
-        for (buckets, (_, units)) in self.buckets.iter_mut().zip(units) {
-            buckets[0].level += units;
-            buckets[direction].level += units;
+        for (buckets, (rates, units)) in self.buckets.iter_mut().zip(units) {
+            for n in [0, direction] {
+                buckets[n].fill(rates[n], units);
+            }
         }
         wait
     }
@@ -160,11 +203,16 @@ mod tests {
         limits.requests[0].per_second = 10;
         // One may be in the bucket.
         assert_eq!(times(limits, || read(1), 5), [0, 0, 100, 200, 300]);
-        limits.requests[0].max = 10;
-        limits.requests[0].max_length = 2;
+        limits.requests[0].max = 20;
         let burst = times(limits, || read(1), 24);
         assert_eq!(burst[..21], [0; 21]);
         assert_eq!(burst[21..], [100, 200, 300]);
+        // Two seconds of 20 each: a tenth of a second's worth at once, then 20 a second, then 10.
+        limits.requests[0].max_length = 2;
+        let burst = times(limits, || read(1), 80);
+        assert_eq!(burst[..6], [0, 0, 0, 50, 100, 150]);
+        assert_eq!(burst[40..43], [1900, 1950, 2000]);
+        assert_eq!(burst[78..], [3800, 3900]);
         let mut limits = Limits::default();
         limits.bytes[1] = Rate { per_second: 1000, ..Rate::default() };
         assert_eq!(times(limits, || read(600), 3), [0, 500, 1100]);
@@ -173,6 +221,25 @@ mod tests {
         limits.bytes[1].per_second = 0;
         limits.requests[1].per_second = 10;
         assert_eq!(times(limits, || read(1000), 3), [0, 900, 1900]);
+    }
+
+    #[test]
+    fn a_burst_is_over_when_it_has_lasted() {
+        // 10 a second, for three seconds 50: who asks as often as it may gets that, and 10 a second from then on.
+        let mut limits = Limits::default();
+        limits.requests[2] = Rate { per_second: 10, max: 50, max_length: 3 };
+        let mut throttle = Throttle::new(limits);
+        let (mut now, mut done) = (Duration::ZERO, [0; 10]);
+        while now < Duration::from_secs(10) {
+            let wait = throttle.take(now, &Request::Write { at: 0, data: vec![0; 512] });
+            now += wait.max(Duration::from_millis(1));
+            if let Some(count) = done.get_mut(now.as_secs() as usize) {
+                *count += 1;
+            }
+        }
+        // What leaks meanwhile is in it: the bucket of 150 is full after 150 / (50 - 10) seconds.
+        assert!(done[..3].iter().all(|n| (48..=57).contains(n)), "{done:?}");
+        assert!(done[5..].iter().all(|n| (9..=11).contains(n)), "{done:?}");
     }
 
     #[test]

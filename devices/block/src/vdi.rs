@@ -1,12 +1,16 @@
-//! VirtualBox's VDI: dynamic and static images, read and write. Differencing ones and other block sizes are refused.
+//! VirtualBox's VDI: dynamic and static images, read and write. Differencing ones are only read; other block
+//! sizes are refused.
 //!
 //! Layout after VirtualBox's `VDICore.h` and QEMU's `block/vdi.c`: a header of 512 bytes, a map of 32-bit block
 //! numbers, blocks of 1 MiB. All little-endian.
 use crate::blocks::{Blocks, Layout, MAX_ENTRIES, uuid};
-use crate::image::Details;
+use crate::differencing::{self, Block, Differencing};
+use crate::image::{Details, Image};
 use crate::storage::{Storage, damaged, le32, le64, unsupported};
+use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes 64 to 67.
@@ -26,9 +30,23 @@ fn allocated(table: &[u32]) -> u32 {
     table.iter().filter(|entry| **entry < ZERO).count() as u32
 }
 
+/// The header's type of such an image.
+const DIFFERENCING: u32 = 4;
+
 struct Vdi {
     map: u64,
     data: u64,
+    identity: Option<[u8; 16]>,
+}
+
+/// The number of the parent of the image in `storage`, if it has one: VirtualBox has no name of it in the file.
+///
+/// # Errors
+/// The host's.
+pub fn parent(storage: &dyn Storage) -> io::Result<Option<[u8; 16]>> {
+    let mut head = vec![0; 512];
+    storage.read_at(0, &mut head)?;
+    Ok((le32(&head, 76) == DIFFERENCING).then(|| head[424..440].try_into().expect("sixteen bytes")))
 }
 
 impl Layout for Vdi {
@@ -42,6 +60,29 @@ impl Layout for Vdi {
 
     fn data(&self, entry: u32) -> Option<u64> {
         (entry < ZERO).then(|| self.data + u64::from(entry) * BLOCK)
+    }
+
+    fn taken(&self, entry: u32) -> Option<Range<u64>> {
+        self.data(entry).map(|at| at..at + BLOCK)
+    }
+
+    fn identity(&self) -> Option<[u8; 16]> {
+        self.identity
+    }
+
+    /// Blocks are behind them by their numbers.
+    fn own(&self) -> Vec<Range<u64>> {
+        Vec::new()
+    }
+
+    fn counted(&self, storage: &dyn Storage) -> io::Result<Option<u32>> {
+        let mut count = [0; 4];
+        storage.read_at(COUNT, &mut count)?;
+        Ok(Some(u32::from_le_bytes(count)))
+    }
+
+    fn set_count(&self, storage: &dyn Storage, count: u32) -> io::Result<()> {
+        storage.write_at(COUNT, &count.to_le_bytes())
     }
 
     fn grow(&self, storage: &dyn Storage, _: usize, end: u64) -> io::Result<(u32, u64)> {
@@ -93,7 +134,11 @@ impl Layout for Vdi {
 ///
 /// # Errors
 /// It is none, is damaged, or asks for what is not there; the host's.
-pub fn open(storage: Arc<dyn Storage>, read_only: bool) -> io::Result<Blocks> {
+pub fn open(
+    storage: Arc<dyn Storage>,
+    read_only: bool,
+    parent: Option<Arc<dyn Image>>,
+) -> io::Result<Arc<dyn Image>> {
     let mut head = vec![0; 512];
     storage.read_at(0, &mut head)?;
     if le32(&head, 64) != SIGNATURE {
@@ -106,10 +151,12 @@ pub fn open(storage: Arc<dyn Storage>, read_only: bool) -> io::Result<Blocks> {
     match le32(&head, 76) {
         1 | 2 => {}
         3 => return Err(unsupported("an undo image (type 3) is not supported")),
-        4 => return Err(unsupported("a differencing image (type 4) is not supported")),
+        DIFFERENCING if read_only => {}
+        DIFFERENCING => return Err(differencing::only_read()),
         n => return Err(damaged(format!("image type {n} is unknown"))),
     }
-    if head[424..456].iter().any(|b| *b != 0) {
+    let differs = le32(&head, 76) == DIFFERENCING;
+    if !differs && head[424..456].iter().any(|b| *b != 0) {
         return Err(unsupported("it stands on another image, which is not supported"));
     }
     if le32(&head, 360) != 512 || u64::from(le32(&head, 376)) != BLOCK || le32(&head, 380) != 0 {
@@ -137,13 +184,36 @@ pub fn open(storage: Arc<dyn Storage>, read_only: bool) -> io::Result<Blocks> {
     if last * BLOCK > len.saturating_sub(data).next_multiple_of(BLOCK) {
         return Err(damaged("a block is beyond the file's end"));
     }
+    let identity = head[392..408].try_into().ok();
+    if differs {
+        let layout = Vdi { map, data, identity };
+        let entry = move |entry| match layout.data(entry) {
+            Some(at) => Block::Own(at),
+            None if entry == ZERO => Block::Zero,
+            None => Block::Parent,
+        };
+        return Ok(Arc::new(Differencing {
+            storage,
+            format: "vdi",
+            size,
+            block_size: BLOCK,
+            bitmap: 0,
+            table,
+            entry: Box::new(entry),
+            parent,
+            parent_name: None,
+            identity,
+            last: Mutex::default(),
+        }));
+    }
     // Whoever wrote here last may have been killed between the count and the map.
     let count = allocated(&table);
     if !read_only && le32(&head, COUNT as usize) != count {
         storage.write_at(COUNT, &count.to_le_bytes())?;
     }
     let end = data + last * BLOCK;
-    Ok(Blocks::new(storage, Box::new(Vdi { map, data }), read_only, size, BLOCK, table, end))
+    let layout = Box::new(Vdi { map, data, identity });
+    Ok(Arc::new(Blocks::new(storage, layout, read_only, size, BLOCK, table, end)))
 }
 
 /// Makes a new image in `storage`, which is empty; `all` of it is there if it is static.
@@ -183,9 +253,7 @@ pub fn create(storage: &dyn Storage, size: u64, all: bool) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::Image;
     use crate::testing::Fragile;
-    use parking_lot::Mutex;
 
     /// Keeps what the head of the file was after each write: what a process that is killed there leaves.
     struct Killed {
@@ -245,7 +313,7 @@ mod tests {
             create(&inner, blocks * BLOCK, false).expect("memory");
             let blocks = blocks as usize;
             let storage = Arc::new(Killed { inner, head: 512 + blocks * 4, left: Mutex::default() });
-            let image = open(storage.clone(), false).expect("it is new");
+            let image = open(storage.clone(), false, None).expect("it is new");
             for index in [3, 1, 6, blocks - 1] {
                 image.write(index as u64 * BLOCK + 512, &[7; 512]).expect("memory");
                 image.write((index as u64 - 1) * BLOCK, &[8; 512]).expect("memory");
@@ -267,9 +335,9 @@ mod tests {
         create(&*storage, 4 * BLOCK, false).expect("memory");
         storage.write_at(COUNT, &3u32.to_le_bytes()).expect("memory");
         let count = || le32(&storage.bytes(), COUNT as usize);
-        drop(open(storage.clone(), true).expect("it is sound"));
+        drop(open(storage.clone(), true, None).expect("it is sound"));
         assert_eq!(count(), 3);
-        drop(open(storage.clone(), false).expect("it is sound"));
+        drop(open(storage.clone(), false, None).expect("it is sound"));
         assert_eq!(count(), 0);
     }
 }

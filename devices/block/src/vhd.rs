@@ -1,4 +1,4 @@
-//! Virtual PC's VHD (`vpc`): fixed and dynamic images, read and write. Differencing ones are refused.
+//! Virtual PC's VHD (`vpc`): fixed and dynamic images, read and write, and differencing ones, which are only read.
 //!
 //! Layout after Microsoft's "Virtual Hard Disk Image Format Specification", version 1.0: a footer of 512 bytes at the
 //! end, and for dynamic images a copy of it at the start, a header, a table of 32-bit sector numbers, and blocks with
@@ -7,9 +7,12 @@
 //! A program that computes with cylinders, heads and sectors takes the disk's size from these, others take it from the
 //! footer: as QEMU does, we go by the program's name in it.
 use crate::blocks::{Blocks, Layout, MAX_ENTRIES, uuid};
+use crate::differencing::{self, Block, Differencing};
 use crate::image::{Details, Extent, Image, within};
-use crate::storage::{Storage, be32, be64, damaged, unsupported};
+use crate::storage::{Storage, be32, be64, damaged};
+use parking_lot::Mutex;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,6 +27,9 @@ const EPOCH: u64 = 946_684_800;
 
 struct Vhd {
     table: u64,
+    /// Bytes of the table, and where the header is.
+    table_len: u64,
+    header: u64,
     block_size: u64,
     footer: Vec<u8>,
 }
@@ -46,6 +52,18 @@ impl Layout for Vhd {
 
     fn data(&self, entry: u32) -> Option<u64> {
         (entry != UNUSED).then(|| u64::from(entry) * 512 + self.bitmap())
+    }
+
+    fn taken(&self, entry: u32) -> Option<Range<u64>> {
+        self.data(entry).map(|at| at - self.bitmap()..at + self.block_size)
+    }
+
+    fn identity(&self) -> Option<[u8; 16]> {
+        Some(unique(&self.footer))
+    }
+
+    fn own(&self) -> Vec<Range<u64>> {
+        vec![0..512, self.header..self.header + 1024, self.table..self.table + self.table_len]
     }
 
     fn grow(&self, storage: &dyn Storage, _: usize, end: u64) -> io::Result<(u32, u64)> {
@@ -73,6 +91,91 @@ fn checksum(bytes: &[u8], at: usize) -> u32 {
     !counted.fold(0u32, |sum, (_, b)| sum.wrapping_add(u32::from(*b)))
 }
 
+/// The number that an image has for those that stand on it.
+fn unique(footer: &[u8]) -> [u8; 16] {
+    footer[68..84].try_into().expect("sixteen bytes")
+}
+
+/// What a differencing image says of its parent.
+pub struct Parent {
+    /// Its name, relative to the image's folder.
+    pub name: String,
+    /// The number that it has.
+    pub identity: [u8; 16],
+}
+
+/// Most bytes of a locator's text.
+const LOCATOR: u64 = 4096;
+
+/// The parent of the image in `storage`, if it has one. Its relative name is taken (`W2ru`); if there is none the last
+/// part of the absolute one, or of the name in the header: those folders are of another machine.
+///
+/// # Errors
+/// It is damaged; the host's.
+pub fn parent(storage: &dyn Storage) -> io::Result<Option<Parent>> {
+    let footer = footer(storage)?;
+    if be32(&footer, 60) != DIFFERENCING {
+        return Ok(None);
+    }
+    let (_, header) = header(storage, &footer)?;
+    let wide = |bytes: &[u8], big: bool| {
+        let units = bytes.chunks_exact(2).map(|b| {
+            let pair = [b[0], b[1]];
+            if big { u16::from_be_bytes(pair) } else { u16::from_le_bytes(pair) }
+        });
+        char::decode_utf16(units.take_while(|c| *c != 0)).collect::<Result<String, _>>().ok()
+    };
+    let (mut relative, mut absolute) = (None, None);
+    for locator in header[576..768].chunks_exact(24) {
+        let (len, at) = (u64::from(be32(locator, 8)), be64(locator, 16));
+        let place = match &locator[..4] {
+            b"W2ru" => &mut relative,
+            b"W2ku" => &mut absolute,
+            _ => continue,
+        };
+        if len > LOCATOR {
+            return Err(damaged(format!("a parent's name of {len} bytes cannot be")));
+        }
+        let mut text = vec![0; len as usize];
+        storage.read_at(at, &mut text)?;
+        *place = wide(&text, false).map(|name| name.replace('\\', "/")).filter(|name| !name.is_empty());
+    }
+    let last = |name: String| name.rsplit('/').next().map(str::to_owned).filter(|name| !name.is_empty());
+    let in_header = || wide(&header[64..576], true).map(|name| name.replace('\\', "/"));
+    let name = relative.or_else(|| absolute.or_else(in_header).and_then(last));
+    let name = name.ok_or_else(|| damaged("it has a parent, and no name of it"))?;
+    let identity = header[40..56].try_into().expect("sixteen bytes");
+    Ok(Some(Parent { name: name.trim_start_matches("./").into(), identity }))
+}
+
+/// The footer, or its copy at the start.
+fn footer(storage: &dyn Storage) -> io::Result<Vec<u8>> {
+    let at_end = match storage.len()?.checked_sub(512) {
+        Some(at) => read_footer(storage, at)?,
+        None => None,
+    };
+    match at_end {
+        Some(footer) => Ok(footer),
+        None => {
+            read_footer(storage, 0)?.ok_or_else(|| damaged("there is no VHD footer with a right checksum"))
+        }
+    }
+}
+
+/// The header of a dynamic or differencing image, and where it is.
+fn header(storage: &dyn Storage, footer: &[u8]) -> io::Result<(u64, Vec<u8>)> {
+    let at = be64(footer, 16);
+    if at >= storage.len()? {
+        return Err(damaged("the header is beyond the file's end"));
+    }
+    let mut header = vec![0; 1024];
+    storage.read_at(at, &mut header)?;
+    if !header.starts_with(b"cxsparse") || be32(&header, 36) != checksum(&header, 36) {
+        return Err(damaged("the dynamic disk's header is not there, or its checksum is wrong"));
+    }
+    Ok((at, header))
+}
+
 fn read_footer(storage: &dyn Storage, at: u64) -> io::Result<Option<Vec<u8>>> {
     let mut footer = vec![0; 512];
     storage.read_at(at, &mut footer)?;
@@ -80,39 +183,31 @@ fn read_footer(storage: &dyn Storage, at: u64) -> io::Result<Option<Vec<u8>>> {
     Ok(right.then_some(footer))
 }
 
-/// Opens the image in `storage`.
+/// A footer's type of disk.
+const DIFFERENCING: u32 = 4;
+
+/// Opens the image in `storage`; `parent` is what a differencing one stands on.
 ///
 /// # Errors
 /// It is none, is damaged, or asks for what is not there; the host's.
-pub fn open(storage: Arc<dyn Storage>, read_only: bool) -> io::Result<Arc<dyn Image>> {
+pub fn open(
+    storage: Arc<dyn Storage>,
+    read_only: bool,
+    parent: Option<(String, Option<Arc<dyn Image>>)>,
+) -> io::Result<Arc<dyn Image>> {
     let len = storage.len()?;
-    let at_end = match len.checked_sub(512) {
-        Some(at) => read_footer(&*storage, at)?,
-        None => None,
-    };
-    let footer = match at_end {
-        Some(footer) => footer,
-        None => read_footer(&*storage, 0)?
-            .ok_or_else(|| damaged("there is no VHD footer with a right checksum"))?,
-    };
+    let footer = footer(&*storage)?;
     match be32(&footer, 60) {
         2 => {
             let size = size_of(&footer).min(len.saturating_sub(512));
-            return Ok(Arc::new(Fixed { storage, size, read_only }));
+            return Ok(Arc::new(Fixed { storage, size, read_only, identity: unique(&footer) }));
         }
         3 => {}
-        4 => return Err(unsupported("a differencing image is not supported")),
+        DIFFERENCING if read_only => {}
+        DIFFERENCING => return Err(differencing::only_read()),
         n => return Err(damaged(format!("disk type {n} is unknown"))),
     }
-    let header_at = be64(&footer, 16);
-    if header_at >= len {
-        return Err(damaged("the header is beyond the file's end"));
-    }
-    let mut header = vec![0; 1024];
-    storage.read_at(header_at, &mut header)?;
-    if !header.starts_with(b"cxsparse") || be32(&header, 36) != checksum(&header, 36) {
-        return Err(damaged("the dynamic disk's header is not there, or its checksum is wrong"));
-    }
+    let (header_at, header) = header(&*storage, &footer)?;
     let (table_at, entries, block_size) =
         (be64(&header, 16), u64::from(be32(&header, 28)), u64::from(be32(&header, 32)));
     if !block_size.is_power_of_two() || !(4096..=256 << 20).contains(&block_size) {
@@ -131,13 +226,29 @@ pub fn open(storage: Arc<dyn Storage>, read_only: bool) -> io::Result<Arc<dyn Im
     let mut bytes = vec![0; entries as usize * 4];
     storage.read_at(table_at, &mut bytes)?;
     let table: Vec<u32> = bytes.chunks_exact(4).map(|e| be32(e, 0)).collect();
-    let layout = Vhd { table: table_at, block_size, footer };
+    let layout = Vhd { table: table_at, table_len: entries * 4, header: header_at, block_size, footer };
     // After all blocks, whatever the file's length is: what a footer of a write that did not end has left.
     let last = table.iter().filter_map(|e| layout.data(*e)).max();
     let tables_end = (table_at + entries * 4).next_multiple_of(512).max(header_at + 1024);
     let end = last.map_or(0, |data| data + block_size).max(tables_end);
     if end > len.next_multiple_of(512) {
         return Err(damaged("a block is beyond the file's end"));
+    }
+    if let Some((name, parent)) = parent {
+        let bitmap = layout.bitmap();
+        return Ok(Arc::new(Differencing {
+            storage,
+            format: "vpc",
+            size,
+            block_size,
+            bitmap,
+            table,
+            identity: layout.identity(),
+            entry: Box::new(move |entry| layout.data(entry).map_or(Block::Parent, Block::Own)),
+            parent,
+            parent_name: Some(name),
+            last: Mutex::default(),
+        }));
     }
     Ok(Arc::new(Blocks::new(storage, Box::new(layout), read_only, size, block_size, table, end)))
 }
@@ -231,6 +342,7 @@ struct Fixed {
     storage: Arc<dyn Storage>,
     size: u64,
     read_only: bool,
+    identity: [u8; 16],
 }
 
 impl Fixed {
@@ -275,9 +387,49 @@ impl Image for Fixed {
         self.storage.zero_at(at, len, unmap)
     }
 
+    fn identity(&self) -> Option<[u8; 16]> {
+        Some(self.identity)
+    }
+
     fn extent(&self, at: u64) -> io::Result<Extent> {
         let (len, data) = self.storage.extent_at(at)?;
         let len = len.min(self.size.saturating_sub(at));
         Ok(Extent { len, data, allocated: true, host_offset: Some(at) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::CheckReport;
+    use crate::testing::Fragile;
+
+    #[test]
+    fn blocks_that_overlap_each_other_or_a_table_are_found() {
+        let storage = Arc::new(Fragile::new(Vec::new()));
+        create(&*storage, 8 * BLOCK, false).expect("memory");
+        let image = open(storage.clone(), false, None).expect("it is new");
+        for n in [5, 2, 3] {
+            image.write(n * BLOCK, &[7; 512]).expect("memory");
+        }
+        image.flush().expect("memory");
+        assert_eq!(image.check(false).expect("it can be checked"), CheckReport::default());
+        drop(image);
+        let sound = storage.bytes();
+        let entry = |bytes: &[u8], n: usize| be32(bytes, 1536 + n * 4);
+        let found = |n: usize, new: u32| {
+            let mut bytes = sound.clone();
+            bytes[1536 + n * 4..][..4].copy_from_slice(&new.to_be_bytes());
+            let image = open(Arc::new(Fragile::new(bytes)), true, None).expect("it can be read");
+            image.check(false).expect("it can be checked")
+        };
+        // In the same place, or in part of it: as far as the last sector of the bitmap before it.
+        let two = entry(&sound, 2);
+        for (new, corruptions) in [(two, 1), (two + 1, 1), (two - 4096, 2)] {
+            let report = found(3, new);
+            assert_eq!(report.corruptions, corruptions, "{new}: {:?}", report.messages);
+        }
+        let report = found(5, 2);
+        assert!(report.corruptions > 0 && report.messages[0].contains("own tables"), "{:?}", report.messages);
     }
 }

@@ -622,6 +622,102 @@ fn images_of_several_files_and_large_blocks_are_the_same_to_both() {
 }
 
 #[test]
+fn blocks_that_overlap_are_damage_to_both() {
+    let folder = Folder::new("overlap");
+    let path = folder.path("a.vdi");
+    mynah_block::create(&path, "vdi", 16 << 20, &[]).unwrap();
+    let image = open(&in_format(&path, "vdi")).unwrap();
+    for n in [9, 4, 2] {
+        image.write(n << 20, &[7; 512]).unwrap();
+    }
+    drop(image);
+    checked_by_us(&path, "vdi");
+    let (mut file, sound) = (fs::read(&path).unwrap(), fs::read(&path).unwrap());
+    // Block 4 stands where block 9 does; and a count that is wrong.
+    file.copy_within(512 + 9 * 4..512 + 10 * 4, 512 + 4 * 4);
+    let mut counted = sound.clone();
+    counted[388] = 5;
+    for (bytes, damage) in [(&sound, false), (&file, true), (&counted, true)] {
+        fs::write(&path, bytes).unwrap();
+        let options = OpenOptions { check: true, ..OpenOptions::read_only(&path) };
+        let report = open(&options).unwrap().check(false).unwrap();
+        assert_eq!(report.corruptions > 0, damage, "{:?}", report.messages);
+        if qemu_there() {
+            let code =
+                Command::new("qemu-img").args(["check", "-f", "vdi"]).arg(&path).output().unwrap().status;
+            assert_eq!(code.code(), Some(if damage { 2 } else { 0 }));
+        }
+    }
+}
+
+#[test]
+fn what_is_amended_is_to_qemu_what_its_own_tool_makes_of_it() {
+    if !qemu_there() {
+        return;
+    }
+    let folder = Folder::new("amend");
+    let (base, path, theirs) = (folder.path("base.raw"), folder.path("a.qcow2"), folder.path("b.qcow2"));
+    fs::write(&base, Rng(4).pattern(5 << 20)).unwrap();
+    let options = |text: &str| -> Vec<(String, String)> {
+        let pairs = text.split(',').map(|pair| pair.split_once('=').unwrap());
+        pairs.map(|(name, value)| (name.to_string(), value.to_string())).collect()
+    };
+    let info = |path: &Path| {
+        let text = qemu_img(&["info", "--output=json", path.to_str().unwrap()]);
+        let keep = |line: &&str| !["filename", "actual-size"].iter().any(|word| line.contains(word));
+        text.lines().filter(keep).collect::<Vec<_>>().join("\n")
+    };
+    for backed in [false, true] {
+        for changes in [
+            &["compat=0.10"][..],
+            &["compat=0.10", "compat=1.1"],
+            &["lazy_refcounts=on", "lazy_refcounts=off", "lazy_refcounts=on", "compat=v2"],
+            &["size=20971520", "size=6291456"],
+            &["compat=0.10", "compat=1.1,lazy_refcounts=on,size=9M"],
+        ] {
+            let mut chosen = CreateOptions { size: 8 << 20, ..CreateOptions::default() };
+            if backed {
+                chosen.backing.file = Some("base.raw".into());
+                chosen.backing.format = Some("raw".into());
+            }
+            let _ = fs::remove_file(&path);
+            create(&path, &chosen);
+            let image = ours(&path);
+            image.write(100_000, &[5; 300_000]).unwrap();
+            // Zeros that stand before what the backing file has, with a cluster of their own and without.
+            image.zero(131_072, 65_536, false).unwrap();
+            image.zero(1 << 20, 1 << 20, true).unwrap();
+            image.write((8 << 20) - 512, &[6; 512]).unwrap();
+            drop(image);
+            fs::copy(&path, &theirs).unwrap();
+            for change in changes {
+                ours(&path).amend(&options(change)).unwrap_or_else(|e| panic!("{change}: {e}"));
+                qemu_img(&["amend", "-q", "-f", "qcow2", "-o", change, theirs.to_str().unwrap()]);
+                assert_eq!(info(&path), info(&theirs), "{change}");
+                qemu_img(&["check", "-q", path.to_str().unwrap()]);
+                assert!(as_qemu_reads(&folder, &path) == as_qemu_reads(&folder, &theirs), "{change}");
+                let report = ours(&path).check(false).unwrap();
+                assert_eq!((report.corruptions, report.leaks), (0, 0), "{change}: {report:?}");
+            }
+        }
+    }
+    let refused = |text: &str| ours(&path).amend(&options(text)).unwrap_err().to_string();
+    assert!(refused("cluster_size=4096").contains("cluster_size"));
+    assert!(refused("refcount_bits=8").contains("refcount_bits"));
+    assert!(refused("backing_file=x").contains("rebase"));
+    assert!(refused("foo=1").contains("foo"));
+    assert!(refused("compat=0.10,lazy_refcounts=on").contains("lazy_refcounts"));
+    ours(&path).snapshot_create("s").unwrap();
+    assert!(refused("compat=0.10").contains("snapshots"));
+    let _ = fs::remove_file(&path);
+    create(
+        &path,
+        &CreateOptions { size: 1 << 20, compression: Compression::Zstd, ..CreateOptions::default() },
+    );
+    assert!(refused("compat=0.10").contains("zstd"));
+}
+
+#[test]
 fn a_stream_that_we_write_is_read_by_qemu() {
     if !qemu_there() {
         return;

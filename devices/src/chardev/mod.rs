@@ -147,8 +147,8 @@ pub struct Opened {
     pub mux: Option<Arc<Mux>>,
 }
 
-/// Why a backend cannot be opened, or has failed. Its text has the cause, which therefore is no `source`: who prints a chain
-/// of causes would print it twice.
+/// Why a backend cannot be opened, or has failed. Its text has the cause, which therefore is no `source`: who prints a
+/// chain of causes would print it twice.
 #[derive(Debug, thiserror::Error)]
 pub enum ChardevError {
     /// stdio has one user only.

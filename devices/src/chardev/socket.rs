@@ -19,7 +19,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most bytes of a unix socket's path: what the address holds, less the closing zero that it needs on some systems (unix(7)).
+/// Most bytes of a unix socket's path: what the address holds, less the closing zero that it needs on some systems
+/// (unix(7)).
 pub const MAX_PATH: usize = size_of::<libc::sockaddr_un>() - offset_of!(libc::sockaddr_un, sun_path) - 1;
 
 /// A stream socket.

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! With CR0.NE clear an unmasked x87 exception does not raise #MF but asserts FERR#; the next waiting instruction stops
-//! until the interrupt's handler has written to F0h. Port F1h (reset the coprocessor) does nothing, as on the 387 and later.
+//! until the interrupt's handler has written to F0h. Port F1h (reset the coprocessor) does nothing, as on the 387 and
+//! later.
 //!
 //! Source: Intel 82371SB (PIIX3) data sheet (290550-002), 3.5 "Coprocessor error"; SDM volume 1, appendix D.
 use crate::aml::{Fragment, IrqNoFlags, io};

@@ -6,7 +6,7 @@
 //! absent: DRAM geometry (DRB, 60h-67h, is storage only), error reporting, the memory buffer's registers.
 //!
 //! Source: Intel 82440FX PMC data sheet (290549-001), chapter 3.
-use super::pam::{self, Pam, REGIONS, Shadow};
+use super::pam::{self, Pam, Shadow};
 use crate::device::{Device, Invalid, Reset};
 use crate::pci::config::{ConfigV1, reg};
 use crate::pci::{ConfigSpace, DevFn, PciDevice};
@@ -64,7 +64,8 @@ impl I440fx {
     }
 
     /// The attributes of all regions, in the order of their addresses.
-    pub fn shadows(&self) -> [Shadow; REGIONS] {
+    #[cfg(test)]
+    fn shadows(&self) -> [Shadow; super::pam::REGIONS] {
         self.pam.shadows(&self.config.lock())
     }
 

@@ -1,7 +1,7 @@
 //! Programmable attribute maps: who answers in the upper part of the first MiB.
 //!
-//! Seven registers of a host bridge choose, for each of 13 regions between C0000h and FFFFFh, whether reads and writes go to
-//! RAM or to the ROM and the bus below it. i440FX and Q35 have them at other offsets, and alike else.
+//! Seven registers of a host bridge choose, for each of 13 regions between C0000h and FFFFFh, whether reads and writes
+//! go to RAM or to the ROM and the bus below it. i440FX and Q35 have them at other offsets, and alike else.
 //!
 //! Source: Intel 82440FX PMC data sheet (290549-001), 3.2.18; 3 Series Express Chipset Family (316966-002), 5.1.17.
 use crate::pci::ConfigSpace;

@@ -7,13 +7,13 @@
 //! ```
 //!
 //! There is no SMM, so that neither SMRAM nor TSEG hides memory. On purpose absent: the graphics device and PCI Express
-//! port of the chip (00:01.0, 00:02.0), DRAM geometry, the windows MCHBAR, EPBAR and DMIBAR, which are storage; TOLUD and
-//! its like read as 0, as on QEMU's board.
+//! port of the chip (00:01.0, 00:02.0), DRAM geometry, the windows MCHBAR, EPBAR and DMIBAR, which are storage; TOLUD
+//! and its like read as 0, as on QEMU's board.
 //!
 //! Locks: `ecam` is held while the window is moved, before those of the address map.
 //!
 //! Source: Intel 3 Series Express Chipset Family data sheet (316966-002), 5.1.
-use super::pam::{self, Pam, REGIONS, Shadow};
+use super::pam::{self, Pam, Shadow};
 use crate::device::{Device, Invalid, Reset};
 use crate::pci::config::{ConfigV1, reg};
 use crate::pci::ecam::{BUS, Ecam};
@@ -93,7 +93,8 @@ impl Q35Mch {
     }
 
     /// The attributes of all regions, in the order of their addresses.
-    pub fn shadows(&self) -> [Shadow; REGIONS] {
+    #[cfg(test)]
+    fn shadows(&self) -> [Shadow; super::pam::REGIONS] {
         self.pam.shadows(&self.config.lock())
     }
 

@@ -1,15 +1,15 @@
 //! The Intel 82093AA I/O APIC, with the version 20h of later chip sets (which has an EOI register).
 //!
-//! 24 pins, index/window registers at FEC00000h, redirection entries with all delivery modes, level and edge trigger, remote IRR.
-//! A level-triggered pin asks again at EOI while it is up; an edge on a masked pin is lost (82093AA data sheet, 3.2.4).
-//! Polarity is stored but inputs are logical levels: the board drives "asserted". Messages are delivered at once, so the delivery
-//! status is always idle, and the arbitration ID is only a register.
+//! 24 pins, index/window registers at FEC00000h, redirection entries with all delivery modes, level and edge trigger,
+//! remote IRR. A level-triggered pin asks again at EOI while it is up; an edge on a masked pin is lost (82093AA data
+//! sheet, 3.2.4). Polarity is stored but inputs are logical levels: the board drives "asserted". Messages are delivered
+//! at once, so the delivery status is always idle, and the arbitration ID is only a register.
 //!
-//! [`IoapicV1`] decides what is to be sent; [`Ioapic`] adds the lock and the bus. Source: Intel 82093AA data sheet (290566-001);
-//! EOI register: ICH9 data sheet, 13.5.6.
+//! [`IoapicV1`] decides what is to be sent; [`Ioapic`] adds the lock and the bus. Source: Intel 82093AA data sheet
+//! (290566-001); EOI register: ICH9 data sheet, 13.5.6.
 //!
-//! Lock: one, held while messages are delivered (the local APICs' locks come after it); so remote IRR is set before an EOI can
-//! come back.
+//! Lock: one, held while messages are delivered (the local APICs' locks come after it); so remote IRR is set before an
+//! EOI can come back.
 use crate::bus::{Edge, IrqSink, Mmio};
 use crate::device::{Device, Invalid, Reset};
 use crate::interrupts::EoiSink;
@@ -55,8 +55,8 @@ impl IoapicV1 {
         Self { id: 0, index: 0, redirection: [MASKED; PINS], lines: 0 }
     }
 
-    /// The message of `pin`, if it is to be sent now: for a level if it is up and not already being served; for an edge when it
-    /// `rises`.
+    /// The message of `pin`, if it is to be sent now: for a level if it is up and not already being served; for an edge
+    /// when it `rises`.
     fn message(&self, pin: usize, rises: bool) -> Option<ApicMessage> {
         let entry = *self.redirection.get(pin)?;
         let level = entry & LEVEL != 0;

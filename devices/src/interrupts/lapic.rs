@@ -1,16 +1,18 @@
 //! The local APICs: one [`LocalApic`] per vCPU, and [`LocalApics`], the bus between them, the I/O APIC and the 8259A.
 //!
-//! Implemented: xAPIC registers (MMIO page, each vCPU its own) and x2APIC MSRs with the state machine of IA32_APIC_BASE; all LVT
-//! entries; ICR with all delivery modes, shorthands, physical, flat, cluster and x2APIC destinations; self IPI; lowest-priority
-//! arbitration; priorities (TPR, CR8, PPR); EOI broadcast and its suppression; error status; timer one-shot, periodic, TSC deadline;
-//! LINT0/LINT1 with ExtINT pass-through of the 8259A ("virtual wire"), also when globally disabled; MSI.
-//! On purpose missing: CMCI, remote read, bus arbitration IDs, relocating the ID (read-only, as in current processors).
+//! Implemented: xAPIC registers (MMIO page, each vCPU its own) and x2APIC MSRs with the state machine of
+//! IA32_APIC_BASE; all LVT entries; ICR with all delivery modes, shorthands, physical, flat, cluster and x2APIC
+//! destinations; self IPI; lowest-priority arbitration; priorities (TPR, CR8, PPR); EOI broadcast and its suppression;
+//! error status; timer one-shot, periodic, TSC deadline; LINT0/LINT1 with ExtINT pass-through of the 8259A ("virtual
+//! wire"), also when globally disabled; MSI. On purpose missing: CMCI, remote read, bus arbitration IDs, relocating the
+//! ID (read-only, as in current processors).
 //!
-//! The vCPU: after [`VcpuPins::set_intr`]`(true)` it calls [`LocalApic::acknowledge`] as soon as it can take an interrupt, and
-//! gets the vector. `registers` and `timer` are pure; this file adds locks, time and wires.
+//! The vCPU: after [`VcpuPins::set_intr`]`(true)` it calls [`LocalApic::acknowledge`] as soon as it can take an
+//! interrupt, and gets the vector. `registers` and `timer` are pure; this file adds locks, time and wires.
 //!
-//! Locks: one per local APIC, taken after the list's; the pins are called with it held, so that the last call is always the true
-//! state. Nothing above in the order (8259A, I/O APIC, other local APICs) is called with it held. See the module `interrupts`.
+//! Locks: one per local APIC, taken after the list's; the pins are called with it held, so that the last call is always
+//! the true state. Nothing above in the order (8259A, I/O APIC, other local APICs) is called with it held. See the
+//! module `interrupts`.
 //!
 //! Source: Intel SDM vol. 3A, chapter 11.
 mod message;
@@ -45,8 +47,8 @@ pub const IA32_TSC_DEADLINE: u32 = 0x6E0;
 /// Reads a vCPU's time stamp counter. It is called with the local APIC locked: it must not call the APIC.
 pub type ReadTsc = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-/// The vCPU's pins as its local APIC drives them. Calls come from any thread, with the APIC locked: an implementation sets flags
-/// and wakes its vCPU, and does not call the APIC.
+/// The vCPU's pins as its local APIC drives them. Calls come from any thread, with the APIC locked: an implementation
+/// sets flags and wakes its vCPU, and does not call the APIC.
 pub trait VcpuPins: Send + Sync {
     /// Whether there is an interrupt that [`LocalApic::acknowledge`] would deliver now. Called at changes.
     fn set_intr(&self, pending: bool);
@@ -54,7 +56,8 @@ pub trait VcpuPins: Send + Sync {
     fn nmi(&self);
     /// A system management interrupt.
     fn smi(&self);
-    /// INIT: the processor resets and, unless it is the boot processor, waits for a start-up IPI. Its APIC is reset already.
+    /// INIT: the processor resets and, unless it is the boot processor, waits for a start-up IPI. Its APIC is reset
+    /// already.
     fn init(&self);
     /// A start-up IPI: a processor that waits for it starts at physical address `vector` << 12.
     fn sipi(&self, vector: u8);
@@ -135,17 +138,21 @@ impl LocalApic {
 
     // The vCPU's side.
 
-    /// The vCPU takes an interrupt: returns its vector, which is now in service (or comes from the 8259A, perhaps as its spurious
-    /// vector). None if there is nothing to take any more.
+    /// The vCPU takes an interrupt: returns its vector, which is now in service (or comes from the 8259A, perhaps as
+    /// its spurious vector). None if there is nothing to take any more.
+    ///
+    /// Then timers deliver what they owe ([`LocalApics::tell_taken`]): their locks may not be held.
     pub fn acknowledge(&self) -> Option<u8> {
-        match self.with(|regs, _| regs.acknowledge()) {
-            Acknowledge::Vector(v) => Some(v),
-            Acknowledge::Nothing => None,
-            Acknowledge::ExtInt => {
-                let pic = self.bus.upgrade()?.pic.get()?.upgrade()?;
-                Some(pic.acknowledge())
-            }
+        let bus = self.bus.upgrade();
+        let vector = match self.with(|regs, _| regs.acknowledge()) {
+            Acknowledge::Vector(v) => v,
+            Acknowledge::Nothing => return None,
+            Acknowledge::ExtInt => bus.as_ref()?.pic.get()?.upgrade()?.acknowledge(),
+        };
+        if let Some(bus) = bus {
+            bus.late.read().iter().filter_map(Weak::upgrade).for_each(|timer| timer.redeliver());
         }
+        Some(vector)
     }
 
     /// Whether [`LocalApic::acknowledge`] would give an interrupt now.
@@ -170,8 +177,8 @@ impl LocalApic {
             .then(|| state.regs.base() & 0x000F_FFFF_FFFF_F000)
     }
 
-    /// Reads from the xAPIC page at `offset` (0-FFFh). Registers are 32 bits wide, on 16-byte boundaries; narrower reads give
-    /// a part of one, what is between them reads as 0.
+    /// Reads from the xAPIC page at `offset` (0-FFFh). Registers are 32 bits wide, on 16-byte boundaries; narrower
+    /// reads give a part of one, what is between them reads as 0.
     pub fn mmio_read(&self, offset: u64, size: u8) -> u32 {
         let (n, within) = (offset as u32 >> 4 & 0xFF, offset as u32 & 0xF);
         if within > 3 {
@@ -185,7 +192,8 @@ impl LocalApic {
         }
     }
 
-    /// Writes to the xAPIC page at `offset` (0-FFFh). Writes that are not 32 bits wide on a 16-byte boundary are ignored.
+    /// Writes to the xAPIC page at `offset` (0-FFFh). Writes that are not 32 bits wide on a 16-byte boundary are
+    /// ignored.
     pub fn mmio_write(&self, offset: u64, size: u8, value: u32) {
         if size >= 4 && offset & 0xF == 0 {
             self.with(|regs, time| regs.mmio_write(offset as u32 >> 4 & 0xFF, value, time));
@@ -246,8 +254,8 @@ impl LocalApic {
         self.with(|regs, _| regs.performance_event());
     }
 
-    /// What PC firmware does to the boot processor's APIC before it starts a system: enables it (spurious vector FFh), LINT0 as
-    /// ExtINT, LINT1 as NMI. For boards that boot without firmware.
+    /// What PC firmware does to the boot processor's APIC before it starts a system: enables it (spurious vector FFh),
+    /// LINT0 as ExtINT, LINT1 as NMI. For boards that boot without firmware.
     pub fn enter_virtual_wire(&self) {
         self.with(|regs, _| regs.virtual_wire());
     }
@@ -307,6 +315,14 @@ impl Device for LocalApic {
     }
 }
 
+/// A timer whose edges come one after the other to a processor that is late: the next one when the one before was
+/// taken.
+pub trait Redeliver: Send + Sync {
+    /// A processor has taken an interrupt: if it was this timer's, an edge that is owed can be delivered. No lock may be
+    /// held.
+    fn redeliver(&self);
+}
+
 /// All local APICs of a machine: takes messages ([`ApicBus`]) and the wires that end at every processor ([`IrqSink`]:
 /// line 0 is INTR, to LINT0; line 1 is NMI, to LINT1).
 pub struct LocalApics {
@@ -315,6 +331,7 @@ pub struct LocalApics {
     apics: RwLock<Vec<Arc<LocalApic>>>,
     pic: OnceLock<Weak<Pic>>,
     eoi: OnceLock<Weak<dyn EoiSink>>,
+    late: RwLock<Vec<Weak<dyn Redeliver>>>,
     /// Where the search for the lowest priority starts, so that equals take turns.
     turn: AtomicUsize,
 }
@@ -328,11 +345,13 @@ impl LocalApics {
             apics: RwLock::default(),
             pic: OnceLock::new(),
             eoi: OnceLock::new(),
+            late: RwLock::default(),
             turn: AtomicUsize::new(0),
         })
     }
 
-    /// Adds a vCPU's local APIC. `bsp` marks the boot processor. It comes up as after RESET (software-disabled, LINT pins masked).
+    /// Adds a vCPU's local APIC. `bsp` marks the boot processor. It comes up as after RESET (software-disabled, LINT
+    /// pins masked).
     pub fn add(
         self: &Arc<Self>,
         id: u32,
@@ -363,6 +382,12 @@ impl LocalApics {
     /// Names the I/O APIC that is told of EOIs. Once.
     pub fn connect_eoi(&self, sink: Weak<dyn EoiSink>) {
         let _ = self.eoi.set(sink);
+    }
+
+    /// Has a timer told whenever a vCPU takes an interrupt.
+    pub fn tell_taken<T: Redeliver + 'static>(&self, timer: &Arc<T>) {
+        let timer: Arc<dyn Redeliver> = timer.clone();
+        self.late.write().push(Arc::downgrade(&timer));
     }
 
     fn deliver_where(&self, message: &ApicMessage, addressed: impl Fn(&LocalApic) -> bool) -> bool {

@@ -7,10 +7,11 @@
 //!   vCPU: LocalApic::acknowledge() --INTA--> Pic         LocalApic EOI --vector--> Ioapic
 //! ```
 //!
-//! Lock order, outermost first: a device's own lock, the `Irq` pin's, its shared line's, [`pic::Pic`] or [`ioapic::Ioapic`], the INTR pin's, the
-//! list of local APICs, one [`lapic::LocalApic`], whatever `VcpuPins` takes. Everything that goes down this list (a wire
-//! changes, a message is sent) is done with the upper locks held, so that changes arrive in the order in which they happened.
-//! What goes up (INTA to the PIC, the EOI to the I/O APIC, an IPI to the others) is called with no local APIC locked.
+//! Lock order, outermost first: a device's own lock, the `Irq` pin's, its shared line's, [`pic::Pic`] or
+//! [`ioapic::Ioapic`], the INTR pin's, the list of local APICs, one [`lapic::LocalApic`], whatever `VcpuPins` takes.
+//! Everything that goes down this list (a wire changes, a message is sent) is done with the upper locks held, so that
+//! changes arrive in the order in which they happened. What goes up (INTA to the PIC, the EOI to the I/O APIC, an IPI
+//! to the others) is called with no local APIC locked.
 pub mod ioapic;
 pub mod lapic;
 pub mod pic;
@@ -25,8 +26,9 @@ pub trait EoiSink: Send + Sync {
     fn eoi(&self, vector: u8);
 }
 
-/// The PC's interrupt wiring: global system interrupt n reaches PIC input n (n < 16) and I/O APIC pin n, but for the timer: GSI 0
-/// stands for ISA IRQ 0, which is on pin 2 of the I/O APIC (the MADT must say so in an interrupt source override).
+/// The PC's interrupt wiring: global system interrupt n reaches PIC input n (n < 16) and I/O APIC pin n, but for the
+/// timer: GSI 0 stands for ISA IRQ 0, which is on pin 2 of the I/O APIC (the MADT must say so in an interrupt source
+/// override).
 pub struct GsiRouter {
     pic: Option<Arc<pic::Pic>>,
     ioapic: Arc<ioapic::Ioapic>,

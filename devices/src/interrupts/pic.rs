@@ -1,12 +1,13 @@
 //! The two Intel 8259A interrupt controllers of a PC, cascaded on the master's IR2, with the PIIX ELCR.
 //!
-//! Implemented: ICW1-4 (single, level, auto-EOI, special fully nested), OCW1-3 (mask, all EOI and rotation commands, special mask
-//! mode, poll, IRR/ISR read-back), edge and level inputs by LTIM or ELCR, spurious IRQ 7 and 15.
-//! On purpose missing: MCS-80/85 mode (ICW4 bit 0 clear is taken for 8086 mode), buffered mode, cascading elsewhere than on IR2.
-//! An edge stays latched when its input falls before the acknowledge (so that a pulse is never lost); a level does not.
+//! Implemented: ICW1-4 (single, level, auto-EOI, special fully nested), OCW1-3 (mask, all EOI and rotation commands,
+//! special mask mode, poll, IRR/ISR read-back), edge and level inputs by LTIM or ELCR, spurious IRQ 7 and 15.
+//! On purpose missing: MCS-80/85 mode (ICW4 bit 0 clear is taken for 8086 mode), buffered mode, cascading elsewhere
+//! than on IR2. An edge stays latched when its input falls before the acknowledge (so that a pulse is never lost); a
+//! level does not.
 //!
-//! `Chip` and `Pair` are the registers; [`Pic`] adds the lock, the INT output pin and the ports. Source: Intel 8259A data sheet
-//! (order 231468-003); ELCR: 82371AB (PIIX4) data sheet, 4.2.5.5.
+//! `Chip` and `Pair` are the registers; [`Pic`] adds the lock, the INT output pin and the ports. Source: Intel 8259A
+//! data sheet (order 231468-003); ELCR: 82371AB (PIIX4) data sheet, 4.2.5.5.
 //!
 //! Lock: one; the INT pin is driven with it held (see the module `interrupts`).
 use crate::aml::{Fragment, IrqNoFlags, io};
@@ -246,8 +247,8 @@ impl Pair {
         if bank == Bank::Slave { &mut self.slave } else { &mut self.master }
     }
 
-    /// The cascade wire follows the slave's INT output. It is seen as a level: the slave drops INT at each acknowledge, which makes
-    /// the edge that the master's latch wants.
+    /// The cascade wire follows the slave's INT output. It is seen as a level: the slave drops INT at each acknowledge,
+    /// which makes the edge that the master's latch wants.
     fn cascade(&mut self) {
         let level = self.slave.request().is_some();
         self.master.set_line(CASCADE, level);
@@ -297,8 +298,8 @@ impl Pic {
         Arc::new(Self { state, out })
     }
 
-    /// The processor's interrupt acknowledge: returns the vector of the most urgent request, which is now in service, or the
-    /// master's (slave's) spurious vector for IRQ 7 (15) if the request is gone. No local APIC may be locked.
+    /// The processor's interrupt acknowledge: returns the vector of the most urgent request, which is now in service,
+    /// or the master's (slave's) spurious vector for IRQ 7 (15) if the request is gone. No local APIC may be locked.
     pub fn acknowledge(&self) -> u8 {
         let mut pair = self.state.lock();
         let vector = pair.acknowledge();
@@ -609,7 +610,8 @@ mod tests {
         b.pic.set(5, false);
         assert_eq!(b.pic.acknowledge(), 0x37);
         assert_eq!(b.isr(), (0, 0));
-        // The slave's request vanishes between the master's cycle and its own: seen when the slave alone is masked late.
+        // The slave's request vanishes between the master's cycle and its own: seen when the slave alone is masked
+        // late.
         let mut pair = b.pic.state.lock();
         pair.slave.irr = 0;
         pair.master.irr = 1 << CASCADE;

@@ -9,9 +9,9 @@
 //!
 //! Items are added by the board before the guest runs. Files have keys from 20h in the order of their
 //! addition. Some files tell of what firmware has set up: they are made anew when one of them is first selected
-//! after power-on or a reset (`add_late_files`). Writing by the data port is ignored (as in current versions of the interface); by DMA it works
-//! for files that were added as writable. A DMA descriptor is the guest's: its length is honoured without
-//! ever touching more than guest RAM, and addresses wrap nowhere.
+//! after power-on or a reset (`add_late_files`). Writing by the data port is ignored (as in current versions of the
+//! interface); by DMA it works for files that were added as writable. A DMA descriptor is the guest's: its length is
+//! honoured without ever touching more than guest RAM, and addresses wrap nowhere.
 //!
 //! Locks: `state` is held for a whole access, DMA included, and while late files are made. A writable file's hook runs
 //! with nothing locked.
@@ -200,8 +200,9 @@ impl FwCfg {
         self.add(name, Item { bytes, on_write: Some(Arc::new(on_write)) })
     }
 
-    /// Adds files that `make` gives, by name and contents. It is called now, which says how long they are, and again when the guest first selects
-    /// one of them after power-on or a reset, so that they tell of what its firmware has set up until then. It must give the same names each time.
+    /// Adds files that `make` gives, by name and contents. It is called now, which says how long they are, and again
+    /// when the guest first selects one of them after power-on or a reset, so that they tell of what its firmware has
+    /// set up until then. It must give the same names each time.
     pub fn add_late_files(
         &self,
         make: impl Fn() -> Vec<(&'static str, Vec<u8>)> + Send + Sync + 'static,

@@ -3,8 +3,8 @@
 //!
 //! `fw_cfg` hands firmware and kernels what the board knows; `debugcon` takes characters; `debug_exit` ends
 //! the process with a status; `pvpanic` reports a guest's panic;
-//! `vmgenid` tells it that it goes on from a copy. `i6300esb` is a watchdog with a data sheet. Their callbacks go to `MachineEvents`. `entropy` is
-//! where random numbers come from, of processors and devices alike.
+//! `vmgenid` tells it that it goes on from a copy. `i6300esb` is a watchdog with a data sheet. Their callbacks go to
+//! `MachineEvents`. `entropy` is where random numbers come from, of processors and devices alike.
 
 pub mod debug_exit;
 pub mod debugcon;

@@ -6,8 +6,8 @@
 //!   VGIA               and writes into the DSDT where these bytes are               \_GPE._E05 notifies VGEN by 80h
 //! ```
 //!
-//! The built-in firmware places it beside the FACS ([`VmGenId::placed`]). With `guid=auto` each process has an id of its
-//! own, so a machine that goes on from a saved one has another than that: it is written to the guest's memory, and
+//! The built-in firmware places it beside the FACS ([`VmGenId::placed`]). With `guid=auto` each process has an id of
+//! its own, so a machine that goes on from a saved one has another than that: it is written to the guest's memory, and
 //! general-purpose event 5 tells of it, before the machine goes on. An id that the user has given stays.
 //!
 //! Source: Microsoft, Virtual Machine Generation ID (2018); QEMU's specification of its device (docs/specs/vmgenid).
@@ -78,7 +78,8 @@ impl Guid {
         Self(bytes)
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// Of 32 hexadecimal digits, in groups of 8-4-4-4-12 or without dashes.
+    pub fn parse(text: &str) -> Option<Self> {
         let dashes: Vec<usize> = text.match_indices('-').map(|(at, _)| at).collect();
         let digits: Vec<u8> = text
             .chars()

@@ -307,8 +307,8 @@ impl PciBus {
         numbers.into_iter().find(|d| slots.iter().all(|s| s.devfn.device() != *d))
     }
 
-    /// Maps all BARs where the functions' configuration spaces have them: to be called after these were changed by other ways
-    /// than through the bus (by a reset, say).
+    /// Maps all BARs where the functions' configuration spaces have them: to be called after these were changed by
+    /// other ways than through the bus (by a reset, say).
     pub fn follow(&self) {
         let slots = self.slots.read().clone();
         for slot in &slots {

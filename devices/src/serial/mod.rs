@@ -277,8 +277,8 @@ impl Receiver for Input {
     }
 }
 
-/// What is saved of a serial port. Characters that are on their way through the host, in either direction, are not the guest's
-/// any more, or not yet.
+/// What is saved of a serial port. Characters that are on their way through the host, in either direction, are not the
+/// guest's any more, or not yet.
 #[derive(Serialize, Deserialize)]
 pub struct SerialV1 {
     model: Uart16550,

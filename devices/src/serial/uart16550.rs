@@ -2,9 +2,9 @@
 //!
 //! Subset: everything software can see, except the time a character takes. The owner takes what is in the
 //! transmitter as soon as it is written, if the line has room, so the holding register and the shift register
-//! are then always found empty; the receiver takes bytes when it is given them. Line parameters (LCR) are kept, and set the length of the
-//! receive time-out; they change no data. On the PC the interrupt pin passes through a buffer that OUT2
-//! opens; here it does too, so loop-back mode, in which OUT2 is off at the pin, interrupts nobody. On purpose
+//! are then always found empty; the receiver takes bytes when it is given them. Line parameters (LCR) are kept, and set
+//! the length of the receive time-out; they change no data. On the PC the interrupt pin passes through a buffer that
+//! OUT2 opens; here it does too, so loop-back mode, in which OUT2 is off at the pin, interrupts nobody. On purpose
 //! absent: the DMA signals TXRDY/RXRDY, and the parity and framing errors of a real line.
 //!
 //! Source: National Semiconductor PC16550D data sheet (June 1995), section 8, registers.

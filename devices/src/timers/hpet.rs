@@ -1,13 +1,13 @@
 //! The high precision event timer: a 64-bit counter at 100 MHz and three comparators.
 //!
-//! Implemented: one-shot and periodic comparators, 32-bit mode, edge and level interrupts, routing to I/O APIC pins, the legacy
-//! replacement route (timer 0 to IRQ 0, timer 1 to IRQ 8, whose owners are told to be silent), accesses of 32 and 64 bits (narrower
-//! ones read a part, and are not written).
+//! Implemented: one-shot and periodic comparators, 32-bit mode, edge and level interrupts, routing to I/O APIC pins,
+//! the legacy replacement route (timer 0 to IRQ 0, timer 1 to IRQ 8, whose owners are told to be silent), accesses of
+//! 32 and 64 bits (narrower ones read a part, and are not written).
 //! On purpose missing: FSB (MSI) delivery, which the capability bits say.
 //!
-//! `Registers` is a function of the time in ticks. A comparator's matches are counted from the last one, so a periodic timer does
-//! not drift. When the host is late, each period of an edge-triggered timer is an interrupt all the same: the next one when the
-//! processor has taken the one before (`Hpet::redeliver`).
+//! `Registers` is a function of the time in ticks. A comparator's matches are counted from the last one, so a periodic
+//! timer does not drift. When the host is late, each period of an edge-triggered timer is an interrupt all the same:
+//! the next one when the processor has taken the one before (`Hpet::redeliver`).
 //!
 //! Source: IA-PC HPET specification 1.0a, 2.3.
 //!
@@ -16,6 +16,7 @@ use crate::aml::{Fragment, Under, crs, hid, name};
 use crate::bus::{Edge, Irq, IrqSink, Mmio};
 use crate::clock::{Clock, LONGEST, Nanos, Timer, TimerOwner};
 use crate::device::{Device, Invalid, Reset};
+use crate::interrupts::lapic::Redeliver;
 use acpi_tables::aml::{Memory32Fixed, ZERO};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -107,8 +108,8 @@ impl Comparator {
         self.next = t.checked_add(distance);
     }
 
-    /// How many edges may be owed to a guest: what comes in a second, and no more than one at a period so short that the host is not
-    /// asked for each.
+    /// How many edges may be owed to a guest: what comes in a second, and no more than one at a period so short that
+    /// the host is not asked for each.
     fn most_owed(&self) -> u64 {
         match self.period & self.mask() {
             period @ MIN_HOST_TICKS.. if self.is(TYPE_PERIODIC) => (MOST_OWED_TICKS / period).max(1),
@@ -320,8 +321,8 @@ pub struct HpetWires {
     pub irq0: Irq,
     /// See `irq0`.
     pub irq8: Irq,
-    /// Told when the legacy replacement route goes on and off: the 8254 and the RTC must then be silent, or may interrupt again. It
-    /// is called with the HPET locked and must not call it.
+    /// Told when the legacy replacement route goes on and off: the 8254 and the RTC must then be silent, or may
+    /// interrupt again. It is called with the HPET locked and must not call it.
     pub legacy_route: Box<dyn Fn(bool) + Send + Sync>,
 }
 
@@ -343,13 +344,6 @@ impl Hpet {
             let state = State { regs: Registers::new(), driven: [None; TIMERS], legacy: false };
             Self { state: Mutex::new(state), owes: AtomicBool::new(false), wires, clock, timer }
         })
-    }
-
-    /// The processor has taken an interrupt: if it was one of these, an edge that came meanwhile can be delivered. No lock may be held.
-    pub fn redeliver(&self) {
-        if self.owes.load(Ordering::Relaxed) {
-            self.with(|_, _| ());
-        }
     }
 
     fn line(&self, regs: &Registers, i: usize) -> Line {
@@ -424,6 +418,14 @@ impl Hpet {
             }
         }
         self.owes.store(state.regs.timers.iter().any(|timer| timer.owed > 0), Ordering::Relaxed);
+    }
+}
+
+impl Redeliver for Hpet {
+    fn redeliver(&self) {
+        if self.owes.load(Ordering::Relaxed) {
+            self.with(|_, _| ());
+        }
     }
 }
 

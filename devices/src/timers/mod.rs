@@ -1,10 +1,10 @@
 //! Timers of the PC: 8254, MC146818 with CMOS, HPET, ACPI PM timer.
 //!
-//! None of them counts: each computes its registers from the virtual clock, in exact integer arithmetic from a starting point, so that
-//! nothing drifts, and asks the clock for a call when an output is to change.
+//! None of them counts: each computes its registers from the virtual clock, in exact integer arithmetic from a starting
+//! point, so that nothing drifts, and asks the clock for a call when an output is to change.
 //!
-//! Locks: each timer has one, outermost in the order of the module `interrupts`; its pins are driven with it held. The HPET calls
-//! the 8254 and the RTC (to take over their interrupts) with its own held; never the other way round.
+//! Locks: each timer has one, outermost in the order of the module `interrupts`; its pins are driven with it held. The
+//! HPET calls the 8254 and the RTC (to take over their interrupts) with its own held; never the other way round.
 pub mod hpet;
 pub mod pit;
 pub mod pm_timer;

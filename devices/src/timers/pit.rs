@@ -1,13 +1,15 @@
 //! The Intel 8254 programmable interval timer, and port 61h, which gates its third channel and the speaker.
 //!
-//! Three channels, all six modes, binary and BCD, counter latch, read-back, low/high/both access. Channel 0 drives IRQ 0; channel 1
-//! (refresh) is only seen in port 61h's toggle bit; channel 2 has its gate and output in port 61h.
+//! Three channels, all six modes, binary and BCD, counter latch, read-back, low/high/both access. Channel 0 drives IRQ
+//! 0; channel 1 (refresh) is only seen in port 61h's toggle bit; channel 2 has its gate and output in port 61h.
 //!
-//! `Channel` is a function of time in ticks of 1193182 Hz: a count starts at one tick, and output and count follow from the distance.
-//! [`Pit`] adds lock, clock, pin and ports. Edges come at ticks counted from the start of the count, so a periodic timer does not
-//! drift. Where the output is low for one tick only (modes 2, 4, 5), the fall and the rise are delivered together at the rise. When the
-//! host is late, each period's edge is delivered all the same: the next one when the processor has taken the one before (`Pit::redeliver`).
-//! On purpose missing: the count of 1 in modes 2 and 3, which the data sheet forbids, is taken for 2.
+//! `Channel` is a function of time in ticks of 1193182 Hz: a count starts at one tick, and output and count follow from
+//! the distance.
+//! [`Pit`] adds lock, clock, pin and ports. Edges come at ticks counted from the start of the count, so a periodic
+//! timer does not drift. Where the output is low for one tick only (modes 2, 4, 5), the fall and the rise are delivered
+//! together at the rise. When the host is late, each period's edge is delivered all the same: the next one when the
+//! processor has taken the one before (`Pit::redeliver`). On purpose missing: the count of 1 in modes 2 and 3, which
+//! the data sheet forbids, is taken for 2.
 //!
 //! Source: Intel 8254 data sheet (231164-005); port 61h: 82371SB (PIIX3) data sheet, 2.5.3.1 (NMISC).
 //!
@@ -17,6 +19,7 @@ use crate::bus::{Edge, Irq, PortIo};
 use crate::bytewise;
 use crate::clock::{Clock, LONGEST, Nanos, Timer, TimerOwner};
 use crate::device::{Device, Invalid, Reset};
+use crate::interrupts::lapic::Redeliver;
 use crate::timers::{ticks_at, time_of_tick};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -52,7 +55,8 @@ enum Counting {
     Held(i64),
 }
 
-/// A count that takes effect at the end of the period (mode 2) or half period (mode 3) that was running when it was written.
+/// A count that takes effect at the end of the period (mode 2) or half period (mode 3) that was running when it was
+/// written.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Reload {
     n: u32,
@@ -180,8 +184,8 @@ impl Channel {
         }
     }
 
-    /// How many edges of a periodic output may be owed to a guest: what comes in a second, and no more than one at a period so short
-    /// that the host is not asked for each.
+    /// How many edges of a periodic output may be owed to a guest: what comes in a second, and no more than one at a
+    /// period so short that the host is not asked for each.
     fn most_owed(&self) -> i64 {
         match self.period() {
             period @ MIN_HOST_TICKS.. if matches!(self.mode, 2 | 3) => MOST_OWED_TICKS / period,
@@ -432,20 +436,14 @@ impl Pit {
         });
     }
 
-    /// What the speaker sounds: the frequency of channel 2 in Hz while it is gated on and let through; none when it is silent.
+    /// What the speaker sounds: the frequency of channel 2 in Hz while it is gated on and let through; none when it is
+    /// silent.
     pub fn speaker_tone(&self) -> Option<u32> {
         let state = self.state.lock();
         let channel = &state.channels[2];
         let on = state.port61 & (GATE2 | SPEAKER_DATA) == GATE2 | SPEAKER_DATA;
         let square = channel.mode == 3 && channel.n != 0;
         (on && square).then(|| (PIT_HZ / channel.period() as u64) as u32)
-    }
-
-    /// The processor has taken an interrupt: if it was this one, an edge that came meanwhile can be delivered. No lock may be held.
-    pub fn redeliver(&self) {
-        if self.owes.load(Ordering::Relaxed) {
-            self.with(|_, _| ());
-        }
     }
 
     /// Delivers the edges that are owed as far as they would not be lost in the one before.
@@ -542,6 +540,14 @@ impl Pit {
             state.port61 = value & PORT61_WRITABLE;
             state.channels[2].set_gate(value & GATE2 != 0, t);
         });
+    }
+}
+
+impl Redeliver for Pit {
+    fn redeliver(&self) {
+        if self.owes.load(Ordering::Relaxed) {
+            self.with(|_, _| ());
+        }
     }
 }
 

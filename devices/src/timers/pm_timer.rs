@@ -1,7 +1,8 @@
 //! The ACPI power management timer: a counter at 3.579545 MHz that software can only read (ACPI 6.5, 4.8.3.3).
 //!
-//! It is a function of the clock. The status bit TMR_STS, set whenever the counter's top bit changes, belongs to the PM block of the
-//! chip set: it compares [`pm_timer_toggles`] with what it saw before, and asks [`pm_timer_next_toggle`] when to raise an SCI.
+//! It is a function of the clock. The status bit TMR_STS, set whenever the counter's top bit changes, belongs to the PM
+//! block of the chip set: it compares [`pm_timer_toggles`] with what it saw before, and asks [`pm_timer_next_toggle`]
+//! when to raise an SCI.
 use crate::clock::Nanos;
 use crate::timers::{ticks_at, time_of_tick};
 

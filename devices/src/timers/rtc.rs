@@ -1,17 +1,17 @@
 //! The MC146818 real-time clock with its 128 bytes of CMOS RAM, at ports 70h and 71h.
 //!
-//! Time of day, date and century (register 32h), binary or BCD, 12 or 24 hours, update-in-progress, SET, divider reset; periodic, alarm
-//! and update-ended interrupts on IRQ 8; port 70h's NMI mask. The other bytes are RAM, which the board fills.
-//! On purpose missing: daylight saving (the bit is kept, as in modern chips), the square wave pin, and a weekday of its own: it follows
-//! from the date.
+//! Time of day, date and century (register 32h), binary or BCD, 12 or 24 hours, update-in-progress, SET, divider reset;
+//! periodic, alarm and update-ended interrupts on IRQ 8; port 70h's NMI mask. The other bytes are RAM, which the board
+//! fills. On purpose missing: daylight saving (the bit is kept, as in modern chips), the square wave pin, and a weekday
+//! of its own: it follows from the date.
 //!
-//! `Registers` is a function of the time: the divider chain has a phase on the virtual clock, and seconds are counted from an epoch
-//! that changes when the guest sets the time. Flags are computed when somebody looks; the host is asked to call only for interrupts
-//! that are enabled. Periodic interrupts that fall due while the guest has not read register C, be it that the host was late, come one
-//! by one as it does.
+//! `Registers` is a function of the time: the divider chain has a phase on the virtual clock, and seconds are counted
+//! from an epoch that changes when the guest sets the time. Flags are computed when somebody looks; the host is asked
+//! to call only for interrupts that are enabled. Periodic interrupts that fall due while the guest has not read
+//! register C, be it that the host was late, come one by one as it does.
 //!
-//! Source: Motorola MC146818 data sheet (ADI1018); 82371AB (PIIX4) data sheet, 11.1; register 32h by the convention of PC BIOSes and the
-//! FADT.
+//! Source: Motorola MC146818 data sheet (ADI1018); 82371AB (PIIX4) data sheet, 11.1; register 32h by the convention of
+//! PC BIOSes and the FADT.
 //!
 //! Lock: one, held while IRQ 8 is driven. Who listens to the alarm is called with nothing locked.
 use crate::aml::{Fragment, IrqNoFlags, io};
@@ -347,7 +347,8 @@ impl Registers {
     }
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar. Years are taken to begin in March, so that the leap day is the last.
+/// Days from 1970-01-01 to a date of the Gregorian calendar. Years are taken to begin in March, so that the leap day is
+/// the last.
 fn days_of(year: i64, month: i64, day: i64) -> i64 {
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
@@ -384,7 +385,8 @@ pub struct Rtc {
 }
 
 impl Rtc {
-    /// A clock that shows `unix_nanos` (nanoseconds since 1970-01-01 00:00, in the time zone that the guest is to see: UTC as a rule;
+    /// A clock that shows `unix_nanos` (nanoseconds since 1970-01-01 00:00, in the time zone that the guest is to see:
+    /// UTC as a rule;
     /// [`crate::clock::host_unix_nanos`]) now, and goes on with `clock`. It drives `irq8`.
     pub fn new(clock: Arc<dyn Clock>, irq8: Irq, unix_nanos: u64) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| {
@@ -394,7 +396,8 @@ impl Rtc {
         })
     }
 
-    /// Has `f` called when the alarm rings with its interrupt enabled: the pin is wired to the power manager, too. Once.
+    /// Has `f` called when the alarm rings with its interrupt enabled: the pin is wired to the power manager, too.
+    /// Once.
     pub fn on_alarm(&self, f: impl Fn() + Send + Sync + 'static) {
         let _ = self.on_alarm.set(Box::new(f));
     }

@@ -122,9 +122,11 @@ pub enum DrivePath {
     Pci {
         /// Bus, device and function.
         pci: (u8, u8, u8),
-        /// The interface: "SCSI", "USB", "SATA".
+        /// The interface: "SATA", "SCSI" (which virtio's disks are as well: EDD has no name for them); "NVME", for
+        /// which it has none either.
         interface: &'static str,
-        /// Which of the controller's devices: the first words of EDD's device path.
+        /// Which of the controller's devices, as EDD's device path has it: of SATA the port, of NVMe the namespace, of
+        /// SCSI the target in 16 bits, then the logical unit.
         unit: u64,
     },
 }

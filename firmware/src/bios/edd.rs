@@ -120,7 +120,8 @@ impl Bios {
             b.extend(far.map(u16::to_le_bytes).as_flattened());
         }
         if room >= 66 {
-            b.extend(path_of(path));
+            // EDD 3.0's path is 36 bytes long, T13's 44: its device has 16 bytes.
+            b.extend(path_of(path, if room >= 74 { 16 } else { 8 }));
         }
         let length = b.len() as u16;
         b[..2].copy_from_slice(&length.to_le_bytes());
@@ -160,8 +161,9 @@ fn device_table(path: DrivePath, seen: &Seen) -> Option<[u8; 16]> {
     Some(t)
 }
 
-/// The device path (EDD 3.0, table 8): host bus, interface, and where on them.
-fn path_of(path: DrivePath) -> Vec<u8> {
+/// The device path (EDD 3.0, table 8; EDD-3, T13 1572D, 8.21): host bus, interface, and where on them, the device in so
+/// many bytes.
+fn path_of(path: DrivePath, device_bytes: u8) -> Vec<u8> {
     fn text<const N: usize>(s: &str) -> [u8; N] {
         let mut out = [b' '; N];
         out.iter_mut().zip(s.bytes()).for_each(|(o, c)| *o = c);
@@ -185,11 +187,12 @@ fn path_of(path: DrivePath) -> Vec<u8> {
     };
     let mut p = Vec::new();
     p.extend(PATH_KEY.to_le_bytes());
-    p.extend([36, 0, 0, 0]);
+    p.extend([28 + device_bytes, 0, 0, 0]);
     p.extend(bus);
     p.extend(interface);
     p.extend(at);
     p.extend(device.to_le_bytes());
+    p.resize(20 + usize::from(device_bytes) + 6, 0);
     p.extend([0, 0]);
     fix_sum(&mut p);
     p

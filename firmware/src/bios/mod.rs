@@ -30,6 +30,7 @@ mod optionrom;
 mod pci;
 mod pci_setup;
 mod pmm;
+mod protected;
 mod resume;
 pub mod rom;
 mod system;
@@ -40,6 +41,7 @@ mod video;
 
 pub use drive::{BootClass, BootConfig, Disk, DiskError, Drive, DriveKind, DrivePath};
 pub use pci_setup::{PciSetup, set_up_pci};
+pub use protected::{Caller, DescriptorsAt};
 
 use disk::status;
 
@@ -445,15 +447,17 @@ impl Bios {
         }
     }
 
-    /// What a BIOS has done to the hardware when it starts a program, be it one that never calls it: interrupts at 8 and 70h with those of a PC's
-    /// own devices let through, 18.2 ticks a second, a keyboard that scans, a VGA in mode 3, the serial console at 115,200 baud.
+    /// What a BIOS has done to the hardware when it starts a program, be it one that never calls it: interrupts at 8
+    /// and 70h with those of a PC's own devices let through, 18.2 ticks a second, a keyboard that scans, a VGA in mode
+    /// 3, the serial console at 115,200 baud.
     pub fn power_on(&mut self, pc: &mut dyn Platform) {
         self.set_up_chips(pc);
         self.start_video(pc);
         time::set_ticks_from_clock(pc);
     }
 
-    /// The machine has woken from S3: what [`Bios::power_on`] does, but for memory, which is as it was; where the boot processor goes on.
+    /// The machine has woken from S3: what [`Bios::power_on`] does, but for memory, which is as it was; where the boot
+    /// processor goes on.
     pub fn resume(&mut self, pc: &mut dyn Platform) -> Entry {
         self.set_up_chips(pc);
         resume::entry(pc, self.facs)
@@ -516,19 +520,6 @@ impl Bios {
         true
     }
 
-    /// Carries out the 32-bit PCI BIOS for a caller in protected mode, whose OUT was at `ip` behind F0000h (physical): the
-    /// general registers then change, nothing else does. `es` is the base of ES. False if it is no stub for that mode.
-    pub fn call32(&mut self, regs: &mut Regs, ip: u16, es: u32, pc: &mut dyn Platform) -> bool {
-        let is = |s: &rom::Stub| s.service == Service::Pci32;
-        if !self.rom.stubs.get(&ip).is_some_and(is) {
-            return false;
-        }
-        let before = *regs;
-        pci::service(regs, pc, es.wrapping_add(regs.edi), Some(es));
-        (regs.esp, regs.ip, regs.cs, regs.flags) = (before.esp, before.ip, before.cs, before.flags);
-        true
-    }
-
     /// Where the boot processor starts if nothing else is to be started: option ROMs, the boot menu, INT 19h. After
     /// [`Bios::install`], [`set_up_pci`] and [`Bios::power_on`].
     pub fn boot_entry(&self) -> Entry {
@@ -552,7 +543,7 @@ impl Bios {
             Service::Boot => self.boot(r, pc),
             Service::Clock if r.ah() == 0xb1 => {
                 let at = linear(r.es, r.edi as u16);
-                pci::service(r, pc, at, None)
+                pci::service(r, pc, at, pci::Pointers::Real)
             }
             Service::Clock => time::clock(r, pc),
             Service::Tick => self.tick(r, pc),
@@ -564,8 +555,8 @@ impl Bios {
             Service::BootRead => self.boot_read(r),
             Service::Mouse => self.mouse_interrupt(r, pc),
             Service::Pmm => self.pmm(r, pc),
-            // It is called from protected mode only.
-            Service::Pci32 => Outcome::Return,
+            // They are called from protected mode only.
+            Service::Pci32 | Service::Apm => Outcome::Return,
         }
     }
 }

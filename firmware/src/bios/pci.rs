@@ -1,7 +1,7 @@
 //! INT 1Ah B1xxh: the PCI BIOS, by configuration mechanism #1.
 //!
-//! Source: PCI BIOS Specification 2.1, chapter 4. The 32-bit entry is [`super::Bios::call32`].
-use super::{Outcome, Platform, Regs, linear, rom};
+//! Source: PCI BIOS Specification 2.1, chapter 4. The entries of protected mode are [`super::Bios::call_protected`].
+use super::{Caller, Outcome, Platform, Regs, linear, rom};
 use crate::tables::Chipset;
 
 const ADDRESS: u16 = 0xcf8;
@@ -86,9 +86,19 @@ fn find(r: &mut Regs, pc: &mut dyn Platform, is: impl Fn(&mut dyn Platform, u16)
     }
 }
 
-/// INT 1Ah with AH B1h; `at` is ES:DI, for a caller with 32-bit pointers (`flat`, the base of its segments) or 16-bit
-/// ones.
-pub(super) fn service(r: &mut Regs, pc: &mut dyn Platform, at: u32, flat: Option<u32>) -> Outcome {
+/// What a caller's pointers in memory are.
+#[derive(Clone, Copy)]
+pub(super) enum Pointers<'a> {
+    /// Offset and segment.
+    Real,
+    /// 32 bits behind the base of its segments.
+    Flat(u32),
+    /// Offset of 16 bits and selector.
+    Selectors(&'a Caller),
+}
+
+/// INT 1Ah with AH B1h; `at` is ES:DI.
+pub(super) fn service(r: &mut Regs, pc: &mut dyn Platform, at: u32, pointers: Pointers<'_>) -> Outcome {
     match r.al() {
         0x01 => {
             r.edx = SIGNATURE;
@@ -127,7 +137,7 @@ pub(super) fn service(r: &mut Regs, pc: &mut dyn Platform, at: u32, flat: Option
             write(pc, u16::from(r.bh()) << 8 | 0xff, 0, 4, value);
             r.ok()
         }
-        0x0e => routing(r, pc, at, flat),
+        0x0e => routing(r, pc, at, pointers),
         0x0f => set_route(r, pc),
         _ => r.fail(UNSUPPORTED),
     }
@@ -140,12 +150,14 @@ pub(super) fn chipset(pc: &mut dyn Platform) -> Chipset {
 }
 
 /// B10Eh: the routing table to the caller's buffer: its length and address are at `at`.
-fn routing(r: &mut Regs, pc: &mut dyn Platform, at: u32, flat: Option<u32>) -> Outcome {
+fn routing(r: &mut Regs, pc: &mut dyn Platform, at: u32, pointers: Pointers<'_>) -> Outcome {
     let chipset = chipset(pc);
     let room = pc.u16(at);
-    let to = match flat {
-        Some(base) => base.wrapping_add(pc.u32(at + 2)),
-        None => linear(pc.u16(at + 4), pc.u16(at + 2)),
+    let (low, high) = (pc.u16(at.wrapping_add(2)), pc.u16(at.wrapping_add(4)));
+    let to = match pointers {
+        Pointers::Flat(base) => base.wrapping_add(u32::from(high) << 16 | u32::from(low)),
+        Pointers::Real => linear(high, low),
+        Pointers::Selectors(caller) => caller.base_of(high, pc).wrapping_add(low.into()),
     };
     let table: Vec<u8> = SLOTS.flat_map(|device| rom::slot(chipset, device)).collect();
     pc.set_u16(at, table.len() as u16);

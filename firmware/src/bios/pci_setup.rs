@@ -2,9 +2,9 @@
 //! ROMs.
 //!
 //! Windows: I/O from C000h, memory from C0000000h or the end of RAM below 4 GiB, whichever is higher, to FEBFFFFFh.
-//! BARs are given addresses bus by bus, the largest first, and a bridge's window is what its bus has taken. What finds no
-//! room there goes above RAM, if its BAR has 64 bits and is prefetchable (bridges have no such window for others); what
-//! finds none at all is left without an address and does not decode.
+//! BARs are given addresses bus by bus, the largest first, and a bridge's window is what its bus has taken. What finds
+//! no room there goes above RAM, if its BAR has 64 bits and is prefetchable (bridges have no such window for others);
+//! what finds none at all is left without an address and does not decode.
 //!
 //! Sources: PCI Local Bus Specification 2.1, 6.2.5; PCI-to-PCI Bridge Architecture 1.1; 82371SB (PIIX3) data sheet,
 //! 2.2.9.
@@ -102,8 +102,8 @@ struct Setup<'a> {
     roms: Vec<(bool, u16, u8)>,
 }
 
-/// Sets up all PCI functions, as after power-on; `below_4g` is where RAM ends, and `above` the window for PCI memory above
-/// 4 GiB, first and last byte, if there is one. Option ROMs of functions are copied to
+/// Sets up all PCI functions, as after power-on; `below_4g` is where RAM ends, and `above` the window for PCI memory
+/// above 4 GiB, first and last byte, if there is one. Option ROMs of functions are copied to
 /// C0000h and up, which is RAM from then on; [`super::Bios::boot_entry`] starts them.
 pub fn set_up_pci(pc: &mut dyn Platform, below_4g: u64, above: Option<(u64, u64)>) -> PciSetup {
     let memory = below_4g.next_multiple_of(BRIDGE_MEMORY).max(MEMORY_START);

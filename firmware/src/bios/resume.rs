@@ -1,8 +1,8 @@
 //! Waking from S3: where the system that sleeps has said that it goes on, in the FACS.
 //!
-//! A system gives one of two vectors (ACPI 6.5, 5.2.10): the one of 32 bits, at which it is entered in real mode, or the extended one, in
-//! 32-bit protected mode. Entry in 64-bit mode is not offered (64BIT_WAKE_SUPPORTED_F is clear). A system that gives none, or none that can be
-//! entered, is started anew, as a PC does that has lost its memory.
+//! A system gives one of two vectors (ACPI 6.5, 5.2.10): the one of 32 bits, at which it is entered in real mode, or
+//! the extended one, in 32-bit protected mode. Entry in 64-bit mode is not offered (64BIT_WAKE_SUPPORTED_F is clear). A
+//! system that gives none, or none that can be entered, is started anew, as a PC does that has lost its memory.
 //!
 //! The FACS is in memory that is the guest's to write: all of it is looked at here before it is used.
 use super::{Platform, rom};

@@ -91,6 +91,8 @@ pub enum Service {
     Pmm,
     /// The 32-bit PCI BIOS.
     Pci32,
+    /// APM, from protected mode of 16 bits or 32.
+    Apm,
     /// INT 16h waits for a key, of which INT 15h knows.
     KeyWaited,
     /// Pause was pressed.
@@ -138,6 +140,8 @@ pub struct Rom {
     pub mouse_done: u16,
     /// Enters protected mode as INT 15h 89h does.
     pub protect: u16,
+    /// APM's entries for 16 bits and 32.
+    pub apm: [u16; 2],
     /// Calls INT 4Ah and ends the interrupt of the clock.
     pub alarm: u16,
     /// Calls INT 1Bh and ends the interrupt of the keyboard.
@@ -238,7 +242,7 @@ impl Rom {
         // Length, model, submodel, revision; features: slave 8259 and clock, INT 15h 4Fh is called, EBDA; INT 16h
         // AH 09h.
         put(CONFIG_TABLE, &[8, 0, MODEL, 1, 0, 0x74, 0x40, 0, 0, 0]);
-        let (code32, [directory, _, behind32]) = code::program32(next)?;
+        let (code32, at32) = code::program32(next)?;
         put(next, &code32);
         assert!(usize::from(next) + code32.len() < usize::from(END), "the ROM's code has no room");
         // "$PnP" 1.0: 33 bytes, no event notification; entries of real and protected mode, both in this segment.
@@ -260,7 +264,7 @@ impl Rom {
         // "_32_": the entry, revision 0, one paragraph.
         let mut header = [0; 16];
         header[..4].copy_from_slice(b"_32_");
-        header[4..8].copy_from_slice(&super::linear(super::SEGMENT, directory).to_le_bytes());
+        header[4..8].copy_from_slice(&super::linear(super::SEGMENT, at32.directory).to_le_bytes());
         header[9] = 1;
         header[10] = header.iter().fold(0u8, |sum, b| sum.wrapping_sub(*b));
         put(BIOS32, &header);
@@ -288,8 +292,10 @@ impl Rom {
             let stub = Stub { service: s.service, wait: at(&s.wait)?, poll: at(&s.poll)? };
             stubs.insert(at(&s.behind)?, stub);
         }
-        // Of the 32-bit stub nothing waits.
-        stubs.insert(behind32, Stub { service: Service::Pci32, wait: behind32, poll: behind32 });
+        // Of the 32-bit stubs nothing waits.
+        for (service, [_, behind]) in [(Service::Pci32, at32.pci), (Service::Apm, at32.apm)] {
+            stubs.insert(behind, Stub { service, wait: behind, poll: behind });
+        }
         Ok(Rom {
             start: at(&plan.start)?,
             say: at(&plan.say)?,
@@ -299,6 +305,7 @@ impl Rom {
             iret: at(&plan.nothing)?,
             mouse_done: at(&plan.mouse_done)?,
             protect: at(&plan.protect)?,
+            apm: [at(&plan.apm)?, at32.apm[0]],
             vectors,
             stubs,
             halt: at(&plan.halt)?,

@@ -20,7 +20,7 @@ impl Bios {
                 r.carry(true);
                 Outcome::Return
             }
-            (0x53, function) => apm(r, pc, function),
+            (0x53, function) => apm(r, pc, function, Some(self.rom.apm)),
             (0x80..=0x82 | 0x85 | 0x90 | 0x91, _) => r.ok(),
             (0x83, _) => super::time::event_wait(r, pc),
             (0x86, _) => self.delay(r, pc),
@@ -126,25 +126,50 @@ impl Bios {
     }
 }
 
-/// AH 53h: APM 1.2 (BIOS Interface Specification, 1996), its real-mode interface, by which programs without ACPI switch
-/// the machine off. There are no protected-mode interfaces, and nothing to save power with.
-fn apm(r: &mut Regs, pc: &mut dyn Platform, function: u8) -> Outcome {
+/// AH 53h: APM 1.2 (BIOS Interface Specification, 1996), by which programs without ACPI switch the machine off;
+/// there is nothing to save power with. `entries` are those of protected mode, 16 bits and 32, which connecting
+/// tells; from there (none) nothing is connected.
+pub(super) fn apm(r: &mut Regs, pc: &mut dyn Platform, function: u8, entries: Option<[u16; 2]>) -> Outcome {
     const VERSION: u16 = 0x0102;
+    /// Interfaces for 16 and for 32 bits are there.
+    const INTERFACES: u16 = 3;
+    /// Bytes of a segment of code or data, from F0000h on.
+    const LENGTH: u16 = 0xfff0;
     const ALL_DEVICES: u16 = 1;
     const OFF: u16 = 3;
     match function {
         0x00 => {
             r.set_ax(VERSION);
             r.set_bx(u16::from_be_bytes(*b"PM"));
-            r.set_cx(0);
+            r.set_cx(INTERFACES);
             r.carry(false);
             Outcome::Return
         }
         // Connect to and disconnect from real mode, idle, busy, engage and enable.
         0x01 | 0x04..=0x06 | 0x08 | 0x0d | 0x0f => r.ok(),
-        // There is no interface for 16 bits, none for 32.
-        0x02 => r.fail(0x06),
-        0x03 => r.fail(0x08),
+        // Connect to 16 bits: AX and BX the entry, CX the data segment, SI and DI their lengths.
+        0x02 if let Some([entry, _]) = entries => {
+            r.set_ax(super::SEGMENT);
+            r.set_bx(entry);
+            r.set_cx(super::SEGMENT);
+            (r.esi, r.edi) = (r.esi & !0xffff | u32::from(LENGTH), r.edi & !0xffff | u32::from(LENGTH));
+            r.carry(false);
+            Outcome::Return
+        }
+        // To 32 bits: AX and EBX the entry, CX the segment of 16-bit code, DX of data, ESI both codes' lengths.
+        0x03 if let Some([_, entry]) = entries => {
+            r.set_ax(super::SEGMENT);
+            r.ebx = entry.into();
+            r.set_cx(super::SEGMENT);
+            r.set_dx(super::SEGMENT);
+            r.esi = u32::from(LENGTH) << 16 | u32::from(LENGTH);
+            r.edi = r.edi & !0xffff | u32::from(LENGTH);
+            r.carry(false);
+            Outcome::Return
+        }
+        // It is connected already.
+        0x02 => r.fail(0x05),
+        0x03 => r.fail(0x07),
         0x07 => {
             if (r.bx(), r.cx()) == (ALL_DEVICES, OFF) {
                 // PM1a control: sleep enable, with the type that is off.

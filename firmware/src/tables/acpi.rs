@@ -6,8 +6,8 @@
 //!
 //! Source: ACPI 6.5 chapter 5.2; IA-PC HPET 1.0a 3.2.4; Windows ACPI Emulated Devices Table (WAET) 1.0.
 //!
-//! `acpi_tables` has the FADT, the FACS and some of the MADT's entries; its RSDP has no room for an RSDT, which ACPI 1.0
-//! reads, and its MADT neither flags nor interrupt source overrides.
+//! `acpi_tables` has the FADT, the FACS and some of the MADT's entries; its RSDP has no room for an RSDT, which ACPI
+//! 1.0 reads, and its MADT neither flags nor interrupt source overrides.
 use super::{Chipset, Config, HPET_BASE, IOAPIC_BASE, LAPIC_BASE, SCI_IRQ, SMI_CMD, dsdt};
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;

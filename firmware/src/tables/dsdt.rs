@@ -1,8 +1,8 @@
 //! The DSDT: the devices of a board that an operating system cannot find by itself; here those of an i440FX + PIIX3, in
 //! [`q35`] those of a Q35 + ICH9.
 //!
-//! Each device brings its own fragment of AML (`mynah_devices::aml`); here is what the board is. [`fragments`] has all, with
-//! the scope under which each goes, and [`definition_block`] puts them there.
+//! Each device brings its own fragment of AML (`mynah_devices::aml`); here is what the board is. [`fragments`] has all,
+//! with the scope under which each goes, and [`definition_block`] puts them there.
 //!
 //! Missing on purpose: hot plug of PCI devices and CPUs (no GPE has a method), parallel ports (the board
 //! has none), thermal and battery objects.

@@ -87,8 +87,8 @@ impl Script {
     }
 }
 
-/// The ACPI tables and their script. They tell of what firmware has set up, so they are to be made when it first reads them; their lengths do
-/// not depend on that. None without ACPI.
+/// The ACPI tables and their script. They tell of what firmware has set up, so they are to be made when it first reads
+/// them; their lengths do not depend on that. None without ACPI.
 pub fn acpi_files(cfg: &Config, below: u64) -> Vec<(&'static str, Vec<u8>)> {
     let built = cfg.acpi.then(|| acpi::build(cfg, below, |_| Some((FACS_ALIGN as u64, 0)))).flatten();
     let Some(built) = built else { return Vec::new() };
@@ -96,7 +96,8 @@ pub fn acpi_files(cfg: &Config, below: u64) -> Vec<(&'static str, Vec<u8>)> {
     let (mut tables, mut rsdp) = (built.facs, built.rsdp.to_vec());
     tables.resize(FACS_ALIGN, 0);
     tables.extend(built.tables);
-    // Checksums are the script's business, and must be zero before: some firmware sums them up (OVMF), other subtracts from them (SeaBIOS).
+    // Checksums are the script's business, and must be zero before: some firmware sums them up (OVMF), other subtracts
+    // from them (SeaBIOS).
     for (offset, _) in &built.parts {
         tables[FACS_ALIGN + offset + CHECKSUM] = 0;
     }
@@ -104,8 +105,8 @@ pub fn acpi_files(cfg: &Config, below: u64) -> Vec<(&'static str, Vec<u8>)> {
     vec![("etc/table-loader", script), (RSDP, rsdp), (TABLES, tables)]
 }
 
-/// The files of fw_cfg by which a firmware of its own finds RAM and SMBIOS; `below` and `above` are bytes of RAM below and
-/// above 4 GiB.
+/// The files of fw_cfg by which a firmware of its own finds RAM and SMBIOS; `below` and `above` are bytes of RAM below
+/// and above 4 GiB.
 pub fn firmware_files(cfg: &Config, below: u64, above: u64) -> Vec<(&'static str, Vec<u8>)> {
     let mut files = vec![("etc/e820", memory_map(below, above))];
     let smbios = smbios::build(cfg, below, above);

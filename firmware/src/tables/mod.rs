@@ -66,8 +66,8 @@ pub const HPET_ID: u32 = 0x8086_a201;
 pub const COM_PORTS: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 /// ISA interrupts that are level triggered and active high: the SCI and those that PCI is routed to.
 pub const LEVEL_IRQS: [u8; 4] = [5, 9, 10, 11];
-/// The interrupts to which PIRQA-D must be routed (PIIX3 configuration registers 60h-63h; ICH9: PIRQE-H too) before a guest
-/// starts that does not route them itself; the MP table says so.
+/// The interrupts to which PIRQA-D must be routed (PIIX3 configuration registers 60h-63h; ICH9: PIRQE-H too) before a
+/// guest starts that does not route them itself; the MP table says so.
 pub const PIRQ_ROUTES: [u8; 4] = [10, 10, 11, 11];
 /// The extended BIOS data area, where conventional memory ends.
 pub const EBDA: u64 = 0x9_fc00;

@@ -12,8 +12,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The key of code made by this process. Reads the program's own file, of which all is hashed, in some ten milliseconds,
-/// if its linker has left no build ID in it.
+/// The key of code made by this process. Reads the program's own file, of which all is hashed, in some ten
+/// milliseconds, if its linker has left no build ID in it.
 pub(crate) fn cache_key(model: &CpuModel, optimize: Optimize, isa: &str) -> io::Result<Key> {
     let mut h = blake3::Hasher::new_derive_key("Mynah 2026 key of compiled code");
     let mut part = |name: &str, bytes: &[u8]| {

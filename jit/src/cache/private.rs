@@ -1,15 +1,15 @@
 //! Files of this user's own at places that others can foresee, and may be able to write to (`/tmp`).
 //!
-//! Whoever plants a link, a pipe or a file of his own there must neither have another file overwritten, nor be able to read what is written, nor have
-//! the process wait.
+//! Whoever plants a link, a pipe or a file of his own there must neither have another file overwritten, nor be able to
+//! read what is written, nor have the process wait.
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Makes a file for this user alone, open for reading and writing. A plain file of this user's that has the name gives it up, and stays as it is under
-/// others that it may have; anything else there is an error.
+/// Makes a file for this user alone, open for reading and writing. A plain file of this user's that has the name gives
+/// it up, and stays as it is under others that it may have; anything else there is an error.
 pub fn create(path: &Path) -> io::Result<File> {
     if let Ok(old) = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
         let plain = FileType::from_raw_mode(old.st_mode) == FileType::RegularFile;
@@ -24,7 +24,8 @@ pub fn create(path: &Path) -> io::Result<File> {
     Ok(File::from(rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)?))
 }
 
-/// Opens a file that stays where it is from one process to the next (a lock), and makes it if there is none. What it holds is not touched.
+/// Opens a file that stays where it is from one process to the next (a lock), and makes it if there is none. What it
+/// holds is not touched.
 pub fn keep(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)?);
@@ -44,7 +45,8 @@ pub enum Durable {
     No,
 }
 
-/// Writes a file whole: who reads it meanwhile sees the old one or the new one. What has the name is replaced, and if it is a link not what it leads to.
+/// Writes a file whole: who reads it meanwhile sees the old one or the new one. What has the name is replaced, and if
+/// it is a link not what it leads to.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace(path, Durable::No, |file| io::Write::write_all(file, bytes))
 }

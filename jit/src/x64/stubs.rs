@@ -4,7 +4,7 @@
 //! [`super::baseline`]).
 use super::asm::Asm;
 use super::registers::MAP;
-use crate::abi::{Left, NO_PAGE, WRITE, context, cpu, in_context, jumps, tlb};
+use crate::abi::{Left, NO_PAGE, PLACED, WRITE, context, cpu, in_context, jumps, places, tlb};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use mynah_cpu::board::EV_TIER;
@@ -218,18 +218,28 @@ fn load_registers(a: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// R11 = where the baseline's code for the address in RAX goes on; to `other` if there is none or an event is pending.
-/// R10 is lost. With a `half` only code in that half of the addresses is found, or code of which both halves' tags say
-/// the same.
-fn find(a: &mut CodeAssembler, half: Option<usize>, other: &mut CodeLabel) -> Result<(), IcedError> {
-    a.mov(r10, rax)?;
+/// R10 = the entry for an address of a table of code.
+fn entry_for(a: &mut CodeAssembler, address: AsmRegister64, mask: i32, table: i32) -> Result<(), IcedError> {
+    a.mov(r10, address)?;
     a.shr(r10, jumps::SHIFT)?;
-    a.xor(r10, rax)?;
-    a.and(r10d, jumps::MASK)?;
+    a.xor(r10, address)?;
+    a.and(r10d, mask)?;
     a.shl(r10d, jumps::ENTRY_SHIFT)?;
-    a.add(r10, qword_ptr(rdi + jumps::TABLE))?;
+    a.add(r10, qword_ptr(rdi + table))
+}
+
+/// R11 = where the baseline's code for the address in RAX goes on; to `missed` if none is known at that address, and to
+/// `other` if it is not the baseline's or an event is pending. R10 is lost. With a `half` only code in that half of the
+/// addresses is found, or code of which both halves' tags say the same.
+fn find(
+    a: &mut CodeAssembler,
+    half: Option<usize>,
+    missed: CodeLabel,
+    other: CodeLabel,
+) -> Result<(), IcedError> {
+    entry_for(a, rax, jumps::MASK, jumps::TABLE)?;
     a.cmp(qword_ptr(r10 + jumps::LIN), rax)?;
-    a.jne(*other)?;
+    a.jne(missed)?;
     match half {
         Some(half) => a.mov(r11, qword_ptr(rdi + jumps::TAGS + 8 * half as i32))?,
         None => {
@@ -239,19 +249,53 @@ fn find(a: &mut CodeAssembler, half: Option<usize>, other: &mut CodeLabel) -> Re
         }
     }
     a.cmp(qword_ptr(r10 + jumps::TAG), r11)?;
-    a.jne(*other)?;
+    a.jne(missed)?;
     a.mov(r11, qword_ptr(r10 + jumps::OPS))?;
+    take(a, other)
+}
+
+/// As [`find`], by where the bytes of the code are.
+fn find_placed(a: &mut CodeAssembler, other: CodeLabel) -> Result<(), IcedError> {
+    let mut look = a.create_label();
+    a.sub(qword_ptr(rdi + in_context(context::PLACED)), 1)?;
+    a.jns(look)?;
+    a.mov(qword_ptr(rdi + in_context(context::PLACED)), PLACED - 1)?;
+    a.jmp(other)?;
+    a.set_label(&mut look)?;
+    a.mov(r10, rax)?;
+    a.shr(r10, tlb::HASH_SHIFT)?;
+    a.xor(r10, rax)?;
+    a.shr(r10, tlb::ENTRY_SHIFT)?;
+    a.and(r10, qword_ptr(rdi + tlb::MASK))?;
+    a.add(r10, qword_ptr(rdi + tlb::TABLE))?;
+    a.mov(r11, rax)?;
+    a.and(r11, tlb::PAGE as i32)?;
+    a.cmp(r11, qword_ptr(r10 + tlb::EXEC))?;
+    a.jne(other)?;
+    a.mov(r11, qword_ptr(r10 + tlb::ADDEND))?;
+    a.add(r11, rax)?;
+    entry_for(a, r11, places::MASK, places::TABLE)?;
+    a.cmp(qword_ptr(r10 + places::HOST), r11)?;
+    a.jne(other)?;
+    a.movzx(r11d, byte_ptr(rdi + jumps::TAGS))?;
+    a.cmp(qword_ptr(r10 + places::KEY), r11)?;
+    a.jne(other)?;
+    a.mov(r11, qword_ptr(r10 + places::OPS))?;
+    take(a, other)
+}
+
+/// To `other` if the code whose ops are in R11 is not the baseline's, or an event is pending. R10 is lost.
+fn take(a: &mut CodeAssembler, other: CodeLabel) -> Result<(), IcedError> {
     a.test(r11b, BASELINE as i32)?;
-    a.je(*other)?;
+    a.je(other)?;
     a.mov(r10, qword_ptr(rdi + in_context(context::EVENTS)))?;
     a.mov(r10d, dword_ptr(r10))?;
     a.test(dword_ptr(rdi + cpu::EVENT_MASK), r10d)?;
-    a.jne(*other)
+    a.jne(other)
 }
 
-/// Goes on at the address in RAX, or to `other`; R10 and R11 are lost.
-fn go_on(a: &mut CodeAssembler, half: Option<usize>, other: &mut CodeLabel) -> Result<(), IcedError> {
-    find(a, half, other)?;
+/// Goes on at the code that was found for the address in RAX.
+fn go_on(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.and(rax, -4096)?;
     a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
     a.jmp(r11)
@@ -322,16 +366,21 @@ fn call(a: &mut CodeAssembler) -> Result<(), IcedError> {
 /// See [`Stubs::out`].
 fn out(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let (mut back, mut other) = (a.create_label(), a.create_label());
+    let (mut missed, mut found) = (a.create_label(), a.create_label());
     a.cmp(eax, Left::Next as i32)?;
     a.jne(back)?;
     a.mov(rax, qword_ptr(rdi + cpu::RIP))?;
-    find(a, None, &mut other)?;
+    find(a, None, missed, other)?;
+    a.set_label(&mut found)?;
     a.and(rax, -4096)?;
     a.mov(qword_ptr(rdi + PAGE_RIP), rax)?;
     forget_stack(a)?;
     reload_flags(a)?;
     load_registers(a)?;
     a.jmp(r11)?;
+    a.set_label(&mut missed)?;
+    find_placed(a, other)?;
+    a.jmp(found)?;
     a.set_label(&mut other)?;
     a.mov(rsi, rax)?;
     pop_kept(a)?;
@@ -351,8 +400,12 @@ fn float(a: &mut CodeAssembler) -> Result<(), IcedError> {
 
 /// See [`Stubs::chain`].
 fn chain(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut other = a.create_label();
-    go_on(a, None, &mut other)?;
+    let (mut missed, mut other) = (a.create_label(), a.create_label());
+    find(a, None, missed, other)?;
+    go_on(a)?;
+    a.set_label(&mut missed)?;
+    find_placed(a, other)?;
+    go_on(a)?;
     a.set_label(&mut other)?;
     a.mov(r11, rax)?;
     spill(a)?;
@@ -381,7 +434,8 @@ impl Stubs {
         for (half, chained) in chained.iter_mut().enumerate() {
             stub(chained, |a| {
                 let mut other = a.create_label();
-                go_on(a, Some(half), &mut other)?;
+                find(a, Some(half), other, other)?;
+                go_on(a)?;
                 a.set_label(&mut other)?;
                 a.nop()
             })?;

@@ -77,8 +77,10 @@ impl Create {
             };
             let path = backing_path(file, &backing)?;
             // It is the user who names it: it may be anywhere, but opening the new image will say so.
-            let below = context
-                .open(&OpenOptions { backing: Backing::Anywhere, ..context.reading(&path, Some(&format)) })?;
+            let below = context.open(&OpenOptions {
+                backing: Backing::Anywhere,
+                ..context.by_path().reading(&path, Some(&format))?
+            })?;
             bytes = bytes.or(Some(below.size()));
         }
         let Some(bytes) = bytes else {
@@ -117,7 +119,7 @@ impl Resize {
     pub fn run(&self, context: &Context) -> anyhow::Result<()> {
         let number = self.size.trim_start_matches(['+', '-']);
         let number = size(number).map_err(|e| Error::new(format!("{}: {e}", self.size)))?;
-        let image = context.open(&context.writing(&self.file, self.format.as_deref()))?;
+        let image = context.open(&context.writing(&self.file, self.format.as_deref())?)?;
         let old = image.size();
         let new = match self.size.as_bytes().first() {
             Some(b'+') => old.checked_add(number),
@@ -176,12 +178,12 @@ impl Snapshots {
     pub fn run(&self, context: &Context) -> anyhow::Result<()> {
         let changes = self.apply.is_some() || self.create.is_some() || self.delete.is_some();
         let options = if changes {
-            context.writing(&self.file, self.format.as_deref())
+            context.writing(&self.file, self.format.as_deref())?
         } else {
             OpenOptions {
                 force_share: self.force_share,
                 backing: Backing::Ignore,
-                ..context.reading(&self.file, self.format.as_deref())
+                ..context.reading(&self.file, self.format.as_deref())?
             }
         };
         let image = context.open(&options)?;

@@ -80,7 +80,7 @@ impl Convert {
                 at_snapshot: self.l.clone(),
                 cache: self.source_cache,
                 force_share: self.force_share,
-                ..context.reading(source, self.format.as_deref())
+                ..context.reading(source, self.format.as_deref())?
             })?);
         }
         let from: Arc<dyn Image> = match <[_; 1]>::try_from(images) {
@@ -106,7 +106,7 @@ impl Convert {
         let to = context.open(&OpenOptions {
             cache: self.t,
             backing: Backing::Anywhere,
-            ..context.writing(target, Some(&self.output_format))
+            ..context.by_path().writing(target, Some(&self.output_format))?
         })?;
         if to.size() < from.size() {
             let text = format!("{}: it is smaller than what is to be copied", target.display());
@@ -232,7 +232,7 @@ impl Compare {
     pub fn run(&self, context: &Context) -> anyhow::Result<i32> {
         let open = |path: &Path, format: &Option<String>| {
             let options =
-                OpenOptions { force_share: self.force_share, ..context.reading(path, format.as_deref()) };
+                OpenOptions { force_share: self.force_share, ..context.reading(path, format.as_deref())? };
             context.open(&options)
         };
         let (a, b) = (open(&self.a, &self.format)?, open(&self.b, &self.other_format)?);
@@ -279,14 +279,17 @@ impl Commit {
     pub fn run(&self, context: &Context) -> anyhow::Result<()> {
         let none = || Error::new(format!("{}: it stands on nothing", self.file.display()));
         // Which files the chain is made of, and how far below the base is.
-        let (mut path, mut format, mut depth) = (self.file.clone(), self.format.clone(), 0);
+        let first = context.reading(&self.file, self.format.as_deref())?;
+        let (mut path, mut format, mut depth) = (first.path, first.format, 0);
         let wanted = match &self.base {
             Some(base) => Some(std::fs::canonicalize(base).map_err(|e| wrong(base, &e))?),
             None => None,
         };
         loop {
-            let options =
-                OpenOptions { backing: Backing::Ignore, ..context.reading(&path, format.as_deref()) };
+            let options = OpenOptions {
+                backing: Backing::Ignore,
+                ..context.by_path().reading(&path, format.as_deref())?
+            };
             let details = context.open(&options)?.details();
             let Some(name) = details.backing_file else {
                 return Err(match &self.base {
@@ -310,12 +313,14 @@ impl Commit {
         }
         // Both are in use at once, the base as what is written and as what the image reads: our own locks on them keep
         // others out, and are not asked for a second time.
-        let held = mynah_block::open_file(&context.writing(&self.file, self.format.as_deref()))?;
-        let base = context
-            .open(&OpenOptions { backing: Backing::Anywhere, ..context.writing(&path, format.as_deref()) })?;
+        let held = mynah_block::open_file(&context.writing(&self.file, self.format.as_deref())?)?;
+        let base = context.open(&OpenOptions {
+            backing: Backing::Anywhere,
+            ..context.by_path().writing(&path, format.as_deref())?
+        })?;
         let top = context.open(&OpenOptions {
             force_share: true,
-            ..context.reading(&self.file, self.format.as_deref())
+            ..context.reading(&self.file, self.format.as_deref())?
         })?;
         {
             let bar = Bar::new(&self.quiet);
@@ -324,7 +329,7 @@ impl Commit {
         }
         drop((top, base, held));
         if !self.keep {
-            let image = context.open(&context.writing(&self.file, self.format.as_deref()))?;
+            let image = context.open(&context.writing(&self.file, self.format.as_deref())?)?;
             image.make_empty().and_then(|()| image.flush()).map_err(|e| wrong(&self.file, &e))?;
         }
         if !self.quiet.quiet {
@@ -364,7 +369,7 @@ impl Rebase {
                 format!("the format of the backing file '{}' is not given: say it with -F", self.backing);
             return Err(Error::new(text).into());
         }
-        let mut options = context.writing(&self.file, self.format.as_deref());
+        let mut options = context.writing(&self.file, self.format.as_deref())?;
         if self.unsafe_rebase {
             options.backing = Backing::Ignore;
         }
@@ -374,10 +379,10 @@ impl Rebase {
             let new = match backing {
                 None => None,
                 Some(name) => {
-                    let path = backing_path(&self.file, name)?;
+                    let path = backing_path(&options.path, name)?;
                     let below = OpenOptions {
                         backing: Backing::Anywhere,
-                        ..context.reading(&path, self.backing_format.as_deref())
+                        ..context.by_path().reading(&path, self.backing_format.as_deref())?
                     };
                     Some(context.open(&below)?)
                 }

@@ -32,13 +32,16 @@ impl Info {
         let mut file = self.file.clone();
         let mut format = self.format.clone();
         let (mut all, mut text) = (Vec::new(), String::new());
-        for _ in 0..mynah_block::MAX_CHAIN {
+        for n in 0..mynah_block::MAX_CHAIN {
+            let below_it = context.by_path();
+            let by = if n == 0 { context } else { &below_it };
             // Each by itself: that one below is gone is no reason not to tell of the others.
             let options = OpenOptions {
                 backing: Backing::Ignore,
                 force_share: self.force_share,
-                ..context.reading(&file, format.as_deref())
+                ..by.reading(&file, format.as_deref())?
             };
+            file.clone_from(&options.path);
             let image = context.open(&options)?;
             let actual = actual_size(&options)?;
             let name = file.display().to_string();
@@ -107,7 +110,7 @@ impl Check {
             backing: Backing::Ignore,
             force_share: self.force_share,
             check: true,
-            ..context.reading(&self.file, self.format.as_deref())
+            ..context.reading(&self.file, self.format.as_deref())?
         };
         let image = context.open(&options)?;
         let before = image.check(false);
@@ -240,10 +243,10 @@ impl Map {
     pub fn run(&self, context: &Context) -> anyhow::Result<()> {
         let options = OpenOptions {
             force_share: self.force_share,
-            ..context.reading(&self.file, self.format.as_deref())
+            ..context.reading(&self.file, self.format.as_deref())?
         };
         let image = context.open(&options)?;
-        let names = chain_names(&self.file, &image)?;
+        let names = chain_names(&options.path, &image)?;
         let end =
             self.max_length.map_or(image.size(), |n| self.start_offset.saturating_add(n)).min(image.size());
         let json = self.output.is_json();

@@ -47,7 +47,7 @@ impl Measure {
             (Some(file), None) => Some(context.open(&OpenOptions {
                 at_snapshot: self.l.clone(),
                 force_share: self.force_share,
-                ..context.reading(file, self.format.as_deref())
+                ..context.reading(file, self.format.as_deref())?
             })?),
             (None, Some(_)) => None,
             (Some(_), Some(_)) => return Err(Error::new("a file and --size exclude each other").into()),
@@ -173,14 +173,14 @@ impl Dd {
         }
         let source = context.open(&OpenOptions {
             force_share: self.force_share,
-            ..context.reading(&from, self.format.as_deref())
+            ..context.reading(&from, self.format.as_deref())?
         })?;
         // As qemu-img has it count is of the source's blocks from its start, those that are skipped among them.
         let end = count.map_or(source.size(), |n| n.saturating_mul(block).min(source.size()));
         let start = skip.saturating_mul(block);
         let part = Part { start: start.min(end), len: end.saturating_sub(start), of: source };
         mynah_block::create(&to, &self.output_format, part.len, &[])?;
-        let target = context.open(&context.writing(&to, Some(&self.output_format)))?;
+        let target = context.open(&context.by_path().writing(&to, Some(&self.output_format))?)?;
         if start > end {
             super::say("mynah", &format!("{}: cannot skip to specified offset", from.display()));
         }

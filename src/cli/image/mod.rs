@@ -3,6 +3,8 @@
 //! What is said goes to standard output as `qemu-img` says it, or as JSON with `--output=json`. Exit codes are its
 //! too: 1 for an error; `compare` 0, 1 or 2 for the same, different, or an error; `check` 2 for damage, 3 for leaks.
 
+mod amend;
+mod bench;
 mod change;
 mod copy;
 mod info;
@@ -10,7 +12,7 @@ mod measure;
 mod text;
 
 use super::size::{NotTaken, parse_size};
-use super::{Error, explain, say};
+use super::{Error, blockdev_arg, explain, say};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mynah_block::{Backing, Cache, Image, OpenOptions, open};
@@ -23,6 +25,12 @@ pub struct ImageArgs {
     /// Open backing files outside of the image's folder too
     #[arg(long, global = true)]
     backing_anywhere: bool,
+    /// Images are given as -blockdev has them: driver=qcow2,file.filename=FILE
+    #[arg(long, global = true)]
+    image_opts: bool,
+    /// An object of QEMU's: none is of use here
+    #[arg(long, global = true, value_name = "OBJECT", hide = true)]
+    object: Vec<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,6 +61,10 @@ enum Command {
     Measure(measure::Measure),
     /// Copy a part of a disk
     Dd(measure::Dd),
+    /// Change what was chosen when an image was made
+    Amend(amend::Amend),
+    /// Measure how fast requests are carried out
+    Bench(bench::Bench),
 }
 
 /// `--output=`.
@@ -92,11 +104,19 @@ struct Quiet {
 /// What all commands know.
 struct Context {
     backing_anywhere: bool,
+    image_opts: bool,
 }
 
 /// Runs the command; the result is the process's exit code.
 pub fn run(args: &ImageArgs) -> anyhow::Result<i32> {
-    let context = Context { backing_anywhere: args.backing_anywhere };
+    if let Some(object) = args.object.first() {
+        let kind = object.split(',').next().unwrap_or_default();
+        return Err(Error::new(format!(
+            "--object {kind}: not supported: objects of qemu-img are keys of encrypted images, and encryption is not"
+        ))
+        .into());
+    }
+    let context = Context { backing_anywhere: args.backing_anywhere, image_opts: args.image_opts };
     let context = &context;
     match &args.command {
         Command::Create(args) => args.run(context).map(|()| 0),
@@ -115,22 +135,37 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<i32> {
         Command::Rebase(args) => args.run(context).map(|()| 0),
         Command::Measure(args) => args.run(context).map(|()| 0),
         Command::Dd(args) => args.run(context).map(|()| 0),
+        Command::Amend(args) => args.run(context).map(|()| 0),
+        Command::Bench(args) => args.run(context).map(|()| 0),
     }
 }
 
 impl Context {
-    /// How the image at `path` is opened to be read.
-    fn reading(&self, path: &Path, format: Option<&str>) -> OpenOptions {
-        OpenOptions {
-            format: format.map(Into::into),
-            backing: if self.backing_anywhere { Backing::Anywhere } else { Backing::InFolder },
-            ..OpenOptions::read_only(path)
+    /// How the image at `path` is opened to be read; with `--image-opts` that is no path, but says it all.
+    fn reading(&self, path: &Path, format: Option<&str>) -> Result<OpenOptions, Error> {
+        let backing = if self.backing_anywhere { Backing::Anywhere } else { Backing::InFolder };
+        let plain = OpenOptions { format: format.map(Into::into), backing, ..OpenOptions::read_only(path) };
+        if !self.image_opts {
+            return Ok(plain);
         }
+        let text = path.to_str().ok_or_else(|| Error::new("--image-opts: it is no text"))?;
+        if format.is_some() {
+            return Err(Error::new("--image-opts and a format (-f) exclude each other: say driver=FORMAT"));
+        }
+        let drive = blockdev_arg::image_opts(text)?;
+        let file = drive.file.ok_or_else(|| Error::new(format!("{text}: file.filename=... is missing")))?;
+        let backing = drive.backing.unwrap_or(plain.backing);
+        Ok(OpenOptions { format: drive.format, cache: drive.cache, backing, ..OpenOptions::read_only(file) })
     }
 
     /// How it is opened to be written.
-    fn writing(&self, path: &Path, format: Option<&str>) -> OpenOptions {
-        OpenOptions { read_only: false, ..self.reading(path, format) }
+    fn writing(&self, path: &Path, format: Option<&str>) -> Result<OpenOptions, Error> {
+        Ok(OpenOptions { read_only: false, ..self.reading(path, format)? })
+    }
+
+    /// How a file is opened that is a new image, or one that another names: its name is a path in any case.
+    fn by_path(&self) -> Context {
+        Context { image_opts: false, ..*self }
     }
 
     fn open(&self, options: &OpenOptions) -> anyhow::Result<Arc<dyn Image>> {

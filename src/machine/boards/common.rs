@@ -1,6 +1,8 @@
 //! The chips that several boards have: interrupt controllers and timers of the AT, CMOS cells.
 use super::Wiring;
 use crate::config::{Config, RtcBase};
+use crate::machine::board::Firmware;
+use crate::machine::shadow::{Rom, Shadows};
 use mynah_devices::bus::{Irq, PortBus};
 use mynah_devices::chipset::{Ferr, IsaDma, Port92};
 use mynah_devices::clock::host_unix_nanos;
@@ -45,6 +47,15 @@ pub fn interrupts(w: &mut Wiring<'_>) {
     }
 }
 
+/// What the first MiB shows: RAM, or the end of a firmware image, which is put into the memory below 4 GiB too.
+pub fn shadows(memory: &Arc<PhysMemory>, firmware: &Firmware) -> Arc<Shadows> {
+    let rom = match firmware {
+        Firmware::BuiltIn(_) => None,
+        Firmware::Image(image) => Some(Rom::map(memory, image.clone())),
+    };
+    Shadows::new(memory.clone(), rom)
+}
+
 /// The 8254 with the port that gates its channel 2, unless `pit=off`.
 pub fn pit(w: &mut Wiring<'_>) -> Option<Arc<Pit>> {
     if !w.on("pit") {
@@ -53,6 +64,7 @@ pub fn pit(w: &mut Wiring<'_>) -> Option<Arc<Pit>> {
     let pit = Pit::new(w.clock.clone(), w.pin(0));
     w.ports.map(0x40, 4, pit.ports());
     w.ports.map(0x61, 1, pit.port61());
+    w.apic_bus.tell_taken(&pit);
     w.plug("isa.0", "pit", pit.clone());
     Some(pit)
 }
@@ -84,6 +96,7 @@ pub fn hpet(w: &mut Wiring<'_>, pit: Option<Arc<Pit>>, rtc: &Arc<Rtc>) -> Arc<Hp
             }),
         },
     );
+    w.apic_bus.tell_taken(&hpet);
     w.memory.map_mmio(HPET_BASE, 0x400, hpet.clone());
     hpet
 }
@@ -192,7 +205,8 @@ fn rtc_base(cfg: &Config) -> u64 {
 
 /// Seconds that local time is ahead of UTC.
 fn local_offset() -> i64 {
-    // SAFETY: `time` with a null pointer only returns the time; `localtime_r` fills the zeroed structure that it is given.
+    // SAFETY: `time` with a null pointer only returns the time; `localtime_r` fills the zeroed structure that it is
+    // given.
     unsafe {
         let now = libc::time(std::ptr::null_mut());
         let mut tm: libc::tm = std::mem::zeroed();
@@ -200,7 +214,8 @@ fn local_offset() -> i64 {
     }
 }
 
-/// The CMOS cells by which a board tells its firmware what it has: no drives, an x87, a mouse port, processors, boot order.
+/// The CMOS cells by which a board tells its firmware what it has: no drives, an x87, a mouse port, processors, boot
+/// order.
 fn set_cmos_machine(rtc: &Rtc, cfg: &Config) {
     const X87_AND_MOUSE: u8 = 0x06;
     rtc.set_cmos(0x14, X87_AND_MOUSE);

@@ -2,12 +2,11 @@
 //! hardware-reduced one, by a generic event device.
 //!
 //! The 8259A pair, the 8254 and the RTC are there unless left out, as in QEMU without KVM. Linux leaves the 8254 alone
-//! where ACPI is hardware-reduced, so there is ACPI's PM timer as well, which QEMU's board lacks. It measures its TSC by
-//! that for some 50 us only, of which a part is spent in translating the code that does it: so it is told the rate.
+//! where ACPI is hardware-reduced, so there is ACPI's PM timer as well, which QEMU's board lacks. It measures its TSC
+//! by that for some 50 us only, of which a part is spent in translating the code that does it: so it is told the rate.
 use super::{Chips, Chipset, Description, Wiring, common, switch};
 use crate::config::{Config, Machine};
 use crate::machine::board::{Board, Firmware, TSC_HZ};
-use crate::machine::shadow::{Rom, Shadows};
 use mynah_devices::bus::PortIo;
 use mynah_devices::chipset::AcpiGed;
 use mynah_devices::chipset::acpi_ged;
@@ -42,6 +41,7 @@ pub static MICROVM: Description = Description {
     sleeps: false,
     command_line,
     mmio_slots,
+    has_second_ioapic,
     tables: tables::Chipset::Reduced { ged: acpi_ged::BASE as u32, irq: acpi_ged::IRQ as u8 },
     chips,
 };
@@ -52,8 +52,8 @@ fn below_4g(size: u64) -> u64 {
     size.min(HOLE)
 }
 
-/// Whether there is a second I/O APIC. Without ACPI nothing would tell of it.
-pub fn has_second_ioapic(machine: &Machine) -> bool {
+/// Without ACPI nothing would tell of it.
+fn has_second_ioapic(machine: &Machine) -> bool {
     machine.acpi && machine.chosen.switch("ioapic2")
 }
 
@@ -84,16 +84,14 @@ fn command_line(cfg: &Config) -> String {
 }
 
 fn chips(w: &mut Wiring<'_>) -> Chips {
-    w.ioapic2 = has_second_ioapic(&w.cfg.machine).then(|| Ioapic::new(w.apic_bus.clone()));
     common::interrupts(w);
     common::pit(w);
     if w.on("rtc") {
         common::rtc(w);
     }
     // Nothing changes what the first MiB shows: RAM, or the end of a firmware image.
-    if let Firmware::Image(image) = w.firmware {
-        let rom = Rom::map(w.memory, image.clone());
-        Shadows::new(w.memory.clone(), Some(rom));
+    if matches!(w.firmware, Firmware::Image(_)) {
+        common::shadows(w.memory, w.firmware);
     }
     let ged = AcpiGed::new(w.pin(acpi_ged::IRQ as usize), w.power.clone());
     w.memory.map_mmio(acpi_ged::BASE, acpi_ged::LEN, ged.clone());

@@ -4,7 +4,7 @@
 //! in its address space, and which chips it has, wired how. `-M`, `-M help` and `-M NAME,help`, the tables that the
 //! guest finds and [`super::board::Board`] come from that; a new board is a file here and a line in [`ALL`].
 pub mod common;
-pub mod microvm;
+mod microvm;
 mod pc;
 mod q35;
 
@@ -60,6 +60,8 @@ pub struct Description {
     pub command_line: fn(&Config) -> String,
     /// Its slots for virtio devices without PCI: addresses and interrupts, in the order in which they are taken.
     pub mmio_slots: fn(&Machine) -> Vec<(usize, u64, u32)>,
+    /// Whether it has a second I/O APIC, for the wires behind the first one's.
+    pub has_second_ioapic: fn(&Machine) -> bool,
     /// What its tables say of it.
     pub tables: Tables,
     /// Makes its chips. Local APICs and I/O APIC are there already.
@@ -114,7 +116,7 @@ pub struct Wiring<'a> {
     pub apic_bus: &'a Arc<LocalApics>,
     /// The I/O APIC.
     pub ioapic: &'a Arc<Ioapic>,
-    /// A second one, for the wires behind the first one's.
+    /// The second one of a board that has it ([`Description::has_second_ioapic`]).
     pub ioapic2: Option<Arc<Ioapic>>,
     /// What interrupt wires lead to, once the chips are chosen.
     pub router: Option<Arc<GsiRouter>>,

@@ -2,15 +2,12 @@
 use super::common::Legacy;
 use super::{Chips, Chipset, Description, Wiring, common, switch};
 use crate::machine::board::{Board, Firmware};
-use crate::machine::shadow::{Rom, Shadows};
 use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::i440fx::PAM0;
 use mynah_devices::chipset::{I440fx, Piix3, Piix4Pm, i440fx, piix3, piix4_pm};
 use mynah_devices::events::WakeCause;
-
 use mynah_devices::pci::{ConfigPorts, PciBus, PciDevice};
 use mynah_devices::storage::ide::{Cable, Piix3Ide};
-
 use mynah_devices::timers::pm_timer::pm_timer_value;
 use mynah_devices::timers::rtc::Rtc;
 use mynah_firmware::tables;
@@ -36,6 +33,7 @@ pub static PC: Description = Description {
     sleeps: true,
     command_line: |_| String::new(),
     mmio_slots: |_| Vec::new(),
+    has_second_ioapic: |_| false,
     tables: tables::Chipset::I440fx,
     chips,
 };
@@ -100,11 +98,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
 
 /// The i440FX, and what its PAM registers change.
 fn host_bridge(memory: &Arc<PhysMemory>, firmware: &Firmware) -> Arc<I440fx> {
-    let rom = match firmware {
-        Firmware::BuiltIn(_) => None,
-        Firmware::Image(image) => Some(Rom::map(memory, image.clone())),
-    };
-    let shadows = Shadows::new(memory.clone(), rom);
+    let shadows = common::shadows(memory, firmware);
     Arc::new(I440fx::new(move |region| shadows.show(region)))
 }
 

@@ -1,8 +1,7 @@
 //! `q35`: a PC with PCI Express and SATA, the Q35 host bridge and the ICH9.
 use super::common::{self, Legacy};
 use super::{Chips, Chipset, Description, Wiring, switch};
-use crate::machine::board::{Board, Firmware};
-use crate::machine::shadow::{Rom, Shadows};
+use crate::machine::board::Board;
 use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::ich9::{self, Ich9Lpc, Ich9Smbus};
 use mynah_devices::chipset::q35::{self, Q35Mch};
@@ -35,6 +34,7 @@ pub static Q35: Description = Description {
     sata: true,
     floppies: false,
     mmio_slots: |_| Vec::new(),
+    has_second_ioapic: |_| false,
     sleeps: true,
     command_line: |_| String::new(),
     tables: tables::Chipset::Q35,
@@ -60,11 +60,7 @@ fn chips(w: &mut Wiring<'_>) -> Chips {
     rtc.on_alarm(move || alarm.rtc_alarm());
     let wires = lpc.clone();
     pci.connect(w.apic_bus.clone(), Box::new(move |devfn, pin| wires.intx(devfn, pin)));
-    let rom = match w.firmware {
-        Firmware::BuiltIn(_) => None,
-        Firmware::Image(image) => Some(Rom::map(w.memory, image.clone())),
-    };
-    let shadows = Shadows::new(w.memory.clone(), rom);
+    let shadows = common::shadows(w.memory, w.firmware);
     let mch = Q35Mch::new(&pci, move |region| shadows.show(region));
     pci.attach(q35::DEVFN, mch.clone());
     pci.attach(ich9::DEVFN, lpc.clone());

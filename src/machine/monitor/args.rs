@@ -77,12 +77,17 @@ impl<'a> Args<'a> {
         std::mem::take(&mut self.0).trim()
     }
 
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.trim().is_empty()
+    }
+
     /// There is nothing more.
     ///
     /// # Errors
     /// There is.
     pub fn end(&self) -> Result<(), Fault> {
-        if self.0.trim().is_empty() { Ok(()) } else { Err(Fault::Form) }
+        if self.is_empty() { Ok(()) } else { Err(Fault::Form) }
     }
 
     /// Whether this word is next; it is then taken.
@@ -100,7 +105,9 @@ impl<'a> Args<'a> {
     /// # Errors
     /// There is none, or what is wrong with it.
     pub fn number(&mut self, registers: Registers<'_>) -> Result<u64, Fault> {
-        self.end().is_err().then_some(()).ok_or(Fault::Form)?;
+        if self.is_empty() {
+            return Err(Fault::Form);
+        }
         let mut parser = Parser { left: self.0, registers, depth: 0 };
         let value = parser.sum().map_err(Fault::Said)?;
         self.0 = parser.left;

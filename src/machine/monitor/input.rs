@@ -1,6 +1,6 @@
 //! Keyboard and mouse: `sendkey`, `mouse_move`, `mouse_button`, `info mice`.
 use super::args::{Args, Fault};
-use super::{Answer, Hmp, done, ok};
+use super::{Answer, Hmp, done};
 use crate::machine::keys;
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::input::ps2::MouseButtons;
@@ -30,21 +30,20 @@ impl Hmp {
 
     pub(super) fn mouse_move(&self, args: &mut Args<'_>) -> Answer {
         let (dx, dy) = (whole(args)?, whole(args)?);
-        let dz = if args.end().is_err() { whole(args)? } else { 0 };
+        let dz = if !args.is_empty() { whole(args)? } else { 0 };
         args.end()?;
         let ports = self.mouse()?;
         // A PS/2 mouse counts upwards.
-        let _: () = ports.mouse(dx, dy.saturating_neg(), dz, ports.buttons());
-        ok(())
+        ports.mouse(dx, dy.saturating_neg(), dz, ports.buttons());
+        Ok(String::new())
     }
 
     pub(super) fn mouse_button(&self, args: &mut Args<'_>) -> Answer {
         let state = whole(args)?;
         args.end()?;
         let [left, middle, right] = [1, 2, 4].map(|bit| state & bit != 0);
-        let _: () =
-            self.mouse()?.mouse(0, 0, 0, MouseButtons { left, middle, right, ..MouseButtons::default() });
-        ok(())
+        self.mouse()?.mouse(0, 0, 0, MouseButtons { left, middle, right, ..MouseButtons::default() });
+        Ok(String::new())
     }
 
     pub(super) fn mice(&self) -> Answer {

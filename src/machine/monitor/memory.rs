@@ -319,7 +319,7 @@ impl Hmp {
         let file = args.file()?;
         args.end()?;
         let mem = self.memory()?;
-        let end = (1 << 32).max((1 << 32) + mem.above_4g());
+        let end = (1 << 32) + mem.above_4g();
         if physical && start.checked_add(size).is_none_or(|last| last > end) {
             return Err(format!("Invalid addr 0x{start:016x}/size {size} specified").into());
         }
@@ -350,7 +350,7 @@ impl Hmp {
     pub(super) fn port_read(&self, args: &mut Args<'_>) -> Answer {
         let format = self.format(args)?;
         let mut port = self.number(args)? as u16;
-        let index = if args.end().is_err() { Some(self.number(args)? as u8) } else { None };
+        let index = if !args.is_empty() { Some(self.number(args)? as u8) } else { None };
         args.end()?;
         let (size, letter) = width(format);
         if let Some(index) = index {

@@ -1,7 +1,8 @@
 //! What the fuzz targets do with their bytes. Each must neither panic nor hang, whatever they are.
 //!
-//! `cargo install cargo-fuzz`, then `cargo fuzz run -O -s none --fuzz-dir tests/fuzz cpu -- -max_total_time=60` (and `loaders`, `ports`, `engines`,
-//! `cache`) from the project's root. `-s none` is for the stable compiler; `-O` leaves it to the profile what asserts.
+//! `cargo install cargo-fuzz`, then `cargo fuzz run -O -s none --fuzz-dir tests/fuzz cpu -- -max_total_time=60` (and
+//! `loaders`, `ports`, `engines`, `cache`) from the project's root. `-s none` is for the stable compiler; `-O` leaves
+//! it to the profile what asserts.
 use mynah::config::Config;
 use mynah::machine::board::{Board, Firmware};
 use mynah::machine::power::Power;
@@ -19,7 +20,8 @@ mod common;
 #[path = "../../../jit/tests/common/guests.rs"]
 mod guests;
 
-/// A thread with a small stack that does the same with one input after the other: what recurses as a guest pleases is found by overflowing it.
+/// A thread with a small stack that does the same with one input after the other: what recurses as a guest pleases is
+/// found by overflowing it.
 struct SmallStack {
     input: mpsc::Sender<Vec<u8>>,
     done: mpsc::Receiver<()>,

@@ -128,7 +128,8 @@ pub fn native_architecture() -> Option<String> {
     output(Command::new("dpkg").arg("--print-architecture")).ok().map(|t| t.trim().to_string())
 }
 
-/// Takes the file that matches `pattern` (or one of several, with blanks between them) out of the package `deb` and writes it to `to`.
+/// Takes the file that matches `pattern` (or one of several, with blanks between them) out of the package `deb` and
+/// writes it to `to`.
 pub fn extract(deb: &Path, pattern: &str, scratch: &Path, to: &Path) -> Result<()> {
     let file = extract_all(deb, pattern, scratch)?.into_iter().find(|f| f.is_file());
     let file = file.with_context(|| format!("{}: there is no {pattern} in it", deb.display()))?;

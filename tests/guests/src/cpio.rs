@@ -1,4 +1,4 @@
-//! Writes cpio archives of the `newc` kind, which Linux unpacks as its initial RAM disk.
+//! Writes and reads cpio archives of the `newc` kind, which Linux unpacks as its initial RAM disk.
 //!
 //! An entry is a header of the magic `070701` and thirteen fields of eight hexadecimal digits, the name with a closing
 //! zero, padding to a multiple of four, the data, and padding again; an entry called `TRAILER!!!` ends the archive
@@ -12,6 +12,10 @@ pub struct Archive {
     entries: u32,
 }
 
+/// Bytes of an entry's header.
+const HEADER: usize = 110;
+/// The name of the entry that ends an archive.
+const TRAILER: &str = "TRAILER!!!";
 /// `S_IFREG`, a regular file.
 const REGULAR: u32 = 0o100_000;
 /// `S_IFDIR`, a directory.
@@ -51,7 +55,7 @@ impl Archive {
     pub fn finish(mut self) -> Vec<u8> {
         // The trailer has no inode.
         self.entries = u32::MAX;
-        self.entry("TRAILER!!!", 0, 1, (0, 0), &[]);
+        self.entry(TRAILER, 0, 1, (0, 0), &[]);
         self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
         self.bytes
     }
@@ -82,25 +86,56 @@ impl Archive {
     }
 }
 
+/// What an archive has under a name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Its path.
+    pub path: &'a str,
+    /// Its type and permissions.
+    pub mode: u32,
+    /// The major and minor number of a device.
+    pub device: (u32, u32),
+    /// A file's contents, or what a link leads to.
+    pub data: &'a [u8],
+}
+
+impl Entry<'_> {
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.mode & 0o170_000 == REGULAR
+    }
+}
+
+/// The entries of an archive, without the one that ends it; `None` if it is none, or not whole.
+pub fn entries(archive: &[u8]) -> Option<Vec<Entry<'_>>> {
+    let mut entries = Vec::new();
+    let mut rest = archive;
+    loop {
+        let header = rest.get(..HEADER).filter(|header| header.starts_with(b"070701"))?;
+        let field = |n: usize| {
+            let digits = header.get(6 + 8 * n..)?.get(..8)?;
+            u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+        };
+        let (size, name_size) = (field(6)? as usize, field(11)? as usize);
+        let name = rest.get(HEADER..)?.get(..name_size)?.strip_suffix(b"\0")?;
+        let data_at = (HEADER + name_size).next_multiple_of(4);
+        let entry = Entry {
+            path: std::str::from_utf8(name).ok()?,
+            mode: field(1)?,
+            device: (field(9)?, field(10)?),
+            data: rest.get(data_at..)?.get(..size)?,
+        };
+        if entry.path == TRAILER {
+            return Some(entries);
+        }
+        entries.push(entry);
+        rest = rest.get((data_at + size).next_multiple_of(4)..)?;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Reads one entry at `at`: name, mode, device, data, and where the next begins.
-    fn read(bytes: &[u8], at: usize) -> (String, u32, (u32, u32), Vec<u8>, usize) {
-        assert_eq!(&bytes[at..at + 6], b"070701");
-        let field = |n: usize| {
-            let start = at + 6 + n * 8;
-            u32::from_str_radix(std::str::from_utf8(&bytes[start..start + 8]).unwrap(), 16).unwrap()
-        };
-        let (size, name_size) = (field(6) as usize, field(11) as usize);
-        let name_at = at + 110;
-        assert_eq!(bytes[name_at + name_size - 1], 0);
-        let name = String::from_utf8(bytes[name_at..name_at + name_size - 1].to_vec()).unwrap();
-        let data_at = (name_at + name_size).next_multiple_of(4);
-        let data = bytes[data_at..data_at + size].to_vec();
-        (name, field(1), (field(9), field(10)), data, (data_at + size).next_multiple_of(4))
-    }
 
     #[test]
     fn entries_can_be_read_back() {
@@ -112,17 +147,30 @@ mod tests {
             .link("bin/sh", "busybox");
         let bytes = archive.finish();
         assert_eq!(bytes.len() % 512, 0);
-        let (name, mode, _, data, next) = read(&bytes, 0);
-        assert_eq!((name.as_str(), mode, data.len()), ("dev", 0o040_755, 0));
-        let (name, mode, device, _, next) = read(&bytes, next);
-        assert_eq!((name.as_str(), mode, device), ("dev/console", 0o020_600, (5, 1)));
-        let (name, mode, _, data, next) = read(&bytes, next);
-        assert_eq!((name.as_str(), mode, data.as_slice()), ("init", 0o100_755, b"#!/bin/sh\n".as_slice()));
-        let (name, mode, _, data, next) = read(&bytes, next);
-        assert_eq!((name.as_str(), mode, data.as_slice()), ("bin/sh", 0o120_777, b"busybox".as_slice()));
-        let (name, _, _, _, next) = read(&bytes, next);
-        assert_eq!(name, "TRAILER!!!");
-        assert!(bytes[next..].iter().all(|b| *b == 0));
+        let read: Vec<_> =
+            entries(&bytes).unwrap().iter().map(|e| (e.path, e.mode, e.device, e.data)).collect();
+        let none: &[u8] = b"";
+        assert_eq!(
+            read,
+            [
+                ("dev", 0o040_755, (0, 0), none),
+                ("dev/console", 0o020_600, (5, 1), none),
+                ("init", 0o100_755, (0, 0), b"#!/bin/sh\n"),
+                ("bin/sh", 0o120_777, (0, 0), b"busybox"),
+            ]
+        );
+        assert!(entries(&bytes).unwrap()[2].is_file() && !entries(&bytes).unwrap()[3].is_file());
+    }
+
+    #[test]
+    fn what_is_no_whole_archive_has_no_entries() {
+        let mut archive = Archive::new();
+        archive.file("init", 0o755, b"#!/bin/sh\n");
+        let bytes = archive.finish();
+        let end = bytes.windows(TRAILER.len()).position(|w| w == TRAILER.as_bytes()).unwrap() + TRAILER.len();
+        assert!((0..=end).all(|len| entries(&bytes[..len]).is_none()));
+        assert!(entries(&bytes[..(end + 1).next_multiple_of(4)]).is_some());
+        assert_eq!(entries(&[0; 200]), None);
     }
 
     #[test]

@@ -71,7 +71,8 @@ pub fn built_in() -> Result<Written> {
     in_store.map(Written::Kept).or_else(|_| temporary())
 }
 
-/// Writes a file whole: another process that reads it meanwhile sees the old one or the new one. No link is followed, as `path` may be in `/tmp`.
+/// Writes a file whole: another process that reads it meanwhile sees the old one or the new one. No link is followed,
+/// as `path` may be in `/tmp`.
 fn write(path: PathBuf, bytes: &[u8]) -> Result<PathBuf> {
     let folder = path.parent().context("a file is in a folder")?;
     let result = std::fs::create_dir_all(folder).and_then(|()| private::write(&path, bytes));

@@ -3,7 +3,8 @@
 //! It is a Multiboot 1 image without ELF around it (address fields in the header), 32-bit, assembled when it is asked
 //! for. It says what it runs on, and offers a prompt on COM1. It uses what any PC has: a 16550A with its interrupt, the
 //! 8259 pair, CPUID, the Multiboot memory map, the ACPI power-off port, the keyboard controller's reset. While it waits
-//! for a key it halts, so it costs the host nothing. Other interrupts are masked, and any exception ends it with a message.
+//! for a key it halts, so it costs the host nothing. Other interrupts are masked, and any exception ends it with a
+//! message.
 //!
 //! ```text
 //!   BASE  Multiboot header | texts, command table, GDT, GDTR, IDTR | code | IDT | (stack, line: beyond the file)

@@ -1,6 +1,7 @@
 //! Guests for `mynah demo` and for tests.
 //!
-//! - Debian's kernels and busybox, unmodified, fetched once into a cache: [`store`], from the packages that [`apt`] gets;
+//! - Debian's kernels and busybox, unmodified, fetched once into a cache: [`store`], from the packages that [`apt`]
+//!   gets;
 //!   [`vmlinux`] takes the ELF kernel out of a bzImage.
 //! - An initial RAM disk of a busybox and an `/init` script: [`ramdisk`], which [`cpio`] packs.
 //! - A small one for a bare PC, which is always there: [`embedded`].

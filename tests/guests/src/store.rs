@@ -216,7 +216,8 @@ impl Store {
         Ok(deb.file_name().unwrap_or_default().to_string_lossy().into_owned())
     }
 
-    /// Downloads a guest's package: with the system's lists, then with lists of our own as they are, then with new ones.
+    /// Downloads a guest's package: with the system's lists, then with lists of our own as they are, then with new
+    /// ones.
     fn download(
         &self,
         guest: &Guest,

@@ -2,7 +2,8 @@
 //!
 //! A bzImage is a setup part and a small program that unpacks the payload after it; the payload is the ELF kernel,
 //! compressed, and the setup header (protocol 2.08 and later) says where it is and how long. An ELF kernel can be
-//! started by PVH, which needs no decompressor. Not handled: bzip2 and LZO payloads, which Debian's kernels do not have.
+//! started by PVH, which needs no decompressor. Not handled: bzip2 and LZO payloads, which Debian's kernels do not
+//! have.
 //!
 //! Source: Linux, Documentation/arch/x86/boot.rst ("payload_offset", "payload_length").
 

@@ -6,9 +6,9 @@
 //!   40'0000h  buffers
 //! ```
 //!
-//! A device that is not known by name is written to all the same: registers of most are addresses, lengths, bits. What is
-//! wanted of all is that nothing panics, that each access comes back, that the machine stops and ends when it is told
-//! to, and that memory stays bounded.
+//! A device that is not known by name is written to all the same: registers of most are addresses, lengths, bits. What
+//! is wanted of all is that nothing panics, that each access comes back, that the machine stops and ends when it is
+//! told to, and that memory stays bounded.
 use crate::Engine;
 use crate::machine::{PATIENCE, Setup};
 use crate::saved::Folder;

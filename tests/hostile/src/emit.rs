@@ -41,7 +41,8 @@ impl Emit {
         self
     }
 
-    /// `mov r, value` with all 32 (in 64-bit mode, where the value needs it, 64) bits; 16-bit code uses the operand-size prefix.
+    /// `mov r, value` with all 32 (in 64-bit mode, where the value needs it, 64) bits; 16-bit code uses the
+    /// operand-size prefix.
     pub fn set(&mut self, r: u8, value: u64) -> &mut Self {
         if self.bits == 64 && value > u64::from(u32::MAX) {
             return self.raw(&[0x48, 0xb8 + r]).raw(&value.to_le_bytes());
@@ -73,8 +74,8 @@ impl Emit {
         self.raw(&[0x0f, if load { 0x22 } else { 0x20 }, 0xc0 | n << 3])
     }
 
-    /// Surrounds what was written from `start` on with a loop of `count` rounds, if it is short enough. BP counts, and is changed by the code at its own
-    /// risk.
+    /// Surrounds what was written from `start` on with a loop of `count` rounds, if it is short enough. BP counts, and
+    /// is changed by the code at its own risk.
     pub fn repeat(&mut self, start: usize, count: u32) {
         let body = self.bytes.len() - start;
         let mut head = Emit::new(self.bits);
@@ -93,7 +94,8 @@ impl Emit {
         self.bytes.splice(start..start, head.bytes);
     }
 
-    /// A random instruction: prefixes, an opcode of any map, a ModRM byte and what may be its displacement and immediate.
+    /// A random instruction: prefixes, an opcode of any map, a ModRM byte and what may be its displacement and
+    /// immediate.
     pub fn any(&mut self, rng: &mut Rng) -> &mut Self {
         const PREFIXES: [u8; 12] = [0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66];
         while rng.chance(20) {

@@ -63,7 +63,8 @@ const PORTS: [u16; 40] = [
     0xcfc, 0xcfe, 0x0, 0x87, 0x1f0, 0x3c0, 0x3d4, 0xffff,
 ];
 
-/// Model-specific registers: those of the SDM (volume 4) and the APM (volume 2, appendix A) that an emulator may have, and the local APIC's.
+/// Model-specific registers: those of the SDM (volume 4) and the APM (volume 2, appendix A) that an emulator may have,
+/// and the local APIC's.
 const MSRS: [u32; 44] = [
     0x10,
     0x1b,
@@ -204,7 +205,8 @@ impl Guest {
     /// Goes on at the next piece: what ends a piece, and what every handler does.
     fn on(&self, e: &mut Emit) {
         match self.mode {
-            // mov sp, 8000h; inc byte [4000h]; movzx bx, byte [4000h]; and bx, 3fh; shl bx, 10; sti; jmp bx - with DS = 0.
+            // mov sp, 8000h; inc byte [4000h]; movzx bx, byte [4000h]; and bx, 3fh; shl bx, 10; sti; jmp bx - with DS =
+            // 0.
             Mode::Real => e
                 .raw(&[0x31, 0xdb, 0x8e, 0xdb, 0xbc, 0, 0x80, 0xfe, 0x06, 0, 0x40, 0x8a, 0x1e, 0, 0x40])
                 .raw(&[
@@ -221,7 +223,8 @@ impl Guest {
                     0xcb,
                 ]),
             Mode::Protected | Mode::Paged => {
-                // mov eax, 10h; mov ds, es, ss; mov esp; inc dword [NEXT]; mov eax, [NEXT]; and eax, 63; jmp [TABLE + eax * 8]
+                // mov eax, 10h; mov ds, es, ss; mov esp; inc dword [NEXT]; mov eax, [NEXT]; and eax, 63; jmp [TABLE +
+                // eax * 8]
                 e.raw(&[0xb8, 0x10, 0, 0, 0, 0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0, 0xbc]);
                 e.raw(&(STACKS as u32 + 0x8000).to_le_bytes())
                     .raw(&[0xff, 0x05])
@@ -647,7 +650,8 @@ impl Guest {
         }
     }
 
-    /// A ROM that goes on to the first piece: what runs if the guest resets the machine by itself is the same again, as `enter` is called then.
+    /// A ROM that goes on to the first piece: what runs if the guest resets the machine by itself is the same again, as
+    /// `enter` is called then.
     pub fn rom(&self) -> Vec<u8> {
         let mut rom = vec![0xf4; 128 << 10];
         Rng::new(self.seed, 1).fill(&mut rom[..0x1000]);

@@ -1,4 +1,5 @@
-//! A fuzzer of whole machines: guests of random privileged code, made to kill the process, hang it or fill the host's memory.
+//! A fuzzer of whole machines: guests of random privileged code, made to kill the process, hang it or fill the host's
+//! memory.
 //!
 //! ```text
 //!   parent --one process for some hundred cases--> worker: guest (seed, case) --> machine: board, vCPU threads --kick--> joined?
@@ -6,13 +7,16 @@
 //!     +------------ "case N" before each -------------+     a signal, a panic, silence, or a size beyond the limit is a finding
 //! ```
 //!
-//! A case is named by seed and number and is the same on any machine, but for time and for what vCPUs do to each other. Five profiles:
-//! [`Profile::Hostile`] is everything at once, [`Profile::Race`] has one vCPU read, in hot loops, what another one rewrites meanwhile: control words,
-//! state images, descriptors, page tables, code. [`Profile::Saved`] restores saved machines that somebody has changed,
+//! A case is named by seed and number and is the same on any machine, but for time and for what vCPUs do to each other.
+//! Five profiles:
+//! [`Profile::Hostile`] is everything at once, [`Profile::Race`] has one vCPU read, in hot loops, what another one
+//! rewrites meanwhile: control words, state images, descriptors, page tables, code. [`Profile::Saved`] restores saved
+//! machines that somebody has changed,
 //! [`Profile::Images`] opens disk images of all formats that somebody has changed, without a machine,
 //! [`Profile::Devices`] has drivers of all devices that know their registers and mean harm.
 //!
-//! A fault does not end a guest: its handlers go on at the next piece of code. What does (a triple fault, a power-off, a broken gate) ends the case.
+//! A fault does not end a guest: its handlers go on at the next piece of code. What does (a triple fault, a power-off,
+//! a broken gate) ends the case.
 pub mod devices;
 pub mod emit;
 pub mod guest;

@@ -35,7 +35,8 @@ pub struct Setup {
     pub time: Duration,
 }
 
-/// Runs case `case` of run `seed`; the instructions that it executed. An error is a finding; what kills the process is one, too.
+/// Runs case `case` of run `seed`; the instructions that it executed. An error is a finding; what kills the process is
+/// one, too.
 pub fn run(setup: Setup, seed: u64, case: u64) -> anyhow::Result<u64> {
     let mut rng = Rng::new(seed, case);
     let guest = Guest::new(&mut rng, setup.profile, setup.vcpus);

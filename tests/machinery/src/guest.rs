@@ -130,7 +130,8 @@ impl Guest {
     /// Where 16-bit code finds the operand of LIDT for real mode's vector table (tests put it there).
     pub const IVT_LOW: u32 = 0x7e20;
 
-    // ---- memory --------------------------------------------------------------------------------------------------------
+    // ---- memory
+    // --------------------------------------------------------------------------------------------------------
 
     fn offset(at: u32) -> usize {
         let at = if at < LOW_SIZE { LOW_COPY + at } else { at };
@@ -191,7 +192,8 @@ impl Guest {
         self.put32(RESUME, mask);
     }
 
-    // ---- programs ------------------------------------------------------------------------------------------------------
+    // ---- programs
+    // ------------------------------------------------------------------------------------------------------
 
     fn add(&mut self, p: Prog) -> u32 {
         let a = p.assemble();
@@ -324,14 +326,16 @@ impl Guest {
         self.put(a.base, &a.bytes);
     }
 
-    // ---- running -------------------------------------------------------------------------------------------------------
+    // ---- running
+    // -------------------------------------------------------------------------------------------------------
 
     /// QEMU writes another log, and why that is not what the manual says.
     pub fn qemu_deviates(&mut self, log: &str, reason: &'static str) {
         self.qemu_expected = Some((log.to_owned(), reason));
     }
 
-    /// QEMU writes what is expected but for lines: each pair is a line of the manual's log and QEMU's line instead (or several, or none).
+    /// QEMU writes what is expected but for lines: each pair is a line of the manual's log and QEMU's line instead (or
+    /// several, or none).
     pub fn qemu_differs(&mut self, lines: &[(&str, &str)], reason: &'static str) {
         let own = lines.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned(), reason));
         self.qemu_lines.extend(own);
@@ -342,7 +346,8 @@ impl Guest {
         self.qemu_ext = true;
     }
 
-    /// QEMU (TCG) leaves P of a page fault's error code clear when it sets RSVD: the manual's log is compared without it.
+    /// QEMU (TCG) leaves P of a page fault's error code clear when it sets RSVD: the manual's log is compared without
+    /// it.
     pub fn qemu_reserved_without_p(&mut self) {
         self.qemu_rsvd = true;
     }
@@ -357,8 +362,8 @@ impl Guest {
         self.stacks = true;
     }
 
-    /// Runs the guest in Mynah and in QEMU; panics if a log differs from what is expected. With `MYNAH_LOGS=directory` in the environment the
-    /// logs are written there, too.
+    /// Runs the guest in Mynah and in QEMU; panics if a log differs from what is expected. With `MYNAH_LOGS=directory`
+    /// in the environment the logs are written there, too.
     pub fn check(&self, expected: &str) {
         self.compare(expected, true);
     }
@@ -380,13 +385,15 @@ impl Guest {
         machine::Image { bytes: &self.image, model: self.model, read_only: &self.read_only }
     }
 
-    /// Has the page at `at` be RAM that cannot be written, once it is loaded, as the chipset makes firmware's shadow. In Mynah only.
+    /// Has the page at `at` be RAM that cannot be written, once it is loaded, as the chipset makes firmware's shadow.
+    /// In Mynah only.
     pub fn write_protect(&mut self, at: u32) {
         self.read_only.push(at & !0xfff);
     }
 
-    /// Runs a guest that does not end by itself, with each engine, and kicks it: the vCPU must leave its run loop in a few seconds, and again when it is run
-    /// on, where `there` says it is to be. `look` judges the states in which that was, in order.
+    /// Runs a guest that does not end by itself, with each engine, and kicks it: the vCPU must leave its run loop in a
+    /// few seconds, and again when it is run on, where `there` says it is to be. `look` judges the states in which that
+    /// was, in order.
     pub fn check_kicks(
         &self,
         there: impl Fn(&State) -> bool + Clone + Send + 'static,

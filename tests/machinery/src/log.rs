@@ -1,9 +1,9 @@
 //! The guest's records as text.
 //!
-//! `#GP(0x18) at name`, then what is not as usual: `cs=` (usual: the flat code of level 0), `fl=` (system flags that were pushed), `h=`
-//! (flags the handler was entered with), `hcs=` (the handler's CS), `cr2=` for page faults, `dr6=` for debug exceptions (the bits that
-//! are set beyond those that always are), `stack=` (the handler's stack pointer at the frame, where a test asks for it), `sp=` (the
-//! interrupted SS:ESP where the level changed).
+//! `#GP(0x18) at name`, then what is not as usual: `cs=` (usual: the flat code of level 0), `fl=` (system flags that
+//! were pushed), `h=` (flags the handler was entered with), `hcs=` (the handler's CS), `cr2=` for page faults, `dr6=`
+//! for debug exceptions (the bits that are set beyond those that always are), `stack=` (the handler's stack pointer at
+//! the frame, where a test asks for it), `sp=` (the interrupted SS:ESP where the level changed).
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -59,8 +59,8 @@ fn symbol(names: &BTreeMap<u32, String>, at: u64) -> String {
     }
 }
 
-/// Faults by SDM volume 3A, table 6-1: they push RF set (volume 3B, 17.3.1.1), so their lines say so only if it is not: `!RF`. Not #DB: only its
-/// instruction breakpoints are faults.
+/// Faults by SDM volume 3A, table 6-1: they push RF set (volume 3B, 17.3.1.1), so their lines say so only if it is not:
+/// `!RF`. Not #DB: only its instruction breakpoints are faults.
 fn is_fault(vector: u64) -> bool {
     matches!(vector, 0 | 5..=7 | 10..=14 | 16 | 17 | 19 | 20 | 21)
 }

@@ -25,7 +25,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// A longer log is that of a lost guest, too.
 const MAX_LOG: usize = 256 << 10;
 const RAM: u64 = 32 << 20;
-/// The stack of the vCPU's thread, a 32nd of what the emulator gives it. What is compiled on this thread, too (by tests alone) needs more.
+/// The stack of the vCPU's thread, a 32nd of what the emulator gives it. What is compiled on this thread, too (by tests
+/// alone) needs more.
 const STACK: usize = 256 << 10;
 const STACK_WITH_COMPILER: usize = 512 << 10;
 /// A vCPU that does not leave its run loop in this time after a kick never will.
@@ -79,7 +80,8 @@ pub enum Engine {
     Blocks,
     /// The interpreter, one instruction at a time: [`Cpu::step`].
     Steps,
-    /// The translator, which compiles every block when it is first met: all that can be is compiled code, in regions of one block.
+    /// The translator, which compiles every block when it is first met: all that can be is compiled code, in regions of
+    /// one block.
     Translator,
     /// The translator, which compiles a block when it is met for the third time, with those that it leads to.
     Regions,
@@ -208,8 +210,9 @@ pub fn run(guest: &Image, engine: Engine) -> Outcome {
     })
 }
 
-/// Runs a guest that never ends by itself, and kicks it until it has left the run loop so `times` times where it is to stay: `there` says so of its state.
-/// Those states; an error if it has not left the run loop, or has for another reason.
+/// Runs a guest that never ends by itself, and kicks it until it has left the run loop so `times` times where it is to
+/// stay: `there` says so of its state. Those states; an error if it has not left the run loop, or has for another
+/// reason.
 pub fn kick(
     guest: &Image,
     engine: Engine,

@@ -29,7 +29,8 @@ pub mod pte {
     pub const ALL: u64 = P | W | U;
 }
 
-/// Tables being built. They start at [`TABLES`]: the root first, one table for each level, two of the lowest where entries are 8 bytes wide.
+/// Tables being built. They start at [`TABLES`]: the root first, one table for each level, two of the lowest where
+/// entries are 8 bytes wide.
 #[derive(Clone, Debug)]
 pub struct PageTables {
     /// The format.

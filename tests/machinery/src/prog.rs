@@ -95,7 +95,8 @@ impl Prog {
         self.show_all(name, &[reg]);
     }
 
-    /// Prints `name=` and registers, in hexadecimal (registers and flags stay; a stack pointer is shown as it is before).
+    /// Prints `name=` and registers, in hexadecimal (registers and flags stay; a stack pointer is shown as it is
+    /// before).
     pub fn show_all(&mut self, name: &str, regs: &[AsmRegister32]) {
         self.print(&format!("={name} "));
         for reg in regs.iter().copied() {
@@ -201,7 +202,8 @@ impl Prog {
         }
     }
 
-    /// Runs what `f` assembles; a fault ends it (the handler logs it), else `name ok` is logged. The first instruction has the name.
+    /// Runs what `f` assembles; a fault ends it (the handler logs it), else `name ok` is logged. The first instruction
+    /// has the name.
     pub fn attempt(&mut self, name: &str, f: impl FnOnce(&mut Prog)) {
         let mut after = self.a.create_label();
         self.recover_at(after);
@@ -211,7 +213,8 @@ impl Prog {
         self.place(&mut after);
     }
 
-    /// Runs what `f` assembles; whatever happens goes on behind it, at level 0 with flat segments. Nothing is logged by itself.
+    /// Runs what `f` assembles; whatever happens goes on behind it, at level 0 with flat segments. Nothing is logged by
+    /// itself.
     pub fn guarded(&mut self, f: impl FnOnce(&mut Prog)) {
         let mut after = self.a.create_label();
         self.recover_at(after);
@@ -219,7 +222,8 @@ impl Prog {
         self.place(&mut after);
     }
 
-    /// Runs what `f` assembles at privilege level `level` with flat segments, and comes back by interrupt [`QUIT`] or by any exception.
+    /// Runs what `f` assembles at privilege level `level` with flat segments, and comes back by interrupt [`QUIT`] or
+    /// by any exception.
     pub fn ring(&mut self, level: usize, f: impl FnOnce(&mut Prog)) {
         let mut start = self.a.create_label();
         let (code, data) = FLAT[level];
@@ -259,7 +263,8 @@ impl Prog {
         asm!(self; int i32::from(QUIT));
     }
 
-    /// Enters virtual-8086 mode at segment `code`, offset `at`, with `flags` (VM is added), all data segments `data`, and stack `stack.0:stack.1`.
+    /// Enters virtual-8086 mode at segment `code`, offset `at`, with `flags` (VM is added), all data segments `data`,
+    /// and stack `stack.0:stack.1`.
     pub fn v86(&mut self, code: u32, at: u32, flags: u32, data: u32, stack: (u32, u32)) {
         self.guarded(|p| {
             for v in [data, data, data, data, stack.0, stack.1, flags | 1 << 17 | 2, code, at] {

@@ -9,7 +9,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A longer log is that of a lost guest, too.
 const MAX_LOG: u64 = 256 << 10;
 
-/// Runs an image on a CPU model; its log, and a last line if it did not end by isa-debug-exit. `None` if there is no QEMU, or `MYNAH_NO_QEMU` is set.
+/// Runs an image on a CPU model; its log, and a last line if it did not end by isa-debug-exit. `None` if there is no
+/// QEMU, or `MYNAH_NO_QEMU` is set.
 pub fn run(name: &str, model: &str, image: &[u8]) -> Option<String> {
     if std::env::var_os("MYNAH_NO_QEMU").is_some() {
         return None;

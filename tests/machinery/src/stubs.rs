@@ -1,9 +1,11 @@
-//! What the guest runs on every exception: a stub for each vector, and the common handler that writes a record to the log.
+//! What the guest runs on every exception: a stub for each vector, and the common handler that writes a record to the
+//! log.
 //!
 //! The record is a line of hexadecimal fields; `E` from protected mode, `L` from 64-bit mode:
-//! vector, error code, EIP, CS, EFLAGS, then the handler's own EFLAGS, CS, SS and ESP (at the frame), the interrupted ESP and SS (if the
-//! level changed), CR2, DR6 (for #DB, and set to its initial value then). After it the handler returns (with RF set for #DB; vectors of [`crate::layout::RESUME`], and 32 up), or takes the flat segments of
-//! level 0 (FS, GS and the general registers stay) and goes where [`crate::layout::RECOVER`] says.
+//! vector, error code, EIP, CS, EFLAGS, then the handler's own EFLAGS, CS, SS and ESP (at the frame), the interrupted
+//! ESP and SS (if the level changed), CR2, DR6 (for #DB, and set to its initial value then). After it the handler
+//! returns (with RF set for #DB; vectors of [`crate::layout::RESUME`], and 32 up), or takes the flat segments of level
+//! 0 (FS, GS and the general registers stay) and goes where [`crate::layout::RECOVER`] says.
 use crate::asm;
 use crate::layout::*;
 use crate::prog::Prog;
@@ -62,7 +64,8 @@ pub fn hex(bits: u32) -> Prog {
     program
 }
 
-/// The stubs: PUSH 0 where there is no error code, PUSH vector, JMP to the handler behind them. The same bytes do in both modes.
+/// The stubs: PUSH 0 where there is no error code, PUSH vector, JMP to the handler behind them. The same bytes do in
+/// both modes.
 pub fn stubs() -> Vec<u8> {
     let mut bytes = Vec::new();
     for v in 0..VECTORS {
@@ -115,7 +118,8 @@ pub fn protected() -> Prog {
     let mut resume = p.a.create_label();
     asm!(p; mov ecx, at(44); cmp ecx, 32; jae resume; bt dword_ptr(RESUME), ecx; jc resume; jmp recover);
     p.place(&mut resume);
-    // RF, so that an instruction breakpoint lets its instruction run; not after a single step, which may be followed by one.
+    // RF, so that an instruction breakpoint lets its instruction run; not after a single step, which may be followed by
+    // one.
     let mut no_debug = p.a.create_label();
     asm!(p; cmp at(44), 1; jne no_debug; test byte_ptr(RECOVER + 0x49), 0x40; jnz no_debug; or at(60), 1 << 16);
     p.place(&mut no_debug);

@@ -1,7 +1,8 @@
 //! SYSCALL, SYSRET, SYSENTER and SYSEXIT in each mode.
 //!
-//! SDM volume 2, SYSCALL, SYSRET, SYSENTER, SYSEXIT; volume 3A, 5.8.7, 5.8.8. The CPU model here is of AMD's family (QEMU's `max` without acceleration is):
-//! AMD APM volume 3 says what differs, SYSCALL in compatibility mode and SYSENTER in long mode.
+//! SDM volume 2, SYSCALL, SYSRET, SYSENTER, SYSEXIT; volume 3A, 5.8.7, 5.8.8. The CPU model here is of AMD's family
+//! (QEMU's `max` without acceleration is): AMD APM volume 3 says what differs, SYSCALL in compatibility mode and
+//! SYSENTER in long mode.
 use iced_x86::code_asm::*;
 use mynah_machinery::{asm, *};
 
@@ -22,7 +23,8 @@ fn user_segments(g: &mut Guest) -> u16 {
 /// The flags that are shown: all but the arithmetic ones.
 const SHOWN: i32 = 0x3f_7700;
 
-/// Volume 2, SYSCALL and SYSRET: RCX and R11 take RIP and RFLAGS; CS and SS come from STAR, their descriptors are fixed; RF is cleared.
+/// Volume 2, SYSCALL and SYSRET: RCX and R11 take RIP and RFLAGS; CS and SS come from STAR, their descriptors are
+/// fixed; RF is cleared.
 #[test]
 fn syscall_and_sysret_in_64_bit_mode() {
     let mut g = Guest::new();
@@ -152,7 +154,8 @@ fn syscall_in_compatibility_mode() {
     );
 }
 
-/// Volume 2, SYSENTER, SYSEXIT in protected mode: segments by fixed distances from SYSENTER_CS, flat; IF and RF cleared on entry.
+/// Volume 2, SYSENTER, SYSEXIT in protected mode: segments by fixed distances from SYSENTER_CS, flat; IF and RF cleared
+/// on entry.
 #[test]
 fn sysenter_and_sysexit_in_protected_mode() {
     let mut g = Guest::new();

@@ -1,7 +1,8 @@
 //! Code that changes while it is hot, in every way that a processor notices: programs made to catch a translator out.
 //!
-//! SDM volume 3A, 8.1.3 (self- and cross-modifying code), 4.10.4 (invalidation), 2.5 (control registers); volume 3B, 17.2, 17.3 (debug).
-//! Each hot piece runs often enough to be compiled before it is changed; what it computes tells whether an old version was executed.
+//! SDM volume 3A, 8.1.3 (self- and cross-modifying code), 4.10.4 (invalidation), 2.5 (control registers); volume 3B,
+//! 17.2, 17.3 (debug). Each hot piece runs often enough to be compiled before it is changed; what it computes tells
+//! whether an old version was executed.
 use iced_x86::code_asm::*;
 use mynah_machinery::paging::pte::{ALL, NX, P, U, W};
 use mynah_machinery::{asm, *};

@@ -1,7 +1,9 @@
-//! Details that makers of processors settle differently, or that are easily missed: what a return to an outer level leaves in data segments, stacks
-//! whose pointer wraps, how wide addresses are in registers that hold them, and decoding by the model's vendor.
+//! Details that makers of processors settle differently, or that are easily missed: what a return to an outer level
+//! leaves in data segments, stacks whose pointer wraps, how wide addresses are in registers that hold them, and
+//! decoding by the model's vendor.
 //!
-//! SDM volume 2, IRET, RET, ENTER, PUSHA, CALL, JMP, LSS, PINSRD; volume 1, 3.3.7.1; AMD APM volumes 3 and 4 of the same.
+//! SDM volume 2, IRET, RET, ENTER, PUSHA, CALL, JMP, LSS, PINSRD; volume 1, 3.3.7.1; AMD APM volumes 3 and 4 of the
+//! same.
 use iced_x86::code_asm::*;
 use mynah_machinery::{asm, *};
 
@@ -9,7 +11,8 @@ const FS_BASE: u32 = 0xc000_0100;
 const GS_BASE: u32 = 0xc000_0101;
 const INTEL: &str = "max,vendor=GenuineIntel";
 
-/// IRET and RET to an outer level: a null selector becomes 0, as does that of a segment that the level may not use. FS and GS keep their base.
+/// IRET and RET to an outer level: a null selector becomes 0, as does that of a segment that the level may not use. FS
+/// and GS keep their base.
 #[test]
 fn data_segments_after_a_return_to_an_outer_level() {
     let mut g = Guest::new();
@@ -71,7 +74,8 @@ fn data_segments_after_a_return_to_an_outer_level() {
     g.check(&log(0));
 }
 
-/// 16-bit stacks whose pointer wraps, with operands of 16 and of 32 bits: the upper half of ESP stays, and is part of what ENTER makes EBP.
+/// 16-bit stacks whose pointer wraps, with operands of 16 and of 32 bits: the upper half of ESP stays, and is part of
+/// what ENTER makes EBP.
 #[test]
 fn stacks_that_wrap() {
     let mut g = Guest::new();
@@ -152,7 +156,8 @@ fn pusha_across_the_limit() {
     );
 }
 
-/// SDM volume 1, 3.3.7.1: registers that hold linear addresses take those of 57 bits where the processor has them, also with 4-level paging.
+/// SDM volume 1, 3.3.7.1: registers that hold linear addresses take those of 57 bits where the processor has them, also
+/// with 4-level paging.
 fn wide_bases(p: &mut Prog, tables: (u16, u16), tss: (u16, u16), pcid: bool) {
     const WIDE: u64 = 1 << 55;
     const BEYOND: u64 = 1 << 56;
@@ -259,7 +264,8 @@ fn bases_of_48_bits_without_la57() {
 
 const FORMS: &str = "it has Intel's form of jumps and calls, and AMD's of loads, whatever the vendor";
 
-/// REX.W with far pointers in memory: an offset of 64 bits with Intel, one of 32 with AMD. The operand at VARS has a selector in both places.
+/// REX.W with far pointers in memory: an offset of 64 bits with Intel, one of 32 with AMD. The operand at VARS has a
+/// selector in both places.
 fn far_pointers(g: &mut Guest) {
     g.main(Main::Long(PageTables::new(Format::Level4, false)), |p| {
         let mut here = p.a.create_label();
@@ -440,8 +446,8 @@ fn wide_moves_of_intel_outside_64_bit_mode() {
     );
 }
 
-/// A repeated move with 32-bit addresses goes on at offset 0 behind the highest one (and the other way round), also where the segment's base has
-/// that happen in the middle of a page.
+/// A repeated move with 32-bit addresses goes on at offset 0 behind the highest one (and the other way round), also
+/// where the segment's base has that happen in the middle of a page.
 #[test]
 fn repeated_moves_whose_offset_wraps() {
     const HIGH: u64 = 0xffff_ffff_0000_0000;

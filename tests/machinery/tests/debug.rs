@@ -1,11 +1,12 @@
 //! Debug exceptions: single step, instruction, data and I/O breakpoints, general detect, and what holds them off.
 //!
-//! SDM volume 3B, 17.2 (debug registers), 17.3.1 (debug exception: conditions, RF, single step); volume 3A, 6.8.3 (masking by MOV SS); volume 2, POPF,
-//! MOV DR, INT3, INT1.
+//! SDM volume 3B, 17.2 (debug registers), 17.3.1 (debug exception: conditions, RF, single step); volume 3A, 6.8.3
+//! (masking by MOV SS); volume 2, POPF, MOV DR, INT3, INT1.
 use iced_x86::code_asm::*;
 use mynah_machinery::{asm, *};
 
-/// Sets DR`n` to `at`, and DR7 so that it is enabled (globally) for `kind` (0 execute, 1 write, 2 I/O, 3 read or write) and `len` bytes.
+/// Sets DR`n` to `at`, and DR7 so that it is enabled (globally) for `kind` (0 execute, 1 write, 2 I/O, 3 read or write)
+/// and `len` bytes.
 fn watch(p: &mut Prog, at: u32, kind: u32, len: u32) {
     let code = match len {
         1 => 0,
@@ -29,7 +30,8 @@ fn unwatch(p: &mut Prog) {
     }
 }
 
-/// TF on by POPF: the first trap comes after the instruction behind it; the POPF that clears TF is still followed by one (17.3.1.4).
+/// TF on by POPF: the first trap comes after the instruction behind it; the POPF that clears TF is still followed by
+/// one (17.3.1.4).
 fn step_on(p: &mut Prog) {
     asm!(p; pushfd; or dword_ptr(esp), 0x100; popfd);
 }
@@ -59,7 +61,8 @@ fn single_step() {
         p.name("e");
         asm!(p; inc ebx);
         p.show("ebx", ebx);
-        // A handler runs without TF; the software interrupt itself is not followed by a trap, the instruction behind it is.
+        // A handler runs without TF; the software interrupt itself is not followed by a trap, the instruction behind it
+        // is.
         step_on(p);
         p.name("f");
         asm!(p; int 0x20);
@@ -161,7 +164,8 @@ fn single_step_on_branches() {
     );
 }
 
-/// 17.3.1.4 and volume 2, REP: a repeated string instruction traps after each iteration; EIP is the instruction's until it is done.
+/// 17.3.1.4 and volume 2, REP: a repeated string instruction traps after each iteration; EIP is the instruction's until
+/// it is done.
 #[test]
 fn single_step_of_repeated_instructions() {
     let mut g = Guest::new();
@@ -233,8 +237,8 @@ fn mov_ss_holds_single_step_off() {
     );
 }
 
-/// 17.3.1.1: instruction breakpoints are faults, before the instruction, with RF as it was; RF lets it run; each pass hits again. They do not hit in the
-/// middle of an instruction.
+/// 17.3.1.1: instruction breakpoints are faults, before the instruction, with RF as it was; RF lets it run; each pass
+/// hits again. They do not hit in the middle of an instruction.
 #[test]
 fn instruction_breakpoints() {
     let mut g = Guest::new();
@@ -314,7 +318,8 @@ fn instruction_breakpoints() {
     );
 }
 
-/// 17.2.4, 17.2.5, 17.3.1.2: data breakpoints are traps; any overlap of the watched, size-aligned bytes with the accessed ones hits.
+/// 17.2.4, 17.2.5, 17.3.1.2: data breakpoints are traps; any overlap of the watched, size-aligned bytes with the
+/// accessed ones hits.
 #[test]
 fn data_breakpoints() {
     let mut g = Guest::new();
@@ -537,9 +542,9 @@ fn a_data_breakpoint_on_mov_ss_is_pending() {
     );
 }
 
-/// Volume 3C, 27.6.3 says what becomes of a breakpoint that MOV SS has met if the next instruction is a software interrupt: INT n, INT3 and INTO are
-/// followed by the #DB, at the handler's first instruction (CVE-2018-8897); with INT1 it may be lost or come later. Here INT1 reports it: one #DB, which is
-/// right about both.
+/// Volume 3C, 27.6.3 says what becomes of a breakpoint that MOV SS has met if the next instruction is a software
+/// interrupt: INT n, INT3 and INTO are followed by the #DB, at the handler's first instruction (CVE-2018-8897); with
+/// INT1 it may be lost or come later. Here INT1 reports it: one #DB, which is right about both.
 #[test]
 fn software_interrupts_behind_mov_ss_on_a_breakpoint() {
     let mut g = Guest::new();
@@ -583,7 +588,8 @@ fn software_interrupts_behind_mov_ss_on_a_breakpoint() {
     );
 }
 
-/// 17.2.4: an access counts whoever makes it, the delivery of an exception as well: the trap comes at the handler's first instruction.
+/// 17.2.4: an access counts whoever makes it, the delivery of an exception as well: the trap comes at the handler's
+/// first instruction.
 #[test]
 fn data_breakpoints_on_what_event_delivery_accesses() {
     let mut g = Guest::new();
@@ -621,7 +627,8 @@ fn data_breakpoints_on_what_event_delivery_accesses() {
     );
 }
 
-/// Volume 2: INT3 and INTO are traps, BOUND and UD2 faults; in compatibility mode and 64-bit mode alike (INTO and BOUND do not exist in the latter).
+/// Volume 2: INT3 and INTO are traps, BOUND and UD2 faults; in compatibility mode and 64-bit mode alike (INTO and BOUND
+/// do not exist in the latter).
 #[test]
 fn traps_and_faults_of_instructions() {
     let mut g = Guest::new();

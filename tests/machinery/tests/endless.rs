@@ -1,8 +1,9 @@
-//! Guests that ask for what takes ever so long, or never ends, in one go: a kick makes the vCPU leave its run loop all the same, with a state from which it
-//! goes on. On a small stack, so that nothing recurses meanwhile.
+//! Guests that ask for what takes ever so long, or never ends, in one go: a kick makes the vCPU leave its run loop all
+//! the same, with a state from which it goes on. On a small stack, so that nothing recurses meanwhile.
 //!
-//! SDM volume 2, REP (a repeated instruction can be interrupted after each iteration, with RCX, RSI, RDI and RIP to go on from); volume 3A, 6.15, table 6-5
-//! (benign exceptions are handled one after the other: CVE-2015-5307 and CVE-2015-8104 are guests for which that has no end), 7.3 (T flag of a TSS).
+//! SDM volume 2, REP (a repeated instruction can be interrupted after each iteration, with RCX, RSI, RDI and RIP to go
+//! on from); volume 3A, 6.15, table 6-5 (benign exceptions are handled one after the other: CVE-2015-5307 and
+//! CVE-2015-8104 are guests for which that has no end), 7.3 (T flag of a TSS).
 use iced_x86::code_asm::*;
 use mynah_cpu::event::{Event, EventKind};
 use mynah_cpu::state::{State, gpr};
@@ -214,7 +215,8 @@ fn a_breakpoint_on_what_the_delivery_of_its_trap_writes() {
     });
 }
 
-/// Handlers whose first instruction raises the exception again, or that are not there: on a 16-bit stack, which never ends.
+/// Handlers whose first instruction raises the exception again, or that are not there: on a 16-bit stack, which never
+/// ends.
 #[test]
 fn handlers_that_raise_what_they_handle() {
     let raises: [(u8, u32); 2] = [(6, 0), (14, HOLE)];

@@ -1,7 +1,7 @@
 //! Double faults, shutdown, IST, and the gates and returns of 64-bit mode.
 //!
-//! SDM volume 3A, 6.15 "Interrupt 8" with tables 6-4 and 6-5 (classes, double fault conditions), 6.14 (64-bit mode), 5.8.3.1 (64-bit call gates);
-//! volume 2, IRET, CALL, RET.
+//! SDM volume 3A, 6.15 "Interrupt 8" with tables 6-4 and 6-5 (classes, double fault conditions), 6.14 (64-bit mode),
+//! 5.8.3.1 (64-bit call gates); volume 2, IRET, CALL, RET.
 use iced_x86::code_asm::*;
 use mynah_machinery::{asm, *};
 
@@ -15,8 +15,9 @@ fn set_present(p: &mut Prog, vector: u32, present: bool) {
     }
 }
 
-/// Table 6-5: a contributory exception during a contributory one, or any of page fault and contributory during a page fault, is a double fault;
-/// everything else is handled one after the other. Here each vector's gate is absent, so that its delivery raises #NP.
+/// Table 6-5: a contributory exception during a contributory one, or any of page fault and contributory during a page
+/// fault, is a double fault; everything else is handled one after the other. Here each vector's gate is absent, so that
+/// its delivery raises #NP.
 #[test]
 fn contributory_exceptions_become_double_faults() {
     let mut g = Guest::new();
@@ -99,7 +100,8 @@ fn contributory_exceptions_become_double_faults() {
     );
 }
 
-/// Table 6-5: a page fault while a contributory exception or a benign one is delivered is just a page fault; its access is a supervisor's.
+/// Table 6-5: a page fault while a contributory exception or a benign one is delivered is just a page fault; its access
+/// is a supervisor's.
 #[test]
 fn a_page_fault_while_reading_the_idt() {
     let mut g = Guest::new();
@@ -172,8 +174,8 @@ fn long_tables() -> PageTables {
     PageTables::new(Format::Level4, true)
 }
 
-/// 6.14.2, 6.14.4, 6.14.5: the frame of 64-bit mode always has SS:RSP and begins at a multiple of 16; with IST the stack changes without a change of
-/// level; on a change of level SS becomes null with RPL = CPL.
+/// 6.14.2, 6.14.4, 6.14.5: the frame of 64-bit mode always has SS:RSP and begins at a multiple of 16; with IST the
+/// stack changes without a change of level; on a change of level SS becomes null with RPL = CPL.
 #[test]
 fn stacks_of_64_bit_handlers() {
     let mut g = Guest::new();
@@ -219,7 +221,8 @@ fn stacks_of_64_bit_handlers() {
     );
 }
 
-/// 6.14.1, 6.14.2 and volume 2, INT n: what is not a 64-bit interrupt or trap gate to 64-bit code; non-canonical handlers and stacks.
+/// 6.14.1, 6.14.2 and volume 2, INT n: what is not a 64-bit interrupt or trap gate to 64-bit code; non-canonical
+/// handlers and stacks.
 #[test]
 fn checks_of_64_bit_gates() {
     let mut g = Guest::new();
@@ -298,7 +301,8 @@ fn checks_of_64_bit_gates() {
     );
 }
 
-/// 5.8.3.1 and volume 2, CALL: 64-bit call gates are 16 bytes, have no parameters, lead to 64-bit code alone, and load SS with a null selector.
+/// 5.8.3.1 and volume 2, CALL: 64-bit call gates are 16 bytes, have no parameters, lead to 64-bit code alone, and load
+/// SS with a null selector.
 #[test]
 fn call_gates_of_64_bit_mode() {
     let mut g = Guest::new();
@@ -375,7 +379,8 @@ fn call_gates_of_64_bit_mode() {
     );
 }
 
-/// Volume 2, IRET, in 64-bit mode: SS:RSP is popped always; SS may be null at levels 0-2 alone; NT is #GP; non-canonical RIP is #GP(0).
+/// Volume 2, IRET, in 64-bit mode: SS:RSP is popped always; SS may be null at levels 0-2 alone; NT is #GP;
+/// non-canonical RIP is #GP(0).
 #[test]
 fn iret_in_64_bit_mode() {
     let mut g = Guest::new();

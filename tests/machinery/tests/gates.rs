@@ -1,7 +1,7 @@
 //! Call gates, far transfers between privilege levels, and the gates of the IDT.
 //!
-//! SDM volume 3A, 5.8 (privilege checking when transferring program control), 6.11-6.13 (IDT, exception and interrupt handling, error code);
-//! volume 2, CALL, JMP, RET, INT n.
+//! SDM volume 3A, 5.8 (privilege checking when transferring program control), 6.11-6.13 (IDT, exception and interrupt
+//! handling, error code); volume 2, CALL, JMP, RET, INT n.
 use iced_x86::code_asm::*;
 use mynah_machinery::{asm, *};
 
@@ -13,8 +13,8 @@ fn retfw(p: &mut Prog, release: Option<u16>) {
     }
 }
 
-/// 5.8.4 and figure 5-13: through a gate of the same level CALL pushes CS and EIP; to an inner level it takes the stack from the TSS and pushes SS,
-/// ESP, the parameters, CS and EIP there. RET n releases the parameters on both stacks.
+/// 5.8.4 and figure 5-13: through a gate of the same level CALL pushes CS and EIP; to an inner level it takes the stack
+/// from the TSS and pushes SS, ESP, the parameters, CS and EIP there. RET n releases the parameters on both stacks.
 #[test]
 fn a_32_bit_call_gate_copies_parameters_to_the_inner_stack() {
     let mut g = Guest::new();
@@ -67,7 +67,8 @@ fn a_32_bit_call_gate_copies_parameters_to_the_inner_stack() {
     );
 }
 
-/// A 16-bit gate pushes words (volume 2, CALL: "ELSE \* OperandSize = 16"), its offset has 16 bits, and its parameters are words.
+/// A 16-bit gate pushes words (volume 2, CALL: "ELSE \* OperandSize = 16"), its offset has 16 bits, and its parameters
+/// are words.
 #[test]
 fn a_16_bit_call_gate_pushes_words() {
     let mut g = Guest::new();
@@ -240,8 +241,8 @@ fn call_gate_checks() {
     );
 }
 
-/// Volume 2, CALL, "more-privilege": the new stack. #TS names the stack selector, or the TSS if its limit is too low; #SS for an absent segment or no
-/// room.
+/// Volume 2, CALL, "more-privilege": the new stack. #TS names the stack selector, or the TSS if its limit is too low;
+/// #SS for an absent segment or no room.
 #[test]
 fn call_gate_stack_checks() {
     let mut g = Guest::new();
@@ -496,8 +497,8 @@ fn stub(v: u8) -> u32 {
     stubs::stub32(v)
 }
 
-/// 6.12.1.1 and volume 2, INT n: privilege, presence and type of the gate and of the handler's code segment; bit 1 (IDT) and bit 0 (EXT) of the
-/// error code.
+/// 6.12.1.1 and volume 2, INT n: privilege, presence and type of the gate and of the handler's code segment; bit 1
+/// (IDT) and bit 0 (EXT) of the error code.
 #[test]
 fn checks_of_idt_gates() {
     let mut g = Guest::new();
@@ -521,7 +522,8 @@ fn checks_of_idt_gates() {
         ]
     };
     let outer = gate(CODE3, stub(5), i, 0);
-    // The same entries for #BR, an exception of which the error codes have EXT set (but for privilege, which is not checked).
+    // The same entries for #BR, an exception of which the error codes have EXT set (but for privilege, which is not
+    // checked).
     g.qemu_clears_ext();
     g.qemu_differs(&[("#DB at int1+1 cs=0x3b dr6=0", "#UD at int1 cs=0x3b"), ("int1 ok", "")], "INT1 is #UD");
     g.main(Main::Protected, |p| {
@@ -597,7 +599,8 @@ fn checks_of_idt_gates() {
     );
 }
 
-/// 6.12.1: a handler in conforming code runs at the interrupted level; one of level 1 is entered on the stack of level 1.
+/// 6.12.1: a handler in conforming code runs at the interrupted level; one of level 1 is entered on the stack of level
+/// 1.
 #[test]
 fn handlers_of_other_levels() {
     let mut g = Guest::new();
@@ -647,7 +650,8 @@ fn handlers_of_other_levels() {
     );
 }
 
-/// An offset beyond the limit of the code segment is #GP(0), found before anything is pushed (volume 2, CALL, RET, INT n; a task's handler sees EXT).
+/// An offset beyond the limit of the code segment is #GP(0), found before anything is pushed (volume 2, CALL, RET, INT
+/// n; a task's handler sees EXT).
 #[test]
 fn offsets_past_the_code_limit() {
     let mut g = Guest::new();
@@ -695,7 +699,8 @@ fn offsets_past_the_code_limit() {
     );
 }
 
-/// Volume 2, CALL, "#SS(new SS selector)": the inner stack must have room for the whole frame. The handler of #SS is of level 3 and needs no stack.
+/// Volume 2, CALL, "#SS(new SS selector)": the inner stack must have room for the whole frame. The handler of #SS is of
+/// level 3 and needs no stack.
 #[test]
 fn an_inner_stack_without_room() {
     let mut g = Guest::new();

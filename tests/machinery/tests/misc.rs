@@ -1,7 +1,7 @@
 //! Interrupts and what holds them off, restart of string instructions, stacks of other widths, ENTER, alignment check.
 //!
-//! SDM volume 3A, 6.8 (enabling and disabling interrupts), 6.8.3, 10.6.1 (self IPI), 6.7 (NMI), 6.15 interrupt 17; volume 2, STI, HLT, REP, ENTER, LEAVE, POP;
-//! volume 1, 6.2.3 (stack width).
+//! SDM volume 3A, 6.8 (enabling and disabling interrupts), 6.8.3, 10.6.1 (self IPI), 6.7 (NMI), 6.15 interrupt 17;
+//! volume 2, STI, HLT, REP, ENTER, LEAVE, POP; volume 1, 6.2.3 (stack width).
 use iced_x86::code_asm::*;
 use mynah_machinery::{asm, *};
 
@@ -113,7 +113,8 @@ fn interrupt_shadows() {
     );
 }
 
-/// 6.8.3: MOV SS and POP SS hold a pending interrupt off for one instruction: here with the task priority holding it before.
+/// 6.8.3: MOV SS and POP SS hold a pending interrupt off for one instruction: here with the task priority holding it
+/// before.
 #[test]
 fn mov_ss_holds_interrupts_off() {
     let mut g = Guest::new();
@@ -175,7 +176,8 @@ fn nmi_blocks_nmi_until_iret() {
     );
 }
 
-/// Volume 2, REP: a fault in the middle leaves ECX, ESI and EDI at the iteration that faulted, so that it restarts; what was done stays done.
+/// Volume 2, REP: a fault in the middle leaves ECX, ESI and EDI at the iteration that faulted, so that it restarts;
+/// what was done stays done.
 #[test]
 fn string_instructions_restart_after_a_fault() {
     let mut g = Guest::new();
@@ -293,7 +295,8 @@ fn string_instructions_restart_after_a_fault() {
     );
 }
 
-/// Volume 1, 6.2.3: with SS.B = 0 stack instructions use SP, 32-bit code or not, and leave the upper half of ESP alone; ESP as an address register counts whole.
+/// Volume 1, 6.2.3: with SS.B = 0 stack instructions use SP, 32-bit code or not, and leave the upper half of ESP alone;
+/// ESP as an address register counts whole.
 #[test]
 fn a_16_bit_stack_in_32_bit_code() {
     let mut g = Guest::new();
@@ -366,7 +369,8 @@ fn enter_copies_frame_pointers() {
     );
 }
 
-/// 6.15, interrupt 17: with CR0.AM and EFLAGS.AC, misaligned accesses of level 3 are #AC(0): words, doublewords, stack, not string of bytes, not level 0.
+/// 6.15, interrupt 17: with CR0.AM and EFLAGS.AC, misaligned accesses of level 3 are #AC(0): words, doublewords, stack,
+/// not string of bytes, not level 0.
 #[test]
 fn alignment_check() {
     let mut g = Guest::new();

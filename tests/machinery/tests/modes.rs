@@ -1,8 +1,9 @@
-//! Real-address mode, unreal mode, virtual-8086 mode with and without VME, protected-mode virtual interrupts, compatibility mode, and the switches
-//! between modes.
+//! Real-address mode, unreal mode, virtual-8086 mode with and without VME, protected-mode virtual interrupts,
+//! compatibility mode, and the switches between modes.
 //!
-//! SDM volume 3B, chapter 20 (8086 emulation: 20.1 real mode, 20.2 virtual-8086 mode, 20.3 interrupts, 20.4 PVI); volume 3A, 9.9 (mode switching), 9.8.5
-//! (IA-32e mode), 2.5 (control registers); volume 2, CLI, STI, PUSHF, POPF, INT n, IRET.
+//! SDM volume 3B, chapter 20 (8086 emulation: 20.1 real mode, 20.2 virtual-8086 mode, 20.3 interrupts, 20.4 PVI);
+//! volume 3A, 9.9 (mode switching), 9.8.5 (IA-32e mode), 2.5 (control registers); volume 2, CLI, STI, PUSHF, POPF, INT
+//! n, IRET.
 use iced_x86::code_asm::*;
 use mynah_machinery::{asm, *};
 
@@ -62,7 +63,8 @@ fn sensitive(g: &mut Guest) -> Vec<(&'static str, u32)> {
     list
 }
 
-/// Volume 3B, 20.2.7 and table 20-2 (methods 4-6 and 1): with IOPL 3 everything runs, with IOPL below 3 the sensitive instructions are #GP(0).
+/// Volume 3B, 20.2.7 and table 20-2 (methods 4-6 and 1): with IOPL 3 everything runs, with IOPL below 3 the sensitive
+/// instructions are #GP(0).
 #[test]
 fn sensitive_instructions_of_virtual_8086_mode() {
     let mut g = Guest::new();
@@ -131,7 +133,8 @@ fn sensitive_instructions_of_virtual_8086_mode() {
     );
 }
 
-/// Volume 3B, 20.2.8.2 (ports go by the bitmap whatever IOPL), 20.2.2, 20.3.1.1 (frame), 20.2.1 (64-KByte segments); instructions that do not exist there.
+/// Volume 3B, 20.2.8.2 (ports go by the bitmap whatever IOPL), 20.2.2, 20.3.1.1 (frame), 20.2.1 (64-KByte segments);
+/// instructions that do not exist there.
 #[test]
 fn other_rules_of_virtual_8086_mode() {
     let mut g = Guest::new();
@@ -221,7 +224,8 @@ fn other_rules_of_virtual_8086_mode() {
     );
 }
 
-/// Volume 3B, 20.3.1.1: on an interrupt from virtual-8086 mode GS, FS, DS, ES are pushed and made null; the handler must be of level 0.
+/// Volume 3B, 20.3.1.1: on an interrupt from virtual-8086 mode GS, FS, DS, ES are pushed and made null; the handler
+/// must be of level 0.
 #[test]
 fn interrupts_from_virtual_8086_mode() {
     let mut g = Guest::new();
@@ -272,8 +276,8 @@ fn interrupts_from_virtual_8086_mode() {
     );
 }
 
-/// Volume 3B, 20.3 and table 20-2 with CR4.VME: with IOPL below 3 CLI, STI, PUSHF, POPF and IRET work on VIF; INT n goes by the redirection bitmap; STI
-/// and POPF with VIP set are #GP(0).
+/// Volume 3B, 20.3 and table 20-2 with CR4.VME: with IOPL below 3 CLI, STI, PUSHF, POPF and IRET work on VIF; INT n
+/// goes by the redirection bitmap; STI and POPF with VIP set are #GP(0).
 #[test]
 fn virtual_mode_extensions() {
     let mut g = Guest::new();
@@ -395,7 +399,8 @@ fn virtual_mode_extensions() {
     );
 }
 
-/// Volume 3B, 20.4: with CR4.PVI, CLI and STI at level 3 with IOPL below 3 work on VIF; STI with VIP set is #GP(0); PUSHF and POPF are not virtualised.
+/// Volume 3B, 20.4: with CR4.PVI, CLI and STI at level 3 with IOPL below 3 work on VIF; STI with VIP set is #GP(0);
+/// PUSHF and POPF are not virtualised.
 #[test]
 fn protected_mode_virtual_interrupts() {
     let mut g = Guest::new();
@@ -517,7 +522,8 @@ fn real_attempt(p: &mut Prog, name: &str, f: impl FnOnce(&mut Prog)) {
     p.place(&mut after);
 }
 
-/// Volume 3B, 20.1: segments of 64 KBytes (#GP and #SS, vectors 13 and 12, push no error code), INT n through the vector table, the table's limit.
+/// Volume 3B, 20.1: segments of 64 KBytes (#GP and #SS, vectors 13 and 12, push no error code), INT n through the
+/// vector table, the table's limit.
 #[test]
 fn real_mode_rules() {
     let mut g = Guest::new();
@@ -585,8 +591,8 @@ fn real_mode_rules() {
     );
 }
 
-/// Limits in real mode, and "unreal" mode: a limit loaded in protected mode stays in the descriptor cache when PE is cleared, and real-mode loads of the
-/// selector change the base alone.
+/// Limits in real mode, and "unreal" mode: a limit loaded in protected mode stays in the descriptor cache when PE is
+/// cleared, and real-mode loads of the selector change the base alone.
 #[test]
 fn limits_in_real_and_unreal_mode() {
     let mut g = Guest::new();
@@ -657,7 +663,8 @@ fn control_registers() {
     );
 }
 
-/// Volume 3A, 2.5, 2.2.1, 4.4.1: combinations that are #GP(0), reserved bits of CR0 (ignored), PDPTEs that are checked when CR3 is loaded.
+/// Volume 3A, 2.5, 2.2.1, 4.4.1: combinations that are #GP(0), reserved bits of CR0 (ignored), PDPTEs that are checked
+/// when CR3 is loaded.
 #[test]
 fn combinations_of_control_bits() {
     let mut g = Guest::new();
@@ -726,7 +733,8 @@ fn combinations_of_control_bits() {
     );
 }
 
-/// Volume 3A, 2.5, 4.10.1, 9.8.5: in long mode PAE, LME and LA57 cannot change; PCIDE needs CR3[11:0] = 0; upper halves are reserved.
+/// Volume 3A, 2.5, 4.10.1, 9.8.5: in long mode PAE, LME and LA57 cannot change; PCIDE needs CR3[11:0] = 0; upper halves
+/// are reserved.
 #[test]
 fn control_registers_in_long_mode() {
     let mut g = Guest::new();
@@ -945,7 +953,8 @@ fn instructions_that_64_bit_mode_has_not() {
     );
 }
 
-/// Volume 3A, 9.8.5.3 and 9.8.5.4: leaving long mode through compatibility mode, running without paging, and coming back; EFER.LMA follows CR0.PG.
+/// Volume 3A, 9.8.5.3 and 9.8.5.4: leaving long mode through compatibility mode, running without paging, and coming
+/// back; EFER.LMA follows CR0.PG.
 #[test]
 fn leaving_and_entering_long_mode() {
     let mut g = Guest::new();
@@ -998,7 +1007,8 @@ fn leaving_and_entering_long_mode() {
     );
 }
 
-/// Volume 3A, 9.8.5: activating long mode with a 64-bit CS (L = 1), or without PAE, or with a 16-bit TSS in TR is #GP(0).
+/// Volume 3A, 9.8.5: activating long mode with a 64-bit CS (L = 1), or without PAE, or with a 16-bit TSS in TR is
+/// #GP(0).
 #[test]
 fn activating_long_mode_is_checked() {
     let mut g = Guest::new();

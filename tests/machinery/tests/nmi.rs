@@ -22,8 +22,8 @@ fn prepare(p: &mut Prog) {
     p.place(&mut l);
 }
 
-/// What the handler of the first NMI does, with the processor's frame on the stack: another NMI is sent, which is latched, and `form` ends it.
-/// The second NMI tells where it came.
+/// What the handler of the first NMI does, with the processor's frame on the stack: another NMI is sent, which is
+/// latched, and `form` ends it. The second NMI tells where it came.
 fn handler(p: &mut Prog, form: impl FnOnce(&mut Prog)) {
     let mut second = p.a.create_label();
     // By SS: there is nothing in DS after virtual-8086 mode.

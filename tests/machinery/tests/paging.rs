@@ -1,7 +1,8 @@
-//! Paging in all four formats: rights, error codes, reserved bits, accessed and dirty flags, SMEP, SMAP, protection keys, page sizes, invalidation.
+//! Paging in all four formats: rights, error codes, reserved bits, accessed and dirty flags, SMEP, SMAP, protection
+//! keys, page sizes, invalidation.
 //!
-//! SDM volume 3A, chapter 4: 4.3-4.5 (formats and their reserved bits), 4.6 (access rights), 4.7 (page-fault exceptions), 4.8 (accessed and dirty
-//! flags), 4.10 (caching of translations).
+//! SDM volume 3A, chapter 4: 4.3-4.5 (formats and their reserved bits), 4.6 (access rights), 4.7 (page-fault
+//! exceptions), 4.8 (accessed and dirty flags), 4.10 (caching of translations).
 use iced_x86::code_asm::*;
 use mynah_machinery::paging::pte::{A, ALL, D, G, NX, P, PS, U, W};
 use mynah_machinery::{asm, *};
@@ -71,8 +72,8 @@ fn prepare(p: &mut Prog) {
     asm!(p; mov byte_ptr(PAGE), 0xc3);
 }
 
-/// 4.6.1, 4.7: what the combinations of present, writable and user bits at the two lowest levels allow, without and with CR0.WP. Allowed accesses leave no
-/// line.
+/// 4.6.1, 4.7: what the combinations of present, writable and user bits at the two lowest levels allow, without and
+/// with CR0.WP. Allowed accesses leave no line.
 fn rights(format: Format) -> Guest {
     let mut g = Guest::new();
     g.alias(PAGE, "page");
@@ -97,7 +98,8 @@ fn rights(format: Format) -> Guest {
             }
             set_page(p, &t, u64::from(PAGE) | ALL);
         }
-        // The directory's bits restrict likewise. Its other pages are not used here, but for 32-bit paging, whose first directory entry maps all.
+        // The directory's bits restrict likewise. Its other pages are not used here, but for 32-bit paging, whose first
+        // directory entry maps all.
         if format != Format::Legacy {
             for (what, flags) in [("dir absent", 0), ("dir S", W), ("dir RO", U)] {
                 let kept = if what == "dir absent" { upper & !P } else { upper & !(W | U) | flags };
@@ -392,8 +394,8 @@ fn accessed_and_dirty_flags_in_4_level_paging() {
     );
 }
 
-/// 4.4-4.5, 4.7: bits that are reserved in each entry, for the physical address width that CPUID tells: #PF with RSVD and P; XD without EFER.NXE; PS where it
-/// is reserved; the address bits of large pages.
+/// 4.4-4.5, 4.7: bits that are reserved in each entry, for the physical address width that CPUID tells: #PF with RSVD
+/// and P; XD without EFER.NXE; PS where it is reserved; the address bits of large pages.
 fn reserved(format: Format) -> Guest {
     let mut g = Guest::new();
     g.alias(PAGE + 8, "page+8");
@@ -547,7 +549,8 @@ fn reserved_bits_in_5_level_paging() {
     );
 }
 
-/// 4.3, tables 4-4 and 4-6: 4 MiB pages with CR4.PSE, their bits 20:13 as address bits 39:32, bit 21 reserved; without PSE the bit is ignored.
+/// 4.3, tables 4-4 and 4-6: 4 MiB pages with CR4.PSE, their bits 20:13 as address bits 39:32, bit 21 reserved; without
+/// PSE the bit is ignored.
 #[test]
 fn large_pages_in_32_bit_paging() {
     let mut g = Guest::new();
@@ -631,8 +634,8 @@ fn large_pages_in_4_level_paging() {
     );
 }
 
-/// 4.6.1, 4.7: SMEP forbids fetches from user pages at level 0 (and makes I/D reported), SMAP data accesses unless EFLAGS.AC is set and the access is
-/// explicit; CLAC and STAC set it.
+/// 4.6.1, 4.7: SMEP forbids fetches from user pages at level 0 (and makes I/D reported), SMAP data accesses unless
+/// EFLAGS.AC is set and the access is explicit; CLAC and STAC set it.
 #[test]
 fn smep_and_smap() {
     let mut g = Guest::new();
@@ -709,7 +712,8 @@ fn smep_and_smap() {
     );
 }
 
-/// 4.6.2: protection keys of user pages: AD forbids reads and writes, WD writes (at level 0 only with CR0.WP), neither fetches; supervisor pages have none.
+/// 4.6.2: protection keys of user pages: AD forbids reads and writes, WD writes (at level 0 only with CR0.WP), neither
+/// fetches; supervisor pages have none.
 #[test]
 fn protection_keys() {
     let mut g = Guest::new();
@@ -787,8 +791,8 @@ fn protection_keys() {
     );
 }
 
-/// 4.10.4: what must be seen anew after INVLPG, MOV CR3, toggling CR4.PGE, and each type of INVPCID. (What may be stale is not tested: a processor may drop
-/// translations at any time.)
+/// 4.10.4: what must be seen anew after INVLPG, MOV CR3, toggling CR4.PGE, and each type of INVPCID. (What may be stale
+/// is not tested: a processor may drop translations at any time.)
 #[test]
 fn invalidation() {
     let mut g = Guest::new();
@@ -965,8 +969,8 @@ fn address_spaces_by_pcid() {
     );
 }
 
-/// 4.6.1.1 and 6.13: accesses to descriptor tables and to the TSS are supervisor's whatever CPL; they fault with U/S clear. A write to a read-only GDT
-/// (the accessed bit) needs CR0.WP to fault.
+/// 4.6.1.1 and 6.13: accesses to descriptor tables and to the TSS are supervisor's whatever CPL; they fault with U/S
+/// clear. A write to a read-only GDT (the accessed bit) needs CR0.WP to fault.
 #[test]
 fn implicit_supervisor_accesses() {
     let mut g = Guest::new();

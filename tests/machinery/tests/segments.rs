@@ -1,7 +1,7 @@
 //! Segment registers: what may be loaded, what may be accessed, and the instructions that look at descriptors.
 //!
-//! SDM volume 3A, 3.4.5 (descriptors), 5.3-5.6 (limit, type and privilege checking), 5.10 (pointer validation), 2.4.2; volume 2, MOV, LAR, LSL, VERR,
-//! VERW, ARPL, LLDT, LTR, SLDT.
+//! SDM volume 3A, 3.4.5 (descriptors), 5.3-5.6 (limit, type and privilege checking), 5.10 (pointer validation), 2.4.2;
+//! volume 2, MOV, LAR, LSL, VERR, VERW, ARPL, LLDT, LTR, SLDT.
 use iced_x86::code_asm::*;
 use mynah_machinery::{asm, *};
 
@@ -286,8 +286,8 @@ fn loads_of_system_segments() {
     );
 }
 
-/// Volume 2, LAR, LSL, VERR, VERW: which types are valid, privilege by CPL and RPL but for conforming code; ZF tells, the destination stays otherwise.
-/// (LAR gives the bits of mask 00F0FF00; bits 19:16 are not defined.)
+/// Volume 2, LAR, LSL, VERR, VERW: which types are valid, privilege by CPL and RPL but for conforming code; ZF tells,
+/// the destination stays otherwise. (LAR gives the bits of mask 00F0FF00; bits 19:16 are not defined.)
 #[test]
 fn pointer_validation() {
     let mut g = Guest::new();
@@ -438,8 +438,9 @@ fn pointer_validation() {
     );
 }
 
-/// 5.3, 5.5: accesses beyond the limit are #GP(0), through SS #SS(0); expand-down segments have their valid offsets above the limit, up to FFFFH
-/// or FFFFFFFFH by the B bit; writes to read-only data and to code, reads of execute-only code, any access through a null selector are #GP(0).
+/// 5.3, 5.5: accesses beyond the limit are #GP(0), through SS #SS(0); expand-down segments have their valid offsets
+/// above the limit, up to FFFFH or FFFFFFFFH by the B bit; writes to read-only data and to code, reads of execute-only
+/// code, any access through a null selector are #GP(0).
 #[test]
 fn limits_and_rights_of_accesses() {
     let mut g = Guest::new();

@@ -1,7 +1,7 @@
 //! Hardware task switches: TSS descriptors, task gates, links, busy bits, faults in the new task.
 //!
-//! SDM volume 3A, chapter 7 (7.2 structures, 7.3 task switching with table 7-1 exception conditions and table 7-2 effects, 7.4 task linking,
-//! 7.6 16-bit TSS); volume 2, CALL, JMP, IRET, INT n.
+//! SDM volume 3A, chapter 7 (7.2 structures, 7.3 task switching with table 7-1 exception conditions and table 7-2
+//! effects, 7.4 task linking, 7.6 16-bit TSS); volume 2, CALL, JMP, IRET, INT n.
 use iced_x86::code_asm::*;
 use mynah_machinery::{asm, *};
 
@@ -64,8 +64,8 @@ fn show_task(p: &mut Prog, name: &str, tss: u32) {
     p.print("\n");
 }
 
-/// Table 7-2: busy flags, NT and the link field after JMP, CALL, IRET and an interrupt; CR0.TS is set each time. The registers come from the TSS
-/// and go there.
+/// Table 7-2: busy flags, NT and the link field after JMP, CALL, IRET and an interrupt; CR0.TS is set each time. The
+/// registers come from the TSS and go there.
 #[test]
 fn switches_by_jmp_call_iret_and_interrupt() {
     let mut g = Guest::new();
@@ -172,7 +172,8 @@ fn switches_by_jmp_call_iret_and_interrupt() {
     );
 }
 
-/// Volume 2, JMP/CALL/IRET: descriptors that are not available TSSs, and the checks of task gates; before the switch, so in the old task.
+/// Volume 2, JMP/CALL/IRET: descriptors that are not available TSSs, and the checks of task gates; before the switch,
+/// so in the old task.
 #[test]
 fn checks_before_the_switch() {
     let mut g = Guest::new();
@@ -280,8 +281,8 @@ fn checks_before_the_switch() {
     );
 }
 
-/// Table 7-1: faults that are found while the new task's segments are loaded belong to the new task: its TSS is in TR, and the handler (a task here)
-/// finds the new task's state in the TSS that its link names.
+/// Table 7-1: faults that are found while the new task's segments are loaded belong to the new task: its TSS is in TR,
+/// and the handler (a task here) finds the new task's state in the TSS that its link names.
 #[test]
 fn faults_in_the_new_task() {
     let mut g = Guest::new();

@@ -1,5 +1,6 @@
-//! Bytes for a form, with everything around the opcode left to chance: prefixes in any order, some of them meaningless, REX bits, all addressing
-//! forms, all registers. What comes out is decoded again by the caller, since chance may have made another instruction of it.
+//! Bytes for a form, with everything around the opcode left to chance: prefixes in any order, some of them meaningless,
+//! REX bits, all addressing forms, all registers. What comes out is decoded again by the caller, since chance may have
+//! made another instruction of it.
 
 use crate::rng::Rng;
 use iced_x86::{Code, EncodingKind, MandatoryPrefix, OpCodeOperandKind as K, OpCodeTableKind};

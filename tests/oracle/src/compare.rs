@@ -86,7 +86,8 @@ pub fn address_of(case: &Case, i: &Instruction, n: u32) -> Option<u64> {
     Some(if case.regs.bitness() == 64 { a } else { a & 0xffff_ffff })
 }
 
-/// Whether an operand of `size` bytes at linear address `a` lies within its segment, or begins beyond it (not in 64-bit mode).
+/// Whether an operand of `size` bytes at linear address `a` lies within its segment, or begins beyond it (not in 64-bit
+/// mode).
 pub fn within_limit(case: &Case, i: &Instruction, a: u64, size: u64) -> bool {
     let s = case.regs.sel[i.memory_segment().number().min(5)];
     let d = (s & 4 != 0).then(|| LDT.get(usize::from(s >> 3))).flatten();

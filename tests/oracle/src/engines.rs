@@ -1,5 +1,5 @@
-//! Mynah's engines side by side: the interpreter, and the translator with every case run until its blocks are compiled. Each is compared with the
-//! oracle; with each other they are compared to the last bit, undefined flags included.
+//! Mynah's engines side by side: the interpreter, and the translator with every case run until its blocks are compiled.
+//! Each is compared with the oracle; with each other they are compared to the last bit, undefined flags included.
 
 use crate::compare::Difference;
 use crate::guest::{Guest, NoException};

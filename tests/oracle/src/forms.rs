@@ -1,4 +1,5 @@
-//! Which instructions are tried: every legacy and VEX form that the CPU model has, but for those whose outcome is not the CPU's alone.
+//! Which instructions are tried: every legacy and VEX form that the CPU model has, but for those whose outcome is not
+//! the CPU's alone.
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeInfo};
 use mynah_cpu::CpuModel;

@@ -1,6 +1,6 @@
-//! Cases: an instruction's bytes, then a state in which they mean something. Addresses mostly lead to data memory, sometimes across an edge of it;
-//! registers that an instruction uses in a special way (counts, stack frames, selectors, save areas) get values that make sense most of
-//! the time.
+//! Cases: an instruction's bytes, then a state in which they mean something. Addresses mostly lead to data memory,
+//! sometimes across an edge of it; registers that an instruction uses in a special way (counts, stack frames,
+//! selectors, save areas) get values that make sense most of the time.
 
 use crate::assemble::assemble;
 use crate::forms;
@@ -35,8 +35,8 @@ const RSI: usize = 6;
 const RDI: usize = 7;
 
 impl Generator {
-    /// A generator of the forms that `model` has and `wanted` likes, for code of `bits` (64, 32, 16) bits. `ldt` and `fsgsbase`: the host lets
-    /// programs use them.
+    /// A generator of the forms that `model` has and `wanted` likes, for code of `bits` (64, 32, 16) bits. `ldt` and
+    /// `fsgsbase`: the host lets programs use them.
     pub fn new(
         model: &CpuModel,
         wanted: impl Fn(Code) -> bool,
@@ -373,8 +373,8 @@ pub fn decode_as(case: &Case, bitness: u32, options: u32) -> (Instruction, Const
     (i, o)
 }
 
-/// Where the code of a case stands: anywhere in its slot; at the end of a page sometimes so that it crosses into the next one, which may not be
-/// there.
+/// Where the code of a case stands: anywhere in its slot; at the end of a page sometimes so that it crosses into the
+/// next one, which may not be there.
 fn place_code(rng: &mut Rng, slot: usize, len: usize) -> u64 {
     let page = code_page(slot / 64);
     match slot % 64 {
@@ -384,8 +384,8 @@ fn place_code(rng: &mut Rng, slot: usize, len: usize) -> u64 {
     }
 }
 
-/// Completes a case. Alignment is checked (EFLAGS.AC) only for instructions on general registers: what it means for others depends on the
-/// processor.
+/// Completes a case. Alignment is checked (EFLAGS.AC) only for instructions on general registers: what it means for
+/// others depends on the processor.
 struct Setup<'a> {
     rng: &'a mut Rng,
     case: &'a mut Case,

@@ -1,5 +1,6 @@
-//! Mynah's side: one vCPU whose page tables, descriptor tables and registers give it the address space and the environment that a program has
-//! under 64-bit Linux. A case ends in an interrupt gate whose handler is HLT; the outcome is read from the interrupt's stack frame.
+//! Mynah's side: one vCPU whose page tables, descriptor tables and registers give it the address space and the
+//! environment that a program has under 64-bit Linux. A case ends in an interrupt gate whose handler is HLT; the
+//! outcome is read from the interrupt's stack frame.
 
 use crate::layout::*;
 use mynah_cpu::board::NoBoard;
@@ -70,8 +71,8 @@ impl Guest {
         Ok(g)
     }
 
-    /// A vCPU whose blocks are compiled when they have run `hot_after` times; before that they are interpreted. An error also says why this host
-    /// has no translator.
+    /// A vCPU whose blocks are compiled when they have run `hot_after` times; before that they are interpreted. An
+    /// error also says why this host has no translator.
     pub fn translated(model: &str, optimize: Optimize, hot_after: u32) -> Result<Self, String> {
         let mut g = Self::new(model)?;
         let tier = Translating::at_once_with(g.events.clone(), optimize)?;

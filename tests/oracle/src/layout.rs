@@ -1,7 +1,7 @@
 //! What both sides agree on: addresses, segments, and the shapes of a case and its outcome.
 //!
-//! A case is one instruction with everything it can read: registers, vectors, the x87 unit, some patched bytes of memory. All cases run in the
-//! same small address space:
+//! A case is one instruction with everything it can read: registers, vectors, the x87 unit, some patched bytes of
+//! memory. All cases run in the same small address space:
 //!
 //! ```text
 //! CODE      8 pages, readable and executable; a hole; 8 pages; a hole     (each case of a batch has its own 64 bytes here)
@@ -433,7 +433,8 @@ impl Outcome {
     }
 }
 
-/// Lays the patches of `case` over `data`, or takes those of the read-only page away again (`undo`): the writable ones go with
+/// Lays the patches of `case` over `data`, or takes those of the read-only page away again (`undo`): the writable ones
+/// go with
 /// [`Outcome::collect`].
 ///
 /// # Safety

@@ -1,12 +1,15 @@
-//! The host's side: a child process whose address space has the cases' pages at their addresses and that runs nothing but cases.
+//! The host's side: a child process whose address space has the cases' pages at their addresses and that runs nothing
+//! but cases.
 //!
-//! The child lives in a signal handler. Every case ends with a signal (of INT3, of the single-step trap, or of a fault); the handler reads the
-//! state from the signal frame, writes the next case's state into the frame and returns, so that the kernel's own `sigreturn` loads all
-//! registers, the x87 and vector state, CS and SS included. That is one signal per case and no `ptrace`. Cases come from and outcomes go to
-//! memory shared with the parent; two futex words hand batches over.
+//! The child lives in a signal handler. Every case ends with a signal (of INT3, of the single-step trap, or of a
+//! fault); the handler reads the state from the signal frame, writes the next case's state into the frame and returns,
+//! so that the kernel's own `sigreturn` loads all registers, the x87 and vector state, CS and SS included. That is one
+//! signal per case and no `ptrace`. Cases come from and outcomes go to memory shared with the parent; two futex words
+//! hand batches over.
 //!
-//! The child gives up FS (its thread-local storage) for a segment of the layout, so nothing that runs in the handler may use libc
-//! functions that know `errno`. A seccomp filter refuses all system calls but the few that the handler needs.
+//! The child gives up FS (its thread-local storage) for a segment of the layout, so nothing that runs in the handler
+//! may use libc functions that know `errno`. A seccomp filter refuses all system calls but the few that the handler
+//! needs.
 
 use crate::layout::*;
 use std::ptr::{addr_of, addr_of_mut, null_mut};
@@ -123,8 +126,8 @@ impl Native {
     }
 
     fn spawn(&mut self) -> std::io::Result<()> {
-        // SAFETY: the area is mapped as long as `self` lives; its head is made of atomics, and no child uses it now. The child calls only
-        // what may be called after a fork.
+        // SAFETY: the area is mapped as long as `self` lives; its head is made of atomics, and no child uses it now.
+        // The child calls only what may be called after a fork.
         unsafe {
             let a = self.area;
             (*a).go.store(0, Ordering::SeqCst);
@@ -167,7 +170,8 @@ impl Native {
         unsafe { (*self.area).code.copy_from_nonoverlapping(code.as_ptr(), code.len()) };
     }
 
-    /// Runs `cases` over `background`; calls `done` with the number and outcome of each. The child is started again if a case kills it.
+    /// Runs `cases` over `background`; calls `done` with the number and outcome of each. The child is started again if
+    /// a case kills it.
     pub fn run(
         &mut self,
         background: &[u8],
@@ -312,7 +316,8 @@ fn user_desc(entry: u32, s: &UserSegment) -> UserDesc {
 /// # Safety
 /// Called in a fresh child only, with the parent's area and descriptors.
 unsafe fn child(a: *mut Area, code_fd: i32, data_fd: i32) -> ! {
-    // SAFETY: a process of its own with one thread; the fixed addresses are free in it (checked by MAP_FIXED_NOREPLACE).
+    // SAFETY: a process of its own with one thread; the fixed addresses are free in it (checked by
+    // MAP_FIXED_NOREPLACE).
     unsafe {
         let fail = |step: u32| -> ! {
             (*a).failed.store(step, Ordering::SeqCst);
@@ -418,8 +423,8 @@ unsafe fn install_filter() -> bool {
     }
 }
 
-/// The handler's first instructions: the kernel clears TF, RF and DF for a handler, but leaves AC, NT and ID, with which compiled code
-/// must not run.
+/// The handler's first instructions: the kernel clears TF, RF and DF for a handler, but leaves AC, NT and ID, with
+/// which compiled code must not run.
 #[unsafe(naked)]
 unsafe extern "C" fn enter_handler() {
     std::arch::naked_asm!(
@@ -455,7 +460,8 @@ const GREGS: [i32; 16] = [
 /// The end of one case and the start of the next.
 unsafe extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     let a = AREA.load(Ordering::Relaxed);
-    // SAFETY: the kernel passes a valid frame; the area is mapped, and the parent leaves it alone but while this waits for `go`.
+    // SAFETY: the kernel passes a valid frame; the area is mapped, and the parent leaves it alone but while this waits
+    // for `go`.
     unsafe {
         let head = &*a;
         let regs = &mut (*context).uc_mcontext.gregs;
@@ -487,7 +493,8 @@ unsafe extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, context: *mut
 }
 
 unsafe fn save(signal: i32, regs: &mut [i64; 23], fx: *const u8, out: *mut Outcome, abilities: u32) {
-    // SAFETY: `fx` is the frame's FXSAVE area, `out` an outcome of the shared area. Reading selectors and bases changes nothing.
+    // SAFETY: `fx` is the frame's FXSAVE area, `out` an outcome of the shared area. Reading selectors and bases changes
+    // nothing.
     unsafe {
         let r = &mut (*out).regs;
         for (v, i) in r.gpr.iter_mut().zip(GREGS) {
@@ -531,8 +538,8 @@ unsafe fn load(case: &Case, regs: &mut [i64; 23], fx: *mut u8, abilities: u32) {
     regs[libc::REG_EFL as usize] = r.rflags as i64;
     let [es, cs, ss, ds, fs, gs] = r.sel;
     regs[libc::REG_CSGSFS as usize] = i64::from(cs) | i64::from(ss) << 48;
-    // SAFETY: `fx` is the frame's XSAVE area: 512 bytes (of which the kernel uses 464-511), then the header. The generator gives selectors
-    // that can be loaded; nothing else uses DS, ES, FS and GS here.
+    // SAFETY: `fx` is the frame's XSAVE area: 512 bytes (of which the kernel uses 464-511), then the header. The
+    // generator gives selectors that can be loaded; nothing else uses DS, ES, FS and GS here.
     unsafe {
         std::ptr::copy_nonoverlapping(r.fx.as_ptr(), fx, 28);
         std::ptr::copy_nonoverlapping(r.fx.as_ptr().add(32), fx.add(32), 384);

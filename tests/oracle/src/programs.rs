@@ -1,9 +1,11 @@
-//! Random programs: 2 to 40 instructions in a row, with forward branches, calls or a loop around them, for what single instructions cannot
-//! show: values that stay in registers from one instruction to the next, flags that are computed late or never, faults in the middle.
+//! Random programs: 2 to 40 instructions in a row, with forward branches, calls or a loop around them, for what single
+//! instructions cannot show: values that stay in registers from one instruction to the next, flags that are computed
+//! late or never, faults in the middle.
 //!
-//! A few registers hold pointers into data memory and are seldom written to, so that most accesses succeed; one counts a loop's rounds. All else is
-//! left to chance. Flags that an instruction leaves undefined are not read by later ones, and are not compared where the program may have ended
-//! with them. Programs run at privilege level 3 in 64-bit mode and in flat 32-bit mode, where the translator is at work; they end in INT3.
+//! A few registers hold pointers into data memory and are seldom written to, so that most accesses succeed; one counts
+//! a loop's rounds. All else is left to chance. Flags that an instruction leaves undefined are not read by later ones,
+//! and are not compared where the program may have ended with them. Programs run at privilege level 3 in 64-bit mode
+//! and in flat 32-bit mode, where the translator is at work; they end in INT3.
 
 use crate::assemble::assemble;
 use crate::compare::{Difference, Verdict, iced_flags, judge};
@@ -152,8 +154,8 @@ enum Shape {
     Loop,
 }
 
-/// A place in the code that is filled when its target is known: offset, size, the item that it leads to; absolute, or relative to the field's
-/// end.
+/// A place in the code that is filled when its target is known: offset, size, the item that it leads to; absolute, or
+/// relative to the field's end.
 struct Fixup {
     field: usize,
     size: usize,

@@ -1,4 +1,5 @@
-//! The generator of pseudo-random numbers: xoshiro256** seeded by splitmix64, so that a seed and an index name a case on any machine.
+//! The generator of pseudo-random numbers: xoshiro256** seeded by splitmix64, so that a seed and an index name a case
+//! on any machine.
 
 /// A stream of pseudo-random numbers.
 #[derive(Clone, Debug)]

@@ -4,11 +4,12 @@
 //! 64 by int3 | 480fc8 | rip=10000010 rax=1122 m20000100=0011 | vec=3 rip=10000014 rax=2211000000000000 | 0
 //! ```
 //!
-//! The fields: mode and how the case ends (`int3` behind the instruction, or `step`: TF); the instruction's bytes; the state before, as far as
-//! it differs from the default (registers zero, flat segments, RFLAGS 202h, MXCSR 1F80h, x87 control word 37Fh, all x87 registers empty);
-//! what is different after; the flags that are not compared. `m` is memory: an address and the bytes there. Memory that is not named holds
-//! [`background::pattern`]. Numbers are hexadecimal, registers of the x87 stack `exponent:significand`, `ymmh` bits 128-255 of YMM
-//! registers.
+//! The fields: mode and how the case ends (`int3` behind the instruction, or `step`: TF); the instruction's bytes; the
+//! state before, as far as it differs from the default (registers zero, flat segments, RFLAGS 202h, MXCSR 1F80h, x87
+//! control word 37Fh, all x87 registers empty); what is different after; the flags that are not compared. `m` is
+//! memory: an address and the bytes there. Memory that is not named holds
+//! [`background::pattern`]. Numbers are hexadecimal, registers of the x87 stack `exponent:significand`, `ymmh` bits
+//! 128-255 of YMM registers.
 
 use crate::background;
 use crate::compare::{Difference, compare};

@@ -512,8 +512,8 @@ impl Summary {
     }
 }
 
-/// Outcomes of `each` cases of every form on this host, by group: of all forms in 64-bit mode, of those that 64-bit mode does not have in
-/// 32-bit mode, and of one case of each form that addresses or stacks matter to in 16-bit mode.
+/// Outcomes of `each` cases of every form on this host, by group: of all forms in 64-bit mode, of those that 64-bit
+/// mode does not have in 32-bit mode, and of one case of each form that addresses or stacks matter to in 16-bit mode.
 pub fn record(plan: &Plan, each: u64) -> Result<BTreeMap<&'static str, Vec<String>>, String> {
     let mut native = Native::new().map_err(|e| e.to_string())?;
     let guest = Guest::new(&plan.model)?;
@@ -552,7 +552,8 @@ pub fn record(plan: &Plan, each: u64) -> Result<BTreeMap<&'static str, Vec<Strin
         native
             .run(&bg, &cases, |n, want| {
                 let Ok(want) = want else { return };
-                // Operands below the top of memory, where pages of the kernel's own choice might stand, do not belong into rows.
+                // Operands below the top of memory, where pages of the kernel's own choice might stand, do not belong
+                // into rows.
                 let row = crate::rows::Row { case: made[n].0, want: Box::new(*want) };
                 all.entry(forms::group(made[n].1.code())).or_default().push(row.line());
             })

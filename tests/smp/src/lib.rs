@@ -4,9 +4,10 @@
 //!   test: Rig (RAM, identity page tables, code) --run--> vCPU threads, on the interpreter or the translator --all halted--> RAM is looked at
 //! ```
 //!
-//! vCPUs start in 64-bit mode at CPL 0 with interrupts off, RDI holding the vCPU's number and a stack of its own, and end with HLT; or, if they are
-//! given no program, they wait for a start-up IPI as after a reset. The first GiB is mapped to itself, [`WINDOW`] as a test wants it. The
-//! translator compiles on the spot what has run a few times, so that nearly everything runs compiled.
+//! vCPUs start in 64-bit mode at CPL 0 with interrupts off, RDI holding the vCPU's number and a stack of its own, and
+//! end with HLT; or, if they are given no program, they wait for a start-up IPI as after a reset. The first GiB is
+//! mapped to itself, [`WINDOW`] as a test wants it. The translator compiles on the spot what has run a few times, so
+//! that nearly everything runs compiled.
 //!
 //! A run that does not end in [`LIMIT`] fails with the places where the vCPUs are.
 use iced_x86::code_asm::*;
@@ -106,7 +107,8 @@ macro_rules! asm {
     }};
 }
 
-/// Waits until all of `n` vCPUs have come here. R15 counts the arrivals: 0 at the start, and kept by the program. RAX and RCX are used.
+/// Waits until all of `n` vCPUs have come here. R15 counts the arrivals: 0 at the start, and kept by the program. RAX
+/// and RCX are used.
 pub fn barrier(a: &mut CodeAssembler, n: usize) {
     // A while without PAUSE: it may give the host's CPU away, and tests want vCPUs that really run at the same time.
     let (mut again, mut rest, mut on) = (a.create_label(), a.create_label(), a.create_label());
@@ -232,7 +234,8 @@ impl Rig {
 /// Keeps the thread on one CPU of the host, so that two vCPUs run on two, whatever else the host does.
 fn stay_on_cpu(n: usize) {
     #[cfg(target_os = "linux")]
-    // SAFETY: a zeroed set is an empty one; the calls read and write the set that they are given, and concern this thread only.
+    // SAFETY: a zeroed set is an empty one; the calls read and write the set that they are given, and concern this
+    // thread only.
     unsafe {
         let size = std::mem::size_of::<libc::cpu_set_t>();
         let mut allowed: libc::cpu_set_t = std::mem::zeroed();

@@ -1,5 +1,5 @@
-//! Cross-modifying code: what one vCPU writes is what another executes, by the protocol of the SDM (volume 3A, 9.1.3), through any mapping, on
-//! pages that hold code already and on pages that do not yet.
+//! Cross-modifying code: what one vCPU writes is what another executes, by the protocol of the SDM (volume 3A, 9.1.3),
+//! through any mapping, on pages that hold code already and on pages that do not yet.
 use iced_x86::code_asm::*;
 use mynah_smp::{CODE, CODE_STEP, DATA, ENGINES, Rig, VARS, WINDOW, asm};
 
@@ -11,8 +11,8 @@ const WRONG: i32 = 128;
 /// `mov eax, <number>; ret` with the number to be written.
 const FUNCTION: [u8; 6] = [0xb8, 0, 0, 0, 0, 0xc3];
 
-/// vCPU 1 writes `mov eax, n; ret` through `write_at` for n from 1 to `rounds`, each time when the last has been executed; vCPU 0 executes it at
-/// `call_at`, `calls` times each. Each round both addresses move on by `step`.
+/// vCPU 1 writes `mov eax, n; ret` through `write_at` for n from 1 to `rounds`, each time when the last has been
+/// executed; vCPU 0 executes it at `call_at`, `calls` times each. Each round both addresses move on by `step`.
 fn cross_modify(write_at: u64, call_at: u64, rounds: u64, calls: u64, step: u64, prepare: impl Fn(&Rig)) {
     for engine in ENGINES {
         let rig = Rig::new();
@@ -110,7 +110,8 @@ fn code_is_written_to_one_page_after_another_while_these_are_executed() {
 
 #[test]
 fn two_that_write_and_execute_the_same_pages_hold_each_other_up_for_no_longer_than_needed() {
-    // Both write a function of their own on each page, call it, and go on: each is asked to give up its writes by the other, over and over.
+    // Both write a function of their own on each page, call it, and go on: each is asked to give up its writes by the
+    // other, over and over.
     const PAGES: u64 = 2_000;
     for engine in ENGINES {
         let rig = Rig::new();

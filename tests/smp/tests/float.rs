@@ -1,9 +1,11 @@
-//! Control registers of the floating-point units, loaded from memory that another vCPU changes at that very moment: what is checked is what is
-//! loaded. The host's own exceptions stay masked whatever the guest unmasks, so a failure may well end the process (SIGFPE).
+//! Control registers of the floating-point units, loaded from memory that another vCPU changes at that very moment:
+//! what is checked is what is loaded. The host's own exceptions stay masked whatever the guest unmasks, so a failure
+//! may well end the process (SIGFPE).
 use iced_x86::code_asm::*;
 use mynah_smp::{CODE, CODE_STEP, DATA, ENGINES, Rig, VARS, asm, assemble};
 
-/// Offsets in VARS: vCPU 0 is done; rounds that found what nobody wrote; where #GP goes on; exceptions taken of the vectors 13, 16 and 19.
+/// Offsets in VARS: vCPU 0 is done; rounds that found what nobody wrote; where #GP goes on; exceptions taken of the
+/// vectors 13, 16 and 19.
 const DONE: i32 = 0;
 const WRONG: i32 = 64;
 const AFTER: i32 = 128;
@@ -31,7 +33,8 @@ const RESERVED: i32 = 1 << 16;
 /// Marks what was loaded, as 0 stands for a load that has faulted.
 const LOADED: i32 = 1 << 30;
 
-/// A GDT; an IDT with handlers of #MF and #XM, which mask everything again and have the instruction repeated, and of #GP, which goes on where
+/// A GDT; an IDT with handlers of #MF and #XM, which mask everything again and have the instruction repeated, and of
+/// #GP, which goes on where
 /// [`AFTER`] says.
 fn tables(rig: &Rig) {
     rig.memory.write_u64(GDT + 8, 0x00af_9b00_0000_ffff);
@@ -60,8 +63,9 @@ fn tables(rig: &Rig) {
     }
 }
 
-/// vCPU 1 writes with `write` (its operand at RBX) again and again; vCPU 0 executes `load` (its operand at RBX, VARS at RSI) `ROUNDS` times, after
-/// which EAX is one of `known` or 0 if the load has faulted. Returns how many rounds, and which exceptions there were.
+/// vCPU 1 writes with `write` (its operand at RBX) again and again; vCPU 0 executes `load` (its operand at RBX, VARS at
+/// RSI) `ROUNDS` times, after which EAX is one of `known` or 0 if the load has faulted. Returns how many rounds, and
+/// which exceptions there were.
 fn race(
     name: &str,
     known: [i32; 2],

@@ -1,7 +1,7 @@
 //! Litmus tests: what x86-TSO (Sewell et al., CACM 53(7), 2010; SDM volume 3A, 9.2) forbids is never seen.
 //!
-//! Each iteration has lines of its own for X ([rbx]) and Y ([rbx + 64]), zero at the start; the vCPUs meet before it, and then wait a different
-//! short while each. Outcomes are R8 and R9 of every vCPU, and X and Y at the end.
+//! Each iteration has lines of its own for X ([rbx]) and Y ([rbx + 64]), zero at the start; the vCPUs meet before it,
+//! and then wait a different short while each. Outcomes are R8 and R9 of every vCPU, and X and Y at the end.
 use iced_x86::code_asm::*;
 use mynah_smp::{DATA, ENGINES, Engine, Rig, VARS, asm, barrier};
 
@@ -250,7 +250,8 @@ fn a_vcpu_reads_its_own_stores_early_and_no_others() {
     });
 }
 
-/// One vCPU stores all zeros and all ones in turns, the other must see nothing else; at `at`, in operands of `bytes` bytes.
+/// One vCPU stores all zeros and all ones in turns, the other must see nothing else; at `at`, in operands of `bytes`
+/// bytes.
 fn never_torn(at: u64, bytes: u32, execute_there: bool) {
     const ROUNDS: u64 = 300_000;
     for engine in ENGINES {

@@ -1,6 +1,8 @@
-//! INIT, start-up IPIs and interrupts from one vCPU to others: every kind of destination, through x2APIC MSRs and the xAPIC's page.
+//! INIT, start-up IPIs and interrupts from one vCPU to others: every kind of destination, through x2APIC MSRs and the
+//! xAPIC's page.
 //!
-//! The others start in real mode, switch their APICs to x2APIC mode and sleep; interrupt handlers of real mode count what comes.
+//! The others start in real mode, switch their APICs to x2APIC mode and sleep; interrupt handlers of real mode count
+//! what comes.
 use iced_x86::code_asm::*;
 use mynah_smp::{ENGINES, Engine, Rig, VARS, WINDOW, asm, assemble_bits};
 
@@ -174,7 +176,8 @@ fn ipis_of_all_kinds_reach_whom_they_name() {
 
 #[test]
 fn an_interrupt_reaches_a_vcpu_that_runs_as_one_that_sleeps() {
-    // Two vCPUs interrupt a third, which is now asleep, now in a loop, many times; none is lost as each waits for its own.
+    // Two vCPUs interrupt a third, which is now asleep, now in a loop, many times; none is lost as each waits for its
+    // own.
     const ROUNDS: u32 = 5_000;
     for engine in ENGINES {
         let rig = rig();

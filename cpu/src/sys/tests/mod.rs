@@ -4,7 +4,7 @@
 //! Each test puts a few instructions at [`CODE`], runs until HLT or shutdown, and looks at where the CPU came out and
 //! what it pushed.
 use super::descriptor::kind;
-use crate::board::{Board, Events};
+use crate::board::{Board, EV_INTR, Events};
 use crate::cpu::Cpu;
 use crate::event::Exit;
 use crate::model::CpuModel;
@@ -58,6 +58,8 @@ pub struct TestBoard {
     pub writes: Mutex<Vec<(u16, u8, u32)>>,
     pub apic_base: Mutex<u64>,
     pub cr8: Mutex<u8>,
+    /// A late timer: the next reading of the time raises these events' interrupt.
+    pub late: Mutex<Option<Arc<Events>>>,
 }
 
 impl Board for TestBoard {
@@ -87,6 +89,9 @@ impl Board for TestBoard {
         Err(())
     }
     fn tsc(&self) -> u64 {
+        if let Some(events) = self.late.lock().take() {
+            events.raise(EV_INTR);
+        }
         1000
     }
 }

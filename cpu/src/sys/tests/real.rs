@@ -113,6 +113,26 @@ fn mov_ss_holds_off_interrupts_for_one_instruction_and_sti_too() {
 }
 
 #[test]
+fn an_interrupt_that_a_late_timer_raises_comes_before_the_time_is_seen() {
+    // nop; rdtsc; hlt
+    let code = [0x90, 0x0f, 0x31, 0xf4];
+    let mut r = Rig::real();
+    r.cpu.state.rflags |= fl::IF;
+    r.cpu.state.gpr[gpr::RAX] = 7;
+    r.cpu.sync_all();
+    r.bytes(&code);
+    *r.board.late.lock() = Some(r.cpu.events.clone());
+    assert_eq!(r.run(), Exit::Halt);
+    assert_eq!((r.cpu.state.gpr[gpr::RAX], r.read16(r.rsp())), (7, 1), "it returns to RDTSC");
+    // Without IF the time is read, and the interrupt waits.
+    let mut r = Rig::real();
+    r.bytes(&code);
+    *r.board.late.lock() = Some(r.cpu.events.clone());
+    assert_eq!(r.run(), Exit::Halt);
+    assert_eq!((r.cpu.state.gpr[gpr::RAX], r.rip()), (1000, 4));
+}
+
+#[test]
 fn nmi_is_blocked_until_iret() {
     let mut r = Rig::real();
     r.write8(handler(2), 0x90);

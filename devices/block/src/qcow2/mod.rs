@@ -26,6 +26,7 @@
 //! The crate `imago` (0.2.6) was looked at first. It reads and writes plain images well, but knows no internal
 //! snapshots (not even to count their clusters), no check or repair, no zstd, writes no compressed clusters, and takes
 //! a refcount table's word for everything; these are most of the work here.
+mod amend;
 mod check;
 mod compress;
 mod create;
@@ -647,6 +648,10 @@ impl Image for Qcow2 {
     fn snapshot_delete(&self, name: &str) -> io::Result<()> {
         self.may_write()?;
         self.delete_snapshot(name)
+    }
+
+    fn amend(&self, options: &[(String, String)]) -> io::Result<()> {
+        self.change_options(options)
     }
 
     fn check(&self, repair: bool) -> io::Result<CheckReport> {

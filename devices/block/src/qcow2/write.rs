@@ -533,7 +533,11 @@ impl Qcow2 {
 
     /// Gives the entries of `clusters`, which have one L2 table, new values: by what they are now, and by whether
     /// the backing file has something there.
-    fn change_entries(&self, clusters: Range<u64>, new: impl Fn(Mapping, bool) -> u64) -> io::Result<()> {
+    pub(super) fn change_entries(
+        &self,
+        clusters: Range<u64>,
+        new: impl Fn(Mapping, bool) -> u64,
+    ) -> io::Result<()> {
         let (index, at) = self.place(clusters.start);
         let mut meta = self.meta.lock();
         while meta.in_flight.range(clusters.clone()).next().is_some() {

@@ -7,8 +7,8 @@
 //!   CF9h reset control    B2h, B3h APM command and status
 //! ```
 //!
-//! An SMI is never made: writes to B2h by which ACPI is switched on and off act on SCI_EN at once. On purpose absent: the
-//! GPIO block, LPC decoders (registers are storage), the flash's interface.
+//! An SMI is never made: writes to B2h by which ACPI is switched on and off act on SCI_EN at once. On purpose absent:
+//! the GPIO block, LPC decoders (registers are storage), the flash's interface.
 //!
 //! Locks: `state` is held while pins are driven and windows are moved. The machine's callbacks run with nothing locked.
 //!

@@ -7,9 +7,9 @@
 //!
 //! A plain model: time is handed in, and what follows is told.
 //!
-//! SMI_EN begins with APMC_EN set, by which firmware finds that system management mode has been set up: there is none to
-//! set up. TCO's timer counts 0.6 s at a time. When it has run out TIMEOUT is set and it runs again; at the second time
-//! SECOND_TO_STS is, and the machine is reset unless GCS says NO_REBOOT.
+//! SMI_EN begins with APMC_EN set, by which firmware finds that system management mode has been set up: there is none
+//! to set up. TCO's timer counts 0.6 s at a time. When it has run out TIMEOUT is set and it runs again; at the second
+//! time SECOND_TO_STS is, and the machine is reset unless GCS says NO_REBOOT.
 use crate::chipset::pm1::Pm1;
 use crate::clock::{Nanos, SECOND};
 use serde::{Deserialize, Serialize};

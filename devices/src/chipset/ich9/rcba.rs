@@ -1,8 +1,8 @@
 //! The chip configuration registers (10.1), 16 KiB of memory at RCBA.
 //!
-//! Interrupt pins and routes of the chip's functions are fixed as they are after a reset: pins A to D of devices 25 to 29
-//! and 31 lead to PIRQA to PIRQD (`lpc::pirq`). GCS has NO_REBOOT, which the watchdog heeds. Others that firmware writes
-//! are kept; what is not listed reads as 0.
+//! Interrupt pins and routes of the chip's functions are fixed as they are after a reset: pins A to D of devices 25 to
+//! 29 and 31 lead to PIRQA to PIRQD (`lpc::pirq`). GCS has NO_REBOOT, which the watchdog heeds. Others that firmware
+//! writes are kept; what is not listed reads as 0.
 use serde::{Deserialize, Serialize};
 
 /// Bytes of the window.

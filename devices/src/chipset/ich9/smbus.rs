@@ -1,5 +1,5 @@
-//! The SMBus host controller, 8086:2930 at 00:1F.3 (18.1, 18.2), with nothing on its bus: every transaction ends at once
-//! with DEV_ERR, and an interrupt if that is wanted.
+//! The SMBus host controller, 8086:2930 at 00:1F.3 (18.1, 18.2), with nothing on its bus: every transaction ends at
+//! once with DEV_ERR, and an interrupt if that is wanted.
 use crate::bus::{PortIo, read_bytes, write_bytes};
 use crate::device::{Device, Invalid, Reset};
 use crate::pci::config::{command, reg};

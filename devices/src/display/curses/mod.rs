@@ -6,9 +6,9 @@
 //!                                         \--> Vc (a monitor, a serial port), by Alt-1 and up
 //! ```
 //!
-//! One thread does all of it, as writing to a terminal may wait. It looks at the screen 20 times a second, and five times
-//! while nothing changes. A terminal that is too small shows the part that has the cursor. Graphics are told by a line,
-//! not drawn. By default nothing of the terminal is touched before there is something on the screen.
+//! One thread does all of it, as writing to a terminal may wait. It looks at the screen 20 times a second, and five
+//! times while nothing changes. A terminal that is too small shows the part that has the cursor. Graphics are told by a
+//! line, not drawn. By default nothing of the terminal is touched before there is something on the screen.
 use super::input::Input;
 use super::{Display, cp437};
 use crate::chardev::ChardevError;

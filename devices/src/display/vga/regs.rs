@@ -195,7 +195,8 @@ impl Registers {
         }
     }
 
-    // ---- what they mean -----------------------------------------------------------------------------------------------
+    // ---- what they mean
+    // -----------------------------------------------------------------------------------------------
 
     /// A vertical value of the CRTC: its low byte, and where its bits 8 and 9 are in the overflow register.
     fn vertical(&self, low: usize, bit8: u8, bit9: u8) -> u32 {

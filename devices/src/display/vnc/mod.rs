@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Encodings: raw, ZRLE and Tight (without JPEG), changes of the desktop's size, QEMU's extended key events and its
-//! relative pointer. Security: none, or the password of VNC. A second address may take WebSockets, for browsers. Nothing
-//! is drawn while no client waits for an update. Not there: TLS and SASL, Hextile, the clipboard, sound, pointer shapes.
+//! relative pointer. Security: none, or the password of VNC. A second address may take WebSockets, for browsers.
+//! Nothing is drawn while no client waits for an update. Not there: TLS and SASL, Hextile, the clipboard, sound,
+//! pointer shapes.
 //!
 //! Bytes of a client are hostile: each connection has bounded buffers (`client`), and there are so many connections at
 //! most; the oldest that has not come through its handshake makes room for another.

@@ -1,4 +1,5 @@
-//! What travels between interrupt sources and local APICs: the messages of the APIC bus, and MSI writes, which are the same.
+//! What travels between interrupt sources and local APICs: the messages of the APIC bus, and MSI writes, which are the
+//! same.
 //! Source: Intel SDM vol. 3A, 11.6.1 (ICR) and 11.11 (message signalled interrupts).
 
 use crate::bus::Edge;

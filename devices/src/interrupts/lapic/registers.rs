@@ -1,4 +1,5 @@
-//! The registers of one local APIC: no lock, no thread, no wire. What a change makes the outside do is left in [`Outcome`].
+//! The registers of one local APIC: no lock, no thread, no wire. What a change makes the outside do is left in
+//! [`Outcome`].
 //! Source: Intel SDM vol. 3A, chapter 11 (the older numbering: 10).
 use super::message::{ApicMessage, DeliveryMode, Shorthand};
 use super::timer::{ApicTimer, Mode, Time};
@@ -195,7 +196,8 @@ impl Registers {
         *self = Self { base: self.base, lint: self.lint, out: std::mem::take(&mut self.out), ..fresh };
     }
 
-    /// RESET: INIT, and the base back to its place; which processor boots is decided anew, whatever the guest has written.
+    /// RESET: INIT, and the base back to its place; which processor boots is decided anew, whatever the guest has
+    /// written.
     pub fn reset(&mut self, bsp: bool) {
         self.init();
         self.base = Self::new(self.id, bsp).base;

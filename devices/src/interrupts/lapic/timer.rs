@@ -1,8 +1,10 @@
-//! The local APIC's timer as a function of time: one-shot and periodic counting at the bus frequency, and TSC deadlines.
+//! The local APIC's timer as a function of time: one-shot and periodic counting at the bus frequency, and TSC
+//! deadlines.
 //! Source: Intel SDM vol. 3A, 11.5.4.
 //!
-//! Nothing counts: the instant at which the count reaches zero is kept, and the count is computed from it. A periodic timer's
-//! instants are multiples of its period from its start, so that it does not drift; periods that a late host has missed are counted.
+//! Nothing counts: the instant at which the count reaches zero is kept, and the count is computed from it. A periodic
+//! timer's instants are multiples of its period from its start, so that it does not drift; periods that a late host has
+//! missed are counted.
 use crate::clock::{Clock, LONGEST, Nanos, SECOND};
 use crate::device::Invalid;
 use serde::{Deserialize, Serialize};
@@ -110,8 +112,8 @@ impl ApicTimer {
         u64::from(count) * self.divisor()
     }
 
-    /// How many periodic interrupts may be owed to a guest: what comes in a second, and no more than one at a period so short that
-    /// the host is not asked for each.
+    /// How many periodic interrupts may be owed to a guest: what comes in a second, and no more than one at a period so
+    /// short that the host is not asked for each.
     pub fn most_owed(&self) -> u64 {
         match self.span(self.initial) {
             period @ MIN_HOST_PERIOD.. => (SECOND / period).max(1),

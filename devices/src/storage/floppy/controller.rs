@@ -140,7 +140,11 @@ impl Exec {
     /// on there.
     fn advance(&mut self, done: u8) -> bool {
         self.sector = self.sector.saturating_add(done);
-        if self.sector <= self.eot {
+        // With both heads, a track's last sector leads on where EOT is beyond it, to the next cylinder too: no sector
+        // would be found by a real controller, but QEMU goes on, and SeaBIOS' INT 13h relies on that.
+        let beyond = self.multi && self.eot > self.format.sectors;
+        let last = if beyond { self.format.sectors } else { self.eot };
+        if self.sector <= last {
             return !self.single;
         }
         self.sector = 1;
@@ -152,7 +156,7 @@ impl Exec {
             self.head = 0;
         }
         self.cylinder = self.cylinder.wrapping_add(1);
-        false
+        beyond && !self.single
     }
 
     /// What the drive is to do now; none if there is nothing of this in the image.
@@ -520,7 +524,8 @@ impl Controller {
         match self.heads.get_mut(drive).filter(|_| places.get(drive).is_some_and(|p| p.drive)) {
             Some(unit) => {
                 unit.head = head;
-                // A drive has no more than some 84 tracks to step over; where the head is told to be it is thought to be.
+                // A drive has no more than some 84 tracks to step over; where the head is told to be it is thought to
+                // be.
                 if std::mem::replace(&mut unit.track, track) != track && places[drive].media.is_some() {
                     unit.changed = false;
                 }

@@ -10,10 +10,10 @@
 //! DMA, and what is plugged in. At most a track is kept.
 //!
 //! As QEMU's: seeks take no time, heads go where a transfer wants them, what an image lacks of its format reads as
-//! zeros, the data rate has to be the medium's, scans are refused, a transfer at the data port ends normally at the last
-//! sector. As the data sheet, where QEMU differs: DMA that goes on beyond the last sector ends with EN, sectors that
-//! are not there with ND, marks of deleted data, formatting fills the track. Missing on purpose: 3F0h, as on an AT; what
-//! is between sectors; FM.
+//! zeros, the data rate has to be the medium's, scans are refused, a transfer at the data port ends normally at the
+//! last sector. As the data sheet, where QEMU differs: DMA that goes on beyond the last sector ends with EN, sectors
+//! that are not there with ND, marks of deleted data, formatting fills the track. Missing on purpose: 3F0h, as on an
+//! AT; what is between sectors; FM.
 //!
 //! Locks: the controller's before the DMA controller's and the drives'. Ends of requests are told on the drives'
 //! threads.

@@ -197,6 +197,13 @@ fn a_transfer_that_goes_beyond_the_last_sector_says_so() {
     b.dma(0x46, BUFFER, 8 * SECTOR);
     assert_eq!(b.does(&[0x66, 0, 0, 0, 16, 2, 18, 0x1b, 0xff]), [0x40, 0x80, 0, 1, 0, 1, 2]);
     assert_eq!(b.ram(u64::from(BUFFER) + 1024, 513)[..], [[17; 512].as_slice(), &[0]].concat());
+    // With both heads a track's last sector leads on to the other one, and to the next cylinder.
+    b.dma(0x46, BUFFER, 4 * SECTOR);
+    assert_eq!(b.does(&[0xe6, 0, 0, 0, 17, 2, 20, 0x1b, 0xff]), [4, 0, 0, 0, 1, 3, 2]);
+    assert_eq!(b.ram(u64::from(BUFFER) + 1024, 513)[..], [[18; 512].as_slice(), &[19]].concat());
+    b.dma(0x46, BUFFER, 2 * SECTOR);
+    assert_eq!(b.does(&[0xe6, 4, 0, 1, 18, 2, 19, 0x1b, 0xff]), [0, 0, 0, 1, 0, 2, 2]);
+    assert_eq!(b.ram(u64::from(BUFFER) + 512, 2)[..], [36, 36]);
     // Sectors that a track has not, and tracks that the diskette has not.
     b.dma(0x46, BUFFER, 8 * SECTOR);
     assert_eq!(b.does(&[0x66, 0, 0, 0, 18, 2, 20, 0x1b, 0xff]), [0x40, 4, 0, 0, 0, 19, 2]);

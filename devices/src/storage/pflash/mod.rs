@@ -1,4 +1,5 @@
-//! A parallel flash chip in the address space, with Intel's command set: what a firmware image and its variables are in.
+//! A parallel flash chip in the address space, with Intel's command set: what a firmware image and its variables are
+//! in.
 //!
 //! ```text
 //!   array mode   reads and fetches --> the array, as a ROM          writes --> a command

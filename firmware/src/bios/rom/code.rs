@@ -44,6 +44,7 @@ pub(super) struct Plan {
     pub mouse_done: CodeLabel,
     pub protect: CodeLabel,
     pub pnp: CodeLabel,
+    pub apm: CodeLabel,
     pub pmm: CodeLabel,
     pub pause: CodeLabel,
     pub system_request: CodeLabel,
@@ -109,6 +110,7 @@ pub(super) fn program(a: &mut CodeAssembler) -> Result<Plan, IcedError> {
         mouse_done: a.create_label(),
         protect: a.create_label(),
         pnp: a.create_label(),
+        apm: a.create_label(),
         pmm: a.create_label(),
         pause: a.create_label(),
         system_request: a.create_label(),
@@ -374,10 +376,15 @@ fn protected_mode(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedErro
     a.retf()
 }
 
-/// The POST memory manager, a far call; and Plug and Play, of which no function is there.
+/// The POST memory manager and APM, far calls; and Plug and Play, of which no function is there.
 fn managers(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
     a.set_label(&mut plan.pmm)?;
     call(a, plan, Service::Pmm)?;
+    a.retf()?;
+
+    // APM from 16-bit protected mode; carry is the service's.
+    a.set_label(&mut plan.apm)?;
+    call(a, plan, Service::Apm)?;
     a.retf()?;
 
     // Plug and Play: no function is there.
@@ -386,43 +393,55 @@ fn managers(a: &mut CodeAssembler, plan: &mut Plan) -> Result<(), IcedError> {
     a.retf()
 }
 
-/// The 32-bit code: the BIOS32 service directory and the PCI BIOS, position-independent. Offsets of the two entries,
-/// and the one behind the OUT.
-pub(super) fn program32(at: u16) -> Result<(Vec<u8>, [u16; 3]), IcedError> {
-    // The directory tells the other entry's offset, which is known when it is assembled.
-    let (_, [_, pci, _]) = program32_with(at, 0)?;
-    program32_with(at, pci)
+/// Where the 32-bit code is: of the PCI BIOS and APM the entry, and what is behind the OUT.
+pub(super) struct At32 {
+    pub directory: u16,
+    pub pci: [u16; 2],
+    pub apm: [u16; 2],
 }
 
-fn program32_with(at: u16, pci_at: u16) -> Result<(Vec<u8>, [u16; 3]), IcedError> {
+/// The 32-bit code: the BIOS32 service directory, the PCI BIOS and APM, position-independent.
+pub(super) fn program32(at: u16) -> Result<(Vec<u8>, At32), IcedError> {
+    // The directory tells the other entry's offset, which is known when it is assembled.
+    let (_, known) = program32_with(at, 0)?;
+    program32_with(at, known.pci[0])
+}
+
+fn program32_with(at: u16, pci_at: u16) -> Result<(Vec<u8>, At32), IcedError> {
     const PCI: u32 = u32::from_le_bytes(*b"$PCI");
     let mut a = CodeAssembler::new(32)?;
-    let (mut directory, mut pci, mut behind, mut out) =
-        (a.create_label(), a.create_label(), a.create_label(), a.create_label());
-    a.set_label(&mut directory)?;
+    let mut labels = [(); 6].map(|()| a.create_label());
+    let [directory, pci, behind_pci, apm, behind_apm, out] = &mut labels;
+    a.set_label(directory)?;
     a.cmp(eax, PCI)?;
     a.mov(al, 0x80)?; // no such service
-    a.jne(out)?;
+    a.jne(*out)?;
     a.cmp(bl, 0)?;
     a.mov(al, 0x81)?; // no such function
-    a.jne(out)?;
+    a.jne(*out)?;
     a.xor(eax, eax)?;
     a.mov(ebx, 0xf_0000)?;
     a.mov(ecx, 0x1_0000)?;
     a.mov(edx, u32::from(pci_at))?;
-    a.set_label(&mut out)?;
+    a.set_label(out)?;
     a.retf()?;
-    a.set_label(&mut pci)?;
+    a.set_label(pci)?;
     a.out(u32::from(PORT), al)?;
-    a.set_label(&mut behind)?;
+    a.set_label(behind_pci)?;
     // Carry is set unless AH is 0.
     a.cmp(ah, 1)?;
     a.cmc()?;
     a.retf()?;
+    a.set_label(apm)?;
+    a.out(u32::from(PORT), al)?;
+    a.set_label(behind_apm)?;
+    a.retf()?;
     let done = a.assemble_options(at.into(), BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
-    let mut offsets = [0; 3];
-    for (o, l) in offsets.iter_mut().zip([directory, pci, behind]) {
-        *o = done.label_ip(&l)? as u16;
+    let mut offsets = [0; 5];
+    for (o, l) in offsets.iter_mut().zip(&labels) {
+        *o = done.label_ip(l)? as u16;
     }
-    Ok((done.inner.code_buffer, offsets))
+    let [directory, pci, behind_pci, apm, behind_apm] = offsets;
+    let known = At32 { directory, pci: [pci, behind_pci], apm: [apm, behind_apm] };
+    Ok((done.inner.code_buffer, known))
 }

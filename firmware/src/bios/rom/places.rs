@@ -36,6 +36,8 @@ pub(super) const OFFSETS: u16 = 0xfef3;
 pub(super) const VIDEO_PARAMETERS: u16 = 0xf0a4;
 /// Characters 0 to 127, 8 lines each.
 pub(super) const FONT: u16 = 0xfa6e;
+/// Parameters of the AT's types of hard disks, 1 to 15 and on to 23.
+const DISK_TYPES: u16 = 0xe401;
 /// The floppy parameter table, where INT 1Eh points.
 pub const FLOPPY_TABLE: u16 = 0xefc7;
 /// Tables of all types of diskettes.
@@ -54,7 +56,8 @@ pub(super) const CRTC: [u8; 88] = [
 ];
 
 /// Diskettes' parameter tables: step rate and head unload time, head load time and DMA, motor off delay, 512 bytes,
-/// sectors, gap, data length, gap when formatting, fill byte, head settle time, motor start time; last track, data rate.
+/// sectors, gap, data length, gap when formatting, fill byte, head settle time, motor start time; last track, data
+/// rate.
 const DISKETTES: [[u8; 13]; 5] = [
     // 360 KiB and less, 1.2 MB, 720 KiB, 1.44 MB, 2.88 MB.
     [0xdf, 0x02, 0x25, 0x02, 9, 0x2a, 0xff, 0x50, 0xf6, 0x0f, 0x08, 39, 0x40],
@@ -70,6 +73,46 @@ pub fn floppy_table(kind: u8) -> u16 {
     FLOPPY_TABLES + (index * size_of_val(&DISKETTES[0])) as u16
 }
 
+/// Types of hard disks: cylinders, heads, cylinder from which writes are compensated, and on which heads land. Type 15
+/// says that CMOS has the type elsewhere; what this machine has is none of them (47, as BIOSes after the AT's call it).
+const DISKS: [(u16, u8, u16, u16); 23] = [
+    (306, 4, 128, 305),
+    (615, 4, 300, 615),
+    (615, 6, 300, 615),
+    (940, 8, 512, 940),
+    (940, 6, 512, 940),
+    (615, 4, 0xffff, 615),
+    (462, 8, 256, 511),
+    (733, 5, 0xffff, 733),
+    (900, 15, 0xffff, 901),
+    (820, 3, 0xffff, 820),
+    (855, 5, 0xffff, 855),
+    (855, 7, 0xffff, 855),
+    (306, 8, 128, 319),
+    (733, 7, 0xffff, 733),
+    (0, 0, 0, 0),
+    (612, 4, 0, 663),
+    (977, 5, 300, 977),
+    (977, 7, 0xffff, 977),
+    (1024, 7, 512, 1023),
+    (733, 5, 300, 732),
+    (733, 7, 300, 732),
+    (733, 5, 300, 733),
+    (306, 4, 0, 336),
+];
+
+/// A fixed disk parameter table of an AT: 17 sectors; more than eight heads are told to the controller.
+fn disk_type((cylinders, heads, compensated, landing): (u16, u8, u16, u16)) -> [u8; 16] {
+    let mut t = [0; 16];
+    if cylinders != 0 {
+        t[..2].copy_from_slice(&cylinders.to_le_bytes());
+        (t[2], t[8], t[14]) = (heads, u8::from(heads > 8) << 3, 17);
+        t[5..7].copy_from_slice(&compensated.to_le_bytes());
+        t[12..14].copy_from_slice(&landing.to_le_bytes());
+    }
+    t
+}
+
 /// All tables, with their places.
 pub(super) fn tables() -> Vec<(u16, Vec<u8>)> {
     let baud = super::super::misc::DIVISORS.map(u16::to_le_bytes).as_flattened().to_vec();
@@ -77,6 +120,7 @@ pub(super) fn tables() -> Vec<(u16, Vec<u8>)> {
         (BAUD, baud),
         (VIDEO_PARAMETERS, CRTC.to_vec()),
         (FONT, super::super::video::font_8()[..1024].to_vec()),
+        (DISK_TYPES, DISKS.map(disk_type).as_flattened().to_vec()),
         (FLOPPY_TABLE, DISKETTES[3][..11].to_vec()),
         (FLOPPY_TABLES, DISKETTES.as_flattened().to_vec()),
     ]

@@ -509,17 +509,26 @@ fn edd_tells_where_a_drive_is() {
     let disk = Drive { path, ..drive(DriveKind::HardDisk, "", None, bootable(1 << 20, b'1')) };
     let mut rig = Rig::booting(BootConfig::default(), vec![disk]);
     rig.regs = Regs { esp: STACK, cs: SEGMENT, ds: 0x3000, edx: 0x80, ..Regs::default() };
-    for (room, want) in [(26, 26), (30, 30), (65, 30), (66, 66), (500, 66)] {
+    for (room, want) in [(26, 26), (30, 30), (65, 30), (66, 66), (73, 66), (74, 74), (500, 74)] {
         rig.pc.write(0x30000, &[0xcc; 80]);
         rig.pc.write(0x30000, &u16::to_le_bytes(room));
         assert!(!rig.fails(Service::Disk, 0x4800));
         assert_eq!((rig.bda16(0x30000), rig.bda16(0x30000 + u32::from(want))), (want, 0xcccc));
     }
+    let sum = |b: &[u8]| b.iter().fold(0u8, |s, b| s.wrapping_add(*b));
+    let mut long = [0; 74];
+    rig.pc.read(0x30000, &mut long);
+    assert_eq!(
+        (&long[36..48], long[32], long[56], &long[57..73]),
+        (&b"PCI ATA     "[..], 44, 1, &[0; 16][..])
+    );
+    assert_eq!(sum(&long[30..]), 0);
+    rig.pc.write(0x30000, &66u16.to_le_bytes());
+    assert!(!rig.fails(Service::Disk, 0x4800));
     let mut b = [0; 66];
     rig.pc.read(0x30000, &mut b);
     assert_eq!((&b[36..48], &b[48..52], b[56]), (&b"PCI ATA     "[..], &[0, 1, 1, 0][..], 1));
     assert_eq!((u16::from_le_bytes([b[30], b[31]]), b[32]), (0xbedd, 36));
-    let sum = |b: &[u8]| b.iter().fold(0u8, |s, b| s.wrapping_add(*b));
     assert_eq!(sum(&b[30..]), 0);
     let mut table = [0; 16];
     let word = |i: usize| u16::from_le_bytes([b[i], b[i + 1]]);
@@ -531,4 +540,21 @@ fn edd_tells_where_a_drive_is() {
     assert_eq!((table[2], table[14], sum(&table)), (16, 63, 0));
     rig.pc.write(0x30000, &25u16.to_le_bytes());
     assert!(rig.fails(Service::Disk, 0x4800));
+}
+
+#[test]
+fn edd_tells_of_a_scsi_disk_its_target_and_unit() {
+    let path = DrivePath::Pci { pci: (0, 4, 0), interface: "SCSI", unit: 2 | 3 << 16 };
+    let disk = Drive { path, ..drive(DriveKind::HardDisk, "", None, bootable(1 << 20, b'1')) };
+    let mut rig = Rig::booting(BootConfig::default(), vec![disk]);
+    rig.regs = Regs { esp: STACK, cs: SEGMENT, ds: 0x3000, edx: 0x80, ..Regs::default() };
+    for room in [66u16, 74] {
+        rig.pc.write(0x30000, &room.to_le_bytes());
+        assert!(!rig.fails(Service::Disk, 0x4800));
+        let mut b = vec![0; room.into()];
+        rig.pc.read(0x30000, &mut b);
+        assert_eq!((&b[36..48], &b[48..56]), (&b"PCI SCSI    "[..], &[0, 4, 0, 0, 0, 0, 0, 0][..]), "{room}");
+        assert_eq!((&b[56..64], &b[26..30]), (&[2, 0, 3, 0, 0, 0, 0, 0][..], &[0xff; 4][..]), "{room}");
+        assert_eq!(b[30..].iter().fold(0u8, |s, b| s.wrapping_add(*b)), 0);
+    }
 }

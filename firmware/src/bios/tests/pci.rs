@@ -227,15 +227,16 @@ fn the_32_bit_pci_bios_is_the_same_service() {
     let mut rig = Rig::new();
     let ip = rig.stub(Service::Pci32);
     let mut r = Regs { eax: 0xb101, ip, cs: 0x60, esp: 0x1234_5678, ..Regs::default() };
-    assert!(rig.bios.call32(&mut r, ip, 0, &mut rig.pc));
+    let flat = Caller::default();
+    assert!(rig.bios.call_protected(&mut r, ip, &flat, &mut rig.pc));
     assert_eq!((r.ah(), r.edx, r.bx(), r.cs, r.ip, r.esp), (0, 0x2049_4350, 0x0210, 0x60, ip, 0x1234_5678));
     (r.eax, r.ebx, r.edi) = (0xb10a, 0x08, 0);
-    assert!(rig.bios.call32(&mut r, ip, 0, &mut rig.pc));
+    assert!(rig.bios.call_protected(&mut r, ip, &flat, &mut rig.pc));
     assert_eq!((r.ah(), r.ecx), (0, 0x7000_8086));
     r.eax = 0xb1ff;
-    assert!(rig.bios.call32(&mut r, ip, 0, &mut rig.pc));
+    assert!(rig.bios.call_protected(&mut r, ip, &flat, &mut rig.pc));
     assert_eq!(r.ah(), 0x81);
-    assert!(!rig.bios.call32(&mut r, rig.stub(Service::Disk), 0, &mut rig.pc));
+    assert!(!rig.bios.call_protected(&mut r, rig.stub(Service::Disk), &flat, &mut rig.pc));
     // In real mode the routing table goes to a far pointer, if there is room.
     rig.pc.write(0x40000, &[0, 0, 0x10, 0, 0, 0x50]);
     (rig.regs.es, rig.regs.edi, rig.regs.ebx) = (0x4000, 0, 0);
@@ -243,6 +244,77 @@ fn the_32_bit_pci_bios_is_the_same_service() {
     assert_eq!(rig.bda16(0x40000), 31 * 16, "it says how much");
     assert!(!rig.fails(Service::Clock, 0xb10e));
     assert_eq!(rig.bda16(0x50010), 0x0800);
+}
+
+#[test]
+fn protected_mode_of_16_bits_calls_int_1ah_with_its_own_segments() {
+    let mut rig = Rig::new();
+    let ip = rig.stub(Service::Clock);
+    // Descriptor 18h of the GDT and 0Ch of the LDT: bases 123450h and 234560h.
+    rig.pc.write(0x40018, &[0xff, 0xff, 0x50, 0x34, 0x12, 0x93, 0, 0]);
+    rig.pc.write(0x50008, &[0xff, 0xff, 0x60, 0x45, 0x23, 0x93, 0, 0]);
+    let caller = Caller {
+        es: 0x10_0000,
+        ss: 0x20_0000,
+        wide_stack: false,
+        gdt: DescriptorsAt { base: 0x40000, limit: 0x1f },
+        ldt: DescriptorsAt { base: 0x50000, limit: 0x0f },
+    };
+    // The frame: IP, CS, flags.
+    let frame = 0x20_0104;
+    rig.pc.write(frame, &(FLAGS | CF).to_le_bytes());
+    let mut r = Regs { eax: 0xb101, ip, cs: 0x60, esp: 0x1234_0100, ..Regs::default() };
+    assert!(rig.bios.call_protected(&mut r, ip, &caller, &mut rig.pc));
+    assert_eq!((r.ah(), r.edx, r.esp, rig.bda16(frame)), (0, 0x2049_4350, 0x1234_0100, FLAGS));
+    r.eax = 0xb1ff;
+    assert!(rig.bios.call_protected(&mut r, ip, &caller, &mut rig.pc));
+    assert_eq!((r.ah(), rig.bda16(frame)), (0x81, FLAGS | CF));
+    // The routing table's buffer is at ES:DI, and names its segment by a selector.
+    for (selector, base) in [(0x18u16, 0x12_3450), (0x0f, 0x23_4560), (0x20, 0)] {
+        rig.pc.write(0x10_0010, &0x200u16.to_le_bytes());
+        rig.pc.write(0x10_0012, &[0x00, 0x70]);
+        rig.pc.write(0x10_0014, &selector.to_le_bytes());
+        (r.eax, r.edi) = (0xb10e, 0x10);
+        assert!(rig.bios.call_protected(&mut r, ip, &caller, &mut rig.pc));
+        assert_eq!((r.ah(), rig.bda16(base + 0x7000)), (0, 0x0800), "{selector:x}");
+    }
+    // The clock itself is real mode's.
+    r.eax = 0;
+    assert!(!rig.bios.call_protected(&mut r, ip, &caller, &mut rig.pc));
+}
+
+#[test]
+fn apm_is_called_from_protected_mode_of_both_sizes() {
+    let mut rig = Rig::new();
+    assert!(!rig.fails(Service::System, 0x5303));
+    let [_, wide] = rig.bios.rom.apm;
+    assert_eq!((rig.regs.ax(), rig.regs.ebx, rig.regs.cx()), (SEGMENT, wide.into(), SEGMENT));
+    assert_eq!((rig.regs.dx(), rig.regs.esi, rig.regs.edi), (SEGMENT, 0xfff0_fff0, 0xfff0));
+    assert!(!rig.fails(Service::System, 0x5302));
+    let [narrow, _] = rig.bios.rom.apm;
+    assert_eq!((rig.regs.ax(), rig.regs.bx(), rig.regs.cx()), (SEGMENT, narrow, SEGMENT));
+    // An OUT is there or is jumped to, and what is behind it is the stub.
+    let out = |rig: &mut Rig, at: u16| {
+        let mut b = [0; 2];
+        rig.pc.read(linear(SEGMENT, at), &mut b);
+        let at = if b[0] == 0xeb { at + 2 + u16::from(b[1]) } else { at };
+        rig.pc.read(linear(SEGMENT, at), &mut b);
+        assert_eq!(b, [0xe6, PORT as u8]);
+        at + 2
+    };
+    for entry in [narrow, wide] {
+        let ip = out(&mut rig, entry);
+        let mut r = Regs { eax: 0x530b, ip, esp: 0x100, ..Regs::default() };
+        assert!(rig.bios.call_protected(&mut r, ip, &Caller::default(), &mut rig.pc));
+        assert_eq!((r.ah(), r.flags & CF), (0x80, CF), "no event");
+        (r.eax, r.ebx, r.ecx) = (0x5307, 1, 3);
+        rig.pc.ports.remove(&0x604);
+        assert!(rig.bios.call_protected(&mut r, ip, &Caller::default(), &mut rig.pc));
+        assert_eq!((r.flags & CF, rig.pc.ports.contains_key(&0x604)), (0, true), "off");
+        r.eax = 0x5303;
+        assert!(rig.bios.call_protected(&mut r, ip, &Caller::default(), &mut rig.pc));
+        assert_eq!((r.ah(), r.flags & CF), (7, CF), "connected already");
+    }
 }
 
 #[test]

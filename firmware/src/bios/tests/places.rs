@@ -43,6 +43,9 @@ fn interrupts_enter_where_ibms_do() {
     let mut rom = vec![0; 0x10000];
     rig.pc.read(0xf0000, &mut rom);
     assert_eq!((rom[0xff53], rom[0xe6f5 + 6], rom[0xe729]), (0xcf, 0x40, 0x17));
+    // Types of hard disks: type 2 has 615 cylinders, 4 heads, 17 sectors; type 9 is told that it has more than eight.
+    let kind = |n: usize| &rom[0xe401 + 16 * (n - 1)..][..16];
+    assert_eq!((&kind(2)[..3], kind(2)[14], kind(9)[8]), (&[0x67, 2, 4][..], 17, 8));
     assert_eq!(rom[0xfa6e + 8 * 0x41..][..8], crate::bios::video::font_8()[8 * 0x41..][..8]);
     assert_eq!((rom[0xf0a4], rom[0xf0a4 + 16], rig.bda16(4 * 0x1d)), (0x38, 0x71, 0xf0a4));
 }

@@ -5,10 +5,10 @@
 //!                        +--> adapter    characters (text), pixels (graphics), modes, registers, fonts, state, vbe
 //! ```
 //!
-//! Position and size of the screen are the BIOS data area's, as programs change them there. Without an adapter there are
-//! text modes only, of which the screen of `terminal` is all; with one, what is written to the page that shows goes to the
-//! terminal as well, in graphics modes too. The adapter is QEMU's standard VGA: everything is done by its ports and by
-//! the window at A0000h, but for linear pixels, which are at its BAR 0.
+//! Position and size of the screen are the BIOS data area's, as programs change them there. Without an adapter there
+//! are text modes only, of which the screen of `terminal` is all; with one, what is written to the page that shows goes
+//! to the terminal as well, in graphics modes too. The adapter is QEMU's standard VGA: everything is done by its ports
+//! and by the window at A0000h, but for linear pixels, which are at its BAR 0.
 //!
 //! Not there: light pen, the bell, the save pointer's tables of programs, VBE's protected-mode entry point (PMID).
 //!

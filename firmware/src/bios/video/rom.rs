@@ -85,7 +85,8 @@ pub(in super::super) fn image() -> Vec<u8> {
     put(VENDOR, b"Mynah\0");
     put(PRODUCT, b"Standard VGA\0");
     put(REVISION, b"1.0\0");
-    // Static functionality: modes 0 to 7, 0Dh to 13h; 200, 350 and 400 lines; 2 of 8 fonts; all functions; no save areas.
+    // Static functionality: modes 0 to 7, 0Dh to 13h; 200, 350 and 400 lines; 2 of 8 fonts; all functions; no save
+    // areas.
     put(FUNCTIONALITY, &[0xff, 0xe0, 0x0f, 0, 0, 0, 0, 0x07, 0x02, 0x08, 0xff, 0x0e, 0, 0, 0, 0]);
     put(SAVE_POINTER, &pointer(PARAMETERS).to_le_bytes());
     put(SAVE_POINTER + 16, &pointer(SAVE_POINTER_2).to_le_bytes());

@@ -1,7 +1,7 @@
 //! The modes of the VGA: their registers, colours, and how their memory is laid out.
 //!
-//! The registers are those of the video parameter table, which programs find in the ROM as well (`Mode::block` is one of
-//! its rows).
+//! The registers are those of the video parameter table, which programs find in the ROM as well (`Mode::block` is one
+//! of its rows).
 //!
 //! Sources: IBM PS/2 and PC BIOS Interface Technical Reference, "Video parameter table"; IBM PS/2 Video Subsystem
 //! Technical Reference, "BIOS video modes".

@@ -21,7 +21,8 @@ pub(in super::super) struct Screen {
     rows: u8,
     /// Characters and attributes, by row. A terminal shows the same characters.
     cells: Vec<(u8, u8)>,
-    /// Where the terminal's cursor is: row and column. Unknown behind the last column, where terminals differ in what they do.
+    /// Where the terminal's cursor is: row and column. Unknown behind the last column, where terminals differ in what
+    /// they do.
     terminal: Option<(u8, u8)>,
     /// Where output goes on that follows the last character.
     next: (u8, u8),
@@ -174,14 +175,15 @@ impl Bios {
         }
     }
 
-    /// What a teletype does with `c` beside a character: the cursor was at `before` and is at `after`, which may be below
-    /// the last row; then the screen scrolls.
+    /// What a teletype does with `c` beside a character: the cursor was at `before` and is at `after`, which may be
+    /// below the last row; then the screen scrolls.
     pub(super) fn terminal_moves(&mut self, pc: &mut dyn Platform, c: u8, before: (u8, u8), after: (u8, u8)) {
         let (row, column) = after;
         let rows = self.screen.rows;
         let mut sent = false;
         if matches!(c, 8 | b'\r' | b'\n') {
-            // The terminal does the same if its cursor is where the screen's is; if not, it is told with the next character.
+            // The terminal does the same if its cursor is where the screen's is; if not, it is told with the next
+            // character.
             sent = self.screen.terminal == Some(before);
             if sent {
                 self.terminal_out(pc, &[c]);

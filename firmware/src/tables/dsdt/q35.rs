@@ -1,8 +1,8 @@
 //! What a Q35 + ICH9 board is, in the DSDT: a host bridge with PCI Express, eight interrupt links and the I/O APIC's
 //! inputs behind them, configuration space in memory.
 //!
-//! `_PIC` says which of the two kinds of interrupts `_PRT` has. `_OSC` grants control of the PCI Express capability, and
-//! nothing else: there is neither hot plug nor error reporting.
+//! `_PIC` says which of the two kinds of interrupts `_PRT` has. `_OSC` grants control of the PCI Express capability,
+//! and nothing else: there is neither hot plug nor error reporting.
 //!
 //! Source: ACPI 6.5, 5.8.1 (_PIC), 6.2.11 (_OSC); PCI Firmware Specification 3.0, 4.5; ICH9 data sheet (316972-004),
 //! 13.1.13 for the PIRQ registers.

@@ -8,7 +8,8 @@
 //! * *probed*: the deciding instructions run once at the start, on the host and in Mynah ([`probes`]). Where they come
 //!   out the same the line passes over nothing, so that on a host that has Mynah's own habits nothing is lost;
 //! * *passed over* on all hosts, where the answer depends on more than a few instructions can show;
-//! * *passed over elsewhere*, where the outcome is not this host's: in recorded rows, and where portable code is looked at.
+//! * *passed over elsewhere*, where the outcome is not this host's: in recorded rows, and where portable code is looked
+//!   at.
 //!
 //! A run counts the cases in which something was passed over, by line (`passed over` in its last lines). [`untried`]
 //! lists what is not even generated.

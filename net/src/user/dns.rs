@@ -1,0 +1,100 @@
+//! The host's name servers, as resolv.conf(5) names them now.
+use std::ffi::CString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How often is looked whether the file has changed.
+const EVERY: Duration = Duration::from_secs(1);
+/// The most name servers (MAXNS of the C library is 3).
+const MOST: usize = 8;
+/// What a file of name servers is at most.
+const LONGEST: u64 = 64 << 10;
+
+/// The name servers of the host.
+pub(super) struct Resolvers {
+    path: PathBuf,
+    stamp: Option<(SystemTime, u64)>,
+    looked: Option<Instant>,
+    list: Vec<SocketAddr>,
+}
+
+impl Resolvers {
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, stamp: None, looked: None, list: Vec::new() }
+    }
+
+    /// The name servers now; without any in the file the host's own, as the C library has it.
+    pub fn current(&mut self, now: Instant) -> &[SocketAddr] {
+        if self.looked.is_none_or(|t| now.saturating_duration_since(t) >= EVERY) {
+            self.looked = Some(now);
+            let found = std::fs::metadata(&self.path).ok();
+            let stamp =
+                found.filter(|m| m.len() <= LONGEST).and_then(|m| Some((m.modified().ok()?, m.len())));
+            if stamp != self.stamp || self.list.is_empty() {
+                self.stamp = stamp;
+                let text = stamp.and_then(|_| std::fs::read(&self.path).ok()).unwrap_or_default();
+                self.list = parse(&String::from_utf8_lossy(&text));
+                if self.list.is_empty() {
+                    self.list.push(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53));
+                }
+            }
+        }
+        &self.list
+    }
+}
+
+fn parse(text: &str) -> Vec<SocketAddr> {
+    let servers = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next())?
+    });
+    servers.filter_map(server).take(MOST).collect()
+}
+
+/// An address, of IPv6 with its interface perhaps.
+fn server(word: &str) -> Option<SocketAddr> {
+    if let Some((address, scope)) = word.split_once('%') {
+        let address: Ipv6Addr = address.parse().ok()?;
+        let scope = scope.parse().ok().or_else(|| {
+            let name = CString::new(scope).ok()?;
+            // SAFETY: the name is a string of C's.
+            let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+            (index != 0).then_some(index)
+        })?;
+        return Some(SocketAddrV6::new(address, 53, 0, scope).into());
+    }
+    // With a port, as OpenBSD's resolv.conf(5) has it.
+    let (address, port) = match word.strip_prefix('[').and_then(|w| w.split_once("]:")) {
+        Some((address, port)) => (address, port.parse().ok()?),
+        None => (word, 53),
+    };
+    Some(SocketAddr::new(address.parse::<IpAddr>().ok()?, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_read() {
+        let text = "# nameserver 9.9.9.9\nsearch a b\nnameserver 127.0.0.53\n nameserver\t2001:db8::53 # x\n\
+                    nameserver nonsense\nnameserver fe80::1%7\nnameserver [192.0.2.1]:5353\n";
+        let found: Vec<String> = parse(text).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["127.0.0.53:53", "[2001:db8::53]:53", "[fe80::1%7]:53", "192.0.2.1:5353"]);
+    }
+
+    #[test]
+    fn a_change_is_seen() {
+        let path = std::env::temp_dir().join(format!("mynah-resolv-{}", std::process::id()));
+        std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
+        let (mut r, now) = (Resolvers::new(path.clone()), Instant::now());
+        assert_eq!(r.current(now)[0].to_string(), "192.0.2.1:53");
+        std::fs::write(&path, "nameserver 2001:db8::1\n").unwrap();
+        assert_eq!(r.current(now)[0].to_string(), "192.0.2.1:53", "not looked at again so soon");
+        let later = now + EVERY;
+        assert_eq!(r.current(later)[0].to_string(), "[2001:db8::1]:53");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(r.current(later + EVERY)[0].to_string(), "127.0.0.1:53");
+    }
+}

@@ -1,0 +1,363 @@
+//! One connection: what is known of both its ends, and the host's end of it.
+use super::ring::Ring;
+use crate::user::core::{Core, FlowCounters};
+use crate::user::reactor::{Interest, Token};
+use socket2::Socket;
+use std::io::{self, ErrorKind, IoSlice};
+use std::net::{Shutdown, SocketAddr};
+use std::process::Child;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The most that is kept of what the guest has sent and the host's socket has no room for: the largest window.
+pub(super) const OUT: usize = 512 << 10;
+/// The most that is kept of what was sent to the guest and not yet acknowledged.
+pub(super) const IN: usize = 1 << 20;
+/// A flow's share when all together have more than [`BUDGET`].
+pub(super) const FRUGAL: usize = 16 << 10;
+/// Bytes in all flows' buffers above which each gets by with [`FRUGAL`].
+pub(super) const BUDGET: usize = 128 << 20;
+/// Our window's scale: 512 KiB in 16 bits and some to spare.
+pub(super) const SCALE: u8 = 5;
+/// Pieces out of order that are kept for one flow, and their bytes.
+pub(super) const PIECES: usize = 64;
+const PIECES_BYTES: usize = 256 << 10;
+/// RFC 6298, 2.1 and 2.4, with the least time as other stacks have it: the link is in memory.
+const FIRST_RTO: Duration = Duration::from_secs(1);
+pub(super) const LEAST_RTO: Duration = Duration::from_millis(200);
+pub(super) const MOST_RTO: Duration = Duration::from_secs(60);
+/// When a silent guest is asked whether it is there (RFC 9293, 3.8.4).
+pub(super) const IDLE: Duration = Duration::from_secs(7200);
+/// The most slices of one write: sendmsg(2) has a limit.
+const WRITE_PARTS: usize = 512;
+
+/// A connection, as the guest sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The guest's end.
+    pub guest: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+}
+
+/// How far it is. What each side has closed is told by other fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The guest's SYN waits until the host's socket is connected.
+    Connecting,
+    /// Our SYN has gone out (a forward).
+    SynSent,
+    /// SYN and ACK have gone out.
+    SynReceived,
+    /// Both know.
+    Open,
+    /// Both have closed; it stays for what the guest may repeat.
+    TimeWait,
+}
+
+/// What becomes of a flow after something happened to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Live,
+    /// It is over; nobody needs to be told.
+    Gone,
+    /// The guest gets RST.
+    Reset,
+    /// The guest has reset it, or does not answer: the host's side gets RST.
+    Aborted,
+}
+
+pub(super) struct Flow {
+    pub id: Token,
+    pub key: Key,
+    pub phase: Phase,
+    pub last: Instant,
+    pub counters: FlowCounters,
+
+    /// The host's end. The interest goes before the socket.
+    pub interest: Option<Box<dyn Interest>>,
+    pub armed: (bool, bool),
+    /// None once both halves have ended.
+    pub socket: Option<Arc<Socket>>,
+    pub child: Option<Child>,
+
+    // Towards the guest (RFC 9293, 3.3.1). SND.UNA is the sequence number of the ring's first byte.
+    pub iss: u32,
+    pub una: u32,
+    pub nxt: u32,
+    /// The highest that NXT has been.
+    pub max: u32,
+    /// The end of the guest's window.
+    pub edge: u32,
+    pub max_wnd: u32,
+    pub wl1: u32,
+    pub wl2: u32,
+    /// The guest's window scale, if both scale.
+    pub scale: Option<u8>,
+    pub mss: usize,
+    pub ring: Ring,
+    /// How much is read at a time; grows while the host has more.
+    pub chunk: usize,
+    /// The host has ended its half: FIN follows the ring's last byte.
+    pub eof: bool,
+    pub fin_acked: bool,
+
+    // From the guest.
+    pub rcv_nxt: u32,
+    /// The end of the window that we have told.
+    pub rcv_adv: u32,
+    pub out: Ring,
+    /// What came too early: sequence number and bytes, sorted.
+    pub pieces: Vec<(u32, Vec<u8>)>,
+    pub fin_in: bool,
+    /// The guest closed first, so that it is the one who waits (RFC 9293, 3.6).
+    pub passive: bool,
+    pub shut: bool,
+    /// Bytes that are not acknowledged yet.
+    pub unacked: usize,
+    pub ack_now: bool,
+
+    // Loss towards the guest.
+    pub dup: u8,
+    pub recover: Option<u32>,
+    pub rto: Duration,
+    pub srtt: Option<(Duration, Duration)>,
+    pub timed: Option<(u32, Instant)>,
+    pub retries: u32,
+    pub probes: u32,
+
+    pub rto_at: Option<Instant>,
+    pub ack_at: Option<Instant>,
+    pub idle_at: Option<Instant>,
+    /// When the timer of this flow goes off.
+    pub queued: Option<Instant>,
+    /// The card had no room.
+    pub blocked: bool,
+    /// What its buffers have been counted as.
+    pub counted: usize,
+}
+
+impl Flow {
+    pub fn new(core: &mut Core, id: Token, key: Key, socket: Arc<Socket>, phase: Phase) -> io::Result<Self> {
+        let interest = Some(core.reactor.register(&socket, id)?);
+        let iss = core.random();
+        let mss = core.mss(key.guest.ip());
+        Ok(Self {
+            id,
+            key,
+            phase,
+            last: core.now,
+            counters: FlowCounters::default(),
+            interest,
+            armed: (false, false),
+            socket: Some(socket),
+            child: None,
+            iss,
+            una: iss,
+            nxt: iss,
+            max: iss,
+            edge: iss,
+            max_wnd: 0,
+            wl1: 0,
+            wl2: 0,
+            scale: None,
+            mss,
+            ring: Ring::default(),
+            chunk: 16 << 10,
+            eof: false,
+            fin_acked: false,
+            rcv_nxt: 0,
+            rcv_adv: 0,
+            out: Ring::default(),
+            pieces: Vec::new(),
+            fin_in: false,
+            passive: false,
+            shut: false,
+            unacked: 0,
+            ack_now: false,
+            dup: 0,
+            recover: None,
+            rto: FIRST_RTO,
+            srtt: None,
+            timed: None,
+            retries: 0,
+            probes: 0,
+            rto_at: None,
+            ack_at: None,
+            idle_at: Some(core.now + IDLE),
+            queued: None,
+            blocked: false,
+            counted: 0,
+        })
+    }
+
+    /// How many bytes more the guest may send.
+    pub fn window(&self, core: &Core) -> usize {
+        let most = if core.buffered > BUDGET { FRUGAL } else { OUT };
+        most.saturating_sub(self.out.len())
+    }
+
+    /// The sequence number behind the last byte that there is.
+    pub fn data_end(&self) -> u32 {
+        self.una.wrapping_add(self.ring.len() as u32)
+    }
+
+    /// Whether the guest's FIN has come and all before it has reached the host.
+    pub fn delivered(&self) -> bool {
+        self.fin_in && self.out.is_empty()
+    }
+
+    /// Writes to the host's socket: how many bytes it took.
+    fn write(&self, parts: &[IoSlice<'_>]) -> Result<usize, Fate> {
+        let parts = &parts[..parts.len().min(WRITE_PARTS)];
+        let Some(socket) = &self.socket else { return Ok(0) };
+        loop {
+            match socket.send_vectored(parts) {
+                Ok(n) => return Ok(n),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(0),
+                Err(e) => {
+                    tracing::debug!("{:?}: the host's side has failed: {e}", self.key);
+                    return Err(Fate::Reset);
+                }
+            }
+        }
+    }
+
+    /// Takes data in order: to the socket as far as it has room, the rest is kept. It is within the window.
+    pub fn take(&mut self, parts: &[&[u8]]) -> Result<(), Fate> {
+        let total: usize = parts.iter().map(|p| p.len()).sum();
+        self.rcv_nxt = self.rcv_nxt.wrapping_add(total as u32);
+        self.unacked += total;
+        self.counters.from_guest += total as u64;
+        if self.shut {
+            return Ok(());
+        }
+        let mut gone = 0;
+        if self.out.is_empty() && total > 0 {
+            let slices: smallvec::SmallVec<[IoSlice<'_>; 20]> =
+                parts.iter().map(|p| IoSlice::new(p)).collect();
+            gone = self.write(&slices)?;
+        }
+        for part in parts {
+            let skip = gone.min(part.len());
+            gone -= skip;
+            if skip < part.len() {
+                self.out.push(&part[skip..]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what has come too early.
+    pub fn keep(&mut self, seq: u32, parts: &[&[u8]]) {
+        let total: usize = parts.iter().map(|p| p.len()).sum();
+        let held: usize = self.pieces.iter().map(|(_, b)| b.len()).sum();
+        if self.pieces.len() >= PIECES || held + total > PIECES_BYTES {
+            return;
+        }
+        let place = |s: u32| s.wrapping_sub(self.rcv_nxt);
+        let at = self.pieces.partition_point(|(s, _)| place(*s) < place(seq));
+        if self.pieces.get(at).is_none_or(|(s, b)| *s != seq || b.len() < total) {
+            self.pieces.insert(at, (seq, parts.concat()));
+        }
+    }
+
+    /// Takes what is in order now of what came too early.
+    pub fn fit(&mut self) -> Result<(), Fate> {
+        while let Some((seq, bytes)) = self.pieces.first() {
+            let ahead = self.rcv_nxt.wrapping_sub(*seq);
+            if ahead as i32 >= 0 {
+                let fresh = bytes.len().saturating_sub(ahead as usize);
+                let (_, bytes) = self.pieces.remove(0);
+                if fresh > 0 {
+                    self.take(&[&bytes[bytes.len() - fresh..]])?;
+                }
+            } else {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is kept; ends the host's half after the guest's.
+    pub fn flush(&mut self) -> Result<(), Fate> {
+        while !self.out.is_empty() {
+            let n = self.write(&self.out.slices())?;
+            if n == 0 {
+                return Ok(());
+            }
+            self.out.consume(n);
+        }
+        if self.fin_in && !self.shut {
+            self.shut = true;
+            // It fails if the peer has gone, which reading will tell.
+            let _ = self.socket.as_ref().map(|s| s.shutdown(Shutdown::Write));
+        }
+        Ok(())
+    }
+
+    /// How much may be read of the host's, if the guest has room for `most`.
+    pub fn appetite(&self, core: &Core, most: usize) -> usize {
+        let limit = if core.buffered > BUDGET { FRUGAL } else { IN };
+        most.min(self.chunk).min(limit.saturating_sub(self.ring.len()))
+    }
+
+    /// Reads at most `want` bytes from the host: how many there were, None if there are none now.
+    pub fn read(&mut self, want: usize) -> Result<Option<usize>, Fate> {
+        let Some(socket) = self.socket.as_deref() else { return Ok(None) };
+        if want == 0 {
+            return Ok(None);
+        }
+        self.ring.reserve(want);
+        let got = loop {
+            match io::Read::read_vectored(&mut &*socket, &mut self.ring.room(want)) {
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                other => break other,
+            }
+        };
+        match got {
+            Ok(0) => {
+                self.eof = true;
+                Ok(None)
+            }
+            Ok(n) => {
+                self.ring.filled(n);
+                self.counters.to_guest += n as u64;
+                self.chunk = if n == self.chunk {
+                    (self.chunk * 2).min(256 << 10)
+                } else if n * 4 < self.chunk {
+                    (self.chunk / 2).max(16 << 10)
+                } else {
+                    self.chunk
+                };
+                Ok(Some(n))
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(e) => {
+                tracing::debug!("{:?}: the host's side has failed: {e}", self.key);
+                Err(Fate::Reset)
+            }
+        }
+    }
+
+    /// Says what is waited for on the host's socket.
+    pub fn arm(&mut self, read: bool, write: bool) {
+        if self.armed == (read, write) {
+            return;
+        }
+        if let Some(interest) = &self.interest
+            && interest.want(read, write).is_ok()
+        {
+            self.armed = (read, write);
+        }
+    }
+
+    /// Brings the sum of all flows' buffers up to date.
+    pub fn count(&mut self, core: &mut Core) {
+        let held: usize = self.pieces.iter().map(|(_, b)| b.len()).sum();
+        let now = self.ring.capacity() + self.out.capacity() + held;
+        core.buffered = (core.buffered + now).saturating_sub(self.counted);
+        self.counted = now;
+    }
+}

@@ -1,0 +1,327 @@
+//! TCP: a connection of the guest's ends here, and its bytes go on in a socket of the host's.
+//!
+//! ```text
+//!   guest  <-- segments, window, loss -->  Flow  <-- send, recv -->  socket of the host  <-- the host's TCP -->  peer
+//! ```
+//!
+//! * The guest's SYN is answered when the host's socket is connected: what is refused there is refused here.
+//! * What the guest sends in order is written to the socket from the frame's own memory; what it has no room for is
+//!   kept. The window we tell is what is left of that ([`flow::OUT`]), so a peer that does not read stops the guest.
+//! * What the host's socket has is read when the guest's window has room for it, and kept until it is acknowledged.
+//!   The card takes it out of there. A guest that does not read thus stops the peer.
+//! * There is no congestion control towards the guest: the link is memory. Loss is repaired all the same (RFC 6298
+//!   timer, fast retransmit, window probes).
+//! * FIN and RST pass both ways, each after the data before it.
+//!
+//! Missing on purpose: selective acknowledgements, time stamps, ECN; the host's TCP has its own with the peer.
+mod flow;
+mod input;
+mod output;
+mod ring;
+
+pub use flow::Key;
+
+use super::config::Behind;
+use super::core::{Core, FlowInfo, Reach, Unreachable, kind, mapped};
+use super::reactor::Token;
+use super::{icmp, ip};
+use crate::Frame;
+use flow::{Fate, Flow, Phase};
+use input::Segment;
+use output::{ACK, Header, RST, SYN, header};
+use rustc_hash::FxHashMap;
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use std::collections::HashMap;
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// All connections.
+#[derive(Default)]
+pub(super) struct Tcp {
+    flows: FxHashMap<Token, Flow>,
+    keys: HashMap<Key, Token>,
+    /// Programs of guest forwards that may still run.
+    children: Vec<Child>,
+}
+
+impl Tcp {
+    pub fn info(&self) -> impl Iterator<Item = FlowInfo> + '_ {
+        self.flows.values().map(|f| FlowInfo {
+            protocol: "tcp",
+            guest: f.key.guest,
+            remote: f.key.remote,
+            state: format!("{:?}", f.phase),
+            buffered: f.counted,
+            counters: f.counters,
+        })
+    }
+
+    /// A segment from the guest.
+    pub fn input(&mut self, core: &mut Core, ip: &ip::Ip, head: &[u8], frame: &Frame<'_>) {
+        let Some(first) = head.get(ip.payload..).filter(|b| b.len() >= 20 && ip.len >= 20) else { return };
+        let header_len = usize::from(first[12] >> 4) * 4;
+        let Some(bytes) = first.get(..header_len).filter(|_| header_len >= 20 && header_len <= ip.len) else {
+            return;
+        };
+        let trusted = frame.offload.partial.is_some() || frame.offload.valid;
+        if !trusted {
+            let all = frame.slices(ip.payload, ip.len);
+            if ip::checksum(&all, ip::pseudo(ip.src, ip.dst, ip::TCP, ip.len)) != 0 {
+                core.stats.bad_checksums += 1;
+                return;
+            }
+        }
+        let data = frame.slices(ip.payload + header_len, ip.len - header_len);
+        let Some(segment) = Segment::parse(bytes, data) else { return };
+        let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        let key = Key { guest: SocketAddr::new(ip.src, port(0)), remote: SocketAddr::new(ip.dst, port(2)) };
+        if let Some(&id) = self.keys.get(&key) {
+            let Some(flow) = self.flows.get_mut(&id) else { return };
+            // A new connection in the place of one that is over (RFC 9293, 3.10.7.4).
+            let anew = flow.phase == Phase::TimeWait
+                && segment.has(SYN)
+                && !segment.has(ACK)
+                && output::before(flow.rcv_nxt, segment.seq);
+            if !anew {
+                let fate = flow.arrives(core, &segment);
+                self.end(core, id, fate);
+                return;
+            }
+            self.end(core, id, Fate::Gone);
+        }
+        if segment.has(RST) {
+            return;
+        }
+        if segment.has(SYN) && !segment.has(ACK) && key.guest.port() != 0 && key.remote.port() != 0 {
+            self.open(core, key, &segment, &head[ip.at..]);
+        } else {
+            refuse(core, key, &segment);
+        }
+    }
+
+    /// The guest opens a connection.
+    fn open(&mut self, core: &mut Core, key: Key, segment: &Segment<'_>, original: &[u8]) {
+        let made = match core.guest_forward(key.remote) {
+            Some(Behind::Tcp(address)) => {
+                dial(address.into(), Domain::for_address(address), Some(Protocol::TCP))
+            }
+            Some(Behind::Unix(path)) => {
+                SockAddr::unix(path).and_then(|address| dial(address, Domain::UNIX, None))
+            }
+            Some(Behind::Command(program)) => spawn(&program).map(|(s, c)| (s, true, Some(c))),
+            None => match core.reach(key.remote) {
+                Reach::Host(to) => dial(to.into(), Domain::for_address(to), Some(Protocol::TCP)),
+                Reach::Refused(Unreachable::Port | Unreachable::Prohibited) => {
+                    return refuse(core, key, segment);
+                }
+                Reach::Refused(why) => return icmp::unreachable(core, key.guest.ip(), why, original),
+            },
+        };
+        let (socket, connected, child) = match made {
+            Ok(made) => made,
+            Err(e) => {
+                core.once("tcp", format_args!("{}: {e}", key.remote));
+                return self.failed(core, key, segment, &e, original);
+            }
+        };
+        self.make_room(core);
+        let (token, socket) = (core.token(kind::TCP), Arc::new(socket));
+        let mut flow = match Flow::new(core, token, key, socket, Phase::Connecting) {
+            Ok(flow) => flow,
+            Err(e) => return self.failed(core, key, segment, &e, original),
+        };
+        flow.child = child;
+        flow.synchronize(core, segment);
+        let fate = if connected {
+            flow.phase = Phase::SynReceived;
+            flow.send_syn(core);
+            flow.pump(core)
+        } else {
+            flow.pump(core)
+        };
+        self.keys.insert(key, token);
+        self.flows.insert(token, flow);
+        self.end(core, token, fate);
+    }
+
+    /// The host cannot make a connection.
+    fn failed(&self, core: &mut Core, key: Key, segment: &Segment<'_>, e: &io::Error, original: &[u8]) {
+        match Unreachable::from_error(e) {
+            None | Some(Unreachable::Port) => refuse(core, key, segment),
+            Some(why) => icmp::unreachable(core, key.guest.ip(), why, original),
+        }
+    }
+
+    /// Somebody has connected to a port of the host's that leads to `guest`.
+    pub fn accept(&mut self, core: &mut Core, socket: Socket, guest: SocketAddr, peer: SocketAddr) {
+        let mut remote = SocketAddr::new(core.seen_as(peer.ip(), guest.ip()), peer.port());
+        // Peers that all look like the gateway may have the same port.
+        while self.keys.contains_key(&Key { guest, remote }) {
+            remote.set_port(1024 + (core.random() % 64_000) as u16);
+        }
+        if prepare(&socket).is_err() {
+            return;
+        }
+        self.make_room(core);
+        let key = Key { guest, remote };
+        let token = core.token(kind::TCP);
+        let Ok(mut flow) = Flow::new(core, token, key, Arc::new(socket), Phase::SynSent) else { return };
+        // We scale, if the guest does.
+        flow.scale = Some(0);
+        flow.send_syn(core);
+        let fate = flow.pump(core);
+        self.keys.insert(key, token);
+        self.flows.insert(token, flow);
+        self.end(core, token, fate);
+    }
+
+    /// A host's socket is ready.
+    pub fn ready(&mut self, core: &mut Core, id: Token, _: bool, _: bool) {
+        let Some(flow) = self.flows.get_mut(&id) else { return };
+        flow.armed = (false, false);
+        let fate =
+            if flow.phase == Phase::Connecting { Self::connected(core, flow) } else { flow.pump(core) };
+        self.end(core, id, fate);
+    }
+
+    /// Connecting has come to its end, one way or the other.
+    fn connected(core: &mut Core, flow: &mut Flow) -> Fate {
+        let failed = match flow.socket.as_ref().map(|s| (s.take_error(), s.peer_addr())) {
+            Some((Ok(None), Ok(_))) => None,
+            Some((Ok(Some(e)) | Err(e), _)) => Some(e),
+            // Told too early.
+            Some((Ok(None), Err(_))) | None => return flow.pump(core),
+        };
+        let Some(e) = failed else {
+            flow.phase = Phase::SynReceived;
+            flow.send_syn(core);
+            return flow.pump(core);
+        };
+        tracing::debug!("{:?}: {e}", flow.key);
+        match Unreachable::from_error(&e) {
+            None | Some(Unreachable::Port) => Fate::Reset,
+            Some(why) => {
+                let seq = flow.rcv_nxt.wrapping_sub(1).to_be_bytes();
+                icmp::unreachable_flow(core, flow.key.guest, flow.key.remote, ip::TCP, seq, why);
+                Fate::Gone
+            }
+        }
+    }
+
+    /// A flow's time has come.
+    pub fn due(&mut self, core: &mut Core, id: Token) {
+        if let Some(flow) = self.flows.get_mut(&id) {
+            let fate = flow.due(core);
+            self.end(core, id, fate);
+        }
+        self.children.retain_mut(|c| matches!(c.try_wait(), Ok(None)));
+    }
+
+    /// The card has room again.
+    pub fn wake(&mut self, core: &mut Core) {
+        let blocked: Vec<Token> = self.flows.values().filter(|f| f.blocked).map(|f| f.id).collect();
+        for id in blocked {
+            let Some(flow) = self.flows.get_mut(&id) else { continue };
+            let fate = flow.pump(core);
+            self.end(core, id, fate);
+        }
+    }
+
+    /// The guest has been told that what it sends is too long or does not get there: nothing for TCP, as the host's
+    /// own looks after it. Ends a flow, if that is its fate.
+    fn end(&mut self, core: &mut Core, id: Token, fate: Fate) {
+        if fate == Fate::Live {
+            return;
+        }
+        let Some(mut flow) = self.flows.remove(&id) else { return };
+        self.keys.remove(&flow.key);
+        if fate == Fate::Reset {
+            flow.send_reset(core);
+        }
+        if fate != Fate::Gone
+            && let Some(socket) = &flow.socket
+        {
+            // Closing it sends RST then.
+            let _ = socket.set_linger(Some(Duration::ZERO));
+        }
+        core.disarm(id, flow.queued);
+        core.buffered = core.buffered.saturating_sub(flow.counted);
+        if let Some(child) = flow.child.take() {
+            // It sees its input end; what is left of it is collected later.
+            let _ = flow.socket.as_ref().map(|s| s.shutdown(Shutdown::Both));
+            self.children.push(child);
+        }
+        self.children.retain_mut(|c| matches!(c.try_wait(), Ok(None)));
+    }
+
+    /// Ends the flow that has been idle for longest if there are too many; one that is over goes first.
+    fn make_room(&mut self, core: &mut Core) {
+        if self.flows.len() < core.max_flows {
+            return;
+        }
+        let oldest = self.flows.values().min_by_key(|f| (f.phase != Phase::TimeWait, f.last));
+        let Some((id, over)) = oldest.map(|f| (f.id, f.phase == Phase::TimeWait)) else { return };
+        if !over {
+            let most = core.max_flows;
+            core.once("tcp flows", format_args!("the guest has {most} connections: the oldest is closed"));
+        }
+        self.end(core, id, if over { Fate::Gone } else { Fate::Reset });
+    }
+}
+
+/// Answers a segment that belongs to nothing (RFC 9293, 3.10.7.1).
+fn refuse(core: &mut Core, key: Key, s: &Segment<'_>) {
+    let h = if s.has(ACK) {
+        Header { seq: s.ack, ack: 0, flags: RST, window: 0 }
+    } else {
+        Header { seq: 0, ack: s.seq.wrapping_add(s.space()), flags: RST | ACK, window: 0 }
+    };
+    let mut bytes = [0; 20];
+    header(&mut bytes, key.remote, key.guest, &h, &[]);
+    ip::fill(key.remote.ip(), key.guest.ip(), ip::TCP, &mut bytes, 16, &[]);
+    core.packet(key.remote.ip(), key.guest.ip(), ip::TCP, 64, &bytes);
+}
+
+/// What our sockets are: none waits, none delays, and urgent data stays in its place.
+fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    if mapped(socket) {
+        // None of these is worth a connection.
+        let _ = socket.set_tcp_nodelay(true);
+        let _ = socket.set_out_of_band_inline(true);
+        let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(flow::IDLE));
+    }
+    Ok(())
+}
+
+/// Begins to connect; whether it is connected already.
+fn dial(
+    to: SockAddr,
+    domain: Domain,
+    protocol: Option<Protocol>,
+) -> io::Result<(Socket, bool, Option<Child>)> {
+    let socket = Socket::new(domain, Type::STREAM, protocol)?;
+    prepare(&socket)?;
+    match socket.connect(&to) {
+        Ok(()) => Ok((socket, true, None)),
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket, false, None)),
+        Err(e) => Err(e),
+    }
+}
+
+/// Starts a program with a socket as its standard input and output.
+fn spawn(program: &str) -> io::Result<(Socket, Child)> {
+    let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
+    prepare(&ours)?;
+    let theirs = OwnedFd::from(theirs);
+    let child = Command::new("/bin/sh")
+        .args(["-c", program])
+        .stdin(Stdio::from(theirs.try_clone()?))
+        .stdout(Stdio::from(theirs))
+        .spawn()?;
+    Ok((ours, child))
+}

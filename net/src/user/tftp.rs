@@ -1,0 +1,248 @@
+//! The TFTP server (RFC 1350) with the options of RFC 2347 to 2349, for reading only. Nothing outside of its folder is
+//! seen, neither by `..` nor by a symbolic link.
+//!
+//! A block is read from its file when it is sent: a small read, mostly from the host's cache, on the loop's thread.
+use super::core::{Core, kind};
+use super::reactor::Token;
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Where the server listens; answers come from there as well, as QEMU's do.
+pub(super) const SERVER: u16 = 69;
+const RRQ: u16 = 1;
+const WRQ: u16 = 2;
+const DATA: u16 = 3;
+const ACK: u16 = 4;
+const ERROR: u16 = 5;
+const OACK: u16 = 6;
+/// Error codes (RFC 1350, 5).
+const UNDEFINED: u16 = 0;
+const NOT_FOUND: u16 = 1;
+const FORBIDDEN: u16 = 2;
+const ILLEGAL: u16 = 4;
+/// Transfers at a time.
+const TRANSFERS: usize = 32;
+const TRIES: u32 = 6;
+/// The largest block that fits into a packet of the link; more would be sent in fragments.
+const BLOCK: u64 = 1468;
+
+struct Transfer {
+    token: Token,
+    server: SocketAddr,
+    file: File,
+    size: u64,
+    block_size: u64,
+    /// The last block that was sent, not wrapped; 0 is the answer to options.
+    block: u64,
+    options: Vec<u8>,
+    timeout: Duration,
+    tries: u32,
+    resend: Instant,
+    queued: Option<Instant>,
+}
+
+/// The transfers.
+#[derive(Default)]
+pub(super) struct Tftp {
+    transfers: HashMap<SocketAddr, Transfer>,
+}
+
+impl Tftp {
+    /// A datagram from `guest`.
+    pub fn input(&mut self, core: &mut Core, guest: SocketAddr, server: SocketAddr, data: &[u8]) {
+        let Some((code, rest)) = data.split_first_chunk::<2>() else { return };
+        match u16::from_be_bytes(*code) {
+            RRQ => self.begin(core, guest, server, rest),
+            WRQ => error(core, server, guest, FORBIDDEN, "nothing is written here"),
+            ACK => {
+                let Some(block) = rest.first_chunk::<2>().map(|b| u16::from_be_bytes(*b)) else { return };
+                let Some(t) = self.transfers.get_mut(&guest) else { return };
+                // One that comes twice is not answered twice (RFC 1123, 4.2.3.1).
+                if block != t.block as u16 {
+                    return;
+                }
+                let last = t.block > 0 && t.block * t.block_size > t.size;
+                if last {
+                    self.end(core, guest);
+                } else {
+                    t.block += 1;
+                    t.tries = 0;
+                    self.send(core, guest);
+                }
+            }
+            ERROR => self.end(core, guest),
+            _ => error(core, server, guest, ILLEGAL, "not a request"),
+        }
+    }
+
+    fn begin(&mut self, core: &mut Core, guest: SocketAddr, server: SocketAddr, request: &[u8]) {
+        let mut words = request.split(|b| *b == 0).map(String::from_utf8_lossy);
+        let (Some(name), Some(mode)) = (words.next(), words.next()) else {
+            return error(core, server, guest, ILLEGAL, "no file is named");
+        };
+        // Text is sent as it is, which is what loaders that ask for netascii want.
+        if !["octet", "netascii"].iter().any(|m| mode.eq_ignore_ascii_case(m)) {
+            return error(core, server, guest, ILLEGAL, "the mode is not known");
+        }
+        let opened = core.config.tftp.as_deref().ok_or(NOT_FOUND).and_then(|folder| open(folder, &name));
+        let (file, size) = match opened {
+            Ok(found) => found,
+            Err(FORBIDDEN) => return error(core, server, guest, FORBIDDEN, "it is outside of the folder"),
+            Err(_) => return error(core, server, guest, NOT_FOUND, "there is no such file"),
+        };
+        let (mut block_size, mut timeout, mut options) = (512, Duration::from_secs(1), Vec::new());
+        let mut accept = |name: &str, value: u64| {
+            options.extend_from_slice(name.as_bytes());
+            options.push(0);
+            options.extend_from_slice(value.to_string().as_bytes());
+            options.push(0);
+        };
+        while let (Some(option), Some(value)) = (words.next(), words.next()) {
+            let Ok(value) = value.parse::<u64>() else { continue };
+            match option.to_ascii_lowercase().as_str() {
+                "blksize" if (8..=65_464).contains(&value) => {
+                    block_size = value.min(BLOCK);
+                    accept("blksize", block_size);
+                }
+                "tsize" => accept("tsize", size),
+                "timeout" if (1..=255).contains(&value) => {
+                    timeout = Duration::from_secs(value);
+                    accept("timeout", value);
+                }
+                _ => {}
+            }
+        }
+        self.end(core, guest);
+        if self.transfers.len() >= TRANSFERS {
+            let oldest = self.transfers.iter().min_by_key(|(_, t)| t.resend).map(|(g, _)| *g);
+            if let Some(g) = oldest {
+                self.end(core, g);
+            }
+        }
+        let token = core.token(kind::TFTP);
+        let block = u64::from(options.is_empty());
+        let (tries, resend, queued) = (0, core.now, None);
+        self.transfers.insert(
+            guest,
+            Transfer {
+                token,
+                server,
+                file,
+                size,
+                block_size,
+                block,
+                options,
+                timeout,
+                tries,
+                resend,
+                queued,
+            },
+        );
+        self.send(core, guest);
+    }
+
+    /// Sends the block that is due, or the answer to options.
+    fn send(&mut self, core: &mut Core, guest: SocketAddr) {
+        let Some(t) = self.transfers.get_mut(&guest) else { return };
+        let mut message = Vec::with_capacity(4 + t.block_size as usize);
+        if t.block == 0 {
+            message.extend_from_slice(&OACK.to_be_bytes());
+            message.extend_from_slice(&t.options);
+        } else {
+            message.extend_from_slice(&DATA.to_be_bytes());
+            message.extend_from_slice(&(t.block as u16).to_be_bytes());
+            let at = (t.block - 1) * t.block_size;
+            let len = t.size.saturating_sub(at).min(t.block_size) as usize;
+            message.resize(4 + len, 0);
+            if t.file.read_exact_at(&mut message[4..], at).is_err() {
+                error(core, t.server, guest, UNDEFINED, "the file cannot be read");
+                return self.end(core, guest);
+            }
+        }
+        t.resend = core.now + t.timeout;
+        core.arm(t.token, &mut t.queued, Some(t.resend));
+        let server = t.server;
+        core.datagram(server, guest, &message);
+    }
+
+    fn end(&mut self, core: &mut Core, guest: SocketAddr) {
+        if let Some(t) = self.transfers.remove(&guest) {
+            core.disarm(t.token, t.queued);
+        }
+    }
+
+    /// A transfer's time has come.
+    pub fn due(&mut self, core: &mut Core, token: Token) {
+        let Some((&guest, t)) = self.transfers.iter_mut().find(|(_, t)| t.token == token) else { return };
+        t.queued = None;
+        if t.resend > core.now {
+            core.arm(token, &mut t.queued, Some(t.resend));
+            return;
+        }
+        t.tries += 1;
+        if t.tries > TRIES { self.end(core, guest) } else { self.send(core, guest) }
+    }
+}
+
+/// Opens what the guest calls `name`, if it is a file in `folder`. The guest cannot change the folder, so that what was
+/// looked at is what is opened.
+fn open(folder: &Path, name: &str) -> Result<(File, u64), u16> {
+    let name = name.trim_start_matches('/');
+    if name.is_empty()
+        || Path::new(name)
+            .components()
+            .any(|c| !matches!(c, std::path::Component::Normal(_) | std::path::Component::CurDir))
+    {
+        return Err(FORBIDDEN);
+    }
+    let root = folder.canonicalize().map_err(|_| NOT_FOUND)?;
+    let path = root.join(name).canonicalize().map_err(|_| NOT_FOUND)?;
+    if !path.starts_with(&root) {
+        return Err(FORBIDDEN);
+    }
+    if !path.is_file() {
+        return Err(NOT_FOUND);
+    }
+    let file = File::open(&path).map_err(|_| NOT_FOUND)?;
+    let size = file.metadata().map_err(|_| NOT_FOUND)?.len();
+    Ok((file, size))
+}
+
+fn error(core: &mut Core, server: SocketAddr, guest: SocketAddr, code: u16, why: &str) {
+    let mut message = ERROR.to_be_bytes().to_vec();
+    message.extend_from_slice(&code.to_be_bytes());
+    message.extend_from_slice(why.as_bytes());
+    message.push(0);
+    core.datagram(server, guest, &message);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_outside_of_the_folder_is_opened() {
+        let top = std::env::temp_dir().join(format!("mynah-tftp-{}", std::process::id()));
+        let folder = top.join("folder");
+        std::fs::create_dir_all(folder.join("sub")).unwrap();
+        std::fs::write(top.join("secret"), "x").unwrap();
+        std::fs::write(folder.join("sub/file"), "four").unwrap();
+        std::os::unix::fs::symlink("../secret", folder.join("out")).unwrap();
+        std::os::unix::fs::symlink("sub/file", folder.join("in")).unwrap();
+        let try_open = |name: &str| open(&folder, name).map(|(_, size)| size);
+        assert_eq!(try_open("sub/file"), Ok(4));
+        assert_eq!(try_open("/sub/./file"), Ok(4));
+        assert_eq!(try_open("in"), Ok(4), "a link within it is followed");
+        assert_eq!(try_open("out"), Err(FORBIDDEN));
+        assert_eq!(try_open("../secret"), Err(FORBIDDEN));
+        assert_eq!(try_open("sub/../../secret"), Err(FORBIDDEN));
+        assert_eq!(try_open("sub"), Err(NOT_FOUND), "it is a folder");
+        assert_eq!(try_open("none"), Err(NOT_FOUND));
+        assert_eq!(try_open(""), Err(FORBIDDEN));
+        std::fs::remove_dir_all(&top).unwrap();
+    }
+}

@@ -1,0 +1,479 @@
+//! Everything but TCP: addresses, names, echoes, files, forwards, and guests that mean harm.
+#![cfg(unix)]
+mod common;
+
+use common::{Guest, MAC, byte, gateway};
+use mynah_net::user::{Behind, Config, GuestForward, Poll, User};
+use mynah_net::{Backend, Frame, Gso, Nic, Offload, Partial, Takes};
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::socket::{dhcpv4, icmp, tcp, udp};
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint,
+    IpProtocol, Ipv4Address, Ipv4Packet, TcpPacket,
+};
+use std::io::{IoSlice, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+fn datagrams(g: &mut Guest, port: u16) -> smoltcp::iface::SocketHandle {
+    let b = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 16], vec![0; 64 << 10]);
+    let mut s = udp::Socket::new(b(), b());
+    s.bind(port).unwrap();
+    g.sockets.add(s)
+}
+
+fn exchange(
+    g: &mut Guest,
+    h: smoltcp::iface::SocketHandle,
+    to: IpEndpoint,
+    data: &[u8],
+) -> (Vec<u8>, IpEndpoint) {
+    g.sockets.get_mut::<udp::Socket<'_>>(h).send_slice(data, to).unwrap();
+    receive(g, h)
+}
+
+fn receive(g: &mut Guest, h: smoltcp::iface::SocketHandle) -> (Vec<u8>, IpEndpoint) {
+    g.until("an answer", |g| g.sockets.get_mut::<udp::Socket<'_>>(h).can_recv());
+    let (data, from) = g.sockets.get_mut::<udp::Socket<'_>>(h).recv().unwrap();
+    (data.to_vec(), from.endpoint)
+}
+
+fn server(at: &str) -> UdpSocket {
+    let s = UdpSocket::bind(at).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    s
+}
+
+#[test]
+fn dhcp_gives_what_qemu_gives() {
+    let mut g = Guest::new(Config::default());
+    g.iface.update_ip_addrs(|a| a.clear());
+    let h = g.sockets.add(dhcpv4::Socket::new());
+    let mut found = None;
+    g.until("a lease", |g| {
+        if let Some(dhcpv4::Event::Configured(c)) = g.sockets.get_mut::<dhcpv4::Socket<'_>>(h).poll() {
+            found = Some((c.address.to_string(), c.router, c.dns_servers.to_vec()));
+        }
+        found.is_some()
+    });
+    let (address, router, dns) = found.unwrap();
+    assert_eq!(address, "10.0.2.15/24");
+    assert_eq!(router, Some(Ipv4Address::new(10, 0, 2, 2)));
+    assert_eq!(dns, [Ipv4Address::new(10, 0, 2, 3)]);
+    assert_eq!(g.user.leases(), [(MAC, Ipv4Address::new(10, 0, 2, 15))]);
+}
+
+#[test]
+fn datagrams_of_any_size_go_both_ways_and_flows_end() {
+    for at in ["127.0.0.1:0", "[::1]:0"] {
+        let host = server(at);
+        let to = gateway(host.local_addr().unwrap()).into();
+        let mut g = Guest::new(Config::default());
+        let h = datagrams(&mut g, 5000);
+        // smoltcp's IPv6 does not fragment: what it sends is short, what it gets over IPv4 is not.
+        let sizes: &[usize] = if at.starts_with('[') { &[1, 1400] } else { &[0, 1, 1472, 1473, 8192] };
+        for &len in sizes {
+            let data: Vec<u8> = (0..len).map(|i| byte(i, 3)).collect();
+            g.sockets.get_mut::<udp::Socket<'_>>(h).send_slice(&data, to).unwrap();
+            for _ in 0..20 {
+                g.turn();
+            }
+            let mut buffer = vec![0; 65_536];
+            let (n, peer) = host.recv_from(&mut buffer).unwrap();
+            assert_eq!(buffer[..n], data, "{len} bytes");
+            host.send_to(&buffer[..n], peer).unwrap();
+            assert_eq!(receive(&mut g, h), (data, to));
+        }
+        assert_eq!(g.user.flows().len(), 1);
+        g.poll.advance(Duration::from_secs(241));
+        g.until("the flow's end", |g| g.user.flows().is_empty());
+    }
+}
+
+#[test]
+fn names_are_asked_of_the_hosts_servers() {
+    let host = server("127.0.0.1:0");
+    let silent = server("127.0.0.1:0");
+    let path = std::env::temp_dir().join(format!("mynah-names-{}", std::process::id()));
+    let line = |s: &UdpSocket| format!("nameserver [127.0.0.1]:{}\n", s.local_addr().unwrap().port());
+    std::fs::write(&path, line(&silent) + &line(&host)).unwrap();
+    let mut g = Guest::new(Config { resolv_conf: path.clone(), ..Config::default() });
+    let h = datagrams(&mut g, 5353);
+    let dns = IpEndpoint::new(Ipv4Address::new(10, 0, 2, 3).into(), 53);
+    let answer = std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        let (n, peer) = host.recv_from(&mut buffer).unwrap();
+        host.send_to(&[&buffer[..n], b"!"].concat(), peer).unwrap();
+    });
+    // The first server says nothing; the guest asks again, and the second one answers.
+    g.sockets.get_mut::<udp::Socket<'_>>(h).send_slice(b"\x12\x34query", dns).unwrap();
+    for _ in 0..20 {
+        g.turn();
+    }
+    assert_eq!(exchange(&mut g, h, dns, b"\x12\x34query"), (b"\x12\x34query!".to_vec(), dns));
+    answer.join().unwrap();
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn the_gateway_answers_echoes() {
+    let mut g = Guest::new(Config::default());
+    let b = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 4096]);
+    let mut s = icmp::Socket::new(b(), b());
+    s.bind(icmp::Endpoint::Ident(0x77)).unwrap();
+    let h = g.sockets.add(s);
+    let request = Icmpv4Repr::EchoRequest { ident: 0x77, seq_no: 9, data: b"ping" };
+    let mut bytes = vec![0; request.buffer_len()];
+    request.emit(&mut Icmpv4Packet::new_unchecked(&mut bytes), &ChecksumCapabilities::default());
+    let to = IpAddress::v4(10, 0, 2, 2);
+    g.sockets.get_mut::<icmp::Socket<'_>>(h).send_slice(&bytes, to).unwrap();
+    g.until("an echo", |g| g.sockets.get_mut::<icmp::Socket<'_>>(h).can_recv());
+    let (reply, from) = g.sockets.get_mut::<icmp::Socket<'_>>(h).recv().unwrap();
+    assert_eq!((from, reply[0], &reply[4..]), (to, 0, &bytes[4..]));
+}
+
+#[test]
+fn a_port_where_nobody_is_is_said_to_be_unreachable() {
+    let mut g = Guest::new(Config::default());
+    let b = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 4096]);
+    let mut s = icmp::Socket::new(b(), b());
+    s.bind(icmp::Endpoint::Udp(5001.into())).unwrap();
+    let errors = g.sockets.add(s);
+    let h = datagrams(&mut g, 5001);
+    let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    g.sockets.get_mut::<udp::Socket<'_>>(h).send_slice(b"anybody?", gateway(free)).unwrap();
+    g.until("an error", |g| g.sockets.get_mut::<icmp::Socket<'_>>(errors).can_recv());
+    let (message, from) = g.sockets.get_mut::<icmp::Socket<'_>>(errors).recv().unwrap();
+    assert_eq!((from, &message[..2]), (IpAddress::v4(10, 0, 2, 2), &[3u8, 3][..]));
+}
+
+#[test]
+fn files_come_by_tftp() {
+    let folder = std::env::temp_dir().join(format!("mynah-files-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let content: Vec<u8> = (0..10_000).map(|i| byte(i, 5)).collect();
+    std::fs::write(folder.join("kernel"), &content).unwrap();
+    let mut g = Guest::new(Config { tftp: Some(folder.clone()), ..Config::default() });
+    let h = datagrams(&mut g, 5002);
+    let to = IpEndpoint::new(Ipv4Address::new(10, 0, 2, 2).into(), 69);
+    let (oack, _) = exchange(&mut g, h, to, b"\0\x01kernel\0octet\0blksize\x001000\0tsize\x000\0");
+    assert_eq!(oack, b"\0\x06blksize\x001000\0tsize\x0010000\0");
+    let mut got = Vec::new();
+    for block in 0u16.. {
+        let ack = [[0, 4], block.to_be_bytes()].concat();
+        let (data, _) = exchange(&mut g, h, to, &ack);
+        assert_eq!(data[..4], [[0, 3], (block + 1).to_be_bytes()].concat());
+        if block == 3 {
+            // One that is lost comes again.
+            g.poll.advance(Duration::from_secs(2));
+            assert_eq!(receive(&mut g, h).0, data);
+        }
+        got.extend_from_slice(&data[4..]);
+        if data.len() < 1004 {
+            break;
+        }
+    }
+    assert_eq!(got, content);
+    assert_eq!(exchange(&mut g, h, to, b"\0\x01../kernel\0octet\0").0[..4], [0, 5, 0, 2]);
+    assert_eq!(exchange(&mut g, h, to, b"\0\x02kernel\0octet\0").0[..4], [0, 5, 0, 2]);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn ports_of_the_host_lead_to_the_guest() {
+    let config =
+        Config::parse([("hostfwd", "tcp:127.0.0.1:0-:80"), ("hostfwd", "udp:127.0.0.1:0-:81")]).unwrap();
+    let mut g = Guest::new(config);
+    let forwards = g.user.forwards();
+    assert!(forwards.iter().all(|f| f.host.port() != 0), "the host's choice is told");
+    let h = g.tcp(4096);
+    g.socket(h).listen(80).unwrap();
+    let mut peer = TcpStream::connect(forwards[0].host).unwrap();
+    g.until("a connection", |g| g.socket(h).state() == tcp::State::Established);
+    let seen = g.socket(h).remote_endpoint().unwrap();
+    assert_eq!(seen, IpEndpoint::new(IpAddress::v4(10, 0, 2, 2), peer.local_addr().unwrap().port()));
+    peer.write_all(b"hello").unwrap();
+    g.until("data", |g| g.socket(h).can_recv());
+    g.socket(h).send_slice(b"world").unwrap();
+    g.socket(h).close();
+    let reader = std::thread::spawn(move || {
+        let mut got = String::new();
+        peer.read_to_string(&mut got).unwrap();
+        got
+    });
+    g.until("the answer", |_| reader.is_finished());
+    assert_eq!(reader.join().unwrap(), "world");
+
+    let h = datagrams(&mut g, 81);
+    let peer = server("127.0.0.1:0");
+    peer.send_to(b"in", forwards[1].host).unwrap();
+    let (data, from) = receive(&mut g, h);
+    assert_eq!(data, b"in");
+    g.sockets.get_mut::<udp::Socket<'_>>(h).send_slice(b"out", from).unwrap();
+    for _ in 0..20 {
+        g.turn();
+    }
+    let mut buffer = [0; 10];
+    let (n, from) = peer.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..n], from), (&b"out"[..], forwards[1].host));
+    // Nobody listens in the guest: the host's peer is told.
+    let free = g.user.add_forward("tcp:127.0.0.1:0-:9").unwrap();
+    let mut peer = TcpStream::connect(free).unwrap();
+    let reader = std::thread::spawn(move || peer.read(&mut [0]).map_err(|e| e.kind()));
+    g.until("a reset", |_| reader.is_finished());
+    assert_eq!(reader.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
+    assert!(g.user.remove_forward(false, free));
+    assert!(TcpStream::connect(free).is_err());
+}
+
+#[test]
+fn programs_and_sockets_are_behind_addresses_of_the_network() {
+    let server = "10.0.2.100:7".parse().unwrap();
+    let forward = GuestForward { server, to: Behind::Command("tr a-z A-Z".into()) };
+    let mut g = Guest::new(Config { guest_forwards: vec![forward], restrict: true, ..Config::default() });
+    let h = g.connect(server, 4096);
+    g.until("a connection", |g| g.socket(h).may_send());
+    g.socket(h).send_slice(b"shout").unwrap();
+    g.socket(h).close();
+    let mut got = Vec::new();
+    g.until("its output", |g| {
+        while g.socket(h).can_recv() {
+            g.socket(h).recv(|d| (d.len(), got.extend_from_slice(d))).unwrap();
+        }
+        !g.socket(h).may_recv()
+    });
+    assert_eq!(got, b"SHOUT");
+}
+
+#[test]
+fn a_restricted_guest_gets_nowhere() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let host = server("127.0.0.1:0");
+    host.set_nonblocking(true).unwrap();
+    let mut g = Guest::new(Config { restrict: true, ..Config::default() });
+    let tcp = g.connect(gateway(listener.local_addr().unwrap()), 4096);
+    let udp = datagrams(&mut g, 5003);
+    let to = gateway(host.local_addr().unwrap());
+    g.sockets.get_mut::<udp::Socket<'_>>(udp).send_slice(b"out", to).unwrap();
+    let dns = SocketAddr::new([10, 0, 2, 3].into(), 53);
+    g.sockets.get_mut::<udp::Socket<'_>>(udp).send_slice(b"name", dns).unwrap();
+    g.until("a reset", |g| g.socket(tcp).state() == tcp::State::Closed);
+    assert!(listener.accept().is_err());
+    assert!(host.recv_from(&mut [0; 10]).is_err());
+    assert!(g.user.flows().is_empty());
+}
+
+/// A card that takes long segments.
+#[derive(Default)]
+struct Long(Mutex<Vec<(Offload, Vec<u8>)>>);
+
+impl Nic for Long {
+    fn can_receive(&self) -> bool {
+        true
+    }
+    fn receive(&self, frame: &Frame<'_>) -> bool {
+        self.0.lock().unwrap().push((frame.offload, frame.to_vec()));
+        true
+    }
+    fn takes(&self) -> Takes {
+        Takes { partial: true, tso4: true, tso6: true }
+    }
+}
+
+fn segment(port: u16, seq: u32, ack: u32, flags: u8, data: &[u8]) -> Vec<u8> {
+    let mut f = vec![0; 54 + data.len()];
+    let mut e = EthernetFrame::new_unchecked(&mut f);
+    e.set_dst_addr(EthernetAddress([0x52, 0x55, 10, 0, 2, 2]));
+    e.set_src_addr(EthernetAddress(MAC));
+    e.set_ethertype(EthernetProtocol::Ipv4);
+    let mut ip = Ipv4Packet::new_unchecked(e.payload_mut());
+    ip.set_version(4);
+    ip.set_header_len(20);
+    ip.set_total_len((40 + data.len()) as u16);
+    ip.set_hop_limit(64);
+    ip.set_next_header(IpProtocol::Tcp);
+    ip.set_src_addr([10, 0, 2, 15].into());
+    ip.set_dst_addr([10, 0, 2, 2].into());
+    ip.fill_checksum();
+    let mut t = TcpPacket::new_unchecked(ip.payload_mut());
+    t.set_src_port(1234);
+    t.set_dst_port(port);
+    t.set_header_len(20);
+    t.set_window_len(0xffff);
+    let bytes = t.into_inner();
+    bytes[4..8].copy_from_slice(&seq.to_be_bytes());
+    bytes[8..12].copy_from_slice(&ack.to_be_bytes());
+    bytes[13] = flags;
+    bytes[20..].copy_from_slice(data);
+    f
+}
+
+#[test]
+fn long_segments_pass_unsplit_both_ways() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let poll = Poll::new();
+    let user = User::new(Config::default(), Arc::new(poll.clone())).unwrap();
+    let nic = Arc::new(Long::default());
+    user.connect(nic.clone());
+    let offload = Offload { partial: Some(Partial { start: 34, offset: 16 }), ..Offload::default() };
+    let send = |frame: Vec<u8>| user.send(&Frame { offload, parts: &[IoSlice::new(&frame)] });
+    send(segment(port, 100, 0, 2, b""));
+    let (mut host, _) = listener.accept().unwrap();
+    while nic.0.lock().unwrap().is_empty() {
+        poll.turn(&user, Duration::from_millis(10));
+    }
+    let (_, syn) = nic.0.lock().unwrap().remove(0);
+    let iss = u32::from_be_bytes([syn[38], syn[39], syn[40], syn[41]]);
+    assert_eq!(syn[47], 0x12);
+    send(segment(port, 101, iss + 1, 0x10, b""));
+    // Without window scaling the window is 64 KiB.
+    let data: Vec<u8> = (0..60_000).map(|i| byte(i, 1)).collect();
+    let gso = Some(Gso { v6: false, size: 1460 });
+    let frame = segment(port, 101, iss + 1, 0x18, &data);
+    let (head, body) = frame.split_at(54);
+    let parts: Vec<_> = [head].into_iter().chain(body.chunks(4096)).map(IoSlice::new).collect();
+    user.send(&Frame { offload: Offload { gso, ..offload }, parts: &parts });
+    let mut got = vec![0; data.len()];
+    host.read_exact(&mut got).unwrap();
+    assert!(got == data);
+    let (_, ack) = nic.0.lock().unwrap().pop().unwrap();
+    assert_eq!(
+        u32::from_be_bytes([ack[42], ack[43], ack[44], ack[45]]),
+        101 + 60_000,
+        "acknowledged at once"
+    );
+    assert_eq!(user.flows()[0].counters.segments_from, 2, "the ACK and one segment");
+
+    host.write_all(&data[..50_000]).unwrap();
+    let mut back = Vec::new();
+    let mut longest = 0;
+    while back.len() < 50_000 {
+        poll.turn(&user, Duration::from_millis(10));
+        for (offload, frame) in nic.0.lock().unwrap().drain(..) {
+            assert_eq!(offload.partial, Some(Partial { start: 34, offset: 16 }));
+            let len = frame.len() - 54;
+            assert_eq!(offload.gso.is_some(), len > 536, "536 is what a guest takes that says nothing");
+            longest = longest.max(len);
+            back.extend_from_slice(&frame[54..]);
+        }
+    }
+    assert!(back == data[..50_000]);
+    assert!(longest > 10_000, "{longest}");
+}
+
+#[test]
+fn no_frame_at_all_harms() {
+    let mut config = Config::parse([("hostfwd", "tcp:127.0.0.1:0-:80")]).unwrap();
+    config.max_flows = 16;
+    config.resolv_conf = "/nonexistent".into();
+    let poll = Poll::new();
+    let user = User::new(config, Arc::new(poll.clone())).unwrap();
+    let nic = Arc::new(Long::default());
+    user.connect(nic.clone());
+    // Frames that are right, of each kind; from them others are made.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut seeds = vec![
+        segment(port, 1, 0, 2, b""),
+        segment(port, 2, 1, 0x18, &[7; 300]),
+        segment(port, 302, 1, 0x11, b""),
+        segment(port, 302, 1, 4, b""),
+    ];
+    let hex = |s: &str| -> Vec<u8> {
+        (0..s.len() / 2).map(|i| u8::from_str_radix(&s[2 * i..2 * i + 2], 16).unwrap()).collect()
+    };
+    // ARP request, DHCP DISCOVER, ICMP echo, UDP to the name server, a router solicitation, a first fragment.
+    let v4 = |proto: u8, dst: [u8; 4], flags: u16, body: &[u8]| {
+        let mut f = segment(port, 0, 0, 0, &vec![0; body.len().saturating_sub(20)]);
+        f.truncate(34 + body.len());
+        let mut ip = Ipv4Packet::new_unchecked(&mut f[14..]);
+        ip.set_total_len((20 + body.len()) as u16);
+        ip.set_next_header(proto.into());
+        ip.set_dst_addr(dst.into());
+        let bytes = ip.into_inner();
+        bytes[6..8].copy_from_slice(&flags.to_be_bytes());
+        bytes[20..].copy_from_slice(body);
+        Ipv4Packet::new_unchecked(bytes).fill_checksum();
+        f
+    };
+    let mut discover = hex("0044004301140000");
+    discover.extend_from_slice(&[1, 1, 6, 0, 1, 2, 3, 4]);
+    discover.resize(8 + 28, 0);
+    discover.extend_from_slice(&MAC);
+    discover.resize(8 + 236, 0);
+    discover.extend_from_slice(&hex("638253633501033204 0a00020fff".replace(' ', "").as_str()));
+    discover.resize(8 + 268, 0);
+    seeds.push(hex("ffffffffffff525400123456080600010800060400015254001234560a00020f0000000000000a000202"));
+    seeds.push(v4(17, [255; 4], 0, &discover));
+    seeds.push(v4(1, [10, 0, 2, 2], 0, &hex("0800f7ff00000000")));
+    seeds.push(v4(17, [10, 0, 2, 3], 0, &hex("1389003500100000123401000001000000")));
+    seeds.push(v4(17, [10, 0, 2, 2], 0x2000, &[0x55; 64]));
+    let solicit = [
+        "33330000000252540012345686dd6000000000083afffe80000000000000",
+        "000000000000000fff02000000000000000000000000000285007b370000",
+        "0000",
+    ];
+    seeds.push(hex(&solicit.concat()));
+    let mut random = 0x2545_f491_u32;
+    let mut draw = move |n: usize| {
+        random ^= random << 13;
+        random ^= random >> 17;
+        random ^= random << 5;
+        random as usize % n.max(1)
+    };
+    for round in 0..60_000 {
+        let mut frame = seeds[draw(seeds.len())].clone();
+        for _ in 0..draw(4) {
+            match draw(4) {
+                0 => frame.truncate(draw(frame.len() + 1)),
+                1 => frame.resize(frame.len() + draw(64), draw(256) as u8),
+                _ => {
+                    let at = draw(frame.len());
+                    if let Some(b) = frame.get_mut(at) {
+                        *b = draw(256) as u8;
+                    }
+                }
+            }
+        }
+        // Nothing leaves this machine: what is not the network's own stays out of destinations.
+        if frame.len() >= 34 && frame[12..14] == [8, 0] {
+            frame[30..33].copy_from_slice(&[10, 0, 2]);
+        } else if frame.len() >= 54 && frame[38] != 0xff {
+            frame[38..40].copy_from_slice(&[0xfe, 0xc0]);
+        }
+        // A right header checksum lets what is wrong get further.
+        if draw(2) == 0 && frame.len() >= 34 && frame[12..14] == [8, 0] {
+            let n = usize::from(frame[14] & 15) * 4;
+            if n >= 20 && frame.len() >= 14 + n {
+                Ipv4Packet::new_unchecked(&mut frame[14..]).fill_checksum();
+            }
+        }
+        let offload = if draw(2) == 0 {
+            Offload { valid: true, ..Offload::default() }
+        } else {
+            Offload {
+                partial: Some(Partial { start: draw(65_536) as u16, offset: draw(65_536) as u16 }),
+                gso: Some(Gso { v6: draw(2) == 0, size: draw(65_536) as u16 }),
+                valid: false,
+            }
+        };
+        let (a, b) = frame.split_at(draw(frame.len() + 1));
+        user.send(&Frame { offload, parts: &[IoSlice::new(a), IoSlice::new(b)] });
+        if round % 64 == 0 {
+            poll.advance(Duration::from_millis(draw(3000) as u64));
+            poll.turn(&user, Duration::ZERO);
+        }
+        nic.0.lock().unwrap().clear();
+        while let Ok(true) = listener.set_nonblocking(true).map(|()| listener.accept().is_ok()) {}
+    }
+    assert!(user.flows().len() <= 3 * 16 + 64);
+    assert!(poll.sockets() <= 3 * 16 + 64);
+    // It still works.
+    nic.0.lock().unwrap().clear();
+    user.send(&Frame::new(&[IoSlice::new(&seeds[4])]));
+    let answers = nic.0.lock().unwrap();
+    assert!(answers.iter().any(|(_, f)| f[12..14] == [8, 6] && f[21] == 2), "ARP is answered");
+}
