@@ -96,8 +96,8 @@ pub struct Config {
     pub devices: Vec<Chosen>,
     /// Disks, CD-ROMs and floppies (`-drive`, `-hda`..`-hdd`, `-cdrom`, `-fda`, `-fdb`, `-pflash`).
     pub drives: Vec<Drive>,
-    /// Network back ends and cards (`-netdev`, `-nic`, `-net`).
-    pub nets: Vec<Net>,
+    /// What is behind network cards (`-netdev`, `-nic`, `-net`).
+    pub netdevs: Vec<Netdev>,
     /// Items for the guest to read through fw_cfg (`-fw_cfg`).
     pub fw_cfg: Vec<FwCfgItem>,
     /// The real-time clock (`-rtc`).
@@ -181,7 +181,7 @@ impl Default for Config {
             on_watchdog: WatchdogAction::Reset,
             devices: Vec::new(),
             drives: Vec::new(),
-            nets: Vec::new(),
+            netdevs: Vec::new(),
             fw_cfg: Vec::new(),
             rtc: Rtc::default(),
             boot: Boot::default(),
@@ -824,15 +824,29 @@ impl fmt::Display for Interface {
     }
 }
 
-/// A network card or back end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Net {
-    /// The option that gave it, with its dash, for messages.
-    pub option: &'static str,
-    /// `user`, `tap`, `none`, ... or for `-net nic` `nic`.
-    pub kind: String,
-    /// All properties as given.
-    pub properties: Vec<(String, String)>,
+/// What is behind a network card.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Netdev {
+    /// Its name.
+    pub id: String,
+    /// The option that gave it, as a message names it.
+    pub shown: String,
+    /// What it is.
+    pub kind: NetKind,
+}
+
+/// The kinds of back ends.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NetKind {
+    /// The NAT.
+    User(Box<mynah_net::user::Config>),
+    /// A port of a hub, all of whose ports hear each other.
+    Hubport {
+        /// The hub's number.
+        hub: u32,
+        /// Another back end that is on this port, in place of a card.
+        netdev: Option<String>,
+    },
 }
 
 /// An item in fw_cfg.

@@ -28,9 +28,12 @@ for d in /sys/bus/virtio/devices/*; do
     echo "VIRTIO $(cat $d/device) $(basename $(readlink $d/driver)) packed $(cut -c35 $d/features)"
 done
 i=0; while [ $i -lt 2000 ]; do echo "line $i"; i=$((i + 1)); done > /tmp/text
-for b in /sys/block/nvme* /sys/block/sd* /sys/block/sr* /sys/block/vd*; do
+# SCSI disks are probed side by side: they are called by their place here, not by who was first.
+disks=0
+for b in /sys/block/nvme* /sys/bus/scsi/devices/[0-9]*/block/sd* /sys/block/sr* /sys/block/vd*; do
     [ -e $b/size ] || continue
-    d=$(basename $b); q=$b/queue
+    dev=/dev/$(basename $b); d=$(basename $b); q=$b/queue
+    case $d in sd*) d=sd$disks; disks=$((disks + 1));; esac
     echo BLOCK $d $(cat $b/size $b/ro $q/write_cache $q/logical_block_size $q/physical_block_size)
     [ -e $b/nsid ] && echo "NAMESPACE $d $(cat $b/nsid)"
     v=$b/device
@@ -38,18 +41,18 @@ for b in /sys/block/nvme* /sys/block/sd* /sys/block/sr* /sys/block/vd*; do
     for p in 80 83; do
         [ -e $v/vpd_pg$p ] && echo "PAGE $d $(od -An -v -tx1 $v/vpd_pg$p | tr -d ' \n')"
     done
-    echo "READ $d $(sha256sum < /dev/$d | cut -c1-16)"
+    echo "READ $d $(sha256sum < $dev | cut -c1-16)"
     [ $(cat $b/ro) = 0 -a $d != sr0 ] || continue
-    dd if=/tmp/text of=/dev/$d bs=512 seek=5 conv=fsync 2>/dev/null
-    dd if=/dev/$d of=/dev/$d bs=64k count=16 skip=1 seek=32 conv=fsync 2>/dev/null
-    dd if=/tmp/text of=/dev/$d bs=4096 seek=301 count=3 oflag=direct 2>/dev/null
+    dd if=/tmp/text of=$dev bs=512 seek=5 conv=fsync 2>/dev/null
+    dd if=$dev of=$dev bs=64k count=16 skip=1 seek=32 conv=fsync 2>/dev/null
+    dd if=/tmp/text of=$dev bs=4096 seek=301 count=3 oflag=direct 2>/dev/null
     # Several at once.
     for k in 0 1 2 3; do
-        dd if=/dev/$d of=/dev/$d bs=256k count=2 skip=$k seek=$((16 + 2 * k)) iflag=direct oflag=direct 2>/dev/null &
+        dd if=$dev of=$dev bs=256k count=2 skip=$k seek=$((16 + 2 * k)) iflag=direct oflag=direct 2>/dev/null &
     done
     wait
     echo 3 > /proc/sys/vm/drop_caches
-    echo "AGAIN $d $(sha256sum < /dev/$d | cut -c1-16)"
+    echo "AGAIN $d $(sha256sum < $dev | cut -c1-16)"
 done
 wrong='nvme[0-9].*(timeout|error|reset|failed)|I/O error|BUG:|Oops|Call Trace|Sense Key|hostbyte'
 dmesg | grep -E "$wrong"
@@ -161,7 +164,7 @@ fn linux_drives_nvme() {
 fn linux_drives_scsi_disks_and_cds() {
     let devices = "-device virtio-scsi-pci,id=s0 -device scsi-hd,drive=%,bus=s0.0,scsi-id=1,lun=0,serial=ONE,wwn=0x5000c50012345678 \
          -device scsi-hd,drive=%,bus=s0.0,scsi-id=1,lun=3 -device scsi-cd,drive=%,bus=s0.0,scsi-id=4";
-    is_as_under_qemu("scsi", devices, devices, &["INQUIRY sda QEMU", "AGAIN sdb", "READ sr0"]);
+    is_as_under_qemu("scsi", devices, devices, &["INQUIRY sd0 QEMU", "AGAIN sd1", "READ sr0"]);
 }
 
 #[test]
@@ -176,7 +179,7 @@ fn linux_drives_packed_rings() {
         &[
             "VIRTIO 0x0002 virtio_blk packed 1",
             "VIRTIO 0x0008 virtio_scsi packed 1",
-            "AGAIN sda",
+            "AGAIN sd0",
             "AGAIN vdb",
         ],
     );
@@ -192,7 +195,7 @@ fn linux_drives_virtio_devices_without_pci() {
              -device virtio-blk-{bus},drive=%,packed=on"
         )
     };
-    let finds = ["VIRTIO 0x0002 virtio_blk", "VIRTIO 0x0008 virtio_scsi", "AGAIN sda", "AGAIN vdb"];
+    let finds = ["VIRTIO 0x0002 virtio_blk", "VIRTIO 0x0008 virtio_scsi", "AGAIN sd0", "AGAIN vdb"];
     is_as_under_qemu("mmio", &format!("-M microvm {}", devices("device")), &devices("pci"), &finds);
 }
 

@@ -16,6 +16,7 @@ use crate::device::{Device, Registry};
 use crate::events::MachineEvents;
 use crate::misc::entropy::Entropy;
 use crate::misc::vmgenid::VmGenId;
+use crate::net::Link;
 use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
 use crate::serial::Serial;
 use crate::storage::floppy::Fdc;
@@ -25,6 +26,7 @@ use crate::virtio::console::Console;
 use crate::virtio::mmio::MmioSlot;
 use linkme::distributed_slice;
 use mynah_block::Drive;
+use mynah_net::Backend;
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -124,6 +126,10 @@ pub enum Type {
     /// The id of a `-drive` or `-blockdev`, whose medium may be changed. A device that needs one says so when it is
     /// plugged in.
     Drive,
+    /// The id of a `-netdev`.
+    Netdev,
+    /// An Ethernet address.
+    Mac,
     /// Any text.
     Text,
 }
@@ -134,7 +140,7 @@ impl Property {
         match self.kind {
             Type::Number(..) => self.default.map(Value::Number),
             Type::Switch => self.default.map(|n| Value::Switch(n != 0)),
-            Type::Chardev | Type::Drive | Type::Text => None,
+            Type::Chardev | Type::Drive | Type::Netdev | Type::Mac | Type::Text => None,
         }
     }
 }
@@ -158,6 +164,8 @@ impl fmt::Display for Type {
             Self::Switch => f.write_str("on or off"),
             Self::Chardev => f.write_str("id of a -chardev"),
             Self::Drive => f.write_str("id of a -drive"),
+            Self::Netdev => f.write_str("id of a -netdev"),
+            Self::Mac => f.write_str("52:54:00:12:34:56"),
             Self::Text => f.write_str("text"),
         }
     }
@@ -170,7 +178,7 @@ pub enum Value {
     Number(u64),
     /// Of [`Type::Switch`].
     Switch(bool),
-    /// Of [`Type::Chardev`], [`Type::Drive`] and [`Type::Text`].
+    /// Of all other types.
     Text(String),
 }
 
@@ -232,6 +240,11 @@ pub struct Chosen {
 }
 
 impl Chosen {
+    /// A device of this kind, as it is by default.
+    pub fn of(kind: &'static Kind) -> Self {
+        Self { kind, values: Values::defaults(kind.properties) }
+    }
+
     /// The ids of the chardevs that it uses.
     pub fn chardevs(&self) -> impl Iterator<Item = &str> {
         let is_chardev = |p: &&Property| p.kind == Type::Chardev;
@@ -244,6 +257,19 @@ impl Chosen {
     pub fn drives(&self) -> impl Iterator<Item = &str> {
         let is_drive = |p: &&Property| p.kind == Type::Drive;
         self.kind.properties.iter().filter(is_drive).filter_map(|p| self.values.text(p.name))
+    }
+}
+
+impl Chosen {
+    /// The ids of the network's back ends that it uses.
+    pub fn netdevs(&self) -> impl Iterator<Item = &str> {
+        let is_netdev = |p: &&Property| p.kind == Type::Netdev;
+        self.kind.properties.iter().filter(is_netdev).filter_map(|p| self.values.text(p.name))
+    }
+
+    /// Whether it is a network card.
+    pub fn is_card(&self) -> bool {
+        self.kind.properties.iter().any(|p| p.kind == Type::Netdev)
     }
 }
 
@@ -303,6 +329,10 @@ pub struct Site<'a> {
     pub chardev: &'a dyn Fn(&str) -> Option<Arc<dyn Chardev>>,
     /// The drive with this id, once: it is one device's.
     pub drive: &'a dyn Fn(&str) -> Option<Arc<Drive>>,
+    /// The network's back end with this id, once: it is one card's.
+    pub netdev: &'a dyn Fn(&str) -> Option<Arc<dyn Backend>>,
+    /// The cards' links, which the monitor lists.
+    pub links: &'a RefCell<Vec<Arc<Link>>>,
     /// vCPUs: as many queues a device has that is not told how many.
     pub cpus: usize,
     /// Random numbers.

@@ -17,6 +17,7 @@ pub mod input;
 pub mod interrupts;
 pub mod kind;
 pub mod misc;
+pub mod net;
 pub mod pci;
 pub mod pieces;
 pub mod serial;

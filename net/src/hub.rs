@@ -1,5 +1,5 @@
 //! A hub: what one port sends, all others receive.
-use crate::{Backend, Frame, MAX_FRAME, Nic};
+use crate::{Backend, Frame, MAX_FRAME, Nic, Takes, offload};
 use parking_lot::RwLock;
 use std::sync::{Arc, OnceLock};
 
@@ -21,6 +21,48 @@ impl Hub {
         let mut ports = self.ports.write();
         *ports += 1;
         Arc::new(Port { hub: self.clone(), number: *ports, connected: OnceLock::new() })
+    }
+}
+
+impl Hub {
+    /// Puts another back end on a port of its own. One that has a lock of its own while it gives frames away, as the NAT
+    /// has, may be there only once.
+    pub fn join(self: &Arc<Self>, backend: &Arc<dyn Backend>) {
+        let port = self.port();
+        port.connect(Arc::new(Outward(backend.clone())));
+        backend.connect(Arc::new(Inward(port)));
+    }
+}
+
+/// A back end as a port sees it.
+struct Outward(Arc<dyn Backend>);
+
+impl Nic for Outward {
+    fn can_receive(&self) -> bool {
+        true
+    }
+    fn receive(&self, frame: &Frame<'_>) -> bool {
+        self.0.send(frame);
+        true
+    }
+    fn takes(&self) -> Takes {
+        self.0.takes()
+    }
+}
+
+/// A port as a back end sees it.
+struct Inward(Arc<Port>);
+
+impl Nic for Inward {
+    fn can_receive(&self) -> bool {
+        true
+    }
+    fn receive(&self, frame: &Frame<'_>) -> bool {
+        self.0.send(frame);
+        true
+    }
+    fn takes(&self) -> Takes {
+        self.0.takes()
     }
 }
 
@@ -53,9 +95,13 @@ impl Backend for Port {
             .collect();
         for nic in others {
             if nic.can_receive() {
-                nic.receive(frame);
+                offload::deliver(frame, nic.takes(), &mut |frame| _ = nic.receive(frame));
             }
         }
+    }
+
+    fn takes(&self) -> Takes {
+        Takes { partial: true, tso4: true, tso6: true }
     }
 }
 

@@ -8,17 +8,21 @@
 //! * [`capture`] stands in front of another back end and writes what passes to a pcap file.
 //! * [`user`] is the NAT: an IPv4 and IPv6 network of its own, whose flows end in sockets of the host.
 //!
-//! Tap devices and sockets come with the network cards.
+//! [`offload`] does for a receiver what a sender has left to it.
 
 pub mod capture;
+pub mod checksum;
 pub mod frame;
 pub mod hub;
+mod mac;
+pub mod offload;
 #[cfg(unix)]
 pub mod user;
 
 pub use capture::Capture;
 pub use frame::{Frame, Gso, Offload, Partial, Takes};
 pub use hub::Hub;
+pub use mac::Mac;
 #[cfg(unix)]
 pub use user::User;
 

@@ -6,7 +6,9 @@ use super::options::Status;
 use super::parse::{Given, parse};
 use super::size::{number_from, show_size};
 use super::suggest::did_you_mean;
-use super::{blockdev_arg, char_arg, cpu_arg, device_arg, drive_arg, help, machine_arg, run_arg, vnc_arg};
+use super::{
+    blockdev_arg, char_arg, cpu_arg, device_arg, drive_arg, help, machine_arg, net_arg, run_arg, vnc_arg,
+};
 use crate::config::{
     Accel, AccelKind, CharBackend, CharTarget, Check, Config, Display, FwCfgData, RebootAction,
     ShutdownAction,
@@ -40,6 +42,7 @@ struct Seen {
     append: bool,
     kernel_option: &'static str,
     snapshot: bool,
+    nets: net_arg::Asked,
 }
 
 /// Parses the options of `mynah run`, for a program called `program`.
@@ -54,6 +57,7 @@ pub fn config(program: &str, args: &[OsString]) -> Result<Config, Error> {
     }
     adapter(&mut config)?;
     drive_arg::settle(&mut config, seen.snapshot)?;
+    net_arg::settle(&mut config, std::mem::take(&mut seen.nets))?;
     consoles(&mut config, &seen)?;
     vnc_arg::check(&config)?;
     if config.bios.is_none() && config.memory.size < LEAST_MEMORY {
@@ -245,7 +249,9 @@ fn device_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result<
             config.drives.push(drive_arg::plain_drive(name, &given.value));
         }
         "snapshot" => seen.snapshot = true,
-        "nic" | "netdev" | "net" => config.nets.push(run_arg::net(given.option.name, given.text()?)?),
+        "netdev" => net_arg::netdev(given.text()?, config, &mut seen.nets)?,
+        "nic" => net_arg::nic(given.text()?, config, &mut seen.nets)?,
+        "net" => net_arg::net(given.text()?, &mut seen.nets)?,
         _ => return Ok(false),
     }
     Ok(true)

@@ -5,6 +5,7 @@ use super::props::Props;
 use super::suggest::did_you_mean;
 use mynah_devices::kind::{self, Bus, Chosen, Kind, Property, Type, Value, Values};
 use mynah_devices::pci::DevFn;
+use mynah_net::Mac;
 use std::fmt::Write;
 
 /// Devices that QEMU has and users are likely to ask for: refused by name, not as a slip of the fingers.
@@ -157,7 +158,14 @@ fn value(props: &mut Props, property: &Property) -> Result<Option<Value>, Error>
             let id = props.text(name)?.filter(|id| !id.is_empty());
             Some(Value::Text(id.ok_or_else(|| props.error(format!("a {name}=ID is missing")))?))
         }
-        Type::Drive | Type::Text => props.text(name)?.map(Value::Text),
+        Type::Mac => {
+            let text = props.text(name)?;
+            if let Some(Err(why)) = text.as_ref().map(|t| t.parse::<Mac>()) {
+                return Err(props.error(format!("{name}={why}")));
+            }
+            text.map(Value::Text)
+        }
+        Type::Drive | Type::Netdev | Type::Text => props.text(name)?.map(Value::Text),
     };
     Ok(given.or_else(|| property.default_value()))
 }

@@ -20,6 +20,7 @@ pub mod drive_arg;
 pub mod help;
 pub mod image;
 pub mod machine_arg;
+mod net_arg;
 pub mod options;
 pub mod parse;
 pub mod props;

@@ -143,6 +143,12 @@ impl Props {
         self.items.iter().map(|i| (i.key.clone(), i.value.clone().unwrap_or_else(|| "on".into()))).collect()
     }
 
+    /// The properties that nobody has asked for yet, as [`Props::all`] gives them.
+    pub fn rest(&mut self) -> Vec<(String, String)> {
+        self.items.retain(|i| !i.used);
+        self.all()
+    }
+
     /// Whether `help` or `?` stands among the properties.
     pub fn wants_help(&self) -> bool {
         self.items.iter().any(|i| match &i.value {

@@ -6,8 +6,8 @@ use super::props::Props;
 use super::size::parse_number;
 use super::suggest::did_you_mean;
 use crate::config::{
-    Boot, Config, FwCfgData, FwCfgItem, LogItem, Net, PanicAction, RebootAction, Rtc, RtcBase, RtcClock,
-    ShutdownAction, WatchdogAction, split_commas,
+    Boot, Config, FwCfgData, FwCfgItem, LogItem, PanicAction, RebootAction, Rtc, RtcBase, RtcClock,
+    ShutdownAction, WatchdogAction,
 };
 use mynah_devices::misc::vmgenid::Guid;
 use std::ffi::OsStr;
@@ -255,48 +255,6 @@ pub fn escape(text: &str) -> Result<u8, Error> {
     })
 }
 
-/// Keeps `-netdev`, `-nic` or `-net`, whose first part is the kind.
-pub fn net(option: &'static str, text: &str) -> Result<Net, Error> {
-    let (dashed, kinds): (_, &[&str]) = match option {
-        "netdev" => (
-            "-netdev",
-            &[
-                "user",
-                "tap",
-                "bridge",
-                "socket",
-                "stream",
-                "dgram",
-                "hubport",
-                "l2tpv3",
-                "vde",
-                "vhost-user",
-                "vhost-vdpa",
-            ],
-        ),
-        "nic" => {
-            ("-nic", &["none", "user", "tap", "bridge", "socket", "hubport", "l2tpv3", "vde", "vhost-user"])
-        }
-        _ => ("-net", &["none", "nic", "user", "tap", "bridge", "socket", "l2tpv3", "vde", "dump"]),
-    };
-    let mut parts = split_commas(text).into_iter();
-    let kind = parts.next().unwrap_or_default();
-    let kind = kind.strip_prefix("type=").unwrap_or(&kind);
-    if !kinds.contains(&kind) {
-        let hint = did_you_mean("", kind, kinds.iter().copied());
-        let hint = if hint.is_empty() { format!(" (accepted: {})", kinds.join(", ")) } else { hint };
-        return Err(Error::new(format!("{dashed} {text}: unknown network kind '{kind}'{hint}")));
-    }
-    let properties: Vec<(String, String)> = parts
-        .filter(|p| !p.is_empty())
-        .map(|p| p.split_once('=').map_or((p.clone(), "on".into()), |(k, v)| (k.into(), v.into())))
-        .collect();
-    if option == "netdev" && !properties.iter().any(|(k, _)| k == "id") {
-        return Err(Error::new(format!("-netdev {text}: an id=ID is missing")));
-    }
-    Ok(Net { option: dashed, kind: kind.into(), properties })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,15 +348,6 @@ mod tests {
         assert!(fw_cfg("name=a").is_err());
         assert!(fw_cfg("name=a,file=b,string=c").is_err());
         assert!(fw_cfg(&format!("name={},string=c", "n".repeat(56))).is_err());
-    }
-
-    #[test]
-    fn networks_are_kept() {
-        let n = net("netdev", "user,id=n0,hostfwd=tcp::2222-:22").unwrap();
-        assert_eq!((n.kind.as_str(), n.properties.len()), ("user", 2));
-        assert!(net("netdev", "user").unwrap_err().to_string().contains("id=ID"));
-        assert!(net("nic", "usre").unwrap_err().to_string().contains("did you mean 'user'?"));
-        assert_eq!(net("nic", "none").unwrap().kind, "none");
     }
 
     #[test]

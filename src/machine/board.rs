@@ -8,6 +8,7 @@
 use super::bios::{BiosCalls, BiosDevice};
 use super::boards::{Chips, Description, Wiring};
 use super::drives::Drives;
+use super::nets::Nets;
 use super::power::Power;
 use super::vcpu::{Pins, VcpuBoard, VcpuHandle};
 use crate::config::Config;
@@ -64,6 +65,8 @@ pub struct Board {
     pub chips: Chips,
     /// What devices have their disks from.
     pub drives: Drives,
+    /// What is behind its network cards.
+    pub nets: Nets,
     /// Where random numbers come from.
     pub entropy: Arc<Entropy>,
     /// What has a `bootindex=`, in that order, by the paths that firmware knows.
@@ -150,6 +153,7 @@ impl Board {
             router,
             chips,
             drives: Drives::default(),
+            nets: Nets::default(),
             entropy,
             boot_paths: Vec::new(),
             flash: Vec::new(),

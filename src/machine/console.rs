@@ -362,6 +362,7 @@ pub fn attach_extra(
     let mut slots = board.mmio_slots(cfg).into_iter();
     let mut mmio_slot = || slots.next();
     let boot = RefCell::default();
+    let links = RefCell::default();
     let site = Site {
         ports: &board.ports,
         pci: board.chips.pci.as_deref(),
@@ -371,6 +372,8 @@ pub fn attach_extra(
         isa_pin: RefCell::new(&mut isa_pin),
         chardev: &lines,
         drive: &|id| board.drives.take(id),
+        netdev: &|id| board.nets.take(id),
+        links: &links,
         cpus: cfg.smp.cpus as usize,
         entropy: board.entropy.clone(),
         balloon: &board.balloon,
@@ -391,6 +394,7 @@ pub fn attach_extra(
         let chipset = board.chips.chipset.clone();
         id.connect(move || chipset.general_event(vmgenid::EVENT));
     }
+    board.nets.links = links.into_inner();
     board.boot_paths = boot.into_inner().into_values().collect();
     if let Some(fdc) = &board.chips.fdc {
         set_cmos_floppies(&board.ports, fdc);

@@ -14,6 +14,7 @@ pub mod inside;
 pub mod kernel;
 mod keys;
 pub mod monitor;
+pub mod nets;
 pub mod power;
 pub mod saved;
 pub mod shadow;
@@ -151,6 +152,7 @@ impl Machine {
         power.connect_clock(board.clock.clone());
         power.connect_button(&board.chips.button);
         let events = Arc::new(EventLoop::new().context("cannot start the event loop")?);
+        board.nets = nets::Nets::open(&cfg, &events)?;
         let mut consoles = console::Consoles::open(&cfg, &mut board, &handle, &events)?;
         let fw_cfg = console::attach_extra(&cfg, &mut board, &handle, &mut consoles)?;
         boot.fill(&cfg, &fw_cfg, &board)?;
@@ -396,9 +398,6 @@ fn trace(cfg: &Config, symbols: &Arc<Symbols>) -> anyhow::Result<Option<Arc<Trac
 fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if !cfg.accel.is_empty() && engine(cfg).is_none() {
         bail!("-accel {}: not supported yet; there are interp and jit (or tcg)", cfg.accel[0].kind);
-    }
-    if let Some(n) = cfg.nets.iter().find(|n| n.kind != "none") {
-        bail!("{} {}: network cards are not supported yet", n.option, n.kind);
     }
     if let Some(g) = &cfg.gdb {
         bail!("-gdb {g}: the debugger's stub is not supported yet");

@@ -53,7 +53,7 @@ pub struct GuestForward {
 }
 
 /// The network and what it offers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Whether there is IPv4.
     pub ipv4: bool,

@@ -38,6 +38,7 @@ pub static MICROVM: Description = Description {
     pci: false,
     sata: false,
     floppies: false,
+    nic: "",
     sleeps: false,
     command_line,
     mmio_slots,

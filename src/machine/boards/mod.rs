@@ -54,6 +54,8 @@ pub struct Description {
     pub sata: bool,
     /// It has a floppy drive, if the user says nothing of any.
     pub floppies: bool,
+    /// The network card that it has if the user says nothing of any; none if this is empty.
+    pub nic: &'static str,
     /// It can sleep (S3, S4).
     pub sleeps: bool,
     /// What a Linux kernel has to be told of it (`auto-kernel-cmdline=`).

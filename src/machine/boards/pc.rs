@@ -30,6 +30,7 @@ pub static PC: Description = Description {
     pci: true,
     sata: false,
     floppies: true,
+    nic: "e1000",
     sleeps: true,
     command_line: |_| String::new(),
     mmio_slots: |_| Vec::new(),

@@ -35,6 +35,7 @@ pub static Q35: Description = Description {
     floppies: false,
     mmio_slots: |_| Vec::new(),
     has_second_ioapic: |_| false,
+    nic: "e1000e",
     sleeps: true,
     command_line: |_| String::new(),
     tables: tables::Chipset::Q35,
