@@ -98,6 +98,9 @@ pub struct Config {
     pub drives: Vec<Drive>,
     /// What is behind network cards (`-netdev`, `-nic`, `-net`).
     pub netdevs: Vec<Netdev>,
+    /// What is between cards and what is behind them (`-object filter-dump`, `filter-fault`), in the order given: the
+    /// first one is the nearest to the back end.
+    pub net_filters: Vec<NetFilter>,
     /// Items for the guest to read through fw_cfg (`-fw_cfg`).
     pub fw_cfg: Vec<FwCfgItem>,
     /// The real-time clock (`-rtc`).
@@ -182,6 +185,7 @@ impl Default for Config {
             devices: Vec::new(),
             drives: Vec::new(),
             netdevs: Vec::new(),
+            net_filters: Vec::new(),
             fw_cfg: Vec::new(),
             rtc: Rtc::default(),
             boot: Boot::default(),
@@ -835,11 +839,40 @@ pub struct Netdev {
     pub kind: NetKind,
 }
 
+/// Something between a card and what is behind it (`-object filter-...`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetFilter {
+    /// Its name.
+    pub id: String,
+    /// The back end that it is in front of.
+    pub netdev: String,
+    /// What it does.
+    pub kind: FilterKind,
+}
+
+/// The kinds of filters.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FilterKind {
+    /// Writes what passes to a pcap file.
+    Dump {
+        /// The file.
+        file: PathBuf,
+        /// Bytes of each frame that are kept.
+        most: u32,
+    },
+    /// A bad line.
+    Fault(mynah_net::fault::Faults),
+}
+
 /// The kinds of back ends.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NetKind {
     /// The NAT.
     User(Box<mynah_net::user::Config>),
+    /// A stream to another machine.
+    Stream(mynah_net::sockets::StreamConfig),
+    /// Datagrams to other machines.
+    Dgram(mynah_net::sockets::DgramConfig),
     /// A port of a hub, all of whose ports hear each other.
     Hubport {
         /// The hub's number.

@@ -13,6 +13,8 @@ const ETHERNET: u32 = 1;
 
 struct File<W> {
     out: W,
+    /// Bytes of a frame that are kept.
+    most: u32,
     failed: bool,
 }
 
@@ -23,11 +25,12 @@ impl<W: Write> File<W> {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let len = frame.len() as u32;
-        let mut head = Vec::with_capacity(16 + frame.len());
-        for word in [now.as_secs() as u32, now.subsec_nanos(), len, len] {
+        let kept = len.min(self.most);
+        let mut head = Vec::with_capacity(16 + kept as usize);
+        for word in [now.as_secs() as u32, now.subsec_nanos(), kept, len] {
             head.extend_from_slice(&word.to_le_bytes());
         }
-        frame.parts.iter().for_each(|part| head.extend_from_slice(part));
+        frame.slices(0, kept as usize).iter().for_each(|part| head.extend_from_slice(part));
         // A full disk ends the capture, not the guest's network.
         self.failed = self.out.write_all(&head).is_err();
     }
@@ -40,17 +43,17 @@ pub struct Capture<W> {
 }
 
 impl<W: Write + Send + 'static> Capture<W> {
-    /// Puts a capture in front of `behind`; the file's header is written at once.
-    pub fn new(behind: Arc<dyn Backend>, mut out: W) -> io::Result<Arc<Self>> {
+    /// Puts a capture of `most` bytes of each frame in front of `behind`; the file's header is written at once.
+    pub fn new(behind: Arc<dyn Backend>, mut out: W, most: u32) -> io::Result<Arc<Self>> {
         let mut head = Vec::with_capacity(24);
         head.extend_from_slice(&MAGIC.to_le_bytes());
         head.extend_from_slice(&2u16.to_le_bytes());
         head.extend_from_slice(&4u16.to_le_bytes());
-        for word in [0, 0, crate::MAX_FRAME as u32, ETHERNET] {
+        for word in [0, 0, most, ETHERNET] {
             head.extend_from_slice(&u32::to_le_bytes(word));
         }
         out.write_all(&head)?;
-        Ok(Arc::new(Self { behind, file: Arc::new(Mutex::new(File { out, failed: false })) }))
+        Ok(Arc::new(Self { behind, file: Arc::new(Mutex::new(File { out, most, failed: false })) }))
     }
 
     /// Flushes the file.
@@ -128,17 +131,18 @@ mod tests {
     fn frames_of_both_directions_are_in_the_file() {
         let hub = Hub::new();
         let out = Shared::default();
-        let mine = Capture::new(hub.port(), out.clone()).unwrap();
+        let mine = Capture::new(hub.port(), out.clone(), 14).unwrap();
         mine.connect(Arc::new(Silent));
         let other = hub.port();
         other.connect(Arc::new(Silent));
         mine.send(&Frame::new(&[IoSlice::new(b"from "), IoSlice::new(b"the guest")]));
-        other.send(&Frame::new(&[IoSlice::new(b"to it")]));
+        other.send(&Frame::new(&[IoSlice::new(b"to it, and more than is kept")]));
         let file = out.0.lock();
         assert_eq!(file[..4], MAGIC.to_le_bytes());
         assert_eq!(file[20..24], ETHERNET.to_le_bytes());
         assert_eq!(file[32..36], 14u32.to_le_bytes());
         assert_eq!(&file[40..54], b"from the guest");
-        assert_eq!(&file[70..], b"to it");
+        assert_eq!(file[66..70], 28u32.to_le_bytes());
+        assert_eq!(&file[70..], b"to it, and mor");
     }
 }

@@ -6,16 +6,22 @@
 //!
 //! * [`Hub`] passes every frame to all other ports: with it two cards talk to each other.
 //! * [`capture`] stands in front of another back end and writes what passes to a pcap file.
+//! * [`fault`] stands in front of another and is a bad line.
+//! * [`sockets`] lead to other machines, this program's or QEMU's, and to passt.
 //! * [`user`] is the NAT: an IPv4 and IPv6 network of its own, whose flows end in sockets of the host.
 //!
 //! [`offload`] does for a receiver what a sender has left to it.
 
 pub mod capture;
 pub mod checksum;
+pub mod fault;
 pub mod frame;
 pub mod hub;
 mod mac;
 pub mod offload;
+pub mod reactor;
+#[cfg(unix)]
+pub mod sockets;
 #[cfg(unix)]
 pub mod user;
 

@@ -167,7 +167,12 @@ fn boot_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result<bo
 /// `-object`.
 fn object(text: &str, config: &mut Config) -> Result<(), Error> {
     let kind = text.split(',').next().unwrap_or_default();
-    if kind.strip_prefix("qom-type=").unwrap_or(kind) != "throttle-group" {
+    let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
+    if kind.starts_with("filter-") {
+        config.net_filters.push(net_arg::filter(text)?);
+        return Ok(());
+    }
+    if kind != "throttle-group" {
         config.secrets.push(vnc_arg::secret(text)?);
         return Ok(());
     }

@@ -7,15 +7,19 @@ use super::Error;
 use super::device_arg;
 use super::props::Props;
 use super::suggest::did_you_mean;
-use crate::config::{Config, NetKind, Netdev};
+use crate::config::{Config, FilterKind, NetFilter, NetKind, Netdev};
 use mynah_devices::kind::Chosen;
-use mynah_net::user;
+use mynah_net::fault::Faults;
+use mynah_net::sockets::{Address, DgramConfig, StreamConfig};
+use mynah_net::{MAX_FRAME, user};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 /// The hub of `-net`.
 const HUB: u32 = 0;
 
 /// Back ends that there are.
-const KINDS: &[&str] = &["user", "hubport"];
+const KINDS: &[&str] = &["user", "stream", "dgram", "socket", "hubport"];
 /// Those of QEMU's that are refused by name.
 const LATER: &[&str] = &[
     "tap",
@@ -136,6 +140,83 @@ fn own(props: &mut Props, names: &[&'static str]) -> Result<Vec<(&'static str, S
     Ok(own)
 }
 
+/// `-object filter-dump` and `-object filter-fault`.
+pub fn filter(text: &str) -> Result<NetFilter, Error> {
+    let mut props = Props::parse("-object", text, Some("qom-type"));
+    let name = props.text("qom-type")?.unwrap_or_default();
+    props.rename(format!("-object {name}"));
+    let id = props.text("id")?.ok_or_else(|| props.error("an id=ID is missing"))?;
+    let netdev = props.text("netdev")?.ok_or_else(|| props.error("a netdev=ID is missing"))?;
+    let kind = match name.as_str() {
+        "filter-dump" => {
+            let file = props.text("file")?.ok_or_else(|| props.error("a file=FILE is missing"))?;
+            let most = props.size("maxlen", 1, 1, MAX_FRAME as u64)?.map_or(MAX_FRAME as u32, |n| n as u32);
+            FilterKind::Dump { file: file.into(), most }
+        }
+        "filter-fault" => FilterKind::Fault(faults(&mut props)?),
+        _ => {
+            let known = ["filter-dump", "filter-fault"];
+            let hint = did_you_mean("", &name, known);
+            let hint = if hint.is_empty() { format!(" (there are {})", known.join(", ")) } else { hint };
+            return Err(Error::new(format!("-object {name}: unknown filter{hint}")));
+        }
+    };
+    props.finish()?;
+    Ok(NetFilter { id, netdev, kind })
+}
+
+fn faults(props: &mut Props) -> Result<Faults, Error> {
+    let mut faults = Faults { from_guest: true, to_guest: true, ..Faults::default() };
+    for (name, chance) in [
+        ("loss", &mut faults.loss),
+        ("duplicate", &mut faults.duplicate),
+        ("corrupt", &mut faults.corrupt),
+        ("reorder", &mut faults.reorder),
+    ] {
+        if let Some(text) = props.text(name)? {
+            *chance = text.parse().map_err(|why| props.error(format!("{name}={text}: {why}")))?;
+        }
+    }
+    for (name, time) in [("delay", &mut faults.delay), ("jitter", &mut faults.jitter)] {
+        if let Some(text) = props.text(name)? {
+            *time = duration(&text).map_err(|why| props.error(format!("{name}={text}: {why}")))?;
+        }
+    }
+    if let Some(text) = props.text("rate")? {
+        faults.rate = bits(&text).map_err(|why| props.error(format!("rate={text}: {why}")))?;
+    }
+    faults.seed = props.number("seed", 0, u64::MAX)?.unwrap_or(0);
+    match props.text("queue")?.as_deref() {
+        None | Some("all") => {}
+        // As in QEMU: what the card receives, and what it sends.
+        Some("rx") => faults.from_guest = false,
+        Some("tx") => faults.to_guest = false,
+        Some(other) => return Err(props.error(format!("queue={other}: it is all, rx or tx"))),
+    }
+    Ok(faults)
+}
+
+/// Bits in a second: `10M` is ten million.
+fn bits(text: &str) -> Result<u64, String> {
+    let units = [('k', 1000), ('K', 1000), ('M', 1_000_000), ('G', 1_000_000_000)];
+    let found = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(*name)?, *unit)));
+    let (number, unit) = found.unwrap_or((text, 1));
+    let number = number.parse::<u64>().ok().filter(|n| *n > 0).and_then(|n| n.checked_mul(unit));
+    number.ok_or_else(|| "it is no number of bits in a second, such as 10M".into())
+}
+
+/// A time with its unit: `20ms`, `1.5s`, `300us`; milliseconds without.
+fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
+    let found = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)));
+    let (number, unit) = found.unwrap_or((text, 1e-3));
+    let seconds = number.parse::<f64>().map_err(|_| "it is no time such as 20ms")? * unit;
+    if !(0.0..=60.0).contains(&seconds) {
+        return Err("a line is at most a minute long".into());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
 /// Which back end it is.
 fn kind(props: &mut Props, text: &str, usual: bool) -> Result<&'static str, Error> {
     let given = props.text("type")?;
@@ -166,6 +247,16 @@ fn backend(kind: &str, mut props: Props) -> Result<NetKind, Error> {
         props.finish()?;
         return Ok(NetKind::Hubport { hub, netdev });
     }
+    let other = match kind {
+        "stream" => Some(stream(&mut props)?),
+        "dgram" => Some(dgram(&mut props)?),
+        "socket" => Some(socket(&mut props)?),
+        _ => None,
+    };
+    if let Some(kind) = other {
+        props.finish()?;
+        return Ok(kind);
+    }
     // What has been asked for is no option of the network's.
     let rest = props.rest();
     let options = rest.iter().map(|(key, value)| (key.as_str(), value.as_str()));
@@ -173,9 +264,104 @@ fn backend(kind: &str, mut props: Props) -> Result<NetKind, Error> {
     Ok(NetKind::User(Box::new(config)))
 }
 
+/// The names of an address' properties.
+struct AddressNames([&'static str; 4]);
+
+const STREAM: AddressNames = AddressNames(["addr.type", "addr.host", "addr.port", "addr.path"]);
+const LOCAL: AddressNames = AddressNames(["local.type", "local.host", "local.port", "local.path"]);
+const REMOTE: AddressNames = AddressNames(["remote.type", "remote.host", "remote.port", "remote.path"]);
+
+/// An address, if one was given.
+fn address(
+    props: &mut Props,
+    AddressNames([kind, host, port, path]): &AddressNames,
+) -> Result<Option<Address>, Error> {
+    let (given, host_of) = (props.text(kind)?, props.text(host)?);
+    let (port_of, path_of) = (props.number(port, 0, 65_535)?, props.text(path)?);
+    match given.as_deref() {
+        Some("inet") => {
+            let port_of =
+                port_of.ok_or_else(|| props.error(format!("{kind}=inet: {port}=PORT is missing")))?;
+            Ok(Some(Address::Inet(host_of.unwrap_or_default(), port_of as u16)))
+        }
+        Some("unix") => {
+            let path_of =
+                path_of.ok_or_else(|| props.error(format!("{kind}=unix: {path}=PATH is missing")))?;
+            Ok(Some(Address::Unix(path_of.into())))
+        }
+        Some(other) => Err(props.error(format!("{kind}={other}: it is inet or unix"))),
+        None if host_of.is_some() || port_of.is_some() || path_of.is_some() => {
+            Err(props.error(format!("{kind}=inet or {kind}=unix is missing")))
+        }
+        None => Ok(None),
+    }
+}
+
+/// `-netdev stream`.
+fn stream(props: &mut Props) -> Result<NetKind, Error> {
+    let address = address(props, &STREAM)?.ok_or_else(|| props.error("stream: addr.type= is missing"))?;
+    let server = props.switch("server")?.unwrap_or(false);
+    let reconnect = props.number("reconnect", 0, 86_400)?.unwrap_or(0) as u32;
+    Ok(NetKind::Stream(StreamConfig { address, server, reconnect }))
+}
+
+/// `-netdev dgram`.
+fn dgram(props: &mut Props) -> Result<NetKind, Error> {
+    let (local, remote) = (address(props, &LOCAL)?, address(props, &REMOTE)?);
+    let remote = remote.ok_or_else(|| props.error("dgram: remote.type= is missing"))?;
+    if let Address::Inet(host, port) = &remote
+        && let Ok(group) = host.parse::<IpAddr>()
+        && group.is_multicast()
+    {
+        let local = match local {
+            Some(Address::Inet(host, _)) => Some(host),
+            _ => None,
+        };
+        return multicast(props, SocketAddr::new(group, *port), local);
+    }
+    Ok(NetKind::Dgram(DgramConfig::Peer { local, remote }))
+}
+
+fn multicast(props: &Props, group: SocketAddr, local: Option<String>) -> Result<NetKind, Error> {
+    let local = local.filter(|l| !l.is_empty()).map(|l| l.parse::<Ipv4Addr>());
+    let local = local.transpose().map_err(|_| props.error("an interface's IPv4 address is needed"))?;
+    Ok(NetKind::Dgram(DgramConfig::Multicast { group, local }))
+}
+
+/// `-netdev socket`: the older form of both.
+fn socket(props: &mut Props) -> Result<NetKind, Error> {
+    let (listen, connect, mcast, udp) =
+        (props.text("listen")?, props.text("connect")?, props.text("mcast")?, props.text("udp")?);
+    let local = props.text("localaddr")?;
+    let port = |text: &str| {
+        let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+        let port = port.parse().map_err(|_| props.error(format!("'{text}' is no HOST:PORT")))?;
+        Ok::<_, Error>(Address::Inet(host.into(), port))
+    };
+    let stream =
+        |text: &str, server| Ok(NetKind::Stream(StreamConfig { address: port(text)?, server, reconnect: 0 }));
+    match (listen, connect, mcast, udp) {
+        (Some(at), None, None, None) => stream(&at, true),
+        (None, Some(at), None, None) => stream(&at, false),
+        (None, None, Some(group), None) => {
+            let at = group.parse::<SocketAddr>().ok().filter(|g| g.ip().is_multicast());
+            let at =
+                at.ok_or_else(|| props.error(format!("mcast={group}: it is no group's ADDRESS:PORT")))?;
+            multicast(props, at, local)
+        }
+        (None, None, None, Some(remote)) => {
+            let local = local.ok_or_else(|| props.error("udp=: localaddr=HOST:PORT is missing"))?;
+            Ok(NetKind::Dgram(DgramConfig::Peer { local: Some(port(&local)?), remote: port(&remote)? }))
+        }
+        _ => Err(props.error("socket: one of listen=, connect=, mcast= and udp= is to be given")),
+    }
+}
+
 fn name(kind: &NetKind) -> &'static str {
     match kind {
         NetKind::User(_) => "user",
+        NetKind::Stream(_) => "stream",
+        NetKind::Dgram(_) => "dgram",
         NetKind::Hubport { .. } => "hubport",
     }
 }
@@ -250,6 +436,15 @@ pub fn settle(config: &mut Config, asked: Asked) -> Result<(), Error> {
         }
         config.devices.push(chosen);
     }
+    for filter in &config.net_filters {
+        let NetFilter { id, netdev, .. } = filter;
+        if config.netdevs.iter().all(|n| n.id != *netdev) {
+            let hint = did_you_mean("", netdev, config.netdevs.iter().map(|n| n.id.as_str()));
+            return Err(Error::new(format!(
+                "-object filter id={id}: there is no -netdev with id={netdev}{hint}"
+            )));
+        }
+    }
     for device in &config.devices {
         if let Some(id) = device.netdevs().find(|id| config.netdevs.iter().all(|n| n.id != *id)) {
             let hint = did_you_mean("", id, config.netdevs.iter().map(|n| n.id.as_str()));
@@ -317,6 +512,65 @@ mod tests {
             settled(&[("net", "nic"), ("net", "nic,macaddr=52:54:00:00:00:07"), ("net", "user")]).unwrap();
         assert_eq!(cards(&config).iter().map(|c| c.1).collect::<Vec<_>>(), ["hub0port1", "hub0port2"]);
         assert_eq!(config.netdevs[1].kind, NetKind::Hubport { hub: 0, netdev: Some("net0".into()) });
+    }
+
+    #[test]
+    fn links_to_other_machines_are_read() {
+        let kind =
+            |text: &str| settled(&[("netdev", &format!("{text},id=n"))]).map(|c| c.netdevs[0].kind.clone());
+        let inet = |host: &str, port| Address::Inet(host.into(), port);
+        let unix = StreamConfig { address: Address::Unix("/run/x".into()), server: true, reconnect: 0 };
+        assert_eq!(kind("stream,server=on,addr.type=unix,addr.path=/run/x").unwrap(), NetKind::Stream(unix));
+        let tcp = StreamConfig { address: inet("::1", 5555), server: false, reconnect: 3 };
+        assert_eq!(
+            kind("stream,addr.type=inet,addr.host=::1,addr.port=5555,reconnect=3").unwrap(),
+            NetKind::Stream(tcp)
+        );
+        let listen = StreamConfig { address: inet("", 1234), server: true, reconnect: 0 };
+        assert_eq!(kind("socket,listen=:1234").unwrap(), NetKind::Stream(listen));
+        let peer = DgramConfig::Peer { local: Some(inet("127.0.0.1", 2)), remote: inet("127.0.0.1", 1) };
+        assert_eq!(kind("socket,udp=127.0.0.1:1,localaddr=127.0.0.1:2").unwrap(), NetKind::Dgram(peer));
+        let group = DgramConfig::Multicast { group: "230.0.0.1:1234".parse().unwrap(), local: None };
+        assert_eq!(kind("socket,mcast=230.0.0.1:1234").unwrap(), NetKind::Dgram(group.clone()));
+        assert_eq!(
+            kind("dgram,remote.type=inet,remote.host=230.0.0.1,remote.port=1234").unwrap(),
+            NetKind::Dgram(group)
+        );
+        for (text, said) in [
+            ("stream", "addr.type= is missing"),
+            ("stream,addr.type=unix", "addr.path=PATH is missing"),
+            ("stream,addr.path=/run/x", "addr.type=unix is missing"),
+            ("socket", "one of listen="),
+            ("socket,listen=:1,connect=:2", "one of listen="),
+            ("socket,mcast=10.0.0.1:5", "no group's"),
+            ("dgram,remote.type=fd", "inet or unix"),
+        ] {
+            let why = kind(text).unwrap_err();
+            assert!(why.contains(said), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn filters_are_read() {
+        let dump = filter("filter-dump,id=f,netdev=n,file=x.pcap,maxlen=96").unwrap();
+        assert_eq!(dump.kind, FilterKind::Dump { file: "x.pcap".into(), most: 96 });
+        let bad = filter("filter-fault,id=f,netdev=n,loss=2%,delay=20ms,jitter=1.5,rate=10M,queue=rx,seed=3")
+            .unwrap();
+        let FilterKind::Fault(faults) = bad.kind else { panic!() };
+        assert_eq!((faults.delay, faults.jitter), (Duration::from_millis(20), Duration::from_micros(1500)));
+        assert_eq!(
+            (faults.rate, faults.seed, faults.from_guest, faults.to_guest),
+            (10_000_000, 3, false, true)
+        );
+        assert_eq!(faults.loss, "2".parse().unwrap());
+        for (text, said) in [
+            ("filter-dmup,id=f,netdev=n", "filter-dump"),
+            ("filter-dump,id=f,netdev=n", "file=FILE is missing"),
+            ("filter-fault,id=f,netdev=n,loss=200", "from 0 to 100"),
+            ("filter-fault,id=f,netdev=n,delay=2h", "20ms"),
+        ] {
+            assert!(filter(text).unwrap_err().to_string().contains(said), "{text}");
+        }
     }
 
     #[test]

@@ -323,7 +323,7 @@ impl Handle {
         self.board().map_or(Vec::new(), |board| board.router.raised())
     }
 
-    fn board(&self) -> Option<Arc<Board>> {
+    pub(super) fn board(&self) -> Option<Arc<Board>> {
         self.0.built.get()?.board.upgrade()
     }
 }

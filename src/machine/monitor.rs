@@ -4,6 +4,7 @@
 mod args;
 mod input;
 mod memory;
+mod network;
 
 use self::args::{Args, Fault, Format};
 use super::drives::open_image;
@@ -80,6 +81,18 @@ const COMMANDS: &[Command] = &[
     ),
     row("help|?", "[COMMAND]", "this text, or that of one command", With(|_, a| help_of(a))),
     row(
+        "hostfwd_add",
+        "[NETDEV] [tcp|udp]:[HOST]:PORT-[GUEST]:PORT",
+        "lead a port of the host's to the guest; port 0: a free one",
+        With(|m, a| m.hostfwd_add(a)),
+    ),
+    row(
+        "hostfwd_remove",
+        "[NETDEV] [tcp|udp]:[HOST]:PORT",
+        "close a port of the host's again",
+        With(|m, a| m.hostfwd_remove(a)),
+    ),
+    row(
         "i",
         "[/FMT] PORT [INDEX]",
         "read a port; with INDEX that is written there, and the next one read",
@@ -128,6 +141,12 @@ const COMMANDS: &[Command] = &[
         "vnc PASSWORD",
         "the password for VNC clients",
         With(|m, a| if a.takes("vnc") { m.vnc_password(a) } else { Err(Fault::Form) }),
+    ),
+    row(
+        "set_link",
+        "NAME on|off",
+        "put a network card's cable in, or pull it out",
+        With(|m, a| m.set_link(a)),
     ),
     row("stop|s", "", "pause the guest", Does(|m| m.machine.pause())),
     row("sum", "ADDRESS SIZE", "the checksum of physical memory, as sum -r makes it", With(|m, a| m.sum(a))),
@@ -178,6 +197,7 @@ const INFO: &[Command] = &[
         Plain(|m| Ok(info::mtree(&m.machine.memory_map(), &m.machine.port_map()))),
     ),
     row("name", "", "the guest's name", Plain(|m| Ok(m.name()))),
+    row("network", "", "the network cards and what is behind them", Plain(|m| m.network())),
     row(
         "pci",
         "",
@@ -195,6 +215,7 @@ const INFO: &[Command] = &[
     row("roms", "", "what is in ROM", Plain(|m| Ok(info::roms(&m.machine.memory_map())))),
     row("status", "", "running or paused", Plain(|m| Ok(format!("VM status: {}\n", m.machine.status())))),
     row("tlb", "", "the pages of the vCPU's tables", Plain(|m| m.tlb())),
+    row("usernet", "", "what passes through the user network", Plain(|m| m.usernet())),
     row("uuid", "", "the system's UUID", Plain(|m| Ok(m.uuid()))),
     row("version", "", "Mynah's version", Plain(|_| Ok(format!("{}\n", env!("CARGO_PKG_VERSION"))))),
     row(
@@ -663,7 +684,7 @@ mod tests {
         assert_eq!(m.command("cpu 1"), "invalid CPU index\n");
         assert_eq!(m.command("help nothing"), "unknown command: 'nothing'\n");
         assert_eq!(m.command("info device"), "'info device': its form is info device NAME\n");
-        assert_eq!(m.command("info usernet"), "unknown command: 'info usernet' (try 'help info')\n");
+        assert_eq!(m.command("info spice"), "unknown command: 'info spice' (try 'help info')\n");
         assert_eq!(m.command("watchdog_action bark"), "Error: there is no action 'bark'\n");
         assert_eq!(m.command("mouse_move 1 2"), "Error: the board has no mouse\n");
         assert_eq!(m.command("x/4qw 0"), "invalid char in format: 'q'\n");

@@ -1,13 +1,17 @@
 //! The machine's networks: what is behind its cards (`-netdev`, `-nic`), and the cards' links.
-use crate::config::{Config, NetKind, Netdev};
+use crate::config::{Config, FilterKind, NetFilter, NetKind, Netdev};
 use anyhow::{Context, bail};
 use mynah_devices::event_loop::{EventLoop, Registration, Source, TimedSource, Timer};
 use mynah_devices::net::Link;
-use mynah_net::user::{Interest, Reactor, Token};
-use mynah_net::{Backend, Hub, User};
+use mynah_net::fault::{Alarm, Fault, Line};
+use mynah_net::reactor::{Handler, Interest, Reactor, Token};
+use mynah_net::sockets::{Dgram, Stream};
+use mynah_net::user;
+use mynah_net::{Backend, Capture, Hub, User};
 use parking_lot::Mutex;
 use socket2::Socket;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
@@ -28,7 +32,8 @@ pub struct Net {
     pub id: String,
     /// What it is.
     pub kind: NetKind,
-    backend: Arc<dyn Backend>,
+    /// What a card sees: the back end, or the filter that is the furthest from it.
+    front: Arc<dyn Backend>,
     /// The NAT, if it is one.
     pub user: Option<Arc<User>>,
 }
@@ -48,11 +53,30 @@ impl Nets {
                     let user =
                         User::new((**config).clone(), reactor.clone()).with_context(|| shown.clone())?;
                     reactor.serve(&user);
+                    tell_chosen(cfg, config, &user);
                     (user.clone(), Some(user))
+                }
+                NetKind::Stream(config) => {
+                    let reactor = LoopReactor::new(events);
+                    let made = Stream::new(config.clone(), reactor.clone());
+                    let stream = made.with_context(|| format!("{shown}: {}", config.address))?;
+                    reactor.serve(&stream);
+                    (stream, None)
+                }
+                NetKind::Dgram(config) => {
+                    let reactor = LoopReactor::new(events);
+                    let theirs: Arc<dyn Reactor> = reactor.clone();
+                    let dgram = Dgram::new(config, &theirs).with_context(|| shown.clone())?;
+                    reactor.serve(&dgram);
+                    (dgram, None)
                 }
                 NetKind::Hubport { hub, .. } => (hubs.entry(*hub).or_insert_with(Hub::new).port(), None),
             };
-            all.push(Net { id: id.clone(), kind: kind.clone(), backend, user });
+            let mut front = backend;
+            for filter in cfg.net_filters.iter().filter(|f| f.netdev == *id) {
+                front = put_in_front(filter, front, events)?;
+            }
+            all.push(Net { id: id.clone(), kind: kind.clone(), front, user });
         }
         let nets = Self { all, ..Self::default() };
         let mut nats = BTreeSet::new();
@@ -75,7 +99,7 @@ impl Nets {
     /// The back end of this name, for the first card that asks for it.
     pub fn take(&self, id: &str) -> Option<Arc<dyn Backend>> {
         let net = self.find(id)?;
-        self.taken.lock().insert(id.into()).then(|| net.backend.clone())
+        self.taken.lock().insert(id.into()).then(|| net.front.clone())
     }
 
     /// The back end of this name.
@@ -99,7 +123,68 @@ impl Nets {
     }
 }
 
-/// The event loop as the NAT wants it.
+/// A filter with what is behind it.
+fn put_in_front(
+    filter: &NetFilter,
+    behind: Arc<dyn Backend>,
+    events: &Arc<EventLoop>,
+) -> anyhow::Result<Arc<dyn Backend>> {
+    Ok(match &filter.kind {
+        FilterKind::Dump { file, most } => {
+            let shown = || format!("-object filter-dump,id={}: {}", filter.id, file.display());
+            // Without a buffer: whoever looks at it sees what has passed.
+            let out = File::create(file).with_context(shown)?;
+            Capture::new(behind, out, *most).with_context(shown)?
+        }
+        FilterKind::Fault(faults) => {
+            let fault = Fault::new(*faults, behind);
+            let late = Arc::new(Late(Arc::downgrade(&fault)));
+            let owner: Arc<dyn TimedSource> = late.clone();
+            fault
+                .set_alarm(Arc::new(LoopAlarm { timer: events.timer(Arc::downgrade(&owner)), _owner: late }));
+            Arc::new(Line(fault))
+        }
+    })
+}
+
+/// Whose frames are late.
+struct Late(Weak<Fault>);
+
+impl TimedSource for Late {
+    fn due(&self) {
+        if let Some(fault) = self.0.upgrade() {
+            fault.due();
+        }
+    }
+}
+
+struct LoopAlarm {
+    timer: Timer,
+    /// The loop holds it weakly.
+    _owner: Arc<Late>,
+}
+
+impl Alarm for LoopAlarm {
+    fn set(&self, deadline: Option<Instant>) {
+        self.timer.set(deadline);
+    }
+}
+
+/// Says which ports the host has chosen.
+fn tell_chosen(cfg: &Config, wanted: &user::Config, user: &User) {
+    for (wanted, open) in wanted.host_forwards.iter().zip(user.forwards()) {
+        if wanted.host.port() == 0 {
+            let kind = if open.udp { "udp" } else { "tcp" };
+            let to = open.guest.port();
+            crate::cli::say(
+                &cfg.program,
+                &format!("hostfwd: {kind} {} leads to the guest's port {to}", open.host),
+            );
+        }
+    }
+}
+
+/// The event loop as a back end wants it.
 struct LoopReactor {
     events: Arc<EventLoop>,
     served: Arc<Served>,
@@ -108,18 +193,18 @@ struct LoopReactor {
 
 /// Whose sockets and times these are.
 #[derive(Default)]
-struct Served(OnceLock<Weak<User>>);
+struct Served(OnceLock<Weak<dyn Handler>>);
 
 impl Served {
-    fn user(&self) -> Option<Arc<User>> {
+    fn handler(&self) -> Option<Arc<dyn Handler>> {
         self.0.get().and_then(Weak::upgrade)
     }
 }
 
 impl TimedSource for Served {
     fn due(&self) {
-        if let Some(user) = self.user() {
-            user.due();
+        if let Some(handler) = self.handler() {
+            handler.due();
         }
     }
 }
@@ -131,8 +216,8 @@ struct Waiting {
 
 impl Source for Waiting {
     fn ready(&self, readable: bool, writable: bool) {
-        if let Some(user) = self.served.user() {
-            user.ready(self.token, readable, writable);
+        if let Some(handler) = self.served.handler() {
+            handler.ready(self.token, readable, writable);
         }
     }
 }
@@ -156,9 +241,10 @@ impl LoopReactor {
         Arc::new(Self { events: events.clone(), served, timer })
     }
 
-    /// What is ready is told to `user` from now on.
-    fn serve(&self, user: &Arc<User>) {
-        let _ = self.served.0.set(Arc::downgrade(user));
+    /// What is ready is told to `handler` from now on.
+    fn serve<H: Handler + 'static>(&self, handler: &Arc<H>) {
+        let handler: Arc<dyn Handler> = handler.clone();
+        let _ = self.served.0.set(Arc::downgrade(&handler));
     }
 }
 

@@ -2,7 +2,7 @@
 use super::config::{Behind, Config};
 use super::dns::Resolvers;
 use super::ip::{self, Fragment};
-use super::reactor::{Reactor, Token};
+use crate::reactor::{Reactor, Token};
 use crate::{Frame, Nic, Offload, Takes};
 use socket2::Socket;
 use std::collections::hash_map::RandomState;

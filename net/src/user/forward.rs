@@ -1,9 +1,9 @@
 //! Ports of the host's that lead to a guest (`hostfwd`).
 use super::config::HostForward;
 use super::core::{Core, kind};
-use super::reactor::{Interest, Token};
 use super::tcp::Tcp;
 use super::udp::Udp;
+use crate::reactor::{Interest, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;

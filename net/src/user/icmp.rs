@@ -2,7 +2,7 @@
 //! on Linux); errors go to the guest as a router's would (RFC 792, RFC 4443).
 use super::core::{Core, FlowCounters, FlowInfo, Reach, Unreachable, kind};
 use super::ip::{self, Ip};
-use super::reactor::{Interest, Token};
+use crate::reactor::{Interest, Token};
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::HashMap;

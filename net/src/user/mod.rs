@@ -19,13 +19,14 @@ mod dhcp;
 mod dhcpv6;
 mod dns;
 mod forward;
+mod holder;
 mod hosterror;
 mod icmp;
 mod ip;
 mod lease;
 mod link;
 mod ndp;
-mod reactor;
+mod poll;
 mod reassembly;
 mod tcp;
 mod tftp;
@@ -33,7 +34,8 @@ mod udp;
 
 pub use self::config::{Behind, Config, ConfigError, GuestForward, HostForward};
 pub use self::core::{FlowCounters, FlowInfo, Stats};
-pub use self::reactor::{Interest, Poll, Reactor, Token};
+pub use self::poll::Poll;
+pub use crate::reactor::{Handler, Interest, Reactor, Token};
 
 use self::core::{Core, Unreachable, kind};
 use self::forward::Forwards;
@@ -55,13 +57,25 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum UserError {
     /// The host does not give a port.
-    #[error("cannot listen on {at}: {why}")]
+    #[error("hostfwd={kind}:{at}: {why}{}", holder.as_ref().map(|h| format!(": {h} has it")).unwrap_or_default())]
     Forward {
+        /// tcp or udp.
+        kind: &'static str,
         /// Which.
         at: SocketAddr,
         /// What it says.
         why: io::Error,
+        /// Who has it, as far as the host tells.
+        holder: Option<String>,
     },
+}
+
+impl UserError {
+    fn forward(udp: bool, at: SocketAddr, why: io::Error) -> Self {
+        let taken = why.kind() == io::ErrorKind::AddrInUse;
+        let holder = if taken { holder::of(udp, at) } else { None };
+        Self::Forward { kind: if udp { "udp" } else { "tcp" }, at, why, holder }
+    }
 }
 
 struct Nat {
@@ -107,8 +121,8 @@ impl User {
             tick_at: None,
         };
         for forward in forwards {
-            let at = forward.host;
-            nat.forwards.add(&mut nat.core, forward).map_err(|why| UserError::Forward { at, why })?;
+            let (udp, at) = (forward.udp, forward.host);
+            nat.forwards.add(&mut nat.core, forward).map_err(|why| UserError::forward(udp, at, why))?;
         }
         if nat.core.config.ipv6 {
             let first = nat.core.now + ndp::EVERY;
@@ -161,8 +175,10 @@ impl User {
     /// Opens a port of the host's, as `hostfwd_add` does: `[tcp|udp]:[host]:port-[guest]:port`. Which it is.
     pub fn add_forward(&self, forward: &str) -> Result<SocketAddr, String> {
         let forward = config::host_forward(forward)?;
+        let (udp, at) = (forward.udp, forward.host);
         let nat = &mut *self.nat.lock();
-        nat.forwards.add(&mut nat.core, forward).map_err(|e| e.to_string())
+        let opened = nat.forwards.add(&mut nat.core, forward);
+        opened.map_err(|why| UserError::forward(udp, at, why).to_string())
     }
 
     /// Closes a port of the host's; whether it was open.
@@ -194,6 +210,16 @@ impl User {
     /// Bytes in the buffers of all flows.
     pub fn buffered(&self) -> usize {
         self.nat.lock().core.buffered
+    }
+}
+
+impl Handler for User {
+    fn ready(&self, token: Token, read: bool, write: bool) {
+        self.ready(token, read, write);
+    }
+
+    fn due(&self) {
+        self.due();
     }
 }
 

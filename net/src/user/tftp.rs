@@ -3,7 +3,7 @@
 //!
 //! A block is read from its file when it is sent: a small read, mostly from the host's cache, on the loop's thread.
 use super::core::{Core, kind};
-use super::reactor::Token;
+use crate::reactor::Token;
 use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;

@@ -1,8 +1,8 @@
 //! UDP: each pair of ends is a flow with a connected socket of the host's, so that errors of the network come back to
 //! it; a flow that came in by a forward uses the forward's socket. A flow ends when nothing has passed for a while.
 use super::core::{Core, FlowCounters, FlowInfo, Reach, Unreachable, kind};
-use super::reactor::{Interest, Token};
 use super::{hosterror, icmp, ip};
+use crate::reactor::{Interest, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read};

@@ -1,7 +1,7 @@
 //! One connection: what is known of both its ends, and the host's end of it.
 use super::ring::Ring;
+use crate::reactor::{Interest, Token};
 use crate::user::core::{Core, FlowCounters};
-use crate::user::reactor::{Interest, Token};
 use socket2::Socket;
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::{Shutdown, SocketAddr};

@@ -23,9 +23,9 @@ pub use flow::Key;
 
 use super::config::Behind;
 use super::core::{Core, FlowInfo, Reach, Unreachable, kind, mapped};
-use super::reactor::Token;
 use super::{icmp, ip};
 use crate::Frame;
+use crate::reactor::Token;
 use flow::{Fate, Flow, Phase};
 use input::Segment;
 use output::{ACK, Header, RST, SYN, header};

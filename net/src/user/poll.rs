@@ -1,7 +1,5 @@
-//! What the NAT needs of the event loop: to be told when a socket is ready and when a time has come.
-//!
-//! A machine has one loop for all its devices, in a crate above this one, and implements [`Reactor`] on it. [`Poll`] is
-//! a small one on poll(2) for tests and benchmarks, whose clock can be put forward.
+//! A small event loop on poll(2) for tests and benchmarks, whose clock can be put forward.
+use crate::reactor::{Interest, Reactor, Token};
 use parking_lot::Mutex;
 use socket2::Socket;
 use std::collections::HashMap;
@@ -9,27 +7,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Whose a socket is: passed to [`super::User::ready`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Token(pub u64);
-
-/// An event loop.
-pub trait Reactor: Send + Sync {
-    /// The time.
-    fn now(&self) -> Instant;
-    /// Prepares to wait for `socket`, for nothing yet. What is ready is told by [`super::User::ready`], never from
-    /// within a call of the NAT's.
-    fn register(&self, socket: &Arc<Socket>, token: Token) -> io::Result<Box<dyn Interest>>;
-    /// Calls [`super::User::due`] at `deadline`, in place of what was set before.
-    fn set_timer(&self, deadline: Option<Instant>);
-}
-
-/// A socket that is waited for, until this is dropped.
-pub trait Interest: Send {
-    /// What is waited for from now on, for one call.
-    fn want(&self, read: bool, write: bool) -> io::Result<()>;
-}
 
 type Waiting = HashMap<Token, (Arc<Socket>, bool, bool)>;
 
