@@ -16,8 +16,9 @@ use crate::device::{Device, Registry};
 use crate::events::MachineEvents;
 use crate::misc::entropy::Entropy;
 use crate::misc::vmgenid::VmGenId;
-use crate::net::Link;
-use crate::pci::{ConfigSpace, DevFn, Function, PciBus, PciDevice};
+use crate::net::{self, Link};
+use crate::pci::config::{ROM_BAR, reg};
+use crate::pci::{BarKind, ConfigSpace, DevFn, Function, OptionRom, PciBus, PciDevice};
 use crate::serial::Serial;
 use crate::storage::floppy::Fdc;
 use crate::storage::ide::Cable;
@@ -31,6 +32,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 /// All kinds, in no order.
@@ -333,6 +335,8 @@ pub struct Site<'a> {
     pub netdev: &'a dyn Fn(&str) -> Option<Arc<dyn Backend>>,
     /// The cards' links, which the monitor lists.
     pub links: &'a RefCell<Vec<Arc<Link>>>,
+    /// The file that such a name of a ROM means, if there is one.
+    pub rom: &'a dyn Fn(&str) -> Option<PathBuf>,
     /// vCPUs: as many queues a device has that is not told how many.
     pub cpus: usize,
     /// Random numbers.
@@ -453,6 +457,24 @@ impl Site<'_> {
         names.find(|name| root.find(name).is_none()).ok_or(PlugError::Full)
     }
 
+    /// The option ROM of a network card: the one that the user has named, or the usual one if it is to be found.
+    fn option_rom(&self, values: &Values, config: &ConfigSpace) -> Result<Option<Arc<OptionRom>>, PlugError> {
+        let usual = net::usual_rom(config.get16(reg::VENDOR_ID), config.get16(reg::DEVICE_ID));
+        let Some(usual) = usual.filter(|_| config.get8(reg::CLASS + 2) == net::CLASS) else {
+            return Ok(None);
+        };
+        let given = values.text("romfile");
+        let Some(path) = (self.rom)(given.unwrap_or(usual)).filter(|_| given != Some("")) else {
+            return match given {
+                None | Some("") => Ok(None),
+                Some(name) => Err(PlugError::Value(format!("romfile={name}: there is no such file"))),
+            };
+        };
+        let why = |e: &dyn fmt::Display| PlugError::Value(format!("romfile={}: {e}", path.display()));
+        let bytes = std::fs::read(&path).map_err(|e| why(&e))?;
+        OptionRom::new(bytes).map(Some).map_err(|e| why(&e))
+    }
+
     /// Makes a PCI function with this configuration space on the bus and at the address that the user gave, or the
     /// next free one, and plugs it in.
     ///
@@ -461,13 +483,19 @@ impl Site<'_> {
     pub fn plug_pci<D: Device + PciDevice>(
         &self,
         values: &Values,
-        config: ConfigSpace,
+        mut config: ConfigSpace,
         make: impl FnOnce(Function) -> Arc<D>,
     ) -> Result<Arc<D>, PlugError> {
         let bus = self.pci_bus(values)?;
         let devfn = self.pci_address(values, &bus)?;
         let what = (config.get8(0x0a), config.get8(0x0b));
-        let device = make(bus.function(devfn, config));
+        let rom = self.option_rom(values, &config)?;
+        if let Some(rom) = &rom {
+            config.add_bar(ROM_BAR, BarKind::Memory32 { prefetchable: false }, rom.size());
+        }
+        let mut function = bus.function(devfn, config);
+        function.set_rom(rom);
+        let device = make(function);
         bus.attach(devfn, device.clone());
         self.boot_path(values, || firmware_path(devfn, what))?;
         let name = values.id.clone().unwrap_or_else(|| match bus.is_root() {

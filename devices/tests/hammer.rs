@@ -300,6 +300,7 @@ fn board() -> Board {
         // A frame comes back as often as there is room for it.
         netdev: &|_| Some(Arc::new(Echo::default())),
         links: &RefCell::default(),
+        rom: &|_| None,
         cpus: 2,
         entropy: Entropy::new(Some(1), 2),
         balloon: &OnceLock::new(),

@@ -499,7 +499,13 @@ fn refuse_kernel(option: &str, path: &Path) -> Result<(), Error> {
 }
 
 /// Folders in which distributions put firmware.
-const FIRMWARE_DIRS: [&str; 3] = ["/usr/share/seabios", "/usr/share/qemu", "/usr/share/ovmf"];
+const FIRMWARE_DIRS: [&str; 5] = [
+    "/usr/share/seabios",
+    "/usr/share/qemu",
+    "/usr/share/ovmf",
+    "/usr/lib/ipxe/qemu",
+    "/usr/share/ipxe/qemu",
+];
 
 /// The file that `-bios NAME` means: `NAME` itself, or else in one of the folders of `-L`, or where distributions put
 /// it.

@@ -224,8 +224,9 @@ fn kind(props: &mut Props, text: &str, usual: bool) -> Result<&'static str, Erro
         return Err(Error::info(format!("Available netdev backend types:\n{}\n", KINDS.join("\n"))));
     }
     let given = match given {
-        None if usual => "user".into(),
-        given => given.unwrap_or_default(),
+        Some(kind) if !kind.is_empty() => kind,
+        _ if usual => "user".into(),
+        _ => String::new(),
     };
     if let Some(kind) = KINDS.iter().find(|k| **k == given) {
         return Ok(kind);

@@ -4,6 +4,7 @@ use super::boards::common::set_cmos_floppies;
 use super::handle::Handle;
 use super::inside::Translators;
 use super::monitor::{Hmp, Lines};
+use crate::cli::build::find_firmware;
 use crate::config::{CharBackend, CharTarget, Config, Display, FwCfgData, Vnc, exit_code};
 use anyhow::{Context, bail};
 use mynah_devices::chardev::spec::Address;
@@ -23,6 +24,7 @@ use mynah_devices::serial::{COM, Serial};
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -374,6 +376,7 @@ pub fn attach_extra(
         drive: &|id| board.drives.take(id),
         netdev: &|id| board.nets.take(id),
         links: &links,
+        rom: &|name| Some(find_firmware(cfg, Path::new(name))).filter(|f| f.is_file()),
         cpus: cfg.smp.cpus as usize,
         entropy: board.entropy.clone(),
         balloon: &board.balloon,

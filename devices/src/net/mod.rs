@@ -25,6 +25,7 @@ macro_rules! card_properties {
             $crate::net::NETDEV,
             $crate::net::MAC,
             $crate::net::BOOTINDEX,
+            $crate::net::ROMFILE,
             $($own),*
         ]
     };
@@ -43,6 +44,28 @@ pub const BOOTINDEX: Property = Property {
     default: None,
     help: "its place in the boot order",
 };
+
+/// The class code of network controllers (PCI Code and ID Assignment, 1.3).
+pub const CLASS: u8 = 2;
+
+/// `romfile=`.
+pub const ROMFILE: Property = Property {
+    name: "romfile",
+    kind: Type::Text,
+    default: None,
+    help: "its boot ROM (default: iPXE's, if there is one); empty for none",
+};
+
+/// The boot ROM that QEMU has for a card of this vendor and device, for BIOS and UEFI both.
+pub fn usual_rom(vendor: u16, device: u16) -> Option<&'static str> {
+    Some(match (vendor, device) {
+        (0x8086, 0x100e) => "efi-e1000.rom",
+        (0x8086, 0x10d3) => "efi-e1000e.rom",
+        (0x10ec, 0x8139) => "efi-rtl8139.rom",
+        (0x1af4, 0x1000 | 0x1041) => "efi-virtio.rom",
+        _ => return None,
+    })
+}
 
 /// A card as its [`Link`] sees it.
 pub trait Card: Nic {

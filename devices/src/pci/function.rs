@@ -22,6 +22,7 @@ use super::{BarKind, DevFn};
 use crate::bus::Irq;
 use crate::device::Invalid;
 use crate::dma::Dma;
+use mynah_mmu::Mmio;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -84,6 +85,44 @@ pub struct Function {
     pin: Irq,
     messages: Arc<dyn MsiSink>,
     state: Mutex<State>,
+    rom: Option<Arc<OptionRom>>,
+}
+
+/// A function's expansion ROM (PCI 2.1, 6.3).
+pub struct OptionRom(Vec<u8>);
+
+impl OptionRom {
+    /// The bytes of a ROM.
+    ///
+    /// # Errors
+    /// It is none, or has more than 16 MiB.
+    pub fn new(mut bytes: Vec<u8>) -> Result<Arc<Self>, &'static str> {
+        if bytes.get(..2) != Some(&[0x55, 0xaa]) {
+            return Err("it is no option ROM (its first bytes are not 55 AA)");
+        }
+        if bytes.len() > 16 << 20 {
+            return Err("an option ROM has at most 16 MiB");
+        }
+        let size = bytes.len().next_power_of_two().max(0x800);
+        bytes.resize(size, 0xff);
+        Ok(Arc::new(Self(bytes)))
+    }
+
+    /// Bytes that its BAR decodes.
+    pub fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+}
+
+impl Mmio for OptionRom {
+    fn read(&self, offset: u64, size: u8) -> u64 {
+        crate::bus::read_bytes64(size, |n| {
+            let at = usize::try_from(offset).ok().and_then(|at| at.checked_add(n.into()));
+            at.and_then(|at| self.0.get(at)).copied().unwrap_or(0xff)
+        })
+    }
+
+    fn write(&self, _: u64, _: u8, _: u64) {}
 }
 
 /// What is saved of a function.
@@ -156,6 +195,7 @@ impl PciBus {
             pin,
             messages: self.messages(),
             state: Mutex::new(state),
+            rom: None,
         }
     }
 }
@@ -164,6 +204,16 @@ impl PciBus {
 const MASKED_ENTRY: [u32; 4] = [0, 0, 0, 1];
 
 impl Function {
+    /// Its expansion ROM, for whose BAR the bus answers.
+    pub fn rom(&self) -> Option<&Arc<OptionRom>> {
+        self.rom.as_ref()
+    }
+
+    /// Gives it an expansion ROM, before it is plugged in.
+    pub fn set_rom(&mut self, rom: Option<Arc<OptionRom>>) {
+        self.rom = rom;
+    }
+
     /// Its configuration space.
     pub fn config(&self) -> &Mutex<ConfigSpace> {
         &self.config

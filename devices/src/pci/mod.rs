@@ -39,7 +39,7 @@ use bridge::Windows;
 use config::reg;
 
 pub use config::{BarKind, ConfigSpace};
-pub use function::{Function, FunctionV1, MsiSink};
+pub use function::{Function, FunctionV1, MsiSink, OptionRom};
 
 /// First port of configuration mechanism #1: address at +0, data at +4.
 pub const CONFIG_PORTS: u16 = 0xcf8;
@@ -439,7 +439,12 @@ impl PciBus {
         }
         let bar = slot.dev.config().lock().bar(index);
         if let (Some(address), Some((kind, size))) = (wanted, bar) {
-            let mapping = match (slot.dev.bar(index), kind) {
+            let rom = slot.dev.function().and_then(|f| f.rom()).filter(|_| index == config::ROM_BAR);
+            let target = match rom {
+                Some(rom) => BarTarget::Memory(rom.clone()),
+                None => slot.dev.bar(index),
+            };
+            let mapping = match (target, kind) {
                 (BarTarget::Io(dev), BarKind::Io) => {
                     Mapping::Io(self.ports.map(address as u16, size as u32, dev))
                 }

@@ -63,6 +63,8 @@ pub(super) struct BootState {
     pub roms: Vec<optionrom::Found>,
     /// Memory that they have.
     pub blocks: Vec<super::pmm::Block>,
+    /// The structure by which option ROMs find the memory manager, while it is not there.
+    pub pmm: Vec<u8>,
 }
 
 /// What may be booted.
@@ -178,8 +180,12 @@ impl Bios {
                     };
                     self.boot.phase = Phase::Roms(next);
                     let (segment, device) = (rom.segment, rom.device);
-                    self.boot.roms.push(rom);
-                    return self.call_rom(r, pc, segment, 3, device);
+                    // One of the network takes long, and is seldom booted from.
+                    let now = !rom.network || self.cfg.boot.menu;
+                    self.boot.roms.push(optionrom::Found { started: now, ..rom });
+                    if now {
+                        return self.call_rom(r, pc, segment, 3, device);
+                    }
                 }
                 Phase::Connect(n) => {
                     if n == 0 {
@@ -243,8 +249,18 @@ impl Bios {
                     self.boot.phase = Phase::Load(n);
                 }
                 Phase::Load(n) => {
+                    let candidate = self.candidates().get(usize::from(n)).copied();
                     self.boot.phase = Phase::Try(n.saturating_add(1));
-                    let Some(&candidate) = self.candidates().get(usize::from(n)) else { continue };
+                    let Some(candidate) = candidate else { continue };
+                    if let Candidate::Rom(rom) = candidate
+                        && let Some(rom) = self.boot.roms.get_mut(rom).filter(|rom| !rom.started)
+                    {
+                        rom.started = true;
+                        let (segment, device) = (rom.segment, rom.device);
+                        self.begin_pmm(pc);
+                        self.boot.phase = Phase::Load(n);
+                        return self.call_rom(r, pc, segment, 3, device);
+                    }
                     match self.load(r, pc, candidate, n) {
                         Ok(()) => return Outcome::Jump,
                         Err(why) => self.say(pc, &format!("Boot failed: {why}\n\n")),
@@ -318,8 +334,11 @@ impl Bios {
         let unit = match what {
             Candidate::Unit(unit) => unit,
             Candidate::Rom(rom) => {
-                let rom = self.boot.roms.get(rom).ok_or("it is gone")?;
+                let rom = self.boot.roms.get_mut(rom).ok_or("it is gone")?;
+                // Its initialisation may have made them.
+                rom.read_headers(pc);
                 let (segment, entry, device) = (rom.segment, rom.entry, rom.device);
+                self.end_pmm(pc);
                 self.call_rom(r, pc, segment, entry, device);
                 // It is not to return; if it does, the next one is tried.
                 pc.set_u16(linear(0, r.esp as u16), self.rom.rom_failed);

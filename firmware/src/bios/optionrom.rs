@@ -25,6 +25,10 @@ pub(super) struct Found {
     pub entry: u16,
     /// What it says that it is.
     pub name: String,
+    /// It is a network card's, which is started only if that is to be booted from.
+    pub network: bool,
+    /// Its initialisation was called.
+    pub started: bool,
 }
 
 /// The next ROM at or after `at`, and where to look for the one behind it.
@@ -36,9 +40,12 @@ pub(super) fn next(pc: &mut dyn Platform, at: u32) -> Option<(Found, u32)> {
             let mut image = vec![0; len as usize];
             pc.read(at, &mut image);
             if image.iter().fold(0u8, |sum, b| sum.wrapping_add(*b)) == 0 {
+                let (device, network) = function_of(pc, &image);
                 let found = Found {
                     segment: (at >> 4) as u16,
-                    device: device_of(pc, &image),
+                    device,
+                    network,
+                    started: false,
                     connect: 0,
                     entry: 0,
                     name: String::new(),
@@ -51,16 +58,20 @@ pub(super) fn next(pc: &mut dyn Platform, at: u32) -> Option<(Found, u32)> {
     None
 }
 
-/// The PCI function whose vendor and device a ROM's PCI data structure has; 0 if it has none.
-fn device_of(pc: &mut dyn Platform, image: &[u8]) -> u16 {
+/// The PCI function whose vendor and device a ROM's PCI data structure has, 0 if it has none; and whether it is a
+/// network card's (PCI Firmware Specification 3.0, 5.1.2).
+fn function_of(pc: &mut dyn Platform, image: &[u8]) -> (u16, bool) {
+    const NETWORK: u8 = 2;
     let word = |i: usize| Some(u16::from_le_bytes(image.get(i..i + 2)?.try_into().ok()?));
-    let Some(data) = word(0x18).map(usize::from) else { return 0 };
+    let Some(data) = word(0x18).map(usize::from) else { return (0, false) };
     if image.get(data..data + 4) != Some(b"PCIR") {
-        return 0;
+        return (0, false);
     }
-    let (Some(vendor), Some(device)) = (word(data + 4), word(data + 6)) else { return 0 };
+    let network = image.get(data + 0xf) == Some(&NETWORK);
+    let (Some(vendor), Some(device)) = (word(data + 4), word(data + 6)) else { return (0, network) };
     let id = u32::from(device) << 16 | u32::from(vendor);
-    super::pci::functions(pc).into_iter().find(|bdf| super::pci::read(pc, *bdf, 0, 4) == id).unwrap_or(0)
+    let all = super::pci::functions(pc);
+    (all.into_iter().find(|bdf| super::pci::read(pc, *bdf, 0, 4) == id).unwrap_or(0), network)
 }
 
 impl Found {

@@ -111,6 +111,16 @@ impl Bios {
     /// Booting begins: there is no memory manager any more.
     pub(super) fn end_pmm(&mut self, pc: &mut dyn Platform) {
         self.boot.blocks.clear();
-        pc.write(linear(SEGMENT, rom::PMM), &[0; 16]);
+        let mut structure = [0; 16];
+        pc.read(linear(SEGMENT, rom::PMM), &mut structure);
+        if structure != [0; 16] {
+            self.boot.pmm = structure.to_vec();
+            pc.write(linear(SEGMENT, rom::PMM), &[0; 16]);
+        }
+    }
+
+    /// An option ROM is started that was not before: there is a memory manager for it.
+    pub(super) fn begin_pmm(&mut self, pc: &mut dyn Platform) {
+        pc.write(linear(SEGMENT, rom::PMM), &std::mem::take(&mut self.boot.pmm));
     }
 }

@@ -444,6 +444,37 @@ fn option_roms_are_started_then_joined_and_can_boot() {
 }
 
 #[test]
+fn a_network_rom_is_started_when_it_is_to_be_booted_from_and_not_before() {
+    let mut rom = vec![0; 2048];
+    rom[..3].copy_from_slice(&[0x55, 0xaa, 4]);
+    (rom[0x18], rom[0x1a]) = (0x20, 0x40);
+    rom[0x20..0x24].copy_from_slice(b"PCIR");
+    rom[0x2f] = 2;
+    rom[0x40..0x44].copy_from_slice(b"$PnP");
+    rom[0x5a..0x5c].copy_from_slice(&0x222u16.to_le_bytes());
+    rom[2047] = rom.iter().fold(0u8, |s, b| s.wrapping_sub(*b));
+    let disk = || vec![drive(DriveKind::HardDisk, "", None, bootable(1 << 20, b'd'))];
+    let mark = |rig: &mut Rig| <dyn Platform>::u16(&mut rig.pc, 0xf_0000 + u32::from(rom::PMM));
+    let mut rig = Rig::booting(BootConfig::default(), disk());
+    rig.pc.write(0xc8000, &rom);
+    assert_eq!(rig.go(), End::At(0, 0x7c00, 0x80), "the disk comes first");
+    assert_eq!(mark(&mut rig), 0);
+    // The disk's boot sector gives up.
+    rig.regs.cs = SEGMENT;
+    rig.call(Service::NoBoot);
+    assert_eq!(rig.go(), End::At(0xc800, 3, 0xff));
+    assert_eq!(mark(&mut rig), u16::from_le_bytes(*b"$P"), "it finds the memory manager");
+    let at = rig.regs.esp;
+    (rig.regs.ip, rig.regs.cs) = (rig.bda16(at), rig.bda16(at + 2));
+    assert_eq!(rig.go(), End::At(0xc800, 0x222, 0xff));
+    assert_eq!(mark(&mut rig), 0);
+    // With a menu it is started first.
+    let mut rig = Rig::booting(BootConfig { menu: true, ..BootConfig::default() }, disk());
+    rig.pc.write(0xc8000, &rom);
+    assert_eq!(rig.go(), End::At(0xc800, 3, 0xff));
+}
+
+#[test]
 fn a_floppy_tells_of_its_change_once_is_formatted_and_may_be_absent() {
     let floppy = bootable(1440 << 10, b'f');
     let mut rig =
