@@ -51,16 +51,25 @@ pub fn key_lines<'a>(console: &'a str, keys: &[&str]) -> Vec<&'a str> {
 /// come.
 pub fn run(args: &[&str], limit: Duration, answer: impl FnMut(&str) -> Option<&'static str>) -> Boot {
     let mut mynah = Command::new(env!("CARGO_BIN_EXE_mynah"));
-    mynah.arg("run").args(args);
+    mynah.arg("run");
+    // As QEMU below.
+    if !args.iter().any(|a| matches!(*a, "-nic" | "-netdev" | "-net")) {
+        mynah.args(["-nic", "none"]);
+    }
+    mynah.args(args);
     mynah.args(std::env::var("MYNAH_OPTIONS").iter().flat_map(|options| options.split_whitespace()));
     run_program(&mut mynah, limit, answer)
 }
 
-/// The same with QEMU's translator, which has no network card.
+/// The same with QEMU's translator. Neither has a network card that nobody asks for.
 #[allow(dead_code, reason = "not every test has a second opinion")]
 pub fn run_qemu(args: &[&str], limit: Duration, answer: impl FnMut(&str) -> Option<&'static str>) -> Boot {
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg", "-nic", "none"]).args(args);
+    qemu.args(["-accel", "tcg"]);
+    if !args.iter().any(|a| matches!(*a, "-nic" | "-netdev" | "-net")) {
+        qemu.args(["-nic", "none"]);
+    }
+    qemu.args(args);
     run_program(&mut qemu, limit, answer)
 }
 

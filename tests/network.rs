@@ -1,0 +1,243 @@
+//! Debian's kernels use the network through each card: an address by DHCP, the gateway, services of the host's by IPv4
+//! and IPv6, both ways, and a port of the host's that leads to the guest.
+//!
+//! Kernels are fetched once through apt: `cargo test --release --test network -- --ignored`. All services are of this
+//! test, on the host's loopback.
+mod common;
+use common::{Boot, guest, key_lines, ramdisk, run};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// Bytes that are fetched and sent.
+const BIG: usize = 24 << 20;
+/// Small requests.
+const SMALL: usize = 100;
+
+const SCRIPT: &str = r#"
+word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
+cd /modules
+for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
+echo '#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add $ip/$mask dev $interface
+ip route add default via $router
+echo "nameserver $dns" > /etc/resolv.conf
+echo "LEASE $ip/$mask router $router dns $dns"' > /etc/leased
+chmod 755 /etc/leased
+ip link set lo up
+i=0; while [ ! -e /sys/class/net/eth0 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
+ip link set eth0 up
+i=0; while [ "$(cat /sys/class/net/eth0/carrier 2>/dev/null)" != 1 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
+echo "CARD $(basename $(readlink /sys/class/net/eth0/device/driver)) $(cat /sys/class/net/eth0/address)"
+udhcpc -i eth0 -q -f -n -t 10 -s /etc/leased | grep LEASE
+echo "PING $(ping -c 3 -W 20 10.0.2.2 | grep -o '[0-9]* packets received')"
+port=$(word http)
+echo "DOWN $(wget -q -O - http://10.0.2.2:$port/big | sha256sum | cut -c1-16)"
+wget -q -O /tmp/big http://10.0.2.2:$port/big
+echo "UP $(nc 10.0.2.2 $(word sink) < /tmp/big)"
+n=0; i=0; while [ $i -lt $(word small) ]; do
+    [ "$(wget -q -O - http://10.0.2.2:$port/small/$i)" = "answer $i" ] && n=$((n + 1)); i=$((i + 1))
+done
+echo "SMALL $n"
+tftp -g -r file -l /tmp/file 10.0.2.2 && echo "TFTP $(sha256sum < /tmp/file | cut -c1-16)"
+echo "CLOSED $(wget -q -O - http://10.0.2.2:1/ 2>&1 | grep -o 'Connection refused')"
+nc -l -p 7777 > /tmp/in & sleep 1
+echo "LISTENING"
+wait
+echo "FORWARD $(cat /tmp/in)"
+i=0; while ! ip -6 addr show dev eth0 | grep -q 'fec0.*scope' && [ $i -lt 30 ]; do sleep 1; i=$((i + 1)); done
+sleep 2
+echo "SIX $(wget -q -O - http://[fec0::2]:$(word http6)/small/6)"
+echo "RESOLVER $(cat /etc/resolv.conf)"
+echo "ERRORS $(cat /sys/class/net/eth0/statistics/rx_errors /sys/class/net/eth0/statistics/tx_errors | tr '\n' ' ')"
+wrong='NETDEV WATCHDOG|Tx Unit Hang|BUG:|Oops|Call Trace|checksum'
+dmesg | grep -E "$wrong"
+echo "WRONG $(dmesg | grep -c -E "$wrong")"
+poweroff -f
+"#;
+
+const KEYS: &[&str] = &[
+    "MISSING", "CARD", "LEASE", "PING", "DOWN", "UP ", "SMALL", "TFTP", "CLOSED", "FORWARD", "SIX",
+    "RESOLVER", "ERRORS", "WRONG",
+];
+
+/// The bytes that are fetched, and sent.
+fn big() -> Vec<u8> {
+    (0..BIG as u64 / 8).flat_map(|n| (n.wrapping_mul(n) ^ n << 40).to_le_bytes()).collect()
+}
+
+/// The first digits of a SHA-256, as the guest makes it: by the host's own program.
+fn digest(bytes: &[u8]) -> String {
+    use std::process::{Command, Stdio};
+    let mut sum =
+        Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sha256sum");
+    sum.stdin.take().unwrap().write_all(bytes).unwrap();
+    let out = sum.wait_with_output().unwrap().stdout;
+    String::from_utf8_lossy(&out[..16]).into_owned()
+}
+
+/// Serves /big and /small/N by HTTP 1.0 at a port of the loopback's.
+fn http(at: IpAddr, big: Arc<Vec<u8>>) -> u16 {
+    let listener = TcpListener::bind((at, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let big = big.clone();
+            thread::spawn(move || {
+                let mut request = Vec::new();
+                let mut chunk = [0; 1024];
+                while !request.windows(4).any(|w| w == b"\r\n\r\n") {
+                    match stream.read(&mut chunk) {
+                        Ok(n) if n > 0 => request.extend_from_slice(&chunk[..n]),
+                        _ => return,
+                    }
+                }
+                let request = String::from_utf8_lossy(&request).into_owned();
+                let path = request.split(' ').nth(1).unwrap_or_default();
+                let body = match path.strip_prefix("/small/") {
+                    Some(n) => format!("answer {n}").into_bytes(),
+                    None => big.to_vec(),
+                };
+                let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+            });
+        }
+    });
+    port
+}
+
+/// Takes all until the other side is done, and answers with its digest.
+fn sink() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || {
+                let mut all = Vec::new();
+                let _ = stream.read_to_end(&mut all);
+                let _ = stream.write_all(digest(&all).as_bytes());
+            });
+        }
+    });
+    port
+}
+
+/// A port of the loopback's that is free.
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A folder with a file for TFTP.
+fn folder(tag: &str, file: &[u8]) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("mynah-network-{}-{tag}", std::process::id()));
+    std::fs::create_dir_all(&path).unwrap();
+    std::fs::write(path.join("file"), file).unwrap();
+    path
+}
+
+/// Boots `kernel` with a card, and looks at what it says of its network.
+fn works(tag: &str, kernel: &str, options: &str, driver: &str, modules: &str) {
+    let (busybox, archive) = match kernel {
+        "686" => ("busybox-i386", "686-net"),
+        _ => ("busybox", "generic-net"),
+    };
+    let (Some(vmlinuz), Some(archive)) = (guest(kernel), guest(archive)) else { return };
+    let Some(initrd) = ramdisk(&format!("network-{tag}"), busybox, SCRIPT) else { return };
+    let all = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
+    std::fs::write(&initrd, all).unwrap();
+    let big = Arc::new(big());
+    let (http4, http6) =
+        (http(Ipv4Addr::LOCALHOST.into(), big.clone()), http(Ipv6Addr::LOCALHOST.into(), big.clone()));
+    let (sink, forward) = (sink(), free_port());
+    let folder = folder(tag, &big[..100_000]);
+    let append = format!(
+        "console=ttyS0 panic=-1 quiet modules={modules} http={http4} http6={http6} sink={sink} small={SMALL}"
+    );
+    let netdev = format!("user,id=n0,tftp={},hostfwd=tcp:127.0.0.1:{forward}-:7777", folder.display());
+    let fixed = "-cpu max -m 512 -display none -serial stdio -monitor none -no-reboot";
+    let mut args: Vec<&str> = fixed.split(' ').chain(options.split(' ')).collect();
+    args.extend(["-netdev", &netdev, "-append", &append, "-kernel", vmlinuz.to_str().unwrap()]);
+    args.extend(["-initrd", initrd.to_str().unwrap()]);
+    let boot: Boot = run(&args, Duration::from_secs(600), |line| {
+        if line.contains("LISTENING") {
+            thread::spawn(move || {
+                let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, forward)).unwrap();
+                stream.write_all(b"from outside").unwrap();
+                stream.shutdown(Shutdown::Write).unwrap();
+                let _ = stream.read(&mut [0]);
+            });
+        }
+        None
+    });
+    std::fs::remove_file(&initrd).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let lines = key_lines(&boot.console, KEYS);
+    let digest = digest(&big);
+    let expected = [
+        format!("CARD {driver} 52:54:00:12:34:56"),
+        "LEASE 10.0.2.15/24 router 10.0.2.2 dns 10.0.2.3".into(),
+        "PING 3 packets received".into(),
+        format!("DOWN {digest}"),
+        format!("UP {digest}"),
+        format!("SMALL {SMALL}"),
+        format!("TFTP {}", self::digest(&big[..100_000])),
+        "CLOSED Connection refused".into(),
+        "FORWARD from outside".into(),
+        "SIX answer 6".into(),
+        "RESOLVER nameserver 10.0.2.3".into(),
+        "ERRORS 0 0".into(),
+        "WRONG 0".into(),
+    ];
+    assert_eq!(lines, expected, "{tag}; the console said:\n{}", boot.console);
+    assert_eq!(boot.code, Some(0), "{tag}");
+}
+
+const VIRTIO: &str = "virtio,virtio_ring,virtio_pci_legacy_dev,virtio_pci_modern_dev,virtio_pci,failover,net_failover,virtio_net";
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn virtio_net_on_pc() {
+    works("virtio", "generic", "-device virtio-net-pci,netdev=n0", "virtio_net", VIRTIO);
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn virtio_net_with_packed_rings_on_q35() {
+    works(
+        "packed",
+        "generic",
+        "-M q35 -smp 2 -device virtio-net-pci,netdev=n0,packed=on",
+        "virtio_net",
+        VIRTIO,
+    );
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn virtio_net_on_a_machine_without_pci() {
+    let modules = "virtio,virtio_ring,virtio_mmio,failover,net_failover,virtio_net";
+    works("mmio", "generic", "-M microvm -device virtio-net-device,netdev=n0", "virtio_net", modules);
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn e1000_on_pc() {
+    works("e1000", "generic", "-device e1000,netdev=n0", "e1000", "e1000");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn e1000e_on_q35() {
+    works("e1000e", "generic", "-M q35 -device e1000e,netdev=n0", "e1000e", "e1000e");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn cards_under_the_interpreter_and_an_old_kernel() {
+    works("686-e1000", "686", "-device e1000,netdev=n0", "e1000", "e1000");
+    works("686-virtio", "686", "-device virtio-net-pci,netdev=n0", "virtio_net", VIRTIO);
+}
