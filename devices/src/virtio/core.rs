@@ -34,9 +34,15 @@ pub trait Signal: Send + Sync {
 pub(super) trait Serve: Send + Sync {
     /// See [`super::Model::serve`].
     fn serve(&self, queue: usize, served: &mut Served<'_, '_>) -> Result<Then, Broken>;
+    /// See [`super::Model::available`].
+    fn available(&self, queue: usize) -> bool;
 }
 
 impl<M: super::Model> Serve for M {
+    fn available(&self, queue: usize) -> bool {
+        super::Model::available(self, queue)
+    }
+
     fn serve(&self, queue: usize, served: &mut Served<'_, '_>) -> Result<Then, Broken> {
         super::Model::serve(self, queue, served)
     }
@@ -88,6 +94,48 @@ impl Served<'_, '_> {
     pub fn done(&mut self, head: u16, len: u32) -> Result<(), Broken> {
         self.used = true;
         self.ring.push(self.memory, head, len)
+    }
+
+    /// Gives chains back, by head, of which so many bytes were written. The driver sees all of them at once.
+    ///
+    /// # Errors
+    /// The ring is not there.
+    pub fn done_all(&mut self, used: &[(u16, u32)]) -> Result<(), Broken> {
+        self.used |= !used.is_empty();
+        self.ring.push_all(self.memory, used)
+    }
+
+    /// The last chains that were taken, in this turn and none of them given back, are available again.
+    pub fn put_back(&mut self, heads: &[u16]) {
+        self.left += heads.len();
+        self.ring.unpop(heads);
+    }
+
+    /// Whether as many chains were taken as a ring can have.
+    pub fn is_spent(&self) -> bool {
+        self.left == 0
+    }
+
+    /// How many entries the ring has.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// For [`Core::with_queue`]: the driver is to notify of what it makes available from now on, behind what was taken.
+    /// Whether there is something already.
+    ///
+    /// # Errors
+    /// The ring is not there.
+    pub fn ask_for_more(&mut self) -> Result<bool, Broken> {
+        self.ring.enable_notifications(self.memory)
+    }
+
+    /// For [`Core::with_queue`]: the driver need not notify.
+    ///
+    /// # Errors
+    /// The ring is not there.
+    pub fn ask_for_no_more(&mut self) -> Result<(), Broken> {
+        self.ring.disable_notifications(self.memory)
     }
 }
 
@@ -390,9 +438,39 @@ impl Core {
     /// There is something to do with a queue. Does not wait for anything.
     pub fn kick(self: &Arc<Self>, queue: usize) {
         let Some(q) = self.queues.get(queue) else { return };
+        if self.model.upgrade().is_some_and(|model| model.available(queue)) {
+            return;
+        }
         q.wanted.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.serve(queue);
+    }
+
+    /// Works on a queue whose buffers the model takes when it has something for them ([`super::Model::available`]), with
+    /// the queue's lock held, for which it waits. `work` gets none if the queue is not served now, as nobody drives
+    /// the device or it is paused. None is returned if the driver has broken the rules.
+    ///
+    /// The caller may hold locks of its own that nobody waits for with the queue's lock held.
+    pub fn with_queue<R>(
+        self: &Arc<Self>,
+        queue: usize,
+        work: impl FnOnce(Option<&mut Served<'_, '_>>) -> Result<R, Broken>,
+    ) -> Option<R> {
+        let state = self.queues.get(queue)?.state.lock();
+        let work = |state: &mut Ringed| {
+            let open = state.running && !state.paused && state.ring.is_ready();
+            let open = open && !self.broken.load(Ordering::SeqCst);
+            let Some(memory) = open.then(|| self.dma.open().ok()).flatten() else { return work(None) };
+            let left = usize::from(state.ring.size());
+            let ring = &mut state.ring;
+            let mut served = Served { memory: &memory, ring, left, used: false, paused: false };
+            let result = work(Some(&mut served))?;
+            if served.used && served.ring.wants_interrupt(&memory)? {
+                self.signal.used(queue);
+            }
+            Ok(result)
+        };
+        self.unlock(queue, state, |state| work(state).map_err(|broken| self.fail(queue, broken)).ok())
     }
 
     /// There may be something to do with any queue.

@@ -6,6 +6,7 @@
 //!                                                        |     |        +-- balloon  memory given back
 //!                                                        |    Core      +-- console  lines of characters
 //!                                                        |     |        +-- scsi     disks and CDs behind SCSI
+//!                                                        |     |        +-- net      network cards
 //!                                                        |     |
 //!                                                        |     +-- ring.rs  split rings on `virtio-queue`; packed.rs
 //!                                                        +-- Signal: how the transport interrupts
@@ -38,6 +39,7 @@ mod chain;
 pub mod console;
 mod core;
 pub mod mmio;
+pub mod net;
 mod packed;
 pub mod pci;
 mod ring;
@@ -81,8 +83,8 @@ pub mod feature {
     pub const RING_PACKED: u64 = 1 << 34;
     /// Queues can be reset one by one.
     pub const RING_RESET: u64 = 1 << 40;
-    /// The features of rings and transports; all others are the type's.
-    pub const COMMON: u64 = 0xffff_ffff << 32 | 0xff << 24;
+    /// The features of rings and transports, bits 24 to 49; all others are the type's.
+    pub const COMMON: u64 = 0x3ff_ffff << 24;
 }
 
 /// What a device of one type does. Its methods are called from any thread.
@@ -123,6 +125,13 @@ pub trait Model: Send + Sync + 'static {
     /// # Errors
     /// The driver breaks the rules, and must reset the device.
     fn serve(&self, queue: usize, served: &mut Served<'_, '_>) -> Result<Then, Broken>;
+
+    /// There may be buffers in a queue that is one of those out of which the model takes them when it has something for
+    /// them, by [`Core::with_queue`]: false for all others, which are served. No queue's lock is held.
+    fn available(&self, queue: usize) -> bool {
+        let _ = queue;
+        false
+    }
 
     /// A queue is reset, or each of them in turn: waits until nothing of it is under way, and forgets it. Nobody
     /// serves the queue, and no lock is held.

@@ -53,6 +53,16 @@ impl Place {
             self.at = at as u16;
         }
     }
+
+    fn retreat(&mut self, by: u16, size: u16) {
+        match self.at.checked_sub(by) {
+            Some(at) => self.at = at,
+            None => {
+                self.at = (u32::from(self.at) + u32::from(size)).saturating_sub(by.into()) as u16;
+                self.wrap = !self.wrap;
+            }
+        }
+    }
 }
 
 /// A packed ring. What is in it is also what is saved.
@@ -210,19 +220,34 @@ impl Ring for Packed {
         Ok(Some(chain))
     }
 
-    fn push(&mut self, memory: &Session<'_>, head: u16, len: u32) -> Result<(), Broken> {
-        // What was not taken was restored from a state that is none.
-        let places = self.taken.remove(&head).ok_or(Broken("a chain that was not taken"))?;
-        let at = self.place(self.used.at);
-        memory.write_slice(&len.to_le_bytes(), GuestAddress(at.wrapping_add(8))).map_err(|_| NO_MEMORY)?;
-        Self::set_word(memory, at.wrapping_add(12), head, Ordering::Relaxed)?;
-        let wrap = if self.used.wrap { flag::AVAILABLE | flag::USED } else { 0 };
-        let written = if len > 0 { flag::WRITE } else { 0 };
-        // The flags are what the driver looks at: they come last.
-        Self::set_word(memory, at.wrapping_add(14), wrap | written, Ordering::Release)?;
-        self.used.advance(places, self.size);
-        self.since = self.since.saturating_add(places).min(self.size);
-        Ok(())
+    fn unpop(&mut self, heads: &[u16]) {
+        let places = heads.iter().filter_map(|head| self.taken.remove(head)).sum();
+        self.next.retreat(places, self.size);
+    }
+
+    fn push_all(&mut self, memory: &Session<'_>, used: &[(u16, u32)]) -> Result<(), Broken> {
+        let mut first = None;
+        for (head, len) in used {
+            // What was not taken was restored from a state that is none.
+            let places = self.taken.remove(head).ok_or(Broken("a chain that was not taken"))?;
+            let at = self.place(self.used.at);
+            memory
+                .write_slice(&len.to_le_bytes(), GuestAddress(at.wrapping_add(8)))
+                .map_err(|_| NO_MEMORY)?;
+            Self::set_word(memory, at.wrapping_add(12), *head, Ordering::Relaxed)?;
+            let wrap = if self.used.wrap { flag::AVAILABLE | flag::USED } else { 0 };
+            let flags = wrap | if *len > 0 { flag::WRITE } else { 0 };
+            // The driver looks at the flags, and at those of the first one first: they come last.
+            if first.is_none() {
+                first = Some((at.wrapping_add(14), flags));
+            } else {
+                Self::set_word(memory, at.wrapping_add(14), flags, Ordering::Release)?;
+            }
+            self.used.advance(places, self.size);
+            self.since = self.since.saturating_add(places).min(self.size);
+        }
+        let Some((at, flags)) = first else { return Ok(()) };
+        Self::set_word(memory, at, flags, Ordering::Release)
     }
 
     fn wants_interrupt(&mut self, memory: &Session<'_>) -> Result<bool, Broken> {

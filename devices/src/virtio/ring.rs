@@ -9,7 +9,7 @@ use super::packed::Packed;
 use crate::device::Invalid;
 use crate::dma::Session;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -20,8 +20,14 @@ const NO_INTERRUPT: u16 = 1;
 pub trait Ring: Send {
     /// The next chain that the driver has made available.
     fn pop(&mut self, memory: &Session<'_>) -> Result<Option<Chain>, Broken>;
+    /// Makes the last chains that were taken, none of which was given back, available again.
+    fn unpop(&mut self, heads: &[u16]);
+    /// Gives chains back, by head, of which so many bytes were written: the driver sees all of them at once.
+    fn push_all(&mut self, memory: &Session<'_>, used: &[(u16, u32)]) -> Result<(), Broken>;
     /// Gives a chain back, of which `len` bytes were written.
-    fn push(&mut self, memory: &Session<'_>, head: u16, len: u32) -> Result<(), Broken>;
+    fn push(&mut self, memory: &Session<'_>, head: u16, len: u32) -> Result<(), Broken> {
+        self.push_all(memory, &[(head, len)])
+    }
     /// Whether the driver wishes to hear of what was given back since the last call.
     fn wants_interrupt(&mut self, memory: &Session<'_>) -> Result<bool, Broken>;
     /// The driver need not notify: the ring is looked at anyway.
@@ -33,6 +39,8 @@ pub trait Ring: Send {
 /// A split ring, and what a driver sets of it.
 pub struct Split {
     queue: Queue,
+    /// Chains given back since the driver was last thought of.
+    added: u16,
 }
 
 /// What is saved of a ring.
@@ -70,7 +78,8 @@ pub enum Part {
 impl Split {
     /// A ring of up to `most` entries, a power of two up to 32768; others are a mistake of the device.
     pub fn new(most: u16) -> Self {
-        let mut ring = Self { queue: Queue::new(most).unwrap_or_else(|e| panic!("a queue of {most}: {e}")) };
+        let queue = Queue::new(most).unwrap_or_else(|e| panic!("a queue of {most}: {e}"));
+        let mut ring = Self { queue, added: 0 };
         ring.reset();
         ring
     }
@@ -78,6 +87,7 @@ impl Split {
     /// As after a reset: not ready, of the most entries.
     pub fn reset(&mut self) {
         self.queue.reset();
+        self.added = 0;
         // The crate has addresses of its own that mean nothing here.
         [Part::Descriptors, Part::Driver, Part::Device].into_iter().for_each(|p| self.place(p, 0));
     }
@@ -161,6 +171,7 @@ impl Split {
             used_ring: saved.used,
         };
         self.queue = Queue::try_from(state).map_err(|_| Invalid("a virtqueue"))?;
+        self.added = 0;
         Ok(())
     }
 
@@ -306,8 +317,12 @@ impl Ring for AnyRing {
         self.format().pop(memory)
     }
 
-    fn push(&mut self, memory: &Session<'_>, head: u16, len: u32) -> Result<(), Broken> {
-        self.format().push(memory, head, len)
+    fn unpop(&mut self, heads: &[u16]) {
+        self.format().unpop(heads);
+    }
+
+    fn push_all(&mut self, memory: &Session<'_>, used: &[(u16, u32)]) -> Result<(), Broken> {
+        self.format().push_all(memory, used)
     }
 
     fn wants_interrupt(&mut self, memory: &Session<'_>) -> Result<bool, Broken> {
@@ -341,20 +356,43 @@ impl Ring for Split {
         }
     }
 
-    fn push(&mut self, memory: &Session<'_>, head: u16, len: u32) -> Result<(), Broken> {
-        self.queue.add_used(memory, head, len).map_err(|_| Broken("a used ring that is not in memory"))
+    fn unpop(&mut self, heads: &[u16]) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(heads.len() as u16));
+    }
+
+    fn push_all(&mut self, memory: &Session<'_>, used: &[(u16, u32)]) -> Result<(), Broken> {
+        let wrong = || Broken("a used ring that is not in memory");
+        let Some(((head, len), before)) = used.split_last() else { return Ok(()) };
+        let (ring, mut index) = (self.queue.used_ring(), self.queue.next_used());
+        for (head, len) in before {
+            if *head >= self.size() {
+                return Err(Broken("a chain that was not taken"));
+            }
+            let at = ring.wrapping_add(4 + 8 * u64::from(index % self.size()));
+            let element = u64::from(*head) | u64::from(*len) << 32;
+            memory.write_slice(&element.to_le_bytes(), GuestAddress(at)).map_err(|_| wrong())?;
+            index = index.wrapping_add(1);
+        }
+        // The last one brings the index that the driver looks at.
+        self.queue.set_next_used(index);
+        self.added = self.added.saturating_add(used.len() as u16);
+        self.queue.add_used(memory, *head, *len).map_err(|_| wrong())
     }
 
     fn wants_interrupt(&mut self, memory: &Session<'_>) -> Result<bool, Broken> {
-        let wrong = || Broken("a ring that is not in memory");
-        // With event indexes, and for the order of memory accesses without.
-        let wants = self.queue.needs_notification(memory).map_err(|_| wrong())?;
+        let word = |at: u64| {
+            let word: Result<u16, _> = memory.load(GuestAddress(at), Ordering::Relaxed);
+            word.map(u16::from_le).map_err(|_| Broken("a ring that is not in memory"))
+        };
+        // What was given back is seen before what the driver wishes is read.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_ring();
+        let added = std::mem::take(&mut self.added);
         if self.queue.event_idx_enabled() {
-            return Ok(wants);
+            let event = word(available.wrapping_add(4 + 2 * u64::from(self.size())))?;
+            return Ok(self.queue.next_used().wrapping_sub(event).wrapping_sub(1) < added);
         }
-        let flags: u16 =
-            memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map_err(|_| wrong())?;
-        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+        Ok(word(available)? & NO_INTERRUPT == 0)
     }
 
     fn disable_notifications(&mut self, memory: &Session<'_>) -> Result<(), Broken> {
