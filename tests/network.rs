@@ -45,7 +45,7 @@ done
 echo "SMALL $n"
 tftp -g -r file -l /tmp/file 10.0.2.2 && echo "TFTP $(sha256sum < /tmp/file | cut -c1-16)"
 echo "CLOSED $(wget -q -O - http://10.0.2.2:1/ 2>&1 | grep -o 'Connection refused')"
-nc -l -p 7777 > /tmp/in & sleep 1
+timeout 60 nc -l -p 7777 > /tmp/in & sleep 1
 echo "LISTENING"
 wait
 echo "FORWARD $(cat /tmp/in)"
@@ -162,7 +162,7 @@ fn works(tag: &str, kernel: &str, options: &str, driver: &str, modules: &str) {
     let mut args: Vec<&str> = fixed.split(' ').chain(options.split(' ')).collect();
     args.extend(["-netdev", &netdev, "-append", &append, "-kernel", vmlinuz.to_str().unwrap()]);
     args.extend(["-initrd", initrd.to_str().unwrap()]);
-    let boot: Boot = run(&args, Duration::from_secs(600), |line| {
+    let boot: Boot = run(&args, Duration::from_secs(300), |line| {
         if line.contains("LISTENING") {
             thread::spawn(move || {
                 let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, forward)).unwrap();
@@ -196,7 +196,7 @@ fn works(tag: &str, kernel: &str, options: &str, driver: &str, modules: &str) {
     assert_eq!(boot.code, Some(0), "{tag}");
 }
 
-const VIRTIO: &str = "virtio,virtio_ring,virtio_pci_legacy_dev,virtio_pci_modern_dev,virtio_pci,failover,net_failover,virtio_net";
+const VIRTIO: &str = "virtio_ring,virtio,virtio_pci_legacy_dev,virtio_pci_modern_dev,virtio_pci,failover,net_failover,virtio_net";
 
 #[test]
 #[ignore = "boots a kernel from Debian's packages"]
@@ -219,7 +219,7 @@ fn virtio_net_with_packed_rings_on_q35() {
 #[test]
 #[ignore = "boots a kernel from Debian's packages"]
 fn virtio_net_on_a_machine_without_pci() {
-    let modules = "virtio,virtio_ring,virtio_mmio,failover,net_failover,virtio_net";
+    let modules = "virtio_ring,virtio,virtio_mmio,failover,net_failover,virtio_net";
     works("mmio", "generic", "-M microvm -device virtio-net-device,netdev=n0", "virtio_net", modules);
 }
 
