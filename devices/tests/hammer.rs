@@ -344,6 +344,7 @@ fn plug_all(site: &Site<'_>) -> (Vec<PciAt>, PciAt, PciAt) {
         let mut values = Values::default();
         values.values.insert("chardev", Value::Text("null".into()));
         values.values.insert("drive", Value::Text(kind.name.into()));
+        values.values.insert("netdev", Value::Text("net0".into()));
         values.values.insert("vgamem_mb", Value::Number(1));
         (kind.plug)(site, &values).unwrap();
     }
@@ -550,6 +551,7 @@ impl Board {
             return;
         }
         let queue = r.below(queues);
+        let net = self.pci.config_read(0, at, 0, 4) >> 16 == 0x1000;
         let scsi = queue > 1 && self.pci.config_read(0, at, 0, 4) >> 16 == 0x1004;
         let [table, available, _] = parts(queue);
         let hostile = self.hostile.get() && r.below(4) == 0;
@@ -583,6 +585,12 @@ impl Board {
         let kind = [0, 1, 0, 1, 4, 8, 11, 13, 2][r.below(9) as usize];
         self.memory.write_u32(buffers, kind);
         self.memory.write_u64(buffers + 8, r.below(0x2100));
+        if net {
+            // A frame's header, or a command.
+            let mut head = [0; 16].map(|_: u8| if r.below(3) == 0 { r.below_power(8) as u8 } else { 0 });
+            head[..2].copy_from_slice(&[r.below(6) as u8, r.below(3) as u8]);
+            self.memory.write(buffers, &head);
+        }
         if scsi {
             const CODES: [u8; 20] = [
                 0x28, 0x2a, 0x08, 0x0a, 0x88, 0x8a, 0xa8, 0x00, 0x03, 0x12, 0x1a, 0x5a, 0x15, 0x41, 0x93,

@@ -7,7 +7,7 @@
 //! A descriptor is available when its AVAIL bit is the wrap counter's and its USED bit is not. A chain takes as many
 //! places as it has descriptors (one if they are in a table of their own), and is used by one descriptor in the first
 //! of the places that come next; its id says which it was.
-use super::chain::{Broken, Chain, MOST_PIECES, Piece};
+use super::chain::{Broken, Chain, MOST_PIECES, Piece, Pieces};
 use super::ring::Ring;
 use crate::device::Invalid;
 use crate::dma::Session;
@@ -185,7 +185,7 @@ impl Ring for Packed {
         if !self.is_available(memory)? {
             return Ok(None);
         }
-        let mut chain = Chain { head: 0, readable: Vec::new(), writable: Vec::new() };
+        let mut chain = Chain { head: 0, readable: Pieces::new(), writable: Pieces::new() };
         let (mut next, mut places) = (self.next, 0);
         loop {
             let d = Self::descriptor(memory, self.place(next.at))?;

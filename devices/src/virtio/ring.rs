@@ -4,7 +4,7 @@
 //! a packed one (`packed.rs`) when that was agreed on. [`Split`] is the format of always (2.7), on the crate
 //! `virtio-queue`, whose iterators end where a descriptor is not as it must be: that is told apart from a chain's end
 //! here, as is the driver's wish for no interrupts, which the crate leaves out.
-use super::chain::{Broken, Chain, MOST_PIECES, Piece};
+use super::chain::{Broken, Chain, MOST_PIECES, Piece, Pieces};
 use super::packed::Packed;
 use crate::device::Invalid;
 use crate::dma::Session;
@@ -178,7 +178,8 @@ impl Split {
     fn chain(&mut self, memory: &Session<'_>) -> Result<Option<Chain>, Broken> {
         // No ring lies at 0, where the crate takes it for none.
         let Some(descriptors) = self.queue.pop_descriptor_chain(memory) else { return Ok(None) };
-        let mut chain = Chain { head: descriptors.head_index(), readable: Vec::new(), writable: Vec::new() };
+        let mut chain =
+            Chain { head: descriptors.head_index(), readable: Pieces::new(), writable: Pieces::new() };
         let mut more = true;
         for d in descriptors {
             let piece = Piece { at: d.addr().0, len: d.len() };

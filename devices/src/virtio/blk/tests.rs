@@ -413,7 +413,8 @@ fn states_that_no_disk_has_are_refused() {
     let blk = d.rig.model();
     let task = |what: &str| {
         let piece = |at, len| Piece { at, len };
-        let chain = Chain { head: 0, readable: vec![piece(0, 16)], writable: vec![piece(0, 513)] };
+        let chain =
+            Chain { head: 0, readable: [piece(0, 16)][..].into(), writable: [piece(0, 513)][..].into() };
         let text = serde_json::json!({ "chain": chain, "what": serde_json::from_str::<serde_json::Value>(what)
             .unwrap(), "moved": 0 });
         serde_json::from_value::<Task>(text).unwrap()

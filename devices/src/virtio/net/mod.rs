@@ -285,7 +285,8 @@ impl Model for Net {
     fn resume(&self) {
         if let Some(up) = self.restored.lock().take() {
             self.link.set_up(up);
-            if self.features() & feature::GUEST_ANNOUNCE != 0
+            let announces = feature::GUEST_ANNOUNCE | feature::CTRL_VQ | feature::STATUS;
+            if self.features() & announces == announces
                 && let Some(core) = self.core()
             {
                 self.settings.lock().announce = true;

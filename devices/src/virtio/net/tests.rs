@@ -1,7 +1,7 @@
 use super::super::testing::{Buffer, Rig, WAYS, Way, options as pci_options};
 use super::super::{feature as ring, status};
 use super::*;
-use crate::kind::Values;
+use crate::kind::{Value, Values};
 use crate::net::testing::Recorder;
 use mynah_net::{Backend, Frame, Gso, MAX_FRAME, Mac, Nic, Offload, Partial, Takes};
 use std::io::IoSlice;
@@ -158,8 +158,55 @@ fn a_driver_finds_address_status_and_features() {
         assert_eq!(mac.to_le_bytes()[..6], MAC, "{way:?}");
         assert_eq!(t.config(6, 2), 1, "{way:?}: the cable is in");
     }
-    let values = Values::default();
-    assert_eq!(NetOptions::of(&values).unwrap().features, NetOptions::default().features);
+}
+
+#[test]
+fn properties_are_qemus() {
+    let of = |given: &[(&'static str, Value)]| {
+        NetOptions::of(&Values { values: given.iter().cloned().collect(), ..Values::default() })
+    };
+    let features = |given: &[(&'static str, Value)]| of(given).unwrap().features;
+    let all = NetOptions::default().features;
+    let off = Value::Switch(false);
+    assert_eq!(features(&[]), all);
+    assert_eq!(features(&[("mrg_rxbuf", off.clone())]), all & !feature::MRG_RXBUF);
+    let tso = feature::HOST_TSO4 | feature::HOST_TSO6;
+    assert_eq!(features(&[("gso", off.clone())]), all & !tso);
+    assert_eq!(features(&[("csum", off.clone())]), all & !(tso | feature::HOST_ECN | feature::CSUM));
+    let orders = feature::CTRL_RX | feature::CTRL_RX_EXTRA | feature::CTRL_VLAN | feature::CTRL_MAC_ADDR;
+    let orders = orders | feature::CTRL_GUEST_OFFLOADS | feature::GUEST_ANNOUNCE | feature::CTRL_VQ;
+    assert_eq!(features(&[("ctrl_vq", off), ("mq", Value::Switch(true))]), all & !orders);
+    let more = [
+        ("host_mtu", Value::Number(9000)),
+        ("speed", Value::Number(10_000)),
+        ("duplex", Value::Text("full".into())),
+        ("mq", Value::Switch(true)),
+        ("queues", Value::Number(4)),
+    ];
+    let more = of(&more).unwrap();
+    assert_eq!(more.features, all | feature::MTU | feature::SPEED_DUPLEX | feature::MQ);
+    let t = chosen(Way::Mmio, more);
+    assert_eq!([t.config(8, 2), t.config(10, 2), t.config(12, 4), t.config(16, 1)], [4, 9000, 10_000, 1]);
+    for bad in [
+        ("host_mtu", Value::Number(67)),
+        ("duplex", Value::Text("both".into())),
+        ("rx_queue_size", Value::Number(300)),
+    ] {
+        assert!(of(std::slice::from_ref(&bad)).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn a_driver_of_before_version_1_writes_the_address() {
+    for way in WAYS {
+        let mut t = started(way, feature::CTRL_VQ);
+        t.set_config(0, 1, 2);
+        t.set_config(5, 1, 9);
+        let wanted = if way == Way::Legacy { [2, 9] } else { [0x52, 0x56] };
+        assert_eq!([t.config(0, 1), t.config(5, 1)], wanted, "{way:?}");
+        t.start(0);
+        assert_eq!([t.config(0, 1), t.config(5, 1)], [0x52, 0x56], "{way:?}");
+    }
 }
 
 #[test]
@@ -369,7 +416,7 @@ fn the_driver_chooses_what_it_sees() {
             t.add(RX, &[(AT + 0x3_0000 + 0x400 * n, 200, true)]);
         }
         t.notify(RX);
-        let mut sees = |t: &mut Test, to: [u8; 6], vlan: Option<u16>| {
+        let sees = |t: &mut Test, to: [u8; 6], vlan: Option<u16>| {
             let mut bytes = frame(60);
             bytes[..6].copy_from_slice(&to);
             if let Some(vlan) = vlan {
