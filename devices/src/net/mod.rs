@@ -17,6 +17,8 @@ use mynah_net::{Backend, Frame, Mac, Nic, Takes, offload};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+pub mod e1000;
+
 /// The properties that all cards have, in front of a card's own.
 #[macro_export]
 macro_rules! card_properties {
