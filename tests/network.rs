@@ -54,7 +54,7 @@ sleep 2
 echo "SIX $(wget -q -O - http://[fec0::2]:$(word http6)/small/6)"
 echo "RESOLVER $(cat /etc/resolv.conf)"
 echo "ERRORS $(cat /sys/class/net/eth0/statistics/rx_errors /sys/class/net/eth0/statistics/tx_errors | tr '\n' ' ')"
-wrong='NETDEV WATCHDOG|Tx Unit Hang|BUG:|Oops|Call Trace|checksum'
+wrong='NETDEV WATCHDOG|Tx Unit Hang|BUG:|Oops|Call Trace|csum failure'
 dmesg | grep -E "$wrong"
 echo "WRONG $(dmesg | grep -c -E "$wrong")"
 poweroff -f
