@@ -446,9 +446,9 @@ impl Core {
         self.serve(queue);
     }
 
-    /// Works on a queue whose buffers the model takes when it has something for them ([`super::Model::available`]), with
-    /// the queue's lock held, for which it waits. `work` gets none if the queue is not served now, as nobody drives
-    /// the device or it is paused. None is returned if the driver has broken the rules.
+    /// Works on a queue whose buffers the model takes when it has something for them ([`super::Model::available`]),
+    /// with the queue's lock held, for which it waits. `work` gets none if the queue is not served now, as nobody
+    /// drives the device or it is paused. None is returned if the driver has broken the rules.
     ///
     /// The caller may hold locks of its own that nobody waits for with the queue's lock held.
     pub fn with_queue<R>(

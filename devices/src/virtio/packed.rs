@@ -391,6 +391,32 @@ mod tests {
     }
 
     #[test]
+    fn several_chains_are_put_back_or_used_at_once() {
+        let mut t = test(true);
+        for round in 0..20_u16 {
+            t.add(7, &[(1 + u32::from(round), true), (1, true)][usize::from(round % 2)..]);
+            t.add(9, &[(8, true), (9, true)]);
+            let heads: Vec<_> = std::iter::from_fn(|| t.pop().unwrap().map(|c| c.head)).collect();
+            assert_eq!(heads, [7, 9]);
+            // What the driver adds behind them is what it is to tell of.
+            let session = t.dma.clone();
+            let session = session.open().unwrap();
+            assert_eq!(t.ring.enable_notifications(&session), Ok(false));
+            let next = t.next.at | u16::from(t.next.wrap) << 15;
+            assert_eq!(t.memory.read_u16(DEVICE), next, "round {round}");
+            t.ring.unpop(&heads);
+            let again: Vec<_> = std::iter::from_fn(|| t.pop().unwrap().map(|c| c.head)).collect();
+            assert_eq!(again, heads, "round {round}");
+            t.memory.write_u16(DRIVER + 2, events::AT_DESCRIPTOR);
+            t.memory.write_u16(DRIVER, t.seen.at | u16::from(t.seen.wrap) << 15);
+            t.ring.push_all(&session, &[(9, 8), (7, 0)]).unwrap();
+            assert!(t.wants());
+            assert_eq!((t.used(2), t.used(2 - round % 2)), (Some((9, 8)), Some((7, 0))), "round {round}");
+            assert_eq!(t.seen, t.next);
+        }
+    }
+
+    #[test]
     fn a_table_takes_one_place() {
         let mut t = test(false);
         for n in 0..4_u64 {

@@ -5,6 +5,7 @@
 //! ```
 use super::super::chain::{self, Broken, Chain};
 use super::filter::{ADDRESSES, Addresses, VLANS};
+use super::rss::{KEY, Rss, TABLE};
 use super::{Net, Settings, feature};
 use crate::dma::Session;
 use mynah_net::Mac;
@@ -40,6 +41,22 @@ impl Data<'_> {
 
     fn take_flag(&mut self) -> Option<bool> {
         self.take().map(|[b]| b != 0)
+    }
+
+    fn take_word(&mut self) -> Option<u16> {
+        self.take().map(u16::from_le_bytes)
+    }
+
+    /// Hashes, and how many pairs there are to be.
+    fn take_rss(&mut self) -> Option<(Rss, u16)> {
+        let kinds = u32::from_le_bytes(self.take()?);
+        let entries = self.take_word()?.checked_add(1).filter(|n| *n <= TABLE)?;
+        let others = self.take_word()?;
+        let table = (0..entries).map(|_| self.take_word()).collect::<Option<_>>()?;
+        let pairs = self.take_word()?;
+        let [key] = self.take()?;
+        let bytes = (0..usize::from(key).min(KEY + 1)).map(|_| self.take().map(|[b]| b));
+        Some((Rss { kinds, others, table, key: bytes.collect::<Option<_>>()? }, pairs))
     }
 
     /// A number of addresses, and the addresses.
@@ -93,6 +110,7 @@ impl Net {
             (class::MAC, _) => has(feature::CTRL_MAC_ADDR)?,
             (class::VLAN, _) => has(feature::CTRL_VLAN)?,
             (class::ANNOUNCE, _) => has(feature::GUEST_ANNOUNCE)?,
+            (class::MQ, 1) => has(feature::RSS)?,
             (class::MQ, _) => has(feature::MQ)?,
             (class::GUEST_OFFLOADS, _) => has(feature::CTRL_GUEST_OFFLOADS)?,
             _ => return None,
@@ -114,7 +132,7 @@ impl Net {
                 s.mac = Some(mac).filter(|mac| !Mac(*mac).is_multicast())?;
             }
             (class::VLAN, 0 | 1) => {
-                let number = u16::from_le_bytes(data.take()?);
+                let number = data.take_word()?;
                 f.set_vlan(Some(number).filter(|n| *n < VLANS)?, command == 0);
             }
             (class::ANNOUNCE, 0) => {
@@ -122,8 +140,15 @@ impl Net {
                 s.announce = false;
             }
             (class::MQ, 0) => {
-                let pairs = u16::from_le_bytes(data.take()?);
+                let pairs = data.take_word()?;
                 s.pairs = Some(pairs).filter(|n| (1..=self.options.queues).contains(n))?;
+                s.rss = None;
+            }
+            (class::MQ, 1) => {
+                let (rss, pairs) = data.take_rss()?;
+                let sound = rss.is_sound(self.options.queues) && (1..=self.options.queues).contains(&pairs);
+                s.rss = Some(Some(rss).filter(|_| sound)?);
+                s.pairs = pairs;
             }
             (class::GUEST_OFFLOADS, 0) => {
                 let offloads = u64::from_le_bytes(data.take()?);

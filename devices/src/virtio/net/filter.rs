@@ -95,31 +95,62 @@ impl Filter {
     }
 }
 
-/// A number of the flow that a frame belongs to, the same in both directions; 0 for what is no TCP, UDP or the like.
+/// Where a packet comes from and goes to.
+pub(super) struct Ends {
+    pub v6: bool,
+    pub protocol: u8,
+    /// Source and destination, of which the first 8 or 32 bytes count.
+    addresses: [u8; 32],
+    /// Those of TCP and UDP, unless they are in another fragment.
+    pub ports: Option<[u8; 4]>,
+}
+
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+
+impl Ends {
+    /// Those of a frame with an IP packet.
+    pub fn of(frame: &Frame<'_>) -> Option<Self> {
+        let mut bytes = [0; 128];
+        let n = super::header::copy(frame, &mut bytes);
+        let bytes = &bytes[..n];
+        let at = if bytes.get(12..14)? == TAGGED { 18 } else { 14 };
+        let mut ends = Self { v6: false, protocol: 0, addresses: [0; 32], ports: None };
+        let ports = match bytes.get(at - 2..at)? {
+            [8, 0] => {
+                ends.protocol = *bytes.get(at + 9)?;
+                ends.addresses[..8].copy_from_slice(bytes.get(at + 12..at + 20)?);
+                // More fragments, or not the first one.
+                let cut = bytes[at + 6] & 0x3f != 0 || bytes[at + 7] != 0;
+                (!cut).then_some(at + usize::from(bytes[at] & 15) * 4)
+            }
+            [0x86, 0xdd] => {
+                ends.v6 = true;
+                ends.protocol = *bytes.get(at + 6)?;
+                ends.addresses.copy_from_slice(bytes.get(at + 8..at + 40)?);
+                Some(at + 40)
+            }
+            _ => return None,
+        };
+        let ports = ports.filter(|_| matches!(ends.protocol, TCP | UDP));
+        ends.ports = ports.and_then(|at| bytes.get(at..)?.first_chunk().copied());
+        Some(ends)
+    }
+
+    /// Source and destination.
+    pub fn addresses(&self) -> &[u8] {
+        &self.addresses[..if self.v6 { 32 } else { 8 }]
+    }
+}
+
+/// A number of the flow that a frame belongs to, the same in both directions; 0 for what is no IP.
 pub(super) fn flow(frame: &Frame<'_>) -> u8 {
-    let mut bytes = [0; 128];
-    let n = super::header::copy(frame, &mut bytes);
-    let bytes = &bytes[..n];
-    let at = if bytes.get(12..14) == Some(&TAGGED) { 18 } else { 14 };
-    let (addresses, protocol, ports) = match bytes.get(at - 2..at) {
-        Some([8, 0]) => {
-            let header = bytes.get(at).map_or(0, |b| usize::from(b & 15) * 4);
-            // The ports of a fragment are elsewhere.
-            let whole = bytes.get(at + 6..at + 8).is_some_and(|w| w[0] & 0x3f == 0 && w[1] == 0);
-            (at + 12..at + 20, bytes.get(at + 9), whole.then_some(at + header))
-        }
-        Some([0x86, 0xdd]) => (at + 8..at + 40, bytes.get(at + 6), Some(at + 40)),
-        _ => return 0,
-    };
-    let ports = ports.filter(|_| matches!(protocol, Some(6 | 17 | 132)));
-    let ports = ports.and_then(|at| bytes.get(at..at + 4)).unwrap_or_default();
-    let Some(addresses) = bytes.get(addresses) else { return 0 };
-    // Pairs of bytes from both ends are added up, so that either may be the source.
+    let Some(ends) = Ends::of(frame) else { return 0 };
+    // Words of both ends are added up, so that either may be the source.
     let sum = |sum: u32, word: &[u8]| {
         sum.wrapping_add(word.iter().fold(0, |w, b| w << 8 | u32::from(*b)).wrapping_mul(0x9e37_79b1))
     };
-    let half = addresses.len() / 2;
-    let all =
-        addresses[..half].chunks(4).chain(addresses[half..].chunks(4)).chain(ports.chunks(2)).fold(0, sum);
+    let ports = ends.ports.unwrap_or_default();
+    let all = ends.addresses().chunks(4).chain(ports.chunks(2)).fold(0, sum);
     (all >> 24 ^ all >> 12) as u8
 }

@@ -3,21 +3,21 @@
 //! ```text
 //!   tx queue --Served--> tx.rs: one copy --Frame--> Link --> what is behind the card
 //!   rx queue <--Core::with_queue-- rx.rs <--Frame-- Link <---+
-//!   control queue --> ctrl.rs: which frames (filter.rs), offloads, pairs of queues
+//!   control queue --> ctrl.rs: which frames (filter.rs), offloads, pairs of queues and frames of each (rss.rs)
 //! ```
 //!
-//! There are `queues` pairs, receiver and transmitter in turn, and behind them the control queue, which is queue 2 for a
-//! driver without VIRTIO_NET_F_MQ. Who notifies sends; a frame for the guest is written to its buffers by whoever
+//! There are `queues` pairs, receiver and transmitter in turn, and behind them the control queue, which is queue 2 for
+//! a driver without VIRTIO_NET_F_MQ. Who notifies sends; a frame for the guest is written to its buffers by whoever
 //! brings it. Checksums and segmentation may be left to the other side in both directions: what is behind the card
 //! and does not do them has them done (`Link`).
 //!
 //! A frame from the guest whose header cannot be true is dropped, and its buffer given back.
 //!
-//! On purpose absent: receive-side scaling and hash reports, segmentation of UDP, coalescing of notifications, steering
-//! of flows that the driver has not sent on, VIRTIO_NET_F_GSO (of before version 1), the standby card.
+//! On purpose absent: hash reports, segmentation of UDP, coalescing of notifications, VIRTIO_NET_F_GSO (of before
+//! version 1), the standby card.
 //!
-//! Locks: a transmitter's queue and buffer, then what is behind the card, then a receiver's queue; `settings` is last of
-//! all. [`Link::wake`] is called with none of a queue's but the control queue's.
+//! Locks: a transmitter's queue and buffer, then what is behind the card, then a receiver's queue; `settings` is last
+//! of all. [`Link::wake`] is called with none of a queue's but the control queue's.
 //!
 //! Saved are the driver's settings, who waits for buffers, and the cable. Where flows come from is found out again.
 use super::chain::Broken;
@@ -26,6 +26,7 @@ use crate::device::Invalid;
 use crate::net::{Card, Link};
 use filter::Filter;
 use parking_lot::Mutex;
+use rss::Rss;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -34,6 +35,7 @@ mod ctrl;
 mod filter;
 mod header;
 mod options;
+mod rss;
 mod rx;
 #[cfg(test)]
 mod tests;
@@ -63,6 +65,7 @@ mod feature {
     pub const GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const MQ: u64 = 1 << 22;
     pub const CTRL_MAC_ADDR: u64 = 1 << 23;
+    pub const RSS: u64 = 1 << 60;
     pub const SPEED_DUPLEX: u64 = 1 << 63;
     /// What the driver takes, which it may change while it runs.
     pub const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
@@ -71,14 +74,15 @@ mod feature {
 /// Entries of the control queue, as in QEMU.
 const CONTROL_SIZE: u16 = 64;
 /// Fields of the configuration space (5.1.4): the feature that each comes with, and its end.
-const FIELDS: [(u64, usize); 5] = [
+const FIELDS: [(u64, usize); 6] = [
     (feature::MAC, 6),
     (feature::STATUS, 8),
     (feature::MQ, 10),
     (feature::MTU, 12),
     (feature::SPEED_DUPLEX, 17),
+    (feature::RSS, 24),
 ];
-const CONFIG_LEN: usize = 17;
+const CONFIG_LEN: usize = 24;
 /// Bits of the status in the configuration space.
 const LINK_UP: u16 = 1;
 const ANNOUNCE: u16 = 2;
@@ -90,10 +94,20 @@ struct Settings {
     filter: Filter,
     /// Pairs of queues in use.
     pairs: u16,
+    /// Where frames go; without, to where the driver has sent of their flow.
+    rss: Option<Rss>,
     /// What it takes: features of the type.
     offloads: u64,
     /// It is asked to tell where it is (VIRTIO_NET_S_ANNOUNCE).
     announce: bool,
+}
+
+impl Settings {
+    /// So many of the first pairs may get frames.
+    fn listening(&self) -> usize {
+        let last = self.rss.iter().flat_map(|rss| rss.table.iter().chain([&rss.others])).max();
+        usize::from(last.map_or(self.pairs, |last| last.saturating_add(1)))
+    }
 }
 
 /// A pair of queues.
@@ -146,7 +160,7 @@ impl Net {
 
     fn defaults(link: &Link) -> Settings {
         let mac = link.mac().0;
-        Settings { mac, filter: Filter::default(), pairs: 1, offloads: 0, announce: false }
+        Settings { mac, filter: Filter::default(), pairs: 1, rss: None, offloads: 0, announce: false }
     }
 
     fn core(&self) -> Option<Arc<Core>> {
@@ -158,7 +172,7 @@ impl Net {
     }
 
     fn role(&self, queue: usize) -> Role {
-        let pairs = if self.features() & feature::MQ != 0 { self.pairs.len() } else { 1 };
+        let pairs = if self.features() & (feature::MQ | feature::RSS) != 0 { self.pairs.len() } else { 1 };
         match queue {
             n if n == 2 * pairs => Role::Control,
             n if n > 2 * pairs => Role::Nothing,
@@ -225,7 +239,9 @@ impl Model for Net {
         put(8, &o.queues.to_le_bytes());
         put(10, &o.mtu.to_le_bytes());
         put(12, &o.speed.to_le_bytes());
-        put(16, &[o.duplex]);
+        put(16, &[o.duplex, rss::KEY as u8]);
+        put(18, &rss::TABLE.to_le_bytes());
+        put(20, &rss::KINDS.to_le_bytes());
         // As long as what is offered has it.
         let offered = FIELDS.iter().filter(|(bit, _)| o.features & bit != 0);
         c.truncate(offered.map(|(_, end)| *end).max().unwrap_or(0));
@@ -309,6 +325,7 @@ impl Model for Net {
         if self.core().is_some_and(|core| features & !core.offered() != 0)
             || settings.offloads & !(features & feature::GUEST_OFFLOADS) != 0
             || !(1..=self.options.queues).contains(&settings.pairs)
+            || settings.rss.as_ref().is_some_and(|rss| !rss.is_sound(self.options.queues))
         {
             return Err(Invalid("settings of a network card"));
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub struct NetOptions {
     /// Features of the type that are offered.
     pub features: u64,
-    /// Pairs of queues, from 1 to 256; of use with VIRTIO_NET_F_MQ.
+    /// Pairs of queues, from 1 to 256; of use with VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS.
     pub queues: u16,
     /// Entries of the queues for frames to and from the guest: powers of two from 256 to 1024.
     pub rx_queue_size: u16,
@@ -62,7 +62,7 @@ const SWITCHES: [(&str, u64); 17] = [
 ];
 
 /// Features that are of no use without others (5.1.3.1).
-const NEEDS: [(u64, u64); 14] = [
+const NEEDS: [(u64, u64); 15] = [
     (feature::GUEST_TSO4, feature::GUEST_CSUM),
     (feature::GUEST_TSO6, feature::GUEST_CSUM),
     (feature::HOST_TSO4, feature::CSUM),
@@ -73,6 +73,7 @@ const NEEDS: [(u64, u64); 14] = [
     (feature::CTRL_MAC_ADDR, feature::CTRL_VQ),
     (feature::CTRL_GUEST_OFFLOADS, feature::CTRL_VQ),
     (feature::MQ, feature::CTRL_VQ),
+    (feature::RSS, feature::CTRL_VQ),
     (feature::GUEST_ANNOUNCE, feature::CTRL_VQ),
     (feature::GUEST_ANNOUNCE, feature::STATUS),
     (feature::GUEST_ECN, feature::GUEST_CSUM),
@@ -116,11 +117,12 @@ macro_rules! own_properties {
             switch("ctrl_guest_offloads", true, "the guest changes what it takes while it runs"),
             switch("guest_announce", true, "a restored guest is asked to tell where it is"),
             switch("mq", false, "the guest may use several pairs of queues"),
+            switch("rss", false, "and choose the pair of a frame by a hash"),
             Property {
                 name: "queues",
                 kind: Type::Number(1, 256),
                 default: Some(1),
-                help: "pairs of queues, with mq=on",
+                help: "pairs of queues, with mq=on or rss=on",
             },
             size("rx_queue_size", "entries of a queue for frames to the guest, a power of two"),
             size("tx_queue_size", "entries of a queue for frames from the guest, a power of two"),
@@ -211,8 +213,11 @@ impl NetOptions {
         if is_off("gso") {
             o.features &= !(feature::HOST_TSO4 | feature::HOST_TSO6);
         }
-        if values.switch("mq") {
-            o.features |= feature::MQ;
+        let several = [("mq", feature::MQ), ("rss", feature::RSS)];
+        let several = several.into_iter().filter(|(name, _)| values.switch(name));
+        let several = several.fold(0, |all, (_, bit)| all | bit);
+        if several != 0 {
+            o.features |= several;
             o.queues = number("queues", 1).clamp(1, 256);
         }
         o.mtu = number("host_mtu", 0);

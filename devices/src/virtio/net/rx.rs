@@ -147,21 +147,22 @@ fn takes(offloads: u64) -> Takes {
 
 impl Nic for Net {
     fn can_receive(&self) -> bool {
-        let pairs = usize::from(self.settings.lock().pairs);
+        let pairs = self.settings.lock().listening();
         self.pairs.iter().take(pairs).all(|p| !p.starved.load(Ordering::SeqCst))
     }
 
     fn receive(&self, frame: &Frame<'_>) -> bool {
-        let (offloads, pairs) = {
+        let (offloads, pair) = {
             let settings = self.settings.lock();
             if frame.len() > MAX_FRAME || !settings.filter.passes(frame, settings.mac) {
                 return true;
             }
-            (settings.offloads, settings.pairs)
-        };
-        let pair = match pairs {
-            0 | 1 => 0,
-            n => self.flows[usize::from(filter::flow(frame))].load(Ordering::Relaxed) % n,
+            let pair = match (&settings.rss, settings.pairs) {
+                (Some(rss), _) => rss.pair(frame),
+                (None, 0 | 1) => 0,
+                (None, n) => self.flows[usize::from(filter::flow(frame))].load(Ordering::Relaxed) % n,
+            };
+            (settings.offloads, pair)
         };
         let (pair, takes) = (usize::from(pair), takes(offloads));
         let Offload { partial, gso, .. } = frame.offload;

@@ -603,7 +603,7 @@ fn a_saved_card_goes_on_and_tells_where_it_is() {
 fn a_flow_comes_back_to_the_pair_that_it_was_sent_on() {
     let options = || NetOptions {
         queues: 3,
-        features: NetOptions::default().features | feature::MQ,
+        features: NetOptions::default().features | feature::MQ | feature::RSS,
         ..NetOptions::default()
     };
     for way in WAYS {
@@ -630,13 +630,14 @@ fn a_flow_comes_back_to_the_pair_that_it_was_sent_on() {
             t.notify(queue);
             assert_eq!(t.used(queue).len(), 1);
         };
-        let command = |t: &mut Test, pairs: u8| {
-            t.pc.memory.write(place(8), &[4, 0, pairs, 0]);
-            t.add(6, &[(place(8), 4, false), (place(8) + 16, 1, true)]);
+        let order = |t: &mut Test, command: &[u8]| {
+            t.pc.memory.write(place(8), command);
+            t.add(6, &[(place(8), command.len() as u32, false), (place(7), 1, true)]);
             t.notify(6);
             assert_eq!(t.used(6).len(), 1, "{:?}", t.way);
-            t.bytes(place(8) + 16, 1)[0] == 0
+            t.bytes(place(7), 1)[0] == 0
         };
+        let command = |t: &mut Test, pairs: u8| order(t, &[4, 0, pairs, 0]);
         for n in [0, 2, 4] {
             (0..8).for_each(|_| _ = t.add(n, &[(place(n as u64), 200, true)]));
             t.notify(n);
@@ -659,9 +660,38 @@ fn a_flow_comes_back_to_the_pair_that_it_was_sent_on() {
         assert!(command(&mut t, 1), "{way:?}");
         assert_eq!(t.wire.woken.load(Ordering::SeqCst), 1, "{way:?}");
         assert_eq!(got(&mut t, &flow(2, true)), [1, 0, 1], "{way:?}: and one that had come before");
+        if way != Way::Legacy {
+            let rss = |table: &[u8], pairs: u8, kinds: u8| {
+                let entries = (table.len() / 2 - 1) as u8;
+                [&[4, 1, kinds, 0, 0, 0, entries, 0, 1, 0][..], table, &[pairs, 0, 2, 0xff, 0xff]].concat()
+            };
+            for bad in [
+                rss(&[0, 0, 1, 0, 2, 0], 3, 7),
+                rss(&[3, 0], 3, 7),
+                rss(&[0, 0], 4, 7),
+                rss(&[0, 0], 0, 7),
+                rss(&[0, 0], 1, 0x47),
+                rss(&[0; 512], 1, 7),
+                rss(&[0, 0], 1, 7)[..16].to_vec(),
+            ] {
+                assert!(!order(&mut t, &bad), "{way:?}: {bad:?}");
+            }
+            (0..4).for_each(|_| _ = t.add(4, &[(place(4), 200, true)]));
+            t.notify(4);
+            assert!(order(&mut t, &rss(&[2, 0, 2, 0], 3, 7)), "{way:?}");
+            assert_eq!(got(&mut t, &flow(1, true)), [0, 0, 1], "{way:?}: as the table has it");
+            assert!(order(&mut t, &rss(&[2, 0, 2, 0], 1, 0x38)), "{way:?}");
+            assert_eq!(got(&mut t, &flow(1, true)), [0, 1, 0], "{way:?}: there is no hash of it");
+            let state = t.save();
+            let mut other = chosen(way, options());
+            other.rig.restore(state.clone(), &t.rig).unwrap();
+            assert_eq!(other.save(), state, "{way:?}");
+            assert!(command(&mut t, 1), "{way:?}");
+            assert_eq!(got(&mut t, &flow(1, true)), [1, 0, 0], "{way:?}");
+        }
         // A driver of one pair has its commands on queue 2.
         let mut t = chosen(way, options());
-        t.start(ALL & !feature::MQ);
+        t.start(ALL & !(feature::MQ | feature::RSS));
         assert!(t.obeys(&[0, 0, 0]), "{way:?}");
     }
 }
@@ -679,19 +709,82 @@ impl Backend for Echo {
     }
 }
 
+fn echoing(way: Way) -> (Rig<Net>, Arc<Link>) {
+    let link = Link::new("n".into(), "virtio-net-pci", Mac(MAC), None, Some(Arc::new(Echo::default())));
+    let link = Arc::new(link);
+    let net = Net::new(link.clone(), NetOptions::default());
+    link.connect(&net);
+    (Rig::with(way, net, pci_options(4)), link)
+}
+
+#[test]
+fn no_driver_does_harm_and_each_goes_on_when_it_is_restored() {
+    let mut x = 1_u64;
+    let mut next = move |below: u64| {
+        x = x.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (x >> 33) % below
+    };
+    for way in WAYS {
+        let (mut rig, mut link) = echoing(way);
+        let (mut waiting, mut sent, mut received, mut broken) = ([0; 3], 0, 0, 0);
+        for n in 0..6000 {
+            let up = rig.status() & (status::NEEDS_RESET | status::DRIVER_OK) == status::DRIVER_OK;
+            if !up || next(500) == 0 {
+                broken += usize::from(!up);
+                rig.start(next(u64::MAX) | feature::CTRL_VQ | feature::CTRL_RX);
+                waiting = [0; 3];
+            }
+            let queue = [RX, RX, TX, TX, CONTROL][next(5) as usize];
+            if waiting[queue] < 12 {
+                let count = 1 + next(4);
+                let mut buffers: Vec<Buffer> = (0..count)
+                    .map(|i| {
+                        let most = [20, 1600, 9000][next(3) as usize];
+                        let len = 1 + next(most);
+                        let writes = queue == RX || queue == CONTROL && i + 1 == count && count > 1;
+                        (AT + 0x1000 * next(48), len as u32, writes)
+                    })
+                    .collect();
+                if next(100) == 0 {
+                    let at = next(count) as usize;
+                    buffers[at] = match next(4) {
+                        0 => (1 << next(64), 100, buffers[at].2),
+                        1 => (buffers[at].0, 1 << next(32), buffers[at].2),
+                        2 => (buffers[at].0, 0, buffers[at].2),
+                        _ => (buffers[at].0, 10, !buffers[at].2),
+                    };
+                }
+                if queue != RX && buffers[0].0 < AT + 0x10_0000 {
+                    let head =
+                        [next(6), next(3), 0, 0, next(3), next(2), next(60), 0, 16, 0].map(|b| b as u8);
+                    rig.pc.memory.write(buffers[0].0, &head);
+                }
+                rig.add(queue, &buffers);
+                waiting[queue] += 1;
+            }
+            rig.notify(next(3) as usize);
+            (0..3).for_each(|q| waiting[q] -= rig.used(q).len().min(waiting[q]));
+            if n % 300 == 0 {
+                let counts = link.counts();
+                (sent, received) = (sent + counts.sent, received + counts.received);
+                let (mut other, others) = echoing(way);
+                rig.pause();
+                let state = rig.save();
+                other.restore(state.clone(), &rig).unwrap();
+                assert_eq!(other.save(), state, "{way:?}");
+                other.resume();
+                (rig, link) = (other, others);
+            }
+        }
+        assert!(sent > 100 && received > 100 && broken > 5, "{way:?}: {sent} {received} {broken}");
+    }
+}
+
 #[test]
 fn frames_come_while_one_is_sent_and_from_other_threads() {
     for way in WAYS {
-        let link = Arc::new(Link::new(
-            "n".into(),
-            "virtio-net-pci",
-            Mac(MAC),
-            None,
-            Some(Arc::new(Echo::default())),
-        ));
-        let net = Net::new(link.clone(), NetOptions::default());
-        link.connect(&net);
-        let mut rig = Rig::with(way, net.clone(), pci_options(4));
+        let (mut rig, _link) = echoing(way);
+        let net = rig.model();
         rig.start(feature::MRG_RXBUF);
         let stop = Arc::new(AtomicBool::new(false));
         let others: Vec<_> = (0..2)
