@@ -206,7 +206,7 @@ const ADDRESS_VALID: u32 = 1 << 31;
 
 /// A frame as it goes into buffers, and what is said of it in descriptors.
 struct Inward<'a> {
-    /// The addresses, and what is behind them, or behind the tag that was taken out.
+    /// What is before the tag that was taken out, and what is behind it.
     parts: [&'a [u8]; 2],
     /// Bytes of zeros behind that: padding, and the checksum.
     zeros: usize,
@@ -227,16 +227,14 @@ impl Inward<'_> {
 impl Adapter {
     /// A frame comes in, from the wire or from the card itself; whether it was taken.
     pub(super) fn take(&self, frame: &Frame<'_>, looped: bool) -> bool {
-        if !looped && !self.up.load(Ordering::Relaxed) {
-            self.rx.lock().starved = true;
-            return false;
-        }
         if !looped && self.loopback.load(Ordering::Relaxed) != 0 {
             return true;
         }
         let mut guard = self.rx.lock();
         let rx = &mut *guard;
-        if rx.control & rctl::EN == 0 {
+        // Under the lock: who has brought the link up looks for those that were refused after this.
+        let up = looped || self.up.load(Ordering::Relaxed);
+        if !up || rx.control & rctl::EN == 0 {
             rx.starved = true;
             return looped;
         }
@@ -287,7 +285,8 @@ impl Adapter {
         let rest = if stripped.is_some() { 16 } else { 12 };
         let padding = LEAST.saturating_sub(bytes.len());
         let zeros = padding + if rx.control & rctl::SECRC == 0 { FCS } else { 0 };
-        let parts = [&bytes[..12], bytes.get(rest..).unwrap_or_default()];
+        let first = if stripped.is_some() { 12 } else { bytes.len() };
+        let parts = [&bytes[..first], bytes.get(rest.max(first)..).unwrap_or_default()];
         let mut inward =
             Inward { parts, zeros, status: 0, tag: 0, sum: 0, header: 0, summary: Summary::of(bytes) };
         let sizes = rx.buffers(self.model);
@@ -326,7 +325,8 @@ impl Adapter {
             // From where on RXCSUM's PCSS says (13.4.36), of what goes into the buffers.
             let skip = (rx.rxcsum & 0xff) as usize;
             let first = inward.parts[0].get(skip..).unwrap_or_default();
-            let second = inward.parts[1].get(skip.saturating_sub(12)..).unwrap_or_default();
+            let second =
+                inward.parts[1].get(skip.saturating_sub(inward.parts[0].len())..).unwrap_or_default();
             inward.sum = checksum(&[first, second], 0);
         }
         if !self.fill(rx, 0, &inward) {
