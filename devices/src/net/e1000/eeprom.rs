@@ -76,6 +76,8 @@ impl Eeprom {
             words[0x10] = 0x0000;
             words[0x23] = 0x8401;
         }
+        // Nothing wakes (initialization control 3).
+        words[0x24] = 0;
         words[0x30..0x33].copy_from_slice(&[0x0100, 0x4000, 0x120d]);
         let sum = words[..WORDS - 1].iter().fold(0_u16, |sum, w| sum.wrapping_add(*w));
         words[WORDS - 1] = SUM.wrapping_sub(sum);

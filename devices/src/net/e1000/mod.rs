@@ -13,7 +13,7 @@
 //!
 //! On purpose absent: collisions, flow control (its registers are kept), wake-up and manageability (kept as well), the
 //! packet buffer memory, frames whose checksum software appends (IFCS is taken for granted), and on the 82574 the bits
-//! of its SPI bus, time stamps and receive-side scaling. A received frame's own checksum (without RCTL.SECRC) is zeros.
+//! of its SPI bus, time stamps of frames and receive-side scaling. A received frame's own checksum (without RCTL.SECRC) is zeros.
 //!
 //! Locks: `control`, then `tx`, which is held while a frame goes to the back end, then `rx`, then `irq`, then the
 //! function's. The back end holds its own while it gives a frame, which takes `rx` and `irq` alone; it is woken with
@@ -95,8 +95,9 @@ const REGISTERS: u64 = 128 << 10;
 /// The 82574's BAR of MSI-X, and where its pending bits are.
 const MESSAGES: u64 = 16 << 10;
 const PENDING: u32 = 0x2000;
-/// The capability of MSI-X.
+/// The capabilities of MSI-X and of PCI Express.
 const MSIX: u8 = 0x11;
+const EXPRESS_CAPABILITY: u8 = 0x10;
 
 /// What both controllers are.
 struct Adapter {
@@ -137,17 +138,20 @@ macro_rules! kind {
 }
 kind!(KIND, "e1000", plug::<false>, "Intel's 82540EM, a gigabit network card");
 kind!(ALIAS, "e1000-82540em", plug::<false>, "another name of e1000");
+kind!(EXPRESS, "e1000e", plug::<true>, "Intel's 82574L, a gigabit network card on PCI Express");
 
 fn plug<const EXPRESS: bool>(site: &Site<'_>, values: &Values) -> Result<(), PlugError> {
     let model = if EXPRESS { Model::I82574l } else { Model::I82540em };
     let link = Link::plug(site, values, model.name())?;
-    site.plug_pci(values, config(model), |function| {
+    let integrated = site.pci_bus(values)?.is_root();
+    site.plug_pci(values, config(model, integrated), |function| {
         Arc::new(Port::<EXPRESS>(Adapter::new(model, function, link, site.clock.clone())))
     })
     .map(drop)
 }
 
-fn config(model: Model) -> ConfigSpace {
+/// `integrated`: it is on a root complex's own bus.
+fn config(model: Model, integrated: bool) -> ConfigSpace {
     let memory = BarKind::Memory32 { prefetchable: false };
     let (device, revision, subsystem) = match model {
         Model::I82540em => (0x100e, 3, (0x1af4, 0x1100)),
@@ -164,9 +168,37 @@ fn config(model: Model) -> ConfigSpace {
             c.add_bar(1, memory, REGISTERS);
             c.add_bar(2, BarKind::Io, 32);
             c.add_bar(3, memory, MESSAGES);
+            add_power_management(&mut c);
+            c.add_msi(1);
+            add_express(&mut c, integrated);
+            c.add_msix(irq::VECTORS as u16, 3, 0, PENDING);
         }
     }
     c
+}
+
+/// The capability of power management (PCI Bus Power Management 1.2, 3.2): the state is kept.
+fn add_power_management(c: &mut ConfigSpace) {
+    let at = c.add_capability(0x01, 8);
+    // Version 2, to be initialized by a driver, PME# from D0 and D3hot.
+    c.set16(at + 2, 0xc822);
+    // Registers are kept in D3hot.
+    c.set16(at + 4, 1 << 3);
+    c.allow16(at + 4, 0x0103);
+    c.allow_clear8(at + 5, 0x80);
+}
+
+/// The capability of PCI Express (Base Specification 1.1, 7.8): one lane of 2.5 GT/s.
+fn add_express(c: &mut ConfigSpace, integrated: bool) {
+    let at = c.add_capability(EXPRESS_CAPABILITY, 0x14);
+    c.set16(at + 0x02, 1 | if integrated { 9 << 4 } else { 0 });
+    c.set32(at + 0x04, 1 << 15);
+    c.set16(at + 0x08, 0x2810);
+    c.allow16(at + 0x08, 0x7eff);
+    c.allow_clear8(at + 0x0a, 0x0f);
+    c.set32(at + 0x0c, 0x11);
+    c.allow16(at + 0x10, 0x01cb);
+    c.set16(at + 0x12, 0x11);
 }
 
 impl Adapter {

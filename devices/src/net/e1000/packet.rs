@@ -6,17 +6,17 @@ use mynah_net::checksum::checksum;
 
 const ETHERNET: usize = 14;
 const TAG: usize = 4;
-pub(super) const TCP: u8 = 6;
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// Headers of a frame, as far as they are understood.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Summary {
     /// Where IP begins, if it is that.
-    pub(super) ip: Option<usize>,
-    pub(super) v6: bool,
+    ip: Option<usize>,
+    v6: bool,
     /// Where TCP or UDP begins, and which.
-    pub(super) transport: Option<(usize, u8)>,
+    transport: Option<(usize, u8)>,
     /// Behind the datagram: padding follows.
     end: usize,
     /// IPv4's identification.
@@ -28,8 +28,19 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 impl Summary {
-    pub(super) fn of(bytes: &[u8], _: Model) -> Self {
+    pub(super) fn of(bytes: &[u8]) -> Self {
         Self::parse(bytes).unwrap_or_default()
+    }
+
+    /// Bytes of headers, if there are any that are understood (316080, 7.1.10).
+    pub(super) fn header(&self, bytes: &[u8]) -> Option<usize> {
+        let end = match (self.transport, self.ip?) {
+            (Some((at, TCP)), _) => at + 4 * usize::from(bytes.get(at + 12)? >> 4),
+            (Some((at, _)), _) => at + 8,
+            (None, ip) if self.v6 => ip + 40,
+            (None, ip) => ip + 4 * usize::from(bytes.get(ip)? & 15),
+        };
+        (end <= self.end).then_some(end)
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {

@@ -21,6 +21,9 @@ pub(super) struct Control {
     vet: u32,
     pba: u32,
     swsm: u32,
+    timinca: u32,
+    /// SYSTIM less what guest time makes of it.
+    time_offset: u64,
     /// IOADDR.
     pub(super) io_address: u32,
     pub(super) eeprom: Eeprom,
@@ -56,6 +59,8 @@ impl Control {
             vet: 0,
             pba: 0,
             swsm: 0,
+            timinca: 0,
+            time_offset: 0,
             io_address: 0,
             link: phy.link(),
             eeprom,
@@ -74,6 +79,7 @@ impl Control {
             Model::I82540em => 0x0010_0030,
             Model::I82574l => 0x0014_0014,
         };
+        (self.timinca, self.time_offset) = (0, 0);
         self.eeprom.reset();
         self.plain = plain_reset();
     }
@@ -85,6 +91,12 @@ impl Control {
     /// CTRL.VME and VET, as both directions look at them.
     pub(super) fn vlan(&self) -> u32 {
         self.vet & 0xffff | if self.ctrl & ctrl::VME != 0 { VME } else { 0 }
+    }
+
+    /// SYSTIM by TIMINCA alone (316080, 10.2.11).
+    fn ticks(&self, now: Nanos) -> u64 {
+        let period = u64::from(self.timinca >> 24).max(1) * 40;
+        (now / period).wrapping_mul((self.timinca & 0xff_ffff).into())
     }
 
     fn status(&self, model: Model) -> u32 {
@@ -220,6 +232,11 @@ impl Adapter {
             // The PHY is set up, writes are done.
             EEMNGCTL if express => 1 << 31 | 1 << 18,
             EEWR if express => 1 << 1,
+            TIMINCA if express => control.timinca,
+            SYSTIML | SYSTIMH if express => {
+                let time = control.ticks(self.clock.now()).wrapping_add(control.time_offset);
+                (time >> (8 * (at - SYSTIML))) as u32
+            }
             SWSM if express => {
                 let before = control.swsm;
                 control.swsm |= SMBI;
@@ -402,6 +419,19 @@ impl Adapter {
                 }
             }
             SWSM if express => control.swsm = value & 0xf,
+            TIMINCA | SYSTIML | SYSTIMH if express => {
+                let before = control.ticks(now).wrapping_add(control.time_offset);
+                let value_64 = u64::from(value);
+                let time = match at {
+                    SYSTIML => before >> 32 << 32 | value_64,
+                    SYSTIMH => before & 0xffff_ffff | value_64 << 32,
+                    _ => {
+                        control.timinca = value;
+                        before
+                    }
+                };
+                control.time_offset = time.wrapping_sub(control.ticks(now));
+            }
             _ => {
                 if let Some((n, mask)) = plain(at) {
                     control.plain[n] = value & mask;

@@ -56,6 +56,11 @@ pub(super) const SWSM: u32 = 0x5b50;
 pub(super) const RETA: u32 = 0x5c00;
 pub(super) const RSSRK: u32 = 0x5c80;
 
+/// Time stamps: TIMINCA says by how much the counter grows, and in how many units of 40 ns.
+pub(super) const SYSTIML: u32 = 0xb600;
+pub(super) const SYSTIMH: u32 = 0xb604;
+pub(super) const TIMINCA: u32 = 0xb608;
+
 pub(super) mod ctrl {
     pub const FD: u32 = 1 << 0;
     pub const GIO_MASTER_DISABLE: u32 = 1 << 2;
@@ -160,9 +165,11 @@ const PLAIN: &[(u32, u32, u32, u32)] = &[
     // LEDCTL.
     (0x0e00, 1, u32::MAX, 0x0706_8302),
     // EXTCNF_CTRL, EXTCNF_SIZE, PHY_CTRL.
-    (0x0f00, 3, u32::MAX, 0),
-    // PBECCSTS; FCRTL, FCRTH, FCRTV.
+    (0x0f00, 2, u32::MAX, 0),
+    (0x0f10, 1, u32::MAX, 0),
+    // PBECCSTS, PBA_ECC; FCRTL, FCRTH, FCRTV.
     (0x100c, 1, u32::MAX, 0),
+    (0x1100, 1, u32::MAX, 0),
     (0x2160, 1, 0xfff8 | 1 << 31, 0),
     (0x2168, 1, 0xfff8, 0),
     (0x2340, 1, 0xffff, 0),

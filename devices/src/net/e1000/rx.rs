@@ -199,18 +199,22 @@ impl Rx {
     }
 }
 
+/// The header has the first buffer for itself (HDRSP, 316080, 7.1.10.3).
+const HEADER_SPLIT: u16 = 1 << 15;
 /// RAH.AV.
 const ADDRESS_VALID: u32 = 1 << 31;
 
 /// A frame as it goes into buffers, and what is said of it in descriptors.
 struct Inward<'a> {
-    /// The addresses, and what is behind them, or behind the tag that was taken out.
+    /// What is before the tag that was taken out, and what is behind it.
     parts: [&'a [u8]; 2],
     /// Bytes of zeros behind that: padding, and the checksum.
     zeros: usize,
     status: u32,
     tag: u16,
     sum: u16,
+    /// Bytes that go into the first descriptor's first buffer alone, if it is split.
+    header: usize,
     summary: Summary,
 }
 
@@ -223,16 +227,14 @@ impl Inward<'_> {
 impl Adapter {
     /// A frame comes in, from the wire or from the card itself; whether it was taken.
     pub(super) fn take(&self, frame: &Frame<'_>, looped: bool) -> bool {
-        if !looped && !self.up.load(Ordering::Relaxed) {
-            self.rx.lock().starved = true;
-            return false;
-        }
         if !looped && self.loopback.load(Ordering::Relaxed) != 0 {
             return true;
         }
         let mut guard = self.rx.lock();
         let rx = &mut *guard;
-        if rx.control & rctl::EN == 0 {
+        // Under the lock: who has brought the link up looks for those that were refused after this.
+        let up = looped || self.up.load(Ordering::Relaxed);
+        if !up || rx.control & rctl::EN == 0 {
             rx.starved = true;
             return looped;
         }
@@ -283,10 +285,21 @@ impl Adapter {
         let rest = if stripped.is_some() { 16 } else { 12 };
         let padding = LEAST.saturating_sub(bytes.len());
         let zeros = padding + if rx.control & rctl::SECRC == 0 { FCS } else { 0 };
-        let parts = [&bytes[..12], bytes.get(rest..).unwrap_or_default()];
+        let first = if stripped.is_some() { 12 } else { bytes.len() };
+        let parts = [&bytes[..first], bytes.get(rest.max(first)..).unwrap_or_default()];
         let mut inward =
-            Inward { parts, zeros, status: 0, tag: 0, sum: 0, summary: Summary::of(bytes, self.model) };
-        let needed = inward.len().div_ceil(rx.buffers(self.model).iter().sum::<usize>().max(1)) as u32;
+            Inward { parts, zeros, status: 0, tag: 0, sum: 0, header: 0, summary: Summary::of(bytes) };
+        let sizes = rx.buffers(self.model);
+        let each = sizes.iter().sum::<usize>().max(1);
+        let mut first = each;
+        if rx.is_split(self.model) {
+            let header = inward.summary.header(bytes).map_or(0, |h| h - (rest - 12));
+            if (1..=sizes[0]).contains(&header) {
+                inward.header = header;
+                first = header + sizes[1..].iter().sum::<usize>();
+            }
+        }
+        let needed = 1 + inward.len().saturating_sub(first).div_ceil(each) as u32;
         let size = rx.descriptor_size(self.model);
         let ring = &rx.rings[0];
         let count = ring.count(size);
@@ -312,7 +325,8 @@ impl Adapter {
             // From where on RXCSUM's PCSS says (13.4.36), of what goes into the buffers.
             let skip = (rx.rxcsum & 0xff) as usize;
             let first = inward.parts[0].get(skip..).unwrap_or_default();
-            let second = inward.parts[1].get(skip.saturating_sub(12)..).unwrap_or_default();
+            let second =
+                inward.parts[1].get(skip.saturating_sub(inward.parts[0].len())..).unwrap_or_default();
             inward.sum = checksum(&[first, second], 0);
         }
         if !self.fill(rx, 0, &inward) {
@@ -346,35 +360,32 @@ impl Adapter {
         let dma = self.function.dma();
         let (mut done, total) = (0, inward.len());
         let mut ring = rx.rings[queue];
-        while done < total {
+        for n in 0..ring.available(size) {
             let at = ring.at(ring.head, size);
             let mut descriptor = [0; 2 * DESCRIPTOR as usize];
-            let read = &mut descriptor[..size as usize];
-            if dma.read(at, read).is_err() {
-                if done == 0 {
+            if dma.read(at, &mut descriptor[..size as usize]).is_err() {
+                if n == 0 {
                     return false;
                 }
                 break;
             }
+            let header = if n == 0 { inward.header } else { 0 };
             let mut lens = [0; 4];
-            for ((address, size), len) in descriptor.as_chunks::<8>().0.iter().zip(sizes).zip(&mut lens) {
-                // Where a header could be split from the rest it has the first buffer.
-                let here = size.min(total - done);
-                self.put(inward, done, here, u64::from_le_bytes(*address));
-                (*len, done) = (here, done + here);
-                if !split {
-                    break;
-                }
+            let buffers = descriptor.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
+            for (i, address) in buffers.enumerate().take(if split { 4 } else { 1 }) {
+                // Drivers leave buffers out by an address of ones.
+                let room = match i {
+                    0 if header != 0 => header,
+                    1.. if address == u64::MAX => 0,
+                    i => sizes[i],
+                };
+                lens[i] = room.min(total - done);
+                self.put(inward, done, lens[i], address);
+                done += lens[i];
             }
-            if lens == [0; 4] {
-                break;
-            }
-            let last = if done == total { bits::EOP } else { 0 };
-            let mut status = bits::DD | last;
+            let mut status = bits::DD | inward.status & bits::VP;
             if done == total {
-                status |= inward.status;
-            } else if inward.status & bits::VP != 0 {
-                status |= bits::VP;
+                status |= bits::EOP | inward.status;
             }
             let [sum_0, sum_1] = inward.sum.to_le_bytes();
             let [tag_0, tag_1] = inward.tag.to_le_bytes();
@@ -392,6 +403,9 @@ impl Adapter {
                 for (place, len) in back[18..24].as_chunks_mut::<2>().0.iter_mut().zip(&lens[1..]) {
                     *place = (*len as u16).to_le_bytes();
                 }
+                if header != 0 {
+                    back[16..18].copy_from_slice(&(HEADER_SPLIT | header as u16).to_le_bytes());
+                }
                 if split {
                     let _ = dma.write(at + 16, &back[16..]);
                     fence(Ordering::Release);
@@ -402,6 +416,9 @@ impl Adapter {
                 dma.write(at + 8, &[len[0], len[1], sum_0, sum_1, low, high, tag_0, tag_1])
             };
             ring.advance(size);
+            if done == total {
+                break;
+            }
         }
         rx.rings[queue] = ring;
         true

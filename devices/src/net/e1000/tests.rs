@@ -9,6 +9,7 @@ use crate::pci::testing::{Pc, Wires};
 use mynah_net::{Gso, Partial};
 use std::io::IoSlice;
 
+mod express;
 mod receive;
 mod transmit;
 
@@ -38,7 +39,7 @@ fn bare<const EXPRESS: bool>() -> Test {
     let wires = Wires::on(&pc.bus);
     let model = if EXPRESS { Model::I82574l } else { Model::I82540em };
     let (wire, link) = Recorder::linked(model.name());
-    let function = pc.bus.function(AT, config(model));
+    let function = pc.bus.function(AT, config(model, true));
     let card = Adapter::new(model, function, link.clone(), Arc::new(clock.clone()));
     let device = Arc::new(Port::<EXPRESS>(card.clone()));
     pc.bus.attach(AT, device.clone());
