@@ -55,9 +55,9 @@ pub fn config(program: &str, args: &[OsString]) -> Result<Config, Error> {
     if config.accel.is_empty() {
         config.accel = std::mem::take(&mut seen.accel_from_machine);
     }
+    net_arg::settle(&mut config, std::mem::take(&mut seen.nets))?;
     adapter(&mut config)?;
     drive_arg::settle(&mut config, seen.snapshot)?;
-    net_arg::settle(&mut config, std::mem::take(&mut seen.nets))?;
     consoles(&mut config, &seen)?;
     vnc_arg::check(&config)?;
     if config.bios.is_none() && config.memory.size < LEAST_MEMORY {
@@ -752,7 +752,7 @@ mod tests {
 
     #[test]
     fn adapters_and_vnc_addresses() {
-        let drives = ["ide-cd", "floppy"];
+        let drives = ["ide-cd", "floppy", "e1000"];
         let kinds = |words: &[&str]| {
             let all: Vec<_> = of(words).devices.iter().map(|d| d.kind.name).collect();
             all.into_iter().filter(|kind| !drives.contains(kind)).collect::<Vec<_>>()
@@ -762,6 +762,8 @@ mod tests {
         assert_eq!(kinds(&["-device", "VGA,addr=5"]), ["VGA"]);
         assert!(kinds(&["-vga", "none"]).is_empty() && kinds(&["-nodefaults"]).is_empty());
         assert!(kinds(&["-M", "microvm"]).is_empty());
+        let all: Vec<_> = of(&["-device", "edu"]).devices.iter().map(|d| d.kind.name).collect();
+        assert_eq!(all[..3], ["VGA", "e1000", "edu"], "slots are taken in this order");
         assert!(kinds(&["-vga", "none", "-nodefaults"]).is_empty());
         assert_eq!(error(&["-vga", "qxl"]), "-vga qxl: not supported yet; there are std and none");
         let vnc = |words: &[&str]| of(words).vnc.map(|vnc| vnc.address.to_string());

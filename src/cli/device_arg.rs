@@ -20,7 +20,6 @@ const LATER: &[&str] = &[
     "virtio-vga",
     "virtio-gpu-pci",
     "isa-vga",
-    "e1000e",
     "igb",
     "i82559er",
     "i82557b",
@@ -296,7 +295,7 @@ mod tests {
             device("isa-debug-exti").unwrap_err().to_string(),
             "-device isa-debug-exti: unknown device; did you mean 'isa-debug-exit'?"
         );
-        assert!(device("virtio-net-pci,netdev=n0").unwrap_err().to_string().contains("not supported yet"));
+        assert!(device("pcnet,netdev=n0").unwrap_err().to_string().contains("not supported yet"));
         assert!(device("flux-capacitor").unwrap_err().to_string().contains("unknown device ("));
         assert!(device("").unwrap_err().to_string().contains("name is missing"));
         assert!(device("help").unwrap_err().is_info());

@@ -8,7 +8,7 @@ use super::device_arg;
 use super::props::Props;
 use super::suggest::did_you_mean;
 use crate::config::{Config, FilterKind, NetFilter, NetKind, Netdev};
-use mynah_devices::kind::Chosen;
+use mynah_devices::kind::{self, Chosen};
 use mynah_net::fault::Faults;
 use mynah_net::sockets::{Address, DgramConfig, StreamConfig};
 use mynah_net::{MAX_FRAME, user};
@@ -410,7 +410,7 @@ pub fn settle(config: &mut Config, asked: Asked) -> Result<(), Error> {
             port(config, Some(id));
         }
     }
-    for card in cards {
+    for (place, card) in cards.into_iter().enumerate() {
         let netdev = match (card.netdev, &only) {
             (Some(id), _) => id,
             (None, Some(id)) => id.clone(),
@@ -421,6 +421,10 @@ pub fn settle(config: &mut Config, asked: Asked) -> Result<(), Error> {
             return Err(Error::new(format!("{}: this board has no usual card: give a model=", card.option)));
         }
         let model = MODELS.iter().find(|(name, _)| *name == model).map_or(model, |(_, device)| device);
+        let is_card = kind::find(model).is_none_or(|k| Chosen::of(k).is_card());
+        if !is_card {
+            return Err(Error::new(format!("{}: '{model}' is no network card ('-nic model=help')", card.option)));
+        }
         // A value may hold commas.
         let quoted = |value: &str| value.replace(',', ",,");
         let mut device = format!("{},netdev={}", quoted(model), quoted(&netdev));
@@ -429,13 +433,8 @@ pub fn settle(config: &mut Config, asked: Asked) -> Result<(), Error> {
             device += &format!(",{key}={}", quoted(&value));
         }
         let chosen = device_arg::device(&device).map_err(|e| Error::new(format!("{}: {e}", card.option)))?;
-        if !chosen.is_card() {
-            return Err(Error::new(format!(
-                "{}: '{model}' is no network card ('-nic model=help')",
-                card.option
-            )));
-        }
-        config.devices.push(chosen);
+        // Cards have their slots before what is added with -device, as in QEMU.
+        config.devices.insert(place, chosen);
     }
     for filter in &config.net_filters {
         let NetFilter { id, netdev, .. } = filter;
