@@ -237,7 +237,7 @@ fn e1000e_on_q35() {
 
 #[test]
 #[ignore = "boots a kernel from Debian's packages"]
-fn cards_under_the_interpreter_and_an_old_kernel() {
+fn cards_under_a_32_bit_kernel() {
     works("686-e1000", "686", "-device e1000,netdev=n0", "e1000", "e1000");
     works("686-virtio", "686", "-device virtio-net-pci,netdev=n0", "virtio_net", VIRTIO);
 }

@@ -423,7 +423,10 @@ pub fn settle(config: &mut Config, asked: Asked) -> Result<(), Error> {
         let model = MODELS.iter().find(|(name, _)| *name == model).map_or(model, |(_, device)| device);
         let is_card = kind::find(model).is_none_or(|k| Chosen::of(k).is_card());
         if !is_card {
-            return Err(Error::new(format!("{}: '{model}' is no network card ('-nic model=help')", card.option)));
+            return Err(Error::new(format!(
+                "{}: '{model}' is no network card ('-nic model=help')",
+                card.option
+            )));
         }
         // A value may hold commas.
         let quoted = |value: &str| value.replace(',', ",,");

@@ -22,7 +22,7 @@ pub mod vcpu;
 
 pub use handle::{Handle, Refused, Status};
 
-use crate::config::{AccelKind, Check, Config, LogItem};
+use crate::config::{AccelKind, Check, Config, LogItem, NetKind, Netdev};
 use anyhow::{Context, bail};
 use bios::BiosCalls;
 use board::Board;
@@ -428,12 +428,23 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     if let Some(icount) = &cfg.icount {
         bail!("-icount {icount}: counting instructions for time is not supported yet");
     }
-    if cfg.kernel.is_none() && cfg.bios.is_none() && cfg.drives.iter().all(|d| d.file.is_none()) {
+    let no_medium = cfg.kernel.is_none() && cfg.bios.is_none() && cfg.drives.iter().all(|d| d.file.is_none());
+    if no_medium && !boots_from_network(cfg) {
         bail!(
             "there is nothing to boot: give a disk image, a CD image with -cdrom, a kernel with -kernel, or try 'mynah demo'"
         );
     }
     Ok(())
+}
+
+/// Whether the user means to boot from the network: says so, gives a card a place in the order, or serves a file.
+fn boots_from_network(cfg: &Config) -> bool {
+    let in_order = |order: &str| order.chars().any(|c| ('n'..='p').contains(&c));
+    let serves = |n: &Netdev| matches!(&n.kind, NetKind::User(user) if user.bootfile.is_some());
+    in_order(&cfg.boot.order)
+        || in_order(&cfg.boot.once)
+        || cfg.devices.iter().any(|d| d.is_card() && d.values.number("bootindex").is_some())
+        || cfg.netdevs.iter().any(serves)
 }
 
 fn cpu_model(cfg: &Config) -> anyhow::Result<CpuModel> {
