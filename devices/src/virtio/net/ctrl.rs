@@ -70,7 +70,8 @@ impl Data<'_> {
             self.at += count * 6;
             return Some(None);
         }
-        Some((0..count).map(|_| self.take()).collect())
+        let all: Option<Vec<_>> = (0..count).map(|_| self.take()).collect();
+        all.map(Some)
     }
 }
 

@@ -461,6 +461,12 @@ fn the_driver_chooses_what_it_sees() {
         assert!(t.obeys(&[&[1, 1][..], &OTHER].concat()) && t.obeys(&[0, 2, 0]), "{way:?}");
         assert!(sees(&mut t, OTHER, None) && !sees(&mut t, MAC, None), "{way:?}");
         assert_eq!(t.config(0, 4) as u32, 2, "{way:?}: its address");
+        // Addresses that are not in memory.
+        let before = t.model().settings.lock().clone();
+        t.pc.memory.write(AT, &[1, 0, 1, 0, 0, 0]);
+        t.add(CONTROL, &[(AT, 6, false), (1 << 40, 10, false), (AT + 0x100, 1, true)]);
+        t.notify(CONTROL);
+        assert_eq!((t.bytes(AT + 0x100, 1)[0], &*t.model().settings.lock()), (1, &before), "{way:?}");
         // A reset forgets it all.
         t.start(0);
         t.add(RX, &[(AT, 200, true)]);
