@@ -241,3 +241,44 @@ fn cards_under_a_32_bit_kernel() {
     works("686-e1000", "686", "-device e1000,netdev=n0", "e1000", "e1000");
     works("686-virtio", "686", "-device virtio-net-pci,netdev=n0", "virtio_net", VIRTIO);
 }
+
+/// Boots from the network: iPXE in the card's ROM takes a script and a kernel from TFTP, and an initial RAM disk from
+/// HTTP.
+fn boots(tag: &str, rom: &str, card: &str, bios: Option<&str>) {
+    let (Some(vmlinuz), Some(rom)) = (guest("generic"), guest(rom)) else { return };
+    let script = "echo \"BOOTED $(cat /proc/cmdline)\"; poweroff -f\n";
+    let Some(initrd) = ramdisk(&format!("pxe-{tag}"), "busybox", script) else { return };
+    let Some(bios) = bios.map(|name| guest(name).map(|path| path.display().to_string())).map_or(Some(None), |b| b.map(Some))
+    else {
+        return;
+    };
+    let http = http(Ipv4Addr::LOCALHOST.into(), Arc::new(std::fs::read(&initrd).unwrap()));
+    let folder = folder(tag, b"");
+    std::fs::copy(vmlinuz, folder.join("kernel")).unwrap();
+    let ipxe = format!(
+        "#!ipxe\nkernel tftp://10.0.2.2/kernel console=ttyS0 panic=-1 quiet pxe={tag}\n\
+         initrd http://10.0.2.2:{http}/big\nboot\n"
+    );
+    std::fs::write(folder.join("script"), ipxe).unwrap();
+    let netdev = format!("user,id=n0,tftp={},bootfile=script", folder.display());
+    let card = format!("{card},netdev=n0,romfile={},bootindex=1", rom.display());
+    let mut args = vec!["-m", "512", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"];
+    args.extend(card.split(' '));
+    args.extend(["-netdev", &netdev]);
+    args.extend(bios.iter().flat_map(|b| ["-bios", b.as_str()]));
+    let boot = run(&args, Duration::from_secs(300), |_| None);
+    std::fs::remove_file(&initrd).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let lines = key_lines(&boot.console, &["BOOTED"]);
+    assert!(lines.len() == 1 && lines[0].contains(&format!("pxe={tag}")), "{tag}; the console said:\n{}", boot.console);
+    assert_eq!(boot.code, Some(0), "{tag}");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn kernels_come_over_the_network() {
+    boots("virtio", "ipxe-virtio", "-device virtio-net-pci", None);
+    boots("e1000", "ipxe-e1000", "-device e1000", None);
+    boots("e1000e", "ipxe-e1000e", "-M q35 -device e1000e", None);
+    boots("seabios", "ipxe-e1000", "-device e1000", Some("seabios"));
+}

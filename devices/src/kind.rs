@@ -472,7 +472,7 @@ impl Site<'_> {
         };
         let why = |e: &dyn fmt::Display| PlugError::Value(format!("romfile={}: {e}", path.display()));
         let bytes = std::fs::read(&path).map_err(|e| why(&e))?;
-        OptionRom::new(bytes).map(Some).map_err(|e| why(&e))
+        OptionRom::new(&bytes).map(Some).map_err(|e| why(&e))
     }
 
     /// Makes a PCI function with this configuration space on the bus and at the address that the user gave, or the

@@ -22,7 +22,7 @@ use super::{BarKind, DevFn};
 use crate::bus::Irq;
 use crate::device::Invalid;
 use crate::dma::Dma;
-use mynah_mmu::Mmio;
+use mynah_mmu::{DeviceRam, Mmio};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -89,37 +89,41 @@ pub struct Function {
 }
 
 /// A function's expansion ROM (PCI 2.1, 6.3).
-pub struct OptionRom(Vec<u8>);
+pub struct OptionRom(Arc<DeviceRam>);
 
 impl OptionRom {
     /// The bytes of a ROM.
     ///
     /// # Errors
-    /// It is none, or has more than 16 MiB.
-    pub fn new(mut bytes: Vec<u8>) -> Result<Arc<Self>, &'static str> {
+    /// It is none, or has more than 16 MiB; or the host has no memory.
+    pub fn new(bytes: &[u8]) -> Result<Arc<Self>, String> {
         if bytes.get(..2) != Some(&[0x55, 0xaa]) {
-            return Err("it is no option ROM (its first bytes are not 55 AA)");
+            return Err("it is no option ROM (its first bytes are not 55 AA)".into());
         }
         if bytes.len() > 16 << 20 {
-            return Err("an option ROM has at most 16 MiB");
+            return Err("an option ROM has at most 16 MiB".into());
         }
-        let size = bytes.len().next_power_of_two().max(0x800);
-        bytes.resize(size, 0xff);
-        Ok(Arc::new(Self(bytes)))
+        let size = bytes.len().next_power_of_two().max(0x1000);
+        let ram = DeviceRam::new(size as u64).map_err(|e| e.to_string())?;
+        ram.write(0, bytes);
+        Ok(Arc::new(Self(ram)))
     }
 
     /// Bytes that its BAR decodes.
     pub fn size(&self) -> u64 {
-        self.0.len() as u64
+        self.0.size()
+    }
+
+    /// What is in it.
+    pub(super) fn memory(&self) -> &Arc<DeviceRam> {
+        &self.0
     }
 }
 
+/// A ROM ignores what is written to it.
 impl Mmio for OptionRom {
-    fn read(&self, offset: u64, size: u8) -> u64 {
-        crate::bus::read_bytes64(size, |n| {
-            let at = usize::try_from(offset).ok().and_then(|at| at.checked_add(n.into()));
-            at.and_then(|at| self.0.get(at)).copied().unwrap_or(0xff)
-        })
+    fn read(&self, _: u64, _: u8) -> u64 {
+        u64::MAX
     }
 
     fn write(&self, _: u64, _: u8, _: u64) {}

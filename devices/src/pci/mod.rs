@@ -440,11 +440,10 @@ impl PciBus {
         let bar = slot.dev.config().lock().bar(index);
         if let (Some(address), Some((kind, size))) = (wanted, bar) {
             let rom = slot.dev.function().and_then(|f| f.rom()).filter(|_| index == config::ROM_BAR);
-            let target = match rom {
-                Some(rom) => BarTarget::Memory(rom.clone()),
-                None => slot.dev.bar(index),
-            };
-            let mapping = match (target, kind) {
+            let mapping = match (slot.dev.bar(index), kind) {
+                _ if let Some(rom) = rom => {
+                    Mapping::Memory(self.memory.map_rom_device(address, size, rom.memory(), 0, rom.clone()))
+                }
                 (BarTarget::Io(dev), BarKind::Io) => {
                     Mapping::Io(self.ports.map(address as u16, size as u32, dev))
                 }

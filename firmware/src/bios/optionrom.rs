@@ -12,6 +12,8 @@ pub(super) const AREA: std::ops::Range<u32> = 0xc_0000..0xe_0000;
 const STEP: u32 = 0x800;
 /// ROMs that are started, at most: one for each place.
 const UNIT: u32 = 512;
+/// Devices that a ROM's list may have.
+const MOST: usize = 256;
 
 /// An option ROM that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,9 +71,16 @@ fn function_of(pc: &mut dyn Platform, image: &[u8]) -> (u16, bool) {
     }
     let network = image.get(data + 0xf) == Some(&NETWORK);
     let (Some(vendor), Some(device)) = (word(data + 4), word(data + 6)) else { return (0, network) };
-    let id = u32::from(device) << 16 | u32::from(vendor);
+    // From revision 3 on there may be a list of others that it is for as well, with a zero behind it.
+    let list = word(data + 8).filter(|at| *at != 0 && image.get(data + 0xc).is_some_and(|revision| *revision >= 3));
+    let mut devices = vec![device];
+    if let Some(at) = list {
+        let others = (0..MOST).map_while(|n| word(data + usize::from(at) + 2 * n));
+        devices.extend(others.take_while(|device| *device != 0));
+    }
+    let is = |id: u32| id as u16 == vendor && devices.contains(&((id >> 16) as u16));
     let all = super::pci::functions(pc);
-    (all.into_iter().find(|bdf| super::pci::read(pc, *bdf, 0, 4) == id).unwrap_or(0), network)
+    (all.into_iter().find(|bdf| is(super::pci::read(pc, *bdf, 0, 4))).unwrap_or(0), network)
 }
 
 impl Found {

@@ -3,7 +3,6 @@
 //! anybody's.
 //!
 //! Source: POST Memory Manager Specification 1.01 (1997).
-use super::boot::Phase;
 use super::{Bios, Outcome, Platform, Regs, SEGMENT, linear, rom};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -35,7 +34,8 @@ impl Bios {
         let first = u32::from(word(1)) | u32::from(word(2)) << 16;
         let second = u32::from(word(3)) | u32::from(word(4)) << 16;
         let flags = word(5);
-        let starting = matches!(self.boot.phase, Phase::Start | Phase::Roms(_) | Phase::Connect(_));
+        // It is kept while nobody is to find it.
+        let starting = self.boot.pmm.is_empty();
         let result = match function {
             _ if !starting => ANONYMOUS,
             0 => self.allocate(first, second, flags),
