@@ -114,6 +114,8 @@ struct Adapter {
     /// The link is up.
     up: AtomicBool,
     loopback: AtomicU8,
+    /// A timer goes on with what a turn of the transmitter has left.
+    tx_waits: AtomicBool,
     /// MSI-X is on.
     msix: AtomicBool,
     phy_timer: Arc<dyn Timer>,
@@ -213,6 +215,7 @@ impl Adapter {
             vlan: AtomicU32::new(0),
             up: AtomicBool::new(false),
             loopback: AtomicU8::new(0),
+            tx_waits: AtomicBool::new(false),
             msix: AtomicBool::new(false),
             phy_timer: clock.timer(me.clone()),
             irq_timer: clock.timer(me.clone()),
@@ -281,7 +284,9 @@ impl Adapter {
         self.restore_irq(saved.interrupts);
         *control = saved.control;
         self.restore_followers(&control);
-        self.tx_timer.set(self.tx.lock().again());
+        let again = self.tx.lock().again();
+        self.tx_waits.store(again.is_some(), Ordering::Release);
+        self.tx_timer.set(again);
         Ok(())
     }
 }

@@ -100,6 +100,8 @@ pub(super) struct Tx {
     pub(super) stats: Sent,
     /// When what a turn has left is sent.
     again: Option<Nanos>,
+    /// The rings of which that is, a bit for each.
+    waiting: u8,
 }
 
 /// What is saved of the transmitter.
@@ -115,6 +117,7 @@ pub(super) struct TxV1 {
     begun: [serde_bytes::ByteBuf; 2],
     stats: Sent,
     again: Option<Nanos>,
+    waiting: u8,
 }
 
 impl Tx {
@@ -131,13 +134,14 @@ impl Tx {
             begun: [of(a), of(b)],
             stats: self.stats.clone(),
             again: self.again,
+            waiting: self.waiting,
         }
     }
 
     /// A transmitter of this state, if it is one.
     pub(super) fn restored(saved: TxV1) -> Option<Self> {
-        let TxV1 { control, tidv, tadv, rings, contexts, packets, begun, stats, again } = saved;
-        let mut tx = Self { control, tidv, tadv, stats, again, ..Self::default() };
+        let TxV1 { control, tidv, tadv, rings, contexts, packets, begun, stats, again, waiting } = saved;
+        let mut tx = Self { control, tidv, tadv, stats, again, waiting, ..Self::default() };
         let parts = rings.into_iter().zip(contexts).zip(packets).zip(begun);
         for (queue, (((ring, contexts), packet), begun)) in tx.queues.iter_mut().zip(parts) {
             if begun.len() != packet.len || packet.len > MOST || !ring.is_valid() {
@@ -209,7 +213,7 @@ impl Adapter {
                 }
             }
         }
-        tx.again = None;
+        tx.waiting &= !(1 << queue);
         let ring = &tx.queues[queue].ring;
         let empty = ring.head == ring.tail;
         if done > 0 && empty {
@@ -219,8 +223,11 @@ impl Adapter {
                 turn.causes |= cause::TXD_LOW;
             }
         } else if done > 0 && turn.left == 0 {
-            let at = self.clock.now().saturating_add(MOMENT);
-            tx.again = Some(at);
+            tx.waiting |= 1 << queue;
+        }
+        tx.again = (tx.waiting != 0).then(|| self.clock.now().saturating_add(MOMENT));
+        self.tx_waits.store(tx.again.is_some(), Ordering::Release);
+        if let Some(at) = tx.again {
             self.tx_timer.arm(at);
         }
         if turn.causes | turn.delayed != 0 {
@@ -230,9 +237,16 @@ impl Adapter {
 
     /// The time has come for what a turn has left.
     pub(super) fn tx_expired(&self) {
+        // Who sends may be at it for a while: other timers do not wait for that.
+        if !self.tx_waits.load(Ordering::Acquire) {
+            return;
+        }
         let mut tx = self.tx.lock();
         if tx.again.is_some_and(|at| at <= self.clock.now()) {
-            (0..self.model.queues()).for_each(|queue| self.transmit(&mut tx, queue));
+            let waiting = tx.waiting;
+            for queue in (0..self.model.queues()).filter(|queue| waiting >> queue & 1 != 0) {
+                self.transmit(&mut tx, queue);
+            }
         }
     }
 

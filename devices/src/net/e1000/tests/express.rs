@@ -194,6 +194,25 @@ fn a_second_ring_sends_as_well() {
 }
 
 #[test]
+fn both_rings_go_on_with_what_a_turn_has_left() {
+    let t = setup();
+    t.pc.memory.write(DATA, &frame(60));
+    for n in 0..0x1fff {
+        t.pc.memory.write_u64(0x4_0000 + 16 * n, DATA);
+        t.pc.memory.write_u32(0x4_0000 + 16 * n + 8, 60 | 1 << 24);
+    }
+    for base in [TDBAL, TDBAL + 0x100] {
+        t.write(base, 0x4_0000);
+        t.write(base + ring::LEN, 0x2_0000);
+        t.write(base + ring::TAIL, 0x1fff);
+    }
+    t.write(TCTL, tctl::EN);
+    assert!(t.wire.frames().len() < 2 * 0x1fff);
+    t.clock.advance(100_000);
+    assert_eq!([TDBAL, TDBAL + 0x100].map(|base| t.read(base + ring::HEAD)), [0x1fff; 2]);
+}
+
+#[test]
 fn a_saved_one_goes_on() {
     let one = setup();
     one.start();

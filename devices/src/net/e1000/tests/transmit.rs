@@ -230,6 +230,8 @@ fn a_ring_that_is_full_of_work_is_served_in_turns() {
     t.write(TDBAL + ring::TAIL, 0x7fff);
     let first = t.wire.frames().len();
     assert!(first < 0x2000, "{first} frames in one turn");
+    let saved = t.device.save("card");
+    t.device.restore(&saved).unwrap();
     t.clock.advance(1_000_000);
     assert_eq!(first + t.wire.frames().len(), 0x7fff);
 }
