@@ -248,9 +248,10 @@ fn boots(tag: &str, rom: &str, card: &str, bios: Option<&str>) {
     let (Some(vmlinuz), Some(rom)) = (guest("generic"), guest(rom)) else { return };
     let script = "echo \"BOOTED $(cat /proc/cmdline)\"; poweroff -f\n";
     let Some(initrd) = ramdisk(&format!("pxe-{tag}"), "busybox", script) else { return };
-    let Some(bios) = bios.map(|name| guest(name).map(|path| path.display().to_string())).map_or(Some(None), |b| b.map(Some))
-    else {
-        return;
+    let bios = match bios.map(guest) {
+        Some(None) => return,
+        Some(Some(path)) => path.display().to_string(),
+        None => String::new(),
     };
     let http = http(Ipv4Addr::LOCALHOST.into(), Arc::new(std::fs::read(&initrd).unwrap()));
     let folder = folder(tag, b"");
@@ -262,15 +263,22 @@ fn boots(tag: &str, rom: &str, card: &str, bios: Option<&str>) {
     std::fs::write(folder.join("script"), ipxe).unwrap();
     let netdev = format!("user,id=n0,tftp={},bootfile=script", folder.display());
     let card = format!("{card},netdev=n0,romfile={},bootindex=1", rom.display());
-    let mut args = vec!["-m", "512", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"];
+    let mut args =
+        vec!["-m", "512", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"];
     args.extend(card.split(' '));
     args.extend(["-netdev", &netdev]);
-    args.extend(bios.iter().flat_map(|b| ["-bios", b.as_str()]));
+    if !bios.is_empty() {
+        args.extend(["-bios", &bios]);
+    }
     let boot = run(&args, Duration::from_secs(300), |_| None);
     std::fs::remove_file(&initrd).unwrap();
     std::fs::remove_dir_all(&folder).unwrap();
     let lines = key_lines(&boot.console, &["BOOTED"]);
-    assert!(lines.len() == 1 && lines[0].contains(&format!("pxe={tag}")), "{tag}; the console said:\n{}", boot.console);
+    assert!(
+        lines.len() == 1 && lines[0].contains(&format!("pxe={tag}")),
+        "{tag}; the console said:\n{}",
+        boot.console
+    );
     assert_eq!(boot.code, Some(0), "{tag}");
 }
 

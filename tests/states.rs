@@ -3,6 +3,7 @@
 //! read as what it is not.
 use mynah::cli::build;
 use mynah::machine::bios::BiosDevice;
+use mynah::machine::nets::Nat;
 use mynah::machine::{Machine, boards};
 use mynah_cpu::CpuV2;
 use mynah_devices::chipset::{
@@ -24,6 +25,7 @@ use mynah_devices::misc::fw_cfg::FwCfg;
 use mynah_devices::misc::i6300esb::I6300Esb;
 use mynah_devices::misc::pvpanic::Pvpanic;
 use mynah_devices::misc::vmgenid::VmGenId;
+use mynah_devices::net::e1000::{E1000, E1000e};
 use mynah_devices::pci::ConfigPorts;
 use mynah_devices::pci::bridge::Bridge;
 use mynah_devices::serial::Serial;
@@ -40,6 +42,7 @@ use mynah_devices::virtio::balloon::Balloon;
 use mynah_devices::virtio::blk::Blk;
 use mynah_devices::virtio::console::Console;
 use mynah_devices::virtio::mmio::VirtioMmio;
+use mynah_devices::virtio::net::Net;
 use mynah_devices::virtio::pci::VirtioPci;
 use mynah_devices::virtio::rng::Rng;
 use mynah_devices::virtio::scsi::Scsi;
@@ -350,6 +353,9 @@ fn rows() -> Vec<Row> {
         of::<DebugExit>(),
         of::<Debugcon>(),
         of::<Edu>(),
+        of::<E1000>(),
+        of::<E1000e>(),
+        of::<Nat>(),
         of::<Fdc>(),
         of::<Ferr>(),
         of::<Entropy>(),
@@ -383,11 +389,13 @@ fn rows() -> Vec<Row> {
         of::<VirtioPci<Blk>>(),
         of::<VirtioPci<Console>>(),
         of::<VirtioPci<Rng>>(),
+        of::<VirtioPci<Net>>(),
         of::<VirtioPci<Scsi>>(),
         of::<VirtioMmio<Balloon>>(),
         of::<VirtioMmio<Blk>>(),
         of::<VirtioMmio<Console>>(),
         of::<VirtioMmio<Rng>>(),
+        of::<VirtioMmio<Net>>(),
         of::<VirtioMmio<Scsi>>(),
         of::<Nvme>(),
         of::<NvmeNs>(),

@@ -153,6 +153,7 @@ impl Machine {
         power.connect_button(&board.chips.button);
         let events = Arc::new(EventLoop::new().context("cannot start the event loop")?);
         board.nets = nets::Nets::open(&cfg, &events)?;
+        board.nets.plug(&board.devices);
         let mut consoles = console::Consoles::open(&cfg, &mut board, &handle, &events)?;
         let fw_cfg = console::attach_extra(&cfg, &mut board, &handle, &mut consoles)?;
         boot.fill(&cfg, &fw_cfg, &board)?;

@@ -1,6 +1,7 @@
 //! The machine's networks: what is behind its cards (`-netdev`, `-nic`), and the cards' links.
 use crate::config::{Config, FilterKind, NetFilter, NetKind, Netdev};
 use anyhow::{Context, bail};
+use mynah_devices::device::{Device, Invalid, Registry, Reset};
 use mynah_devices::event_loop::{EventLoop, Registration, Source, TimedSource, Timer};
 use mynah_devices::net::Link;
 use mynah_net::fault::{Alarm, Fault, Line};
@@ -9,10 +10,12 @@ use mynah_net::sockets::{Dgram, Stream};
 use mynah_net::user;
 use mynah_net::{Backend, Capture, Hub, User};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use socket2::Socket;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
@@ -96,6 +99,15 @@ impl Nets {
         Ok(nets)
     }
 
+    /// Enters what is to be saved.
+    pub fn plug(&self, devices: &Registry) {
+        for net in &self.all {
+            if let Some(user) = &net.user {
+                devices.plug("network", net.id.clone(), Arc::new(Nat(user.clone())));
+            }
+        }
+    }
+
     /// The back end of this name, for the first card that asks for it.
     pub fn take(&self, id: &str) -> Option<Arc<dyn Backend>> {
         let net = self.find(id)?;
@@ -120,6 +132,43 @@ impl Nets {
     /// The card of this name, or the one that is in front of the back end of this name.
     pub fn link(&self, name: &str) -> Option<&Arc<Link>> {
         self.links.iter().find(|l| l.name() == name).or_else(|| self.card_of(name))
+    }
+}
+
+/// A NAT as a part of the machine: what it knows of its guests is saved. Connections are not: they end in this host's
+/// sockets, and a restored guest finds them reset.
+pub struct Nat(pub Arc<User>);
+
+/// What is saved of a NAT.
+#[derive(Serialize, Deserialize)]
+pub struct NatV1 {
+    /// Ethernet addresses and what they have leased.
+    leases: Vec<([u8; 6], [u8; 4])>,
+    /// The address that was leased last.
+    last: Option<[u8; 4]>,
+}
+
+impl Device for Nat {
+    type State = NatV1;
+    const KIND: &'static str = "user";
+
+    /// A guest that is reset keeps its lease.
+    fn reset(&self, _: Reset) {}
+
+    fn save(&self) -> NatV1 {
+        let mut leases: Vec<_> = self.0.leases().into_iter().map(|(mac, at)| (mac, at.octets())).collect();
+        leases.sort_unstable();
+        let last = match self.0.last_lease() {
+            Some(IpAddr::V4(at)) => Some(at.octets()),
+            _ => None,
+        };
+        NatV1 { leases, last }
+    }
+
+    fn restore(&self, NatV1 { leases, last }: NatV1) -> Result<(), Invalid> {
+        let leases: Vec<_> = leases.into_iter().map(|(mac, at)| (mac, at.into())).collect();
+        self.0.restore(&leases, last.map(|at| IpAddr::V4(at.into())));
+        Ok(())
     }
 }
 

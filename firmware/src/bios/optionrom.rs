@@ -72,7 +72,8 @@ fn function_of(pc: &mut dyn Platform, image: &[u8]) -> (u16, bool) {
     let network = image.get(data + 0xf) == Some(&NETWORK);
     let (Some(vendor), Some(device)) = (word(data + 4), word(data + 6)) else { return (0, network) };
     // From revision 3 on there may be a list of others that it is for as well, with a zero behind it.
-    let list = word(data + 8).filter(|at| *at != 0 && image.get(data + 0xc).is_some_and(|revision| *revision >= 3));
+    let list =
+        word(data + 8).filter(|at| *at != 0 && image.get(data + 0xc).is_some_and(|revision| *revision >= 3));
     let mut devices = vec![device];
     if let Some(at) = list {
         let others = (0..MOST).map_while(|n| word(data + usize::from(at) + 2 * n));

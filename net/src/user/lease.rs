@@ -21,6 +21,7 @@ pub(super) struct Leases {
     count: u32,
     by_mac: HashMap<[u8; 6], Lease>,
     taken: HashSet<Ipv4Addr>,
+    ours: Vec<Ipv4Addr>,
     /// Somebody else was found to have it (RFC 2131, 4.3.3).
     declined: HashSet<Ipv4Addr>,
 }
@@ -31,7 +32,7 @@ impl Leases {
         let first = u32::from(first);
         let count = u32::from(end).saturating_sub(first).min(MOST);
         let (by_mac, taken) = (HashMap::new(), ours.iter().copied().collect());
-        Self { first, count, by_mac, taken, declined: HashSet::new() }
+        Self { first, count, by_mac, taken, ours: ours.to_vec(), declined: HashSet::new() }
     }
 
     /// What a guest has leased, or been offered.
@@ -94,6 +95,16 @@ impl Leases {
         }
     }
 
+    /// Takes on the leases of an earlier network, as far as they can be had here.
+    pub fn restore(&mut self, leases: &[([u8; 6], Ipv4Addr)], now: Instant) {
+        self.by_mac.clear();
+        self.taken = self.ours.iter().copied().collect();
+        self.declined.clear();
+        for (mac, address) in leases {
+            self.request(*mac, *address, now);
+        }
+    }
+
     fn is_free(&self, address: Ipv4Addr) -> bool {
         let inside = u32::from(address).checked_sub(self.first).is_some_and(|n| n < self.count);
         inside && !self.taken.contains(&address) && !self.declined.contains(&address)
@@ -125,5 +136,10 @@ mod tests {
         l.release(mac(3));
         assert_eq!(l.offer(mac(2), Some([10, 0, 2, 17].into()), now), Some([10, 0, 2, 18].into()));
         assert!(!l.request(mac(5), [10, 0, 3, 1].into(), now), "not in the network");
+        let kept: Vec<_> = l.all().collect();
+        l.restore(&kept, now);
+        assert_eq!(l.all().collect::<HashSet<_>>(), kept.into_iter().collect());
+        l.restore(&[(mac(7), [10, 0, 2, 16].into())], now);
+        assert_eq!(l.all().count(), 0, "an address of ours is nobody's");
     }
 }

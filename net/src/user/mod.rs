@@ -202,6 +202,20 @@ impl User {
         self.nat.lock().leases.all().collect()
     }
 
+    /// Takes on what an earlier network knew of its guests: leases, and which address was leased last. The flows of
+    /// then are not there: what a guest sends on one is answered with a reset.
+    pub fn restore(&self, leases: &[([u8; 6], Ipv4Addr)], last: Option<IpAddr>) {
+        let nat = &mut *self.nat.lock();
+        nat.enter();
+        nat.leases.restore(leases, nat.core.now);
+        nat.core.leased = last.filter(|a| nat.core.config.has(*a));
+    }
+
+    /// The address that was leased last, where forwards lead to that name none.
+    pub fn last_lease(&self) -> Option<IpAddr> {
+        self.nat.lock().core.leased
+    }
+
     /// What has passed in all.
     pub fn stats(&self) -> Stats {
         self.nat.lock().core.stats
