@@ -4,7 +4,7 @@
 //! Kernels are fetched once through apt: `cargo test --release --test network -- --ignored`. All services are of this
 //! test, on the host's loopback.
 mod common;
-use common::{Boot, guest, key_lines, ramdisk, run};
+use common::{Boot, guest, has_qemu, key_lines, ramdisk, run, run_qemu};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -240,6 +240,80 @@ fn e1000e_on_q35() {
 fn cards_under_a_32_bit_kernel() {
     works("686-e1000", "686", "-device e1000,netdev=n0", "e1000", "e1000");
     works("686-virtio", "686", "-device virtio-net-pci,netdev=n0", "virtio_net", VIRTIO);
+}
+
+const MEET: &str = r#"
+word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
+cd /modules
+for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
+i=0; while [ ! -e /sys/class/net/eth0 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
+ip addr add 192.168.7.$(word me)/24 dev eth0
+ip link set eth0 up
+for n in $(word others | tr , ' '); do
+    i=0; while ! ping -c 1 -W 1 192.168.7.$n > /dev/null && [ $i -lt 200 ]; do sleep 1; i=$((i + 1)); done
+    echo "REACHED $n $(ping -c 3 -s 1400 -W 20 192.168.7.$n | grep -o '[0-9]* packets received')"
+done
+# The others may still be asking.
+sleep 15
+poweroff -f
+"#;
+
+/// A machine of several on one network: whether it is QEMU, its card and what is behind it.
+type Member = (bool, &'static str, String);
+
+/// Machines that are alone with each other all reach each other.
+fn meet(tag: &str, members: &[Member]) {
+    let (Some(vmlinuz), Some(archive)) = (guest("generic"), guest("generic-net")) else { return };
+    let Some(initrd) = ramdisk(&format!("meet-{tag}"), "busybox", MEET) else { return };
+    let all = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
+    std::fs::write(&initrd, all).unwrap();
+    let count = members.len();
+    thread::scope(|scope| {
+        for (n, (qemu, card, netdev)) in members.iter().enumerate() {
+            let (vmlinuz, initrd) = (&vmlinuz, &initrd);
+            scope.spawn(move || {
+                let others: Vec<String> =
+                    (0..count).filter(|o| *o != n).map(|o| (o + 1).to_string()).collect();
+                let modules = if *card == "e1000" { "e1000" } else { VIRTIO };
+                let append = format!(
+                    "console=ttyS0 panic=-1 quiet modules={modules} me={} others={}",
+                    n + 1,
+                    others.join(",")
+                );
+                let device = format!("{card},netdev=n0,mac=52:54:00:00:07:0{n}");
+                let netdev = format!("{netdev},id=n0");
+                let mut args = vec!["-cpu", "max", "-m", "256", "-display", "none", "-serial", "stdio"];
+                args.extend(["-monitor", "none", "-no-reboot", "-netdev", &netdev, "-device", &device]);
+                args.extend(["-append", &append, "-kernel", vmlinuz.to_str().unwrap()]);
+                args.extend(["-initrd", initrd.to_str().unwrap()]);
+                let limit = Duration::from_secs(400);
+                let boot = if *qemu { run_qemu(&args, limit, |_| None) } else { run(&args, limit, |_| None) };
+                let expected: Vec<String> =
+                    others.iter().map(|o| format!("REACHED {o} 3 packets received")).collect();
+                let lines = key_lines(&boot.console, &["REACHED", "MISSING"]);
+                assert_eq!(lines, expected, "{tag} {n}; the console said:\n{}", boot.console);
+            });
+            // Who listens is there before who connects.
+            thread::sleep(Duration::from_secs(1));
+        }
+    });
+    std::fs::remove_file(&initrd).unwrap();
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn machines_and_qemu_s_are_on_one_network() {
+    let qemu = has_qemu();
+    let group = format!("socket,mcast=239.192.7.9:{},localaddr=127.0.0.1", free_port());
+    let mut members = vec![(false, "virtio-net-pci", group.clone()), (false, "e1000", group.clone())];
+    if qemu {
+        members.push((true, "e1000", group));
+    }
+    meet("group", &members);
+    let port = free_port();
+    let ends = ["listen", "connect"].map(|end| format!("socket,{end}=127.0.0.1:{port}"));
+    let [listen, connect] = ends;
+    meet("stream", &[(false, "virtio-net-pci", listen), (qemu, "e1000", connect)]);
 }
 
 /// Boots from the network: iPXE in the card's ROM takes a script and a kernel from TFTP, and an initial RAM disk from
