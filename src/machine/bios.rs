@@ -102,7 +102,7 @@ impl BiosDevice {
 impl Device for BiosDevice {
     type State = Option<BiosV1>;
     const KIND: &'static str = "mynah-bios";
-    const VERSION: u16 = 4;
+    const VERSION: u16 = 5;
 
     /// It is installed anew, with what it finds.
     fn reset(&self, _: Reset) {}

@@ -94,6 +94,7 @@ macro_rules! own_properties {
             crate::net::NETDEV,
             crate::net::MAC,
             crate::net::BOOTINDEX,
+            crate::net::ROMFILE,
             switch("csum", true, "the guest may leave checksums to the card"),
             switch("guest_csum", true, "the guest may take frames with checksums left to it"),
             switch(
