@@ -47,6 +47,7 @@ pub fn decode_op(model: &CpuModel, mode: ModeKey, bytes: &[u8], off: usize) -> O
     }
     if i.code() == Code::Pause
         && mode.has(ModeKey::LONG)
+        && model.vendor == Vendor::Amd
         && bytes.len() >= 2
         && bytes[i.len().max(2) - 2] & 0xf1 == 0x41
     {
@@ -131,7 +132,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// F3 90 with REX.B is no PAUSE but XCHG R8, rAX with a prefix that means nothing.
+/// With AMD F3 90 with REX.B is no PAUSE but XCHG R8, rAX with a prefix that means nothing (APM volume 3, XCHG); with
+/// Intel it is a PAUSE all the same.
 fn exchange_r8(pause: &Instruction, wide: bool, bytes: &[u8]) -> Instruction {
     let (code, r8, rax) = if wide {
         (Code::Xchg_r64_RAX, Register::R8, Register::RAX)

@@ -6,6 +6,7 @@
 use crate::cpu::Cpu;
 use crate::event::Stop;
 use crate::exec::Exec;
+use crate::model::Vendor;
 use crate::op::{CHECKED, Helper, Op, REP, REPNE};
 use crate::state::{fl, gpr, seg};
 use crate::width::{W8, W16, W32, W64, Width};
@@ -277,8 +278,26 @@ fn more(cpu: &Cpu, op: &Op) -> bool {
     if op.flags & REPNE != 0 { !cpu.state.zf() } else { cpu.state.zf() }
 }
 
+/// [`repeat`] of a comparison. Where it stops before its end, for a fault, a trap or an interrupt, the flags are those
+/// before the instruction with Intel (SDM volume 2, REP), and those of the last element with AMD.
+fn repeat_comparison(
+    cpu: &mut Cpu,
+    op: &Op,
+    step: impl FnMut(&mut Cpu) -> Result<bool, Stop>,
+) -> Result<(), Stop> {
+    if !repeated(op) || cpu.model.vendor != Vendor::Intel {
+        return repeat(cpu, op, step);
+    }
+    let before = cpu.state.rflags();
+    let r = repeat(cpu, op, step);
+    if r.is_err() {
+        cpu.replace_flags(before, fl::ARITH);
+    }
+    r
+}
+
 fn cmps<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    repeat(cpu, op, |cpu| {
+    repeat_comparison(cpu, op, |cpu| {
         let from = source::<W>(cpu, op)?;
         let a = cpu.load::<W>(from, op.seg)?;
         let to = dest::<W>(cpu, op, false)?;
@@ -292,7 +311,7 @@ fn cmps<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 }
 
 fn scas<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    repeat(cpu, op, |cpu| {
+    repeat_comparison(cpu, op, |cpu| {
         let to = dest::<W>(cpu, op, false)?;
         let b = cpu.load::<W>(to, seg::ES as u8)?;
         let a = cpu.reg::<W>(0);

@@ -4,7 +4,7 @@
 //! vCPUs. CPUID never promises what is not there: a feature bit can only be set if [`features`] lists it as
 //! implemented. `qemu64` and `qemu32` say what QEMU 7.2's models of the same names say under TCG (but SVM, which is
 //! not implemented); `max` has all that is implemented, with an AMD signature as QEMU's has, so that kernels do not
-//! turn on what they do against the faults of Intel's processors.
+//! turn on what they do against the faults of Intel's processors; `host` is of the host's maker.
 //!
 //! * [`features`]: names, places and status of feature bits. [`leaves`]: the CPUID leaves.
 
@@ -218,8 +218,9 @@ impl CpuModel {
         })
     }
 
-    /// `max` without what the host's CPU lacks. What is not about instructions a program uses (paging, APIC,
-    /// hypervisor bit, ...) stays.
+    /// `max` without what the host's CPU lacks, of the host's maker, family, model and stepping. What is not about
+    /// instructions a program uses (paging, APIC, hypervisor bit, ...) stays. A maker that there is no [`Vendor`] of
+    /// leaves the maker and the numbers of `max`.
     fn host() -> Self {
         #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut m = Self::everything("host", "Mynah CPU, features of the host");
@@ -233,6 +234,12 @@ impl CpuModel {
                 if !there && !keep.contains(&n.feature) {
                     m.set(n.feature, false);
                 }
+            }
+            let [leaf0, leaf1] = [0, 1].map(std::arch::x86_64::__cpuid);
+            let id = [leaf0.ebx, leaf0.edx, leaf0.ecx].map(u32::to_le_bytes).concat();
+            if let Some(v) = [Vendor::Amd, Vendor::Intel].into_iter().find(|v| v.id()[..] == id) {
+                m.vendor = v;
+                (m.family, m.model, m.stepping) = parts(leaf1.eax);
             }
             m.settle();
         }
@@ -491,8 +498,7 @@ impl CpuModel {
             | C::PREFETCHWT1
             | C::CET_IBT
             | C::CET_SS
-            | C::SMM
-            | C::HLE_or_RTM => return true,
+            | C::SMM => return true,
             C::PREFETCHW => return self.has(F::X3DNOWPREFETCH) || self.has(F::LM),
             C::X64 => F::LM,
             C::ADX => F::ADX,
@@ -557,6 +563,17 @@ impl Default for CpuModel {
     fn default() -> Self {
         Self::named("qemu64").expect("qemu64 is a known model")
     }
+}
+
+/// Family, model and stepping from what CPUID.1:EAX has (SDM volume 2, CPUID, figure 3-6). The extended family counts
+/// with family 15 only, the extended model with 6 and 15.
+#[cfg(target_arch = "x86_64")]
+fn parts(signature: u32) -> (u32, u32, u32) {
+    let field = |at: u32, bits: u32| signature >> at & ((1 << bits) - 1);
+    let base = field(8, 4);
+    let family = if base == 15 { base + field(20, 8) } else { base };
+    let model = if matches!(base, 6 | 15) { field(16, 4) << 4 } else { 0 } | field(4, 4);
+    (family, model, field(0, 4))
 }
 
 /// The known name with the least edit distance.

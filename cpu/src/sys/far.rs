@@ -7,6 +7,7 @@ use super::stack::Stack;
 use super::task::Switch;
 use crate::cpu::Cpu;
 use crate::event::{Stop, vector};
+use crate::model::Vendor;
 use crate::op::{Helper, Op};
 use crate::state::{Segment, gpr, seg};
 use crate::width::{W16, W32, W64};
@@ -122,6 +123,13 @@ impl Cpu {
             return Err(self.raise_ec(vector::NP, code_of(sel)));
         }
         Ok(d)
+    }
+
+    /// The offset in the code segment `d` that RETF and IRET return to, of what they have popped. Where the code is not
+    /// 64-bit, the upper half is left out with Intel, and beyond the limit with AMD.
+    pub(crate) fn return_offset(&self, d: Descriptor, popped: u64) -> u64 {
+        let long = self.state.is_long() && d.is_long();
+        if self.model.vendor == Vendor::Intel && !long { popped & 0xffff_ffff } else { popped }
     }
 
     /// Checks the stack segment that a return to `cpl` loads; `long` if the code it returns to is 64-bit.
@@ -313,7 +321,7 @@ fn ret(cpu: &mut Cpu, width: u64, extra: u64) -> Result<(), Stop> {
     }
     let mut d = cpu.return_code(sel)?;
     let new_cpl = rpl(sel);
-    let t = cpu.check_target(d, sel, ip, new_cpl)?;
+    let t = cpu.check_target(d, sel, cpu.return_offset(d, ip), new_cpl)?;
     st.release(extra);
     if new_cpl == cpu.state.cpl {
         return finish(cpu, &mut d, t, Some(st));

@@ -125,7 +125,7 @@ fn iret_protected(cpu: &mut Cpu, width: u64) -> Result<(), Stop> {
     }
     let mut d = cpu.return_code(cs)?;
     let new_cpl = rpl(cs);
-    let mut t = cpu.check_target(d, cs, ip, new_cpl)?;
+    let mut t = cpu.check_target(d, cs, cpu.return_offset(d, ip), new_cpl)?;
     let long = cpu.state.is_long() && d.is_long();
     // 64-bit mode always pops SS:RSP.
     let stack = if new_cpl != cpl || cpu.state.is_long64() {

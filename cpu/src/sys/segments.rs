@@ -7,6 +7,7 @@ use super::stack::Stack;
 use crate::cpu::Cpu;
 use crate::event::{Stop, vector};
 use crate::exec::Exec;
+use crate::model::Vendor;
 use crate::op::{Helper, Op};
 use crate::state::{Segment, Shadow, cr4, seg};
 use crate::width::{W16, W32, W64};
@@ -205,11 +206,14 @@ fn read_base<const S: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
+/// WRFSBASE, WRGSBASE. With Intel the base has to be canonical under the paging mode, unlike one that WRMSR writes: seen
+/// on family 6 model 207, which has 57 bits, with four levels.
 fn write_base<const S: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     fsgsbase_enabled(cpu)?;
     let v = cpu.state.gpr[usize::from(op.dst & 31)];
     let v = if op.width == 8 { v } else { v & 0xffff_ffff };
-    if !cpu.is_canonical_base(v) {
+    let intel = cpu.model.vendor == Vendor::Intel;
+    if !(if intel { cpu.is_canonical(v) } else { cpu.is_canonical_base(v) }) {
         return Err(cpu.gp(0));
     }
     cpu.state.seg[S].base = v;

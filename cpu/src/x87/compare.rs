@@ -1,7 +1,7 @@
 //! Comparisons and classification: results in C3, C2, C0, or in ZF, PF, CF.
 use super::soft::convert::{compare, from_f32, from_f64, from_int};
 use super::soft::{Kind, kind};
-use super::unit::{check, enter, is_intel, track};
+use super::unit::{check, enter, track};
 use super::word::*;
 use crate::cpu::Cpu;
 use crate::event::Stop;
@@ -89,25 +89,22 @@ pub fn ftst(cpu: &mut Cpu, op: &Op) -> Done {
     Ok(())
 }
 
-/// FCOMI, FCOMIP, FUCOMI, FUCOMIP: to EFLAGS, where OF, SF and AF become zero. On AMD's chips C1 stays as it
-/// is (but after a stack fault), and EFLAGS are written under an unmasked exception too.
+/// FCOMI, FCOMIP, FUCOMI, FUCOMIP: to EFLAGS, where OF, SF and AF become zero. C1 stays as it is (but after a stack
+/// fault), and EFLAGS are written under an unmasked exception too: so do AMD's chips, and Intel's of family 6 model
+/// 207, whatever Intel's manual says (SDM volume 2, FCOMI).
 pub fn fcomi<const QUIET: bool, const POP: bool>(cpu: &mut Cpu, op: &Op) -> Done {
     enter(cpu, op)?;
-    let intel = is_intel(cpu);
     let s = &mut cpu.state;
     let f = &mut s.fpu;
     let sw = match (register(f, 0), register(f, op.src)) {
         (Some(a), Some(b)) => compare(a, b, QUIET),
         _ => UNORDERED | IE | SF,
     };
-    let c1 = if intel || sw & SF != 0 { C1 } else { 0 };
-    let goes_on = f.post_cc(sw & !CC, c1);
-    if goes_on || !intel {
-        let flags = if sw & C0 != 0 { fl::CF } else { 0 }
-            | if sw & C2 != 0 { fl::PF } else { 0 }
-            | if sw & C3 != 0 { fl::ZF } else { 0 };
-        s.set_arith_flags(flags);
-    }
+    let goes_on = f.post_cc(sw & !CC, if sw & SF != 0 { C1 } else { 0 });
+    let flags = if sw & C0 != 0 { fl::CF } else { 0 }
+        | if sw & C2 != 0 { fl::PF } else { 0 }
+        | if sw & C3 != 0 { fl::ZF } else { 0 };
+    s.set_arith_flags(flags);
     if goes_on && POP {
         s.fpu.pop();
     }

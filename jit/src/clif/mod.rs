@@ -43,7 +43,7 @@ pub(crate) fn handlers<'a>(plan: &Plan, model: &CpuModel) -> Vec<Option<Emit<'a>
         .map(|(i, op)| {
             let i = i.as_ref()?;
             let selected = build::<Translator<'a>>(model, plan.mode, i, usize::from(op.off))?.1;
-            x87::select(i, model).or(selected.handler)
+            x87::select(i).or(selected.handler)
         })
         .collect()
 }

@@ -15,11 +15,11 @@ use crate::host::primitives::{self, MmxOperand};
 use crate::host::x87::{MASKS, is_control, is_direct, is_store, is_x87, loads_control};
 use cranelift_codegen::ir::{InstBuilder, Value, condcodes::IntCC, types};
 use iced_x86::{Code, Instruction, OpCodeOperandKind as Kind, OpKind};
+use mynah_cpu::Stop;
 use mynah_cpu::exec::{Exec, cc};
 use mynah_cpu::op::Op;
 use mynah_cpu::state::{gpr, seg};
 use mynah_cpu::width::{W16, W32};
-use mynah_cpu::{CpuModel, Stop};
 
 /// The last x87 instruction of a straight run of code, not yet stored.
 #[derive(Clone, Copy)]
@@ -32,7 +32,7 @@ pub(crate) struct LastX87 {
 }
 
 /// The emitter of an x87 or MMX instruction; `None` for others and for those that are called.
-pub(crate) fn select<'a>(i: &Instruction, model: &CpuModel) -> Option<Emit<'a>> {
+pub(crate) fn select<'a>(i: &Instruction) -> Option<Emit<'a>> {
     use Code::*;
     let code = i.code();
     match code {
@@ -52,7 +52,7 @@ pub(crate) fn select<'a>(i: &Instruction, model: &CpuModel) -> Option<Emit<'a>> 
         _ => {}
     }
     if is_x87(code) {
-        return is_direct(code, model).then_some(Translator::emit_x87);
+        return is_direct(code).then_some(Translator::emit_x87);
     }
     let o = code.op_code();
     let mm = |k| matches!(k, Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem);
@@ -219,7 +219,6 @@ mod tests {
     /// What the host would do with the guest's bytes at that very moment, whatever was looked at before.
     #[test]
     fn no_control_register_is_loaded_from_the_guest_s_own_memory() {
-        let model = CpuModel::parse("max").expect("the model");
         let mut seen = 0;
         for code in Code::values().filter(|&c| loads_control(c)) {
             let mut i = Instruction::default();
@@ -228,8 +227,8 @@ mod tests {
             i.set_memory_base(Register::RSI);
             assert!(!emits(&i), "{code:?}: the baseline has no copy");
             // FLDCW has one, see `emit_x87` and the baseline's `load_control`.
-            assert!(code == Code::Fldcw_m2byte || !is_direct(code, &model), "{code:?}");
-            assert!(code == Code::Fldcw_m2byte || select(&i, &model).is_none(), "{code:?}");
+            assert!(code == Code::Fldcw_m2byte || !is_direct(code), "{code:?}");
+            assert!(code == Code::Fldcw_m2byte || select(&i).is_none(), "{code:?}");
             seen += 1;
         }
         assert_eq!(seen, 13);

@@ -1,7 +1,5 @@
 //! What the host's CPU has.
 use iced_x86::{Code, CpuidFeature};
-use mynah_cpu::CpuModel;
-use std::sync::OnceLock;
 
 /// Whether the host has what an instruction needs.
 #[cfg(target_arch = "x86_64")]
@@ -58,17 +56,6 @@ pub(super) fn has_sse3() -> bool {
     return is_x86_feature_detected!("sse3");
     #[cfg(not(target_arch = "x86_64"))]
     false
-}
-
-/// Whether the guest's processor is of the host's maker, as far as the x87 unit tells.
-pub(super) fn same_maker(model: &CpuModel) -> bool {
-    // CPUID takes long where the host is a virtual machine itself.
-    static INTEL: OnceLock<bool> = OnceLock::new();
-    #[cfg(target_arch = "x86_64")]
-    let intel = || std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu");
-    #[cfg(not(target_arch = "x86_64"))]
-    let intel = || false;
-    *INTEL.get_or_init(intel) == (model.vendor == mynah_cpu::model::Vendor::Intel)
 }
 
 /// Maker and features of the host's CPU.

@@ -1,7 +1,6 @@
 //! What is known of x87 instructions, and which of them the host's unit executes for the guest.
-use super::features::{has_sse3, same_maker};
+use super::features::has_sse3;
 use iced_x86::Code;
-use mynah_cpu::CpuModel;
 use mynah_cpu::op::Op;
 
 /// Masks in the control word.
@@ -18,15 +17,13 @@ pub(crate) fn is_x87_number(code: u16) -> bool {
 }
 
 /// Whether the host's x87 unit does for an instruction of the x87 unit (or WAIT) what the guest's would.
-pub(crate) fn is_direct(code: Code, model: &CpuModel) -> bool {
+pub(crate) fn is_direct(code: Code) -> bool {
     use Code::*;
     match code {
         Fldenv_m14byte | Fldenv_m28byte | Fnstenv_m14byte | Fnstenv_m28byte | Fstenv_m14byte
         | Fstenv_m28byte | Frstor_m94byte | Frstor_m108byte | Fnsave_m94byte | Fnsave_m108byte
         | Fsave_m94byte | Fsave_m108byte | Fninit | Finit | Fnclex | Fclex | Fneni | Feni | Fndisi
         | Fdisi | Fnsetpm | Fsetpm | Frstpm | Fstpnce_sti => false,
-        // Makers differ in what becomes of C1.
-        Fcomi_st0_sti | Fcomip_st0_sti | Fucomi_st0_sti | Fucomip_st0_sti => same_maker(model),
         Fisttp_m16int | Fisttp_m32int | Fisttp_m64int => has_sse3(),
         Wait => true,
         _ => is_x87(code),

@@ -86,6 +86,15 @@ pub fn address_of(case: &Case, i: &Instruction, n: u32) -> Option<u64> {
     Some(if case.regs.bitness() == 64 { a } else { a & 0xffff_ffff })
 }
 
+/// The linear address of the stack pointer `sp` in the mode and with the SS that `regs` have.
+pub fn stack_address(regs: &Regs, sp: u64) -> u64 {
+    match (regs.sel[2], regs.bitness()) {
+        (sel::DATA16, _) => LOW + (sp & 0xffff),
+        (_, 64) => sp,
+        _ => sp & 0xffff_ffff,
+    }
+}
+
 /// Whether an operand of `size` bytes at linear address `a` lies within its segment, or begins beyond it (not in 64-bit
 /// mode).
 pub fn within_limit(case: &Case, i: &Instruction, a: u64, size: u64) -> bool {

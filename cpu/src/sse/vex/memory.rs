@@ -4,6 +4,7 @@ use super::super::exec::VecExec;
 use super::super::f16c::Vcvtps2ph;
 use crate::cpu::Cpu;
 use crate::event::Stop;
+use crate::model::Vendor;
 use crate::op::{Helper, Op};
 use crate::state::gpr;
 use crate::width::{W32, W64, Width};
@@ -121,12 +122,24 @@ impl Iterator for Chosen {
 /// Gathers elements of width D at base + index * scale + displacement, with indices of width I: those whose mask
 /// element (in the third operand) has its top bit set. Each mask element is cleared when its element is there, so that
 /// after a fault the instruction goes on where it was; elements behind the one that faults are as they were.
+///
+/// With Intel all of the mask becomes ones and zeros by its top bits before the first element is read, and what is
+/// behind 128 bits becomes zero with the first one that is there (SDM volume 2, VGATHERDPS, operation). With AMD that
+/// comes at the end.
 fn gather<I: Width, D: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.avx_check()?;
     let (dst, indices, mask) = (op.dst, op.index, op.src2);
     let width = if op.is_wide() { 256 } else { 128 };
     let n = (width / I::BITS.max(D::BITS)) as usize;
     let at = Op { index: gpr::ZERO as u8, ..*op };
+    let intel = cpu.model.vendor == Vendor::Intel;
+    if intel {
+        for k in 0..(width / D::BITS) as usize {
+            let ones = if chosen::<D>(cpu, mask, k) { D::MASK } else { 0 };
+            cpu.set_element::<D>(mask, k, ones);
+        }
+        cpu.zero_behind::<D>(mask, (width / D::BITS) as usize);
+    }
     for k in 0..n {
         if chosen::<D>(cpu, mask, k) {
             let index = I::sext(cpu.element::<I>(indices, k)) << (op.scale & 3);
@@ -134,6 +147,9 @@ fn gather<I: Width, D: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
             let lin = cpu.linear(usize::from(op.seg), offset, D::BYTES, false)?;
             let v = cpu.load::<D>(lin, op.seg)?;
             cpu.set_element::<D>(dst, k, v);
+            if intel {
+                cpu.zero_behind::<D>(dst, (width / D::BITS) as usize);
+            }
         }
         cpu.set_element::<D>(mask, k, 0);
     }
@@ -142,20 +158,30 @@ fn gather<I: Width, D: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-/// VCVTPS2PH to memory: MXCSR changes only if the store does not fault.
+/// VCVTPS2PH to memory. With AMD MXCSR changes only if the store does not fault; with Intel the conversion comes first,
+/// and #XM before the faults of the store (SDM volume 3A, table 7-2, leaves the order open).
 fn store_halves(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.avx_check()?;
     let low = cpu.xmm(op.src);
     let imm = op.imm as u8;
+    let intel = cpu.model.vendor == Vendor::Intel;
     if !op.is_wide() {
+        let first = if intel { Some(cpu.float::<Vcvtps2ph>(low, low, imm)?) } else { None };
         let lin = cpu.operand(op, 8, true)?;
         cpu.probe_write(lin, 8, op.seg)?;
-        let r = cpu.float::<Vcvtps2ph>(low, low, imm)?;
+        let r = match first {
+            Some(r) => r,
+            None => cpu.float::<Vcvtps2ph>(low, low, imm)?,
+        };
         return cpu.store::<W64>(lin, r as u64, op.seg);
     }
     let v = [low, cpu.ymm_high(op.src)];
+    let first = if intel { Some(cpu.float_pair::<Vcvtps2ph>(v, v, imm)?) } else { None };
     let lin = cpu.operand(op, 16, true)?;
     cpu.probe_write(lin, 16, op.seg)?;
-    let r = cpu.float_pair::<Vcvtps2ph>(v, v, imm)?;
+    let r = match first {
+        Some(r) => r,
+        None => cpu.float_pair::<Vcvtps2ph>(v, v, imm)?,
+    };
     cpu.store128(lin, r[0] & u128::from(u64::MAX) | r[1] << 64, op.seg)
 }

@@ -599,7 +599,7 @@ fn decode(
         // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
         let known = op.flags & HELPER == 0
             || forms::is_helper(&i)
-            || is_direct(i.code(), &cpu.model) && cpu.model.allows(&i) && !i.has_lock_prefix();
+            || is_direct(i.code()) && cpu.model.allows(&i) && !i.has_lock_prefix();
         ops.push((op, Some((i, known))));
     }
     true

@@ -332,6 +332,36 @@ table! {
     "gather-beyond-fault" Probed gather_faults gathered,
         "elements of a gather above the one that faults",
         "SDM volume 2, VGATHERDPS: they may be gathered or not";
+    "rotate-whole-turn" Probed turns_whole overflow,
+        "OF after RCL and RCR by 9, 18, 27 (8 bits) and 17 (16 bits), by an immediate",
+        "SDM volume 2, RCL: undefined but for one bit, left alone for none, which a whole turn may count as or not";
+    "dot-nan" Probed dot_products nan_lanes,
+        "which of several NaNs DPPS and DPPD give, by lane",
+        "SDM volume 2, DPPS, has one sum for all lanes; Intel's processors add each lane's products in an order of its own";
+    "masked-cr2" Probed masked_faults near_cr2,
+        "CR2 of VMASKMOVPS and its kin that fault, within 4096 bytes",
+        "SDM volume 2, VMASKMOVPS: with any of the elements that are chosen";
+    "masked-non-canonical" Probed masked_edge fault,
+        "#GP, or #PF, of masked moves across the end of canonical addresses",
+        "SDM volume 2, MASKMOVDQU: whether bytes that the mask leaves out fault is implementation dependent";
+    "bound-second" Probed bound_faults fault,
+        "BOUND whose lower bound decides and whose upper one is not there: #BR or #PF",
+        "not in the manuals";
+    "store-before-fault" Probed stores_ten in_ten_bytes,
+        "what FSTP and FBSTP of ten bytes have written when they fault",
+        "not in the manuals: Intel's processors write the significand and then the exponent";
+    "x87-store-nothing" Probed stores_nothing everything,
+        "stores of the x87 unit that an unmasked exception keeps from storing, to where nothing can be: done, or a fault",
+        "SDM volume 3A, table 7-2, has the fault first; Intel's processors do not look at the memory";
+    "locked-alignment" Probed locked_misaligned fault,
+        "#AC, or #PF, #GP or #SS, of a locked access that is misaligned and not there",
+        "SDM volume 3A, table 7-2: one class";
+    "address-size-fault" Probed narrow_strings upper_halves,
+        "upper halves of RCX, RSI and RDI after a REP with 32-bit addresses that faults in 64-bit mode: kept, or zero",
+        "SDM volume 1, 3.3.7: addresses are cut to 32 bits; whether the registers are before the first element is not said";
+    "far-fault-error" Probed transfers_fault_alike error_code,
+        "the error code of RETF and IRET that could raise #GP for CS, for SS and for RIP",
+        "SDM volume 2, IRET: the order of the checks is the processor's";
     "last-place" Elsewhere elementary last_place,
         "FSIN, FPATAN, FYL2X, F2XM1 and their kin: the last place, C1 and PE",
         "SDM volume 1, 8.3.10: an error below one unit in the last place; processors differ in it, and in whether an exact result raises PE";

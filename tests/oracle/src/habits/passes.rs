@@ -135,12 +135,9 @@ pub fn initial_components(c: &Ctx, r: &Raw) -> u128 {
 
 /// The linear address of the stack pointer that an outcome has left.
 fn stack(c: &Ctx) -> u64 {
-    let sp = c.want.regs.gpr[RSP];
-    match (c.want.regs.sel[2], c.case.regs.bitness()) {
-        (sel::DATA16, _) => LOW + (sp & 0xffff),
-        (_, 64) => sp,
-        _ => sp & 0xffff_ffff,
-    }
+    let mut regs = c.case.regs;
+    regs.sel[2] = c.want.regs.sel[2];
+    crate::compare::stack_address(&regs, c.want.regs.gpr[RSP])
 }
 pub fn below_stack(c: &Ctx, r: &Raw) -> u128 {
     let Place::Byte(o) = r.place else { return 0 };
@@ -210,9 +207,36 @@ pub fn undefined_conditions(c: &Ctx, r: &Raw) -> u128 {
     }
 }
 
+pub fn overflow(_: &Ctx, r: &Raw) -> u128 {
+    if r.place == Place::Rflags { 1 << 11 } else { 0 }
+}
+/// Each lane in which both have a NaN.
+pub fn nan_lanes(c: &Ctx, r: &Raw) -> u128 {
+    let own = c.i.op0_register().number();
+    if !matches!(r.place, Place::Xmm(n) | Place::Ymm(n) if n == own) {
+        return 0;
+    }
+    let double = matches!(c.i.mnemonic(), Mnemonic::Dppd | Mnemonic::Vdppd);
+    let (bits, infinity) = if double { (64, 0x7ff << 52) } else { (32, 0xff << 23) };
+    let lane = u128::MAX >> (128 - bits);
+    let nan = |v: u128, n: u32| v >> (n * bits) & (lane >> 1) > infinity;
+    (0..128 / bits).filter(|&n| nan(r.want, n) && nan(r.got, n)).fold(0, |m, n| m | lane << (n * bits))
+}
+pub fn in_ten_bytes(c: &Ctx, r: &Raw) -> u128 {
+    all_if(in_operand(c, r).is_some_and(|n| n < 10))
+}
+/// Bits 32 to 63 of the registers that count and address, where one of the two has zeros there.
+pub fn upper_halves(_: &Ctx, r: &Raw) -> u128 {
+    let own = matches!(r.place, Place::Gpr(RCX | RSI | RDI));
+    if own && (r.want >> 32 == 0 || r.got >> 32 == 0) { u128::from(!0u64 << 32) } else { 0 }
+}
+
 // ---- which cases ------------------------------------------------------------------------------------------
 
+const RCX: usize = 1;
 const RSP: usize = 4;
+const RSI: usize = 6;
+const RDI: usize = 7;
 
 pub fn any(_: &Ctx) -> bool {
     true
@@ -431,6 +455,73 @@ pub fn cmps_faults(c: &Ctx) -> bool {
 pub fn movs_faults(c: &Ctx) -> bool {
     use Mnemonic::*;
     matches!(c.i.mnemonic(), Movsb | Movsw | Movsd | Movsq) && has_string_operands(c.i) && strings_fault(c)
+}
+
+/// RCL and RCR whose count is a multiple of the operand's bits and CF.
+pub fn turns_whole(c: &Ctx) -> bool {
+    let bits = 8 * c.i.memory_size().size().max(c.i.op0_register().size()) as u32;
+    let n = if c.i.op_count() == 2 && c.i.op1_kind() == OpKind::Immediate8 {
+        u32::from(c.i.immediate8()) & 31
+    } else {
+        0
+    };
+    matches!(c.i.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) && c.done && n != 0 && n % (bits + 1) == 0
+}
+pub fn dot_products(c: &Ctx) -> bool {
+    use Mnemonic::*;
+    matches!(c.i.mnemonic(), Dpps | Dppd | Vdpps | Vdppd)
+}
+fn moves_masked_elements(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(i.mnemonic(), Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq)
+}
+pub fn masked_faults(c: &Ctx) -> bool {
+    moves_masked_elements(c.i) && c.want.vector == 14 && c.got.vector == 14
+}
+pub fn masked_edge(c: &Ctx) -> bool {
+    ended(c, 13, 14)
+        && c.case.regs.bitness() == 64
+        && (stores_masked_bytes(c.i) || moves_masked_elements(c.i))
+}
+pub fn bound_faults(c: &Ctx) -> bool {
+    c.i.mnemonic() == Mnemonic::Bound && (12..=14).any(|v| ended(c, 5, v))
+}
+/// FSTP of 80 bits and FBSTP that both fault.
+pub fn stores_ten(c: &Ctx) -> bool {
+    matches!(c.i.mnemonic(), Mnemonic::Fstp | Mnemonic::Fbstp)
+        && c.i.memory_size().size() == 10
+        && !c.done
+        && both_fault(c)
+}
+/// One faults, the other goes on with an x87 exception pending.
+pub fn stores_nothing(c: &Ctx) -> bool {
+    use Mnemonic::*;
+    let faults = |o: &Outcome| matches!(o.vector, 12..=14 | 17);
+    let pends = |o: &Outcome| {
+        matches!(o.vector, 1 | 3)
+            && o.regs.fx16(2) & 0x80 != 0
+            && o.regs.fx16(2) & !o.regs.fx16(0) & 0x3f != 0
+            && c.case.regs.fx16(2) & 0x80 == 0
+    };
+    matches!(c.i.mnemonic(), Fst | Fstp | Fist | Fistp | Fisttp | Fbstp)
+        && c.i.op0_kind() == OpKind::Memory
+        && (faults(c.want) && pends(c.got) || faults(c.got) && pends(c.want))
+}
+pub fn locked_misaligned(c: &Ctx) -> bool {
+    misaligned(c) && (c.i.has_lock_prefix() || c.i.mnemonic() == Mnemonic::Xchg)
+}
+/// String instructions with REP and 32-bit addresses that have not got further.
+pub fn narrow_strings(c: &Ctx) -> bool {
+    let narrow =
+        |n| matches!(c.i.op_kind(n), OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI);
+    c.case.regs.bitness() == 64
+        && (c.i.has_rep_prefix() || c.i.has_repne_prefix())
+        && (0..c.i.op_count()).any(narrow)
+        && c.want.regs.rip == c.case.regs.rip
+        && both_fault(c)
+}
+pub fn transfers_fault_alike(c: &Ctx) -> bool {
+    transfers(c) && both_fault(c) && c.want.vector == c.got.vector
 }
 
 /// One faults, the other does not, and no element that the mask selects lies on the page of the fault.

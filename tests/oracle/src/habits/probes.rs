@@ -15,8 +15,9 @@ const OTHER_HOLE: u64 = READ_ONLY + 0x1010;
 const NOWHERE: u64 = 0x8000_0000_0010;
 /// Where operands stand.
 const OPERAND: u64 = LOW + 0x1000;
-/// EFLAGS.AC.
+/// EFLAGS.AC and OF.
 const AC: u64 = 1 << 18;
+const OF: u64 = 1 << 11;
 
 /// The state that probes start from: 64-bit mode, RAX, RSI and RDI at the operand, RCX 2, all else zero or as after
 /// reset.
@@ -226,6 +227,134 @@ pub fn cases(name: &str) -> Vec<Case> {
                 vector(vector(probe(&[0xc4, 0xe2, 0x71, 0x92, 0x04, 0x10]), 1, !0), 2, index)
             };
             (0..4).map(at).collect()
+        }
+        "rotate-whole-turn" => {
+            let forms: [&[u8]; 8] = [
+                &[0xc0, 0xd0, 9],
+                &[0xc0, 0xd0, 18],
+                &[0xc0, 0xd8, 9],
+                &[0xc0, 0xd8, 18],
+                &[0xc0, 0xd8, 27],
+                &[0x66, 0xc1, 0xd0, 17],
+                &[0x66, 0xc1, 0xd8, 17],
+                &[0xc0, 0xd0, 27],
+            ];
+            let mut all = Vec::new();
+            for (form, value) in forms.iter().flat_map(|f| [0u64, 0x4040, 0x8080, 0xc0c0].map(|v| (f, v))) {
+                all.extend([0, 1, OF, OF | 1].map(|on| flags(with(form, &[(0, value)]), on)));
+            }
+            all
+        }
+        "dot-nan" => {
+            // All exceptions unmasked: quiet NaNs raise none.
+            let all = |code: &[u8], a: u128, b: u128| {
+                let mut c = vector(vector(probe(code), 1, a), 2, b);
+                c.regs.put_fx(24, &[0; 4]);
+                c
+            };
+            let one = 0x3f80_0000_3f80_0000_3f80_0000_3f80_0000;
+            let singles = 0x7fc0_0001_7fc0_0002_7fc0_0003_7fc0_0004;
+            let doubles = 0x7ff8_0000_0000_0001_7ff8_0000_0000_0002;
+            let (dpps, dppd) = ([0x66, 0x0f, 0x3a, 0x40, 0xca, 0xff], [0x66, 0x0f, 0x3a, 0x41, 0xca, 0xff]);
+            vec![
+                all(&dpps, singles, one),
+                all(&dpps, one, singles),
+                all(&dppd, doubles, 0x3ff0_0000_0000_0000_3ff0_0000_0000_0000),
+                all(&dppd, 0x3ff0_0000_0000_0000_3ff0_0000_0000_0000, doubles),
+            ]
+        }
+        "masked-cr2" => {
+            // VPMASKMOVD and VPMASKMOVQ [RSI], XMM3, XMM4 and XMM4, XMM3, [RSI].
+            let forms: [&[u8]; 4] = [
+                &[0xc4, 0xe2, 0x61, 0x8e, 0x26],
+                &[0xc4, 0xe2, 0xe1, 0x8e, 0x26],
+                &[0xc4, 0xe2, 0x61, 0x8c, 0x26],
+                &[0xc4, 0xe2, 0xe1, 0x8c, 0x26],
+            ];
+            let mut all = Vec::new();
+            for at in [LOW + LOW_LEN - 12, LOW + LOW_LEN - 8, LOW + LOW_LEN - 6, LOW + LOW_LEN - 2, HOLE] {
+                for mask in [u128::MAX, !0 << 64, !0 << 96, u128::from(u64::MAX)] {
+                    all.extend(forms.iter().map(|f| vector(with(f, &[(6, at)]), 3, mask)));
+                }
+            }
+            all
+        }
+        "masked-non-canonical" => {
+            // MASKMOVDQU XMM2, XMM7 at the beginning and the end of what is not canonical.
+            let mut all = Vec::new();
+            for at in [0x7fff_ffff_fff8, 0xffff_7fff_ffff_fff8u64] {
+                for mask in [u128::MAX, !0 << 64, u128::from(u64::MAX)] {
+                    all.push(vector(with(&[0x66, 0x0f, 0xf7, 0xd7], &[(7, at)]), 7, mask));
+                    let store = with(&[0xc4, 0xe2, 0x61, 0x8e, 0x26], &[(6, at)]);
+                    all.push(vector(store, 3, mask));
+                }
+            }
+            all
+        }
+        "bound-second" => {
+            let (end, most) = (LOW + LOW_LEN, [0xff, 0xff, 0xff, 0x7f]);
+            vec![
+                in_32_bits(holding(with(&[0x62, 0], &[(0, end - 4)]), end - 4, &most)),
+                in_32_bits(holding(with(&[0x66, 0x62, 0], &[(0, end - 2)]), end - 2, &most[2..])),
+            ]
+        }
+        "store-before-fault" => {
+            let at = |mut c: Case, at: u64| {
+                c.regs.gpr[0] = at;
+                c
+            };
+            let ends = [LOW + LOW_LEN - 8, LOW + LOW_LEN - 9, LOW + LOW_LEN - 4, LOW + LOW_LEN - 2];
+            ends.iter().flat_map(|&e| [at(ones(&[0xdb, 0x38]), e), at(ones(&[0xdf, 0x30]), e)]).collect()
+        }
+        "x87-store-nothing" => {
+            // FIST, FISTP, FISTTP, FST, FSTP and FBSTP of an empty register, with #IA unmasked.
+            let forms: [&[u8]; 6] =
+                [&[0xdb, 0x10], &[0xdf, 0x38], &[0xdb, 0x08], &[0xdd, 0x10], &[0xdb, 0x38], &[0xdf, 0x30]];
+            let mut all = Vec::new();
+            for (form, at) in forms.iter().flat_map(|f| [HOLE, NOWHERE, READ_ONLY].map(|a| (f, a))) {
+                let mut c = with(form, &[(0, at)]);
+                c.regs.put_fx(0, &0x37eu16.to_le_bytes());
+                all.push(c);
+            }
+            all
+        }
+        "locked-alignment" => {
+            let mut all = Vec::new();
+            for at in [HOLE + 1, NOWHERE + 1, 0x7fff_ffff_fffd, LOW + LOW_LEN - 1, READ_ONLY + 1] {
+                for form in [&[0xf0, 0x48, 0xff, 0][..], &[0xf0, 0x0f, 0xb1, 0x08], &[0x48, 0x87, 0x08]] {
+                    all.push(flags(with(form, &[(0, at)]), AC));
+                }
+            }
+            all
+        }
+        "address-size-fault" => {
+            let mut all = Vec::new();
+            for opcode in [0xa4, 0xa5, 0xa6, 0xaa, 0xab, 0xac, 0xae] {
+                let high = 0xfaee_ef1d << 32;
+                for on in [1 << 32, 0] {
+                    all.push(with(
+                        &[0xf3, 0x67, opcode],
+                        &[(1, 2 | on), (6, HOLE | high), (7, OTHER_HOLE | high)],
+                    ));
+                }
+            }
+            all
+        }
+        "far-fault-error" => {
+            // IRETQ and RETFQ to an address beyond CS, with an SS that is none.
+            let mut all = Vec::new();
+            for (ip, cs, ss) in [
+                (NOWHERE, sel::CODE64, 0x278u16),
+                (NOWHERE, 0x270, 0x278),
+                (0x10_0000, sel::CODE16, 0x278),
+                (NOWHERE, sel::CODE64, 0),
+            ] {
+                let frame = [ip, cs.into(), 0x202, OPERAND, ss.into()].map(u64::to_le_bytes).concat();
+                for code in [[0x48, 0xcf], [0x48, 0xcb]] {
+                    all.push(holding(probe(&code), LOW + 0x800, &frame));
+                }
+            }
+            all
         }
         _ => Vec::new(),
     }

@@ -62,6 +62,9 @@ table! {
     UndefinedAcrossPage "ud0-across-page",
         "UD0 and UD1 that cross a page",
         "AMD's processors do not fetch all of their bytes";
+    IretAlignment "iret-alignment",
+        "IRETD and IRETQ of misaligned frames that set AC, or may",
+        "Intel's processors raise #AC by the flags on the stack, which Linux takes for a split lock and tries again for ever";
 }
 
 /// How often a case was made and thrown away, by line of [`TABLE`].
@@ -118,6 +121,17 @@ pub fn reason(case: &Case, i: &Instruction) -> Option<Why> {
         Shld | Shrd if i.op1_register().is_gpr16() => {
             let n = if i.op2_kind() == OpKind::Register { case.regs.gpr[1] } else { i.immediate(2) };
             unless(n & 31 <= 16, Why::DoubleShift)
+        }
+        Iretd | Iretq => {
+            let width = if i.mnemonic() == Iretq { 8 } else { 4 };
+            let at = crate::compare::stack_address(&case.regs, case.regs.gpr[RSP]);
+            let flags = at.wrapping_add(2 * width);
+            let set = |p: &Patch| {
+                let byte = flags.wrapping_add(2).wrapping_sub(p.addr);
+                (byte < p.len.into()).then(|| p.data[byte as usize] & 4 != 0)
+            };
+            let sets_ac = case.patches().iter().rev().find_map(set).unwrap_or(true);
+            unless(at % width == 0 || !sets_ac, Why::IretAlignment)
         }
         Loope | Loopne => unless(!rep(), Why::RepLoop),
         Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64 => {
