@@ -5,7 +5,7 @@
 //! anywhere else does nothing.
 use super::board::{Board, Firmware};
 use mynah_cpu::board::EV_KICK;
-use mynah_cpu::state::{Segment, State, gpr, seg};
+use mynah_cpu::state::{Segment, State, cr0, gpr, seg};
 use mynah_cpu::{Cpu, Events};
 use mynah_devices::bus::PortBus;
 use mynah_devices::clock::{Clock, HostClock};
@@ -271,6 +271,16 @@ impl Platform for CpuPlatform<'_> {
     }
     fn now(&mut self) -> u64 {
         self.clock.now()
+    }
+    fn set_big_real(&mut self, on: bool) {
+        if self.cpu.state.cr0 & cr0::PE != 0 {
+            return;
+        }
+        for segment in [seg::DS, seg::ES, seg::FS, seg::GS, seg::SS] {
+            self.cpu.state.seg[segment].limit = if on { u32::MAX } else { 0xffff };
+            self.cpu.sync_segment(segment);
+        }
+        self.cpu.sync_mode();
     }
 }
 

@@ -252,6 +252,16 @@ fn name_of(cfg: &Config, board: &Board, device: &Chosen) -> Option<String> {
     listed.filter(|name| prefixes.iter().any(|p| name.starts_with(p))).nth(number)
 }
 
+/// Network cards with a boot index, as the built-in BIOS has them: bus, device and function, and the index.
+pub fn cards_of_bios(cfg: &Config, board: &Board) -> Vec<(u16, u32)> {
+    let of = |device: &Chosen| {
+        let index = device.values.number("bootindex")? as u32;
+        let (bus, device, function) = function_of(board, &name_of(cfg, board, device)?)?;
+        Some((u16::from(bus) << 8 | u16::from(device) << 3 | u16::from(function), index))
+    };
+    cfg.devices.iter().filter(|d| d.is_card()).filter_map(of).collect()
+}
+
 /// Bus, device and function of the PCI device of this name, if it is on bus 0.
 fn function_of(board: &Board, name: &str) -> Option<(u8, u8, u8)> {
     let (root, device) = (board.chips.pci.as_ref()?, board.devices.find(name)?);

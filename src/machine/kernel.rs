@@ -3,7 +3,7 @@
 use super::bios::BoardPlatform;
 use super::board::{Board, Firmware};
 use super::boards::common::boot_order_cells;
-use super::drives::of_bios;
+use super::drives::{cards_of_bios, of_bios};
 use super::flash;
 use crate::cli::build::find_firmware;
 use crate::cli::size::show_size;
@@ -179,6 +179,7 @@ fn boot_config(cfg: &Config) -> BootConfig {
         menu: cfg.boot.menu,
         menu_time: cfg.boot.splash_time,
         reboot_timeout: cfg.boot.reboot_timeout,
+        network: Vec::new(),
     }
 }
 
@@ -290,6 +291,9 @@ impl Boot {
         if let Firmware::BuiltIn(bios) = &self.firmware {
             for drive in of_bios(cfg, board) {
                 bios.lock().add_drive(drive);
+            }
+            for (device, index) in cards_of_bios(cfg, board) {
+                bios.lock().add_network(device, index);
             }
         }
     }

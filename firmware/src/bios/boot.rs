@@ -82,13 +82,26 @@ impl Bios {
         self.cfg.boot.order = order;
     }
 
+    /// A network card has a place in the order: bus, device and function as INT 1Ah has them, and its boot index.
+    pub fn add_network(&mut self, device: u16, index: u32) {
+        self.cfg.boot.network.push((device, index));
+    }
+
     /// What may be booted, in order.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
         let units = &self.drives.units;
-        let mut indexed: Vec<usize> =
-            (0..units.len()).filter(|n| units[*n].drive.boot_index.is_some()).collect();
-        indexed.sort_by_key(|n| units[*n].drive.boot_index);
-        let mut list: Vec<Candidate> = indexed.iter().copied().map(Candidate::Unit).collect();
+        let roms = &self.boot.roms;
+        let of_unit = |n: usize| Some((units[n].drive.boot_index?, Candidate::Unit(n)));
+        let index_of = |rom: &optionrom::Found| {
+            let network =
+                self.cfg.boot.network.iter().find(|(device, _)| rom.entry != 0 && *device == rom.device);
+            network.map(|(_, index)| *index)
+        };
+        let of_rom = |n: usize| Some((index_of(&roms[n])?, Candidate::Rom(n)));
+        let mut indexed: Vec<(u32, Candidate)> =
+            (0..units.len()).filter_map(of_unit).chain((0..roms.len()).filter_map(of_rom)).collect();
+        indexed.sort_by_key(|(index, _)| *index);
+        let mut list: Vec<Candidate> = indexed.into_iter().map(|(_, candidate)| candidate).collect();
         if !self.cfg.boot.strict || list.is_empty() {
             for class in self.cfg.classes() {
                 let kind = match class {
@@ -96,8 +109,8 @@ impl Bios {
                     BootClass::HardDisk => DriveKind::HardDisk,
                     BootClass::Cd => DriveKind::Cd,
                     BootClass::Network => {
-                        let boots = |n: &usize| self.boot.roms[*n].entry != 0;
-                        list.extend((0..self.boot.roms.len()).filter(boots).map(Candidate::Rom));
+                        let boots = |n: &usize| roms[*n].entry != 0 && index_of(&roms[*n]).is_none();
+                        list.extend((0..roms.len()).filter(boots).map(Candidate::Rom));
                         continue;
                     }
                 };
@@ -184,6 +197,7 @@ impl Bios {
                     let now = !rom.network || self.cfg.boot.menu;
                     self.boot.roms.push(optionrom::Found { started: now, ..rom });
                     if now {
+                        pc.set_big_real(true);
                         return self.call_rom(r, pc, segment, 3, device);
                     }
                 }
@@ -199,6 +213,7 @@ impl Bios {
                     let (segment, vector, device) = (rom.segment, rom.connect, rom.device);
                     self.boot.phase = Phase::Connect(n + 1);
                     if vector != 0 {
+                        pc.set_big_real(true);
                         return self.call_rom(r, pc, segment, vector, device);
                     }
                 }
@@ -259,6 +274,7 @@ impl Bios {
                         let (segment, device) = (rom.segment, rom.device);
                         self.begin_pmm(pc);
                         self.boot.phase = Phase::Load(n);
+                        pc.set_big_real(true);
                         return self.call_rom(r, pc, segment, 3, device);
                     }
                     match self.load(r, pc, candidate, n) {

@@ -527,6 +527,8 @@ pub struct BootConfig {
     pub menu_time: Option<u32>,
     /// Milliseconds before a failed boot is tried again; never by default (`reboot-timeout`).
     pub reboot_timeout: Option<u32>,
+    /// Network cards with a boot index: bus, device and function as INT 1Ah has them, and the index.
+    pub network: Vec<(u16, u32)>,
 }
 
 impl BootConfig {

@@ -212,6 +212,10 @@ pub trait Platform {
     fn port_out(&mut self, port: u16, size: u8, value: u32);
     /// Guest time in nanoseconds.
     fn now(&mut self) -> u64;
+    /// In real mode: data segments reach 4 GiB (big real mode), or 64 KiB again.
+    fn set_big_real(&mut self, on: bool) {
+        let _ = on;
+    }
 }
 
 impl dyn Platform + '_ {

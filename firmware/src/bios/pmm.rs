@@ -2,6 +2,8 @@
 //! entry, called with its arguments on the stack. When booting begins the structure is gone, and what was allocated is
 //! anybody's.
 //!
+//! ROMs are started in big real mode, in which they reach such memory (3.2).
+//!
 //! Source: POST Memory Manager Specification 1.01 (1997).
 use super::{Bios, Outcome, Platform, Regs, SEGMENT, linear, rom};
 use serde::{Deserialize, Serialize};
@@ -54,6 +56,10 @@ impl Bios {
         };
         r.set_ax(result as u16);
         r.set_dx((result >> 16) as u16);
+        if starting {
+            // What was given out is to be reached.
+            pc.set_big_real(true);
+        }
         Outcome::Return
     }
 
@@ -111,6 +117,7 @@ impl Bios {
     /// Booting begins: there is no memory manager any more.
     pub(super) fn end_pmm(&mut self, pc: &mut dyn Platform) {
         self.boot.blocks.clear();
+        pc.set_big_real(false);
         let mut structure = [0; 16];
         pc.read(linear(SEGMENT, rom::PMM), &mut structure);
         if structure != [0; 16] {
