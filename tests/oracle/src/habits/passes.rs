@@ -225,18 +225,11 @@ pub fn nan_lanes(c: &Ctx, r: &Raw) -> u128 {
 pub fn in_ten_bytes(c: &Ctx, r: &Raw) -> u128 {
     all_if(in_operand(c, r).is_some_and(|n| n < 10))
 }
-/// Bits 32 to 63 of the registers that count and address, where one of the two has zeros there.
-pub fn upper_halves(_: &Ctx, r: &Raw) -> u128 {
-    let own = matches!(r.place, Place::Gpr(RCX | RSI | RDI));
-    if own && (r.want >> 32 == 0 || r.got >> 32 == 0) { u128::from(!0u64 << 32) } else { 0 }
-}
 
 // ---- which cases ------------------------------------------------------------------------------------------
 
-const RCX: usize = 1;
 const RSP: usize = 4;
-const RSI: usize = 6;
-const RDI: usize = 7;
+const RBP: usize = 5;
 
 pub fn any(_: &Ctx) -> bool {
     true
@@ -361,7 +354,10 @@ pub fn undefined_or_fetch(c: &Ctx) -> bool {
 }
 pub fn wraps(c: &Ctx) -> bool {
     let size = c.i.memory_size().size() as u64;
-    c.case.regs.bitness() != 64 && operand_address(c.case, c.i).is_some_and(|a| a + size > 1 << 32)
+    // What LEAVE reads is where EBP points.
+    let frame = c.i.mnemonic() == Mnemonic::Leave && (c.case.regs.gpr[RBP] as u32) > u32::MAX - 3;
+    let operand = || operand_address(c.case, c.i).is_some_and(|a| a + size > 1 << 32);
+    c.case.regs.bitness() != 64 && (frame || operand())
 }
 /// A masked operand that crosses the end of the addresses that its registers can name.
 pub fn masked_wraps(c: &Ctx) -> bool {
@@ -457,15 +453,8 @@ pub fn movs_faults(c: &Ctx) -> bool {
     matches!(c.i.mnemonic(), Movsb | Movsw | Movsd | Movsq) && has_string_operands(c.i) && strings_fault(c)
 }
 
-/// RCL and RCR whose count is a multiple of the operand's bits and CF.
 pub fn turns_whole(c: &Ctx) -> bool {
-    let bits = 8 * c.i.memory_size().size().max(c.i.op0_register().size()) as u32;
-    let n = if c.i.op_count() == 2 && c.i.op1_kind() == OpKind::Immediate8 {
-        u32::from(c.i.immediate8()) & 31
-    } else {
-        0
-    };
-    matches!(c.i.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) && c.done && n != 0 && n % (bits + 1) == 0
+    c.done && crate::compare::turns_whole(c.i)
 }
 pub fn dot_products(c: &Ctx) -> bool {
     use Mnemonic::*;
@@ -509,16 +498,6 @@ pub fn stores_nothing(c: &Ctx) -> bool {
 }
 pub fn locked_misaligned(c: &Ctx) -> bool {
     misaligned(c) && (c.i.has_lock_prefix() || c.i.mnemonic() == Mnemonic::Xchg)
-}
-/// String instructions with REP and 32-bit addresses that have not got further.
-pub fn narrow_strings(c: &Ctx) -> bool {
-    let narrow =
-        |n| matches!(c.i.op_kind(n), OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI);
-    c.case.regs.bitness() == 64
-        && (c.i.has_rep_prefix() || c.i.has_repne_prefix())
-        && (0..c.i.op_count()).any(narrow)
-        && c.want.regs.rip == c.case.regs.rip
-        && both_fault(c)
 }
 pub fn transfers_fault_alike(c: &Ctx) -> bool {
     transfers(c) && both_fault(c) && c.want.vector == c.got.vector

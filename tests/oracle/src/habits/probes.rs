@@ -327,19 +327,6 @@ pub fn cases(name: &str) -> Vec<Case> {
             }
             all
         }
-        "address-size-fault" => {
-            let mut all = Vec::new();
-            for opcode in [0xa4, 0xa5, 0xa6, 0xaa, 0xab, 0xac, 0xae] {
-                let high = 0xfaee_ef1d << 32;
-                for on in [1 << 32, 0] {
-                    all.push(with(
-                        &[0xf3, 0x67, opcode],
-                        &[(1, 2 | on), (6, HOLE | high), (7, OTHER_HOLE | high)],
-                    ));
-                }
-            }
-            all
-        }
         "far-fault-error" => {
             // IRETQ and RETFQ to an address beyond CS, with an SS that is none.
             let mut all = Vec::new();
