@@ -356,6 +356,9 @@ table! {
     "locked-alignment" Probed locked_misaligned fault,
         "#AC, or #PF, #GP or #SS, of a locked access that is misaligned and not there",
         "SDM volume 3A, table 7-2: one class";
+    "remainder-by-infinity" Probed remainders_by_infinity underflow,
+        "FPREM and FPREM1 of a denormal by an infinity, with UE unmasked: UE and the other exponent, or neither",
+        "SDM volume 1, 8.5.5, wants UE of any tiny result; Intel's processors take it for the operand, unchanged";
     "far-fault-error" Probed transfers_fault_alike error_code,
         "the error code of RETF and IRET that could raise #GP for CS, for SS and for RIP",
         "SDM volume 2, IRET: the order of the checks is the processor's";

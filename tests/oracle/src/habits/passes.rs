@@ -166,19 +166,40 @@ pub fn near_lanes(_: &Ctx, r: &Raw) -> u128 {
 }
 
 /// ST(0) and ST(1) by one unit in the last place; C1 and PE, which say how it was rounded, UE, if a tiny result that
-/// is exact counts as inexact, and what an unmasked PE entails (ES and B).
+/// is exact counts as inexact, or one that is rounded to the least normal number as tiny, and what an unmasked PE or
+/// UE entails (ES and B; a result with another exponent).
 pub fn last_place(c: &Ctx, r: &Raw) -> u128 {
     let key = |v: u128| (v >> 64 & 0x7fff) << 63 | v & (!0 >> 1) & u128::from(u64::MAX >> 1);
     let sign = |v: u128| v >> 79 & 1;
     match r.place {
         Place::Fsw => {
-            let unmasked = c.case.regs.fx16(0) & 0x20 == 0 && (r.want ^ r.got) & 0x20 != 0;
-            let tiny = c.want.regs.st(0).0 & 0x7fff == 0;
-            0x220 | if unmasked { 0x8080 } else { 0 } | if tiny { 0x10 } else { 0 }
+            let least = (0..2).any(|n| is_least(c.want.regs.st(n)) || is_least(c.got.regs.st(n)));
+            let tiny = least || c.want.regs.st(0).0 & 0x7fff == 0;
+            let may = 0x20 | if tiny { 0x10 } else { 0 };
+            let unmasked = u128::from(!c.case.regs.fx16(0)) & (r.want ^ r.got) & may != 0;
+            0x200 | may | if unmasked { 0x8080 } else { 0 }
+        }
+        Place::St(n @ (0 | 1)) if c.case.regs.fx16(0) & 0x10 == 0 && is_least(c.want.regs.st(n)) => {
+            // The exponent that an unmasked UE gives, of the number just below.
+            all_if(sign(r.want) == sign(r.got) && key(r.got) == key(0x6000 << 64 | u128::from(u64::MAX)))
         }
         Place::St(0 | 1) => all_if(sign(r.want) == sign(r.got) && key(r.want).abs_diff(key(r.got)) <= 1),
         _ => 0,
     }
+}
+
+/// UE with ES and B, and ST(0), which is tiny in one of the two.
+pub fn underflow(_: &Ctx, r: &Raw) -> u128 {
+    let tiny = |v: u128| v >> 64 & 0x7fff == 0;
+    match r.place {
+        Place::Fsw => 0x8090,
+        Place::St(0) => all_if(tiny(r.want) != tiny(r.got)),
+        _ => 0,
+    }
+}
+/// Whether an x87 register holds the least normal number.
+fn is_least((exp, mant): (u16, u64)) -> bool {
+    exp & 0x7fff == 1 && mant == 1 << 63
 }
 
 /// Bits of the status word that the manual leaves undefined after the instruction.
@@ -309,6 +330,12 @@ pub fn approximates(c: &Ctx) -> bool {
 pub fn elementary(c: &Ctx) -> bool {
     use Mnemonic::*;
     matches!(c.i.mnemonic(), Fsin | Fcos | Fsincos | Fptan | Fpatan | Fyl2x | Fyl2xp1 | F2xm1)
+}
+pub fn remainders_by_infinity(c: &Ctx) -> bool {
+    let unmasked = c.case.regs.fx16(0) & 0x10 == 0 && (c.want.regs.fx16(2) ^ c.got.regs.fx16(2)) & 0x10 != 0;
+    let (exp, mant) = c.case.regs.st(1);
+    let infinite = exp & 0x7fff == 0x7fff && mant == 1 << 63;
+    matches!(c.i.mnemonic(), Mnemonic::Fprem | Mnemonic::Fprem1) && infinite && unmasked
 }
 /// F2XM1 beyond -1...+1, FYL2XP1 beyond -(1 - sqrt(1/2))...+(1 - sqrt(1/2)).
 pub fn beyond_domain(c: &Ctx) -> bool {

@@ -327,6 +327,17 @@ pub fn cases(name: &str) -> Vec<Case> {
             }
             all
         }
+        "remainder-by-infinity" => {
+            let forms = [[0xd9, 0xf8], [0xd9, 0xf5]];
+            let mut all = forms.map(|f| ones(&f)).to_vec();
+            for c in &mut all {
+                c.regs.put_fx(0, &0x36fu16.to_le_bytes());
+                c.regs.put_fx(32, &0x1edb_3e19_5881_5387u64.to_le_bytes());
+                c.regs.put_fx(40, &[0; 2]);
+                c.regs.put_fx(56, &0x7fffu16.to_le_bytes());
+            }
+            all
+        }
         "far-fault-error" => {
             // IRETQ and RETFQ to an address beyond CS, with an SS that is none.
             let mut all = Vec::new();
