@@ -80,11 +80,23 @@ impl Pace {
     }
 }
 
+/// What Intel's processors do before a repeated instruction of 64-bit mode with 32-bit addresses: RCX and `pointers`,
+/// which are those of MOVS and STOS, are cut to 32 bits, even if RCX is zero or the first element faults. AMD's leave
+/// them until they change.
+fn cut_registers(cpu: &mut Cpu, op: &Op, pointers: &[usize]) {
+    if op.ashift == 32 && repeated(op) && cpu.model.vendor == Vendor::Intel && cpu.state.is_long64() {
+        for &r in [gpr::RCX].iter().chain(pointers) {
+            cpu.state.gpr[r] &= 0xffff_ffff;
+        }
+    }
+}
+
 /// Runs `step` once, or RCX times: `step` does one element and says whether to go on.
 fn repeat(cpu: &mut Cpu, op: &Op, mut step: impl FnMut(&mut Cpu) -> Result<bool, Stop>) -> Result<(), Stop> {
     if !repeated(op) {
         return step(cpu).map(|_| ());
     }
+    cut_registers(cpu, op, &[]);
     let mut pace = Pace::default();
     loop {
         let n = index(cpu, op, gpr::RCX);
@@ -126,6 +138,7 @@ fn bulk(cpu: &Cpu, op: &Op, n: u64) -> u64 {
 }
 
 fn movs<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    cut_registers(cpu, op, &[gpr::RSI, gpr::RDI]);
     let down = cpu.state.rflags & fl::DF != 0;
     let mut pace = Pace::default();
     while repeated(op) {
@@ -212,6 +225,7 @@ unsafe fn copy_down<W: Width>(s: *const u8, d: *mut u8, k: u64) {
 }
 
 fn stos<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    cut_registers(cpu, op, &[gpr::RDI]);
     let down = cpu.state.rflags & fl::DF != 0;
     let v = cpu.reg::<W>(0);
     let mut pace = Pace::default();

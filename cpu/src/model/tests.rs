@@ -85,6 +85,28 @@ fn features_are_switched_by_sign_and_by_value_and_signs_win() {
     assert_eq!(model("max,family=6,model=0x55,stepping=4,vendor=GenuineIntel").signature(), 0x50654);
 }
 
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_model_host_is_of_the_hosts_maker() {
+    use std::arch::x86_64::__cpuid;
+    let (m, d) = (model("host"), enabled());
+    let id = |leaf: [u32; 4]| [leaf[1], leaf[3], leaf[2]].map(u32::to_le_bytes).concat();
+    let host = __cpuid(0);
+    let theirs = id([host.eax, host.ebx, host.ecx, host.edx]);
+    if [Vendor::Amd, Vendor::Intel].iter().any(|v| v.id()[..] == theirs) {
+        assert_eq!(id(m.cpuid(&d, 0, 0)), theirs);
+        assert_eq!(m.cpuid(&d, 1, 0)[0], __cpuid(1).eax & 0x0fff_0fff);
+    } else {
+        assert_eq!(m.signature(), model("max").signature());
+    }
+    // What a user says wins.
+    assert_eq!(model("host,vendor=GenuineIntel,family=6,model=0x55,stepping=4").signature(), 0x50654);
+    // AMD's family 25 model 17, Intel's family 6 model 207 and 5 model 4.
+    assert_eq!(parts(0x00a1_0f11), (25, 0x11, 1));
+    assert_eq!(parts(0x000c_06f2), (6, 207, 2));
+    assert_eq!(parts(0x0000_0543), (5, 4, 3));
+}
+
 #[test]
 fn what_needs_a_missing_feature_goes_with_it() {
     let m = model("max,-xsave");

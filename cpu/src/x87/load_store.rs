@@ -1,7 +1,7 @@
 //! Loads, stores, exchanges, conditional moves, constants.
 use super::soft::convert::{from_bcd, from_f32, from_f64, from_int, to_bcd, to_f32, to_f64, to_int};
 use super::soft::{INDEFINITE, Kind, Out, exact, kind, nan1};
-use super::unit::{check, enter, is_intel, track};
+use super::unit::{check, enter, track};
 use super::word::*;
 use crate::cpu::Cpu;
 use crate::event::Stop;
@@ -27,10 +27,11 @@ fn loaded((v, denormal): (F80, bool)) -> Out {
     }
 }
 
-/// Pushes a single or double. Under an unmasked DE AMD's chips push all the same.
+/// Pushes a single or double. Under an unmasked DE AMD's chips push all the same, and so do Intel's of family 6 model
+/// 207.
 #[inline(always)]
 fn push_loaded(cpu: &mut Cpu, o: Out) {
-    if o.sw & DE != 0 && cpu.state.fpu.is_empty(7) && !is_intel(cpu) {
+    if o.sw & DE != 0 && cpu.state.fpu.is_empty(7) {
         cpu.state.fpu.post(DE);
         cpu.state.fpu.push(o.v);
         return;

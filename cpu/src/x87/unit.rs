@@ -2,7 +2,6 @@
 use super::word::ES;
 use crate::cpu::Cpu;
 use crate::event::{Stop, vector};
-use crate::model::Vendor;
 use crate::op::Op;
 use crate::state::{cr0, seg};
 
@@ -22,12 +21,6 @@ pub fn check_no_wait(cpu: &mut Cpu) -> Result<(), Stop> {
         return Err(cpu.raise(vector::NM));
     }
     Ok(())
-}
-
-/// Whether the model is Intel's: makers differ in a few corners that manuals leave open, or that AMD's chips
-/// do otherwise than Intel's manual says.
-pub fn is_intel(cpu: &Cpu) -> bool {
-    cpu.model.vendor == Vendor::Intel
 }
 
 /// The beginning of a non-control instruction on registers: checks, and FIP, FCS, FOP.

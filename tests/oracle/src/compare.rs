@@ -43,6 +43,18 @@ pub fn flags_ignored(case: &Case, i: &Instruction, o: &Outcome) -> u64 {
     u64::from(iced_flags(i.rflags_undefined()))
 }
 
+/// Whether it is an RCL or RCR by an immediate that is a multiple of the bits of its operand and CF.
+pub fn turns_whole(i: &Instruction) -> bool {
+    use iced_x86::{Mnemonic, OpKind};
+    if !matches!(i.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) || i.op1_kind() != OpKind::Immediate8 {
+        return false;
+    }
+    let bits =
+        if i.op0_kind() == OpKind::Memory { i.memory_size().size() } else { i.op0_register().size() } * 8;
+    let n = usize::from(i.immediate8()) & 31;
+    n != 0 && n.is_multiple_of(bits + 1)
+}
+
 /// iced-x86's bits for flags, at their places in RFLAGS.
 pub fn iced_flags(bits: u32) -> u32 {
     use iced_x86::RflagsBits as R;

@@ -360,7 +360,8 @@ fn blank(regs: Regs, bytes: &[u8]) -> Case {
     }
 }
 
-/// The instruction of a case as AMD's processors decode it, and where its constants stand.
+/// The instruction of a case as AMD's processors decode it, whose outcomes recorded rows are, and where its constants
+/// stand.
 pub fn decode(case: &Case, bitness: u32) -> (Instruction, ConstantOffsets) {
     decode_as(case, bitness, DecoderOptions::AMD)
 }

@@ -8,7 +8,7 @@
 //! and in flat 32-bit mode, where the translator is at work; they end in INT3.
 
 use crate::assemble::assemble;
-use crate::compare::{Difference, Verdict, iced_flags, judge};
+use crate::compare::{Difference, Verdict, iced_flags, judge, turns_whole};
 use crate::forms;
 use crate::generate::Generator;
 use crate::habits::{Ctx, Habits};
@@ -50,6 +50,12 @@ pub struct Programs<'a> {
     /// By mode (32, 64): groups of forms with their weights.
     pools: [Vec<(u64, Vec<Code>)>; 2],
     bits: Vec<u32>,
+}
+
+/// Flags that an instruction leaves undefined, with OF of the habit `rotate-whole-turn`: what a program does with it
+/// later would not be known for it.
+fn undefined_flags(i: &Instruction) -> u64 {
+    u64::from(iced_flags(i.rflags_undefined())) | if turns_whole(i) { 1 << 11 } else { 0 }
 }
 
 /// Not to be in a program: what its outcome depends on is not the program's alone, or is not defined, or it leads away.
@@ -347,7 +353,7 @@ impl<'a, 'b> Builder<'a, 'b> {
     fn note(&mut self, i: &Instruction) {
         use Mnemonic::*;
         self.items.push((self.code.len(), self.tainted));
-        let undefined = u64::from(iced_flags(i.rflags_undefined()));
+        let undefined = undefined_flags(i);
         let defined = u64::from(iced_flags(i.rflags_written() | i.rflags_cleared() | i.rflags_set()));
         let shift = matches!(i.mnemonic(), Shl | Shr | Sar | Sal | Rol | Ror | Rcl | Rcr | Shld | Shrd);
         let repeated = i.has_rep_prefix() || i.has_repne_prefix();
@@ -360,7 +366,7 @@ impl<'a, 'b> Builder<'a, 'b> {
     /// Whether the flags that an instruction reads are defined, and those that it spoils not wanted.
     fn flags_fit(&self, i: &Instruction) -> bool {
         let read = u64::from(iced_flags(i.rflags_read()));
-        let undefined = u64::from(iced_flags(i.rflags_undefined()));
+        let undefined = undefined_flags(i);
         match self.shape {
             Shape::Straight => read & self.tainted == 0,
             _ => read & (self.ever | undefined) == 0 && undefined & self.read == 0,

@@ -520,6 +520,10 @@ pub fn record(plan: &Plan, each: u64) -> Result<BTreeMap<&'static str, Vec<Strin
     if !native.has_ldt() || !native.has_fsgsbase() {
         return Err("rows are recorded where the kernel has modify_ldt and lets programs use WRFSBASE".into());
     }
+    // They run on `max`, and read as AMD decodes.
+    if guest.model().vendor != mynah_cpu::model::Vendor::Amd {
+        return Err("rows are recorded on a processor of AMD's".into());
+    }
     let generator = Generator::new(guest.model(), |c| plan.wants(c), &plan.bits, true, true);
     let mut wanted: Vec<(Code, u32, u64)> = Vec::new();
     for bits in [64, 32, 16] {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 mod faults;
 mod gates;
 mod long;
+mod makers;
 mod real;
 mod registers;
 mod tasks;

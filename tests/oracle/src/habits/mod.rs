@@ -356,9 +356,9 @@ table! {
     "locked-alignment" Probed locked_misaligned fault,
         "#AC, or #PF, #GP or #SS, of a locked access that is misaligned and not there",
         "SDM volume 3A, table 7-2: one class";
-    "address-size-fault" Probed narrow_strings upper_halves,
-        "upper halves of RCX, RSI and RDI after a REP with 32-bit addresses that faults in 64-bit mode: kept, or zero",
-        "SDM volume 1, 3.3.7: addresses are cut to 32 bits; whether the registers are before the first element is not said";
+    "remainder-by-infinity" Probed remainders_by_infinity underflow,
+        "FPREM and FPREM1 of a denormal by an infinity, with UE unmasked: UE and the other exponent, or neither",
+        "SDM volume 1, 8.5.5, wants UE of any tiny result; Intel's processors take it for the operand, unchanged";
     "far-fault-error" Probed transfers_fault_alike error_code,
         "the error code of RETF and IRET that could raise #GP for CS, for SS and for RIP",
         "SDM volume 2, IRET: the order of the checks is the processor's";

@@ -166,19 +166,40 @@ pub fn near_lanes(_: &Ctx, r: &Raw) -> u128 {
 }
 
 /// ST(0) and ST(1) by one unit in the last place; C1 and PE, which say how it was rounded, UE, if a tiny result that
-/// is exact counts as inexact, and what an unmasked PE entails (ES and B).
+/// is exact counts as inexact, or one that is rounded to the least normal number as tiny, and what an unmasked PE or
+/// UE entails (ES and B; a result with another exponent).
 pub fn last_place(c: &Ctx, r: &Raw) -> u128 {
     let key = |v: u128| (v >> 64 & 0x7fff) << 63 | v & (!0 >> 1) & u128::from(u64::MAX >> 1);
     let sign = |v: u128| v >> 79 & 1;
     match r.place {
         Place::Fsw => {
-            let unmasked = c.case.regs.fx16(0) & 0x20 == 0 && (r.want ^ r.got) & 0x20 != 0;
-            let tiny = c.want.regs.st(0).0 & 0x7fff == 0;
-            0x220 | if unmasked { 0x8080 } else { 0 } | if tiny { 0x10 } else { 0 }
+            let least = (0..2).any(|n| is_least(c.want.regs.st(n)) || is_least(c.got.regs.st(n)));
+            let tiny = least || c.want.regs.st(0).0 & 0x7fff == 0;
+            let may = 0x20 | if tiny { 0x10 } else { 0 };
+            let unmasked = u128::from(!c.case.regs.fx16(0)) & (r.want ^ r.got) & may != 0;
+            0x200 | may | if unmasked { 0x8080 } else { 0 }
+        }
+        Place::St(n @ (0 | 1)) if c.case.regs.fx16(0) & 0x10 == 0 && is_least(c.want.regs.st(n)) => {
+            // The exponent that an unmasked UE gives, of the number just below.
+            all_if(sign(r.want) == sign(r.got) && key(r.got) == key(0x6000 << 64 | u128::from(u64::MAX)))
         }
         Place::St(0 | 1) => all_if(sign(r.want) == sign(r.got) && key(r.want).abs_diff(key(r.got)) <= 1),
         _ => 0,
     }
+}
+
+/// UE with ES and B, and ST(0), which is tiny in one of the two.
+pub fn underflow(_: &Ctx, r: &Raw) -> u128 {
+    let tiny = |v: u128| v >> 64 & 0x7fff == 0;
+    match r.place {
+        Place::Fsw => 0x8090,
+        Place::St(0) => all_if(tiny(r.want) != tiny(r.got)),
+        _ => 0,
+    }
+}
+/// Whether an x87 register holds the least normal number.
+fn is_least((exp, mant): (u16, u64)) -> bool {
+    exp & 0x7fff == 1 && mant == 1 << 63
 }
 
 /// Bits of the status word that the manual leaves undefined after the instruction.
@@ -225,18 +246,11 @@ pub fn nan_lanes(c: &Ctx, r: &Raw) -> u128 {
 pub fn in_ten_bytes(c: &Ctx, r: &Raw) -> u128 {
     all_if(in_operand(c, r).is_some_and(|n| n < 10))
 }
-/// Bits 32 to 63 of the registers that count and address, where one of the two has zeros there.
-pub fn upper_halves(_: &Ctx, r: &Raw) -> u128 {
-    let own = matches!(r.place, Place::Gpr(RCX | RSI | RDI));
-    if own && (r.want >> 32 == 0 || r.got >> 32 == 0) { u128::from(!0u64 << 32) } else { 0 }
-}
 
 // ---- which cases ------------------------------------------------------------------------------------------
 
-const RCX: usize = 1;
 const RSP: usize = 4;
-const RSI: usize = 6;
-const RDI: usize = 7;
+const RBP: usize = 5;
 
 pub fn any(_: &Ctx) -> bool {
     true
@@ -317,6 +331,12 @@ pub fn elementary(c: &Ctx) -> bool {
     use Mnemonic::*;
     matches!(c.i.mnemonic(), Fsin | Fcos | Fsincos | Fptan | Fpatan | Fyl2x | Fyl2xp1 | F2xm1)
 }
+pub fn remainders_by_infinity(c: &Ctx) -> bool {
+    let unmasked = c.case.regs.fx16(0) & 0x10 == 0 && (c.want.regs.fx16(2) ^ c.got.regs.fx16(2)) & 0x10 != 0;
+    let (exp, mant) = c.case.regs.st(1);
+    let infinite = exp & 0x7fff == 0x7fff && mant == 1 << 63;
+    matches!(c.i.mnemonic(), Mnemonic::Fprem | Mnemonic::Fprem1) && infinite && unmasked
+}
 /// F2XM1 beyond -1...+1, FYL2XP1 beyond -(1 - sqrt(1/2))...+(1 - sqrt(1/2)).
 pub fn beyond_domain(c: &Ctx) -> bool {
     let (exp, mant) = c.case.regs.st(0);
@@ -361,7 +381,10 @@ pub fn undefined_or_fetch(c: &Ctx) -> bool {
 }
 pub fn wraps(c: &Ctx) -> bool {
     let size = c.i.memory_size().size() as u64;
-    c.case.regs.bitness() != 64 && operand_address(c.case, c.i).is_some_and(|a| a + size > 1 << 32)
+    // What LEAVE reads is where EBP points.
+    let frame = c.i.mnemonic() == Mnemonic::Leave && (c.case.regs.gpr[RBP] as u32) > u32::MAX - 3;
+    let operand = || operand_address(c.case, c.i).is_some_and(|a| a + size > 1 << 32);
+    c.case.regs.bitness() != 64 && (frame || operand())
 }
 /// A masked operand that crosses the end of the addresses that its registers can name.
 pub fn masked_wraps(c: &Ctx) -> bool {
@@ -457,15 +480,8 @@ pub fn movs_faults(c: &Ctx) -> bool {
     matches!(c.i.mnemonic(), Movsb | Movsw | Movsd | Movsq) && has_string_operands(c.i) && strings_fault(c)
 }
 
-/// RCL and RCR whose count is a multiple of the operand's bits and CF.
 pub fn turns_whole(c: &Ctx) -> bool {
-    let bits = 8 * c.i.memory_size().size().max(c.i.op0_register().size()) as u32;
-    let n = if c.i.op_count() == 2 && c.i.op1_kind() == OpKind::Immediate8 {
-        u32::from(c.i.immediate8()) & 31
-    } else {
-        0
-    };
-    matches!(c.i.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) && c.done && n != 0 && n % (bits + 1) == 0
+    c.done && crate::compare::turns_whole(c.i)
 }
 pub fn dot_products(c: &Ctx) -> bool {
     use Mnemonic::*;
@@ -509,16 +525,6 @@ pub fn stores_nothing(c: &Ctx) -> bool {
 }
 pub fn locked_misaligned(c: &Ctx) -> bool {
     misaligned(c) && (c.i.has_lock_prefix() || c.i.mnemonic() == Mnemonic::Xchg)
-}
-/// String instructions with REP and 32-bit addresses that have not got further.
-pub fn narrow_strings(c: &Ctx) -> bool {
-    let narrow =
-        |n| matches!(c.i.op_kind(n), OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI);
-    c.case.regs.bitness() == 64
-        && (c.i.has_rep_prefix() || c.i.has_repne_prefix())
-        && (0..c.i.op_count()).any(narrow)
-        && c.want.regs.rip == c.case.regs.rip
-        && both_fault(c)
 }
 pub fn transfers_fault_alike(c: &Ctx) -> bool {
     transfers(c) && both_fault(c) && c.want.vector == c.got.vector

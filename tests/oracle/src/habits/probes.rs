@@ -327,16 +327,14 @@ pub fn cases(name: &str) -> Vec<Case> {
             }
             all
         }
-        "address-size-fault" => {
-            let mut all = Vec::new();
-            for opcode in [0xa4, 0xa5, 0xa6, 0xaa, 0xab, 0xac, 0xae] {
-                let high = 0xfaee_ef1d << 32;
-                for on in [1 << 32, 0] {
-                    all.push(with(
-                        &[0xf3, 0x67, opcode],
-                        &[(1, 2 | on), (6, HOLE | high), (7, OTHER_HOLE | high)],
-                    ));
-                }
+        "remainder-by-infinity" => {
+            let forms = [[0xd9, 0xf8], [0xd9, 0xf5]];
+            let mut all = forms.map(|f| ones(&f)).to_vec();
+            for c in &mut all {
+                c.regs.put_fx(0, &0x36fu16.to_le_bytes());
+                c.regs.put_fx(32, &0x1edb_3e19_5881_5387u64.to_le_bytes());
+                c.regs.put_fx(40, &[0; 2]);
+                c.regs.put_fx(56, &0x7fffu16.to_le_bytes());
             }
             all
         }
