@@ -81,7 +81,14 @@ fn function_of(pc: &mut dyn Platform, image: &[u8]) -> (u16, bool) {
     }
     let is = |id: u32| id as u16 == vendor && devices.contains(&((id >> 16) as u16));
     let all = super::pci::functions(pc);
-    (all.into_iter().find(|bdf| is(super::pci::read(pc, *bdf, 0, 4))).unwrap_or(0), network)
+    let found = all.iter().copied().find(|bdf| is(super::pci::read(pc, *bdf, 0, 4)));
+    // iPXE's for virtio tells the number of the card's later form alone.
+    let found = found.or_else(|| {
+        let mut of_maker =
+            all.into_iter().filter(|bdf| super::pci::read(pc, *bdf, 0, 2) == u32::from(vendor));
+        of_maker.find(|bdf| network && super::pci::read(pc, *bdf, 0xb, 1) == u32::from(NETWORK))
+    });
+    (found.unwrap_or(0), network)
 }
 
 impl Found {
