@@ -113,7 +113,7 @@ impl Adapter {
             function,
             control: Mutex::new(Control::new(link.mac(), link.is_up(), clock.now())),
             tx: Mutex::new(Tx::new()),
-            rx: Mutex::new(Rx::new()),
+            rx: Mutex::new(Rx::new([0; 6])),
             irq: Mutex::default(),
             timer: clock.timer(me.clone()),
             tx_timer: clock.timer(me.clone()),

@@ -20,7 +20,7 @@ fn setup() -> Test {
 /// What the driver reads: status and frames without their checksums, until the buffer is empty.
 fn drain(t: &Test) -> Vec<(u16, Vec<u8>)> {
     let size = 8192 << (t.read(RCR) >> 11 & 3);
-    let wraps = t.read(RCR) & rcr::WRAP == 0;
+    let wraps = t.read(RCR) & rcr::WRAP == 0 || size == 65_536;
     let mut got = Vec::new();
     while t.read(CR) & u32::from(cr::BUFE) == 0 {
         let at = (t.read(CAPR) + 16) % size;
@@ -164,13 +164,13 @@ fn what_is_sent_comes_back_in_loopback() {
 fn pointers_that_no_driver_has_harm_nothing() {
     let t = setup();
     for (start, capr, rcr) in
-        [(0xffff_ff00_u32, 0x1234_u32, 0x80), (0xfff0_0000, 3, 0x1880), (RX as u32, 0xfff1, 0)]
+        [(0xffff_ff00_u32, 0x1234_u32, 0x80), (0xfff0_0000, 0x7003, 0x1880), (RX as u32, 0xefff, 0)]
     {
         t.write(RCR, RCR_OWN | rcr);
         t.write(RBSTART, start);
         t.write(CAPR, capr);
         let taken = (0..64).filter(|_| t.give(&frame(1514))).count();
-        assert!((3..64).contains(&taken), "{start:#x} {capr:#x}: {taken}");
+        assert!((2..64).contains(&taken), "{start:#x} {capr:#x}: {taken}");
     }
 }
 
@@ -185,9 +185,8 @@ fn a_saved_card_goes_on_in_the_middle() {
     one.write(EECR, 0x8e);
     let other = bare();
     other.clock.advance(one.clock.now());
-    use crate::device::Plugged;
     other.device.restore(&one.device.save("card")).unwrap();
-    assert_eq!(Plugged::save(&*other.device, "card"), Plugged::save(&*one.device, "card"));
+    assert_eq!(other.device.save("card"), one.device.save("card"));
     assert_eq!(other.wires.take(), [], "no edge moves");
     other.pc.memory.write(RX, &one.memory(RX, 0x4000));
     for t in [&one, &other] {
@@ -199,5 +198,5 @@ fn a_saved_card_goes_on_in_the_middle() {
         t.clock.advance(30_000);
         assert_eq!(t.causes(), isr::ROK | isr::TOK | isr::TIMEOUT);
     }
-    assert_eq!(Plugged::save(&*other.device, "card"), Plugged::save(&*one.device, "card"));
+    assert_eq!(other.device.save("card"), one.device.save("card"));
 }
