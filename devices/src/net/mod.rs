@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 pub mod e1000;
+pub mod microwire;
+pub mod rtl8139;
 
 /// The properties that all cards have, in front of a card's own.
 #[macro_export]
