@@ -237,6 +237,12 @@ fn e1000e_on_q35() {
 
 #[test]
 #[ignore = "boots a kernel from Debian's packages"]
+fn rtl8139_on_pc() {
+    works("8139cp", "generic", "-device rtl8139,netdev=n0", "8139cp", "mii,8139cp");
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
 fn cards_under_a_32_bit_kernel() {
     works("686-e1000", "686", "-device e1000,netdev=n0", "e1000", "e1000");
     works("686-virtio", "686", "-device virtio-net-pci,netdev=n0", "virtio_net", VIRTIO);

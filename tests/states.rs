@@ -26,6 +26,7 @@ use mynah_devices::misc::i6300esb::I6300Esb;
 use mynah_devices::misc::pvpanic::Pvpanic;
 use mynah_devices::misc::vmgenid::VmGenId;
 use mynah_devices::net::e1000::{E1000, E1000e};
+use mynah_devices::net::rtl8139::Rtl8139;
 use mynah_devices::pci::ConfigPorts;
 use mynah_devices::pci::bridge::Bridge;
 use mynah_devices::serial::Serial;
@@ -384,6 +385,7 @@ fn rows() -> Vec<Row> {
         of::<VmGenId>(),
         of::<Q35Mch>(),
         of::<Rtc>(),
+        of::<Rtl8139>(),
         of::<Serial>(),
         of::<VirtioPci<Balloon>>(),
         of::<VirtioPci<Blk>>(),

@@ -138,8 +138,7 @@ impl Fault {
     pub fn due(&self) {
         let now = Instant::now();
         for n in [OUT, IN] {
-            loop {
-                let Some((key, bytes)) = self.pop(n, now) else { break };
+            while let Some((key, bytes)) = self.pop(n, now) {
                 if !self.give(n, &Frame::new(&[IoSlice::new(&bytes)])) {
                     let mut way = self.ways[n].lock();
                     way.waiting.insert(key, bytes);
@@ -202,8 +201,9 @@ impl Fault {
         let now = Instant::now();
         let mut at = if reorder { now } else { now + late };
         way.tally.reordered += u64::from(reorder && !late.is_zero());
-        if f.rate > 0 {
-            let takes = Duration::from_nanos((bytes.len() as u64 * 8).saturating_mul(1_000_000_000) / f.rate);
+        let bits = bytes.len() as u64 * 8;
+        if let Some(nanoseconds) = bits.saturating_mul(1_000_000_000).checked_div(f.rate) {
+            let takes = Duration::from_nanos(nanoseconds);
             let free = way.free.unwrap_or(now).max(now) + takes;
             way.free = Some(free);
             at = at.max(free);

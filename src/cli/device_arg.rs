@@ -26,7 +26,6 @@ const LATER: &[&str] = &[
     "ne2k_pci",
     "ne2k_isa",
     "pcnet",
-    "rtl8139",
     "vmxnet3",
     "tulip",
     "virtio-9p-pci",

@@ -73,7 +73,7 @@ impl Nets {
                     reactor.serve(&dgram);
                     (dgram, None)
                 }
-                NetKind::Hubport { hub, .. } => (hubs.entry(*hub).or_insert_with(Hub::new).port(), None),
+                NetKind::Hubport { hub, .. } => (hubs.entry(*hub).or_default().port(), None),
             };
             let mut front = backend;
             for filter in cfg.net_filters.iter().filter(|f| f.netdev == *id) {

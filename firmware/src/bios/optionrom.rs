@@ -84,9 +84,12 @@ fn function_of(pc: &mut dyn Platform, image: &[u8]) -> (u16, bool) {
     let found = all.iter().copied().find(|bdf| is(super::pci::read(pc, *bdf, 0, 4)));
     // iPXE's for virtio tells the number of the card's later form alone.
     let found = found.or_else(|| {
-        let mut of_maker =
-            all.into_iter().filter(|bdf| super::pci::read(pc, *bdf, 0, 2) == u32::from(vendor));
-        of_maker.find(|bdf| network && super::pci::read(pc, *bdf, 0xb, 1) == u32::from(NETWORK))
+        let is_card = |bdf: &u16| {
+            network
+                && super::pci::read(pc, *bdf, 0, 2) == u32::from(vendor)
+                && super::pci::read(pc, *bdf, 0xb, 1) == u32::from(NETWORK)
+        };
+        all.into_iter().find(is_card)
     });
     (found.unwrap_or(0), network)
 }

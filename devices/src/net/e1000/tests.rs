@@ -175,10 +175,10 @@ fn the_eeprom_has_the_address_and_its_sum_by_either_way() {
     t.write(EECD, request);
     assert_eq!(t.read(EECD) & 0x180, 0x180, "it is there, and granted");
     let clock = |bit: u32| {
-        t.write(EECD, request | cs | bit * di);
-        t.write(EECD, request | cs | bit * di | sk);
+        t.write(EECD, request | cs | (bit * di));
+        t.write(EECD, request | cs | (bit * di) | sk);
         let out = t.read(EECD) & data != 0;
-        t.write(EECD, request | cs | bit * di);
+        t.write(EECD, request | cs | (bit * di));
         u16::from(out)
     };
     for (n, expected) in by_eerd.iter().enumerate() {

@@ -131,7 +131,7 @@ pub fn reason(case: &Case, i: &Instruction) -> Option<Why> {
                 (byte < p.len.into()).then(|| p.data[byte as usize] & 4 != 0)
             };
             let sets_ac = case.patches().iter().rev().find_map(set).unwrap_or(true);
-            unless(at % width == 0 || !sets_ac, Why::IretAlignment)
+            unless(at.is_multiple_of(width) || !sets_ac, Why::IretAlignment)
         }
         Loope | Loopne => unless(!rep(), Why::RepLoop),
         Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64 => {

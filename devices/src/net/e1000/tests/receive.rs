@@ -142,7 +142,7 @@ fn reception_may_be_told_of_later() {
 fn rings_that_are_none_take_nothing() {
     let t = setup();
     for (base, len, head, tail) in
-        [(RX, 128, 9, 3), (RX, 0, 0, 3), (0xfff0_0000, 128, 0, 3), (u64::MAX & !15, 0xfff80, 0, 0xffff)]
+        [(RX, 128, 9, 3), (RX, 0, 0, 3), (0xfff0_0000, 128, 0, 3), (!15, 0xfff80, 0, 0xffff)]
     {
         for (register, value) in [
             (0, base as u32),

@@ -183,7 +183,7 @@ fn rings_that_are_none_send_nothing_and_end() {
         (TX, 0, 0, 3),
         (TX, 0, 3, 0),
         (0xfff0_0000, 128, 0, 3),
-        (u64::MAX & !15, 0xfff80, 0, 0xffff),
+        (!15, 0xfff80, 0, 0xffff),
         (0xf_fff8, 128, 0, 3),
     ] {
         for (register, value) in [

@@ -132,7 +132,7 @@ fn tags_are_put_in_and_taken_out() {
     t.pc.memory.write(DATA, &bytes);
     post(&t, TX, 0, WHOLE | 80, desc::TAGC | 0x2360, DATA);
     poll(&t);
-    assert_eq!(t.wire.frames(), [tagged.clone()]);
+    assert_eq!(t.wire.frames(), std::slice::from_ref(&tagged));
     assert!(t.give(&tagged) && t.give(&bytes));
     assert_eq!([t.word(RX + 4), t.word(RX + 20)], [desc::TAVA | 0x2360, 0]);
     assert_eq!((t.word(RX) & desc::LEN, t.memory(BUFFERS, 80)), (84, bytes));
@@ -245,7 +245,7 @@ fn rings_that_are_none_send_and_take_nothing() {
     }
     t.write(TNPDS, TX as u32);
     for n in 0..64 {
-        t.pc.memory.write_u64(TX + 16 * n, u64::from(desc::OWN | desc::FS * u32::from(n == 0) | 0xffff));
+        t.pc.memory.write_u64(TX + 16 * n, u64::from(desc::OWN | (desc::FS * u32::from(n == 0)) | 0xffff));
         t.pc.memory.write_u64(TX + 16 * n + 8, DATA);
     }
     t.pc.memory.write_u32(TX + 16 * 63, desc::OWN | desc::LS | 60);
