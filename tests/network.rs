@@ -248,6 +248,78 @@ fn cards_under_a_32_bit_kernel() {
     works("686-virtio", "686", "-device virtio-net-pci,netdev=n0", "virtio_net", VIRTIO);
 }
 
+const RETRY: &str = r#"
+word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
+cd /modules
+for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
+i=0; while [ ! -e /sys/class/net/eth0 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
+ip addr add 10.0.2.15/24 dev eth0
+ip link set eth0 up
+ping -c 1 -W 60 10.0.2.2 > /dev/null
+tries=1
+echo "BEGIN"
+until wget -q -O /tmp/big http://10.0.2.2:$(word http)/big; do echo "AGAIN"; tries=$((tries + 1)); sleep 1; done
+echo "DOWN $(sha256sum < /tmp/big | cut -c1-16) after $tries"
+poweroff -f
+"#;
+
+/// Says this to the monitor that listens at a socket, and waits for the machine to be done with it.
+fn tell(monitor: &std::path::Path, commands: &str) {
+    let mut stream = std::os::unix::net::UnixStream::connect(monitor).unwrap();
+    stream.write_all(commands.as_bytes()).unwrap();
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+/// A machine is saved in the middle of a transfer: the restored one finds its connection reset, tries again, and has
+/// the whole file.
+fn is_saved(tag: &str, card: &str, modules: &str, wait: u64) {
+    let (Some(vmlinuz), Some(archive)) = (guest("generic"), guest("generic-net")) else { return };
+    let Some(initrd) = ramdisk(&format!("saved-{tag}"), "busybox", RETRY) else { return };
+    let all = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
+    std::fs::write(&initrd, all).unwrap();
+    let big = Arc::new(big());
+    let http = http(Ipv4Addr::LOCALHOST.into(), big.clone());
+    let folder = folder(&format!("saved-{tag}"), b"");
+    let (monitor, saved) = (folder.join("monitor"), folder.join("saved"));
+    let append = format!("console=ttyS0 panic=-1 quiet modules={modules} http={http}");
+    let device = format!("{card},netdev=n0");
+    let line = format!("unix:{},server,nowait", monitor.display());
+    let mut args = vec!["-cpu", "max", "-m", "256", "-smp", "2", "-display", "none", "-serial", "stdio"];
+    args.extend(["-monitor", &line, "-no-reboot", "-netdev", "user,id=n0", "-device", &device]);
+    // The file takes some ten seconds.
+    args.extend(["-object", "filter-fault,id=f0,netdev=n0,rate=20M"]);
+    args.extend(["-append", &append, "-kernel", vmlinuz.to_str().unwrap()]);
+    args.extend(["-initrd", initrd.to_str().unwrap()]);
+    let limit = Duration::from_secs(300);
+    let migrate = format!("migrate file:{}\nquit\n", saved.display());
+    let first = run(&args, limit, |line| {
+        if line.contains("BEGIN") {
+            let (monitor, migrate) = (monitor.clone(), migrate.clone());
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(wait));
+                tell(&monitor, &migrate);
+            });
+        }
+        None
+    });
+    assert!(!first.console.contains("DOWN"), "{tag}: it was saved too late:\n{}", first.console);
+    let incoming = format!("file:{}", saved.display());
+    args.extend(["-incoming", &incoming]);
+    let second = run(&args, limit, |_| None);
+    std::fs::remove_file(&initrd).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let lines = key_lines(&second.console, &["AGAIN", "DOWN"]);
+    let expected = [String::from("AGAIN"), format!("DOWN {} after 2", digest(&big))];
+    assert_eq!(lines, expected, "{tag}; the console said:\n{}", second.console);
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn a_restored_guest_has_a_network() {
+    is_saved("virtio", "virtio-net-pci", VIRTIO, 1500);
+    is_saved("e1000", "e1000", "e1000", 3000);
+}
+
 const MEET: &str = r#"
 word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
 cd /modules
