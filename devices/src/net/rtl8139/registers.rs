@@ -265,7 +265,7 @@ const MAPPED: u8 = 0x0c;
 /// The EEPROM's words of the address.
 const MAC_AT: usize = 7;
 
-/// What the maker has written into the EEPROM (RTL8139C+, 7).
+/// What the maker has written into the EEPROM of the card.
 fn eeprom(mac: Mac) -> [u16; WORDS] {
     let mut words = [0; WORDS];
     // Its id, vendor, device, those of the subsystem, latencies.
@@ -476,7 +476,7 @@ impl Adapter {
         self.wake();
     }
 
-    /// DTCCR: statistics go to memory at once (RTL8139C+, 6.3).
+    /// DTCCR: statistics go to memory at once.
     fn write_dtccr(&self, at: u32, value: u32) {
         let mut control = self.control.lock();
         if at == DTCCR_HIGH {

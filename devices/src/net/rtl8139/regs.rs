@@ -1,6 +1,6 @@
 //! Names, places and bits of registers, and of the descriptors of C+ mode.
 
-/// Where registers are (RTL8139C+, 6). Those of C+ mode lie over some of the older mode's.
+/// Where registers are. Those of C+ mode lie over some of the older mode's.
 pub(super) const IDR: u32 = 0x00;
 pub(super) const IDR_END: u32 = 0x06;
 pub(super) const MAR: u32 = 0x08;

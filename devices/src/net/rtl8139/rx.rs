@@ -382,7 +382,7 @@ impl Adapter {
             }
             rx.retry = None;
             if rx.starved && rx.enabled && rx.is_cplus() && !self.has_room(&rx) {
-                rx.wait = (rx.wait * 2).min(LONGEST_RETRY);
+                rx.wait = (rx.wait.saturating_mul(2)).min(LONGEST_RETRY);
                 let at = now.saturating_add(rx.wait);
                 rx.retry = Some(at);
                 self.rx_timer.arm(at);
