@@ -13,6 +13,7 @@ use mynah_devices::chardev::spec::Address;
 use mynah_devices::kind::{Chosen, Value, Values};
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The exit codes of `mynah run`.
 pub mod exit_code {
@@ -50,8 +51,12 @@ pub struct Config {
     pub smp: Smp,
     /// The CPU model and its changed features (`-cpu`).
     pub cpu: CpuModel,
-    /// Engines to try, in order (`-accel`, `-machine accel=`). Empty: the build's own choice.
+    /// Engines to try, in order (`-accel`, `-machine accel=`, or the environment's `MYNAH_ACCEL`). Empty: as `auto`.
     pub accel: Vec<Accel>,
+    /// Hand-overs to other engines that are to come (`-handoff`).
+    pub handoffs: Vec<Handoff>,
+    /// The rate of vCPUs' time-stamp counters in Hz (`-cpu ...,tsc-frequency=`), if not the engine's own.
+    pub tsc_hz: Option<u64>,
     /// A firmware image to run in place of the built-in firmware (`-bios`).
     pub bios: Option<PathBuf>,
     /// Folders searched for firmware files (`-L`), in order.
@@ -162,6 +167,8 @@ impl Default for Config {
             smp: Smp::default(),
             cpu: CpuModel::default(),
             accel: Vec::new(),
+            handoffs: Vec::new(),
+            tsc_hz: None,
             bios: None,
             firmware_dirs: Vec::new(),
             kernel: None,
@@ -351,6 +358,28 @@ pub struct Accel {
     pub properties: Vec<(String, String)>,
 }
 
+/// A hand-over to another engine at a known moment (`-handoff`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handoff {
+    /// To which one.
+    pub kind: AccelKind,
+    /// When.
+    pub at: HandoffAt,
+}
+
+/// When a guest is handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandoffAt {
+    /// At a guest time.
+    Time(Duration),
+    /// Behind so many instructions of the boot processor.
+    Instructions(u64),
+    /// Behind a write to a port, of this value if one is given.
+    Port(u16, Option<u32>),
+    /// When a console has shown a text.
+    Text(String),
+}
+
 /// How much of the translator's code is checked against the interpreter while a guest runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Check {
@@ -378,6 +407,8 @@ pub enum CodeCache {
 /// The engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccelKind {
+    /// The fastest that there is here.
+    Auto,
     /// The interpreter.
     Interp,
     /// The translator (`jit`, or QEMU's name for its own, `tcg`).
@@ -391,6 +422,7 @@ pub enum AccelKind {
 impl fmt::Display for AccelKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            AccelKind::Auto => "auto",
             AccelKind::Interp => "interp",
             AccelKind::Jit => "jit",
             AccelKind::Kvm => "kvm",

@@ -1,6 +1,7 @@
 //! What a vCPU asks of the board it is plugged into, and what the board signals to it.
-use parking_lot::{Condvar, Mutex};
-use std::sync::atomic::{AtomicU32, Ordering};
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// The board as one vCPU sees it: I/O ports, its local APIC, the time-stamp counter. What an implementation leaves out
@@ -71,6 +72,15 @@ pub struct Events {
     bits: AtomicU32,
     sleep: Mutex<()>,
     wake: Condvar,
+    /// Whether there is a kicker.
+    kicked: AtomicBool,
+    kicker: RwLock<Option<Arc<dyn Kicker>>>,
+}
+
+/// What brings a vCPU to look at its event word while the host's hypervisor runs it.
+pub trait Kicker: Send + Sync {
+    /// Another signal is pending. Called on any thread, also while the vCPU does not run.
+    fn kick(&self);
 }
 
 /// Leave the run loop and report `Exit::Kick`.
@@ -112,9 +122,24 @@ impl Events {
     pub fn raise(&self, bits: u32) {
         let before = self.bits.fetch_or(bits, Ordering::SeqCst);
         if before & bits != bits {
-            drop(self.sleep.lock());
-            self.wake.notify_all();
+            self.notify();
         }
+    }
+    /// Names who is told of new signals, if somebody is to be.
+    pub fn set_kicker(&self, kicker: Option<Arc<dyn Kicker>>) {
+        let mut at = self.kicker.write();
+        self.kicked.store(kicker.is_some(), Ordering::SeqCst);
+        *at = kicker;
+    }
+    /// Wakes the vCPU, or has it look.
+    fn notify(&self) {
+        if self.kicked.load(Ordering::SeqCst)
+            && let Some(kicker) = &*self.kicker.read()
+        {
+            kicker.kick();
+        }
+        drop(self.sleep.lock());
+        self.wake.notify_all();
     }
     /// Latches an NMI and wakes the vCPU. A processor takes one and keeps one more that comes meanwhile (SDM volume
     /// 3A, 6.7.1), so of NMIs in a row, of which none has been taken yet, two are.
@@ -122,8 +147,7 @@ impl Events {
         let latched = |bits| bits | EV_NMI | if bits & EV_NMI != 0 { EV_NMI_AGAIN } else { 0 };
         let before = self.bits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |bits| Some(latched(bits)));
         if before.is_ok_and(|bits| bits & EV_NMI == 0) {
-            drop(self.sleep.lock());
-            self.wake.notify_all();
+            self.notify();
         }
     }
     /// The vCPU takes an NMI; one that is latched behind it stays, until NMIs are unblocked.

@@ -20,6 +20,17 @@ impl Cpu {
         self.flush_blocks();
     }
 
+    /// Takes the tier away, with how often a block had to run for it; the interpreter goes on alone. The tier may be
+    /// given to this vCPU again.
+    pub fn take_tier(&mut self) -> Option<(Box<dyn Tier>, u32)> {
+        let tier = self.tier.take()?;
+        self.recording = None;
+        self.known_after = u32::MAX;
+        let hot_after = std::mem::replace(&mut self.hot_after, u32::MAX);
+        self.flush_blocks();
+        Some((tier, hot_after))
+    }
+
     /// Has a hot block counted again from the start: the tier could not take it now.
     pub fn cool(&self, phys: u64, key: u32) {
         if let Some(b) = self.blocks.block_at(phys, key)

@@ -13,8 +13,10 @@
 //! * `handler`, `interp`: how ops follow one another; the interpreter. [`decode`]: from bytes to ops.
 //! * `enter`, `install`: compiled code. `fetch`, `invalidate`: blocks are decoded, and die. `run`: the run loop.
 //!   `reset`: where it begins.
-//! * [`engine`], [`check`], [`trace`], [`saved`]: what others want of a vCPU.
+//! * [`engine`], [`check`], [`trace`], [`saved`]: what others want of a vCPU. [`accel`]: the seam between it and what
+//!   executes it.
 
+pub mod accel;
 mod arena;
 pub mod block;
 pub mod board;
@@ -50,6 +52,7 @@ pub mod width;
 pub mod world;
 pub mod x87;
 
+pub use accel::{Accelerator, EngineError};
 pub use board::{Board, Events};
 pub use cpu::Cpu;
 pub use event::{Exception, Exit, Stop, vector};

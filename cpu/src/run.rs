@@ -1,5 +1,6 @@
 //! The run loop: the dispatcher looks at events, delivers faults and interrupts, finds or decodes blocks, and has
 //! handlers go from op to op.
+use crate::accel::Signals;
 use crate::block::Block;
 use crate::board::{EV_INIT, EV_INTR, EV_KICK, EV_MEMORY, EV_NMI, EV_SIPI, EV_SIPI_VECTOR, EV_SYNC, EV_TIER};
 use crate::cpu::Cpu;
@@ -200,11 +201,38 @@ impl Cpu {
 
     #[inline(never)]
     pub(crate) fn handle_events(&mut self) -> Option<Exit> {
+        match self.take_signals() {
+            Signals::Leave(exit) => return Some(exit),
+            Signals::Changed => return None,
+            Signals::None => {}
+        }
+        let pending = self.events.pending() & self.event_mask;
+        if matches!(self.state.activity, Activity::WaitSipi | Activity::Shutdown) {
+            return None;
+        }
+        if pending & EV_NMI != 0 {
+            self.events.take_nmi();
+            self.state.activity = Activity::Running;
+            self.deliver(Event { vector: vector::NMI, kind: EventKind::Nmi, error: None });
+            return None;
+        }
+        if pending & EV_INTR != 0
+            && let Some(v) = self.board.acknowledge()
+        {
+            self.state.activity = Activity::Running;
+            self.deliver(Event { vector: v, kind: EventKind::External, error: None });
+        }
+        None
+    }
+
+    /// Acts on the signals that are the same for all engines: all but NMI and the interrupt pin. Between two
+    /// instructions, with the state at hand.
+    pub fn take_signals(&mut self) -> Signals {
         self.from = (std::ptr::null(), 0);
         let mut pending = self.events.pending() & self.event_mask;
         if pending & EV_KICK != 0 {
             self.events.take(EV_KICK);
-            return Some(Exit::Kick);
+            return Signals::Leave(Exit::Kick);
         }
         if pending & EV_SYNC != 0 {
             self.events.take(EV_SYNC);
@@ -226,30 +254,15 @@ impl Cpu {
         if pending & EV_INIT != 0 {
             self.events.take(EV_INIT);
             self.init();
-            return None;
+            return Signals::Changed;
         }
         if pending & EV_SIPI != 0 {
             let bits = self.events.take(EV_SIPI | EV_SIPI_VECTOR);
             if self.state.activity == Activity::WaitSipi {
                 self.sipi((bits >> 24) as u8);
             }
-            return None;
+            return Signals::Changed;
         }
-        if matches!(self.state.activity, Activity::WaitSipi | Activity::Shutdown) {
-            return None;
-        }
-        if pending & EV_NMI != 0 {
-            self.events.take_nmi();
-            self.state.activity = Activity::Running;
-            self.deliver(Event { vector: vector::NMI, kind: EventKind::Nmi, error: None });
-            return None;
-        }
-        if pending & EV_INTR != 0
-            && let Some(v) = self.board.acknowledge()
-        {
-            self.state.activity = Activity::Running;
-            self.deliver(Event { vector: v, kind: EventKind::External, error: None });
-        }
-        None
+        Signals::None
     }
 }

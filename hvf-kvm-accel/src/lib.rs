@@ -1,10 +1,6 @@
 //! Hardware acceleration: engines that let the host's hypervisor run a vCPU.
 //!
-//! [`kvm`] on Linux: a virtual machine over a guest's physical memory, a vCPU that takes a [`mynah_cpu::State`] and
-//! gives it back, so that a running guest can be moved from the interpreter to KVM and back. What is there: memory
-//! slots, general, segment and control registers, the x87 and SSE state, exits for ports, MMIO, HLT and shutdown. Not
-//! yet: interrupt injection, MSRs beyond the syscall group, a machine option; so no guest is run by it but the ones in
-//! its tests. Hypervisor.framework on Intel Macs is to come.
+//! [`kvm`] on Linux. Hypervisor.framework on Intel Macs is to come.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
@@ -12,8 +8,34 @@ pub mod kvm;
 /// Why the host's hypervisor cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AccelError {
-    /// The device cannot be opened.
-    #[error("KVM cannot be used: {what}: {reason}")]
+    /// There is no device.
+    #[error(
+        "{0} does not exist: this kernel has no KVM (modprobe kvm_intel or kvm_amd; in a virtual machine, its host has to \
+         allow nested virtualization; in a container, pass the device to it)"
+    )]
+    Absent(String),
+    /// The device may not be opened.
+    #[error("{0}: permission denied: add yourself to its group (usermod -aG kvm $USER) and log in again")]
+    Forbidden(String),
+    /// What is there is not KVM.
+    #[error("{0} is not KVM's device")]
+    NotKvm(String),
+    /// Somebody else has the processor's virtualization.
+    #[error("{0} is busy: another hypervisor (VirtualBox, VMware) has the processor; stop its machines")]
+    Busy(String),
+    /// KVM of another age.
+    #[error("{path}: its API has version {version}, not 12: this kernel is too old")]
+    Version {
+        /// The device.
+        path: String,
+        /// What it says.
+        version: i32,
+    },
+    /// KVM is there, and lacks something.
+    #[error("this kernel's KVM has no support for {0}: it is too old")]
+    Lacks(&'static str),
+    /// Something went wrong.
+    #[error("KVM cannot {what}: {reason}")]
     Kvm {
         /// What was tried.
         what: &'static str,

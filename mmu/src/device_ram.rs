@@ -8,7 +8,7 @@
 //! Bytes are shared with vCPUs at all times: no reference to them is ever made.
 use crate::bitmap::PageBitmap;
 use crate::phys::{copy_in, copy_out};
-use crate::{GuestRam, PAGE_SIZE};
+use crate::{CodeWatcher, GuestRam, PAGE_SIZE};
 use std::io;
 use std::sync::Arc;
 
@@ -78,6 +78,13 @@ impl DeviceRam {
         }
     }
 
+    /// Has `watcher` tell of pages that it knows to be written.
+    pub(crate) fn ask(&self, watcher: &dyn CodeWatcher) {
+        watcher.written_pages(self.ram.base(), self.size(), &mut |offset| {
+            self.written.set(offset / PAGE_SIZE);
+        });
+    }
+
     /// Sets bytes to zero.
     pub fn clear(&self, offset: u64, len: u64) {
         const ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
@@ -130,7 +137,7 @@ impl DeviceRam {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CodeWatcher, Gpa, Page, PhysMemory, Target};
+    use crate::{Gpa, Page, PhysMemory, Target};
     use std::sync::atomic::{AtomicU64, Ordering};
 
     const LFB: Gpa = 0xe000_0000;

@@ -51,6 +51,9 @@ pub trait CodeWatcher: Send + Sync {
     /// Something else stands at `first ..= last` now: what was translated to there or decoded from there no
     /// longer holds.
     fn map_changed(&self, _first: Gpa, _last: Gpa) {}
+    /// Pages of a device's memory, the `len` bytes at `_base`, were written in ways that only the watcher knows of since
+    /// it was last asked: `_note` is told of the offset of each.
+    fn written_pages(&self, _base: *const u8, _len: u64, _note: &mut dyn FnMut(u64)) {}
 }
 
 /// What stands at a physical address.
@@ -309,12 +312,15 @@ impl PhysMemory {
     /// runs meanwhile may be told of by neither this call nor the next one: who needs the last byte looks at a page
     /// again when it is not written any more.
     pub fn take_written(&self, ram: &Arc<DeviceRam>) -> Vec<u64> {
+        let watchers = self.watchers.read().clone();
+        for watcher in watchers.iter() {
+            ram.ask(&**watcher);
+        }
         let (written, lent) = ram.take_written();
         if lent {
             // TLBs let stores pass that would not be noticed.
             let ranges = self.map.read().ranges_of(ram);
             self.generation.fetch_add(1, Ordering::SeqCst);
-            let watchers = self.watchers.read().clone();
             for (first, last) in ranges {
                 watchers.iter().for_each(|w| w.map_changed(first, last));
             }

@@ -4,10 +4,14 @@ use super::Error;
 use super::props::Props;
 use super::size::{host_ram, show_size};
 use super::suggest::did_you_mean;
-use crate::config::{Accel, AccelKind, CodeCache, Config, KernelEntry, MAX_MEMORY, Machine, Memory, Smp};
+use crate::config::{
+    Accel, AccelKind, CodeCache, Config, Handoff, HandoffAt, KernelEntry, MAX_MEMORY, Machine, Memory, Smp,
+};
 use crate::machine::boards::{self, Description};
+use crate::machine::handoff::LONGEST_TEXT;
 use mynah_devices::kind::{Property, Type, Value, Values};
 use std::fmt::Write;
+use std::time::Duration;
 
 /// The least RAM: the first MiB, which real mode needs.
 const MIN_MEMORY: u64 = 1 << 20;
@@ -182,9 +186,7 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
     }
     let mut arg = MachineArg::default();
     if let Some(names) = props.text("accel")? {
-        for name in names.split(':') {
-            arg.accel.push(Accel { kind: accel_kind("-machine accel=", name)?, properties: Vec::new() });
-        }
+        arg.accel.extend(accels("-machine accel=", &names)?);
     }
     for (key, option) in
         [("kernel", "kernel"), ("initrd", "initrd"), ("append", "append"), ("firmware", "bios")]
@@ -254,13 +256,56 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
     Ok(arg)
 }
 
+/// Parses a list of engines, as `-machine accel=` has it.
+pub fn accels(option: &str, names: &str) -> Result<Vec<Accel>, Error> {
+    names
+        .split(':')
+        .map(|name| Ok(Accel { kind: accel_kind(option, name)?, properties: Vec::new() }))
+        .collect()
+}
+
+/// Parses `-handoff`.
+pub fn handoff(text: &str) -> Result<Handoff, Error> {
+    let error = |what: &str| Error::new(format!("-handoff {text}: {what}"));
+    const FORM: &str =
+        "expected ENGINE@WHEN, where WHEN is 2.5s, insn:1000000, port:0xe8, port:0xe8=1 or text:login:";
+    let (name, when) = text.split_once('@').ok_or_else(|| error(FORM))?;
+    let kind = match accel_kind("-handoff", name)? {
+        kind @ (AccelKind::Interp | AccelKind::Jit | AccelKind::Kvm) => kind,
+        _ => return Err(error("the engine is interp, jit or kvm")),
+    };
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    };
+    let at = if let Some(text) = when.strip_prefix("text:") {
+        if text.is_empty() || text.len() > LONGEST_TEXT {
+            return Err(error("a text has 1 to 256 bytes"));
+        }
+        HandoffAt::Text(text.to_owned())
+    } else if let Some(n) = when.strip_prefix("insn:") {
+        HandoffAt::Instructions(number(n).ok_or_else(|| error("insn: is followed by a number"))?)
+    } else if let Some(port) = when.strip_prefix("port:") {
+        let (port, value) = port.split_once('=').map_or((port, None), |(port, value)| (port, Some(value)));
+        let bad = || error("port: is followed by a port, 0 to 0xffff, and =VALUE if it is to be that one");
+        let value =
+            value.map(|v| number(v).and_then(|v| u32::try_from(v).ok()).ok_or_else(bad)).transpose()?;
+        HandoffAt::Port(number(port).and_then(|p| u16::try_from(p).ok()).ok_or_else(bad)?, value)
+    } else {
+        let seconds =
+            when.strip_suffix('s').and_then(|s| s.parse::<f64>().ok()).filter(|s| (0.0..1e9).contains(s));
+        HandoffAt::Time(Duration::from_secs_f64(seconds.ok_or_else(|| error(FORM))?))
+    };
+    Ok(Handoff { kind, at })
+}
+
 /// Parses `-accel`.
 pub fn accel(text: &str) -> Result<Accel, Error> {
     let mut props = Props::parse("-accel", text, Some("accel"));
     let name = props.text("accel")?.unwrap_or_default();
     if name == "help" || name == "?" {
         return Err(Error::info(
-            "Engines:\n  interp  the interpreter\n            \
+            "Engines:\n  auto    KVM if it is there and fast, else the translator: the default\n  interp  the interpreter\n            \
              tb-size=MIB        memory for decoded code (384, and 128 for each vCPU)\n  \
              jit     the translator (also: tcg)\n            \
              cache=on|off|DIR   where compiled code is kept between runs\n            \
@@ -276,6 +321,7 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
     props.rename(format!("-accel {name}"));
     let all: Vec<_> = props.all().into_iter().filter(|(k, _)| k != "accel").collect();
     let accepted: &[&str] = match kind {
+        AccelKind::Auto => &[],
         AccelKind::Interp => &["tb-size"],
         AccelKind::Jit => &[
             "cache",
@@ -354,16 +400,18 @@ pub fn compiled_code(accel: &Accel, config: &mut Config) -> Result<(), Error> {
 fn accel_kind(option: &str, name: &str) -> Result<AccelKind, Error> {
     let space = if option.ends_with('=') { "" } else { " " };
     match name {
+        "auto" => Ok(AccelKind::Auto),
         "interp" => Ok(AccelKind::Interp),
         "jit" | "tcg" => Ok(AccelKind::Jit),
         "kvm" => Ok(AccelKind::Kvm),
         "hvf" => Ok(AccelKind::Hvf),
         "xen" | "whpx" | "nvmm" | "hax" | "qtest" => Err(Error::new(format!(
-            "{option}{space}{name}: not supported (accepted: interp, jit, tcg, kvm, hvf)"
+            "{option}{space}{name}: not supported (accepted: auto, interp, jit, tcg, kvm, hvf)"
         ))),
         _ => {
-            let hint = did_you_mean("", name, ["interp", "jit", "tcg", "kvm", "hvf"]);
-            let hint = if hint.is_empty() { " (accepted: interp, jit, tcg, kvm, hvf)".into() } else { hint };
+            let hint = did_you_mean("", name, ["auto", "interp", "jit", "tcg", "kvm", "hvf"]);
+            let hint =
+                if hint.is_empty() { " (accepted: auto, interp, jit, tcg, kvm, hvf)".into() } else { hint };
             Err(Error::new(format!("{option}{space}{name}: unknown engine{hint}")))
         }
     }

@@ -287,8 +287,13 @@ fn terminal_is_screen(config: &Config) -> bool {
 }
 
 /// Checks what `config` needs, and runs it to its end; the result is the process's exit code.
-pub fn start(config: Config) -> anyhow::Result<i32> {
+pub fn start(mut config: Config) -> anyhow::Result<i32> {
     no_new_privileges();
+    if config.accel.is_empty()
+        && let Some(names) = std::env::var_os("MYNAH_ACCEL")
+    {
+        config.accel = machine_arg::accels("MYNAH_ACCEL=", &names.to_string_lossy())?;
+    }
     // Before anything is made that must not stay.
     fatal::install();
     config.refuse_unbuilt().map_err(Error::new)?;

@@ -8,6 +8,8 @@
 use super::bios::{BiosCalls, BiosDevice};
 use super::boards::{Chips, Description, Wiring};
 use super::drives::Drives;
+use super::engines::TSC_HZ;
+use super::handoff::Handoffs;
 use super::nets::Nets;
 use super::power::Power;
 use super::vcpu::{Pins, VcpuBoard, VcpuHandle};
@@ -15,7 +17,7 @@ use crate::config::Config;
 use anyhow::Context;
 use mynah_cpu::Events;
 use mynah_devices::bus::{Irq, PortBus};
-use mynah_devices::clock::{Clock, HostClock};
+use mynah_devices::clock::{Clock, HostClock, SECOND};
 use mynah_devices::device::{Registry, Reset, RestoreError, Saved};
 use mynah_devices::events::WakeCause;
 use mynah_devices::interrupts::ioapic::Ioapic;
@@ -31,8 +33,6 @@ use mynah_mmu::PhysMemory;
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock};
 
-/// The rate of the vCPUs' time-stamp counters: guest nanoseconds.
-pub const TSC_HZ: u64 = 1_000_000_000;
 /// What runs first.
 #[derive(Clone)]
 pub enum Firmware {
@@ -67,6 +67,8 @@ pub struct Board {
     pub drives: Drives,
     /// What is behind its network cards.
     pub nets: Nets,
+    /// Hand-overs to other engines that are to come.
+    pub handoffs: Option<Arc<Handoffs>>,
     /// Where random numbers come from.
     pub entropy: Arc<Entropy>,
     /// What has a `bootindex=`, in that order, by the paths that firmware knows.
@@ -93,16 +95,22 @@ impl Board {
         power: &Arc<Power>,
         vcpus: &[VcpuHandle],
     ) -> anyhow::Result<Self> {
+        let tsc_hz = cfg.tsc_hz.unwrap_or(TSC_HZ);
         let what = cfg.machine.board;
         let clock = Arc::new(HostClock::new().context("cannot start the timer thread")?);
         let dyn_clock: Arc<dyn Clock> = clock.clone();
         let ports = Arc::new(PortBus::new());
         let tsc: ReadTsc = {
             let clock = clock.clone();
-            Arc::new(move || clock.now())
+            match tsc_hz {
+                SECOND => Arc::new(move || clock.now()),
+                hz => {
+                    Arc::new(move || (u128::from(clock.now()) * u128::from(hz) / u128::from(SECOND)) as u64)
+                }
+            }
         };
 
-        let apic_bus = LocalApics::new(dyn_clock.clone(), TSC_HZ);
+        let apic_bus = LocalApics::new(dyn_clock.clone(), tsc_hz);
         let apics: Vec<_> = vcpus
             .iter()
             .enumerate()
@@ -154,6 +162,7 @@ impl Board {
             chips,
             drives: Drives::default(),
             nets: Nets::default(),
+            handoffs: None,
             entropy,
             boot_paths: Vec::new(),
             flash: Vec::new(),
@@ -186,6 +195,7 @@ impl Board {
             bios,
             // Only the boot processor's error wires are connected.
             ferr: self.chips.ferr.clone().filter(|_| n == 0),
+            handoffs: self.handoffs.clone(),
         }
     }
 

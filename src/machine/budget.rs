@@ -39,7 +39,7 @@ impl Budget {
     pub fn of(cfg: &Config) -> Self {
         let vcpus = u64::from(cfg.smp.cpus.max(1));
         let whole = cfg.code_memory.unwrap_or(USUAL.0 + vcpus * USUAL.1);
-        Self::divide(whole, vcpus, super::engine(cfg) == Some(crate::config::AccelKind::Jit))
+        Self::divide(whole, vcpus, super::engines::translates(cfg))
     }
 
     fn divide(whole: u64, vcpus: u64, translates: bool) -> Self {

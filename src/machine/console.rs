@@ -131,6 +131,10 @@ impl Consoles {
 
     fn serial(&mut self, board: &mut Board, line: Arc<dyn Chardev>, base: u16, irq: u32) {
         let clock: Arc<dyn mynah_devices::clock::Clock> = board.clock.clone();
+        let line = match &board.handoffs {
+            Some(plans) => plans.watch(line),
+            None => line,
+        };
         let serial = Serial::new(line, board.pin(irq as usize), clock);
         serial.attach(&board.ports, base);
         board.devices.plug("isa.0", format!("serial@{base:x}"), serial.clone());

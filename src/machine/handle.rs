@@ -1,8 +1,9 @@
 //! A handle on a machine: what its user, its monitor and its tests do to it, from any thread.
 use super::board::Board;
+use super::engines::Engines;
 use super::power::{Pause, Power, Report};
 use super::saved::Saver;
-use crate::config::{Config, WatchdogAction, exit_code};
+use crate::config::{AccelKind, Config, WatchdogAction, exit_code};
 use mynah_block::Drive;
 use mynah_devices::display::vnc::VncControl;
 use mynah_devices::display::{self, Display};
@@ -65,6 +66,7 @@ pub enum Refused {
 
 struct Built {
     board: Weak<Board>,
+    engines: Weak<Engines>,
     saver: Saver,
 }
 
@@ -91,9 +93,10 @@ impl Handle {
     }
 
     /// The machine is built. Once.
-    pub(super) fn built(&self, cfg: &Config, board: &Arc<Board>) {
+    pub(super) fn built(&self, cfg: &Config, board: &Arc<Board>, engines: &Arc<Engines>) {
         let saver = Saver::new(cfg, &self.0.power, board);
-        let _ = self.0.built.set(Built { board: Arc::downgrade(board), saver });
+        let engines = Arc::downgrade(engines);
+        let _ = self.0.built.set(Built { board: Arc::downgrade(board), engines, saver });
     }
 
     /// A VNC server shows the screen. Once.
@@ -205,6 +208,40 @@ impl Handle {
             Some(built) => built.saver.migrate(uri),
             None => anyhow::bail!("the machine is still being built"),
         }
+    }
+
+    /// What runs the vCPUs, once the machine is built.
+    pub fn engine(&self) -> Option<AccelKind> {
+        Some(self.0.built.get()?.engines.upgrade()?.current())
+    }
+
+    /// Has another engine run the vCPUs. They stand still meanwhile, and guest time with them, at an instruction
+    /// boundary; the guest does not notice. If that cannot be, all is as it was.
+    ///
+    /// # Errors
+    /// The engine is not there or cannot go on with this guest, or a vCPU does not stop.
+    pub fn hand_over(&self, kind: AccelKind) -> anyhow::Result<()> {
+        let _one = self.0.acting.lock();
+        let Some(built) = self.0.built.get() else { anyhow::bail!("the machine is still being built") };
+        let Some(engines) = built.engines.upgrade() else { anyhow::bail!("the machine has ended") };
+        let name = |e: anyhow::Error| e.context(format!("handoff {kind}"));
+        engines.prepare(kind).map_err(name)?;
+        let power = &self.0.power;
+        let running = power.paused().is_none();
+        power.pause(Pause::User);
+        let standing = power.wait_standing(STANDING);
+        if standing {
+            engines.hand_over(kind);
+        }
+        if running {
+            power.go_on();
+            // What came to be held meanwhile is tried again.
+            if let Some(board) = self.board() {
+                board.drives.resume();
+            }
+        }
+        anyhow::ensure!(standing, name(anyhow::anyhow!("a vCPU does not come out of an instruction")));
+        Ok(())
     }
 
     /// How many vCPUs there are.

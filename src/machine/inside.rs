@@ -66,7 +66,7 @@ pub fn options(
 
 /// The user's own folder for compiled code: `mynah/jit` in `$XDG_CACHE_HOME`, or in `~/.cache`. Nothing if
 /// neither is set.
-fn cache_folder() -> Option<PathBuf> {
+pub fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
     Some(cache.join("mynah/jit"))

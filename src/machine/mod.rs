@@ -7,8 +7,10 @@ pub mod budget;
 pub mod console;
 pub mod drives;
 pub mod ending;
+pub mod engines;
 pub mod flash;
 pub mod handle;
+pub mod handoff;
 mod info;
 pub mod inside;
 pub mod kernel;
@@ -27,12 +29,14 @@ use anyhow::{Context, bail};
 use bios::BiosCalls;
 use board::Board;
 use ending::{Ending, GRACE};
+use engines::{Engines, Recipe, Seat};
+use handoff::Handoffs;
 use mynah_cpu::trace::{self, Trace};
 use mynah_cpu::{Cpu, CpuModel, World};
 use mynah_devices::event_loop::EventLoop;
 use mynah_jit::perf::Symbols;
-use mynah_jit::tier::{Engine, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
+use parking_lot::Mutex;
 use power::Power;
 use saved::Incoming;
 use std::sync::Arc;
@@ -45,7 +49,11 @@ pub fn run(cfg: Config) -> anyhow::Result<i32> {
     let handle = Handle::new(&cfg);
     // Before anything that could wait, and gone after all else.
     let _ending = Ending::watch(handle.power()).context("cannot watch over the machine's end")?;
-    Machine::build(cfg, handle)?.run()
+    let program = cfg.program.clone();
+    let mut told = Vec::new();
+    let machine = Machine::build(cfg, handle, &mut told)?;
+    told.iter().for_each(|line| crate::cli::say(&program, line));
+    machine.run()
 }
 
 /// A machine: board, processors and what is to be booted, from a [`Config`] to its end.
@@ -92,11 +100,11 @@ pub struct Machine {
     handle: Handle,
     board: Arc<Board>,
     consoles: console::Consoles,
-    /// The vCPUs, each with its calls of the BIOS.
-    cpus: Vec<(Box<Cpu>, Option<Arc<BiosCalls>>)>,
+    /// The vCPUs, each with what runs it and its calls of the BIOS.
+    cpus: Vec<(Box<Cpu>, Seat, Option<Arc<BiosCalls>>)>,
     world: Arc<World>,
     boot: kernel::Boot,
-    translator: Option<Arc<Engine>>,
+    engines: Arc<Engines>,
     log: Option<Arc<Trace>>,
     incoming: Option<Incoming>,
 }
@@ -110,7 +118,10 @@ impl Machine {
     pub fn new(cfg: Config) -> anyhow::Result<Self> {
         refuse_unbuilt(&cfg)?;
         let handle = Handle::new(&cfg);
-        Self::build(cfg, handle)
+        let mut told = Vec::new();
+        let machine = Self::build(cfg, handle, &mut told)?;
+        told.iter().for_each(|line| tracing::info!("{line}"));
+        Ok(machine)
     }
 
     /// A handle on it, for any thread.
@@ -118,10 +129,26 @@ impl Machine {
         self.handle.clone()
     }
 
-    fn build(cfg: Config, handle: Handle) -> anyhow::Result<Self> {
-        let mut incoming = cfg.incoming.as_deref().map(|uri| Incoming::read(&cfg, uri)).transpose()?;
+    /// Adds to `told` what the user should know of it.
+    fn build(mut cfg: Config, handle: Handle, told: &mut Vec<String>) -> anyhow::Result<Self> {
         let power = handle.power();
-        let model = Arc::new(cpu_model(&cfg)?);
+        cfg.tsc_hz = tsc_frequency(&cfg)?;
+        let choice = engines::choose(&cfg)?;
+        cfg.tsc_hz.get_or_insert(choice.tsc_hz);
+        let mut incoming = cfg.incoming.as_deref().map(|uri| Incoming::read(&cfg, uri)).transpose()?;
+        if let Some(why) = &choice.why {
+            told.push(why.clone());
+        }
+        let mut model = cpu_model(&cfg)?;
+        let missing = choice.fit(&mut model, &cfg);
+        if !missing.is_empty() {
+            let without = missing.join(", ");
+            told.push(format!(
+                "-cpu {}: this host's KVM has no {without}: the guest goes without",
+                cfg.cpu.model
+            ));
+        }
+        let model = Arc::new(model);
         let symbols = inside::symbols(&cfg)?;
         let log = trace(&cfg, &symbols)?;
         if let (Some(log), Some(path)) = (&log, &cfg.log.file)
@@ -130,9 +157,6 @@ impl Machine {
             ending::keep_log(log);
         }
         let boot = kernel::Boot::read(&cfg, &model)?;
-        // Early, so that what is on disk can be read while the machine is built.
-        let translator = translator(&cfg, &model, log.as_ref(), symbols, &boot)?;
-
         let size = cfg.memory.size;
         let ram = match incoming.as_mut().and_then(Incoming::take_ram) {
             Some(ram) => ram,
@@ -141,6 +165,10 @@ impl Machine {
             }
         };
         let memory = PhysMemory::new(ram, (cfg.machine.board.below_4g)(size));
+        // Early, so that what is on disk can be read while the machine is built.
+        let recipe =
+            Recipe { cfg: cfg.clone(), log: log.clone(), symbols, image: Mutex::new(Some(boot.image())) };
+        let engines = Engines::new(choice, &model, &memory, recipe)?;
         let handles: Vec<VcpuHandle> = (0..cfg.smp.cpus)
             .map(|n| VcpuHandle { apic_id: model.apic_id(n), ..Default::default() })
             .collect();
@@ -154,6 +182,10 @@ impl Machine {
         let events = Arc::new(EventLoop::new().context("cannot start the event loop")?);
         board.nets = nets::Nets::open(&cfg, &events)?;
         board.nets.plug(&board.devices);
+        board.handoffs = Handoffs::new(&cfg.program, &cfg.handoffs, &handle, &board.clock);
+        if let Some(plans) = &board.handoffs {
+            engines.plan(plans.clone());
+        }
         let mut consoles = console::Consoles::open(&cfg, &mut board, &handle, &events)?;
         let fw_cfg = console::attach_extra(&cfg, &mut board, &handle, &mut consoles)?;
         boot.fill(&cfg, &fw_cfg, &board)?;
@@ -173,13 +205,10 @@ impl Machine {
         if incoming.as_ref().is_some_and(|saved| saved.ran() && !cfg.start_stopped) {
             handle.power().starts_by_itself();
         }
-        handle.built(&cfg, &board);
+        handle.built(&cfg, &board, &engines);
         consoles.start(&cfg, &handle)?;
 
-        let translators = consoles.translators();
-        if let Some(engine) = &translator {
-            translators.set_engine(engine);
-        }
+        engines.shown_by(consoles.translators());
         let budget = budget::Budget::of(&cfg);
         let mut cpus = Vec::new();
         for (n, events) in handles.iter().map(|h| &h.events).enumerate() {
@@ -191,22 +220,17 @@ impl Machine {
             if let Some(log) = &log {
                 cpu.set_trace(log.clone());
             }
-            if let Some(engine) = &translator {
-                let tier = Translating::new(engine, events.clone())
-                    .map_err(|e| anyhow::anyhow!("-accel jit: {e}"))?;
-                translators.add(tier.counters());
-                let hot_after = tier.hot_after();
-                cpu.set_tier(Box::new(tier), hot_after);
-                inside::check(&cfg, &mut cpu, power);
-            }
+            let mut seat = engines.seat();
+            seat.take_place(&mut cpu).with_context(|| format!("-accel {}", engines.current()))?;
+            inside::check(&cfg, &mut cpu, power);
             match &incoming {
                 Some(saved) => saved.restore_cpu(n, &mut cpu)?,
                 None if n == 0 => kernel::enter(&mut cpu, entry.as_ref()),
                 None => kernel::park(&mut cpu),
             }
-            cpus.push((cpu, bios));
+            cpus.push((cpu, seat, bios));
         }
-        Ok(Self { cfg, handle, board, consoles, cpus, world, boot, translator, log, incoming })
+        Ok(Self { cfg, handle, board, consoles, cpus, world, boot, engines, log, incoming })
     }
 
     /// Runs the machine to its end; the exit code.
@@ -214,12 +238,13 @@ impl Machine {
     /// # Errors
     /// The host gives no thread.
     pub fn run(self) -> anyhow::Result<i32> {
-        let Self { cfg, handle, board, consoles, cpus, world, boot, translator, log, incoming } = self;
+        let Self { cfg, handle, board, consoles, cpus, world, boot, engines, log, incoming } = self;
         let power = handle.power();
         let mut threads = Vec::new();
-        for (n, (cpu, bios)) in cpus.into_iter().enumerate() {
+        for (n, (cpu, seat, bios)) in cpus.into_iter().enumerate() {
             let vcpu = Vcpu {
                 cpu,
+                seat,
                 bios,
                 n,
                 world: world.clone(),
@@ -267,9 +292,7 @@ impl Machine {
         if let Some(log) = &log {
             log.flush();
         }
-        if let Some(engine) = &translator {
-            engine.close();
-        }
+        engines.close();
         if let Some(log) = log {
             log.flush();
         }
@@ -280,6 +303,7 @@ impl Machine {
 /// A vCPU, and what its thread does.
 struct Vcpu {
     cpu: Box<Cpu>,
+    seat: Seat,
     bios: Option<Arc<BiosCalls>>,
     n: usize,
     world: Arc<World>,
@@ -292,9 +316,9 @@ struct Vcpu {
 
 impl Vcpu {
     fn run(self) {
-        let Self { mut cpu, bios, n, world, power, board, boot, report } = self;
+        let Self { mut cpu, mut seat, bios, n, world, power, board, boot, report } = self;
         let _gone = Gone(power.clone());
-        vcpu::run(&mut cpu, &world, n, &power, bios.as_deref(), |cpu, waking| {
+        vcpu::run(&mut cpu, &mut seat, &world, n, &power, bios.as_deref(), |cpu, waking| {
             cpu.trace_reset();
             if n != 0 {
                 kernel::park(cpu);
@@ -325,36 +349,6 @@ impl Drop for Gone {
     fn drop(&mut self) {
         self.0.vcpu_gone();
     }
-}
-
-/// The translator, if it is to be used and there is one.
-fn translator(
-    cfg: &Config,
-    model: &Arc<CpuModel>,
-    log: Option<&Arc<Trace>>,
-    symbols: Arc<Symbols>,
-    boot: &kernel::Boot,
-) -> anyhow::Result<Option<Arc<Engine>>> {
-    if engine(cfg) != Some(AccelKind::Jit) {
-        return Ok(None);
-    }
-    match Engine::new(model, inside::options(cfg, log, symbols, boot.image())?) {
-        Ok(engine) => Ok(Some(Arc::new(engine))),
-        // Without a wish the interpreter will do.
-        Err(e) if cfg.accel.is_empty() => {
-            tracing::info!("no translator: {e}; interpreting");
-            Ok(None)
-        }
-        Err(e) => bail!("-accel jit: {e}; use '-accel interp'"),
-    }
-}
-
-/// The engine to use: the first of those asked for that there is; the translator if none was.
-fn engine(cfg: &Config) -> Option<AccelKind> {
-    if cfg.accel.is_empty() {
-        return Some(AccelKind::Jit);
-    }
-    cfg.accel.iter().map(|a| a.kind).find(|k| matches!(k, AccelKind::Interp | AccelKind::Jit))
 }
 
 /// The log of `-d`, if anything is to be in it.
@@ -397,9 +391,6 @@ fn trace(cfg: &Config, symbols: &Arc<Symbols>) -> anyhow::Result<Option<Arc<Trac
 
 /// What the command line knows but the machine does not have yet is refused, never ignored.
 fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
-    if !cfg.accel.is_empty() && engine(cfg).is_none() {
-        bail!("-accel {}: not supported yet; there are interp and jit (or tcg)", cfg.accel[0].kind);
-    }
     if let Some(g) = &cfg.gdb {
         bail!("-gdb {g}: the debugger's stub is not supported yet");
     }
@@ -412,7 +403,7 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
             cfg.escape
         );
     }
-    if cfg.check != Check::Off && engine(cfg) != Some(AccelKind::Jit) {
+    if cfg.check != Check::Off && engines::asked(cfg) != AccelKind::Jit {
         bail!("-check: it is the translator that is checked; use -accel jit");
     }
     if let Some(path) = &cfg.symbols
@@ -420,7 +411,7 @@ fn refuse_unbuilt(cfg: &Config) -> anyhow::Result<()> {
     {
         bail!("-symbols {}: these are names for -perfmap, -jitdump and -d", path.display());
     }
-    if (cfg.perf_map || cfg.jitdump) && engine(cfg) != Some(AccelKind::Jit) {
+    if (cfg.perf_map || cfg.jitdump) && engines::asked(cfg) != AccelKind::Jit {
         bail!("-perfmap, -jitdump: it is translated code that they name; use -accel jit");
     }
     if let Some(c) = cfg.chardevs.iter().find(|c| c.log_file.is_some()) {
@@ -448,13 +439,24 @@ fn boots_from_network(cfg: &Config) -> bool {
         || cfg.netdevs.iter().any(serves)
 }
 
+/// The rate of vCPUs' time-stamp counters, if the user gives one.
+fn tsc_frequency(cfg: &Config) -> anyhow::Result<Option<u64>> {
+    let Some((_, value)) = cfg.cpu.properties.iter().find(|(name, _)| name == "tsc-frequency") else {
+        return Ok(None);
+    };
+    let hz = value.parse().ok().filter(|hz| (1_000_000..=100_000_000_000).contains(hz));
+    Ok(Some(hz.with_context(|| {
+        format!("-cpu {},tsc-frequency={value}: expected Hz, from a million up", cfg.cpu.model)
+    })?))
+}
+
 fn cpu_model(cfg: &Config) -> anyhow::Result<CpuModel> {
     let mut text = cfg.cpu.model.clone();
     for f in &cfg.cpu.features {
         text.push_str(if f.on { ",+" } else { ",-" });
         text.push_str(&f.name);
     }
-    for (name, value) in &cfg.cpu.properties {
+    for (name, value) in cfg.cpu.properties.iter().filter(|(name, _)| name != "tsc-frequency") {
         text.push_str(&format!(",{name}={value}"));
     }
     let mut model = CpuModel::parse(&text).with_context(|| format!("-cpu {text}"))?;

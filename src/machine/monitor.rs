@@ -11,7 +11,7 @@ use super::drives::open_image;
 use super::handle::{Handle, Status};
 use super::info;
 use super::inside::Translators;
-use crate::config::{self, Config, Interface, WatchdogAction};
+use crate::config::{self, AccelKind, Config, Interface, WatchdogAction};
 use mynah_block::Drive;
 use mynah_devices::chardev::{Chardev, Monitor};
 use mynah_devices::display::vnc::VncControl;
@@ -78,6 +78,12 @@ const COMMANDS: &[Command] = &[
         "vnc TIME",
         "the password's end: now, never, +SECONDS, or seconds since 1970",
         With(|m, a| m.expire_password(a)),
+    ),
+    row(
+        "handoff",
+        "interp|jit|kvm",
+        "have another engine run the guest from here on",
+        With(|m, a| m.hand_over(a)),
     ),
     row("help|?", "[COMMAND]", "this text, or that of one command", With(|_, a| help_of(a))),
     row(
@@ -186,7 +192,7 @@ const INFO: &[Command] = &[
         Plain(|m| Ok(info::irq(&m.machine.interrupts()))),
     ),
     row("jit", "", "what the translator has done", Plain(|m| Ok(m.translators.info()))),
-    row("kvm", "", "whether KVM is used", Plain(|_| Ok("kvm support: disabled\n".into()))),
+    row("kvm", "", "whether KVM is used", Plain(|m| Ok(m.kvm()))),
     row("mem", "", "virtual addresses that are mapped", Plain(|m| m.mem())),
     row("mice", "", "the pointing devices", Plain(|m| m.mice())),
     row("migrate", "", "what became of the last 'migrate'", Plain(|m| Ok(m.migration()))),
@@ -367,6 +373,23 @@ impl Hmp {
             let _ = write!(text, "\nCPU#{n}\n{registers}");
         }
         Ok(text)
+    }
+
+    fn hand_over(&self, args: &mut Args<'_>) -> Answer {
+        let name = args.word()?;
+        args.end()?;
+        let kind = match name {
+            "interp" => AccelKind::Interp,
+            "jit" | "tcg" => AccelKind::Jit,
+            "kvm" => AccelKind::Kvm,
+            _ => return Err(Fault::Said(format!("'{name}' is no engine: interp, jit or kvm"))),
+        };
+        done(self.machine.hand_over(kind))
+    }
+
+    fn kvm(&self) -> String {
+        let on = self.machine.engine() == Some(AccelKind::Kvm);
+        format!("kvm support: {}\n", if on { "enabled" } else { "disabled" })
     }
 
     fn choose(&self, args: &mut Args<'_>) -> Answer {

@@ -165,6 +165,13 @@ impl Power {
         *self.on_watchdog.lock() = action;
     }
 
+    /// Has a vCPU come out of its run loop for a moment.
+    pub fn kick(&self, seat: usize) {
+        if let Some(v) = self.vcpus.get().and_then(|all| all.get(seat)) {
+            v.kick();
+        }
+    }
+
     /// An NMI for every vCPU.
     pub fn nmi(&self) {
         for v in self.vcpus.get().into_iter().flatten() {

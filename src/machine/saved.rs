@@ -17,6 +17,7 @@
 //! Everything in the file is checked before anything of it is used. Still, it holds a guest's memory and all its
 //! secrets, so it is written for its owner alone; and it decides what the guest does next, as a disk image does.
 use super::board::Board;
+use super::engines::TSC_HZ;
 use super::power::{Pause, Power};
 use crate::config::Config;
 use anyhow::{Context, bail, ensure};
@@ -79,6 +80,12 @@ impl Make {
         for part in features.chain(properties) {
             cpu.push(',');
             cpu.push_str(&part);
+        }
+        // The engine's own, if it has no other.
+        if let Some(hz) = cfg.tsc_hz.filter(|hz| *hz != TSC_HZ)
+            && !cfg.cpu.properties.iter().any(|(name, _)| name == "tsc-frequency")
+        {
+            cpu.push_str(&format!(",tsc-frequency={hz}"));
         }
         let s = &cfg.smp;
         cpu.push_str(&format!(" dies={},cores={},threads={}", s.dies, s.cores, s.threads));

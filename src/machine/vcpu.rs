@@ -1,11 +1,12 @@
-//! A vCPU in its thread: the board as it sees it, its interrupt pins, and the loop around [`Cpu::run`].
+//! A vCPU in its thread: the board as it sees it, its interrupt pins, and the loop around its engine.
 use super::bios::BiosCalls;
+use super::handoff::Handoffs;
 use super::power::{Power, Report, Request};
 use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_LATCHED, EV_NMI, EV_SIPI, EV_SIPI_VECTOR};
 use mynah_cpu::state::Activity;
 use mynah_cpu::trace::{cpu_state, fpu_state};
 use mynah_cpu::world::MemoryChanges;
-use mynah_cpu::{Board, Cpu, Events, Exit, World};
+use mynah_cpu::{Accelerator, Board, Cpu, Events, Exit, World};
 use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::Ferr;
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
@@ -87,6 +88,8 @@ pub struct VcpuBoard {
     pub bios: Option<Arc<BiosCalls>>,
     /// FERR# and IGNNE#, if they are wired.
     pub ferr: Option<Arc<Ferr>>,
+    /// Who is told of port writes, if somebody waits for one.
+    pub handoffs: Option<Arc<Handoffs>>,
 }
 
 impl Board for VcpuBoard {
@@ -99,6 +102,9 @@ impl Board for VcpuBoard {
             return;
         }
         self.ports.write(port, size, value);
+        if let Some(handoffs) = &self.handoffs {
+            handoffs.port_written(port, value);
+        }
     }
     fn acknowledge(&self) -> Option<u8> {
         self.apic.acknowledge()
@@ -157,11 +163,12 @@ impl Drop for EndOnPanic<'_> {
     }
 }
 
-/// Runs the vCPU in seat `seat` until the machine ends. `reset` puts it into the state of a fresh start; that of the
+/// Runs the vCPU in seat `seat` by `engine` until the machine ends. `reset` puts it into the state of a fresh start; that of the
 /// boot processor, which is called while all others stand still, does the same to the machine; it is told why, if that
 /// is to wake from sleep.
 pub fn run(
     cpu: &mut Cpu,
+    engine: &mut dyn Accelerator,
     world: &World,
     seat: usize,
     power: &Power,
@@ -204,7 +211,14 @@ pub fn run(
                 continue;
             }
         }
-        match cpu.run() {
+        let exit = match engine.run(cpu) {
+            Ok(exit) => exit,
+            Err(e) => {
+                power.fail(e.to_string());
+                return;
+            }
+        };
+        match exit {
             Exit::Kick | Exit::Budget => {
                 if let Some(bios) = bios {
                     bios.serve(cpu);

@@ -52,6 +52,8 @@ pub fn key_lines<'a>(console: &'a str, keys: &[&str]) -> Vec<&'a str> {
 pub fn run(args: &[&str], limit: Duration, answer: impl FnMut(&str) -> Option<&'static str>) -> Boot {
     let mut mynah = Command::new(env!("CARGO_BIN_EXE_mynah"));
     mynah.arg("run");
+    // What is tested is Mynah's own engine, unless it says otherwise.
+    mynah.env("MYNAH_ACCEL", std::env::var_os("MYNAH_ACCEL").unwrap_or("jit".into()));
     // As QEMU below.
     if !args.iter().any(|a| matches!(*a, "-nic" | "-netdev" | "-net")) {
         mynah.args(["-nic", "none"]);

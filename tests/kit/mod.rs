@@ -318,6 +318,7 @@ impl Drop for Folder {
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mynah"));
     command.args(args).env_remove("HOME").env_remove("XDG_CACHE_HOME").env_remove("MYNAH_LOG");
+    command.env("MYNAH_ACCEL", "jit");
     command
 }
 

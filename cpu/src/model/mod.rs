@@ -332,6 +332,14 @@ impl CpuModel {
         Err(ModelError::UnknownFeature(name.to_string(), nearest(&plain, FEATURES.iter().map(|n| n.name))))
     }
 
+    /// Takes features away, for an engine that has not all of them, and with them those that need them.
+    pub fn without(&mut self, features: &[Feature]) {
+        for f in features {
+            self.set(*f, false);
+        }
+        self.settle();
+    }
+
     fn set(&mut self, f: Feature, on: bool) {
         let w = &mut self.words[f.word as usize];
         *w = if on { *w | f.mask() } else { *w & !f.mask() };

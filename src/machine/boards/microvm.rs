@@ -6,7 +6,8 @@
 //! by that for some 50 us only, of which a part is spent in translating the code that does it: so it is told the rate.
 use super::{Chips, Chipset, Description, Wiring, common, switch};
 use crate::config::{Config, Machine};
-use crate::machine::board::{Board, Firmware, TSC_HZ};
+use crate::machine::board::{Board, Firmware};
+use crate::machine::engines::TSC_HZ;
 use mynah_devices::bus::PortIo;
 use mynah_devices::chipset::AcpiGed;
 use mynah_devices::chipset::acpi_ged;
@@ -76,7 +77,7 @@ fn command_line(cfg: &Config) -> String {
         return String::new();
     }
     if machine.acpi {
-        return format!(" tsc_early_khz={}", TSC_HZ / 1000);
+        return format!(" tsc_early_khz={}", cfg.tsc_hz.unwrap_or(TSC_HZ) / 1000);
     }
     // Nothing else tells of them.
     let devices = cfg.devices.iter().filter(|d| d.kind.bus == Bus::VirtioMmio);

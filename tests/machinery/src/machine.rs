@@ -4,9 +4,10 @@
 use crate::layout::{EXIT_PORT, LOG_PORT};
 use mynah::machine::kernel::enter;
 use mynah::machine::vcpu::{Pins, VcpuBoard};
+use mynah_cpu::accel::Software;
 use mynah_cpu::board::EV_KICK;
 use mynah_cpu::state::State;
-use mynah_cpu::{Cpu, CpuModel, Events, Exit};
+use mynah_cpu::{Accelerator, Cpu, CpuModel, Events, Exit};
 use mynah_devices::bus::{PortBus, PortIo, open_bus};
 use mynah_devices::clock::ManualClock;
 use mynah_devices::interrupts::lapic::{LocalApics, ReadTsc};
@@ -15,7 +16,7 @@ use mynah_firmware::{Config, LoadRequest, build_tables, load};
 use mynah_jit::tier::{Optimize, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 /// Instructions after which a guest counts as lost.
@@ -89,6 +90,8 @@ pub enum Engine {
     Baseline,
     /// The baseline, and regions of blocks that have run four times.
     Tiers,
+    /// The host's KVM.
+    Kvm,
 }
 
 impl Engine {
@@ -99,7 +102,7 @@ impl Engine {
         }
     }
 
-    /// All that this host has.
+    /// All that this host has; KVM if the environment's `MYNAH_BY_KVM` is set.
     pub fn all() -> Vec<(Self, &'static str)> {
         let mut all = vec![(Self::Blocks, "blocks"), (Self::Steps, "steps")];
         if cfg!(target_arch = "x86_64") {
@@ -107,6 +110,10 @@ impl Engine {
             all.push((Self::Regions, "in regions"));
             all.push((Self::Baseline, "in the baseline"));
             all.push((Self::Tiers, "in tiers"));
+        }
+        // KVM of a host that is itself a virtual machine emulates what is here, and not all as the manual has it.
+        if std::env::var_os("MYNAH_BY_KVM").is_some() && kvm_is_there() {
+            all.push((Self::Kvm, "by KVM"));
         }
         all
     }
@@ -123,6 +130,7 @@ pub struct Outcome {
 /// What a guest is run on.
 struct Machine {
     cpu: Box<Cpu>,
+    by: Box<dyn Accelerator>,
     ports: Arc<Ports>,
     /// Regions compiled so far.
     translated: Box<dyn Fn() -> u64>,
@@ -156,12 +164,19 @@ impl Machine {
             tsc,
             bios: None,
             ferr: None,
+            handoffs: None,
         });
-        let model = Arc::new(CpuModel::parse(guest.model).expect("the model"));
+        let mut model = CpuModel::parse(guest.model).expect("the model");
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        if engine == Engine::Kvm {
+            let missing = mynah_accel::kvm::Host::open().expect("KVM").missing(&model);
+            model.without(&missing.into_iter().map(|(_, f)| f).collect::<Vec<_>>());
+        }
+        let model = Arc::new(model);
         let mut cpu = Cpu::new(0, memory, board, events.clone(), model);
         enter(&mut cpu, Some(&entry));
         let tier = match engine {
-            Engine::Steps | Engine::Blocks => None,
+            Engine::Steps | Engine::Blocks | Engine::Kvm => None,
             Engine::Baseline => Some(Translating::at_once_with(events, Optimize::Baseline)),
             Engine::Tiers => Some(Translating::in_turn(events, 3)),
             Engine::Translator | Engine::Regions => Some(Translating::at_once(events)),
@@ -173,12 +188,37 @@ impl Machine {
             translated = Box::new(move || counters.compiled.load(Ordering::Relaxed));
             cpu.set_tier(Box::new(tier), if engine == Engine::Regions { 3 } else { 1 });
         }
-        Self { cpu, ports, translated, _apics: apics }
+        let by = accelerator(&cpu, engine);
+        Self { cpu, by, ports, translated, _apics: apics }
     }
 
     fn log(&self) -> String {
         String::from_utf8_lossy(&self.ports.log.lock().expect("the log")).into_owned()
     }
+}
+
+/// Whether this host's KVM works; if not, why is said once.
+pub fn kvm_is_there() -> bool {
+    static THERE: LazyLock<bool> = LazyLock::new(|| {
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        let there = mynah_accel::kvm::Host::open().map(|_| ()).map_err(|e| e.to_string());
+        #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+        let there: Result<(), String> = Err("this host has no KVM".into());
+        there.inspect_err(|why| eprintln!("SKIPPED: guests by KVM: {why}")).is_ok()
+    });
+    *THERE
+}
+
+/// The accelerator of an engine that is not the vCPU itself.
+fn accelerator(cpu: &Cpu, engine: Engine) -> Box<dyn Accelerator> {
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    if engine == Engine::Kvm {
+        use mynah_accel::kvm::{Host, Vm};
+        let vm = Vm::new(Host::open().expect("KVM"), &cpu.mem).expect("a virtual machine");
+        return Box::new(vm.vcpu(cpu, 0).expect("a vCPU"));
+    }
+    let _ = (cpu, engine);
+    Box::new(Software)
 }
 
 /// A guest as it is loaded.
@@ -204,9 +244,12 @@ fn on_small_stack<R: Send>(engine: Engine, f: impl FnOnce() -> R + Send) -> R {
 pub fn run(guest: &Image, engine: Engine) -> Outcome {
     on_small_stack(engine, || {
         let mut machine = Machine::new(guest, engine, Arc::default());
-        let (cpu, ports) = (&mut machine.cpu, &machine.ports);
-        let end = if engine == Engine::Steps { run_steps(cpu, ports) } else { run_blocks(cpu, ports) };
-        Outcome { log: machine.log() + end, translated: (machine.translated)() }
+        let end = if engine == Engine::Steps {
+            run_steps(&mut machine.cpu, &machine.ports).to_owned()
+        } else {
+            run_blocks(&mut machine)
+        };
+        Outcome { log: machine.log() + &end, translated: (machine.translated)() }
     })
 }
 
@@ -232,7 +275,10 @@ pub fn kick(
         );
         for _ in 0..times {
             let exit = loop {
-                let exit = if engine == Engine::Steps { machine.cpu.step() } else { Some(machine.cpu.run()) };
+                let exit = match engine {
+                    Engine::Steps => machine.cpu.step(),
+                    _ => Some(machine.by.run(&mut machine.cpu).expect("an engine that goes on")),
+                };
                 match exit {
                     // A kick that came too early.
                     Some(Exit::Kick) if !there(&machine.cpu.state) => {}
@@ -284,7 +330,8 @@ fn run_steps(cpu: &mut Cpu, ports: &Ports) -> &'static str {
     "lost\n"
 }
 
-fn run_blocks(cpu: &mut Cpu, ports: &Ports) -> &'static str {
+fn run_blocks(machine: &mut Machine) -> String {
+    let Machine { cpu, by, ports, .. } = machine;
     let done = AtomicBool::new(false);
     let events = cpu.events.clone();
     std::thread::scope(|scope| {
@@ -297,12 +344,15 @@ fn run_blocks(cpu: &mut Cpu, ports: &Ports) -> &'static str {
         });
         let latest = Instant::now() + LONGEST;
         let end = loop {
-            let exit = cpu.run();
+            let exit = match by.run(cpu) {
+                Ok(exit) => exit,
+                Err(e) => break format!("{e}\n"),
+            };
             if let Some(end) = ended(exit, ports, cpu) {
-                break end;
+                break end.into();
             }
             if Instant::now() > latest {
-                break "lost\n";
+                break "lost\n".into();
             }
         };
         done.store(true, Ordering::Relaxed);

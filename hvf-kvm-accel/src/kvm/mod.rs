@@ -1,0 +1,195 @@
+//! KVM: `/dev/kvm` through kvm-ioctls.
+//!
+//! ```text
+//!   Cpu (state, events, board) <--load/save--> Vcpu (KVM_RUN, exits) ---- Vm (slots, CPUID)
+//! ```
+//!
+//! A [`Vcpu`] is an [`Accelerator`]: it loads a vCPU's state into KVM, runs it there, and saves it back before it
+//! returns. Ports, MMIO, CR8 and MSRs that KVM does not know are done on the way, with the state in KVM; what needs it
+//! at hand (INIT, a kick, HLT) is done with it back in the [`mynah_cpu::Cpu`]. The local APIC is ours, in user space, so
+//! interrupts are injected one by one.
+//!
+//! What KVM cannot execute (an instruction that it does not emulate, a closed A20 gate) our interpreter does, for that
+//! instruction.
+//!
+//! * [`convert`]: state to KVM's structures and back. `memory`: slots that follow the map. [`cpuid`]. `kick`: bringing
+//!   a thread out of the kernel. `vcpu`: the run loop. [`probe`]: whether KVM can be used here, and how fast it is.
+mod convert;
+pub mod cpuid;
+mod kick;
+mod memory;
+pub mod probe;
+mod vcpu;
+
+#[cfg(test)]
+mod tests;
+
+pub use vcpu::Vcpu;
+
+use crate::AccelError;
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_CAP_SREGS2, KVM_CAP_X86_MSR_FILTER, KVM_CAP_X86_USER_SPACE_MSR,
+    KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
+    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+};
+use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use memory::Slots;
+use mynah_cpu::model::features::Feature;
+use mynah_cpu::sys::msr::index;
+use mynah_cpu::{Cpu, CpuModel};
+use mynah_mmu::{CodeWatcher, PhysMemory};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where KVM is.
+pub const DEVICE: &str = "/dev/kvm";
+/// Pages that Intel's processors need below 4 GiB for real mode: a page table, and behind it three pages of a TSS.
+const IDENTITY_MAP: u64 = 0xfeff_c000;
+const TSS: usize = 0xfeff_d000;
+/// What KVM has to have: each has been there since Linux 4.12 or longer.
+const NEEDED: &[(Cap, &str)] = &[
+    (Cap::UserMemory, "memory slots"),
+    (Cap::ImmediateExit, "immediate exits"),
+    (Cap::VcpuEvents, "vCPU events"),
+    (Cap::Xsave, "the XSAVE area"),
+    (Cap::Xcrs, "XCR0"),
+    (Cap::Debugregs, "debug registers"),
+    (Cap::ReadonlyMem, "read-only memory slots"),
+    (Cap::SyncMmu, "memory that is the process's own"),
+];
+
+fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> AccelError {
+    move |e| AccelError::Kvm { what, reason: e.to_string() }
+}
+
+/// KVM on this host.
+pub struct Host {
+    kvm: Kvm,
+    supported: CpuId,
+}
+
+impl Host {
+    /// Opens `/dev/kvm`.
+    ///
+    /// # Errors
+    /// What is wrong with it, and the remedy.
+    pub fn open() -> Result<Self, AccelError> {
+        Self::open_at(Path::new(DEVICE))
+    }
+
+    /// Opens a device at another place.
+    ///
+    /// # Errors
+    /// As [`Host::open`].
+    pub fn open_at(path: &Path) -> Result<Self, AccelError> {
+        let kvm = probe::open(path)?;
+        let version = kvm.get_api_version();
+        if version != KVM_API_VERSION as i32 {
+            return Err(AccelError::Version { path: path.display().to_string(), version });
+        }
+        for (cap, what) in NEEDED {
+            if !kvm.check_extension(*cap) {
+                return Err(AccelError::Lacks(what));
+            }
+        }
+        let supported =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("read the supported CPUID"))?;
+        Ok(Self { kvm, supported })
+    }
+
+    /// The features of `model` that vCPUs here cannot have, with their names.
+    pub fn missing(&self, model: &CpuModel) -> Vec<(&'static str, Feature)> {
+        let mut all = cpuid::missing(model, &self.supported);
+        // Both are MSRs of our local APIC.
+        for (name, f) in [("x2apic", Feature::X2APIC), ("tsc-deadline", Feature::TSC_DEADLINE)] {
+            if model.has(f) && !self.asks_for_msrs() {
+                all.push((name, f));
+            }
+        }
+        all
+    }
+
+    /// Whether MSRs that KVM does not know, or that we keep from it, can be ours.
+    fn asks_for_msrs(&self) -> bool {
+        let has = |cap: u32| self.kvm.check_extension_raw(cap.into()) > 0;
+        has(KVM_CAP_X86_USER_SPACE_MSR) && has(KVM_CAP_X86_MSR_FILTER)
+    }
+
+    /// The rate in Hz at which time-stamp counters of vCPUs run here, if it cannot be chosen.
+    pub fn fixed_tsc_hz(&self) -> Option<u64> {
+        if self.kvm.check_extension(Cap::TscControl) {
+            return None;
+        }
+        let vcpu = self.kvm.create_vm().ok()?.create_vcpu(0).ok()?;
+        vcpu.get_tsc_khz().ok().filter(|khz| *khz != 0).map(|khz| u64::from(khz) * 1000)
+    }
+}
+
+/// A virtual machine: a guest's physical memory, as KVM sees it.
+pub struct Vm {
+    host: Host,
+    fd: Arc<VmFd>,
+    slots: Arc<Slots>,
+    /// PDPTEs can be had and set.
+    pdptes: bool,
+    /// Time-stamp counters run at any rate.
+    scales: bool,
+    // The slots point into it.
+    _memory: Arc<PhysMemory>,
+}
+
+impl Vm {
+    /// A machine with this memory, whose map it follows from now on.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn new(host: Host, memory: &Arc<PhysMemory>) -> Result<Arc<Self>, AccelError> {
+        let fd = Arc::new(host.kvm.create_vm().map_err(failed("create a virtual machine"))?);
+        // Both fail on processors that need neither.
+        let _ = fd.set_identity_map_address(IDENTITY_MAP);
+        let _ = fd.set_tss_address(TSS);
+        if host.asks_for_msrs() {
+            msrs_to_us(&fd).map_err(failed("have MSRs asked for"))?;
+        }
+        let scales = host.kvm.check_extension(Cap::TscControl);
+        let pdptes = host.kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0;
+        let slots = Slots::new(fd.clone(), memory);
+        slots.update().map_err(failed("map guest memory"))?;
+        memory.watch_code(slots.clone());
+        Ok(Arc::new(Self { host, fd, slots, pdptes, scales, _memory: memory.clone() }))
+    }
+
+    /// A vCPU that runs `cpu`, of whose model it is. It runs that one only.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn vcpu(self: &Arc<Self>, cpu: &Cpu, tsc_hz: u64) -> Result<Vcpu, AccelError> {
+        Vcpu::new(self, cpu, tsc_hz)
+    }
+
+    /// KVM on this host.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Has the slots be what the map asks for, which they are but while that changes.
+    pub fn follow(&self) {
+        self.slots.map_changed(0, u64::MAX);
+    }
+}
+
+/// Has accesses to MSRs that KVM does not know, and to the local APIC's deadline, exit to us.
+fn msrs_to_us(fd: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
+    let reasons = KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER;
+    cap.args[0] = reasons.into();
+    fd.enable_cap(&cap)?;
+    let ours = MsrFilterRange {
+        flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+        base: index::TSC_DEADLINE,
+        msr_count: 1,
+        // A clear bit denies.
+        bitmap: &[0],
+    };
+    fd.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[ours])
+}

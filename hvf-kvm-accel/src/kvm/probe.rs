@@ -1,0 +1,134 @@
+//! Whether KVM can be used here, and whether it is worth it.
+//!
+//! Where a host is itself a virtual machine, its KVM may be there and execute kernel-mode code a thousand times slower
+//! than the processor would. So a few thousand instructions are timed, in both modes.
+use super::{Host, Vm};
+use crate::AccelError;
+use kvm_ioctls::Kvm;
+use mynah_cpu::board::{EV_KICK, NoBoard};
+use mynah_cpu::state::{Activity, Segment, cr0, cr4, efer, gpr, seg};
+use mynah_cpu::{Accelerator, Cpu, CpuModel, Exit};
+use mynah_mmu::{GuestRam, PhysMemory};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+/// Opens the device, with an error that tells what to do.
+pub(super) fn open(path: &Path) -> Result<Kvm, AccelError> {
+    let name = || path.display().to_string();
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(AccelError::Absent(name())),
+        Ok(m) if m.is_file() || m.is_dir() => return Err(AccelError::NotKvm(name())),
+        _ => {}
+    }
+    let c_path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())
+        .map_err(|_| AccelError::NotKvm(name()))?;
+    Kvm::new_with_path(&c_path).map_err(|e| match e.errno() {
+        libc::EACCES | libc::EPERM => AccelError::Forbidden(name()),
+        libc::ENOENT | libc::ENXIO | libc::ENODEV => AccelError::Absent(name()),
+        libc::EBUSY => AccelError::Busy(name()),
+        _ => AccelError::Kvm { what: "open /dev/kvm", reason: e.to_string() },
+    })
+}
+
+/// How fast KVM is here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    /// Instructions in a microsecond in kernel mode, of a small loop in 64-bit mode.
+    pub kernel_mips: f64,
+    /// The same in user mode.
+    pub user_mips: f64,
+}
+
+/// In a microsecond, below which an emulator does better.
+pub const SLOW_MIPS: f64 = 50.0;
+
+impl Speed {
+    /// Whether a guest with a kernel is better off elsewhere.
+    pub fn is_slow(&self) -> bool {
+        self.kernel_mips < SLOW_MIPS
+    }
+}
+
+/// Iterations of the loop, of two instructions each: about what an emulator does in a few milliseconds, and so many that
+/// a processor takes longer for them than for the way in and out.
+const TURNS: (u32, u32) = (5000, 5_000_000);
+
+/// Times a loop in kernel mode and one in user mode.
+///
+/// # Errors
+/// KVM does not run them.
+pub fn speed() -> Result<Speed, AccelError> {
+    Ok(Speed { kernel_mips: time(0)?, user_mips: time(3)? })
+}
+
+/// The speed of a few iterations, and, if that is no emulator's, of many.
+fn time(cpl: u8) -> Result<f64, AccelError> {
+    let mips = time_of(cpl, TURNS.0)?;
+    if mips < SLOW_MIPS / 10.0 { Ok(mips) } else { time_of(cpl, TURNS.1) }
+}
+
+/// Where the loop and its page tables are.
+const CODE: u64 = 0x1000;
+const TABLES: u64 = 0x2000;
+
+/// A loop at this privilege level that ends by HLT, which is a fault in user mode: either ends the run.
+fn time_of(cpl: u8, turns: u32) -> Result<f64, AccelError> {
+    let refused = |reason: String| AccelError::Kvm { what: "run its self-test", reason };
+    let ram = GuestRam::new(2 << 20).map_err(|e| refused(e.to_string()))?;
+    let memory = PhysMemory::new(ram, 2 << 20);
+    // dec ecx; jnz; hlt
+    memory.write(CODE, &[0xff, 0xc9, 0x75, 0xfc, 0xf4]);
+    // PML4, PDPT, and a directory with one page of 2 MiB: present, writable, for users too.
+    for (at, entry) in [(0, TABLES + 0x1007), (0x1000, TABLES + 0x2007), (0x2000, 0xe7_u64)] {
+        memory.write(TABLES + at, &entry.to_le_bytes());
+    }
+    let vm = Vm::new(Host::open()?, &memory)?;
+    let model = Arc::new(CpuModel::parse("qemu64").map_err(|e| refused(e.to_string()))?);
+    let mut cpu = Cpu::new(0, memory, Arc::new(NoBoard), Arc::default(), model);
+    let s = &mut cpu.state;
+    let rights = 0xc093 | u32::from(cpl) << 5;
+    let flat = Segment { base: 0, limit: u32::MAX, attr: rights, sel: 0x10 | u16::from(cpl) };
+    s.seg = [flat; 6];
+    s.seg[seg::CS] = Segment { attr: 0xa09b | u32::from(cpl) << 5, sel: 8 | u16::from(cpl), ..flat };
+    s.cr0 = cr0::PE | cr0::PG | cr0::ET | cr0::NE;
+    s.cr3 = TABLES;
+    s.cr4 = cr4::PAE;
+    s.msr.efer = efer::LME | efer::LMA;
+    s.cpl = cpl;
+    s.idtr.limit = 0;
+    s.gpr[gpr::RIP] = CODE;
+    s.gpr[gpr::RCX] = turns.into();
+    cpu.sync_all();
+    let mut vcpu = vm.vcpu(&cpu, 0)?;
+    // Nothing here waits for long: a KVM that hangs is one that is kicked.
+    let events = cpu.events.clone();
+    let (done, over) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if over.recv_timeout(Duration::from_secs(2)) == Err(RecvTimeoutError::Timeout) {
+                events.raise(EV_KICK);
+            }
+        });
+        // Once for what is touched for the first time.
+        let mut took = Duration::MAX;
+        let mut exit = Ok(Exit::Kick);
+        for _ in 0..2 {
+            cpu.state.gpr[gpr::RIP] = CODE;
+            cpu.state.gpr[gpr::RCX] = turns.into();
+            cpu.state.activity = Activity::Running;
+            let began = Instant::now();
+            exit = vcpu.run(&mut cpu);
+            took = began.elapsed().min(took);
+        }
+        drop(done);
+        match exit {
+            Ok(Exit::Halt | Exit::Shutdown) if cpu.state.gpr[gpr::RCX] == 0 => {
+                Ok(2.0 * f64::from(turns) / (took.as_secs_f64() * 1e6))
+            }
+            Ok(exit) => Err(refused(format!("{exit:?} at {:#x}", cpu.state.gpr[gpr::RIP]))),
+            Err(e) => Err(refused(e.to_string())),
+        }
+    })
+}

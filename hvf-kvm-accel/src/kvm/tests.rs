@@ -1,0 +1,218 @@
+use super::*;
+use mynah_cpu::board::{Board, EV_KICK};
+use mynah_cpu::event::{Event, EventKind};
+use mynah_cpu::state::{Activity, F80, Segment, Shadow, cr0, cr4, gpr, seg};
+use mynah_cpu::{Accelerator, Exit};
+use mynah_mmu::GuestRam;
+use parking_lot::Mutex;
+use std::time::Duration;
+
+/// Ports that are noted, and read as their number.
+#[derive(Default)]
+struct Ports(Mutex<Vec<(u16, u8, u32)>>);
+
+impl Board for Ports {
+    fn port_read(&self, port: u16, _: u8) -> u32 {
+        port.into()
+    }
+    fn port_write(&self, port: u16, size: u8, value: u32) {
+        self.0.lock().push((port, size, value));
+    }
+    fn apic_msr_read(&self, _: u32) -> Result<u64, ()> {
+        Ok(0xfee0_0900)
+    }
+}
+
+struct Machine {
+    memory: Arc<PhysMemory>,
+    ports: Arc<Ports>,
+    cpu: Box<Cpu>,
+    vcpu: Vcpu,
+}
+
+/// A machine with 1 MiB, if the host has KVM.
+fn machine(model: &str) -> Option<Machine> {
+    let memory = PhysMemory::new(GuestRam::new(1 << 20).unwrap(), 1 << 20);
+    let host = match Host::open() {
+        Ok(host) => host,
+        Err(e) => {
+            eprintln!("SKIPPED: {e}");
+            return None;
+        }
+    };
+    let mut model = CpuModel::parse(model).unwrap();
+    let gone: Vec<_> = host.missing(&model).into_iter().map(|(_, f)| f).collect();
+    model.without(&gone);
+    let vm = Vm::new(host, &memory).unwrap();
+    let ports = Arc::new(Ports::default());
+    let cpu = Cpu::new(0, memory.clone(), ports.clone(), Arc::default(), Arc::new(model));
+    let vcpu = vm.vcpu(&cpu, 0).unwrap();
+    Some(Machine { memory, ports, cpu, vcpu })
+}
+
+impl Machine {
+    /// Real mode at 0:1000h, where these bytes are.
+    fn real(&mut self, code: &[u8]) {
+        self.memory.write(0x1000, code);
+        self.cpu.state.seg[seg::CS] = Segment { attr: 0x9b, ..Segment::real(0, 0) };
+        self.cpu.state.gpr[gpr::RIP] = 0x1000;
+        self.cpu.sync_all();
+    }
+}
+
+#[test]
+fn a_state_survives_the_trip_through_kvm() {
+    let Some(mut m) = machine("max") else { return };
+    let mask = m.cpu.model.xcr0_mask();
+    let s = &mut m.cpu.state;
+    for i in 0..16 {
+        s.gpr[i] = 0x1111_2222_3333_4444_u64.wrapping_mul(i as u64 + 1);
+        s.xmm[i].set_x(u128::from(s.gpr[i]) << 64 | 7);
+        if mask & 4 != 0 {
+            s.xmm[i].set_y_high(u128::from(s.gpr[i]) << 3);
+        }
+    }
+    s.set_rflags(0x8d7);
+    (s.fpu.top, s.fpu.empty, s.fpu.cw, s.fpu.sw) = (3, 0xf6, 0x27f, 0x0100);
+    s.fpu.r[3] = F80 { mant: 1 << 63, exp: 0x3fff };
+    s.fpu.r[0] = F80 { mant: 0x8765_4321_0fed_cba9, exp: 0xc123 };
+    s.mxcsr = 0x9fc0;
+    s.xcr0 = mask.max(1);
+    s.dr[0] = 0x1234;
+    s.dr[3] = 0xffff_8000_0000_0010;
+    s.cr4 = cr4::OSFXSR | cr4::PAE;
+    s.cr0 = cr0::ET | cr0::NE | cr0::PE;
+    s.cr2 = 0xdead_beef;
+    s.cr3 = 0x5000;
+    for (i, at) in s.seg.iter_mut().enumerate() {
+        *at = Segment { base: 0x1000 * i as u64, limit: 0xf_ffff, attr: 0xc093, sel: 8 * (i as u16 + 1) };
+    }
+    s.seg[seg::CS].attr = 0xc09b;
+    s.gdtr.base = 0x7000;
+    s.gdtr.limit = 0x77;
+    s.idtr.base = 0x8000;
+    let msr = &mut s.msr;
+    (msr.star, msr.lstar, msr.kernel_gs_base) =
+        (0x0013_0008_0000_0000, 0xffff_ffff_8000_1000, 0xffff_8880_0000_0000);
+    (msr.sysenter_cs, msr.sysenter_esp, msr.pat) = (0x10, 0x9000, 0x0007_0106_0007_0106);
+    s.nmi_blocked = true;
+    for (shadow, pending) in [
+        (Shadow::None, None),
+        (Shadow::Sti, None),
+        (Shadow::MovSs, None),
+        (Shadow::Event, Some(Event { vector: 0x31, kind: EventKind::External, error: None })),
+        (Shadow::Event, Some(Event { vector: 13, kind: EventKind::Exception, error: Some(0x18) })),
+    ] {
+        (m.cpu.state.shadow, m.cpu.state.pending) = (shadow, pending);
+        m.cpu.sync_all();
+        let before = m.cpu.state.with_packed_flags();
+        m.vcpu.load(&m.cpu).unwrap();
+        m.cpu.state = mynah_cpu::State { msr: before.msr, ..Default::default() };
+        m.cpu.state.fpu.fcs = before.fpu.fcs;
+        m.vcpu.save(&mut m.cpu).unwrap();
+        let mut after = m.cpu.state.with_packed_flags();
+        // What is the counter's own.
+        after.msr.tsc_offset = before.msr.tsc_offset;
+        assert_eq!(after, before, "{shadow:?} {pending:?}");
+    }
+}
+
+#[test]
+fn ports_one_by_one_and_by_strings() {
+    let Some(mut m) = machine("qemu64") else { return };
+    // mov ax, 21; add ax, ax; out E9h, al; mov dx, 1234h; in eax, dx; out dx, ax; mov si, 1100h; mov cx, 3; rep outsw; hlt
+    m.real(&[
+        0xb8, 21, 0, 0x01, 0xc0, 0xe6, 0xe9, 0xba, 0x34, 0x12, 0x66, 0xed, 0xef, 0xbe, 0x00, 0x11, 0xb9, 3,
+        0, 0xf3, 0x6f, 0xf4,
+    ]);
+    m.memory.write(0x1100, &[1, 0, 2, 0, 3, 0]);
+    assert_eq!(m.vcpu.run(&mut m.cpu), Ok(Exit::Halt));
+    assert_eq!(m.cpu.state.gpr[gpr::RIP], 0x1016);
+    assert_eq!(m.cpu.state.activity, Activity::Halted);
+    let all = m.ports.0.lock().clone();
+    assert_eq!(all, [(0xe9, 1, 42), (0x1234, 2, 0x1234), (0x1234, 2, 1), (0x1234, 2, 2), (0x1234, 2, 3)]);
+}
+
+#[test]
+fn a_kick_ends_an_endless_loop_and_it_goes_on_from_there() {
+    let Some(mut m) = machine("qemu64") else { return };
+    // inc eax; jmp
+    m.real(&[0x66, 0x40, 0xeb, 0xfc]);
+    let mut last = 0;
+    for _ in 0..20 {
+        let events = m.cpu.events.clone();
+        let kicker = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(5));
+            events.raise(EV_KICK);
+        });
+        assert_eq!(m.vcpu.run(&mut m.cpu), Ok(Exit::Kick));
+        kicker.join().unwrap();
+        assert!(m.cpu.state.gpr[0] > last);
+        last = m.cpu.state.gpr[0];
+        // The interpreter counts on.
+        let before = m.cpu.state.gpr[0];
+        for _ in 0..4 {
+            assert_eq!(m.cpu.step(), None);
+        }
+        assert_eq!(m.cpu.state.gpr[0], before + 2);
+        last = last.max(before + 2);
+    }
+}
+
+#[test]
+fn memory_that_moves_and_roms_are_seen_as_they_are() {
+    let Some(mut m) = machine("qemu64") else { return };
+    // mov ax, 8000h; mov ds, ax; mov al, [0]; mov byte [0], 9; mov ah, [0]; hlt
+    let code = [0xb8, 0, 0x80, 0x8e, 0xd8, 0xa0, 0, 0, 0xc6, 0x06, 0, 0, 9, 0x8a, 0x26, 0, 0, 0xf4];
+    m.memory.write(0x8_0000, &[1]);
+    for (rom, want, under) in [(false, 0x0901, 9), (true, 0x5555, 9), (false, 0x0909, 9)] {
+        let id = rom.then(|| m.memory.map_rom(0x8_0000, &[0x55; 4096]));
+        m.real(&code);
+        m.cpu.state.activity = Activity::Running;
+        assert_eq!(m.vcpu.run(&mut m.cpu), Ok(Exit::Halt));
+        assert_eq!(m.cpu.state.gpr[0] & 0xffff, want);
+        id.into_iter().for_each(|id| m.memory.unmap(id));
+        let mut byte = [0];
+        m.memory.read(0x8_0000, &mut byte);
+        assert_eq!(byte, [under]);
+    }
+}
+
+#[test]
+fn what_a_guest_writes_to_a_devices_memory_is_told_of() {
+    let Some(mut m) = machine("qemu64") else { return };
+    let ram = mynah_mmu::DeviceRam::new(64 << 10).unwrap();
+    let id = m.memory.map_device_ram(0xa_0000, 64 << 10, &ram, 0);
+    // mov ax, A000h; mov ds, ax; mov [2001h], al; hlt
+    m.real(&[0xb8, 0, 0xa0, 0x8e, 0xd8, 0xa2, 1, 0x20, 0xf4]);
+    m.memory.take_written(&ram);
+    assert_eq!(m.vcpu.run(&mut m.cpu), Ok(Exit::Halt));
+    assert_eq!(m.memory.take_written(&ram), [0b100]);
+    assert_eq!(m.memory.take_written(&ram), [0]);
+    m.real(&[0xb8, 0, 0xa0, 0x8e, 0xd8, 0xa2, 1, 0x30, 0xf4]);
+    m.cpu.state.activity = Activity::Running;
+    assert_eq!(m.vcpu.run(&mut m.cpu), Ok(Exit::Halt));
+    m.memory.unmap(id);
+    assert_eq!(m.memory.take_written(&ram), [0b1000], "by a slot that is gone");
+}
+
+#[test]
+fn what_is_not_kvm_is_named() {
+    let says = |path: &str| Host::open_at(Path::new(path)).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(says("/nowhere/kvm").contains("/nowhere/kvm does not exist"), "{}", says("/nowhere/kvm"));
+    let file = std::env::temp_dir().join(format!("mynah-not-kvm-{}", std::process::id()));
+    std::fs::write(&file, b"").unwrap();
+    assert!(says(file.to_str().unwrap()).ends_with("is not KVM's device"));
+    std::fs::remove_file(&file).unwrap();
+    assert!(!says("/dev/null").is_empty());
+}
+
+#[test]
+fn its_speed_is_measured_in_both_modes() {
+    if machine("qemu64").is_none() {
+        return;
+    }
+    let speed = probe::speed().unwrap();
+    eprintln!("{speed:?}");
+    assert!(speed.kernel_mips > 0.1 && speed.user_mips > 0.1, "{speed:?}");
+}

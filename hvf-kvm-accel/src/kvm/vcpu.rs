@@ -1,0 +1,481 @@
+//! A vCPU in KVM: loaded, run, answered, saved.
+use super::kick::Kick;
+use super::{Vm, convert, cpuid, failed};
+use crate::AccelError;
+use kvm_bindings::{CpuId, KVMIO, Msrs, kvm_interrupt, kvm_msr_entry, kvm_sregs2};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use mynah_cpu::accel::{SIGNALS, Signals};
+use mynah_cpu::board::{EV_INTR, EV_NMI};
+use mynah_cpu::state::{Activity, Shadow, State, fl};
+use mynah_cpu::sys::msr::index;
+use mynah_cpu::{Accelerator, Cpu, EngineError, Exit};
+use mynah_mmu::walk::load_pdptes;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr};
+
+// What kvm-ioctls has not.
+ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
+ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
+
+/// A counter that differs from what the board says by less is left alone: it is KVM that keeps it, with the processor's
+/// own.
+const TSC_APART_NANOS: u64 = 1_000_000;
+
+/// A vCPU.
+pub struct Vcpu {
+    fd: VcpuFd,
+    kick: Arc<Kick>,
+    events: Arc<mynah_cpu::Events>,
+    /// MSRs that KVM keeps here.
+    msrs: Vec<u32>,
+    /// What they have there.
+    known: mynah_cpu::state::Msrs,
+    /// What XCR0 may have.
+    xcr0_mask: u64,
+    /// The rate of the board's time-stamp counter in Hz; 0: it is nobody's business.
+    tsc_hz: u64,
+    /// The last exit has an instruction half done, which the next entry finishes.
+    unfinished: bool,
+    /// An interrupt can be injected now.
+    ready: bool,
+    /// IA32_APIC_BASE as the board has it.
+    apic_base: u64,
+    // Last, as all above is of it.
+    vm: Arc<Vm>,
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        // The kicker points into the run area.
+        self.events.set_kicker(None);
+    }
+}
+
+/// Why the loop around KVM_RUN came to an end: the state is needed at hand.
+enum Left {
+    /// Signals are pending that need it.
+    Signals,
+    /// HLT.
+    Halt,
+    /// Triple fault.
+    Shutdown,
+    /// KVM cannot execute the instruction at RIP.
+    Emulate,
+}
+
+impl Vcpu {
+    pub(super) fn new(vm: &Arc<Vm>, cpu: &Cpu, tsc_hz: u64) -> Result<Self, AccelError> {
+        let mut fd = vm.fd.create_vcpu(cpu.index.into()).map_err(failed("create a vCPU"))?;
+        let entries = cpuid::entries(&cpu.model, &cpu.cpuid_input());
+        let entries = CpuId::from_entries(&entries)
+            .map_err(|e| AccelError::Kvm { what: "take so many CPUID leaves", reason: format!("{e:?}") })?;
+        fd.set_cpuid2(&entries).map_err(failed("set CPUID"))?;
+        if tsc_hz != 0 && vm.scales {
+            fd.set_tsc_khz((tsc_hz / 1000) as u32).map_err(failed("set the time-stamp counter's rate"))?;
+        }
+        // SAFETY: the run area is mapped as long as `fd` lives, and `drop` takes the kicker away before that.
+        let kick = unsafe { Kick::new(&raw mut fd.get_kvm_run().immediate_exit) };
+        cpu.events.set_kicker(Some(kick.clone()));
+        let mut msrs = convert::msrs();
+        msrs.retain(|&index| read_msrs(&fd, &[index]).is_ok_and(|all| all.len() == 1));
+        let mut this = Self {
+            fd,
+            kick,
+            events: cpu.events.clone(),
+            msrs,
+            known: mynah_cpu::state::Msrs::default(),
+            xcr0_mask: cpu.model.xcr0_mask(),
+            tsc_hz,
+            unfinished: false,
+            ready: false,
+            apic_base: 0,
+            vm: vm.clone(),
+        };
+        let mut known = this.known;
+        this.save_msrs(&mut known)?;
+        this.known = known;
+        Ok(this)
+    }
+
+    /// Has KVM take over the state.
+    pub(super) fn load(&mut self, cpu: &Cpu) -> Result<(), AccelError> {
+        let s = &cpu.state;
+        self.apic_base = cpu.board.apic_msr_read(index::APIC_BASE).unwrap_or(0xfee0_0900);
+        let sregs = convert::sregs(s, cpu.board.cr8(), self.apic_base);
+        const WHAT: &str = "set segment and control registers";
+        if self.vm.pdptes && convert::has_pdptes(s) {
+            // KVM takes them from memory otherwise, where the guest may have others by now.
+            let sregs = convert::with_pdptes(&sregs, s);
+            // SAFETY: the kernel reads a `kvm_sregs2`.
+            if unsafe { ioctl_with_ref(&self.fd, KVM_SET_SREGS2(), &sregs) } != 0 {
+                return Err(failed(WHAT)(kvm_ioctls::Error::last()));
+            }
+        } else {
+            self.fd.set_sregs(&sregs).map_err(failed(WHAT))?;
+        }
+        if self.xcr0_mask != 0 {
+            self.fd.set_xcrs(&convert::xcrs(s)).map_err(failed("set XCR0"))?;
+        }
+        let xsave = convert::xsave(s, self.xcr0_mask);
+        // SAFETY: no component is enabled that is not in the 4 KiB of this area: the model has none.
+        unsafe { self.fd.set_xsave(&xsave) }.map_err(failed("set the XSAVE area"))?;
+        self.load_msrs(s)?;
+        self.load_tsc(cpu)?;
+        self.fd.set_regs(&convert::regs(s)).map_err(failed("set registers"))?;
+        self.fd.set_debug_regs(&convert::debug_regs(s)).map_err(failed("set debug registers"))?;
+        self.fd.set_vcpu_events(&convert::events(s)).map_err(failed("set pending events"))?;
+        self.ready = s.rflags & fl::IF != 0 && s.shadow == Shadow::None;
+        Ok(())
+    }
+
+    /// Gives it back.
+    pub(super) fn save(&mut self, cpu: &mut Cpu) -> Result<(), AccelError> {
+        let sregs = self.fd.get_sregs().map_err(failed("get segment and control registers"))?;
+        let regs = self.fd.get_regs().map_err(failed("get registers"))?;
+        let xsave = self.fd.get_xsave().map_err(failed("get the XSAVE area"))?;
+        let debug = self.fd.get_debug_regs().map_err(failed("get debug registers"))?;
+        let events = self.fd.get_vcpu_events().map_err(failed("get pending events"))?;
+        let s = &mut cpu.state;
+        convert::set_sregs(s, &sregs);
+        if convert::has_pdptes(s) {
+            let mut sregs = kvm_sregs2::default();
+            // SAFETY: the kernel writes a `kvm_sregs2`.
+            if self.vm.pdptes && unsafe { ioctl_with_mut_ref(&self.fd, KVM_GET_SREGS2(), &mut sregs) } == 0 {
+                convert::set_pdptes(s, &sregs);
+            } else if let Ok(pdptes) = load_pdptes(&cpu.mem, s.cr3, cpu.model.phys_bits()) {
+                s.pdpte = pdptes;
+            }
+        }
+        convert::set_regs(s, &regs);
+        if self.xcr0_mask != 0 {
+            convert::set_xcrs(s, &self.fd.get_xcrs().map_err(failed("get XCR0"))?);
+        }
+        convert::set_xsave(s, &xsave, self.xcr0_mask);
+        convert::set_debug_regs(s, &debug);
+        let nmis = convert::set_events(s, &events);
+        let mut msrs = s.msr;
+        self.save_msrs(&mut msrs)?;
+        s.msr = msrs;
+        self.known = msrs;
+        self.save_tsc(cpu)?;
+        for _ in 0..nmis {
+            cpu.events.nmi();
+        }
+        cpu.taken_over();
+        Ok(())
+    }
+
+    /// Sets those MSRs that have another value there.
+    fn load_msrs(&mut self, s: &State) -> Result<(), AccelError> {
+        let mut wanted = s.msr;
+        let mut known = self.known;
+        let mut entries = Vec::new();
+        for &index in &self.msrs {
+            let (Some(want), Some(have)) =
+                (convert::msr(&mut wanted, index), convert::msr(&mut known, index))
+            else {
+                continue;
+            };
+            if *want != *have {
+                entries.push(kvm_msr_entry { index, data: *want, ..Default::default() });
+            }
+        }
+        let mut rest = entries.as_slice();
+        while !rest.is_empty() {
+            let all = Msrs::from_entries(rest)
+                .map_err(|e| AccelError::Kvm { what: "set so many MSRs", reason: format!("{e:?}") })?;
+            let done = self.fd.set_msrs(&all).map_err(failed("set MSRs"))?;
+            let Some(refused) = rest.get(done) else { break };
+            tracing::debug!("KVM does not take {:#x} for MSR {:#x}", refused.data, refused.index);
+            rest = &rest[done + 1..];
+        }
+        self.known = s.msr;
+        Ok(())
+    }
+
+    fn save_msrs(&mut self, to: &mut mynah_cpu::state::Msrs) -> Result<(), AccelError> {
+        let all = read_msrs(&self.fd, &self.msrs)?;
+        for entry in all {
+            if let Some(at) = convert::msr(to, entry.index) {
+                *at = entry.data;
+            }
+        }
+        Ok(())
+    }
+
+    fn tsc(&self) -> Result<u64, AccelError> {
+        let all = read_msrs(&self.fd, &[index::TSC])?;
+        Ok(all.first().map_or(0, |entry| entry.data))
+    }
+
+    /// The time-stamp counter goes on where it is.
+    fn load_tsc(&mut self, cpu: &Cpu) -> Result<(), AccelError> {
+        if self.tsc_hz == 0 {
+            return Ok(());
+        }
+        let wanted = cpu.tsc();
+        let apart = wanted.wrapping_sub(self.tsc()?) as i64;
+        if apart.unsigned_abs() > (self.tsc_hz / 1000).saturating_mul(TSC_APART_NANOS / 1_000_000) {
+            let entry = kvm_msr_entry { index: index::TSC, data: cpu.tsc(), ..Default::default() };
+            let one = Msrs::from_entries(&[entry]).map_err(|e| AccelError::Kvm {
+                what: "set the time-stamp counter",
+                reason: format!("{e:?}"),
+            })?;
+            self.fd.set_msrs(&one).map_err(failed("set the time-stamp counter"))?;
+        }
+        Ok(())
+    }
+
+    fn save_tsc(&mut self, cpu: &mut Cpu) -> Result<(), AccelError> {
+        if self.tsc_hz != 0 {
+            let now = self.tsc()?;
+            cpu.state.msr.tsc_offset = now.wrapping_sub(cpu.board.tsc());
+        }
+        Ok(())
+    }
+
+    /// Finishes an instruction that is half done, so that the state is at a boundary.
+    fn finish(&mut self, cpu: &mut Cpu) -> Result<(), AccelError> {
+        while self.unfinished {
+            self.kick.set(true);
+            // What it meets on the way (the second half of an access) is answered; all else was said before.
+            self.enter(cpu)?;
+        }
+        Ok(())
+    }
+
+    /// One KVM_RUN, and the answer to its exit if that takes no more than the board.
+    fn enter(&mut self, cpu: &mut Cpu) -> Result<Option<Left>, AccelError> {
+        self.unfinished = false;
+        let run = &raw mut *self.fd.get_kvm_run();
+        let mut finishing = false;
+        let left = match self.fd.run() {
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => None,
+            Err(e) => return Err(failed("run a vCPU")(e)),
+            Ok(VcpuExit::IoOut(port, data)) => {
+                // SAFETY: the exit says that this is the union's member.
+                let size = unsafe { (*run).__bindgen_anon_1.io.size };
+                for element in data.chunks(usize::from(size.clamp(1, 4))) {
+                    let mut bytes = [0; 4];
+                    bytes[..element.len()].copy_from_slice(element);
+                    cpu.board.port_write(port, size, u32::from_le_bytes(bytes));
+                }
+                finishing = true;
+                None
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                // SAFETY: as above.
+                let size = unsafe { (*run).__bindgen_anon_1.io.size };
+                for element in data.chunks_mut(usize::from(size.clamp(1, 4))) {
+                    let bytes = cpu.board.port_read(port, size).to_le_bytes();
+                    element.copy_from_slice(&bytes[..element.len()]);
+                }
+                finishing = true;
+                None
+            }
+            Ok(VcpuExit::MmioRead(gpa, data)) => {
+                let bytes = mmio_read(cpu, gpa, data.len() as u8).to_le_bytes();
+                let len = data.len().min(8);
+                data[..len].copy_from_slice(&bytes[..len]);
+                finishing = true;
+                None
+            }
+            Ok(VcpuExit::MmioWrite(gpa, data)) => {
+                let mut bytes = [0; 8];
+                let len = data.len().min(8);
+                bytes[..len].copy_from_slice(&data[..len]);
+                mmio_write(cpu, gpa, len as u8, u64::from_le_bytes(bytes));
+                finishing = true;
+                None
+            }
+            Ok(VcpuExit::X86Rdmsr(exit)) => {
+                match cpu.read_msr(exit.index) {
+                    Ok(value) => *exit.data = value,
+                    Err(_) => *exit.error = 1,
+                }
+                finishing = true;
+                None
+            }
+            Ok(VcpuExit::X86Wrmsr(exit)) => {
+                if cpu.write_msr(exit.index, exit.data).is_err() {
+                    *exit.error = 1;
+                }
+                finishing = true;
+                None
+            }
+            Ok(VcpuExit::IrqWindowOpen | VcpuExit::SetTpr | VcpuExit::Intr) => None,
+            Ok(VcpuExit::Hlt) => Some(Left::Halt),
+            Ok(VcpuExit::Shutdown) => Some(Left::Shutdown),
+            // Of an instruction that it cannot emulate, or of one that it did not find.
+            Ok(VcpuExit::InternalError | VcpuExit::MemoryFault { .. }) => Some(Left::Emulate),
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                return Err(AccelError::Kvm {
+                    what: "enter the guest",
+                    reason: format!("the processor refuses its state (reason {reason:#x})"),
+                });
+            }
+            Ok(other) => {
+                return Err(AccelError::Kvm { what: "go on", reason: format!("unknown exit {other:?}") });
+            }
+        };
+        self.unfinished = finishing;
+        let run = self.fd.get_kvm_run();
+        self.ready = run.ready_for_interrupt_injection != 0 && run.if_flag != 0;
+        let (cr8, apic_base) = (run.cr8 as u8 & 15, run.apic_base);
+        if cr8 != cpu.board.cr8() && !finishing {
+            cpu.board.set_cr8(cr8);
+        }
+        if apic_base != self.apic_base {
+            let _ = cpu.write_msr(index::APIC_BASE, apic_base);
+            self.apic_base = apic_base;
+        }
+        Ok(left)
+    }
+
+    /// Runs with the state in KVM, until it is needed at hand.
+    fn run_inside(&mut self, cpu: &mut Cpu) -> Result<Left, AccelError> {
+        loop {
+            let pending = cpu.events.pending();
+            if pending & SIGNALS != 0 {
+                self.finish(cpu)?;
+                return Ok(Left::Signals);
+            }
+            if pending & EV_NMI != 0 {
+                cpu.events.take_nmi();
+                self.fd.nmi().map_err(failed("inject an NMI"))?;
+            }
+            let mut window = false;
+            if pending & EV_INTR != 0 {
+                if !self.ready || self.unfinished {
+                    window = true;
+                } else if let Some(vector) = cpu.board.acknowledge() {
+                    self.ready = false;
+                    let interrupt = kvm_interrupt { irq: vector.into() };
+                    // SAFETY: the kernel reads a `kvm_interrupt`.
+                    if unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) } != 0 {
+                        return Err(failed("inject an interrupt")(kvm_ioctls::Error::last()));
+                    }
+                    // One more may wait.
+                    window = cpu.events.pending() & EV_INTR != 0;
+                }
+            }
+            let cr8 = cpu.board.cr8();
+            let run = self.fd.get_kvm_run();
+            run.request_interrupt_window = window.into();
+            run.cr8 = cr8.into();
+            self.kick.enter();
+            fence(Ordering::SeqCst);
+            // What came before `enter` has kicked nobody.
+            let now = cpu.events.pending();
+            if now & (SIGNALS | EV_NMI) != 0 || now & EV_INTR != 0 && !window {
+                self.kick.set(true);
+            }
+            let left = self.enter(cpu);
+            self.kick.leave();
+            if let Some(left) = left? {
+                return Ok(left);
+            }
+        }
+    }
+
+    /// One instruction by the interpreter, from memory as it is.
+    fn step(&mut self, cpu: &mut Cpu) -> Option<Exit> {
+        cpu.drop_code();
+        let exit = cpu.step();
+        cpu.drop_code();
+        exit
+    }
+
+    fn run_to_exit(&mut self, cpu: &mut Cpu) -> Result<Exit, AccelError> {
+        // What is decoded now would be stale when it is looked at next.
+        cpu.drop_code();
+        loop {
+            match cpu.take_signals() {
+                Signals::Leave(exit) => return Ok(exit),
+                Signals::Changed => continue,
+                Signals::None => {}
+            }
+            match cpu.state.activity {
+                Activity::Running => {}
+                Activity::WaitSipi => return Ok(Exit::Halt),
+                Activity::Shutdown => return Ok(Exit::Shutdown),
+                Activity::Halted => {
+                    cpu.sync_events();
+                    if cpu.events.pending() & cpu.event_mask & (EV_INTR | EV_NMI) == 0 {
+                        return Ok(Exit::Halt);
+                    }
+                    cpu.state.activity = Activity::Running;
+                }
+            }
+            // What only the interpreter does: the A20 gate, and logs of each instruction.
+            if cpu.a20_mask != !0 || cpu.is_logged() {
+                if let Some(exit) = self.step(cpu) {
+                    return Ok(exit);
+                }
+                continue;
+            }
+            self.load(cpu)?;
+            let left = self.run_inside(cpu);
+            let saved = self.save(cpu);
+            let left = left?;
+            saved?;
+            match left {
+                Left::Signals => {}
+                Left::Halt => cpu.state.activity = Activity::Halted,
+                Left::Shutdown => cpu.state.activity = Activity::Shutdown,
+                Left::Emulate => {
+                    if let Some(exit) = self.step(cpu) {
+                        return Ok(exit);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Accelerator for Vcpu {
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn run(&mut self, cpu: &mut Cpu) -> Result<Exit, EngineError> {
+        let world = cpu.world().clone();
+        let seat = cpu.seat();
+        world.enter(seat);
+        let exit = self.run_to_exit(cpu);
+        world.leave(seat);
+        let _ = &self.vm;
+        exit.map_err(|e| EngineError(format!("-accel kvm: vCPU {}: {e}", cpu.index)))
+    }
+}
+
+/// Values of MSRs, up to the first that KVM does not have.
+fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, AccelError> {
+    let entries: Vec<_> =
+        indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+    let mut all = Msrs::from_entries(&entries)
+        .map_err(|e| AccelError::Kvm { what: "get so many MSRs", reason: format!("{e:?}") })?;
+    let done = fd.get_msrs(&mut all).map_err(failed("get MSRs"))?;
+    Ok(all.as_slice()[..done.min(indices.len())].to_vec())
+}
+
+/// A read of up to 8 bytes that no slot answers.
+fn mmio_read(cpu: &Cpu, gpa: u64, size: u8) -> u64 {
+    match (cpu.apic_offset(gpa), size) {
+        (Some(offset), 1 | 2 | 4 | 8) => cpu.board.apic_read(offset, size),
+        (_, 1 | 2 | 4 | 8) => cpu.mem.phys_read(gpa, size),
+        // A part of an access that crosses a page.
+        _ => (0..size.min(8)).fold(0, |v, n| v | mmio_read(cpu, gpa + u64::from(n), 1) << (8 * n)),
+    }
+}
+
+fn mmio_write(cpu: &Cpu, gpa: u64, size: u8, value: u64) {
+    match (cpu.apic_offset(gpa), size) {
+        (Some(offset), 1 | 2 | 4 | 8) => cpu.board.apic_write(offset, size, value),
+        (_, 1 | 2 | 4 | 8) => cpu.mem.phys_write(gpa, size, value),
+        _ => (0..size.min(8)).for_each(|n| mmio_write(cpu, gpa + u64::from(n), 1, value >> (8 * n))),
+    }
+}

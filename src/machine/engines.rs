@@ -1,0 +1,358 @@
+//! Which engine runs the vCPUs: chosen at the start, and changed while the guest runs.
+//!
+//! All vCPUs are run by the same one. It is changed while they all stand still, so nothing that one engine keeps of
+//! memory (decoded code, translations) is looked at while another writes there. A vCPU's state is in its
+//! [`Cpu`] whenever it stands still, so to hand a guest over is no more than to have another
+//! [`Accelerator`] called.
+use super::handoff::Handoffs;
+use super::inside::{self, Translators};
+use crate::config::{AccelKind, Check, Config};
+use anyhow::{Context, bail};
+use mynah_cpu::accel::Software;
+use mynah_cpu::tier::Tier;
+use mynah_cpu::trace::Trace;
+use mynah_cpu::{Accelerator, Cpu, CpuModel, EngineError, Exit};
+use mynah_jit::perf::Symbols;
+use mynah_jit::tier::{Engine, Image, Translating};
+use mynah_mmu::PhysMemory;
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod kvm;
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+#[path = "engines/no_kvm.rs"]
+mod kvm;
+
+/// The rate of vCPUs' time-stamp counters where nothing asks for another: guest nanoseconds.
+pub const TSC_HZ: u64 = 1_000_000_000;
+
+/// What is chosen for a machine before it is built.
+pub struct Choice {
+    /// The engine that it starts with.
+    pub kind: AccelKind,
+    /// Why it is not another one, for the user.
+    pub why: Option<String>,
+    /// The rate of vCPUs' time-stamp counters.
+    pub tsc_hz: u64,
+    kvm: Option<kvm::Host>,
+}
+
+/// The engine that is asked for first; [`AccelKind::Auto`] if none is.
+pub fn asked(cfg: &Config) -> AccelKind {
+    match cfg.accel.first() {
+        Some(accel) => accel.kind,
+        // What only the translator has.
+        None if cfg.check != Check::Off || cfg.perf_map || cfg.jitdump => AccelKind::Jit,
+        None => AccelKind::Auto,
+    }
+}
+
+/// Whether there may be translated code.
+pub fn translates(cfg: &Config) -> bool {
+    asked(cfg) != AccelKind::Interp
+}
+
+/// Chooses an engine: the first of those asked for that this host has.
+///
+/// # Errors
+/// There is none; why each cannot be, and what to do.
+pub fn choose(cfg: &Config) -> anyhow::Result<Choice> {
+    let plain = |kind, why| Choice { kind, why, tsc_hz: TSC_HZ, kvm: None };
+    let list: Vec<AccelKind> = match cfg.accel.as_slice() {
+        [] => vec![asked(cfg)],
+        all => all.iter().map(|a| a.kind).collect(),
+    };
+    let mut refused = Vec::new();
+    for kind in &list {
+        match kind {
+            AccelKind::Interp | AccelKind::Jit => {
+                let why = (!refused.is_empty()).then(|| format!("-accel {kind}: {}", refused.join("; ")));
+                return Ok(plain(*kind, why));
+            }
+            AccelKind::Hvf => refused
+                .push("-accel hvf: Hypervisor.framework is macOS's; there is no support for it yet".into()),
+            AccelKind::Kvm => match kvm::Host::open(cfg) {
+                Ok(host) => {
+                    let tsc_hz = host.tsc_hz();
+                    if let Some(hz) = cfg.tsc_hz.filter(|hz| !host.has_rate(*hz)) {
+                        refused.push(format!(
+                            "-accel kvm: this host's KVM has time-stamp counters run at {tsc_hz} Hz, not at \
+                             tsc-frequency={hz}"
+                        ));
+                        continue;
+                    }
+                    return Ok(Choice { kind: AccelKind::Kvm, why: None, tsc_hz, kvm: Some(host) });
+                }
+                Err(e) => refused.push(format!("-accel kvm: {e:#}")),
+            },
+            AccelKind::Auto => return Ok(auto(cfg)),
+        }
+    }
+    bail!("{}", refused.join("; "))
+}
+
+/// KVM where it is there and fast, else the translator.
+fn auto(cfg: &Config) -> Choice {
+    let jit = |why: String| Choice {
+        kind: AccelKind::Jit,
+        why: Some(format!("runs by the translator (-accel jit): {why}")),
+        tsc_hz: TSC_HZ,
+        kvm: None,
+    };
+    let host = match kvm::Host::open(cfg) {
+        Ok(host) => host,
+        Err(e) => return jit(format!("{e:#}")),
+    };
+    if cfg.tsc_hz.is_some_and(|hz| !host.has_rate(hz)) {
+        return jit("this host's KVM has no time-stamp counter of the rate asked for".into());
+    }
+    match host.speed() {
+        Err(e) => jit(format!("KVM does not work here: {e:#}")),
+        Ok(speed) if speed.is_slow() => jit(format!(
+            "KVM is here, but executes {:.1} million instructions a second in kernel mode ({:.0} in user mode): this host \
+             is a virtual machine whose own host does not pass virtualization on",
+            speed.kernel_mips, speed.user_mips
+        )),
+        Ok(_) => {
+            let tsc_hz = host.tsc_hz();
+            Choice {
+                kind: AccelKind::Kvm,
+                why: Some("runs by KVM (-accel kvm)".into()),
+                tsc_hz,
+                kvm: Some(host),
+            }
+        }
+    }
+}
+
+impl Choice {
+    /// Has the vCPUs' model be what the engine can do; what it cannot, by name.
+    pub fn fit(&self, model: &mut CpuModel, cfg: &Config) -> Vec<&'static str> {
+        self.kvm.as_ref().map_or(Vec::new(), |host| host.fit(model, cfg))
+    }
+}
+
+/// What the translator of a machine is made of.
+pub struct Recipe {
+    /// The configuration.
+    pub cfg: Config,
+    /// The log of `-d`.
+    pub log: Option<Arc<Trace>>,
+    /// Names of the guest's functions.
+    pub symbols: Arc<Symbols>,
+    /// What the guest is booted from. Looked at once.
+    pub image: Mutex<Option<Image>>,
+}
+
+/// A machine's engines.
+pub struct Engines {
+    /// What vCPUs are run by, as a number.
+    current: AtomicU8,
+    model: Arc<CpuModel>,
+    memory: Arc<PhysMemory>,
+    tsc_hz: u64,
+    recipe: Recipe,
+    translators: Mutex<Translators>,
+    translator: Mutex<Option<Arc<Engine>>>,
+    kvm: Mutex<Option<kvm::Machine>>,
+    /// Hand-overs that are to come.
+    plans: OnceLock<Arc<Handoffs>>,
+}
+
+const KINDS: [AccelKind; 3] = [AccelKind::Interp, AccelKind::Jit, AccelKind::Kvm];
+
+impl Engines {
+    /// The engines of a machine with this memory, which starts with the one that was chosen.
+    ///
+    /// # Errors
+    /// That one cannot be had.
+    pub fn new(
+        choice: Choice,
+        model: &Arc<CpuModel>,
+        memory: &Arc<PhysMemory>,
+        recipe: Recipe,
+    ) -> anyhow::Result<Arc<Self>> {
+        let engines = Self {
+            current: AtomicU8::new(0),
+            model: model.clone(),
+            memory: memory.clone(),
+            tsc_hz: recipe.cfg.tsc_hz.unwrap_or(TSC_HZ),
+            recipe,
+            translators: Mutex::default(),
+            translator: Mutex::new(None),
+            kvm: Mutex::new(None),
+            plans: OnceLock::new(),
+        };
+        let kind = match (choice.kind, choice.kvm) {
+            (AccelKind::Kvm, Some(host)) => {
+                *engines.kvm.lock() = Some(kvm::Machine::new(host, memory)?);
+                AccelKind::Kvm
+            }
+            (AccelKind::Jit, _) => match engines.translator() {
+                Ok(_) => AccelKind::Jit,
+                // Without a wish the interpreter will do.
+                Err(e) if engines.recipe.cfg.accel.is_empty() => {
+                    tracing::info!("no translator: {e:#}; interpreting");
+                    AccelKind::Interp
+                }
+                Err(e) => bail!("-accel jit: {e:#}; use '-accel interp'"),
+            },
+            (kind, _) => kind,
+        };
+        engines.set(kind);
+        Ok(Arc::new(engines))
+    }
+
+    /// Who is told of translators that come to be.
+    pub fn shown_by(&self, translators: Translators) {
+        if let Some(engine) = &*self.translator.lock() {
+            translators.set_engine(engine);
+        }
+        *self.translators.lock() = translators;
+    }
+
+    /// What vCPUs are run by.
+    pub fn current(&self) -> AccelKind {
+        KINDS[usize::from(self.current.load(Ordering::SeqCst)) % KINDS.len()]
+    }
+
+    fn set(&self, kind: AccelKind) {
+        let n = KINDS.iter().position(|k| *k == kind).unwrap_or(0);
+        self.current.store(n as u8, Ordering::SeqCst);
+    }
+
+    fn translator(&self) -> anyhow::Result<Arc<Engine>> {
+        let mut at = self.translator.lock();
+        if let Some(engine) = &*at {
+            return Ok(engine.clone());
+        }
+        let r = &self.recipe;
+        let image = r.image.lock().take().context("it could not be had before")?;
+        let options = inside::options(&r.cfg, r.log.as_ref(), r.symbols.clone(), image)?;
+        let engine = Arc::new(Engine::new(&self.model, options).map_err(|e| anyhow::anyhow!("{e}"))?);
+        self.translators.lock().set_engine(&engine);
+        *at = Some(engine.clone());
+        Ok(engine)
+    }
+
+    /// Has an engine ready for the vCPUs to be handed to.
+    ///
+    /// # Errors
+    /// It is not there, or cannot go on with this guest.
+    pub fn prepare(&self, kind: AccelKind) -> anyhow::Result<()> {
+        match kind {
+            AccelKind::Interp => Ok(()),
+            AccelKind::Jit => self.translator().map(|_| ()),
+            AccelKind::Kvm => {
+                let mut at = self.kvm.lock();
+                if at.is_none() {
+                    let host = kvm::Host::open(&self.recipe.cfg)?;
+                    host.goes_on_with(&self.model, self.tsc_hz)?;
+                    *at = Some(kvm::Machine::new(host, &self.memory)?);
+                }
+                Ok(())
+            }
+            AccelKind::Hvf => bail!("Hypervisor.framework is macOS's; there is no support for it yet"),
+            AccelKind::Auto => bail!("name the engine: interp, jit or kvm"),
+        }
+    }
+
+    /// Hand-overs are planned. Once.
+    pub fn plan(&self, plans: Arc<Handoffs>) {
+        let _ = self.plans.set(plans);
+    }
+
+    /// vCPUs are run by this engine, which is prepared, from now on. They stand still.
+    pub fn hand_over(&self, kind: AccelKind) {
+        self.set(kind);
+    }
+
+    /// A vCPU's share of them.
+    pub fn seat(self: &Arc<Self>) -> Seat {
+        Seat { engines: self.clone(), kind: AccelKind::Interp, tier: None, kvm: None }
+    }
+
+    /// For the end of the machine: what was translated is kept.
+    pub fn close(&self) {
+        if let Some(engine) = &*self.translator.lock() {
+            engine.close();
+        }
+    }
+}
+
+/// What a vCPU has of the engines. It begins with the interpreter.
+pub struct Seat {
+    engines: Arc<Engines>,
+    /// By which it was run last.
+    kind: AccelKind,
+    /// The translator's part, while another engine runs the vCPU.
+    tier: Option<(Box<dyn Tier>, u32)>,
+    kvm: Option<Box<dyn Accelerator>>,
+}
+
+impl Seat {
+    /// Has the engine of the moment be the one that runs `cpu`.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn take_place(&mut self, cpu: &mut Cpu) -> anyhow::Result<()> {
+        let kind = self.engines.current();
+        if kind == self.kind {
+            return Ok(());
+        }
+        // Away from the old one.
+        if self.kind == AccelKind::Jit {
+            self.tier = cpu.take_tier();
+        }
+        match kind {
+            AccelKind::Jit => {
+                let (tier, hot_after) = match self.tier.take() {
+                    Some(tier) => tier,
+                    None => {
+                        let engine = self.engines.translator()?;
+                        let tier = Translating::new(&engine, cpu.events.clone())
+                            .map_err(|e| anyhow::anyhow!("{e}"))?;
+                        self.engines.translators.lock().add(tier.counters());
+                        let hot_after = tier.hot_after();
+                        (Box::new(tier) as Box<dyn Tier>, hot_after)
+                    }
+                };
+                cpu.set_tier(tier, hot_after);
+            }
+            AccelKind::Kvm if self.kvm.is_none() => {
+                let machine = self.engines.kvm.lock();
+                let machine = machine.as_ref().context("KVM is not prepared")?;
+                self.kvm = Some(machine.vcpu(cpu, self.engines.tsc_hz)?);
+            }
+            _ => {}
+        }
+        self.kind = kind;
+        Ok(())
+    }
+}
+
+impl Accelerator for Seat {
+    fn name(&self) -> &'static str {
+        "seat"
+    }
+
+    fn run(&mut self, cpu: &mut Cpu) -> Result<Exit, EngineError> {
+        if self.kind != self.engines.current() {
+            self.take_place(cpu)
+                .map_err(|e| EngineError(format!("-accel {}: {e:#}", self.engines.current())))?;
+        }
+        if cpu.seat() == 0
+            && self.kind != AccelKind::Kvm
+            && let Some(plans) = self.engines.plans.get()
+            && plans.count(cpu)
+        {
+            return Ok(Exit::Kick);
+        }
+        match &mut self.kvm {
+            Some(kvm) if self.kind == AccelKind::Kvm => kvm.run(cpu),
+            _ => Software.run(cpu),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! KVM as one of a machine's engines.
+use super::TSC_HZ;
+use crate::config::{AccelKind, Config};
+use anyhow::{Context, bail};
+use mynah_accel::kvm::probe::{self, Speed};
+use mynah_accel::kvm::{self, Vm};
+use mynah_cpu::model::Vendor;
+use mynah_cpu::{Accelerator, Cpu, CpuModel};
+use mynah_mmu::PhysMemory;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// KVM on this host.
+pub struct Host(kvm::Host);
+
+/// A machine's share of it.
+pub struct Machine(Arc<Vm>);
+
+/// How fast KVM was when it was timed, and on what host.
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    host: String,
+    kernel_mips: f64,
+    user_mips: f64,
+}
+
+impl Host {
+    /// Opens `/dev/kvm`, if what the user wants of it is there.
+    pub fn open(cfg: &Config) -> anyhow::Result<Self> {
+        for accel in cfg.accel.iter().filter(|a| a.kind == AccelKind::Kvm) {
+            if let Some((_, value)) = accel.properties.iter().find(|(k, _)| k == "kernel-irqchip")
+                && value != "off"
+            {
+                bail!(
+                    "kernel-irqchip={value}: interrupt controllers are all Mynah's; kernel-irqchip=off is what there is"
+                );
+            }
+        }
+        Ok(Self(kvm::Host::open()?))
+    }
+
+    /// How fast it is: timed once for a host, and then remembered.
+    pub fn speed(&self) -> anyhow::Result<Speed> {
+        let host = this_host();
+        let place = place();
+        let known = place.as_ref().and_then(|file| {
+            let known: Remembered = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+            (known.host == host)
+                .then_some(Speed { kernel_mips: known.kernel_mips, user_mips: known.user_mips })
+        });
+        if let Some(speed) = known {
+            return Ok(speed);
+        }
+        let speed = probe::speed()?;
+        if let Some(file) = place {
+            let known = Remembered { host, kernel_mips: speed.kernel_mips, user_mips: speed.user_mips };
+            // Another time, then.
+            let _ = file.parent().map(std::fs::create_dir_all);
+            let _ = serde_json::to_vec(&known).map(|bytes| std::fs::write(&file, bytes));
+        }
+        Ok(speed)
+    }
+
+    /// The rate of vCPUs' time-stamp counters under it.
+    pub fn tsc_hz(&self) -> u64 {
+        self.0.fixed_tsc_hz().unwrap_or(TSC_HZ)
+    }
+
+    /// Whether they can run at this rate.
+    pub fn has_rate(&self, hz: u64) -> bool {
+        self.0.fixed_tsc_hz().is_none_or(|fixed| fixed == hz)
+    }
+
+    /// Has the model be what KVM can do here: of the host's maker, as with QEMU, if the user names none; without the
+    /// features that are missing, whose names these are.
+    pub fn fit(&self, model: &mut CpuModel, cfg: &Config) -> Vec<&'static str> {
+        if !cfg.cpu.properties.iter().any(|(name, _)| name == "vendor")
+            && let Some(vendor) = host_vendor()
+        {
+            model.vendor = vendor;
+        }
+        let missing = self.0.missing(model);
+        let features: Vec<_> = missing.iter().map(|(_, f)| *f).collect();
+        model.without(&features);
+        missing.into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Whether a guest that has begun elsewhere can go on here.
+    pub fn goes_on_with(&self, model: &CpuModel, tsc_hz: u64) -> anyhow::Result<()> {
+        let missing: Vec<&str> = self.0.missing(model).into_iter().map(|(name, _)| name).collect();
+        if !missing.is_empty() {
+            bail!(
+                "the guest has a processor with {}, which this host's KVM has not: start it without (-cpu MODEL,-FEATURE)",
+                missing.join(", ")
+            );
+        }
+        if !self.has_rate(tsc_hz) {
+            let hz = self.tsc_hz();
+            bail!(
+                "the guest's time-stamp counter runs at {tsc_hz} Hz, and this host's KVM has it run at {hz} Hz: start it \
+                 with -cpu MODEL,tsc-frequency={hz}"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Machine {
+    pub fn new(host: Host, memory: &Arc<PhysMemory>) -> anyhow::Result<Self> {
+        Ok(Self(Vm::new(host.0, memory)?))
+    }
+
+    pub fn vcpu(&self, cpu: &Cpu, tsc_hz: u64) -> anyhow::Result<Box<dyn Accelerator>> {
+        Ok(Box::new(self.0.vcpu(cpu, tsc_hz).context("a vCPU")?))
+    }
+}
+
+/// Who has made this host's processor.
+fn host_vendor() -> Option<Vendor> {
+    let id = std::arch::x86_64::__cpuid(0);
+    let text = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat();
+    [Vendor::Amd, Vendor::Intel].into_iter().find(|v| v.id()[..] == text)
+}
+
+/// What the speed depends on: processor, kernel, and boot.
+fn this_host() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu =
+        read("/proc/cpuinfo").lines().find(|l| l.starts_with("model name")).unwrap_or_default().to_owned();
+    format!("{cpu}; {}; {}", read("/proc/version").trim(), read("/proc/sys/kernel/random/boot_id").trim())
+}
+
+/// The file where it is remembered, in the user's cache folder.
+fn place() -> Option<PathBuf> {
+    Some(super::inside::cache_folder()?.parent()?.join("kvm-speed.json"))
+}
