@@ -231,6 +231,7 @@ impl Handle {
         power.pause(Pause::User);
         let standing = power.wait_standing(STANDING);
         if standing {
+            tracing::info!("handed over from {} to {kind}", engines.current());
             engines.hand_over(kind);
         }
         if running {

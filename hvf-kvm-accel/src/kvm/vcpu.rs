@@ -349,7 +349,9 @@ impl Vcpu {
             }
             let mut window = false;
             if pending & EV_INTR != 0 {
-                if !self.ready || self.unfinished {
+                // Behind the instruction that may well have asked for it.
+                self.finish(cpu)?;
+                if !self.ready {
                     window = true;
                 } else if let Some(vector) = cpu.board.acknowledge() {
                     self.ready = false;

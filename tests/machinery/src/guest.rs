@@ -374,6 +374,46 @@ impl Guest {
         self.compare(expected, false);
     }
 
+    /// Runs the guest with each engine, KVM and hand-overs among them, where the host has KVM: what is here is what KVM
+    /// does right even where it is emulated itself. How often it was handed over.
+    pub fn check_everywhere(&self, expected: &str) -> u64 {
+        let expected = tidy(expected);
+        let mut engines = machine::Engine::all();
+        engines.retain(|(engine, _)| *engine != machine::Engine::Kvm);
+        if machine::kvm_is_there() {
+            engines.push((machine::Engine::Kvm, "by KVM"));
+            engines.push((machine::Engine::InTurns, "by translator and KVM in turns"));
+        }
+        self.check_by(&engines, &expected)
+    }
+
+    /// Runs the guest by the translator, and by translator and KVM in turns; how often it was handed over.
+    pub fn check_in_turns(&self, expected: &str) -> u64 {
+        let mut engines = machine::Engine::all();
+        engines.retain(|(engine, _)| *engine == machine::Engine::Tiers);
+        if machine::kvm_is_there() {
+            engines.push((machine::Engine::InTurns, "by translator and KVM in turns"));
+        }
+        self.check_by(&engines, &tidy(expected))
+    }
+
+    /// What the guest writes by this engine.
+    pub fn log_by(&self, engine: machine::Engine) -> String {
+        self.decode(&machine::run(&self.loaded(), engine).log, true)
+    }
+
+    fn check_by(&self, engines: &[(machine::Engine, &'static str)], expected: &str) -> u64 {
+        let mut changes = 0;
+        for &(engine, name) in engines {
+            let outcome = machine::run(&self.loaded(), engine);
+            let got = self.decode(&outcome.log, true);
+            keep(name, &got);
+            assert!(got == expected, "{}", log::difference(&format!("Mynah ({name})"), &expected, &got));
+            changes += outcome.changes;
+        }
+        changes
+    }
+
     /// How many regions the translator compiles for this guest; `None` if this host has no translator.
     pub fn translated(&self) -> Option<u64> {
         let translator =

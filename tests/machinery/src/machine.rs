@@ -4,9 +4,10 @@
 use crate::layout::{EXIT_PORT, LOG_PORT};
 use mynah::machine::kernel::enter;
 use mynah::machine::vcpu::{Pins, VcpuBoard};
-use mynah_cpu::accel::Software;
+use mynah_cpu::accel::{EngineError, Software};
 use mynah_cpu::board::EV_KICK;
 use mynah_cpu::state::State;
+use mynah_cpu::tier::Tier;
 use mynah_cpu::{Accelerator, Cpu, CpuModel, Events, Exit};
 use mynah_devices::bus::{PortBus, PortIo, open_bus};
 use mynah_devices::clock::ManualClock;
@@ -15,6 +16,7 @@ use mynah_devices::misc::entropy::{Asker, Entropy};
 use mynah_firmware::{Config, LoadRequest, build_tables, load};
 use mynah_jit::tier::{Optimize, Translating};
 use mynah_mmu::{GuestRam, PhysMemory};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -92,6 +94,9 @@ pub enum Engine {
     Tiers,
     /// The host's KVM.
     Kvm,
+    /// The translator and KVM, in turns: whenever the vCPU comes out of its run, which it is made to all the time, the
+    /// other goes on.
+    InTurns,
 }
 
 impl Engine {
@@ -119,8 +124,43 @@ impl Engine {
     }
 }
 
+/// The two that run the vCPU in turns.
+struct InTurns {
+    kvm: Box<dyn Accelerator>,
+    /// The translator, while KVM runs the vCPU.
+    tier: Option<(Box<dyn Tier>, u32)>,
+    changes: u64,
+}
+
+impl Accelerator for InTurns {
+    fn name(&self) -> &'static str {
+        "in turns"
+    }
+    fn run(&mut self, cpu: &mut Cpu) -> Result<Exit, EngineError> {
+        self.changes += 1;
+        CHANGES.with(|changes| changes.set(self.changes));
+        match self.tier.take() {
+            Some((tier, hot_after)) => {
+                cpu.set_tier(tier, hot_after);
+                Software.run(cpu)
+            }
+            None => {
+                self.tier = cpu.take_tier();
+                self.kvm.run(cpu)
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// How often the vCPU of this thread has been handed over.
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
+}
+
 /// What came of a run.
 pub struct Outcome {
+    /// How often the guest was handed to another engine.
+    pub changes: u64,
     /// What the guest wrote, and a last line if it did not end by isa-debug-exit.
     pub log: String,
     /// Regions that the translator compiled.
@@ -168,7 +208,7 @@ impl Machine {
         });
         let mut model = CpuModel::parse(guest.model).expect("the model");
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-        if engine == Engine::Kvm {
+        if matches!(engine, Engine::Kvm | Engine::InTurns) {
             let missing = mynah_accel::kvm::Host::open().expect("KVM").missing(&model);
             model.without(&missing.into_iter().map(|(_, f)| f).collect::<Vec<_>>());
         }
@@ -178,7 +218,7 @@ impl Machine {
         let tier = match engine {
             Engine::Steps | Engine::Blocks | Engine::Kvm => None,
             Engine::Baseline => Some(Translating::at_once_with(events, Optimize::Baseline)),
-            Engine::Tiers => Some(Translating::in_turn(events, 3)),
+            Engine::Tiers | Engine::InTurns => Some(Translating::in_turn(events, 3)),
             Engine::Translator | Engine::Regions => Some(Translating::at_once(events)),
         };
         let mut translated: Box<dyn Fn() -> u64> = Box::new(|| 0);
@@ -212,10 +252,14 @@ pub fn kvm_is_there() -> bool {
 /// The accelerator of an engine that is not the vCPU itself.
 fn accelerator(cpu: &Cpu, engine: Engine) -> Box<dyn Accelerator> {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-    if engine == Engine::Kvm {
+    if matches!(engine, Engine::Kvm | Engine::InTurns) {
         use mynah_accel::kvm::{Host, Vm};
         let vm = Vm::new(Host::open().expect("KVM"), &cpu.mem).expect("a virtual machine");
-        return Box::new(vm.vcpu(cpu, 0).expect("a vCPU"));
+        let kvm = Box::new(vm.vcpu(cpu, 0).expect("a vCPU"));
+        return match engine {
+            Engine::Kvm => kvm,
+            _ => Box::new(InTurns { kvm, tier: None, changes: 0 }),
+        };
     }
     let _ = (cpu, engine);
     Box::new(Software)
@@ -247,9 +291,12 @@ pub fn run(guest: &Image, engine: Engine) -> Outcome {
         let end = if engine == Engine::Steps {
             run_steps(&mut machine.cpu, &machine.ports).to_owned()
         } else {
-            run_blocks(&mut machine)
+            // What computes for long does so in compiled code.
+            let long = matches!(engine, Engine::Tiers | Engine::InTurns);
+            run_blocks(&mut machine, if long { u64::MAX } else { LIMIT })
         };
-        Outcome { log: machine.log() + &end, translated: (machine.translated)() }
+        let changes = CHANGES.with(Cell::get);
+        Outcome { log: machine.log() + &end, translated: (machine.translated)(), changes }
     })
 }
 
@@ -309,20 +356,21 @@ pub fn kick(
     Ok(all)
 }
 
-fn ended(exit: Exit, ports: &Ports, cpu: &Cpu) -> Option<&'static str> {
+fn ended(exit: Exit, ports: &Ports, cpu: &Cpu, limit: u64) -> Option<&'static str> {
     match exit {
         _ if ports.exited.load(Ordering::Relaxed) => Some(""),
         Exit::Shutdown => Some("shutdown\n"),
         Exit::Halt if cpu.events.pending() & cpu.event_mask == 0 => Some("halted\n"),
-        _ if cpu.icount > LIMIT => Some("lost\n"),
+        _ if cpu.icount > limit => Some("lost\n"),
         _ => None,
     }
 }
 
 fn run_steps(cpu: &mut Cpu, ports: &Ports) -> &'static str {
+    let limit = LIMIT;
     for _ in 0..LIMIT {
         if let Some(exit) = cpu.step()
-            && let Some(end) = ended(exit, ports, cpu)
+            && let Some(end) = ended(exit, ports, cpu, limit)
         {
             return end;
         }
@@ -330,15 +378,16 @@ fn run_steps(cpu: &mut Cpu, ports: &Ports) -> &'static str {
     "lost\n"
 }
 
-fn run_blocks(machine: &mut Machine) -> String {
+fn run_blocks(machine: &mut Machine, limit: u64) -> String {
     let Machine { cpu, by, ports, .. } = machine;
     let done = AtomicBool::new(false);
     let events = cpu.events.clone();
+    let pause = Duration::from_millis(if by.name() == "in turns" { 1 } else { 50 });
     std::thread::scope(|scope| {
         // A guest in an endless loop is looked after by kicks.
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                std::thread::park_timeout(std::time::Duration::from_millis(50));
+                std::thread::park_timeout(pause);
                 events.raise(EV_KICK);
             }
         });
@@ -348,7 +397,7 @@ fn run_blocks(machine: &mut Machine) -> String {
                 Ok(exit) => exit,
                 Err(e) => break format!("{e}\n"),
             };
-            if let Some(end) = ended(exit, ports, cpu) {
+            if let Some(end) = ended(exit, ports, cpu, limit) {
                 break end.into();
             }
             if Instant::now() > latest {

@@ -1,0 +1,214 @@
+//! The same guests on every engine: interpreter, translator, KVM, and handed from one to the other all the time.
+//!
+//! Where KVM's host is itself a virtual machine, KVM may emulate kernel-mode code, and not all of it as the manual has
+//! it. So these guests do what every KVM does: no far calls, no task switches, software interrupts from level 0 only.
+use iced_x86::code_asm::*;
+use mynah_machinery::paging::pte;
+use mynah_machinery::{asm, *};
+
+/// Whether this host has KVM; if not, it was said.
+fn has_kvm() -> bool {
+    machine::kvm_is_there()
+}
+
+/// What a guest writes by KVM; nothing if this host has none.
+fn by_kvm(g: &Guest) -> Option<String> {
+    has_kvm().then(|| g.log_by(machine::Engine::Kvm))
+}
+
+/// A guest that does no more than to switch paging on.
+fn paged(format: Format) -> Guest {
+    let mut g = Guest::new();
+    g.main(Main::Paged(PageTables::new(format, false)), |p| p.say("paged"));
+    g
+}
+
+const APIC: u32 = 0xfee0_0000;
+/// Where its page is mapped: what the tables have room for.
+const AT: u32 = 0x3f_f000;
+
+/// An interrupt or NMI that this processor sends to itself. When it arrives is the APIC's business: a jump gives it an
+/// opportunity.
+fn send(p: &mut Prog, command: u32) {
+    let mut l = p.a.create_label();
+    asm!(p; mov dword_ptr(AT + 0x310), 0; mov dword_ptr(AT + 0x300), command; jmp l);
+    p.place(&mut l);
+}
+
+/// What the main programs of all formats do.
+fn program(p: &mut Prog, bits: u32) {
+    p.set_cr4(0x600);
+    p.say("hello");
+    p.attempt("ud", |p| asm!(p; ud2));
+    p.attempt("divide", |p| asm!(p; xor edx, edx; xor ecx, ecx; mov eax, 1; div ecx));
+    // Port strings.
+    let text = DATA;
+    if bits == 64 {
+        asm!(p; mov rsi, u64::from(text); mov ecx, 7);
+    } else {
+        asm!(p; mov esi, text; mov ecx, 7);
+    }
+    asm!(p; mov dx, LOG_PORT; cld);
+    p.rep();
+    asm!(p; outsb);
+    // SSE and x87.
+    asm!(p; mov eax, 3; cvtsi2sd xmm1, eax; sqrtsd xmm1, xmm1; movd eax, xmm1);
+    p.show("sqrt(3), low", eax);
+    asm!(p; fninit; fld1; fldpi; faddp st1, st0; fstp qword_ptr(VARS + 0x40); mov eax, dword_ptr(VARS + 0x44));
+    p.show("pi+1, high", eax);
+    // Level 3: computes, and is stopped by a fault.
+    p.user(|p| {
+        asm!(p; mov eax, 7; imul_3 eax, eax, 6; mov dword_ptr(VARS + 0x20), eax);
+        p.name("cli");
+        asm!(p; cli);
+    });
+    p.show_mem("user", VARS + 0x20);
+    p.user(|p| {
+        p.name("far");
+        asm!(p; mov byte_ptr(0x50_0000), al);
+    });
+    // The local APIC: software-enable, an NMI, an interrupt.
+    asm!(p; mov dword_ptr(AT + 0xf0), 0x1ff);
+    send(p, 0x4400);
+    p.say("sent");
+    asm!(p; sti; nop);
+    send(p, 0x4031);
+    asm!(p; cli);
+    p.say("done");
+}
+
+/// A guest whose handlers of NMI (2) and of interrupt 31h tell that they were called.
+fn guest(format: Option<Format>) -> Guest {
+    let mut g = Guest::new();
+    g.put(DATA, b"string\n");
+    let handlers = |bits: u32| {
+        move |p: &mut Prog, what: &str, eoi: bool| {
+            p.say(what);
+            if eoi {
+                asm!(p; mov dword_ptr(AT + 0xb0), 0);
+            }
+            if bits == 64 { asm!(p; iretq) } else { asm!(p; iretd) }
+        }
+    };
+    if matches!(format, Some(Format::Level4 | Format::Level5)) {
+        let write = handlers(64);
+        let nmi = g.code64(|p| write(p, "NMI", false));
+        let interrupt = g.code64(|p| write(p, "interrupt", true));
+        g.idt64(2, gate(CODE64, nmi, access::INT32, 0), 0);
+        g.idt64(0x31, gate(CODE64, interrupt, access::INT32, 0), 0);
+    } else {
+        let write = handlers(32);
+        let nmi = g.code32(|p| write(p, "NMI", false));
+        let interrupt = g.code32(|p| write(p, "interrupt", true));
+        g.idt(2, gate(CODE0, nmi, access::INT32, 0));
+        g.idt(0x31, gate(CODE0, interrupt, access::INT32, 0));
+    }
+    g
+}
+
+/// Page tables in which the local APIC's page is mapped.
+fn tables(format: Format) -> PageTables {
+    let mut t = PageTables::new(format, true);
+    t.set(1, AT, u64::from(APIC) | pte::ALL);
+    t
+}
+
+const LOG: &str = "
+    hello
+    #UD at ud
+    #DE at divide+9
+    string
+    sqrt(3), low=0xe8584caa
+    pi+1, high=0x401090fd
+    #GP(0x0) at cli cs=LEVEL3
+    user=0x2a
+    #PF(0x6) at far cs=LEVEL3 cr2=0x500000
+    NMI
+    sent
+    interrupt
+    done
+";
+
+#[test]
+fn protected_mode_with_paging_in_all_formats() {
+    for format in [Format::Legacy, Format::Pae] {
+        let mut g = guest(Some(format));
+        g.main(Main::Paged(tables(format)), |p| program(p, 32));
+        let expected = LOG.replace("LEVEL3", "0x3b");
+        if by_kvm(&paged(format)) == Some("paged\n".into()) {
+            g.check_everywhere(&expected);
+        } else {
+            eprintln!("{format:?}: no KVM here that has this paging: the other engines only");
+            g.check_manual(&expected, "QEMU's TCG says the same in other tests");
+        }
+    }
+}
+
+#[test]
+fn protected_mode_without_paging() {
+    let mut g = Guest::new();
+    g.main(Main::Protected, |p| {
+        p.say("hello");
+        p.attempt("ud", |p| asm!(p; ud2));
+        p.attempt("limit", |p| asm!(p; mov eax, u32::from(DATA16); mov fs, ax; mov al, byte_ptr(0x1_0000).fs()));
+        asm!(p; mov eax, 0x1234_5678; bswap eax; mov dword_ptr(VARS + 0x20), eax);
+        p.show_mem("swapped", VARS + 0x20);
+    });
+    g.check_everywhere("hello\n#UD at ud\n#GP(0x0) at limit+8\nswapped=0x78563412");
+}
+
+#[test]
+fn long_mode() {
+    let mut g = guest(Some(Format::Level4));
+    g.main(Main::Long(tables(Format::Level4)), |p| program(p, 64));
+    g.check_everywhere(&LOG.replace("LEVEL3", "0x53"));
+}
+
+/// Rounds of the computation at level 3.
+const ROUNDS: u32 = 250_000_000;
+
+/// A computation at level 3, which takes long enough for a thousand hand-overs: integers, SSE and x87 in one sum.
+#[test]
+fn a_computation_that_is_handed_over_a_thousand_times_has_the_same_result() {
+    let mut g = Guest::new();
+    g.main(Main::Long(tables(Format::Level4)), |p| {
+        p.set_cr4(0x600);
+        asm!(p; fninit);
+        p.user(|p| {
+            let mut round = p.a.create_label();
+            asm!(p; mov ecx, ROUNDS; mov rax, 0x9e37_79b9_7f4a_7c15u64; xor edx, edx; xor ebx, ebx;
+                mov r8d, 3; cvtsi2sd xmm0, r8d; xorpd xmm1, xmm1; fld1; fldz);
+            p.place(&mut round);
+            asm!(p; mov rdx, rax; shl rdx, 13; xor rax, rdx; mov rdx, rax; shr rdx, 7; xor rax, rdx; mov rdx, rax;
+                shl rdx, 17; xor rax, rdx; add rbx, rax; addsd xmm1, xmm0; fadd_2 st0, st1; dec ecx; jnz round);
+            asm!(p; mov qword_ptr(VARS + 0x20), rbx; movsd_2 qword_ptr(VARS + 0x28), xmm1;
+                fstp qword_ptr(VARS + 0x30); fstp st0);
+            p.name("end");
+            asm!(p; cli);
+        });
+        p.show_mem("sum", VARS + 0x20);
+        p.show_mem("its high half", VARS + 0x24);
+        p.show_mem("3 * rounds", VARS + 0x2c);
+        p.show_mem("rounds", VARS + 0x34);
+    });
+    // What the host's own processor computes.
+    let (mut x, mut sum) = (0x9e37_79b9_7f4a_7c15u64, 0u64);
+    for _ in 0..ROUNDS {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        sum = sum.wrapping_add(x);
+    }
+    let high = |v: f64| (v.to_bits() >> 32) as u32;
+    let expected = format!(
+        "#GP(0x0) at end cs=0x53\nsum={:#x}\nits high half={:#x}\n3 * rounds={:#x}\nrounds={:#x}",
+        sum as u32,
+        (sum >> 32) as u32,
+        high(3.0 * f64::from(ROUNDS)),
+        high(f64::from(ROUNDS)),
+    );
+    let changes = g.check_in_turns(&expected);
+    if has_kvm() {
+        assert!(changes >= 1000, "{changes} hand-overs");
+    }
+}
