@@ -53,6 +53,8 @@ pub struct Config {
     pub cpu: CpuModel,
     /// Engines to try, in order (`-accel`, `-machine accel=`, or the environment's `MYNAH_ACCEL`). Empty: as `auto`.
     pub accel: Vec<Accel>,
+    /// The file for what the run has counted (`-stats`).
+    pub stats: Option<PathBuf>,
     /// Hand-overs to other engines that are to come (`-handoff`).
     pub handoffs: Vec<Handoff>,
     /// The rate of vCPUs' time-stamp counters in Hz (`-cpu ...,tsc-frequency=`), if not the engine's own.
@@ -167,6 +169,7 @@ impl Default for Config {
             smp: Smp::default(),
             cpu: CpuModel::default(),
             accel: Vec::new(),
+            stats: None,
             handoffs: Vec::new(),
             tsc_hz: None,
             bios: None,

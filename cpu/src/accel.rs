@@ -28,6 +28,11 @@ pub trait Accelerator: Send {
     /// # Errors
     /// The host's part does not work.
     fn run(&mut self, cpu: &mut Cpu) -> Result<Exit, EngineError>;
+
+    /// How often the host's hypervisor has come back with something to be done; 0 where there is none.
+    fn exits(&self) -> u64 {
+        0
+    }
 }
 
 /// The interpreter, with the tier above it that the vCPU has, if it has one: [`Cpu::run`].

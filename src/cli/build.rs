@@ -279,6 +279,7 @@ fn run_option(given: &Given, config: &mut Config) -> Result<bool, Error> {
         }
         "D" => config.log.file = Some(run_arg::log_file(&given.value)?),
         "dfilter" => config.log.filter.extend(run_arg::log_filter(given.text()?)?),
+        "stats" => config.stats = Some(given.text()?.into()),
         "check" => config.check = Check::On,
         "handoff" => config.handoffs.push(machine_arg::handoff(given.text()?)?),
         "perfmap" | "perf-map" => config.perf_map = true,

@@ -13,6 +13,7 @@
 pub mod blockdev_arg;
 pub mod build;
 pub mod char_arg;
+mod compare;
 pub mod cpu_arg;
 pub mod demo;
 pub mod device_arg;
@@ -93,6 +94,8 @@ enum Command {
     },
     /// Make, look at and change disk images, as qemu-img does
     Image(image::ImageArgs),
+    /// Run the same guest on several engines, and tell what each took
+    Compare(compare::Args),
     /// Print the version
     Version,
 }
@@ -186,6 +189,7 @@ fn commands(args: &[OsString]) -> i32 {
         Command::Demo(args) => demo::run(&args),
         Command::Guests { command } => guests_command(command).map(|()| 0),
         Command::Image(args) => image::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Version => Err(Error::info(help::version()).into()),
     };
     report("mynah", result)

@@ -156,6 +156,7 @@ pub const OPTIONS: &[OptionDef] = options! {
     Run Supported "D" ("FILE", "mynah.log") "log to this file; %d in its name stands for the process's number";
     Run Supported "dfilter" ("RANGE[,RANGE...]", "0x1000+0x100,0x8000..0x8fff") "log only what these guest addresses do";
     Run Supported "handoff" ("ENGINE@WHEN", "kvm@text:login:") "have another engine run the guest from a moment on: SECONDSs, insn:N, port:0xPORT[=VALUE], text:TEXT";
+    Run Supported "stats" ("FILE", "stats.json") "write what the run has counted to a file, as JSON";
     Run Supported "check" "check translated code against the interpreter as the guest runs; the same as -accel jit,check=on";
     Run Supported "perfmap" "write the names of translated code to /tmp/perf-PID.map, for perf";
     Run Supported "perf-map" "the same as -perfmap";

@@ -355,4 +355,8 @@ impl Accelerator for Seat {
             _ => Software.run(cpu),
         }
     }
+
+    fn exits(&self) -> u64 {
+        self.kvm.as_ref().map_or(0, |kvm| kvm.exits())
+    }
 }

@@ -20,6 +20,7 @@ pub mod nets;
 pub mod power;
 pub mod saved;
 pub mod shadow;
+pub mod stats;
 pub mod vcpu;
 
 pub use handle::{Handle, Refused, Status};
@@ -31,14 +32,17 @@ use board::Board;
 use ending::{Ending, GRACE};
 use engines::{Engines, Recipe, Seat};
 use handoff::Handoffs;
+use mynah_cpu::Accelerator;
 use mynah_cpu::trace::{self, Trace};
 use mynah_cpu::{Cpu, CpuModel, World};
+use mynah_devices::clock::{Clock, SECOND};
 use mynah_devices::event_loop::EventLoop;
 use mynah_jit::perf::Symbols;
 use mynah_mmu::{GuestRam, PhysMemory};
 use parking_lot::Mutex;
 use power::Power;
 use saved::Incoming;
+use stats::{Stats, VcpuStats};
 use std::sync::Arc;
 use vcpu::VcpuHandle;
 
@@ -240,6 +244,7 @@ impl Machine {
     pub fn run(self) -> anyhow::Result<i32> {
         let Self { cfg, handle, board, consoles, cpus, world, boot, engines, log, incoming } = self;
         let power = handle.power();
+        let stats = Arc::new(Mutex::new(vec![VcpuStats::default(); cpus.len()]));
         let mut threads = Vec::new();
         for (n, (cpu, seat, bios)) in cpus.into_iter().enumerate() {
             let vcpu = Vcpu {
@@ -252,6 +257,7 @@ impl Machine {
                 board: board.clone(),
                 boot: boot.clone(),
                 report: (cfg.check != Check::Off).then(|| cfg.program.clone()),
+                stats: stats.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("mynah-vcpu{n}"))
@@ -292,6 +298,15 @@ impl Machine {
         if let Some(log) = &log {
             log.flush();
         }
+        if let Some(path) = &cfg.stats {
+            let guest_seconds = board.clock.now() as f64 / SECOND as f64;
+            let stats =
+                Stats { engine: engines.current().to_string(), guest_seconds, vcpus: stats.lock().clone() };
+            let written = serde_json::to_vec(&stats).map_err(anyhow::Error::from);
+            if let Err(e) = written.and_then(|bytes| Ok(std::fs::write(path, bytes)?)) {
+                crate::cli::say(&cfg.program, &format!("-stats {}: {e}", path.display()));
+            }
+        }
         engines.close();
         if let Some(log) = log {
             log.flush();
@@ -312,11 +327,13 @@ struct Vcpu {
     boot: kernel::Boot,
     /// At its end it says, as this program, what of it was checked.
     report: Option<String>,
+    /// What it has counted at its end.
+    stats: Arc<Mutex<Vec<VcpuStats>>>,
 }
 
 impl Vcpu {
     fn run(self) {
-        let Self { mut cpu, mut seat, bios, n, world, power, board, boot, report } = self;
+        let Self { mut cpu, mut seat, bios, n, world, power, board, boot, report, stats } = self;
         let _gone = Gone(power.clone());
         vcpu::run(&mut cpu, &mut seat, &world, n, &power, bios.as_deref(), |cpu, waking| {
             cpu.trace_reset();
@@ -336,6 +353,8 @@ impl Vcpu {
             kernel::enter(cpu, entry.as_ref());
             Ok(())
         });
+        stats.lock()[n] =
+            VcpuStats { instructions: cpu.icount, in_compiled_code: cpu.in_code, exits: seat.exits() };
         if let Some(program) = report {
             eprintln!("{program}: {}", inside::checked(&cpu));
         }

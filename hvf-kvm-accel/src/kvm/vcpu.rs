@@ -43,6 +43,7 @@ pub struct Vcpu {
     ready: bool,
     /// IA32_APIC_BASE as the board has it.
     apic_base: u64,
+    exits: u64,
     // Last, as all above is of it.
     vm: Arc<Vm>,
 }
@@ -92,6 +93,7 @@ impl Vcpu {
             unfinished: false,
             ready: false,
             apic_base: 0,
+            exits: 0,
             vm: vm.clone(),
         };
         let mut known = this.known;
@@ -250,6 +252,7 @@ impl Vcpu {
     /// One KVM_RUN, and the answer to its exit if that takes no more than the board.
     fn enter(&mut self, cpu: &mut Cpu) -> Result<Option<Left>, AccelError> {
         self.unfinished = false;
+        self.exits += 1;
         let run = &raw mut *self.fd.get_kvm_run();
         let mut finishing = false;
         let left = match self.fd.run() {
@@ -449,8 +452,11 @@ impl Accelerator for Vcpu {
         world.enter(seat);
         let exit = self.run_to_exit(cpu);
         world.leave(seat);
-        let _ = &self.vm;
         exit.map_err(|e| EngineError(format!("-accel kvm: vCPU {}: {e}", cpu.index)))
+    }
+
+    fn exits(&self) -> u64 {
+        self.exits
     }
 }
 

@@ -150,7 +150,10 @@ fn protected_mode_without_paging() {
     g.main(Main::Protected, |p| {
         p.say("hello");
         p.attempt("ud", |p| asm!(p; ud2));
-        p.attempt("limit", |p| asm!(p; mov eax, u32::from(DATA16); mov fs, ax; mov al, byte_ptr(0x1_0000).fs()));
+        p.attempt(
+            "limit",
+            |p| asm!(p; mov eax, u32::from(DATA16); mov fs, ax; mov al, byte_ptr(0x1_0000).fs()),
+        );
         asm!(p; mov eax, 0x1234_5678; bswap eax; mov dword_ptr(VARS + 0x20), eax);
         p.show_mem("swapped", VARS + 0x20);
     });

@@ -1,0 +1,136 @@
+//! Who is compared.
+use super::Error;
+use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// An engine, or another emulator.
+pub struct Subject {
+    /// What the user calls it.
+    pub name: &'static str,
+    program: PathBuf,
+    first: &'static [&'static str],
+    /// It is this program.
+    pub own: bool,
+}
+
+impl Subject {
+    /// The one of this name.
+    ///
+    /// # Errors
+    /// There is none, or it is not installed.
+    pub fn named(name: &str) -> Result<Self> {
+        const QEMU: &str = "qemu-system-x86_64";
+        let (name, first): (_, &'static [&'static str]) = match name {
+            "interp" => ("interp", &["run", "-accel", "interp"]),
+            "jit" | "tcg" => ("jit", &["run", "-accel", "jit"]),
+            "kvm" => ("kvm", &["run", "-accel", "kvm"]),
+            "auto" => ("auto", &["run", "-accel", "auto"]),
+            "qemu" => ("qemu", &["-accel", "tcg"]),
+            "qemu-kvm" => ("qemu-kvm", &["-accel", "kvm"]),
+            "bochs" => bail!(Error::new(
+                "--accel bochs: it takes a configuration file in place of QEMU's options, which there is no support for"
+            )),
+            _ => bail!(Error::new(format!(
+                "--accel {name}: expected interp, jit, kvm, auto, qemu or qemu-kvm"
+            ))),
+        };
+        let own = !name.starts_with("qemu");
+        let program = if own {
+            std::env::current_exe().context("cannot find this program's own file")?
+        } else {
+            which(QEMU).ok_or_else(|| {
+                Error::new(format!(
+                    "--accel {name}: {QEMU} is not installed (Debian's package is qemu-system-x86)"
+                ))
+            })?
+        };
+        Ok(Self { name, program, first, own })
+    }
+
+    /// The command that runs a guest: console to standard output, the debug port to `debug`, figures to `stats`.
+    pub fn command(&self, options: &[OsString], debug: &Path, stats: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(self.first);
+        let has = |names: &[&str]| options.iter().any(|o| names.iter().any(|n| o == *n));
+        if !has(&["-nographic", "-display", "-serial"]) {
+            command.args(["-display", "none", "-serial", "stdio", "-monitor", "none"]);
+        }
+        if !has(&["-nic", "-netdev", "-net"]) {
+            command.args(["-nic", "none"]);
+        }
+        if !has(&["-no-reboot"]) {
+            command.arg("-no-reboot");
+        }
+        if !has(&["-debugcon"]) {
+            command.arg("-debugcon").arg(format!("file:{}", debug.display()));
+        }
+        command.args(options);
+        if self.own {
+            command.arg("-stats").arg(stats);
+        }
+        command
+    }
+}
+
+/// The options that boot an image: a kernel, a CD or a disk, by what it is.
+pub fn options_of(image: &Path) -> Result<Vec<OsString>> {
+    let mut head = Vec::new();
+    let file = std::fs::File::open(image).map_err(|e| Error::new(format!("{}: {e}", image.display())))?;
+    file.take(0x206).read_to_end(&mut head).map_err(|e| Error::new(format!("{}: {e}", image.display())))?;
+    let kernel = head.starts_with(b"\x7fELF") || head.get(0x202..0x206) == Some(b"HdrS");
+    let words = |list: &[&str]| list.iter().map(OsString::from).collect::<Vec<_>>();
+    Ok(if kernel {
+        let mut all = words(&["-append", "console=ttyS0 panic=-1", "-kernel"]);
+        all.push(image.into());
+        all
+    } else if image.extension().is_some_and(|e| e.eq_ignore_ascii_case("iso")) {
+        let mut all = words(&["-cdrom"]);
+        all.push(image.into());
+        all
+    } else {
+        // A comma in a name is doubled.
+        let name = image.display().to_string().replace(',', ",,");
+        let format = if head.starts_with(b"QFI\xfb") { "qcow2" } else { "raw" };
+        words(&["-drive", &format!("file={name},format={format},snapshot=on")])
+    })
+}
+
+fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_image_is_is_seen_by_its_head() {
+        let folder = std::env::temp_dir().join(format!("mynah-compare-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let options = |name: &str, bytes: &[u8]| {
+            let path = folder.join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let all = options_of(&path).unwrap();
+            all.iter().map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        let mut linux = vec![0; 0x202];
+        linux.extend(b"HdrS");
+        assert!(options("vmlinuz", &linux).starts_with("-append console=ttyS0 panic=-1 -kernel "));
+        assert!(options("vmlinux", b"\x7fELF").contains(" -kernel "));
+        assert!(options("a.ISO", b"").starts_with("-cdrom "));
+        assert!(options("a.qcow2", b"QFI\xfb").ends_with(",format=qcow2,snapshot=on"));
+        assert!(options("a,b.img", b"").ends_with("a,,b.img,format=raw,snapshot=on"));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn who_is_not_there_is_named() {
+        let why = Subject::named("vmware").err().map(|e| e.to_string()).unwrap_or_default();
+        assert_eq!(why, "--accel vmware: expected interp, jit, kvm, auto, qemu or qemu-kvm");
+        assert!(Subject::named("jit").unwrap().own);
+    }
+}
