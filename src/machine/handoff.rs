@@ -25,13 +25,16 @@ struct Planned {
     come: AtomicBool,
 }
 
+/// A timer, and whom it calls.
+type Alarm = (Arc<dyn Timer>, Arc<dyn TimerOwner>);
+
 /// The hand-overs that the user has planned.
 pub struct Handoffs {
     all: Vec<Planned>,
     power: Arc<Power>,
     due: Mutex<mpsc::Sender<usize>>,
     /// Timers, and whom they call, which the clock holds weakly.
-    timers: Mutex<Vec<(Arc<dyn Timer>, Arc<dyn TimerOwner>)>>,
+    timers: Mutex<Vec<Alarm>>,
 }
 
 struct Moment {

@@ -43,6 +43,8 @@ pub struct Vcpu {
     ready: bool,
     /// IA32_APIC_BASE as the board has it.
     apic_base: u64,
+    /// Exits in a row with an interrupt that could not be injected.
+    shut_out: u32,
     exits: u64,
     // Last, as all above is of it.
     vm: Arc<Vm>,
@@ -65,7 +67,15 @@ enum Left {
     Shutdown,
     /// KVM cannot execute the instruction at RIP.
     Emulate,
+    /// An interrupt finds no way in.
+    ShutOut,
 }
+
+/// Exits in a row that find an interrupt pending that cannot be injected, after which the interpreter looks for the
+/// moment: a KVM that is emulated itself may not see it where exits follow each other closely. And for how many
+/// instructions it looks.
+const SHUT_OUT: u32 = 256;
+const LOOK: u32 = 1000;
 
 impl Vcpu {
     pub(super) fn new(vm: &Arc<Vm>, cpu: &Cpu, tsc_hz: u64) -> Result<Self, AccelError> {
@@ -93,6 +103,7 @@ impl Vcpu {
             unfinished: false,
             ready: false,
             apic_base: 0,
+            shut_out: 0,
             exits: 0,
             vm: vm.clone(),
         };
@@ -355,9 +366,15 @@ impl Vcpu {
                 // Behind the instruction that may well have asked for it.
                 self.finish(cpu)?;
                 if !self.ready {
+                    self.shut_out += 1;
+                    if self.shut_out > SHUT_OUT {
+                        self.shut_out = 0;
+                        return Ok(Left::ShutOut);
+                    }
                     window = true;
                 } else if let Some(vector) = cpu.board.acknowledge() {
                     self.ready = false;
+                    self.shut_out = 0;
                     let interrupt = kvm_interrupt { irq: vector.into() };
                     // SAFETY: the kernel reads a `kvm_interrupt`.
                     if unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) } != 0 {
@@ -386,10 +403,16 @@ impl Vcpu {
         }
     }
 
-    /// One instruction by the interpreter, from memory as it is.
-    fn step(&mut self, cpu: &mut Cpu) -> Option<Exit> {
+    /// Instructions by the interpreter, from memory as it is: so many, or until no interrupt is pending any more.
+    fn step(&mut self, cpu: &mut Cpu, most: u32) -> Option<Exit> {
         cpu.drop_code();
-        let exit = cpu.step();
+        let mut exit = None;
+        for _ in 0..most {
+            exit = cpu.step();
+            if exit.is_some() || cpu.events.pending() & EV_INTR == 0 {
+                break;
+            }
+        }
         cpu.drop_code();
         exit
     }
@@ -417,7 +440,7 @@ impl Vcpu {
             }
             // What only the interpreter does: the A20 gate, and logs of each instruction.
             if cpu.a20_mask != !0 || cpu.is_logged() {
-                if let Some(exit) = self.step(cpu) {
+                if let Some(exit) = self.step(cpu, 1) {
                     return Ok(exit);
                 }
                 continue;
@@ -429,10 +452,22 @@ impl Vcpu {
             saved?;
             match left {
                 Left::Signals => {}
-                Left::Halt => cpu.state.activity = Activity::Halted,
+                Left::Halt => {
+                    cpu.state.activity = Activity::Halted;
+                    // It is behind HLT: what STI held off is not any more, whatever the host says.
+                    if cpu.state.shadow != Shadow::Event {
+                        cpu.state.shadow = Shadow::None;
+                        cpu.sync_events();
+                    }
+                }
                 Left::Shutdown => cpu.state.activity = Activity::Shutdown,
                 Left::Emulate => {
-                    if let Some(exit) = self.step(cpu) {
+                    if let Some(exit) = self.step(cpu, 1) {
+                        return Ok(exit);
+                    }
+                }
+                Left::ShutOut => {
+                    if let Some(exit) = self.step(cpu, LOOK) {
                         return Ok(exit);
                     }
                 }

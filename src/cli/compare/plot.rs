@@ -41,7 +41,7 @@ pub fn page(report: &Report, path: &Path) -> Result<()> {
     let mut body = String::new();
     for (n, guest) in report.guests().into_iter().enumerate() {
         let rows = report.rows(guest);
-        let times: Vec<&Row> = rows.iter().filter(|r| r.unit == "s").collect();
+        let times: Vec<&Row> = rows.iter().filter(|r| r.unit == "s" && r.name != "guest time").collect();
         let svg = svg(report, guest, &times)?;
         write(&path.with_file_name(format!("{stem}-{n}.svg")), svg.as_bytes())?;
         if has_font {
@@ -153,7 +153,7 @@ where
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(56)
-        .build_cartesian_2d(0.0..rows.len().max(1) as f64, 0.0..(most * 1.08).max(1e-3))
+        .build_cartesian_2d(0.0..rows.len().max(1) as f64, 0.0..(most * 1.2).max(1e-3))
         .map_err(failed)?;
     // Names stand in the middle of their groups.
     let label = |x: &f64| match x.fract() {
@@ -192,6 +192,7 @@ where
     }
     chart
         .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
         .border_style(RGBColor(200, 200, 200))
         .background_style(WHITE)
         .label_font(("sans-serif", 14))

@@ -1,5 +1,5 @@
 //! The figures of all runs.
-use super::run::{Figures, Outcome};
+use super::run::{Figures, Outcome, PHASES};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -123,10 +123,14 @@ impl Report {
             _ => f.markers.iter().find(|(n, _)| n == name).map(|(_, t)| *t),
         };
         for (before, name) in &names {
-            rows.push(row(&format!("to {name}"), "s", &|f| Some(at(f, name)? - at(f, before)?)));
+            // A phase is called by what ends with it.
+            let phase = PHASES.iter().any(|(phase, _)| phase == name);
+            let title = if phase { name.clone() } else { format!("to {name}") };
+            rows.push(row(&title, "s", &|f| Some(at(f, name)? - at(f, before)?)));
         }
-        if !names.is_empty() {
-            rows.push(row("from there on", "s", &|f| Some(f.wall - f.markers.last()?.1)));
+        if let Some((_, last)) = names.last() {
+            let title = if last == "kernel" { "user space" } else { "from there on" };
+            rows.push(row(title, "s", &|f| Some(f.wall - f.markers.last()?.1)));
         }
         let mut results = Vec::new();
         for figures in subjects.iter().flat_map(|s| self.of(guest, s)) {
@@ -224,7 +228,7 @@ mod tests {
             rows[0].values,
             [Some(Median { value: 2.0, spread: 1.5 }), Some(Median { value: 6.0, spread: 1.5 })]
         );
-        let kernel = rows.iter().find(|r| r.name == "to kernel").unwrap();
+        let kernel = rows.iter().find(|r| r.name == "kernel").unwrap();
         assert_eq!(kernel.values[1].unwrap().value, 2.0);
         let text = r.table();
         assert!(text.contains("6.00   3.00x ±75%"), "{text}");
