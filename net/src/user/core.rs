@@ -4,6 +4,7 @@ use super::dns::Resolvers;
 use super::ip::{self, Fragment};
 use crate::reactor::{Reactor, Token};
 use crate::{Frame, Nic, Offload, Takes};
+use rustc_hash::FxHashMap;
 use socket2::Socket;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -134,7 +135,8 @@ pub(super) struct Core {
     pub resolvers: Resolvers,
     /// The address that was leased last.
     pub leased: Option<IpAddr>,
-    neighbours: HashMap<IpAddr, [u8; 6]>,
+    /// There are few, so that none who makes addresses up gains by what they hash to.
+    neighbours: FxHashMap<IpAddr, [u8; 6]>,
     queue: VecDeque<(Offload, Vec<u8>)>,
     queued: usize,
     waiting: VecDeque<(IpAddr, Vec<u8>)>,
@@ -165,7 +167,7 @@ impl Core {
             buffered: 0,
             resolvers,
             leased: None,
-            neighbours: HashMap::new(),
+            neighbours: FxHashMap::default(),
             queue: VecDeque::new(),
             queued: 0,
             waiting: VecDeque::new(),

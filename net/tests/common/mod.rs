@@ -1,4 +1,8 @@
 //! A guest for the NAT: smoltcp's stack on a link that may lose, repeat and reorder frames.
+// Each of the tests has its own need of it.
+#![allow(dead_code)]
+pub mod raw;
+
 use mynah_net::user::{Config, Poll, Reactor, User};
 use mynah_net::{Backend, Frame, Nic};
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};

@@ -20,7 +20,7 @@ pub(super) const BUDGET: usize = 128 << 20;
 /// Our window's scale: 512 KiB in 16 bits and some to spare.
 pub(super) const SCALE: u8 = 5;
 /// Pieces out of order that are kept for one flow, and their bytes.
-pub(super) const PIECES: usize = 64;
+const PIECES: usize = 256;
 const PIECES_BYTES: usize = 256 << 10;
 /// RFC 6298, 2.1 and 2.4, with the least time as other stacks have it: the link is in memory.
 const FIRST_RTO: Duration = Duration::from_secs(1);
@@ -107,7 +107,7 @@ pub(super) struct Flow {
     /// The end of the window that we have told.
     pub rcv_adv: u32,
     pub out: Ring,
-    /// What came too early: sequence number and bytes, sorted.
+    /// What came too early: sequence number and bytes, sorted, none over another.
     pub pieces: Vec<(u32, Vec<u8>)>,
     pub fin_in: bool,
     /// The guest closed first, so that it is the one who waits (RFC 9293, 3.6).
@@ -249,18 +249,35 @@ impl Flow {
         Ok(())
     }
 
-    /// Keeps what has come too early.
+    /// Keeps what has come too early. What is nearest is needed first: what is further on makes room for it.
     pub fn keep(&mut self, seq: u32, parts: &[&[u8]]) {
-        let total: usize = parts.iter().map(|p| p.len()).sum();
-        let held: usize = self.pieces.iter().map(|(_, b)| b.len()).sum();
-        if self.pieces.len() >= PIECES || held + total > PIECES_BYTES {
+        let place = |s: u32| s.wrapping_sub(self.rcv_nxt) as usize;
+        let (mut from, mut end) = (place(seq), place(seq) + parts.iter().map(|p| p.len()).sum::<usize>());
+        let at = self.pieces.partition_point(|(s, _)| place(*s) < from);
+        if let Some((s, b)) = at.checked_sub(1).and_then(|n| self.pieces.get(n)) {
+            from = from.max(place(*s) + b.len());
+        }
+        while let Some((s, b)) = self.pieces.get(at).filter(|(s, _)| place(*s) < end) {
+            if place(*s) + b.len() > end {
+                end = place(*s);
+                break;
+            }
+            self.pieces.remove(at);
+        }
+        if from >= end {
             return;
         }
-        let place = |s: u32| s.wrapping_sub(self.rcv_nxt);
-        let at = self.pieces.partition_point(|(s, _)| place(*s) < place(seq));
-        if self.pieces.get(at).is_none_or(|(s, b)| *s != seq || b.len() < total) {
-            self.pieces.insert(at, (seq, parts.concat()));
+        let mut held: usize = self.pieces.iter().map(|(_, b)| b.len()).sum();
+        while self.pieces.len() >= PIECES || held + (end - from) > PIECES_BYTES {
+            if self.pieces.len() <= at {
+                return;
+            }
+            held -= self.pieces.pop().map_or(0, |(_, b)| b.len());
         }
+        let (skip, len) = (from - place(seq), end - from);
+        let mut bytes = Vec::with_capacity(len);
+        bytes.extend(parts.iter().flat_map(|p| p.iter()).skip(skip).take(len));
+        self.pieces.insert(at, (self.rcv_nxt.wrapping_add(from as u32), bytes));
     }
 
     /// Takes what is in order now of what came too early.
