@@ -156,3 +156,21 @@ fn the_smallest_segments_of_a_guest_fit_into_long_frames() {
         }
     }
 }
+
+#[test]
+fn an_acknowledgement_is_not_answered() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let raw = Raw::new(Config::default(), true);
+    for (from, options) in [(1000, &[][..]), (1001, &OPTIONS)] {
+        let ack = raw.open(from, port, options);
+        let t = Tcp { ports: (from, port), seq: 101, ack, flags: ACK, ..Tcp::default() };
+        // What is larger than a SYN can tell is told once.
+        while raw.next().is_some() {}
+        for n in 0..10 {
+            raw.tcp(t);
+            raw.poll.turn(&raw.user, Duration::from_millis(1));
+            assert_eq!(raw.next().map(|s| s.window), None, "{n}");
+        }
+    }
+}

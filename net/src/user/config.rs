@@ -121,7 +121,7 @@ impl Default for Config {
             host_forwards: Vec::new(),
             guest_forwards: Vec::new(),
             mtu: 1500,
-            max_flows: 1024,
+            max_flows: 4096,
             resolv_conf: "/etc/resolv.conf".into(),
         }
     }

@@ -132,6 +132,9 @@ pub(super) struct Core {
     pub buffered: usize,
     /// The most flows of a protocol.
     pub max_flows: usize,
+    /// The process had no descriptor for what was asked for; and whether to say nothing yet, as there will be one.
+    pub starved: bool,
+    pub patient: bool,
     pub resolvers: Resolvers,
     /// The address that was leased last.
     pub leased: Option<IpAddr>,
@@ -158,6 +161,8 @@ impl Core {
         let files = descriptors().map_or(usize::MAX, |n| (n / 4).max(16));
         Self {
             max_flows: config.max_flows.clamp(1, files),
+            starved: false,
+            patient: false,
             config,
             reactor,
             nic: None,
@@ -201,6 +206,13 @@ impl Core {
             self.said.insert(kind, now);
             tracing::warn!("user network: {what}");
         }
+    }
+
+    /// Whether an error means that descriptors are to be had by closing others, and that it will be tried again.
+    pub fn starves(&mut self, e: &io::Error) -> bool {
+        let starves = self.patient && matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+        self.starved |= starves;
+        starves
     }
 
     /// Whether one more error may be sent in this second.

@@ -74,6 +74,7 @@ impl Icmp {
             Some((token, _)) => *token,
             None => match self.open(core, ip, ident) {
                 Ok(token) => token,
+                Err(e) if core.starves(&e) => return,
                 Err(e) => {
                     let what = "the host gives no socket for ping: see net.ipv4.ping_group_range";
                     core.once("ping", format_args!("{what} ({e})"));
@@ -119,7 +120,12 @@ impl Icmp {
         Ok(token)
     }
 
-    fn close(&mut self, core: &mut Core, token: Token) {
+    /// The echo that has been on its way for longest.
+    pub fn oldest(&self) -> Option<(Instant, Token)> {
+        self.pings.iter().map(|(token, p)| (p.last, *token)).min()
+    }
+
+    pub fn close(&mut self, core: &mut Core, token: Token) {
         if let Some(ping) = self.pings.remove(&token) {
             core.disarm(token, ping.queued);
         }

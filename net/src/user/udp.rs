@@ -172,6 +172,7 @@ impl Udp {
                 self.insert(core, token, guest, remote, end, dns);
                 Some(token)
             }
+            Err(e) if core.starves(&e) => None,
             Err(e) => {
                 core.once("udp", format_args!("{remote}: {e}"));
                 if let Some(why) = Unreachable::from_error(&e).filter(|_| !is_dns) {
@@ -283,7 +284,13 @@ impl Udp {
         }
     }
 
-    fn close(&mut self, core: &mut Core, token: Token) {
+    /// The flow with a socket of its own that has been idle for longest.
+    pub fn oldest(&self) -> Option<(Instant, Token)> {
+        let own = self.flows.iter().filter(|(_, f)| matches!(f.end, End::Own { .. }));
+        own.map(|(token, f)| (f.last, *token)).min()
+    }
+
+    pub fn close(&mut self, core: &mut Core, token: Token) {
         let Some(flow) = self.flows.remove(&token) else { return };
         core.disarm(token, flow.queued);
         self.keys.remove(&(flow.guest, flow.remote));

@@ -1,6 +1,7 @@
 //! A guest for the NAT: smoltcp's stack on a link that may lose, repeat and reorder frames.
 // Each of the tests has its own need of it.
 #![allow(dead_code)]
+pub mod process;
 pub mod raw;
 
 use mynah_net::user::{Config, Poll, Reactor, User};

@@ -17,6 +17,9 @@ pub(super) const IN: usize = 1 << 20;
 pub(super) const FRUGAL: usize = 16 << 10;
 /// Bytes in all flows' buffers above which each gets by with [`FRUGAL`].
 pub(super) const BUDGET: usize = 128 << 20;
+/// Those above which nothing more is kept of what the guest sends, though a window had been told: it is lost, and the
+/// guest sends it again.
+const MOST: usize = 2 * BUDGET;
 /// Our window's scale: 512 KiB in 16 bits and some to spare.
 pub(super) const SCALE: u8 = 5;
 /// Pieces out of order that are kept for one flow, and their bytes.
@@ -224,20 +227,27 @@ impl Flow {
         }
     }
 
-    /// Takes data in order: to the socket as far as it has room, the rest is kept. It is within the window.
-    pub fn take(&mut self, parts: &[&[u8]]) -> Result<(), Fate> {
-        let total: usize = parts.iter().map(|p| p.len()).sum();
+    /// Takes data in order: to the socket as far as it has room, the rest is kept if `keep` says so. It is within the
+    /// window.
+    pub fn take(&mut self, parts: &[&[u8]], keep: bool) -> Result<(), Fate> {
+        let mut total: usize = parts.iter().map(|p| p.len()).sum();
+        let mut gone = 0;
+        if self.out.is_empty() && total > 0 && !self.shut {
+            let slices: smallvec::SmallVec<[IoSlice<'_>; 20]> =
+                parts.iter().map(|p| IoSlice::new(p)).collect();
+            gone = self.write(&slices)?;
+        }
+        if !keep {
+            total = gone;
+        }
         self.rcv_nxt = self.rcv_nxt.wrapping_add(total as u32);
         self.unacked += total;
         self.counters.from_guest += total as u64;
         if self.shut {
             return Ok(());
         }
-        let mut gone = 0;
-        if self.out.is_empty() && total > 0 {
-            let slices: smallvec::SmallVec<[IoSlice<'_>; 20]> =
-                parts.iter().map(|p| IoSlice::new(p)).collect();
-            gone = self.write(&slices)?;
+        if !keep {
+            return Ok(());
         }
         for part in parts {
             let skip = gone.min(part.len());
@@ -250,7 +260,10 @@ impl Flow {
     }
 
     /// Keeps what has come too early. What is nearest is needed first: what is further on makes room for it.
-    pub fn keep(&mut self, seq: u32, parts: &[&[u8]]) {
+    pub fn keep(&mut self, core: &Core, seq: u32, parts: &[&[u8]]) {
+        if core.buffered > BUDGET {
+            return;
+        }
         let place = |s: u32| s.wrapping_sub(self.rcv_nxt) as usize;
         let (mut from, mut end) = (place(seq), place(seq) + parts.iter().map(|p| p.len()).sum::<usize>());
         let at = self.pieces.partition_point(|(s, _)| place(*s) < from);
@@ -280,15 +293,20 @@ impl Flow {
         self.pieces.insert(at, (self.rcv_nxt.wrapping_add(from as u32), bytes));
     }
 
+    /// Whether there is memory for what the guest sends.
+    pub fn may_keep(core: &Core) -> bool {
+        core.buffered <= MOST
+    }
+
     /// Takes what is in order now of what came too early.
-    pub fn fit(&mut self) -> Result<(), Fate> {
+    pub fn fit(&mut self, keep: bool) -> Result<(), Fate> {
         while let Some((seq, bytes)) = self.pieces.first() {
             let ahead = self.rcv_nxt.wrapping_sub(*seq);
             if ahead as i32 >= 0 {
                 let fresh = bytes.len().saturating_sub(ahead as usize);
                 let (_, bytes) = self.pieces.remove(0);
                 if fresh > 0 {
-                    self.take(&[&bytes[bytes.len() - fresh..]])?;
+                    self.take(&[&bytes[bytes.len() - fresh..]], keep)?;
                 }
             } else {
                 break;

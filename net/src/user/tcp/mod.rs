@@ -37,7 +37,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// All connections.
 #[derive(Default)]
@@ -123,6 +123,7 @@ impl Tcp {
         };
         let (socket, connected, child) = match made {
             Ok(made) => made,
+            Err(e) if core.starves(&e) => return,
             Err(e) => {
                 core.once("tcp", format_args!("{}: {e}", key.remote));
                 return self.failed(core, key, segment, &e, original);
@@ -258,12 +259,28 @@ impl Tcp {
         self.children.retain_mut(|c| matches!(c.try_wait(), Ok(None)));
     }
 
-    /// Ends the flow that has been idle for longest if there are too many; one that is over goes first.
+    /// The flow with a socket that has been idle for longest.
+    pub fn oldest(&self) -> Option<(Instant, Token)> {
+        self.flows.values().filter(|f| f.socket.is_some()).map(|f| (f.last, f.id)).min()
+    }
+
+    /// Closes a flow for want of a descriptor.
+    pub fn shed(&mut self, core: &mut Core, id: Token) {
+        self.end(core, id, Fate::Reset);
+    }
+
+    /// Ends the flow that has been idle for longest if there are too many. One that is over goes first; then, if half
+    /// of all are not open yet, the oldest of these, so that a flood of SYNs ends no connection.
     fn make_room(&mut self, core: &mut Core) {
         if self.flows.len() < core.max_flows {
             return;
         }
-        let oldest = self.flows.values().min_by_key(|f| (f.phase != Phase::TimeWait, f.last));
+        let opening = |f: &Flow| matches!(f.phase, Phase::Connecting | Phase::SynSent | Phase::SynReceived);
+        let flood = self.flows.values().filter(|f| opening(f)).count() > core.max_flows / 2;
+        let oldest = self.flows.values().min_by_key(|f| {
+            let class = if f.phase == Phase::TimeWait { 0 } else { 1 + u8::from(!(flood && opening(f))) };
+            (class, f.last)
+        });
         let Some((id, over)) = oldest.map(|f| (f.id, f.phase == Phase::TimeWait)) else { return };
         if !over {
             let most = core.max_flows;

@@ -241,7 +241,9 @@ impl Flow {
             }
         }
         let told = self.rcv_adv.wrapping_sub(self.rcv_nxt) as i32;
-        let gain = (self.window(core) as i64 - i64::from(told)).max(0) as usize;
+        // As much as can be told: without a scale 64 KiB are all.
+        let can = self.window(core).min(0xffff << self.scale.map_or(0, |_| SCALE));
+        let gain = (can as i64 - i64::from(told)).max(0) as usize;
         // A window that opens is told when it is worth it (RFC 9293, 3.8.6.2.2): also a small one of long segments.
         let worth = (2 * self.mss).min(FRUGAL / 2);
         let opens = !self.fin_in && gain >= worth && (told < worth as i32 || gain >= OUT / 2);
