@@ -191,3 +191,24 @@ impl Raw {
         ack
     }
 }
+
+impl Raw {
+    /// Waits for a datagram over IPv4: from which port of whom, to which of ours, and what.
+    #[track_caller]
+    pub fn wait_datagram(&self) -> (SocketAddrV4, u16, Vec<u8>) {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let next = self.card.frames.lock().unwrap().pop_front();
+            if let Some((_, f)) = next
+                && f[12..14] == [8, 0]
+                && f[23] == 17
+            {
+                let half = |at: usize| u16::from_be_bytes([f[at], f[at + 1]]);
+                let from = SocketAddrV4::new([f[26], f[27], f[28], f[29]].into(), half(34));
+                return (from, half(36), f[42..14 + usize::from(half(16))].to_vec());
+            }
+            assert!(Instant::now() < end, "no datagram: {:?}", self.user.flows());
+            self.poll.turn(&self.user, Duration::from_millis(10));
+        }
+    }
+}

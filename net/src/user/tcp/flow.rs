@@ -83,6 +83,8 @@ pub(super) struct Flow {
     /// None once both halves have ended.
     pub socket: Option<Arc<Socket>>,
     pub child: Option<Child>,
+    /// Which of the host's name servers it is, if it is one.
+    pub resolver: Option<usize>,
 
     // Towards the guest (RFC 9293, 3.3.1). SND.UNA is the sequence number of the ring's first byte.
     pub iss: u32,
@@ -155,6 +157,7 @@ impl Flow {
             armed: (false, false),
             socket: Some(socket),
             child: None,
+            resolver: None,
             iss,
             una: iss,
             nxt: iss,
