@@ -52,6 +52,8 @@ fn addresses_of_the_network_lead_to_servers_sockets_and_programs() {
     for restrict in [false, true] {
         let mut g =
             Guest::new(Config { restrict, guest_forwards: Vec::clone(&guest_forwards), ..Config::default() });
+        // Its stack asks for one neighbour in a second.
+        g.hurry = Duration::from_millis(50);
         let (tcp, unix) = (tcp.try_clone().unwrap(), unix.try_clone().unwrap());
         thread::spawn(move || {
             let s = tcp.accept().unwrap().0;

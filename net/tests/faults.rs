@@ -54,7 +54,7 @@ fn transfer(faults: Faults, len: usize) -> End {
         line = Some(fault.clone());
         Arc::new(Line(fault))
     });
-    g.hurry = Duration::from_millis(40);
+    g.hurry = Duration::from_millis(100);
     let line = line.unwrap();
     let h = g.connect(gateway(at), 128 << 10);
     let (out, mut sent, mut got) = (data(len, 1), 0, Vec::new());
@@ -103,6 +103,7 @@ fn kinds(percent: &str, seed: u64) -> [(&'static str, Faults); 6] {
 fn a_bad_line_changes_nothing() {
     for (percent, len) in [("1", 1 << 20), ("5", 1 << 20), ("20", 256 << 10)] {
         for (name, faults) in kinds(percent, 1) {
+            let len = if name == "all" { len / 8 } else { len };
             let end = transfer(faults, len);
             // All at 20 % is more than half of the frames: a stack may give up.
             assert!(end == End::Whole || (percent, name) == ("20", "all"), "{name} at {percent} %");
@@ -113,11 +114,12 @@ fn a_bad_line_changes_nothing() {
 #[test]
 #[ignore = "minutes: many megabytes over a bad line"]
 fn a_bad_line_changes_nothing_of_many_megabytes() {
-    for seed in 1..=3 {
+    for seed in 1..=2 {
         for percent in ["1", "5", "20"] {
             for (name, faults) in kinds(percent, seed) {
                 let start = Instant::now();
-                let end = transfer(faults, 4 << 20);
+                let len = if (percent, name) == ("20", "all") { 512 << 10 } else { 4 << 20 };
+                let end = transfer(faults, len);
                 println!("{name} at {percent} %, seed {seed}: {end:?} in {:?}", start.elapsed());
                 assert!(end == End::Whole || (percent, name) == ("20", "all"), "{name} at {percent} %");
             }

@@ -228,4 +228,6 @@ fn a_lease_is_given_back_or_declined_and_who_has_an_address_may_ask() {
     assert!(options.windows(6).any(|o| o == [6, 4, 10, 0, 2, 3]), "the name server");
     assert!(!options.windows(2).any(|o| o == [51, 4]), "no lease");
     assert_eq!(raw.user.leases().len(), 1);
+    let json = raw.user.json();
+    assert_eq!(json["leases"], serde_json::json!([{ "mac": "02:00:00:00:00:01", "address": "10.0.2.16" }]));
 }

@@ -156,6 +156,15 @@ fn a_reset_of_the_hosts_ends_one_connection_only() {
     second.write_all(b"x").unwrap();
     let seen = raw.wait();
     assert_eq!((seen.ports.1, seen.seq, &seen.data[..]), (1001, other, &b"x"[..]));
+    // Programs may read what passes.
+    let json = raw.user.json();
+    let flows = json["flows"].as_array().unwrap();
+    assert_eq!(
+        (flows.len(), &flows[0]["guest"], &flows[0]["state"]),
+        (1, &"10.0.2.15:1001".into(), &"Open".into())
+    );
+    assert_eq!(flows[0]["counters"]["to_guest"], 1);
+    assert_eq!(json["stats"]["from_guest"], raw.user.stats().from_guest);
 }
 
 #[test]

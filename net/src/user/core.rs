@@ -5,6 +5,7 @@ use super::ip::{self, Fragment};
 use crate::reactor::{Reactor, Token};
 use crate::{Frame, Nic, Offload, Takes};
 use rustc_hash::FxHashMap;
+use serde::Serialize;
 use socket2::Socket;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -37,7 +38,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 const ERRORS: u32 = 200;
 
 /// What a flow has passed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FlowCounters {
     /// Bytes of data from the guest.
     pub from_guest: u64,
@@ -52,7 +53,7 @@ pub struct FlowCounters {
 }
 
 /// A flow, for who wants to look at it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct FlowInfo {
     /// tcp, udp or icmp.
     pub protocol: &'static str,
@@ -69,7 +70,7 @@ pub struct FlowInfo {
 }
 
 /// What the whole network has passed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
     /// Frames from the guest.
     pub from_guest: u64,

@@ -28,6 +28,7 @@ mod link;
 mod ndp;
 mod poll;
 mod reassembly;
+mod report;
 mod tcp;
 mod tftp;
 mod udp;
@@ -35,6 +36,7 @@ mod udp;
 pub use self::config::{Behind, Config, ConfigError, GuestForward, HostForward};
 pub use self::core::{FlowCounters, FlowInfo, Stats};
 pub use self::poll::Poll;
+pub use self::report::{Lease, Report};
 pub use crate::reactor::{Handler, Interest, Reactor, Token};
 
 use self::core::{Core, Unreachable, kind};
