@@ -4,7 +4,7 @@ mod common;
 
 use common::MAC;
 use common::process::{alone, memory};
-use common::raw::{ACK, FIN, GATEWAY, PSH, RST, Raw, SYN, Tcp, datagram, packet, segment};
+use common::raw::{ACK, FIN, GATEWAY, PSH, RST, Raw, SYN, Tcp, datagram, packet, segment, six};
 use mynah_net::user::Config;
 use mynah_net::{Backend, Frame, Gso, Offload, Partial};
 use smoltcp::wire::{IpProtocol, Ipv4Packet};
@@ -23,23 +23,6 @@ impl Dice {
         self.0 ^= self.0 << 5;
         self.0 as usize % n.max(1)
     }
-}
-
-/// A packet of IPv6 from fec0::15, with checksums that are right where the NAT looks at them for TCP and UDP.
-fn six(next: u8, to: &str, hops: u8, body: &[u8]) -> Vec<u8> {
-    let to: std::net::Ipv6Addr = to.parse().unwrap();
-    let mut f = vec![0x52, 0x55, 10, 0, 2, 2];
-    if to.is_multicast() {
-        f = [&[0x33, 0x33][..], &to.octets()[12..]].concat();
-    }
-    f.extend_from_slice(&MAC);
-    f.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
-    f.extend_from_slice(&(body.len() as u16).to_be_bytes());
-    f.extend_from_slice(&[next, hops]);
-    f.extend_from_slice(&"fec0::15".parse::<std::net::Ipv6Addr>().unwrap().octets());
-    f.extend_from_slice(&to.octets());
-    f.extend_from_slice(body);
-    f
 }
 
 /// Frames that are right, of each kind.

@@ -4,12 +4,13 @@ mod common;
 
 use common::process::{alone, descriptors, limit_descriptors, memory};
 use common::raw::{ACK, FIN, PSH, RST, Raw, SYN, Seen, Tcp, datagram, packet};
-use mynah_net::user::Config;
+use mynah_net::user::{Behind, Config, GuestForward};
 use smoltcp::wire::IpProtocol;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -329,6 +330,43 @@ fn a_flood_takes_up_little_and_others_go_on() {
             assert!(more < 24 << 20, "{kind}: {more} bytes");
         }
         assert!(!resets.contains(&999));
+        std::fs::remove_file(path).unwrap();
+    });
+}
+
+#[test]
+#[ignore = "half a GiB of memory"]
+fn windows_that_were_told_are_no_promise_of_memory() {
+    alone("windows_that_were_told_are_no_promise_of_memory", &[], "", |_| {
+        limit_descriptors(10_000);
+        let path = std::env::temp_dir().join(format!("mynah-promise-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let (deaf, to) = (7, echoes());
+        let server = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 2), deaf).into();
+        let guest_forwards = vec![GuestForward { server, to: Behind::Unix(path.clone()) }];
+        // They are taken, and nothing is read from them.
+        thread::spawn(move || listener.incoming().map(Result::unwrap).for_each(std::mem::forget));
+        let raw = Raw::new(Config { max_flows: 1000, guest_forwards, ..Config::default() }, true);
+        let data = vec![7; 60_000];
+        let mut most = 0;
+        // All are told a window before the first sends anything.
+        let opened = (2000..2900).map(|from| {
+            raw.card.frames.lock().unwrap().clear();
+            (from, raw.open(from, deaf, &[2, 4, 5, 0xb4, 1, 3, 3, 7]))
+        });
+        for (from, ack) in Vec::from_iter(opened) {
+            for n in 0..14 {
+                let seq = 101 + n * data.len() as u32;
+                raw.tcp(Tcp { ports: (from, deaf), seq, ack, flags: ACK, data: &data, ..Tcp::default() });
+            }
+            most = most.max(raw.user.buffered());
+        }
+        assert!(most > 200 << 20, "{most} bytes: nothing was tried");
+        assert!(most < 280 << 20, "{most} bytes");
+        raw.card.frames.lock().unwrap().clear();
+        let mut resets = Vec::new();
+        Talk::open(&raw, 999, to, &mut resets).say(&raw, &mut resets);
+        assert!(resets.is_empty());
         std::fs::remove_file(path).unwrap();
     });
 }

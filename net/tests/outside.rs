@@ -4,10 +4,10 @@
 mod common;
 
 use common::process::alone;
-use common::raw::{GUEST, Raw, datagram, packet};
+use common::raw::{GUEST, Raw, datagram, packet, six, sum_six};
 use mynah_net::user::Config;
 use smoltcp::wire::{IpProtocol, Ipv4Packet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -53,9 +53,12 @@ impl Router {
         shell(&format!(
             "ip link set lo up; ip addr add 203.0.113.7/32 dev lo; ip -6 addr add 2001:db8::7/128 dev lo
              ip link add v0 type veth peer name v1; ip link set v1 netns {id}
-             ip addr add 192.0.2.2/24 dev v0; ip link set v0 up
-             {inside} ip addr add 192.0.2.1/24 dev v1; {inside} ip link set v1 up
-             {inside} sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'
+             ip addr add 192.0.2.2/24 dev v0; ip -6 addr add 2001:db8:1::2/64 dev v0 nodad; ip link set v0 up
+             {inside} ip addr add 192.0.2.1/24 dev v1; {inside} ip -6 addr add 2001:db8:1::1/64 dev v1 nodad
+             {inside} ip link set v1 up
+             {inside} sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding'
+             {inside} ip -6 route add 2001:db8:2::/64 via 2001:db8:1::2
+             ip -6 route add 2001:db8:2::/64 via 2001:db8:1::1
              {inside} ip route add 198.51.100.0/25 via 192.0.2.2
              {inside} ip route add prohibit 198.51.100.128/25
              ip route add 198.51.100.0/24 via 192.0.2.1
@@ -104,6 +107,41 @@ fn message(raw: &Raw) -> ([u8; 4], Vec<u8>) {
     }
 }
 
+fn echo_six(to: &str, ttl: u8, seq: u8) -> Vec<u8> {
+    let mut m = vec![128, 0, 0, 0, 0x56, 0x78, 0, seq];
+    m.extend_from_slice(b"data");
+    sum_six(to, &mut m);
+    six(58, to, ttl, &m)
+}
+
+/// The next ICMPv6 message that is not neighbour discovery; asked who it is, the guest answers.
+#[track_caller]
+fn message_six(raw: &Raw) -> (String, Vec<u8>) {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let next = raw.card.frames.lock().unwrap().pop_front();
+        if let Some((_, f)) = next
+            && f[12..14] == [0x86, 0xdd]
+            && f[20] == 58
+        {
+            if f[54] == 135 {
+                // ADVERT of fec0::15 (RFC 4861, 4.4).
+                let mut m = vec![136, 0, 0, 0, 0x60, 0, 0, 0];
+                m.extend_from_slice(&f[62..78]);
+                m.extend_from_slice(&[2, 1]);
+                m.extend_from_slice(&common::MAC);
+                let to = Ipv6Addr::from(*f[22..].first_chunk::<16>().unwrap()).to_string();
+                sum_six(&to, &mut m);
+                raw.send(&six(58, &to, 255, &m));
+            } else if f[54] != 134 {
+                return (Ipv6Addr::from(*f[22..].first_chunk::<16>().unwrap()).to_string(), f[54..].to_vec());
+            }
+        }
+        assert!(Instant::now() < end, "no answer: {:?}", raw.user.flows());
+        raw.poll.turn(&raw.user, Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn echoes_and_traceroute_go_to_other_hosts() {
     if std::env::var("MYNAH_TEST_ALONE").is_err() && !possible() {
@@ -141,6 +179,14 @@ fn echoes_and_traceroute_go_to_other_hosts() {
         raw.send(&datagram(5001, SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 200), 9), b"x"));
         let (from, m) = message(&raw);
         assert_eq!((from, &m[..2]), ([192, 0, 2, 1], &[3, 13][..]));
+        // Over IPv6: there and back, and the router on the way.
+        raw.send(&echo_six("2001:db8::7", 64, 3));
+        let (from, m) = message_six(&raw);
+        assert_eq!((&from[..], &m[..2], &m[4..]), ("2001:db8::7", &[129, 0][..], &b"\x56\x78\0\x03data"[..]));
+        raw.send(&echo_six("2001:db8:2::9", 2, 4));
+        let (from, m) = message_six(&raw);
+        assert_eq!((&from[..], &m[..2]), ("2001:db8:1::1", &[3, 0][..]));
+        assert_eq!((m[8 + 40], &m[8 + 44..8 + 48]), (128, &[0x56, 0x78, 0, 4][..]));
         // All of it ends.
         raw.poll.advance(Duration::from_secs(300));
         raw.poll.turn(&raw.user, Duration::ZERO);

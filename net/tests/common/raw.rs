@@ -8,7 +8,7 @@ use smoltcp::wire::{
 };
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::net::SocketAddrV4;
+use std::net::{Ipv6Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -105,6 +105,35 @@ pub fn segment(to: [u8; 4], t: Tcp<'_>) -> Vec<u8> {
     let ends = (IpAddress::from(Ipv4Address::from(GUEST)), IpAddress::from(Ipv4Address::from(to)));
     TcpPacket::new_unchecked(&mut bytes).fill_checksum(&ends.0, &ends.1);
     packet(GUEST, to, IpProtocol::Tcp, &bytes)
+}
+
+/// An Ethernet frame with an IPv6 packet in it, from fec0::15. The checksum in `body` is the caller's.
+pub fn six(next: u8, to: &str, hops: u8, body: &[u8]) -> Vec<u8> {
+    let to: Ipv6Addr = to.parse().unwrap();
+    let mut f = vec![0x52, 0x55, 10, 0, 2, 2];
+    if to.is_multicast() {
+        f = [&[0x33, 0x33][..], &to.octets()[12..]].concat();
+    }
+    f.extend_from_slice(&MAC);
+    f.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
+    f.extend_from_slice(&(body.len() as u16).to_be_bytes());
+    f.extend_from_slice(&[next, hops]);
+    f.extend_from_slice(&"fec0::15".parse::<Ipv6Addr>().unwrap().octets());
+    f.extend_from_slice(&to.octets());
+    f.extend_from_slice(body);
+    f
+}
+
+/// The checksum of an ICMPv6 message from fec0::15 (RFC 4443, 2.3), put into it.
+pub fn sum_six(to: &str, message: &mut [u8]) {
+    let to: Ipv6Addr = to.parse().unwrap();
+    let from: Ipv6Addr = "fec0::15".parse().unwrap();
+    message[2..4].fill(0);
+    let head = [&from.octets()[..], &to.octets(), &[0, 0, 0, message.len() as u8, 0, 0, 0, 58]].concat();
+    let words = head.chunks(2).chain(message.chunks(2));
+    let sum: u32 = words.map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)]))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    message[2..4].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
 }
 
 /// A datagram from the guest.
