@@ -47,6 +47,8 @@ pub struct Faults {
     pub duplicate: Chance,
     /// Frames of which one bit is another, behind the addresses.
     pub corrupt: Chance,
+    /// Frames of which the end is missing, behind the addresses.
+    pub cut: Chance,
     /// Frames that overtake those that are late.
     pub reorder: Chance,
     /// How late frames are.
@@ -76,6 +78,8 @@ pub struct Tally {
     pub doubled: u64,
     /// Changed.
     pub corrupted: u64,
+    /// Given without their end.
+    pub cut: u64,
     /// Given before their time.
     pub reordered: u64,
 }
@@ -194,6 +198,12 @@ impl Fault {
             way.tally.corrupted += 1;
             let bit = place as usize % (8 * (bytes.len() - 12));
             bytes[12 + bit / 8] ^= 1 << (bit % 8);
+        }
+        // Only with it do the dice roll for it, so that a seed without it stays what it was.
+        if f.cut.0 > 0 && roll(&mut way.dice) % ALWAYS < f.cut.0 && bytes.len() > 12 {
+            way.tally.cut += 1;
+            let kept = 12 + roll(&mut way.dice) as usize % (bytes.len() - 12);
+            bytes.truncate(kept);
         }
         way.tally.doubled += u64::from(twice);
         let late = f.delay + f.jitter * 2 * (jitter >> 8) / (1 << 24);
@@ -330,6 +340,9 @@ mod tests {
         assert!(frames.iter().all(|f| f[..12] == [0xaa; 12]), "addresses stay");
         assert_eq!(frames, sent(faults, 10_000).0);
         assert_ne!(frames, sent(Faults { seed: 8, ..faults }, 10_000).0);
+        let (cut, tally) = sent(Faults { cut: chance("10"), seed: 7, ..Faults::default() }, 10_000);
+        assert!(near(tally.cut, 1000) && cut.iter().all(|f| (12..=64).contains(&f.len())), "{tally:?}");
+        assert_eq!(cut.iter().filter(|f| f.len() < 64).count() as u64, tally.cut);
         for bad in ["101", "-1", "x", ""] {
             assert!(bad.parse::<Chance>().is_err(), "{bad}");
         }

@@ -12,7 +12,8 @@ pub struct Partial {
     pub offset: u16,
 }
 
-/// A TCP segment that is longer than the link's: whoever needs to splits it (virtio 1.3, 5.1.6.2: gso_type, gso_size).
+/// A TCP segment that is longer than the link's: whoever needs to splits it (virtio 1.3, 5.1.6.2: gso_type, gso_size). If
+/// the partial checksum with it is UDP's it is a datagram, which [`crate::offload::deliver`] splits for every receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gso {
     /// Whether it is over IPv6.

@@ -8,6 +8,9 @@ const ETHERNET: usize = 14;
 const TAG: usize = 4;
 const TPIDS: [u16; 2] = [0x8100, 0x88a8];
 const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// Where UDP's checksum is in its header, by which what is left to do tells UDP from TCP (virtio 1.3, 5.1.6.2).
+const UDP_CHECKSUM: u16 = 6;
 const FIN_PSH: u8 = 0x09;
 const CWR: u8 = 0x80;
 
@@ -16,9 +19,16 @@ const CWR: u8 = 0x80;
 pub fn deliver(frame: &Frame<'_>, takes: Takes, give: &mut dyn FnMut(&Frame<'_>)) {
     let Offload { partial, gso, valid } = frame.offload;
     if let Some(gso) = gso
+        && partial.is_some_and(|p| p.offset == UDP_CHECKSUM)
+    {
+        // No receiver takes long datagrams.
+        segments(frame, UDP, gso.size.into(), takes.partial, give);
+        return;
+    }
+    if let Some(gso) = gso
         && !(if gso.v6 { takes.tso6 } else { takes.tso4 })
     {
-        segments(frame, gso.size.into(), takes.partial, give);
+        segments(frame, TCP, gso.size.into(), takes.partial, give);
         return;
     }
     match partial {
@@ -48,79 +58,100 @@ pub fn complete(bytes: &mut [u8], partial: Partial) -> bool {
     true
 }
 
-/// Where headers are in a frame that is one TCP segment.
+/// Where headers are in a frame that is one TCP segment or UDP datagram.
 struct Headers {
     ip: usize,
     v6: bool,
-    tcp: usize,
+    proto: u8,
+    transport: usize,
     data: usize,
 }
 
 impl Headers {
-    fn of(bytes: &[u8]) -> Option<Self> {
+    fn of(bytes: &[u8], proto: u8) -> Option<Self> {
         let word = |at: usize| Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
         let mut ip = ETHERNET;
         while TPIDS.contains(&word(ip - 2)?) {
             ip += TAG;
         }
-        let (tcp, v6) = match word(ip - 2)? {
+        let (transport, v6) = match word(ip - 2)? {
             0x0800 => {
                 let header = usize::from(bytes.get(ip)? & 15) * 4;
-                (header >= 20 && *bytes.get(ip + 9)? == TCP).then_some((ip + header, false))?
+                (header >= 20 && *bytes.get(ip + 9)? == proto).then_some((ip + header, false))?
             }
             // Behind extension headers nobody leaves segments to others.
-            0x86dd => (*bytes.get(ip + 6)? == TCP).then_some((ip + 40, true))?,
+            0x86dd => (*bytes.get(ip + 6)? == proto).then_some((ip + 40, true))?,
             _ => return None,
         };
-        let header = usize::from(bytes.get(tcp + 12)? >> 4) * 4;
-        (header >= 20 && tcp + header <= bytes.len()).then_some(Self { ip, v6, tcp, data: tcp + header })
+        let header = if proto == TCP { usize::from(bytes.get(transport + 12)? >> 4) * 4 } else { 8 };
+        let (least, data) = (if proto == TCP { 20 } else { 8 }, transport + header);
+        (header >= least && data <= bytes.len()).then_some(Self { ip, v6, proto, transport, data })
     }
 
     /// The pseudo-header's sum but for the length (RFC 9293, 3.1).
     fn pseudo(&self, bytes: &[u8]) -> u64 {
         let addresses = if self.v6 { self.ip + 8..self.ip + 40 } else { self.ip + 12..self.ip + 20 };
-        u64::from(sum(&[&bytes[addresses]], 0)) + u64::from(TCP)
+        u64::from(sum(&[&bytes[addresses]], 0)) + u64::from(self.proto)
     }
 }
 
-/// Cuts a long TCP segment into those of `size` bytes of data.
-fn segments(frame: &Frame<'_>, size: usize, partial: bool, give: &mut dyn FnMut(&Frame<'_>)) {
+/// Cuts a long TCP segment or UDP datagram into those of `size` bytes of data.
+fn segments(frame: &Frame<'_>, proto: u8, size: usize, partial: bool, give: &mut dyn FnMut(&Frame<'_>)) {
     let whole = frame.to_vec();
-    let Some(at) = Headers::of(&whole).filter(|_| size > 0) else { return };
+    let Some(at) = Headers::of(&whole, proto).filter(|_| size > 0) else { return };
     let (mut header, data) = (whole[..at.data].to_vec(), &whole[at.data..]);
-    let sequence =
-        u32::from_be_bytes([header[at.tcp + 4], header[at.tcp + 5], header[at.tcp + 6], header[at.tcp + 7]]);
     let ident = u16::from_be_bytes([header[at.ip + 4], header[at.ip + 5]]);
-    let flags = header[at.tcp + 13];
     let pseudo = at.pseudo(&header);
+    let tcp = (proto == TCP).then(|| {
+        let n = [
+            header[at.transport + 4],
+            header[at.transport + 5],
+            header[at.transport + 6],
+            header[at.transport + 7],
+        ];
+        (u32::from_be_bytes(n), header[at.transport + 13])
+    });
+    let sum_at = at.transport + if proto == TCP { 16 } else { usize::from(UDP_CHECKSUM) };
     let count = data.len().div_ceil(size).max(1);
     for n in 0..count {
         let part = &data[n * size..data.len().min((n + 1) * size)];
-        let transport = at.data - at.tcp + part.len();
+        let transport = at.data - at.transport + part.len();
         if at.v6 {
-            let len = (at.tcp - at.ip - 40 + transport) as u16;
+            let len = (at.transport - at.ip - 40 + transport) as u16;
             header[at.ip + 4..at.ip + 6].copy_from_slice(&len.to_be_bytes());
         } else {
-            let len = (at.tcp - at.ip + transport) as u16;
+            let len = (at.transport - at.ip + transport) as u16;
             header[at.ip + 2..at.ip + 4].copy_from_slice(&len.to_be_bytes());
             header[at.ip + 4..at.ip + 6].copy_from_slice(&ident.wrapping_add(n as u16).to_be_bytes());
             header[at.ip + 10..at.ip + 12].fill(0);
-            let value = checksum(&[&header[at.ip..at.tcp]], 0);
+            let value = checksum(&[&header[at.ip..at.transport]], 0);
             header[at.ip + 10..at.ip + 12].copy_from_slice(&value.to_be_bytes());
         }
-        let here = sequence.wrapping_add((n * size) as u32);
-        header[at.tcp + 4..at.tcp + 8].copy_from_slice(&here.to_be_bytes());
-        // The last one ends the stream, the first one tells of congestion (RFC 3168, 6.1.2).
-        let keep = if n + 1 == count { !0 } else { !FIN_PSH } & if n == 0 { !0 } else { !CWR };
-        header[at.tcp + 13] = flags & keep;
+        match tcp {
+            Some((sequence, flags)) => {
+                let here = sequence.wrapping_add((n * size) as u32);
+                header[at.transport + 4..at.transport + 8].copy_from_slice(&here.to_be_bytes());
+                // The last one ends the stream, the first one tells of congestion (RFC 3168, 6.1.2).
+                let keep = if n + 1 == count { !0 } else { !FIN_PSH } & if n == 0 { !0 } else { !CWR };
+                header[at.transport + 13] = flags & keep;
+            }
+            None => {
+                header[at.transport + 4..at.transport + 6].copy_from_slice(&(transport as u16).to_be_bytes());
+            }
+        }
         let start = pseudo + transport as u64;
-        header[at.tcp + 16..at.tcp + 18].copy_from_slice(&fold(start).to_be_bytes());
+        header[sum_at..sum_at + 2].copy_from_slice(&fold(start).to_be_bytes());
         let offload = if partial {
-            let partial = Some(Partial { start: at.tcp as u16, offset: 16 });
+            let offset = (sum_at - at.transport) as u16;
+            let partial = Some(Partial { start: at.transport as u16, offset });
             Offload { partial, ..Offload::default() }
         } else {
-            let value = checksum(&[&header[at.tcp..], part], 0);
-            header[at.tcp + 16..at.tcp + 18].copy_from_slice(&value.to_be_bytes());
+            let value = match checksum(&[&header[at.transport..], part], 0) {
+                // Zero would be "none" in UDP (RFC 768).
+                0 => 0xffff,
+                value => value,
+            };
+            header[sum_at..sum_at + 2].copy_from_slice(&value.to_be_bytes());
             Offload { valid: frame.offload.valid, ..Offload::default() }
         };
         give(&Frame { offload, parts: &[IoSlice::new(&header), IoSlice::new(part)] });
@@ -131,7 +162,7 @@ fn segments(frame: &Frame<'_>, size: usize, partial: bool, give: &mut dyn FnMut(
 mod tests {
     use super::*;
     use crate::Gso;
-    use smoltcp::wire::{IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket};
+    use smoltcp::wire::{IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket};
 
     /// A frame with TCP of `data`, its checksum begun only.
     fn segment(v6: bool, tagged: bool, data: &[u8]) -> (Vec<u8>, Offload) {
@@ -152,7 +183,7 @@ mod tests {
             .extend([0x12, 0x34, 0, 80, 0xff, 0xff, 0xff, 0xf0, 0, 0, 0, 1, 0x80, 0x99, 0x10, 0, 0, 0, 0, 0]);
         bytes.extend([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]);
         bytes.extend(data);
-        let at = Headers { ip, v6, tcp, data: tcp + 32 };
+        let at = Headers { ip, v6, proto: TCP, transport: tcp, data: tcp + 32 };
         let begun = fold(at.pseudo(&bytes) + (bytes.len() - tcp) as u64);
         bytes[tcp + 16..tcp + 18].copy_from_slice(&begun.to_be_bytes());
         let partial = Some(Partial { start: tcp as u16, offset: 16 });
@@ -195,6 +226,50 @@ mod tests {
                 [(seq(0), 0x90), (seq(1000), 0x10), (seq(2000), 0x19)]
             );
             assert_eq!(got.iter().flat_map(|g| g.2.clone()).collect::<Vec<_>>(), data);
+        }
+    }
+
+    #[test]
+    fn a_long_datagram_is_cut_into_right_ones() {
+        let data: Vec<u8> = (0..3001_u32).map(|n| (n * 11) as u8).collect();
+        for v6 in [false, true] {
+            let mut bytes = vec![0; 12];
+            if v6 {
+                bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, UDP, 64]);
+                bytes.extend((0..32).map(|n| n as u8));
+            } else {
+                bytes.extend([8, 0, 0x45, 0, 0, 0, 0, 9, 0x40, 0, 64, UDP, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2]);
+            }
+            let udp = bytes.len();
+            bytes.extend([0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0]);
+            bytes.extend(&data);
+            let partial = Some(Partial { start: udp as u16, offset: 6 });
+            let offload = Offload { partial, gso: Some(Gso { v6, size: 1000 }), valid: false };
+            // Also who takes long segments of TCP takes none of UDP.
+            for takes in [Takes::default(), Takes { partial: true, tso4: true, tso6: true }] {
+                let mut got = Vec::new();
+                deliver(&Frame { offload, parts: &[IoSlice::new(&bytes)] }, takes, &mut |f| {
+                    let mut bytes = f.to_vec();
+                    assert_eq!((f.offload.gso, f.offload.partial), (None, partial.filter(|_| takes.partial)));
+                    if let Some(partial) = f.offload.partial {
+                        assert!(complete(&mut bytes, partial));
+                    }
+                    let (src, dst): (IpAddress, IpAddress) = if v6 {
+                        let ip = Ipv6Packet::new_checked(&bytes[14..]).unwrap();
+                        (ip.src_addr().into(), ip.dst_addr().into())
+                    } else {
+                        let ip = Ipv4Packet::new_checked(&bytes[14..]).unwrap();
+                        assert!(ip.verify_checksum() && usize::from(ip.total_len()) == bytes.len() - 14);
+                        (ip.src_addr().into(), ip.dst_addr().into())
+                    };
+                    let udp = UdpPacket::new_checked(&bytes[udp..]).unwrap();
+                    assert!(udp.checksum() != 0 && udp.verify_checksum(&src, &dst));
+                    assert_eq!(usize::from(udp.len()), bytes.len() - if v6 { 54 } else { 34 });
+                    got.push(udp.payload().to_vec());
+                });
+                assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), [1000, 1000, 1000, 1]);
+                assert_eq!(got.concat(), data);
+            }
         }
     }
 

@@ -1,4 +1,5 @@
 //! What a user may say of the network, with QEMU's names and defaults (`-netdev user`).
+use serde::Serialize;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use thiserror::Error;
@@ -22,7 +23,7 @@ pub enum ConfigError {
 }
 
 /// A port of the host's that leads to the guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HostForward {
     /// UDP, or else TCP.
     pub udp: bool,
@@ -121,7 +122,7 @@ impl Default for Config {
             host_forwards: Vec::new(),
             guest_forwards: Vec::new(),
             mtu: 1500,
-            max_flows: 1024,
+            max_flows: 4096,
             resolv_conf: "/etc/resolv.conf".into(),
         }
     }

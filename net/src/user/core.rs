@@ -4,6 +4,8 @@ use super::dns::Resolvers;
 use super::ip::{self, Fragment};
 use crate::reactor::{Reactor, Token};
 use crate::{Frame, Nic, Offload, Takes};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
 use socket2::Socket;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -36,7 +38,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 const ERRORS: u32 = 200;
 
 /// What a flow has passed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FlowCounters {
     /// Bytes of data from the guest.
     pub from_guest: u64,
@@ -51,7 +53,7 @@ pub struct FlowCounters {
 }
 
 /// A flow, for who wants to look at it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct FlowInfo {
     /// tcp, udp or icmp.
     pub protocol: &'static str,
@@ -68,7 +70,7 @@ pub struct FlowInfo {
 }
 
 /// What the whole network has passed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
     /// Frames from the guest.
     pub from_guest: u64,
@@ -131,10 +133,14 @@ pub(super) struct Core {
     pub buffered: usize,
     /// The most flows of a protocol.
     pub max_flows: usize,
+    /// The process had no descriptor for what was asked for; and whether to say nothing yet, as there will be one.
+    pub starved: bool,
+    pub patient: bool,
     pub resolvers: Resolvers,
     /// The address that was leased last.
     pub leased: Option<IpAddr>,
-    neighbours: HashMap<IpAddr, [u8; 6]>,
+    /// There are few, so that none who makes addresses up gains by what they hash to.
+    neighbours: FxHashMap<IpAddr, [u8; 6]>,
     queue: VecDeque<(Offload, Vec<u8>)>,
     queued: usize,
     waiting: VecDeque<(IpAddr, Vec<u8>)>,
@@ -156,6 +162,8 @@ impl Core {
         let files = descriptors().map_or(usize::MAX, |n| (n / 4).max(16));
         Self {
             max_flows: config.max_flows.clamp(1, files),
+            starved: false,
+            patient: false,
             config,
             reactor,
             nic: None,
@@ -165,7 +173,7 @@ impl Core {
             buffered: 0,
             resolvers,
             leased: None,
-            neighbours: HashMap::new(),
+            neighbours: FxHashMap::default(),
             queue: VecDeque::new(),
             queued: 0,
             waiting: VecDeque::new(),
@@ -199,6 +207,13 @@ impl Core {
             self.said.insert(kind, now);
             tracing::warn!("user network: {what}");
         }
+    }
+
+    /// Whether an error means that descriptors are to be had by closing others, and that it will be tried again.
+    pub fn starves(&mut self, e: &io::Error) -> bool {
+        let starves = self.patient && matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+        self.starved |= starves;
+        starves
     }
 
     /// Whether one more error may be sent in this second.

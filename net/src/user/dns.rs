@@ -1,6 +1,8 @@
 //! The host's name servers, as resolv.conf(5) names them now.
 use std::ffi::CString;
+use std::fs::Metadata;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,10 +13,17 @@ const MOST: usize = 8;
 /// What a file of name servers is at most.
 const LONGEST: u64 = 64 << 10;
 
+/// What is another if a file is: when it was written, its length, and which file it is, as one may take its place.
+type Stamp = (SystemTime, u64, u64);
+
+fn stamp(file: &Metadata) -> Option<Stamp> {
+    Some((file.modified().ok()?, file.len(), file.ino()))
+}
+
 /// The name servers of the host.
 pub(super) struct Resolvers {
     path: PathBuf,
-    stamp: Option<(SystemTime, u64)>,
+    stamp: Option<Stamp>,
     looked: Option<Instant>,
     list: Vec<SocketAddr>,
 }
@@ -29,8 +38,7 @@ impl Resolvers {
         if self.looked.is_none_or(|t| now.saturating_duration_since(t) >= EVERY) {
             self.looked = Some(now);
             let found = std::fs::metadata(&self.path).ok();
-            let stamp =
-                found.filter(|m| m.len() <= LONGEST).and_then(|m| Some((m.modified().ok()?, m.len())));
+            let stamp = found.filter(|m| m.len() <= LONGEST).and_then(|m| stamp(&m));
             if stamp != self.stamp || self.list.is_empty() {
                 self.stamp = stamp;
                 let text = stamp.and_then(|_| std::fs::read(&self.path).ok()).unwrap_or_default();
@@ -94,6 +102,14 @@ mod tests {
         assert_eq!(r.current(now)[0].to_string(), "192.0.2.1:53", "not looked at again so soon");
         let later = now + EVERY;
         assert_eq!(r.current(later)[0].to_string(), "[2001:db8::1]:53");
+        // Another file in its place, as old and as long.
+        let other = path.with_extension("new");
+        std::fs::write(&other, "nameserver 2001:db8::2\n").unwrap();
+        let old = std::fs::metadata(&path).unwrap().modified().unwrap();
+        std::fs::File::options().write(true).open(&other).unwrap().set_modified(old).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        let later = later + EVERY;
+        assert_eq!(r.current(later)[0].to_string(), "[2001:db8::2]:53");
         std::fs::remove_file(&path).unwrap();
         assert_eq!(r.current(later + EVERY)[0].to_string(), "127.0.0.1:53");
     }

@@ -9,15 +9,20 @@ use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Connections or datagrams that are taken in one turn.
 const TURN: usize = 64;
+/// When a socket that gives no connection is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 struct Listener {
     interest: Box<dyn Interest>,
     socket: Arc<Socket>,
     token: Token,
     forward: HostForward,
+    /// When it is tried again, after the host had no descriptor for a connection.
+    queued: Option<Instant>,
 }
 
 /// All forwards.
@@ -50,7 +55,7 @@ impl Forwards {
         let at = forward.host;
         let name = if forward.udp { "udp" } else { "tcp" };
         tracing::info!("user network: {name} {at} leads to the guest's {}", forward.guest);
-        self.listeners.push(Listener { interest, socket, token, forward });
+        self.listeners.push(Listener { interest, socket, token, forward, queued: None });
         Ok(at)
     }
 
@@ -66,9 +71,17 @@ impl Forwards {
         self.listeners.iter().map(|l| l.forward.clone()).collect()
     }
 
+    /// A forward may have a descriptor again.
+    pub fn due(&mut self, token: Token) {
+        if let Some(l) = self.listeners.iter_mut().find(|l| l.token == token) {
+            l.queued = None;
+            let _ = l.interest.want(true, false);
+        }
+    }
+
     /// A forward's socket is ready.
     pub fn ready(&mut self, core: &mut Core, token: Token, tcp: &mut Tcp, udp: &mut Udp) {
-        let Some(l) = self.listeners.iter().find(|l| l.token == token) else { return };
+        let Some(l) = self.listeners.iter_mut().find(|l| l.token == token) else { return };
         let guest = SocketAddr::new(core.guest(l.forward.guest.ip()), l.forward.guest.port());
         for _ in 0..TURN {
             let failed = if l.forward.udp {
@@ -100,9 +113,13 @@ impl Forwards {
                 ErrorKind::WouldBlock => break,
                 // One of a connection that has gone again, or of an earlier answer.
                 ErrorKind::Interrupted | ErrorKind::ConnectionAborted | ErrorKind::ConnectionRefused => {}
+                _ if core.starves(&failed) => break,
                 _ => {
+                    // The connection stays, and so would the loop be called again at once.
                     core.once("forward", format_args!("{}: {failed}", l.forward.host));
-                    break;
+                    let next = core.now + AGAIN;
+                    core.arm(token, &mut l.queued, Some(next));
+                    return;
                 }
             }
         }

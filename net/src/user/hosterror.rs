@@ -4,9 +4,19 @@ use super::core::Unreachable;
 use socket2::Socket;
 use std::net::IpAddr;
 
+/// What the network has said.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    /// By whom, if that is known.
+    pub from: Option<IpAddr>,
+    pub why: Unreachable,
+    /// The first bytes of what was sent, without IP and UDP headers.
+    pub data: [u8; 8],
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
-    use super::{IpAddr, Socket, Unreachable};
+    use super::{IpAddr, Socket, Told, Unreachable};
     use std::mem::{MaybeUninit, size_of};
     use std::net::Ipv6Addr;
     use std::os::fd::AsRawFd;
@@ -29,7 +39,7 @@ mod linux {
     }
 
     /// One entry of the error queue.
-    pub fn next(socket: &Socket) -> Option<(Option<IpAddr>, Option<Unreachable>)> {
+    pub fn next(socket: &Socket) -> Option<Option<Told>> {
         let mut control = [0u64; 64];
         let mut data = [0u8; 64];
         let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
@@ -68,12 +78,13 @@ mod linux {
                 // SAFETY: `rest` bytes follow the structure, within the same message.
                 let offender =
                     unsafe { std::slice::from_raw_parts(at.add(size_of::<libc::sock_extended_err>()), rest) };
-                return Some((address(offender), meaning(&error)));
+                let data = *data.first_chunk().unwrap_or(&[0; 8]);
+                return Some(meaning(&error).map(|why| Told { from: address(offender), why, data }));
             }
             // SAFETY: as for the first.
             header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
         }
-        Some((None, None))
+        Some(None)
     }
 
     /// The offender: a `sockaddr_in` or `sockaddr_in6`.
@@ -93,6 +104,10 @@ mod linux {
                 Some(Unreachable::TooBig(mtu()))
             }
             (libc::SO_EE_ORIGIN_ICMP, 11, 0) | (libc::SO_EE_ORIGIN_ICMP6, 3, 0) => Some(Unreachable::Expired),
+            // The host's error says less than the message (RFC 792; RFC 1812, 5.2.7.1; RFC 4443, 3.1).
+            (libc::SO_EE_ORIGIN_ICMP, 3, 9 | 10 | 13) | (libc::SO_EE_ORIGIN_ICMP6, 1, 1) => {
+                Some(Unreachable::Prohibited)
+            }
             (libc::SO_EE_ORIGIN_LOCAL, ..) if e.ee_errno == libc::EMSGSIZE as u32 => {
                 Some(Unreachable::TooBig(mtu()))
             }
@@ -113,12 +128,11 @@ pub(super) fn enable(socket: &Socket, v6: bool) {
     let _ = (socket, v6);
 }
 
-/// What has been said since the last call: by whom, if that is known, and what.
-pub(super) fn take(socket: &Socket) -> Vec<(Option<IpAddr>, Unreachable)> {
+/// What has been said since the last call.
+pub(super) fn take(socket: &Socket) -> Vec<Told> {
     #[cfg(target_os = "linux")]
     {
-        let told = std::iter::from_fn(|| linux::next(socket)).take(16);
-        told.filter_map(|(from, why)| why.map(|w| (from, w))).collect()
+        std::iter::from_fn(|| linux::next(socket)).take(16).flatten().collect()
     }
     #[cfg(not(target_os = "linux"))]
     {

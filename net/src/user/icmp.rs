@@ -1,6 +1,7 @@
 //! ICMP: echoes to the gateway are answered here, others go out by sockets that need no privilege (`ping_group_range`
 //! on Linux); errors go to the guest as a router's would (RFC 792, RFC 4443).
 use super::core::{Core, FlowCounters, FlowInfo, Reach, Unreachable, kind};
+use super::hosterror;
 use super::ip::{self, Ip};
 use crate::reactor::{Interest, Token};
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet};
@@ -74,6 +75,7 @@ impl Icmp {
             Some((token, _)) => *token,
             None => match self.open(core, ip, ident) {
                 Ok(token) => token,
+                Err(e) if core.starves(&e) => return,
                 Err(e) => {
                     let what = "the host gives no socket for ping: see net.ipv4.ping_group_range";
                     core.once("ping", format_args!("{what} ({e})"));
@@ -102,6 +104,7 @@ impl Icmp {
         };
         let socket = Socket::new(domain, Type::DGRAM, Some(protocol))?;
         socket.set_nonblocking(true)?;
+        hosterror::enable(&socket, ip.dst.is_ipv6());
         socket.connect(&SocketAddr::new(ip.dst, 0).into())?;
         if self.pings.len() >= PINGS
             && let Some(oldest) = self.pings.iter().min_by_key(|(_, p)| p.last).map(|(t, _)| *t)
@@ -119,7 +122,12 @@ impl Icmp {
         Ok(token)
     }
 
-    fn close(&mut self, core: &mut Core, token: Token) {
+    /// The echo that has been on its way for longest.
+    pub fn oldest(&self) -> Option<(Instant, Token)> {
+        self.pings.iter().map(|(token, p)| (p.last, *token)).min()
+    }
+
+    pub fn close(&mut self, core: &mut Core, token: Token) {
         if let Some(ping) = self.pings.remove(&token) {
             core.disarm(token, ping.queued);
         }
@@ -128,6 +136,7 @@ impl Icmp {
     pub fn ready(&mut self, core: &mut Core, token: Token) {
         let Some(ping) = self.pings.get_mut(&token) else { return };
         let mut buffer = vec![0; 65_536];
+        let mut failed = None;
         for _ in 0..16 {
             match (&*ping.socket).read(&mut buffer) {
                 Ok(n) if n >= 8 => {
@@ -139,22 +148,26 @@ impl Icmp {
                 }
                 Ok(_) => {}
                 Err(e) => {
-                    if let Some(why) = Unreachable::from_error(&e) {
-                        let (guest, remote) =
-                            (SocketAddr::new(ping.guest, 0), SocketAddr::new(ping.remote, 0));
-                        let proto = if ping.guest.is_ipv4() { ip::ICMP } else { ip::ICMPV6 };
-                        unreachable_flow(
-                            core,
-                            guest,
-                            remote,
-                            proto,
-                            [ping.ident.to_be_bytes()[0], ping.ident.to_be_bytes()[1], 0, 0],
-                            why,
-                        );
-                    }
+                    failed = Unreachable::from_error(&e);
                     break;
                 }
             }
+        }
+        let (guest, remote) = (SocketAddr::new(ping.guest, 0), SocketAddr::new(ping.remote, 0));
+        let proto = if ping.guest.is_ipv4() { ip::ICMP } else { ip::ICMPV6 };
+        let [first, second] = ping.ident.to_be_bytes();
+        let told = hosterror::take(&ping.socket);
+        if told.is_empty()
+            && let Some(why) = failed
+        {
+            unreachable_flow(core, guest, remote, proto, [first, second, 0, 0], why);
+        }
+        for told in told {
+            // With the guest's number in the place of the host's, so that it finds what it had sent.
+            let [.., high, low] = told.data;
+            let from = core.seen_as(told.from.unwrap_or(ping.remote), ping.guest);
+            let quote = quote(core, guest, remote, proto, [first, second, high, low]);
+            error(core, from, ping.guest, told.why, &quote);
         }
         let _ = ping.interest.want(true, false);
     }

@@ -28,6 +28,7 @@ mod link;
 mod ndp;
 mod poll;
 mod reassembly;
+mod report;
 mod tcp;
 mod tftp;
 mod udp;
@@ -35,6 +36,7 @@ mod udp;
 pub use self::config::{Behind, Config, ConfigError, GuestForward, HostForward};
 pub use self::core::{FlowCounters, FlowInfo, Stats};
 pub use self::poll::Poll;
+pub use self::report::{Lease, Report};
 pub use crate::reactor::{Handler, Interest, Reactor, Token};
 
 use self::core::{Core, Unreachable, kind};
@@ -52,6 +54,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 use thiserror::Error;
+
+/// How often a descriptor is made free for one thing that needs some.
+const SHED: usize = 5;
 
 /// Why there is no network.
 #[derive(Debug, Error)]
@@ -141,7 +146,9 @@ impl User {
             kind::TCP => nat.tcp.ready(&mut nat.core, token, read, write),
             kind::UDP => nat.udp.ready(&mut nat.core, token),
             kind::PING => nat.icmp.ready(&mut nat.core, token),
-            kind::LISTEN => nat.forwards.ready(&mut nat.core, token, &mut nat.tcp, &mut nat.udp),
+            kind::LISTEN => nat.with_descriptors(|nat| {
+                nat.forwards.ready(&mut nat.core, token, &mut nat.tcp, &mut nat.udp);
+            }),
             _ => {}
         }
         nat.core.settle();
@@ -160,6 +167,7 @@ impl User {
                 kind::UDP => nat.udp.due(&mut nat.core, token),
                 kind::PING => nat.icmp.due(&mut nat.core, token),
                 kind::TFTP => nat.tftp.due(&mut nat.core, token),
+                kind::LISTEN => nat.forwards.due(token),
                 kind::TICK => {
                     ndp::advertise(&mut nat.core, None, [0; 6]);
                     let next = nat.core.now + ndp::EVERY;
@@ -314,7 +322,7 @@ impl Nat {
         }
         if ip.fragment.is_none() && ip.proto == ip::TCP {
             if !ip.src.is_unspecified() && !self.is_many(ip.dst) {
-                self.tcp.input(&mut self.core, &ip, head, frame);
+                self.with_descriptors(|nat| nat.tcp.input(&mut nat.core, &ip, head, frame));
             }
             return;
         }
@@ -332,19 +340,52 @@ impl Nat {
             ip::UDP => self.datagram(&ip, mac, &whole, trusted, original),
             ip::ICMP if !v6 => {
                 if !self.is_many(ip.dst) {
-                    self.icmp.input(&mut self.core, &ip, &whole, original);
+                    self.with_descriptors(|nat| nat.icmp.input(&mut nat.core, &ip, &whole, original));
                 }
             }
             ip::ICMPV6 if v6 => {
                 if ndp::is_ours(&whole) {
                     ndp::input(&mut self.core, &ip, mac, &whole);
                 } else if !self.is_many(ip.dst) {
-                    self.icmp.input(&mut self.core, &ip, &whole, original);
+                    self.with_descriptors(|nat| nat.icmp.input(&mut nat.core, &ip, &whole, original));
                 }
             }
             // A segment in fragments, which no guest sends.
             _ => self.core.stats.ignored += 1,
         }
+    }
+
+    /// Does what may need descriptors. If the process has none left, what has been idle for longest is closed, of any
+    /// protocol, and it is tried again.
+    fn with_descriptors(&mut self, mut work: impl FnMut(&mut Self)) {
+        for left in (0..SHED).rev() {
+            (self.core.patient, self.core.starved) = (left > 0, false);
+            work(self);
+            if !self.core.starved || !self.shed() {
+                break;
+            }
+        }
+        if std::mem::take(&mut self.core.starved) {
+            // There was nothing to close: now it is told.
+            self.core.patient = false;
+            work(self);
+        }
+        self.core.patient = false;
+    }
+
+    /// Closes what has been idle for longest; whether there was something.
+    fn shed(&mut self) -> bool {
+        let core = &mut self.core;
+        let all = [self.tcp.oldest(), self.udp.oldest(), self.icmp.oldest()];
+        let Some((_, token)) = all.into_iter().flatten().min() else { return false };
+        let what = "the process has no descriptor left (ulimit -n): the connection that was idle for longest is closed";
+        core.once("descriptors", format_args!("{what}"));
+        match (token.0 >> 56) as u8 {
+            kind::TCP => self.tcp.shed(core, token),
+            kind::UDP => self.udp.close(core, token),
+            _ => self.icmp.close(core, token),
+        }
+        true
     }
 
     /// Whether an address is that of many.
@@ -391,6 +432,6 @@ impl Nat {
         if to == tftp::SERVER && gateway && core.config.tftp.is_some() {
             return self.tftp.input(core, guest, remote, data);
         }
-        self.udp.input(core, guest, remote, ip.ttl, data, original);
+        self.with_descriptors(|nat| nat.udp.input(&mut nat.core, guest, remote, ip.ttl, data, original));
     }
 }

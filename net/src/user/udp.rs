@@ -32,6 +32,7 @@ enum End {
 /// The query that a name server has not answered, and which one was asked.
 struct Query {
     server: usize,
+    address: SocketAddr,
     id: Option<[u8; 2]>,
 }
 
@@ -85,13 +86,15 @@ impl Udp {
         let id = data.first_chunk::<2>().copied();
         if let Some(token) = known
             && let Some(Flow { dns: Some(query), .. }) = self.flows.get(&token)
-            && query.id.is_some()
-            && query.id == id
         {
-            // The same question again: the next server may know.
-            let next = query.server + 1;
-            self.close(core, token);
-            known = self.open(core, guest, remote, next, original);
+            let servers = core.resolvers.current(core.now);
+            // The same question again: the next server may know. Or the host has other servers now.
+            let again = query.id.is_some() && query.id == id;
+            let next = if again { query.server + 1 } else { 0 };
+            if again || !servers.contains(&query.address) {
+                self.close(core, token);
+                known = self.open(core, guest, remote, next, original);
+            }
         }
         let Some(token) = known.or_else(|| self.open(core, guest, remote, 0, original)) else { return };
         let Some(flow) = self.flows.get_mut(&token) else { return };
@@ -168,10 +171,11 @@ impl Udp {
         })();
         match made {
             Ok(end) => {
-                let dns = is_dns.then_some(Query { server, id: None });
+                let dns = is_dns.then_some(Query { server, address: to, id: None });
                 self.insert(core, token, guest, remote, end, dns);
                 Some(token)
             }
+            Err(e) if core.starves(&e) => None,
             Err(e) => {
                 core.once("udp", format_args!("{remote}: {e}"));
                 if let Some(why) = Unreachable::from_error(&e).filter(|_| !is_dns) {
@@ -262,10 +266,10 @@ impl Udp {
             {
                 icmp::unreachable_flow(core, guest, remote, ip::UDP, len, why);
             }
-            for (from, why) in told {
-                let from = core.seen_as(from.unwrap_or(remote.ip()), guest.ip());
+            for told in told {
+                let from = core.seen_as(told.from.unwrap_or(remote.ip()), guest.ip());
                 let quote = icmp::quote(core, guest, remote, ip::UDP, len);
-                icmp::error(core, from, guest.ip(), why, &quote);
+                icmp::error(core, from, guest.ip(), told.why, &quote);
             }
         }
         let _ = interest.want(true, false);
@@ -283,7 +287,13 @@ impl Udp {
         }
     }
 
-    fn close(&mut self, core: &mut Core, token: Token) {
+    /// The flow with a socket of its own that has been idle for longest.
+    pub fn oldest(&self) -> Option<(Instant, Token)> {
+        let own = self.flows.iter().filter(|(_, f)| matches!(f.end, End::Own { .. }));
+        own.map(|(token, f)| (f.last, *token)).min()
+    }
+
+    pub fn close(&mut self, core: &mut Core, token: Token) {
         let Some(flow) = self.flows.remove(&token) else { return };
         core.disarm(token, flow.queued);
         self.keys.remove(&(flow.guest, flow.remote));

@@ -1,4 +1,9 @@
 //! A guest for the NAT: smoltcp's stack on a link that may lose, repeat and reorder frames.
+// Each of the tests has its own need of it.
+#![allow(dead_code)]
+pub mod process;
+pub mod raw;
+
 use mynah_net::user::{Config, Poll, Reactor, User};
 use mynah_net::{Backend, Frame, Nic};
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
@@ -45,7 +50,8 @@ pub struct Faults {
 
 pub struct Link {
     pub wire: Arc<Wire>,
-    pub user: Arc<User>,
+    /// What is behind the card: the NAT, or a line to it.
+    pub behind: Arc<dyn Backend>,
     pub faults: Faults,
     random: u32,
     held: Vec<Vec<u8>>,
@@ -93,7 +99,7 @@ impl TxToken for Tx<'_> {
         for frame in self.0.pass(frame) {
             // In pieces, as descriptors are.
             let (a, b) = frame.split_at(frame.len().min(54));
-            self.0.user.send(&Frame::new(&[IoSlice::new(a), IoSlice::new(b)]));
+            self.0.behind.send(&Frame::new(&[IoSlice::new(a), IoSlice::new(b)]));
         }
         result
     }
@@ -143,23 +149,26 @@ pub struct Guest {
     pub link: Link,
     pub iface: Interface,
     pub sockets: SocketSet<'static>,
+    /// How much the clock is put forward when nothing happens.
+    pub hurry: Duration,
     start: Instant,
     port: u16,
 }
 
 impl Guest {
     pub fn new(config: Config) -> Self {
+        Self::behind(config, |user| user)
+    }
+
+    /// A guest with something between it and the NAT.
+    pub fn behind(config: Config, line: impl FnOnce(Arc<User>) -> Arc<dyn Backend>) -> Self {
         let poll = Poll::new();
         let user = User::new(config, Arc::new(poll.clone())).unwrap();
         let wire = Arc::new(Wire { frames: Mutex::default(), room: AtomicUsize::new(256) });
-        user.connect(wire.clone());
-        let mut link = Link {
-            wire,
-            user: user.clone(),
-            faults: Faults::default(),
-            random: 0x1234_5678,
-            held: Vec::new(),
-        };
+        let behind = line(user.clone());
+        behind.connect(wire.clone());
+        let mut link =
+            Link { wire, behind, faults: Faults::default(), random: 0x1234_5678, held: Vec::new() };
         let mut config = IfaceConfig::new(EthernetAddress(MAC).into());
         config.random_seed = 7;
         let mut iface = Interface::new(config, &mut link, Time::ZERO);
@@ -170,7 +179,8 @@ impl Guest {
         iface.routes_mut().add_default_ipv4_route(Ipv4Address::new(10, 0, 2, 2)).unwrap();
         iface.routes_mut().add_default_ipv6_route("fec0::2".parse().unwrap()).unwrap();
         let start = poll.now();
-        Self { poll, user, link, iface, sockets: SocketSet::new(Vec::new()), start, port: 40_000 }
+        let sockets = SocketSet::new(Vec::new());
+        Self { poll, user, link, iface, sockets, hurry: Duration::ZERO, start, port: 40_000 }
     }
 
     pub fn now(&self) -> Time {
@@ -183,10 +193,13 @@ impl Guest {
         let now = self.now();
         self.iface.poll(now, &mut self.link, &mut self.sockets);
         if full {
-            self.user.wake();
+            self.link.behind.wake();
         }
         let idle = self.link.wire.frames.lock().unwrap().is_empty();
         self.poll.turn(&self.user, Duration::from_millis(u64::from(idle)));
+        if idle && self.link.wire.frames.lock().unwrap().is_empty() {
+            self.poll.advance(self.hurry);
+        }
     }
 
     /// Goes on until something is so; a minute is for what never comes.

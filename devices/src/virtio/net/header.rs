@@ -19,6 +19,7 @@ const DATA_VALID: u8 = 2;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
+const GSO_UDP: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
 /// TCP's flag "congestion window reduced", and where the flags and the length of the header are.
@@ -26,6 +27,12 @@ const TCP_CWR: u8 = 0x80;
 const TCP_FLAGS: usize = 13;
 const TCP_LENGTH: usize = 12;
 const TCP_CHECKSUM: u16 = 16;
+const UDP_CHECKSUM: u16 = 6;
+/// The shortest headers of TCP and of UDP.
+const TCP: usize = 20;
+const UDP: usize = 8;
+/// Bytes of Ethernet's header and IPv6's.
+const UDP_OVER_IPV6: u16 = 54;
 /// The longest headers that are looked at.
 const HEADERS: usize = 256;
 
@@ -48,15 +55,17 @@ pub(super) fn parse(header: &[u8], len: usize, features: u64) -> Option<Offload>
         }
         offload.partial = Some(Partial { start, offset });
     }
-    let v6 = match kind & !GSO_ECN {
+    let (v6, offset, least) = match kind & !GSO_ECN {
         GSO_NONE => return Some(offload),
-        GSO_TCPV4 if features & feature::HOST_TSO4 != 0 => false,
-        GSO_TCPV6 if features & feature::HOST_TSO6 != 0 => true,
+        GSO_TCPV4 if features & feature::HOST_TSO4 != 0 => (false, TCP_CHECKSUM, TCP),
+        GSO_TCPV6 if features & feature::HOST_TSO6 != 0 => (true, TCP_CHECKSUM, TCP),
+        // Which IP it is over the frame tells whoever cuts it.
+        GSO_UDP if features & feature::HOST_USO != 0 => (start >= UDP_OVER_IPV6, UDP_CHECKSUM, UDP),
         _ => return None,
     };
-    // The segments' checksums are the receiver's matter (5.1.6.2), and they are TCP's.
-    let partial = offload.partial.filter(|p| p.offset == TCP_CHECKSUM)?;
-    if size == 0 || usize::from(headers) > len || usize::from(partial.start) + 20 > len {
+    // The segments' checksums are the receiver's matter (5.1.6.2), and they are TCP's or UDP's.
+    let partial = offload.partial.filter(|p| p.offset == offset)?;
+    if size == 0 || usize::from(headers) > len || usize::from(partial.start) + least > len {
         return None;
     }
     offload.gso = Some(Gso { v6, size });

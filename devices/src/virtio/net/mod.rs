@@ -13,7 +13,7 @@
 //!
 //! A frame from the guest whose header cannot be true is dropped, and its buffer given back.
 //!
-//! On purpose absent: hash reports, segmentation of UDP, coalescing of notifications, VIRTIO_NET_F_GSO (of before
+//! On purpose absent: hash reports, long datagrams for the guest (VIRTIO_NET_F_GUEST_USO4, _USO6), coalescing of notifications, VIRTIO_NET_F_GSO (of before
 //! version 1), the standby card.
 //!
 //! Locks: a transmitter's queue and buffer, then what is behind the card, then a receiver's queue; `settings` is last
@@ -65,6 +65,7 @@ mod feature {
     pub const GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const MQ: u64 = 1 << 22;
     pub const CTRL_MAC_ADDR: u64 = 1 << 23;
+    pub const HOST_USO: u64 = 1 << 56;
     pub const RSS: u64 = 1 << 60;
     pub const SPEED_DUPLEX: u64 = 1 << 63;
     /// What the driver takes, which it may change while it runs.

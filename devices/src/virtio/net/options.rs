@@ -62,11 +62,12 @@ const SWITCHES: [(&str, u64); 17] = [
 ];
 
 /// Features that are of no use without others (5.1.3.1).
-const NEEDS: [(u64, u64); 15] = [
+const NEEDS: [(u64, u64); 16] = [
     (feature::GUEST_TSO4, feature::GUEST_CSUM),
     (feature::GUEST_TSO6, feature::GUEST_CSUM),
     (feature::HOST_TSO4, feature::CSUM),
     (feature::HOST_TSO6, feature::CSUM),
+    (feature::HOST_USO, feature::CSUM),
     (feature::CTRL_RX, feature::CTRL_VQ),
     (feature::CTRL_RX_EXTRA, feature::CTRL_RX),
     (feature::CTRL_VLAN, feature::CTRL_VQ),
@@ -100,7 +101,7 @@ macro_rules! own_properties {
             switch(
                 "gso",
                 true,
-                "the guest may leave segmentation to the card; off: neither host_tso4 nor host_tso6"
+                "the guest may leave segmentation to the card; off: none of host_tso4, host_tso6, host_uso"
             ),
             switch("guest_tso4", true, "the guest may take long TCP segments over IPv4"),
             switch("guest_tso6", true, "the guest may take long TCP segments over IPv6"),
@@ -117,6 +118,7 @@ macro_rules! own_properties {
             switch("ctrl_mac_addr", true, "the guest sets the address by a command"),
             switch("ctrl_guest_offloads", true, "the guest changes what it takes while it runs"),
             switch("guest_announce", true, "a restored guest is asked to tell where it is"),
+            switch("host_uso", false, "the guest may send long UDP datagrams, to be cut into short ones"),
             switch("mq", false, "the guest may use several pairs of queues"),
             switch("rss", false, "and choose the pair of a frame by a hash"),
             Property {
@@ -211,8 +213,11 @@ impl NetOptions {
                 o.features &= !bits;
             }
         }
+        if values.switch("host_uso") {
+            o.features |= feature::HOST_USO;
+        }
         if is_off("gso") {
-            o.features &= !(feature::HOST_TSO4 | feature::HOST_TSO6);
+            o.features &= !(feature::HOST_TSO4 | feature::HOST_TSO6 | feature::HOST_USO);
         }
         let several = [("mq", feature::MQ), ("rss", feature::RSS)];
         let several = several.into_iter().filter(|(name, _)| values.switch(name));

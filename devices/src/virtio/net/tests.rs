@@ -277,6 +277,47 @@ fn what_is_left_to_the_receiver_is_handed_on_and_what_cannot_be_is_dropped() {
 }
 
 #[test]
+fn a_long_datagram_is_cut_where_the_driver_may_send_one() {
+    // 802.3, IPv4 and UDP in front of 2,500 bytes.
+    let mut bytes = segment(42 + 2500, false).0;
+    bytes[20..22].fill(0);
+    bytes[23] = 17;
+    let sent = header(1, 5, [42, 1000, 34, 6]);
+    for way in [Way::Modern, Way::Mmio] {
+        let uso = NetOptions {
+            features: NetOptions::default().features | feature::HOST_USO,
+            ..NetOptions::default()
+        };
+        let mut t = chosen(way, uso);
+        t.start(ALL);
+        t.send(&sent, &bytes, &[]);
+        let frames = std::mem::take(&mut *t.wire.sent.lock());
+        let lens: Vec<_> =
+            frames.iter().map(|(b, _)| (b.len(), u16::from_be_bytes([b[38], b[39]]))).collect();
+        assert_eq!(lens, [(1042, 1008), (1042, 1008), (542, 508)], "{way:?}");
+        assert_eq!(
+            frames.iter().flat_map(|(b, _)| &b[42..]).collect::<Vec<_>>(),
+            bytes[42..].iter().collect::<Vec<_>>()
+        );
+        let partial = Some(Partial { start: 34, offset: 6 });
+        assert!(frames.iter().all(|(_, o)| *o == Offload { partial, ..Offload::default() }), "{way:?}");
+        for (what, header) in [
+            ("the sum of TCP", header(1, 5, [42, 1000, 34, 16])),
+            ("no sum", header(0, 5, [42, 1000, 34, 6])),
+            ("pieces of no bytes", header(1, 5, [42, 0, 34, 6])),
+            ("a header that is cut off", header(1, 5, [42, 1000, 2540, 6])),
+        ] {
+            t.send(&header, &bytes, &[]);
+            assert_eq!(t.wire.frames(), Vec::<Vec<u8>>::new(), "{way:?}: {what}");
+        }
+        // Not if the card does not offer it.
+        let mut t = started(way, ALL);
+        t.send(&sent, &bytes, &[]);
+        assert_eq!(t.wire.frames(), Vec::<Vec<u8>>::new(), "{way:?}");
+    }
+}
+
+#[test]
 fn a_frame_comes_in_one_buffer_with_its_header() {
     for way in WAYS {
         for features in [0, feature::MRG_RXBUF | feature::GUEST_CSUM | feature::GUEST_TSO4] {

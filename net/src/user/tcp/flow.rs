@@ -17,10 +17,13 @@ pub(super) const IN: usize = 1 << 20;
 pub(super) const FRUGAL: usize = 16 << 10;
 /// Bytes in all flows' buffers above which each gets by with [`FRUGAL`].
 pub(super) const BUDGET: usize = 128 << 20;
+/// Those above which nothing more is kept of what the guest sends, though a window had been told: it is lost, and the
+/// guest sends it again.
+const MOST: usize = 2 * BUDGET;
 /// Our window's scale: 512 KiB in 16 bits and some to spare.
 pub(super) const SCALE: u8 = 5;
 /// Pieces out of order that are kept for one flow, and their bytes.
-pub(super) const PIECES: usize = 64;
+const PIECES: usize = 256;
 const PIECES_BYTES: usize = 256 << 10;
 /// RFC 6298, 2.1 and 2.4, with the least time as other stacks have it: the link is in memory.
 const FIRST_RTO: Duration = Duration::from_secs(1);
@@ -80,6 +83,8 @@ pub(super) struct Flow {
     /// None once both halves have ended.
     pub socket: Option<Arc<Socket>>,
     pub child: Option<Child>,
+    /// Which of the host's name servers it is, if it is one.
+    pub resolver: Option<usize>,
 
     // Towards the guest (RFC 9293, 3.3.1). SND.UNA is the sequence number of the ring's first byte.
     pub iss: u32,
@@ -107,7 +112,7 @@ pub(super) struct Flow {
     /// The end of the window that we have told.
     pub rcv_adv: u32,
     pub out: Ring,
-    /// What came too early: sequence number and bytes, sorted.
+    /// What came too early: sequence number and bytes, sorted, none over another.
     pub pieces: Vec<(u32, Vec<u8>)>,
     pub fin_in: bool,
     /// The guest closed first, so that it is the one who waits (RFC 9293, 3.6).
@@ -152,6 +157,7 @@ impl Flow {
             armed: (false, false),
             socket: Some(socket),
             child: None,
+            resolver: None,
             iss,
             una: iss,
             nxt: iss,
@@ -224,20 +230,27 @@ impl Flow {
         }
     }
 
-    /// Takes data in order: to the socket as far as it has room, the rest is kept. It is within the window.
-    pub fn take(&mut self, parts: &[&[u8]]) -> Result<(), Fate> {
-        let total: usize = parts.iter().map(|p| p.len()).sum();
+    /// Takes data in order: to the socket as far as it has room, the rest is kept if `keep` says so. It is within the
+    /// window.
+    pub fn take(&mut self, parts: &[&[u8]], keep: bool) -> Result<(), Fate> {
+        let mut total: usize = parts.iter().map(|p| p.len()).sum();
+        let mut gone = 0;
+        if self.out.is_empty() && total > 0 && !self.shut {
+            let slices: smallvec::SmallVec<[IoSlice<'_>; 20]> =
+                parts.iter().map(|p| IoSlice::new(p)).collect();
+            gone = self.write(&slices)?;
+        }
+        if !keep {
+            total = gone;
+        }
         self.rcv_nxt = self.rcv_nxt.wrapping_add(total as u32);
         self.unacked += total;
         self.counters.from_guest += total as u64;
         if self.shut {
             return Ok(());
         }
-        let mut gone = 0;
-        if self.out.is_empty() && total > 0 {
-            let slices: smallvec::SmallVec<[IoSlice<'_>; 20]> =
-                parts.iter().map(|p| IoSlice::new(p)).collect();
-            gone = self.write(&slices)?;
+        if !keep {
+            return Ok(());
         }
         for part in parts {
             let skip = gone.min(part.len());
@@ -249,29 +262,54 @@ impl Flow {
         Ok(())
     }
 
-    /// Keeps what has come too early.
-    pub fn keep(&mut self, seq: u32, parts: &[&[u8]]) {
-        let total: usize = parts.iter().map(|p| p.len()).sum();
-        let held: usize = self.pieces.iter().map(|(_, b)| b.len()).sum();
-        if self.pieces.len() >= PIECES || held + total > PIECES_BYTES {
+    /// Keeps what has come too early. What is nearest is needed first: what is further on makes room for it.
+    pub fn keep(&mut self, core: &Core, seq: u32, parts: &[&[u8]]) {
+        if core.buffered > BUDGET {
             return;
         }
-        let place = |s: u32| s.wrapping_sub(self.rcv_nxt);
-        let at = self.pieces.partition_point(|(s, _)| place(*s) < place(seq));
-        if self.pieces.get(at).is_none_or(|(s, b)| *s != seq || b.len() < total) {
-            self.pieces.insert(at, (seq, parts.concat()));
+        let place = |s: u32| s.wrapping_sub(self.rcv_nxt) as usize;
+        let (mut from, mut end) = (place(seq), place(seq) + parts.iter().map(|p| p.len()).sum::<usize>());
+        let at = self.pieces.partition_point(|(s, _)| place(*s) < from);
+        if let Some((s, b)) = at.checked_sub(1).and_then(|n| self.pieces.get(n)) {
+            from = from.max(place(*s) + b.len());
         }
+        while let Some((s, b)) = self.pieces.get(at).filter(|(s, _)| place(*s) < end) {
+            if place(*s) + b.len() > end {
+                end = place(*s);
+                break;
+            }
+            self.pieces.remove(at);
+        }
+        if from >= end {
+            return;
+        }
+        let mut held: usize = self.pieces.iter().map(|(_, b)| b.len()).sum();
+        while self.pieces.len() >= PIECES || held + (end - from) > PIECES_BYTES {
+            if self.pieces.len() <= at {
+                return;
+            }
+            held -= self.pieces.pop().map_or(0, |(_, b)| b.len());
+        }
+        let (skip, len) = (from - place(seq), end - from);
+        let mut bytes = Vec::with_capacity(len);
+        bytes.extend(parts.iter().flat_map(|p| p.iter()).skip(skip).take(len));
+        self.pieces.insert(at, (self.rcv_nxt.wrapping_add(from as u32), bytes));
+    }
+
+    /// Whether there is memory for what the guest sends.
+    pub fn may_keep(core: &Core) -> bool {
+        core.buffered <= MOST
     }
 
     /// Takes what is in order now of what came too early.
-    pub fn fit(&mut self) -> Result<(), Fate> {
+    pub fn fit(&mut self, keep: bool) -> Result<(), Fate> {
         while let Some((seq, bytes)) = self.pieces.first() {
             let ahead = self.rcv_nxt.wrapping_sub(*seq);
             if ahead as i32 >= 0 {
                 let fresh = bytes.len().saturating_sub(ahead as usize);
                 let (_, bytes) = self.pieces.remove(0);
                 if fresh > 0 {
-                    self.take(&[&bytes[bytes.len() - fresh..]])?;
+                    self.take(&[&bytes[bytes.len() - fresh..]], keep)?;
                 }
             } else {
                 break;

@@ -270,13 +270,14 @@ impl Flow {
                 // Whatever is not new or has no room is answered at once.
                 self.ack_now |= fresh < s.len || !self.pieces.is_empty();
                 if fresh > 0 {
-                    self.take(&cut(&s.data, old, fresh))?;
-                    self.fit()?;
+                    let keep = Self::may_keep(core);
+                    self.take(&cut(&s.data, old, fresh), keep)?;
+                    self.fit(keep)?;
                     self.ack_now |= s.flags & super::output::PSH != 0 && self.out.is_empty();
                 }
             } else {
                 let fits = (window as usize).saturating_sub(offset as usize).min(s.len);
-                self.keep(s.seq, &cut(&s.data, 0, fits));
+                self.keep(core, s.seq, &cut(&s.data, 0, fits));
                 // At once, so that it is seen as missing (RFC 5681, 4.2).
                 self.send_ack(core);
                 return Ok(());

@@ -37,7 +37,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// All connections.
 #[derive(Default)]
@@ -103,8 +103,26 @@ impl Tcp {
         }
     }
 
+    /// Has a name server asked after `flow`'s has failed; whether there is another.
+    fn ask_next(core: &mut Core, flow: &mut Flow) -> bool {
+        let Some(Ok(((socket, connected, _), n))) = flow.resolver.and_then(|n| ask(core, n + 1)) else {
+            return false;
+        };
+        // Its registration goes before the new one, which has the same name.
+        (flow.interest, flow.socket, flow.armed) = (None, None, (false, false));
+        let socket = Arc::new(socket);
+        let Ok(interest) = core.reactor.register(&socket, flow.id) else { return false };
+        (flow.interest, flow.socket, flow.resolver) = (Some(interest), Some(socket), Some(n));
+        if connected {
+            flow.phase = Phase::SynReceived;
+            flow.send_syn(core);
+        }
+        true
+    }
+
     /// The guest opens a connection.
     fn open(&mut self, core: &mut Core, key: Key, segment: &Segment<'_>, original: &[u8]) {
+        let mut resolver = None;
         let made = match core.guest_forward(key.remote) {
             Some(Behind::Tcp(address)) => {
                 dial(address.into(), Domain::for_address(address), Some(Protocol::TCP))
@@ -114,6 +132,13 @@ impl Tcp {
             }
             Some(Behind::Command(program)) => spawn(&program).map(|(s, c)| (s, true, Some(c))),
             None => match core.reach(key.remote) {
+                Reach::Host(_) if core.is_dns(key.remote.ip()) => {
+                    let made = ask(core, 0).unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
+                    made.map(|(made, n)| {
+                        resolver = Some(n);
+                        made
+                    })
+                }
                 Reach::Host(to) => dial(to.into(), Domain::for_address(to), Some(Protocol::TCP)),
                 Reach::Refused(Unreachable::Port | Unreachable::Prohibited) => {
                     return refuse(core, key, segment);
@@ -123,6 +148,7 @@ impl Tcp {
         };
         let (socket, connected, child) = match made {
             Ok(made) => made,
+            Err(e) if core.starves(&e) => return,
             Err(e) => {
                 core.once("tcp", format_args!("{}: {e}", key.remote));
                 return self.failed(core, key, segment, &e, original);
@@ -134,7 +160,7 @@ impl Tcp {
             Ok(flow) => flow,
             Err(e) => return self.failed(core, key, segment, &e, original),
         };
-        flow.child = child;
+        (flow.child, flow.resolver) = (child, resolver);
         flow.synchronize(core, segment);
         let fate = if connected {
             flow.phase = Phase::SynReceived;
@@ -202,6 +228,9 @@ impl Tcp {
             return flow.pump(core);
         };
         tracing::debug!("{:?}: {e}", flow.key);
+        if Self::ask_next(core, flow) {
+            return flow.pump(core);
+        }
         match Unreachable::from_error(&e) {
             None | Some(Unreachable::Port) => Fate::Reset,
             Some(why) => {
@@ -258,12 +287,28 @@ impl Tcp {
         self.children.retain_mut(|c| matches!(c.try_wait(), Ok(None)));
     }
 
-    /// Ends the flow that has been idle for longest if there are too many; one that is over goes first.
+    /// The flow with a socket that has been idle for longest.
+    pub fn oldest(&self) -> Option<(Instant, Token)> {
+        self.flows.values().filter(|f| f.socket.is_some()).map(|f| (f.last, f.id)).min()
+    }
+
+    /// Closes a flow for want of a descriptor.
+    pub fn shed(&mut self, core: &mut Core, id: Token) {
+        self.end(core, id, Fate::Reset);
+    }
+
+    /// Ends the flow that has been idle for longest if there are too many. One that is over goes first; then, if half
+    /// of all are not open yet, the oldest of these, so that a flood of SYNs ends no connection.
     fn make_room(&mut self, core: &mut Core) {
         if self.flows.len() < core.max_flows {
             return;
         }
-        let oldest = self.flows.values().min_by_key(|f| (f.phase != Phase::TimeWait, f.last));
+        let opening = |f: &Flow| matches!(f.phase, Phase::Connecting | Phase::SynSent | Phase::SynReceived);
+        let flood = self.flows.values().filter(|f| opening(f)).count() > core.max_flows / 2;
+        let oldest = self.flows.values().min_by_key(|f| {
+            let class = if f.phase == Phase::TimeWait { 0 } else { 1 + u8::from(!(flood && opening(f))) };
+            (class, f.last)
+        });
         let Some((id, over)) = oldest.map(|f| (f.id, f.phase == Phase::TimeWait)) else { return };
         if !over {
             let most = core.max_flows;
@@ -298,12 +343,25 @@ fn prepare(socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
+/// A socket, whether it is connected already, and the program at its other end.
+type Made = (Socket, bool, Option<Child>);
+
+/// Begins to connect to the first of the host's name servers from the `first` on that does not fail at once: which it
+/// is. None if there are no more.
+fn ask(core: &mut Core, first: usize) -> Option<io::Result<(Made, usize)>> {
+    let mut made = None;
+    for (n, to) in core.resolvers.current(core.now).iter().enumerate().skip(first) {
+        let dialed = dial((*to).into(), Domain::for_address(*to), Some(Protocol::TCP));
+        made = Some(dialed.map(|m| (m, n)));
+        if matches!(made, Some(Ok(_))) {
+            break;
+        }
+    }
+    made
+}
+
 /// Begins to connect; whether it is connected already.
-fn dial(
-    to: SockAddr,
-    domain: Domain,
-    protocol: Option<Protocol>,
-) -> io::Result<(Socket, bool, Option<Child>)> {
+fn dial(to: SockAddr, domain: Domain, protocol: Option<Protocol>) -> io::Result<Made> {
     let socket = Socket::new(domain, Type::STREAM, protocol)?;
     prepare(&socket)?;
     match socket.connect(&to) {

@@ -1,5 +1,5 @@
 //! What a flow sends to the guest, and its timers.
-use super::flow::{Fate, Flow, IDLE, LEAST_RTO, MOST_RTO, OUT, Phase, SCALE};
+use super::flow::{FRUGAL, Fate, Flow, IDLE, LEAST_RTO, MOST_RTO, OUT, Phase, SCALE};
 use crate::user::core::Core;
 use crate::user::ip;
 use crate::{Frame, Gso, Offload, Partial};
@@ -128,7 +128,8 @@ impl Flow {
             self.unacked = 0;
             self.ack_now = false;
             self.ack_at = None;
-            self.rcv_adv = self.rcv_nxt.wrapping_add((window << shift) as u32);
+            // What was told once is taken, also if its last bytes are lost in scaling now.
+            self.rcv_adv = self.rcv_nxt.wrapping_add((window << shift).max(told) as u32);
         }
         true
     }
@@ -228,7 +229,8 @@ impl Flow {
             let room = (self.edge.wrapping_sub(self.una) as i32).max(1) as usize;
             let want = self.appetite(core, room.saturating_sub(self.ring.len()));
             more = want > 0;
-            if turn == 0 {
+            // There was nothing when it was last looked at, and the loop will tell: no call for each segment.
+            if turn == 0 || self.armed.0 {
                 break;
             }
             match self.read(want.min(turn)) {
@@ -239,9 +241,12 @@ impl Flow {
             }
         }
         let told = self.rcv_adv.wrapping_sub(self.rcv_nxt) as i32;
-        let gain = (self.window(core) as i64 - i64::from(told)).max(0) as usize;
-        // A window that opens is told when it is worth it (RFC 9293, 3.8.6.2.2).
-        let opens = !self.fin_in && gain >= 2 * self.mss && (told < 2 * self.mss as i32 || gain >= OUT / 2);
+        // As much as can be told: without a scale 64 KiB are all.
+        let can = self.window(core).min(0xffff << self.scale.map_or(0, |_| SCALE));
+        let gain = (can as i64 - i64::from(told)).max(0) as usize;
+        // A window that opens is told when it is worth it (RFC 9293, 3.8.6.2.2): also a small one of long segments.
+        let worth = (2 * self.mss).min(FRUGAL / 2);
+        let opens = !self.fin_in && gain >= worth && (told < worth as i32 || gain >= OUT / 2);
         if self.ack_now || self.unacked >= 2 * self.mss || opens {
             self.send_ack(core);
         } else if self.unacked > 0 && self.ack_at.is_none() {

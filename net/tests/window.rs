@@ -1,0 +1,176 @@
+//! TCP's windows and order, segment by segment.
+#![cfg(unix)]
+mod common;
+
+use common::byte;
+use common::raw::{ACK, Raw, Tcp};
+use mynah_net::user::Config;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Window scale 7.
+const SCALED: [u8; 4] = [1, 3, 3, 7];
+/// MSS 1460, and the same.
+const OPTIONS: [u8; 8] = [2, 4, 5, 0xb4, 1, 3, 3, 7];
+
+#[test]
+fn a_window_may_be_filled_to_its_end_and_is_told_when_it_opens() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let total = 24 << 20;
+    let server = thread::spawn(move || {
+        let mut s = listener.accept().unwrap().0;
+        thread::park();
+        let mut got = vec![0; total];
+        s.read_exact(&mut got).unwrap();
+        got
+    });
+    let raw = Raw::new(Config::default(), true);
+    let ack = raw.open(1000, port, &OPTIONS);
+    let data: Vec<u8> = (0..62_780).map(|i| byte(i, 1)).collect();
+    let (mut sent, mut edge, mut full) = (0, 0, 0);
+    let mut heard = Instant::now();
+    while sent < total {
+        while let Some(seen) = raw.next() {
+            // The window ends there. It goes back by what scaling has no bits for, no more (RFC 7323, 2.4).
+            let told = (seen.ack as usize - 101) + (usize::from(seen.window) << 5);
+            assert!(told + 31 >= edge, "{told} after {edge}");
+            (edge, heard) = (told.max(edge), Instant::now());
+        }
+        let n = (edge - sent).min(data.len()).min(total - sent);
+        // To its last byte; nothing is sent again, and nothing to ask.
+        if n > 0 {
+            let seq = 101 + sent as u32;
+            let from = sent % data.len();
+            let n = n.min(data.len() - from);
+            let data = &data[from..from + n];
+            raw.tcp(Tcp { ports: (1000, port), seq, ack, flags: ACK, data, ..Tcp::default() });
+            sent += n;
+        } else {
+            if sent > 0 {
+                full += 1;
+                server.thread().unpark();
+            }
+            assert!(
+                heard.elapsed() < Duration::from_secs(60),
+                "{sent} of {total}, the window ends at {edge}"
+            );
+            raw.poll.turn(&raw.user, Duration::from_millis(5));
+        }
+    }
+    assert!(full > 0, "the window was never full");
+    while !server.is_finished() {
+        raw.poll.turn(&raw.user, Duration::from_millis(5));
+    }
+    let got = server.join().unwrap();
+    assert!(got.iter().enumerate().all(|(i, b)| *b == byte(i % data.len(), 1)));
+}
+
+#[test]
+fn what_is_missing_next_has_room_however_much_came_too_early() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let raw = Raw::new(Config::default(), true);
+    let ack = raw.open(1000, port, &SCALED);
+    let mut host = listener.accept().unwrap().0;
+    let all: Vec<u8> = (0..400_000).map(|i| byte(i, 1)).collect();
+    let send = |at: usize, len: usize| {
+        let data = &all[at..at + len];
+        raw.tcp(Tcp { ports: (1000, port), seq: 101 + at as u32, ack, flags: ACK, data, ..Tcp::default() });
+    };
+    // Far more pieces than anybody keeps, each overlapping others in its own way.
+    for n in 0..2000 {
+        send(100_000 + n * 131, 60 + n % 50 * 2);
+    }
+    // Then the first bytes in the wrong order, some of them twice.
+    for (at, len) in [(2000, 1000), (1000, 1000), (2500, 300), (1000, 2500), (0, 1000)] {
+        send(at, len);
+    }
+    let last = std::iter::from_fn(|| raw.next()).last().unwrap();
+    assert_eq!(last.ack - 101, 3500, "all of them are taken");
+    // The rest in order, over what is there.
+    for at in (3500..all.len()).step_by(1000) {
+        send(at, 1000.min(all.len() - at));
+    }
+    let last = std::iter::from_fn(|| raw.next()).last().unwrap();
+    let mut got = vec![0; all.len()];
+    host.read_exact(&mut got).unwrap();
+    assert!(got == all);
+    assert!((last.ack - 101) as usize > 390_000, "{}", last.ack - 101);
+    assert!(raw.user.buffered() <= 300 << 10, "{}", raw.user.buffered());
+}
+
+#[test]
+fn the_smallest_segments_of_a_guest_fit_into_long_frames() {
+    let data: Vec<u8> = (0..300_000).map(|i| byte(i, 1)).collect();
+    for mss in [1u16, 64, 88, 536, 1460, 65_535] {
+        for long in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let raw = Raw::new(Config::default(), long);
+            let [high, low] = mss.to_be_bytes();
+            let mut next = raw.open(1000, port, &[2, 4, high, low, 1, 3, 3, 7]);
+            let mut host = listener.accept().unwrap().0;
+            let all = data.clone();
+            let writer = thread::spawn(move || {
+                host.write_all(&all).unwrap();
+                let mut got = vec![0; all.len()];
+                host.read_exact(&mut got).unwrap();
+                assert!(got == all);
+            });
+            // Less than 64 bytes is taken for 64: every byte would be a frame.
+            let most = usize::from(mss.clamp(64, 1460));
+            let mut got = Vec::new();
+            while got.len() < data.len() {
+                let seen = raw.wait();
+                if seen.seq == next {
+                    next = seen.seq.wrapping_add(seen.data.len() as u32);
+                    match seen.gso {
+                        Some(gso) => assert_eq!(usize::from(gso.size), most),
+                        None => assert!(seen.data.len() <= most, "{}", seen.data.len()),
+                    }
+                    got.extend_from_slice(&seen.data);
+                }
+                let t = Tcp { ports: (1000, port), seq: 101, ack: next, flags: ACK, ..Tcp::default() };
+                raw.tcp(t);
+            }
+            assert!(got == data, "{mss}");
+            // And from the guest, long frames that say they are of such segments.
+            for (i, chunk) in data.chunks(60_000).enumerate() {
+                let seq = 101 + 60_000 * i as u32;
+                raw.tcp(Tcp {
+                    ports: (1000, port),
+                    seq,
+                    ack: next,
+                    flags: ACK,
+                    data: chunk,
+                    ..Tcp::default()
+                });
+            }
+            while !writer.is_finished() {
+                raw.poll.turn(&raw.user, Duration::from_millis(5));
+            }
+            writer.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_acknowledgement_is_not_answered() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let raw = Raw::new(Config::default(), true);
+    for (from, options) in [(1000, &[][..]), (1001, &OPTIONS)] {
+        let ack = raw.open(from, port, options);
+        let t = Tcp { ports: (from, port), seq: 101, ack, flags: ACK, ..Tcp::default() };
+        // What is larger than a SYN can tell is told once.
+        while raw.next().is_some() {}
+        for n in 0..10 {
+            raw.tcp(t);
+            raw.poll.turn(&raw.user, Duration::from_millis(1));
+            assert_eq!(raw.next().map(|s| s.window), None, "{n}");
+        }
+    }
+}
