@@ -27,9 +27,10 @@ pub mod props;
 pub mod run_arg;
 pub mod size;
 pub mod suggest;
+mod tap_arg;
 mod vnc_arg;
 
-use crate::config::{CharBackend, Config, Display, exit_code};
+use crate::config::{CharBackend, Config, Display, NetKind, exit_code};
 use crate::machine;
 use clap::{Parser, Subcommand};
 use mynah_devices::chardev::fatal;
@@ -287,7 +288,13 @@ fn terminal_is_screen(config: &Config) -> bool {
 }
 
 /// Checks what `config` needs, and runs it to its end; the result is the process's exit code.
-pub fn start(config: Config) -> anyhow::Result<i32> {
+pub fn start(mut config: Config) -> anyhow::Result<i32> {
+    // The bridge's helper has rights of its own.
+    for net in &mut config.netdevs {
+        if let NetKind::Tap(tap) = &mut net.kind {
+            tap.prepare().map_err(|e| Error::new(format!("{}: {e}", net.shown)))?;
+        }
+    }
     no_new_privileges();
     // Before anything is made that must not stay.
     fatal::install();
