@@ -19,6 +19,7 @@ pub mod device_arg;
 pub mod drive_arg;
 pub mod help;
 pub mod image;
+mod ip;
 pub mod machine_arg;
 mod net_arg;
 pub mod options;
@@ -27,6 +28,7 @@ pub mod props;
 pub mod run_arg;
 pub mod size;
 pub mod suggest;
+mod switch;
 mod tap_arg;
 mod vnc_arg;
 
@@ -94,6 +96,10 @@ enum Command {
     },
     /// Make, look at and change disk images, as qemu-img does
     Image(image::ImageArgs),
+    /// Connect guests, the host and other networks by a switch
+    Switch(switch::SwitchArgs),
+    /// Tell guests' addresses
+    Ip(ip::IpArgs),
     /// Print the version
     Version,
 }
@@ -187,6 +193,8 @@ fn commands(args: &[OsString]) -> i32 {
         Command::Demo(args) => demo::run(&args),
         Command::Guests { command } => guests_command(command).map(|()| 0),
         Command::Image(args) => image::run(&args),
+        Command::Switch(args) => switch::run(&args),
+        Command::Ip(args) => ip::run(&args),
         Command::Version => Err(Error::info(help::version()).into()),
     };
     report("mynah", result)

@@ -185,7 +185,7 @@ fn faults(props: &mut Props) -> Result<Faults, Error> {
 }
 
 /// Bits in a second: `10M` is ten million.
-fn bits(text: &str) -> Result<u64, String> {
+pub(super) fn bits(text: &str) -> Result<u64, String> {
     let units = [('k', 1000), ('K', 1000), ('M', 1_000_000), ('G', 1_000_000_000)];
     let found = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(*name)?, *unit)));
     let (number, unit) = found.unwrap_or((text, 1));

@@ -129,6 +129,8 @@ pub struct Port {
     /// Whether somebody is there.
     pub connected: bool,
     queue: Queue,
+    /// It is among those that are to be told that they have something to send.
+    woken: bool,
     limits: Option<[Bucket; 2]>,
     addresses: Vec<Address>,
 }
@@ -207,7 +209,8 @@ impl Switch {
         });
         let queue = Queue::new(config.queue.max(LEAST_QUEUE));
         let counters = Counters::default();
-        self.ports.push(Port { config, counters, connected: false, queue, limits, addresses: Vec::new() });
+        let (connected, woken, addresses) = (false, false, Vec::new());
+        self.ports.push(Port { config, counters, connected, queue, woken, limits, addresses });
         Ok(self.ports.len() - 1)
     }
 
@@ -321,7 +324,7 @@ impl Switch {
         let was_empty = port.queue.octets() == 0;
         let lost = port.queue.push(from, frame);
         port.counters.drop(Cause::QueueFull, lost);
-        if was_empty {
+        if was_empty && !std::mem::replace(&mut port.woken, true) {
             self.woken.push(to);
         }
     }
@@ -362,7 +365,15 @@ impl Switch {
 
     /// Ports that had nothing to send, and have now. Each is told once.
     pub fn take_woken(&mut self) -> Vec<usize> {
+        for port in &self.woken {
+            self.ports[*port].woken = false;
+        }
         std::mem::take(&mut self.woken)
+    }
+
+    /// Whether there are such ports.
+    pub fn has_woken(&self) -> bool {
+        !self.woken.is_empty()
     }
 
     /// The ports, by number.

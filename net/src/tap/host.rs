@@ -186,7 +186,8 @@ pub(super) fn set_address(name: &str, address: Ipv4Addr, prefix: u8) -> Result<(
 
 /// Whether there is an interface of this name.
 pub(super) fn exists(name: &str) -> bool {
-    std::path::Path::new("/sys/class/net").join(name).exists()
+    let asked = control().ok().zip(request(name).ok());
+    asked.is_some_and(|(socket, mut index)| interface(&socket, libc::SIOCGIFINDEX, &mut index).is_ok())
 }
 
 /// A socket to ask the host's network by.
