@@ -1,0 +1,240 @@
+//! Taps: the host's own TCP on both sides of two of them, and what `mynah run` says and does.
+use crate::guest::LONG;
+use crate::world::{Folder, Place, can, mynah};
+use mynah_net::reactor::{Handler, Interest, Reactor, Token};
+use mynah_net::tap::{Origin, Script, TapConfig};
+use mynah_net::{Backend, Frame, Nic, Takes, Tap};
+use socket2::Socket;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// A loop that the test turns.
+struct Hand;
+struct Nothing;
+impl Reactor for Hand {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+    fn register(&self, _: &Arc<Socket>, _: Token) -> io::Result<Box<dyn Interest>> {
+        Ok(Box::new(Nothing))
+    }
+    fn set_timer(&self, _: Option<Instant>) {}
+}
+impl Interest for Nothing {
+    fn want(&self, _: bool, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A cable from one tap to another, that takes what they leave to it.
+struct Cable {
+    to: Weak<Tap>,
+    takes: Takes,
+    seen: Arc<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    frames: AtomicUsize,
+    long: AtomicUsize,
+    unfinished: AtomicUsize,
+}
+
+impl Nic for Cable {
+    fn can_receive(&self) -> bool {
+        true
+    }
+    fn receive(&self, frame: &Frame<'_>) -> bool {
+        self.seen.frames.fetch_add(1, Ordering::SeqCst);
+        if frame.offload.gso.is_some() && frame.len() > 2000 {
+            self.seen.long.fetch_add(1, Ordering::SeqCst);
+        }
+        if frame.offload.partial.is_some() {
+            self.seen.unfinished.fetch_add(1, Ordering::SeqCst);
+        }
+        if let Some(to) = self.to.upgrade() {
+            to.send(frame);
+        }
+        true
+    }
+    fn takes(&self) -> Takes {
+        self.takes
+    }
+}
+
+fn tap(place: &Place, name: &str, address: [u8; 4], queues: u16, vnet_hdr: bool) -> Arc<Tap> {
+    let origin = Origin::Open {
+        ifname: name.into(),
+        queues,
+        script: Script::No,
+        downscript: Script::No,
+        bridge: None,
+        address: Some((address.into(), 24)),
+    };
+    let config = TapConfig { origin, vnet_hdr: Some(vnet_hdr) };
+    let reactor: Arc<dyn Reactor> = Arc::new(Hand);
+    place.run(move || Tap::new(&config, &reactor)).unwrap()
+}
+
+const BYTES: usize = 3 << 20;
+
+/// TCP from one namespace to another, through two taps and the cable between.
+fn carries(queues: u16, vnet_hdr: bool, takes: Takes) -> Arc<Seen> {
+    let (near, far) = (Place::new().unwrap(), Place::new().unwrap());
+    let (one, two) =
+        (tap(&near, "t1", [10, 5, 0, 1], queues, vnet_hdr), tap(&far, "t2", [10, 5, 0, 2], queues, vnet_hdr));
+    assert_eq!((one.name(), one.queues(), one.has_headers()), ("t1", usize::from(queues), vnet_hdr));
+    let seen = Arc::new(Seen::default());
+    for (from, to) in [(&one, &two), (&two, &one)] {
+        from.connect(Arc::new(Cable { to: Arc::downgrade(to), takes, seen: seen.clone() }));
+    }
+    let done = Arc::new(AtomicBool::new(false));
+    let (taps, stop) = ([one.clone(), two.clone()], done.clone());
+    let turning = std::thread::spawn(move || {
+        while !stop.load(Ordering::SeqCst) {
+            for tap in &taps {
+                (0..tap.queues()).for_each(|n| tap.ready(Token(n as u64), true, false));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    });
+    let data: Arc<Vec<u8>> =
+        Arc::new((0..BYTES as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect());
+    let listener = far.run(|| TcpListener::bind(("10.5.0.2", 0)).unwrap());
+    let port = listener.local_addr().unwrap().port();
+    let theirs = data.clone();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut got = vec![0; BYTES];
+        stream.read_exact(&mut got).unwrap();
+        assert!(got == *theirs, "what came is what was sent");
+        stream.write_all(&theirs).unwrap();
+    });
+    let mut stream = near.run(move || TcpStream::connect(("10.5.0.2", port)).unwrap());
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream.write_all(&data).unwrap();
+    let mut got = vec![0; BYTES];
+    stream.read_exact(&mut got).unwrap();
+    server.join().unwrap();
+    assert!(got == *data, "and back");
+    done.store(true, Ordering::SeqCst);
+    turning.join().unwrap();
+    seen
+}
+
+#[test]
+fn a_tap_carries_frames_whole_and_unfinished() {
+    if !can() {
+        return;
+    }
+    let count = |n: &AtomicUsize| n.load(Ordering::SeqCst);
+    let all = Takes { partial: true, tso4: true, tso6: true };
+    for queues in [1, 2] {
+        let seen = carries(queues, true, all);
+        assert!(count(&seen.long) > 10, "long segments are left whole: {}", count(&seen.long));
+        assert!(count(&seen.unfinished) > count(&seen.long));
+        assert!(count(&seen.frames) < 2 * BYTES / 1448, "so that there are fewer: {}", count(&seen.frames));
+    }
+    // A card that takes less gets less, whether there are headers or not.
+    for vnet_hdr in [true, false] {
+        let seen = carries(1, vnet_hdr, Takes::default());
+        assert_eq!((count(&seen.long), count(&seen.unfinished)), (0, 0), "vnet_hdr {vnet_hdr}");
+    }
+}
+
+/// What a `mynah run` with this network says as it fails.
+fn refused(place: &Place, nic: &str) -> String {
+    let nic = nic.to_owned();
+    let out = place.run(move || {
+        mynah()
+            .args([
+                "run", "-S", "-boot", "n", "-display", "none", "-monitor", "none", "-serial", "none", "-nic",
+                &nic,
+            ])
+            .output()
+    });
+    let out = out.unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+#[test]
+fn what_is_wrong_with_a_tap_is_said() {
+    if !can() {
+        return;
+    }
+    let place = Place::new().unwrap();
+    let _held = tap(&place, "busy0", [10, 5, 0, 1], 1, false);
+    place.ip("tuntap add dev many0 mode tap multi_queue");
+    let holder = format!("(process {})", std::process::id());
+    for (nic, said) in [
+        ("tap,ifname=busy0,script=no", &["ifname=busy0", &holder, "choose another name"][..]),
+        ("tap,ifname=many0,script=no", &["ifname=many0", "no tap with one queue"]),
+        ("tap,ifname=lo,script=no", &["ifname=lo", "no tap"]),
+        ("tap,ifname=much-too-long-a-name,script=no", &["1 to 15 characters"]),
+        ("tap,script=/no/such/script", &["script=/no/such/script", "No such file"]),
+        ("tap,script=/bin/false", &["script=/bin/false", "it has failed", "script=no"]),
+        ("tap,fd=99", &["fd=99", "Bad file descriptor"]),
+        ("tap,fd=0", &["fd=0", "a descriptor of a tap"]),
+        ("bridge,br=nobridge", &["br=nobridge", "ip link add nobridge type bridge"]),
+        ("bridge,helper=/bin/false", &["helper=/bin/false", "br=br0", "allow br0"]),
+    ] {
+        let why = refused(&place, nic);
+        assert!(said.iter().all(|part| why.contains(part)), "{nic}: {why}");
+    }
+}
+
+#[test]
+fn a_machine_has_its_tap_while_it_runs() {
+    if !can() {
+        return;
+    }
+    let place = Place::new().unwrap();
+    place.ip("link add lan0 type bridge");
+    let folder = Folder::new();
+    let (script, log) = (folder.0.join("script"), folder.0.join("log"));
+    let text = format!("#!/bin/sh\necho \"$0 $1 $(ip -o link show $1 | wc -l)\" >> {}\n", log.display());
+    std::fs::write(&script, text).unwrap();
+    std::process::Command::new("chmod").arg("755").arg(&script).status().unwrap();
+    let tap = format!("tap,id=a,ifname=mine%d,script={0},downscript={0}", script.display());
+    let mut child = place.run(move || {
+        mynah()
+            .args([
+                "run", "-S", "-boot", "n", "-display", "none", "-serial", "none", "-monitor", "stdio",
+                "-netdev", &tap,
+            ])
+            .args(["-device", "virtio-net-pci,netdev=a", "-nic", "bridge,br=lan0,model=e1000"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    });
+    let mut monitor = child.stdin.take().unwrap();
+    writeln!(monitor, "info network").unwrap();
+    let mut said = String::new();
+    let mut out = child.stdout.take().unwrap();
+    let mut chunk = [0; 1024];
+    while !said.contains("br=lan0") {
+        let n = out.read(&mut chunk).unwrap();
+        assert!(n > 0, "{said}");
+        said += &String::from_utf8_lossy(&chunk[..n]);
+    }
+    assert!(said.contains("type=tap,ifname=mine0"), "{said}");
+    let on = place
+        .run(|| std::process::Command::new("ip").args(["-o", "link", "show", "master", "lan0"]).output());
+    let on = String::from_utf8_lossy(&on.unwrap().stdout).into_owned();
+    assert!(on.contains("tap0") && on.contains(",UP"), "{on}");
+    writeln!(monitor, "quit").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let script = script.display();
+    let log = std::fs::read_to_string(log).unwrap();
+    assert_eq!(
+        log,
+        format!("{script} mine0 1\n{script} mine0 1\n"),
+        "it was set up, and put away while it was there"
+    );
+}
