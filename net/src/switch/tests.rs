@@ -370,3 +370,30 @@ fn whatever_comes_in_vlans_stay_apart_and_memory_is_bounded() {
         assert!(got.iter().sum::<u64>() > 100, "seed {seed}: nothing has passed");
     }
 }
+
+#[test]
+fn rules_and_addresses_are_read_out_of_anything() {
+    let mut chance = Chance(0x1234_5678_9abc_def1);
+    let rules = "deny tcp to port 22; deny out ip6 from fe80::/10 to any; allow udp from port 1-9; deny in any to ::1";
+    let mut ports = plain(&["a", "b"]);
+    ports.iter_mut().for_each(|p| p.acl = Acl::parse(rules).unwrap());
+    let mut s = switch(ports);
+    for n in 0..200_000_u64 {
+        let kind: &[u8] = [&[8, 0, 0x45][..], &[0x86, 0xdd, 0x60], &[8, 6, 0, 1, 8, 0, 6, 4], &[8, 0], &[0]]
+            [chance.below(5) as usize];
+        let mut bytes = [Mac::BROADCAST.0, mac(1 + n as u8 % 2).0].concat();
+        bytes.extend(kind);
+        // Small numbers are protocols and lengths more often than others.
+        bytes.extend((0..chance.below(90)).map(|_| match chance.below(3) {
+            0 => chance.below(64) as u8,
+            1 => [0, 6, 17, 43, 44, 51, 58, 60][chance.below(8) as usize],
+            _ => chance.below(256) as u8,
+        }));
+        s.input(n as usize % 2, &bytes, S).unwrap();
+        if n % 64 == 0 {
+            (0..2).for_each(|p| _ = drain(&mut s, p));
+        }
+    }
+    let counters = &s.ports()[0].counters;
+    assert!(counters.dropped(Cause::AclIn) > 1000 && counters.output.frames > 1000, "{counters:?}");
+}
