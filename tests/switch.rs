@@ -95,6 +95,15 @@ fn who_reaches_whom_in_each_mode() {
             [true, true, true, false, false],
         ),
         ("external", format!("{ports} --mode external --tap m0,bridge=br0"), lan, HOST, OUTSIDE, [true; 5]),
+        // Addresses are given away, and no more.
+        (
+            "private",
+            format!("{ports} --mode private --user restrict=on"),
+            [[10, 0, 2, 15], [10, 0, 2, 16]],
+            [10, 0, 2, 2],
+            [10, 0, 2, 2],
+            [true, false, false, false, false],
+        ),
         (
             "nat",
             format!("{ports} --mode nat"),
@@ -226,6 +235,41 @@ fn a_rate_is_kept_both_ways() {
         // Both leave, so that others may come.
         drop((from, to));
         switch.settle(0);
+    }
+}
+
+#[test]
+fn an_uplink_with_a_rate_waits_and_goes_on() {
+    if !can() {
+        return;
+    }
+    let (host, _outside) = world();
+    host.ip("addr add 192.0.2.1/24 dev h0");
+    let limit = "rate=4M,burst=4K";
+    let options =
+        format!("--port @/a,queue=4M --tap m0,address=10.77.0.1/24,{limit} --user {limit} --mode nat");
+    let switch = Switch::start(&host, &options);
+    // Of the NAT's network, and of the tap's.
+    for (own, to, gateway) in
+        [([10, 0, 2, 15], OUTSIDE, [10, 0, 2, 2]), ([10, 77, 0, 9], [10, 77, 0, 1], [10, 77, 0, 1])]
+    {
+        let mut guest = Guest::new(&switch.path("a"), own[1] + 1, own);
+        switch.settle(1);
+        let mac = guest.resolve(gateway, LONG).unwrap();
+        for turn in 0..4_u8 {
+            // More than a burst comes back at once: it has to wait, and what waits has to come.
+            (0..20).for_each(|n| guest.datagram(mac, (to, ECHO), 4000, &[turn * 20 + n; 1000]));
+            for n in 0..20 {
+                let got = guest.receive(4000, LONG).unwrap_or_else(|| panic!("{turn} {n} by {gateway:?}"));
+                assert_eq!(got.data, [turn * 20 + n; 1000]);
+            }
+        }
+        drop(guest);
+        switch.settle(0);
+    }
+    for name in ["nat", "m0"] {
+        let port = switch.port(name);
+        assert!(port["limit"]["in"]["octets"].as_u64().unwrap() > 80_000, "{port}");
     }
 }
 

@@ -19,6 +19,7 @@ pub mod device_arg;
 pub mod drive_arg;
 pub mod help;
 pub mod image;
+#[cfg(unix)]
 mod ip;
 pub mod machine_arg;
 mod net_arg;
@@ -28,6 +29,7 @@ pub mod props;
 pub mod run_arg;
 pub mod size;
 pub mod suggest;
+#[cfg(unix)]
 mod switch;
 mod tap_arg;
 mod vnc_arg;
@@ -96,8 +98,10 @@ enum Command {
     },
     /// Make, look at and change disk images, as qemu-img does
     Image(image::ImageArgs),
+    #[cfg(unix)]
     /// Connect guests, the host and other networks by a switch
     Switch(switch::SwitchArgs),
+    #[cfg(unix)]
     /// Tell guests' addresses
     Ip(ip::IpArgs),
     /// Print the version
@@ -193,7 +197,9 @@ fn commands(args: &[OsString]) -> i32 {
         Command::Demo(args) => demo::run(&args),
         Command::Guests { command } => guests_command(command).map(|()| 0),
         Command::Image(args) => image::run(&args),
+        #[cfg(unix)]
         Command::Switch(args) => switch::run(&args),
+        #[cfg(unix)]
         Command::Ip(args) => ip::run(&args),
         Command::Version => Err(Error::info(help::version()).into()),
     };

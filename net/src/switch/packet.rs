@@ -207,7 +207,14 @@ mod tests {
         assert_eq!(ports_of(&v6(FRAGMENT, &fragment(1))), Some((UDP, Some((53, 12345)))));
         assert_eq!(ports_of(&v6(FRAGMENT, &fragment(8))), Some((UDP, None)));
         // More headers than anybody has use for.
-        let endless = [DESTINATION, 0, 0, 0, 0, 0, 0, 0].repeat(100);
+        let many = |n: usize| {
+            let mut all = [DESTINATION, 0, 0, 0, 0, 0, 0, 0].repeat(n);
+            all[8 * n - 8] = UDP;
+            all.extend(udp);
+            all
+        };
+        assert_eq!(ports_of(&v6(DESTINATION, &many(7))), Some((UDP, Some((53, 12345)))));
+        let endless = many(8);
         assert_eq!(ports_of(&v6(DESTINATION, &endless)), None);
         assert_eq!(Packet::read(&[0x88, 0xcc, 1]), Packet::Other(0x88cc));
         assert_eq!(Packet::read(&[8]), Packet::Other(0));

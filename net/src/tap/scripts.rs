@@ -96,7 +96,11 @@ fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut messages = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut messages, RecvFlags::CMSG_CLOEXEC)?;
+    #[cfg(target_os = "linux")]
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    #[cfg(not(target_os = "linux"))]
+    let flags = RecvFlags::empty();
+    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut messages, flags)?;
     let mut rights = messages.drain().filter_map(|m| match m {
         RecvAncillaryMessage::ScmRights(rights) => Some(rights),
         _ => None,
