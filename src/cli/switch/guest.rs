@@ -3,13 +3,14 @@
 use super::super::tell;
 use super::fabric::{Fabric, Outlet, Wait, Waits};
 use super::plan::Group;
-use mynah_devices::event_loop::{Descriptor, Registration, Source, TimedSource};
+use mynah_devices::event_loop::{Descriptor, Registration, Source, TimedSource, Timer};
 use mynah_net::MAX_FRAME;
 use mynah_net::switch::Next;
 use parking_lot::Mutex;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
 
 /// Octets that are read at once.
 const CHUNK: usize = 64 << 10;
@@ -18,6 +19,9 @@ const BATCH: usize = 64 << 10;
 /// In front of each frame.
 const HEAD: usize = 4;
 
+/// How long nobody is let in when the host has no descriptors left.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// Who waits at a path.
 struct Listener {
     fabric: Arc<Fabric>,
@@ -25,6 +29,7 @@ struct Listener {
     /// The ports of those who connect there, and their names.
     ports: Vec<(usize, String)>,
     registration: OnceLock<Registration>,
+    timer: Timer,
 }
 
 /// Waits for guests, for as long as the process lives.
@@ -37,8 +42,13 @@ pub fn serve(fabric: &Arc<Fabric>, socket: UnixListener, group: Group) -> anyhow
     socket.set_nonblocking(true)?;
     let socket = Arc::new(socket);
     let descriptor: Descriptor = socket.clone();
-    let registration = OnceLock::new();
-    let listener = Arc::new(Listener { fabric: fabric.clone(), socket, ports, registration });
+    let listener = Arc::new_cyclic(|own: &Weak<Listener>| Listener {
+        fabric: fabric.clone(),
+        socket,
+        ports,
+        registration: OnceLock::new(),
+        timer: fabric.events.timer(own.clone()),
+    });
     let source: Arc<dyn Source> = listener.clone();
     let registration = fabric.events.add(&descriptor, Arc::downgrade(&source), true, false)?;
     let _ = listener.registration.set(registration);
@@ -49,7 +59,17 @@ pub fn serve(fabric: &Arc<Fabric>, socket: UnixListener, group: Group) -> anyhow
 
 impl Source for Listener {
     fn ready(&self, _: bool, _: bool) {
-        if let Ok((socket, _)) = self.socket.accept() {
+        let accepted = self.socket.accept();
+        if let Err(why) = &accepted
+            && !matches!(
+                why.kind(),
+                ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
+            )
+        {
+            tracing::warn!("a guest cannot be let in: {why}");
+            return self.timer.set(Some(Instant::now() + PAUSE));
+        }
+        if let Ok((socket, _)) = accepted {
             let free = self.fabric.with(|s| {
                 self.ports.iter().find(|(n, _)| s.ports().get(*n).is_some_and(|p| !p.connected)).cloned()
             });
@@ -66,6 +86,13 @@ impl Source for Listener {
                 )),
             }
         }
+        self.due();
+    }
+}
+
+impl TimedSource for Listener {
+    /// Waits for the next.
+    fn due(&self) {
         if let Some(registration) = self.registration.get() {
             let _ = registration.want(true, false);
         }

@@ -319,13 +319,13 @@ mod tests {
             ("10.9.0.2", Vlans::access(10), true)
         );
         for (port, said) in [
-            ("", "path=PATH is missing"),
+            ("name=x", "path=PATH is missing"),
             ("/run/a,vlan=4095", "1 to 4094"),
             ("/run/a,vlan=3,trunk=1-5", "VLAN 3"),
             ("/run/a,rate=10", "the least is 1k"),
             ("/run/a,rate=ten", "such as 10M"),
             ("/run/a,burst=9k", "wants a rate"),
-            ("/run/a,queue=1", "131200"),
+            ("/run/a,queue=1", "from 128.1 KiB"),
             ("/run/a,mac=1:2", "not an Ethernet address"),
             ("/run/a,rule=permit", "rule='permit': a rule begins with"),
             ("/run/a,acl=/no/such/file", "acl=/no/such/file: No such file"),
