@@ -238,3 +238,69 @@ fn a_machine_has_its_tap_while_it_runs() {
         "it was set up, and put away while it was there"
     );
 }
+
+/// Opens a tap with several things that only a caller can: as QEMU's helper does, and as one that starts QEMU does.
+const OPENER: &str = r#"#!/usr/bin/env python3
+import array, fcntl, os, socket, struct, sys
+tap = os.open('/dev/net/tun', os.O_RDWR)
+name = os.environ['TAP'].encode()
+fcntl.ioctl(tap, 0x400454ca, struct.pack('16sH22x', name, 0x5002))  # TUNSETIFF: IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
+os.system('ip link set %s up' % name.decode())
+given = dict(a[2:].split('=') for a in sys.argv[1:] if a.startswith('--') and '=' in a)
+if 'fd' in given:
+    assert '--use-vnet' in sys.argv and given['br'] == 'br7', sys.argv
+    there = socket.socket(fileno=int(given['fd']))
+    there.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [tap]))])
+else:
+    os.set_inheritable(tap, True)
+    os.execv(sys.argv[1], [a.replace('@', str(tap)) for a in sys.argv[1:]])
+"#;
+
+#[test]
+fn a_tap_is_handed_over() {
+    if !can() {
+        return;
+    }
+    if std::process::Command::new("python3").arg("-V").output().is_err() {
+        eprintln!("SKIPPED: python3 is not installed, in which the helper is written");
+        return;
+    }
+    let (place, folder) = (Place::new().unwrap(), Folder::new());
+    let opener = folder.0.join("opener");
+    std::fs::write(&opener, OPENER).unwrap();
+    std::process::Command::new("chmod").arg("755").arg(&opener).status().unwrap();
+    let helped = format!("bridge,br=br7,helper={}", opener.display());
+    let with_words = format!("tap,br=br7,helper={} again", opener.display());
+    for (name, nic, inherits) in
+        [("handed0", helped, false), ("handed1", with_words, false), ("handed2", "tap,fd=@".into(), true)]
+    {
+        let mut command = if inherits {
+            let mut command = std::process::Command::new(&opener);
+            command.arg(mynah().get_program());
+            command
+        } else {
+            mynah()
+        };
+        let args = format!("run -S -boot n -display none -serial none -monitor stdio -nic|{nic}");
+        let (words, nic) = args.split_once('|').unwrap();
+        command.args(words.split(' ')).arg(nic).env("TAP", name);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = place.run(move || command.spawn().unwrap());
+        let mut monitor = child.stdin.take().unwrap();
+        writeln!(monitor, "info network").unwrap();
+        let (mut said, mut out, mut chunk) = (String::new(), child.stdout.take().unwrap(), [0; 1024]);
+        while !said.contains("type=tap,queues=1") {
+            let n = out.read(&mut chunk).unwrap();
+            assert!(n > 0, "{name}: {said}");
+            said += &String::from_utf8_lossy(&chunk[..n]);
+        }
+        // It has a carrier as long as somebody has it open.
+        let show = format!("-o link show {name}");
+        let link =
+            place.run(move || std::process::Command::new("ip").args(show.split(' ')).output().unwrap());
+        let link = String::from_utf8_lossy(&link.stdout).into_owned();
+        assert!(link.contains("LOWER_UP"), "{name}: {link}");
+        writeln!(monitor, "quit").unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{name}");
+    }
+}
