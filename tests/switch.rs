@@ -361,8 +361,10 @@ fn a_flood_costs_others_nothing() {
         }
         number
     });
-    // The flood has filled the queue of who does not read.
-    while switch.port("deaf")["drops"]["queue_full"].as_u64().unwrap() < 1000 {}
+    // The flood has filled the queue of who does not read, and theirs, as they do not read just now.
+    for name in ["deaf", "a", "b"] {
+        while switch.port(name)["drops"]["queue_full"].as_u64().unwrap() < 1000 {}
+    }
     for n in 0..300_u32 {
         let data = [&b"ping"[..], &n.to_be_bytes()].concat();
         a.send(&a.frame(b.mac, &data));

@@ -124,12 +124,14 @@ impl Talk {
         }
         self.socket.set_read_timeout(Some(left))?;
         let mut chunk = [0; 4096];
-        match self.socket.read(&mut chunk)? {
-            0 => Err(ErrorKind::UnexpectedEof.into()),
-            n => {
+        match self.socket.read(&mut chunk) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
                 self.text += &String::from_utf8_lossy(&chunk[..n]);
                 Ok(())
             }
+            Err(e) if e.kind() == ErrorKind::Interrupted => Ok(()),
+            Err(e) => Err(e),
         }
     }
 

@@ -74,6 +74,7 @@ impl Guest {
                         return None;
                     }
                 }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => panic!("{e}"),
             }
         }

@@ -82,18 +82,19 @@ fn tap(place: &Place, name: &str, address: [u8; 4], queues: u16, vnet_hdr: bool)
 
 const BYTES: usize = 3 << 20;
 
-/// TCP from one namespace to another, through two taps and the cable between.
-fn carries(queues: u16, vnet_hdr: bool, takes: Takes) -> Arc<Seen> {
-    let (near, far) = (Place::new().unwrap(), Place::new().unwrap());
-    let (one, two) =
-        (tap(&near, "t1", [10, 5, 0, 1], queues, vnet_hdr), tap(&far, "t2", [10, 5, 0, 2], queues, vnet_hdr));
-    assert_eq!((one.name(), one.queues(), one.has_headers()), ("t1", usize::from(queues), vnet_hdr));
+/// Two taps, and the cable between.
+fn cable(one: &Arc<Tap>, two: &Arc<Tap>, takes: Takes) -> Arc<Seen> {
     let seen = Arc::new(Seen::default());
-    for (from, to) in [(&one, &two), (&two, &one)] {
+    for (from, to) in [(one, two), (two, one)] {
         from.connect(Arc::new(Cable { to: Arc::downgrade(to), takes, seen: seen.clone() }));
     }
+    seen
+}
+
+/// TCP both ways between two namespaces that these taps join, while the taps' loops are turned.
+fn talk(near: &Place, far: &Place, taps: Vec<Arc<Tap>>) {
     let done = Arc::new(AtomicBool::new(false));
-    let (taps, stop) = ([one.clone(), two.clone()], done.clone());
+    let stop = done.clone();
     let turning = std::thread::spawn(move || {
         while !stop.load(Ordering::SeqCst) {
             for tap in &taps {
@@ -102,8 +103,8 @@ fn carries(queues: u16, vnet_hdr: bool, takes: Takes) -> Arc<Seen> {
             std::thread::sleep(Duration::from_micros(100));
         }
     });
-    let data: Arc<Vec<u8>> =
-        Arc::new((0..BYTES as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect());
+    let number = |n: u32| (n.wrapping_mul(2_654_435_761) >> 13) as u8;
+    let data: Arc<Vec<u8>> = Arc::new((0..BYTES as u32).map(number).collect());
     let listener = far.run(|| TcpListener::bind(("10.5.0.2", 0)).unwrap());
     let port = listener.local_addr().unwrap().port();
     let theirs = data.clone();
@@ -123,8 +124,20 @@ fn carries(queues: u16, vnet_hdr: bool, takes: Takes) -> Arc<Seen> {
     assert!(got == *data, "and back");
     done.store(true, Ordering::SeqCst);
     turning.join().unwrap();
+}
+
+/// A tap from one namespace to another.
+fn carries(queues: u16, vnet_hdr: bool, takes: Takes) -> Arc<Seen> {
+    let (near, far) = (Place::new().unwrap(), Place::new().unwrap());
+    let (one, two) =
+        (tap(&near, "t1", [10, 5, 0, 1], queues, vnet_hdr), tap(&far, "t2", [10, 5, 0, 2], queues, vnet_hdr));
+    assert_eq!((one.name(), one.queues(), one.has_headers()), ("t1", usize::from(queues), vnet_hdr));
+    let seen = cable(&one, &two, takes);
+    talk(&near, &far, vec![one, two]);
     seen
 }
+
+const ALL: Takes = Takes { partial: true, tso4: true, tso6: true };
 
 #[test]
 fn a_tap_carries_frames_whole_and_unfinished() {
@@ -132,9 +145,8 @@ fn a_tap_carries_frames_whole_and_unfinished() {
         return;
     }
     let count = |n: &AtomicUsize| n.load(Ordering::SeqCst);
-    let all = Takes { partial: true, tso4: true, tso6: true };
     for queues in [1, 2] {
-        let seen = carries(queues, true, all);
+        let seen = carries(queues, true, ALL);
         assert!(count(&seen.long) > 10, "long segments are left whole: {}", count(&seen.long));
         assert!(count(&seen.unfinished) > count(&seen.long));
         assert!(count(&seen.frames) < 2 * BYTES / 1448, "so that there are fewer: {}", count(&seen.frames));
@@ -144,6 +156,32 @@ fn a_tap_carries_frames_whole_and_unfinished() {
         let seen = carries(1, vnet_hdr, Takes::default());
         assert_eq!((count(&seen.long), count(&seen.unfinished)), (0, 0), "vnet_hdr {vnet_hdr}");
     }
+}
+
+/// What one kernel has left to the next by our header, that one has to finish for a third, which looks at it: it is
+/// on a bridge between a tap with headers and one without.
+#[test]
+fn what_a_header_says_is_what_the_host_does() {
+    if !can() {
+        return;
+    }
+    let [near, middle, far] = [(); 3].map(|()| Place::new().unwrap());
+    let one = tap(&near, "t1", [10, 5, 0, 1], 1, true);
+    // Their own addresses are of no use on a bridge.
+    let (two, three) =
+        (tap(&middle, "t2", [10, 6, 0, 1], 1, true), tap(&middle, "t3", [10, 7, 0, 1], 1, false));
+    let four = tap(&far, "t4", [10, 5, 0, 2], 1, false);
+    middle.ip("link add br0 type bridge");
+    for name in ["t2", "t3"] {
+        middle.ip(&format!("link set {name} master br0"));
+    }
+    middle.ip("link set br0 up");
+    let (left, right) = (cable(&one, &two, ALL), cable(&three, &four, Takes::default()));
+    talk(&near, &far, vec![one, two, three, four]);
+    let count = |n: &AtomicUsize| n.load(Ordering::SeqCst);
+    assert!(count(&left.long) > 10 && count(&left.unfinished) > 100);
+    assert_eq!((count(&right.long), count(&right.unfinished)), (0, 0));
+    assert!(count(&right.frames) > 2 * BYTES / 1448);
 }
 
 /// What a `mynah run` with this network says as it fails.

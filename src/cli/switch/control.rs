@@ -42,9 +42,11 @@ fn answer(client: &UnixStream, fabric: &Fabric, mode: Mode) -> std::io::Result<(
     let (mut line, mut chunk) = (Vec::new(), [0; 256]);
     while !line.contains(&b'\n') && line.len() < LONGEST {
         client.set_read_timeout(left()?)?;
-        match (&*client).read(&mut chunk)? {
-            0 => break,
-            n => line.extend_from_slice(&chunk[..n]),
+        match (&*client).read(&mut chunk) {
+            Ok(0) => break,
+            Ok(n) => line.extend_from_slice(&chunk[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
         }
     }
     let line = String::from_utf8_lossy(&line);
@@ -56,8 +58,11 @@ fn answer(client: &UnixStream, fabric: &Fabric, mode: Mode) -> std::io::Result<(
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
         client.set_write_timeout(left()?)?;
-        let n = (&*client).write(rest)?;
-        rest = &rest[n..];
+        match (&*client).write(rest) {
+            Ok(n) => rest = &rest[n..],
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
     Ok(())
 }
