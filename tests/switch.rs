@@ -366,8 +366,11 @@ fn a_flood_costs_others_nothing() {
         while switch.port(name)["drops"]["queue_full"].as_u64().unwrap() < 1000 {}
     }
     for n in 0..300_u32 {
-        let data = [&b"ping"[..], &n.to_be_bytes()].concat();
+        // Longer than what may be left where a frame of the flood's does not fit.
+        let data = [&[0; 1000][..], b"ping", &n.to_be_bytes()].concat();
         a.send(&a.frame(b.mac, &data));
+        // The first comes to a queue that is full.
+        while n == 0 && switch.port("a")["in"]["frames"] != 1 {}
         assert!(b.wait(LONG, |f| f.ends_with(&data).then_some(())).is_some(), "{n}: to b");
         b.send(&b.frame(a.mac, &data));
         assert!(a.wait(LONG, |f| f.ends_with(&data).then_some(())).is_some(), "{n}: to a");
