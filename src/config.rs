@@ -908,6 +908,8 @@ pub enum NetKind {
     Stream(mynah_net::sockets::StreamConfig),
     /// Datagrams to other machines.
     Dgram(mynah_net::sockets::DgramConfig),
+    /// A network interface of the host's.
+    Tap(mynah_net::tap::TapConfig),
     /// A port of a hub, all of whose ports hear each other.
     Hubport {
         /// The hub's number.

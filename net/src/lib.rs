@@ -8,6 +8,8 @@
 //! * [`capture`] stands in front of another back end and writes what passes to a pcap file.
 //! * [`fault`] stands in front of another and is a bad line.
 //! * [`sockets`] lead to other machines, this program's or QEMU's, and to passt.
+//! * [`tap`] leads to a network interface of the host's.
+//! * [`switch`] is what a switch knows: who is behind which port, and where a frame goes.
 //! * [`user`] is the NAT: an IPv4 and IPv6 network of its own, whose flows end in sockets of the host.
 //!
 //! [`offload`] does for a receiver what a sender has left to it.
@@ -22,6 +24,9 @@ pub mod offload;
 pub mod reactor;
 #[cfg(unix)]
 pub mod sockets;
+pub mod switch;
+#[cfg(unix)]
+pub mod tap;
 #[cfg(unix)]
 pub mod user;
 
@@ -29,6 +34,8 @@ pub use capture::Capture;
 pub use frame::{Frame, Gso, Offload, Partial, Takes};
 pub use hub::Hub;
 pub use mac::Mac;
+#[cfg(unix)]
+pub use tap::Tap;
 #[cfg(unix)]
 pub use user::User;
 

@@ -20,6 +20,8 @@ pub mod device_arg;
 pub mod drive_arg;
 pub mod help;
 pub mod image;
+#[cfg(unix)]
+mod ip;
 pub mod machine_arg;
 mod net_arg;
 pub mod options;
@@ -28,9 +30,12 @@ pub mod props;
 pub mod run_arg;
 pub mod size;
 pub mod suggest;
+#[cfg(unix)]
+mod switch;
+mod tap_arg;
 mod vnc_arg;
 
-use crate::config::{CharBackend, Config, Display, exit_code};
+use crate::config::{CharBackend, Config, Display, NetKind, exit_code};
 use crate::machine;
 use clap::{Parser, Subcommand};
 use mynah_devices::chardev::fatal;
@@ -96,6 +101,12 @@ enum Command {
     Image(image::ImageArgs),
     /// Run the same guest on several engines, and tell what each took
     Compare(compare::Args),
+    #[cfg(unix)]
+    /// Connect guests, the host and other networks by a switch
+    Switch(switch::SwitchArgs),
+    #[cfg(unix)]
+    /// Tell guests' addresses
+    Ip(ip::IpArgs),
     /// Print the version
     Version,
 }
@@ -190,6 +201,10 @@ fn commands(args: &[OsString]) -> i32 {
         Command::Guests { command } => guests_command(command).map(|()| 0),
         Command::Image(args) => image::run(&args),
         Command::Compare(args) => compare::run(&args),
+        #[cfg(unix)]
+        Command::Switch(args) => switch::run(&args),
+        #[cfg(unix)]
+        Command::Ip(args) => ip::run(&args),
         Command::Version => Err(Error::info(help::version()).into()),
     };
     report("mynah", result)
@@ -292,6 +307,12 @@ fn terminal_is_screen(config: &Config) -> bool {
 
 /// Checks what `config` needs, and runs it to its end; the result is the process's exit code.
 pub fn start(mut config: Config) -> anyhow::Result<i32> {
+    // The bridge's helper has rights of its own.
+    for net in &mut config.netdevs {
+        if let NetKind::Tap(tap) = &mut net.kind {
+            tap.prepare().map_err(|e| Error::new(format!("{}: {e}", net.shown)))?;
+        }
+    }
     no_new_privileges();
     if config.accel.is_empty()
         && let Some(names) = std::env::var_os("MYNAH_ACCEL")

@@ -7,10 +7,12 @@ use super::Error;
 use super::device_arg;
 use super::props::Props;
 use super::suggest::did_you_mean;
+use super::tap_arg;
 use crate::config::{Config, FilterKind, NetFilter, NetKind, Netdev};
 use mynah_devices::kind::{self, Chosen};
 use mynah_net::fault::Faults;
 use mynah_net::sockets::{Address, DgramConfig, StreamConfig};
+use mynah_net::tap::Origin;
 use mynah_net::{MAX_FRAME, user};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -19,23 +21,9 @@ use std::time::Duration;
 const HUB: u32 = 0;
 
 /// Back ends that there are.
-const KINDS: &[&str] = &["user", "stream", "dgram", "socket", "hubport"];
+const KINDS: &[&str] = &["user", "tap", "bridge", "stream", "dgram", "socket", "hubport"];
 /// Those of QEMU's that are refused by name.
-const LATER: &[&str] = &[
-    "tap",
-    "bridge",
-    "socket",
-    "stream",
-    "dgram",
-    "l2tpv3",
-    "vde",
-    "vhost-user",
-    "vhost-vdpa",
-    "passt",
-    "netmap",
-    "af-xdp",
-    "dump",
-];
+const LATER: &[&str] = &["l2tpv3", "vde", "vhost-user", "vhost-vdpa", "passt", "netmap", "af-xdp", "dump"];
 
 /// Models that `-nic model=` takes by another name than the device's.
 const MODELS: &[(&str, &str)] =
@@ -197,7 +185,7 @@ fn faults(props: &mut Props) -> Result<Faults, Error> {
 }
 
 /// Bits in a second: `10M` is ten million.
-fn bits(text: &str) -> Result<u64, String> {
+pub(super) fn bits(text: &str) -> Result<u64, String> {
     let units = [('k', 1000), ('K', 1000), ('M', 1_000_000), ('G', 1_000_000_000)];
     let found = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(*name)?, *unit)));
     let (number, unit) = found.unwrap_or((text, 1));
@@ -252,6 +240,8 @@ fn backend(kind: &str, mut props: Props) -> Result<NetKind, Error> {
         "stream" => Some(stream(&mut props)?),
         "dgram" => Some(dgram(&mut props)?),
         "socket" => Some(socket(&mut props)?),
+        "tap" => Some(tap_arg::tap(&mut props)?),
+        "bridge" => Some(tap_arg::bridge(&mut props)?),
         _ => None,
     };
     if let Some(kind) = other {
@@ -363,6 +353,8 @@ fn name(kind: &NetKind) -> &'static str {
         NetKind::User(_) => "user",
         NetKind::Stream(_) => "stream",
         NetKind::Dgram(_) => "dgram",
+        NetKind::Tap(tap) if matches!(tap.origin, Origin::Helper { .. }) => "bridge",
+        NetKind::Tap(_) => "tap",
         NetKind::Hubport { .. } => "hubport",
     }
 }
@@ -581,7 +573,8 @@ mod tests {
         for (options, said) in [
             (&[("netdev", "user")][..], "id=ID is missing"),
             (&[("nic", "usre")], "did you mean 'user'?"),
-            (&[("netdev", "tap,id=n")], "tap: not supported yet"),
+            (&[("netdev", "vde,id=n")], "vde: not supported yet"),
+            (&[("nic", "tap,ifnmae=t0")], "did you mean 'ifname'?"),
             (&[("netdev", "user,id=n,hostfwd=tcp::22")], "hostfwd=tcp::22"),
             (&[("netdev", "user,id=n,restirct=on")], "restirct"),
             (&[("netdev", "user,id=n"), ("netdev", "user,id=n")], "two with the id 'n'"),

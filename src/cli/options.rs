@@ -145,7 +145,7 @@ pub const OPTIONS: &[OptionDef] = options! {
     Devices Supported "pflash" ("FILE", "flash.fd") "a parallel flash image";
     Devices Supported "snapshot" "writes to drives go to files that vanish at the end";
     Devices Supported "nic" ("user|none[,model=NAME][,mac=ADDRESS][,prop=value...]", "user,hostfwd=tcp::2222-:22") "a network card with what is behind it";
-    Devices Supported "netdev" ("user|hubport,id=ID[,prop=value...]", "user,id=n0") "what is behind a network card";
+    Devices Supported "netdev" ("user|tap|bridge|stream|dgram|hubport,id=ID[,prop=value...]", "user,id=n0") "what is behind a network card";
     Devices Supported "net" ("nic|user|none[,prop=value...]", "none") "the older form of -nic";
 
     Run Supported "no-reboot" "a guest's reset ends Mynah";

@@ -69,6 +69,14 @@ impl Props {
         }
     }
 
+    /// The values of `key`, which may be given several times.
+    pub fn texts(&mut self, key: &'static str) -> Result<Vec<String>, Error> {
+        let all =
+            self.items.iter().filter(|i| i.key == key).map(|i| i.value.clone()).collect::<Option<Vec<_>>>();
+        self.raw(key);
+        all.ok_or_else(|| self.error(format!("{key} needs a value: {key}=...")))
+    }
+
     /// `Some(None)` for a key without a value, `Some(Some(v))` for one with.
     fn raw(&mut self, key: &'static str) -> Option<Option<String>> {
         self.asked.push(key);

@@ -7,8 +7,9 @@ use mynah_devices::net::Link;
 use mynah_net::fault::{Alarm, Fault, Line};
 use mynah_net::reactor::{Handler, Interest, Reactor, Token};
 use mynah_net::sockets::{Dgram, Stream};
+use mynah_net::tap::{Origin, TapConfig};
 use mynah_net::user;
-use mynah_net::{Backend, Capture, Hub, User};
+use mynah_net::{Backend, Capture, Hub, Tap, User};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use socket2::Socket;
@@ -50,6 +51,7 @@ impl Nets {
         let mut hubs: BTreeMap<u32, Arc<Hub>> = BTreeMap::new();
         let mut all: Vec<Net> = Vec::new();
         for Netdev { id, shown, kind } in &cfg.netdevs {
+            let mut made = kind.clone();
             let (backend, user): (Arc<dyn Backend>, _) = match kind {
                 NetKind::User(config) => {
                     let reactor = LoopReactor::new(events);
@@ -73,13 +75,24 @@ impl Nets {
                     reactor.serve(&dgram);
                     (dgram, None)
                 }
+                NetKind::Tap(config) => {
+                    let reactor = LoopReactor::new(events);
+                    let theirs: Arc<dyn Reactor> = reactor.clone();
+                    let tap = Tap::new(config, &theirs).with_context(|| shown.clone())?;
+                    reactor.serve(&tap);
+                    // The host may have chosen it.
+                    if let NetKind::Tap(TapConfig { origin: Origin::Open { ifname, .. }, .. }) = &mut made {
+                        *ifname = tap.name().into();
+                    }
+                    (tap, None)
+                }
                 NetKind::Hubport { hub, .. } => (hubs.entry(*hub).or_default().port(), None),
             };
             let mut front = backend;
             for filter in cfg.net_filters.iter().filter(|f| f.netdev == *id) {
                 front = put_in_front(filter, front, events)?;
             }
-            all.push(Net { id: id.clone(), kind: kind.clone(), front, user });
+            all.push(Net { id: id.clone(), kind: made, front, user });
         }
         let nets = Self { all, ..Self::default() };
         let mut nats = BTreeSet::new();
@@ -234,7 +247,7 @@ fn tell_chosen(cfg: &Config, wanted: &user::Config, user: &User) {
 }
 
 /// The event loop as a back end wants it.
-struct LoopReactor {
+pub(crate) struct LoopReactor {
     events: Arc<EventLoop>,
     served: Arc<Served>,
     timer: Timer,
@@ -283,7 +296,8 @@ impl Interest for Registered {
 }
 
 impl LoopReactor {
-    fn new(events: &Arc<EventLoop>) -> Arc<Self> {
+    /// One for a back end that is about to be made.
+    pub(crate) fn new(events: &Arc<EventLoop>) -> Arc<Self> {
         let served = Arc::new(Served::default());
         let owner: Arc<dyn TimedSource> = served.clone();
         let timer = events.timer(Arc::downgrade(&owner));
@@ -291,7 +305,7 @@ impl LoopReactor {
     }
 
     /// What is ready is told to `handler` from now on.
-    fn serve<H: Handler + 'static>(&self, handler: &Arc<H>) {
+    pub(crate) fn serve<H: Handler + 'static>(&self, handler: &Arc<H>) {
         let handler: Arc<dyn Handler> = handler.clone();
         let _ = self.served.0.set(Arc::downgrade(&handler));
     }

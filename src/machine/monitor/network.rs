@@ -6,6 +6,7 @@ use crate::machine::board::Board;
 use crate::machine::nets::Net;
 use mynah_net::User;
 use mynah_net::sockets::DgramConfig;
+use mynah_net::tap::Origin;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -159,6 +160,14 @@ fn describe(net: &Net) -> String {
         NetKind::Stream(c) => format!("type=stream,{}{}", if c.server { "server," } else { "" }, c.address),
         NetKind::Dgram(DgramConfig::Peer { remote, .. }) => format!("type=dgram,{remote}"),
         NetKind::Dgram(DgramConfig::Multicast { group, .. }) => format!("type=dgram,mcast={group}"),
+        NetKind::Tap(c) => match &c.origin {
+            Origin::Open { ifname, bridge, .. } => {
+                let bridge = bridge.as_ref().map(|b| format!(",br={b}")).unwrap_or_default();
+                format!("type=tap,ifname={ifname}{bridge}")
+            }
+            Origin::Descriptors(fds) => format!("type=tap,queues={}", fds.len()),
+            Origin::Helper { bridge, .. } => format!("type=bridge,br={bridge}"),
+        },
         NetKind::Hubport { hub, netdev } => {
             let behind = netdev.as_ref().map(|id| format!(",netdev={id}")).unwrap_or_default();
             format!("type=hubport,hubid={hub}{behind}")

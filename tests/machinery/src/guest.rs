@@ -408,7 +408,7 @@ impl Guest {
             let outcome = machine::run(&self.loaded(), engine);
             let got = self.decode(&outcome.log, true);
             keep(name, &got);
-            assert!(got == expected, "{}", log::difference(&format!("Mynah ({name})"), &expected, &got));
+            assert!(got == expected, "{}", log::difference(&format!("Mynah ({name})"), expected, &got));
             changes += outcome.changes;
         }
         changes
