@@ -350,7 +350,7 @@ fn a_flood_costs_others_nothing() {
                 frame[11..15].copy_from_slice(&number.to_be_bytes());
                 // What is left of a frame when the time is over has to follow.
                 let mut rest = &frame[..];
-                while !rest.is_empty() && !(stop.load(Ordering::SeqCst) && rest.len() == frame.len()) {
+                while !(rest.is_empty() || stop.load(Ordering::SeqCst) && rest.len() == frame.len()) {
                     match writer.write(rest) {
                         Ok(n) => rest = &rest[n..],
                         Err(_) if stop.load(Ordering::SeqCst) => return number,

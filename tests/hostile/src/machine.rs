@@ -88,7 +88,7 @@ pub fn run(setup: Setup, seed: u64, case: u64) -> anyhow::Result<u64> {
         let (power, board, world, executed) = (power.clone(), board.clone(), world.clone(), executed.clone());
         let again = guest.clone();
         let run = move || {
-            vcpu::run(&mut cpu, &world, n, &power, None, |cpu, _| {
+            vcpu::run(&mut cpu, &mut mynah_cpu::accel::Software, &world, n, &power, None, |cpu, _| {
                 if n == 0 {
                     board.reset();
                     again.place(&board.memory);
