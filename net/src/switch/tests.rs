@@ -41,6 +41,8 @@ fn drain(switch: &mut Switch, port: usize) -> Vec<Vec<u8>> {
     all
 }
 
+const NOBODY: [usize; 0] = [];
+
 /// Who gets a frame.
 fn reached(switch: &mut Switch, from: usize, frame: &[u8]) -> Vec<usize> {
     (0..switch.ports().len()).for_each(|p| _ = drain(switch, p));
@@ -59,7 +61,7 @@ fn stations_are_learnt() {
     assert_eq!(reached(&mut s, 1, &frame(mac(1), mac(2), None, b"!")), [0]);
     assert_eq!(reached(&mut s, 0, &frame(mac(2), mac(1), None, b".")), [1]);
     assert_eq!(reached(&mut s, 0, &frame(Mac::BROADCAST, mac(1), None, b"all")), [1, 2]);
-    assert_eq!(reached(&mut s, 0, &frame(mac(1), mac(1), None, b"me")), [], "it is there already");
+    assert_eq!(reached(&mut s, 0, &frame(mac(1), mac(1), None, b"me")), NOBODY, "it is there already");
     // It moves with its frames, and is forgotten with its port.
     assert_eq!(reached(&mut s, 2, &frame(mac(1), mac(2), None, b"moved")), [0]);
     assert_eq!(reached(&mut s, 0, &frame(mac(2), mac(1), None, b"")), [2]);
@@ -80,7 +82,7 @@ fn what_is_no_frame_or_for_bridges_goes_nowhere() {
         (&frame(Mac([1, 0x80, 0xc2, 0, 0, 15]), mac(1), None, b""), Cause::Reserved),
     ] {
         let before = dropped(&s, 0, cause);
-        assert_eq!(reached(&mut s, 0, bytes), [], "{cause:?}");
+        assert_eq!(reached(&mut s, 0, bytes), NOBODY, "{cause:?}");
         assert_eq!(dropped(&s, 0, cause), before + 1, "{cause:?}");
     }
     assert_eq!(reached(&mut s, 0, &frame(Mac([1, 0x80, 0xc2, 0, 0, 16]), mac(1), None, b"")), [1]);
@@ -108,12 +110,12 @@ fn vlans_are_apart_and_trunks_carry_them() {
     s.input(2, &frame(mac(9), mac(5), None, b""), S).unwrap();
     assert_eq!(reached(&mut s, 0, &frame(mac(5), mac(6), None, b"")), [1, 3]);
     // A tag does not lead out of a guest's VLAN, and neither do two.
-    assert_eq!(reached(&mut s, 0, &all(Some(20))), []);
+    assert_eq!(reached(&mut s, 0, &all(Some(20))), NOBODY);
     assert_eq!(dropped(&s, 0, Cause::Vlan), 1);
     let mut double = all(Some(10));
     double.splice(16..16, [0x81, 0, 0, 20]);
     for port in [0, 3] {
-        assert_eq!(reached(&mut s, port, &double), []);
+        assert_eq!(reached(&mut s, port, &double), NOBODY);
         assert_eq!(dropped(&s, port, Cause::DoubleTag), 1);
     }
 }
@@ -124,8 +126,8 @@ fn a_port_that_is_locked_sends_from_its_own_address_and_nobody_else_does() {
     ports[0].macs = vec![mac(1)];
     let mut s = switch(ports);
     assert_eq!(reached(&mut s, 0, &frame(mac(9), mac(1), None, b"")), [1, 2]);
-    assert_eq!(reached(&mut s, 0, &frame(mac(9), mac(7), None, b"")), []);
-    assert_eq!(reached(&mut s, 1, &frame(mac(9), mac(1), None, b"")), [], "it is the other's");
+    assert_eq!(reached(&mut s, 0, &frame(mac(9), mac(7), None, b"")), NOBODY);
+    assert_eq!(reached(&mut s, 1, &frame(mac(9), mac(1), None, b"")), NOBODY, "it is the other's");
     assert_eq!((dropped(&s, 0, Cause::SourceLock), dropped(&s, 1, Cause::SourceLock)), (1, 1));
     assert_eq!(reached(&mut s, 1, &frame(mac(1), mac(7), None, b"")), [0]);
 }
@@ -135,7 +137,7 @@ fn rules_hold_both_ways() {
     let mut ports = plain(&["a", "b", "c"]);
     ports[0].acl = Acl::parse("deny ether 0x88b5; deny out ether 0x88b6").unwrap();
     let mut s = switch(ports);
-    assert_eq!(reached(&mut s, 0, &frame(mac(9), mac(1), None, b"")), []);
+    assert_eq!(reached(&mut s, 0, &frame(mac(9), mac(1), None, b"")), NOBODY);
     assert_eq!(dropped(&s, 0, Cause::AclIn), 1);
     let mut other = frame(mac(9), mac(2), None, b"");
     assert_eq!(reached(&mut s, 1, &other), [0, 2]);
@@ -165,7 +167,7 @@ fn mirrors_see_what_passes_and_send_nothing() {
     }
     assert_eq!(drain(&mut s, 3), sent.clone().map(|(_, bytes)| bytes));
     assert_eq!(drain(&mut s, 4), [sent[0].1.clone(), sent[1].1.clone()]);
-    assert_eq!(reached(&mut s, 3, &sent[0].1), []);
+    assert_eq!(reached(&mut s, 3, &sent[0].1), NOBODY);
     assert_eq!(dropped(&s, 3, Cause::FromMirror), 1);
 }
 
@@ -355,7 +357,7 @@ fn whatever_comes_in_vlans_stay_apart_and_memory_is_bounded() {
                     let _ = s.input(port, &bytes, now);
                     // What is shorter than that is no frame, or a short one: it must only not hurt.
                     let short = chance.below(20) as usize;
-                    if !configs[port].vlans.admit(&bytes[..short.min(13)]).is_ok() {
+                    if configs[port].vlans.admit(&bytes[..short.min(13)]).is_err() {
                         let _ = s.input(port, &bytes[..short.min(13)], now);
                     }
                 }
