@@ -8,86 +8,13 @@ mod common;
 mod kit;
 
 use common::{guest, ramdisk};
-use iced_x86::code_asm::*;
+use kit::linux::{LONG, TROUBLE, WORK, linux};
+use kit::spells::{LETTERS, Machine, spells};
 use kit::*;
 use mynah_oracle::rng::Rng;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
-
-const LETTERS: &str = "abcdefghijklmnopqrstuvwxyz";
-
-/// Says the alphabet on COM1, a letter each 20 ms of its time, counts each in memory and in a register, and powers
-/// off if both have counted right.
-fn spells(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut lost = a.create_label();
-    a.xor(esi, esi)?;
-    a.mov(dword_ptr(FREE), esi)?;
-    for byte in LETTERS.bytes() {
-        delay(a, 20)?;
-        send(a, byte)?;
-        a.inc(esi)?;
-        a.inc(dword_ptr(FREE))?;
-    }
-    a.cmp(esi, LETTERS.len() as i32)?;
-    a.jne(lost)?;
-    a.cmp(dword_ptr(FREE), LETTERS.len() as i32)?;
-    a.jne(lost)?;
-    send(a, b'.')?;
-    power_off(a)?;
-    a.set_label(&mut lost)?;
-    send(a, b'!')?;
-    halt(a)
-}
-
-/// One machine and its files.
-struct Machine {
-    folder: Folder,
-    kernel: String,
-    vcpus: String,
-}
-
-impl Machine {
-    fn new(name: &str, guest: &Guest) -> Self {
-        let folder = Folder::new(name);
-        let kernel = folder.file("kernel", &guest.image());
-        Machine { folder, kernel, vcpus: guest.smp().to_string() }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path(name)
-    }
-
-    /// Run number `n`, with more options.
-    fn start(&self, n: usize, accel: &str, more: &[&str]) -> Running {
-        let serial = format!("file:{}", self.path(&format!("com{n}")));
-        let monitor = format!("unix:{},server,nowait", self.path(&format!("monitor{n}")));
-        let mut args = vec!["run", "-display", "none", "-m", "16", "-smp", &self.vcpus, "-accel", accel];
-        args.extend(["-kernel", &self.kernel, "-serial", &serial, "-monitor", &monitor]);
-        args.extend(more);
-        Running::start(command(&args).stdout(Stdio::null()).stderr(Stdio::piped()))
-    }
-
-    fn monitor(&self, n: usize) -> Client<std::os::unix::net::UnixStream> {
-        Client::at(&self.path(&format!("monitor{n}")))
-    }
-
-    fn console(&self, n: usize) -> String {
-        fs::read_to_string(self.path(&format!("com{n}"))).unwrap_or_default()
-    }
-
-    /// A saved machine in the file `saved`, when the guest has said `letter`.
-    fn save(&self, letter: &str, more: &[&str]) -> String {
-        let mut running = self.start(0, "interp", more);
-        let mut monitor = self.monitor(0);
-        wait_for_text(&self.path("com0"), letter);
-        assert_eq!(monitor.ask(&format!("migrate file:{}", self.path("saved"))), "");
-        monitor.send("quit");
-        assert!(running.ended(PATIENCE).is_some_and(|s| s.success()));
-        self.path("saved")
-    }
-}
 
 #[test]
 fn a_guest_goes_on_where_it_was_saved_on_either_engine() {
@@ -221,7 +148,7 @@ fn what_is_not_this_machine_is_refused_before_anything_runs() {
     };
     assert!(with(&|b| *b = b"#!/bin/sh\n".to_vec()).contains("it is not a machine that Mynah has saved"));
     assert!(with(&|b| b.clear()).contains("it is not a machine that Mynah has saved"));
-    assert!(with(&|b| b[8] = 3).contains("of version 3 of saved machines; this program knows version 2"));
+    assert!(with(&|b| b[8] = 4).contains("of version 4 of saved machines; this program knows version 3"));
     for len in [9, 63, 64, 1000, whole.len() - 1] {
         let cut = with(&|b| b.truncate(len));
         assert!(cut.contains("it is cut short"), "{len} bytes: {cut}");
@@ -242,57 +169,10 @@ fn what_is_not_this_machine_is_refused_before_anything_runs() {
     assert!(said(&[]).contains("No such file or directory"));
 }
 
-/// A script's function that says what the kernel complains of, and how often.
-const TROUBLE: &str = r#"
-trouble() {
-    dmesg | grep -i -E 'BUG:|Oops|Call Trace|lockup|stall|unstable|invalid opcode|unexpected|backwards' > /tmp/trouble
-    cat /tmp/trouble
-    echo "KEY TROUBLE $(wc -l < /tmp/trouble)"
-}
-"#;
-
-/// What Linux does for some seconds: work that has one right answer, sleeps, and a look at what the kernel thinks
-/// of it.
-const WORK: &str = r#"
-n=0; s=1
-while [ $n -lt 30 ]; do
-    n=$((n + 1)); i=0
-    while [ $i -lt 400 ]; do i=$((i + 1)); s=$(( (s * 31 + i + n) % 65521 )); done
-    echo "KEY $n $s $(printf $s | sha256sum | cut -c1-8)"
-    usleep 20000
-done
-trouble
-echo "KEY DONE"
-poweroff -f
-"#;
-
-/// Starts Linux with its console and monitor in files called `name`.
-fn linux(folder: &Folder, files: &[&str; 2], name: &str, accel: &str, vcpus: &str, more: &[&str]) -> Running {
-    let serial = format!("file:{}", folder.path(&format!("com-{name}")));
-    let monitor = format!("unix:{},server,nowait", folder.path(&format!("monitor-{name}")));
-    let mut args = vec!["run", "-cpu", "max", "-m", "256", "-smp", vcpus, "-display", "none", "-no-reboot"];
-    args.extend([
-        "-accel",
-        accel,
-        "-kernel",
-        files[0],
-        "-initrd",
-        files[1],
-        "-append",
-        "console=ttyS0 panic=-1",
-    ]);
-    args.extend(["-serial", &serial, "-monitor", &monitor]);
-    args.extend(more);
-    Running::start(&mut command(&args))
-}
-
 /// What Linux has said that is to be the same each time.
 fn key_lines(console: &str) -> Vec<&str> {
     common::key_lines(console, &["KEY "])
 }
-
-/// How long Linux may take on a host that has other work.
-const LONG: Duration = Duration::from_secs(300);
 
 #[test]
 fn a_machine_is_reset_fifty_times_in_a_row() {

@@ -15,8 +15,13 @@ pub enum AccelError {
     )]
     Absent(String),
     /// The device may not be opened.
-    #[error("{0}: permission denied: add yourself to its group (usermod -aG kvm $USER) and log in again")]
-    Forbidden(String),
+    #[error("{path}: permission denied: {remedy}")]
+    Forbidden {
+        /// The device.
+        path: String,
+        /// What to do.
+        remedy: String,
+    },
     /// What is there is not KVM.
     #[error("{0} is not KVM's device")]
     NotKvm(String),

@@ -54,11 +54,12 @@ pub fn translates(cfg: &Config) -> bool {
     asked(cfg) != AccelKind::Interp
 }
 
-/// Chooses an engine: the first of those asked for that this host has.
+/// Chooses an engine: the first of those asked for that this host has, and that can go on with a guest that began
+/// elsewhere, if there is one, with processors of the model `begun`.
 ///
 /// # Errors
 /// There is none; why each cannot be, and what to do.
-pub fn choose(cfg: &Config) -> anyhow::Result<Choice> {
+pub fn choose(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<Choice> {
     let plain = |kind, why| Choice { kind, why, tsc_hz: TSC_HZ, kvm: None };
     let list: Vec<AccelKind> = match cfg.accel.as_slice() {
         [] => vec![asked(cfg)],
@@ -76,6 +77,12 @@ pub fn choose(cfg: &Config) -> anyhow::Result<Choice> {
             AccelKind::Kvm => match kvm::Host::open(cfg) {
                 Ok(host) => {
                     let tsc_hz = host.tsc_hz();
+                    if let Some(Err(e)) =
+                        begun.map(|model| host.goes_on_with(model, cfg.tsc_hz.unwrap_or(tsc_hz)))
+                    {
+                        refused.push(format!("-accel kvm: {e:#}"));
+                        continue;
+                    }
                     if let Some(hz) = cfg.tsc_hz.filter(|hz| !host.has_rate(*hz)) {
                         refused.push(format!(
                             "-accel kvm: this host's KVM has time-stamp counters run at {tsc_hz} Hz, not at \
@@ -87,14 +94,14 @@ pub fn choose(cfg: &Config) -> anyhow::Result<Choice> {
                 }
                 Err(e) => refused.push(format!("-accel kvm: {e:#}")),
             },
-            AccelKind::Auto => return Ok(auto(cfg)),
+            AccelKind::Auto => return Ok(auto(cfg, begun)),
         }
     }
     bail!("{}", refused.join("; "))
 }
 
 /// KVM where it is there and fast, else the translator.
-fn auto(cfg: &Config) -> Choice {
+fn auto(cfg: &Config, begun: Option<&CpuModel>) -> Choice {
     let jit = |why: String| Choice {
         kind: AccelKind::Jit,
         why: Some(format!("runs by the translator (-accel jit): {why}")),
@@ -105,6 +112,9 @@ fn auto(cfg: &Config) -> Choice {
         Ok(host) => host,
         Err(e) => return jit(format!("{e:#}")),
     };
+    if let Some(Err(e)) = begun.map(|model| host.goes_on_with(model, cfg.tsc_hz.unwrap_or(TSC_HZ))) {
+        return jit(format!("{e:#}"));
+    }
     if cfg.tsc_hz.is_some_and(|hz| !host.has_rate(hz)) {
         return jit("this host's KVM has no time-stamp counter of the rate asked for".into());
     }

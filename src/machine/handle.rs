@@ -2,7 +2,7 @@
 use super::board::Board;
 use super::engines::Engines;
 use super::power::{Pause, Power, Report};
-use super::saved::Saver;
+use super::saved::{Fitted, Saver};
 use crate::config::{AccelKind, Config, WatchdogAction, exit_code};
 use mynah_block::Drive;
 use mynah_devices::display::vnc::VncControl;
@@ -93,8 +93,8 @@ impl Handle {
     }
 
     /// The machine is built. Once.
-    pub(super) fn built(&self, cfg: &Config, board: &Arc<Board>, engines: &Arc<Engines>) {
-        let saver = Saver::new(cfg, &self.0.power, board);
+    pub(super) fn built(&self, cfg: &Config, fitted: Fitted, board: &Arc<Board>, engines: &Arc<Engines>) {
+        let saver = Saver::new(cfg, fitted, &self.0.power, board);
         let engines = Arc::downgrade(engines);
         let _ = self.0.built.set(Built { board: Arc::downgrade(board), engines, saver });
     }

@@ -41,7 +41,7 @@ use mynah_jit::perf::Symbols;
 use mynah_mmu::{GuestRam, PhysMemory};
 use parking_lot::Mutex;
 use power::Power;
-use saved::Incoming;
+use saved::{Fitted, Incoming};
 use stats::{Stats, VcpuStats};
 use std::sync::Arc;
 use vcpu::VcpuHandle;
@@ -137,21 +137,28 @@ impl Machine {
     fn build(mut cfg: Config, handle: Handle, told: &mut Vec<String>) -> anyhow::Result<Self> {
         let power = handle.power();
         cfg.tsc_hz = tsc_frequency(&cfg)?;
-        let choice = engines::choose(&cfg)?;
-        cfg.tsc_hz.get_or_insert(choice.tsc_hz);
         let mut incoming = cfg.incoming.as_deref().map(|uri| Incoming::read(&cfg, uri)).transpose()?;
+        let mut model = cpu_model(&cfg)?;
+        let saved = incoming.as_ref().map(|saved| saved.fit(&mut model, &mut cfg)).transpose()?;
+        let choice = engines::choose(&cfg, saved.is_some().then_some(&model))?;
+        let tsc_hz = *cfg.tsc_hz.get_or_insert(choice.tsc_hz);
         if let Some(why) = &choice.why {
             told.push(why.clone());
         }
-        let mut model = cpu_model(&cfg)?;
-        let missing = choice.fit(&mut model, &cfg);
-        if !missing.is_empty() {
-            let without = missing.join(", ");
-            told.push(format!(
-                "-cpu {}: this host's KVM has no {without}: the guest goes without",
-                cfg.cpu.model
-            ));
-        }
+        let fitted = match saved {
+            Some(fitted) => fitted,
+            None => {
+                let missing = choice.fit(&mut model, &cfg);
+                if !missing.is_empty() {
+                    let without = missing.join(", ");
+                    told.push(format!(
+                        "-cpu {}: this host's KVM has no {without}: the guest goes without",
+                        cfg.cpu.model
+                    ));
+                }
+                Fitted::new(&model, &missing, tsc_hz)
+            }
+        };
         let model = Arc::new(model);
         let symbols = inside::symbols(&cfg)?;
         let log = trace(&cfg, &symbols)?;
@@ -209,7 +216,7 @@ impl Machine {
         if incoming.as_ref().is_some_and(|saved| saved.ran() && !cfg.start_stopped) {
             handle.power().starts_by_itself();
         }
-        handle.built(&cfg, &board, &engines);
+        handle.built(&cfg, fitted, &board, &engines);
         consoles.start(&cfg, &handle)?;
 
         engines.shown_by(consoles.translators());

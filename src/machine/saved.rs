@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   0    8  "MYNAHSAV"
-//!   8    4  version of this layout: 2
+//!   8    4  version of this layout: 3
 //!   12   4  0: RAM as it lies in the guest, with holes where it is zero; 1: only what is not zero, piece after piece
 //!   16   8  bytes of the head
 //!   24   8  where RAM begins in the file, a multiple of 2 MiB (layout 0)
@@ -17,11 +17,12 @@
 //! Everything in the file is checked before anything of it is used. Still, it holds a guest's memory and all its
 //! secrets, so it is written for its owner alone; and it decides what the guest does next, as a disk image does.
 use super::board::Board;
-use super::engines::TSC_HZ;
 use super::power::{Pause, Power};
 use crate::config::Config;
 use anyhow::{Context, bail, ensure};
-use mynah_cpu::{Cpu, CpuV2};
+use mynah_cpu::model::Vendor;
+use mynah_cpu::model::features::FEATURES;
+use mynah_cpu::{Cpu, CpuModel, CpuV2};
 use mynah_devices::device::{self, Saved};
 use mynah_jit::private::{Durable, replace};
 use mynah_mmu::{GuestRam, PAGE_SIZE};
@@ -37,7 +38,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: [u8; 8] = *b"MYNAHSAV";
 /// The version of the layout. States of devices have versions of their own.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes before the head.
 const PREFIX: usize = 64;
 /// Bytes that a head may have: it is read before it is checked.
@@ -72,6 +73,48 @@ pub struct Make {
     pub cpu: String,
 }
 
+/// What the engine that a machine started with has made of its processors. The guest has seen them, so they stay, under
+/// whatever engine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Fitted {
+    /// Their maker, as CPUID tells it.
+    vendor: [u8; 12],
+    /// The model's features that they do not have.
+    without: Vec<String>,
+    /// The rate of their time-stamp counters, in Hz.
+    tsc_hz: u64,
+}
+
+impl Fitted {
+    /// Processors of this model, from which these features were taken.
+    pub fn new(model: &CpuModel, without: &[&str], tsc_hz: u64) -> Self {
+        let without = without.iter().map(|name| (*name).to_owned()).collect();
+        Self { vendor: *model.vendor.id(), without, tsc_hz }
+    }
+
+    /// Has processors of the same model be these.
+    ///
+    /// # Errors
+    /// They are of a program that knows more.
+    fn fit(&self, model: &mut CpuModel, cfg: &mut Config) -> anyhow::Result<()> {
+        let vendor = VENDORS.into_iter().find(|v| *v.id() == self.vendor);
+        model.vendor = vendor.context("its processors are of a maker that is not known here")?;
+        let named = |name: &String| FEATURES.iter().find(|n| n.name == name).map(|n| n.feature);
+        let without: Option<Vec<_>> = self.without.iter().map(named).collect();
+        model.without(&without.context("its processors lack what is not known here")?);
+        let asked = *cfg.tsc_hz.get_or_insert(self.tsc_hz);
+        ensure!(
+            asked == self.tsc_hz,
+            "its time-stamp counters run at {} Hz, and -cpu has tsc-frequency={asked}",
+            self.tsc_hz
+        );
+        Ok(())
+    }
+}
+
+/// Makers of processors.
+const VENDORS: [Vendor; 2] = [Vendor::Intel, Vendor::Amd];
+
 impl Make {
     fn of(cfg: &Config) -> Self {
         let mut cpu = cfg.cpu.model.clone();
@@ -80,12 +123,6 @@ impl Make {
         for part in features.chain(properties) {
             cpu.push(',');
             cpu.push_str(&part);
-        }
-        // The engine's own, if it has no other.
-        if let Some(hz) = cfg.tsc_hz.filter(|hz| *hz != TSC_HZ)
-            && !cfg.cpu.properties.iter().any(|(name, _)| name == "tsc-frequency")
-        {
-            cpu.push_str(&format!(",tsc-frequency={hz}"));
         }
         let s = &cfg.smp;
         cpu.push_str(&format!(" dies={},cores={},threads={}", s.dies, s.cores, s.threads));
@@ -125,6 +162,8 @@ pub struct Head {
     pub program: String,
     /// What it has in common with every machine that goes on from here.
     pub make: Make,
+    /// What its first engine made of its processors.
+    pub fitted: Fitted,
     /// Guest time in nanoseconds.
     pub now: u64,
     /// It ran when it was saved, and goes on by itself.
@@ -195,12 +234,13 @@ pub struct Saver {
     power: Arc<Power>,
     board: Weak<Board>,
     make: Make,
+    fitted: Fitted,
 }
 
 impl Saver {
     /// Of the machine with this board.
-    pub fn new(cfg: &Config, power: &Arc<Power>, board: &Arc<Board>) -> Self {
-        Self { power: power.clone(), board: Arc::downgrade(board), make: Make::of(cfg) }
+    pub fn new(cfg: &Config, fitted: Fitted, power: &Arc<Power>, board: &Arc<Board>) -> Self {
+        Self { power: power.clone(), board: Arc::downgrade(board), make: Make::of(cfg), fitted }
     }
 
     /// Stops the machine and saves it to `uri`, as QEMU's `migrate` does. It stays stopped; if that fails it goes on.
@@ -257,6 +297,7 @@ impl Saver {
         let head = Head {
             program: env!("CARGO_PKG_VERSION").into(),
             make: self.make.clone(),
+            fitted: self.fitted.clone(),
             now: board.clock.now(),
             running,
             asleep: self.power.asleep(),
@@ -408,6 +449,15 @@ impl Incoming {
         }
         .with_context(|| format!("-incoming {name}"))?;
         Ok(Self { name, head, ram: Some(ram), since })
+    }
+
+    /// Has processors be what they are in the saved machine.
+    ///
+    /// # Errors
+    /// They cannot be.
+    pub fn fit(&self, model: &mut CpuModel, cfg: &mut Config) -> anyhow::Result<Fitted> {
+        self.head.fitted.fit(model, cfg).with_context(|| format!("-incoming {}", self.name))?;
+        Ok(self.head.fitted.clone())
     }
 
     /// The guest's memory. Once.

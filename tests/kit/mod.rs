@@ -3,6 +3,8 @@
 //! A guest is a Multiboot 1 image in 32-bit code without paging. It starts all of its vCPUs, writes `R` to port E9h
 //! when it is about to do what it is for, and can have its last vCPU switch the machine off a while later, after a `P`.
 #![allow(dead_code, reason = "not every test uses all of it")]
+pub mod linux;
+pub mod spells;
 pub mod typed;
 
 use iced_x86::code_asm::*;

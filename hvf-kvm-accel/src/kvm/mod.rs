@@ -92,6 +92,11 @@ impl Host {
                 return Err(AccelError::Lacks(what));
             }
         }
+        // Whoever else has the processor shows only now.
+        kvm.create_vm().map_err(|e| match e.errno() {
+            libc::EBUSY => AccelError::Busy(path.display().to_string()),
+            _ => failed("create a virtual machine")(e),
+        })?;
         let supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("read the supported CPUID"))?;
         Ok(Self { kvm, supported })

@@ -9,6 +9,7 @@ use mynah_cpu::board::{EV_KICK, NoBoard};
 use mynah_cpu::state::{Activity, Segment, cr0, cr4, efer, gpr, seg};
 use mynah_cpu::{Accelerator, Cpu, CpuModel, Exit};
 use mynah_mmu::{GuestRam, PhysMemory};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
@@ -25,11 +26,33 @@ pub(super) fn open(path: &Path) -> Result<Kvm, AccelError> {
     let c_path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())
         .map_err(|_| AccelError::NotKvm(name()))?;
     Kvm::new_with_path(&c_path).map_err(|e| match e.errno() {
-        libc::EACCES | libc::EPERM => AccelError::Forbidden(name()),
+        libc::EACCES | libc::EPERM => AccelError::Forbidden { path: name(), remedy: remedy(path) },
         libc::ENOENT | libc::ENXIO | libc::ENODEV => AccelError::Absent(name()),
         libc::EBUSY => AccelError::Busy(name()),
         _ => AccelError::Kvm { what: "open /dev/kvm", reason: e.to_string() },
     })
+}
+
+/// What a user does who may not open the device.
+fn remedy(path: &Path) -> String {
+    let Ok(meta) = std::fs::metadata(path) else { return "ask who administers this host".into() };
+    let group = std::fs::read_to_string("/etc/group").ok().and_then(|all| {
+        let gid = meta.gid().to_string();
+        let line = all.lines().find(|line| line.split(':').nth(2) == Some(&gid))?;
+        line.split(':').next().map(str::to_owned)
+    });
+    match group {
+        // Nobody is in root's group who is not root.
+        Some(group) if meta.gid() != 0 && meta.mode() & 0o060 == 0o060 => {
+            format!("add yourself to its group (sudo usermod -aG {group} $USER) and log in again")
+        }
+        _ => format!(
+            "its owner's alone (mode {:04o}); give it a group that you are in (sudo chgrp kvm {path}; sudo chmod 660 \
+             {path})",
+            meta.mode() & 0o7777,
+            path = path.display()
+        ),
+    }
 }
 
 /// How fast KVM is here.

@@ -20,7 +20,8 @@ pub enum Fault {
 
 impl<E: fmt::Display> From<E> for Fault {
     fn from(e: E) -> Self {
-        Self::Said(format!("Error: {e}"))
+        // With its causes, if it has any.
+        Self::Said(format!("Error: {e:#}"))
     }
 }
 

@@ -1,0 +1,335 @@
+//! Which engine runs a guest: how it is chosen, what is said when it cannot be had, and guests that are handed from one
+//! to another, or saved under one and restored under another.
+//!
+//! With KVM where /dev/kvm is there and may be opened. Debian's kernel, handed over 200 times as it boots, and GRUB under
+//! KVM take longer: `cargo test --workspace --test engines -- --ignored`.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[allow(dead_code, reason = "it drives guests by their console")]
+mod common;
+mod kit;
+
+use common::{guest, ramdisk};
+use kit::linux::{LONG, TROUBLE, WORK, linux};
+use kit::spells::{LETTERS, Machine, spells};
+use kit::*;
+use mynah_accel::kvm::Host;
+use mynah_cpu::CpuModel;
+use mynah_oracle::rng::Rng;
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// `-cpu` of guests that can go on under KVM too; none without KVM.
+fn cpu_for_kvm() -> Option<String> {
+    let host = match Host::open() {
+        Ok(host) => host,
+        Err(e) => {
+            eprintln!("SKIPPED with KVM: {e}");
+            return None;
+        }
+    };
+    let mut cpu = "qemu64".to_owned();
+    for (name, _) in host.missing(&CpuModel::parse(&cpu).unwrap()) {
+        cpu.push_str(&format!(",-{name}"));
+    }
+    if let Some(hz) = host.fixed_tsc_hz() {
+        cpu.push_str(&format!(",tsc-frequency={hz}"));
+    }
+    Some(cpu)
+}
+
+/// The engines that are here, and the `-cpu` with which each can take a guest over.
+fn engines() -> (Vec<&'static str>, String) {
+    match cpu_for_kvm() {
+        Some(cpu) => (vec!["interp", "jit", "kvm"], cpu),
+        None => (vec!["interp", "jit"], "qemu64".into()),
+    }
+}
+
+#[test]
+fn a_guest_is_handed_from_each_engine_to_each_by_the_monitor() {
+    let (engines, cpu) = engines();
+    for guest in [Guest::new(&spells), Guest { vcpus: 2, others: &spin, ..Guest::new(&spells) }] {
+        let machine = Machine::new("engines", &guest);
+        let mut running = machine.start(0, engines[0], &["-cpu", &cpu]);
+        let mut monitor = machine.monitor(0);
+        // Each pair once: 1 2, 1 3, 2 1 and so on, in a round.
+        let mut at = 0;
+        let mut pairs: Vec<(usize, usize)> =
+            (0..engines.len()).flat_map(|a| (0..engines.len()).map(move |b| (a, b))).collect();
+        pairs.retain(|(a, b)| a != b);
+        let mut hops = 0;
+        while let Some(n) = pairs.iter().position(|(a, _)| *a == at) {
+            at = pairs.remove(n).1;
+            hops += 1;
+            wait_for_text(&machine.path("com0"), &LETTERS[..3 * hops]);
+            assert_eq!(monitor.ask(&format!("handoff {}", engines[at])), "");
+            let enabled = engines[at] == "kvm";
+            let told = monitor.ask("info kvm");
+            assert_eq!(told, format!("kvm support: {}\n", if enabled { "enabled" } else { "disabled" }));
+        }
+        assert!(hops >= 2);
+        assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{}", machine.console(0));
+        assert_eq!(machine.console(0), format!("{LETTERS}."));
+    }
+}
+
+#[test]
+fn a_saved_guest_goes_on_under_each_engine() {
+    let (engines, cpu) = engines();
+    let machine = Machine::new("engines", &Guest::new(&spells));
+    let mut n = 0;
+    // What KVM has made of the processors stays under the others as well.
+    let plain = engines.contains(&"kvm").then_some(("kvm", "qemu64"));
+    for (first, cpu) in engines.iter().map(|engine| (*engine, &cpu[..])).chain(plain) {
+        let mut running = machine.start(n, first, &["-cpu", cpu]);
+        let mut monitor = machine.monitor(n);
+        wait_for_text(&machine.path(&format!("com{n}")), "k");
+        let saved = format!("file:{}", machine.path("saved"));
+        assert_eq!(monitor.ask(&format!("migrate {saved}")), "", "{first}");
+        monitor.send("quit");
+        assert!(running.ended(PATIENCE).is_some_and(|s| s.success()));
+        let begun = machine.console(n);
+        for second in &engines {
+            n += 1;
+            let mut running = machine.start(n, second, &["-cpu", cpu, "-incoming", &saved]);
+            assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{first} to {second}");
+            assert_eq!(begun.clone() + &machine.console(n), format!("{LETTERS}."), "{first} to {second}");
+        }
+        n += 1;
+    }
+}
+
+#[test]
+fn a_hand_over_comes_when_it_is_asked_for() {
+    let (engines, cpu) = engines();
+    let machine = Machine::new("engines", &Guest::new(&spells));
+    let last = engines[engines.len() - 1];
+    for (n, (at, first)) in
+        [("text:gh", "jit"), ("port:0x3f8=0x6b", "interp"), ("0.1s", "jit"), ("insn:100000", "interp")]
+            .into_iter()
+            .enumerate()
+    {
+        let to = if last == first { "interp" } else { last };
+        let plan = format!("{to}@{at}");
+        let mut command = machine.command(n, first, &["-cpu", &cpu, "-handoff", &plan]);
+        let mut running = Running::start(command.env("MYNAH_LOG", "info").stderr(Stdio::piped()));
+        assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{plan}");
+        let said = lines(running.0.stderr.take().unwrap()).join("\n");
+        assert!(said.contains(&format!("handed over from {first} to {to}")), "{plan}: {said}");
+        assert_eq!(machine.console(n), format!("{LETTERS}."), "{plan}");
+    }
+}
+
+/// What Mynah says of a guest that it does not start, or starts and switches off, with a shell's preparations in a
+/// file system view of its own. `None` if that cannot be had.
+fn with(preparations: &str, machine: &Machine, accel: &[&str]) -> Option<(bool, String)> {
+    let mut inner = machine.command_of(&[&["-serial", "null", "-monitor", "none"], accel].concat());
+    let args: Vec<String> = inner.get_args().map(|a| a.to_str().unwrap().to_owned()).collect();
+    let mut outer = Command::new("unshare");
+    let script = format!("{preparations}\nexec \"$@\"");
+    outer.args(["--mount", "--propagation", "private", "sh", "-ec", &script, "sh"]);
+    outer.arg(inner.get_program()).args(args).env_remove("HOME").env_remove("XDG_CACHE_HOME");
+    outer.env_remove("MYNAH_ACCEL").env("MYNAH_LOG", "info");
+    drop(inner.stdin(Stdio::null()));
+    let out = outer.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    if said.contains("unshare") {
+        eprintln!("SKIPPED: {}", said.trim());
+        return None;
+    }
+    Some((out.status.success(), said))
+}
+
+/// A KVM that says something else of itself, for a program that is started with it.
+const SHIM: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+int ioctl(int fd, unsigned long request, ...) {
+    va_list list;
+    va_start(list, request);
+    void *argument = va_arg(list, void *);
+    va_end(list);
+    const char *as = getenv("KVM_IS");
+    if (request == 0xae00 && as[0] == 'o') return 11;
+    if (request == 0xae01 && as[0] == 'b') { errno = EBUSY; return -1; }
+    if (request == 0xae03 && as[0] == 'l' && argument == (void *)81) return 0;
+    static int (*real)(int, unsigned long, void *);
+    if (!real) real = dlsym(RTLD_NEXT, "ioctl");
+    return real(fd, request, argument);
+}
+"#;
+
+#[test]
+fn what_is_wrong_with_kvm_is_said_with_the_remedy() {
+    let machine = Machine::new("engines", &Guest::new(&power_off));
+    let folder = &machine.folder;
+    let file = folder.file("file", b"");
+    let shim = folder.path("shim.so");
+    let source = folder.file("shim.c", SHIM.as_bytes());
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o", &shim, &source, "-ldl"]).status();
+    let has_shim = compiled.is_ok_and(|s| s.success());
+    let open = format!("chmod 755 {}", folder.0.display());
+    let cases = [
+        (
+            "mount -t tmpfs none /dev".to_owned(),
+            vec!["/dev/kvm does not exist", "modprobe kvm_intel or kvm_amd", "nested virtualization"],
+        ),
+        (format!("mount --bind {file} /dev/kvm"), vec!["/dev/kvm is not KVM's device"]),
+        (
+            format!(
+                "{open}; mount -t tmpfs none /mnt; mknod /mnt/kvm c 10 232; chmod 660 /mnt/kvm; chgrp daemon /mnt/kvm; \
+                 mount --bind /mnt/kvm /dev/kvm; set -- setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\""
+            ),
+            vec!["/dev/kvm: permission denied", "sudo usermod -aG daemon $USER"],
+        ),
+        (
+            format!(
+                "{open}; mount -t tmpfs none /mnt; mknod /mnt/kvm c 10 232; chmod 600 /mnt/kvm; \
+                 mount --bind /mnt/kvm /dev/kvm; set -- setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\""
+            ),
+            vec!["/dev/kvm: permission denied", "mode 0600", "chmod 660 /dev/kvm"],
+        ),
+        (format!("export LD_PRELOAD={shim} KVM_IS=old"), vec!["its API has version 11, not 12", "too old"]),
+        (format!("export LD_PRELOAD={shim} KVM_IS=busy"), vec!["/dev/kvm is busy", "VirtualBox"]),
+        (format!("export LD_PRELOAD={shim} KVM_IS=less"), vec!["has no support for read-only memory slots"]),
+    ];
+    let has_kvm = cpu_for_kvm().is_some();
+    for (preparations, texts) in cases {
+        // A mount needs something to cover.
+        if (preparations.contains("/dev/kvm") || preparations.contains("LD_PRELOAD")) && !has_kvm {
+            continue;
+        }
+        if preparations.contains("LD_PRELOAD") && !has_shim {
+            eprintln!("SKIPPED: no C compiler: KVM of another age, busy KVM");
+            continue;
+        }
+        // It is asked for, and cannot be: no guest runs.
+        let Some((ran, said)) = with(&preparations, &machine, &["-accel", "kvm"]) else { return };
+        assert!(!ran, "{preparations}: {said}");
+        for text in &texts {
+            assert!(
+                said.contains(text) && said.contains("-accel kvm"),
+                "{preparations}: no '{text}' in {said}"
+            );
+        }
+        // It was asked for first, or nothing was asked for: another one runs it, and says why.
+        for accel in [&["-accel", "kvm", "-accel", "jit"][..], &["-accel", "auto"], &[]] {
+            let (ran, said) = with(&preparations, &machine, accel).unwrap();
+            assert!(ran, "{preparations}, {accel:?}: {said}");
+            for text in &texts {
+                assert!(said.contains(text), "{preparations}, {accel:?}: no '{text}' in {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_kvm_that_emulates_the_kernel_is_not_taken_by_itself() {
+    if cpu_for_kvm().is_none() {
+        return;
+    }
+    let speed = mynah_accel::kvm::probe::speed().unwrap();
+    let machine = Machine::new("engines", &Guest::new(&power_off));
+    let Some((ran, said)) = with("true", &machine, &[]) else { return };
+    assert!(ran, "{said}");
+    if speed.is_slow() {
+        assert!(said.contains("runs by the translator (-accel jit): KVM is here, but executes"), "{said}");
+    } else {
+        assert!(said.contains("runs by KVM (-accel kvm)"), "{said}");
+    }
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn linux_does_not_notice_two_hundred_hand_overs() {
+    const TIMES: usize = 200;
+    let (Some(kernel), Some(initrd)) =
+        (guest("cloud"), ramdisk("engines", "busybox", &format!("{TROUBLE}{WORK}")))
+    else {
+        return;
+    };
+    let files = [kernel.to_str().unwrap(), initrd.to_str().unwrap()];
+    let keys = |console: &str| -> Vec<String> {
+        common::key_lines(console, &["KEY "]).into_iter().map(str::to_owned).collect()
+    };
+    for vcpus in ["1", "4"] {
+        let folder = Folder::new("engines");
+        let console = |name: &str| fs::read_to_string(folder.path(name)).unwrap_or_default();
+        let mut whole = linux(&folder, &files, "whole", "jit,cache=off", vcpus, &[]);
+        assert!(whole.ended(LONG).is_some_and(|s| s.success()), "{}", console("com-whole"));
+        let expected = keys(&console("com-whole"));
+        assert!(expected.ends_with(&["KEY TROUBLE 0".into(), "KEY DONE".into()]), "{expected:?}");
+
+        let mut running = linux(&folder, &files, "moved", "interp", vcpus, &[]);
+        let mut monitor = Client::at(&folder.path("monitor-moved"));
+        let mut random = Rng::new(17, 0);
+        for n in 0..TIMES {
+            std::thread::sleep(Duration::from_micros(random.below(25_000)));
+            // Now and then in no time at all.
+            if n % 16 == 0 {
+                assert_eq!(monitor.ask("handoff jit"), "");
+                assert_eq!(monitor.ask("handoff interp"), "");
+            }
+            let engine = ["jit", "interp"][n % 2];
+            assert_eq!(monitor.ask(&format!("handoff {engine}")), "", "number {n}: {}", console("com-moved"));
+        }
+        assert_eq!(monitor.ask("handoff jit"), "");
+        let text = console("com-moved");
+        assert!(!text.contains("KEY DONE"), "it was done before it was handed over {TIMES} times");
+        assert!(running.ended(LONG).is_some_and(|s| s.success()), "{}", console("com-moved"));
+        assert_eq!(keys(&console("com-moved")), expected, "-smp {vcpus}: {}", console("com-moved"));
+    }
+    fs::remove_file(&initrd).unwrap();
+}
+
+/// Waits until the machine's text screen has this on it, for a host whose KVM is slow.
+fn screen_has(monitor: &mut Client<UnixStream>, text: &str) {
+    let start = Instant::now();
+    loop {
+        let screen = monitor.ask("screentext");
+        if screen.contains(text) {
+            return;
+        }
+        assert!(start.elapsed() < LONG, "no '{text}' on the screen: {screen}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+#[ignore = "boots images from Debian's packages, under KVM"]
+fn a_floppy_and_a_cd_come_to_their_prompt_under_kvm() {
+    if cpu_for_kvm().is_none() {
+        return;
+    }
+    let (Some(floppy), Some(cd)) = (guest("grub-floppy"), guest("grub-cd")) else { return };
+    for firmware in ["built-in", "/usr/share/seabios/bios-256k.bin"] {
+        if firmware != "built-in" && !std::path::Path::new(firmware).exists() {
+            eprintln!("SKIPPED: SeaBIOS is not installed (Debian's package 'seabios')");
+            continue;
+        }
+        for (option, image) in [("-fda", &floppy), ("-cdrom", &cd)] {
+            let folder = Folder::new("engines");
+            let socket = folder.path("monitor");
+            let monitor = format!("unix:{socket},server=on,wait=off");
+            let mut args = vec!["run", "-m", "128", "-accel", "kvm", "-display", "none", "-serial", "null"];
+            args.extend(["-nic", "none", "-monitor", &monitor, option, image.to_str().unwrap()]);
+            if firmware != "built-in" {
+                args.extend(["-bios", firmware]);
+            }
+            let mut running = Running::start(&mut command(&args));
+            let mut monitor = Client::at(&socket);
+            if option == "-cdrom" {
+                screen_has(&mut monitor, "Press enter to boot");
+                monitor.ask("sendkey c");
+            }
+            screen_has(&mut monitor, "grub>");
+            monitor.send("quit");
+            assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{firmware} {option}");
+        }
+    }
+}
