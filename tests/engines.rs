@@ -125,14 +125,13 @@ fn a_hand_over_comes_when_it_is_asked_for() {
 /// What Mynah says of a guest that it does not start, or starts and switches off, with a shell's preparations in a
 /// file system view of its own. `None` if that cannot be had.
 fn with(preparations: &str, machine: &Machine, accel: &[&str]) -> Option<(bool, String)> {
-    let mut inner = machine.command_of(&[&["-serial", "null", "-monitor", "none"], accel].concat());
+    let inner = machine.command_of(&[&["-serial", "null", "-monitor", "none"], accel].concat());
     let args: Vec<String> = inner.get_args().map(|a| a.to_str().unwrap().to_owned()).collect();
     let mut outer = Command::new("unshare");
     let script = format!("{preparations}\nexec \"$@\"");
     outer.args(["--mount", "--propagation", "private", "sh", "-ec", &script, "sh"]);
     outer.arg(inner.get_program()).args(args).env_remove("HOME").env_remove("XDG_CACHE_HOME");
     outer.env_remove("MYNAH_ACCEL").env("MYNAH_LOG", "info");
-    drop(inner.stdin(Stdio::null()));
     let out = outer.stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     if said.contains("unshare") {
