@@ -325,10 +325,8 @@ fn a_floppy_and_a_cd_come_to_their_prompt_under_kvm() {
             }
             let mut running = Running::start(&mut command(&args));
             let mut monitor = Client::at(&socket);
-            if option == "-cdrom" {
-                screen_has(&mut monitor, "Press enter to boot");
-                monitor.ask("sendkey c");
-            }
+            screen_has(&mut monitor, "Press enter to boot");
+            monitor.ask("sendkey c");
             screen_has(&mut monitor, "grub>");
             monitor.send("quit");
             assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{firmware} {option}");
