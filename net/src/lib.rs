@@ -20,6 +20,7 @@ pub mod fault;
 pub mod frame;
 pub mod hub;
 mod mac;
+pub mod numbers;
 pub mod offload;
 pub mod reactor;
 #[cfg(unix)]

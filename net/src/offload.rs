@@ -1,5 +1,7 @@
 //! What a sender has left to its receiver, done in software where the receiver does not: checksums, segmentation.
 use crate::checksum::{checksum, fold, sum};
+use crate::numbers::ip::{TCP, UDP};
+use crate::numbers::{TCP_CWR as CWR, ether};
 use crate::{Frame, Offload, Partial, Takes};
 use std::io::IoSlice;
 
@@ -7,12 +9,9 @@ use std::io::IoSlice;
 const ETHERNET: usize = 14;
 const TAG: usize = 4;
 const TPIDS: [u16; 2] = [0x8100, 0x88a8];
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 /// Where UDP's checksum is in its header, by which what is left to do tells UDP from TCP (virtio 1.3, 5.1.6.2).
 const UDP_CHECKSUM: u16 = 6;
 const FIN_PSH: u8 = 0x09;
-const CWR: u8 = 0x80;
 
 /// Gives `frame` to a receiver that takes `takes`: as it is, or as the frames that it stands for. One that says of
 /// itself what cannot be is dropped.
@@ -75,12 +74,12 @@ impl Headers {
             ip += TAG;
         }
         let (transport, v6) = match word(ip - 2)? {
-            0x0800 => {
+            ether::IPV4 => {
                 let header = usize::from(bytes.get(ip)? & 15) * 4;
                 (header >= 20 && *bytes.get(ip + 9)? == proto).then_some((ip + header, false))?
             }
             // Behind extension headers nobody leaves segments to others.
-            0x86dd => (*bytes.get(ip + 6)? == proto).then_some((ip + 40, true))?,
+            ether::IPV6 => (*bytes.get(ip + 6)? == proto).then_some((ip + 40, true))?,
             _ => return None,
         };
         let header = if proto == TCP { usize::from(bytes.get(transport + 12)? >> 4) * 4 } else { 8 };

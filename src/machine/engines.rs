@@ -74,23 +74,14 @@ pub fn choose(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<Choice> 
             }
             AccelKind::Hvf => refused
                 .push("-accel hvf: Hypervisor.framework is macOS's; there is no support for it yet".into()),
-            AccelKind::Kvm => match kvm::Host::open(cfg) {
+            AccelKind::Kvm => match kvm_for(cfg, begun) {
                 Ok(host) => {
-                    let tsc_hz = host.tsc_hz();
-                    if let Some(Err(e)) =
-                        begun.map(|model| host.goes_on_with(model, cfg.tsc_hz.unwrap_or(tsc_hz)))
-                    {
-                        refused.push(format!("-accel kvm: {e:#}"));
-                        continue;
-                    }
-                    if let Some(hz) = cfg.tsc_hz.filter(|hz| !host.has_rate(*hz)) {
-                        refused.push(format!(
-                            "-accel kvm: this host's KVM has time-stamp counters run at {tsc_hz} Hz, not at \
-                             tsc-frequency={hz}"
-                        ));
-                        continue;
-                    }
-                    return Ok(Choice { kind: AccelKind::Kvm, why: None, tsc_hz, kvm: Some(host) });
+                    return Ok(Choice {
+                        kind: AccelKind::Kvm,
+                        why: None,
+                        tsc_hz: host.tsc_hz(),
+                        kvm: Some(host),
+                    });
                 }
                 Err(e) => refused.push(format!("-accel kvm: {e:#}")),
             },
@@ -98,6 +89,19 @@ pub fn choose(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<Choice> 
         }
     }
     bail!("{}", refused.join("; "))
+}
+
+/// KVM, if it can run this guest.
+fn kvm_for(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<kvm::Host> {
+    let host = kvm::Host::open(cfg)?;
+    let tsc_hz = host.tsc_hz();
+    if let Some(model) = begun {
+        host.goes_on_with(model, cfg.tsc_hz.unwrap_or(tsc_hz))?;
+    }
+    if let Some(hz) = cfg.tsc_hz.filter(|hz| !host.has_rate(*hz)) {
+        bail!("this host's KVM has time-stamp counters run at {tsc_hz} Hz, not at tsc-frequency={hz}");
+    }
+    Ok(host)
 }
 
 /// KVM where it is there and fast, else the translator.
@@ -108,16 +112,10 @@ fn auto(cfg: &Config, begun: Option<&CpuModel>) -> Choice {
         tsc_hz: TSC_HZ,
         kvm: None,
     };
-    let host = match kvm::Host::open(cfg) {
+    let host = match kvm_for(cfg, begun) {
         Ok(host) => host,
         Err(e) => return jit(format!("{e:#}")),
     };
-    if let Some(Err(e)) = begun.map(|model| host.goes_on_with(model, cfg.tsc_hz.unwrap_or(TSC_HZ))) {
-        return jit(format!("{e:#}"));
-    }
-    if cfg.tsc_hz.is_some_and(|hz| !host.has_rate(hz)) {
-        return jit("this host's KVM has no time-stamp counter of the rate asked for".into());
-    }
     match host.speed() {
         Err(e) => jit(format!("KVM does not work here: {e:#}")),
         Ok(speed) if speed.is_slow() => jit(format!(

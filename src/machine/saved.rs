@@ -97,7 +97,7 @@ impl Fitted {
     /// # Errors
     /// They are of a program that knows more.
     fn fit(&self, model: &mut CpuModel, cfg: &mut Config) -> anyhow::Result<()> {
-        let vendor = VENDORS.into_iter().find(|v| *v.id() == self.vendor);
+        let vendor = Vendor::of_id(&self.vendor);
         model.vendor = vendor.context("its processors are of a maker that is not known here")?;
         let named = |name: &String| FEATURES.iter().find(|n| n.name == name).map(|n| n.feature);
         let without: Option<Vec<_>> = self.without.iter().map(named).collect();
@@ -111,9 +111,6 @@ impl Fitted {
         Ok(())
     }
 }
-
-/// Makers of processors.
-const VENDORS: [Vendor; 2] = [Vendor::Intel, Vendor::Amd];
 
 impl Make {
     fn of(cfg: &Config) -> Self {

@@ -31,6 +31,18 @@ impl Vendor {
             Self::Intel => b"GenuineIntel",
         }
     }
+
+    /// The one with these characters; none if it is another.
+    pub fn of_id(id: &[u8]) -> Option<Self> {
+        [Self::Amd, Self::Intel].into_iter().find(|v| v.id()[..] == *id)
+    }
+
+    /// Who has made this host's processor, if it is one of them.
+    #[cfg(target_arch = "x86_64")]
+    pub fn of_host() -> Option<Self> {
+        let leaf0 = std::arch::x86_64::__cpuid(0);
+        Self::of_id(&[leaf0.ebx, leaf0.edx, leaf0.ecx].map(u32::to_le_bytes).concat())
+    }
 }
 
 /// Why a `-cpu` argument was refused.
@@ -235,11 +247,9 @@ impl CpuModel {
                     m.set(n.feature, false);
                 }
             }
-            let [leaf0, leaf1] = [0, 1].map(std::arch::x86_64::__cpuid);
-            let id = [leaf0.ebx, leaf0.edx, leaf0.ecx].map(u32::to_le_bytes).concat();
-            if let Some(v) = [Vendor::Amd, Vendor::Intel].into_iter().find(|v| v.id()[..] == id) {
+            if let Some(v) = Vendor::of_host() {
                 m.vendor = v;
-                (m.family, m.model, m.stepping) = parts(leaf1.eax);
+                (m.family, m.model, m.stepping) = parts(std::arch::x86_64::__cpuid(1).eax);
             }
             m.settle();
         }
@@ -284,11 +294,8 @@ impl CpuModel {
         };
         match name {
             "vendor" => {
-                self.vendor = match value {
-                    "AuthenticAMD" => Vendor::Amd,
-                    "GenuineIntel" => Vendor::Intel,
-                    _ => return Err(bad("AuthenticAMD or GenuineIntel")),
-                }
+                let vendor = Vendor::of_id(value.as_bytes());
+                self.vendor = vendor.ok_or_else(|| bad("AuthenticAMD or GenuineIntel"))?;
             }
             "family" => self.family = number(0, 0x10e, "0 to 270")?,
             "model" => self.model = number(0, 0xff, "0 to 255")?,

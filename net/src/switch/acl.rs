@@ -12,7 +12,8 @@
 //!
 //! A fragment that is not the first has no ports: rules with ports do not fit it. A packet whose headers cannot be
 //! followed to its transport passes no port that has rules for IP in that direction.
-use super::packet::{self, Ip, Packet};
+use super::packet::{Ip, Packet};
+use crate::numbers::{ether, ip};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -128,13 +129,13 @@ impl Acl {
             };
             kind = match word {
                 "any" => Kind::Any,
-                "arp" => Kind::Ether(packet::ARP),
-                "ip" => Kind::Ether(packet::IPV4),
-                "ip6" => Kind::Ether(packet::IPV6),
-                "tcp" => Kind::Protocol(packet::TCP),
-                "udp" => Kind::Protocol(packet::UDP),
-                "icmp" => Kind::Protocol(packet::ICMP),
-                "icmp6" => Kind::Protocol(packet::ICMPV6),
+                "arp" => Kind::Ether(ether::ARP),
+                "ip" => Kind::Ether(ether::IPV4),
+                "ip6" => Kind::Ether(ether::IPV6),
+                "tcp" => Kind::Protocol(ip::TCP),
+                "udp" => Kind::Protocol(ip::UDP),
+                "icmp" => Kind::Protocol(ip::ICMP),
+                "icmp6" => Kind::Protocol(ip::ICMPV6),
                 "proto" => Kind::Protocol(number(255)? as u8),
                 "ether" => Kind::Ether(number(0xffff)? as u16),
                 other => {
@@ -170,10 +171,10 @@ impl Acl {
         }
         let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
         let with_ports = from.ports.is_some() || to.ports.is_some();
-        if with_ports && !matches!(kind, Kind::Protocol(packet::TCP | packet::UDP | 33 | 132 | 136)) {
+        if with_ports && !matches!(kind, Kind::Protocol(p) if ip::has_ports(p)) {
             return Err("ports are tcp's and udp's".into());
         }
-        if matches!(kind, Kind::Ether(t) if t != packet::IPV4 && t != packet::IPV6)
+        if matches!(kind, Kind::Ether(t) if t != ether::IPV4 && t != ether::IPV6)
             && (from.network.is_some() || to.network.is_some())
         {
             return Err("addresses are ip's and ip6's".into());
@@ -207,7 +208,7 @@ impl Acl {
 
 impl Rule {
     fn is_of_ip(&self) -> bool {
-        matches!(self.kind, Kind::Protocol(_) | Kind::Ether(packet::IPV4 | packet::IPV6))
+        matches!(self.kind, Kind::Protocol(_) | Kind::Ether(ether::IPV4 | ether::IPV6))
             || self.from.network.is_some()
             || self.to.network.is_some()
     }
@@ -221,7 +222,7 @@ impl Rule {
             (Kind::Any, _) => true,
             (Kind::Ether(wanted), Packet::Other(kind) | Packet::Broken(kind)) => wanted == kind,
             (Kind::Ether(wanted), Packet::Ip(Ip { from, .. })) => {
-                *wanted == if from.is_ipv4() { packet::IPV4 } else { packet::IPV6 }
+                *wanted == if from.is_ipv4() { ether::IPV4 } else { ether::IPV6 }
             }
             (Kind::Protocol(wanted), Packet::Ip(ip)) => ip.protocol == *wanted,
             (Kind::Protocol(_), _) => false,

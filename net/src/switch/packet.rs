@@ -1,32 +1,11 @@
 //! What a rule asks of a frame: type, addresses, protocol, ports. And which address a station says is its own.
 use crate::Mac;
+use crate::numbers::ether::{ARP, IPV4, IPV6};
+use crate::numbers::extension::{AH, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
+use crate::numbers::ip::{ICMPV6, TCP, has_ports};
 use std::net::{IpAddr, Ipv4Addr};
 
-/// EtherTypes (IEEE 802 Numbers, IANA).
-pub const ARP: u16 = 0x0806;
-/// IPv4.
-pub const IPV4: u16 = 0x0800;
-/// IPv6.
-pub const IPV6: u16 = 0x86dd;
-
-/// Protocols in IP (Protocol Numbers, IANA).
-pub const ICMP: u8 = 1;
-/// TCP.
-pub const TCP: u8 = 6;
-/// UDP.
-pub const UDP: u8 = 17;
-/// ICMPv6.
-pub const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
-const DCCP: u8 = 33;
-const UDP_LITE: u8 = 136;
-
-/// Extension headers of IPv6 that are walked over (RFC 8200, 4).
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const AH: u8 = 51;
-const DESTINATION: u8 = 60;
+/// Extension headers of IPv6 that are walked over.
 const MOST_HEADERS: usize = 8;
 
 /// What a packet of IP says.
@@ -122,7 +101,7 @@ fn ipv6(bytes: &[u8]) -> Option<Ip> {
 
 /// A transport's ports; none in it if it has no such, none at all if they are missing.
 fn ports(protocol: u8, bytes: &[u8]) -> Option<Option<(u16, u16)>> {
-    if !matches!(protocol, TCP | UDP | SCTP | DCCP | UDP_LITE) {
+    if !has_ports(protocol) {
         return Some(None);
     }
     let [a, b, c, d] = *bytes.first_chunk::<4>()?;
@@ -160,6 +139,7 @@ pub fn claimed(source: Mac, rest: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::ip::{ICMP, UDP};
 
     fn v4(protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![8, 0, 0x45, 0, 0, 0, 0, 0];

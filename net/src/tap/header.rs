@@ -1,21 +1,11 @@
 //! The header in front of each frame of a tap with IFF_VNET_HDR: virtio-net's (virtio 1.3, 5.1.6) of ten bytes, in the
 //! host's byte order (Linux, Documentation/networking/tuntap.rst, 3.1; include/uapi/linux/virtio_net.h).
+use crate::numbers::TCP_CWR as CWR;
+use crate::numbers::vnet::{DATA_VALID, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM};
 use crate::{Frame, Gso, Offload, Partial};
 
 /// Its length in bytes.
 pub const LEN: usize = 10;
-
-/// flags: the checksum is to be computed from `csum_start` on; it has been found right.
-const NEEDS_CSUM: u8 = 1;
-const DATA_VALID: u8 = 2;
-/// gso_type: none, TCP over IPv4, over IPv6; and that the segments tell of congestion (RFC 3168, 6.1.2).
-const GSO_NONE: u8 = 0;
-const GSO_TCPV4: u8 = 1;
-const GSO_TCPV6: u8 = 4;
-const GSO_ECN: u8 = 0x80;
-
-/// TCP's flags, in the header's byte 13: CWR.
-const CWR: u8 = 0x80;
 
 /// What the host says of a frame; none if it is nothing that was asked for.
 pub fn decode(header: &[u8; LEN]) -> Option<Offload> {

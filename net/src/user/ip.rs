@@ -2,25 +2,14 @@
 use crate::Frame;
 pub(super) use crate::checksum::checksum;
 use crate::checksum::{fold, sum};
+pub(super) use crate::numbers::ether::{ARP as TYPE_ARP, IPV4 as TYPE_IPV4, IPV6 as TYPE_IPV6};
+use crate::numbers::extension::{DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
+pub(super) use crate::numbers::ip::{ICMP, ICMPV6, TCP, UDP};
 use smoltcp::wire::{Ipv4Packet, Ipv6Packet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Bytes of an Ethernet header without a tag.
 pub(super) const ETHERNET: usize = 14;
-/// EtherType of IPv4, ARP and IPv6 (IEEE 802 numbers).
-pub(super) const TYPE_IPV4: u16 = 0x0800;
-pub(super) const TYPE_ARP: u16 = 0x0806;
-pub(super) const TYPE_IPV6: u16 = 0x86dd;
-/// Protocol numbers (IANA).
-pub(super) const ICMP: u8 = 1;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
-pub(super) const ICMPV6: u8 = 58;
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION: u8 = 60;
-
 /// How much of a frame is looked at as headers: Ethernet, IPv6 with some extensions or IPv4 with options, TCP's 60.
 pub(super) const HEADERS: usize = 256;
 

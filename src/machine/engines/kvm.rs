@@ -76,7 +76,7 @@ impl Host {
     /// features that are missing, whose names these are.
     pub fn fit(&self, model: &mut CpuModel, cfg: &Config) -> Vec<&'static str> {
         if !cfg.cpu.properties.iter().any(|(name, _)| name == "vendor")
-            && let Some(vendor) = host_vendor()
+            && let Some(vendor) = Vendor::of_host()
         {
             model.vendor = vendor;
         }
@@ -114,13 +114,6 @@ impl Machine {
     pub fn vcpu(&self, cpu: &Cpu, tsc_hz: u64) -> anyhow::Result<Box<dyn Accelerator>> {
         Ok(Box::new(self.0.vcpu(cpu, tsc_hz).context("a vCPU")?))
     }
-}
-
-/// Who has made this host's processor.
-fn host_vendor() -> Option<Vendor> {
-    let id = std::arch::x86_64::__cpuid(0);
-    let text = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat();
-    [Vendor::Amd, Vendor::Intel].into_iter().find(|v| v.id()[..] == text)
 }
 
 /// What the speed depends on: processor, kernel, and boot.

@@ -1,5 +1,6 @@
 //! Which frames the driver wishes to see (5.1.6.5.1, 5.1.6.5.3), and which pair of queues they go to.
 use mynah_net::Frame;
+pub(super) use mynah_net::numbers::ip::{TCP, UDP};
 use serde::{Deserialize, Serialize};
 
 /// Addresses of each sort that are looked at; a driver that has more gets all frames of that sort. As in QEMU.
@@ -104,9 +105,6 @@ pub(super) struct Ends {
     /// Those of TCP and UDP, unless they are in another fragment.
     pub ports: Option<[u8; 4]>,
 }
-
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
 
 impl Ends {
     /// Those of a frame with an IP packet.

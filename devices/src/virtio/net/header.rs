@@ -4,6 +4,8 @@
 //!   0 flags   1 kind of segments   2 bytes of headers   4 data of a segment   6 sum from   8 sum to   10 buffers
 //! ```
 use super::feature;
+use mynah_net::numbers::TCP_CWR;
+use mynah_net::numbers::vnet::{DATA_VALID, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, NEEDS_CSUM};
 use mynah_net::{Frame, Gso, Offload, Partial};
 
 /// Bytes, without and with the number of buffers.
@@ -12,18 +14,7 @@ pub(super) const LONG: usize = 12;
 /// Where the number of buffers is.
 const BUFFERS: usize = 10;
 
-/// Bits of the flags.
-const NEEDS_CSUM: u8 = 1;
-const DATA_VALID: u8 = 2;
-/// Kinds of segments, and a bit of theirs.
-const GSO_NONE: u8 = 0;
-const GSO_TCPV4: u8 = 1;
-const GSO_TCPV6: u8 = 4;
-const GSO_UDP: u8 = 5;
-const GSO_ECN: u8 = 0x80;
-
-/// TCP's flag "congestion window reduced", and where the flags and the length of the header are.
-const TCP_CWR: u8 = 0x80;
+/// Where TCP's flags and the length of its header are.
 const TCP_FLAGS: usize = 13;
 const TCP_LENGTH: usize = 12;
 const TCP_CHECKSUM: u16 = 16;

@@ -13,8 +13,8 @@
 //!
 //! A frame from the guest whose header cannot be true is dropped, and its buffer given back.
 //!
-//! On purpose absent: hash reports, long datagrams for the guest (VIRTIO_NET_F_GUEST_USO4, _USO6), coalescing of notifications, VIRTIO_NET_F_GSO (of before
-//! version 1), the standby card.
+//! On purpose absent: hash reports, long datagrams for the guest (VIRTIO_NET_F_GUEST_USO4, _USO6), coalescing of
+//! notifications, VIRTIO_NET_F_GSO (of before version 1), the standby card.
 //!
 //! Locks: a transmitter's queue and buffer, then what is behind the card, then a receiver's queue; `settings` is last
 //! of all. [`Link::wake`] is called with none of a queue's but the control queue's.
