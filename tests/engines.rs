@@ -303,7 +303,7 @@ fn screen_has(monitor: &mut Client<UnixStream>, text: &str) {
 }
 
 #[test]
-#[ignore = "boots images from Debian's packages; where KVM is emulated itself a key is lost at times (docs/engines.md)"]
+#[ignore = "boots images from Debian's packages, which takes minutes where KVM is emulated itself"]
 fn a_floppy_and_a_cd_come_to_their_prompt_under_kvm() {
     if cpu_for_kvm().is_none() {
         return;

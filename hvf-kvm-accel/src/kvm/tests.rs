@@ -1,15 +1,15 @@
 use super::*;
-use mynah_cpu::board::{Board, EV_KICK};
+use mynah_cpu::board::{Board, EV_INTR, EV_KICK};
 use mynah_cpu::event::{Event, EventKind};
 use mynah_cpu::state::{Activity, F80, Segment, Shadow, cr0, cr4, gpr, seg};
 use mynah_cpu::{Accelerator, Exit};
 use mynah_mmu::GuestRam;
 use parking_lot::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Ports that are noted, and read as their number.
+/// Ports that are noted, and read as their number. An interrupt is number 20h, once.
 #[derive(Default)]
-struct Ports(Mutex<Vec<(u16, u8, u32)>>);
+struct Ports(Mutex<Vec<(u16, u8, u32)>>, Mutex<Option<Arc<mynah_cpu::Events>>>);
 
 impl Board for Ports {
     fn port_read(&self, port: u16, _: u8) -> u32 {
@@ -17,6 +17,12 @@ impl Board for Ports {
     }
     fn port_write(&self, port: u16, size: u8, value: u32) {
         self.0.lock().push((port, size, value));
+    }
+    fn acknowledge(&self) -> Option<u8> {
+        self.1.lock().take().map(|events| {
+            events.take(EV_INTR);
+            0x20
+        })
     }
     fn apic_msr_read(&self, _: u32) -> Result<u64, ()> {
         Ok(0xfee0_0900)
@@ -156,6 +162,44 @@ fn a_kick_ends_an_endless_loop_and_it_goes_on_from_there() {
         }
         assert_eq!(m.cpu.state.gpr[0], before + 2);
         last = last.max(before + 2);
+    }
+}
+
+#[test]
+fn an_interrupt_comes_into_a_loop_without_exits() {
+    let Some(mut m) = machine("qemu64") else { return };
+    // Number 20h goes to 1100h: hlt.
+    m.memory.write(0x80, &[0x00, 0x11, 0, 0]);
+    m.memory.write(0x1100, &[0xf4]);
+    // sti; nop; cli; mov cx, 2000; loop itself; jmp to the start
+    let code = [0xfb, 0x90, 0xfa, 0xb9, 0xd0, 0x07, 0xe2, 0xfe, 0xeb, 0xf6];
+    for _ in 0..5 {
+        m.real(&code);
+        m.cpu.state.gpr[gpr::RSP] = 0x4000;
+        m.cpu.state.set_rflags(2);
+        m.cpu.state.activity = Activity::Running;
+        let events = m.cpu.events.clone();
+        let ports = m.ports.clone();
+        let device = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(10));
+            *ports.1.lock() = Some(events.clone());
+            events.raise(EV_INTR);
+            // One that is lost ends the test.
+            let began = Instant::now();
+            while ports.1.lock().is_some() {
+                std::thread::sleep(Duration::from_millis(1));
+                if began.elapsed() > Duration::from_secs(30) {
+                    return events.raise(EV_KICK);
+                }
+            }
+        });
+        assert_eq!(m.vcpu.run(&mut m.cpu), Ok(Exit::Halt));
+        device.join().unwrap();
+        assert_eq!(m.cpu.state.gpr[gpr::RIP], 0x1101);
+        // Where STI's shadow ends.
+        let mut from = [0; 2];
+        m.memory.read(0x3ffa, &mut from);
+        assert_eq!(u16::from_le_bytes(from), 0x1002);
     }
 }
 

@@ -1,5 +1,5 @@
 //! A vCPU in KVM: loaded, run, answered, saved.
-use super::kick::Kick;
+use super::kick::{Kick, Ticks};
 use super::{Vm, convert, cpuid, failed};
 use crate::AccelError;
 use kvm_bindings::{CpuId, KVMIO, Msrs, kvm_interrupt, kvm_msr_entry, kvm_sregs2};
@@ -12,6 +12,7 @@ use mynah_cpu::{Accelerator, Cpu, EngineError, Exit};
 use mynah_mmu::walk::load_pdptes;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr};
 
@@ -43,8 +44,12 @@ pub struct Vcpu {
     ready: bool,
     /// IA32_APIC_BASE as the board has it.
     apic_base: u64,
-    /// Exits in a row with an interrupt that could not be injected.
-    shut_out: u32,
+    /// An interrupt could not be injected since then.
+    shut_out: Option<Instant>,
+    /// For how long one may wait before the interpreter looks for the moment.
+    patience: Duration,
+    /// Brings the thread out of the kernel while one waits.
+    ticks: Ticks,
     exits: u64,
     // Last, as all above is of it.
     vm: Arc<Vm>,
@@ -71,11 +76,12 @@ enum Left {
     ShutOut,
 }
 
-/// Exits in a row that find an interrupt pending that cannot be injected, after which the interpreter looks for the
-/// moment: a KVM that is emulated itself may not see it where exits follow each other closely. And for how many
-/// instructions it looks.
-const SHUT_OUT: u32 = 256;
-const LOOK: u32 = 1000;
+/// For how long an interrupt waits for KVM to say that it may come in, before the interpreter looks for the moment: a KVM
+/// that is emulated itself may miss it where exits follow each other closely, or where there are none. Twice as long,
+/// up to the second, each time that the interpreter has not found it either, as the guest just does not want it.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(64));
+/// For how many instructions it looks.
+const LOOK: u32 = 20_000;
 
 impl Vcpu {
     pub(super) fn new(vm: &Arc<Vm>, cpu: &Cpu, tsc_hz: u64) -> Result<Self, AccelError> {
@@ -103,7 +109,9 @@ impl Vcpu {
             unfinished: false,
             ready: false,
             apic_base: 0,
-            shut_out: 0,
+            shut_out: None,
+            patience: PATIENCE.0,
+            ticks: Ticks::default(),
             exits: 0,
             vm: vm.clone(),
         };
@@ -366,15 +374,20 @@ impl Vcpu {
                 // Behind the instruction that may well have asked for it.
                 self.finish(cpu)?;
                 if !self.ready {
-                    self.shut_out += 1;
-                    if self.shut_out > SHUT_OUT {
-                        self.shut_out = 0;
+                    let since = *self.shut_out.get_or_insert_with(Instant::now);
+                    if since.elapsed() > self.patience {
+                        self.shut_out = None;
                         return Ok(Left::ShutOut);
                     }
+                    self.ticks.start(PATIENCE.0).map_err(|e| AccelError::Kvm {
+                        what: "start a timer for interrupts that wait",
+                        reason: e.to_string(),
+                    })?;
                     window = true;
                 } else if let Some(vector) = cpu.board.acknowledge() {
                     self.ready = false;
-                    self.shut_out = 0;
+                    self.shut_out = None;
+                    self.patience = PATIENCE.0;
                     let interrupt = kvm_interrupt { irq: vector.into() };
                     // SAFETY: the kernel reads a `kvm_interrupt`.
                     if unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) } != 0 {
@@ -397,6 +410,9 @@ impl Vcpu {
             }
             let left = self.enter(cpu);
             self.kick.leave();
+            if self.shut_out.is_none() {
+                self.ticks.stop();
+            }
             if let Some(left) = left? {
                 return Ok(left);
             }
@@ -470,6 +486,8 @@ impl Vcpu {
                     if let Some(exit) = self.step(cpu, LOOK) {
                         return Ok(exit);
                     }
+                    let fruitless = cpu.events.pending() & EV_INTR != 0;
+                    self.patience = if fruitless { (self.patience * 2).min(PATIENCE.1) } else { PATIENCE.0 };
                 }
             }
         }
