@@ -47,6 +47,8 @@ pub trait Board: Send + Sync {
     fn tsc(&self) -> u64 {
         0
     }
+    /// This vCPU's counter is so far ahead of [`Board::tsc`] from now on: for deadlines, which are in terms of it.
+    fn tsc_moved(&self, _offset: u64) {}
     /// 64 random bits, for RDRAND and RDSEED. Without any these say by CF that there are none just now.
     fn random(&self) -> Option<u64> {
         None

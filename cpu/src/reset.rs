@@ -115,7 +115,11 @@ impl Cpu {
     /// RESET: the state of SDM volume 3A, table 10-1; RDX holds the processor signature. All but the first processor
     /// wait for a start-up IPI.
     pub fn reset(&mut self) {
+        // What the guest has not added itself stays.
+        let msr = &self.state.msr;
+        let offset = msr.tsc_offset.wrapping_sub(msr.tsc_adjust);
         self.state = State::default();
+        self.set_tsc_offset(offset);
         if self.index != 0 {
             self.state.activity = Activity::WaitSipi;
         }
@@ -135,6 +139,7 @@ impl Cpu {
         let s = &mut self.state;
         s.msr = old.msr;
         s.msr.efer = 0;
+        self.board.tsc_moved(s.msr.tsc_offset);
         s.fpu = old.fpu;
         s.xmm = old.xmm;
         s.mxcsr = old.mxcsr;

@@ -64,6 +64,7 @@ impl Cpu {
             return Err(what);
         }
         self.state = saved.state;
+        self.board.tsc_moved(self.state.msr.tsc_offset);
         // The latch on the board knows of it.
         self.ferr = saved.ferr;
         self.events.take(EV_LATCHED);

@@ -31,6 +31,7 @@ use mynah_devices::virtio::mmio::MmioSlot;
 use mynah_firmware::bios::Bios;
 use mynah_mmu::PhysMemory;
 use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// What runs first.
@@ -82,6 +83,8 @@ pub struct Board {
     /// The generation id, if there is one: firmware places it.
     pub vmgenid: OnceLock<Arc<VmGenId>>,
     tsc: ReadTsc,
+    /// How far each vCPU's counter is ahead.
+    tsc_offsets: Vec<Arc<AtomicU64>>,
     firmware: Firmware,
     events: Vec<Arc<Events>>,
 }
@@ -110,11 +113,16 @@ impl Board {
             }
         };
 
+        let tsc_offsets: Vec<Arc<AtomicU64>> = vcpus.iter().map(|_| Arc::default()).collect();
         let apic_bus = LocalApics::new(dyn_clock.clone(), tsc_hz);
         let apics: Vec<_> = vcpus
             .iter()
             .enumerate()
-            .map(|(n, v)| apic_bus.add(v.apic_id, n == 0, tsc.clone(), Arc::new(Pins(v.events.clone()))))
+            .map(|(n, v)| {
+                let (tsc, offset) = (tsc.clone(), tsc_offsets[n].clone());
+                let read: ReadTsc = Arc::new(move || tsc().wrapping_add(offset.load(Ordering::SeqCst)));
+                apic_bus.add(v.apic_id, n == 0, read, Arc::new(Pins(v.events.clone())))
+            })
             .collect();
         let ioapic = Ioapic::new(apic_bus.clone());
         memory.map_mmio(IOAPIC_BASE, 0x1000, ioapic.clone());
@@ -170,6 +178,7 @@ impl Board {
             balloon: OnceLock::new(),
             vmgenid: OnceLock::new(),
             tsc,
+            tsc_offsets,
             firmware,
             events: vcpus.iter().map(|v| v.events.clone()).collect(),
         };
@@ -191,6 +200,7 @@ impl Board {
             ports: self.ports.clone(),
             apic: self.apics[n].clone(),
             tsc: self.tsc.clone(),
+            tsc_offset: self.tsc_offsets[n].clone(),
             entropy: (self.entropy.clone(), Asker::Vcpu(n)),
             bios,
             // Only the boot processor's error wires are connected.

@@ -78,7 +78,7 @@ pub fn choose(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<Choice> 
                 Ok(host) => {
                     return Ok(Choice {
                         kind: AccelKind::Kvm,
-                        why: None,
+                        why: host.warning(),
                         tsc_hz: host.tsc_hz(),
                         kvm: Some(host),
                     });
@@ -89,6 +89,17 @@ pub fn choose(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<Choice> 
         }
     }
     bail!("{}", refused.join("; "))
+}
+
+/// How far vCPUs' counters of this rate are ahead of guest time from the start, for KVM to go on with them.
+pub fn counter(cfg: &Config, hz: u64, choice: &Choice) -> u64 {
+    let counter = match &choice.kvm {
+        Some(host) => host.counter(hz),
+        // Only who has heard of KVM's rate will hand a guest over to it.
+        None if hz != TSC_HZ => kvm::Host::open(cfg).ok().and_then(|host| host.counter(hz)),
+        None => None,
+    };
+    counter.unwrap_or(0)
 }
 
 /// KVM, if it can run this guest.
@@ -116,13 +127,16 @@ fn auto(cfg: &Config, begun: Option<&CpuModel>) -> Choice {
         Ok(host) => host,
         Err(e) => return jit(format!("{e:#}")),
     };
-    match host.speed() {
+    match host.trial() {
         Err(e) => jit(format!("KVM does not work here: {e:#}")),
-        Ok(speed) if speed.is_slow() => jit(format!(
+        Ok((speed, _)) if speed.is_slow() => jit(format!(
             "KVM is here, but executes {:.1} million instructions a second in kernel mode ({:.0} in user mode): this host \
              is a virtual machine whose own host does not pass virtualization on",
             speed.kernel_mips, speed.user_mips
         )),
+        Ok((_, faults)) if faults.syscall => {
+            jit("KVM is here, but is emulated itself and has SYSCALL stay in user mode".into())
+        }
         Ok(_) => {
             let tsc_hz = host.tsc_hz();
             Choice {
@@ -258,6 +272,9 @@ impl Engines {
                 if at.is_none() {
                     let host = kvm::Host::open(&self.recipe.cfg)?;
                     host.goes_on_with(&self.model, self.tsc_hz)?;
+                    if let Some(warning) = host.warning() {
+                        tracing::warn!("{warning}");
+                    }
                     *at = Some(kvm::Machine::new(host, &self.memory)?);
                 }
                 Ok(())

@@ -145,6 +145,7 @@ impl Machine {
         if let Some(why) = &choice.why {
             told.push(why.clone());
         }
+        let counter = engines::counter(&cfg, tsc_hz, &choice);
         let fitted = match saved {
             Some(fitted) => fitted,
             None => {
@@ -227,6 +228,7 @@ impl Machine {
             let bios = view.bios.clone();
             let mut cpu = Cpu::new(n as u32, memory.clone(), view, events.clone(), model.clone());
             cpu.join(&world, n);
+            cpu.set_tsc_offset(counter);
             cpu.bound_blocks(budget.blocks);
             if let Some(log) = &log {
                 cpu.set_trace(log.clone());

@@ -15,6 +15,7 @@ use mynah_devices::misc::entropy::{Asker, Entropy};
 use mynah_firmware::bios::PORT;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What other threads hold of a vCPU.
 #[derive(Clone, Default)]
@@ -82,6 +83,8 @@ pub struct VcpuBoard {
     pub apic: Arc<LocalApic>,
     /// The time-stamp counter.
     pub tsc: ReadTsc,
+    /// How far the vCPU's is ahead of it, for its local APIC.
+    pub tsc_offset: Arc<AtomicU64>,
     /// Random numbers, and which of those that ask it is.
     pub entropy: (Arc<Entropy>, Asker),
     /// The built-in BIOS, if that is the machine's firmware.
@@ -132,6 +135,11 @@ impl Board for VcpuBoard {
     }
     fn tsc(&self) -> u64 {
         (self.tsc)()
+    }
+    fn tsc_moved(&self, offset: u64) {
+        if self.tsc_offset.swap(offset, Ordering::SeqCst) != offset {
+            self.apic.tsc_changed();
+        }
     }
     fn random(&self) -> Option<u64> {
         let (source, asker) = &self.entropy;

@@ -116,6 +116,12 @@ impl Cpu {
         self.board.tsc().wrapping_add(self.state.msr.tsc_offset)
     }
 
+    /// Has the counter be so far ahead of the board's, without the guest's doing.
+    pub fn set_tsc_offset(&mut self, offset: u64) {
+        self.state.msr.tsc_offset = offset;
+        self.board.tsc_moved(offset);
+    }
+
     fn is_amd(&self) -> bool {
         self.model.vendor == Vendor::Amd
     }
@@ -358,13 +364,14 @@ impl Cpu {
         match index {
             m::TSC => {
                 let delta = v.wrapping_sub(self.board.tsc().wrapping_add(s.tsc_offset));
-                s.tsc_offset = s.tsc_offset.wrapping_add(delta);
                 s.tsc_adjust = s.tsc_adjust.wrapping_add(delta);
+                let offset = s.tsc_offset.wrapping_add(delta);
+                self.set_tsc_offset(offset);
             }
             m::TSC_ADJUST => {
-                let delta = v.wrapping_sub(s.tsc_adjust);
-                s.tsc_offset = s.tsc_offset.wrapping_add(delta);
+                let offset = s.tsc_offset.wrapping_add(v.wrapping_sub(s.tsc_adjust));
                 s.tsc_adjust = v;
+                self.set_tsc_offset(offset);
             }
             m::APIC_BASE => {
                 let x2 = if self.model.has(F::X2APIC) { 0 } else { 1 << 10 };

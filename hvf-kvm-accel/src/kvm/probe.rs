@@ -2,7 +2,7 @@
 //!
 //! Where a host is itself a virtual machine, its KVM may be there and execute kernel-mode code a thousand times slower
 //! than the processor would. So a few thousand instructions are timed, in both modes.
-use super::{Host, Vm};
+use super::{Host, Vcpu, Vm};
 use crate::AccelError;
 use kvm_ioctls::Kvm;
 use mynah_cpu::board::{EV_KICK, NoBoard};
@@ -82,12 +82,37 @@ const TURNS: (u32, u32) = (5000, 5_000_000);
 const TRIES: usize = 2;
 const RUNS: usize = 5;
 
+/// What a KVM that is emulated itself may do otherwise than a processor, and a guest trips over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// SYSCALL in user mode goes on in user mode: no program of a 64-bit system runs.
+    pub syscall: bool,
+    /// The time-stamp counter is the host's, whatever it is set to.
+    pub counter: bool,
+}
+
 /// Times a loop in kernel mode and one in user mode.
 ///
 /// # Errors
 /// KVM does not run them.
 pub fn speed() -> Result<Speed, AccelError> {
     Ok(Speed { kernel_mips: time(0)?, user_mips: time(3)? })
+}
+
+/// Looks for faults.
+///
+/// # Errors
+/// KVM does not run what is needed for that.
+pub fn faults() -> Result<Faults, AccelError> {
+    // syscall; at 1100h: hlt
+    let mut t = Trial::new(3, &[0x0f, 0x05])?;
+    t.cpu.mem.write(CODE + 0x100, &[0xf4]);
+    let msr = &mut t.cpu.state.msr;
+    (msr.star, msr.lstar, msr.fmask) = (0x0023_0010 << 32, CODE + 0x100, 0x700);
+    let mut vcpu = t.vm.vcpu(&t.cpu, 0)?;
+    let exit = t.run(&mut vcpu)?;
+    let syscall = exit != Exit::Halt || t.cpu.state.gpr[gpr::RIP] != CODE + 0x101;
+    Ok(Faults { syscall, counter: !vcpu.takes_counter()? })
 }
 
 /// The speed of a few iterations, and, if that is no emulator's, of many. The few may have been in the way of somebody
@@ -107,62 +132,78 @@ fn time(cpl: u8) -> Result<f64, AccelError> {
 const CODE: u64 = 0x1000;
 const TABLES: u64 = 0x2000;
 
-/// A loop at this privilege level that ends by HLT, which is a fault in user mode: either ends the run.
-fn time_of(cpl: u8, turns: u32) -> Result<f64, AccelError> {
-    let refused = |reason: String| AccelError::Kvm { what: "run its self-test", reason };
-    let ram = GuestRam::new(2 << 20).map_err(|e| refused(e.to_string()))?;
-    let memory = PhysMemory::new(ram, 2 << 20);
-    // dec ecx; jnz; hlt
-    memory.write(CODE, &[0xff, 0xc9, 0x75, 0xfc, 0xf4]);
-    // PML4, PDPT, and a directory with one page of 2 MiB: present, writable, for users too.
-    for (at, entry) in [(0, TABLES + 0x1007), (0x1000, TABLES + 0x2007), (0x2000, 0xe7_u64)] {
-        memory.write(TABLES + at, &entry.to_le_bytes());
+/// A machine with a bit of code in 64-bit mode. HLT ends it, and so does any fault.
+struct Trial {
+    vm: Arc<Vm>,
+    cpu: Box<Cpu>,
+}
+
+impl Trial {
+    fn new(cpl: u8, code: &[u8]) -> Result<Self, AccelError> {
+        let ram = GuestRam::new(2 << 20).map_err(|e| refused(e.to_string()))?;
+        let memory = PhysMemory::new(ram, 2 << 20);
+        memory.write(CODE, code);
+        // PML4, PDPT, and a directory with one page of 2 MiB: present, writable, for users too.
+        for (at, entry) in [(0, TABLES + 0x1007), (0x1000, TABLES + 0x2007), (0x2000, 0xe7_u64)] {
+            memory.write(TABLES + at, &entry.to_le_bytes());
+        }
+        let vm = Vm::new(Host::open()?, &memory)?;
+        let model = Arc::new(CpuModel::parse("qemu64").map_err(|e| refused(e.to_string()))?);
+        let mut cpu = Cpu::new(0, memory, Arc::new(NoBoard), Arc::default(), model);
+        let s = &mut cpu.state;
+        let rights = 0xc093 | u32::from(cpl) << 5;
+        let flat = Segment { base: 0, limit: u32::MAX, attr: rights, sel: 0x10 | u16::from(cpl) };
+        s.seg = [flat; 6];
+        s.seg[seg::CS] = Segment { attr: 0xa09b | u32::from(cpl) << 5, sel: 8 | u16::from(cpl), ..flat };
+        s.cr0 = cr0::PE | cr0::PG | cr0::ET | cr0::NE;
+        s.cr3 = TABLES;
+        s.cr4 = cr4::PAE;
+        s.msr.efer = efer::LME | efer::LMA | efer::SCE;
+        s.cpl = cpl;
+        s.idtr.limit = 0;
+        s.gpr[gpr::RIP] = CODE;
+        Ok(Self { vm, cpu })
     }
-    let vm = Vm::new(Host::open()?, &memory)?;
-    let model = Arc::new(CpuModel::parse("qemu64").map_err(|e| refused(e.to_string()))?);
-    let mut cpu = Cpu::new(0, memory, Arc::new(NoBoard), Arc::default(), model);
-    let s = &mut cpu.state;
-    let rights = 0xc093 | u32::from(cpl) << 5;
-    let flat = Segment { base: 0, limit: u32::MAX, attr: rights, sel: 0x10 | u16::from(cpl) };
-    s.seg = [flat; 6];
-    s.seg[seg::CS] = Segment { attr: 0xa09b | u32::from(cpl) << 5, sel: 8 | u16::from(cpl), ..flat };
-    s.cr0 = cr0::PE | cr0::PG | cr0::ET | cr0::NE;
-    s.cr3 = TABLES;
-    s.cr4 = cr4::PAE;
-    s.msr.efer = efer::LME | efer::LMA;
-    s.cpl = cpl;
-    s.idtr.limit = 0;
-    s.gpr[gpr::RIP] = CODE;
-    s.gpr[gpr::RCX] = turns.into();
-    cpu.sync_all();
-    let mut vcpu = vm.vcpu(&cpu, 0)?;
-    // Nothing here waits for long: a KVM that hangs is one that is kicked.
-    let events = cpu.events.clone();
-    let (done, over) = std::sync::mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            if over.recv_timeout(Duration::from_secs(2)) == Err(RecvTimeoutError::Timeout) {
-                events.raise(EV_KICK);
-            }
-        });
-        // The first is for what is touched for the first time.
-        let mut took = Duration::MAX;
-        let mut exit = Ok(Exit::Kick);
-        for _ in 0..RUNS {
-            cpu.state.gpr[gpr::RIP] = CODE;
-            cpu.state.gpr[gpr::RCX] = turns.into();
-            cpu.state.activity = Activity::Running;
-            let began = Instant::now();
-            exit = vcpu.run(&mut cpu);
-            took = began.elapsed().min(took);
+
+    /// Runs it to its end. One that hangs is kicked: nothing here takes long.
+    fn run(&mut self, vcpu: &mut Vcpu) -> Result<Exit, AccelError> {
+        self.cpu.state.activity = Activity::Running;
+        self.cpu.sync_all();
+        let events = self.cpu.events.clone();
+        let (done, over) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                if over.recv_timeout(Duration::from_secs(2)) == Err(RecvTimeoutError::Timeout) {
+                    events.raise(EV_KICK);
+                }
+            });
+            let exit = vcpu.run(&mut self.cpu);
+            drop(done);
+            exit.map_err(|e| refused(e.to_string()))
+        })
+    }
+}
+
+fn refused(reason: String) -> AccelError {
+    AccelError::Kvm { what: "run its self-test", reason }
+}
+
+/// A loop at this privilege level, and HLT, which is a fault in user mode: the best of some runs.
+fn time_of(cpl: u8, turns: u32) -> Result<f64, AccelError> {
+    // dec ecx; jnz; hlt
+    let mut t = Trial::new(cpl, &[0xff, 0xc9, 0x75, 0xfc, 0xf4])?;
+    let mut vcpu = t.vm.vcpu(&t.cpu, 0)?;
+    let mut took = Duration::MAX;
+    // The first is for what is touched for the first time.
+    for _ in 0..RUNS {
+        t.cpu.state.gpr[gpr::RIP] = CODE;
+        t.cpu.state.gpr[gpr::RCX] = turns.into();
+        let began = Instant::now();
+        let exit = t.run(&mut vcpu)?;
+        took = began.elapsed().min(took);
+        if !matches!(exit, Exit::Halt | Exit::Shutdown) || t.cpu.state.gpr[gpr::RCX] != 0 {
+            return Err(refused(format!("{exit:?} at {:#x}", t.cpu.state.gpr[gpr::RIP])));
         }
-        drop(done);
-        match exit {
-            Ok(Exit::Halt | Exit::Shutdown) if cpu.state.gpr[gpr::RCX] == 0 => {
-                Ok(2.0 * f64::from(turns) / (took.as_secs_f64() * 1e6))
-            }
-            Ok(exit) => Err(refused(format!("{exit:?} at {:#x}", cpu.state.gpr[gpr::RIP]))),
-            Err(e) => Err(refused(e.to_string())),
-        }
-    })
+    }
+    Ok(2.0 * f64::from(turns) / (took.as_secs_f64() * 1e6))
 }

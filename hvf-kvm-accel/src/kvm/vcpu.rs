@@ -232,6 +232,21 @@ impl Vcpu {
         Ok(all.first().map_or(0, |entry| entry.data))
     }
 
+    /// Whether the counter is what it is set to.
+    pub(super) fn takes_counter(&self) -> Result<bool, AccelError> {
+        let wanted = self.tsc()?.wrapping_add(1 << 50);
+        self.set_tsc(wanted)?;
+        Ok(self.tsc()?.wrapping_sub(wanted) < 1 << 40)
+    }
+
+    fn set_tsc(&self, to: u64) -> Result<(), AccelError> {
+        let entry = kvm_msr_entry { index: index::TSC, data: to, ..Default::default() };
+        let one = Msrs::from_entries(&[entry])
+            .map_err(|e| AccelError::Kvm { what: "set the time-stamp counter", reason: format!("{e:?}") })?;
+        self.fd.set_msrs(&one).map_err(failed("set the time-stamp counter"))?;
+        Ok(())
+    }
+
     /// The time-stamp counter goes on where it is.
     fn load_tsc(&mut self, cpu: &Cpu) -> Result<(), AccelError> {
         if self.tsc_hz == 0 {
@@ -240,12 +255,7 @@ impl Vcpu {
         let wanted = cpu.tsc();
         let apart = wanted.wrapping_sub(self.tsc()?) as i64;
         if apart.unsigned_abs() > (self.tsc_hz / 1000).saturating_mul(TSC_APART_NANOS / 1_000_000) {
-            let entry = kvm_msr_entry { index: index::TSC, data: cpu.tsc(), ..Default::default() };
-            let one = Msrs::from_entries(&[entry]).map_err(|e| AccelError::Kvm {
-                what: "set the time-stamp counter",
-                reason: format!("{e:?}"),
-            })?;
-            self.fd.set_msrs(&one).map_err(failed("set the time-stamp counter"))?;
+            self.set_tsc(cpu.tsc())?;
         }
         Ok(())
     }
@@ -253,7 +263,7 @@ impl Vcpu {
     fn save_tsc(&mut self, cpu: &mut Cpu) -> Result<(), AccelError> {
         if self.tsc_hz != 0 {
             let now = self.tsc()?;
-            cpu.state.msr.tsc_offset = now.wrapping_sub(cpu.board.tsc());
+            cpu.set_tsc_offset(now.wrapping_sub(cpu.board.tsc()));
         }
         Ok(())
     }
@@ -322,8 +332,14 @@ impl Vcpu {
                 None
             }
             Ok(VcpuExit::X86Wrmsr(exit)) => {
-                if cpu.write_msr(exit.index, exit.data).is_err() {
-                    *exit.error = 1;
+                let (msr, value) = (exit.index, exit.data);
+                // A deadline is in terms of the counter, which the guest may have written since.
+                if msr == index::TSC_DEADLINE {
+                    self.save_tsc(cpu)?;
+                }
+                if cpu.write_msr(msr, value).is_err() {
+                    // SAFETY: the exit says that this is the union's member.
+                    unsafe { (*run).__bindgen_anon_1.msr.error = 1 };
                 }
                 finishing = true;
                 None

@@ -2,7 +2,7 @@
 use super::TSC_HZ;
 use crate::config::{AccelKind, Config};
 use anyhow::{Context, bail};
-use mynah_accel::kvm::probe::{self, Speed};
+use mynah_accel::kvm::probe::{self, Faults, Speed};
 use mynah_accel::kvm::{self, Vm};
 use mynah_cpu::model::Vendor;
 use mynah_cpu::{Accelerator, Cpu, CpuModel};
@@ -17,12 +17,14 @@ pub struct Host(kvm::Host);
 /// A machine's share of it.
 pub struct Machine(Arc<Vm>);
 
-/// How fast KVM was when it was timed, and on what host.
+/// How KVM did when it was tried, and on what host.
 #[derive(Serialize, Deserialize)]
 struct Remembered {
     host: String,
     kernel_mips: f64,
     user_mips: f64,
+    syscall_fault: bool,
+    counter_fault: bool,
 }
 
 impl Host {
@@ -40,26 +42,50 @@ impl Host {
         Ok(Self(kvm::Host::open()?))
     }
 
-    /// How fast it is: timed once for a host, and then remembered.
-    pub fn speed(&self) -> anyhow::Result<Speed> {
+    /// How fast it is, and what it does wrong: tried once for a host, and then remembered.
+    pub fn trial(&self) -> anyhow::Result<(Speed, Faults)> {
         let host = this_host();
         let place = place();
         let known = place.as_ref().and_then(|file| {
             let known: Remembered = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-            (known.host == host)
-                .then_some(Speed { kernel_mips: known.kernel_mips, user_mips: known.user_mips })
+            (known.host == host).then_some(known)
         });
-        if let Some(speed) = known {
-            return Ok(speed);
+        if let Some(k) = known {
+            let faults = Faults { syscall: k.syscall_fault, counter: k.counter_fault };
+            return Ok((Speed { kernel_mips: k.kernel_mips, user_mips: k.user_mips }, faults));
         }
-        let speed = probe::speed()?;
+        let (speed, faults) = (probe::speed()?, probe::faults()?);
         if let Some(file) = place {
-            let known = Remembered { host, kernel_mips: speed.kernel_mips, user_mips: speed.user_mips };
+            let known = Remembered {
+                host,
+                kernel_mips: speed.kernel_mips,
+                user_mips: speed.user_mips,
+                syscall_fault: faults.syscall,
+                counter_fault: faults.counter,
+            };
             // Another time, then.
             let _ = file.parent().map(std::fs::create_dir_all);
             let _ = serde_json::to_vec(&known).map(|bytes| std::fs::write(&file, bytes));
         }
-        Ok(speed)
+        Ok((speed, faults))
+    }
+
+    /// What a guest will trip over here, for the user.
+    pub fn warning(&self) -> Option<String> {
+        let (_, faults) = self.trial().ok()?;
+        faults.syscall.then(|| {
+            "this host's KVM, which is emulated itself, has SYSCALL stay in user mode: programs of 64-bit systems fail \
+             under it (-accel jit runs them)"
+                .into()
+        })
+    }
+
+    /// What the counters of vCPUs of this rate have to begin with so that they are the host's, if this is an emulated
+    /// KVM whose counters are that whatever they are set to.
+    pub fn counter(&self, hz: u64) -> Option<u64> {
+        let fixed = self.0.fixed_tsc_hz() == Some(hz) && self.trial().is_ok_and(|(_, faults)| faults.counter);
+        // SAFETY: every x86-64 processor has RDTSC.
+        fixed.then(|| unsafe { std::arch::x86_64::_rdtsc() })
     }
 
     /// The rate of vCPUs' time-stamp counters under it.

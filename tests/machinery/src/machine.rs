@@ -202,6 +202,7 @@ impl Machine {
             apic,
             entropy: (Entropy::new(None, 1), Asker::Vcpu(0)),
             tsc,
+            tsc_offset: Arc::default(),
             bios: None,
             ferr: None,
             handoffs: None,
@@ -247,6 +248,20 @@ pub fn kvm_is_there() -> bool {
         there.inspect_err(|why| eprintln!("SKIPPED: guests by KVM: {why}")).is_ok()
     });
     *THERE
+}
+
+/// Whether SYSCALL enters the kernel by this host's KVM: with some that are emulated themselves it does not, which is
+/// said.
+pub fn kvm_does_system_calls() -> bool {
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    if kvm_is_there() {
+        let faults = mynah_accel::kvm::probe::faults().expect("KVM's self-test");
+        if faults.syscall {
+            eprintln!("SKIPPED: system calls by KVM: SYSCALL stays in user mode by this host's");
+        }
+        return !faults.syscall;
+    }
+    false
 }
 
 /// The accelerator of an engine that is not the vCPU itself.

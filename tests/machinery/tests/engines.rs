@@ -215,3 +215,67 @@ fn a_computation_that_is_handed_over_a_thousand_times_has_the_same_result() {
         assert!(changes >= 1000, "{changes} hand-overs");
     }
 }
+
+/// System calls that the user program makes.
+const CALLS: u32 = 200_000;
+
+/// A user program of Linux' kind: it enters the kernel by SYSCALL, which counts and returns by SYSRET. Half of the calls
+/// in each loop are behind a stretch of computation, in which hand-overs happen.
+#[test]
+fn system_calls_that_are_handed_over_are_all_made() {
+    const EFER: u32 = 0xc000_0080;
+    const STAR: u32 = 0xc000_0081;
+    const LSTAR: u32 = 0xc000_0082;
+    const FMASK: u32 = 0xc000_0084;
+    let mut g = Guest::new();
+    // The order that SYSCALL and SYSRET want: kernel code and data; user code of 32 bits, data, code of 64 bits.
+    let kernel = g.gdt(flat(access::CODE, size::P64));
+    g.gdt(flat(access::DATA, size::P32));
+    let user = g.gdt(flat(dpl(access::CODE, 3), size::P32));
+    g.gdt(flat(dpl(access::DATA, 3), size::P32));
+    g.gdt(flat(dpl(access::CODE, 3), size::P64));
+    let entry = g.code64(|p| {
+        asm!(p; add qword_ptr(VARS + 0x20), rdi; xor rax, rdi; sysretq);
+    });
+    g.main(Main::Long(tables(Format::Level4)), |p| {
+        p.wrmsr(EFER, 1 << 11 | 1 << 8 | 1);
+        p.wrmsr(STAR, u64::from(user | 3) << 48 | u64::from(kernel) << 32);
+        p.wrmsr(LSTAR, u64::from(entry));
+        p.wrmsr(FMASK, 0x4_0700);
+        p.user(|p| {
+            let mut round = p.a.create_label();
+            let mut work = p.a.create_label();
+            asm!(p; mov r15d, CALLS; xor eax, eax);
+            p.place(&mut round);
+            asm!(p; mov edi, r15d; syscall; mov r14d, 3000);
+            p.place(&mut work);
+            asm!(p; imul_3 rax, rax, 0x343fd; add rax, 7; dec r14d; jnz work; dec r15d; jnz round);
+            asm!(p; mov qword_ptr(VARS + 0x28), rax);
+            p.name("end");
+            asm!(p; cli);
+        });
+        p.show_mem("sum, low", VARS + 0x20);
+        p.show_mem("sum, high", VARS + 0x24);
+        p.show_mem("value", VARS + 0x28);
+    });
+    let (mut x, mut sum) = (0u64, 0u64);
+    for call in (1..=u64::from(CALLS)).rev() {
+        sum += call;
+        x ^= call;
+        for _ in 0..3000 {
+            x = x.wrapping_mul(0x343fd).wrapping_add(7);
+        }
+    }
+    let expected = format!(
+        "#GP(0x0) at end cs={:#x}\nsum, low={:#x}\nsum, high={:#x}\nvalue={:#x}",
+        user + 16 | 3,
+        sum as u32,
+        sum >> 32,
+        x as u32
+    );
+    if machine::kvm_does_system_calls() {
+        g.check_in_turns(&expected);
+    } else {
+        g.check_manual(&expected, "it is a matter of engines");
+    }
+}

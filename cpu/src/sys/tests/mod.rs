@@ -59,6 +59,8 @@ pub struct TestBoard {
     pub writes: Mutex<Vec<(u16, u8, u32)>>,
     pub apic_base: Mutex<u64>,
     pub cr8: Mutex<u8>,
+    /// How far the vCPU's time-stamp counter is ahead.
+    pub tsc_ahead: Mutex<u64>,
     /// A late timer: the next reading of the time raises these events' interrupt.
     pub late: Mutex<Option<Arc<Events>>>,
 }
@@ -94,6 +96,9 @@ impl Board for TestBoard {
             events.raise(EV_INTR);
         }
         1000
+    }
+    fn tsc_moved(&self, offset: u64) {
+        *self.tsc_ahead.lock() = offset;
     }
 }
 

@@ -122,6 +122,28 @@ fn cpuid_and_rdtsc_answer() {
     assert_eq!(r.cpu.tsc(), 1000);
 }
 
+/// Deadlines of the local APIC are in terms of the counter as the guest has it.
+#[test]
+fn the_board_knows_how_far_the_counter_is_ahead() {
+    let mut r = Rig::long();
+    let ahead = |r: &Rig| *r.board.tsc_ahead.lock();
+    r.cpu.write_msr(m::TSC, 5000).unwrap();
+    assert_eq!(ahead(&r), 4000);
+    r.cpu.write_msr(m::TSC_ADJUST, 7000).unwrap();
+    assert_eq!(ahead(&r), 7000);
+    r.cpu.init();
+    assert_eq!((ahead(&r), r.cpu.tsc()), (7000, 8000), "INIT leaves it");
+    let saved = r.cpu.save();
+    r.cpu.reset();
+    assert_eq!((ahead(&r), r.cpu.tsc()), (0, 1000));
+    r.cpu.restore(saved).unwrap();
+    assert_eq!(ahead(&r), 7000);
+    // What the guest has not done itself stays at RESET.
+    r.cpu.set_tsc_offset(9000);
+    r.cpu.reset();
+    assert_eq!((ahead(&r), r.cpu.tsc()), (2000, 3000));
+}
+
 #[test]
 fn msrs_check_what_is_written() {
     let mut r = Rig::long();
