@@ -31,6 +31,11 @@ pub trait Mmio: Send + Sync {
     fn read(&self, offset: u64, size: u8) -> u64;
     /// Writes the low `size` bytes of `value`.
     fn write(&self, offset: u64, size: u8, value: u64);
+    /// Whether a write may come later than the guest makes it, but before whatever else its vCPU does outside of RAM. An
+    /// engine that leaves the guest for each write collects such ones.
+    fn posts_writes(&self) -> bool {
+        false
+    }
     /// What it is, for people: the module that it is written in.
     fn name(&self) -> &'static str {
         module_of(std::any::type_name::<Self>())

@@ -5,10 +5,10 @@
 //! before that goes on. While slots are exchanged vCPUs may meet the gap: that is an exit too, and what answers it
 //! looks in the map, where RAM is RAM.
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{IoEventAddress, VmFd};
 use mynah_mmu::{CodeWatcher, Gpa, PAGE_MASK, PAGE_SIZE, PhysMemory, Target};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
 /// What is below changes often (shadow RAM, the video window), what is above hardly ever: no slot is on both sides.
@@ -27,6 +27,8 @@ pub(super) struct Slots {
     fd: Arc<VmFd>,
     // The memory knows this as one of its watchers.
     memory: Weak<PhysMemory>,
+    /// KVM can collect writes.
+    collects: bool,
     state: Mutex<State>,
 }
 
@@ -34,6 +36,8 @@ pub(super) struct Slots {
 struct State {
     /// By address: the slot and its number.
     slots: BTreeMap<Gpa, (Slot, u32)>,
+    /// Where KVM collects writes: address and length.
+    zones: BTreeSet<(Gpa, u64)>,
     /// Numbers that were used and are not.
     free: Vec<u32>,
     /// Host addresses of pages of devices that were written through slots that are gone.
@@ -44,8 +48,8 @@ struct State {
 
 impl Slots {
     /// No slots yet, for this memory.
-    pub fn new(fd: Arc<VmFd>, memory: &Arc<PhysMemory>) -> Arc<Self> {
-        Arc::new(Self { fd, memory: Arc::downgrade(memory), state: Mutex::default() })
+    pub fn new(fd: Arc<VmFd>, memory: &Arc<PhysMemory>, collects: bool) -> Arc<Self> {
+        Arc::new(Self { fd, memory: Arc::downgrade(memory), collects, state: Mutex::default() })
     }
 
     /// The slots that the map asks for.
@@ -105,6 +109,9 @@ impl Slots {
         let mut state = self.state.lock();
         // Under the lock, or an older map could come after a newer one.
         let wanted = Self::wanted(&memory);
+        if self.collects {
+            self.update_zones(&memory, &mut state.zones);
+        }
         let gone: Vec<_> = state
             .slots
             .iter()
@@ -132,6 +139,26 @@ impl Slots {
             state.slots.insert(gpa, (slot, number));
         }
         Ok(())
+    }
+
+    /// Has KVM collect writes to devices that permit that. Where it does not they are exits, as all others.
+    fn update_zones(&self, memory: &PhysMemory, zones: &mut BTreeSet<(Gpa, u64)>) {
+        let wanted: BTreeSet<_> = memory
+            .regions()
+            .into_iter()
+            .filter(|(_, _, target)| matches!(target, Target::Mmio(device, _) if device.posts_writes()))
+            .map(|(gpa, len, _)| (gpa, len))
+            .collect();
+        let size = |len: u64| u32::try_from(len).unwrap_or(u32::MAX);
+        for (gpa, len) in zones.difference(&wanted) {
+            let _ = self.fd.unregister_coalesced_mmio(IoEventAddress::Mmio(*gpa), size(*len));
+        }
+        for (gpa, len) in wanted.difference(zones) {
+            if let Err(e) = self.fd.register_coalesced_mmio(IoEventAddress::Mmio(*gpa), size(*len)) {
+                tracing::debug!("KVM does not collect writes to {gpa:#x}: {e}");
+            }
+        }
+        *zones = wanted;
     }
 
     /// The host addresses of the pages that were written through a slot since this was asked last.

@@ -12,8 +12,10 @@
 //! What KVM cannot execute (an instruction that it does not emulate, a closed A20 gate) our interpreter does, for that
 //! instruction.
 //!
-//! * [`convert`]: state to KVM's structures and back. `memory`: slots that follow the map. [`cpuid`]. `kick`: bringing
-//!   a thread out of the kernel. `vcpu`: the run loop. [`probe`]: whether KVM can be used here, and how fast it is.
+//! * [`convert`]: state to KVM's structures and back. `memory`: slots that follow the map. `coalesced`: writes that are
+//!   collected. [`cpuid`]. `kick`: bringing a thread out of the kernel. `vcpu`: the run loop. [`probe`]: whether KVM can
+//!   be used here, and how fast it is.
+mod coalesced;
 mod convert;
 pub mod cpuid;
 mod kick;
@@ -27,6 +29,7 @@ mod tests;
 pub use vcpu::Vcpu;
 
 use crate::AccelError;
+use coalesced::Ring;
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CAP_SREGS2, KVM_CAP_X86_MSR_FILTER, KVM_CAP_X86_USER_SPACE_MSR,
     KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
@@ -39,7 +42,7 @@ use mynah_cpu::sys::msr::index;
 use mynah_cpu::{Cpu, CpuModel};
 use mynah_mmu::{CodeWatcher, PhysMemory};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Where KVM is.
 pub const DEVICE: &str = "/dev/kvm";
@@ -139,8 +142,11 @@ pub struct Vm {
     pdptes: bool,
     /// Time-stamp counters run at any rate.
     scales: bool,
+    /// Writes are collected, in this ring.
+    collects: bool,
+    ring: OnceLock<Ring>,
     // The slots point into it.
-    _memory: Arc<PhysMemory>,
+    memory: Arc<PhysMemory>,
 }
 
 impl Vm {
@@ -158,10 +164,20 @@ impl Vm {
         }
         let scales = host.kvm.check_extension(Cap::TscControl);
         let pdptes = host.kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0;
-        let slots = Slots::new(fd.clone(), memory);
+        let collects = host.kvm.check_extension(Cap::CoalescedMmio);
+        let slots = Slots::new(fd.clone(), memory, collects);
         slots.update().map_err(failed("map guest memory"))?;
         memory.watch_code(slots.clone());
-        Ok(Arc::new(Self { host, fd, slots, pdptes, scales, _memory: memory.clone() }))
+        Ok(Arc::new(Self {
+            host,
+            fd,
+            slots,
+            pdptes,
+            scales,
+            collects,
+            ring: OnceLock::new(),
+            memory: memory.clone(),
+        }))
     }
 
     /// A vCPU that runs `cpu`, of whose model it is. It runs that one only.

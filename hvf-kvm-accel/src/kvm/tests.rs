@@ -203,6 +203,63 @@ fn an_interrupt_comes_into_a_loop_without_exits() {
     }
 }
 
+/// A device whose writes are posted, and noted among those of ports.
+struct Posted(Arc<Ports>);
+
+impl mynah_mmu::Mmio for Posted {
+    fn read(&self, _: u64, _: u8) -> u64 {
+        0x77
+    }
+    fn write(&self, offset: u64, size: u8, value: u64) {
+        self.0.0.lock().push((offset as u16 | 0x8000, size, value as u32));
+    }
+    fn posts_writes(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn writes_that_are_collected_come_in_order_and_before_what_follows() {
+    let Some(mut m) = machine("qemu64") else { return };
+    let id = m.memory.map_mmio(0xa_0000, 0x1_0000, Arc::new(Posted(m.ports.clone())));
+    // mov ax, A000h; mov ds, ax; mov cx, 400; again: mov [bx], cx; inc bx; inc bx; loop again; out E9h, al; mov al, [0];
+    // mov [5], al; hlt
+    let code = [
+        0xb8, 0, 0xa0, 0x8e, 0xd8, 0xb9, 0x90, 0x01, 0x89, 0x0f, 0x43, 0x43, 0xe2, 0xfa, 0xe6, 0xe9, 0xa0, 0,
+        0, 0xa2, 5, 0, 0xf4,
+    ];
+    for there in [true, false, true] {
+        let other =
+            (!there).then(|| m.memory.map_mmio(0xa_0000, 0x1_0000, Arc::new(Unposted(m.ports.clone()))));
+        m.real(&code);
+        m.cpu.state.gpr[gpr::RBX] = 0;
+        m.cpu.state.activity = Activity::Running;
+        let before = m.vcpu.exits();
+        assert_eq!(m.vcpu.run(&mut m.cpu), Ok(Exit::Halt));
+        eprintln!("{} exits for 401 writes", m.vcpu.exits() - before);
+        let mut expected: Vec<_> =
+            (0..400).map(|n| (0x8000 + 2 * n as u16 | if there { 0 } else { 0x4000 }, 2, 400 - n)).collect();
+        expected.push((0xe9, 1, 0));
+        expected.push((0x8005 | if there { 0 } else { 0x4000 }, 1, 0x77));
+        let all = std::mem::take(&mut *m.ports.0.lock());
+        assert_eq!(all, expected);
+        other.into_iter().for_each(|id| m.memory.unmap(id));
+    }
+    m.memory.unmap(id);
+}
+
+/// One whose writes are not.
+struct Unposted(Arc<Ports>);
+
+impl mynah_mmu::Mmio for Unposted {
+    fn read(&self, _: u64, _: u8) -> u64 {
+        0x77
+    }
+    fn write(&self, offset: u64, size: u8, value: u64) {
+        self.0.0.lock().push((offset as u16 | 0xc000, size, value as u32));
+    }
+}
+
 #[test]
 fn memory_that_moves_and_roms_are_seen_as_they_are() {
     let Some(mut m) = machine("qemu64") else { return };

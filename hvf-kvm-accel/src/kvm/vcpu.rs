@@ -1,4 +1,5 @@
 //! A vCPU in KVM: loaded, run, answered, saved.
+use super::coalesced::Ring;
 use super::kick::{Kick, Ticks};
 use super::{Vm, convert, cpuid, failed};
 use crate::AccelError;
@@ -92,6 +93,9 @@ impl Vcpu {
         fd.set_cpuid2(&entries).map_err(failed("set CPUID"))?;
         if tsc_hz != 0 && vm.scales {
             fd.set_tsc_khz((tsc_hz / 1000) as u32).map_err(failed("set the time-stamp counter's rate"))?;
+        }
+        if vm.collects && vm.ring.get().is_none() {
+            let _ = vm.ring.set(Ring::new(&fd)?);
         }
         // SAFETY: the run area is mapped as long as `fd` lives, and `drop` takes the kicker away before that.
         let kick = unsafe { Kick::new(&raw mut fd.get_kvm_run().immediate_exit) };
@@ -284,7 +288,12 @@ impl Vcpu {
         self.exits += 1;
         let run = &raw mut *self.fd.get_kvm_run();
         let mut finishing = false;
-        let left = match self.fd.run() {
+        let ran = self.fd.run();
+        // Before what it has exited for.
+        if let Some(ring) = self.vm.ring.get() {
+            ring.drain(&self.vm.memory);
+        }
+        let left = match ran {
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => None,
             Err(e) => return Err(failed("run a vCPU")(e)),
             Ok(VcpuExit::IoOut(port, data)) => {

@@ -359,6 +359,10 @@ impl Mmio for Window {
             state.regs.write_window(&self.0.ram, offset + u64::from(i), byte);
         }
     }
+
+    fn posts_writes(&self) -> bool {
+        true
+    }
 }
 
 /// BAR 2.
