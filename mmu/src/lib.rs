@@ -19,7 +19,7 @@ pub mod tlb;
 pub mod walk;
 
 pub use device_ram::DeviceRam;
-pub use phys::{CodeWatcher, Mmio, Page, PhysMemory, Target, module_of};
+pub use phys::{CodeWatcher, Doorbell, Mmio, Page, PhysMemory, Target, module_of};
 pub use ram::{GuestRam, MAX_RAM};
 pub use tables::{Leaf, Tables};
 pub use tlb::{

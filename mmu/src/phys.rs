@@ -36,10 +36,23 @@ pub trait Mmio: Send + Sync {
     fn posts_writes(&self) -> bool {
         false
     }
+    /// Where a write wakes somebody and does no more. An engine may have the guest go on and another thread make the write.
+    fn doorbells(&self) -> Vec<Doorbell> {
+        Vec::new()
+    }
     /// What it is, for people: the module that it is written in.
     fn name(&self) -> &'static str {
         module_of(std::any::type_name::<Self>())
     }
+}
+
+/// A register of a device's that wakes it, as virtio's notification of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doorbell {
+    /// In the device's range.
+    pub offset: u64,
+    /// The value, 4 bytes wide, that has to be written; `None`: any, of any width.
+    pub value: Option<u32>,
 }
 
 /// The module's own name in the path of a type.

@@ -18,7 +18,7 @@ use crate::device::{Device, Invalid, Reset};
 use crate::dma::Dma;
 use crate::kind::{PlugError, Site, Values};
 use acpi_tables::aml::{Interrupt, Memory32Fixed};
-use mynah_mmu::PhysMemory;
+use mynah_mmu::{Doorbell, PhysMemory};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock};
@@ -26,6 +26,7 @@ use std::sync::{Arc, OnceLock};
 /// Bytes that the registers take.
 pub const SIZE: u64 = 0x200;
 /// Where the configuration space begins.
+const NOTIFY: u64 = 0x050;
 const CONFIG: u64 = 0x100;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -216,7 +217,7 @@ impl<M: Model> VirtioMmio<M> {
             0x038 => core.set_up(queue, |ring| ring.set_size(u16::try_from(value).unwrap_or(0))),
             0x044 if value & 1 != 0 => core.set_up(queue, |ring| ring.set_ready(true)),
             0x044 => self.virtio.reset_queue(queue),
-            0x050 => core.kick(value as usize),
+            NOTIFY => core.kick(value as usize),
             0x064 => self.pin.acknowledge(value as u8),
             0x070 => self.virtio.set_status(value as u8),
             0x080 | 0x084 => self.place(queue, Part::Descriptors, at, value),
@@ -252,6 +253,11 @@ impl<M: Model> Mmio for VirtioMmio<M> {
             None if size == 4 && offset.is_multiple_of(4) => self.set_register(offset, value as u32),
             None => {}
         }
+    }
+
+    fn doorbells(&self) -> Vec<Doorbell> {
+        let queues = 0..self.virtio.core.queues() as u32;
+        queues.map(|n| Doorbell { offset: NOTIFY, value: Some(n) }).collect()
     }
 }
 

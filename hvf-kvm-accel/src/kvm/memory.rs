@@ -4,6 +4,7 @@
 //! addresses are exits. The slots follow the map: [`Slots`] is told of each change, on the thread that makes it and
 //! before that goes on. While slots are exchanged vCPUs may meet the gap: that is an exit too, and what answers it
 //! looks in the map, where RAM is RAM.
+use super::bells::Bells;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use mynah_mmu::{CodeWatcher, Gpa, PAGE_MASK, PAGE_SIZE, PhysMemory, Target};
@@ -29,6 +30,7 @@ pub(super) struct Slots {
     memory: Weak<PhysMemory>,
     /// KVM can collect writes.
     collects: bool,
+    bells: Option<Arc<Bells>>,
     state: Mutex<State>,
 }
 
@@ -48,8 +50,13 @@ struct State {
 
 impl Slots {
     /// No slots yet, for this memory.
-    pub fn new(fd: Arc<VmFd>, memory: &Arc<PhysMemory>, collects: bool) -> Arc<Self> {
-        Arc::new(Self { fd, memory: Arc::downgrade(memory), collects, state: Mutex::default() })
+    pub fn new(
+        fd: Arc<VmFd>,
+        memory: &Arc<PhysMemory>,
+        collects: bool,
+        bells: Option<Arc<Bells>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { fd, memory: Arc::downgrade(memory), collects, bells, state: Mutex::default() })
     }
 
     /// The slots that the map asks for.
@@ -106,6 +113,9 @@ impl Slots {
     /// Has the slots be what the map asks for.
     pub fn update(&self) -> Result<(), kvm_ioctls::Error> {
         let Some(memory) = self.memory.upgrade() else { return Ok(()) };
+        if let Some(bells) = &self.bells {
+            bells.update();
+        }
         let mut state = self.state.lock();
         // Under the lock, or an older map could come after a newer one.
         let wanted = Self::wanted(&memory);

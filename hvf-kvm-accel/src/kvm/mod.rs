@@ -13,8 +13,9 @@
 //! instruction.
 //!
 //! * [`convert`]: state to KVM's structures and back. `memory`: slots that follow the map. `coalesced`: writes that are
-//!   collected. [`cpuid`]. `kick`: bringing a thread out of the kernel. `vcpu`: the run loop. [`probe`]: whether KVM can
+//!   collected. `bells`: writes that only wake a device. [`cpuid`]. `kick`: bringing a thread out of the kernel. `vcpu`: the run loop. [`probe`]: whether KVM can
 //!   be used here, and how fast it is.
+mod bells;
 mod coalesced;
 mod convert;
 pub mod cpuid;
@@ -29,6 +30,7 @@ mod tests;
 pub use vcpu::Vcpu;
 
 use crate::AccelError;
+use bells::Bells;
 use coalesced::Ring;
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CAP_SREGS2, KVM_CAP_X86_MSR_FILTER, KVM_CAP_X86_USER_SPACE_MSR,
@@ -145,6 +147,7 @@ pub struct Vm {
     /// Writes are collected, in this ring.
     collects: bool,
     ring: OnceLock<Ring>,
+    bells: Option<Arc<Bells>>,
     // The slots point into it.
     memory: Arc<PhysMemory>,
 }
@@ -165,7 +168,11 @@ impl Vm {
         let scales = host.kvm.check_extension(Cap::TscControl);
         let pdptes = host.kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0;
         let collects = host.kvm.check_extension(Cap::CoalescedMmio);
-        let slots = Slots::new(fd.clone(), memory, collects);
+        let bells = match host.kvm.check_extension(Cap::Ioeventfd) {
+            true => Some(Bells::new(fd.clone(), memory)?),
+            false => None,
+        };
+        let slots = Slots::new(fd.clone(), memory, collects, bells.clone());
         slots.update().map_err(failed("map guest memory"))?;
         memory.watch_code(slots.clone());
         Ok(Arc::new(Self {
@@ -176,6 +183,7 @@ impl Vm {
             scales,
             collects,
             ring: OnceLock::new(),
+            bells,
             memory: memory.clone(),
         }))
     }
@@ -196,6 +204,14 @@ impl Vm {
     /// Has the slots be what the map asks for, which they are but while that changes.
     pub fn follow(&self) {
         self.slots.map_changed(0, u64::MAX);
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Some(bells) = &self.bells {
+            bells.end();
+        }
     }
 }
 

@@ -260,6 +260,46 @@ impl mynah_mmu::Mmio for Unposted {
     }
 }
 
+/// A device with two doorbells: one for any write, one for a 7.
+struct Belled(Arc<Ports>);
+
+impl mynah_mmu::Mmio for Belled {
+    fn read(&self, _: u64, _: u8) -> u64 {
+        0
+    }
+    fn write(&self, offset: u64, _: u8, value: u64) {
+        self.0.0.lock().push((offset as u16, 0, value as u32));
+    }
+    fn doorbells(&self) -> Vec<mynah_mmu::Doorbell> {
+        let bell = |offset, value| mynah_mmu::Doorbell { offset, value };
+        vec![bell(0x100, None), bell(0x104, Some(7))]
+    }
+}
+
+#[test]
+fn a_doorbell_rings_and_has_rung_when_the_vcpu_stands() {
+    let Some(mut m) = machine("qemu64") else { return };
+    let id = m.memory.map_mmio(0xa_0000, 0x1000, Arc::new(Belled(m.ports.clone())));
+    // mov ax, A000h; mov ds, ax; mov [100h], al; hlt
+    let any = [0xb8, 0, 0xa0, 0x8e, 0xd8, 0xa2, 0, 1, 0xf4];
+    // The same, but: mov dword [104h], N; hlt
+    let value = |n| [0xb8, 0, 0xa0, 0x8e, 0xd8, 0x66, 0xc7, 0x06, 4, 1, n, 0, 0, 0, 0xf4];
+    for _ in 0..20 {
+        for (code, expected) in [(&any[..], (0x100, 0)), (&value(7), (0x104, 7)), (&value(8), (0x104, 8))] {
+            m.real(code);
+            m.cpu.state.activity = Activity::Running;
+            assert_eq!(m.vcpu.run(&mut m.cpu), Ok(Exit::Halt));
+            let all = std::mem::take(&mut *m.ports.0.lock());
+            assert_eq!(all, [(expected.0, 0, expected.1)]);
+        }
+    }
+    m.memory.unmap(id);
+    m.real(&any);
+    m.cpu.state.activity = Activity::Running;
+    assert_eq!(m.vcpu.run(&mut m.cpu), Ok(Exit::Halt));
+    assert_eq!(*m.ports.0.lock(), [], "nobody is there any more");
+}
+
 #[test]
 fn memory_that_moves_and_roms_are_seen_as_they_are() {
     let Some(mut m) = machine("qemu64") else { return };

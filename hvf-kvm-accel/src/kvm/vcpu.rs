@@ -488,6 +488,10 @@ impl Vcpu {
             }
             self.load(cpu)?;
             let left = self.run_inside(cpu);
+            // All that it has asked of devices has begun.
+            if let Some(bells) = &self.vm.bells {
+                bells.flush();
+            }
             let saved = self.save(cpu);
             let left = left?;
             saved?;

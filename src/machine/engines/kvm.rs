@@ -9,7 +9,7 @@ use mynah_cpu::{Accelerator, Cpu, CpuModel};
 use mynah_mmu::PhysMemory;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// KVM on this host.
 pub struct Host(kvm::Host);
@@ -25,6 +25,16 @@ struct Remembered {
     user_mips: f64,
     syscall_fault: bool,
     counter_fault: bool,
+}
+
+impl Remembered {
+    fn speed(&self) -> Speed {
+        Speed { kernel_mips: self.kernel_mips, user_mips: self.user_mips }
+    }
+
+    fn faults(&self) -> Faults {
+        Faults { syscall: self.syscall_fault, counter: self.counter_fault }
+    }
 }
 
 impl Host {
@@ -45,17 +55,11 @@ impl Host {
     /// How fast it is, and what it does wrong: tried once for a host, and then remembered.
     pub fn trial(&self) -> anyhow::Result<(Speed, Faults)> {
         let host = this_host();
-        let place = place();
-        let known = place.as_ref().and_then(|file| {
-            let known: Remembered = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-            (known.host == host).then_some(known)
-        });
-        if let Some(k) = known {
-            let faults = Faults { syscall: k.syscall_fault, counter: k.counter_fault };
-            return Ok((Speed { kernel_mips: k.kernel_mips, user_mips: k.user_mips }, faults));
+        if let Some(known) = remembered(&host) {
+            return Ok((known.speed(), known.faults()));
         }
         let (speed, faults) = (probe::speed()?, probe::faults()?);
-        if let Some(file) = place {
+        if let Some(file) = place() {
             let known = Remembered {
                 host,
                 kernel_mips: speed.kernel_mips,
@@ -70,10 +74,16 @@ impl Host {
         Ok((speed, faults))
     }
 
+    /// What it does wrong, without the time that it takes to time it.
+    fn faults(&self) -> Faults {
+        static TRIED: OnceLock<Faults> = OnceLock::new();
+        let tried = || probe::faults().unwrap_or_default();
+        *TRIED.get_or_init(|| remembered(&this_host()).map_or_else(tried, |known| known.faults()))
+    }
+
     /// What a guest will trip over here, for the user.
     pub fn warning(&self) -> Option<String> {
-        let (_, faults) = self.trial().ok()?;
-        faults.syscall.then(|| {
+        self.faults().syscall.then(|| {
             "this host's KVM, which is emulated itself, has SYSCALL stay in user mode: programs of 64-bit systems fail \
              under it (-accel jit runs them)"
                 .into()
@@ -83,7 +93,7 @@ impl Host {
     /// What the counters of vCPUs of this rate have to begin with so that they are the host's, if this is an emulated
     /// KVM whose counters are that whatever they are set to.
     pub fn counter(&self, hz: u64) -> Option<u64> {
-        let fixed = self.0.fixed_tsc_hz() == Some(hz) && self.trial().is_ok_and(|(_, faults)| faults.counter);
+        let fixed = self.0.fixed_tsc_hz() == Some(hz) && self.faults().counter;
         // SAFETY: every x86-64 processor has RDTSC.
         fixed.then(|| unsafe { std::arch::x86_64::_rdtsc() })
     }
@@ -148,6 +158,12 @@ fn this_host() -> String {
     let cpu =
         read("/proc/cpuinfo").lines().find(|l| l.starts_with("model name")).unwrap_or_default().to_owned();
     format!("{cpu}; {}; {}", read("/proc/version").trim(), read("/proc/sys/kernel/random/boot_id").trim())
+}
+
+/// What is remembered of this host.
+fn remembered(host: &str) -> Option<Remembered> {
+    let known: Remembered = serde_json::from_slice(&std::fs::read(place()?).ok()?).ok()?;
+    (known.host == host).then_some(known)
 }
 
 /// The file where it is remembered, in the user's cache folder.

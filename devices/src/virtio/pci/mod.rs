@@ -17,6 +17,7 @@ use crate::pci::config::{command, reg};
 use crate::pci::{BarKind, BarTarget, ConfigSpace, Function, FunctionV1, PciDevice};
 #[cfg(test)]
 use crate::pci::{DevFn, PciBus};
+use mynah_mmu::Doorbell;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Weak};
@@ -386,6 +387,10 @@ impl<M: Model> Mmio for Modern<M> {
 
     fn write(&self, offset: u64, size: u8, value: u64) {
         self.0.modern_write(offset, size, value);
+    }
+
+    fn doorbells(&self) -> Vec<Doorbell> {
+        self.0.modern_doorbells()
     }
 }
 

@@ -4,6 +4,7 @@ use crate::bus::read_bytes64;
 use crate::pci::ConfigSpace;
 use crate::virtio::ring::Part;
 use crate::virtio::{Model, feature};
+use mynah_mmu::Doorbell;
 
 /// Bytes of the BAR.
 pub(super) const SIZE: u64 = 0x4000;
@@ -73,6 +74,12 @@ impl<M: Model> VirtioPci<M> {
             NOTIFY => self.virtio.core.kick(((offset - NOTIFY) / NOTIFY_STEP) as usize),
             _ => {}
         }
+    }
+
+    /// The queues' notifications: without NOTIFICATION_DATA what is written does not matter.
+    pub(super) fn modern_doorbells(&self) -> Vec<Doorbell> {
+        let queues = 0..self.virtio.core.queues() as u64;
+        queues.map(|n| Doorbell { offset: NOTIFY + n * NOTIFY_STEP, value: None }).collect()
     }
 
     /// The common configuration structure (4.1.4.3).
