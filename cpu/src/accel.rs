@@ -29,6 +29,15 @@ pub trait Accelerator: Send {
     /// The host's part does not work.
     fn run(&mut self, cpu: &mut Cpu) -> Result<Exit, EngineError>;
 
+    /// Executes one instruction, or one iteration of a repeated one, with the trap or fault that follows from it, and
+    /// nothing that is pending before it. The vCPU's state is whole before and after.
+    ///
+    /// # Errors
+    /// As with [`Accelerator::run`]; the engine cannot stop at each instruction.
+    fn step(&mut self, _cpu: &mut Cpu) -> Result<(), EngineError> {
+        Err(EngineError(format!("-accel {}: it does not execute single instructions", self.name())))
+    }
+
     /// How often the host's hypervisor has come back with something to be done; 0 where there is none.
     fn exits(&self) -> u64 {
         0

@@ -104,6 +104,8 @@ pub const EV_TIER: u32 = 64;
 pub const EV_SYNC: u32 = 128;
 /// With [`EV_NMI`]: a second NMI is latched behind the first. It ends no run by itself.
 pub const EV_NMI_AGAIN: u32 = 256;
+/// A stretch of instructions is over: see [`crate::lockstep`].
+pub const EV_STRETCH: u32 = 512;
 /// With [`EV_SIPI`]: its vector.
 pub const EV_SIPI_VECTOR: u32 = 0xff00_0000;
 /// The signals that a vCPU latches itself: saved with it, and forgotten at RESET. The interrupt pin is the local

@@ -129,6 +129,10 @@ pub struct Cpu {
     pub(crate) check: Option<Box<Check>>,
     /// Pages as they were, while what is done may have to be taken back.
     pub(crate) kept: Option<Vec<Kept>>,
+    /// The first store to a page, after a flush of the TLB, is to mark it dirty: see [`crate::lockstep`].
+    pub(crate) marks_stores: bool,
+    /// Exceptions that were delivered by the run loop.
+    pub(crate) faults: u64,
     /// Meanwhile an access has met a device, and was not made.
     pub(crate) device_met: bool,
     pub(crate) blocks: BlockCache,

@@ -6,7 +6,7 @@
 use crate::block::{Block, Gates, wraps};
 use crate::board::EV_SYNC;
 use crate::cpu::Cpu;
-use crate::handler::{gate, leave_before};
+use crate::handler::{gate, leave_dead};
 use crate::mode::ModeKey;
 use crate::op::Op;
 use crate::state::{Activity, gpr};
@@ -18,7 +18,7 @@ const GRAVES: usize = 64;
 
 /// What stands for the ops of blocks that keep none.
 pub(crate) static GATES: Gates =
-    Gates { compiled: gate(run_code), forgotten: gate(restore_and_run), dead: gate(leave_before) };
+    Gates { compiled: gate(run_code), forgotten: gate(restore_and_run), dead: gate(leave_dead) };
 
 /// The handler of a first op that counts.
 pub(crate) fn count(cpu: &mut Cpu, op: &Op) -> *const Op {

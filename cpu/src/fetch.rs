@@ -205,7 +205,7 @@ impl Cpu {
             ended = true;
         }
         if !ended {
-            ops.push(leave_op(len));
+            ops.push(leave_op(len, self.marks_stores));
         }
         let bytes = if second_page.is_some() { &crossing[..len] } else { &copy[..len] };
         if self.trace.is_some() {
@@ -261,7 +261,7 @@ impl Cpu {
             ops.push(op);
         }
         if !ended {
-            ops.push(leave_op(len));
+            ops.push(leave_op(len, self.marks_stores));
         }
         len == bytes.len() && ops.len() == first + block.op_count()
     }

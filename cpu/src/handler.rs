@@ -35,6 +35,12 @@ pub fn leave_before(cpu: &mut Cpu, op: &Op) -> *const Op {
     cpu.chain(1, u64::from(op.off))
 }
 
+/// Leaves a block that has died at this op, which is not executed.
+pub(crate) fn leave_dead(cpu: &mut Cpu, op: &Op) -> *const Op {
+    cpu.uncount(op, false);
+    leave_before(cpu, op)
+}
+
 /// Raises #UD.
 pub fn undefined(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     Err(cpu.ud())
@@ -45,9 +51,15 @@ pub fn too_long(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     Err(cpu.gp(0))
 }
 
-/// An op that ends a block of `len` bytes before the next instruction.
-pub(crate) fn leave_op(len: usize) -> Op {
-    Op { off: len as u16, ..gate(leave_before) }
+/// As [`leave_before`] at the end of a block, where instructions are counted exactly: this is none.
+fn leave_uncounted(cpu: &mut Cpu, op: &Op) -> *const Op {
+    cpu.icount = cpu.icount.wrapping_sub(1);
+    leave_before(cpu, op)
+}
+
+/// An op that ends a block of `len` bytes before the next instruction; it is counted as one, if not `exactly`.
+pub(crate) fn leave_op(len: usize, exactly: bool) -> Op {
+    Op { off: len as u16, ..gate(if exactly { leave_uncounted } else { leave_before }) }
 }
 
 /// An op that does nothing but call `run`.
@@ -82,7 +94,24 @@ impl Cpu {
             self.state.gpr[gpr::RIP] = self.ip(op);
         }
         self.faulted = stop != Stop::Again;
+        self.uncount(op, self.faulted);
         std::ptr::null()
+    }
+
+    /// The current block is left at `op`, which is `counted` as an instruction. In step with another vCPU, those behind
+    /// it are not: the whole block was counted when it was entered. (Compiled code counts as it goes.)
+    #[cold]
+    fn uncount(&mut self, op: &Op, counted: bool) {
+        if !self.marks_stores {
+            return;
+        }
+        // SAFETY: `current` was entered and is not freed before the dispatcher is back.
+        let Some(block) = (unsafe { self.blocks.current.as_ref() }) else { return };
+        let Some(ops) = block.ops() else { return };
+        let at = (&raw const *op as usize).wrapping_sub(ops.as_ptr() as usize) / size_of::<Op>();
+        if let Some(rest) = block.op_count().checked_sub(at) {
+            self.icount = self.icount.wrapping_sub(rest.saturating_sub(usize::from(counted)) as u64);
+        }
     }
 
     /// Goes to the block at the current RIP, through link `slot` of the current one if it is known.

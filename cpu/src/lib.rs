@@ -13,8 +13,8 @@
 //! * `handler`, `interp`: how ops follow one another; the interpreter. [`decode`]: from bytes to ops.
 //! * `enter`, `install`: compiled code. `fetch`, `invalidate`: blocks are decoded, and die. `run`: the run loop.
 //!   `reset`: where it begins.
-//! * [`engine`], [`check`], [`trace`], [`saved`]: what others want of a vCPU. [`accel`]: the seam between it and what
-//!   executes it.
+//! * [`engine`], [`check`], [`lockstep`], [`trace`], [`saved`]: what others want of a vCPU. [`accel`]: the seam between
+//!   it and what executes it.
 
 pub mod accel;
 mod arena;
@@ -36,6 +36,7 @@ mod install;
 pub mod int;
 mod interp;
 mod invalidate;
+pub mod lockstep;
 pub mod mem;
 pub mod mode;
 pub mod model;

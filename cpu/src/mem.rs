@@ -635,7 +635,7 @@ impl Cpu {
                 if write {
                     self.keep_page(host);
                 }
-                self.fill_data(lin, mode, &t, host, written && (write || !self.is_tentative()));
+                self.fill_data(lin, mode, &t, host, written && (write || !self.notes_stores()));
                 return Ok(Place::Host(host.wrapping_add((t.gpa & PAGE_MASK) as usize)));
             }
             Page::Other => {
@@ -653,7 +653,7 @@ impl Cpu {
             self.mem.mark_dirty(t.gpa);
             self.keep_page(host);
         }
-        self.fill(lin, mode, &t, host, writable && !watched && (write || !self.is_tentative()));
+        self.fill(lin, mode, &t, host, writable && !watched && (write || !self.notes_stores()));
         Ok(if write && watched { Place::Watched(t.gpa, p) } else { Place::Host(p) })
     }
 
@@ -673,6 +673,11 @@ impl Cpu {
         }
         self.device_met = true;
         Err(Stop::Again)
+    }
+
+    /// Whether the first store to a page is of interest, so that a load does not make ready for it.
+    fn notes_stores(&self) -> bool {
+        self.is_tentative() || self.marks_stores
     }
 
     fn fill(&mut self, lin: u64, mode: Mode, t: &Translation, host: *mut u8, fast_write: bool) {
@@ -742,7 +747,7 @@ impl Cpu {
         let plain = self.plain(t.gpa);
         if let Some((host, writable)) = plain {
             let watched = self.is_watched(t.gpa, writable && t.writable);
-            self.fill(lin, mode, &t, host, writable && !watched && !self.is_tentative());
+            self.fill(lin, mode, &t, host, writable && !watched && !self.notes_stores());
         } else {
             self.tlb.note_exec(lin, t.page_size);
         }

@@ -89,6 +89,8 @@ impl Cpu {
             tier_memory: TierMemory([0; 1024]),
             check: None,
             kept: None,
+            marks_stores: false,
+            faults: 0,
             device_met: false,
             blocks,
         });

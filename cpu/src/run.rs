@@ -109,7 +109,7 @@ impl Cpu {
         }
     }
 
-    fn link(&mut self, to: *const Block) {
+    pub(crate) fn link(&mut self, to: *const Block) {
         let (from, slot) = std::mem::replace(&mut self.from, (std::ptr::null(), 0));
         if from.is_null() || self.unchained {
             return;
@@ -195,6 +195,7 @@ impl Cpu {
 
     pub(crate) fn deliver_fault(&mut self) {
         self.faulted = false;
+        self.faults = self.faults.wrapping_add(1);
         let e = self.fault;
         self.deliver(Event { vector: e.vector, kind: EventKind::Exception, error: e.error });
     }

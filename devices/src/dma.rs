@@ -12,7 +12,7 @@
 //!
 //! Transfers reach RAM alone, and ROM for reading: one that reaches beyond is refused whole. Devices are not reached
 //! by each other.
-use mynah_mmu::PhysMemory;
+use mynah_mmu::{DmaTurn, PhysMemory};
 use parking_lot::{RwLock, RwLockReadGuard};
 use std::fmt;
 use std::iter::FusedIterator;
@@ -100,10 +100,11 @@ impl Dma {
     /// # Errors
     /// The gate is closed.
     pub fn open(&self) -> Result<Session<'_>, DmaError> {
+        let turn = self.0.memory.dma();
         // Not the fair kind: a thread that has a session may ask for another one.
         let gate = self.0.open.read_recursive();
         if *gate {
-            return Ok(Session { master: &self.0, _gate: gate });
+            return Ok(Session { master: &self.0, _gate: gate, _turn: turn });
         }
         Err(self.refuse(DmaError::Disabled))
     }
@@ -161,6 +162,7 @@ impl Dma {
 pub struct Session<'m> {
     master: &'m Master,
     _gate: RwLockReadGuard<'m, bool>,
+    _turn: DmaTurn<'m>,
 }
 
 impl Session<'_> {

@@ -15,6 +15,7 @@ mod map;
 pub mod phys;
 pub mod ram;
 pub mod tables;
+pub mod tap;
 pub mod tlb;
 pub mod walk;
 
@@ -22,6 +23,7 @@ pub use device_ram::DeviceRam;
 pub use phys::{CodeWatcher, Doorbell, Mmio, Page, PhysMemory, Target, module_of};
 pub use ram::{GuestRam, MAX_RAM};
 pub use tables::{Leaf, Tables};
+pub use tap::{DmaTurn, MapCopy, Tap};
 pub use tlb::{
     ENTRY_SHIFT, HASH_SHIFT, Mode, NEVER, PLACES, Place, Tlb, TlbEntry, TlbView, WRITE_PLACES,
     shares_entry_with_previous,

@@ -5,6 +5,7 @@
 //! from them at each change, which is rare, so that a look-up is one binary search. Segments are sorted,
 //! disjoint, and of any length and alignment.
 
+use crate::tap::Tap;
 use crate::{DeviceRam, Gpa, Mmio, PAGE_SIZE};
 use std::sync::Arc;
 
@@ -97,12 +98,14 @@ pub(crate) struct Segment {
 }
 
 /// A mapping that hides what was mapped before it.
+#[derive(Clone)]
 struct Overlay {
     id: u64,
     segment: Segment,
 }
 
 /// All mappings, and the flat view of them.
+#[derive(Clone)]
 pub(crate) struct Map {
     base: Vec<Segment>,
     overlays: Vec<Overlay>,
@@ -114,6 +117,8 @@ pub(crate) struct Map {
     retired: Vec<Arc<RomImage>>,
     /// All memory of devices that was ever mapped, for the same reason.
     device_rams: Vec<Arc<DeviceRam>>,
+    /// Who stands before all devices in the flat view.
+    tap: Option<Arc<dyn Tap>>,
 }
 
 impl Map {
@@ -137,7 +142,21 @@ impl Map {
             next_id: 1,
             retired: Vec::new(),
             device_rams: Vec::new(),
+            tap: None,
         }
+    }
+
+    /// Puts a tap before all devices, these and later ones.
+    pub fn set_tap(&mut self, tap: Option<Arc<dyn Tap>>) {
+        self.tap = tap;
+        self.flatten();
+    }
+
+    /// Takes on the mappings of another one, and keeps its own tap.
+    pub fn take_on(&mut self, other: Self) {
+        let tap = self.tap.take();
+        *self = other;
+        self.set_tap(tap);
     }
 
     /// All segments, sorted.
@@ -227,6 +246,9 @@ impl Map {
             flat = next;
         }
         flat.sort_unstable_by_key(|s| s.first);
+        if let Some(tap) = &self.tap {
+            flat.iter_mut().for_each(|s| crate::tap::stand_before(tap, s));
+        }
         self.segments = flat;
     }
 }

@@ -19,10 +19,11 @@
 
 use crate::bitmap::PageBitmap;
 use crate::map::{Backing, FOUR_GIB, Map};
+use crate::tap::Tap;
 use crate::{DeviceRam, Gpa, GuestRam, PAGE_MASK, PAGE_SIZE};
 use parking_lot::RwLock;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 /// What a device answers to on the physical address bus. `offset` counts from the start of the mapped range,
 /// `size` is 1, 2, 4 or 8. Wider and page-crossing accesses are split by the caller.
@@ -43,6 +44,10 @@ pub trait Mmio: Send + Sync {
     /// What it is, for people: the module that it is written in.
     fn name(&self) -> &'static str {
         module_of(std::any::type_name::<Self>())
+    }
+    /// The memory behind it, with the same offsets, if that is all that it is.
+    fn memory(&self) -> Option<&DeviceRam> {
+        None
     }
 }
 
@@ -69,8 +74,8 @@ pub trait CodeWatcher: Send + Sync {
     /// Something else stands at `first ..= last` now: what was translated to there or decoded from there no
     /// longer holds.
     fn map_changed(&self, _first: Gpa, _last: Gpa) {}
-    /// Pages of a device's memory, the `len` bytes at `_base`, were written in ways that only the watcher knows of since
-    /// it was last asked: `_note` is told of the offset of each.
+    /// Pages of RAM or of a device's memory, the `len` bytes at `_base`, were written in ways that only the watcher
+    /// knows of since it was last asked: `_note` is told of the offset of each.
     fn written_pages(&self, _base: *const u8, _len: u64, _note: &mut dyn FnMut(u64)) {}
 }
 
@@ -114,23 +119,28 @@ enum Found {
     None,
 }
 
+/// In the count of who holds code of a page: a tap sees writes to it. So that a store looks at one word for both.
+pub(crate) const TAPPED: u16 = 1 << 15;
+
 /// The physical address space: RAM below and above the PCI hole, ROMs, devices.
 pub struct PhysMemory {
-    ram: GuestRam,
-    below: u64,
+    pub(crate) ram: GuestRam,
+    pub(crate) below: u64,
     above: u64,
-    map: RwLock<Map>,
+    pub(crate) map: RwLock<Map>,
     /// Pages of RAM over which something else lies, whole or in part. Conservative while the map changes.
     overlaid: PageBitmap,
-    /// How many hold decoded code of each page.
-    code: Box<[AtomicU16]>,
+    /// How many hold decoded code of each page, with [`TAPPED`].
+    pub(crate) code: Box<[AtomicU16]>,
     /// Whose TLB may allow fast writes to each page.
     writers: Box<[AtomicU64]>,
-    dirty: PageBitmap,
+    pub(crate) dirty: PageBitmap,
     dirty_log: AtomicBool,
     generation: AtomicU64,
     map_generation: AtomicU64,
-    watchers: RwLock<Arc<[Arc<dyn CodeWatcher>]>>,
+    pub(crate) watchers: RwLock<Arc<[Arc<dyn CodeWatcher>]>>,
+    /// Who sees accesses pass, if somebody does.
+    pub(crate) tap: OnceLock<Arc<dyn Tap>>,
 }
 
 impl PhysMemory {
@@ -156,6 +166,7 @@ impl PhysMemory {
             generation: AtomicU64::new(0),
             map_generation: AtomicU64::new(0),
             watchers: RwLock::new(Arc::new([])),
+            tap: OnceLock::new(),
             ram,
             below,
             above,
@@ -179,7 +190,7 @@ impl PhysMemory {
 
     /// The offset in RAM of the byte that RAM has at `gpa`, whether or not something lies over it.
     #[inline(always)]
-    fn ram_offset(&self, gpa: Gpa) -> Option<u64> {
+    pub(crate) fn ram_offset(&self, gpa: Gpa) -> Option<u64> {
         if gpa < self.below {
             return Some(gpa);
         }
@@ -195,7 +206,7 @@ impl PhysMemory {
 
     /// The host address of an offset in RAM.
     #[inline(always)]
-    fn host(&self, offset: u64) -> *mut u8 {
+    pub(crate) fn host(&self, offset: u64) -> *mut u8 {
         self.ram.base().wrapping_add(offset as usize)
     }
 
@@ -408,7 +419,7 @@ impl PhysMemory {
 
     /// Changes the map in `range`. Meanwhile the pages there count as overlaid, which sends everybody to the
     /// lock.
-    fn change<R>(&self, range: Option<(Gpa, Gpa)>, with: impl FnOnce(&mut Map) -> R) -> R {
+    pub(crate) fn change<R>(&self, range: Option<(Gpa, Gpa)>, with: impl FnOnce(&mut Map) -> R) -> R {
         let mut map = self.map.write();
         let Some((first, last)) = range else { return with(&mut map) };
         let (first, last) = (first & !PAGE_MASK, last | PAGE_MASK);
@@ -478,7 +489,11 @@ impl PhysMemory {
                 // SAFETY: as above.
                 Found::Rom(host) | Found::RomOverRam(host, _) => unsafe { copy_out(host, chunk) },
                 Found::Device(ram, offset) | Found::RomDevice(ram, offset, ..) => ram.read(offset, chunk),
-                Found::Mmio(..) | Found::None => chunk.fill(0xff),
+                Found::Mmio(dev, offset) => match dev.memory() {
+                    Some(ram) => ram.read(offset, chunk),
+                    None => chunk.fill(0xff),
+                },
+                Found::None => chunk.fill(0xff),
             }
             buf = rest;
             gpa = gpa.wrapping_add(n);
@@ -499,7 +514,12 @@ impl PhysMemory {
                     self.ram_written(offset, gpa, n);
                 }
                 Found::Device(ram, offset) => ram.write(offset, chunk),
-                Found::Rom(_) | Found::RomDevice(..) | Found::Mmio(..) | Found::None => {}
+                Found::Mmio(dev, offset) => {
+                    if let Some(ram) = dev.memory() {
+                        ram.write(offset, chunk);
+                    }
+                }
+                Found::Rom(_) | Found::RomDevice(..) | Found::None => {}
             }
             buf = rest;
             gpa = gpa.wrapping_add(n);
@@ -562,7 +582,8 @@ impl PhysMemory {
     /// How many bytes of RAM, ROM or a device's memory follow from `gpa` on, if it is in one of these.
     pub fn memory_run(&self, gpa: Gpa) -> Option<u64> {
         match self.find(gpa) {
-            (Found::Mmio(..) | Found::None, _) => None,
+            (Found::None, _) => None,
+            (Found::Mmio(dev, _), run) => dev.memory().map(|_| run),
             (_, run) => Some(run),
         }
     }
@@ -572,8 +593,8 @@ impl PhysMemory {
     fn ram_written(&self, offset: u64, gpa: Gpa, len: u64) {
         self.dirty.set(offset / PAGE_SIZE);
         fence(Ordering::SeqCst);
-        if self.holders(offset) != 0 {
-            self.notify_code_written(gpa, len, None);
+        if self.is_noted(offset) {
+            self.note_written(offset, gpa, len);
         }
     }
 
@@ -773,7 +794,24 @@ impl PhysMemory {
     /// How many hold code of the page at an offset in RAM.
     #[inline(always)]
     fn holders(&self, offset: u64) -> u16 {
-        self.code.get((offset / PAGE_SIZE) as usize).map_or(0, |n| n.load(Ordering::SeqCst))
+        self.code.get((offset / PAGE_SIZE) as usize).map_or(0, |n| n.load(Ordering::SeqCst) & !TAPPED)
+    }
+
+    /// Whether somebody is to be told of writes to the page at an offset in RAM.
+    #[inline(always)]
+    fn is_noted(&self, offset: u64) -> bool {
+        self.code.get((offset / PAGE_SIZE) as usize).is_some_and(|n| n.load(Ordering::SeqCst) != 0)
+    }
+
+    /// Tells who is to be told of a write within one page.
+    #[cold]
+    fn note_written(&self, offset: u64, gpa: Gpa, len: u64) {
+        if let Some(tap) = self.tap.get() {
+            tap.ram_written(gpa, len);
+        }
+        if self.holders(offset) != 0 {
+            self.notify_code_written(gpa, len, None);
+        }
     }
 
     /// Whether anyone holds code of the page: stores to it must be told with `notify_code_written`. Never true
@@ -794,7 +832,8 @@ impl PhysMemory {
     /// A vCPU that has called `hold_code` has no code of the page any more.
     pub fn release_code(&self, gpa: Gpa) {
         if let Some(n) = self.ram_offset(gpa).and_then(|o| self.code.get((o / PAGE_SIZE) as usize)) {
-            let _ = n.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            let less = |n: u16| (n & !TAPPED != 0).then(|| n - 1);
+            let _ = n.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
         }
     }
 

@@ -6,7 +6,8 @@
 //! [`Accelerator`] called.
 use super::handoff::Handoffs;
 use super::inside::{self, Translators};
-use crate::config::{AccelKind, Check, Config};
+use super::lockstep::MakeFollower;
+use crate::config::{AccelKind, Check, Config, FeatureDelta};
 use anyhow::{Context, bail};
 use mynah_cpu::accel::Software;
 use mynah_cpu::tier::Tier;
@@ -153,6 +154,27 @@ impl Choice {
     /// Has the vCPUs' model be what the engine can do; what it cannot, by name.
     pub fn fit(&self, model: &mut CpuModel, cfg: &Config) -> Vec<&'static str> {
         self.kvm.as_ref().map_or(Vec::new(), |host| host.fit(model, cfg))
+    }
+}
+
+/// What makes the engine that follows another one instruction by instruction: the interpreter has none. The model in
+/// `cfg` loses the features that the engine has not.
+///
+/// # Errors
+/// It is not there, or cannot follow.
+pub fn follower(kind: AccelKind, cfg: &mut Config) -> anyhow::Result<Option<MakeFollower>> {
+    match kind {
+        AccelKind::Interp => Ok(None),
+        AccelKind::Kvm => {
+            let host = kvm::Host::open(cfg)?;
+            host.steps().context("-accel kvm: it cannot follow another engine")?;
+            let mut model = super::cpu_model(cfg)?;
+            for name in host.fit(&mut model, cfg) {
+                cfg.cpu.features.push(FeatureDelta { name: name.into(), on: false });
+            }
+            Ok(Some(Box::new(move |cpu: &Cpu| kvm::Machine::new(host, &cpu.mem)?.vcpu(cpu, 0))))
+        }
+        kind => bail!("{kind}: it stops where it likes, and can lead only"),
     }
 }
 

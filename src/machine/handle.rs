@@ -115,7 +115,7 @@ impl Handle {
         self.0.power.start();
     }
 
-    pub(super) fn power(&self) -> &Arc<Power> {
+    pub(crate) fn power(&self) -> &Arc<Power> {
         &self.0.power
     }
 

@@ -15,6 +15,7 @@ mod info;
 pub mod inside;
 pub mod kernel;
 mod keys;
+pub mod lockstep;
 pub mod monitor;
 pub mod nets;
 pub mod power;
@@ -25,13 +26,15 @@ pub mod vcpu;
 
 pub use handle::{Handle, Refused, Status};
 
-use crate::config::{AccelKind, Check, Config, LogItem, NetKind, Netdev};
+use crate::config::{AccelKind, Check, Config, LogItem, NetKind, Netdev, exit_code};
 use anyhow::{Context, bail};
 use bios::BiosCalls;
 use board::Board;
 use ending::{Ending, GRACE};
 use engines::{Engines, Recipe, Seat};
 use handoff::Handoffs;
+use lockstep::Lockstep;
+use lockstep::verdict::Verdict;
 use mynah_cpu::Accelerator;
 use mynah_cpu::trace::{self, Trace};
 use mynah_cpu::{Cpu, CpuModel, World};
@@ -111,6 +114,7 @@ pub struct Machine {
     engines: Arc<Engines>,
     log: Option<Arc<Trace>>,
     incoming: Option<Incoming>,
+    lockstep: Option<Lockstep>,
 }
 
 impl Machine {
@@ -243,7 +247,31 @@ impl Machine {
             }
             cpus.push((cpu, seat, bios));
         }
-        Ok(Self { cfg, handle, board, consoles, cpus, world, boot, engines, log, incoming })
+        let lockstep = None;
+        Ok(Self { cfg, handle, board, consoles, cpus, world, boot, engines, log, incoming, lockstep })
+    }
+
+    /// Has another engine run beside the one that the machine has; the machine ends where they part. The verdict is
+    /// there when it has ended.
+    ///
+    /// # Errors
+    /// The machine has several vCPUs, or is to be handed over.
+    pub fn in_lockstep(&mut self, options: lockstep::Options) -> anyhow::Result<Arc<Mutex<Option<Verdict>>>> {
+        if self.cpus.len() != 1 {
+            bail!("-smp {}: --lockstep takes one vCPU (-smp 1)", self.cpus.len());
+        }
+        if !self.cfg.handoffs.is_empty() {
+            bail!("-handoff: the engines of --lockstep stay what they are");
+        }
+        let verdict = Arc::new(Mutex::new(None));
+        let (told, power) = (verdict.clone(), self.handle.power().clone());
+        let end = move |verdict: &Verdict| {
+            let code = if matches!(verdict, Verdict::Parted(_)) { exit_code::ERROR } else { 0 };
+            *told.lock() = Some(verdict.clone());
+            power.end(code, None);
+        };
+        self.lockstep = Some(Lockstep::new(options, Box::new(end)));
+        Ok(verdict)
     }
 
     /// Runs the machine to its end; the exit code.
@@ -251,7 +279,8 @@ impl Machine {
     /// # Errors
     /// The host gives no thread.
     pub fn run(self) -> anyhow::Result<i32> {
-        let Self { cfg, handle, board, consoles, cpus, world, boot, engines, log, incoming } = self;
+        let Self { cfg, handle, board, consoles, cpus, world, boot, engines, log, incoming, mut lockstep } =
+            self;
         let power = handle.power();
         let stats = Arc::new(Mutex::new(vec![VcpuStats::default(); cpus.len()]));
         let mut threads = Vec::new();
@@ -267,6 +296,7 @@ impl Machine {
                 boot: boot.clone(),
                 report: (cfg.check != Check::Off).then(|| cfg.program.clone()),
                 stats: stats.clone(),
+                lockstep: lockstep.take(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("mynah-vcpu{n}"))
@@ -338,13 +368,20 @@ struct Vcpu {
     report: Option<String>,
     /// What it has counted at its end.
     stats: Arc<Mutex<Vec<VcpuStats>>>,
+    /// It is run by two engines.
+    lockstep: Option<Lockstep>,
 }
 
 impl Vcpu {
     fn run(self) {
-        let Self { mut cpu, mut seat, bios, n, world, power, board, boot, report, stats } = self;
+        let Self { mut cpu, mut seat, bios, n, world, power, board, boot, report, stats, mut lockstep } =
+            self;
         let _gone = Gone(power.clone());
-        vcpu::run(&mut cpu, &mut seat, &world, n, &power, bios.as_deref(), |cpu, waking| {
+        let engine: &mut dyn Accelerator = match &mut lockstep {
+            Some(two) => two,
+            None => &mut seat,
+        };
+        vcpu::run(&mut cpu, engine, &world, n, &power, bios.as_deref(), |cpu, waking| {
             cpu.trace_reset();
             if n != 0 {
                 kernel::park(cpu);
@@ -362,6 +399,9 @@ impl Vcpu {
             kernel::enter(cpu, entry.as_ref());
             Ok(())
         });
+        if let Some(two) = &mut lockstep {
+            two.finish();
+        }
         stats.lock()[n] =
             VcpuStats { instructions: cpu.icount, in_compiled_code: cpu.in_code, exits: seat.exits() };
         if let Some(program) = report {
@@ -478,7 +518,7 @@ fn tsc_frequency(cfg: &Config) -> anyhow::Result<Option<u64>> {
     })?))
 }
 
-fn cpu_model(cfg: &Config) -> anyhow::Result<CpuModel> {
+pub(crate) fn cpu_model(cfg: &Config) -> anyhow::Result<CpuModel> {
     let mut text = cfg.cpu.model.clone();
     for f in &cfg.cpu.features {
         text.push_str(if f.on { ",+" } else { ",-" });

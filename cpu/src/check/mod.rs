@@ -366,7 +366,7 @@ impl Cpu {
         let (mut undefined, mut looks) = (0, false);
         for done in trail.iter().take(completed) {
             if let Some((_, _, i)) = self.decode_again(done) {
-                looks |= undefined & arithmetic(i.rflags_read()) != 0;
+                looks |= undefined & flags_of(i.rflags_read()) != 0;
                 let (defines, leaves) = effect_on_flags(&i, done.rcx);
                 undefined = undefined & !defines | leaves;
             }
@@ -375,7 +375,7 @@ impl Cpu {
     }
 
     /// Reads code as a fetch would, without leaving a trace of a fault.
-    fn peek_code(&mut self, lin: u64, bytes: &mut [u8; 15]) -> Result<u64, ()> {
+    pub(crate) fn peek_code(&mut self, lin: u64, bytes: &mut [u8; 15]) -> Result<u64, ()> {
         let (cr2, fault) = (self.state.cr2, self.fault);
         let mut first = Err(());
         for (n, b) in bytes.iter_mut().enumerate() {
@@ -424,8 +424,8 @@ fn put_back(strays: &[Stray]) {
     }
 }
 
-/// The arithmetic flags among iced's bits for flags.
-fn arithmetic(bits: u32) -> u64 {
+/// The arithmetic flags of RFLAGS among iced's bits for flags.
+pub fn flags_of(bits: u32) -> u64 {
     let pairs = [
         (RflagsBits::OF, fl::OF),
         (RflagsBits::SF, fl::SF),
@@ -438,7 +438,7 @@ fn arithmetic(bits: u32) -> u64 {
 }
 
 /// The arithmetic flags that an instruction defines, and those that it leaves undefined, with this value of RCX.
-fn effect_on_flags(i: &Instruction, rcx: u64) -> (u64, u64) {
+pub(crate) fn effect_on_flags(i: &Instruction, rcx: u64) -> (u64, u64) {
     use Mnemonic::{Rcl, Rcr, Rol, Ror, Sal, Sar, Shl, Shld, Shr, Shrd};
     let m = i.mnemonic();
     if !matches!(m, Rcl | Rcr | Rol | Ror | Sal | Sar | Shl | Shld | Shr | Shrd) {
@@ -446,7 +446,7 @@ fn effect_on_flags(i: &Instruction, rcx: u64) -> (u64, u64) {
             return (0, 0);
         }
         let defines = i.rflags_written() | i.rflags_cleared() | i.rflags_set();
-        return (arithmetic(defines), arithmetic(i.rflags_undefined()));
+        return (flags_of(defines), flags_of(i.rflags_undefined()));
     }
     let bits = match i.op0_kind() {
         OpKind::Register => i.op0_register().size(),

@@ -1,6 +1,7 @@
 //! Memory slots: what of the guest's physical memory KVM reaches by itself.
 //!
-//! A slot is a run of whole pages of RAM, ROM (read-only) or a device's memory (whose writes are logged). All other
+//! A slot is a run of whole pages of RAM, ROM (read-only) or a device's memory (whose writes are logged; those to RAM
+//! too, where a [`mynah_mmu::Tap`] wants to know them). All other
 //! addresses are exits. The slots follow the map: [`Slots`] is told of each change, on the thread that makes it and
 //! before that goes on. While slots are exchanged vCPUs may meet the gap: that is an exit too, and what answers it
 //! looks in the map, where RAM is RAM.
@@ -74,9 +75,10 @@ impl Slots {
             }
             all.insert(gpa, slot);
         };
+        let logged = if memory.is_tapped() { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
         for (gpa, len, target) in memory.regions() {
             let (host, flags) = match target {
-                Target::Ram(p) => (p, 0),
+                Target::Ram(p) => (p, logged),
                 Target::DeviceRam(p) => (p, KVM_MEM_LOG_DIRTY_PAGES),
                 Target::Rom(p) => (p, KVM_MEM_READONLY),
                 Target::Mmio(..) | Target::None => continue,

@@ -13,8 +13,8 @@
 //! instruction.
 //!
 //! * [`convert`]: state to KVM's structures and back. `memory`: slots that follow the map. `coalesced`: writes that are
-//!   collected. `bells`: writes that only wake a device. [`cpuid`]. `kick`: bringing a thread out of the kernel. `vcpu`: the run loop. [`probe`]: whether KVM can
-//!   be used here, and how fast it is.
+//!   collected. `bells`: writes that only wake a device. [`cpuid`]. `kick`: bringing a thread out of the kernel. `vcpu`:
+//!   the run loop. `step`: single instructions. [`probe`]: whether KVM can be used here, and how fast it is.
 mod bells;
 mod coalesced;
 mod convert;
@@ -22,6 +22,7 @@ pub mod cpuid;
 mod kick;
 mod memory;
 pub mod probe;
+mod step;
 mod vcpu;
 
 #[cfg(test)]

@@ -188,6 +188,34 @@ fn refused(reason: String) -> AccelError {
     AccelError::Kvm { what: "run its self-test", reason }
 }
 
+/// Whether KVM stops behind each instruction when it is asked to, in kernel mode and in user mode.
+///
+/// # Errors
+/// It does not, or does not work at all.
+pub fn steps() -> Result<(), AccelError> {
+    // inc eax; mov ebx, eax; nop; dec ebx; nop; nop, and HLT, to which it is not to come.
+    const LENGTHS: [u64; 6] = [2, 2, 1, 2, 1, 1];
+    for (cpl, mode) in [(0, "kernel"), (3, "user")] {
+        let mut t = Trial::new(cpl, &[0xff, 0xc0, 0x89, 0xc3, 0x90, 0xff, 0xcb, 0x90, 0x90, 0xf4])?;
+        t.cpu.sync_all();
+        let mut vcpu = t.vm.vcpu(&t.cpu, 0)?;
+        let mut behind = CODE;
+        for len in LENGTHS {
+            behind += len;
+            Accelerator::step(&mut vcpu, &mut t.cpu).map_err(|e| refused(e.0))?;
+            let at = t.cpu.state.gpr[gpr::RIP];
+            if at != behind {
+                let reason = format!(
+                    "this host's does not stop behind each instruction in {mode} mode (a step leads to {at:#x}, not \
+                     {behind:#x})"
+                );
+                return Err(AccelError::Kvm { what: "execute single instructions", reason });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A loop at this privilege level, and HLT, which is a fault in user mode: the best of some runs.
 fn time_of(cpl: u8, turns: u32) -> Result<f64, AccelError> {
     // dec ecx; jnz; hlt

@@ -234,13 +234,13 @@ fn writes_that_are_collected_come_in_order_and_before_what_follows() {
         m.real(&code);
         m.cpu.state.gpr[gpr::RBX] = 0;
         m.cpu.state.activity = Activity::Running;
+        let base = if there { 0x8000 } else { 0xc000 };
         let before = m.vcpu.exits();
         assert_eq!(m.vcpu.run(&mut m.cpu), Ok(Exit::Halt));
         eprintln!("{} exits for 401 writes", m.vcpu.exits() - before);
-        let mut expected: Vec<_> =
-            (0..400).map(|n| (0x8000 + 2 * n as u16 | if there { 0 } else { 0x4000 }, 2, 400 - n)).collect();
+        let mut expected: Vec<_> = (0..400).map(|n| (base + 2 * n as u16, 2, 400 - n)).collect();
         expected.push((0xe9, 1, 0));
-        expected.push((0x8005 | if there { 0 } else { 0x4000 }, 1, 0x77));
+        expected.push((base + 5, 1, 0x77));
         let all = std::mem::take(&mut *m.ports.0.lock());
         assert_eq!(all, expected);
         other.into_iter().for_each(|id| m.memory.unmap(id));

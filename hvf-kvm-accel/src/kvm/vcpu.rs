@@ -28,8 +28,8 @@ const TSC_APART_NANOS: u64 = 1_000_000;
 
 /// A vCPU.
 pub struct Vcpu {
-    fd: VcpuFd,
-    kick: Arc<Kick>,
+    pub(super) fd: VcpuFd,
+    pub(super) kick: Arc<Kick>,
     events: Arc<mynah_cpu::Events>,
     /// MSRs that KVM keeps here.
     msrs: Vec<u32>,
@@ -38,7 +38,7 @@ pub struct Vcpu {
     /// What XCR0 may have.
     xcr0_mask: u64,
     /// The rate of the board's time-stamp counter in Hz; 0: it is nobody's business.
-    tsc_hz: u64,
+    pub(super) tsc_hz: u64,
     /// The last exit has an instruction half done, which the next entry finishes.
     unfinished: bool,
     /// An interrupt can be injected now.
@@ -64,7 +64,7 @@ impl Drop for Vcpu {
 }
 
 /// Why the loop around KVM_RUN came to an end: the state is needed at hand.
-enum Left {
+pub(super) enum Left {
     /// Signals are pending that need it.
     Signals,
     /// HLT.
@@ -75,6 +75,8 @@ enum Left {
     Emulate,
     /// An interrupt finds no way in.
     ShutOut,
+    /// A single step is done.
+    Stepped,
 }
 
 /// For how long an interrupt waits for KVM to say that it may come in, before the interpreter looks for the moment: a KVM
@@ -272,6 +274,11 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Whether an instruction is half done.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.unfinished
+    }
+
     /// Finishes an instruction that is half done, so that the state is at a boundary.
     fn finish(&mut self, cpu: &mut Cpu) -> Result<(), AccelError> {
         while self.unfinished {
@@ -283,7 +290,7 @@ impl Vcpu {
     }
 
     /// One KVM_RUN, and the answer to its exit if that takes no more than the board.
-    fn enter(&mut self, cpu: &mut Cpu) -> Result<Option<Left>, AccelError> {
+    pub(super) fn enter(&mut self, cpu: &mut Cpu) -> Result<Option<Left>, AccelError> {
         self.unfinished = false;
         self.exits += 1;
         let run = &raw mut *self.fd.get_kvm_run();
@@ -354,6 +361,7 @@ impl Vcpu {
                 None
             }
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::SetTpr | VcpuExit::Intr) => None,
+            Ok(VcpuExit::Debug(_)) => Some(Left::Stepped),
             Ok(VcpuExit::Hlt) => Some(Left::Halt),
             Ok(VcpuExit::Shutdown) => Some(Left::Shutdown),
             // Of an instruction that it cannot emulate, or of one that it did not find.
@@ -496,7 +504,7 @@ impl Vcpu {
             let left = left?;
             saved?;
             match left {
-                Left::Signals => {}
+                Left::Signals | Left::Stepped => {}
                 Left::Halt => {
                     cpu.state.activity = Activity::Halted;
                     // It is behind HLT: what STI held off is not any more, whatever the host says.
@@ -535,6 +543,10 @@ impl Accelerator for Vcpu {
         let exit = self.run_to_exit(cpu);
         world.leave(seat);
         exit.map_err(|e| EngineError(format!("-accel kvm: vCPU {}: {e}", cpu.index)))
+    }
+
+    fn step(&mut self, cpu: &mut Cpu) -> Result<(), EngineError> {
+        self.step_one(cpu).map_err(|e| EngineError(format!("-accel kvm: vCPU {}: {e}", cpu.index)))
     }
 
     fn exits(&self) -> u64 {

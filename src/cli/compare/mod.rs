@@ -1,7 +1,8 @@
 //! `mynah compare`: the same guest on several engines, in turns, and how long each took for what.
 //!
 //! * [`subject`]: who is compared, and the command line of each. [`run`]: one run, watched. [`report`]: figures of all
-//!   runs, as a table and as JSON. [`plot`]: pictures, and the page that holds them.
+//!   runs, as a table and as JSON. [`plot`]: pictures, and the page that holds them. [`lockstep`]: two engines in step.
+mod lockstep;
 mod plot;
 mod report;
 mod run;
@@ -23,7 +24,8 @@ use subject::Subject;
     after_help = "Each run begins from the same state: disk images are not written to. A run is over when the guest \
     switches itself off, or when --until is on its console. Lines 'RESULT NAME SECONDS' on the console are benchmarks of \
     the guest's own.\n\n  mynah compare --accel jit,qemu --until login: disk.qcow2\n  mynah compare --accel interp,jit \
-    -- -kernel vmlinuz -initrd test.cpio -append console=ttyS0 -m 512"
+    -- -kernel vmlinuz -initrd test.cpio -append console=ttyS0 -m 512\n  mynah compare --lockstep interp,jit --for 30s \
+    -- -kernel vmlinuz -append console=ttyS0"
 )]
 pub struct Args {
     /// What is compared: interp, jit, kvm, and peers that are installed: qemu, qemu-kvm, bochs
@@ -44,6 +46,15 @@ pub struct Args {
     /// A text on the console, or on the debug port (E9h), whose time is of interest
     #[arg(long, value_name = "NAME=TEXT")]
     marker: Vec<String>,
+    /// Run two of interp, jit and kvm from one state in step, and stop where they part; 1 if they do
+    #[arg(long, value_name = "A,B", conflicts_with_all = ["html", "until", "marker", "accel"])]
+    lockstep: Option<String>,
+    /// With --lockstep: seconds of the host's time after which it is over
+    #[arg(long = "for", value_name = "SECONDS", requires = "lockstep", value_parser = seconds)]
+    seconds: Option<f64>,
+    /// With --lockstep: instructions after which it is over
+    #[arg(long, value_name = "N", requires = "lockstep")]
+    instructions: Option<u64>,
     /// Seconds after which a run has failed
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
@@ -61,8 +72,17 @@ struct Guest {
     options: Vec<OsString>,
 }
 
+/// A time as it is typed: 10, 10s, 0.5.
+fn seconds(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('s').unwrap_or(text).parse().ok();
+    number.filter(|s| (0.0..1e9).contains(s)).ok_or_else(|| "expected seconds, as in 10s".into())
+}
+
 /// Compares; 1 if a run has failed.
 pub fn run(args: &Args) -> Result<i32> {
+    if let Some(names) = &args.lockstep {
+        return lockstep::run(names, args);
+    }
     ensure!(args.runs > 0, Error::new("--runs 0: nothing is run"));
     let subjects = args.accel.iter().map(|name| Subject::named(name)).collect::<Result<Vec<_>>>()?;
     let mut markers = run::PHASES.iter().map(|(name, text)| Marker::new(name, text)).collect::<Vec<_>>();

@@ -54,25 +54,36 @@ impl Subject {
     pub fn command(&self, options: &[OsString], debug: &Path, stats: &Path) -> Command {
         let mut command = Command::new(&self.program);
         command.args(self.first);
-        let has = |names: &[&str]| options.iter().any(|o| names.iter().any(|n| o == *n));
-        if !has(&["-nographic", "-display", "-serial"]) {
-            command.args(["-display", "none", "-serial", "stdio", "-monitor", "none"]);
-        }
-        if !has(&["-nic", "-netdev", "-net"]) {
-            command.args(["-nic", "none"]);
-        }
-        if !has(&["-no-reboot"]) {
-            command.arg("-no-reboot");
-        }
-        if !has(&["-debugcon"]) {
+        if !has(options, &["-debugcon"]) {
             command.arg("-debugcon").arg(format!("file:{}", debug.display()));
         }
-        command.args(options);
+        command.args(quiet(options));
         if self.own {
             command.arg("-stats").arg(stats);
         }
         command
     }
+}
+
+fn has(options: &[OsString], names: &[&str]) -> bool {
+    options.iter().any(|o| names.iter().any(|n| o == *n))
+}
+
+/// The options of a run with the console on standard output, no network and no reset, unless they say otherwise.
+pub fn quiet(options: &[OsString]) -> Vec<OsString> {
+    let mut all: Vec<OsString> = Vec::new();
+    let mut add = |words: &[&str]| all.extend(words.iter().map(OsString::from));
+    if !has(options, &["-nographic", "-display", "-serial"]) {
+        add(&["-display", "none", "-serial", "stdio", "-monitor", "none"]);
+    }
+    if !has(options, &["-nic", "-netdev", "-net"]) {
+        add(&["-nic", "none"]);
+    }
+    if !has(options, &["-no-reboot"]) {
+        add(&["-no-reboot"]);
+    }
+    all.extend(options.iter().cloned());
+    all
 }
 
 /// The options that boot an image: a kernel, a CD or a disk, by what it is.

@@ -52,6 +52,11 @@ impl Host {
         Ok(Self(kvm::Host::open()?))
     }
 
+    /// Whether it stops behind each instruction when asked to.
+    pub fn steps(&self) -> anyhow::Result<()> {
+        Ok(probe::steps()?)
+    }
+
     /// How fast it is, and what it does wrong: tried once for a host, and then remembered.
     pub fn trial(&self) -> anyhow::Result<(Speed, Faults)> {
         let host = this_host();

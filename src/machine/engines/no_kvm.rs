@@ -33,6 +33,9 @@ impl Host {
     pub fn open(_: &Config) -> anyhow::Result<Self> {
         bail!("KVM is Linux's, on x86-64: this host has none")
     }
+    pub fn steps(&self) -> anyhow::Result<()> {
+        match self.0 {}
+    }
     pub fn trial(&self) -> anyhow::Result<(Speed, Faults)> {
         match self.0 {}
     }

@@ -268,7 +268,7 @@ fn system_calls_that_are_handed_over_are_all_made() {
     }
     let expected = format!(
         "#GP(0x0) at end cs={:#x}\nsum, low={:#x}\nsum, high={:#x}\nvalue={:#x}",
-        user + 16 | 3,
+        (user + 16) | 3,
         sum as u32,
         sum >> 32,
         x as u32

@@ -189,8 +189,16 @@ impl Rig {
                 let apic = apics.add(n as u32, n == 0, Arc::new(|| 0), pins);
                 let (ports, tsc) = (ports.clone(), tsc.clone());
                 let entropy = (entropy.clone(), Asker::Vcpu(n));
-                let board =
-                    Arc::new(VcpuBoard { ports, apic, tsc, entropy, bios: None, ferr: None, handoffs: None });
+                let board = Arc::new(VcpuBoard {
+                    ports,
+                    apic,
+                    tsc,
+                    tsc_offset: Arc::default(),
+                    entropy,
+                    bios: None,
+                    ferr: None,
+                    handoffs: None,
+                });
                 let mut cpu = Cpu::new(n as u32, self.memory.clone(), board, events.clone(), model.clone());
                 cpu.join(&world, n);
                 let tier = match engine {
