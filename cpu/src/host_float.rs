@@ -10,6 +10,7 @@
 //! Rust code may run between: it neither uses the x87 unit nor, as far as a TLB is refilled, computes with
 //! floating-point numbers.
 use crate::cpu::Cpu;
+#[cfg(target_arch = "x86_64")]
 use crate::sse::mxcsr;
 #[cfg(target_arch = "x86_64")]
 use crate::state::F80;
@@ -24,12 +25,14 @@ const FLAGS: u32 = 0x3f;
 /// MXCSR: the six masks.
 const MASKS: u32 = FLAGS << 7;
 /// MXCSR as compiled Rust expects its control bits.
+#[cfg(target_arch = "x86_64")]
 const DEFAULT: u32 = MASKS;
 /// x87 control word: the six masks.
 const X87_MASKS: u16 = 0x3f;
 /// x87 status word: an unmasked exception is pending.
 const ES: u16 = 1 << 7;
 /// x87 status word: TOP.
+#[cfg(target_arch = "x86_64")]
 const TOP: u16 = 7 << 11;
 
 /// The x87 unit as FNSAVE and FRSTOR have it in 32-bit format (SDM volume 1, figure 8-9), its registers in stack

@@ -280,8 +280,9 @@ impl Cpu {
         self.align_check(lin, W::BYTES)?;
         let crosses = |unit: u64| (lin & (unit - 1)) + W::BYTES > unit;
         let across_pages = crosses(PAGE_MASK + 1);
-        let whole =
-            !across_pages && (!crosses(64) || self.world.split_locks() && cfg!(target_arch = "x86_64"));
+        // x86 hosts make any access in a line atomic, others aligned ones.
+        let line = if cfg!(target_arch = "x86_64") { 64 } else { W::BYTES };
+        let whole = !across_pages && (!crosses(line) || self.world.split_locks());
         // What the host cannot do at once is done while the others stand still, as they do anyway while code is
         // checked.
         let world = (lock && !whole && !self.is_tentative()).then(|| self.world.clone());

@@ -12,9 +12,32 @@ use crate::cpu::Cpu;
 use crate::op::{Handler, Op};
 use std::cell::Cell;
 
+/// A function that compiled code is entered by, or calls, in the one calling convention that such code has on this
+/// processor under every operating system: System V's on x86-64, so that the emitters know of one; C's elsewhere.
+///
+/// `code_abi! { fn(u64) -> u32 }` is the type of a pointer to one; with attributes, a visibility, a name and a body it
+/// is the function.
+#[cfg(target_arch = "x86_64")]
+#[macro_export]
+macro_rules! code_abi {
+    (fn($($t:ty),*) -> $r:ty) => { unsafe extern "sysv64" fn($($t),*) -> $r };
+    ($(#[$a:meta])* $v:vis fn $n:ident($($p:tt: $t:ty),* $(,)?) -> $r:ty $b:block) => {
+        $(#[$a])* $v unsafe extern "sysv64" fn $n($($p: $t),*) -> $r $b
+    };
+}
+/// See the same for x86-64.
+#[cfg(not(target_arch = "x86_64"))]
+#[macro_export]
+macro_rules! code_abi {
+    (fn($($t:ty),*) -> $r:ty) => { unsafe extern "C" fn($($t),*) -> $r };
+    ($(#[$a:meta])* $v:vis fn $n:ident($($p:tt: $t:ty),* $(,)?) -> $r:ty $b:block) => {
+        $(#[$a])* $v unsafe extern "C" fn $n($($p: $t),*) -> $r $b
+    };
+}
+
 /// Enters compiled code: takes the vCPU, the code's ops, RIP, and the code; returns why the code (or what it has gone
 /// on to) was left, with the state in memory complete.
-pub type Enter = unsafe extern "C" fn(*mut Cpu, *const Op, u64, *const u8) -> u32;
+pub type Enter = code_abi! { fn(*mut Cpu, *const Op, u64, *const u8) -> u32 };
 
 /// Memory of the tier's own, which its code reaches from the vCPU's pointer.
 #[repr(C, align(64))]

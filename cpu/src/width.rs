@@ -1,4 +1,42 @@
-//! Operand widths as types.
+//! Operand widths as types, and accesses of guest memory by them.
+//!
+//! Such accesses keep x86's order: each is one of the host's, in the order of the program, but that a load may come
+//! before an earlier store. x86 hosts do that by themselves. On arm64 a barrier behind each load keeps all that follows
+//! behind it, and one before each store keeps the stores before it there; on other hosts the fences of Rust's atomics
+//! do. docs/hosts.md says why this is enough.
+use std::sync::atomic::{Ordering, fence};
+
+/// Comes behind a load of guest memory.
+#[inline(always)]
+pub(crate) fn loaded() {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a barrier, to the compiler too.
+    unsafe {
+        std::arch::asm!("dmb ishld", options(nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fence(Ordering::Acquire);
+}
+
+/// Comes before a store to guest memory.
+#[inline(always)]
+pub(crate) fn before_store() {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("dmb ishst", options(nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fence(Ordering::Release);
+}
+
+/// Comes before and behind a locked access: on x86 it is a fence itself.
+#[inline(always)]
+fn locked() {
+    if cfg!(not(target_arch = "x86_64")) {
+        fence(Ordering::SeqCst);
+    }
+}
 
 /// An operand width.
 pub trait Width: 'static {
@@ -34,7 +72,7 @@ pub trait Width: 'static {
     /// `p` must be valid for reads and writes of `BYTES` bytes and aligned to `BYTES`.
     unsafe fn compare_exchange(p: *mut u8, old: u64, new: u64) -> Result<u64, u64>;
     /// As [`Width::compare_exchange`], at any address. Atomic with regard to all other accesses on x86 hosts; on
-    /// others only if the caller keeps them out.
+    /// others, where the address is not aligned, only if the caller keeps them out.
     ///
     /// # Safety
     /// `p` must be valid for reads and writes of `BYTES` bytes.
@@ -42,7 +80,8 @@ pub trait Width: 'static {
 }
 
 macro_rules! width {
-    ($name:ident, $raw:ty, $atomic:ty, $bits:literal, $class:ident, $acc:tt, $load:literal, $store:literal, $cas:literal, $doc:literal) => {
+    ($name:ident, $raw:ty, $atomic:ty, $bits:literal, $class:ident, $acc:tt, $load:literal, $store:literal, $cas:literal,
+     $arm_load:literal, $arm_store:literal, $doc:literal) => {
         #[doc = $doc]
         pub struct $name;
         impl Width for $name {
@@ -61,9 +100,22 @@ macro_rules! width {
                     }
                     v
                 }
-                #[cfg(not(target_arch = "x86_64"))]
-                // SAFETY: as above.
-                u64::from(unsafe { p.cast::<$raw>().read_unaligned() })
+                #[cfg(target_arch = "aarch64")]
+                {
+                    let v: u64;
+                    // SAFETY: as above.
+                    unsafe {
+                        std::arch::asm!($arm_load, "dmb ishld", v = lateout(reg) v, p = in(reg) p, options(nostack, preserves_flags, readonly));
+                    }
+                    v
+                }
+                #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+                {
+                    // SAFETY: as above.
+                    let v = u64::from(unsafe { p.cast::<$raw>().read_unaligned() });
+                    loaded();
+                    v
+                }
             }
             #[inline(always)]
             unsafe fn write(p: *mut u8, v: u64) {
@@ -72,10 +124,16 @@ macro_rules! width {
                 unsafe {
                     std::arch::asm!($store, v = in($class) v as $raw, p = in(reg) p, options(nostack, preserves_flags));
                 }
-                #[cfg(not(target_arch = "x86_64"))]
+                #[cfg(target_arch = "aarch64")]
                 // SAFETY: as for `read`.
                 unsafe {
-                    p.cast::<$raw>().write_unaligned(v as $raw)
+                    std::arch::asm!("dmb ishst", $arm_store, v = in(reg) v, p = in(reg) p, options(nostack, preserves_flags));
+                }
+                #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+                {
+                    before_store();
+                    // SAFETY: as for `read`.
+                    unsafe { p.cast::<$raw>().write_unaligned(v as $raw) };
                 }
             }
             #[inline(always)]
@@ -83,9 +141,10 @@ macro_rules! width {
                 use std::sync::atomic::Ordering::SeqCst;
                 // SAFETY: the caller vouches for validity and alignment.
                 let cell = unsafe { <$atomic>::from_ptr(p.cast()) };
-                cell.compare_exchange(old as $raw, new as $raw, SeqCst, SeqCst)
-                    .map(u64::from)
-                    .map_err(u64::from)
+                locked();
+                let found = cell.compare_exchange(old as $raw, new as $raw, SeqCst, SeqCst);
+                locked();
+                found.map(u64::from).map_err(u64::from)
             }
             #[inline(always)]
             unsafe fn compare_exchange_anywhere(p: *mut u8, old: u64, new: u64) -> Result<u64, u64> {
@@ -98,6 +157,11 @@ macro_rules! width {
                     }
                     found
                 };
+                #[cfg(not(target_arch = "x86_64"))]
+                if p.cast::<$raw>().is_aligned() {
+                    // SAFETY: the caller vouches for `p`, which was just seen to be aligned.
+                    return unsafe { Self::compare_exchange(p, old, new) };
+                }
                 #[cfg(not(target_arch = "x86_64"))]
                 // SAFETY: the caller vouches for `p`.
                 let found = unsafe {
@@ -122,6 +186,8 @@ width!(
     "movzx {v:e}, byte ptr [{p}]",
     "mov byte ptr [{p}], {v}",
     "lock cmpxchg byte ptr [{p}], {n}",
+    "ldrb {v:w}, [{p}]",
+    "strb {v:w}, [{p}]",
     "Byte."
 );
 width!(
@@ -134,6 +200,8 @@ width!(
     "movzx {v:e}, word ptr [{p}]",
     "mov word ptr [{p}], {v:x}",
     "lock cmpxchg word ptr [{p}], {n:x}",
+    "ldrh {v:w}, [{p}]",
+    "strh {v:w}, [{p}]",
     "Word."
 );
 width!(
@@ -146,6 +214,8 @@ width!(
     "mov {v:e}, dword ptr [{p}]",
     "mov dword ptr [{p}], {v:e}",
     "lock cmpxchg dword ptr [{p}], {n:e}",
+    "ldr {v:w}, [{p}]",
+    "str {v:w}, [{p}]",
     "Doubleword."
 );
 width!(
@@ -158,6 +228,8 @@ width!(
     "mov {v}, qword ptr [{p}]",
     "mov qword ptr [{p}], {v}",
     "lock cmpxchg qword ptr [{p}], {n}",
+    "ldr {v}, [{p}]",
+    "str {v}, [{p}]",
     "Quadword."
 );
 
@@ -178,9 +250,20 @@ pub unsafe fn read128(p: *const u8) -> u128 {
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: the caller's promise.
-    unsafe {
-        p.cast::<u128>().read_unaligned()
+    {
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the caller's promise; the two types have the same size and no invalid values.
+        let v = unsafe {
+            let v: std::arch::aarch64::uint8x16_t;
+            std::arch::asm!("ldr {v:q}, [{p}]", v = lateout(vreg) v, p = in(reg) p,
+                options(nostack, preserves_flags, readonly));
+            std::mem::transmute(v)
+        };
+        #[cfg(not(target_arch = "aarch64"))]
+        // SAFETY: the caller's promise.
+        let v = unsafe { p.cast::<u128>().read_unaligned() };
+        loaded();
+        v
     }
 }
 
@@ -198,9 +281,19 @@ pub unsafe fn write128(p: *mut u8, v: u128) {
             options(nostack, preserves_flags));
     }
     #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: the caller's promise.
-    unsafe {
-        p.cast::<u128>().write_unaligned(v)
+    {
+        before_store();
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as for `read128`.
+        unsafe {
+            let v: std::arch::aarch64::uint8x16_t = std::mem::transmute(v);
+            std::arch::asm!("str {v:q}, [{p}]", v = in(vreg) v, p = in(reg) p, options(nostack, preserves_flags));
+        }
+        #[cfg(not(target_arch = "aarch64"))]
+        // SAFETY: the caller's promise.
+        unsafe {
+            p.cast::<u128>().write_unaligned(v);
+        }
     }
 }
 

@@ -42,7 +42,7 @@
 use mynah_cpu::mode::SegView;
 use mynah_cpu::state::{Fpu, Segment, State, Vector, gpr};
 use mynah_cpu::tier::{LEFT_HOT, TierMemory};
-use mynah_cpu::{Cpu, Op};
+use mynah_cpu::{Cpu, Op, code_abi};
 use mynah_mmu::{Tlb, TlbView};
 use std::mem::{offset_of, size_of};
 
@@ -99,9 +99,9 @@ pub(crate) struct Context {
     /// Where a region goes that leaves for an address: the stub that looks for other code there.
     pub chain_stub: *const u8,
     /// [`refill`](crate::runtime::refill).
-    pub refill: unsafe extern "C" fn(*mut Cpu) -> *mut u8,
+    pub refill: code_abi! { fn(*mut Cpu) -> *mut u8 },
     /// [`run_op`](crate::runtime::run_op).
-    pub run_op: unsafe extern "C" fn(*mut Cpu, *const Op) -> u32,
+    pub run_op: code_abi! { fn(*mut Cpu, *const Op) -> u32 },
     /// The word of pending events.
     pub events: *const u32,
     /// What `refill_stub` is asked: a linear address (with [`BLOCK`] the number of a block), and the kind of access.

@@ -37,6 +37,5 @@ mod x64;
 use x64 as host;
 
 pub use abi::Left;
-#[cfg(unix)]
 pub use cache::private;
 pub use clif::Translator;

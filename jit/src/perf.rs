@@ -65,6 +65,9 @@ impl Perf {
     /// Makes those of the files that are wanted, for this user alone; the error names the file. What others may have
     /// put in their places is not touched.
     pub fn create(map: bool, dump: bool, symbols: Arc<Symbols>) -> io::Result<Self> {
+        if !cfg!(target_os = "linux") {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "perf is Linux's"));
+        }
         let pid = std::process::id();
         let open = |name: &str| {
             crate::cache::private::create(name.as_ref())

@@ -6,7 +6,7 @@ use common::*;
 use iced_x86::code_asm::*;
 use mynah_cpu::state::gpr;
 use mynah_cpu::tier::{Compiled, Tier};
-use mynah_cpu::{Cpu, Exit, Op};
+use mynah_cpu::{Cpu, Exit, Op, code_abi};
 use mynah_jit::tier::{Optimize, Translating};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -150,35 +150,51 @@ fn two(cpu: *mut Cpu, rip: u64, store: Option<u64>, wrong: impl FnOnce(&mut Cpu)
     3
 }
 
-extern "C" fn right(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
-    two(cpu, rip, Some(DATA), |_| ())
+code_abi! {
+    fn right(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+        two(cpu, rip, Some(DATA), |_| ())
+    }
 }
-extern "C" fn register(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
-    two(cpu, rip, Some(DATA), |cpu| cpu.state.gpr[12] ^= 0x40)
+code_abi! {
+    fn register(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+        two(cpu, rip, Some(DATA), |cpu| cpu.state.gpr[12] ^= 0x40)
+    }
 }
-extern "C" fn flags(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
-    two(cpu, rip, Some(DATA), |cpu| cpu.state.aux ^= 1 << 63)
+code_abi! {
+    fn flags(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+        two(cpu, rip, Some(DATA), |cpu| cpu.state.aux ^= 1 << 63)
+    }
 }
-extern "C" fn no_store(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
-    two(cpu, rip, None, |_| ())
+code_abi! {
+    fn no_store(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+        two(cpu, rip, None, |_| ())
+    }
 }
-extern "C" fn other_store(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
-    two(cpu, rip, Some(DATA), |cpu| cpu.store::<mynah_cpu::width::W8>(DATA + 0x3007, 7, 3).unwrap())
+code_abi! {
+    fn other_store(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+        two(cpu, rip, Some(DATA), |cpu| cpu.store::<mynah_cpu::width::W8>(DATA + 0x3007, 7, 3).unwrap())
+    }
 }
-extern "C" fn early(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
-    two(cpu, rip, Some(DATA), |cpu| cpu.state.gpr[gpr::RIP] -= 2)
+code_abi! {
+    fn early(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+        two(cpu, rip, Some(DATA), |cpu| cpu.state.gpr[gpr::RIP] -= 2)
+    }
 }
-extern "C" fn vector(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
-    two(cpu, rip, Some(DATA), |cpu| cpu.state.xmm[7].set_x(1))
+code_abi! {
+    fn vector(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+        two(cpu, rip, Some(DATA), |cpu| cpu.state.xmm[7].set_x(1))
+    }
 }
 
-/// Once, somebody else writes to memory behind what the code has written.
-extern "C" fn disturbed(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
-    two(cpu, rip, Some(DATA), |cpu| {
-        if cpu.mem.read_u32(DATA + 0x800) == 0 && !DISTURBED.swap(true, Ordering::SeqCst) {
-            cpu.mem.write_u32(DATA + 0x800, 0x1234);
-        }
-    })
+code_abi! {
+    /// Once, somebody else writes to memory behind what the code has written.
+    fn disturbed(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+        two(cpu, rip, Some(DATA), |cpu| {
+            if cpu.mem.read_u32(DATA + 0x800) == 0 && !DISTURBED.swap(true, Ordering::SeqCst) {
+                cpu.mem.write_u32(DATA + 0x800, 0x1234);
+            }
+        })
+    }
 }
 static DISTURBED: AtomicBool = AtomicBool::new(false);
 
@@ -222,26 +238,28 @@ thread_local! {
     static WRONG: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Has the interpreter execute all ops of the block, and then changes flags.
-extern "C" fn flags_after_all(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
-    // SAFETY: called by `run_code` with its vCPU.
-    let cpu = unsafe { &mut *cpu };
-    if rip != CODE {
-        return 3;
+code_abi! {
+    /// Has the interpreter execute all ops of the block, and then changes flags.
+    fn flags_after_all(cpu: *mut Cpu, _: *const Op, rip: u64, _: *const u8) -> u32 {
+        // SAFETY: called by `run_code` with its vCPU.
+        let cpu = unsafe { &mut *cpu };
+        if rip != CODE {
+            return 3;
+        }
+        let ops: Vec<Op> = {
+            let block = cpu.known_block(CODE, cpu.mode_key).unwrap();
+            let mut ops = Vec::new();
+            assert!(cpu.plain_ops(block, &mut ops));
+            ops
+        };
+        for op in &ops {
+            cpu.icount += 1;
+            cpu.run_op(op);
+        }
+        let flags = cpu.state.arith_flags() ^ WRONG.get();
+        cpu.state.set_arith_flags(flags);
+        1
     }
-    let ops: Vec<Op> = {
-        let block = cpu.known_block(CODE, cpu.mode_key).unwrap();
-        let mut ops = Vec::new();
-        assert!(cpu.plain_ops(block, &mut ops));
-        ops
-    };
-    for op in &ops {
-        cpu.icount += 1;
-        cpu.run_op(op);
-    }
-    let flags = cpu.state.arith_flags() ^ WRONG.get();
-    cpu.state.set_arith_flags(flags);
-    1
 }
 
 #[test]

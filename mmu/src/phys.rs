@@ -969,7 +969,7 @@ pub(crate) unsafe fn copy_out(from: *const u8, to: &mut [u8]) {
     // SAFETY: valid by the caller's promise; each atomic view is of an address aligned for it.
     unsafe {
         match to.len() {
-            1 => to[0] = AtomicU8::from_ptr(at).load(Ordering::Relaxed),
+            1 => to[0] = AtomicU8::from_ptr(at).load(Ordering::Acquire),
             2 if at.cast::<u16>().is_aligned() => {
                 to.copy_from_slice(&AtomicU16::from_ptr(at.cast()).load(Ordering::Acquire).to_ne_bytes());
             }
@@ -982,6 +982,8 @@ pub(crate) unsafe fn copy_out(from: *const u8, to: &mut [u8]) {
             len => {
                 std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), len);
                 settle(to);
+                // On x86 there is nothing to be done for it.
+                fence(Ordering::Acquire);
             }
         }
     }
@@ -1023,7 +1025,11 @@ pub(crate) unsafe fn copy_in(to: *mut u8, from: &[u8]) {
                 AtomicU64::from_ptr(to.cast())
                     .store(u64::from_ne_bytes([a, b, c, d, e, f, g, h]), Ordering::Release);
             }
-            _ => std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()),
+            _ => {
+                // Behind all earlier stores, as on x86, where there is nothing to be done for it.
+                fence(Ordering::Release);
+                std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len());
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::exec::Exec;
 use crate::model::Vendor;
 use crate::op::{CHECKED, Helper, Op, REP, REPNE};
 use crate::state::{fl, gpr, seg};
-use crate::width::{W8, W16, W32, W64, Width};
+use crate::width::{W8, W16, W32, W64, Width, before_store, loaded};
 use iced_x86::{Code, Instruction};
 use mynah_mmu::PAGE_MASK;
 
@@ -171,9 +171,11 @@ fn movs<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
             // SAFETY: `on_page` keeps all `k` elements on the pages whose TLB entries gave these pointers.
             unsafe { copy_down::<W>(s, d, k) };
         } else if distance >= bytes {
+            before_store();
             // SAFETY: as above; the destination does not start inside the source, so a plain forward copy gives what
             // element-wise copying gives (the source may start inside the destination: `copy` is a memmove).
             unsafe { std::ptr::copy(src, dst.cast_mut(), bytes) };
+            loaded();
         } else {
             // SAFETY: as above; overlapping forward copies repeat the pattern, element by element.
             unsafe { copy_up::<W>(src, dst.cast_mut(), k) };
@@ -253,6 +255,7 @@ fn stos<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         let low = if down { dst.wrapping_sub(bytes - W::BYTES as usize) } else { dst }.cast_mut();
         let byte = v as u8;
         if v == u64::from(byte) * (0x0101_0101_0101_0101 & W::MASK) {
+            before_store();
             // SAFETY: `on_page` keeps all `k` elements on the page whose TLB entry gave the pointer.
             unsafe { std::ptr::write_bytes(low, byte, bytes) };
         } else {

@@ -10,7 +10,6 @@ use goblin::elf::{Elf, ProgramHeader};
 use mynah_cpu::CpuModel;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 /// The key of code made by this process. Reads the program's own file, of which all is hashed, in some ten
 /// milliseconds, if its linker has left no build ID in it.
@@ -86,6 +85,23 @@ fn build() -> io::Result<Vec<u8>> {
     hash(&file, &parts).map(Vec::from)
 }
 
+/// Reads some bytes from an offset on.
+fn read_at(file: &File, to: &mut [u8], at: u64) -> io::Result<usize> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_at(file, to, at);
+    #[cfg(windows)]
+    return std::os::windows::fs::FileExt::seek_read(file, to, at);
+}
+
+/// Reads bytes from an offset on; `None` if there are not so many.
+fn read_exact_at(file: &File, to: &mut [u8], at: u64) -> Option<()> {
+    let mut done = 0;
+    while done < to.len() {
+        done += read_at(file, &mut to[done..], at.checked_add(done as u64)?).ok().filter(|&n| n > 0)?;
+    }
+    Some(())
+}
+
 /// A hash of parts of a file.
 fn hash(file: &File, parts: &[(u64, u64)]) -> io::Result<[u8; 32]> {
     let mut h = blake3::Hasher::new();
@@ -93,7 +109,7 @@ fn hash(file: &File, parts: &[(u64, u64)]) -> io::Result<[u8; 32]> {
     for &(mut at, end) in parts {
         while at < end {
             let n = (end - at).min(buffer.len() as u64) as usize;
-            let n = file.read_at(&mut buffer[..n], at)?;
+            let n = read_at(file, &mut buffer[..n], at)?;
             if n == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -107,12 +123,12 @@ fn hash(file: &File, parts: &[(u64, u64)]) -> io::Result<[u8; 32]> {
 /// The program headers of an ELF file, and how it is to be read.
 fn headers(file: &File) -> Option<(Vec<ProgramHeader>, Ctx)> {
     let mut header = [0; 64];
-    file.read_exact_at(&mut header, 0).ok()?;
+    read_exact_at(file, &mut header, 0)?;
     let header = Elf::parse_header(&header).ok()?;
     let context = Ctx::new(header.container().ok()?, header.endianness().ok()?);
     let count = usize::from(header.e_phnum);
     let mut table = vec![0; count * ProgramHeader::size(context)];
-    file.read_exact_at(&mut table, header.e_phoff).ok()?;
+    read_exact_at(file, &mut table, header.e_phoff)?;
     Some((ProgramHeader::parse(&table, 0, count, context).ok()?, context))
 }
 
@@ -121,7 +137,7 @@ fn build_id(file: &File, headers: &[ProgramHeader], context: Ctx) -> Option<Vec<
     const LONGEST: u64 = 64 << 10;
     headers.iter().filter(|h| h.p_type == PT_NOTE && h.p_filesz <= LONGEST).find_map(|h| {
         let mut data = vec![0; h.p_filesz as usize];
-        file.read_exact_at(&mut data, h.p_offset).ok()?;
+        read_exact_at(file, &mut data, h.p_offset)?;
         let alignment = if h.p_align == 8 { 8 } else { 4 };
         let mut notes =
             NoteDataIterator { data: &data, size: data.len(), offset: 0, ctx: (alignment, context) };

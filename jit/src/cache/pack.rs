@@ -8,13 +8,13 @@
 //!
 //! Numbers are little-endian. Checksums are BLAKE3 with the cache key as theirs: see [`crate::cache`] for what
 //! is trusted and why.
-use memmap2::Mmap;
-use rustix::fs::{Mode, OFlags};
-use std::fs::File;
+#![cfg_attr(
+    not(unix),
+    expect(dead_code, reason = "nothing is kept there; what is shared in memory is of the same form")
+)]
+#[cfg(unix)]
+pub(crate) use file::Pack;
 use std::hash::Hasher;
-use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::AtomicBool;
 
 /// What a file begins with: the format's name and version.
 const MAGIC: [u8; 16] = *b"Mynah code   001";
@@ -216,98 +216,117 @@ pub(crate) fn front(records: &[Record], data: u64, key: &Key) -> Vec<u8> {
     out
 }
 
-/// An open pack.
-pub(crate) struct Pack {
-    pub name: String,
-    pub file: File,
-    map: Mmap,
-    pub records: Vec<Record>,
-    /// A region of it was used by this process.
-    pub used: AtomicBool,
-    /// One was damaged.
-    pub damaged: AtomicBool,
-}
+/// Packs as files.
+#[cfg(unix)]
+mod file {
+    use super::{HEADER, Key, MAGIC, MAX_PACK, MAX_RECORDS, MAX_REGION, RECORD, Record, SUM};
+    use memmap2::Mmap;
+    use rustix::fs::{Mode, OFlags};
+    use std::fs::File;
+    use std::io;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::sync::atomic::AtomicBool;
 
-impl Pack {
-    /// Opens and checks a pack; an error says what is wrong with it.
-    pub fn open(dir: &File, name: &str, key: &Key) -> io::Result<Self> {
-        let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-        let file = open_own(dir, name)?;
-        let len = file.metadata()?.len();
-        if len > MAX_PACK {
-            return Err(bad("it is longer than a pack can be"));
-        }
-        let mut front = vec![0; HEADER];
-        file.read_exact_at(&mut front, 0)?;
-        if front[..16] != MAGIC {
-            return Err(bad("it is of another format"));
-        }
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| front[at + n]));
-        let (count, data) = (word(16), word(24));
-        if count > MAX_RECORDS {
-            return Err(bad("it has more records than a pack can have"));
-        }
-        let index = Some(count * RECORD as u64).filter(|&n| n <= len);
-        let Some(total) = index.and_then(|n| n.checked_add(data)?.checked_add(HEADER as u64)) else {
-            return Err(bad("its lengths do not fit"));
-        };
-        if total != len {
-            return Err(bad("it is cut short, or too long"));
-        }
-        front.resize(HEADER + count as usize * RECORD, 0);
-        file.read_exact_at(&mut front[HEADER..], HEADER as u64)?;
-        let mut sum = [0; SUM];
-        sum.copy_from_slice(&front[HEADER - SUM..HEADER]);
-        front[HEADER - SUM..HEADER].fill(0);
-        if blake3::keyed_hash(key, &front) != sum {
-            return Err(bad("its index is damaged, or of another build, host or CPU model"));
-        }
-        let (records, _) = front[HEADER..].as_chunks::<RECORD>();
-        let records = records.iter().map(Record::get).collect();
-        // SAFETY: see the module's text: packs are replaced, never changed, and belong to this user alone;
-        // what is read is copied and then checked.
-        let map = unsafe { Mmap::map(&file)? };
-        let name = name.to_owned();
-        Ok(Self { name, file, map, records, used: AtomicBool::new(false), damaged: AtomicBool::new(false) })
+    /// An open pack.
+    pub(crate) struct Pack {
+        pub name: String,
+        pub file: File,
+        map: Mmap,
+        pub records: Vec<Record>,
+        /// A region of it was used by this process.
+        pub used: AtomicBool,
+        /// One was damaged.
+        pub damaged: AtomicBool,
     }
 
-    /// A region's bytes, checksum first.
-    pub fn bytes(&self, r: &Record) -> Option<&[u8]> {
-        let start = usize::try_from(r.offset).ok()?;
-        let bytes = self.map.get(start..start.checked_add(r.len as usize)?)?;
-        // What is no longer there must not be touched.
-        let len = self.file.metadata().ok()?.len();
-        (u64::from(r.len) <= MAX_REGION && r.len as usize > SUM && len >= self.map.len() as u64)
-            .then_some(bytes)
+    impl Pack {
+        /// Opens and checks a pack; an error says what is wrong with it.
+        pub fn open(dir: &File, name: &str, key: &Key) -> io::Result<Self> {
+            let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+            let file = open_own(dir, name)?;
+            let len = file.metadata()?.len();
+            if len > MAX_PACK {
+                return Err(bad("it is longer than a pack can be"));
+            }
+            let mut front = vec![0; HEADER];
+            file.read_exact_at(&mut front, 0)?;
+            if front[..16] != MAGIC {
+                return Err(bad("it is of another format"));
+            }
+            let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| front[at + n]));
+            let (count, data) = (word(16), word(24));
+            if count > MAX_RECORDS {
+                return Err(bad("it has more records than a pack can have"));
+            }
+            let index = Some(count * RECORD as u64).filter(|&n| n <= len);
+            let Some(total) = index.and_then(|n| n.checked_add(data)?.checked_add(HEADER as u64)) else {
+                return Err(bad("its lengths do not fit"));
+            };
+            if total != len {
+                return Err(bad("it is cut short, or too long"));
+            }
+            front.resize(HEADER + count as usize * RECORD, 0);
+            file.read_exact_at(&mut front[HEADER..], HEADER as u64)?;
+            let mut sum = [0; SUM];
+            sum.copy_from_slice(&front[HEADER - SUM..HEADER]);
+            front[HEADER - SUM..HEADER].fill(0);
+            if blake3::keyed_hash(key, &front) != sum {
+                return Err(bad("its index is damaged, or of another build, host or CPU model"));
+            }
+            let (records, _) = front[HEADER..].as_chunks::<RECORD>();
+            let records = records.iter().map(Record::get).collect();
+            // SAFETY: see the module's text: packs are replaced, never changed, and belong to this user alone;
+            // what is read is copied and then checked.
+            let map = unsafe { Mmap::map(&file)? };
+            let name = name.to_owned();
+            Ok(Self {
+                name,
+                file,
+                map,
+                records,
+                used: AtomicBool::new(false),
+                damaged: AtomicBool::new(false),
+            })
+        }
+
+        /// A region's bytes, checksum first.
+        pub fn bytes(&self, r: &Record) -> Option<&[u8]> {
+            let start = usize::try_from(r.offset).ok()?;
+            let bytes = self.map.get(start..start.checked_add(r.len as usize)?)?;
+            // What is no longer there must not be touched.
+            let len = self.file.metadata().ok()?.len();
+            (u64::from(r.len) <= MAX_REGION && r.len as usize > SUM && len >= self.map.len() as u64)
+                .then_some(bytes)
+        }
+
+        /// A private copy of a region's bytes, if they are what was written.
+        pub fn checked(&self, r: &Record, key: &Key) -> Option<Vec<u8>> {
+            let copy = self.bytes(r)?.to_vec();
+            let (sum, payload) = copy.split_first_chunk::<SUM>()?;
+            (blake3::keyed_hash(key, payload) == *sum).then_some(copy)
+        }
     }
 
-    /// A private copy of a region's bytes, if they are what was written.
-    pub fn checked(&self, r: &Record, key: &Key) -> Option<Vec<u8>> {
-        let copy = self.bytes(r)?.to_vec();
-        let (sum, payload) = copy.split_first_chunk::<SUM>()?;
-        (blake3::keyed_hash(key, payload) == *sum).then_some(copy)
-    }
-}
-
-/// Opens a file of the folder that is this user's own and nobody else's.
-fn open_own(dir: &File, name: &str) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
-    let m = file.metadata()?;
-    let denied = |what: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, what.to_owned()));
-    if !m.is_file() {
-        return denied("it is not a plain file");
-    }
-    if m.uid() != rustix::process::geteuid().as_raw() {
-        return denied("it belongs to another user");
-    }
-    if m.mode() & 0o077 != 0 {
-        return denied("others may read or write it");
-    }
-    match m.nlink() {
-        1 => Ok(file),
-        // It has been replaced just now.
-        0 => Err(io::ErrorKind::NotFound.into()),
-        _ => denied("it has several names"),
+    /// Opens a file of the folder that is this user's own and nobody else's.
+    fn open_own(dir: &File, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+        let m = file.metadata()?;
+        let denied = |what: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, what.to_owned()));
+        if !m.is_file() {
+            return denied("it is not a plain file");
+        }
+        if m.uid() != rustix::process::geteuid().as_raw() {
+            return denied("it belongs to another user");
+        }
+        if m.mode() & 0o077 != 0 {
+            return denied("others may read or write it");
+        }
+        match m.nlink() {
+            1 => Ok(file),
+            // It has been replaced just now.
+            0 => Err(io::ErrorKind::NotFound.into()),
+            _ => denied("it has several names"),
+        }
     }
 }

@@ -2,14 +2,21 @@
 //!
 //! Whoever plants a link, a pipe or a file of his own there must neither have another file overwritten, nor be able to
 //! read what is written, nor have the process wait.
+//!
+//! Windows keeps the folders of each user from the others, and its file systems give no sign of a planted file that
+//! could be looked at here: there a name that is taken by a plain file is given up, and what is no plain file is an
+//! error.
+#[cfg(unix)]
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use std::fs::File;
 use std::io;
+#[cfg(unix)]
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Makes a file for this user alone, open for reading and writing. A plain file of this user's that has the name gives
 /// it up, and stays as it is under others that it may have; anything else there is an error.
+#[cfg(unix)]
 pub fn create(path: &Path) -> io::Result<File> {
     if let Ok(old) = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
         let plain = FileType::from_raw_mode(old.st_mode) == FileType::RegularFile;
@@ -24,13 +31,37 @@ pub fn create(path: &Path) -> io::Result<File> {
     Ok(File::from(rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)?))
 }
 
+/// Makes a file, open for reading and writing. A plain file that has the name gives it up; anything else there is an
+/// error.
+#[cfg(not(unix))]
+pub fn create(path: &Path) -> io::Result<File> {
+    match std::fs::symlink_metadata(path) {
+        Ok(old) if old.is_file() => std::fs::remove_file(path)?,
+        Ok(_) => {
+            let what = "there is something else of this name, which is not a plain file";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+        }
+        Err(_) => {}
+    }
+    File::options().read(true).write(true).create_new(true).open(path)
+}
+
 /// Opens a file that stays where it is from one process to the next (a lock), and makes it if there is none. What it
 /// holds is not touched.
 pub fn keep(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)?);
+    #[cfg(unix)]
+    let file = {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        File::from(rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)?)
+    };
+    #[cfg(not(unix))]
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
     let m = file.metadata()?;
-    if !m.is_file() || m.uid() != rustix::process::geteuid().as_raw() {
+    #[cfg(unix)]
+    let own = m.uid() == rustix::process::geteuid().as_raw();
+    #[cfg(not(unix))]
+    let own = true;
+    if !m.is_file() || !own {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is not a plain file of yours"));
     }
     Ok(file)
@@ -82,7 +113,7 @@ pub fn replace<E: From<io::Error>>(
     result
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use super::*;
     use std::io::Write;

@@ -506,9 +506,13 @@ impl<'a> Exec for Translator<'a> {
                 (hi, lo, d)
             }
         };
-        let bytes = primitives::divide(wide == types::I64, signed);
-        let results = self.primitive(bytes, &[divisor, lo, hi], &[], 2, 0);
-        let (q, r) = (results[0], results[1]);
+        let (q, r) = match primitives::divide(wide == types::I64, signed) {
+            Some(bytes) => {
+                let results = self.primitive(bytes, &[divisor, lo, hi], &[], 2, 0);
+                (results[0], results[1])
+            }
+            None => self.divide_alone(wide, signed, (hi, lo), divisor),
+        };
         let narrow = self.fit(q, t);
         if signed && W::BITS < 32 {
             let q = self.fit(q, wide);
@@ -763,6 +767,31 @@ impl<'a> Exec for Translator<'a> {
 }
 
 impl Translator<'_> {
+    /// Quotient and remainder, on hosts that divide no two words by one: where the upper one has more than the lower
+    /// one's sign the interpreter does. Neither overflows.
+    fn divide_alone(
+        &mut self,
+        wide: Type,
+        signed: bool,
+        (hi, lo): (Value, Value),
+        divisor: Value,
+    ) -> (Value, Value) {
+        if signed {
+            return (self.b.ins().sdiv(lo, divisor), self.b.ins().srem(lo, divisor));
+        }
+        if wide == types::I64 {
+            self.bail_if(hi);
+            return (self.b.ins().udiv(lo, divisor), self.b.ins().urem(lo, divisor));
+        }
+        // 64 bits by 32; the quotient has 32, as the upper word is less than the divisor.
+        let high = self.fit(hi, types::I64);
+        let high = self.b.ins().ishl_imm_u(high, 32);
+        let low = self.fit(lo, types::I64);
+        let n = self.b.ins().bor(high, low);
+        let d = self.fit(divisor, types::I64);
+        (self.b.ins().udiv(n, d), self.b.ins().urem(n, d))
+    }
+
     /// PDEP and PEXT, where the host has them.
     fn bits_by_mask<W: Width>(&mut self, id: Mnemonic, a: Value, mask: Value) -> Value {
         let Some(bytes) = primitives::bits_by_mask(id) else {

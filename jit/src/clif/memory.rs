@@ -113,10 +113,97 @@ impl OperandCopy {
     }
 }
 
+/// Whether the host keeps less order between accesses than the guest's processors do, so that code has to ask for it.
+const WEAK: bool = cfg!(not(target_arch = "x86_64"));
+
+/// Accesses of the guest's memory, in x86's order: loads in the order of the program, stores too, and no store before
+/// an earlier load (docs/hosts.md says why this keeps it).
+///
+/// On x86 that is any access. On arm64 a load acquires and a store releases; as such accesses must be aligned, others
+/// are plain ones with a fence behind the load or before the store.
+impl Translator<'_> {
+    /// Loads from a host address.
+    pub(crate) fn guest_load(&mut self, t: Type, host: Value, distance: i32) -> Value {
+        let guest = self.access.guest;
+        if !WEAK {
+            return self.b.ins().load(t, guest, host, distance);
+        }
+        if t.is_vector() {
+            let v = self.b.ins().load(t, guest, host, distance);
+            self.b.ins().fence();
+            return v;
+        }
+        let at = self.b.ins().iadd_imm_s(host, i64::from(distance));
+        if t == types::I8 {
+            return self.b.ins().atomic_load(t, guest, at);
+        }
+        let (plain, on) = self.aligned_or(t, at);
+        let v = self.b.append_block_param(on, t);
+        let acquired = self.b.ins().atomic_load(t, guest, at);
+        self.b.ins().jump(on, &[acquired.into()]);
+        self.b.switch_to_block(plain);
+        let loaded = self.b.ins().load(t, guest, at, 0);
+        self.b.ins().fence();
+        self.b.ins().jump(on, &[loaded.into()]);
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+        v
+    }
+
+    /// Stores to a host address.
+    pub(crate) fn guest_store(&mut self, v: Value, host: Value, distance: i32) {
+        let guest = self.access.guest;
+        if !WEAK {
+            self.b.ins().store(guest, v, host, distance);
+            return;
+        }
+        let t = self.type_of(v);
+        if t.is_vector() {
+            self.b.ins().fence();
+            self.b.ins().store(guest, v, host, distance);
+            return;
+        }
+        let at = self.b.ins().iadd_imm_s(host, i64::from(distance));
+        if t == types::I8 {
+            self.b.ins().atomic_store(guest, v, at);
+            return;
+        }
+        let (plain, on) = self.aligned_or(t, at);
+        self.b.ins().atomic_store(guest, v, at);
+        self.b.ins().jump(on, &[]);
+        self.b.switch_to_block(plain);
+        self.b.ins().fence();
+        self.b.ins().store(guest, v, at, 0);
+        self.b.ins().jump(on, &[]);
+        self.b.switch_to_block(on);
+        self.b.seal_block(on);
+    }
+
+    /// Goes on where an address is aligned for `t`; returns a cold block for where it is not, and one that both may
+    /// go on at.
+    fn aligned_or(&mut self, t: Type, at: Value) -> (Block, Block) {
+        let [aligned, plain, on] = std::array::from_fn(|_| self.b.create_block());
+        self.b.set_cold_block(plain);
+        let low = self.b.ins().band_imm_u(at, i64::from(t.bytes()) - 1);
+        self.b.ins().brif(low, plain, &[], aligned, &[]);
+        self.b.seal_block(aligned);
+        self.b.seal_block(plain);
+        self.b.switch_to_block(aligned);
+        (plain, on)
+    }
+
+    /// Before and behind a locked instruction: nothing passes it.
+    fn full_fence(&mut self) {
+        if WEAK {
+            self.b.ins().fence();
+        }
+    }
+}
+
 impl Translator<'_> {
     /// Reads an operand at a host address, once.
     pub(crate) fn copy_of(&mut self, t: Type, host: Value) -> OperandCopy {
-        OperandCopy(self.b.ins().load(t, self.access.guest, host, 0))
+        OperandCopy(self.guest_load(t, host, 0))
     }
 
     /// Where the host finds the copy of an operand, until something is called.
@@ -321,9 +408,8 @@ impl Translator<'_> {
     /// Loads one or two vectors of 16 bytes from a linear address. Unaligned ones lie on two pages often enough.
     pub(crate) fn load_vectors<const N: usize>(&mut self, lin: Value) -> [Value; N] {
         let len = 16 * N as u64;
-        let guest = self.access.guest;
         let load = |t: &mut Self, host: Value, distance: i32| -> [Value; N] {
-            std::array::from_fn(|n| t.b.ins().load(types::I8X16, guest, host, distance + 16 * n as i32))
+            std::array::from_fn(|n| t.guest_load(types::I8X16, host, distance + 16 * n as i32))
         };
         let out = self.interpret_here();
         let on = self.b.create_block();
@@ -581,17 +667,15 @@ impl Translator<'_> {
 
     /// Loads from a linear address.
     pub(crate) fn load_linear(&mut self, ty: Type, lin: Value) -> Value {
-        let guest = self.access.guest;
-        let load = |t: &mut Self, host, distance| t.b.ins().load(ty, guest, host, distance);
+        let load = |t: &mut Self, host, distance| t.guest_load(ty, host, distance);
         self.load_linear_as(u64::from(ty.bytes()), ty, lin, load)
     }
 
     /// Loads an integer from a linear address into the low lane of a vector, with zeros in the others.
     pub(crate) fn load_low_linear(&mut self, ty: Type, lin: Value) -> Value {
-        let guest = self.access.guest;
         let vector = if ty == types::I64 { types::I64X2 } else { types::I32X4 };
         self.load_linear_as(u64::from(ty.bytes()), types::I8X16, lin, |t, host, distance| {
-            let v = t.b.ins().load(ty, guest, host, distance);
+            let v = t.guest_load(ty, host, distance);
             let v = t.b.ins().scalar_to_vector(vector, v);
             t.as_lanes(v, types::I8X16)
         })
@@ -628,31 +712,30 @@ impl Translator<'_> {
     /// Stores to a linear address.
     pub(crate) fn store_linear(&mut self, v: Value, lin: Value) {
         let len = u64::from(self.type_of(v).bytes());
-        let guest = self.access.guest;
         let Some((first, host, distance)) = self.seen_near(lin, true) else {
             let host = self.host(lin, len, true);
-            self.b.ins().store(guest, v, host, 0);
+            self.guest_store(v, host, 0);
             return;
         };
         let out = self.interpret_here();
         let on = self.b.create_block();
         let missed = self.test_near(first, distance, len);
-        self.b.ins().store(guest, v, host, distance as i32);
+        self.guest_store(v, host, distance as i32);
         self.b.ins().jump(on, &[]);
         self.b.switch_to_block(missed);
         let answer = self.ask(lin, len, true, out);
-        self.b.ins().store(guest, v, answer, 0);
+        self.guest_store(v, answer, 0);
         self.b.ins().jump(on, &[]);
         self.b.switch_to_block(on);
         self.b.seal_block(on);
     }
 
     fn load_host(&mut self, ty: Type, host: Value) -> Value {
-        self.b.ins().load(ty, self.access.guest, host, 0)
+        self.guest_load(ty, host, 0)
     }
 
     fn store_host(&mut self, v: Value, host: Value) {
-        self.b.ins().store(self.access.guest, v, host, 0);
+        self.guest_store(v, host, 0);
     }
 
     /// Reads, modifies and writes at a linear address; atomically if `lock`. Returns old and new.
@@ -676,6 +759,7 @@ impl Translator<'_> {
             self.store_host(new, host);
             return (first, new);
         }
+        self.full_fence();
         let again = self.b.create_block();
         let on = self.b.create_block();
         let old = self.b.append_block_param(again, ty);
@@ -688,6 +772,7 @@ impl Translator<'_> {
         self.b.seal_block(again);
         self.b.switch_to_block(on);
         self.b.seal_block(on);
+        self.full_fence();
         (old, new)
     }
 }

@@ -107,6 +107,11 @@ impl Access {
     }
 }
 
+/// The convention of the functions that code calls and is entered by: see [`mynah_cpu::code_abi`].
+pub(crate) fn code_convention(isa: &dyn TargetIsa) -> CallConv {
+    if cfg!(target_arch = "x86_64") { CallConv::SystemV } else { isa.default_call_conv() }
+}
+
 /// The signature of a region: the vCPU. Its ops and RIP are in the context.
 pub(crate) fn region_signature() -> Signature {
     let mut s = Signature::new(CallConv::Tail);
@@ -253,7 +258,7 @@ impl<'a> Translator<'a> {
         let cpu = params[0];
         let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
         let vars = std::array::from_fn(|n| b.declare_var(variable_type(n)));
-        let mut sig = Signature::new(isa.default_call_conv());
+        let mut sig = Signature::new(code_convention(isa));
         sig.params.extend([AbiParam::new(types::I64); 2]);
         sig.returns.push(AbiParam::new(types::I32));
         let op_sig = b.import_signature(sig);

@@ -5,7 +5,7 @@
 //! are.
 use super::compile::Compiler;
 use super::memory::look_up;
-use super::{chain_signature, region_signature, stub_signature};
+use super::{chain_signature, code_convention, region_signature, stub_signature};
 use crate::abi::{CONTEXT, WRITE, context, cpu, in_context, jumps, tlb};
 use crate::code::dual_map::Executed;
 use crate::code::provider::Provider;
@@ -126,7 +126,7 @@ impl Compiler {
 
     /// The stub that calls [`crate::runtime::refill`] and keeps all registers.
     fn fill_stub(&mut self) -> Option<()> {
-        let mut callee = Signature::new(self.isa.default_call_conv());
+        let mut callee = Signature::new(code_convention(&*self.isa));
         self.stub(|b, cpu| {
             let context = b.ins().iadd_imm_s(cpu, CONTEXT as i64);
             callee.params.push(AbiParam::new(types::I64));
@@ -158,7 +158,7 @@ impl Compiler {
 
     /// The function that regions are entered by, a [`mynah_cpu::tier::Enter`].
     fn enter_stub(&mut self) -> Option<()> {
-        let mut signature = Signature::new(self.isa.default_call_conv());
+        let mut signature = Signature::new(code_convention(&*self.isa));
         signature.params.extend([AbiParam::new(types::I64); 4]);
         signature.returns.push(AbiParam::new(types::I32));
         self.context.func = Function::with_name_signature(UserFuncName::default(), signature);

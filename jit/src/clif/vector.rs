@@ -101,7 +101,14 @@ impl Translator<'_> {
             Packuswb | Packusdw => i.unarrow(a, b),
             Pmovsxbw | Pmovsxwd | Pmovsxdq => i.swiden_low(b),
             Pmovzxbw | Pmovzxwd | Pmovzxdq => i.uwiden_low(b),
-            _ => i.x86_pshufb(a, b),
+            _ if primitives::HERE => i.x86_pshufb(a, b),
+            _ => {
+                // Bit 7 of an index stands for zero, and four bits for a byte. To a swizzle all beyond 15 is zero.
+                let index = self.b.ins().iconst(types::I8, 0x8f);
+                let index = self.b.ins().splat(types::I8X16, index);
+                let index = self.b.ins().band(b, index);
+                self.b.ins().swizzle(a, index)
+            }
         })
     }
 
@@ -379,7 +386,7 @@ impl VecExec for Translator<'_> {
         let host = self.host(lin, 32, true);
         for (v, at) in v.into_iter().zip([0, 16]) {
             let v = self.as_lanes(v, types::I8X16);
-            self.b.ins().store(self.access.guest, v, host, at);
+            self.guest_store(v, host, at);
         }
         Ok(())
     }

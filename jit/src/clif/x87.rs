@@ -6,6 +6,8 @@
 //! to the last instruction and its operand (FIP, FCS, FOP, FDP, FDS), which only say something to who asks, are noted
 //! during translation and stored where a block ends or the region is left.
 //!
+//! Hosts without such a unit have all of them called.
+//!
 //! Left to the interpreter: what stores or loads the whole unit, FNINIT and FNCLEX, conversions between MMX and XMM
 //! registers.
 use crate::abi::cpu;
@@ -34,6 +36,9 @@ pub(crate) struct LastX87 {
 /// The emitter of an x87 or MMX instruction; `None` for others and for those that are called.
 pub(crate) fn select<'a>(i: &Instruction) -> Option<Emit<'a>> {
     use Code::*;
+    if !primitives::HERE {
+        return None;
+    }
     let code = i.code();
     match code {
         Wait => {

@@ -5,7 +5,21 @@
 //! owner keeps beside the code in them, take as much as the budget allows, the oldest one is given up with all the
 //! code in it: it is unmapped as soon as nobody keeps a piece of it.
 pub(crate) mod dual_map;
+pub(crate) mod flush;
 pub(crate) mod provider;
+
+#[cfg(target_os = "linux")]
+#[path = "linux.rs"]
+mod host;
+#[cfg(target_os = "macos")]
+#[path = "macos.rs"]
+mod host;
+#[cfg(windows)]
+#[path = "windows.rs"]
+mod host;
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
+#[path = "none.rs"]
+mod host;
 
 use dual_map::{Executed, Written};
 use parking_lot::Mutex;

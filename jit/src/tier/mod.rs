@@ -27,6 +27,7 @@ use crate::clif::compile::Compiler;
 pub use crate::clif::compile::Optimize;
 use crate::clif::emitted;
 use crate::code::dual_map::{self, Executed};
+use crate::code::flush::synchronise;
 use crate::code::provider::Provider;
 use crate::host::baseline::{self, Baseline};
 use crate::host::x87::is_x87_number;
@@ -99,7 +100,7 @@ pub struct OnDisk {
 pub struct Options {
     /// How much is optimised.
     pub optimize: Optimize,
-    /// There is a baseline, and blocks that it has run so often go on to Cranelift.
+    /// There is a baseline (if the host has one), and blocks that it has run so often go on to Cranelift.
     pub baseline: Option<u32>,
     /// Bytes that regions may take, with all that is kept of them.
     pub region_bytes: usize,
@@ -195,8 +196,13 @@ impl Engine {
 
     /// Threads and what is on disk need a model.
     fn build(model: Option<&Arc<CpuModel>>, options: Options) -> Result<Self, String> {
-        if !cfg!(target_arch = "x86_64") {
-            return Err("the guest's memory order is not yet kept on this host".into());
+        if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+            return Err(
+                "the translator makes code for x86-64 and arm64 hosts only; -accel interp runs here".into()
+            );
+        }
+        if !baseline::HERE && options.optimize == Optimize::Baseline {
+            return Err("this host has no baseline: that is for x86-64 hosts".into());
         }
         let memory = |e| format!("no executable memory: {e}");
         let mut compiler = Compiler::new(options.optimize)?;
@@ -256,7 +262,7 @@ impl Engine {
         };
         Ok(Self {
             optimize: options.optimize,
-            baseline: options.baseline,
+            baseline: options.baseline.filter(|_| baseline::HERE),
             baseline_bytes: options.baseline_bytes,
             split_wx: options.split_wx,
             inside,
@@ -441,6 +447,7 @@ impl Tier for Translating {
     }
 
     fn attach(&mut self, cpu: &mut Cpu) {
+        synchronise();
         if let Some(mut context) = self.context.take() {
             if let Some(b) = &self.baseline {
                 b.attach(&mut context);
@@ -779,6 +786,8 @@ impl Translating {
         if !there || cpu.known_block(phys, key).is_none() || decode(cpu, place, region.pieces()).is_none() {
             return false;
         }
+        // It may have been made by another thread.
+        synchronise();
         let parts: Vec<u64> = region.pieces().map(|(delta, _)| phys.wrapping_add(delta as u64)).collect();
         let code = Compiled { enter: self.enter, code: region.code().address(), ops: region.ops.as_ptr() };
         // SAFETY: code, ops and context stay until the region is uninstalled (`let_go`, or another takes its

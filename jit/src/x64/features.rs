@@ -1,5 +1,7 @@
 //! What the host's CPU has.
-use iced_x86::{Code, CpuidFeature};
+use iced_x86::Code;
+#[cfg(target_arch = "x86_64")]
+use iced_x86::CpuidFeature;
 
 /// Whether the host has what an instruction needs.
 #[cfg(target_arch = "x86_64")]

@@ -17,6 +17,9 @@ use std::sync::OnceLock;
 /// Where operands and results are.
 pub(crate) const CONVENTION: CallConv = CallConv::SystemV;
 
+/// Whether the host has such instructions at all.
+pub(crate) const HERE: bool = cfg!(target_arch = "x86_64");
+
 /// Length of the call that a primitive replaces: opcode E8 and a displacement.
 const CALL: usize = 5;
 /// LAHF.
@@ -158,6 +161,7 @@ pub(crate) fn across_lanes(id: Mnemonic) -> Option<Vec<u8>> {
 pub(crate) fn float_to_int(id: Mnemonic, wide: bool) -> Option<Vec<u8>> {
     use Code::*;
     let code = match (id, wide) {
+        _ if !HERE => return None,
         (Mnemonic::Cvtss2si, false) => Cvtss2si_r32_xmmm32,
         (Mnemonic::Cvtss2si, true) => Cvtss2si_r64_xmmm32,
         (Mnemonic::Cvtsd2si, false) => Cvtsd2si_r32_xmmm64,
@@ -176,6 +180,7 @@ pub(crate) fn float_to_int(id: Mnemonic, wide: bool) -> Option<Vec<u8>> {
 pub(crate) fn int_to_float(id: Mnemonic, wide: bool) -> Option<Vec<u8>> {
     use Code::*;
     let code = match (id, wide) {
+        _ if !HERE => return None,
         (Mnemonic::Cvtsi2ss, false) => Cvtsi2ss_xmm_rm32,
         (Mnemonic::Cvtsi2ss, true) => Cvtsi2ss_xmm_rm64,
         (Mnemonic::Cvtsi2sd, false) => Cvtsi2sd_xmm_rm32,
@@ -199,15 +204,17 @@ pub(crate) fn compared(b: &mut FunctionBuilder, rax: Value) -> Value {
     b.ins().band_imm_u(flags, 0x45)
 }
 
-/// The bytes of DIV or IDIV (64 bits or 32) of what RDI, RSI and RDX are: divisor, lower and upper half.
-pub(crate) fn divide(wide: bool, signed: bool) -> &'static [u8] {
+/// The bytes of DIV or IDIV (64 bits or 32), if the host has them, of what RDI, RSI and RDX are: divisor, lower and
+/// upper half.
+pub(crate) fn divide(wide: bool, signed: bool) -> Option<&'static [u8]> {
     // RAX = RSI; RDX:RAX / RDI.
-    match (wide, signed) {
+    let bytes: &[u8] = match (wide, signed) {
         (true, false) => &[0x56, 0x58, 0x48, 0xf7, 0xf7],
         (true, true) => &[0x56, 0x58, 0x48, 0xf7, 0xff],
         (false, false) => &[0x89, 0xf0, 0xf7, 0xf7],
         (false, true) => &[0x89, 0xf0, 0xf7, 0xff],
-    }
+    };
+    HERE.then_some(bytes)
 }
 
 /// The bytes of PDEP or PEXT, if the host has them: RAX of RDI by the mask RSI.

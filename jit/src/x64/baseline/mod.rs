@@ -41,6 +41,8 @@ use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+/// Whether the host has one.
+pub(crate) const HERE: bool = cfg!(target_arch = "x86_64");
 /// Executions by the interpreter after which a block is compiled.
 pub(crate) const HOT: u32 = 3;
 /// Most bytes of code.
