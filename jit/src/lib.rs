@@ -11,7 +11,8 @@
 //! * `instructions`: what is known of each. `plan`: what is compiled together.
 //! * [`clif`]: how it is emitted as Cranelift's intermediate representation, and compiled.
 //! * `x64`: what is made for x86-64 hosts, byte by byte. The *baseline* is there: the tier between, the guest's own
-//!   instructions on other registers. Another host's would be in a folder of its own.
+//!   instructions on other registers. Another host's would be in a folder of its own; so far others have Cranelift's
+//!   code alone, in which nothing of `x64` is.
 //! * `abi`: what both emitters know of the vCPU's memory. `runtime`: what code calls. `code`: executable memory.
 //! * `cache`: the regions of a machine, for all its vCPUs, and those on disk behind it. [`private`]: files that nobody
 //!   else can have put there.
@@ -19,7 +20,8 @@
 //! * `inside`: what is told to those who look inside. [`perf`]: names of regions for `perf`. `listing`: their code as
 //!   text.
 //!
-//! Not here yet: hosts whose memory order is weaker than x86's ([`tier::Engine::new`] refuses them).
+//! Hosts: x86-64 and arm64 ([`tier::Engine::new`] refuses others). On arm64, whose memory order is weaker than x86's,
+//! code asks for that ([`clif`]'s accesses).
 mod abi;
 mod cache;
 pub mod clif;
@@ -33,7 +35,7 @@ mod runtime;
 pub mod tier;
 mod x64;
 
-/// The host that code is made for. So far there is one: on others nothing of it is executed.
+/// The host that the baseline and primitives are for. So far there is one: on others they say that they are not there.
 use x64 as host;
 
 pub use abi::Left;

@@ -199,6 +199,7 @@ mod tests {
         assert_eq!((s.describe(0x2001), s.describe(0x10)), ("0x2001 second+0x1".into(), "0x10".into()));
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_link_in_the_place_of_the_map_is_not_followed() {
         let map = std::path::PathBuf::from(format!("/tmp/perf-{}.map", std::process::id()));

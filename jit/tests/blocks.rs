@@ -95,6 +95,9 @@ fn what_is_decoded_again_does_what_it_did() {
 
 #[test]
 fn blocks_that_are_compiled_keep_no_ops() {
+    if lacks_baseline() {
+        return;
+    }
     let code = program(6);
     let (interpreted, kept) = run(&code, None);
     let mut cpu = machine(64);

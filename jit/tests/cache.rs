@@ -1,5 +1,6 @@
 //! Compiled code that is kept: on disk between runs, in memory between vCPUs. It is taken where it fits and
-//! is whole, and nowhere else.
+//! is whole, and nowhere else. Where nothing is kept (Windows) that is said: `folder.rs`.
+#![cfg(unix)]
 mod common;
 #[path = "common/spoiled.rs"]
 mod spoiled;

@@ -205,6 +205,7 @@ mod tests {
         assert_ne!(of_image(&key, &kernel), of_image(&[8; 32], &kernel));
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn what_is_loaded_of_this_program_is_most_of_its_code() {
         let file = File::open("/proc/self/exe").unwrap();

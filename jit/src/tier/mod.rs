@@ -46,6 +46,8 @@ use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Whether this host has a baseline.
+pub const HAS_BASELINE: bool = baseline::HERE;
 /// Executions after which a block is compiled, where there is no baseline.
 pub const HOT: u32 = 500;
 /// Jumps backwards to a block in the baseline after which it is compiled by Cranelift.

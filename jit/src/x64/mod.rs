@@ -15,8 +15,12 @@ pub(crate) mod x87;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 
-/// The instructions of code at an address: offset, length and text of each.
+/// The instructions of code at an address: offset, length and text of each. Code for another processor is words.
 pub(crate) fn disassemble(at: u64, code: &[u8]) -> Vec<(usize, usize, String)> {
+    if !primitives::HERE {
+        let words = code.as_chunks::<4>().0.iter().enumerate();
+        return words.map(|(n, w)| (4 * n, 4, format!(".word {:#010x}", u32::from_le_bytes(*w)))).collect();
+    }
     let mut formatter = NasmFormatter::new();
     let text = |i: iced_x86::Instruction| {
         let mut text = String::new();

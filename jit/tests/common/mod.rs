@@ -355,6 +355,14 @@ impl Pair {
     }
 }
 
+/// Whether the host has no baseline; says that a test which needs one is passed over.
+pub fn lacks_baseline() -> bool {
+    if !mynah_jit::tier::HAS_BASELINE {
+        eprintln!("passed over: the baseline is for x86-64 hosts");
+    }
+    !mynah_jit::tier::HAS_BASELINE
+}
+
 fn machine_state(bits: Bits) -> State {
     use std::sync::OnceLock;
     static STATES: OnceLock<[State; 2]> = OnceLock::new();
