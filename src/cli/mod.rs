@@ -24,6 +24,8 @@ pub mod image;
 mod ip;
 pub mod machine_arg;
 mod net_arg;
+#[cfg(unix)]
+mod network;
 pub mod options;
 pub mod parse;
 pub mod props;
@@ -107,6 +109,9 @@ enum Command {
     #[cfg(unix)]
     /// Tell guests' addresses
     Ip(ip::IpArgs),
+    #[cfg(unix)]
+    /// Tell all of a machine's network or a switch's, as JSON
+    Network(network::NetworkArgs),
     /// Print the version
     Version,
 }
@@ -205,6 +210,8 @@ fn commands(args: &[OsString]) -> i32 {
         Command::Switch(args) => switch::run(&args),
         #[cfg(unix)]
         Command::Ip(args) => ip::run(&args),
+        #[cfg(unix)]
+        Command::Network(args) => network::run(&args),
         Command::Version => Err(Error::info(help::version()).into()),
     };
     report("mynah", result)
