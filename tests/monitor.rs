@@ -52,7 +52,8 @@ fn the_network_is_told_as_json() {
     std::thread::spawn(move || {
         let mut stream = server.accept().unwrap().0;
         stream.write_all(b"(qemu) unknown command\n(qemu) ").unwrap();
-        let _ = stream.read(&mut [0; 64]);
+        let asked = BufReader::new(stream.try_clone().unwrap()).lines().nth(1).unwrap().unwrap();
+        assert_eq!(asked, "info network -j");
         stream.write_all(b"usage\n(qemu) ").unwrap();
     });
     let out = command(&["network", &other]).output().unwrap();
