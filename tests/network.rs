@@ -294,7 +294,7 @@ for n in 0 1; do
 done
 get() {
     tries=1
-    until wget -q -c -T 60 -O /tmp/$1 http://$1:$(word http)/big; do tries=$((tries + 1)); sleep 0.2; done
+    until wget -q -c -O /tmp/$1 http://$1:$(word http)/big; do tries=$((tries + 1)); sleep 0.2; done
     echo "DOWN $1 $(sha256sum < /tmp/$1 | cut -c1-16)"
     echo "TRIES $1 $tries"
 }
