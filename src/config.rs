@@ -1040,6 +1040,8 @@ pub enum LogItem {
     OutAsm,
     /// `ir`, or by QEMU's name `op`: the translator's own form of guest code.
     Ir,
+    /// `net`: a line for each frame that a card sends or gets.
+    Net,
 }
 
 impl Config {

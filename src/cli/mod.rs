@@ -24,6 +24,8 @@ pub mod image;
 mod ip;
 pub mod machine_arg;
 mod net_arg;
+#[cfg(unix)]
+mod network;
 pub mod options;
 pub mod parse;
 pub mod props;
@@ -113,6 +115,12 @@ enum Command {
     #[cfg(windows)]
     /// Tell guests' addresses (on Unix hosts)
     Ip(Elsewhere),
+    #[cfg(windows)]
+    /// Tell all of a machine's network or a switch's, as JSON (on Unix hosts)
+    Network(Elsewhere),
+    #[cfg(unix)]
+    /// Tell all of a machine's network or a switch's, as JSON
+    Network(network::NetworkArgs),
     /// Print the version
     Version,
 }
@@ -221,11 +229,13 @@ fn commands(args: &[OsString]) -> i32 {
         #[cfg(unix)]
         Command::Ip(args) => ip::run(&args),
         #[cfg(windows)]
-        Command::Switch(_) | Command::Ip(_) => Err(Error::new(
-            "switch and ip are there on Unix hosts only: guests reach them by Unix sockets; here -netdev stream and \
+        Command::Switch(_) | Command::Ip(_) | Command::Network(_) => Err(Error::new(
+            "switch, ip and network are there on Unix hosts only: guests reach them by Unix sockets; here -netdev stream and \
              dgram connect guests",
         )
         .into()),
+        #[cfg(unix)]
+        Command::Network(args) => network::run(&args),
         Command::Version => Err(Error::info(help::version()).into()),
     };
     report("mynah", result)

@@ -373,6 +373,11 @@ impl Core {
         if is_outside(ip) { Reach::Host(to) } else { Reach::Refused(Unreachable::Net) }
     }
 
+    /// Which Ethernet address a guest's has.
+    pub fn neighbour(&self, guest: IpAddr) -> Option<[u8; 6]> {
+        self.neighbours.get(&guest).copied()
+    }
+
     /// Learns a guest's address; what waited for it goes out.
     pub fn learn(&mut self, address: IpAddr, mac: [u8; 6]) {
         let local = match address {
