@@ -122,6 +122,9 @@ fn machine_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result
                     v => return Err(Error::new(format!("-accel jit,check={v}: on, off or all"))),
                 };
             }
+            if let Some((_, value)) = accel.properties.iter().find(|(k, _)| k == "kernel-irqchip") {
+                config.machine.kernel_irqchip = Some(machine_arg::kernel_irqchip("-accel kvm,", value)?);
+            }
             machine_arg::compiled_code(&accel, config)?;
             config.accel.push(accel);
         }

@@ -194,6 +194,7 @@ impl Machine {
         board.drives = drives::Drives::open(&cfg, power)?;
         flash::plug(&cfg, &mut board)?;
         power.connect_clock(board.clock.clone());
+        power.connect_apics(&board.apic_bus);
         power.connect_button(&board.chips.button);
         let events = Arc::new(EventLoop::new().context("cannot start the event loop")?);
         board.nets = nets::Nets::open(&cfg, &events)?;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::state::Activity;
 
 #[test]
 fn int_pushes_flags_cs_ip_and_clears_if_and_tf() {
@@ -182,6 +183,7 @@ fn code_that_is_stored_to_dies_only_if_it_changes() {
         r.cpu.state.gpr[gpr::RIP] = 0;
         r.cpu.state.gpr[gpr::RSP] = STACK0;
         r.cpu.state.seg[seg::CS] = Segment::real(0x1000, 0);
+        r.cpu.state.activity = Activity::Running;
         r.cpu.sync_all();
         assert_eq!(r.vector(), u64::from(vector));
         r.cpu.blocks.invalidated
