@@ -76,9 +76,17 @@ struct State {
     alone: bool,
     /// Keys that are down, by keysym: they come up when the client goes.
     down: BTreeMap<u32, crate::input::ps2::Key>,
+    /// Caps Lock was pressed: the guest may have it on.
+    has_caps: bool,
 }
 
 impl State {
+    /// Whether the client itself holds what a keysym takes, or may have Caps Lock for it.
+    fn holds_for(&self, keysym: u32) -> bool {
+        self.down.values().any(|key| keys::MODIFIERS.contains(key))
+            || self.has_caps && keys::is_letter(keysym)
+    }
+
     /// Whether something waits to be sent that can be.
     fn waits(&self) -> bool {
         let output = match &self.socket {
@@ -140,6 +148,7 @@ impl Client {
             buttons: 0,
             alone: false,
             down: BTreeMap::new(),
+            has_caps: false,
         };
         let server_ref = Arc::downgrade(server);
         let client =
@@ -525,8 +534,14 @@ fn message_came(server: &Server, state: &mut State, message: Message) {
             state.wanted = Some(incremental && state.wanted.unwrap_or(true));
         }
         Message::Key { pressed, keysym, code } => {
-            let key = code.and_then(keys::from_code).or_else(|| keys::from_keysym(keysym, server.layout));
-            let Some(key) = key else { return };
+            let by_code = code.and_then(keys::from_code);
+            let Some(key) = by_code.or_else(|| keys::from_keysym(keysym, server.layout)) else { return };
+            // One who sends characters alone, a script or a screen's keyboard, has nothing to hold for some of them.
+            let held = match by_code {
+                None if pressed && !state.holds_for(keysym) => keys::held_for(keysym, server.layout),
+                _ => &[],
+            };
+            state.has_caps |= keysym == keys::CAPS_LOCK;
             if pressed {
                 // No keyboard has more keys.
                 if state.down.len() < 128 {
@@ -535,7 +550,13 @@ fn message_came(server: &Server, state: &mut State, message: Message) {
             } else {
                 state.down.remove(&keysym);
             }
+            for key in held {
+                server.input.key(*key, true);
+            }
             server.input.key(key, pressed);
+            for key in held.iter().rev() {
+                server.input.key(*key, false);
+            }
         }
         Message::Pointer { buttons, x, y } => {
             let new = buttons & !state.buttons;
