@@ -236,13 +236,33 @@ pub struct Machine {
     pub kernel_entry: KernelEntry,
     /// The drives that are flash chips, by their ids (`pflash0=`, `pflash1=`).
     pub pflash: [Option<String>; 2],
+    /// Where KVM has interrupt controllers (`kernel-irqchip=`), if the user says.
+    pub kernel_irqchip: Option<KernelIrqchip>,
+}
+
+/// Which interrupt controllers the host's kernel has while KVM runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelIrqchip {
+    /// None.
+    Off,
+    /// The local APICs.
+    Split,
+    /// All of them, which KVM here is refused for.
+    On,
 }
 
 impl Default for Machine {
     fn default() -> Self {
         let board = boards::ALL[0];
         let chosen = Values::defaults(board.properties);
-        Machine { board, chosen, acpi: true, kernel_entry: KernelEntry::Auto, pflash: [None, None] }
+        Machine {
+            board,
+            chosen,
+            acpi: true,
+            kernel_entry: KernelEntry::Auto,
+            pflash: [None, None],
+            kernel_irqchip: None,
+        }
     }
 }
 
@@ -1040,6 +1060,8 @@ pub enum LogItem {
     OutAsm,
     /// `ir`, or by QEMU's name `op`: the translator's own form of guest code.
     Ir,
+    /// `net`: a line for each frame that a card sends or gets.
+    Net,
 }
 
 impl Config {

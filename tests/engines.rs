@@ -9,6 +9,8 @@ mod common;
 mod kit;
 
 use common::{guest, ramdisk};
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
 use kit::linux::{LONG, TROUBLE, WORK, linux};
 use kit::spells::{LETTERS, Machine, spells};
 use kit::*;
@@ -47,12 +49,19 @@ fn engines() -> (Vec<&'static str>, String) {
     }
 }
 
+/// Local APICs that are the board's, and such that KVM's kernel keeps while vCPUs run there.
+const IRQCHIPS: [&str; 2] = ["kernel-irqchip=off", "kernel-irqchip=split"];
+
 #[test]
 fn a_guest_is_handed_from_each_engine_to_each_by_the_monitor() {
     let (engines, cpu) = engines();
-    for guest in [Guest::new(&spells), Guest { vcpus: 2, others: &spin, ..Guest::new(&spells) }] {
+    for (guest, irqchip) in [
+        (Guest::new(&spells), IRQCHIPS[0]),
+        (Guest { vcpus: 2, others: &spin, ..Guest::new(&spells) }, IRQCHIPS[0]),
+        (Guest { vcpus: 2, others: &spin, ..Guest::new(&spells) }, IRQCHIPS[1]),
+    ] {
         let machine = Machine::new("engines", &guest);
-        let mut running = machine.start(0, engines[0], &["-cpu", &cpu]);
+        let mut running = machine.start(0, engines[0], &["-cpu", &cpu, "-machine", irqchip]);
         let mut monitor = machine.monitor(0);
         // Each pair once: 1 2, 1 3, 2 1 and so on, in a round.
         let mut at = 0;
@@ -73,6 +82,171 @@ fn a_guest_is_handed_from_each_engine_to_each_by_the_monitor() {
         assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{}", machine.console(0));
         assert_eq!(machine.console(0), format!("{LETTERS}."));
     }
+}
+
+/// Counters of ticks, and of interrupts and NMIs that other vCPUs got.
+const TICKS: u32 = DATA + 0x400;
+const PINGS: u32 = DATA + 0x440;
+const NMIS: u32 = DATA + 0x480;
+/// Whether the others may be interrupted.
+const READY: u32 = DATA + 0x4c0;
+const EOI: u32 = 0xfee0_00b0;
+/// vCPUs of [`ticks`].
+const SMP: u32 = 3;
+
+fn counts(a: &mut CodeAssembler, at: u32, eoi: bool) -> Result<(), IcedError> {
+    a.lock().inc(dword_ptr(at))?;
+    if eoi {
+        a.mov(dword_ptr(EOI), 0)?;
+    }
+    a.iretd()
+}
+
+/// Says the alphabet on COM1, a letter each five ticks of the local APIC's timer, for which it halts. Before each it
+/// sends all other vCPUs, which halt, an interrupt and then an NMI, and waits until they have taken these, once each.
+/// Then it halts, and ticks.
+fn ticks(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    handler(a, 0x20..0x100, &|a| a.iretd())?;
+    handler(a, 2..3, &|a| counts(a, NMIS, false))?;
+    handler(a, 0x40..0x41, &|a| counts(a, TICKS, true))?;
+    handler(a, 0x41..0x42, &|a| counts(a, PINGS, true))?;
+    a.xor(ebx, ebx)?;
+    for (register, value) in [(0xf0, 0x1ff), (0x3e0, 0xb), (0x320, 0x2_0040), (0x380, 2_000_000)] {
+        a.mov(dword_ptr(0xfee0_0000_u32 + register), value)?;
+    }
+    // The 8259A's are not for now.
+    a.mov(al, 0xff)?;
+    a.out(0x21, al)?;
+    a.out(0xa1, al)?;
+    // The others can be interrupted from now on.
+    a.mov(dword_ptr(READY), 1)?;
+    a.sti()?;
+    for byte in LETTERS.bytes() {
+        let (mut halts, mut pinged, mut struck) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(edi, dword_ptr(TICKS))?;
+        a.add(edi, 5)?;
+        a.set_label(&mut halts)?;
+        a.hlt()?;
+        a.cmp(dword_ptr(TICKS), edi)?;
+        a.js(halts)?;
+        a.add(ebx, SMP as i32 - 1)?;
+        a.mov(dword_ptr(ICR), 0x000c_4041)?;
+        a.set_label(&mut pinged)?;
+        a.pause()?;
+        a.cmp(dword_ptr(PINGS), ebx)?;
+        a.jne(pinged)?;
+        a.mov(dword_ptr(ICR), 0x000c_4400)?;
+        a.set_label(&mut struck)?;
+        a.pause()?;
+        a.cmp(dword_ptr(NMIS), ebx)?;
+        a.jne(struck)?;
+        send(a, byte)?;
+    }
+    send(a, b'.')?;
+    let mut ticks_on = a.create_label();
+    a.set_label(&mut ticks_on)?;
+    a.hlt()?;
+    a.jmp(ticks_on)
+}
+
+/// Halts until it is interrupted, again and again.
+fn interrupted(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let (mut ready, mut again) = (a.create_label(), a.create_label());
+    a.mov(dword_ptr(0xfee0_00f0_u32), 0x1ff)?;
+    a.set_label(&mut ready)?;
+    a.pause()?;
+    a.cmp(dword_ptr(READY), 1)?;
+    a.jne(ready)?;
+    a.sti()?;
+    a.set_label(&mut again)?;
+    a.hlt()?;
+    a.jmp(again)
+}
+
+#[test]
+fn timers_ipis_and_nmis_of_several_vcpus_survive_hand_overs() {
+    let (engines, cpu) = engines();
+    let guest = Guest { vcpus: SMP, others: &interrupted, ..Guest::new(&ticks) };
+    let machine = Machine::new("engines", &guest);
+    let mut n = 0;
+    for irqchip in IRQCHIPS {
+        for first in &engines {
+            let mut running = machine.start(n, first, &["-cpu", &cpu, "-machine", irqchip]);
+            let mut monitor = machine.monitor(n);
+            wait_for_text(&machine.path(&format!("com{n}")), "b");
+            // Without a hand-over, too.
+            if irqchip == IRQCHIPS[1] || first == &engines[0] {
+                let mut hops = 0;
+                while !machine.console(n).contains('z') {
+                    hops += 1;
+                    let to = engines[hops % engines.len()];
+                    assert_eq!(monitor.ask(&format!("handoff {to}")), "", "{first} {irqchip}");
+                }
+                assert!(hops > 20, "{hops} hand-overs");
+            }
+            wait_for_text(&machine.path(&format!("com{n}")), ".");
+            assert_eq!(machine.console(n), format!("{LETTERS}."), "{first} {irqchip}");
+            monitor.send("quit");
+            assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{first} {irqchip}");
+            n += 1;
+        }
+    }
+}
+
+#[test]
+fn local_apics_that_the_kernel_keeps_are_saved_and_reset_with_the_machine() {
+    let (engines, cpu) = engines();
+    if !engines.contains(&"kvm") {
+        return;
+    }
+    let guest = Guest { vcpus: SMP, others: &interrupted, ..Guest::new(&ticks) };
+    let machine = Machine::new("engines", &guest);
+    let options = ["-cpu", &cpu, "-machine", IRQCHIPS[1]];
+    let mut running = machine.start(0, "kvm", &options);
+    let mut monitor = machine.monitor(0);
+    wait_for_text(&machine.path("com0"), "f");
+    monitor.ask("system_reset");
+    wait_for("a second f", || (machine.console(0).matches('f').count() == 2).then_some(()));
+    // Its time stands still while it is stopped, and its timer with it.
+    assert_eq!(monitor.ask("stop"), "");
+    let stopped = machine.console(0);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(machine.console(0), stopped);
+    assert_eq!(monitor.ask("cont"), "");
+    wait_for("a second k", || (machine.console(0).matches('k').count() == 1).then_some(()));
+    let saved = format!("file:{}", machine.path("saved"));
+    assert_eq!(monitor.ask(&format!("migrate {saved}")), "");
+    monitor.send("quit");
+    assert!(running.ended(PATIENCE).is_some_and(|s| s.success()));
+    let console = machine.console(0);
+    let begun = &console[console.rfind('a').unwrap()..];
+    for (n, engine) in engines.iter().enumerate() {
+        let more = [&options[..], &["-incoming", &saved]].concat();
+        let _running = machine.start(n + 1, engine, &more);
+        wait_for_text(&machine.path(&format!("com{}", n + 1)), ".");
+        assert_eq!(begun.to_owned() + &machine.console(n + 1), format!("{LETTERS}."), "{engine}");
+    }
+}
+
+#[test]
+fn local_apics_are_the_kernels_only_where_that_was_seen_to_work() {
+    if cpu_for_kvm().is_none() {
+        return;
+    }
+    let machine = Machine::new("engines", &Guest::new(&power_off));
+    let works = mynah_accel::kvm::selftest::split();
+    let Some((ran, said)) = with("true", &machine, &["-accel", "kvm"]) else { return };
+    assert!(ran, "{said}");
+    let told = "local APICs are Mynah's (kernel-irqchip=off): KVM cannot be relied on with local APICs";
+    assert_eq!(said.contains(told), works.is_err(), "{works:?}: {said}");
+    // Who asks for it gets it, and is told; who asks for the other is told nothing.
+    let (ran, said) = with("true", &machine, &["-accel", "kvm,kernel-irqchip=split"]).unwrap();
+    assert!(ran, "{said}");
+    assert_eq!(said.contains("kernel-irqchip=split: KVM cannot be relied on"), works.is_err(), "{said}");
+    let (ran, said) = with("true", &machine, &["-accel", "kvm", "-machine", "kernel_irqchip=off"]).unwrap();
+    assert!(ran && !said.contains("irqchip"), "{said}");
+    let (ran, said) = with("true", &machine, &["-accel", "kvm,kernel-irqchip=on"]).unwrap();
+    assert!(!ran && said.contains("kernel-irqchip=split has the local APICs in the kernel"), "{said}");
 }
 
 #[test]

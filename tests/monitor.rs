@@ -23,6 +23,45 @@ fn counts(a: &mut CodeAssembler) -> Result<(), IcedError> {
 const QUIET: [&str; 7] = ["run", "-display", "none", "-accel", "interp", "-m", "16"];
 
 #[test]
+fn the_network_is_told_as_json() {
+    let folder = Folder::new("monitor");
+    let (kernel, socket) = (folder.file("k", &Guest::new(&counts).image()), folder.path("m"));
+    let monitor = format!("unix:{socket},server,nowait");
+    let mut args = QUIET.to_vec();
+    args.extend(["-kernel", &kernel, "-serial", "null", "-monitor", &monitor]);
+    args.extend(["-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:0-:22", "-device", "e1000,netdev=n0,id=card"]);
+    args.extend(["-netdev", "hubport,id=h0,hubid=3"]);
+    let _mynah = Running::start(&mut command(&args));
+    assert_eq!(Client::at(&socket).ask("set_link card off"), "");
+    let out = command(&["network", &socket]).output().unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|_| panic!("{out:?}"));
+    let none = serde_json::json!({ "frames": 0, "bytes": 0 });
+    assert_eq!(
+        said["cards"],
+        serde_json::json!([{
+            "name": "card", "model": "e1000", "mac": "52:54:00:12:34:56", "netdev": "n0", "up": false,
+            "sent": none, "received": none, "dropped": 0,
+        }])
+    );
+    let forward = &said["networks"]["n0"]["user"]["forwards"][0];
+    assert!(forward["guest"] == "0.0.0.0:22" && forward["host"] != "127.0.0.1:0", "{said}");
+    assert_eq!(said["networks"]["h0"]["is"], "type=hubport,hubid=3");
+    // Who does not know the question is named.
+    let other = folder.path("other");
+    let server = std::os::unix::net::UnixListener::bind(&other).unwrap();
+    std::thread::spawn(move || {
+        let mut stream = server.accept().unwrap().0;
+        stream.write_all(b"(qemu) unknown command\n(qemu) ").unwrap();
+        let asked = BufReader::new(stream.try_clone().unwrap()).lines().nth(1).unwrap().unwrap();
+        assert_eq!(asked, "info network -j");
+        stream.write_all(b"usage\n(qemu) ").unwrap();
+    });
+    let out = command(&["network", &other]).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("info network -j"), "{out:?}");
+}
+
+#[test]
 fn a_unix_socket_has_all_commands() {
     let folder = Folder::new("monitor");
     let guest = Guest { vcpus: 2, ..Guest::new(&counts) };

@@ -4,9 +4,13 @@
 //! Kernels are fetched once through apt: `cargo test --release --test network -- --ignored`. All services are of this
 //! test, on the host's loopback.
 mod common;
+#[allow(dead_code, reason = "others use more of them")]
+#[path = "common/servers.rs"]
+mod servers;
 use common::{Boot, guest, has_qemu, key_lines, ramdisk, run, run_qemu};
+use servers::{digest, free_port, http, sink};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -67,68 +71,7 @@ const KEYS: &[&str] = &[
 
 /// The bytes that are fetched, and sent.
 fn big() -> Vec<u8> {
-    (0..BIG as u64 / 8).flat_map(|n| (n.wrapping_mul(n) ^ n << 40).to_le_bytes()).collect()
-}
-
-/// The first digits of a SHA-256, as the guest makes it: by the host's own program.
-fn digest(bytes: &[u8]) -> String {
-    use std::process::{Command, Stdio};
-    let mut sum =
-        Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sha256sum");
-    sum.stdin.take().unwrap().write_all(bytes).unwrap();
-    let out = sum.wait_with_output().unwrap().stdout;
-    String::from_utf8_lossy(&out[..16]).into_owned()
-}
-
-/// Serves /big and /small/N by HTTP 1.0 at a port of the loopback's.
-fn http(at: IpAddr, big: Arc<Vec<u8>>) -> u16 {
-    let listener = TcpListener::bind((at, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            let big = big.clone();
-            thread::spawn(move || {
-                let mut request = Vec::new();
-                let mut chunk = [0; 1024];
-                while !request.windows(4).any(|w| w == b"\r\n\r\n") {
-                    match stream.read(&mut chunk) {
-                        Ok(n) if n > 0 => request.extend_from_slice(&chunk[..n]),
-                        _ => return,
-                    }
-                }
-                let request = String::from_utf8_lossy(&request).into_owned();
-                let path = request.split(' ').nth(1).unwrap_or_default();
-                let body = match path.strip_prefix("/small/") {
-                    Some(n) => format!("answer {n}").into_bytes(),
-                    None => big.to_vec(),
-                };
-                let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
-            });
-        }
-    });
-    port
-}
-
-/// Takes all until the other side is done, and answers with its digest.
-fn sink() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            thread::spawn(move || {
-                let mut all = Vec::new();
-                let _ = stream.read_to_end(&mut all);
-                let _ = stream.write_all(digest(&all).as_bytes());
-            });
-        }
-    });
-    port
-}
-
-/// A port of the loopback's that is free.
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    servers::bytes(BIG)
 }
 
 /// A folder with a file for TFTP.
@@ -176,15 +119,15 @@ fn works(tag: &str, kernel: &str, options: &str, driver: &str, modules: &str) {
     std::fs::remove_file(&initrd).unwrap();
     std::fs::remove_dir_all(&folder).unwrap();
     let lines = key_lines(&boot.console, KEYS);
-    let digest = digest(&big);
+    let whole = digest(&big);
     let expected = [
         format!("CARD {driver} 52:54:00:12:34:56"),
         "LEASE 10.0.2.15/24 router 10.0.2.2 dns 10.0.2.3".into(),
         "PING 3 packets received".into(),
-        format!("DOWN {digest}"),
-        format!("UP {digest}"),
+        format!("DOWN {whole}"),
+        format!("UP {whole}"),
         format!("SMALL {SMALL}"),
-        format!("TFTP {}", self::digest(&big[..100_000])),
+        format!("TFTP {}", digest(&big[..100_000])),
         "CLOSED Connection refused".into(),
         "FORWARD from outside".into(),
         "SIX answer 6".into(),
@@ -225,8 +168,24 @@ fn virtio_net_on_a_machine_without_pci() {
 
 #[test]
 #[ignore = "boots a kernel from Debian's packages"]
-fn e1000_on_pc() {
-    works("e1000", "generic", "-device e1000,netdev=n0", "e1000", "e1000");
+fn e1000_on_pc_and_what_passes_is_logged() {
+    let folder = folder("log", b"");
+    let log = folder.join("log");
+    let options = format!("-device e1000,netdev=n0 -d net -D {}", log.display());
+    works("e1000", "generic", &options, "e1000", "e1000");
+    let log = std::fs::read_to_string(&log).unwrap();
+    for (direction, said) in [
+        ("out", " 10.0.2.15 > 10.0.2.2 icmp type 8 code 0"),
+        ("in", " 10.0.2.2 > 10.0.2.15 icmp type 0 code 0"),
+        ("in", " arp 10.0.2.2 is here"),
+        ("out", " 0.0.0.0:68 > 255.255.255.255:67 udp "),
+        ("in", " tcp SA seq "),
+        ("out", " tcp S seq "),
+    ] {
+        let is = |l: &str| l.starts_with("n0 +") && l.contains(&format!(" {direction} ")) && l.contains(said);
+        assert!(log.lines().any(is), "no '{direction} ...{said}'");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]
@@ -320,6 +279,131 @@ fn a_restored_guest_has_a_network() {
     is_saved("e1000", "e1000", "e1000", 3000);
 }
 
+/// A file comes through each of two cards, from where the last try has ended.
+const RESUME: &str = r#"
+word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
+cd /modules
+for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
+i=0; while [ ! -e /sys/class/net/eth1 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
+for n in 0 1; do
+    # Which is which is told by the address.
+    net=$((2 + $(cut -c17 /sys/class/net/eth$n/address)))
+    ip addr add 10.0.$net.15/24 dev eth$n
+    ip link set eth$n up
+    ping -c 1 -W 60 10.0.$net.2 > /dev/null
+done
+get() {
+    tries=1
+    until wget -q -c -O /tmp/$1 http://$1:$(word http)/big; do tries=$((tries + 1)); sleep 0.2; done
+    echo "DOWN $1 $(sha256sum < /tmp/$1 | cut -c1-16)"
+    echo "TRIES $1 $tries"
+}
+echo "BEGIN"
+get 10.0.2.2 & get 10.0.3.2
+wait
+wrong='NETDEV WATCHDOG|Tx Unit Hang|BUG:|Oops|Call Trace|lockup|stall'
+dmesg | grep -E "$wrong" | sed 's/^/WRONG /'
+poweroff -f
+"#;
+
+/// Saves a machine that goes on with something, after so many milliseconds of that, and ends it.
+fn save_after(monitor: &std::path::Path, saved: &std::path::Path, millis: u64) {
+    let give_up = std::time::Instant::now() + Duration::from_secs(120);
+    let mut stream = loop {
+        match std::os::unix::net::UnixStream::connect(monitor) {
+            Ok(stream) => break stream,
+            Err(why) => assert!(std::time::Instant::now() < give_up, "{}: {why}", monitor.display()),
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    thread::sleep(Duration::from_millis(millis));
+    stream.write_all(format!("migrate file:{}\nquit\n", saved.display()).as_bytes()).unwrap();
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn a_file_arrives_however_often_the_machine_is_saved_and_restored() {
+    // MYNAH_NETWORK_SAVES of them; the moments follow MYNAH_SEED.
+    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number"));
+    let saves = number("MYNAH_NETWORK_SAVES").unwrap_or(4);
+    let mut seed = number("MYNAH_SEED").unwrap_or(1) | 1;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let (Some(vmlinuz), Some(archive)) = (guest("generic"), guest("generic-net")) else { return };
+    let Some(initrd) = ramdisk("saved-often", "busybox", RESUME) else { return };
+    let all = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
+    std::fs::write(&initrd, all).unwrap();
+    let big = Arc::new(big());
+    let http = http(Ipv4Addr::LOCALHOST.into(), big.clone());
+    let folder = folder("saved-often", b"");
+    let append = format!("console=ttyS0 panic=-1 quiet modules={VIRTIO},e1000 http={http}");
+    let limit = Duration::from_secs(600);
+    let mut console = String::new();
+    for n in 0..=saves {
+        let (monitor, saved) = (folder.join(format!("monitor{n}")), folder.join(format!("saved{n}")));
+        let line = format!("unix:{},server,nowait", monitor.display());
+        let mut args = vec!["-cpu", "max", "-m", "512", "-smp", "4", "-display", "none", "-serial", "stdio"];
+        args.extend([
+            "-monitor",
+            &line,
+            "-no-reboot",
+            "-netdev",
+            "user,id=n0",
+            "-netdev",
+            "user,id=n1,net=10.0.3.0/24",
+        ]);
+        args.extend(["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:12:34:50"]);
+        args.extend(["-device", "e1000,netdev=n1,mac=52:54:00:12:34:51"]);
+        // The files take longer than all savings.
+        let rate = format!("rate={}K", 8 * BIG as u64 / 1000 / (2 * saves + 4));
+        let [fast, slow] = ["n0", "n1"].map(|n| format!("filter-fault,id=f{n},netdev={n},{rate}"));
+        args.extend(["-object", &fast, "-object", &slow]);
+        args.extend(["-append", &append, "-kernel", vmlinuz.to_str().unwrap()]);
+        args.extend(["-initrd", initrd.to_str().unwrap()]);
+        let before = folder.join(format!("saved{}", n.wrapping_sub(1)));
+        let incoming = format!("file:{}", before.display());
+        if n > 0 {
+            args.extend(["-incoming", &incoming]);
+        }
+        let millis = 200 + random() % 1500;
+        let mut save = Some((monitor, saved)).filter(|_| n < saves);
+        let begin = |save: &mut Option<(PathBuf, PathBuf)>| {
+            let (monitor, saved) = save.take()?;
+            Some(thread::spawn(move || save_after(&monitor, &saved, millis)))
+        };
+        // A restored machine goes on at once.
+        let mut saving = if n > 0 { begin(&mut save) } else { None };
+        let boot = run(&args, limit, |line| {
+            if line.contains("BEGIN") {
+                saving = begin(&mut save);
+            }
+            None
+        });
+        saving.map(|saving| saving.join().unwrap());
+        console += &boot.console;
+        assert!(n == saves || !boot.console.contains("DOWN"), "saved too late ({n} of {saves}):\n{console}");
+        if n > 0 {
+            std::fs::remove_file(before).unwrap();
+        }
+    }
+    std::fs::remove_file(&initrd).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let mut lines = key_lines(&console, &["DOWN", "WRONG", "MISSING"]);
+    lines.sort_unstable();
+    let whole = digest(&big);
+    assert_eq!(lines, [format!("DOWN 10.0.2.2 {whole}"), format!("DOWN 10.0.3.2 {whole}")], "{console}");
+    // Each saving ends both connections, unless one of them is just being tried again.
+    for line in key_lines(&console, &["TRIES"]) {
+        let tries: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+        assert!((2..=saves + 1).contains(&tries), "{line}: {console}");
+    }
+}
+
 const MEET: &str = r#"
 word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
 cd /modules
@@ -392,6 +476,107 @@ fn machines_and_qemu_s_are_on_one_network() {
     let ends = ["listen", "connect"].map(|end| format!("socket,{end}=127.0.0.1:{port}"));
     let [listen, connect] = ends;
     meet("stream", &[(false, "virtio-net-pci", listen), (qemu, "e1000", connect)]);
+}
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn linux_guests_of_both_meet_on_a_switch() {
+    let folder = folder("switch", b"");
+    let path = folder.join("lan");
+    let port = format!("{},guests=3", path.display());
+    let mut switch = std::process::Command::new(env!("CARGO_BIN_EXE_mynah"));
+    let mut switch = switch.args(["switch", "--port", &port]).spawn().unwrap();
+    while !path.exists() {
+        assert!(switch.try_wait().unwrap().is_none(), "the switch has ended");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let netdev = format!("stream,addr.type=unix,addr.path={}", path.display());
+    let mut members = vec![(false, "virtio-net-pci", netdev.clone()), (false, "e1000", netdev.clone())];
+    // It has had streams since 7.2.
+    if has_qemu() {
+        members.push((true, "e1000", netdev));
+    }
+    meet("switch", &members);
+    switch.kill().unwrap();
+    switch.wait().unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Lines, each worse than the one before it.
+const LINES: &[(&str, &str)] = &[
+    ("loss=1%", "1M"),
+    ("loss=5%,delay=2ms,jitter=2ms,reorder=5%", "1M"),
+    ("duplicate=20%,reorder=20%", "1M"),
+    ("corrupt=10%", "1M"),
+    ("loss=5%,duplicate=5%,reorder=5%,corrupt=5%,delay=1ms", "512K"),
+    ("loss=20%", "128K"),
+];
+
+const BAD: &str = r#"
+word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
+cd /modules
+for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
+i=0; while [ ! -e /sys/class/net/eth5 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
+try() {
+    net=$1; size=$2
+    until wget -q -O /tmp/in$net http://10.0.$net.2:$(word http)/big; do echo "AGAIN $net"; done
+    [ "$(sha256sum < /tmp/in$net | cut -c1-16)" = "$(word digest)" ] && echo "DOWN $net"
+    [ "$(head -c $size /tmp/in$net | nc 10.0.$net.2 $(word sink))" = "$(head -c $size /tmp/in$net | sha256sum | cut -c1-16)" ] && echo "UP $net"
+    # Half of that, as it goes through twice.
+    [ "$(head -c $((size / 2)) /tmp/in$net | nc 10.0.$net.2 $(word echo) | sha256sum)" = "$(head -c $((size / 2)) /tmp/in$net | sha256sum)" ] && echo "BOTH $net"
+}
+for n in 0 1 2 3 4 5; do
+    net=$((0x$(cut -c17 /sys/class/net/eth$n/address) + 10))
+    ip addr add 10.0.$net.15/24 dev eth$n
+    ip link set eth$n up
+done
+n=0; for size in $(word sizes | tr , ' '); do
+    try $((10 + n)) $size & n=$((n + 1))
+done
+wait
+poweroff -f
+"#;
+
+#[test]
+#[ignore = "boots a kernel from Debian's packages"]
+fn transfers_over_bad_lines_are_right() {
+    let (Some(vmlinuz), Some(archive)) = (guest("generic"), guest("generic-net")) else { return };
+    let Some(initrd) = ramdisk("bad", "busybox", BAD) else { return };
+    let all = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
+    std::fs::write(&initrd, all).unwrap();
+    let big = Arc::new(servers::bytes(1 << 20));
+    let (http, sink, echo) = (http(Ipv4Addr::LOCALHOST.into(), big.clone()), sink(), servers::tcp_echo());
+    let sizes: Vec<String> = LINES.iter().map(|(_, size)| mib(size).to_string()).collect();
+    let append = format!(
+        "console=ttyS0 panic=-1 quiet modules={VIRTIO},e1000 http={http} sink={sink} echo={echo} digest={} sizes={}",
+        digest(&big),
+        sizes.join(",")
+    );
+    let mut args = ["-m", "512", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]
+        .map(String::from)
+        .to_vec();
+    args.extend(["-append".into(), append, "-kernel".into(), vmlinuz.to_str().unwrap().into()]);
+    args.extend(["-initrd".into(), initrd.to_str().unwrap().into()]);
+    for (n, (faults, _)) in LINES.iter().enumerate() {
+        let card = if n % 2 == 0 { "virtio-net-pci" } else { "e1000" };
+        args.extend(["-netdev".into(), format!("user,id=n{n},net=10.0.{}.0/24", 10 + n)]);
+        args.extend(["-device".into(), format!("{card},netdev=n{n},mac=52:54:00:12:34:0{n}")]);
+        args.extend(["-object".into(), format!("filter-fault,id=f{n},netdev=n{n},seed={n},{faults}")]);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let boot = run(&args, Duration::from_secs(1200), |_| None);
+    std::fs::remove_file(&initrd).unwrap();
+    let mut lines = key_lines(&boot.console, &["DOWN", "UP ", "BOTH", "MISSING", "AGAIN"]);
+    lines.sort_unstable();
+    let expected = ["BOTH", "DOWN", "UP"];
+    let expected = expected.iter().flat_map(|key| (10..16).map(move |n| format!("{key} {n}")));
+    assert_eq!(lines, expected.collect::<Vec<_>>(), "the console said:\n{}", boot.console);
+}
+
+/// `2M`, `512K`, in bytes.
+fn mib(size: &str) -> usize {
+    let (number, unit) = size.split_at(size.len() - 1);
+    number.parse::<usize>().unwrap() << if unit == "M" { 20 } else { 10 }
 }
 
 /// Boots from the network: iPXE in the card's ROM takes a script and a kernel from TFTP, and an initial RAM disk from

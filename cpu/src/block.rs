@@ -686,7 +686,7 @@ impl BlockCache {
             None => self.code_jumps.iter_mut().for_each(forget),
         }
         let place = &mut self.code_places[tier.place.get() as usize];
-        if place.code == code.code {
+        if place.ops == code.ops {
             *place = CodePlace::NONE;
         }
     }

@@ -43,6 +43,13 @@ pub trait Board: Send + Sync {
     }
     /// Writes a local APIC register by MMIO.
     fn apic_write(&self, _offset: u32, _size: u8, _value: u64) {}
+    /// Has this vCPU's local APIC be kept by `keeper` from now on, unless it is kept elsewhere already; whether all of
+    /// the machine are, without which no vCPU may run there.
+    fn lend_apic(&self, _keeper: &Arc<dyn ApicKeeper>) -> bool {
+        true
+    }
+    /// The keeper of the local APIC has seen the end of a level-triggered interrupt.
+    fn apic_ended(&self, _vector: u8) {}
     /// The time-stamp counter before the vCPU's own offset.
     fn tsc(&self) -> u64 {
         0
@@ -61,6 +68,43 @@ pub trait Board: Send + Sync {
     fn ignne(&self) -> bool {
         true
     }
+}
+
+/// The registers of a local APIC as software sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApicImage {
+    /// IA32_APIC_BASE.
+    pub base: u64,
+    /// Register n, which is at offset 16 * n of the xAPIC page; the ID as the mode has it.
+    pub page: [u32; 64],
+    /// IA32_TSC_DEADLINE.
+    pub tsc_deadline: u64,
+}
+
+/// What has come for a vCPU by its local APIC and not been looked at yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ApicSignals {
+    /// NMIs.
+    pub nmis: u8,
+    /// INIT.
+    pub init: bool,
+    /// A start-up IPI, behind INIT.
+    pub sipi: Option<u8>,
+}
+
+/// Keeps a vCPU's local APIC in the board's place while it runs: the host's kernel.
+pub trait ApicKeeper: Send + Sync {
+    /// Makes the write that is a message between local APICs (address and data as of an MSI, with bits above 7 of the
+    /// destination in the address' upper half); whether one of the machine's has accepted it.
+    fn message(&self, address: u64, data: u32) -> bool;
+    /// The registers. The vCPU does not run. None if that fails.
+    fn get(&self) -> Option<ApicImage>;
+    /// What has come for the vCPU, which does not run, and is given back with the registers.
+    fn take_signals(&self) -> ApicSignals;
+    /// Has these be the registers; `fresh` if nothing is left of before.
+    fn put(&self, image: &ApicImage, fresh: bool);
+    /// The level-triggered messages whose end is to be told ([`Board::apic_ended`]): number, address and data.
+    fn levels(&self, routes: &[(u32, u64, u32)]);
 }
 
 /// A board with nothing on it: ports read as all ones, nothing interrupts, time stands still.

@@ -277,8 +277,8 @@ impl Cpu {
             return;
         }
         let at = CodePlace::index(host);
-        let key = self.tlb.code_tag(rip) & u64::from(u8::MAX);
-        self.blocks.code_places[at] = CodePlace { host, key, code: code.code, ops: code.ops };
+        let name = CodePlace::name(host, self.tlb.code_tag(rip) as u8);
+        self.blocks.code_places[at] = CodePlace { name, ops: code.ops };
         block.tier.place.set(at as u32);
     }
 

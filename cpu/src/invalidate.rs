@@ -2,12 +2,18 @@
 //! what other threads have changed in memory comes to this vCPU.
 use crate::block::Block;
 use crate::cpu::Cpu;
+use crate::width::copy_out;
 use mynah_mmu::PAGE_MASK;
 use smallvec::SmallVec;
 
 impl Cpu {
-    /// Bytes of guest RAM have changed: blocks made of them die.
+    /// Bytes of guest RAM were stored to: blocks made of others than are there now die.
     pub fn invalidate_code(&mut self, gpa: u64, len: u64) {
+        self.invalidate(gpa, len, Self::is_unchanged);
+    }
+
+    /// Blocks made of these bytes die, all on one page, but for those that are to be kept.
+    fn invalidate(&mut self, gpa: u64, len: u64, kept: fn(&Self, &Block) -> bool) {
         let page = gpa & !PAGE_MASK;
         let Some(held) = self.blocks.page(page) else { return };
         if !held.may_hold(gpa, len) {
@@ -22,11 +28,25 @@ impl Cpu {
                 let in_first = gpa < b.phys + u64::from(b.len) && b.phys < gpa + len;
                 // Bytes of a crossing instruction on its second page: at most 14.
                 let in_second = b.crosses_to(page) && gpa & PAGE_MASK < 15;
-                in_first || in_second
+                in_second || in_first && !kept(self, b)
             })
             .collect();
         self.kill(&hit);
         self.blocks.release_if_empty(page);
+    }
+
+    /// Whether the bytes of a block on one page of RAM are still those it was decoded from. Boot loaders write the same
+    /// number into an INT instruction before each call of the BIOS.
+    fn is_unchanged(&self, block: &Block) -> bool {
+        let Some(host) = self.mem.ram_page(block.phys).filter(|_| block.second_page().is_none()) else {
+            return false;
+        };
+        let mut now = [0; 256];
+        let Some(now) = now.get_mut(..block.bytes().len()) else { return false };
+        // SAFETY: the block lies on one page, which `ram_page` vouches for. Others may store meanwhile; each store is told
+        // of when it is made.
+        unsafe { copy_out(host.wrapping_add((block.phys & PAGE_MASK) as usize), now) };
+        now == block.bytes()
     }
 
     /// Something else stands at these physical addresses now: blocks on their pages die.
@@ -34,7 +54,7 @@ impl Cpu {
         let (first, last) = (first & !PAGE_MASK, last & !PAGE_MASK);
         let pages: Vec<u64> = self.blocks.held_pages().filter(|p| (first..=last).contains(p)).collect();
         for page in pages {
-            self.invalidate_code(page, PAGE_MASK + 1);
+            self.invalidate(page, PAGE_MASK + 1, |_, _| false);
         }
     }
 

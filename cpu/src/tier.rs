@@ -114,29 +114,42 @@ pub const CODE_PLACES: usize = 1 << 18;
 
 /// Compiled code known by where the bytes that it was made from are in the host's memory, under whatever linear
 /// address: it outlives flushes of the TLB. Blocks that cross a page are not here.
+///
+/// Entries are small, and those of code that follows other code lie together: a table of this size is more than the
+/// host's caches hold, and what is looked for here was not executed lately.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct CodePlace {
-    /// The host's address of the first byte; it is in the guest's RAM.
-    pub host: u64,
-    /// The key given to [`mynah_mmu::Tlb::set_code_key`] when it was entered.
-    pub key: u64,
-    /// The code.
-    pub code: *const u8,
-    /// Its ops.
+    /// The host's address of the first byte, which is in the guest's RAM, with the key given to
+    /// [`mynah_mmu::Tlb::set_code_key`] in the highest byte: see [`Self::name`].
+    pub name: u64,
+    /// The ops of the code.
     pub ops: *const Op,
 }
 
 impl CodePlace {
     /// No code: nothing is at 0.
-    pub(crate) const NONE: Self = Self { host: 0, key: 0, code: std::ptr::null(), ops: std::ptr::null() };
+    pub(crate) const NONE: Self = Self { name: 0, ops: std::ptr::null() };
+
+    /// By what code is found: addresses of the host's memory leave the highest byte alone.
+    #[inline(always)]
+    pub(crate) fn name(host: u64, key: u8) -> u64 {
+        host | u64::from(key) << PLACE_KEY_SHIFT
+    }
 
     /// The entry that an address has.
     #[inline(always)]
     pub(crate) fn index(host: u64) -> usize {
-        entry_for(host, CODE_PLACES)
+        (host ^ host >> PLACE_FOLD) as usize >> PLACE_GRAIN & (CODE_PLACES - 1)
     }
 }
+
+/// Where a [`CodePlace`]'s name has the key.
+pub const PLACE_KEY_SHIFT: u32 = 56;
+/// By how much an address is shifted before it is folded into itself to choose an entry.
+pub const PLACE_FOLD: u32 = 11;
+/// So many of the lowest bits of an address choose no entry.
+pub const PLACE_GRAIN: u32 = 2;
 
 /// What makes code.
 pub trait Tier: Send {

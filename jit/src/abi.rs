@@ -34,8 +34,8 @@
 //! ```text
 //!   entry = that of the TLB for rip                    [entry + EXEC] == rip & PAGE
 //!   host  = rip + [entry + ADDEND]
-//!   place = [CODE_PLACES] + ((host ^ host >> SHIFT) & MASK) << ENTRY_SHIFT
-//!   hit   = [place + HOST] == host && [place + KEY] == the lowest byte of the tags
+//!   place = [CODE_PLACES] + ((host ^ host >> FOLD) & MASK) << SCALE
+//!   hit   = [place + NAME] == host | the lowest byte of the tags << KEY_SHIFT
 //! ```
 //!
 //! Each [`PLACED`]th time it is taken for a miss all the same, so that what comes often gets a new entry in the first.
@@ -157,7 +157,7 @@ const _: () =
 pub(crate) const NO_BLOCK: u64 = u64::MAX;
 
 /// Of so many times that code is found by where its bytes are one is a miss.
-pub(crate) const PLACED: i32 = 16;
+pub(crate) const PLACED: i32 = 64;
 
 /// Misses of places after which one of them is looked at.
 pub(crate) const PLACE_MISSES: u64 = 256;
@@ -341,14 +341,17 @@ pub(crate) mod jumps {
 /// The numbers of the look-up of compiled code by where its bytes are.
 pub(crate) mod places {
     use super::*;
-    use mynah_cpu::tier::CodePlace;
+    use mynah_cpu::tier::{CODE_PLACES, CodePlace, PLACE_FOLD, PLACE_GRAIN, PLACE_KEY_SHIFT};
 
-    /// Offset in the vCPU: the table's address. An entry is chosen as in [`jumps`].
+    /// Offset in the vCPU: the table's address.
     pub const TABLE: i32 = offset_of!(Cpu, code_places) as i32;
-    pub const MASK: i32 = mynah_cpu::tier::CODE_PLACES as i32 - 1;
-    const _: () = assert!(size_of::<CodePlace>() == 1 << jumps::ENTRY_SHIFT);
+    /// How an entry is chosen: the bits of an address that do, and by how much more these are shifted.
+    pub const FOLD: u32 = PLACE_FOLD;
+    pub const MASK: i32 = (CODE_PLACES as i32 - 1) << PLACE_GRAIN;
+    pub const SCALE: u32 = size_of::<CodePlace>().trailing_zeros() - PLACE_GRAIN;
+    const _: () = assert!(size_of::<CodePlace>().is_power_of_two());
+    pub const KEY_SHIFT: u32 = PLACE_KEY_SHIFT;
     /// Offsets in an entry.
-    pub const HOST: i32 = offset_of!(CodePlace, host) as i32;
-    pub const KEY: i32 = offset_of!(CodePlace, key) as i32;
+    pub const NAME: i32 = offset_of!(CodePlace, name) as i32;
     pub const OPS: i32 = offset_of!(CodePlace, ops) as i32;
 }

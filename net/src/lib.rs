@@ -5,7 +5,8 @@
 //! room; when a card that was full has room again it calls [`Backend::wake`].
 //!
 //! * [`Hub`] passes every frame to all other ports: with it two cards talk to each other.
-//! * [`capture`] stands in front of another back end and writes what passes to a pcap file.
+//! * [`watch`] stands in front of another back end and shows what passes to [`capture`], which writes a pcap file, or to
+//!   [`log`], which writes lines.
 //! * [`fault`] stands in front of another and is a bad line.
 //! * [`sockets`] lead to other machines, this program's or QEMU's, and to passt.
 //! * [`tap`] leads to a network interface of the host's.
@@ -16,28 +17,26 @@
 
 pub mod capture;
 pub mod checksum;
+mod errors;
 pub mod fault;
 pub mod frame;
 pub mod hub;
+pub mod log;
 mod mac;
 pub mod numbers;
 pub mod offload;
 pub mod reactor;
-#[cfg(unix)]
 pub mod sockets;
 pub mod switch;
-#[cfg(unix)]
 pub mod tap;
-#[cfg(unix)]
 pub mod user;
+pub mod watch;
 
 pub use capture::Capture;
 pub use frame::{Frame, Gso, Offload, Partial, Takes};
 pub use hub::Hub;
 pub use mac::Mac;
-#[cfg(unix)]
 pub use tap::Tap;
-#[cfg(unix)]
 pub use user::User;
 
 use std::sync::Arc;

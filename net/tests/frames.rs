@@ -107,6 +107,21 @@ fn seeds(raw: &Raw, from: u16, tcp: u16, udp: u16) -> Vec<Vec<u8>> {
     all
 }
 
+/// The frames of a capture that `-object filter-dump` has made, if MYNAH_PCAP names one: of a real guest's.
+fn captured() -> Vec<Vec<u8>> {
+    let Some(path) = std::env::var_os("MYNAH_PCAP") else { return Vec::new() };
+    let file = std::fs::read(path).unwrap();
+    let mut rest = &file[24..];
+    let mut all = Vec::new();
+    while let Some((head, behind)) = rest.split_first_chunk::<16>() {
+        let len = u32::from_le_bytes(head[8..12].try_into().unwrap()) as usize;
+        all.push(behind[..len].to_vec());
+        rest = &behind[len..];
+    }
+    assert!(!all.is_empty());
+    all
+}
+
 fn change(frame: &mut Vec<u8>, dice: &mut Dice) {
     for _ in 0..dice.draw(5) {
         match dice.draw(6) {
@@ -142,12 +157,15 @@ fn storm(rounds: u32, seed: u32) {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (tcp, udp_port) = (listener.local_addr().unwrap().port(), udp.local_addr().unwrap().port());
     let mut seeds = seeds(&raw, 1000, tcp, udp_port);
+    let captured = captured();
     let arp = seeds.iter().find(|f| f[12..14] == [8, 6]).unwrap().clone();
     let mut dice = Dice(seed);
     let mut before = 0;
     for round in 0..rounds {
         let mut frame = if dice.draw(10) == 0 {
             (0..dice.draw(200)).map(|_| dice.draw(256) as u8).collect()
+        } else if !captured.is_empty() && dice.draw(2) == 0 {
+            captured[dice.draw(captured.len())].clone()
         } else {
             seeds[dice.draw(seeds.len())].clone()
         };
@@ -224,5 +242,6 @@ fn no_frame_at_all_harms() {
 #[test]
 #[ignore = "minutes: thirty million frames"]
 fn no_frame_of_many_millions_harms() {
+    // MYNAH_PCAP adds a real guest's.
     apart("no_frame_of_many_millions_harms", 3_000_000, 10);
 }

@@ -7,6 +7,7 @@ use common::{Guest, MAC};
 use mynah_net::user::Config;
 use smoltcp::socket::udp;
 use smoltcp::wire::{IpEndpoint, IpProtocol, Ipv4Packet};
+use socket2::{Domain, Socket, Type};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::PathBuf;
@@ -125,6 +126,49 @@ fn names_are_asked_for_by_tcp_of_the_first_that_is_there() {
     g.poll.advance(Duration::from_secs(2));
     let h = g.connect(DNS.into(), 4096);
     g.until("a reset", |g| g.socket(h).state() == smoltcp::socket::tcp::State::Closed);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_name_server_that_says_nothing_to_tcp_is_not_waited_for() {
+    // Its queue is full, and nobody accepts: further SYNs are lost.
+    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    silent.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    silent.listen(0).unwrap();
+    let at = silent.local_addr().unwrap().as_socket().unwrap();
+    let queued: Vec<Socket> = (0..4)
+        .map(|_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&at.into());
+            socket
+        })
+        .collect();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let servers = Servers::new("silent", &[at, listener.local_addr().unwrap()]);
+    let mut g = Guest::new(servers.config());
+    let h = g.connect(DNS.into(), 8192);
+    for _ in 0..20 {
+        g.turn();
+    }
+    assert!(!g.socket(h).may_send(), "it is asked first");
+    g.poll.advance(Duration::from_secs(3));
+    g.until("a connection", |g| g.socket(h).may_send());
+    g.socket(h).send_slice(b"\0\x03abc").unwrap();
+    g.until("the question", |g| g.socket(h).send_queue() == 0);
+    let mut got = [0; 5];
+    listener.accept().unwrap().0.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"\0\x03abc");
+    // With no other one the host's own patience decides.
+    servers.set(&[at]);
+    g.poll.advance(Duration::from_secs(3));
+    let h = g.connect(DNS.into(), 4096);
+    for _ in 0..20 {
+        g.turn();
+        g.poll.advance(Duration::from_secs(1));
+    }
+    assert_eq!(g.socket(h).state(), smoltcp::socket::tcp::State::SynSent);
+    drop(queued);
 }
 
 #[test]

@@ -175,6 +175,27 @@ fn files_come_by_tftp() {
         }
     }
     assert_eq!(got, content);
+    // Several blocks at a time.
+    let request = b"\0\x01kernel\0octet\0blksize\x001000\0windowsize\x004\0";
+    let (oack, _) = exchange(&mut g, h, to, request);
+    assert_eq!(oack, b"\0\x06blksize\x001000\0windowsize\x004\0");
+    let ack = |block: u8| [0, 4, 0, block];
+    let mut sends = |acknowledged: u8, blocks: std::ops::RangeInclusive<u8>| {
+        let (first, _) = exchange(&mut g, h, to, &ack(acknowledged));
+        let mut all = vec![first];
+        all.extend(blocks.clone().skip(1).map(|_| receive(&mut g, h).0));
+        for (data, block) in all.iter().zip(blocks) {
+            assert_eq!(data[..4], [0, 3, 0, block]);
+            let at = usize::from(block - 1) * 1000;
+            assert_eq!(data[4..], content[at..content.len().min(at + 1000)]);
+        }
+    };
+    sends(0, 1..=4);
+    // The third one was lost.
+    sends(2, 3..=6);
+    sends(6, 7..=10);
+    // What is full is not the last.
+    sends(10, 11..=11);
     assert_eq!(exchange(&mut g, h, to, b"\0\x01../kernel\0octet\0").0[..4], [0, 5, 0, 2]);
     assert_eq!(exchange(&mut g, h, to, b"\0\x02kernel\0octet\0").0[..4], [0, 5, 0, 2]);
     std::fs::remove_dir_all(folder).unwrap();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::byte;
-use common::raw::{ACK, Raw, Tcp};
+use common::raw::{ACK, PSH, RST, Raw, Tcp};
 use mynah_net::user::Config;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -173,4 +173,62 @@ fn an_acknowledgement_is_not_answered() {
             assert_eq!(raw.next().map(|s| s.window), None, "{n}");
         }
     }
+}
+
+#[test]
+fn a_guest_whose_network_is_another_one_now_is_told_that_its_connection_has_ended() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let raw = Raw::new(Config::default(), true);
+    let ack = raw.open(1000, port, &OPTIONS);
+    let mut server = listener.accept().unwrap().0;
+    server.write_all(&[7; 1000]).unwrap();
+    while raw.wait().data.is_empty() {}
+    // It has acknowledged a part of that, and only listens.
+    let heard = ack.wrapping_add(400);
+    raw.tcp(Tcp { ports: (1000, port), seq: 101, ack: heard, flags: ACK, ..Tcp::default() });
+    let lost = raw.user.connections();
+    assert_eq!(lost.len(), 1);
+    let other = Raw::new(Config::default(), true);
+    other.user.restore(&[], None, &lost);
+    let asked = other.wait();
+    // What is no news is answered with where the guest is (RFC 9293, 3.10.7.4).
+    assert_eq!((asked.ports, asked.flags, asked.ack, asked.data.len()), ((port, 1000), ACK, 101, 0));
+    assert_eq!(asked.seq, heard.wrapping_sub(1));
+    let at = ack.wrapping_add(1000);
+    other.tcp(Tcp { ports: (1000, port), seq: 101, ack: at, flags: ACK, ..Tcp::default() });
+    let answer = other.wait();
+    assert_eq!((answer.flags & RST, answer.seq), (RST, at), "the number that the guest takes");
+}
+
+#[test]
+fn a_stream_of_full_segments_is_acknowledged_together_and_all_of_it_arrives() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let raw = Raw::new(Config::default(), true);
+    let ack = raw.open(1000, port, &OPTIONS);
+    let mut server = listener.accept().unwrap().0;
+    let data: Vec<u8> = (0..200 * 1460).map(|i| byte(i, 9)).collect();
+    let (mut answers, mut acknowledged) = (0, 0);
+    for (n, part) in data.chunks(1460).enumerate() {
+        let seq = 101 + (n * 1460) as u32;
+        // As a program's writes of a segment's length make it.
+        raw.tcp(Tcp { ports: (1000, port), seq, ack, flags: ACK | PSH, data: part, ..Tcp::default() });
+        while let Some(seen) = raw.next() {
+            (answers, acknowledged) = (answers + 1, seen.ack - 101);
+        }
+    }
+    assert!((16..60).contains(&answers), "{answers} acknowledgements of 200 segments");
+    // The last ones do not wait for more for long, neither at the host nor for their acknowledgement.
+    raw.poll.advance(Duration::from_millis(1));
+    while acknowledged as usize != data.len() {
+        acknowledged = raw.wait().ack - 101;
+    }
+    let mut got = vec![0; data.len()];
+    server.read_exact(&mut got).unwrap();
+    assert!(got == data);
+    // What is short is wanted at once.
+    let seq = 101 + data.len() as u32;
+    raw.tcp(Tcp { ports: (1000, port), seq, ack, flags: ACK | PSH, data: b"end", ..Tcp::default() });
+    assert_eq!(raw.next().expect("no waiting").ack, seq + 3);
 }

@@ -19,7 +19,6 @@ use mynah_firmware::{Kind, identify};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 /// Display back ends of QEMU's that a Mynah with a display could have.
@@ -122,6 +121,9 @@ fn machine_option(given: &Given, config: &mut Config, seen: &mut Seen) -> Result
                     "all" => Check::All,
                     v => return Err(Error::new(format!("-accel jit,check={v}: on, off or all"))),
                 };
+            }
+            if let Some((_, value)) = accel.properties.iter().find(|(k, _)| k == "kernel-irqchip") {
+                config.machine.kernel_irqchip = Some(machine_arg::kernel_irqchip("-accel kvm,", value)?);
             }
             machine_arg::compiled_code(&accel, config)?;
             config.accel.push(accel);
@@ -547,7 +549,11 @@ fn check_file(option: &str, path: &Path) -> Result<(), Error> {
         && !meta.is_dir()
     {
         // A pipe's bytes must stay for whoever reads it in earnest; a device may go on for ever.
-        return match meta.file_type().is_fifo() {
+        #[cfg(unix)]
+        let pipe = std::os::unix::fs::FileTypeExt::is_fifo(&meta.file_type());
+        #[cfg(windows)]
+        let pipe = false;
+        return match pipe {
             true => Ok(()),
             false => Err(Error::new(format!("{option} {}: that is a device, not a file", path.display()))),
         };

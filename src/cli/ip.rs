@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// How long a monitor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer of a monitor's.
-const LONGEST: usize = 1 << 20;
+const LONGEST: usize = 16 << 20;
 /// What a monitor says when it waits for a command.
 const PROMPTS: [&str; 2] = ["(mynah) ", "(qemu) "];
 
@@ -76,38 +76,71 @@ pub(super) fn run(args: &IpArgs) -> anyhow::Result<i32> {
     Ok(0)
 }
 
-/// Asks whoever is there: a monitor greets, a switch waits for the question.
+/// Asks whoever is there.
 fn look(path: &Path) -> anyhow::Result<Vec<Found>> {
-    let at = |why: String| Error::new(format!("{}: {why}", path.display()));
+    match who(path)? {
+        Who::Switch(stats) => Ok(of_switch(&stats)),
+        Who::Monitor(mut monitor) => {
+            let network = monitor.says("info network")?;
+            let usernet = monitor.says("info usernet")?;
+            let neighbours = std::fs::read_to_string("/proc/net/arp").unwrap_or_default();
+            Ok(of_monitor(&network, &usernet, &neighbours))
+        }
+    }
+}
+
+/// Who is behind a socket.
+pub(super) enum Who {
+    /// A switch, and what it says.
+    Switch(Value),
+    /// A machine's monitor.
+    Monitor(Monitor),
+}
+
+/// A machine's monitor, which waits for a command.
+pub(super) struct Monitor {
+    path: PathBuf,
+    talk: Talk,
+}
+
+impl Monitor {
+    /// What it says of a command, and some echo before it.
+    pub(super) fn says(&mut self, command: &str) -> anyhow::Result<String> {
+        self.talk.text.clear();
+        let asked = self.talk.socket.write_all(format!("{command}\n").as_bytes());
+        asked.and_then(|()| self.talk.until_prompts(1)).map_err(|e| failed(&self.path, &e))?;
+        Ok(std::mem::take(&mut self.talk.text))
+    }
+}
+
+fn failed(path: &Path, e: &std::io::Error) -> Error {
+    let why = match e.kind() {
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => {
+            "it does not answer: is somebody else at this monitor? It talks to one at a time".into()
+        }
+        _ => e.to_string(),
+    };
+    Error::new(format!("{}: {why}", path.display()))
+}
+
+/// Finds out who is there: a monitor greets, a switch waits for the question.
+pub(super) fn who(path: &Path) -> anyhow::Result<Who> {
     let socket = UnixStream::connect(path).map_err(|e| {
-        at(format!(
-            "{e}: it is to be a switch's --control, or a machine's -monitor unix:...,server=on,wait=off"
+        Error::new(format!(
+            "{}: {e}: it is to be a switch's --control, or a machine's -monitor unix:...,server=on,wait=off",
+            path.display()
         ))
     })?;
     let mut talk = Talk { socket, text: String::new(), end: Instant::now() + PATIENCE };
     // To a switch that is the question; a monitor says that it knows no such command.
-    let failed = |e: std::io::Error| match e.kind() {
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => {
-            at("it does not answer: is somebody else at this monitor? It talks to one at a time".into())
-        }
-        _ => at(e.to_string()),
-    };
-    talk.socket.write_all(b"stats\n").map_err(failed)?;
-    let first = talk.first_byte().map_err(failed)?;
-    if first == Some('{') {
+    let first = talk.socket.write_all(b"stats\n").and_then(|()| talk.first_byte());
+    if first.map_err(|e| failed(path, &e))? == Some('{') {
         drop(talk);
-        return Ok(of_switch(&switch::ask(path)?));
+        return Ok(Who::Switch(switch::ask(path)?));
     }
     // The greeting, and what it says of that.
-    talk.until_prompts(2).map_err(failed)?;
-    talk.text.clear();
-    talk.socket.write_all(b"info network\n").map_err(failed)?;
-    talk.until_prompts(1).map_err(failed)?;
-    let network = std::mem::take(&mut talk.text);
-    talk.socket.write_all(b"info usernet\n").map_err(failed)?;
-    talk.until_prompts(1).map_err(failed)?;
-    let neighbours = std::fs::read_to_string("/proc/net/arp").unwrap_or_default();
-    Ok(of_monitor(&network, &talk.text, &neighbours))
+    talk.until_prompts(2).map_err(|e| failed(path, &e))?;
+    Ok(Who::Monitor(Monitor { path: path.into(), talk }))
 }
 
 struct Talk {

@@ -5,7 +5,8 @@ use super::props::Props;
 use super::size::{host_ram, show_size};
 use super::suggest::did_you_mean;
 use crate::config::{
-    Accel, AccelKind, CodeCache, Config, Handoff, HandoffAt, KernelEntry, MAX_MEMORY, Machine, Memory, Smp,
+    Accel, AccelKind, CodeCache, Config, Handoff, HandoffAt, KernelEntry, KernelIrqchip, MAX_MEMORY, Machine,
+    Memory, Smp,
 };
 use crate::machine::boards::{self, Description};
 use crate::machine::handoff::LONGEST_TEXT;
@@ -224,6 +225,11 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
             }
         };
     }
+    for key in ["kernel-irqchip", "kernel_irqchip"] {
+        if let Some(value) = props.text(key)? {
+            machine.kernel_irqchip = Some(kernel_irqchip("-machine ", &value)?);
+        }
+    }
     let refused =
         |key: &str, value: &str| Err(Error::new(format!("-machine {key}={value}: not supported yet")));
     // What there is not cannot be asked for, what always is cannot be left out; `auto` is the default.
@@ -244,16 +250,19 @@ pub fn machine(text: &str, machine: &mut Machine) -> Result<MachineArg, Error> {
         }
     }
     // These tune what a guest cannot see.
-    props.ignore(&[
-        "graphics",
-        "kernel_irqchip",
-        "kernel-irqchip",
-        "mem-merge",
-        "dump-guest-core",
-        "suppress-vmdesc",
-    ]);
+    props.ignore(&["graphics", "mem-merge", "dump-guest-core", "suppress-vmdesc"]);
     props.finish()?;
     Ok(arg)
+}
+
+/// Parses the value of `kernel-irqchip=`, of this option.
+pub fn kernel_irqchip(option: &str, value: &str) -> Result<KernelIrqchip, Error> {
+    match value {
+        "off" => Ok(KernelIrqchip::Off),
+        "split" => Ok(KernelIrqchip::Split),
+        "on" => Ok(KernelIrqchip::On),
+        _ => Err(Error::new(format!("{option}kernel-irqchip={value}: accepted are on, off, split"))),
+    }
 }
 
 /// Parses a list of engines, as `-machine accel=` has it.

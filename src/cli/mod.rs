@@ -24,6 +24,8 @@ pub mod image;
 mod ip;
 pub mod machine_arg;
 mod net_arg;
+#[cfg(unix)]
+mod network;
 pub mod options;
 pub mod parse;
 pub mod props;
@@ -107,8 +109,29 @@ enum Command {
     #[cfg(unix)]
     /// Tell guests' addresses
     Ip(ip::IpArgs),
+    #[cfg(windows)]
+    /// Connect guests, the host and other networks by a switch (on Unix hosts)
+    Switch(Elsewhere),
+    #[cfg(windows)]
+    /// Tell guests' addresses (on Unix hosts)
+    Ip(Elsewhere),
+    #[cfg(windows)]
+    /// Tell all of a machine's network or a switch's, as JSON (on Unix hosts)
+    Network(Elsewhere),
+    #[cfg(unix)]
+    /// Tell all of a machine's network or a switch's, as JSON
+    Network(network::NetworkArgs),
     /// Print the version
     Version,
+}
+
+/// What is asked of a command that is not on this host.
+#[cfg(windows)]
+#[derive(clap::Args, Debug)]
+struct Elsewhere {
+    /// Its options
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<OsString>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -205,6 +228,14 @@ fn commands(args: &[OsString]) -> i32 {
         Command::Switch(args) => switch::run(&args),
         #[cfg(unix)]
         Command::Ip(args) => ip::run(&args),
+        #[cfg(windows)]
+        Command::Switch(_) | Command::Ip(_) | Command::Network(_) => Err(Error::new(
+            "switch, ip and network are there on Unix hosts only: guests reach them by Unix sockets; here -netdev stream and \
+             dgram connect guests",
+        )
+        .into()),
+        #[cfg(unix)]
+        Command::Network(args) => network::run(&args),
         Command::Version => Err(Error::info(help::version()).into()),
     };
     report("mynah", result)
@@ -302,7 +333,7 @@ fn terminal_is_screen(config: &Config) -> bool {
         && config.devices.iter().any(|d| d.kind.name == "VGA")
         && std::io::stdin().is_terminal()
         && std::io::stdout().is_terminal()
-        && std::env::var_os("TERM").is_some_and(|t| t != "dumb")
+        && (cfg!(windows) || std::env::var_os("TERM").is_some_and(|t| t != "dumb"))
 }
 
 /// Checks what `config` needs, and runs it to its end; the result is the process's exit code.

@@ -118,6 +118,7 @@ const LOG_ITEMS: &[(&str, LogItem, &str)] = &[
     ("cpu_reset", LogItem::CpuReset, "the state before a reset"),
     ("unimp", LogItem::Unimp, "what a guest uses and Mynah has not"),
     ("guest_errors", LogItem::GuestErrors, "what a guest does against a data sheet"),
+    ("net", LogItem::Net, "a line for each frame that a network card sends or gets"),
     ("nochain", LogItem::NoChain, "exec and cpu miss no block: none goes on to another by itself"),
 ];
 

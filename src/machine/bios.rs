@@ -4,7 +4,7 @@
 //! instructions. Real and virtual-8086 mode call, and protected mode PCI BIOS and APM; a write to the port from
 //! anywhere else does nothing.
 use super::board::{Board, Firmware};
-use mynah_cpu::board::EV_KICK;
+use mynah_cpu::board::{EV_INTR, EV_KICK, EV_TIER};
 use mynah_cpu::state::{Segment, State, cr0, gpr, seg};
 use mynah_cpu::{Cpu, Events};
 use mynah_devices::bus::PortBus;
@@ -56,6 +56,11 @@ impl BiosCalls {
         let mut pc = CpuPlatform { cpu, ports: &self.ports, clock: &self.clock };
         if bios.call(&mut regs, &mut pc) {
             set_registers(cpu, &regs);
+        }
+        if let Some(rest) = bios.rest() {
+            drop(bios);
+            self.events.wait(cpu.event_mask & !EV_TIER | EV_INTR, Some(rest));
+            self.bios.lock().rested(self.clock.now());
         }
     }
 }

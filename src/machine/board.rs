@@ -60,6 +60,8 @@ pub struct Board {
     pub memory: Arc<PhysMemory>,
     /// The local APICs, one for each vCPU.
     pub apics: Vec<Arc<LocalApic>>,
+    /// The bus between them.
+    pub apic_bus: Arc<LocalApics>,
     /// What the interrupt wires lead to.
     pub router: Arc<GsiRouter>,
     /// What this board has that others ask for.
@@ -136,7 +138,7 @@ impl Board {
             memory: &memory,
             apic_bus: &apic_bus,
             ioapic: &ioapic,
-            ioapic2: (what.has_second_ioapic)(&cfg.machine).then(|| Ioapic::new(apic_bus.clone())),
+            ioapic2: (what.has_second_ioapic)(&cfg.machine).then(|| Ioapic::second(apic_bus.clone())),
             router: None,
             lines: Vec::new(),
             plugged: Vec::new(),
@@ -166,6 +168,7 @@ impl Board {
             ports,
             memory,
             apics,
+            apic_bus,
             router,
             chips,
             drives: Drives::default(),

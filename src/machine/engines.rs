@@ -142,7 +142,10 @@ fn auto(cfg: &Config, begun: Option<&CpuModel>) -> Choice {
             let tsc_hz = host.tsc_hz();
             Choice {
                 kind: AccelKind::Kvm,
-                why: Some("runs by KVM (-accel kvm)".into()),
+                why: Some(match host.warning() {
+                    Some(warning) => format!("runs by KVM (-accel kvm); {warning}"),
+                    None => "runs by KVM (-accel kvm)".into(),
+                }),
                 tsc_hz,
                 kvm: Some(host),
             }
@@ -172,7 +175,7 @@ pub fn follower(kind: AccelKind, cfg: &mut Config) -> anyhow::Result<Option<Make
             for name in host.fit(&mut model, cfg) {
                 cfg.cpu.features.push(FeatureDelta { name: name.into(), on: false });
             }
-            Ok(Some(Box::new(move |cpu: &Cpu| kvm::Machine::new(host, &cpu.mem)?.vcpu(cpu, 0))))
+            Ok(Some(Box::new(move |cpu: &Cpu| kvm::Machine::stepping(host, &cpu.mem)?.vcpu(cpu, 0))))
         }
         kind => bail!("{kind}: it stops where it likes, and can lead only"),
     }

@@ -194,6 +194,7 @@ impl Machine {
         board.drives = drives::Drives::open(&cfg, power)?;
         flash::plug(&cfg, &mut board)?;
         power.connect_clock(board.clock.clone());
+        power.connect_apics(&board.apic_bus);
         power.connect_button(&board.chips.button);
         let events = Arc::new(EventLoop::new().context("cannot start the event loop")?);
         board.nets = nets::Nets::open(&cfg, &events)?;
@@ -433,10 +434,12 @@ fn trace(cfg: &Config, symbols: &Arc<Symbols>) -> anyhow::Result<Option<Arc<Trac
             LogItem::NoChain => trace::EVERY_BLOCK,
             // They go through MYNAH_LOG's log.
             LogItem::GuestErrors | LogItem::Unimp => 0,
+            // The networks write it themselves.
+            LogItem::Net => 0,
             LogItem::OutAsm | LogItem::Ir => trace::TRANSLATOR,
             LogItem::Mmu | LogItem::Pcall => {
                 bail!(
-                    "-d {item:?}: not supported yet; there are in_asm, ir (or op), out_asm, exec, cpu, fpu, int, cpu_reset, nochain"
+                    "-d {item:?}: not supported yet; there are in_asm, ir (or op), out_asm, exec, cpu, fpu, int, cpu_reset, nochain, net"
                 );
             }
         };
@@ -444,17 +447,22 @@ fn trace(cfg: &Config, symbols: &Arc<Symbols>) -> anyhow::Result<Option<Arc<Trac
     if items & !trace::EVERY_BLOCK == 0 {
         return Ok(None);
     }
-    let out: Box<dyn std::io::Write + Send> = match &cfg.log.file {
-        None => Box::new(std::io::stderr()),
-        Some(path) => {
-            let file = std::fs::File::create(path).with_context(|| format!("-D {}", path.display()))?;
-            Box::new(std::io::BufWriter::new(file))
-        }
-    };
+    let mut out = log_out(cfg)?;
+    if cfg.log.file.is_some() {
+        out = Box::new(std::io::BufWriter::new(out));
+    }
     let mut log = Trace::new(items, cfg.log.filter.clone(), out);
     let symbols = symbols.clone();
     log.set_names(Box::new(move |lin| symbols.name(lin)));
     Ok(Some(Arc::new(log)))
+}
+
+/// Where `-d` writes: the end of the file of `-D`, which is empty before the machine starts, so that several may write.
+fn log_out(cfg: &Config) -> anyhow::Result<Box<dyn std::io::Write + Send>> {
+    let Some(path) = &cfg.log.file else { return Ok(Box::new(std::io::stderr())) };
+    let shown = || format!("-D {}", path.display());
+    std::fs::File::create(path).with_context(shown)?;
+    Ok(Box::new(std::fs::File::options().append(true).open(path).with_context(shown)?))
 }
 
 /// What the command line knows but the machine does not have yet is refused, never ignored.

@@ -203,7 +203,12 @@ const INFO: &[Command] = &[
         Plain(|m| Ok(info::mtree(&m.machine.memory_map(), &m.machine.port_map()))),
     ),
     row("name", "", "the guest's name", Plain(|m| Ok(m.name()))),
-    row("network", "", "the network cards and what is behind them", Plain(|m| m.network())),
+    row(
+        "network",
+        "[-j]",
+        "the network cards and what is behind them; with -j all that is known, as JSON",
+        With(|m, a| m.network(a)),
+    ),
     row(
         "pci",
         "",

@@ -1,14 +1,16 @@
 //! The machine's networks: what is behind its cards (`-netdev`, `-nic`), and the cards' links.
-use crate::config::{Config, FilterKind, NetFilter, NetKind, Netdev};
+use crate::config::{Config, FilterKind, LogItem, NetFilter, NetKind, Netdev};
 use anyhow::{Context, bail};
 use mynah_devices::device::{Device, Invalid, Registry, Reset};
 use mynah_devices::event_loop::{EventLoop, Registration, Source, TimedSource, Timer};
 use mynah_devices::net::Link;
 use mynah_net::fault::{Alarm, Fault, Line};
+use mynah_net::log::Log;
 use mynah_net::reactor::{Handler, Interest, Reactor, Token};
 use mynah_net::sockets::{Dgram, Stream};
 use mynah_net::tap::{Origin, TapConfig};
-use mynah_net::user;
+use mynah_net::user::{self, Lost};
+use mynah_net::watch::Watch;
 use mynah_net::{Backend, Capture, Hub, Tap, User};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -16,7 +18,7 @@ use socket2::Socket;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
@@ -92,6 +94,9 @@ impl Nets {
             for filter in cfg.net_filters.iter().filter(|f| f.netdev == *id) {
                 front = put_in_front(filter, front, events)?;
             }
+            if cfg.log.has(LogItem::Net) {
+                front = Watch::new(front, Log::new(id, super::log_out(cfg)?));
+            }
             all.push(Net { id: id.clone(), kind: made, front, user });
         }
         let nets = Self { all, ..Self::default() };
@@ -148,39 +153,77 @@ impl Nets {
     }
 }
 
-/// A NAT as a part of the machine: what it knows of its guests is saved. Connections are not: they end in this host's
-/// sockets, and a restored guest finds them reset.
+/// A NAT as a part of the machine: what it knows of its guests is saved. Connections end in this host's sockets: a
+/// restored guest is told that they are reset.
 pub struct Nat(pub Arc<User>);
 
 /// What is saved of a NAT.
 #[derive(Serialize, Deserialize)]
-pub struct NatV1 {
+pub struct NatV2 {
     /// Ethernet addresses and what they have leased.
     leases: Vec<([u8; 6], [u8; 4])>,
     /// The address that was leased last.
     last: Option<[u8; 4]>,
+    /// Connections that guests know of.
+    connections: Vec<ConnectionV1>,
+}
+
+/// A connection: addresses with IPv4's in IPv6's form.
+#[derive(Serialize, Deserialize)]
+pub struct ConnectionV1 {
+    mac: [u8; 6],
+    guest: ([u8; 16], u16),
+    remote: ([u8; 16], u16),
+    seq: u32,
+    ack: u32,
+}
+
+impl From<Lost> for ConnectionV1 {
+    fn from(Lost { mac, guest, remote, seq, ack }: Lost) -> Self {
+        let end = |at: SocketAddr| {
+            let ip = match at.ip() {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => ip,
+            };
+            (ip.octets(), at.port())
+        };
+        Self { mac, guest: end(guest), remote: end(remote), seq, ack }
+    }
+}
+
+impl From<ConnectionV1> for Lost {
+    fn from(ConnectionV1 { mac, guest, remote, seq, ack }: ConnectionV1) -> Self {
+        let end = |(ip, port): ([u8; 16], u16)| SocketAddr::new(IpAddr::from(ip).to_canonical(), port);
+        Self { mac, guest: end(guest), remote: end(remote), seq, ack }
+    }
 }
 
 impl Device for Nat {
-    type State = NatV1;
+    type State = NatV2;
     const KIND: &'static str = "user";
+    const VERSION: u16 = 2;
 
     /// A guest that is reset keeps its lease.
     fn reset(&self, _: Reset) {}
 
-    fn save(&self) -> NatV1 {
+    fn save(&self) -> NatV2 {
         let mut leases: Vec<_> = self.0.leases().into_iter().map(|(mac, at)| (mac, at.octets())).collect();
         leases.sort_unstable();
         let last = match self.0.last_lease() {
             Some(IpAddr::V4(at)) => Some(at.octets()),
             _ => None,
         };
-        NatV1 { leases, last }
+        let connections = self.0.connections().into_iter().map(Into::into).collect();
+        NatV2 { leases, last, connections }
     }
 
-    fn restore(&self, NatV1 { leases, last }: NatV1) -> Result<(), Invalid> {
+    fn restore(&self, NatV2 { leases, last, connections }: NatV2) -> Result<(), Invalid> {
         let leases: Vec<_> = leases.into_iter().map(|(mac, at)| (mac, at.into())).collect();
-        self.0.restore(&leases, last.map(|at| IpAddr::V4(at.into())));
+        let lost: Vec<Lost> = connections.into_iter().map(Into::into).collect();
+        if lost.iter().any(|l| l.guest.is_ipv4() != l.remote.is_ipv4()) {
+            return Err(Invalid("a connection"));
+        }
+        self.0.restore(&leases, last.map(|at| IpAddr::V4(at.into())), &lost);
         Ok(())
     }
 }
@@ -196,7 +239,7 @@ fn put_in_front(
             let shown = || format!("-object filter-dump,id={}: {}", filter.id, file.display());
             // Without a buffer: whoever looks at it sees what has passed.
             let out = File::create(file).with_context(shown)?;
-            Capture::new(behind, out, *most).with_context(shown)?
+            Capture::in_front(behind, out, *most).with_context(shown)?
         }
         FilterKind::Fault(faults) => {
             let fault = Fault::new(*faults, behind);

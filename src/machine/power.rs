@@ -5,6 +5,7 @@ use mynah_cpu::CpuV2;
 use mynah_devices::chipset::PowerButton;
 use mynah_devices::clock::HostClock;
 use mynah_devices::events::{MachineEvents, ResetCause, SleepState, WakeCause};
+use mynah_devices::interrupts::lapic::LocalApics;
 use mynah_mmu::Paging;
 use parking_lot::{Condvar, Mutex};
 use std::sync::{Arc, OnceLock, Weak};
@@ -110,6 +111,7 @@ pub struct Power {
     changed: Condvar,
     vcpus: OnceLock<Vec<VcpuHandle>>,
     clock: OnceLock<Arc<HostClock>>,
+    apics: OnceLock<Weak<LocalApics>>,
     /// Weak, as the chip has the machine.
     button: OnceLock<Weak<dyn PowerButton>>,
     /// Held by the one who wants to know what vCPUs are doing. Before `state`.
@@ -150,6 +152,7 @@ impl Power {
             changed: Condvar::new(),
             vcpus: OnceLock::new(),
             clock: OnceLock::new(),
+            apics: OnceLock::new(),
             button: OnceLock::new(),
             asking: Mutex::new(()),
         }
@@ -186,6 +189,11 @@ impl Power {
             clock.pause();
         }
         let _ = self.clock.set(clock);
+    }
+
+    /// Names the local APICs, which come back from whom they are lent to when all vCPUs stand still. Once.
+    pub fn connect_apics(&self, apics: &Arc<LocalApics>) {
+        let _ = self.apics.set(Arc::downgrade(apics));
     }
 
     /// Names the chip that the power button is wired to. Once.
@@ -357,6 +365,11 @@ impl Power {
         let mut s = self.state.lock();
         while s.end.is_none() && s.paused.is_some() {
             if s.standing == all && !s.reset {
+                drop(s);
+                // They go on where they are taken up next, and guest time stands still for their timers too.
+                if let Some(apics) = self.apics.get().and_then(Weak::upgrade) {
+                    apics.take_back();
+                }
                 return true;
             }
             if self.changed.wait_until(&mut s, give_up).timed_out() {

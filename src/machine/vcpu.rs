@@ -2,6 +2,7 @@
 use super::bios::BiosCalls;
 use super::handoff::Handoffs;
 use super::power::{Power, Report, Request};
+use mynah_cpu::board::{ApicImage, ApicKeeper, ApicSignals};
 use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_LATCHED, EV_NMI, EV_SIPI, EV_SIPI_VECTOR};
 use mynah_cpu::state::Activity;
 use mynah_cpu::trace::{cpu_state, fpu_state};
@@ -10,7 +11,7 @@ use mynah_cpu::{Accelerator, Board, Cpu, Events, Exit, World};
 use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::Ferr;
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
-use mynah_devices::interrupts::lapic::{LocalApic, ReadTsc, VcpuPins};
+use mynah_devices::interrupts::lapic::{self, ApicMessage, LocalApic, ReadTsc, VcpuPins};
 use mynah_devices::misc::entropy::{Asker, Entropy};
 use mynah_firmware::bios::PORT;
 use parking_lot::Mutex;
@@ -133,6 +134,12 @@ impl Board for VcpuBoard {
     fn apic_write(&self, offset: u32, size: u8, value: u64) {
         self.apic.mmio_write(u64::from(offset), size, value as u32);
     }
+    fn lend_apic(&self, keeper: &Arc<dyn ApicKeeper>) -> bool {
+        self.apic.lend(|| Arc::new(Kept(keeper.clone())))
+    }
+    fn apic_ended(&self, vector: u8) {
+        self.apic.ended(vector);
+    }
     fn tsc(&self) -> u64 {
         (self.tsc)()
     }
@@ -152,6 +159,35 @@ impl Board for VcpuBoard {
     }
     fn ignne(&self) -> bool {
         self.ferr.as_ref().is_none_or(|chip| chip.ignne())
+    }
+}
+
+/// A local APIC that an engine keeps, as the board sees it.
+struct Kept(Arc<dyn ApicKeeper>);
+
+impl lapic::Keeper for Kept {
+    fn deliver(&self, message: &ApicMessage) -> bool {
+        let (address, data) = message.to_msi();
+        self.0.message(address, data)
+    }
+    fn get(&self) -> Option<lapic::ApicImage> {
+        let ApicImage { base, page, tsc_deadline } = self.0.get()?;
+        Some(lapic::ApicImage { base, page, tsc_deadline })
+    }
+    fn take_signals(&self) -> lapic::ApicSignals {
+        let ApicSignals { nmis, init, sipi } = self.0.take_signals();
+        lapic::ApicSignals { nmis, init, sipi }
+    }
+    fn put(&self, image: &lapic::ApicImage, fresh: bool) {
+        let lapic::ApicImage { base, page, tsc_deadline } = *image;
+        self.0.put(&ApicImage { base, page, tsc_deadline }, fresh);
+    }
+    fn levels(&self, routes: &[(u32, ApicMessage)]) {
+        let writes = routes.iter().map(|(pin, message)| {
+            let (address, data) = message.to_msi();
+            (*pin, address, data)
+        });
+        self.0.levels(&writes.collect::<Vec<_>>());
     }
 }
 
@@ -254,7 +290,10 @@ fn thread_id() -> u64 {
     #[cfg(target_os = "linux")]
     // SAFETY: it takes nothing, touches no memory and cannot fail.
     return unsafe { libc::gettid() } as u64;
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(windows)]
+    // SAFETY: it takes nothing, touches no memory and cannot fail.
+    return unsafe { windows_sys::Win32::System::Threading::GetCurrentThreadId() }.into();
+    #[cfg(not(any(target_os = "linux", windows)))]
     // SAFETY: it takes nothing, touches no memory of ours and cannot fail.
     return unsafe { libc::pthread_self() } as u64;
 }

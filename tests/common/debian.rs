@@ -11,16 +11,53 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// What mmdebstrap is told, but for what the packages leave out.
-const RECIPE: &[&str] = &[
-    "--variant=minbase",
-    // dbus: logind, which acts upon the power button, wants it.
-    "--include=linux-image-amd64,systemd-sysv,udev,dbus,initramfs-tools,e2fsprogs,nvme-cli,hdparm,efibootmgr",
-    "--customize-hook=chroot \"$1\" passwd -d root",
-    "--customize-hook=echo debian >\"$1/etc/hostname\"",
-    "--customize-hook=echo 'LABEL=root / ext4 errors=remount-ro 0 1' >\"$1/etc/fstab\"",
-    "bookworm",
-];
+/// What a system is made of.
+struct Recipe {
+    /// What its folder's name begins with.
+    prefix: &'static str,
+    /// What mmdebstrap is told, but for what the packages leave out.
+    options: &'static [&'static str],
+    /// Folders of modules that are left out, beside those of [`NO_MODULES`].
+    no_modules: &'static str,
+    /// Sectors of the root's partition.
+    root: u64,
+}
+
+/// One to try disks with.
+const DISKS: Recipe = Recipe {
+    prefix: "debian-",
+    options: &[
+        "--variant=minbase",
+        // dbus: logind, which acts upon the power button, wants it.
+        "--include=linux-image-amd64,systemd-sysv,udev,dbus,initramfs-tools,e2fsprogs,nvme-cli,hdparm,efibootmgr",
+        "--customize-hook=chroot \"$1\" passwd -d root",
+        "--customize-hook=echo debian >\"$1/etc/hostname\"",
+        "--customize-hook=echo 'LABEL=root / ext4 errors=remount-ro 0 1' >\"$1/etc/fstab\"",
+        "bookworm",
+    ],
+    no_modules: "drivers/net/ethernet net",
+    root: ROOT,
+};
+
+/// One to try networks with: its first card is `eth0` (under `net.ifnames=0`) and gets an address by DHCP.
+const NETWORKS: Recipe = Recipe {
+    prefix: "networks-",
+    options: &[
+        "--variant=minbase",
+        "--include=linux-image-amd64,systemd-sysv,udev,dbus,initramfs-tools,e2fsprogs,ifupdown,isc-dhcp-client,\
+         iproute2,iputils-ping,openssh-server,curl,iperf3,bind9-dnsutils,python3-minimal,ethtool",
+        "--customize-hook=chroot \"$1\" passwd -d root",
+        "--customize-hook=echo debian >\"$1/etc/hostname\"",
+        "--customize-hook=echo 'LABEL=root / ext4 errors=remount-ro 0 1' >\"$1/etc/fstab\"",
+        "--customize-hook=printf 'auto lo eth0\\niface lo inet loopback\\niface eth0 inet dhcp\\n' \
+         >\"$1/etc/network/interfaces\"",
+        "bookworm",
+    ],
+    no_modules: "drivers/net/ethernet/mellanox drivers/net/ethernet/chelsio drivers/net/ethernet/broadcom \
+                 drivers/net/ethernet/qlogic drivers/net/ethernet/netronome drivers/net/ethernet/marvell \
+                 drivers/net/ethernet/cavium drivers/net/ethernet/emulex drivers/net/ethernet/brocade",
+    root: 1024 * 2048,
+};
 
 /// What the packages leave out: documents, and modules for what no PC here has.
 const WITHOUT: &[&str] = &[
@@ -33,9 +70,9 @@ const WITHOUT: &[&str] = &[
 ];
 const NO_MODULES: &str = "drivers/gpu/drm/amd drivers/gpu/drm/i915 drivers/gpu/drm/nouveau drivers/gpu/drm/radeon \
     drivers/media drivers/infiniband drivers/staging drivers/iio drivers/isdn drivers/comedi drivers/net/wireless \
-    drivers/net/ethernet drivers/bluetooth drivers/hwmon drivers/mtd drivers/target drivers/md sound net fs/xfs \
-    fs/btrfs fs/ocfs2 fs/nfs fs/nfsd fs/cifs fs/ceph fs/f2fs fs/gfs2 fs/jfs fs/reiserfs fs/afs fs/nilfs2 fs/udf \
-    fs/ubifs fs/ksmbd fs/smbfs_common fs/dlm fs/lockd";
+    drivers/bluetooth drivers/hwmon drivers/mtd drivers/target drivers/md sound fs/xfs fs/btrfs \
+    fs/ocfs2 fs/nfs fs/nfsd fs/cifs fs/ceph fs/f2fs fs/gfs2 fs/jfs fs/reiserfs fs/afs fs/nilfs2 fs/udf fs/ubifs \
+    fs/ksmbd fs/smbfs_common fs/dlm fs/lockd";
 
 /// The archive of mmdebstrap's (`$1`) becomes a file system (`$2`) of so many KiB (`$4`), on which GRUB finds its
 /// modules and its menu (`$3`); kernel and initial RAM disk are copied beside it.
@@ -79,20 +116,30 @@ const EFI: u64 = 96 * 2048;
 /// A system that disks are made of.
 pub struct System {
     folder: PathBuf,
+    recipe: &'static Recipe,
 }
 
 impl System {
     /// The one that is kept, or one that is made now; `None` if what makes it is not there, or, with
     /// MYNAH_GUESTS=cached, if none is kept.
     pub fn get() -> Option<Self> {
+        Self::of(&DISKS)
+    }
+
+    /// The same, of one with what tries networks.
+    pub fn with_network() -> Option<Self> {
+        Self::of(&NETWORKS)
+    }
+
+    fn of(recipe: &'static Recipe) -> Option<Self> {
         let exclude = |path: String| format!("--dpkgopt=path-exclude={path}");
-        let mut recipe: Vec<String> = WITHOUT.iter().map(|&path| exclude(path.to_owned())).collect();
-        let modules = NO_MODULES.split_whitespace();
-        recipe.extend(modules.map(|name| exclude(format!("/lib/modules/*/kernel/{name}/*"))));
-        recipe.extend(RECIPE.iter().map(|&option| option.to_owned()));
-        let key = blake3::hash(format!("{recipe:?}{PACK}{MENU}{ROOT}").as_bytes()).to_hex();
+        let mut options: Vec<String> = WITHOUT.iter().map(|&path| exclude(path.to_owned())).collect();
+        let modules = NO_MODULES.split_whitespace().chain(recipe.no_modules.split_whitespace());
+        options.extend(modules.map(|name| exclude(format!("/lib/modules/*/kernel/{name}/*"))));
+        options.extend(recipe.options.iter().map(|&option| option.to_owned()));
+        let key = blake3::hash(format!("{options:?}{PACK}{MENU}{}", recipe.root).as_bytes()).to_hex();
         let store = Store::open().unwrap();
-        let system = Self { folder: store.folder().join(format!("debian-{}", &key[..16])) };
+        let system = Self { folder: store.folder().join(format!("{}{}", recipe.prefix, &key[..16])), recipe };
         if system.folder.exists() {
             return Some(system);
         }
@@ -100,10 +147,10 @@ impl System {
             eprintln!("SKIPPED: Debian's disk is not in the cache ({})", system.folder.display());
             return None;
         }
-        system.make(&recipe)?;
+        system.make(&options)?;
         // What other recipes have made is wanted no more.
         for old in fs::read_dir(store.folder()).unwrap().flatten() {
-            if old.file_name().to_string_lossy().starts_with("debian-") && old.path() != system.folder {
+            if old.file_name().to_string_lossy().starts_with(recipe.prefix) && old.path() != system.folder {
                 let _ = fs::remove_dir_all(old.path());
             }
         }
@@ -111,7 +158,7 @@ impl System {
     }
 
     /// Makes it: in a folder of its own, which gets its name when it is whole.
-    fn make(&self, recipe: &[String]) -> Option<()> {
+    fn make(&self, options: &[String]) -> Option<()> {
         let needed = [
             ("mmdebstrap", "mmdebstrap"),
             ("mke2fs", "e2fsprogs"),
@@ -124,7 +171,8 @@ impl System {
             eprintln!("SKIPPED: Debian's disk is made by root alone: others cannot say whose its files are");
             return None;
         }
-        let scratch = self.folder.with_file_name(format!(".debian.new-{}", std::process::id()));
+        let scratch =
+            self.folder.with_file_name(format!(".{}new-{}", self.recipe.prefix, std::process::id()));
         let _ = fs::remove_dir_all(&scratch);
         fs::create_dir_all(&scratch).unwrap();
         let (tar, root, menu) =
@@ -132,15 +180,23 @@ impl System {
         fs::write(&menu, MENU).unwrap();
         eprintln!("making a disk of Debian's packages, which takes minutes");
         let mut made = Command::new("mmdebstrap");
-        let made = made.args(recipe).arg(&tar).stdin(Stdio::null()).output().unwrap();
+        let made = made.args(options).arg(&tar).stdin(Stdio::null()).output().unwrap();
         assert!(made.status.success(), "mmdebstrap: {}", String::from_utf8_lossy(&made.stderr));
-        tool("sh", &["-c", PACK, "sh", text(&tar), text(&root), text(&menu), &(ROOT / 2).to_string()]);
+        tool(
+            "sh",
+            &["-c", PACK, "sh", text(&tar), text(&root), text(&menu), &(self.recipe.root / 2).to_string()],
+        );
         fs::remove_file(menu).unwrap();
         // Another process may have been faster.
         if fs::rename(&scratch, &self.folder).is_err() {
             fs::remove_dir_all(&scratch).unwrap();
         }
         Some(())
+    }
+
+    /// Its kernel, initial RAM disk and root's file system, to be booted as they are.
+    pub fn parts(&self) -> [PathBuf; 3] {
+        ["vmlinuz", "initrd.img", "root.ext4"].map(|name| self.folder.join(name))
     }
 
     /// A disk with an MBR, GRUB behind it, and a partition, of which it is told where it begins; `None` if a tool for
@@ -171,9 +227,9 @@ impl System {
         boot[0x1be..0x1fe].fill(0);
         boot[0x1be..0x1c6].copy_from_slice(&[0x80, 32, 33, 0, 0x83, 254, 255, 255]);
         boot[0x1c6..0x1ca].copy_from_slice(&(FIRST as u32).to_le_bytes());
-        boot[0x1ca..0x1ce].copy_from_slice(&(ROOT as u32).to_le_bytes());
+        boot[0x1ca..0x1ce].copy_from_slice(&(self.recipe.root as u32).to_le_bytes());
         boot[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-        self.put_root(to, FIRST, FIRST + ROOT);
+        self.put_root(to, FIRST, FIRST + self.recipe.root);
         put(to, 0, &[boot, image].concat());
         Some(FIRST * SECTOR as u64)
     }
@@ -184,12 +240,12 @@ impl System {
         if !tools(FAT_TOOLS) {
             return None;
         }
-        let (root, sectors) = (FIRST + EFI, FIRST + EFI + ROOT + 2048);
+        let (root, sectors) = (FIRST + EFI, FIRST + EFI + self.recipe.root + 2048);
         let [begin, end] = gpt(
             sectors,
             &[
                 Partition { kind: ESP, first: FIRST, sectors: EFI },
-                Partition { kind: LINUX, first: root, sectors: ROOT },
+                Partition { kind: LINUX, first: root, sectors: self.recipe.root },
             ],
         );
         self.put_root(to, root, sectors);

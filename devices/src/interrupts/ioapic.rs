@@ -64,15 +64,20 @@ impl IoapicV1 {
         if entry & MASKED != 0 || !wanted {
             return None;
         }
+        Some(Self::message_of(entry))
+    }
+
+    /// What an entry has its pin send.
+    fn message_of(entry: u64) -> ApicMessage {
         let logical = entry & LOGICAL != 0;
-        Some(ApicMessage {
+        ApicMessage {
             destination: ApicMessage::wide_destination((entry >> 56) as u8, logical),
             logical,
             mode: DeliveryMode::from_bits((entry >> 8) as u32),
             vector: entry as u8,
-            level,
+            level: entry & LEVEL != 0,
             assert: true,
-        })
+        }
     }
 
     fn read_window(&self) -> u32 {
@@ -111,12 +116,35 @@ impl IoapicV1 {
 pub struct Ioapic {
     state: Mutex<IoapicV1>,
     bus: Arc<dyn ApicBus>,
+    /// Its first pin's number among those of all I/O APICs.
+    first: u32,
 }
 
 impl Ioapic {
     /// An I/O APIC with all pins masked that sends its messages to `bus`.
     pub fn new(bus: Arc<dyn ApicBus>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(IoapicV1::new()), bus })
+        Arc::new(Self { state: Mutex::new(IoapicV1::new()), bus, first: 0 })
+    }
+
+    /// A second one.
+    pub fn second(bus: Arc<dyn ApicBus>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(IoapicV1::new()), bus, first: PINS as u32 })
+    }
+
+    /// Tells the bus what a pin sends.
+    fn tell(&self, regs: &IoapicV1, pin: usize) {
+        let Some(entry) = regs.redirection.get(pin) else { return };
+        if entry & MASKED == 0 {
+            self.bus.pin_sends(self.first + pin as u32, Some(IoapicV1::message_of(*entry)));
+        }
+    }
+
+    /// Tells it of all of them, after a change of all.
+    fn tell_all(&self, regs: &IoapicV1) {
+        for pin in 0..PINS {
+            self.bus.pin_sends(self.first + pin as u32, None);
+            self.tell(regs, pin);
+        }
     }
 
     /// Sets the APIC ID as firmware does (0-15).
@@ -193,6 +221,7 @@ impl Mmio for Ioapic {
             IOWIN if size >= 4 => {
                 let mut regs = self.state.lock();
                 if let Some(pin) = regs.write_window(value as u32) {
+                    self.tell(&regs, pin);
                     self.send(&mut regs, pin, false);
                 }
             }
@@ -210,6 +239,7 @@ impl Device for Ioapic {
     fn reset(&self, _: Reset) {
         let mut regs = self.state.lock();
         *regs = IoapicV1 { lines: regs.lines, ..IoapicV1::new() };
+        self.tell_all(&regs);
     }
 
     fn save(&self) -> IoapicV1 {
@@ -223,7 +253,9 @@ impl Device for Ioapic {
         if state.lines >> PINS != 0 {
             return Err(Invalid("the pins"));
         }
-        *self.state.lock() = state;
+        let mut regs = self.state.lock();
+        *regs = state;
+        self.tell_all(&regs);
         Ok(())
     }
 }

@@ -10,17 +10,21 @@
 //! The vCPU: after [`VcpuPins::set_intr`]`(true)` it calls [`LocalApic::acknowledge`] as soon as it can take an
 //! interrupt, and gets the vector. `registers` and `timer` are pure; this file adds locks, time and wires.
 //!
+//! The host's kernel may keep the registers while vCPUs run: `lent`.
+//!
 //! Locks: one per local APIC, taken after the list's; the pins are called with it held, so that the last call is always
 //! the true state. Nothing above in the order (8259A, I/O APIC, other local APICs) is called with it held. See the
 //! module `interrupts`.
 //!
 //! Source: Intel SDM vol. 3A, chapter 11.
+mod lent;
 mod message;
 mod registers;
 #[cfg(test)]
 mod tests;
 mod timer;
 
+pub use lent::{ApicImage, ApicSignals, Keeper, REGISTERS};
 pub use message::{ApicBus, ApicMessage, DeliveryMode};
 pub use registers::LAPIC_BASE;
 pub use timer::TIMER_HZ;
@@ -31,11 +35,13 @@ use crate::device::{Device, Invalid, Reset};
 use crate::interrupts::EoiSink;
 use crate::interrupts::pic::Pic;
 use crate::pci::MsiSink;
+use lent::Lent;
 use message::Shorthand;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use registers::{Acknowledge, Registers};
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use timer::Time;
 
@@ -69,6 +75,8 @@ struct State {
     intr: bool,
     /// What the host timer is armed for.
     armed: Option<Nanos>,
+    /// Who has the registers, if it is not us.
+    keeper: Option<Arc<dyn Keeper>>,
 }
 
 /// The local APIC of one vCPU.
@@ -93,11 +101,37 @@ impl LocalApic {
         self.id
     }
 
+    fn time(&self) -> Time<'_> {
+        Time { clock: &*self.clock, tsc: &*self.tsc, tsc_hz: self.tsc_hz }
+    }
+
+    /// Has the vCPU be told whether there is an interrupt.
+    fn tell(&self, state: &mut State) {
+        let intr = match state.keeper {
+            None => state.regs.interrupt_pending(),
+            // The rest is its keeper's business. As on QEMU's boards the 8259A is the boot processor's.
+            Some(_) => self.bsp && state.regs.is_asked_by_pic(),
+        };
+        if intr != state.intr {
+            state.intr = intr;
+            self.pins.set_intr(intr);
+        }
+    }
+
     /// Does something to the registers and then what follows from it: pins and timer under the lock, the rest after it.
     fn with<R>(&self, f: impl FnOnce(&mut Registers, &Time) -> R) -> R {
-        let mut state = self.state.lock();
-        let time = Time { clock: &*self.clock, tsc: &*self.tsc, tsc_hz: self.tsc_hz };
-        let result = f(&mut state.regs, &time);
+        self.with_locked(self.state.lock(), f)
+    }
+
+    fn with_locked<R>(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        f: impl FnOnce(&mut Registers, &Time) -> R,
+    ) -> R {
+        let result = match state.keeper.clone() {
+            None => f(&mut state.regs, &self.time()),
+            Some(keeper) => self.at_keeper(&mut state, &*keeper, f),
+        };
         let out = std::mem::take(&mut state.regs.out);
         if out.init {
             self.pins.init();
@@ -111,12 +145,8 @@ impl LocalApic {
         if out.nmi {
             self.pins.nmi();
         }
-        let intr = state.regs.interrupt_pending();
-        if intr != state.intr {
-            state.intr = intr;
-            self.pins.set_intr(intr);
-        }
-        let wakeup = state.regs.timer_wakeup();
+        self.tell(&mut state);
+        let wakeup = state.regs.timer_wakeup().filter(|_| state.keeper.is_none());
         if wakeup != state.armed {
             state.armed = wakeup;
             self.timer.set(wakeup);
@@ -144,7 +174,12 @@ impl LocalApic {
     /// Then timers deliver what they owe ([`LocalApics::tell_taken`]): their locks may not be held.
     pub fn acknowledge(&self) -> Option<u8> {
         let bus = self.bus.upgrade();
-        let vector = match self.with(|regs, _| regs.acknowledge()) {
+        let is_lent = self.state.lock().keeper.is_some();
+        let taken = self.with(|regs, _| match is_lent && !regs.ext_int_pending() {
+            true => Acknowledge::Nothing,
+            false => regs.acknowledge(),
+        });
+        let vector = match taken {
             Acknowledge::Vector(v) => v,
             Acknowledge::Nothing => return None,
             Acknowledge::ExtInt => bus.as_ref()?.pic.get()?.upgrade()?.acknowledge(),
@@ -162,7 +197,11 @@ impl LocalApic {
 
     /// CR8: bits 7-4 of TPR.
     pub fn cr8(&self) -> u8 {
-        self.state.lock().regs.tpr() >> 4
+        let state = self.state.lock();
+        match state.keeper {
+            None => state.regs.tpr() >> 4,
+            Some(_) => self.with_locked(state, |regs, _| regs.tpr() >> 4),
+        }
     }
 
     /// Writes CR8: bits 3-0 go to TPR's bits 7-4, whose bits 3-0 become 0.
@@ -246,7 +285,10 @@ impl LocalApic {
 
     /// To be called after the vCPU's TSC was set to something else: a pending deadline comes at another time then.
     pub fn tsc_changed(&self) {
-        self.with(|regs, time| regs.tsc_changed(time));
+        let state = self.state.lock();
+        if state.keeper.is_none() {
+            self.with_locked(state, |regs, time| regs.tsc_changed(time));
+        }
     }
 
     /// The performance counters overflow: what their LVT entry says happens.
@@ -262,8 +304,30 @@ impl LocalApic {
 
     // The bus's side.
 
+    /// A wire that ends at every processor changes.
+    fn wire(&self, line: usize, level: bool) {
+        let mut state = self.state.lock();
+        if state.keeper.is_some() {
+            state.regs.note_lint(line, level);
+            self.tell(&mut state);
+            return;
+        }
+        self.with_locked(state, |regs, _| regs.set_lint(line, level));
+    }
+
     fn accept(&self, message: &ApicMessage) -> bool {
-        self.with(|regs, _| regs.accept(message))
+        let state = self.state.lock();
+        if let Some(keeper) = &state.keeper {
+            return keeper.deliver(&ApicMessage { destination: self.id, logical: false, ..*message });
+        }
+        self.with_locked(state, |regs, _| regs.accept(message))
+    }
+
+    /// It is with us, for what needs all of it.
+    fn at_home(&self) {
+        if let Some(bus) = self.bus.upgrade() {
+            bus.take_back();
+        }
     }
 
     fn is_addressed(&self, message: &ApicMessage) -> bool {
@@ -278,8 +342,11 @@ impl LocalApic {
 impl TimerOwner for LocalApic {
     /// It may be early if the timer was armed anew in the meantime, which is seen from the registers.
     fn expired(&self) {
-        self.state.lock().armed = None;
-        self.with(|regs, time| regs.settle_timer(time));
+        let mut state = self.state.lock();
+        state.armed = None;
+        if state.keeper.is_none() {
+            self.with_locked(state, |regs, time| regs.settle_timer(time));
+        }
     }
 }
 
@@ -296,18 +363,21 @@ impl Device for LocalApic {
     const KIND: &'static str = "apic";
 
     fn reset(&self, _: Reset) {
+        self.at_home();
         self.with(|regs, _| regs.reset(self.bsp));
     }
 
     fn save(&self) -> LocalApicV1 {
+        self.at_home();
         let State { regs, intr, .. } = &*self.state.lock();
         LocalApicV1 { regs: regs.clone(), intr: *intr, timer: self.timer.deadline() }
     }
 
     fn restore(&self, LocalApicV1 { regs, intr, timer }: LocalApicV1) -> Result<(), Invalid> {
         regs.check(self.id)?;
+        self.at_home();
         let mut now = self.state.lock();
-        *now = State { regs, intr, armed: timer };
+        *now = State { regs, intr, armed: timer, keeper: None };
         self.timer.set(timer);
         // The wire's other end has no memory of its own: it is a bit of the vCPU's events.
         self.pins.set_intr(intr);
@@ -334,6 +404,11 @@ pub struct LocalApics {
     late: RwLock<Vec<Weak<dyn Redeliver>>>,
     /// Where the search for the lowest priority starts, so that equals take turns.
     turn: AtomicUsize,
+    /// Who keeps them. Its lock comes before the list's.
+    lent: RwLock<Lent>,
+    all_lent: AtomicBool,
+    /// What the I/O APICs' pins send, where that is a level.
+    levels: Mutex<BTreeMap<u32, ApicMessage>>,
 }
 
 impl LocalApics {
@@ -347,6 +422,9 @@ impl LocalApics {
             eoi: OnceLock::new(),
             late: RwLock::default(),
             turn: AtomicUsize::new(0),
+            lent: RwLock::default(),
+            all_lent: AtomicBool::new(false),
+            levels: Mutex::default(),
         })
     }
 
@@ -362,7 +440,12 @@ impl LocalApics {
         let apic = Arc::new_cyclic(|me: &Weak<LocalApic>| LocalApic {
             id,
             bsp,
-            state: Mutex::new(State { regs: Registers::new(id, bsp), intr: false, armed: None }),
+            state: Mutex::new(State {
+                regs: Registers::new(id, bsp),
+                intr: false,
+                armed: None,
+                keeper: None,
+            }),
             pins,
             clock: self.clock.clone(),
             timer: self.clock.timer(me.clone()),
@@ -454,11 +537,20 @@ impl MsiSink for LocalApics {
 
 impl ApicBus for LocalApics {
     fn deliver(&self, message: ApicMessage) -> bool {
-        self.deliver_where(&message, |apic| apic.is_addressed(&message))
+        match self.deliver_away(&message) {
+            Some(accepted) => accepted,
+            None => self.deliver_where(&message, |apic| apic.is_addressed(&message)),
+        }
+    }
+
+    fn pin_sends(&self, pin: u32, message: Option<ApicMessage>) {
+        LocalApics::pin_sends(self, pin, message);
     }
 
     fn edge(&self, message: &ApicMessage) -> Edge {
-        if !matches!(message.mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority) {
+        // Nobody says of one that is kept elsewhere when its edges are taken.
+        let away = self.all_lent.load(Ordering::SeqCst);
+        if away || !matches!(message.mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority) {
             return Edge::Uncounted;
         }
         let apics = self.apics.read();
@@ -470,7 +562,7 @@ impl ApicBus for LocalApics {
 impl IrqSink for LocalApics {
     fn set(&self, line: u32, level: bool) {
         for apic in self.apics.read().iter() {
-            apic.with(|regs, _| regs.set_lint(line as usize, level));
+            apic.wire(line as usize, level);
         }
     }
 }

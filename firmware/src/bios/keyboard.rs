@@ -520,7 +520,10 @@ impl Bios {
                 Some(key) => r.set_ax(shown(f == 0, key)),
             },
             f @ (0x01 | 0x11) => match next_key(pc, false) {
-                None => r.zero(true),
+                None => {
+                    self.polls.no_key();
+                    r.zero(true);
+                }
                 Some(key) => {
                     r.set_ax(shown(f == 1, key));
                     r.zero(false);

@@ -23,6 +23,7 @@ mod cd;
 mod disk;
 mod drive;
 mod edd;
+mod idle;
 mod keyboard;
 mod misc;
 mod mouse;
@@ -50,6 +51,7 @@ use crate::mem::GuestMemory;
 use crate::tables::{E820Map, Tables};
 use rom::{Rom, Service};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// The port that the stubs write to. Nothing of a PC answers there.
 pub const PORT: u16 = 0xbc;
@@ -315,6 +317,9 @@ pub struct Bios {
     typematic: u8,
     /// INT 15h is being called since a drive is waited for: 0 a floppy, 1 a disk.
     waiting: Option<u8>,
+    polls: idle::Polls,
+    /// See [`Bios::rest`].
+    rest: Option<Duration>,
 }
 
 /// What is saved of the BIOS: what is neither in guest memory nor follows from how the machine was made.
@@ -406,6 +411,8 @@ impl Bios {
             sending: Vec::new(),
             typematic: keyboard::TYPEMATIC,
             waiting: None,
+            polls: idle::Polls::default(),
+            rest: None,
         }
     }
 
@@ -509,6 +516,9 @@ impl Bios {
         regs.flags = pc.u16(frame);
         let before = *regs;
         let outcome = self.serve(stub.service, regs, pc);
+        if !idle::is_neutral(stub.service, &before) {
+            self.rest = self.polls.ended(&before, pc.now());
+        }
         match outcome {
             Outcome::Return => {}
             Outcome::Wait | Outcome::Poll => {
@@ -522,6 +532,17 @@ impl Bios {
             pc.set_u16(frame, regs.flags);
         }
         true
+    }
+
+    /// How long the vCPU that has just called may rest, as its program only waits for a key; once. An interrupt ends
+    /// the rest, and [`Bios::rested`] is to be told of its end.
+    pub fn rest(&mut self) -> Option<Duration> {
+        self.rest.take()
+    }
+
+    /// The rest is over.
+    pub fn rested(&mut self, now: u64) {
+        self.polls.rested(now);
     }
 
     /// Where the boot processor starts if nothing else is to be started: option ROMs, the boot menu, INT 19h. After

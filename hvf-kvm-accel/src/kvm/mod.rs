@@ -7,21 +7,24 @@
 //! A [`Vcpu`] is an [`Accelerator`]: it loads a vCPU's state into KVM, runs it there, and saves it back before it
 //! returns. Ports, MMIO, CR8 and MSRs that KVM does not know are done on the way, with the state in KVM; what needs it
 //! at hand (INIT, a kick, HLT) is done with it back in the [`mynah_cpu::Cpu`]. The local APIC is ours, in user space, so
-//! interrupts are injected one by one.
+//! interrupts are injected one by one; or the kernel's while vCPUs run ([`Irqchip::Split`], `lapic`).
 //!
 //! What KVM cannot execute (an instruction that it does not emulate, a closed A20 gate) our interpreter does, for that
 //! instruction.
 //!
 //! * [`convert`]: state to KVM's structures and back. `memory`: slots that follow the map. `coalesced`: writes that are
-//!   collected. `bells`: writes that only wake a device. [`cpuid`]. `kick`: bringing a thread out of the kernel. `vcpu`:
-//!   the run loop. `step`: single instructions. [`probe`]: whether KVM can be used here, and how fast it is.
+//!   collected. `bells`: writes that only wake a device. [`cpuid`]. `kick`: bringing a thread out of the kernel. `lapic`:
+//!   local APICs in the kernel. `vcpu`: the run loop. `step`: single instructions. [`probe`]: whether KVM can be used here, and how fast it is.
+//!   [`selftest`]: whether its local APICs can.
 mod bells;
 mod coalesced;
 mod convert;
 pub mod cpuid;
 mod kick;
+mod lapic;
 mod memory;
 pub mod probe;
+pub mod selftest;
 mod step;
 mod vcpu;
 
@@ -30,15 +33,25 @@ mod tests;
 
 pub use vcpu::Vcpu;
 
+/// Where the interrupt controllers are while vCPUs run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Irqchip {
+    /// All are the board's (`kernel-irqchip=off`).
+    #[default]
+    Off,
+    /// Local APICs are the kernel's, the others the board's (`kernel-irqchip=split`).
+    Split,
+}
+
 use crate::AccelError;
 use bells::Bells;
 use coalesced::Ring;
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CAP_SREGS2, KVM_CAP_X86_MSR_FILTER, KVM_CAP_X86_USER_SPACE_MSR,
     KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
-    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+    KVM_MSR_EXIT_REASON_UNKNOWN, Msrs, kvm_enable_cap, kvm_msr_entry,
 };
-use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use memory::Slots;
 use mynah_cpu::model::features::Feature;
 use mynah_cpu::sys::msr::index;
@@ -63,6 +76,16 @@ const NEEDED: &[(Cap, &str)] = &[
     (Cap::ReadonlyMem, "read-only memory slots"),
     (Cap::SyncMmu, "memory that is the process's own"),
 ];
+
+/// Values of MSRs, up to the first that KVM does not have.
+fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, AccelError> {
+    let entries: Vec<_> =
+        indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+    let mut all = Msrs::from_entries(&entries)
+        .map_err(|e| AccelError::Kvm { what: "get so many MSRs", reason: format!("{e:?}") })?;
+    let done = fd.get_msrs(&mut all).map_err(failed("get MSRs"))?;
+    Ok(all.as_slice()[..done.min(indices.len())].to_vec())
+}
 
 fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> AccelError {
     move |e| AccelError::Kvm { what, reason: e.to_string() }
@@ -120,6 +143,11 @@ impl Host {
         all
     }
 
+    /// What it lacks to keep local APICs ([`Irqchip::Split`]), if something.
+    pub fn lacks_split(&self) -> Option<&'static str> {
+        lapic::lacks(&self.kvm)
+    }
+
     /// Whether MSRs that KVM does not know, or that we keep from it, can be ours.
     fn asks_for_msrs(&self) -> bool {
         let has = |cap: u32| self.kvm.check_extension_raw(cap.into()) > 0;
@@ -149,6 +177,7 @@ pub struct Vm {
     collects: bool,
     ring: OnceLock<Ring>,
     bells: Option<Arc<Bells>>,
+    irqchip: Irqchip,
     // The slots point into it.
     memory: Arc<PhysMemory>,
 }
@@ -159,12 +188,23 @@ impl Vm {
     /// # Errors
     /// KVM refuses.
     pub fn new(host: Host, memory: &Arc<PhysMemory>) -> Result<Arc<Self>, AccelError> {
+        Self::with(host, memory, Irqchip::Off)
+    }
+
+    /// The same with interrupt controllers there.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn with(host: Host, memory: &Arc<PhysMemory>, irqchip: Irqchip) -> Result<Arc<Self>, AccelError> {
         let fd = Arc::new(host.kvm.create_vm().map_err(failed("create a virtual machine"))?);
         // Both fail on processors that need neither.
         let _ = fd.set_identity_map_address(IDENTITY_MAP);
         let _ = fd.set_tss_address(TSS);
+        if irqchip == Irqchip::Split {
+            lapic::enable(&host.kvm, &fd)?;
+        }
         if host.asks_for_msrs() {
-            msrs_to_us(&fd).map_err(failed("have MSRs asked for"))?;
+            msrs_to_us(&fd, irqchip).map_err(failed("have MSRs asked for"))?;
         }
         let scales = host.kvm.check_extension(Cap::TscControl);
         let pdptes = host.kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0;
@@ -185,6 +225,7 @@ impl Vm {
             collects,
             ring: OnceLock::new(),
             bells,
+            irqchip,
             memory: memory.clone(),
         }))
     }
@@ -216,12 +257,15 @@ impl Drop for Vm {
     }
 }
 
-/// Has accesses to MSRs that KVM does not know, and to the local APIC's deadline, exit to us.
-fn msrs_to_us(fd: &VmFd) -> Result<(), kvm_ioctls::Error> {
+/// Has accesses to MSRs that KVM does not know, and to the deadline of a local APIC that is ours, exit to us.
+fn msrs_to_us(fd: &VmFd, irqchip: Irqchip) -> Result<(), kvm_ioctls::Error> {
     let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
     let reasons = KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER;
     cap.args[0] = reasons.into();
     fd.enable_cap(&cap)?;
+    if irqchip == Irqchip::Split {
+        return Ok(());
+    }
     let ours = MsrFilterRange {
         flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
         base: index::TSC_DEADLINE,

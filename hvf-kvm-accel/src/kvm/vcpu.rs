@@ -1,12 +1,15 @@
 //! A vCPU in KVM: loaded, run, answered, saved.
 use super::coalesced::Ring;
 use super::kick::{Kick, Ticks};
-use super::{Vm, convert, cpuid, failed};
+use super::lapic::{self, Kept};
+use super::{Irqchip, Vm, convert, cpuid, failed, read_msrs};
 use crate::AccelError;
-use kvm_bindings::{CpuId, KVMIO, Msrs, kvm_interrupt, kvm_msr_entry, kvm_sregs2};
+use kvm_bindings::{
+    CpuId, KVM_VCPUEVENT_VALID_NMI_PENDING, KVMIO, Msrs, kvm_interrupt, kvm_msr_entry, kvm_sregs2,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use mynah_cpu::accel::{SIGNALS, Signals};
-use mynah_cpu::board::{EV_INTR, EV_NMI};
+use mynah_cpu::board::{ApicKeeper, EV_INTR, EV_NMI};
 use mynah_cpu::state::{Activity, Shadow, State, fl};
 use mynah_cpu::sys::msr::index;
 use mynah_cpu::{Accelerator, Cpu, EngineError, Exit};
@@ -52,6 +55,8 @@ pub struct Vcpu {
     /// Brings the thread out of the kernel while one waits.
     ticks: Ticks,
     exits: u64,
+    /// Its local APIC, where the kernel has it while it runs.
+    lapic: Option<Arc<Kept>>,
     // Last, as all above is of it.
     vm: Arc<Vm>,
 }
@@ -83,12 +88,17 @@ pub(super) enum Left {
 /// that is emulated itself may miss it where exits follow each other closely, or where there are none. Twice as long,
 /// up to the second, each time that the interpreter has not found it either, as the guest just does not want it.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(64));
+/// Between two looks whether all vCPUs are about to run.
+const GATHERING: Duration = Duration::from_micros(100);
 /// For how many instructions it looks.
 const LOOK: u32 = 20_000;
 
 impl Vcpu {
     pub(super) fn new(vm: &Arc<Vm>, cpu: &Cpu, tsc_hz: u64) -> Result<Self, AccelError> {
-        let mut fd = vm.fd.create_vcpu(cpu.index.into()).map_err(failed("create a vCPU"))?;
+        let split = vm.irqchip == Irqchip::Split;
+        // Where it keeps local APICs it knows vCPUs by their IDs.
+        let id = if split { cpu.cpuid_input().apic_id } else { cpu.index };
+        let mut fd = vm.fd.create_vcpu(id.into()).map_err(failed("create a vCPU"))?;
         let entries = cpuid::entries(&cpu.model, &cpu.cpuid_input());
         let entries = CpuId::from_entries(&entries)
             .map_err(|e| AccelError::Kvm { what: "take so many CPUID leaves", reason: format!("{e:?}") })?;
@@ -102,6 +112,7 @@ impl Vcpu {
         // SAFETY: the run area is mapped as long as `fd` lives, and `drop` takes the kicker away before that.
         let kick = unsafe { Kick::new(&raw mut fd.get_kvm_run().immediate_exit) };
         cpu.events.set_kicker(Some(kick.clone()));
+        let lapic = if split { Some(Kept::new(vm, &fd)?) } else { None };
         let mut msrs = convert::msrs();
         msrs.retain(|&index| read_msrs(&fd, &[index]).is_ok_and(|all| all.len() == 1));
         let mut this = Self {
@@ -119,6 +130,7 @@ impl Vcpu {
             patience: PATIENCE.0,
             ticks: Ticks::default(),
             exits: 0,
+            lapic,
             vm: vm.clone(),
         };
         let mut known = this.known;
@@ -130,8 +142,19 @@ impl Vcpu {
     /// Has KVM take over the state.
     pub(super) fn load(&mut self, cpu: &Cpu) -> Result<(), AccelError> {
         let s = &cpu.state;
-        self.apic_base = cpu.board.apic_msr_read(index::APIC_BASE).unwrap_or(0xfee0_0900);
-        let sregs = convert::sregs(s, cpu.board.cr8(), self.apic_base);
+        let cr8 = match self.lapic {
+            // They are there.
+            Some(_) => {
+                let now = self.fd.get_sregs().map_err(failed("get segment and control registers"))?;
+                self.apic_base = now.apic_base;
+                now.cr8 as u8
+            }
+            None => {
+                self.apic_base = cpu.board.apic_msr_read(index::APIC_BASE).unwrap_or(0xfee0_0900);
+                cpu.board.cr8()
+            }
+        };
+        let sregs = convert::sregs(s, cr8, self.apic_base);
         const WHAT: &str = "set segment and control registers";
         if self.vm.pdptes && convert::has_pdptes(s) {
             // KVM takes them from memory otherwise, where the guest may have others by now.
@@ -153,13 +176,28 @@ impl Vcpu {
         self.load_tsc(cpu)?;
         self.fd.set_regs(&convert::regs(s)).map_err(failed("set registers"))?;
         self.fd.set_debug_regs(&convert::debug_regs(s)).map_err(failed("set debug registers"))?;
-        self.fd.set_vcpu_events(&convert::events(s)).map_err(failed("set pending events"))?;
+        let mut events = convert::events(s);
+        if let Some(lapic) = &self.lapic {
+            // NMIs that wait are the kernel's.
+            events.flags &= !KVM_VCPUEVENT_VALID_NMI_PENDING;
+            lapic.set_deadline()?;
+            self.fd.set_mp_state(lapic::mp_state(s.activity)).map_err(failed("set a vCPU's activity"))?;
+        }
+        self.fd.set_vcpu_events(&events).map_err(failed("set pending events"))?;
         self.ready = s.rflags & fl::IF != 0 && s.shadow == Shadow::None;
         Ok(())
     }
 
     /// Gives it back.
     pub(super) fn save(&mut self, cpu: &mut Cpu) -> Result<(), AccelError> {
+        // First, as a start-up IPI that is looked at here changes all else.
+        let activity = match &self.lapic {
+            Some(lapic) => {
+                lapic.leaves()?;
+                Some(self.fd.get_mp_state().map_err(failed("get a vCPU's activity"))?)
+            }
+            None => None,
+        };
         let sregs = self.fd.get_sregs().map_err(failed("get segment and control registers"))?;
         let regs = self.fd.get_regs().map_err(failed("get registers"))?;
         let xsave = self.fd.get_xsave().map_err(failed("get the XSAVE area"))?;
@@ -188,8 +226,13 @@ impl Vcpu {
         s.msr = msrs;
         self.known = msrs;
         self.save_tsc(cpu)?;
-        for _ in 0..nmis {
-            cpu.events.nmi();
+        match activity {
+            Some(state) => {
+                cpu.state.activity = lapic::activity(state);
+                self.lapic.iter().for_each(|lapic| lapic.left(cpu.state.activity));
+                self.note_apic_base(cpu, sregs.apic_base);
+            }
+            None => (0..nmis).for_each(|_| cpu.events.nmi()),
         }
         cpu.taken_over();
         Ok(())
@@ -272,6 +315,14 @@ impl Vcpu {
             cpu.set_tsc_offset(now.wrapping_sub(cpu.board.tsc()));
         }
         Ok(())
+    }
+
+    /// The guest has moved its local APIC, or switched it.
+    fn note_apic_base(&mut self, cpu: &mut Cpu, base: u64) {
+        if base != self.apic_base {
+            let _ = cpu.write_msr(index::APIC_BASE, base);
+            self.apic_base = base;
+        }
     }
 
     /// Whether an instruction is half done.
@@ -361,6 +412,10 @@ impl Vcpu {
                 None
             }
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::SetTpr | VcpuExit::Intr) => None,
+            Ok(VcpuExit::IoapicEoi(vector)) => {
+                cpu.board.apic_ended(vector);
+                None
+            }
             Ok(VcpuExit::Debug(_)) => Some(Left::Stepped),
             Ok(VcpuExit::Hlt) => Some(Left::Halt),
             Ok(VcpuExit::Shutdown) => Some(Left::Shutdown),
@@ -380,12 +435,11 @@ impl Vcpu {
         let run = self.fd.get_kvm_run();
         self.ready = run.ready_for_interrupt_injection != 0 && run.if_flag != 0;
         let (cr8, apic_base) = (run.cr8 as u8 & 15, run.apic_base);
-        if cr8 != cpu.board.cr8() && !finishing {
-            cpu.board.set_cr8(cr8);
-        }
-        if apic_base != self.apic_base {
-            let _ = cpu.write_msr(index::APIC_BASE, apic_base);
-            self.apic_base = apic_base;
+        if self.lapic.is_none() {
+            if cr8 != cpu.board.cr8() && !finishing {
+                cpu.board.set_cr8(cr8);
+            }
+            self.note_apic_base(cpu, apic_base);
         }
         Ok(left)
     }
@@ -430,7 +484,7 @@ impl Vcpu {
                     window = cpu.events.pending() & EV_INTR != 0;
                 }
             }
-            let cr8 = cpu.board.cr8();
+            let cr8 = if self.lapic.is_none() { cpu.board.cr8() } else { 0 };
             let run = self.fd.get_kvm_run();
             run.request_interrupt_window = window.into();
             run.cr8 = cr8.into();
@@ -475,8 +529,21 @@ impl Vcpu {
                 Signals::Changed => continue,
                 Signals::None => {}
             }
+            // What is logged stays with the interpreter, and its local APIC with the board.
+            let lent = self.lapic.as_ref().filter(|_| !cpu.is_logged());
+            let is_lent = lent.is_some();
+            if let Some(lapic) = lent {
+                let keeper: Arc<dyn ApicKeeper> = lapic.clone();
+                if !cpu.board.lend_apic(&keeper) {
+                    // Until the others are here as well there is nothing that it could do.
+                    std::thread::sleep(GATHERING);
+                    continue;
+                }
+            }
             match cpu.state.activity {
                 Activity::Running => {}
+                // It waits there.
+                Activity::WaitSipi | Activity::Halted if is_lent => {}
                 Activity::WaitSipi => return Ok(Exit::Halt),
                 Activity::Shutdown => return Ok(Exit::Shutdown),
                 Activity::Halted => {
@@ -488,9 +555,12 @@ impl Vcpu {
                 }
             }
             // What only the interpreter does: the A20 gate, and logs of each instruction.
-            if cpu.a20_mask != !0 || cpu.is_logged() {
-                if let Some(exit) = self.step(cpu, 1) {
-                    return Ok(exit);
+            let runs = cpu.state.activity == Activity::Running;
+            if runs && (cpu.a20_mask != !0 || cpu.is_logged()) {
+                match self.step(cpu, 1) {
+                    Some(Exit::Halt) if is_lent => {}
+                    Some(exit) => return Ok(exit),
+                    None => {}
                 }
                 continue;
             }
@@ -514,14 +584,17 @@ impl Vcpu {
                     }
                 }
                 Left::Shutdown => cpu.state.activity = Activity::Shutdown,
-                Left::Emulate => {
-                    if let Some(exit) = self.step(cpu, 1) {
-                        return Ok(exit);
-                    }
-                }
+                Left::Emulate => match self.step(cpu, 1) {
+                    // It waits where its local APIC is.
+                    Some(Exit::Halt) if is_lent => {}
+                    Some(exit) => return Ok(exit),
+                    None => {}
+                },
                 Left::ShutOut => {
-                    if let Some(exit) = self.step(cpu, LOOK) {
-                        return Ok(exit);
+                    match self.step(cpu, LOOK) {
+                        Some(Exit::Halt) if is_lent => {}
+                        Some(exit) => return Ok(exit),
+                        None => {}
                     }
                     let fruitless = cpu.events.pending() & EV_INTR != 0;
                     self.patience = if fruitless { (self.patience * 2).min(PATIENCE.1) } else { PATIENCE.0 };
@@ -552,16 +625,6 @@ impl Accelerator for Vcpu {
     fn exits(&self) -> u64 {
         self.exits
     }
-}
-
-/// Values of MSRs, up to the first that KVM does not have.
-fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, AccelError> {
-    let entries: Vec<_> =
-        indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
-    let mut all = Msrs::from_entries(&entries)
-        .map_err(|e| AccelError::Kvm { what: "get so many MSRs", reason: format!("{e:?}") })?;
-    let done = fd.get_msrs(&mut all).map_err(failed("get MSRs"))?;
-    Ok(all.as_slice()[..done.min(indices.len())].to_vec())
 }
 
 /// A read of up to 8 bytes that no slot answers.

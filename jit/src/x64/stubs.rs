@@ -218,16 +218,6 @@ fn load_registers(a: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// R10 = the entry for an address of a table of code.
-fn entry_for(a: &mut CodeAssembler, address: AsmRegister64, mask: i32, table: i32) -> Result<(), IcedError> {
-    a.mov(r10, address)?;
-    a.shr(r10, jumps::SHIFT)?;
-    a.xor(r10, address)?;
-    a.and(r10d, mask)?;
-    a.shl(r10d, jumps::ENTRY_SHIFT)?;
-    a.add(r10, qword_ptr(rdi + table))
-}
-
 /// R11 = where the baseline's code for the address in RAX goes on; to `missed` if none is known at that address, and to
 /// `other` if it is not the baseline's or an event is pending. R10 is lost. With a `half` only code in that half of the
 /// addresses is found, or code of which both halves' tags say the same.
@@ -237,7 +227,12 @@ fn find(
     missed: CodeLabel,
     other: CodeLabel,
 ) -> Result<(), IcedError> {
-    entry_for(a, rax, jumps::MASK, jumps::TABLE)?;
+    a.mov(r10, rax)?;
+    a.shr(r10, jumps::SHIFT)?;
+    a.xor(r10, rax)?;
+    a.and(r10d, jumps::MASK)?;
+    a.shl(r10d, jumps::ENTRY_SHIFT)?;
+    a.add(r10, qword_ptr(rdi + jumps::TABLE))?;
     a.cmp(qword_ptr(r10 + jumps::LIN), rax)?;
     a.jne(missed)?;
     match half {
@@ -274,11 +269,16 @@ fn find_placed(a: &mut CodeAssembler, other: CodeLabel) -> Result<(), IcedError>
     a.jne(other)?;
     a.mov(r11, qword_ptr(r10 + tlb::ADDEND))?;
     a.add(r11, rax)?;
-    entry_for(a, r11, places::MASK, places::TABLE)?;
-    a.cmp(qword_ptr(r10 + places::HOST), r11)?;
-    a.jne(other)?;
-    a.movzx(r11d, byte_ptr(rdi + jumps::TAGS))?;
-    a.cmp(qword_ptr(r10 + places::KEY), r11)?;
+    a.movzx(r10d, byte_ptr(rdi + jumps::TAGS))?;
+    a.shl(r10, places::KEY_SHIFT)?;
+    a.or(r11, r10)?;
+    a.mov(r10, r11)?;
+    a.shr(r10, places::FOLD)?;
+    a.xor(r10, r11)?;
+    a.and(r10d, places::MASK)?;
+    a.shl(r10d, places::SCALE)?;
+    a.add(r10, qword_ptr(rdi + places::TABLE))?;
+    a.cmp(qword_ptr(r10 + places::NAME), r11)?;
     a.jne(other)?;
     a.mov(r11, qword_ptr(r10 + places::OPS))?;
     take(a, other)

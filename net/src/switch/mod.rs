@@ -13,7 +13,7 @@
 //! multicast snooping (groups are flooded), tags in tags.
 mod acl;
 mod bucket;
-mod packet;
+pub(crate) mod packet;
 mod queue;
 mod stats;
 mod table;

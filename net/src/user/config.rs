@@ -88,6 +88,10 @@ pub struct Config {
     pub tftp_name: Option<String>,
     /// The file to boot from.
     pub bootfile: Option<String>,
+    /// The folder that the guest sees as a Windows share, by Samba's smbd.
+    pub smb: Option<PathBuf>,
+    /// Where that is.
+    pub smb_server: Ipv4Addr,
     /// Ports of the host's.
     pub host_forwards: Vec<HostForward>,
     /// Ports of the network's.
@@ -119,6 +123,8 @@ impl Default for Config {
             tftp: None,
             tftp_name: None,
             bootfile: None,
+            smb: None,
+            smb_server: Ipv4Addr::new(10, 0, 2, 4),
             host_forwards: Vec::new(),
             guest_forwards: Vec::new(),
             mtu: 1500,
@@ -133,7 +139,8 @@ impl Config {
     /// addresses depends on `net`.
     pub fn parse<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, ConfigError> {
         let mut config = Self::default();
-        let (mut host, mut dns, mut start, mut host6, mut dns6) = (None, None, None, None, None);
+        let (mut host, mut dns, mut start, mut smb) = (None, None, None, None);
+        let (mut host6, mut dns6) = (None, None);
         for (name, value) in options {
             let bad =
                 |why: &str| ConfigError::Value { name: name.into(), value: value.into(), why: why.into() };
@@ -176,6 +183,8 @@ impl Config {
                     let fits = Some(value.to_string()).filter(|v| v.len() <= 127);
                     config.bootfile = Some(fits.ok_or_else(|| bad("it is longer than 127 bytes"))?);
                 }
+                "smb" => config.smb = Some(value.into()),
+                "smbserver" => smb = Some(v4()?),
                 "hostfwd" => config.host_forwards.push(host_forward(value).map_err(|why| bad(&why))?),
                 "guestfwd" => config.guest_forwards.push(guest_forward(value).map_err(|why| bad(&why))?),
                 _ => return Err(ConfigError::Unknown(name.into())),
@@ -186,6 +195,7 @@ impl Config {
         config.host = host.unwrap_or(at(2));
         config.dns = dns.unwrap_or(at(3));
         config.dhcp_start = start.unwrap_or(at(15));
+        config.smb_server = smb.unwrap_or(at(4));
         let first = u128::from(config.net6.0) & mask6(config.net6.1);
         config.net6.0 = first.into();
         config.host6 = host6.unwrap_or(Ipv6Addr::from(first | 2));
@@ -202,6 +212,7 @@ impl Config {
             inside("host", config.host)?;
             inside("dns", config.dns)?;
             inside("dhcpstart", config.dhcp_start)?;
+            inside("smbserver", config.smb_server)?;
         }
         if config.host == config.dns {
             return Err(ConfigError::Value {
@@ -314,6 +325,9 @@ pub(super) fn guest_forward(value: &str) -> Result<GuestForward, String> {
         return Err("it wants an address and a port of the network's".into());
     }
     let to = match to.split_once(':') {
+        Some((kind @ ("cmd" | "unix"), _)) if cfg!(windows) => {
+            return Err(format!("{kind}: is there on Unix hosts only: say tcp:ADDRESS:PORT"));
+        }
         Some(("cmd", program)) => Behind::Command(program.into()),
         Some(("unix", path)) => Behind::Unix(path.into()),
         Some(("tcp", address)) => {
@@ -377,7 +391,7 @@ mod tests {
             ("hostfwd", "tcp::99999-:22"),
             ("guestfwd", "tcp:10.0.2.100:80"),
             ("guestfwd", "tcp:10.0.2.100:80-tape:x"),
-            ("smb", "/tmp"),
+            ("smbserver", "10.0.3.4"),
         ] {
             let said = Config::parse([(name, value)]).unwrap_err().to_string();
             assert!(said.contains(name), "{said}");

@@ -18,6 +18,8 @@ mod core;
 mod dhcp;
 mod dhcpv6;
 mod dns;
+#[cfg(windows)]
+mod echo;
 mod forward;
 mod holder;
 mod hosterror;
@@ -29,6 +31,7 @@ mod ndp;
 mod poll;
 mod reassembly;
 mod report;
+mod smb;
 mod tcp;
 mod tftp;
 mod udp;
@@ -44,6 +47,7 @@ use self::forward::Forwards;
 use self::icmp::Icmp;
 use self::lease::Leases;
 use self::reassembly::Reassembly;
+use self::smb::Smb;
 use self::tcp::Tcp;
 use self::tftp::Tftp;
 use self::udp::Udp;
@@ -73,6 +77,14 @@ pub enum UserError {
         /// Who has it, as far as the host tells.
         holder: Option<String>,
     },
+    /// The folder cannot be shared.
+    #[error("smb={folder}: {why}")]
+    Smb {
+        /// Which.
+        folder: String,
+        /// What is wrong.
+        why: io::Error,
+    },
 }
 
 impl UserError {
@@ -81,6 +93,24 @@ impl UserError {
         let holder = if taken { holder::of(udp, at) } else { None };
         Self::Forward { kind: if udp { "udp" } else { "tcp" }, at, why, holder }
     }
+}
+
+/// The most connections whose end a restored guest is told: as many frames may wait for its card.
+const MOST_LOST: usize = 512;
+
+/// A connection that ends with the network, as its guest knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// Its end.
+    pub guest: SocketAddr,
+    /// The other one.
+    pub remote: SocketAddr,
+    /// The first sequence number that the guest has not acknowledged.
+    pub seq: u32,
+    /// What it is to send next.
+    pub ack: u32,
 }
 
 struct Nat {
@@ -94,6 +124,8 @@ struct Nat {
     reassembly: Reassembly,
     tick: Token,
     tick_at: Option<Instant>,
+    /// Its files go with the network.
+    _smb: Option<Smb>,
 }
 
 /// The back end.
@@ -103,7 +135,11 @@ pub struct User {
 
 impl User {
     /// Makes the network, and opens its ports of the host's.
-    pub fn new(config: Config, reactor: Arc<dyn Reactor>) -> Result<Arc<Self>, UserError> {
+    pub fn new(mut config: Config, reactor: Arc<dyn Reactor>) -> Result<Arc<Self>, UserError> {
+        let smb = Smb::share(&mut config).map_err(|why| {
+            let folder = config.smb.iter().map(|f| f.display().to_string()).collect();
+            UserError::Smb { folder, why }
+        })?;
         let mut ours = vec![config.host, config.dns];
         ours.extend(config.guest_forwards.iter().filter_map(|f| match f.server.ip() {
             IpAddr::V4(a) => Some(a),
@@ -124,6 +160,7 @@ impl User {
             reassembly: Reassembly::default(),
             tick,
             tick_at: None,
+            _smb: smb,
         };
         for forward in forwards {
             let (udp, at) = (forward.udp, forward.host);
@@ -210,13 +247,34 @@ impl User {
         self.nat.lock().leases.all().collect()
     }
 
-    /// Takes on what an earlier network knew of its guests: leases, and which address was leased last. The flows of
-    /// then are not there: what a guest sends on one is answered with a reset.
-    pub fn restore(&self, leases: &[([u8; 6], Ipv4Addr)], last: Option<IpAddr>) {
+    /// Takes on what an earlier network knew of its guests: leases, which address was leased last, and connections.
+    /// These are not there any more: what a guest sends on one is answered with a reset, and a guest that only listens
+    /// is asked for a word, so that it gets one too.
+    pub fn restore(&self, leases: &[([u8; 6], Ipv4Addr)], last: Option<IpAddr>, lost: &[Lost]) {
         let nat = &mut *self.nat.lock();
         nat.enter();
         nat.leases.restore(leases, nat.core.now);
         nat.core.leased = last.filter(|a| nat.core.config.has(*a));
+        for lost in lost.iter().take(MOST_LOST) {
+            nat.core.learn(lost.guest.ip(), lost.mac);
+            tcp::ask(&mut nat.core, lost);
+        }
+        if !lost.is_empty() {
+            tracing::info!("user network: {} connections of the saved machine are reset", lost.len());
+        }
+        nat.core.settle();
+    }
+
+    /// The connections that a guest knows of, for [`User::restore`] of another network.
+    pub fn connections(&self) -> Vec<Lost> {
+        let nat = self.nat.lock();
+        let mac = |guest: IpAddr| nat.core.neighbour(guest);
+        nat.tcp
+            .known()
+            .filter_map(|(guest, remote, seq, ack)| {
+                Some(Lost { mac: mac(guest.ip())?, guest, remote, seq, ack })
+            })
+            .collect()
     }
 
     /// The address that was leased last, where forwards lead to that name none.

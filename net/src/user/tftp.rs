@@ -1,4 +1,4 @@
-//! The TFTP server (RFC 1350) with the options of RFC 2347 to 2349, for reading only. Nothing outside of its folder is
+//! The TFTP server (RFC 1350) with the options of RFC 2347 to 2349 and 7440, for reading only. Nothing outside of its folder is
 //! seen, neither by `..` nor by a symbolic link.
 //!
 //! A block is read from its file when it is sent: a small read, mostly from the host's cache, on the loop's thread.
@@ -7,7 +7,6 @@ use crate::reactor::Token;
 use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -29,6 +28,8 @@ const TRANSFERS: usize = 32;
 const TRIES: u32 = 6;
 /// The largest block that fits into a packet of the link; more would be sent in fragments.
 const BLOCK: u64 = 1468;
+/// The most blocks that are sent before they are acknowledged: what a card's queue takes at once.
+const WINDOW: u64 = 64;
 
 struct Transfer {
     token: Token,
@@ -36,8 +37,12 @@ struct Transfer {
     file: File,
     size: u64,
     block_size: u64,
-    /// The last block that was sent, not wrapped; 0 is the answer to options.
-    block: u64,
+    /// Blocks that are sent before they are acknowledged (RFC 7440).
+    window: u64,
+    /// The last block that was acknowledged, and the last that was sent, not wrapped; 0 is the answer to options. None
+    /// while that has not been acknowledged.
+    acknowledged: Option<u64>,
+    sent: u64,
     options: Vec<u8>,
     timeout: Duration,
     tries: u32,
@@ -61,15 +66,18 @@ impl Tftp {
             ACK => {
                 let Some(block) = rest.first_chunk::<2>().map(|b| u16::from_be_bytes(*b)) else { return };
                 let Some(t) = self.transfers.get_mut(&guest) else { return };
-                // One that comes twice is not answered twice (RFC 1123, 4.2.3.1).
-                if block != t.block as u16 {
+                let first = t.acknowledged.map_or(0, |a| a + 1);
+                // One that comes twice is not answered twice (RFC 1123, 4.2.3.1). In a window, one that is not the last
+                // block's says that the next one is missing (RFC 7440, 4).
+                let new = u64::from(block.wrapping_sub(first as u16));
+                if new > t.sent - first {
                     return;
                 }
-                let last = t.block > 0 && t.block * t.block_size > t.size;
-                if last {
+                let block = first + new;
+                t.acknowledged = Some(block);
+                if block > 0 && block * t.block_size > t.size {
                     self.end(core, guest);
                 } else {
-                    t.block += 1;
                     t.tries = 0;
                     self.send(core, guest);
                 }
@@ -95,6 +103,7 @@ impl Tftp {
             Err(_) => return error(core, server, guest, NOT_FOUND, "there is no such file"),
         };
         let (mut block_size, mut timeout, mut options) = (512, Duration::from_secs(1), Vec::new());
+        let mut window = 1;
         let mut accept = |name: &str, value: u64| {
             options.extend_from_slice(name.as_bytes());
             options.push(0);
@@ -113,6 +122,10 @@ impl Tftp {
                     timeout = Duration::from_secs(value);
                     accept("timeout", value);
                 }
+                "windowsize" if (1..=65_535).contains(&value) => {
+                    window = value.min(WINDOW);
+                    accept("windowsize", window);
+                }
                 _ => {}
             }
         }
@@ -124,7 +137,8 @@ impl Tftp {
             }
         }
         let token = core.token(kind::TFTP);
-        let block = u64::from(options.is_empty());
+        // Without options the first block is the answer.
+        let acknowledged = options.is_empty().then_some(0);
         let (tries, resend, queued) = (0, core.now, None);
         self.transfers.insert(
             guest,
@@ -134,7 +148,9 @@ impl Tftp {
                 file,
                 size,
                 block_size,
-                block,
+                window,
+                acknowledged,
+                sent: 0,
                 options,
                 timeout,
                 tries,
@@ -145,28 +161,31 @@ impl Tftp {
         self.send(core, guest);
     }
 
-    /// Sends the block that is due, or the answer to options.
+    /// Sends the blocks that are due, or the answer to options.
     fn send(&mut self, core: &mut Core, guest: SocketAddr) {
         let Some(t) = self.transfers.get_mut(&guest) else { return };
-        let mut message = Vec::with_capacity(4 + t.block_size as usize);
-        if t.block == 0 {
-            message.extend_from_slice(&OACK.to_be_bytes());
-            message.extend_from_slice(&t.options);
-        } else {
+        t.resend = core.now + t.timeout;
+        core.arm(t.token, &mut t.queued, Some(t.resend));
+        let Some(acknowledged) = t.acknowledged else {
+            let message = [&OACK.to_be_bytes()[..], &t.options].concat();
+            return core.datagram(t.server, guest, &message);
+        };
+        // The last block is the one that is not full.
+        let last = (t.size / t.block_size + 1).min(acknowledged + t.window);
+        t.sent = last;
+        for block in acknowledged + 1..=last {
+            let mut message = Vec::with_capacity(4 + t.block_size as usize);
             message.extend_from_slice(&DATA.to_be_bytes());
-            message.extend_from_slice(&(t.block as u16).to_be_bytes());
-            let at = (t.block - 1) * t.block_size;
+            message.extend_from_slice(&(block as u16).to_be_bytes());
+            let at = (block - 1) * t.block_size;
             let len = t.size.saturating_sub(at).min(t.block_size) as usize;
             message.resize(4 + len, 0);
-            if t.file.read_exact_at(&mut message[4..], at).is_err() {
+            if read_exact_at(&t.file, &mut message[4..], at).is_err() {
                 error(core, t.server, guest, UNDEFINED, "the file cannot be read");
                 return self.end(core, guest);
             }
+            core.datagram(t.server, guest, &message);
         }
-        t.resend = core.now + t.timeout;
-        core.arm(t.token, &mut t.queued, Some(t.resend));
-        let server = t.server;
-        core.datagram(server, guest, &message);
     }
 
     fn end(&mut self, core: &mut Core, guest: SocketAddr) {
@@ -186,6 +205,20 @@ impl Tftp {
         t.tries += 1;
         if t.tries > TRIES { self.end(core, guest) } else { self.send(core, guest) }
     }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buf: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buf, at)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, buf: &mut [u8], at: u64) -> std::io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = file;
+    // The file is this transfer's own, and so is its position.
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(buf)
 }
 
 /// Opens what the guest calls `name`, if it is a file in `folder`. The guest cannot change the folder, so that what was
@@ -231,13 +264,17 @@ mod tests {
         std::fs::create_dir_all(folder.join("sub")).unwrap();
         std::fs::write(top.join("secret"), "x").unwrap();
         std::fs::write(folder.join("sub/file"), "four").unwrap();
-        std::os::unix::fs::symlink("../secret", folder.join("out")).unwrap();
-        std::os::unix::fs::symlink("sub/file", folder.join("in")).unwrap();
+        #[cfg(unix)]
+        for (to, name) in [("../secret", "out"), ("sub/file", "in")] {
+            std::os::unix::fs::symlink(to, folder.join(name)).unwrap();
+        }
         let try_open = |name: &str| open(&folder, name).map(|(_, size)| size);
         assert_eq!(try_open("sub/file"), Ok(4));
         assert_eq!(try_open("/sub/./file"), Ok(4));
-        assert_eq!(try_open("in"), Ok(4), "a link within it is followed");
-        assert_eq!(try_open("out"), Err(FORBIDDEN));
+        if cfg!(unix) {
+            assert_eq!(try_open("in"), Ok(4), "a link within it is followed");
+            assert_eq!(try_open("out"), Err(FORBIDDEN));
+        }
         assert_eq!(try_open("../secret"), Err(FORBIDDEN));
         assert_eq!(try_open("sub/../../secret"), Err(FORBIDDEN));
         assert_eq!(try_open("sub"), Err(NOT_FOUND), "it is a folder");

@@ -1,9 +1,9 @@
 //! KVM as one of a machine's engines.
 use super::TSC_HZ;
-use crate::config::{AccelKind, Config};
+use crate::config::{Config, KernelIrqchip};
 use anyhow::{Context, bail};
 use mynah_accel::kvm::probe::{self, Faults, Speed};
-use mynah_accel::kvm::{self, Vm};
+use mynah_accel::kvm::{self, Irqchip, Vm, selftest};
 use mynah_cpu::model::Vendor;
 use mynah_cpu::{Accelerator, Cpu, CpuModel};
 use mynah_mmu::PhysMemory;
@@ -11,8 +11,12 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-/// KVM on this host.
-pub struct Host(kvm::Host);
+/// KVM on this host, and where interrupt controllers are to be.
+pub struct Host {
+    kvm: kvm::Host,
+    /// `None`: in the kernel, as far as that works.
+    irqchip: Option<Irqchip>,
+}
 
 /// A machine's share of it.
 pub struct Machine(Arc<Vm>);
@@ -25,6 +29,8 @@ struct Remembered {
     user_mips: f64,
     syscall_fault: bool,
     counter_fault: bool,
+    /// Why its local APICs cannot be relied on.
+    split_fault: Option<String>,
 }
 
 impl Remembered {
@@ -38,18 +44,26 @@ impl Remembered {
 }
 
 impl Host {
-    /// Opens `/dev/kvm`, if what the user wants of it is there.
+    /// Opens `/dev/kvm`, for what the user wants of it.
     pub fn open(cfg: &Config) -> anyhow::Result<Self> {
-        for accel in cfg.accel.iter().filter(|a| a.kind == AccelKind::Kvm) {
-            if let Some((_, value)) = accel.properties.iter().find(|(k, _)| k == "kernel-irqchip")
-                && value != "off"
-            {
-                bail!(
-                    "kernel-irqchip={value}: interrupt controllers are all Mynah's; kernel-irqchip=off is what there is"
-                );
-            }
-        }
-        Ok(Self(kvm::Host::open()?))
+        let irqchip = match cfg.machine.kernel_irqchip {
+            None => None,
+            Some(KernelIrqchip::Off) => Some(Irqchip::Off),
+            Some(KernelIrqchip::Split) => Some(Irqchip::Split),
+            Some(KernelIrqchip::On) => bail!(
+                "kernel-irqchip=on: I/O APIC and 8259A are always Mynah's; kernel-irqchip=split has the local APICs in \
+                 the kernel"
+            ),
+        };
+        Ok(Self { kvm: kvm::Host::open()?, irqchip })
+    }
+
+    /// Where interrupt controllers are: in the kernel if the user wants it, or does not care and it works.
+    fn irqchip(&self) -> Irqchip {
+        self.irqchip.unwrap_or_else(|| match split_fault() {
+            None => Irqchip::Split,
+            Some(_) => Irqchip::Off,
+        })
     }
 
     /// Whether it stops behind each instruction when asked to.
@@ -64,6 +78,7 @@ impl Host {
             return Ok((known.speed(), known.faults()));
         }
         let (speed, faults) = (probe::speed()?, probe::faults()?);
+        let split_fault = selftest::split().err().map(|e| e.to_string());
         if let Some(file) = place() {
             let known = Remembered {
                 host,
@@ -71,6 +86,7 @@ impl Host {
                 user_mips: speed.user_mips,
                 syscall_fault: faults.syscall,
                 counter_fault: faults.counter,
+                split_fault,
             };
             // Another time, then.
             let _ = file.parent().map(std::fs::create_dir_all);
@@ -86,31 +102,40 @@ impl Host {
         *TRIED.get_or_init(|| remembered(&this_host()).map_or_else(tried, |known| known.faults()))
     }
 
-    /// What a guest will trip over here, for the user.
+    /// What a guest will trip over here, and why it does not get what others get, for the user.
     pub fn warning(&self) -> Option<String> {
-        self.faults().syscall.then(|| {
-            "this host's KVM, which is emulated itself, has SYSCALL stay in user mode: programs of 64-bit systems fail \
-             under it (-accel jit runs them)"
-                .into()
-        })
+        let mut all = Vec::new();
+        if self.faults().syscall {
+            all.push(
+                "this host's KVM, which is emulated itself, has SYSCALL stay in user mode: programs of 64-bit systems \
+                 fail under it (-accel jit runs them)"
+                    .to_owned(),
+            );
+        }
+        match (self.irqchip, split_fault()) {
+            (None, Some(why)) => all.push(format!("local APICs are Mynah's (kernel-irqchip=off): {why}")),
+            (Some(Irqchip::Split), Some(why)) => all.push(format!("kernel-irqchip=split: {why}")),
+            _ => {}
+        }
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// What the counters of vCPUs of this rate have to begin with so that they are the host's, if this is an emulated
     /// KVM whose counters are that whatever they are set to.
     pub fn counter(&self, hz: u64) -> Option<u64> {
-        let fixed = self.0.fixed_tsc_hz() == Some(hz) && self.faults().counter;
+        let fixed = self.kvm.fixed_tsc_hz() == Some(hz) && self.faults().counter;
         // SAFETY: every x86-64 processor has RDTSC.
         fixed.then(|| unsafe { std::arch::x86_64::_rdtsc() })
     }
 
     /// The rate of vCPUs' time-stamp counters under it.
     pub fn tsc_hz(&self) -> u64 {
-        self.0.fixed_tsc_hz().unwrap_or(TSC_HZ)
+        self.kvm.fixed_tsc_hz().unwrap_or(TSC_HZ)
     }
 
     /// Whether they can run at this rate.
     pub fn has_rate(&self, hz: u64) -> bool {
-        self.0.fixed_tsc_hz().is_none_or(|fixed| fixed == hz)
+        self.kvm.fixed_tsc_hz().is_none_or(|fixed| fixed == hz)
     }
 
     /// Has the model be what KVM can do here: of the host's maker, as with QEMU, if the user names none; without the
@@ -121,7 +146,7 @@ impl Host {
         {
             model.vendor = vendor;
         }
-        let missing = self.0.missing(model);
+        let missing = self.kvm.missing(model);
         let features: Vec<_> = missing.iter().map(|(_, f)| *f).collect();
         model.without(&features);
         missing.into_iter().map(|(name, _)| name).collect()
@@ -129,7 +154,7 @@ impl Host {
 
     /// Whether a guest that has begun elsewhere can go on here.
     pub fn goes_on_with(&self, model: &CpuModel, tsc_hz: u64) -> anyhow::Result<()> {
-        let missing: Vec<&str> = self.0.missing(model).into_iter().map(|(name, _)| name).collect();
+        let missing: Vec<&str> = self.kvm.missing(model).into_iter().map(|(name, _)| name).collect();
         if !missing.is_empty() {
             bail!(
                 "the guest has a processor with {}, which this host's KVM has not: start it without (-cpu MODEL,-FEATURE)",
@@ -149,12 +174,25 @@ impl Host {
 
 impl Machine {
     pub fn new(host: Host, memory: &Arc<PhysMemory>) -> anyhow::Result<Self> {
-        Ok(Self(Vm::new(host.0, memory)?))
+        let irqchip = host.irqchip();
+        Ok(Self(Vm::with(host.kvm, memory, irqchip)?))
+    }
+
+    /// One that follows another engine, whose interrupt controllers are the board's.
+    pub fn stepping(host: Host, memory: &Arc<PhysMemory>) -> anyhow::Result<Self> {
+        Ok(Self(Vm::new(host.kvm, memory)?))
     }
 
     pub fn vcpu(&self, cpu: &Cpu, tsc_hz: u64) -> anyhow::Result<Box<dyn Accelerator>> {
         Ok(Box::new(self.0.vcpu(cpu, tsc_hz).context("a vCPU")?))
     }
+}
+
+/// Why the kernel's local APICs cannot be relied on here, if so.
+fn split_fault() -> Option<String> {
+    static TRIED: OnceLock<Option<String>> = OnceLock::new();
+    let tried = || selftest::split().err().map(|e| e.to_string());
+    TRIED.get_or_init(|| remembered(&this_host()).map_or_else(tried, |known| known.split_fault)).clone()
 }
 
 /// What the speed depends on: processor, kernel, and boot.

@@ -63,6 +63,9 @@ impl Machine {
     pub fn new(host: Host, _: &Arc<PhysMemory>) -> anyhow::Result<Self> {
         match host.0 {}
     }
+    pub fn stepping(host: Host, _: &Arc<PhysMemory>) -> anyhow::Result<Self> {
+        match host.0 {}
+    }
     pub fn vcpu(&self, _: &Cpu, _: u64) -> anyhow::Result<Box<dyn Accelerator>> {
         match self.0 {}
     }

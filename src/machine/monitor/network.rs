@@ -7,6 +7,7 @@ use crate::machine::nets::Net;
 use mynah_net::User;
 use mynah_net::sockets::DgramConfig;
 use mynah_net::tap::Origin;
+use serde_json::{Value, json};
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,9 +17,14 @@ impl Hmp {
         self.machine.board().ok_or("there is no machine")
     }
 
-    /// Cards, and under each what is behind it, with what has passed.
-    pub(super) fn network(&self) -> Answer {
+    /// Cards, and under each what is behind it, with what has passed; with `-j` as JSON, in one line.
+    pub(super) fn network(&self, args: &mut Args<'_>) -> Answer {
+        let json = args.takes("-j");
+        args.end()?;
         let board = self.board()?;
+        if json {
+            return Ok(format!("{}\n", as_json(&board)));
+        }
         let mut text = String::new();
         for (index, link) in board.nets.links.iter().enumerate() {
             let (name, model, mac) = (link.name(), link.model(), link.mac());
@@ -150,6 +156,26 @@ fn removed(text: &str) -> Option<(bool, SocketAddr)> {
         None => rest.to_owned(),
     };
     Some((udp, at.parse().ok()?))
+}
+
+/// All that is known of the networks: `cards`, and `networks` by their ids, each with what a NAT knows.
+fn as_json(board: &Board) -> Value {
+    let cards = board.nets.links.iter().map(|link| {
+        let c = link.counts();
+        json!({
+            "name": link.name(), "model": link.model(), "mac": link.mac().to_string(),
+            "netdev": link.netdev(), "up": link.is_up(),
+            "sent": { "frames": c.sent, "bytes": c.sent_bytes },
+            "received": { "frames": c.received, "bytes": c.received_bytes },
+            "dropped": c.dropped,
+        })
+    });
+    let cards: Vec<Value> = cards.collect();
+    let networks = board.nets.all().iter().map(|net| {
+        let user = net.user.as_ref().map(|user| user.json());
+        (net.id.clone(), json!({ "is": describe(net), "user": user }))
+    });
+    json!({ "cards": cards, "networks": networks.collect::<serde_json::Map<_, _>>() })
 }
 
 fn describe(net: &Net) -> String {

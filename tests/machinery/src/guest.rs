@@ -384,6 +384,11 @@ impl Guest {
             engines.push((machine::Engine::Kvm, "by KVM"));
             engines.push((machine::Engine::InTurns, "by translator and KVM in turns"));
         }
+        if machine::kvm_splits() {
+            engines.push((machine::Engine::KvmSplit, "by KVM with the local APIC"));
+            engines
+                .push((machine::Engine::InTurnsSplit, "by translator and KVM with the local APIC in turns"));
+        }
         self.check_by(&engines, &expected)
     }
 
@@ -395,6 +400,13 @@ impl Guest {
             engines.push((machine::Engine::InTurns, "by translator and KVM in turns"));
         }
         self.check_by(&engines, &tidy(expected))
+    }
+
+    /// The same with the local APIC in KVM's kernel; `None` if this host's KVM has none there.
+    pub fn check_in_turns_split(&self, expected: &str) -> Option<u64> {
+        const NAME: &str = "by translator and KVM with the local APIC in turns";
+        machine::kvm_splits()
+            .then(|| self.check_by(&[(machine::Engine::InTurnsSplit, NAME)], &tidy(expected)))
     }
 
     /// What the guest writes by this engine.

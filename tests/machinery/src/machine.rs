@@ -97,6 +97,10 @@ pub enum Engine {
     /// The translator and KVM, in turns: whenever the vCPU comes out of its run, which it is made to all the time, the
     /// other goes on.
     InTurns,
+    /// KVM with the local APIC in the kernel (`kernel-irqchip=split`).
+    KvmSplit,
+    /// In turns with that.
+    InTurnsSplit,
 }
 
 impl Engine {
@@ -105,6 +109,11 @@ impl Engine {
             Self::Blocks | Self::Steps => STACK,
             _ => STACK_WITH_COMPILER,
         }
+    }
+
+    /// Whether KVM takes part.
+    fn is_kvm(self) -> bool {
+        matches!(self, Self::Kvm | Self::InTurns | Self::KvmSplit | Self::InTurnsSplit)
     }
 
     /// All that this host has; KVM if the environment's `MYNAH_BY_KVM` is set.
@@ -127,6 +136,8 @@ impl Engine {
 /// The two that run the vCPU in turns.
 struct InTurns {
     kvm: Box<dyn Accelerator>,
+    /// What KVM's kernel may have of the board.
+    apics: Arc<LocalApics>,
     /// The translator, while KVM runs the vCPU.
     tier: Option<(Box<dyn Tier>, u32)>,
     changes: u64,
@@ -141,6 +152,7 @@ impl Accelerator for InTurns {
         CHANGES.with(|changes| changes.set(self.changes));
         match self.tier.take() {
             Some((tier, hot_after)) => {
+                self.apics.take_back();
                 cpu.set_tier(tier, hot_after);
                 Software.run(cpu)
             }
@@ -209,7 +221,7 @@ impl Machine {
         });
         let mut model = CpuModel::parse(guest.model).expect("the model");
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-        if matches!(engine, Engine::Kvm | Engine::InTurns) {
+        if engine.is_kvm() {
             let missing = mynah_accel::kvm::Host::open().expect("KVM").missing(&model);
             model.without(&missing.into_iter().map(|(_, f)| f).collect::<Vec<_>>());
         }
@@ -217,9 +229,9 @@ impl Machine {
         let mut cpu = Cpu::new(0, memory, board, events.clone(), model);
         enter(&mut cpu, Some(&entry));
         let tier = match engine {
-            Engine::Steps | Engine::Blocks | Engine::Kvm => None,
+            Engine::Steps | Engine::Blocks | Engine::Kvm | Engine::KvmSplit => None,
             Engine::Baseline => Some(Translating::at_once_with(events, Optimize::Baseline)),
-            Engine::Tiers | Engine::InTurns => Some(Translating::in_turn(events, 3)),
+            Engine::Tiers | Engine::InTurns | Engine::InTurnsSplit => Some(Translating::in_turn(events, 3)),
             Engine::Translator | Engine::Regions => Some(Translating::at_once(events)),
         };
         let mut translated: Box<dyn Fn() -> u64> = Box::new(|| 0);
@@ -229,7 +241,7 @@ impl Machine {
             translated = Box::new(move || counters.compiled.load(Ordering::Relaxed));
             cpu.set_tier(Box::new(tier), if engine == Engine::Regions { 3 } else { 1 });
         }
-        let by = accelerator(&cpu, engine);
+        let by = accelerator(&cpu, engine, &apics);
         Self { cpu, by, ports, translated, _apics: apics }
     }
 
@@ -250,6 +262,21 @@ pub fn kvm_is_there() -> bool {
     *THERE
 }
 
+/// Whether it can have local APICs in the kernel; if not, why is said.
+pub fn kvm_splits() -> bool {
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    return kvm_is_there()
+        && mynah_accel::kvm::Host::open().is_ok_and(|host| match host.lacks_split() {
+            None => true,
+            Some(what) => {
+                eprintln!("SKIPPED: guests by KVM with local APICs in the kernel: it lacks {what}");
+                false
+            }
+        });
+    #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+    false
+}
+
 /// Whether SYSCALL enters the kernel by this host's KVM: with some that are emulated themselves it does not, which is
 /// said.
 pub fn kvm_does_system_calls() -> bool {
@@ -265,18 +292,22 @@ pub fn kvm_does_system_calls() -> bool {
 }
 
 /// The accelerator of an engine that is not the vCPU itself.
-fn accelerator(cpu: &Cpu, engine: Engine) -> Box<dyn Accelerator> {
+fn accelerator(cpu: &Cpu, engine: Engine, apics: &Arc<LocalApics>) -> Box<dyn Accelerator> {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-    if matches!(engine, Engine::Kvm | Engine::InTurns) {
-        use mynah_accel::kvm::{Host, Vm};
-        let vm = Vm::new(Host::open().expect("KVM"), &cpu.mem).expect("a virtual machine");
+    if engine.is_kvm() {
+        use mynah_accel::kvm::{Host, Irqchip, Vm};
+        let irqchip = match engine {
+            Engine::KvmSplit | Engine::InTurnsSplit => Irqchip::Split,
+            _ => Irqchip::Off,
+        };
+        let vm = Vm::with(Host::open().expect("KVM"), &cpu.mem, irqchip).expect("a virtual machine");
         let kvm = Box::new(vm.vcpu(cpu, 0).expect("a vCPU"));
         return match engine {
-            Engine::Kvm => kvm,
-            _ => Box::new(InTurns { kvm, tier: None, changes: 0 }),
+            Engine::Kvm | Engine::KvmSplit => kvm,
+            _ => Box::new(InTurns { kvm, apics: apics.clone(), tier: None, changes: 0 }),
         };
     }
-    let _ = (cpu, engine);
+    let _ = (cpu, engine, apics);
     Box::new(Software)
 }
 
@@ -307,7 +338,7 @@ pub fn run(guest: &Image, engine: Engine) -> Outcome {
             run_steps(&mut machine.cpu, &machine.ports).to_owned()
         } else {
             // What computes for long does so in compiled code.
-            let long = matches!(engine, Engine::Tiers | Engine::InTurns);
+            let long = matches!(engine, Engine::Tiers | Engine::InTurns | Engine::InTurnsSplit);
             run_blocks(&mut machine, if long { u64::MAX } else { LIMIT })
         };
         let changes = CHANGES.with(Cell::get);
@@ -397,7 +428,7 @@ fn run_blocks(machine: &mut Machine, limit: u64) -> String {
     let Machine { cpu, by, ports, .. } = machine;
     let done = AtomicBool::new(false);
     let events = cpu.events.clone();
-    let pause = Duration::from_millis(if by.name() == "in turns" { 1 } else { 50 });
+    let pause = Duration::from_micros(if by.name() == "in turns" { 250 } else { 50_000 });
     std::thread::scope(|scope| {
         // A guest in an endless loop is looked after by kicks.
         scope.spawn(|| {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::state::Activity;
 
 #[test]
 fn int_pushes_flags_cs_ip_and_clears_if_and_tf() {
@@ -171,4 +172,27 @@ fn a_model_without_bmi1_takes_tzcnt_for_bsf() {
         assert_eq!(r.run(), Exit::Halt);
         assert_eq!(r.cpu.state.gpr[gpr::RCX], rcx, "{model}");
     }
+}
+
+#[test]
+fn code_that_is_stored_to_dies_only_if_it_changes() {
+    let mut r = Rig::real();
+    // A boot loader's call of the BIOS: the vector is written into the INT that follows.
+    let loader = |r: &mut Rig, vector: u32| {
+        r.cpu.state.gpr[gpr::RAX] = vector.into();
+        r.cpu.state.gpr[gpr::RIP] = 0;
+        r.cpu.state.gpr[gpr::RSP] = STACK0;
+        r.cpu.state.seg[seg::CS] = Segment::real(0x1000, 0);
+        r.cpu.state.activity = Activity::Running;
+        r.cpu.sync_all();
+        assert_eq!(r.vector(), u64::from(vector));
+        r.cpu.blocks.invalidated
+    };
+    // MOV CS:[5], AL; INT 0.
+    r.bytes(&[0x2e, 0xa2, 0x05, 0x00, 0xcd, 0x00]);
+    loader(&mut r, 0x42);
+    let before = loader(&mut r, 0x43);
+    // The same vector again: nothing has changed.
+    assert_eq!(loader(&mut r, 0x43), before);
+    assert!(loader(&mut r, 0x44) > before);
 }

@@ -7,13 +7,13 @@ use super::protocol::{Message, Parsed, PixelFormat, encoding, parse};
 use super::tight::{self, Tight};
 use super::websocket::{self, WebSocket};
 use super::{Server, auth, keys};
+use crate::descriptor;
 use crate::display::input::Pointer;
 use crate::display::{Rect, Surface};
 use crate::event_loop::{Descriptor, Registration, Source};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, OnceLock, Weak};
 
 const VERSION: &[u8; 12] = b"RFB 003.008\n";
@@ -76,9 +76,17 @@ struct State {
     alone: bool,
     /// Keys that are down, by keysym: they come up when the client goes.
     down: BTreeMap<u32, crate::input::ps2::Key>,
+    /// Caps Lock was pressed: the guest may have it on.
+    has_caps: bool,
 }
 
 impl State {
+    /// Whether the client itself holds what a keysym takes, or may have Caps Lock for it.
+    fn holds_for(&self, keysym: u32) -> bool {
+        self.down.values().any(|key| keys::MODIFIERS.contains(key))
+            || self.has_caps && keys::is_letter(keysym)
+    }
+
     /// Whether something waits to be sent that can be.
     fn waits(&self) -> bool {
         let output = match &self.socket {
@@ -140,6 +148,7 @@ impl Client {
             buttons: 0,
             alone: false,
             down: BTreeMap::new(),
+            has_caps: false,
         };
         let server_ref = Arc::downgrade(server);
         let client =
@@ -292,19 +301,9 @@ impl Client {
                 }
             }
             let rest = &state.wire[state.sent..];
-            // A peer that has gone sends no SIGPIPE.
-            // SAFETY: `rest` is readable for its length, and the descriptor is open as long as `peer` is held.
-            let n = unsafe {
-                libc::send(
-                    self.peer.source().as_raw_fd(),
-                    rest.as_ptr().cast(),
-                    rest.len(),
-                    libc::MSG_NOSIGNAL,
-                )
-            };
-            match usize::try_from(n) {
+            match descriptor::send(&self.peer, rest) {
                 Ok(n) => state.sent += n,
-                Err(_) => return may_wait(&io::Error::last_os_error()),
+                Err(e) => return may_wait(&e),
             }
         }
     }
@@ -312,10 +311,7 @@ impl Client {
     /// Reads what has come; whether the client is still there.
     fn fill(&self, state: &mut State) -> bool {
         let mut chunk = vec![0; CHUNK];
-        // SAFETY: `chunk` is writable for its length, and the descriptor is open as long as `peer` is held.
-        let n =
-            unsafe { libc::recv(self.peer.source().as_raw_fd(), chunk.as_mut_ptr().cast(), chunk.len(), 0) };
-        match usize::try_from(n) {
+        match descriptor::read(&self.peer, &mut chunk) {
             Ok(0) => false,
             Ok(n) => {
                 chunk.truncate(n);
@@ -336,7 +332,7 @@ impl Client {
                 state.input.extend_from_slice(&chunk[passed..]);
                 true
             }
-            Err(_) => may_wait(&io::Error::last_os_error()),
+            Err(e) => may_wait(&e),
         }
     }
 
@@ -538,8 +534,14 @@ fn message_came(server: &Server, state: &mut State, message: Message) {
             state.wanted = Some(incremental && state.wanted.unwrap_or(true));
         }
         Message::Key { pressed, keysym, code } => {
-            let key = code.and_then(keys::from_code).or_else(|| keys::from_keysym(keysym, server.layout));
-            let Some(key) = key else { return };
+            let by_code = code.and_then(keys::from_code);
+            let Some(key) = by_code.or_else(|| keys::from_keysym(keysym, server.layout)) else { return };
+            // One who sends characters alone, a script or a screen's keyboard, has nothing to hold for some of them.
+            let held = match by_code {
+                None if pressed && !state.holds_for(keysym) => keys::held_for(keysym, server.layout),
+                _ => &[],
+            };
+            state.has_caps |= keysym == keys::CAPS_LOCK;
             if pressed {
                 // No keyboard has more keys.
                 if state.down.len() < 128 {
@@ -548,7 +550,13 @@ fn message_came(server: &Server, state: &mut State, message: Message) {
             } else {
                 state.down.remove(&keysym);
             }
+            for key in held {
+                server.input.key(*key, true);
+            }
             server.input.key(key, pressed);
+            for key in held.iter().rev() {
+                server.input.key(*key, false);
+            }
         }
         Message::Pointer { buttons, x, y } => {
             let new = buttons & !state.buttons;

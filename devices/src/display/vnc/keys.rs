@@ -1,7 +1,7 @@
 //! Keysyms of X, as VNC has keys, to keys of the PC's keyboard, by their places in a layout.
 //!
 //! A client that knows scan codes sends these, which needs no layout: [`from_code`].
-use crate::display::layout::Layout;
+use crate::display::layout::{Layout, Shift};
 use crate::input::ps2::Key;
 
 /// Keysyms that are no characters, and their scan codes; with 100h for those with the prefix E0h.
@@ -193,19 +193,58 @@ fn older(keysym: u32) -> Option<char> {
     OLDER.iter().find_map(|(first, row)| row.chars().nth(usize::try_from(keysym.checked_sub(*first)?).ok()?))
 }
 
+/// Caps Lock.
+pub const CAPS_LOCK: u32 = 0xffe5;
+
+/// Keys that change what others mean: both Shifts, Controls, Alts and Windows keys.
+pub const MODIFIERS: [Key; 8] = [
+    Key::new(0x2a),
+    Key::new(0x36),
+    Key::new(0x1d),
+    Key::extended(0x1d),
+    Key::new(0x38),
+    Key::extended(0x38),
+    Key::extended(0x5b),
+    Key::extended(0x5c),
+];
+
+/// The character of a keysym.
+fn character(keysym: u32) -> Option<char> {
+    // Latin-1 is as it is, the euro has a number of its own, others are Unicode's.
+    match keysym {
+        0x20..=0xff | 0x20ac => char::from_u32(keysym),
+        0x0100_0000..0x0111_0000 => char::from_u32(keysym & 0x00ff_ffff),
+        0x0100..0xfe00 => older(keysym),
+        _ => DEAD.iter().find(|(k, _)| *k == keysym).map(|(_, c)| *c),
+    }
+}
+
 /// The key that has a keysym.
 pub fn from_keysym(keysym: u32, layout: &Layout) -> Option<Key> {
     if let Some((_, code)) = NAMED.iter().find(|(k, _)| *k == keysym) {
         return Some(key(*code));
     }
-    // Latin-1 is as it is, the euro has a number of its own, others are Unicode's.
-    let character = match keysym {
-        0x20..=0xff | 0x20ac => char::from_u32(keysym)?,
-        0x0100_0000..0x0111_0000 => char::from_u32(keysym & 0x00ff_ffff)?,
-        0x0100..0xfe00 => older(keysym)?,
-        _ => DEAD.iter().find(|(k, _)| *k == keysym)?.1,
-    };
-    layout.find(character).map(|(key, _)| key)
+    layout.find(character(keysym)?).map(|(key, _)| key)
+}
+
+/// What a keyboard of this layout has held for a keysym's character.
+pub fn held_for(keysym: u32, layout: &Layout) -> &'static [Key] {
+    const SHIFT: Key = Key::new(0x2a);
+    const ALT_GR: Key = Key::extended(0x38);
+    if NAMED.iter().any(|(k, _)| *k == keysym) {
+        return &[];
+    }
+    match character(keysym).and_then(|c| layout.find(c)) {
+        Some((_, Shift::Shift)) => &[SHIFT],
+        Some((_, Shift::AltGr)) => &[ALT_GR],
+        Some((_, Shift::Both)) => &[SHIFT, ALT_GR],
+        Some((_, Shift::None)) | None => &[],
+    }
+}
+
+/// Whether Caps Lock stands for Shift here.
+pub fn is_letter(keysym: u32) -> bool {
+    character(keysym).is_some_and(char::is_alphabetic)
 }
 
 /// The key of a scan code as QEMU's clients send it: set 1, with bit 7 for those with the prefix E0h.

@@ -439,6 +439,43 @@ fn strangers_neither_crowd_nor_harm() {
     assert!(friend.rest().is_empty(), "the server has ended");
 }
 
+/// One who holds nothing for a character that takes it, as scripts and keyboards of touch screens do.
+#[test]
+fn shift_is_pressed_for_those_who_send_characters_alone() {
+    let s = setup(None);
+    let mut peer = Peer::open(&s, 1);
+    let mut press = |keysym: u16, pressed: bool| {
+        let [high, low] = keysym.to_be_bytes();
+        peer.write(&[4, pressed.into(), 0, 0, 0, 0, high, low]);
+    };
+    let (shift, a, two) = (Key::new(0x2a), Key::new(0x1e), Key::new(0x03));
+    // Alone: with Shift around the press.
+    for c in [b'A', b'@'] {
+        press(c.into(), true);
+        press(c.into(), false);
+    }
+    // A viewer's user holds Shift, or Control; Caps Lock may be on.
+    for held in [0xffe1, 0xffe3] {
+        press(held, true);
+        press(b'A'.into(), true);
+        press(b'A'.into(), false);
+        press(held, false);
+    }
+    press(0xffe5, true);
+    press(0xffe5, false);
+    press(b'A'.into(), true);
+    let held = |key| [(shift, true), (key, true), (shift, false), (key, false)];
+    let by_user = |key| [(key, true), (a, true), (a, false), (key, false)];
+    let caps = Key::new(0x3a);
+    let wanted: Vec<_> = [held(a), held(two), by_user(shift), by_user(Key::new(0x1d))]
+        .concat()
+        .into_iter()
+        .chain([(caps, true), (caps, false), (a, true)])
+        .collect();
+    until(|| s.hands.keys.lock().len() == wanted.len());
+    assert_eq!(*s.hands.keys.lock(), wanted);
+}
+
 /// A Python that has vncdotool, of MYNAH_VNCDOTOOL or the path.
 fn vncdotool() -> Option<String> {
     let tool = std::env::var("MYNAH_VNCDOTOOL").unwrap_or_else(|_| "vncdotool".into());

@@ -64,6 +64,30 @@ impl ApicMessage {
         if destination == 0xFF && !logical { u32::MAX } else { u32::from(destination) }
     }
 
+    /// The write (address and data) that is this message; the destination's bits above 7, which an MSI has not, are in
+    /// the address' upper half, as KVM takes them.
+    pub fn to_msi(&self) -> (u64, u32) {
+        let (low, high) = match self.destination {
+            u32::MAX if !self.logical => (0xFF, 0),
+            id => (id & 0xFF, id & !0xFF),
+        };
+        let hint = self.mode == DeliveryMode::LowestPriority;
+        let address = 0xFEE0_0000 | low << 12 | u32::from(hint) << 3 | u32::from(self.logical) << 2;
+        let mode = match self.mode {
+            DeliveryMode::Fixed => 0,
+            DeliveryMode::LowestPriority => 1,
+            DeliveryMode::Smi => 2,
+            DeliveryMode::Reserved => 3,
+            DeliveryMode::Nmi => 4,
+            DeliveryMode::Init => 5,
+            DeliveryMode::StartUp => 6,
+            DeliveryMode::ExtInt => 7,
+        };
+        let data =
+            u32::from(self.vector) | mode << 8 | u32::from(self.assert) << 14 | u32::from(self.level) << 15;
+        (u64::from(high) << 32 | u64::from(address), data)
+    }
+
     /// The message of a write of `data` to `address`, which is FEExxxxxh (SDM vol. 3A, 11.11).
     pub fn from_msi(address: u64, data: u32) -> Self {
         let logical = address & 1 << 2 != 0;
@@ -88,6 +112,12 @@ impl ApicMessage {
 pub trait ApicBus: Send + Sync {
     /// Delivers a message; returns whether any local APIC has accepted it.
     fn deliver(&self, message: ApicMessage) -> bool;
+
+    /// A pin of an I/O APIC, counted through all of them, sends this from now on; what it is masked from sending is as
+    /// before, for the end of what it has sent. None after a reset.
+    fn pin_sends(&self, pin: u32, message: Option<ApicMessage>) {
+        let _ = (pin, message);
+    }
 
     /// What would become of an edge that is delivered as this message now.
     fn edge(&self, message: &ApicMessage) -> Edge {

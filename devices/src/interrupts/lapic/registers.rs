@@ -1,6 +1,7 @@
 //! The registers of one local APIC: no lock, no thread, no wire. What a change makes the outside do is left in
 //! [`Outcome`].
 //! Source: Intel SDM vol. 3A, chapter 11 (the older numbering: 10).
+use super::lent::ApicImage;
 use super::message::{ApicMessage, DeliveryMode, Shorthand};
 use super::timer::{ApicTimer, Mode, Time};
 use crate::bus::Edge;
@@ -264,7 +265,7 @@ impl Registers {
     }
 
     /// Whether the 8259A's request gets through to the processor.
-    fn ext_int_pending(&self) -> bool {
+    pub fn ext_int_pending(&self) -> bool {
         if !self.is_enabled() {
             return self.lint[0];
         }
@@ -531,6 +532,57 @@ impl Registers {
 
     fn ldr(&self) -> u32 {
         if self.is_x2apic() { (self.id >> 4) << 16 | 1 << (self.id & 0xF) } else { self.ldr }
+    }
+
+    /// A register's value, whichever mode it is of; 0 if there is none of this number.
+    pub fn peek(&mut self, n: u32, time: &Time) -> u32 {
+        match n {
+            reg::DFR => self.dfr,
+            reg::ICR_HIGH => (self.icr >> 32) as u32,
+            _ => self.read(n, time).unwrap_or(0),
+        }
+    }
+
+    /// Whether the timer counts or waits.
+    pub fn timer_runs(&self) -> bool {
+        self.timer.runs()
+    }
+
+    /// Registers become those of the image, but for the timer's counts.
+    pub fn take_on_registers(&mut self, image: &ApicImage) {
+        let at = |n: u32| image.page[n as usize];
+        self.base = image.base & (BASE_ADDRESS | BASE_ENABLE | BASE_EXTD | BASE_BSP);
+        self.tpr = at(reg::TPR) as u8;
+        self.svr = at(reg::SVR) & SVR_WRITABLE;
+        if !self.is_x2apic() {
+            self.ldr = at(reg::LDR) & 0xFF00_0000;
+        }
+        self.dfr = at(reg::DFR) | 0x0FFF_FFFF;
+        self.esr = at(reg::ESR);
+        self.icr = u64::from(at(reg::ICR_HIGH)) << 32 | u64::from(at(reg::ICR) & ICR_WRITABLE);
+        for (n, lvt) in (reg::LVT_TIMER..).zip(&mut self.lvt) {
+            *lvt = at(n) & (LVT_WRITABLE[(n - reg::LVT_TIMER) as usize] | LVT_REMOTE_IRR);
+        }
+        for (n, set) in [(reg::ISR, &mut self.isr), (reg::TMR, &mut self.tmr), (reg::IRR, &mut self.irr)] {
+            *set = VectorSet(std::array::from_fn(|i| at(n + i as u32)));
+        }
+    }
+
+    /// So do these: initial count, current count, divider; and the deadline.
+    pub fn take_on_timer(&mut self, count: (u32, u32, u32), tsc_deadline: u64, time: &Time) {
+        self.timer.take_on(self.timer_mode(), count, tsc_deadline, time);
+    }
+
+    /// A LINT pin changes of an APIC that is kept elsewhere.
+    pub fn note_lint(&mut self, n: usize, level: bool) {
+        if let Some(pin) = self.lint.get_mut(n) {
+            *pin = level;
+        }
+    }
+
+    /// Whether the 8259A asks, whatever the registers make of it.
+    pub fn is_asked_by_pic(&self) -> bool {
+        self.lint[0]
     }
 
     /// Reads a register that xAPIC and x2APIC share; none if there is none of this number.

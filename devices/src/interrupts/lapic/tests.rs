@@ -756,3 +756,211 @@ fn any_register_at_any_width_with_any_value_is_harmless() {
         b.clock.advance(x >> 48);
     }
 }
+
+/// One who keeps local APICs, and knows nothing of what they mean.
+#[derive(Default)]
+struct Shelf {
+    images: Vec<Mutex<Option<ApicImage>>>,
+    sent: Mutex<Vec<ApicMessage>>,
+    levels: Mutex<Vec<(u32, ApicMessage)>>,
+}
+
+struct Place(Arc<Shelf>, usize);
+
+impl Keeper for Place {
+    fn deliver(&self, message: &ApicMessage) -> bool {
+        self.0.sent.lock().push(*message);
+        true
+    }
+    fn get(&self) -> Option<ApicImage> {
+        self.0.images[self.1].lock().clone()
+    }
+    fn take_signals(&self) -> ApicSignals {
+        ApicSignals { nmis: 1, init: false, sipi: (self.1 == 1).then_some(0x12) }
+    }
+    fn put(&self, image: &ApicImage, _: bool) {
+        *self.0.images[self.1].lock() = Some(image.clone());
+    }
+    fn levels(&self, routes: &[(u32, ApicMessage)]) {
+        *self.0.levels.lock() = routes.to_vec();
+    }
+}
+
+/// Lends all local APICs of a board.
+fn lend(b: &Board) -> Arc<Shelf> {
+    let shelf =
+        Arc::new(Shelf { images: b.cpu.iter().map(|_| Mutex::default()).collect(), ..Default::default() });
+    for (n, (apic, _)) in b.cpu.iter().enumerate() {
+        let all = apic.lend(|| Arc::new(Place(shelf.clone(), n)));
+        assert_eq!(all, n + 1 == b.cpu.len(), "none runs before all are lent");
+    }
+    shelf
+}
+
+#[test]
+fn what_is_lent_comes_back_as_it_was() {
+    for x2apic in [false, true] {
+        let b = Board::new(&[0, 1]);
+        let apic = b.apic();
+        apic.enter_virtual_wire();
+        for (offset, value) in [
+            (SVR, 0x1ff),
+            (LDR, 0x0500_0000),
+            (DFR, 0x0fff_ffff),
+            (TPR, 0x20),
+            (LVT_ERROR, 0xfe),
+            (DIVIDE, 2),
+        ] {
+            apic.mmio_write(offset, 4, value);
+        }
+        b.apics.msi(0xfee0_0000, 0x0041);
+        b.apics.msi(0xfee0_0000, 0xc052);
+        assert_eq!(apic.acknowledge(), Some(0x52));
+        apic.mmio_write(LVT_TIMER, 4, 0x2_0070);
+        apic.mmio_write(INITIAL, 4, 1000);
+        b.clock.advance(1000);
+        if x2apic {
+            apic.set_apic_base(apic.apic_base() | 1 << 10).unwrap();
+        }
+        let registers = || (0..64).map(|n| apic.with(|regs, time| regs.peek(n, time))).collect::<Vec<_>>();
+        let (before, base) = (registers(), apic.apic_base());
+        assert_eq!(before[0x39], 875, "a tick each eight of the clock's");
+        let shelf = lend(&b);
+        let there = shelf.images[0].lock().clone().unwrap();
+        assert_eq!((&there.page[..], there.base), (&before[..], base));
+        b.apics.take_back();
+        assert_eq!((registers(), apic.apic_base()), (before, base), "x2APIC: {x2apic}");
+        // Its timer goes on where it was.
+        b.clock.advance(8 * 875 - 1);
+        assert_eq!(b.have(0x70), 0);
+        b.clock.advance(1);
+        assert_eq!(b.have(0x70), 1);
+    }
+}
+
+#[test]
+fn timers_that_are_lent_do_not_run_here_and_deadlines_come_back() {
+    let b = Board::new(&[0]);
+    let apic = b.apic();
+    apic.mmio_write(SVR, 4, 0x1ff);
+    apic.mmio_write(LVT_TIMER, 4, 0x71);
+    apic.mmio_write(DIVIDE, 4, 0xb);
+    apic.mmio_write(INITIAL, 4, 500);
+    let shelf = lend(&b);
+    b.clock.advance(SECOND);
+    assert!(!b.pins().intr());
+    // It has run out there, and its interrupt waits.
+    let change = |f: &dyn Fn(&mut ApicImage)| f(shelf.images[0].lock().as_mut().unwrap());
+    change(&|image| (image.page[0x39], image.page[0x23]) = (0, 1 << 17));
+    b.apics.take_back();
+    assert!(b.pins().intr());
+    assert_eq!(apic.acknowledge(), Some(0x71));
+    assert_eq!((apic.mmio_read(INITIAL, 4), apic.mmio_read(CURRENT, 4)), (500, 0));
+    b.clock.advance(SECOND);
+    assert!(!b.pins().intr(), "one interrupt for one shot");
+
+    // One that has run out is not started there.
+    let shelf = lend(&b);
+    assert_eq!(shelf.images[0].lock().as_ref().unwrap().page[0x38], 0);
+    b.apics.take_back();
+    assert_eq!(apic.mmio_read(INITIAL, 4), 500);
+
+    apic.mmio_write(EOI, 4, 0);
+    apic.mmio_write(LVT_TIMER, 4, 0x4_0072);
+    apic.set_tsc_deadline(u64::MAX / 2);
+    let shelf = lend(&b);
+    assert_eq!(shelf.images[0].lock().as_ref().unwrap().tsc_deadline, u64::MAX / 2);
+    shelf.images[0].lock().as_mut().unwrap().tsc_deadline = 5;
+    b.apics.take_back();
+    assert!(b.pins().intr(), "the guest's new deadline is over");
+    assert_eq!(apic.acknowledge(), Some(0x72));
+}
+
+#[test]
+fn messages_and_wires_find_local_apics_where_they_are() {
+    let b = Board::new(&[0, 1]);
+    let ioapic = Ioapic::new(b.apics.clone());
+    b.apics.connect_eoi(Arc::downgrade(&ioapic) as Weak<dyn EoiSink>);
+    let pic = with_pic(&b);
+    let entry = |pin: u64, value: u64| {
+        for (n, half) in [(1, value >> 32), (0, value & 0xffff_ffff)] {
+            crate::bus::Mmio::write(&*ioapic, 0, 4, 0x10 + 2 * pin + n);
+            crate::bus::Mmio::write(&*ioapic, 0x10, 4, half);
+        }
+    };
+    entry(10, 0x0100_0000_0000_8059);
+    entry(11, 0x0000_0000_0000_005a);
+    b.apic().enter_virtual_wire();
+    let shelf = lend(&b);
+    let level = |vector: u8, destination: u32| ApicMessage {
+        destination,
+        logical: false,
+        mode: DeliveryMode::Fixed,
+        vector,
+        level: true,
+        assert: true,
+    };
+    assert_eq!(*shelf.levels.lock(), [(10, level(0x59, 1))], "the end of a level is to be told");
+    ioapic.set(10, true);
+    assert_eq!(shelf.sent.lock().pop(), Some(level(0x59, 1)));
+    // Its end is told by the keeper, and it is still up.
+    b.cpu[1].0.ended(0x59);
+    assert_eq!(shelf.sent.lock().pop(), Some(level(0x59, 1)));
+    // Masked, its end still has to be told; elsewhere, that of the other.
+    entry(10, 0x0100_0000_0001_8059);
+    assert_eq!(shelf.levels.lock().len(), 1);
+    entry(10, 0x8060);
+    assert_eq!(*shelf.levels.lock(), [(10, level(0x60, 0))]);
+    ioapic.reset(Reset::Board);
+    assert!(shelf.levels.lock().is_empty());
+    b.apics.msi(0xfee0_100c, 0x0061);
+    let sent = shelf.sent.lock().pop().unwrap();
+    assert_eq!((sent.mode, sent.logical, sent.destination), (DeliveryMode::LowestPriority, true, 1));
+    assert_eq!(sent.to_msi(), (0xfee0_100c, 0x4161));
+    assert!(!b.cpu.iter().any(|(_, pins)| pins.intr()));
+
+    // The 8259A's go to the boot processor, as long as its registers there let them in.
+    pic.master_ports().write(1, 1, 0);
+    pic.set(4, true);
+    assert!(b.pins().intr() && !b.cpu[1].1.intr());
+    shelf.images[0].lock().as_mut().unwrap().page[0x35] = 0x1_0700;
+    assert_eq!(b.apic().acknowledge(), None);
+    shelf.images[0].lock().as_mut().unwrap().page[0x35] = 0x700;
+    assert!(b.apic().acknowledge().is_some());
+    assert!(!b.pins().intr());
+
+    // What waits for the processors comes back with the registers.
+    b.apics.take_back();
+    assert_eq!(b.pins().took(), ["nmi"]);
+    assert_eq!(b.cpu[1].1.took(), ["sipi 12", "nmi"]);
+    b.apics.msi(0xfee0_1000, 0x0041);
+    assert_eq!(b.have(0x41), 2);
+}
+
+#[test]
+fn registers_that_are_lent_are_read_and_written_there() {
+    let b = Board::new(&[0, 1]);
+    b.apic().mmio_write(SVR, 4, 0x1ff);
+    let shelf = lend(&b);
+    let there = |n: usize| shelf.images[0].lock().as_ref().unwrap().page[n];
+    b.apic().mmio_write(TPR, 4, 0x40);
+    assert_eq!(there(8), 0x40);
+    b.apic().set_cr8(3);
+    assert_eq!((there(8), b.apic().cr8()), (0x30, 3));
+    b.apic().mmio_write(ICR_HIGH, 4, 1 << 24);
+    b.apic().mmio_write(ICR, 4, 0x4044);
+    let sent = shelf.sent.lock().pop().unwrap();
+    assert_eq!((sent.vector, sent.destination, sent.mode), (0x44, 1, DeliveryMode::Fixed));
+    // In service, of level: its end is ours to tell here.
+    shelf.images[0].lock().as_mut().unwrap().page[0x12] = 1;
+    assert_eq!(b.apic().mmio_read(ISR + 0x20, 4), 1);
+    b.apic().mmio_write(EOI, 4, 0);
+    assert_eq!(there(0x12), 0);
+    // What is saved or reset is here again.
+    let saved = b.apic().save();
+    assert_eq!(b.apic().mmio_read(TPR, 4), 0x30);
+    b.apic().mmio_write(TPR, 4, 0);
+    assert_eq!(there(8), 0x30, "the keeper has it no more");
+    b.apic().restore(saved).unwrap();
+    assert_eq!(b.apic().cr8(), 3);
+}

@@ -53,7 +53,7 @@ impl Mode {
         }
     }
 
-    fn counts(self) -> bool {
+    pub fn counts(self) -> bool {
         matches!(self, Self::OneShot | Self::Periodic)
     }
 }
@@ -75,6 +75,28 @@ impl ApicTimer {
         match self.expiry {
             Some(t) if self.tsc_deadline == 0 && t >= 2 * LONGEST => Err(Invalid("the timer's expiry")),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether it counts, or waits for its deadline.
+    pub fn runs(&self) -> bool {
+        self.expiry.is_some()
+    }
+
+    /// Initial count, current count and divider are these from now on. An initial count of 0 is that of a timer that
+    /// has run out.
+    pub fn take_on(&mut self, mode: Mode, count: (u32, u32, u32), tsc_deadline: u64, time: &Time) {
+        let (initial, current, divide) = count;
+        self.divide = divide & 0xB;
+        self.expiry = None;
+        self.tsc_deadline = 0;
+        if mode == Mode::TscDeadline {
+            self.set_tsc_deadline(mode, tsc_deadline, time);
+        } else if initial != 0 {
+            self.initial = initial;
+            // A one-shot timer whose count is 0 has run out; a periodic one is about to.
+            let runs = mode == Mode::Periodic || mode == Mode::OneShot && current != 0;
+            self.expiry = runs.then(|| time.now().saturating_add(self.span(current)));
         }
     }
 

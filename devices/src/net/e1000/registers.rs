@@ -237,9 +237,11 @@ impl Adapter {
                 let time = control.ticks(self.clock.now()).wrapping_add(control.time_offset);
                 (time >> (8 * (at - SYSTIML))) as u32
             }
-            SWSM if express => {
+            SWSM => {
                 let before = control.swsm;
-                control.swsm |= SMBI;
+                if express {
+                    control.swsm |= SMBI;
+                }
                 before
             }
             _ => plain(at).map_or(0, |(n, _)| control.plain[n]),
@@ -418,7 +420,8 @@ impl Adapter {
                     control.eeprom.write_word(value >> 2 & 0x3fff, (value >> 16) as u16);
                 }
             }
-            SWSM if express => control.swsm = value & 0xf,
+            // Drivers of the whole family ask it of the 82540EM too, which has nobody to share its EEPROM with.
+            SWSM => control.swsm = value & 0xf,
             TIMINCA | SYSTIML | SYSTIMH if express => {
                 let before = control.ticks(now).wrapping_add(control.time_offset);
                 let value_64 = u64::from(value);

@@ -157,6 +157,17 @@ fn datagram(protocol: u8, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Drivers of the whole family (U-Boot's) ask for it of any model, and read no EEPROM without it.
+#[test]
+fn the_semaphore_of_the_eeprom_is_had_by_whoever_asks() {
+    let t = bare::<false>();
+    assert_eq!(t.read(SWSM), 0);
+    t.write(SWSM, 2);
+    assert_eq!(t.read(SWSM), 2);
+    t.write(SWSM, 0);
+    assert_eq!(t.read(SWSM), 0);
+}
+
 #[test]
 fn the_eeprom_has_the_address_and_its_sum_by_either_way() {
     let t = bare::<false>();

@@ -31,6 +31,15 @@ pub(super) const LEAST_RTO: Duration = Duration::from_millis(200);
 pub(super) const MOST_RTO: Duration = Duration::from_secs(60);
 /// When a silent guest is asked whether it is there (RFC 9293, 3.8.4).
 pub(super) const IDLE: Duration = Duration::from_secs(7200);
+/// After so many full segments without an answer the guest sends a stream: it wants throughput. Its bytes are gathered
+/// to longer writes, and acknowledged together.
+const STREAM: u32 = 16;
+/// Bytes that are written at once then, and the most that are acknowledged at once.
+pub(super) const GATHER: usize = 32 << 10;
+/// How long they wait at most.
+pub(super) const GATHERING: Duration = Duration::from_micros(250);
+/// How long a name server may take to answer a SYN before the next one is asked: less than guests wait themselves.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// The most slices of one write: sendmsg(2) has a limit.
 const WRITE_PARTS: usize = 512;
 
@@ -120,6 +129,12 @@ pub(super) struct Flow {
     pub shut: bool,
     /// Bytes that are not acknowledged yet.
     pub unacked: usize,
+    /// Full segments that came one after the other, and nothing went back.
+    pub streak: u32,
+    /// Bytes that are acknowledged at once in a stream.
+    pub stretch: usize,
+    /// What is in `out` waits for more.
+    pub gathering: bool,
     pub ack_now: bool,
 
     // Loss towards the guest.
@@ -180,6 +195,9 @@ impl Flow {
             passive: false,
             shut: false,
             unacked: 0,
+            streak: 0,
+            stretch: 0,
+            gathering: false,
             ack_now: false,
             dup: 0,
             recover: None,
@@ -195,6 +213,16 @@ impl Flow {
             blocked: false,
             counted: 0,
         })
+    }
+
+    /// Whether the guest sends and sends.
+    pub fn streams(&self) -> bool {
+        self.streak >= STREAM
+    }
+
+    /// Whether it waits for a name server of the host's to answer at all.
+    pub fn asks(&self) -> bool {
+        self.phase == Phase::Connecting && self.resolver.is_some()
     }
 
     /// How many bytes more the guest may send.
@@ -235,6 +263,18 @@ impl Flow {
     pub fn take(&mut self, parts: &[&[u8]], keep: bool) -> Result<(), Fate> {
         let mut total: usize = parts.iter().map(|p| p.len()).sum();
         let mut gone = 0;
+        let gathers = self.gathering || self.out.is_empty();
+        if keep && gathers && self.streams() && !self.shut && self.out.len() + total < GATHER {
+            parts.iter().for_each(|part| self.out.push(part));
+            self.gathering = true;
+            self.rcv_nxt = self.rcv_nxt.wrapping_add(total as u32);
+            self.unacked += total;
+            self.counters.from_guest += total as u64;
+            return Ok(());
+        }
+        if self.gathering {
+            self.flush()?;
+        }
         if self.out.is_empty() && total > 0 && !self.shut {
             let slices: smallvec::SmallVec<[IoSlice<'_>; 20]> =
                 parts.iter().map(|p| IoSlice::new(p)).collect();
@@ -320,6 +360,7 @@ impl Flow {
 
     /// Writes what is kept; ends the host's half after the guest's.
     pub fn flush(&mut self) -> Result<(), Fate> {
+        self.gathering = false;
         while !self.out.is_empty() {
             let n = self.write(&self.out.slices())?;
             if n == 0 {

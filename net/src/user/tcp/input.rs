@@ -270,10 +270,13 @@ impl Flow {
                 // Whatever is not new or has no room is answered at once.
                 self.ack_now |= fresh < s.len || !self.pieces.is_empty();
                 if fresh > 0 {
+                    // What is short is the end of something.
+                    self.streak = if fresh >= self.mss { self.streak.saturating_add(1) } else { 0 };
                     let keep = Self::may_keep(core);
                     self.take(&cut(&s.data, old, fresh), keep)?;
                     self.fit(keep)?;
-                    self.ack_now |= s.flags & super::output::PSH != 0 && self.out.is_empty();
+                    self.ack_now |=
+                        s.flags & super::output::PSH != 0 && self.out.is_empty() && !self.streams();
                 }
             } else {
                 let fits = (window as usize).saturating_sub(offset as usize).min(s.len);

@@ -23,8 +23,9 @@ pub use flow::Key;
 
 use super::config::Behind;
 use super::core::{Core, FlowInfo, Reach, Unreachable, kind, mapped};
-use super::{icmp, ip};
+use super::{Lost, icmp, ip};
 use crate::Frame;
+use crate::errors::EINPROGRESS;
 use crate::reactor::Token;
 use flow::{Fate, Flow, Phase};
 use input::Segment;
@@ -34,8 +35,9 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
+#[cfg(unix)]
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,6 +60,12 @@ impl Tcp {
             buffered: f.counted,
             counters: f.counters,
         })
+    }
+
+    /// The connections that the guest has or may have open: both ends, SND.UNA and RCV.NXT.
+    pub fn known(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr, u32, u32)> + '_ {
+        let open = self.flows.values().filter(|f| matches!(f.phase, Phase::SynReceived | Phase::Open));
+        open.map(|f| (f.key.guest, f.key.remote, f.una, f.rcv_nxt))
     }
 
     /// A segment from the guest.
@@ -105,11 +113,13 @@ impl Tcp {
 
     /// Has a name server asked after `flow`'s has failed; whether there is another.
     fn ask_next(core: &mut Core, flow: &mut Flow) -> bool {
-        let Some(Ok(((socket, connected, _), n))) = flow.resolver.and_then(|n| ask(core, n + 1)) else {
+        let Some(Ok(((socket, connected, _), n))) = flow.resolver.and_then(|n| ask_server(core, n + 1))
+        else {
             return false;
         };
         // Its registration goes before the new one, which has the same name.
         (flow.interest, flow.socket, flow.armed) = (None, None, (false, false));
+        flow.rto_at = None;
         let socket = Arc::new(socket);
         let Ok(interest) = core.reactor.register(&socket, flow.id) else { return false };
         (flow.interest, flow.socket, flow.resolver) = (Some(interest), Some(socket), Some(n));
@@ -118,6 +128,16 @@ impl Tcp {
             flow.send_syn(core);
         }
         true
+    }
+
+    /// A name server says nothing: the next one is asked, and the last is waited for.
+    fn silent(core: &mut Core, flow: &mut Flow) -> Fate {
+        flow.queued = None;
+        flow.rto_at = None;
+        if !Self::ask_next(core, flow) && flow.socket.is_none() {
+            return Fate::Reset;
+        }
+        flow.pump(core)
     }
 
     /// The guest opens a connection.
@@ -133,7 +153,7 @@ impl Tcp {
             Some(Behind::Command(program)) => spawn(&program).map(|(s, c)| (s, true, Some(c))),
             None => match core.reach(key.remote) {
                 Reach::Host(_) if core.is_dns(key.remote.ip()) => {
-                    let made = ask(core, 0).unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
+                    let made = ask_server(core, 0).unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
                     made.map(|(made, n)| {
                         resolver = Some(n);
                         made
@@ -223,7 +243,7 @@ impl Tcp {
             Some((Ok(None), Err(_))) | None => return flow.pump(core),
         };
         let Some(e) = failed else {
-            flow.phase = Phase::SynReceived;
+            (flow.phase, flow.rto_at) = (Phase::SynReceived, None);
             flow.send_syn(core);
             return flow.pump(core);
         };
@@ -244,7 +264,11 @@ impl Tcp {
     /// A flow's time has come.
     pub fn due(&mut self, core: &mut Core, id: Token) {
         if let Some(flow) = self.flows.get_mut(&id) {
-            let fate = flow.due(core);
+            let fate = if flow.asks() && flow.rto_at.is_some_and(|t| t <= core.now) {
+                Self::silent(core, flow)
+            } else {
+                flow.due(core)
+            };
             self.end(core, id, fate);
         }
         self.children.retain_mut(|c| matches!(c.try_wait(), Ok(None)));
@@ -318,6 +342,13 @@ impl Tcp {
     }
 }
 
+/// Sends a segment that is as old as one that keeps a connection alive (RFC 9293, 3.8.4). The guest answers with where it
+/// is, and that is answered with a reset, as there is no such connection.
+pub(super) fn ask(core: &mut Core, lost: &Lost) {
+    let h = Header { seq: lost.seq.wrapping_sub(1), ack: lost.ack, flags: ACK, window: 0xffff };
+    send(core, Key { guest: lost.guest, remote: lost.remote }, &h);
+}
+
 /// Answers a segment that belongs to nothing (RFC 9293, 3.10.7.1).
 fn refuse(core: &mut Core, key: Key, s: &Segment<'_>) {
     let h = if s.has(ACK) {
@@ -325,8 +356,13 @@ fn refuse(core: &mut Core, key: Key, s: &Segment<'_>) {
     } else {
         Header { seq: 0, ack: s.seq.wrapping_add(s.space()), flags: RST | ACK, window: 0 }
     };
+    send(core, key, &h);
+}
+
+/// Sends a segment that belongs to no flow.
+fn send(core: &mut Core, key: Key, h: &Header) {
     let mut bytes = [0; 20];
-    header(&mut bytes, key.remote, key.guest, &h, &[]);
+    header(&mut bytes, key.remote, key.guest, h, &[]);
     ip::fill(key.remote.ip(), key.guest.ip(), ip::TCP, &mut bytes, 16, &[]);
     core.packet(key.remote.ip(), key.guest.ip(), ip::TCP, 64, &bytes);
 }
@@ -348,7 +384,7 @@ type Made = (Socket, bool, Option<Child>);
 
 /// Begins to connect to the first of the host's name servers from the `first` on that does not fail at once: which it
 /// is. None if there are no more.
-fn ask(core: &mut Core, first: usize) -> Option<io::Result<(Made, usize)>> {
+fn ask_server(core: &mut Core, first: usize) -> Option<io::Result<(Made, usize)>> {
     let mut made = None;
     for (n, to) in core.resolvers.current(core.now).iter().enumerate().skip(first) {
         let dialed = dial((*to).into(), Domain::for_address(*to), Some(Protocol::TCP));
@@ -366,16 +402,23 @@ fn dial(to: SockAddr, domain: Domain, protocol: Option<Protocol>) -> io::Result<
     prepare(&socket)?;
     match socket.connect(&to) {
         Ok(()) => Ok((socket, true, None)),
-        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket, false, None)),
+        Err(e) if e.raw_os_error() == Some(EINPROGRESS) => Ok((socket, false, None)),
         Err(e) => Err(e),
     }
 }
 
+/// No program has a socket as its standard input here, which [`super::config`] says to the user.
+#[cfg(windows)]
+fn spawn(_: &str) -> io::Result<(Socket, Child)> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Starts a program with a socket as its standard input and output.
+#[cfg(unix)]
 fn spawn(program: &str) -> io::Result<(Socket, Child)> {
     let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
     prepare(&ours)?;
-    let theirs = OwnedFd::from(theirs);
+    let theirs = std::os::fd::OwnedFd::from(theirs);
     let child = Command::new("/bin/sh")
         .args(["-c", program])
         .stdin(Stdio::from(theirs.try_clone()?))

@@ -1,5 +1,7 @@
 //! What a flow sends to the guest, and its timers.
-use super::flow::{FRUGAL, Fate, Flow, IDLE, LEAST_RTO, MOST_RTO, OUT, Phase, SCALE};
+use super::flow::{
+    FRUGAL, Fate, Flow, GATHER, GATHERING, IDLE, LEAST_RTO, MOST_RTO, OUT, PATIENCE, Phase, SCALE,
+};
 use crate::user::core::Core;
 use crate::user::ip;
 use crate::{Frame, Gso, Offload, Partial};
@@ -177,6 +179,7 @@ impl Flow {
                     self.blocked = true;
                     return false;
                 }
+                self.streak = 0;
                 self.nxt = seq.wrapping_add(n as u32);
                 if before(self.max, self.nxt) {
                     if seq == self.max && self.timed.is_none() {
@@ -219,7 +222,9 @@ impl Flow {
             self.arm(false, self.phase == Phase::Connecting);
             return self.settle(core);
         }
-        if let Err(fate) = self.flush() {
+        if !self.gathering
+            && let Err(fate) = self.flush()
+        {
             return fate;
         }
         self.blocked = false;
@@ -247,10 +252,20 @@ impl Flow {
         // A window that opens is told when it is worth it (RFC 9293, 3.8.6.2.2): also a small one of long segments.
         let worth = (2 * self.mss).min(FRUGAL / 2);
         let opens = !self.fin_in && gain >= worth && (told < worth as i32 || gain >= OUT / 2);
-        if self.ack_now || self.unacked >= 2 * self.mss || opens {
+        // Every second segment; a stream's as many as it sends without waiting.
+        let enough = if self.streams() { self.stretch.max(2 * self.mss) } else { 2 * self.mss };
+        if self.ack_now || self.unacked >= enough || opens {
+            if self.streams() && self.unacked >= enough {
+                self.stretch = (2 * enough).min(GATHER);
+            }
+            if self.gathering
+                && let Err(fate) = self.flush()
+            {
+                return fate;
+            }
             self.send_ack(core);
         } else if self.unacked > 0 && self.ack_at.is_none() {
-            self.ack_at = Some(core.now + DELAYED);
+            self.ack_at = Some(core.now + if self.streams() { GATHERING } else { DELAYED });
         }
         if self.phase == Phase::Open && self.fin_acked && self.delivered() {
             if self.passive {
@@ -264,7 +279,7 @@ impl Flow {
             self.out.release();
         }
         let reads = !self.eof && !self.blocked && more;
-        self.arm(reads, !self.out.is_empty());
+        self.arm(reads, !self.out.is_empty() && !self.gathering);
         self.settle(core)
     }
 
@@ -272,10 +287,15 @@ impl Flow {
     fn settle(&mut self, core: &mut Core) -> Fate {
         let outstanding = self.una != self.max;
         let waiting = !self.ring.is_empty() || (self.eof && !self.fin_acked);
-        if !(outstanding || waiting) {
+        if self.asks() {
+            self.rto_at = self.rto_at.or(Some(core.now + PATIENCE));
+        } else if !(outstanding || waiting) {
             self.rto_at = None;
         } else if self.rto_at.is_none() {
             self.rto_at = Some(core.now + self.rto);
+        }
+        if self.gathering && self.ack_at.is_none() {
+            self.ack_at = Some(core.now + GATHERING);
         }
         let next = [self.rto_at, self.ack_at, self.idle_at].into_iter().flatten().min();
         core.arm(self.id, &mut self.queued, next);
@@ -288,6 +308,15 @@ impl Flow {
         self.queued = None;
         let now = core.now;
         if self.ack_at.is_some_and(|t| t <= now) {
+            if self.streams() {
+                // It waits for this: its congestion window is smaller than was thought.
+                self.stretch /= 2;
+            }
+            if self.gathering
+                && let Err(fate) = self.flush()
+            {
+                return fate;
+            }
             self.send_ack(core);
         }
         if self.idle_at.is_some_and(|t| t <= now) {

@@ -1,0 +1,224 @@
+//! Local APICs that somebody else keeps while vCPUs run: the host's kernel (KVM's `kernel-irqchip=split`).
+//!
+//! All of a machine's are lent, or none: processors send each other interrupts without asking us then. They are lent
+//! one after the other, by vCPUs that are about to run, of which none does before all are ([`LocalApic::lend`]); and
+//! taken back together, while no vCPU runs ([`LocalApics::take_back`]). What is saved, reset or handed to another engine
+//! is taken back before. While they are lent messages go to the keeper, and registers are asked of it.
+//!
+//! What goes along are the registers as software sees them. Periodic interrupts that are owed to a late guest are
+//! forgotten, of errors only those that ESR shows go, and the initial count of a timer that has run out reads as 0
+//! there (the kernel would start the timer by it).
+use super::registers::{Registers, reg};
+use super::timer::{Mode, Time};
+use super::{LocalApic, LocalApics, State};
+use crate::interrupts::lapic::message::ApicMessage;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Number of registers of a local APIC.
+pub const REGISTERS: usize = 64;
+
+/// The registers of a local APIC as software sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApicImage {
+    /// IA32_APIC_BASE.
+    pub base: u64,
+    /// Register n, which is at offset 16 * n of the xAPIC page; the ID as the mode has it.
+    pub page: [u32; REGISTERS],
+    /// IA32_TSC_DEADLINE.
+    pub tsc_deadline: u64,
+}
+
+/// What has come for a vCPU by its local APIC and not been looked at yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ApicSignals {
+    /// NMIs.
+    pub nmis: u8,
+    /// INIT.
+    pub init: bool,
+    /// A start-up IPI, behind INIT.
+    pub sipi: Option<u8>,
+}
+
+impl ApicImage {
+    /// Whether somebody has written a register since `before`: a count that has gone on is no difference.
+    fn differs(&self, before: &Self) -> bool {
+        let current = reg::TIMER_CURRENT as usize;
+        let mut then = before.clone();
+        if self.page[current] < then.page[current] {
+            then.page[current] = self.page[current];
+        }
+        *self != then
+    }
+}
+
+/// Keeps one local APIC.
+pub trait Keeper: Send + Sync {
+    /// Delivers a message to whichever of the machine's local APICs it is for; whether one has accepted it.
+    fn deliver(&self, message: &ApicMessage) -> bool;
+    /// The registers of this one. Its vCPU does not run. None if the keeper fails.
+    fn get(&self) -> Option<ApicImage>;
+    /// What has come for its vCPU, which does not run, and is given back with the registers.
+    fn take_signals(&self) -> ApicSignals;
+    /// Has these be its registers; `fresh` if it is lent just now, and nothing is left of before.
+    fn put(&self, image: &ApicImage, fresh: bool);
+    /// The level-triggered interrupts that the I/O APICs send: their ends are to be told. By pin.
+    fn levels(&self, routes: &[(u32, ApicMessage)]);
+}
+
+/// Who keeps the local APICs, by their order.
+#[derive(Default)]
+pub(super) struct Lent {
+    keepers: Vec<Arc<dyn Keeper>>,
+}
+
+impl Registers {
+    /// The registers as software sees them.
+    pub fn image(&mut self, time: &Time) -> ApicImage {
+        let mut page = [0; REGISTERS];
+        for (n, at) in (0..).zip(&mut page) {
+            *at = self.peek(n, time);
+        }
+        let mode = Mode::of(page[reg::LVT_TIMER as usize]);
+        let (initial, current) = (reg::TIMER_INITIAL as usize, reg::TIMER_CURRENT as usize);
+        if mode.counts() {
+            match self.timer_runs() {
+                true => page[current] = page[current].max(1),
+                false => (page[initial], page[current]) = (0, 0),
+            }
+        }
+        ApicImage { base: self.base(), page, tsc_deadline: self.tsc_deadline(time) }
+    }
+
+    /// Takes them on. Pins, and what is owed, stay.
+    pub fn take_on(&mut self, image: &ApicImage, time: &Time) {
+        let at = |n: u32| image.page[n as usize];
+        self.take_on_registers(image);
+        let count = (at(reg::TIMER_INITIAL), at(reg::TIMER_CURRENT), at(reg::TIMER_DIVIDE));
+        self.take_on_timer(count, image.tsc_deadline, time);
+    }
+}
+
+impl LocalApic {
+    /// Has `keeper` keep this local APIC from now on, unless one does already; whether all of the machine are kept by
+    /// somebody, without which none of the vCPUs may run there.
+    pub fn lend(&self, keeper: impl FnOnce() -> Arc<dyn Keeper>) -> bool {
+        let Some(bus) = self.bus.upgrade() else { return true };
+        if bus.all_lent.load(Ordering::SeqCst) {
+            return true;
+        }
+        let mut lent = bus.lent.write();
+        let all = bus.apics.read().len();
+        let mut state = self.state.lock();
+        if state.keeper.is_none() {
+            let keeper = keeper();
+            let time = self.time();
+            let image = state.regs.image(&time);
+            keeper.put(&image, true);
+            state.keeper = Some(keeper.clone());
+            // It has no time of its own, and asks for the 8259A only.
+            if state.armed.take().is_some() {
+                self.timer.set(None);
+            }
+            self.tell(&mut state);
+            if lent.keepers.is_empty() {
+                keeper.levels(&bus.levels());
+            }
+            lent.keepers.push(keeper);
+        }
+        bus.all_lent.store(lent.keepers.len() == all, Ordering::SeqCst);
+        lent.keepers.len() == all
+    }
+
+    /// The keeper has ended a level-triggered interrupt.
+    pub fn ended(&self, vector: u8) {
+        let sink = self.bus.upgrade().and_then(|bus| bus.eoi.get()?.upgrade());
+        if let Some(sink) = sink {
+            sink.eoi(vector);
+        }
+    }
+
+    /// Does something to the registers of a local APIC that is lent, for its vCPU, which does not run there.
+    pub(super) fn at_keeper<R>(
+        &self,
+        state: &mut State,
+        keeper: &dyn Keeper,
+        f: impl FnOnce(&mut Registers, &Time) -> R,
+    ) -> R {
+        let time = self.time();
+        if let Some(image) = keeper.get() {
+            state.regs.take_on(&image, &time);
+        }
+        let before = state.regs.image(&time);
+        let result = f(&mut state.regs, &time);
+        let after = state.regs.image(&time);
+        if after.differs(&before) {
+            keeper.put(&after, false);
+        }
+        result
+    }
+
+    fn taken_back(&self) {
+        let mut state = self.state.lock();
+        let Some(keeper) = state.keeper.take() else { return };
+        let time = self.time();
+        match keeper.get() {
+            Some(image) => state.regs.take_on(&image, &time),
+            None => tracing::error!("the state of a local APIC cannot be had from the host's kernel"),
+        }
+        let signals = keeper.take_signals();
+        if signals.init {
+            state.regs.init();
+            self.pins.init();
+        }
+        if let Some(vector) = signals.sipi {
+            self.pins.sipi(vector);
+        }
+        (0..signals.nmis).for_each(|_| self.pins.nmi());
+        self.with_locked(state, |regs, time| regs.settle_timer(time));
+    }
+}
+
+impl LocalApics {
+    /// All that are lent come back. No vCPU runs.
+    pub fn take_back(&self) {
+        let mut lent = self.lent.write();
+        if lent.keepers.is_empty() {
+            return;
+        }
+        self.all_lent.store(false, Ordering::SeqCst);
+        lent.keepers.clear();
+        self.apics.read().iter().for_each(|apic| apic.taken_back());
+    }
+
+    /// Delivers a message to those who keep all local APICs, if somebody does.
+    pub(super) fn deliver_away(&self, message: &ApicMessage) -> Option<bool> {
+        if !self.all_lent.load(Ordering::SeqCst) {
+            return None;
+        }
+        let lent = self.lent.read();
+        // It may have been taken back meanwhile.
+        let all = self.all_lent.load(Ordering::SeqCst);
+        lent.keepers.first().filter(|_| all).map(|keeper| keeper.deliver(message))
+    }
+
+    fn levels(&self) -> Vec<(u32, ApicMessage)> {
+        self.levels.lock().iter().map(|(pin, message)| (*pin, *message)).collect()
+    }
+
+    /// What a pin of an I/O APIC sends has changed.
+    pub(super) fn pin_sends(&self, pin: u32, message: Option<ApicMessage>) {
+        let mut levels = self.levels.lock();
+        let before = match message.filter(|m| m.level) {
+            Some(message) => levels.insert(pin, message),
+            None => levels.remove(&pin),
+        };
+        if before == message.filter(|m| m.level) {
+            return;
+        }
+        drop(levels);
+        if let Some(keeper) = self.lent.read().keepers.first() {
+            keeper.levels(&self.levels());
+        }
+    }
+}
