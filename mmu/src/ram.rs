@@ -1,7 +1,7 @@
 //! Guest RAM: one anonymous mapping, touched lazily, shared by vCPUs, devices and the host's hypervisor.
 //!
 //! It is mapped without swap reservation, so a guest may be given more RAM than the host has (pages cost
-//! something once they are touched). On Linux the host is asked for huge pages, which it has for anonymous
+//! something once they are touched); not on Windows, which counts all of it at once. On Linux the host is asked for huge pages, which it has for anonymous
 //! memory by default, but not for files in memory: the host's TLB then reaches 512 times as far, and a guest
 //! that touches its memory for the first time makes the host fault once in 2 MiB. The mapping never moves and
 //! is never resized while the `GuestRam` lives. All access goes through raw pointers: the bytes are shared
@@ -125,6 +125,10 @@ mod tests {
 
     #[test]
     fn more_ram_than_the_host_has_can_be_mapped() {
+        if cfg!(windows) {
+            eprintln!("passed over: Windows counts all of it at once");
+            return;
+        }
         let ram = GuestRam::new(1 << 40).unwrap();
         let far = ram.base().wrapping_add((1 << 40) - 8).cast::<u64>();
         // SAFETY: the last eight bytes of the mapping.

@@ -56,7 +56,10 @@ impl Compiler {
             // Tail calls need them.
             ("preserve_frame_pointers", "true"),
         ];
-        for (name, value) in options {
+        // Windows gives a stack its next page when the one behind the last is touched: no frame may pass it by.
+        let probes = [("enable_probestack", "true"), ("probestack_strategy", "inline")];
+        let probes = if cfg!(windows) { &probes[..] } else { &[] };
+        for &(name, value) in options.iter().chain(probes) {
             flags.set(name, value).map_err(|e| format!("setting {name}: {e}"))?;
         }
         let isa =
