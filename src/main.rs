@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 /// Blocks, regions and the compiler's data come and go by the hundred thousand.
+#[cfg(not(target_vendor = "apple"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -16,6 +16,7 @@
 
 pub mod capture;
 pub mod checksum;
+mod errors;
 pub mod fault;
 pub mod frame;
 pub mod hub;
@@ -23,21 +24,16 @@ mod mac;
 pub mod numbers;
 pub mod offload;
 pub mod reactor;
-#[cfg(unix)]
 pub mod sockets;
 pub mod switch;
-#[cfg(unix)]
 pub mod tap;
-#[cfg(unix)]
 pub mod user;
 
 pub use capture::Capture;
 pub use frame::{Frame, Gso, Offload, Partial, Takes};
 pub use hub::Hub;
 pub use mac::Mac;
-#[cfg(unix)]
 pub use tap::Tap;
-#[cfg(unix)]
 pub use user::User;
 
 use std::sync::Arc;

@@ -39,6 +39,10 @@ pub enum Address {
 impl Address {
     fn resolve(&self, listen: bool) -> io::Result<(Domain, SockAddr)> {
         match self {
+            Self::Unix(_) if cfg!(windows) => Err(io::Error::new(
+                ErrorKind::Unsupported,
+                "Unix sockets are there on Unix hosts only: say inet, with a host and a port",
+            )),
             Self::Unix(path) => Ok((Domain::UNIX, SockAddr::unix(path)?)),
             Self::Inet(host, port) => {
                 let host = match host.trim_matches(['[', ']']) {
@@ -136,6 +140,7 @@ impl Stream {
 
     fn listen(&self) -> io::Result<()> {
         let (domain, at) = self.config.address.resolve(true)?;
+        #[cfg(unix)]
         if let Address::Unix(path) = &self.config.address
             && path.exists()
             && std::os::unix::net::UnixStream::connect(path).is_err()
@@ -145,7 +150,8 @@ impl Stream {
         }
         let socket = Socket::new(domain, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
-        if domain != Domain::UNIX {
+        // On Windows it would let another program have the address too.
+        if domain != Domain::UNIX && cfg!(unix) {
             socket.set_reuse_address(true)?;
         }
         socket.bind(&at)?;

@@ -16,6 +16,8 @@
 //! Locks: one for each queue's incoming frames, held while the card is given one. What goes out has none: a frame is
 //! one system call.
 mod header;
+#[cfg(unix)]
+mod helper;
 #[cfg(target_os = "linux")]
 mod host;
 #[cfg(not(target_os = "linux"))]
@@ -28,16 +30,20 @@ pub use scripts::Script;
 use crate::reactor::{Handler, Interest, Reactor, Token};
 use crate::{Backend, Frame, MAX_FRAME, Nic, Offload, Takes, offload};
 use parking_lot::Mutex;
-use socket2::Socket;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::{OwnedFd, RawFd};
+#[cfg(unix)]
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use thiserror::Error;
+
+/// What would be a descriptor.
+#[cfg(windows)]
+type RawFd = i32;
 
 /// Frames that are taken from a queue in one turn.
 const TURN: usize = 64;
@@ -120,7 +126,7 @@ impl TapConfig {
                 bridge: Some(bridge.clone()),
                 address: None,
             },
-            program => Origin::Descriptors(vec![scripts::helped(program.as_deref(), bridge)?]),
+            program => Origin::Descriptors(vec![helped(program.as_deref(), bridge)?]),
         };
         Ok(())
     }
@@ -243,6 +249,14 @@ pub enum TapError {
     },
 }
 
+#[cfg(unix)]
+use helper::helped;
+
+#[cfg(windows)]
+fn helped(_: Option<&str>, _: &str) -> Result<RawFd, TapError> {
+    Err(TapError::OtherHost)
+}
+
 struct Queue {
     file: File,
     incoming: Mutex<Incoming>,
@@ -302,10 +316,8 @@ impl Tap {
         let bad = |why| TapError::Host { what: opened.name.clone(), why };
         let mut queues = Vec::new();
         for (n, file) in opened.queues.into_iter().enumerate() {
-            // The loop waits for a duplicate, which is ready when the tap is.
-            let watched: OwnedFd = file.try_clone().map_err(bad)?.into();
-            let interest =
-                reactor.register(&Arc::new(Socket::from(watched)), Token(n as u64)).map_err(bad)?;
+            let watched = host::watched(&file).map_err(bad)?;
+            let interest = reactor.register(&Arc::new(watched), Token(n as u64)).map_err(bad)?;
             let incoming = Incoming { buffer: vec![0; header::LEN + MAX_FRAME], waiting: VecDeque::new() };
             queues.push(Queue { file, incoming: Mutex::new(incoming), interest: Mutex::new(interest) });
         }

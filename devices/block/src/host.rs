@@ -42,6 +42,7 @@ struct Users {
 }
 
 impl Mixed {
+    #[cfg(target_os = "linux")]
     fn try_share(&self) -> bool {
         let mut users = self.users.lock();
         let free = !users.alone && users.waiting == 0;
@@ -178,13 +179,16 @@ fn aligned(room: &mut Vec<u8>, len: usize) -> &mut [u8] {
     &mut room[skip..skip + len]
 }
 
+/// What the host calls to go past its page cache.
+const DIRECT: &str = if cfg!(windows) { "FILE_FLAG_NO_BUFFERING" } else { "O_DIRECT" };
+
 /// What is said where the host refuses to go past its page cache.
 fn not_direct(e: io::Error) -> io::Error {
     match e.kind() {
         io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported => io::Error::new(
             e.kind(),
             format!(
-                "its file system does not support O_DIRECT, which cache=none, cache=directsync and cache.direct=on \
+                "its file system does not support {DIRECT}, which cache=none, cache=directsync and cache.direct=on \
                  ask for: say cache=writeback ({e})"
             ),
         ),
@@ -276,8 +280,8 @@ impl Storage for HostFile {
             use std::os::unix::fs::MetadataExt;
             Ok(self.file.metadata()?.blocks() * 512)
         }
-        #[cfg(not(unix))]
-        self.len()
+        #[cfg(windows)]
+        return allocated(&self.file).or_else(|_| self.len());
     }
 
     fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
@@ -288,6 +292,24 @@ impl Storage for HostFile {
         }
         write_zeros(self, at, len)
     }
+}
+
+/// Bytes that a file takes on its disk.
+#[cfg(windows)]
+fn allocated(file: &File) -> io::Result<u64> {
+    use std::os::windows::io::AsRawHandle;
+    use windows_sys::Win32::Storage::FileSystem as fs;
+    let mut info = fs::FILE_STANDARD_INFO::default();
+    // SAFETY: the file is open, and the structure is the one of this class, with its length.
+    let done = unsafe {
+        fs::GetFileInformationByHandleEx(
+            file.as_raw_handle(),
+            fs::FileStandardInfo,
+            (&raw mut info).cast(),
+            size_of::<fs::FILE_STANDARD_INFO>() as u32,
+        )
+    };
+    if done == 0 { Err(io::Error::last_os_error()) } else { Ok(info.AllocationSize.max(0) as u64) }
 }
 
 /// Fills `buf`; beyond the end there are zeros.
@@ -350,11 +372,52 @@ fn open_file(path: &Path, write: bool, direct: bool) -> io::Result<File> {
         // A pipe that nobody writes to must not hold us up.
         options.custom_flags(libc::O_NONBLOCK | if direct { libc::O_DIRECT } else { 0 });
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(windows)]
+    if direct {
+        use std::os::windows::fs::OpenOptionsExt;
+        options.custom_flags(windows_sys::Win32::Storage::FileSystem::FILE_FLAG_NO_BUFFERING);
+    }
+    #[cfg(not(any(target_os = "linux", windows)))]
     if direct {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    options.open(path)
+    let file = options.open(path)?;
+    #[cfg(windows)]
+    if write {
+        make_sparse(&file);
+    }
+    Ok(file)
+}
+
+/// Calls the file system of Windows about a file: what it writes to `out`, if it does.
+#[cfg(windows)]
+fn control(file: &File, code: u32, input: &[u64], out: &mut [u64]) -> io::Result<usize> {
+    use std::os::windows::io::AsRawHandle;
+    let mut written = 0;
+    // SAFETY: the file is open, and the buffers are as long as they are said to be.
+    let done = unsafe {
+        windows_sys::Win32::System::IO::DeviceIoControl(
+            file.as_raw_handle(),
+            code,
+            input.as_ptr().cast(),
+            size_of_val(input) as u32,
+            out.as_mut_ptr().cast(),
+            size_of_val(out) as u32,
+            &raw mut written,
+            std::ptr::null_mut(),
+        )
+    };
+    let more = windows_sys::Win32::Foundation::ERROR_MORE_DATA as i32;
+    match done {
+        0 if io::Error::last_os_error().raw_os_error() != Some(more) => Err(io::Error::last_os_error()),
+        _ => Ok(written as usize),
+    }
+}
+
+/// What is not written of the file takes no place, where the file system has such files: a hint.
+#[cfg(windows)]
+pub(crate) fn make_sparse(file: &File) {
+    let _ = control(file, windows_sys::Win32::System::Ioctl::FSCTL_SET_SPARSE, &[], &mut []);
 }
 
 #[cfg(unix)]
@@ -381,7 +444,19 @@ fn zero_range(file: &File, at: u64, len: u64, unmap: bool) -> io::Result<bool> {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
+/// Has zeros stand there without writing them, in a file that is sparse; it takes no place there then.
+#[cfg(windows)]
+fn zero_range(file: &File, at: u64, len: u64, unmap: bool) -> io::Result<bool> {
+    let end = at.saturating_add(len).min(file.metadata()?.len());
+    if !unmap || at >= end {
+        return Ok(at >= end && unmap);
+    }
+    let set_zero = windows_sys::Win32::System::Ioctl::FSCTL_SET_ZERO_DATA;
+    // What is not sparse, or on a file system without holes, is written.
+    Ok(control(file, set_zero, &[at, end], &mut []).is_ok())
+}
+
+#[cfg(not(any(target_os = "linux", windows)))]
 fn zero_range(_: &File, _: u64, _: u64, _: bool) -> io::Result<bool> {
     Ok(false)
 }
@@ -404,7 +479,21 @@ fn data_or_hole(file: &File, at: u64, len: u64) -> io::Result<(u64, bool)> {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
+/// The extent at `at`, which is before the end `len`.
+#[cfg(windows)]
+fn data_or_hole(file: &File, at: u64, len: u64) -> io::Result<(u64, bool)> {
+    let query = windows_sys::Win32::System::Ioctl::FSCTL_QUERY_ALLOCATED_RANGES;
+    // The first range that has a place, as offset and length.
+    let mut range = [0; 2];
+    match control(file, query, &[at, len - at], &mut range) {
+        Ok(0) => Ok((len - at, false)),
+        Ok(16) if range[0] > at => Ok((range[0].min(len) - at, false)),
+        Ok(16) => Ok((range[0].saturating_add(range[1]).clamp(at + 1, len) - at, true)),
+        _ => Ok((len - at, true)),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", windows)))]
 fn data_or_hole(_: &File, at: u64, len: u64) -> io::Result<(u64, bool)> {
     Ok((len - at, true))
 }

@@ -6,7 +6,8 @@
 //! holds what stands against it: of two that come at once none gets in, or one, but never both.
 //!
 //! The locks are those of the open file (`F_OFD_SETLK`), so that two users in one process are kept apart too. Other
-//! hosts than Linux have one lock on the whole file, which keeps our own processes apart.
+//! Unix hosts have one lock on the whole file, which keeps our own processes apart. Windows' locks (`LockFileEx`) keep
+//! others from reading what is locked, so one byte is, far beyond an image's end; it does not tell who has it.
 use std::fs::File;
 use std::io;
 
@@ -150,7 +151,48 @@ mod platform {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(windows)]
+mod platform {
+    use super::{Use, in_use};
+    use std::fs::File;
+    use std::io;
+    use std::os::windows::io::AsRawHandle;
+    use windows_sys::Win32::Foundation::ERROR_LOCK_VIOLATION;
+    use windows_sys::Win32::Storage::FileSystem as fs;
+    use windows_sys::Win32::System::IO::OVERLAPPED;
+
+    /// The byte that is locked: no image is as long.
+    const BYTE: u64 = (1 << 62) + 200;
+
+    fn place() -> OVERLAPPED {
+        let mut place = OVERLAPPED::default();
+        place.Anonymous.Anonymous.Offset = BYTE as u32;
+        place.Anonymous.Anonymous.OffsetHigh = (BYTE >> 32) as u32;
+        place
+    }
+
+    pub fn lock(file: &File, usage: Use) -> io::Result<()> {
+        let mut flags = fs::LOCKFILE_FAIL_IMMEDIATELY;
+        flags |= if usage == Use::Write { fs::LOCKFILE_EXCLUSIVE_LOCK } else { 0 };
+        // SAFETY: the file is open as long as it is borrowed, and the structure lives through the call, which does not
+        // wait.
+        let done = unsafe { fs::LockFileEx(file.as_raw_handle(), flags, 0, 1, 0, &mut place()) };
+        match done {
+            0 if io::Error::last_os_error().raw_os_error() == Some(ERROR_LOCK_VIOLATION as i32) => {
+                Err(in_use(None))
+            }
+            // A file system without locks is used without.
+            _ => Ok(()),
+        }
+    }
+
+    pub fn unlock(file: &File) {
+        // SAFETY: as above. What was not locked is not unlocked, and that is an error that is none here.
+        unsafe { fs::UnlockFileEx(file.as_raw_handle(), 0, 1, 0, &mut place()) };
+    }
+}
+
+#[cfg(not(any(target_os = "linux", windows)))]
 mod platform {
     use super::{Use, in_use};
     use std::fs::{File, TryLockError};
@@ -200,6 +242,19 @@ mod tests {
         lock(&open(), Use::Write).expect_err("what was refused still holds its bytes until it is closed");
         drop(c);
         lock(&open(), Use::Write).unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn what_is_locked_is_read_and_written_all_the_same() {
+        let path = crate::testing::scratch("locked");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let open = || std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let (a, b) = (open(), open());
+        lock(&a, Use::Write).unwrap();
+        std::io::Write::write_all(&mut &b, &[7; 512]).unwrap();
+        drop((a, b));
+        assert_eq!(std::fs::read(&path).unwrap(), [7; 512]);
         std::fs::remove_file(path).unwrap();
     }
 }

@@ -358,8 +358,8 @@ pub fn overlay(below: Arc<dyn Image>) -> io::Result<Arc<dyn Image>> {
 
 /// A file that is gone when it is closed. It may grow large, so it is not where files are kept in memory.
 fn vanishing_file() -> io::Result<fs::File> {
-    let folders =
-        [std::env::var_os("TMPDIR").map(PathBuf::from), Some("/var/tmp".into()), Some(std::env::temp_dir())];
+    let usual = cfg!(unix).then(|| PathBuf::from("/var/tmp"));
+    let folders = [std::env::var_os("TMPDIR").map(PathBuf::from), usual, Some(std::env::temp_dir())];
     let folder = folders.into_iter().flatten().find(|f| f.is_dir()).unwrap_or_else(std::env::temp_dir);
     for n in 0..1000u32 {
         let path = folder.join(format!("mynah-{}-{n}.overlay", std::process::id()));
@@ -371,6 +371,8 @@ fn vanishing_file() -> io::Result<fs::File> {
         std::os::windows::fs::OpenOptionsExt::custom_flags(&mut options, 0x0400_0000);
         match options.open(&path) {
             Ok(file) => {
+                #[cfg(windows)]
+                crate::host::make_sparse(&file);
                 // Windows deletes it at the end (FILE_FLAG_DELETE_ON_CLOSE).
                 #[cfg(not(windows))]
                 fs::remove_file(&path)?;

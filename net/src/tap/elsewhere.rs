@@ -1,10 +1,10 @@
 //! Hosts other than Linux have no taps of this kind: each request is refused by name.
-use super::TapError;
+use super::{RawFd, TapError};
 use crate::Takes;
+use socket2::Socket;
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::RawFd;
 
 pub(super) struct Opened {
     pub name: String,
@@ -22,6 +22,10 @@ pub(super) fn open(_: &str, _: u16, _: Option<bool>) -> Result<Opened, TapError>
 
 pub(super) fn adopt(_: &[RawFd], _: Option<bool>) -> Result<Opened, TapError> {
     Err(TapError::OtherHost)
+}
+
+pub(super) fn watched(_: &File) -> io::Result<Socket> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 pub(super) fn offer(_: &File, _: Takes) -> io::Result<()> {

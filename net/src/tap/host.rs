@@ -2,6 +2,7 @@
 //! netdevice(7)).
 use super::TapError;
 use crate::{Takes, tap::header};
+use socket2::Socket;
 use std::ffi::{c_int, c_ulong, c_void};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -33,6 +34,11 @@ pub(super) fn may_administer() -> bool {
     let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
     let bits = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
     bits >> CAP_NET_ADMIN & 1 != 0
+}
+
+/// What the loop waits for: a duplicate, which is ready when the tap is.
+pub(super) fn watched(queue: &File) -> io::Result<Socket> {
+    Ok(OwnedFd::from(queue.try_clone()?).into())
 }
 
 /// Makes a tap, or takes one that is there and no one else has.

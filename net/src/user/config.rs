@@ -314,6 +314,9 @@ pub(super) fn guest_forward(value: &str) -> Result<GuestForward, String> {
         return Err("it wants an address and a port of the network's".into());
     }
     let to = match to.split_once(':') {
+        Some((kind @ ("cmd" | "unix"), _)) if cfg!(windows) => {
+            return Err(format!("{kind}: is there on Unix hosts only: say tcp:ADDRESS:PORT"));
+        }
         Some(("cmd", program)) => Behind::Command(program.into()),
         Some(("unix", path)) => Behind::Unix(path.into()),
         Some(("tcp", address)) => {

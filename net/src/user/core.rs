@@ -2,6 +2,7 @@
 use super::config::{Behind, Config};
 use super::dns::Resolvers;
 use super::ip::{self, Fragment};
+use crate::errors;
 use crate::reactor::{Reactor, Token};
 use crate::{Frame, Nic, Offload, Takes};
 use rustc_hash::FxHashMap;
@@ -101,11 +102,24 @@ impl Unreachable {
     /// What the host's error means to the guest; None for a reset.
     pub fn from_error(e: &io::Error) -> Option<Self> {
         match e.raw_os_error()? {
-            libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT => Some(Self::Net),
-            libc::EHOSTUNREACH | libc::EHOSTDOWN | libc::ETIMEDOUT => Some(Self::Host),
-            libc::ECONNREFUSED => Some(Self::Port),
-            libc::EACCES | libc::EPERM => Some(Self::Prohibited),
+            errors::ENETUNREACH | errors::ENETDOWN | errors::EADDRNOTAVAIL | errors::EAFNOSUPPORT => {
+                Some(Self::Net)
+            }
+            errors::EHOSTUNREACH | errors::EHOSTDOWN | errors::ETIMEDOUT => Some(Self::Host),
+            errors::ECONNREFUSED => Some(Self::Port),
+            errors::EACCES | errors::EPERM => Some(Self::Prohibited),
             _ => None,
+        }
+    }
+
+    /// What an error of a socket for datagrams means. Windows has words of its own for an earlier datagram's fate
+    /// (recv's WSAECONNRESET and WSAENETRESET).
+    pub fn from_datagram(e: &io::Error) -> Option<Self> {
+        match e.kind() {
+            io::ErrorKind::ConnectionReset if cfg!(windows) => Some(Self::Port),
+            io::ErrorKind::NetworkDown if cfg!(windows) => Some(Self::Net),
+            _ if cfg!(windows) && e.raw_os_error() == Some(10_052) => Some(Self::Expired),
+            _ => Self::from_error(e),
         }
     }
 }
@@ -211,7 +225,7 @@ impl Core {
 
     /// Whether an error means that descriptors are to be had by closing others, and that it will be tried again.
     pub fn starves(&mut self, e: &io::Error) -> bool {
-        let starves = self.patient && matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+        let starves = self.patient && matches!(e.raw_os_error(), Some(errors::EMFILE | errors::ENFILE));
         self.starved |= starves;
         starves
     }
@@ -537,7 +551,14 @@ fn is_outside(address: IpAddr) -> bool {
     }
 }
 
+/// How many descriptors the process may have, if the host has a limit.
+#[cfg(windows)]
+fn descriptors() -> Option<usize> {
+    None
+}
+
 /// How many descriptors the process may have.
+#[cfg(unix)]
 fn descriptors() -> Option<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the call fills in the structure that it is given.

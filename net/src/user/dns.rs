@@ -1,13 +1,14 @@
-//! The host's name servers, as resolv.conf(5) names them now.
+//! The host's name servers, as resolv.conf(5) names them now; on Windows, where there is no such file, those of its
+//! network adapters.
+#[cfg(unix)]
 use std::ffi::CString;
 use std::fs::Metadata;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often is looked whether the file has changed.
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_secs(if cfg!(windows) { 10 } else { 1 });
 /// The most name servers (MAXNS of the C library is 3).
 const MOST: usize = 8;
 /// What a file of name servers is at most.
@@ -17,7 +18,11 @@ const LONGEST: u64 = 64 << 10;
 type Stamp = (SystemTime, u64, u64);
 
 fn stamp(file: &Metadata) -> Option<Stamp> {
-    Some((file.modified().ok()?, file.len(), file.ino()))
+    #[cfg(unix)]
+    let file_id = std::os::unix::fs::MetadataExt::ino(file);
+    #[cfg(windows)]
+    let file_id = std::os::windows::fs::MetadataExt::creation_time(file);
+    Some((file.modified().ok()?, file.len(), file_id))
 }
 
 /// The name servers of the host.
@@ -43,6 +48,10 @@ impl Resolvers {
                 self.stamp = stamp;
                 let text = stamp.and_then(|_| std::fs::read(&self.path).ok()).unwrap_or_default();
                 self.list = parse(&String::from_utf8_lossy(&text));
+                #[cfg(windows)]
+                if self.list.is_empty() {
+                    self.list = windows::servers();
+                }
                 if self.list.is_empty() {
                     self.list.push(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53));
                 }
@@ -65,9 +74,14 @@ fn server(word: &str) -> Option<SocketAddr> {
     if let Some((address, scope)) = word.split_once('%') {
         let address: Ipv6Addr = address.parse().ok()?;
         let scope = scope.parse().ok().or_else(|| {
-            let name = CString::new(scope).ok()?;
-            // SAFETY: the name is a string of C's.
-            let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+            #[cfg(unix)]
+            let index = {
+                let name = CString::new(scope).ok()?;
+                // SAFETY: the name is a string of C's.
+                unsafe { libc::if_nametoindex(name.as_ptr()) }
+            };
+            #[cfg(windows)]
+            let index = 0;
             (index != 0).then_some(index)
         })?;
         return Some(SocketAddrV6::new(address, 53, 0, scope).into());
@@ -78,6 +92,84 @@ fn server(word: &str) -> Option<SocketAddr> {
         None => (word, 53),
     };
     Some(SocketAddr::new(address.parse::<IpAddr>().ok()?, port))
+}
+
+#[cfg(windows)]
+mod windows {
+    use super::{Ipv4Addr, Ipv6Addr, MOST, SocketAddr, SocketAddrV6};
+    use std::ptr;
+    use windows_sys::Win32::NetworkManagement::IpHelper as ip;
+    use windows_sys::Win32::NetworkManagement::Ndis::IfOperStatusUp;
+    use windows_sys::Win32::Networking::WinSock as ws;
+
+    /// Those of all adapters that are up.
+    pub(super) fn servers() -> Vec<SocketAddr> {
+        let flags = ip::GAA_FLAG_SKIP_UNICAST | ip::GAA_FLAG_SKIP_ANYCAST | ip::GAA_FLAG_SKIP_MULTICAST;
+        let mut room: Vec<u64> = Vec::new();
+        for _ in 0..4 {
+            let mut len = (room.len() * 8) as u32;
+            let first: *mut ip::IP_ADAPTER_ADDRESSES_LH = room.as_mut_ptr().cast();
+            // SAFETY: `first` has `len` bytes, aligned as the structure wants.
+            let done = unsafe {
+                ip::GetAdaptersAddresses(ws::AF_UNSPEC.into(), flags, ptr::null(), first, &raw mut len)
+            };
+            match done {
+                // SAFETY: the call has filled in a list, all of which is within `room`.
+                0 => return unsafe { walk(first) },
+                // ERROR_BUFFER_OVERFLOW: `len` is what it takes.
+                111 => room.resize(len.div_ceil(8) as usize, 0),
+                _ => break,
+            }
+        }
+        Vec::new()
+    }
+
+    /// # Safety
+    /// `adapter` is a list of GetAdaptersAddresses', or null.
+    unsafe fn walk(mut adapter: *const ip::IP_ADAPTER_ADDRESSES_LH) -> Vec<SocketAddr> {
+        let mut found = Vec::new();
+        // SAFETY: by the caller's promise each pointer is null or leads to the next of the list.
+        while let Some(this) = unsafe { adapter.as_ref() } {
+            let mut server = this.FirstDnsServerAddress;
+            // SAFETY: as above.
+            while let Some(one) = unsafe { server.as_ref() } {
+                if this.OperStatus == IfOperStatusUp {
+                    // SAFETY: it has an address of that many bytes.
+                    found.extend(unsafe { address(&one.Address) });
+                }
+                server = one.Next;
+            }
+            adapter = this.Next;
+        }
+        found.dedup();
+        found.truncate(MOST);
+        found
+    }
+
+    /// # Safety
+    /// `at` points to as many bytes as it says.
+    unsafe fn address(at: &ws::SOCKET_ADDRESS) -> Option<SocketAddr> {
+        // SAFETY: it has the family at least.
+        let family = unsafe { at.lpSockaddr.as_ref() }?.sa_family;
+        if family == ws::AF_INET && at.iSockaddrLength as usize >= size_of::<ws::SOCKADDR_IN>() {
+            // SAFETY: it is an address of IPv4, all of which is there.
+            let v4 = unsafe { &*at.lpSockaddr.cast::<ws::SOCKADDR_IN>() };
+            // SAFETY: any bits are a number.
+            let bits = unsafe { v4.sin_addr.S_un.S_addr };
+            return Some(SocketAddr::new(Ipv4Addr::from(bits.to_ne_bytes()).into(), 53));
+        }
+        if family == ws::AF_INET6 && at.iSockaddrLength as usize >= size_of::<ws::SOCKADDR_IN6>() {
+            // SAFETY: it is an address of IPv6, all of which is there.
+            let v6 = unsafe { &*at.lpSockaddr.cast::<ws::SOCKADDR_IN6>() };
+            // SAFETY: any bits are bytes, and any are a number.
+            let (bytes, scope) = unsafe { (v6.sin6_addr.u.Byte, v6.Anonymous.sin6_scope_id) };
+            let address = Ipv6Addr::from(bytes);
+            // Site-local addresses that Windows names where nobody has named others.
+            let placeholder = address.segments()[..7] == [0xfec0, 0, 0, 0xffff, 0, 0, 0];
+            return (!placeholder).then(|| SocketAddrV6::new(address, 53, 0, scope).into());
+        }
+        None
+    }
 }
 
 #[cfg(test)]

@@ -39,7 +39,8 @@ impl Forwards {
             if forward.udp { (Type::DGRAM, Protocol::UDP) } else { (Type::STREAM, Protocol::TCP) };
         let socket = Socket::new(Domain::for_address(forward.host), kind_, Some(protocol))?;
         socket.set_nonblocking(true)?;
-        if !forward.udp {
+        // On Windows it would let another program have the port too.
+        if !forward.udp && cfg!(unix) {
             socket.set_reuse_address(true)?;
         }
         socket.bind(&forward.host.into())?;
@@ -113,6 +114,7 @@ impl Forwards {
                 ErrorKind::WouldBlock => break,
                 // One of a connection that has gone again, or of an earlier answer.
                 ErrorKind::Interrupted | ErrorKind::ConnectionAborted | ErrorKind::ConnectionRefused => {}
+                ErrorKind::ConnectionReset if cfg!(windows) => {}
                 _ if core.starves(&failed) => break,
                 _ => {
                     // The connection stays, and so would the loop be called again at once.

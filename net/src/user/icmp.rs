@@ -1,11 +1,13 @@
 //! ICMP: echoes to the gateway are answered here, others go out by sockets that need no privilege (`ping_group_range`
-//! on Linux); errors go to the guest as a router's would (RFC 792, RFC 4443).
+//! on Linux, and on Windows by a function: `echo`); errors go to the guest as a router's would (RFC 792, RFC 4443).
 use super::core::{Core, FlowCounters, FlowInfo, Reach, Unreachable, kind};
 use super::hosterror;
 use super::ip::{self, Ip};
 use crate::reactor::{Interest, Token};
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
+#[cfg(unix)]
+use socket2::{Domain, Protocol, Type};
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +23,8 @@ const QUOTE_V4: usize = 548;
 const QUOTE_V6: usize = 1232;
 
 struct Ping {
+    #[cfg(windows)]
+    echoes: super::echo::Echoes,
     interest: Box<dyn Interest>,
     socket: Arc<Socket>,
     guest: IpAddr,
@@ -77,7 +81,11 @@ impl Icmp {
                 Ok(token) => token,
                 Err(e) if core.starves(&e) => return,
                 Err(e) => {
-                    let what = "the host gives no socket for ping: see net.ipv4.ping_group_range";
+                    let what = if cfg!(windows) {
+                        "a ping goes nowhere"
+                    } else {
+                        "the host gives no socket for ping: see net.ipv4.ping_group_range"
+                    };
                     core.once("ping", format_args!("{what} ({e})"));
                     return;
                 }
@@ -87,10 +95,9 @@ impl Icmp {
         ping.last = core.now;
         ping.counters.segments_from += 1;
         ping.counters.from_guest += message.len() as u64;
-        let hops = u32::from(ip.ttl.saturating_sub(1));
-        let _ = if v6 { ping.socket.set_unicast_hops_v6(hops) } else { ping.socket.set_ttl_v4(hops) };
+        let hops = ip.ttl.saturating_sub(1);
         // The host puts an identification of its own in and computes the checksum.
-        if let Err(e) = ping.socket.send(message)
+        if let Err(e) = ping.send(message, hops, v6)
             && let Some(why) = Unreachable::from_error(&e)
         {
             unreachable(core, ip.src, why, original);
@@ -98,14 +105,21 @@ impl Icmp {
     }
 
     fn open(&mut self, core: &mut Core, ip: &Ip, ident: u16) -> io::Result<Token> {
+        #[cfg(unix)]
         let (domain, protocol) = match ip.dst {
             IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
             IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
         };
-        let socket = Socket::new(domain, Type::DGRAM, Some(protocol))?;
+        #[cfg(unix)]
+        let socket = {
+            let socket = Socket::new(domain, Type::DGRAM, Some(protocol))?;
+            hosterror::enable(&socket, ip.dst.is_ipv6());
+            socket.connect(&SocketAddr::new(ip.dst, 0).into())?;
+            socket
+        };
+        #[cfg(windows)]
+        let (echoes, socket) = super::echo::Echoes::open(ip.dst)?;
         socket.set_nonblocking(true)?;
-        hosterror::enable(&socket, ip.dst.is_ipv6());
-        socket.connect(&SocketAddr::new(ip.dst, 0).into())?;
         if self.pings.len() >= PINGS
             && let Some(oldest) = self.pings.iter().min_by_key(|(_, p)| p.last).map(|(t, _)| *t)
         {
@@ -118,7 +132,19 @@ impl Icmp {
         core.arm(token, &mut queued, Some(core.now + TIMEOUT));
         let (guest, remote, last) = (ip.src, ip.dst, core.now);
         let counters = FlowCounters::default();
-        self.pings.insert(token, Ping { interest, socket, guest, remote, ident, last, queued, counters });
+        let ping = Ping {
+            #[cfg(windows)]
+            echoes,
+            interest,
+            socket,
+            guest,
+            remote,
+            ident,
+            last,
+            queued,
+            counters,
+        };
+        self.pings.insert(token, ping);
         Ok(token)
     }
 
@@ -181,6 +207,23 @@ impl Icmp {
         } else {
             core.arm(token, &mut ping.queued, Some(end));
         }
+    }
+}
+
+impl Ping {
+    /// Sends an echo request of the guest's.
+    #[cfg(unix)]
+    fn send(&self, message: &[u8], hops: u8, v6: bool) -> io::Result<usize> {
+        let hops = hops.into();
+        let _ = if v6 { self.socket.set_unicast_hops_v6(hops) } else { self.socket.set_ttl_v4(hops) };
+        self.socket.send(message)
+    }
+
+    /// Sends an echo request of the guest's.
+    #[cfg(windows)]
+    fn send(&self, message: &[u8], hops: u8, _: bool) -> io::Result<usize> {
+        self.echoes.send(message, hops.max(1));
+        Ok(message.len())
     }
 }
 

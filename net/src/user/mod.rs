@@ -18,6 +18,8 @@ mod core;
 mod dhcp;
 mod dhcpv6;
 mod dns;
+#[cfg(windows)]
+mod echo;
 mod forward;
 mod holder;
 mod hosterror;

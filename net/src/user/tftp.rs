@@ -7,7 +7,6 @@ use crate::reactor::Token;
 use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -158,7 +157,7 @@ impl Tftp {
             let at = (t.block - 1) * t.block_size;
             let len = t.size.saturating_sub(at).min(t.block_size) as usize;
             message.resize(4 + len, 0);
-            if t.file.read_exact_at(&mut message[4..], at).is_err() {
+            if read_exact_at(&t.file, &mut message[4..], at).is_err() {
                 error(core, t.server, guest, UNDEFINED, "the file cannot be read");
                 return self.end(core, guest);
             }
@@ -186,6 +185,20 @@ impl Tftp {
         t.tries += 1;
         if t.tries > TRIES { self.end(core, guest) } else { self.send(core, guest) }
     }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buf: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buf, at)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, buf: &mut [u8], at: u64) -> std::io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = file;
+    // The file is this transfer's own, and so is its position.
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(buf)
 }
 
 /// Opens what the guest calls `name`, if it is a file in `folder`. The guest cannot change the folder, so that what was
@@ -231,13 +244,17 @@ mod tests {
         std::fs::create_dir_all(folder.join("sub")).unwrap();
         std::fs::write(top.join("secret"), "x").unwrap();
         std::fs::write(folder.join("sub/file"), "four").unwrap();
-        std::os::unix::fs::symlink("../secret", folder.join("out")).unwrap();
-        std::os::unix::fs::symlink("sub/file", folder.join("in")).unwrap();
+        #[cfg(unix)]
+        for (to, name) in [("../secret", "out"), ("sub/file", "in")] {
+            std::os::unix::fs::symlink(to, folder.join(name)).unwrap();
+        }
         let try_open = |name: &str| open(&folder, name).map(|(_, size)| size);
         assert_eq!(try_open("sub/file"), Ok(4));
         assert_eq!(try_open("/sub/./file"), Ok(4));
-        assert_eq!(try_open("in"), Ok(4), "a link within it is followed");
-        assert_eq!(try_open("out"), Err(FORBIDDEN));
+        if cfg!(unix) {
+            assert_eq!(try_open("in"), Ok(4), "a link within it is followed");
+            assert_eq!(try_open("out"), Err(FORBIDDEN));
+        }
         assert_eq!(try_open("../secret"), Err(FORBIDDEN));
         assert_eq!(try_open("sub/../../secret"), Err(FORBIDDEN));
         assert_eq!(try_open("sub"), Err(NOT_FOUND), "it is a folder");

@@ -2,6 +2,7 @@
 //! it; a flow that came in by a forward uses the forward's socket. A flow ends when nothing has passed for a while.
 use super::core::{Core, FlowCounters, FlowInfo, Reach, Unreachable, kind};
 use super::{hosterror, icmp, ip};
+use crate::errors::EMSGSIZE;
 use crate::reactor::{Interest, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::HashMap;
@@ -118,18 +119,18 @@ impl Udp {
                 // An error that is still pending is told by the first call, which then has not sent.
                 socket.send(data).or_else(|e| match e.kind() {
                     ErrorKind::WouldBlock => Err(e),
-                    _ if e.raw_os_error() == Some(libc::EMSGSIZE) => Err(e),
+                    _ if e.raw_os_error() == Some(EMSGSIZE) => Err(e),
                     _ => socket.send(data),
                 })
             }
             End::Forward { socket, peer } => socket.send_to(data, &(*peer).into()),
         };
         if let Err(e) = sent {
-            let why = if e.raw_os_error() == Some(libc::EMSGSIZE) {
+            let why = if e.raw_os_error() == Some(EMSGSIZE) {
                 let End::Own { socket, .. } = &flow.end else { return };
                 hosterror::path_mtu(socket, remote.is_ipv6()).map(Unreachable::TooBig)
             } else {
-                Unreachable::from_error(&e)
+                Unreachable::from_datagram(&e)
             };
             if let Some(why) = why.filter(|_| flow.dns.is_none()) {
                 icmp::unreachable(core, guest.ip(), why, original);
@@ -262,7 +263,7 @@ impl Udp {
         if flow.dns.is_none() {
             let len = [0, 8, 0, 0];
             if told.is_empty()
-                && let Some(why) = failed.as_ref().and_then(Unreachable::from_error)
+                && let Some(why) = failed.as_ref().and_then(Unreachable::from_datagram)
             {
                 icmp::unreachable_flow(core, guest, remote, ip::UDP, len, why);
             }

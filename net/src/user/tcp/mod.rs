@@ -25,6 +25,7 @@ use super::config::Behind;
 use super::core::{Core, FlowInfo, Reach, Unreachable, kind, mapped};
 use super::{icmp, ip};
 use crate::Frame;
+use crate::errors::EINPROGRESS;
 use crate::reactor::Token;
 use flow::{Fate, Flow, Phase};
 use input::Segment;
@@ -34,8 +35,9 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
+#[cfg(unix)]
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -366,16 +368,23 @@ fn dial(to: SockAddr, domain: Domain, protocol: Option<Protocol>) -> io::Result<
     prepare(&socket)?;
     match socket.connect(&to) {
         Ok(()) => Ok((socket, true, None)),
-        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket, false, None)),
+        Err(e) if e.raw_os_error() == Some(EINPROGRESS) => Ok((socket, false, None)),
         Err(e) => Err(e),
     }
 }
 
+/// No program has a socket as its standard input here, which [`super::config`] says to the user.
+#[cfg(windows)]
+fn spawn(_: &str) -> io::Result<(Socket, Child)> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Starts a program with a socket as its standard input and output.
+#[cfg(unix)]
 fn spawn(program: &str) -> io::Result<(Socket, Child)> {
     let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
     prepare(&ours)?;
-    let theirs = OwnedFd::from(theirs);
+    let theirs = std::os::fd::OwnedFd::from(theirs);
     let child = Command::new("/bin/sh")
         .args(["-c", program])
         .stdin(Stdio::from(theirs.try_clone()?))
