@@ -306,7 +306,7 @@ impl GuestMemoryRegion for NoRegion {
 
 impl GuestMemoryRegionBytes for NoRegion {}
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use super::*;
     use mynah_mmu::{CodeWatcher, Gpa, GuestRam};

@@ -23,7 +23,7 @@
 //!
 //! Locks: one mutex for what there is to do, a leaf; none is held while anything is called.
 use parking_lot::Mutex;
-use polling::{AsSource, Event, Events, Poller};
+use polling::{Event, Events, Poller};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,8 +31,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Instant;
 
-/// Something of the host's that the loop can wait for. It stays open as long as it is registered.
-pub type Descriptor = Arc<dyn AsSource + Send + Sync>;
+pub use crate::descriptor::Descriptor;
+#[cfg(windows)]
+pub use crate::descriptor::Handle;
 
 /// What has come from another thread.
 type Job = Box<dyn FnOnce() + Send>;
@@ -101,7 +102,7 @@ impl EventLoop {
     }
 
     /// Waits for `descriptor` on behalf of `source`: for input if `read`, for room for output if `write`. Fails for
-    /// what cannot be waited for, on Linux a regular file or /dev/null (EPERM, `epoll_ctl(2)`).
+    /// what cannot be waited for, on Linux a regular file or /dev/null (EPERM, `epoll_ctl(2)`), on Windows all but sockets.
     pub fn add(
         &self,
         descriptor: &Descriptor,
@@ -118,9 +119,9 @@ impl EventLoop {
         // Made first, so that a failure takes the source out again.
         let made = Registration { shared: self.shared.clone(), key, descriptor: descriptor.clone() };
         #[cfg(unix)]
-        let raw = std::os::fd::AsRawFd::as_raw_fd(&descriptor.source());
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&source_of(descriptor)?);
         #[cfg(windows)]
-        let raw = std::os::windows::io::AsRawSocket::as_raw_socket(&descriptor.source());
+        let raw = std::os::windows::io::AsRawSocket::as_raw_socket(&source_of(descriptor)?);
         // SAFETY: the registration owns the descriptor with us, and deletes it from the poller before it lets go.
         unsafe { self.shared.poller.add(raw, Event::new(key, read, write)) }?;
         Ok(made)
@@ -177,10 +178,22 @@ impl Drop for EventLoop {
     }
 }
 
+/// What the poller knows it by.
+#[cfg(unix)]
+fn source_of(descriptor: &Descriptor) -> io::Result<std::os::fd::BorrowedFd<'_>> {
+    Ok(descriptor.source())
+}
+
+/// What the poller knows it by, if it can be waited for.
+#[cfg(windows)]
+fn source_of(descriptor: &Descriptor) -> io::Result<std::os::windows::io::BorrowedSocket<'_>> {
+    descriptor.socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
 impl Registration {
     /// What is waited for from now on, for one call of [`Source::ready`].
     pub fn want(&self, read: bool, write: bool) -> io::Result<()> {
-        self.shared.poller.modify(self.descriptor.source(), Event::new(self.key, read, write))
+        self.shared.poller.modify(source_of(&self.descriptor)?, Event::new(self.key, read, write))
     }
 
     /// What is waited for.
@@ -193,7 +206,9 @@ impl Drop for Registration {
     fn drop(&mut self) {
         self.shared.state.lock().sources.remove(&self.key);
         // It was never added if that has failed, which is why this is dropped.
-        let _ = self.shared.poller.delete(self.descriptor.source());
+        if let Ok(source) = source_of(&self.descriptor) {
+            let _ = self.shared.poller.delete(source);
+        }
     }
 }
 

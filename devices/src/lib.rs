@@ -6,6 +6,7 @@ mod bytewise;
 pub mod chardev;
 pub mod chipset;
 pub mod clock;
+mod descriptor;
 pub mod device;
 pub mod display;
 pub mod dma;

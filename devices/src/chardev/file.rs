@@ -1,9 +1,12 @@
 //! `file:PATH`: output goes to a file, which is emptied first (or appended to); there is no input.
 use super::pump::{Ends, Line, Output, Pump, chardev_by_pump};
 use super::{ChardevError, Host};
+#[cfg(windows)]
+use crate::descriptor::Plain;
 use crate::event_loop::Descriptor;
 use std::fs::OpenOptions;
 use std::io;
+#[cfg(unix)]
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +28,11 @@ impl FileSink {
         let mut options = OpenOptions::new();
         options.write(true).create(true).append(append).truncate(!append);
         // Our own description of the file: a FIFO or terminal that takes nothing need not make a write wait.
+        #[cfg(unix)]
         options.custom_flags(libc::O_NONBLOCK);
+        #[cfg(windows)]
+        let opened = options.open(path);
+        #[cfg(unix)]
         let opened = match options.open(path) {
             // A FIFO that nobody reads yet is opened when somebody does: the user is told what is waited for.
             Err(e) if e.raw_os_error() == Some(libc::ENXIO) => {
@@ -38,6 +45,8 @@ impl FileSink {
         let target = format!("'{}'", path.display());
         // What is no FIFO and no terminal cannot be waited for, and a write to it waits for a disk.
         let plain = file.metadata().is_ok_and(|m| m.is_file());
+        #[cfg(windows)]
+        let file = Plain(move |bytes: &[u8]| io::Write::write(&mut &file, bytes));
         let file: Descriptor = Arc::new(file);
         let output = if !plain && host.events.can_wait_for(&file) {
             Output::Polled
@@ -108,8 +117,9 @@ mod tests {
     fn a_path_that_cannot_be_opened_is_named() {
         let e = FileSink::open(Path::new("/nonexistent/dir/log"), false, &Host::default()).err().unwrap();
         assert!(e.to_string().contains("/nonexistent/dir/log"), "{e}");
-        let e = FileSink::open(Path::new("/tmp"), false, &Host::default()).err().unwrap();
-        assert!(e.to_string().contains("'/tmp'"), "{e}");
+        let folder = std::env::temp_dir();
+        let e = FileSink::open(&folder, false, &Host::default()).err().unwrap();
+        assert!(e.to_string().contains(&format!("'{}'", folder.display())), "{e}");
     }
 
     #[cfg(target_os = "linux")]

@@ -1,7 +1,6 @@
 //! Who holds a socket address: for error messages only, from Linux's /proc (proc(5), net/unix and net/tcp).
 use super::spec::Address;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 
 /// The process that listens on `address`, as `process 123 (name)`, if /proc tells.
 pub(super) fn of(address: &Address) -> Option<String> {
@@ -14,7 +13,7 @@ pub(super) fn of(address: &Address) -> Option<String> {
                 let tail = fields.get(6)?.trim_ascii_start();
                 let (inode, name) = tail.split_at(tail.iter().position(|b| *b == b' ')?);
                 let listening = fields.get(3).is_some_and(|f| *f == b"00010000");
-                (listening && name.trim_ascii() == path.as_os_str().as_bytes())
+                (listening && name.trim_ascii() == path.as_os_str().as_encoded_bytes())
                     .then(|| String::from_utf8_lossy(inode).into_owned())
             })?
         }

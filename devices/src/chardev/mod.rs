@@ -21,18 +21,32 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
+pub mod fatal;
+#[cfg(windows)]
+#[path = "fatal/windows.rs"]
 pub mod fatal;
 pub mod file;
 mod holder;
+#[cfg(unix)]
+pub mod leftovers;
+#[cfg(windows)]
+#[path = "leftovers/windows.rs"]
 pub mod leftovers;
 pub mod monitor;
 pub mod mux;
 pub mod null;
+#[cfg(unix)]
 pub mod pty;
 mod pump;
 pub mod socket;
 pub mod spec;
 pub mod stdio;
+#[cfg(unix)]
+mod terminal;
+#[cfg(windows)]
+#[path = "terminal/windows.rs"]
+mod terminal;
 pub mod vc;
 mod worker;
 
@@ -244,7 +258,13 @@ impl Spec {
             Spec::None | Spec::Null => Arc::new(Null),
             Spec::Stdio { signal } => Arc::new(stdio::Stdio::open(*signal, host)?),
             Spec::File { path, append } => Arc::new(file::FileSink::open(path, *append, host)?),
+            #[cfg(unix)]
             Spec::Pty => Arc::new(pty::Pty::open(host)?),
+            #[cfg(windows)]
+            Spec::Pty => {
+                let why = "they are there on Unix hosts only: say tcp:HOST:PORT,server=on";
+                return Err(ChardevError::Pty(io::Error::new(io::ErrorKind::Unsupported, why)));
+            }
             Spec::Socket(s) => Arc::new(socket::Socket::open(s, host)?),
             Spec::Mon(inner) => {
                 let mux = Mux::new(inner.open(host)?.chardev);
@@ -356,7 +376,7 @@ pub(crate) mod testing {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use super::testing::Sink;
     use super::*;

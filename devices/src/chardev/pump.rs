@@ -23,11 +23,11 @@
 //! and is never held over a system call (but for the wake-up) or a receiver's method.
 use super::worker::Worker;
 use super::{Chardev, ChardevError, Event, Host, PATIENCE, RESERVE, ROOM, Receiver};
+use crate::descriptor::{is_writable, read, write};
 use crate::event_loop::{Descriptor, EventLoop, Registration, Source, TimedSource, Timer};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -653,7 +653,7 @@ impl Shared {
                 }
                 n
             };
-            if !is_ready(fd, libc::POLLOUT, LOOK) {
+            if !is_writable(fd, LOOK) {
                 break;
             }
             match write(fd, &buf[..n]) {
@@ -696,23 +696,4 @@ impl Shared {
             }
         }
     }
-}
-
-pub(super) fn read(fd: &Descriptor, buf: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: `buf` is writable for its length, and `fd` is open as long as it is borrowed.
-    let n = unsafe { libc::read(fd.source().as_raw_fd(), buf.as_mut_ptr().cast(), buf.len()) };
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
-}
-
-fn write(fd: &Descriptor, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: `bytes` is readable for its length, and `fd` is open as long as it is borrowed.
-    let n = unsafe { libc::write(fd.source().as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
-}
-
-/// Whether this can be done with `fd` now, or within so long; or it has failed, which doing it will show.
-pub(super) fn is_ready(fd: &Descriptor, events: libc::c_short, within: Duration) -> bool {
-    let mut fd = libc::pollfd { fd: fd.source().as_raw_fd(), events, revents: 0 };
-    // SAFETY: one initialised pollfd.
-    unsafe { libc::poll(&mut fd, 1, within.as_millis() as libc::c_int) > 0 }
 }

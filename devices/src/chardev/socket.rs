@@ -3,25 +3,34 @@
 //! A server goes on listening when its client leaves; output in between is discarded. A client that loses its
 //! peer stays without one. A stale unix socket (nobody listens on it) is replaced; one that is in use is an
 //! error that names its holder.
+#[cfg(unix)]
 use super::leftovers::Leftover;
 use super::pump::{Ends, Line, Output, Pump, chardev_by_pump};
 use super::spec::{Address, SocketSpec};
 use super::{ChardevError, Host, holder};
+use crate::descriptor;
 use crate::event_loop::Descriptor;
+#[cfg(unix)]
 use std::fs;
 use std::io;
-use std::mem::offset_of;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
+#[cfg(unix)]
+use std::os::fd::{AsFd, BorrowedFd};
+#[cfg(unix)]
 use std::os::unix::net::{UnixListener, UnixStream};
+#[cfg(unix)]
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Most bytes of a unix socket's path: what the address holds, less the closing zero that it needs on some systems
 /// (unix(7)).
-pub const MAX_PATH: usize = size_of::<libc::sockaddr_un>() - offset_of!(libc::sockaddr_un, sun_path) - 1;
+#[cfg(unix)]
+pub const MAX_PATH: usize =
+    size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+/// Most bytes of a unix socket's path; there are none of these here.
+#[cfg(windows)]
+pub const MAX_PATH: usize = 107;
 
 /// A stream socket.
 pub struct Socket {
@@ -34,6 +43,7 @@ pub struct Socket {
 /// A socket that listens.
 pub(crate) enum Listener {
     /// With the path's entry, which goes when the listener does.
+    #[cfg(unix)]
     Unix(UnixListener, #[allow(dead_code, reason = "removes the path when it is dropped")] Leftover),
     Tcp(TcpListener),
 }
@@ -109,9 +119,19 @@ fn listen_error(address: &Address, cause: io::Error) -> ChardevError {
     }
 }
 
+/// Why there is no unix socket.
+#[cfg(windows)]
+fn no_unix() -> io::Error {
+    let why = "unix sockets are there on Unix hosts only: say tcp:HOST:PORT";
+    io::Error::new(io::ErrorKind::Unsupported, why)
+}
+
 fn connect(address: &Address, nodelay: bool) -> io::Result<Descriptor> {
     match address {
+        #[cfg(unix)]
         Address::Unix(path) => unix_peer(UnixStream::connect(path)?),
+        #[cfg(windows)]
+        Address::Unix(_) => Err(no_unix()),
         Address::Tcp { host, port } => {
             let host = if host.is_empty() { "localhost" } else { host };
             tcp_peer(TcpStream::connect((host, *port))?, nodelay)
@@ -119,6 +139,7 @@ fn connect(address: &Address, nodelay: bool) -> io::Result<Descriptor> {
     }
 }
 
+#[cfg(unix)]
 fn unix_peer(stream: UnixStream) -> io::Result<Descriptor> {
     stream.set_nonblocking(true)?;
     Ok(Arc::new(stream))
@@ -131,7 +152,9 @@ fn tcp_peer(stream: TcpStream, nodelay: bool) -> io::Result<Descriptor> {
 }
 
 /// Takes a socket that nobody listens on out of the way.
+#[cfg(unix)]
 fn clear_stale(path: &Path) -> Result<(), ChardevError> {
+    use std::os::unix::fs::FileTypeExt;
     let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
     if !meta.file_type().is_socket() {
         return Err(ChardevError::NotASocket(path.to_owned()));
@@ -150,6 +173,9 @@ impl Listener {
     /// Listens on `address`, whose port 0 becomes the one that was given.
     pub(crate) fn bind(address: &mut Address) -> Result<Self, ChardevError> {
         match address {
+            #[cfg(windows)]
+            Address::Unix(_) => Err(listen_error(address, no_unix())),
+            #[cfg(unix)]
             Address::Unix(path) => {
                 clear_stale(path)?;
                 match UnixListener::bind(&*path) {
@@ -182,6 +208,7 @@ impl Listener {
     /// The next client; its socket does not wait.
     pub(crate) fn accept(&self, nodelay: bool) -> io::Result<Descriptor> {
         match self {
+            #[cfg(unix)]
             Listener::Unix(l, _) => unix_peer(l.accept()?.0),
             Listener::Tcp(l) => tcp_peer(l.accept()?.0, nodelay),
         }
@@ -190,12 +217,23 @@ impl Listener {
     /// From now on `accept` does not wait.
     pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
         match self {
+            #[cfg(unix)]
             Listener::Unix(l, _) => l.set_nonblocking(true),
             Listener::Tcp(l) => l.set_nonblocking(true),
         }
     }
 }
 
+#[cfg(windows)]
+impl std::os::windows::io::AsSocket for Listener {
+    fn as_socket(&self) -> std::os::windows::io::BorrowedSocket<'_> {
+        match self {
+            Listener::Tcp(l) => l.as_socket(),
+        }
+    }
+}
+
+#[cfg(unix)]
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
@@ -236,12 +274,7 @@ impl Line for SocketLine {
     }
 
     fn write(&mut self, fd: &Descriptor, bytes: &[u8]) -> io::Result<usize> {
-        // A peer that has gone sends no SIGPIPE.
-        // SAFETY: `bytes` is readable for its length, and `fd` is the peer's, which is open.
-        let n = unsafe {
-            libc::send(fd.source().as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL)
-        };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        descriptor::send(fd, bytes)
     }
 
     fn input_ended(&mut self, why: Option<io::Error>) -> Option<ChardevError> {
@@ -259,7 +292,7 @@ impl Line for SocketLine {
 
 chardev_by_pump!(Socket);
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use super::*;
     use crate::chardev::testing::Sink;

@@ -42,6 +42,9 @@ pub mod mmio;
 pub mod net;
 mod packed;
 pub mod pci;
+#[cfg(any(windows, test))]
+#[cfg_attr(not(windows), allow(dead_code, reason = "its test needs a part of it"))]
+mod queue;
 mod ring;
 pub mod rng;
 pub mod scsi;

@@ -2,14 +2,18 @@
 //!
 //! [`Ring`] is what the rest sees of one, whatever its format, and [`AnyRing`] is one that a driver sets up: it becomes
 //! a packed one (`packed.rs`) when that was agreed on. [`Split`] is the format of always (2.7), on the crate
-//! `virtio-queue`, whose iterators end where a descriptor is not as it must be: that is told apart from a chain's end
-//! here, as is the driver's wish for no interrupts, which the crate leaves out.
+//! `virtio-queue` (on Windows, where that is not to be had, on `queue.rs`), whose iterators end where a descriptor is
+//! not as it must be: that is told apart from a chain's end here, as is the driver's wish for no interrupts, which the
+//! crate leaves out.
 use super::chain::{Broken, Chain, MOST_PIECES, Piece, Pieces};
 use super::packed::Packed;
+#[cfg(windows)]
+use super::queue::{Queue, QueueState};
 use crate::device::Invalid;
 use crate::dma::Session;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{Ordering, fence};
+#[cfg(unix)]
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 

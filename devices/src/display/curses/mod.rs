@@ -12,11 +12,10 @@
 use super::input::Input;
 use super::{Display, cp437};
 use crate::chardev::ChardevError;
-use crate::chardev::stdio::{ENTER_SCREEN, FullScreen, has_continued};
+use crate::chardev::stdio::{self, ENTER_SCREEN, FullScreen, has_continued};
 use crate::chardev::vc::{self, Vc};
 use keys::{Decoder, Typed};
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -187,26 +186,16 @@ impl Painter {
 
     /// Waits for what is typed; whether something was.
     fn read(&mut self, wait: Duration) -> bool {
-        let stdin = io::stdin();
-        let time = Timespec { tv_sec: 0, tv_nsec: wait.as_nanos() as _ };
-        let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
-        let ready = poll(&mut fds, Some(&time)).unwrap_or(0) > 0;
         let mut bytes = [0; 256];
-        let n = match ready {
-            true => rustix::io::read(&stdin, &mut bytes),
-            false => Ok(0),
-        };
         let mut typed = Vec::new();
-        match n {
-            Ok(0) if ready => {
+        match stdio::typed(wait, &mut bytes) {
+            stdio::Typed::Ended => {
                 self.closed = true;
                 return false;
             }
-            Ok(0) => typed.extend(self.decoder.nothing_came()),
-            Ok(n) => typed.extend(self.decoder.bytes(&bytes[..n])),
-            // EIO: the terminal has gone, or this is a background process.
-            Err(rustix::io::Errno::IO) => std::thread::sleep(IDLE),
-            Err(_) => {}
+            stdio::Typed::Nothing => typed.extend(self.decoder.nothing_came()),
+            stdio::Typed::Bytes(n) => typed.extend(self.decoder.bytes(&bytes[..n])),
+            stdio::Typed::Elsewhere => std::thread::sleep(IDLE),
         }
         let any = !typed.is_empty();
         for what in typed {

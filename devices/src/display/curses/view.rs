@@ -1,7 +1,6 @@
 //! Rows of cells on a terminal: what of them differs from what it shows, as the bytes that change it.
-use rustix::termios::tcgetwinsize;
+use crate::chardev::stdio::window_size;
 use std::fmt::Write;
-use std::io;
 
 /// A character and its colours, as the VGA has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +28,8 @@ pub struct View {
 
 /// Columns and rows of the terminal.
 fn terminal_size() -> (usize, usize) {
-    match tcgetwinsize(io::stdout()) {
-        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
-            (usize::from(size.ws_col).min(MOST), usize::from(size.ws_row).min(MOST))
-        }
+    match window_size() {
+        Some((columns, rows)) if columns > 0 && rows > 0 => (columns.min(MOST), rows.min(MOST)),
         _ => (80, 25),
     }
 }

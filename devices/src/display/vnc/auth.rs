@@ -14,10 +14,7 @@ pub const CHALLENGE: usize = 16;
 /// The host gives no random numbers.
 pub fn challenge() -> io::Result<[u8; CHALLENGE]> {
     let mut bytes = [0; CHALLENGE];
-    // SAFETY: the bytes are writable, and no more than the 256 that it gives.
-    if unsafe { libc::getentropy(bytes.as_mut_ptr().cast(), CHALLENGE) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    getrandom::fill(&mut bytes).map_err(|e| io::Error::other(e.to_string()))?;
     Ok(bytes)
 }
 

@@ -7,13 +7,13 @@ use super::protocol::{Message, Parsed, PixelFormat, encoding, parse};
 use super::tight::{self, Tight};
 use super::websocket::{self, WebSocket};
 use super::{Server, auth, keys};
+use crate::descriptor;
 use crate::display::input::Pointer;
 use crate::display::{Rect, Surface};
 use crate::event_loop::{Descriptor, Registration, Source};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, OnceLock, Weak};
 
 const VERSION: &[u8; 12] = b"RFB 003.008\n";
@@ -292,19 +292,9 @@ impl Client {
                 }
             }
             let rest = &state.wire[state.sent..];
-            // A peer that has gone sends no SIGPIPE.
-            // SAFETY: `rest` is readable for its length, and the descriptor is open as long as `peer` is held.
-            let n = unsafe {
-                libc::send(
-                    self.peer.source().as_raw_fd(),
-                    rest.as_ptr().cast(),
-                    rest.len(),
-                    libc::MSG_NOSIGNAL,
-                )
-            };
-            match usize::try_from(n) {
+            match descriptor::send(&self.peer, rest) {
                 Ok(n) => state.sent += n,
-                Err(_) => return may_wait(&io::Error::last_os_error()),
+                Err(e) => return may_wait(&e),
             }
         }
     }
@@ -312,10 +302,7 @@ impl Client {
     /// Reads what has come; whether the client is still there.
     fn fill(&self, state: &mut State) -> bool {
         let mut chunk = vec![0; CHUNK];
-        // SAFETY: `chunk` is writable for its length, and the descriptor is open as long as `peer` is held.
-        let n =
-            unsafe { libc::recv(self.peer.source().as_raw_fd(), chunk.as_mut_ptr().cast(), chunk.len(), 0) };
-        match usize::try_from(n) {
+        match descriptor::read(&self.peer, &mut chunk) {
             Ok(0) => false,
             Ok(n) => {
                 chunk.truncate(n);
@@ -336,7 +323,7 @@ impl Client {
                 state.input.extend_from_slice(&chunk[passed..]);
                 true
             }
-            Err(_) => may_wait(&io::Error::last_os_error()),
+            Err(e) => may_wait(&e),
         }
     }
 
