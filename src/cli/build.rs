@@ -19,7 +19,6 @@ use mynah_firmware::{Kind, identify};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 /// Display back ends of QEMU's that a Mynah with a display could have.
@@ -547,7 +546,11 @@ fn check_file(option: &str, path: &Path) -> Result<(), Error> {
         && !meta.is_dir()
     {
         // A pipe's bytes must stay for whoever reads it in earnest; a device may go on for ever.
-        return match meta.file_type().is_fifo() {
+        #[cfg(unix)]
+        let pipe = std::os::unix::fs::FileTypeExt::is_fifo(&meta.file_type());
+        #[cfg(windows)]
+        let pipe = false;
+        return match pipe {
             true => Ok(()),
             false => Err(Error::new(format!("{option} {}: that is a device, not a file", path.display()))),
         };

@@ -107,8 +107,23 @@ enum Command {
     #[cfg(unix)]
     /// Tell guests' addresses
     Ip(ip::IpArgs),
+    #[cfg(windows)]
+    /// Connect guests, the host and other networks by a switch (on Unix hosts)
+    Switch(Elsewhere),
+    #[cfg(windows)]
+    /// Tell guests' addresses (on Unix hosts)
+    Ip(Elsewhere),
     /// Print the version
     Version,
+}
+
+/// What is asked of a command that is not on this host.
+#[cfg(windows)]
+#[derive(clap::Args, Debug)]
+struct Elsewhere {
+    /// Its options
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<OsString>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -205,6 +220,12 @@ fn commands(args: &[OsString]) -> i32 {
         Command::Switch(args) => switch::run(&args),
         #[cfg(unix)]
         Command::Ip(args) => ip::run(&args),
+        #[cfg(windows)]
+        Command::Switch(_) | Command::Ip(_) => Err(Error::new(
+            "switch and ip are there on Unix hosts only: guests reach them by Unix sockets; here -netdev stream and \
+             dgram connect guests",
+        )
+        .into()),
         Command::Version => Err(Error::info(help::version()).into()),
     };
     report("mynah", result)
@@ -302,7 +323,7 @@ fn terminal_is_screen(config: &Config) -> bool {
         && config.devices.iter().any(|d| d.kind.name == "VGA")
         && std::io::stdin().is_terminal()
         && std::io::stdout().is_terminal()
-        && std::env::var_os("TERM").is_some_and(|t| t != "dumb")
+        && (cfg!(windows) || std::env::var_os("TERM").is_some_and(|t| t != "dumb"))
 }
 
 /// Checks what `config` needs, and runs it to its end; the result is the process's exit code.

@@ -120,6 +120,17 @@ pub fn show_size(bytes: u64) -> String {
 }
 
 /// Bytes of RAM the host has, if it tells.
+#[cfg(windows)]
+pub fn host_ram() -> Option<u64> {
+    use windows_sys::Win32::System::SystemInformation as info;
+    let mut status =
+        info::MEMORYSTATUSEX { dwLength: size_of::<info::MEMORYSTATUSEX>() as u32, ..Default::default() };
+    // SAFETY: the structure is writable, and has its length in it.
+    (unsafe { info::GlobalMemoryStatusEx(&raw mut status) } != 0).then_some(status.ullTotalPhys)
+}
+
+/// Bytes of RAM the host has, if it tells.
+#[cfg(unix)]
 pub fn host_ram() -> Option<u64> {
     // SAFETY: sysconf takes a number, touches no memory of ours and may be called at any time.
     let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };

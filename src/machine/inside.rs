@@ -64,12 +64,13 @@ pub fn options(
     })
 }
 
-/// The user's own folder for compiled code: `mynah/jit` in `$XDG_CACHE_HOME`, or in `~/.cache`. Nothing if
-/// neither is set.
+/// The user's own folder for compiled code: `mynah/jit` in `$XDG_CACHE_HOME`, or in `~/.cache`, on Windows in
+/// `%LOCALAPPDATA%`. Nothing if none is set.
 pub fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
-    Some(cache.join("mynah/jit"))
+    let usual = || if cfg!(windows) { set("LOCALAPPDATA") } else { Some(set("HOME")?.join(".cache")) };
+    let cache = set("XDG_CACHE_HOME").or_else(usual)?;
+    Some(cache.join("mynah").join("jit"))
 }
 
 /// The names of the guest's functions, of which there are none if no file was given.

@@ -29,7 +29,6 @@ use mynah_mmu::{GuestRam, PAGE_SIZE};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Weak};
@@ -321,6 +320,9 @@ impl Target {
         match uri.split_once(':') {
             Some(("file", "")) | Some(("exec", "")) => bail!("'{uri}': nothing follows the colon"),
             Some(("file", path)) => Ok(Self::File(path.into())),
+            Some(("exec", _)) if cfg!(windows) => {
+                bail!("'exec:' is there on Unix hosts only, which have a shell; say file:FILE")
+            }
             Some(("exec", command)) => Ok(Self::Exec(command.into())),
             Some((scheme @ ("tcp" | "unix" | "fd" | "rdma"), _)) => {
                 bail!("'{scheme}:' is not supported yet; there are file:FILE and exec:COMMAND")
@@ -566,9 +568,30 @@ fn read_ram(file: &File, head: &Head, at: u64) -> anyhow::Result<GuestRam> {
     ensure!(file.metadata()?.len() >= at + size, "it is cut short");
     let ram = GuestRam::new(size)?;
     each_block(&head.blocks, |n, bits, sum| {
-        fill_block(&ram, n, bits, sum, |offset, bytes| file.read_exact_at(bytes, at + offset))
+        fill_block(&ram, n, bits, sum, |offset, bytes| read_exact_at(file, bytes, at + offset))
     })?;
     Ok(ram)
+}
+
+/// Reads from a place in a file, by several threads at once.
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
+}
+
+/// Reads from a place in a file, by several threads at once.
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, at)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                bytes = &mut bytes[n..];
+                at += n as u64;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// RAM from its pieces, checked.

@@ -254,7 +254,10 @@ fn thread_id() -> u64 {
     #[cfg(target_os = "linux")]
     // SAFETY: it takes nothing, touches no memory and cannot fail.
     return unsafe { libc::gettid() } as u64;
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(windows)]
+    // SAFETY: it takes nothing, touches no memory and cannot fail.
+    return unsafe { windows_sys::Win32::System::Threading::GetCurrentThreadId() }.into();
+    #[cfg(not(any(target_os = "linux", windows)))]
     // SAFETY: it takes nothing, touches no memory of ours and cannot fail.
     return unsafe { libc::pthread_self() } as u64;
 }

@@ -204,6 +204,20 @@ fn rtc_base(cfg: &Config) -> u64 {
 }
 
 /// Seconds that local time is ahead of UTC.
+#[cfg(windows)]
+fn local_offset() -> i64 {
+    use windows_sys::Win32::System::Time as time;
+    const DAYLIGHT: u32 = 2;
+    let mut zone = time::TIME_ZONE_INFORMATION::default();
+    // SAFETY: the structure is writable.
+    let season = unsafe { time::GetTimeZoneInformation(&raw mut zone) };
+    let more = if season == DAYLIGHT { zone.DaylightBias } else { zone.StandardBias };
+    // Windows counts the minutes that UTC is ahead.
+    -60 * (i64::from(zone.Bias) + i64::from(more))
+}
+
+/// Seconds that local time is ahead of UTC.
+#[cfg(unix)]
 fn local_offset() -> i64 {
     // SAFETY: `time` with a null pointer only returns the time; `localtime_r` fills the zeroed structure that it is
     // given.

@@ -108,16 +108,15 @@ pub struct Store {
 }
 
 impl Store {
-    /// The user's own: `mynah/guests` in `$XDG_CACHE_HOME`, or in `~/.cache`.
+    /// The user's own: `mynah/guests` in `$XDG_CACHE_HOME`, or in `~/.cache`; on Windows in `%LOCALAPPDATA%`.
     pub fn open() -> Result<Store> {
         let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let (home, below) = if cfg!(windows) { ("LOCALAPPDATA", "") } else { ("HOME", ".cache") };
         let cache =
-            set("XDG_CACHE_HOME").filter(|c| c.is_absolute()).or_else(|| Some(set("HOME")?.join(".cache")));
-        Ok(Store::at(
-            cache
-                .context("neither XDG_CACHE_HOME nor HOME says where guests can be kept")?
-                .join("mynah/guests"),
-        ))
+            set("XDG_CACHE_HOME").filter(|c| c.is_absolute()).or_else(|| Some(set(home)?.join(below)));
+        let cache = cache
+            .with_context(|| format!("neither XDG_CACHE_HOME nor {home} says where guests can be kept"))?;
+        Ok(Store::at(cache.join("mynah").join("guests")))
     }
 
     /// The store in `folder`, which need not be there yet.
