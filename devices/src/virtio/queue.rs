@@ -373,7 +373,7 @@ mod tests {
     }
 
     fn state(rng: &mut Rng) -> QueueState {
-        let at = |rng: &mut Rng, align: u64| match rng.below(8) {
+        let at = |rng: &mut Rng, align: u64| match rng.below(24) {
             0 => (RAM - 8) & !(align - 1),
             1 => u64::MAX & !(align - 1),
             2 => 0,
@@ -481,7 +481,7 @@ mod tests {
             }
             assert!(both.same_memory(), "{s:x?}");
         }
-        assert!(chains > 1000, "{chains} chains of several descriptors: too few to tell");
+        assert!(chains > 300, "{chains} chains of several descriptors: too few to tell");
     }
 
     #[test]

@@ -78,16 +78,14 @@ fn packed(image: &[u8]) -> Result<&[u8], Error> {
 /// Decompresses; the size that the build appends after the compressed bytes is left unread.
 fn unpack(packed: &[u8]) -> Result<Vec<u8>, Error> {
     if packed.starts_with(b"\xfd7zXZ\0") {
-        read(liblzma::read::XzDecoder::new(packed))
+        unpack_xz(packed)
     } else if packed.starts_with(&[0x1F, 0x8B]) {
         read(flate2::read::GzDecoder::new(packed))
     } else if packed.starts_with(&[0x28, 0xB5, 0x2F, 0xFD]) {
         let decoder = ruzstd::decoding::StreamingDecoder::new(packed);
         read(decoder.map_err(|e| Error::Corrupt(std::io::Error::other(e)))?)
     } else if packed.starts_with(&[0x5D, 0, 0]) {
-        let stream = liblzma::stream::Stream::new_lzma_decoder(u64::MAX);
-        let stream = stream.map_err(|e| Error::Corrupt(std::io::Error::other(e)))?;
-        read(liblzma::read::XzDecoder::new_stream(packed, stream))
+        unpack_lzma(packed)
     } else if packed.starts_with(b"BZh") {
         Err(Error::Compression("bzip2"))
     } else if let Some(blocks) = packed.strip_prefix(&[0x02, 0x21, 0x4C, 0x18]) {
@@ -97,6 +95,28 @@ fn unpack(packed: &[u8]) -> Result<Vec<u8>, Error> {
     } else {
         Err(Error::Compression("something unknown"))
     }
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn unpack_xz(packed: &[u8]) -> Result<Vec<u8>, Error> {
+    read(liblzma::read::XzDecoder::new(packed))
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn unpack_lzma(packed: &[u8]) -> Result<Vec<u8>, Error> {
+    let stream = liblzma::stream::Stream::new_lzma_decoder(u64::MAX);
+    let stream = stream.map_err(|e| Error::Corrupt(std::io::Error::other(e)))?;
+    read(liblzma::read::XzDecoder::new_stream(packed, stream))
+}
+
+#[cfg(target_vendor = "apple")]
+fn unpack_xz(packed: &[u8]) -> Result<Vec<u8>, Error> {
+    read(lzma_rust2::XzReader::new(packed, false))
+}
+
+#[cfg(target_vendor = "apple")]
+fn unpack_lzma(packed: &[u8]) -> Result<Vec<u8>, Error> {
+    read(lzma_rust2::LzmaReader::new_mem_limit(packed, u32::MAX, None).map_err(Error::Corrupt)?)
 }
 
 /// LZ4's legacy frame after its magic: blocks of up to 8 MiB, each after its compressed size
@@ -162,9 +182,12 @@ mod tests {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&elf()).unwrap();
         assert_eq!(payload(&image(&gzip.finish().unwrap())).unwrap(), elf());
-        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
-        xz.write_all(&elf()).unwrap();
-        assert_eq!(payload(&image(&with_size(xz.finish().unwrap()))).unwrap(), elf());
+        #[cfg(not(target_vendor = "apple"))]
+        {
+            let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+            xz.write_all(&elf()).unwrap();
+            assert_eq!(payload(&image(&with_size(xz.finish().unwrap()))).unwrap(), elf());
+        }
         let zstd =
             ruzstd::encoding::compress_to_vec(elf().as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
         assert_eq!(payload(&image(&with_size(zstd))).unwrap(), elf());
