@@ -340,7 +340,7 @@ fn demo(host: &'static Host, limit: Duration) {
     let mut guest = program.start(&folder, &["demo", "--embedded"]);
     guest.wait_for("Mynah's built-in guest", limit);
     guest.types("help\r");
-    guest.wait_for("poweroff", limit);
+    guest.wait_for("switch the machine off", limit);
     guest.types("\x01x");
     assert_eq!(guest.ends(limit).1, Some(0));
 }

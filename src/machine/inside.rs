@@ -64,12 +64,14 @@ pub fn options(
     })
 }
 
-/// The user's own folder for compiled code: `mynah/jit` in `$XDG_CACHE_HOME`, or in `~/.cache`, on Windows in
-/// `%LOCALAPPDATA%`. Nothing if none is set.
+/// The user's own folder for compiled code: `mynah/jit` in `$XDG_CACHE_HOME`, or in `~/.cache`. Nothing if neither is
+/// set, or on Windows, where nothing is kept (docs/hosts.md).
 pub fn cache_folder() -> Option<PathBuf> {
+    if cfg!(windows) {
+        return None;
+    }
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let usual = || if cfg!(windows) { set("LOCALAPPDATA") } else { Some(set("HOME")?.join(".cache")) };
-    let cache = set("XDG_CACHE_HOME").or_else(usual)?;
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
     Some(cache.join("mynah").join("jit"))
 }
 
