@@ -57,19 +57,10 @@ const ARM64: Host = Host {
     program: "mynah",
 };
 
-/// What Wine before 8.16 has not, and every Windows since 10 has: random numbers, for the language's runtime.
-const PRNG: &str = "
-#include <windows.h>
-BOOLEAN NTAPI SystemFunction036(PVOID, ULONG);
-__declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE to, SIZE_T len) { return SystemFunction036(to, (ULONG)len); }
-";
-
 /// A program for another host, which this one can run.
 struct Program {
     host: &'static Host,
     file: PathBuf,
-    /// A folder for Wine's own.
-    prefix: PathBuf,
     /// One at a time: there are few processors, and times out for who waits.
     _alone: MutexGuard<'static, ()>,
 }
@@ -90,57 +81,30 @@ impl Program {
             eprintln!("SKIPPED: {}: {command} is not installed (Debian: {package})", host.name);
             return None;
         }
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let file = match std::env::var_os(host.given) {
             Some(given) => given.into(),
             None => build(host)?,
         };
-        let prefix = folder.join("wine");
-        let program = Self { host, file, prefix, _alone: alone };
-        if host.runner == "wine" {
-            program.prepare_wine();
-        }
-        Some(program)
-    }
-
-    /// The first use of Wine's folder makes it.
-    fn prepare_wine(&self) {
-        if !self.prefix.join("drive_c/windows/system32").exists() {
-            let made = self.wine("wineboot").arg("-i").stdout(Stdio::null()).stderr(Stdio::null()).status();
-            assert!(made.unwrap().success(), "wineboot");
-        }
-        let dll = "bcryptprimitives.dll";
-        let beside = self.file.with_file_name(dll);
-        if beside.exists() || self.prefix.join("drive_c/windows/system32").join(dll).exists() {
-            return;
-        }
-        let source = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prng.c");
-        fs::write(&source, PRNG).unwrap();
-        let made = Command::new("x86_64-w64-mingw32-gcc")
-            .args(["-O2", "-shared", "-o"])
-            .args([&beside, &source])
-            .arg("-ladvapi32")
-            .status();
-        assert!(made.unwrap().success(), "{dll}");
-    }
-
-    fn wine(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut wine = Command::new("wine");
-        wine.env("WINEPREFIX", &self.prefix).env("WINEDEBUG", "-all").arg(program);
-        wine
+        Some(Self { host, file, _alone: alone })
     }
 
     /// The program with some arguments, in this folder.
     fn command(&self, folder: &Path, args: &[&str]) -> Command {
         let mut command = match self.host.runner {
-            "wine" => self.wine(&self.file),
+            // What Wine keeps is beside what Cargo does.
+            "wine" => {
+                let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.ci/wine"));
+                command.env("CARGO_TARGET_DIR", target_dir());
+                command
+            }
             // What it looks up there is the same for all.
             runner => {
                 let mut command = Command::new(runner);
-                command.args(["-L", "/usr/aarch64-linux-gnu"]).arg(&self.file);
+                command.args(["-L", "/usr/aarch64-linux-gnu"]);
                 command
             }
         };
+        command.arg(&self.file);
         command.args(args).current_dir(folder);
         command
     }
@@ -179,6 +143,11 @@ impl Program {
     }
 }
 
+/// Where Cargo puts what it builds.
+fn target_dir() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap()
+}
+
 /// Builds the program for another host.
 fn build(host: &Host) -> Option<PathBuf> {
     let installed =
@@ -188,7 +157,7 @@ fn build(host: &Host) -> Option<PathBuf> {
         eprintln!("SKIPPED: {}: rustup target add {}", host.name, host.target);
         return None;
     }
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let target = target_dir();
     let (variable, linker) = host.linker;
     let built = Command::new(env!("CARGO"))
         .args(["build", "--release", "--package", "mynah", "--bin", "mynah", "--target", host.target])
