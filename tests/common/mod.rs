@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// What a boot left behind.
+#[allow(dead_code, reason = "not every test boots here")]
 pub struct Boot {
     /// All lines.
     pub console: String,
@@ -49,6 +50,7 @@ pub fn key_lines<'a>(console: &'a str, keys: &[&str]) -> Vec<&'a str> {
 
 /// Runs Mynah with `args`; kills it (and fails) if it does not end in time. `answer` says what to type when a line has
 /// come.
+#[allow(dead_code, reason = "not every test boots here")]
 pub fn run(args: &[&str], limit: Duration, answer: impl FnMut(&str) -> Option<&'static str>) -> Boot {
     let mut mynah = Command::new(env!("CARGO_BIN_EXE_mynah"));
     mynah.arg("run");

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// As the machine's program has it: what it does with memory is looked at.
+#[cfg(not(target_vendor = "apple"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

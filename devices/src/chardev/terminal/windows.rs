@@ -296,7 +296,13 @@ impl RawMode {
             }
             if let (Some(out), Some(mode)) = (out, output) {
                 let wanted = console::ENABLE_PROCESSED_OUTPUT | console::ENABLE_VIRTUAL_TERMINAL_PROCESSING;
-                console::SetConsoleMode(out, mode | wanted);
+                if console::SetConsoleMode(out, mode | wanted) == 0 && !leave.is_empty() {
+                    return Err(io::Error::new(
+                        io::ErrorKind::Unsupported,
+                        "this console draws no virtual-terminal sequences, as those since Windows 10 do: say \
+                         -nographic or -vnc :0",
+                    ));
+                }
             }
             console::SetConsoleCP(UTF8);
             console::SetConsoleOutputCP(UTF8);
