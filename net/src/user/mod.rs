@@ -31,6 +31,7 @@ mod ndp;
 mod poll;
 mod reassembly;
 mod report;
+#[cfg_attr(not(unix), path = "smb_elsewhere.rs")]
 mod smb;
 mod tcp;
 mod tftp;
