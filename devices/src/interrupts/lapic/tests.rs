@@ -96,6 +96,10 @@ impl Board {
         &self.cpu[0].0
     }
 
+    fn pins(&self) -> &Pins {
+        &self.cpu[0].1
+    }
+
     fn fixed(&self, destination: u32, vector: u8) -> bool {
         self.apics.deliver(message(destination, DeliveryMode::Fixed, vector))
     }
