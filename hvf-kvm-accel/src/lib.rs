@@ -1,9 +1,11 @@
 //! Hardware acceleration: engines that let the host's hypervisor run a vCPU.
 //!
-//! [`kvm`] on Linux. Hypervisor.framework on Intel Macs is to come.
+//! [`kvm`] on Linux; [`hvf`], Hypervisor.framework, on Intel Macs, which has not been run on hardware.
 
+pub mod hvf;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
+pub mod xsave;
 
 /// Why the host's hypervisor cannot be used.
 #[derive(Debug, thiserror::Error)]

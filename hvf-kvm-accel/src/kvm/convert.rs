@@ -1,70 +1,14 @@
 //! A vCPU's state as KVM's structures have it, and back: plain functions of data, with nothing lost on the way.
 //!
-//! Sources: Linux' Documentation/virt/kvm/api.rst for the structures; SDM volume 1, 13.4 for the XSAVE area.
+//! Source: Linux' Documentation/virt/kvm/api.rst. The XSAVE area's bytes: [`crate::xsave`].
+use crate::xsave;
 use kvm_bindings::{
     KVM_SREGS2_FLAGS_PDPTRS_VALID, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
     KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, kvm_debugregs, kvm_dtable, kvm_regs, kvm_segment,
     kvm_sregs, kvm_sregs2, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use mynah_cpu::event::{Event, EventKind};
-use mynah_cpu::model::leaves::COMPONENTS;
-use mynah_cpu::state::{F80, Segment, Shadow, State, Table, cr0, cr4, efer, gpr, seg};
-
-/// Where things are in the XSAVE area.
-mod xsave {
-    pub const FCW: usize = 0;
-    pub const FSW: usize = 2;
-    pub const FTW: usize = 4;
-    pub const FOP: usize = 6;
-    pub const FIP: usize = 8;
-    pub const FDP: usize = 16;
-    pub const MXCSR: usize = 24;
-    pub const ST: usize = 32;
-    pub const XMM: usize = 160;
-    pub const XSTATE_BV: usize = 512;
-    /// Components of the legacy area.
-    pub const X87: u64 = 1;
-    pub const SSE: u64 = 2;
-    /// The others.
-    pub const AVX: u32 = 2;
-    pub const PKRU: u32 = 9;
-}
-
-/// The bytes of an XSAVE area.
-struct Area([u8; 4096]);
-
-impl Area {
-    fn of(k: &kvm_xsave) -> Self {
-        let mut bytes = [0; 4096];
-        for (to, word) in bytes.chunks_exact_mut(4).zip(k.region) {
-            to.copy_from_slice(&word.to_le_bytes());
-        }
-        Self(bytes)
-    }
-
-    fn into_kvm(self) -> kvm_xsave {
-        let mut k = kvm_xsave::default();
-        for (word, from) in k.region.iter_mut().zip(self.0.chunks_exact(4)) {
-            *word = u32::from_le_bytes([from[0], from[1], from[2], from[3]]);
-        }
-        k
-    }
-
-    fn get<const N: usize>(&self, at: usize) -> [u8; N] {
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(&self.0[at..at + N]);
-        bytes
-    }
-
-    fn put<const N: usize>(&mut self, at: usize, bytes: [u8; N]) {
-        self.0[at..at + N].copy_from_slice(&bytes);
-    }
-}
-
-/// Where a component begins in the standard format.
-fn component(bit: u32) -> usize {
-    COMPONENTS.iter().find(|c| c.bit == bit).map_or(0, |c| c.offset as usize)
-}
+use mynah_cpu::state::{Segment, Shadow, State, Table, cr0, cr4, efer, gpr, seg};
 
 /// The general registers.
 pub fn regs(s: &State) -> kvm_regs {
@@ -226,80 +170,20 @@ pub fn set_sregs(s: &mut State, k: &kvm_sregs) {
 
 /// The x87 unit, the vector registers and PKRU, as far as the model has them (`mask`: what XCR0 may have, or none).
 pub fn xsave(s: &State, mask: u64) -> kvm_xsave {
-    let mut a = Area([0; 4096]);
-    let f = &s.fpu;
-    a.put(xsave::FCW, f.cw.to_le_bytes());
-    a.put(xsave::FSW, (f.sw | u16::from(f.top) << 11).to_le_bytes());
-    a.put(xsave::FTW, [!f.empty]);
-    a.put(xsave::FOP, f.fop.to_le_bytes());
-    a.put(xsave::FIP, f.fip.to_le_bytes());
-    a.put(xsave::FDP, f.fdp.to_le_bytes());
-    a.put(xsave::MXCSR, s.mxcsr.to_le_bytes());
-    for i in 0..8 {
-        // In stack order.
-        let r = f.r[(i + usize::from(f.top)) & 7];
-        a.put(xsave::ST + 16 * i, r.mant.to_le_bytes());
-        a.put(xsave::ST + 16 * i + 8, r.exp.to_le_bytes());
+    let mut k = kvm_xsave::default();
+    for (word, from) in k.region.iter_mut().zip(xsave::area(s, mask).chunks_exact(4)) {
+        *word = u32::from_le_bytes([from[0], from[1], from[2], from[3]]);
     }
-    for i in 0..16 {
-        a.put(xsave::XMM + 16 * i, s.xmm[i].x().to_le_bytes());
-    }
-    let mut held = xsave::X87 | xsave::SSE;
-    if mask >> xsave::AVX & 1 != 0 {
-        held |= 1 << xsave::AVX;
-        for i in 0..16 {
-            a.put(component(xsave::AVX) + 16 * i, s.xmm[i].y_high().to_le_bytes());
-        }
-    }
-    if mask >> xsave::PKRU & 1 != 0 {
-        held |= 1 << xsave::PKRU;
-        a.put(component(xsave::PKRU), s.pkru.to_le_bytes());
-    }
-    a.put(xsave::XSTATE_BV, held.to_le_bytes());
-    a.into_kvm()
+    k
 }
 
-/// Takes them back. FCS and FDS, which a host in 64-bit mode does not keep, stay as they are.
+/// Takes them back.
 pub fn set_xsave(s: &mut State, k: &kvm_xsave, mask: u64) {
-    let a = Area::of(k);
-    let held = u64::from_le_bytes(a.get(xsave::XSTATE_BV));
-    let f = &mut s.fpu;
-    if held & xsave::X87 != 0 {
-        let sw = u16::from_le_bytes(a.get(xsave::FSW));
-        f.cw = u16::from_le_bytes(a.get(xsave::FCW));
-        f.top = (sw >> 11 & 7) as u8;
-        f.sw = sw & !(7 << 11);
-        let [full] = a.get::<1>(xsave::FTW);
-        f.empty = !full;
-        f.fop = u16::from_le_bytes(a.get(xsave::FOP)) & 0x7ff;
-        f.fip = u64::from_le_bytes(a.get(xsave::FIP));
-        f.fdp = u64::from_le_bytes(a.get(xsave::FDP));
-        for i in 0..8 {
-            f.r[(i + usize::from(f.top)) & 7] = F80 {
-                mant: u64::from_le_bytes(a.get(xsave::ST + 16 * i)),
-                exp: u16::from_le_bytes(a.get(xsave::ST + 16 * i + 8)),
-            };
-        }
-    } else {
-        *f = mynah_cpu::state::Fpu { fcs: f.fcs, fds: f.fds, ..Default::default() };
+    let mut bytes = [0; xsave::SIZE];
+    for (to, word) in bytes.chunks_exact_mut(4).zip(k.region) {
+        to.copy_from_slice(&word.to_le_bytes());
     }
-    // MXCSR is there whatever the mask of components says.
-    s.mxcsr = u32::from_le_bytes(a.get(xsave::MXCSR));
-    for i in 0..16 {
-        let x = if held & xsave::SSE != 0 { u128::from_le_bytes(a.get(xsave::XMM + 16 * i)) } else { 0 };
-        s.xmm[i].set_x(x);
-    }
-    if mask >> xsave::AVX & 1 != 0 {
-        let there = held >> xsave::AVX & 1 != 0;
-        for i in 0..16 {
-            let at = component(xsave::AVX) + 16 * i;
-            s.xmm[i].set_y_high(if there { u128::from_le_bytes(a.get(at)) } else { 0 });
-        }
-    }
-    if mask >> xsave::PKRU & 1 != 0 {
-        let there = held >> xsave::PKRU & 1 != 0;
-        s.pkru = if there { u32::from_le_bytes(a.get(component(xsave::PKRU))) } else { 0 };
-    }
+    xsave::set_area(s, &bytes, mask);
 }
 
 /// XCR0.

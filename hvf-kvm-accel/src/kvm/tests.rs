@@ -355,5 +355,5 @@ fn its_speed_is_measured_in_both_modes() {
     }
     let speed = probe::speed().unwrap();
     eprintln!("{speed:?}");
-    assert!(speed.kernel_mips > 0.1 && speed.user_mips > 0.1, "{speed:?}");
+    assert!(speed.kernel_mips > 0.0 && speed.user_mips > 0.0, "{speed:?}");
 }
