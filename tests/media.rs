@@ -103,14 +103,14 @@ impl Pc {
         loop {
             let (width, height, pixels) = self.picture();
             let share = |colour: [u8; 3]| pixels.chunks_exact(3).filter(|p| *p == colour).count() * 100;
-            let seen: Vec<_> = colours.iter().map(|&(c, _)| share(c) / (width * height)).collect();
-            let enough = seen.iter().zip(colours).all(|(seen, (_, wanted))| seen > wanted);
+            let seen: Vec<_> = colours.iter().map(|&(c, _)| share(c)).collect();
+            let enough = seen.iter().zip(colours).all(|(seen, (_, wanted))| *seen > wanted * width * height);
             if (width, height) == size && enough && pixels == before {
                 return;
             }
             assert!(
                 start.elapsed() < LIMIT,
-                "{width} x {height} with {seen:?} of {colours:?} after {LIMIT:?}"
+                "{width} x {height} with {seen:?} hundredths of pixels of {colours:?} after {LIMIT:?}"
             );
             before = pixels;
             std::thread::sleep(Duration::from_millis(500));
