@@ -46,8 +46,8 @@ const SCRIPT: &str = r#"
 echo "KEY STATE $(systemctl is-system-running --wait)"
 systemctl --failed --no-legend | sed 's/^/FAILED /'
 wrong='I/O error|BUG:|Oops|Call Trace|lockup|ACPI.*(Error|Exception)|timeout|failed command|hostbyte|EXT4-fs error'
-dmesg | grep -E "$wrong" | sed 's/^/WRONG /'
-echo "KEY WRONG $(dmesg | grep -c -E "$wrong")"
+dmesg | grep -v 'ommand line: ' | grep -E "$wrong" | sed 's/^/WRONG /'
+echo "KEY WRONG $(dmesg | grep -v 'ommand line: ' | grep -c -E "$wrong")"
 echo "KEY ROOT $(findmnt -no SOURCE,FSTYPE /)"
 cat /usr/bin/* > /root/many
 sha256sum < /root/many | cut -c1-64 > /root/sum
