@@ -6,6 +6,7 @@ use super::HvError;
 use mynah_mmu::{CodeWatcher, Gpa, PAGE_MASK, PAGE_SIZE, PhysMemory, Target};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Weak};
 
 /// What maps guest memory: `hv_vm_map`.
@@ -74,11 +75,11 @@ impl Map {
             pieces.remove(&gpa);
         }
         for (gpa, (host, len, writable)) in wanted {
-            if !pieces.contains_key(&gpa) {
-                // SAFETY: the bytes are guest RAM, a ROM or a device's memory, which live as long as the `PhysMemory`; and
-                // that is kept by every vCPU that could reach them.
+            if let Entry::Vacant(free) = pieces.entry(gpa) {
+                // SAFETY: the bytes are guest RAM, a ROM or a device's memory, which live as long as the `PhysMemory`;
+                // and that is kept by every vCPU that could reach them.
                 unsafe { self.by.map(host, gpa, len, writable) }?;
-                pieces.insert(gpa, (host, len, writable));
+                free.insert((host, len, writable));
             }
         }
         Ok(())

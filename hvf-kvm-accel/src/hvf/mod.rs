@@ -7,8 +7,8 @@
 //!
 //! The framework gives a vCPU's VMCS nearly as it is: registers, fields, exits by VMX' reasons (SDM volume 3C, chapter
 //! 28). A [`Vcpu`] loads the whole state, runs to an exit, and takes it back; what the exit asks for the interpreter
-//! does, for that instruction: ports, MMIO, CPUID, MSRs, RDTSC. So all of them are as under the interpreter, and the local APIC
-//! is the board's.
+//! does, for that instruction: ports, MMIO, CPUID, MSRs, RDTSC. So all of them are as under the interpreter, and the
+//! local APIC is the board's.
 //!
 //! What is here but for `ffi` knows nothing of macOS, and is tested on a fake framework. It has **not been run on
 //! hardware**.

@@ -29,7 +29,8 @@ impl Control {
     }
 }
 
-/// Selector, base, limit and access rights of segment register `n`, in the VMCS' order: ES, CS, SS, DS, FS, GS, LDTR, TR.
+/// Selector, base, limit and access rights of segment register `n`, in the VMCS' order: ES, CS, SS, DS, FS, GS, LDTR,
+/// TR.
 pub const fn segment(n: u32) -> (u32, u32, u32, u32) {
     (0x800 + 2 * n, 0x6806 + 2 * n, 0x4800 + 2 * n, 0x4814 + 2 * n)
 }

@@ -14,7 +14,8 @@
 //!
 //! * [`convert`]: state to KVM's structures and back. `memory`: slots that follow the map. `coalesced`: writes that are
 //!   collected. `bells`: writes that only wake a device. [`cpuid`]. `kick`: bringing a thread out of the kernel. `lapic`:
-//!   local APICs in the kernel. `vcpu`: the run loop. `step`: single instructions. [`probe`]: whether KVM can be used here, and how fast it is.
+//!   local APICs in the kernel. `vcpu`: the run loop. `step`: single instructions. [`probe`]: whether KVM can be used
+//!   here, and how fast it is.
 //!   [`selftest`]: whether its local APICs can.
 mod bells;
 mod coalesced;
