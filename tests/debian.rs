@@ -222,9 +222,9 @@ printf '\007\0\0\0kept' > /sys/firmware/efi/efivars/Mynah-12345678-1234-1234-123
 /// What a boot finds of that.
 const FIND: &str = r#"
 cd /sys/firmware/efi/efivars
-echo "KEY LOADER $(tail -c +5 LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f 2>/dev/null | tr -d '\0' | cut -d' ' -f1)"
-echo "KEY VARIABLE $(tail -c +5 Mynah-12345678-1234-1234-1234-123456789abc 2>/dev/null)"
-echo "KEY BOOTED $(efibootmgr | grep "Boot$(efibootmgr | sed -n 's/BootCurrent: //p')" | cut -c10- | cut -f1)"
+echo "KEY LOADER $(cat LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f 2>/dev/null | tail -c +5 | tr -d '\0' | cut -d' ' -f1)"
+echo "KEY VARIABLE $(cat Mynah-12345678-1234-1234-1234-123456789abc 2>/dev/null | tail -c +5)"
+echo "KEY BOOTED $(efibootmgr | grep "Boot$(efibootmgr | sed -n 's/BootCurrent: //p')" | sed 's/^Boot....[* ] *//' | cut -f1)"
 cd /
 "#;
 

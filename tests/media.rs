@@ -117,6 +117,23 @@ impl Pc {
         }
     }
 
+    /// Waits until the screen is of this size, has been drawn, and has the many colours of a menu on a photograph.
+    fn photograph(&mut self, size: (usize, usize)) {
+        let start = Instant::now();
+        let mut before = Vec::new();
+        loop {
+            let (width, height, pixels) = self.picture();
+            let colours: std::collections::HashSet<&[u8]> = pixels.chunks_exact(3).collect();
+            if (width, height) == size && colours.len() > 100 && pixels == before {
+                return;
+            }
+            let n = colours.len();
+            assert!(start.elapsed() < LIMIT, "{width} x {height} with {n} colours after {LIMIT:?}");
+            before = pixels;
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
     /// Keeps the picture for people to look at, if that is wanted.
     fn keep(&mut self, name: &str) {
         if let Ok(folder) = std::env::var("MYNAH_MEDIA") {
@@ -244,8 +261,7 @@ fn second_entry_boots(mut pc: Pc, module: &str) {
     if module == "menu.c32" {
         pc.screen("Mynah's menu");
     } else {
-        // Its lines are white on a picture that has no white; what is chosen is on a bar of another colour.
-        pc.graphics((640, 480), &[([255, 255, 255], 0)]);
+        pc.photograph((640, 480));
         pc.keep("vesamenu");
     }
     pc.keys("down ret");
