@@ -375,7 +375,7 @@ mod tests {
     fn state(rng: &mut Rng) -> QueueState {
         let at = |rng: &mut Rng, align: u64| match rng.below(24) {
             0 => (RAM - 8) & !(align - 1),
-            1 => u64::MAX & !(align - 1),
+            1 => !(align - 1),
             2 => 0,
             _ => rng.below(0x2000) & !(align - 1),
         };
