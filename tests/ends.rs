@@ -399,7 +399,11 @@ fn all() -> Vec<Worst> {
         Worst::new("REP MOVSD, MMIO to MMIO", &|a| rep(a, 0xfee0_0000, 0xfed0_0000, |a| a.rep().movsd())),
         Worst::new("REP STOSB to a hole", &|a| rep(a, 0, 0xd000_0000, |a| a.rep().stosb())),
         Worst::new("REP MOVSB from a hole to ROM", &|a| {
-            rep(a, 0xd000_0000, 0xffff_0000, |a| a.rep().movsb())
+            rep(a, 0xd000_0000, 0xffff_0000, |a| {
+                // Not beyond 4 GiB: at 0 is RAM, and then the guest itself.
+                a.mov(ecx, 0x1_0000)?;
+                a.rep().movsb()
+            })
         }),
         Worst::new("REPE SCASD in a hole", &|a| {
             rep(a, 0, 0xd000_0000, |a| {

@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(asks(&mut polls, 1000, 10_000, |n| Regs { flags: n as u16, ..POLL }), 999);
         // The host was busy for once.
         assert_eq!(asks(&mut polls, 1, 10 * BETWEEN, |_| POLL), 0);
-        assert_eq!(asks(&mut polls, 10, 10_000, |_| POLL), 9);
+        assert_eq!(asks(&mut polls, 10, 10_000, |_| POLL), 10);
     }
 
     #[test]
