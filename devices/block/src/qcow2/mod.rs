@@ -319,6 +319,14 @@ impl Qcow2 {
         if at & (self.cluster_size() - 1) != 0 {
             return Err(damaged(format!("an L2 table cannot be at {at:#x}")));
         }
+        let entries = self.read_table(at, self.l2_entries() as usize)?;
+        self.keep(tables, index, entries, None);
+        Ok(())
+    }
+
+    /// Puts an L2 table into the cache. Those that were not used for the longest time make room, if nothing in them
+    /// waits to be written.
+    fn keep(&self, tables: &mut Tables, index: usize, entries: Vec<u64>, dirty: Option<(usize, usize)>) {
         let most = (L2_CACHE >> self.cluster_bits).max(2) as usize;
         while tables.l2.len() >= most {
             let clean = tables.l2.iter().filter(|(_, t)| t.dirty.is_none());
@@ -327,10 +335,8 @@ impl Qcow2 {
             };
             tables.l2.remove(&oldest);
         }
-        let entries = self.read_table(at, self.l2_entries() as usize)?;
         let used = AtomicU64::new(self.tick.fetch_add(1, Relaxed));
-        tables.l2.insert(index, L2 { entries, dirty: None, used });
-        Ok(())
+        tables.l2.insert(index, L2 { entries, dirty, used });
     }
 
     /// Reads a table of `entries` numbers at `at`.

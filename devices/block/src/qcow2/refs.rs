@@ -89,17 +89,21 @@ impl Refs {
         if at == 0 {
             return Ok(false);
         }
-        let most = (CACHE >> self.cluster_bits).max(4) as usize;
-        if self.blocks.len() >= most {
-            let clean = self.blocks.iter().filter(|(_, b)| b.dirty.is_none());
-            if let Some(oldest) = clean.min_by_key(|(_, b)| b.used).map(|(i, _)| *i) {
-                self.blocks.remove(&oldest);
-            }
-        }
         let mut bytes = vec![0; self.cluster_size()];
         storage.read_at(at, &mut bytes)?;
-        self.blocks.insert(index, Block { bytes, dirty: None, used: self.tick });
+        self.keep(index, Block { bytes, dirty: None, used: self.tick });
         Ok(true)
+    }
+
+    /// Puts a block into the cache, in place of the one that was not used for the longest time if that is full.
+    fn keep(&mut self, index: usize, block: Block) {
+        let most = (CACHE >> self.cluster_bits).max(4) as usize;
+        while self.blocks.len() >= most {
+            let clean = self.blocks.iter().filter(|(_, b)| b.dirty.is_none());
+            let Some(oldest) = clean.min_by_key(|(_, b)| b.used).map(|(i, _)| *i) else { break };
+            self.blocks.remove(&oldest);
+        }
+        self.blocks.insert(index, block);
     }
 
     /// Blocks that are changed: the caller writes them back before they are too many.
@@ -167,7 +171,7 @@ impl Refs {
         *entry = own << self.cluster_bits;
         self.dirty_entries.push(index);
         let bytes = vec![0; self.cluster_size()];
-        self.blocks.insert(index, Block { dirty: Some((0, bytes.len())), bytes, used: self.tick });
+        self.keep(index, Block { dirty: Some((0, bytes.len())), bytes, used: self.tick });
         if own / self.per_block() == index as u64 {
             self.put(own, 1);
         }

@@ -318,3 +318,22 @@ fn writers_and_readers_at_once_see_each_others_writes_whole() {
     image.flush().unwrap();
     sound(&image, "after all");
 }
+
+#[test]
+fn a_large_disk_that_is_written_all_over_has_few_of_its_tables_in_memory() {
+    let most = (L2_CACHE >> 16) as usize;
+    let span = 512 << 20;
+    let size = (most as u64 + 80) * span;
+    let image = open(&create(&CreateOptions { size, ..CreateOptions::default() }), None);
+    for table in 0..size / span {
+        image.write(table * span + 4 * 65_536, &[1]).unwrap();
+        let held = image.tables.read().l2.len();
+        assert!(held <= most, "{held} tables are held");
+    }
+    sound(&image, "written all over");
+    image.write(span, &[7; 512]).unwrap();
+    image.flush().unwrap();
+    let mut read = [0; 512];
+    image.read(span, &mut read).unwrap();
+    assert_eq!(read, [7; 512]);
+}

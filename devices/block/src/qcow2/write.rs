@@ -1,11 +1,10 @@
 //! What changes an image: writes, zeros, discards, size; and how changes get to the file.
 use super::header::MAX_L1_BYTES;
-use super::{COMPRESSED, COPIED, L2, Mapping, Meta, OFFSET, Qcow2, ZERO, compress, header, write_numbers};
+use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2, ZERO, compress, header, write_numbers};
 use crate::image::Image as _;
 use crate::storage::{damaged, unsupported, write_zeros};
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Most bytes that one allocation takes.
@@ -194,8 +193,7 @@ impl Qcow2 {
             }
         };
         let dirty = Some((0, entries.len()));
-        let used = AtomicU64::new(self.tick.fetch_add(1, Relaxed));
-        tables.l2.insert(index, L2 { entries, dirty, used });
+        self.keep(&mut tables, index, entries, dirty);
         tables.l1[index] = new | COPIED;
         tables.dirty_l1.insert(index);
         if old != 0 {
