@@ -83,6 +83,8 @@ pub trait Exec: Sized {
     fn peek<W: Width>(&mut self, op: &Op) -> Result<Self::Int, Stop>;
     /// Adds to the stack pointer in its own width.
     fn drop_stack(&mut self, op: &Op, bytes: u64);
+    /// Moves an index register of a string instruction by `bytes`, in the address size, to where DF says.
+    fn step_index(&mut self, op: &Op, r: usize, bytes: u64);
 
     // ---- arithmetic on values of width W
     // -------------------------------------------------------------------------------

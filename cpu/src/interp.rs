@@ -177,6 +177,11 @@ impl Exec for Cpu {
     }
 
     #[inline(always)]
+    fn step_index(&mut self, op: &Op, r: usize, bytes: u64) {
+        crate::int::string::advance(self, op, r, bytes);
+    }
+
+    #[inline(always)]
     fn add<W: Width>(&mut self, a: u64, b: u64) -> u64 {
         a.wrapping_add(b) & W::MASK
     }

@@ -224,6 +224,8 @@ pub(crate) mod cpu {
     pub const AVX_TRAP: i32 = offset_of!(Cpu, avx_trap) as i32;
     pub const FLOAT_LIVE: i32 = offset_of!(Cpu, float_live) as i32;
     pub const RIP: i32 = gpr(gpr::RIP);
+    /// RFLAGS but for the arithmetic flags.
+    pub const RFLAGS: i32 = in_state(offset_of!(State, rflags));
     /// The two words of flags; `AUX` is behind `RES`.
     pub const RES: i32 = in_state(offset_of!(State, res));
     pub const AUX: i32 = in_state(offset_of!(State, aux));

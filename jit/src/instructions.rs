@@ -7,6 +7,7 @@
 //! An instruction that is not here is called, by the baseline; so are those of which the table says so. Regions take
 //! what has semantics in `mynah-cpu`, and look here for what is written.
 use iced_x86::{Instruction, Mnemonic, Register};
+use mynah_cpu::int::string::One;
 
 /// How the baseline takes an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,12 @@ const AROUND_RAX: Row = Row { taken: Taken::AroundRax, implicit: &[Register::RAX
 /// The row of an instruction.
 pub(crate) fn row(i: &Instruction) -> Row {
     use Mnemonic::*;
+    match One::of(i) {
+        Some(One::Movs(_)) => return Row { implicit: &[Register::RSI, Register::RDI], ..OWN },
+        Some(One::Stos(_)) => return Row { implicit: &[Register::RDI], ..OWN },
+        Some(One::Lods(_)) => return Row { implicit: &[Register::RSI], ..OWN },
+        None => {}
+    }
     match i.mnemonic() {
         Mov | Movzx | Movsx | Movsxd | Movbe => Row { whole: true, ..SAME },
         Add | Or | And | Sub | Xor | Cmp | Test | Neg | Xadd | Bsf | Bsr => Row { sets_flags: true, ..SAME },

@@ -27,6 +27,7 @@ pub fn select<E: Exec>(i: &Instruction, op: &Op) -> Option<E::Handler> {
         .or_else(|| flow::select::<E>(i, op))
         .or_else(|| divide::select::<E>(i, op))
         .or_else(|| bmi::select::<E>(i, op))
+        .or_else(|| string::select::<E>(i, op))
 }
 
 /// The helper of an integer instruction.

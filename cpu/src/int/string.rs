@@ -3,6 +3,7 @@
 //! Repeated moves and stores work on as many elements as lie on one page (source and destination), with one look-up
 //! each; between such runs, and every so many elements, pending events are looked at, and the instruction is left with
 //! its registers telling how far it came, to be started again. Under single-step each iteration traps.
+use super::operand::{by_width, sem};
 use crate::cpu::Cpu;
 use crate::event::Stop;
 use crate::exec::Exec;
@@ -34,7 +35,8 @@ fn set_index(cpu: &mut Cpu, op: &Op, r: usize, v: u64) {
     };
 }
 
-fn advance(cpu: &mut Cpu, op: &Op, r: usize, bytes: u64) {
+#[inline(always)]
+pub(crate) fn advance(cpu: &mut Cpu, op: &Op, r: usize, bytes: u64) {
     let v = cpu.state.gpr[r];
     let v = if cpu.state.rflags & fl::DF != 0 { v.wrapping_sub(bytes) } else { v.wrapping_add(bytes) };
     set_index(cpu, op, r, v);
@@ -375,6 +377,86 @@ impl Cpu {
         let e = self.tlb.entry(lin);
         (e.write == lin & !PAGE_MASK).then(|| lin.wrapping_add(e.addend) as *const u8)
     }
+}
+
+/// The operand of one element, at RSI or RDI.
+#[inline(always)]
+fn element(op: &Op, r: usize) -> Op {
+    let seg = if r == gpr::RDI { seg::ES as u8 } else { op.seg };
+    Op { base: r as u8, index: gpr::ZERO as u8, disp: 0, seg, ..*op }
+}
+
+sem!(
+    /// MOVS of one element.
+    Movs[W: Width][] |e, op| {
+        let v = e.load::<W>(&element(op, gpr::RSI))?;
+        e.store::<W>(&element(op, gpr::RDI), v)?;
+        e.step_index(op, gpr::RSI, W::BYTES);
+        e.step_index(op, gpr::RDI, W::BYTES);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// STOS of one element.
+    Stos[W: Width][] |e, op| {
+        let v = e.reg::<W>(gpr::RAX as u8);
+        e.store::<W>(&element(op, gpr::RDI), v)?;
+        e.step_index(op, gpr::RDI, W::BYTES);
+        Ok(e.next(op))
+    }
+);
+sem!(
+    /// LODS of one element.
+    Lods[W: Width][] |e, op| {
+        let v = e.load::<W>(&element(op, gpr::RSI))?;
+        e.set_reg::<W>(gpr::RAX as u8, v);
+        e.step_index(op, gpr::RSI, W::BYTES);
+        Ok(e.next(op))
+    }
+);
+
+/// What one element of a string instruction is moved by, and how many bytes it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum One {
+    /// MOVS: from RSI to RDI.
+    Movs(usize),
+    /// STOS: from RAX to RDI.
+    Stos(usize),
+    /// LODS: from RSI to RAX.
+    Lods(usize),
+}
+
+impl One {
+    /// What `i` moves, if it is MOVS, STOS or LODS and has no REP prefix.
+    pub fn of(i: &Instruction) -> Option<Self> {
+        if i.has_rep_prefix() || i.has_repne_prefix() {
+            return None;
+        }
+        Some(match i.code() {
+            Code::Movsb_m8_m8 => Self::Movs(1),
+            Code::Movsw_m16_m16 => Self::Movs(2),
+            Code::Movsd_m32_m32 => Self::Movs(4),
+            Code::Movsq_m64_m64 => Self::Movs(8),
+            Code::Stosb_m8_AL => Self::Stos(1),
+            Code::Stosw_m16_AX => Self::Stos(2),
+            Code::Stosd_m32_EAX => Self::Stos(4),
+            Code::Stosq_m64_RAX => Self::Stos(8),
+            Code::Lodsb_AL_m8 => Self::Lods(1),
+            Code::Lodsw_AX_m16 => Self::Lods(2),
+            Code::Lodsd_EAX_m32 => Self::Lods(4),
+            Code::Lodsq_RAX_m64 => Self::Lods(8),
+            _ => return None,
+        })
+    }
+}
+
+/// The handler of what moves one element.
+pub(crate) fn select<E: Exec>(i: &Instruction, _: &Op) -> Option<E::Handler> {
+    Some(match One::of(i)? {
+        One::Movs(n) => by_width!(n, W => E::handler::<Movs<W>>()),
+        One::Stos(n) => by_width!(n, W => E::handler::<Stos<W>>()),
+        One::Lods(n) => by_width!(n, W => E::handler::<Lods<W>>()),
+    })
 }
 
 pub(crate) fn lookup(i: &Instruction) -> Option<Helper> {

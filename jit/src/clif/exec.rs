@@ -1,16 +1,18 @@
 //! The operations of [`Exec`] as Cranelift instructions. An integer of width W is a value of the type of that width; a
 //! truth value is an `i8`, 0 or 1.
+use crate::abi::cpu;
 use crate::clif::{Emit, Recent, Step, Translator};
 use crate::host::primitives;
 use crate::plan::{AUX, RES};
 use cranelift_codegen::ir::condcodes::{CondCode, IntCC};
 use cranelift_codegen::ir::{InstBuilder, InstructionData, Opcode, Type, Value, types};
 use iced_x86::Mnemonic;
+use mynah_cpu::Stop;
 use mynah_cpu::exec::{Exec, Sem, cc};
 use mynah_cpu::flags::{AUX_AF, AUX_CF, AUX_PO, AUX_TOP};
 use mynah_cpu::op::{CHECKED, Helper, LOCK, Op};
+use mynah_cpu::state::{fl, gpr};
 use mynah_cpu::width::Width;
-use mynah_cpu::{Stop, state::gpr};
 
 /// The type of width W.
 fn ty<W: Width>() -> Type {
@@ -409,6 +411,26 @@ impl<'a> Exec for Translator<'a> {
         let sp = self.var(gpr::RSP);
         let sp = self.add_const(sp, bytes as i64);
         self.set_stack(op, sp);
+    }
+
+    fn step_index(&mut self, op: &Op, r: usize, bytes: u64) {
+        let flags = self.b.ins().load(types::I64, self.access.state, self.cpu, cpu::RFLAGS);
+        let down = self.b.ins().band_imm_u(flags, fl::DF as i64);
+        let down =
+            self.b.ins().ushr_imm_u(down, i64::from(fl::DF.trailing_zeros() - (2 * bytes).trailing_zeros()));
+        let old = self.var(r);
+        let up = self.add_const(old, bytes as i64);
+        let new = self.b.ins().isub(up, down);
+        let new = match op.ashift & 63 {
+            0 => new,
+            32 => self.b.ins().band_imm_u(new, 0xffff_ffff),
+            _ => {
+                let high = self.b.ins().band_imm_s(old, !0xffff);
+                let low = self.b.ins().band_imm_u(new, 0xffff);
+                self.b.ins().bor(high, low)
+            }
+        };
+        self.set_var(r, new);
     }
 
     fn add<W: Width>(&mut self, a: Value, b: Value) -> Value {

@@ -120,6 +120,23 @@ impl Asm {
         self.imm32(imm);
     }
 
+    /// `mov to, [base + disp]`, of 1, 2, 4 or 8 bytes
+    pub fn load_part(&mut self, len: usize, to: u8, base: u8, disp: i32) {
+        self.part(len, 0x8a, to, base, disp);
+    }
+
+    /// `mov [base + disp], from`, of 1, 2, 4 or 8 bytes; of one byte not from RSP, RBP, RSI, RDI
+    pub fn store_part(&mut self, len: usize, from: u8, base: u8, disp: i32) {
+        self.part(len, 0x88, from, base, disp);
+    }
+
+    fn part(&mut self, len: usize, opcode: u8, reg: u8, base: u8, disp: i32) {
+        if len == 2 {
+            self.bytes(&[0x66]);
+        }
+        self.mem(len == 8, &[opcode | u8::from(len > 1)], reg, base, None, disp);
+    }
+
     /// `movzx to32, word [base + disp]`
     pub fn load16(&mut self, to: u8, base: u8, disp: i32) {
         self.mem(false, &[0x0f, 0xb7], to, base, None, disp);
@@ -431,6 +448,12 @@ mod tests {
             (text(|a| a.store(false, RAX, R10, 0x1234_5678)), "mov [r10+12345678h],eax"),
             (text(|a| a.store_imm(true, -2, RDI, 8)), "mov qword [rdi+8],0FFFFFFFFFFFFFFFEh"),
             (text(|a| a.store_imm(false, -2, R11, 8)), "mov dword [r11+8],0FFFFFFFEh"),
+            (text(|a| a.load_part(1, R13, R10, 0)), "mov r13b,[r10]"),
+            (text(|a| a.load_part(2, RAX, R10, 0)), "mov ax,[r10]"),
+            (text(|a| a.store_part(1, RAX, R10, 4)), "mov [r10+4],al"),
+            (text(|a| a.store_part(2, R13, R10, 0)), "mov [r10],r13w"),
+            (text(|a| a.store_part(4, R13, R10, 0)), "mov [r10],r13d"),
+            (text(|a| a.store_part(8, RAX, R10, 0)), "mov [r10],rax"),
             (text(|a| a.load16(R13, RDI, 6)), "movzx r13d,word [rdi+6]"),
             (text(|a| a.store16(R13, RDI, 6)), "mov [rdi+6],r13w"),
             (text(|a| a.store_imm16(0xd9c0, RDI, 300)), "mov word [rdi+12Ch],0D9C0h"),

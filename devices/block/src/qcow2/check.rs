@@ -7,11 +7,13 @@ use super::refs::TABLE_OFFSET;
 use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2};
 use crate::image::{CheckReport, Image as _};
 use crate::storage::{be32, be64};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 
 /// log2 of the clusters that are counted in one block.
 const BLOCK: u32 = 6;
+/// Clusters that are compared at once.
+const WINDOW: u64 = 1 << 14;
 
 /// References that were counted.
 #[derive(Default)]
@@ -209,7 +211,7 @@ impl Check<'_> {
     fn activity(&mut self, l1: &[u64]) -> io::Result<()> {
         let image = self.image;
         let mut next = 0;
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for at in l1.iter().map(|e| e & OFFSET).filter(|at| *at != 0) {
             if at & (image.cluster_size() - 1) != 0
                 || at >> image.cluster_bits >= self.clusters
@@ -317,41 +319,61 @@ impl Check<'_> {
             meta.refs.make_block(index, Some(next))?;
             self.counted.add(next, 1);
             self.clusters = self.clusters.max(next + 1);
+            if meta.refs.changed() > 16 {
+                meta.refs.write_back(&*image.storage, false)?;
+            }
             self.report.corruptions = self.report.corruptions.saturating_sub(1);
             self.report.corruptions_fixed += 1;
         }
         Ok(())
     }
 
-    /// Compares what was counted with the refcounts.
+    /// Compares what was counted with the refcounts. The time goes with what was counted and with what of the
+    /// refcounts' blocks is not zero: a block that is used for something else too counts nothing, and is passed over.
     fn compare(&mut self, meta: &mut Meta, repair: bool) -> io::Result<()> {
         let image = self.image;
         let storage = &*image.storage;
         let per_block = meta.refs.per_block();
-        let mut end = 0;
-        // Where the refcounts have blocks, or something was counted.
-        let counted = self.counted.blocks.keys().map(|b| (b << BLOCK) / per_block);
-        let blocks = (0..meta.refs.table.len() as u64).filter(|i| meta.refs.table[*i as usize] != 0);
-        let mut places: Vec<u64> = counted.chain(blocks).collect();
-        // A block of the count may lie in several of the refcounts'.
-        if per_block < 1 << BLOCK {
-            let more: Vec<u64> = self
-                .counted
-                .blocks
-                .keys()
-                .flat_map(|b| (b << BLOCK) / per_block..((b + 1) << BLOCK) / per_block)
-                .collect();
-            places.extend(more);
+        // Where the refcounts have blocks, or something was counted; each of our blocks is in one of theirs.
+        let mut places: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for (index, entry) in meta.refs.table.iter().enumerate() {
+            let at = (entry & TABLE_OFFSET) >> image.cluster_bits;
+            if self.counted.get(at) == 1 && meta.refs.has_counts(storage, index).unwrap_or(false) {
+                places.insert(index as u64, Vec::new());
+            }
         }
-        places.sort_unstable();
-        places.dedup();
-        for place in places {
-            for cluster in place * per_block..(place + 1) * per_block {
-                let wanted = u64::from(self.counted.get(cluster));
-                let count = meta.refs.get(storage, cluster).unwrap_or(0);
-                if wanted > 0 {
+        let has_counts: HashSet<u64> = places.keys().copied().collect();
+        for block in self.counted.blocks.keys() {
+            places.entry((block << BLOCK) / per_block).or_default().push(*block);
+        }
+        let mut end = 0;
+        let windows = places.into_iter().flat_map(|(place, mut blocks)| {
+            blocks.sort_unstable();
+            let has_counts = has_counts.contains(&place);
+            let first = place * per_block..(place + 1) * per_block;
+            first.step_by(WINDOW as usize).filter_map(move |from| {
+                let range = from..(from + WINDOW).min((place + 1) * per_block);
+                let ours = |at: u64| blocks.partition_point(|b| *b < at >> BLOCK);
+                let ours = blocks[ours(range.start)..ours(range.end)].to_vec();
+                (has_counts || !ours.is_empty()).then_some((range, ours, has_counts))
+            })
+        });
+        for (range, blocks, has_counts) in windows {
+            let counts =
+                if has_counts { meta.refs.counts(storage, range).unwrap_or_default() } else { Vec::new() };
+            // By cluster: what is wanted, and what is there.
+            let mut both: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+            for block in blocks {
+                let counted = self.counted.blocks.get(&block).into_iter().flat_map(|b| b.iter());
+                for (cluster, wanted) in (block << BLOCK..).zip(counted).filter(|(_, wanted)| **wanted > 0) {
+                    both.insert(cluster, (u64::from(*wanted), 0));
                     end = end.max(cluster + 1);
                 }
+            }
+            for (cluster, count) in counts {
+                both.entry(cluster).or_default().1 = count;
+            }
+            for (cluster, (wanted, count)) in both {
                 if count == wanted {
                     continue;
                 }
@@ -383,7 +405,7 @@ impl Check<'_> {
         let image = self.image;
         let l1 = image.tables.read().l1.clone();
         let mut wrong = Vec::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for (index, entry) in l1.iter().enumerate() {
             let at = entry & OFFSET;
             let outside = at & (image.cluster_size() - 1) != 0 || at >> image.cluster_bits >= self.clusters;

@@ -6,6 +6,7 @@ use crate::qcow2::header::Header;
 use crate::storage::{Storage, damaged};
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 
 /// Most bytes of blocks that are held, unless more are changed.
 const CACHE: u64 = 4 << 20;
@@ -122,6 +123,40 @@ impl Refs {
             return Ok(0);
         }
         Ok(counter(&self.blocks[&index].bytes, self.order, cluster % self.per_block()))
+    }
+
+    /// Whether block `index` is there and not a hole of the file, which counts nothing.
+    ///
+    /// # Errors
+    /// The block's place is damaged.
+    pub fn has_counts(&self, storage: &dyn Storage, index: usize) -> io::Result<bool> {
+        let at = self.block_offset(index)?;
+        let is_hole =
+            || storage.extent_at(at).is_ok_and(|(len, data)| !data && len >= 1 << self.cluster_bits);
+        Ok(at != 0 && (self.blocks.contains_key(&index) || !is_hole()))
+    }
+
+    /// The counters of clusters in `range`, all of one block, that are not 0: the cluster, and its count. The range
+    /// begins and ends with multiples of 64.
+    ///
+    /// # Errors
+    /// As [`Refs::get`].
+    pub fn counts(&mut self, storage: &dyn Storage, range: Range<u64>) -> io::Result<Vec<(u64, u64)>> {
+        let (index, first) = ((range.start / self.per_block()) as usize, range.start % self.per_block());
+        if !self.load(storage, index)? {
+            return Ok(Vec::new());
+        }
+        let (bytes, order) = (&self.blocks[&index].bytes, self.order);
+        let byte = |at: u64| ((at << order) / 8) as usize;
+        let part = &bytes[byte(first)..byte(first + (range.end - range.start))];
+        // Eight bytes at once: the counters of 1 to 64 clusters.
+        let each = 64u64 >> order;
+        let words = part.chunks_exact(8).zip(0u64..).filter(|(word, _)| word.iter().any(|b| *b != 0));
+        Ok(words
+            .flat_map(|(_, n)| n * each..(n + 1) * each)
+            .map(|n| (range.start + n, counter(part, order, n)))
+            .filter(|(_, count)| *count != 0)
+            .collect())
     }
 
     /// Sets the count of `cluster`, whose block is there.

@@ -14,8 +14,9 @@ use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
 use mynah_cpu::host_float::SSE;
+use mynah_cpu::int::string::One;
 use mynah_cpu::op::{CHECKED, LOCK, Op};
-use mynah_cpu::state::{gpr, seg};
+use mynah_cpu::state::{fl, gpr, seg};
 use mynah_cpu::tier::BASELINE;
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE, PLACES, Place, WRITE_PLACES};
 
@@ -583,6 +584,9 @@ impl<'a> Emitter<'a> {
     }
 
     fn straight(&mut self, op: &Op, i: &Instruction) -> Option<()> {
+        if let Some(one) = One::of(i) {
+            return self.string_op(op, one);
+        }
         match i.mnemonic() {
             Mnemonic::Push => return self.push_op(op, i),
             Mnemonic::Pop => return self.pop_op(op, i),
@@ -964,6 +968,50 @@ impl<'a> Emitter<'a> {
         self.look_up(len, false);
         self.a.lea(self.long, host::R14, 5, None, len as i32);
         self.load_own(5);
+        Some(())
+    }
+
+    /// MOVS, STOS and LODS of one element, upward; downward is the interpreter's.
+    fn string_op(&mut self, op: &Op, one: One) -> Option<()> {
+        if op.flags & CHECKED != 0 || !matches!(op.ashift, 0 | 32) {
+            return None;
+        }
+        let wide = op.ashift == 0;
+        let (len, reads, writes) = match one {
+            One::Movs(n) => (n, true, true),
+            One::Stos(n) => (n, false, true),
+            One::Lods(n) => (n, true, false),
+        };
+        self.save_flags();
+        self.flags_lost();
+        self.a.test_mem8(CPU, cpu::RFLAGS + 1, (fl::DF >> 8) as u8);
+        let site = self.a.jcc(cc::NE);
+        self.out_of_line(Cold::Interpret { site, k: self.k });
+        let [source, destination] = [gpr::RSI, gpr::RDI].map(|r| MAP[r].unwrap_or(host::RAX));
+        if reads {
+            self.a.lea(wide, host::R10, source, None, 0);
+            self.add_segment(op);
+            self.look_up(len as u64, false);
+            let to = if writes { host::RAX } else { host::R13 };
+            self.a.load_part(len, to, host::R10, 0);
+            if writes {
+                self.a.store(true, host::RAX, CPU, ASIDE);
+            }
+        }
+        if writes {
+            self.a.lea(wide, host::R10, destination, None, 0);
+            self.look_up(len as u64, true);
+            let from = if reads { host::RAX } else { host::R13 };
+            if reads {
+                self.a.load(host::RAX, CPU, ASIDE);
+            }
+            self.a.store_part(len, from, host::R10, 0);
+        }
+        for (r, moves) in [(source, reads), (destination, writes)] {
+            if moves {
+                self.a.lea(wide, r, r, None, len as i32);
+            }
+        }
         Some(())
     }
 
