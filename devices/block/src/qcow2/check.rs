@@ -258,6 +258,10 @@ impl Check<'_> {
             self.wrong(|| "the bitmaps' directory is too large".into());
             return Ok(());
         }
+        if at.saturating_add(size) > self.clusters << image.cluster_bits {
+            self.wrong(|| format!("the bitmaps' directory at {at:#x} is beyond the file's end"));
+            return Ok(());
+        }
         self.used(at, size, 1, "the bitmaps' directory");
         let mut here = at;
         for _ in 0..count {

@@ -155,7 +155,8 @@ impl Header {
         let (name_at, name_len) = (be64(&bytes, 8), be32(&bytes, 16));
         header.read_extensions(storage, length, name_at)?;
         if name_at != 0 {
-            if name_len > 1023 || name_at + u64::from(name_len) > cluster || name_at < length {
+            let within = length..=cluster.saturating_sub(u64::from(name_len));
+            if name_len > 1023 || !within.contains(&name_at) {
                 return Err(damaged("the backing file's name is not in the header's cluster"));
             }
             let mut name = vec![0; name_len as usize];

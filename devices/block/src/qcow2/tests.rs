@@ -228,6 +228,9 @@ fn what_is_not_there_is_refused_by_name() {
     assert!(refused(72, 0x80).contains("unknown incompatible features"));
     assert!(refused(7, 1).contains("version 1"));
     assert!(refused(24, 0x80).contains("cannot be"));
+    // The backing file's name ends beyond all addresses.
+    storage.state.lock().0[8..16].fill(0xff);
+    assert!(refused(19, 9).contains("backing file's name"));
 }
 
 #[test]
