@@ -348,3 +348,56 @@ fn the_mapping_follows_the_map() {
     assert_eq!(mapped(0xc_0000), Some((first.0 + 0xc_0000, false)));
     assert_eq!(mapped(0xd_0000), Some((first.0 + 0xd_0000, true)));
 }
+
+/// The framework's virtual machine, with one vCPU that does what a test says.
+struct FakeVm {
+    mapped: Mapped,
+    runs: Arc<Mutex<VecDeque<Run>>>,
+}
+
+impl GuestMap for FakeVm {
+    unsafe fn map(&self, host: u64, gpa: Gpa, len: u64, writable: bool) -> Result<(), HvError> {
+        // SAFETY: the caller's promise; nothing is done with the address.
+        unsafe { self.mapped.map(host, gpa, len, writable) }
+    }
+    fn unmap(&self, gpa: Gpa, len: u64) -> Result<(), HvError> {
+        self.mapped.unmap(gpa, len)
+    }
+}
+
+impl Hypervisor for FakeVm {
+    fn vcpu(self: Arc<Self>) -> Result<Box<dyn Framework>, HvError> {
+        Ok(Box::new(Fake { runs: self.runs.clone(), ..Default::default() }))
+    }
+}
+
+#[test]
+fn a_machine_has_its_memory_mapped_and_its_vcpus_run() {
+    let memory = PhysMemory::new(GuestRam::new(1 << 20).unwrap(), 1 << 20);
+    let runs: Arc<Mutex<VecDeque<Run>>> = Arc::default();
+    runs.lock().push_back(Box::new(|t| t.exit(reason::TRIPLE_FAULT)));
+    let vm = Arc::new(FakeVm { mapped: Mapped::default(), runs });
+    let machine = super::Machine::new(vm.clone(), &memory).unwrap();
+    assert!(vm.mapped.0.lock().contains_key(&0), "RAM is not mapped");
+    let model = Arc::new(CpuModel::parse("qemu64").unwrap());
+    let mut cpu = Cpu::new(0, memory, Arc::new(Ports::default()), Arc::default(), model);
+    let mut vcpu = machine.vcpu(&cpu);
+    let ended = std::thread::scope(|s| s.spawn(|| vcpu.run(&mut cpu)).join().unwrap());
+    assert_eq!(ended, Ok(Exit::Shutdown));
+}
+
+#[test]
+fn what_the_processor_has_not_the_guest_is_not_promised() {
+    let model = CpuModel::parse("qemu64,+avx2,+xsave,+avx,+xsavec,+xsaves").unwrap();
+    let all = |leaf: u32, _: u32| if leaf << 1 == 0 { [leaf | 0x20; 4] } else { [u32::MAX; 4] };
+    let names = |host: &dyn Fn(u32, u32) -> [u32; 4]| -> Vec<&str> {
+        missing(&model, host).into_iter().map(|(name, _)| name).collect()
+    };
+    // XSAVES the engine does not switch on.
+    assert_eq!(names(&all), ["xsaves"]);
+    let without_avx2 = |leaf, index| if leaf == 7 { [!0, !(1 << 5), !0, !0] } else { all(leaf, index) };
+    assert_eq!(names(&without_avx2), ["avx2", "xsaves"]);
+    // Leaves beyond the last are not to be asked for: they have another's answer.
+    let old = |leaf: u32, index| if leaf == 0 { [6; 4] } else { all(leaf, index) };
+    assert!(names(&old).contains(&"avx2"));
+}

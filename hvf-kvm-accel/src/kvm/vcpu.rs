@@ -575,14 +575,7 @@ impl Vcpu {
             saved?;
             match left {
                 Left::Signals | Left::Stepped => {}
-                Left::Halt => {
-                    cpu.state.activity = Activity::Halted;
-                    // It is behind HLT: what STI held off is not any more, whatever the host says.
-                    if cpu.state.shadow != Shadow::Event {
-                        cpu.state.shadow = Shadow::None;
-                        cpu.sync_events();
-                    }
-                }
+                Left::Halt => cpu.halted(),
                 Left::Shutdown => cpu.state.activity = Activity::Shutdown,
                 Left::Emulate => match self.step(cpu, 1) {
                     // It waits where its local APIC is.
@@ -610,12 +603,8 @@ impl Accelerator for Vcpu {
     }
 
     fn run(&mut self, cpu: &mut Cpu) -> Result<Exit, EngineError> {
-        let world = cpu.world().clone();
-        let seat = cpu.seat();
-        world.enter(seat);
-        let exit = self.run_to_exit(cpu);
-        world.leave(seat);
-        exit.map_err(|e| EngineError(format!("-accel kvm: vCPU {}: {e}", cpu.index)))
+        cpu.among_others(|cpu| self.run_to_exit(cpu))
+            .map_err(|e| EngineError(format!("-accel kvm: vCPU {}: {e}", cpu.index)))
     }
 
     fn step(&mut self, cpu: &mut Cpu) -> Result<(), EngineError> {
