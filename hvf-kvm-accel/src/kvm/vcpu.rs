@@ -466,7 +466,9 @@ impl Vcpu {
                         self.shut_out = None;
                         return Ok(Left::ShutOut);
                     }
-                    self.ticks.start(PATIENCE.0).map_err(|e| AccelError::Kvm {
+                    // The longer the guest does not want it, the less often it is disturbed.
+                    let period = PATIENCE.0.max(self.patience / 8);
+                    self.ticks.start(period).map_err(|e| AccelError::Kvm {
                         what: "start a timer for interrupts that wait",
                         reason: e.to_string(),
                     })?;
@@ -591,6 +593,8 @@ impl Vcpu {
                     }
                     let fruitless = cpu.events.pending() & EV_INTR != 0;
                     self.patience = if fruitless { (self.patience * 2).min(PATIENCE.1) } else { PATIENCE.0 };
+                    // Others from now on.
+                    self.ticks.stop();
                 }
             }
         }
