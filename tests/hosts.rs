@@ -539,8 +539,7 @@ fn debian_by_the_interpreter_under_qemu_user() {
 #[test]
 #[ignore = "builds for another host, and boots Debian's kernel: minutes"]
 fn debian_by_the_translator_under_qemu_user() {
-    // qemu-user has no second mapping of shared memory by mremap.
-    debian(&ARM64, "jit,split-wx=off", Duration::from_secs(3600));
+    debian(&ARM64, "jit", Duration::from_secs(3600));
 }
 
 /// What a host has not is refused by name, with what to say instead.

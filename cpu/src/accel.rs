@@ -7,7 +7,7 @@
 use crate::board::{EV_INIT, EV_KICK, EV_MEMORY, EV_SIPI, EV_SYNC, EV_TIER};
 use crate::cpu::Cpu;
 use crate::event::Exit;
-use crate::state::seg;
+use crate::state::{Activity, Shadow, seg};
 use crate::world::World;
 use mynah_mmu::Gpa;
 use std::sync::Arc;
@@ -81,6 +81,25 @@ impl Cpu {
     /// Its place among them.
     pub fn seat(&self) -> usize {
         self.seat
+    }
+
+    /// Runs guest code by `run`, which looks at signals between instructions: the other vCPUs count on this one to come
+    /// to instruction boundaries until it returns.
+    #[inline(always)]
+    pub fn among_others<R>(&mut self, run: impl FnOnce(&mut Self) -> R) -> R {
+        self.world.enter(self.seat);
+        let result = run(self);
+        self.world.leave(self.seat);
+        result
+    }
+
+    /// It has executed HLT, and RIP is behind that: what STI held off is not any more, whatever the host says.
+    pub fn halted(&mut self) {
+        self.state.activity = Activity::Halted;
+        if self.state.shadow != Shadow::Event {
+            self.state.shadow = Shadow::None;
+            self.sync_events();
+        }
     }
 
     /// Forgets all decoded code: memory may change behind the vCPU's back from now on. Cheap if there is little.

@@ -12,10 +12,7 @@ impl Cpu {
     /// Runs until something has to be done outside. The other vCPUs may count on this one to come to instruction
     /// boundaries until then.
     pub fn run(&mut self) -> Exit {
-        self.world.enter(self.seat);
-        let exit = self.run_inside();
-        self.world.leave(self.seat);
-        exit
+        self.among_others(Self::run_inside)
     }
 
     fn run_inside(&mut self) -> Exit {

@@ -2,6 +2,7 @@
 //!
 //! [`kvm`] on Linux; [`hvf`], Hypervisor.framework, on Intel Macs, which has not been run on hardware.
 
+pub mod cpuid;
 pub mod hvf;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;

@@ -41,12 +41,11 @@ pub(crate) fn host_code(at: *const u8, code: &[u8], what: &str, bitness: u32, ma
     s
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn host_code_stands_below_the_guest_instruction_that_it_was_made_from() {
         let marks = [
             Mark { offset: 1, lin: 0x40_0000, bytes: vec![0x40] },

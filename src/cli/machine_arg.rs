@@ -280,8 +280,8 @@ pub fn handoff(text: &str) -> Result<Handoff, Error> {
         "expected ENGINE@WHEN, where WHEN is 2.5s, insn:1000000, port:0xe8, port:0xe8=1 or text:login:";
     let (name, when) = text.split_once('@').ok_or_else(|| error(FORM))?;
     let kind = match accel_kind("-handoff", name)? {
-        kind @ (AccelKind::Interp | AccelKind::Jit | AccelKind::Kvm) => kind,
-        _ => return Err(error("the engine is interp, jit or kvm")),
+        AccelKind::Auto => return Err(error("the engine is interp, jit, kvm or hvf")),
+        kind => kind,
     };
     let number = |text: &str| match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
@@ -314,7 +314,7 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
     let name = props.text("accel")?.unwrap_or_default();
     if name == "help" || name == "?" {
         return Err(Error::info(
-            "Engines:\n  auto    KVM if it is there and fast, else the translator: the default\n  interp  the interpreter\n            \
+            "Engines:\n  auto    KVM or Hypervisor.framework if it is there and fast, else the translator: the default\n  interp  the interpreter\n            \
              tb-size=MIB        memory for decoded code (384, and 128 for each vCPU)\n  \
              jit     the translator (also: tcg)\n            \
              cache=on|off|DIR   where compiled code is kept between runs\n            \
@@ -323,7 +323,7 @@ pub fn accel(text: &str) -> Result<Accel, Error> {
              tb-size=MIB        memory for decoded and compiled code (384, and 128 for each vCPU)\n            \
              split-wx=on|off    whether that is never writable where it is executable (on)\n            \
              check=on|off|all   whether it is checked against the interpreter (off)\n  \
-             kvm     Linux's KVM\n  hvf     macOS's Hypervisor.framework\n",
+             kvm     Linux's KVM\n  hvf     Hypervisor.framework of Intel Macs\n",
         ));
     }
     let kind = accel_kind("-accel", &name)?;

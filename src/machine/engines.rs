@@ -20,11 +20,24 @@ use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
+// What the host has of hardware acceleration: one, or none.
+#[cfg(all(target_os = "macos", target_arch = "x86_64"))]
+#[path = "engines/hvf.rs"]
+mod hardware;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-mod kvm;
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-#[path = "engines/no_kvm.rs"]
-mod kvm;
+#[path = "engines/kvm.rs"]
+mod hardware;
+#[cfg(not(all(any(target_os = "linux", target_os = "macos"), target_arch = "x86_64")))]
+#[path = "engines/none.rs"]
+mod hardware;
+
+/// Why hardware acceleration of another host cannot be had on this one.
+fn elsewhere(kind: AccelKind) -> &'static str {
+    match kind {
+        AccelKind::Hvf => "Hypervisor.framework is that of Intel Macs: this host has none",
+        _ => "KVM is Linux's, on x86-64: this host has none",
+    }
+}
 
 /// The rate of vCPUs' time-stamp counters where nothing asks for another: guest nanoseconds.
 pub const TSC_HZ: u64 = 1_000_000_000;
@@ -37,7 +50,7 @@ pub struct Choice {
     pub why: Option<String>,
     /// The rate of vCPUs' time-stamp counters.
     pub tsc_hz: u64,
-    kvm: Option<kvm::Host>,
+    hardware: Option<hardware::Host>,
 }
 
 /// The engine that is asked for first; [`AccelKind::Auto`] if none is.
@@ -61,7 +74,7 @@ pub fn translates(cfg: &Config) -> bool {
 /// # Errors
 /// There is none; why each cannot be, and what to do.
 pub fn choose(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<Choice> {
-    let plain = |kind, why| Choice { kind, why, tsc_hz: TSC_HZ, kvm: None };
+    let plain = |kind, why| Choice { kind, why, tsc_hz: TSC_HZ, hardware: None };
     let list: Vec<AccelKind> = match cfg.accel.as_slice() {
         [] => vec![asked(cfg)],
         all => all.iter().map(|a| a.kind).collect(),
@@ -73,18 +86,16 @@ pub fn choose(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<Choice> 
                 let why = (!refused.is_empty()).then(|| format!("-accel {kind}: {}", refused.join("; ")));
                 return Ok(plain(*kind, why));
             }
-            AccelKind::Hvf => refused
-                .push("-accel hvf: Hypervisor.framework is macOS's; there is no support for it yet".into()),
-            AccelKind::Kvm => match kvm_for(cfg, begun) {
+            AccelKind::Kvm | AccelKind::Hvf => match hardware_for(*kind, cfg, begun) {
                 Ok(host) => {
                     return Ok(Choice {
-                        kind: AccelKind::Kvm,
+                        kind: *kind,
                         why: host.warning(),
                         tsc_hz: host.tsc_hz(),
-                        kvm: Some(host),
+                        hardware: Some(host),
                     });
                 }
-                Err(e) => refused.push(format!("-accel kvm: {e:#}")),
+                Err(e) => refused.push(format!("-accel {kind}: {e:#}")),
             },
             AccelKind::Auto => return Ok(auto(cfg, begun)),
         }
@@ -94,18 +105,20 @@ pub fn choose(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<Choice> 
 
 /// How far vCPUs' counters of this rate are ahead of guest time from the start, for KVM to go on with them.
 pub fn counter(cfg: &Config, hz: u64, choice: &Choice) -> u64 {
-    let counter = match &choice.kvm {
+    let counter = match &choice.hardware {
         Some(host) => host.counter(hz),
         // Only who has heard of KVM's rate will hand a guest over to it.
-        None if hz != TSC_HZ => kvm::Host::open(cfg).ok().and_then(|host| host.counter(hz)),
+        None if hz != TSC_HZ => {
+            hardware::Host::open(hardware::KIND, cfg).ok().and_then(|host| host.counter(hz))
+        }
         None => None,
     };
     counter.unwrap_or(0)
 }
 
-/// KVM, if it can run this guest.
-fn kvm_for(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<kvm::Host> {
-    let host = kvm::Host::open(cfg)?;
+/// KVM or Hypervisor.framework, if it can run this guest.
+fn hardware_for(kind: AccelKind, cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<hardware::Host> {
+    let host = hardware::Host::open(kind, cfg)?;
     let tsc_hz = host.tsc_hz();
     if let Some(model) = begun {
         host.goes_on_with(model, cfg.tsc_hz.unwrap_or(tsc_hz))?;
@@ -116,38 +129,27 @@ fn kvm_for(cfg: &Config, begun: Option<&CpuModel>) -> anyhow::Result<kvm::Host> 
     Ok(host)
 }
 
-/// KVM where it is there and fast, else the translator.
+/// Hardware acceleration where it is there and fast, else the translator.
 fn auto(cfg: &Config, begun: Option<&CpuModel>) -> Choice {
-    let jit = |why: String| Choice {
-        kind: AccelKind::Jit,
-        why: Some(format!("runs by the translator (-accel jit): {why}")),
-        tsc_hz: TSC_HZ,
-        kvm: None,
-    };
-    let host = match kvm_for(cfg, begun) {
-        Ok(host) => host,
-        Err(e) => return jit(format!("{e:#}")),
-    };
-    match host.trial() {
-        Err(e) => jit(format!("KVM does not work here: {e:#}")),
-        Ok((speed, _)) if speed.is_slow() => jit(format!(
-            "KVM is here, but executes {:.1} million instructions a second in kernel mode ({:.0} in user mode): this host \
-             is a virtual machine whose own host does not pass virtualization on",
-            speed.kernel_mips, speed.user_mips
-        )),
-        Ok((_, faults)) if faults.syscall => {
-            jit("KVM is here, but is emulated itself and has SYSCALL stay in user mode".into())
-        }
-        Ok(_) => {
-            let tsc_hz = host.tsc_hz();
+    let kind = hardware::KIND;
+    let found = hardware_for(kind, cfg, begun).map_err(|e| format!("{e:#}"));
+    match found.and_then(|host| host.is_worth_it().map(|()| host)) {
+        Err(why) => Choice {
+            kind: AccelKind::Jit,
+            why: Some(format!("runs by the translator (-accel jit): {why}")),
+            tsc_hz: TSC_HZ,
+            hardware: None,
+        },
+        Ok(host) => {
+            let by = if kind == AccelKind::Kvm { "KVM" } else { "Hypervisor.framework" };
             Choice {
-                kind: AccelKind::Kvm,
+                kind,
                 why: Some(match host.warning() {
-                    Some(warning) => format!("runs by KVM (-accel kvm); {warning}"),
-                    None => "runs by KVM (-accel kvm)".into(),
+                    Some(warning) => format!("runs by {by} (-accel {kind}); {warning}"),
+                    None => format!("runs by {by} (-accel {kind})"),
                 }),
-                tsc_hz,
-                kvm: Some(host),
+                tsc_hz: host.tsc_hz(),
+                hardware: Some(host),
             }
         }
     }
@@ -156,7 +158,7 @@ fn auto(cfg: &Config, begun: Option<&CpuModel>) -> Choice {
 impl Choice {
     /// Has the vCPUs' model be what the engine can do; what it cannot, by name.
     pub fn fit(&self, model: &mut CpuModel, cfg: &Config) -> Vec<&'static str> {
-        self.kvm.as_ref().map_or(Vec::new(), |host| host.fit(model, cfg))
+        self.hardware.as_ref().map_or(Vec::new(), |host| host.fit(model, cfg))
     }
 }
 
@@ -169,13 +171,13 @@ pub fn follower(kind: AccelKind, cfg: &mut Config) -> anyhow::Result<Option<Make
     match kind {
         AccelKind::Interp => Ok(None),
         AccelKind::Kvm => {
-            let host = kvm::Host::open(cfg)?;
+            let host = hardware::Host::open(kind, cfg)?;
             host.steps().context("-accel kvm: it cannot follow another engine")?;
             let mut model = super::cpu_model(cfg)?;
             for name in host.fit(&mut model, cfg) {
                 cfg.cpu.features.push(FeatureDelta { name: name.into(), on: false });
             }
-            Ok(Some(Box::new(move |cpu: &Cpu| kvm::Machine::stepping(host, &cpu.mem)?.vcpu(cpu, 0))))
+            Ok(Some(Box::new(move |cpu: &Cpu| hardware::Machine::stepping(host, &cpu.mem)?.vcpu(cpu, 0))))
         }
         kind => bail!("{kind}: it stops where it likes, and can lead only"),
     }
@@ -203,12 +205,12 @@ pub struct Engines {
     recipe: Recipe,
     translators: Mutex<Translators>,
     translator: Mutex<Option<Arc<Engine>>>,
-    kvm: Mutex<Option<kvm::Machine>>,
+    hardware: Mutex<Option<hardware::Machine>>,
     /// Hand-overs that are to come.
     plans: OnceLock<Arc<Handoffs>>,
 }
 
-const KINDS: [AccelKind; 3] = [AccelKind::Interp, AccelKind::Jit, AccelKind::Kvm];
+const KINDS: [AccelKind; 4] = [AccelKind::Interp, AccelKind::Jit, AccelKind::Kvm, AccelKind::Hvf];
 
 impl Engines {
     /// The engines of a machine with this memory, which starts with the one that was chosen.
@@ -229,13 +231,13 @@ impl Engines {
             recipe,
             translators: Mutex::default(),
             translator: Mutex::new(None),
-            kvm: Mutex::new(None),
+            hardware: Mutex::new(None),
             plans: OnceLock::new(),
         };
-        let kind = match (choice.kind, choice.kvm) {
-            (AccelKind::Kvm, Some(host)) => {
-                *engines.kvm.lock() = Some(kvm::Machine::new(host, memory)?);
-                AccelKind::Kvm
+        let kind = match (choice.kind, choice.hardware) {
+            (kind, Some(host)) => {
+                *engines.hardware.lock() = Some(hardware::Machine::new(host, memory)?);
+                kind
             }
             (AccelKind::Jit, _) => match engines.translator() {
                 Ok(_) => AccelKind::Jit,
@@ -292,20 +294,19 @@ impl Engines {
         match kind {
             AccelKind::Interp => Ok(()),
             AccelKind::Jit => self.translator().map(|_| ()),
-            AccelKind::Kvm => {
-                let mut at = self.kvm.lock();
-                if at.is_none() {
-                    let host = kvm::Host::open(&self.recipe.cfg)?;
+            AccelKind::Kvm | AccelKind::Hvf => {
+                let mut at = self.hardware.lock();
+                if at.is_none() || kind != hardware::KIND {
+                    let host = hardware::Host::open(kind, &self.recipe.cfg)?;
                     host.goes_on_with(&self.model, self.tsc_hz)?;
                     if let Some(warning) = host.warning() {
                         tracing::warn!("{warning}");
                     }
-                    *at = Some(kvm::Machine::new(host, &self.memory)?);
+                    *at = Some(hardware::Machine::new(host, &self.memory)?);
                 }
                 Ok(())
             }
-            AccelKind::Hvf => bail!("Hypervisor.framework is macOS's; there is no support for it yet"),
-            AccelKind::Auto => bail!("name the engine: interp, jit or kvm"),
+            AccelKind::Auto => bail!("name the engine: interp, jit, kvm or hvf"),
         }
     }
 
@@ -321,7 +322,7 @@ impl Engines {
 
     /// A vCPU's share of them.
     pub fn seat(self: &Arc<Self>) -> Seat {
-        Seat { engines: self.clone(), kind: AccelKind::Interp, tier: None, kvm: None }
+        Seat { engines: self.clone(), kind: AccelKind::Interp, tier: None, hardware: None }
     }
 
     /// For the end of the machine: what was translated is kept.
@@ -339,7 +340,7 @@ pub struct Seat {
     kind: AccelKind,
     /// The translator's part, while another engine runs the vCPU.
     tier: Option<(Box<dyn Tier>, u32)>,
-    kvm: Option<Box<dyn Accelerator>>,
+    hardware: Option<Box<dyn Accelerator>>,
 }
 
 impl Seat {
@@ -371,10 +372,10 @@ impl Seat {
                 };
                 cpu.set_tier(tier, hot_after);
             }
-            AccelKind::Kvm if self.kvm.is_none() => {
-                let machine = self.engines.kvm.lock();
-                let machine = machine.as_ref().context("KVM is not prepared")?;
-                self.kvm = Some(machine.vcpu(cpu, self.engines.tsc_hz)?);
+            AccelKind::Kvm | AccelKind::Hvf if self.hardware.is_none() => {
+                let machine = self.engines.hardware.lock();
+                let machine = machine.as_ref().context("it is not prepared")?;
+                self.hardware = Some(machine.vcpu(cpu, self.engines.tsc_hz)?);
             }
             _ => {}
         }
@@ -393,20 +394,21 @@ impl Accelerator for Seat {
             self.take_place(cpu)
                 .map_err(|e| EngineError(format!("-accel {}: {e:#}", self.engines.current())))?;
         }
+        let by_hardware = self.kind == hardware::KIND;
         if cpu.seat() == 0
-            && self.kind != AccelKind::Kvm
+            && !by_hardware
             && let Some(plans) = self.engines.plans.get()
             && plans.count(cpu)
         {
             return Ok(Exit::Kick);
         }
-        match &mut self.kvm {
-            Some(kvm) if self.kind == AccelKind::Kvm => kvm.run(cpu),
+        match &mut self.hardware {
+            Some(hardware) if by_hardware => hardware.run(cpu),
             _ => Software.run(cpu),
         }
     }
 
     fn exits(&self) -> u64 {
-        self.kvm.as_ref().map_or(0, |kvm| kvm.exits())
+        self.hardware.as_ref().map_or(0, |hardware| hardware.exits())
     }
 }

@@ -81,7 +81,7 @@ const COMMANDS: &[Command] = &[
     ),
     row(
         "handoff",
-        "interp|jit|kvm",
+        "interp|jit|kvm|hvf",
         "have another engine run the guest from here on",
         With(|m, a| m.hand_over(a)),
     ),
@@ -387,7 +387,8 @@ impl Hmp {
             "interp" => AccelKind::Interp,
             "jit" | "tcg" => AccelKind::Jit,
             "kvm" => AccelKind::Kvm,
-            _ => return Err(Fault::Said(format!("'{name}' is no engine: interp, jit or kvm"))),
+            "hvf" => AccelKind::Hvf,
+            _ => return Err(Fault::Said(format!("'{name}' is no engine: interp, jit, kvm or hvf"))),
         };
         done(self.machine.hand_over(kind))
     }

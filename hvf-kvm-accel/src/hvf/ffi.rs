@@ -1,7 +1,7 @@
 //! Hypervisor.framework itself. Source: Apple's headers `hv.h`, `hv_vmx.h`, `hv_arch_x86.h`.
 use super::map::GuestMap;
 use super::vmcs::Control;
-use super::{Framework, HvError, Reg, convert};
+use super::{Framework, HvError, Hypervisor, Reg, convert};
 use crate::xsave;
 use mynah_cpu::board::Kicker;
 use mynah_mmu::Gpa;
@@ -55,16 +55,14 @@ impl Vm {
         done("create a virtual machine", unsafe { hv_vm_create(0) })?;
         Ok(Arc::new(Self(())))
     }
+}
 
-    /// A vCPU, which belongs to the calling thread.
-    ///
-    /// # Errors
-    /// The framework refuses.
-    pub fn vcpu(self: &Arc<Self>) -> Result<Box<dyn Framework>, HvError> {
+impl Hypervisor for Vm {
+    fn vcpu(self: Arc<Self>) -> Result<Box<dyn Framework>, HvError> {
         let mut id = 0;
         // SAFETY: `id` lives until the call returns.
         done("create a vCPU", unsafe { hv_vcpu_create(&mut id, 0) })?;
-        let vcpu = Vcpu { id, _vm: self.clone() };
+        let vcpu = Vcpu { id, _vm: self };
         for msr in convert::NATIVE {
             // SAFETY: it takes numbers alone.
             done("have the guest use its MSRs", unsafe { hv_vcpu_enable_native_msr(id, msr, true) })?;

@@ -14,7 +14,7 @@
 //! hardware**.
 //!
 //! * `vmcs`: numbers of fields. [`convert`]: state to registers and fields, and back. `map`: guest memory. `vcpu`: the
-//!   run loop.
+//!   run loop. [`Machine`]: all that a machine has of it.
 pub mod convert;
 #[cfg(all(target_os = "macos", target_arch = "x86_64"))]
 pub mod ffi;
@@ -27,8 +27,12 @@ pub mod vmcs;
 pub use map::Map;
 pub use vcpu::Vcpu;
 
-use crate::xsave;
+use crate::{cpuid, xsave};
+use map::GuestMap;
 use mynah_cpu::board::Kicker;
+use mynah_cpu::model::features::Feature;
+use mynah_cpu::{Cpu, CpuModel};
+use mynah_mmu::PhysMemory;
 use std::sync::Arc;
 
 /// What the framework answers when it refuses.
@@ -145,4 +149,52 @@ pub trait Framework: Send {
     fn permitted(&self, control: vmcs::Control) -> Result<u64, HvError>;
     /// What brings it out of the guest, from any thread.
     fn kicker(&self) -> Arc<dyn Kicker>;
+}
+
+/// The framework's virtual machine, of which a process has one.
+pub trait Hypervisor: GuestMap {
+    /// A vCPU, which belongs to the calling thread.
+    ///
+    /// # Errors
+    /// The framework refuses.
+    fn vcpu(self: Arc<Self>) -> Result<Box<dyn Framework>, HvError>;
+}
+
+/// A machine's share of the framework: its memory is mapped, and vCPUs can be had.
+pub struct Machine<H> {
+    vm: Arc<H>,
+    /// Kept for what it follows.
+    _map: Arc<Map>,
+}
+
+impl<H: Hypervisor + 'static> Machine<H> {
+    /// Maps this memory.
+    ///
+    /// # Errors
+    /// The framework refuses.
+    pub fn new(vm: Arc<H>, memory: &Arc<PhysMemory>) -> Result<Self, HvError> {
+        let map = Map::new(vm.clone(), memory)?;
+        Ok(Self { vm, _map: map })
+    }
+
+    /// What runs this vCPU, from the thread that will.
+    pub fn vcpu(&self, cpu: &Cpu) -> Vcpu {
+        let vm = self.vm.clone();
+        Vcpu::new(cpu, Box::new(move || vm.vcpu()))
+    }
+}
+
+/// The features of `model` that vCPUs cannot have on a processor whose CPUID this is (leaf and index to EAX, EBX, ECX,
+/// EDX): what it has not, and what the engine does not switch on.
+pub fn missing(model: &CpuModel, host: impl Fn(u32, u32) -> [u32; 4]) -> Vec<(&'static str, Feature)> {
+    let last = [0, 0x8000_0000].map(|leaf| host(leaf, 0)[0]);
+    cpuid::missing(model, |leaf, index| {
+        (leaf <= last[(leaf >> 31) as usize]).then(|| {
+            let mut registers = host(leaf, index);
+            if (leaf, index) == (0xd, 1) {
+                registers[0] &= !Feature::XSAVES.mask();
+            }
+            registers
+        })
+    })
 }

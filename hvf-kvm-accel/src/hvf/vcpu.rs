@@ -203,11 +203,7 @@ impl Vcpu {
                 Left::Halt => {
                     // It is at HLT, which has one byte behind its prefixes: none that counts.
                     cpu.state.gpr[gpr::RIP] = cpu.state.gpr[gpr::RIP].wrapping_add(self.length()?);
-                    cpu.state.activity = Activity::Halted;
-                    if cpu.state.shadow != Shadow::Event {
-                        cpu.state.shadow = Shadow::None;
-                    }
-                    cpu.sync_events();
+                    cpu.halted();
                 }
                 Left::Shutdown => cpu.state.activity = Activity::Shutdown,
                 Left::Emulate => {
@@ -235,12 +231,8 @@ impl Accelerator for Vcpu {
     }
 
     fn run(&mut self, cpu: &mut Cpu) -> Result<Exit, EngineError> {
-        let world = cpu.world().clone();
-        let seat = cpu.seat();
-        world.enter(seat);
-        let exit = self.run_to_exit(cpu);
-        world.leave(seat);
-        exit.map_err(|e| EngineError(format!("-accel hvf: vCPU {}: {e}", cpu.index)))
+        cpu.among_others(|cpu| self.run_to_exit(cpu))
+            .map_err(|e| EngineError(format!("-accel hvf: vCPU {}: {e}", cpu.index)))
     }
 
     fn exits(&self) -> u64 {

@@ -134,7 +134,11 @@ impl Host {
 
     /// The features of `model` that vCPUs here cannot have, with their names.
     pub fn missing(&self, model: &CpuModel) -> Vec<(&'static str, Feature)> {
-        let mut all = cpuid::missing(model, &self.supported);
+        let supported = self.supported.as_slice();
+        let mut all = crate::cpuid::missing(model, |leaf, index| {
+            let entry = supported.iter().find(|e| e.function == leaf && e.index == index)?;
+            Some([entry.eax, entry.ebx, entry.ecx, entry.edx])
+        });
         // Both are MSRs of our local APIC.
         for (name, f) in [("x2apic", Feature::X2APIC), ("tsc-deadline", Feature::TSC_DEADLINE)] {
             if model.has(f) && !self.asks_for_msrs() {

@@ -7,7 +7,7 @@ use super::vcpu::{Left, Vcpu};
 use crate::AccelError;
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
 use mynah_cpu::Cpu;
-use mynah_cpu::state::{Activity, Shadow};
+use mynah_cpu::state::Activity;
 use std::sync::atomic::{Ordering, fence};
 
 /// Entries for one instruction, of which each element of a port access takes one.
@@ -40,13 +40,7 @@ impl Vcpu {
         let left = left?;
         saved?;
         match left {
-            Left::Halt => {
-                cpu.state.activity = Activity::Halted;
-                if cpu.state.shadow != Shadow::Event {
-                    cpu.state.shadow = Shadow::None;
-                    cpu.sync_events();
-                }
-            }
+            Left::Halt => cpu.halted(),
             Left::Shutdown => cpu.state.activity = Activity::Shutdown,
             Left::Emulate => {
                 cpu.drop_code();

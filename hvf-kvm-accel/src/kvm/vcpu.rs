@@ -466,7 +466,9 @@ impl Vcpu {
                         self.shut_out = None;
                         return Ok(Left::ShutOut);
                     }
-                    self.ticks.start(PATIENCE.0).map_err(|e| AccelError::Kvm {
+                    // The longer the guest does not want it, the less often it is disturbed.
+                    let period = PATIENCE.0.max(self.patience / 8);
+                    self.ticks.start(period).map_err(|e| AccelError::Kvm {
                         what: "start a timer for interrupts that wait",
                         reason: e.to_string(),
                     })?;
@@ -575,14 +577,7 @@ impl Vcpu {
             saved?;
             match left {
                 Left::Signals | Left::Stepped => {}
-                Left::Halt => {
-                    cpu.state.activity = Activity::Halted;
-                    // It is behind HLT: what STI held off is not any more, whatever the host says.
-                    if cpu.state.shadow != Shadow::Event {
-                        cpu.state.shadow = Shadow::None;
-                        cpu.sync_events();
-                    }
-                }
+                Left::Halt => cpu.halted(),
                 Left::Shutdown => cpu.state.activity = Activity::Shutdown,
                 Left::Emulate => match self.step(cpu, 1) {
                     // It waits where its local APIC is.
@@ -598,6 +593,8 @@ impl Vcpu {
                     }
                     let fruitless = cpu.events.pending() & EV_INTR != 0;
                     self.patience = if fruitless { (self.patience * 2).min(PATIENCE.1) } else { PATIENCE.0 };
+                    // Others from now on.
+                    self.ticks.stop();
                 }
             }
         }
@@ -610,12 +607,8 @@ impl Accelerator for Vcpu {
     }
 
     fn run(&mut self, cpu: &mut Cpu) -> Result<Exit, EngineError> {
-        let world = cpu.world().clone();
-        let seat = cpu.seat();
-        world.enter(seat);
-        let exit = self.run_to_exit(cpu);
-        world.leave(seat);
-        exit.map_err(|e| EngineError(format!("-accel kvm: vCPU {}: {e}", cpu.index)))
+        cpu.among_others(|cpu| self.run_to_exit(cpu))
+            .map_err(|e| EngineError(format!("-accel kvm: vCPU {}: {e}", cpu.index)))
     }
 
     fn step(&mut self, cpu: &mut Cpu) -> Result<(), EngineError> {

@@ -133,6 +133,11 @@ impl Translator<'_> {
             self.b.ins().fence();
             return v;
         }
+        if t.is_float() {
+            // Whole numbers alone are loaded and stored in order.
+            let bits = self.guest_load(t.as_int(), host, distance);
+            return self.b.ins().bitcast(t, MemFlagsData::new(), bits);
+        }
         let at = self.b.ins().iadd_imm_s(host, i64::from(distance));
         if t == types::I8 {
             return self.b.ins().atomic_load(t, guest, at);
@@ -162,6 +167,10 @@ impl Translator<'_> {
             self.b.ins().fence();
             self.b.ins().store(guest, v, host, distance);
             return;
+        }
+        if t.is_float() {
+            let bits = self.b.ins().bitcast(t.as_int(), MemFlagsData::new(), v);
+            return self.guest_store(bits, host, distance);
         }
         let at = self.b.ins().iadd_imm_s(host, i64::from(distance));
         if t == types::I8 {

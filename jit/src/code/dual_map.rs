@@ -187,6 +187,10 @@ mod tests {
 
     /// What Linux says of the memory at an address; `None` on other hosts.
     fn line_of(at: usize) -> Option<String> {
+        // Wine has the file too, of another process.
+        if cfg!(not(target_os = "linux")) {
+            return None;
+        }
         let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
         let number = |s: &str| usize::from_str_radix(s, 16).unwrap_or_default();
         let holds = |l: &&str| {

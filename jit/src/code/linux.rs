@@ -1,5 +1,5 @@
 //! Linux: shared anonymous memory, whose second mapping is a copy of the first one by `mremap`. It is without a file:
-//! `perf` takes names from its map file for such code only.
+//! `perf` takes names from its map file for such code only. Where that cannot be copied it is a file in memory.
 //!
 //! Tens of megabytes of code that jump to and fro want more than the few megabytes that a TLB reaches with small
 //! pages. Hosts have huge pages for shared memory by default only if they are asked for a stretch at a time
@@ -7,6 +7,7 @@
 use super::dual_map::{HUGE, Pages};
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 
@@ -134,31 +135,92 @@ fn reserve(len: usize, align: usize) -> io::Result<(*mut u8, (*mut u8, usize))> 
 
 /// Two mappings of the same memory: one to be written, one to be executed.
 pub(super) fn dual(len: usize) -> io::Result<Mapping> {
+    dual_by(len, anonymous).or_else(|_| dual_by(len, file))
+}
+
+/// Two mappings that `fill` has put to two addresses.
+fn dual_by(len: usize, fill: unsafe fn(*mut u8, *mut u8, usize) -> io::Result<()>) -> io::Result<Mapping> {
     let collapses = len >= HUGE;
     let align = if collapses { HUGE } else { 1 };
     let (write, first) = reserve(len, align)?;
     let mut mapping = Mapping { write, execute: write, collapses, mapped: [first, (write, 0)] };
     let (execute, second) = reserve(len, align)?;
     (mapping.execute, mapping.mapped[1]) = (execute, second);
+    // SAFETY: both have been reserved for this, with this length.
+    unsafe { fill(write, execute, len)? };
+    if collapses {
+        for at in [write, execute] {
+            // For hosts that have huge pages of shared memory for who asks so.
+            // SAFETY: what was just mapped.
+            unsafe { libc::madvise(at.cast(), len, libc::MADV_HUGEPAGE) };
+        }
+    }
+    Ok(mapping)
+}
+
+/// What is mapped takes the place of what was there.
+const SHARED: libc::c_int = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+
+/// Shared memory without a file, whose second mapping is a copy of the first one.
+///
+/// # Safety
+/// `len` bytes at both addresses are reserved, and the caller's.
+unsafe fn anonymous(write: *mut u8, execute: *mut u8, len: usize) -> io::Result<()> {
+    let to: *mut libc::c_void = execute.cast();
     // SAFETY: the mappings take the places of what was reserved for them; the second names the pages of the first.
     unsafe {
-        let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        let written = libc::mmap(write.cast(), len, libc::PROT_READ | libc::PROT_WRITE, shared, -1, 0);
+        let flags = SHARED | libc::MAP_ANONYMOUS;
+        let written = libc::mmap(write.cast(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
         if failed(written) {
             return Err(io::Error::last_os_error());
         }
-        let to: *mut libc::c_void = execute.cast();
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         if failed(libc::mremap(written, 0, len, flags, to))
             || libc::mprotect(to, len, libc::PROT_READ | libc::PROT_EXEC) != 0
         {
             return Err(io::Error::last_os_error());
         }
-        if collapses {
-            // For hosts that have huge pages of shared memory for who asks so.
-            libc::madvise(written, len, libc::MADV_HUGEPAGE);
-            libc::madvise(to, len, libc::MADV_HUGEPAGE);
+    }
+    Ok(())
+}
+
+/// A file in memory, mapped twice: for hosts that copy no mapping (qemu-user).
+///
+/// # Safety
+/// As of [`anonymous`].
+unsafe fn file(write: *mut u8, execute: *mut u8, len: usize) -> io::Result<()> {
+    let file = rustix::fs::memfd_create("mynah-code", rustix::fs::MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&file, len as u64)?;
+    for (at, protection) in
+        [(write, libc::PROT_READ | libc::PROT_WRITE), (execute, libc::PROT_READ | libc::PROT_EXEC)]
+    {
+        // SAFETY: it takes the place of what was reserved for it; the file is as long as that.
+        if failed(unsafe { libc::mmap(at.cast(), len, protection, SHARED, file.as_raw_fd(), 0) }) {
+            return Err(io::Error::last_os_error());
         }
     }
-    Ok(mapping)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_in_memory_is_as_good() {
+        for len in [8192, 2 * HUGE] {
+            let mapping = dual_by(len, file).expect("memory");
+            assert_ne!(mapping.write().addr(), mapping.execute().addr());
+            for at in [0, len - 1] {
+                // SAFETY: within the mappings, which are there until the end of the test.
+                unsafe {
+                    mapping.write().add(at).write_volatile(0xc3);
+                    assert_eq!(mapping.execute().add(at).read_volatile(), 0xc3);
+                }
+            }
+            mapping.rest(0..len);
+            // SAFETY: as above.
+            assert_eq!(unsafe { mapping.execute().read_volatile() }, 0xc3);
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! `mynah compare`: the same guest on several engines, in turns, and how long each took for what.
 //!
-//! * [`subject`]: who is compared, and the command line of each. [`run`]: one run, watched. [`report`]: figures of all
+//! * [`subject`]: who is compared, and the command line of each; [`bochs`]: what that peer has in its place. [`run`]: one run, watched. [`report`]: figures of all
 //!   runs, as a table and as JSON. [`plot`]: pictures, and the page that holds them. [`lockstep`]: two engines in step.
+mod bochs;
 mod lockstep;
 mod plot;
 mod report;
@@ -28,7 +29,7 @@ use subject::Subject;
     -- -kernel vmlinuz -append console=ttyS0"
 )]
 pub struct Args {
-    /// What is compared: interp, jit, kvm, and peers that are installed: qemu, qemu-kvm, bochs
+    /// What is compared: interp, jit, kvm, hvf, and peers that are installed: qemu, qemu-kvm, bochs
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "interp,jit")]
     accel: Vec<String>,
     /// Runs of each, in turns

@@ -49,6 +49,8 @@ pub struct Row {
     pub name: String,
     /// Its unit.
     pub unit: &'static str,
+    /// It is a time that the guest itself has measured.
+    pub is_result: bool,
     /// By subject.
     pub values: Vec<Option<Median>>,
 }
@@ -105,6 +107,7 @@ impl Report {
         let row = |name: &str, unit, of: &dyn Fn(&Figures) -> Option<f64>| Row {
             name: name.into(),
             unit,
+            is_result: false,
             values: subjects.iter().map(|s| median(self.of(guest, s).filter_map(of).collect())).collect(),
         };
         let mut rows = vec![row("wall", "s", &|f| Some(f.wall)), row("cpu", "s", &|f| Some(f.cpu))];
@@ -141,7 +144,8 @@ impl Report {
             }
         }
         for name in &results {
-            rows.push(row(name, "s", &|f| f.results.iter().find(|(n, _)| n == name).map(|(_, t)| *t)));
+            let time = row(name, "s", &|f| f.results.iter().find(|(n, _)| n == name).map(|(_, t)| *t));
+            rows.push(Row { is_result: true, ..time });
         }
         rows.push(row("guest time", "s", &|f| f.guest));
         rows.push(row("instructions", "M", &|f| Some(f.instructions? as f64 / 1e6)));

@@ -1,9 +1,9 @@
 //! One run of a guest: started, watched, measured, ended.
-use super::subject::Subject;
+use super::subject::{Files, Subject};
 use crate::machine::stats::Stats;
 use serde::Serialize;
 use std::ffi::OsString;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -135,14 +135,22 @@ pub fn run(
     until: Option<&str>,
     limit: Duration,
 ) -> Outcome {
-    let (debug, stats) = (Temporary::new("debug"), Temporary::new("stats"));
-    let mut command = subject.command(options, &debug.0, &stats.0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (debug, stats, log) = (Temporary::new("debug"), Temporary::new("stats"), Temporary::new("log"));
+    let files = Files { debug: debug.0.clone(), stats: stats.0.clone(), log: log.0.clone() };
+    let mut command = match subject.command(options, &files) {
+        Ok(command) => command,
+        Err(e) => return Outcome::Failed(format!("{e:#}")),
+    };
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let began = Instant::now();
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(e) => return Outcome::Failed(format!("it does not start: {e}")),
     };
+    if let Some(mut keys) = child.stdin.take() {
+        // Who does not listen does not need it.
+        let _ = keys.write_all(subject.typed());
+    }
     let (sender, output) = mpsc::channel();
     let errors = std::thread::spawn({
         let mut pipe = child.stderr.take();
@@ -205,7 +213,7 @@ pub fn run(
     if until.is_some() && !met {
         return Outcome::Failed(format!("it ended, and --until was not on its console ({reason})"));
     }
-    if !met && ended.code != 0 {
+    if !met && !subject.ended_well(ended.code, &said) {
         return Outcome::Failed(format!("exit code {}: {reason}", ended.code));
     }
     (figures.cpu, figures.memory) = (ended.cpu, ended.memory);

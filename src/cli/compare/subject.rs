@@ -1,10 +1,10 @@
 //! Who is compared.
-use super::Error;
+use super::{Error, bochs};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// An engine, or another emulator.
 pub struct Subject {
@@ -12,8 +12,26 @@ pub struct Subject {
     pub name: &'static str,
     program: PathBuf,
     first: &'static [&'static str],
-    /// It is this program.
-    pub own: bool,
+    kind: Kind,
+}
+
+/// Whose options it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// This program.
+    Own,
+    Qemu,
+    Bochs,
+}
+
+/// What goes with a run: files' names.
+pub struct Files {
+    /// What comes of the debug port; where a peer has its console in a file, that too.
+    pub debug: PathBuf,
+    /// Figures, or a peer's configuration.
+    pub stats: PathBuf,
+    /// A peer's log.
+    pub log: PathBuf,
 }
 
 impl Subject {
@@ -30,38 +48,59 @@ impl Subject {
             "auto" => ("auto", &["run", "-accel", "auto"]),
             "qemu" => ("qemu", &["-accel", "tcg"]),
             "qemu-kvm" => ("qemu-kvm", &["-accel", "kvm"]),
-            "bochs" => bail!(Error::new(
-                "--accel bochs: it takes a configuration file in place of QEMU's options, which there is no support for"
-            )),
+            "hvf" => ("hvf", &["run", "-accel", "hvf"]),
+            "bochs" => ("bochs", &["-q", "-f"]),
             _ => bail!(Error::new(format!(
-                "--accel {name}: expected interp, jit, kvm, auto, qemu or qemu-kvm"
+                "--accel {name}: expected interp, jit, kvm, hvf, auto, qemu, qemu-kvm or bochs"
             ))),
         };
-        let own = !name.starts_with("qemu");
-        let program = if own {
-            std::env::current_exe().context("cannot find this program's own file")?
-        } else {
-            which(QEMU).ok_or_else(|| {
+        let installed = |program: &str, package: &str| {
+            which(program).ok_or_else(|| {
                 Error::new(format!(
-                    "--accel {name}: {QEMU} is not installed (Debian's package is qemu-system-x86)"
+                    "--accel {name}: {program} is not installed (Debian's package is {package})"
                 ))
-            })?
+            })
         };
-        Ok(Self { name, program, first, own })
+        let (kind, program) = match name {
+            "qemu" | "qemu-kvm" => (Kind::Qemu, installed(QEMU, "qemu-system-x86")?),
+            "bochs" => (Kind::Bochs, installed("bochs", "bochs")?),
+            _ => (Kind::Own, std::env::current_exe().context("cannot find this program's own file")?),
+        };
+        Ok(Self { name, program, first, kind })
     }
 
-    /// The command that runs a guest: console to standard output, the debug port to `debug`, figures to `stats`.
-    pub fn command(&self, options: &[OsString], debug: &Path, stats: &Path) -> Command {
+    /// The command that runs a guest: console to standard output or to the file of the debug port, figures to `stats`.
+    ///
+    /// # Errors
+    /// The guest is none that it can run.
+    pub fn command(&self, options: &[OsString], files: &Files) -> Result<Command> {
         let mut command = Command::new(&self.program);
-        command.args(self.first);
+        command.args(self.first).stdin(Stdio::null());
+        if self.kind == Kind::Bochs {
+            let text = bochs::configuration(options, &files.debug, &files.log)?;
+            std::fs::write(&files.stats, text)
+                .with_context(|| format!("--accel bochs: {}", files.stats.display()))?;
+            command.arg(&files.stats).stdin(Stdio::piped());
+            return Ok(command);
+        }
         if !has(options, &["-debugcon"]) {
-            command.arg("-debugcon").arg(format!("file:{}", debug.display()));
+            command.arg("-debugcon").arg(format!("file:{}", files.debug.display()));
         }
         command.args(quiet(options));
-        if self.own {
-            command.arg("-stats").arg(stats);
+        if self.kind == Kind::Own {
+            command.arg("-stats").arg(&files.stats);
         }
-        command
+        Ok(command)
+    }
+
+    /// What is typed to it at the start.
+    pub fn typed(&self) -> &'static [u8] {
+        if self.kind == Kind::Bochs { bochs::TYPED } else { b"" }
+    }
+
+    /// Whether a run that ended with a code, and said this, has ended as it should.
+    pub fn ended_well(&self, code: i32, said: &str) -> bool {
+        code == 0 || self.kind == Kind::Bochs && said.contains(bochs::SWITCHED_OFF)
     }
 }
 
@@ -141,7 +180,9 @@ mod tests {
     #[test]
     fn who_is_not_there_is_named() {
         let why = Subject::named("vmware").err().map(|e| e.to_string()).unwrap_or_default();
-        assert_eq!(why, "--accel vmware: expected interp, jit, kvm, auto, qemu or qemu-kvm");
-        assert!(Subject::named("jit").unwrap().own);
+        assert_eq!(why, "--accel vmware: expected interp, jit, kvm, hvf, auto, qemu, qemu-kvm or bochs");
+        let jit = Subject::named("jit").unwrap();
+        assert_eq!(jit.kind, Kind::Own);
+        assert!(jit.ended_well(0, "") && !jit.ended_well(1, bochs::SWITCHED_OFF));
     }
 }

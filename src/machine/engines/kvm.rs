@@ -1,6 +1,6 @@
 //! KVM as one of a machine's engines.
 use super::TSC_HZ;
-use crate::config::{Config, KernelIrqchip};
+use crate::config::{AccelKind, Config, KernelIrqchip};
 use anyhow::{Context, bail};
 use mynah_accel::kvm::probe::{self, Faults, Speed};
 use mynah_accel::kvm::{self, Irqchip, Vm, selftest};
@@ -10,6 +10,9 @@ use mynah_mmu::PhysMemory;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+
+/// What this is.
+pub const KIND: AccelKind = AccelKind::Kvm;
 
 /// KVM on this host, and where interrupt controllers are to be.
 pub struct Host {
@@ -45,7 +48,10 @@ impl Remembered {
 
 impl Host {
     /// Opens `/dev/kvm`, for what the user wants of it.
-    pub fn open(cfg: &Config) -> anyhow::Result<Self> {
+    pub fn open(kind: AccelKind, cfg: &Config) -> anyhow::Result<Self> {
+        if kind != KIND {
+            bail!("{}", super::elsewhere(kind));
+        }
         let irqchip = match cfg.machine.kernel_irqchip {
             None => None,
             Some(KernelIrqchip::Off) => Some(Irqchip::Off),
@@ -72,7 +78,7 @@ impl Host {
     }
 
     /// How fast it is, and what it does wrong: tried once for a host, and then remembered.
-    pub fn trial(&self) -> anyhow::Result<(Speed, Faults)> {
+    fn trial(&self) -> anyhow::Result<(Speed, Faults)> {
         let host = this_host();
         if let Some(known) = remembered(&host) {
             return Ok((known.speed(), known.faults()));
@@ -93,6 +99,22 @@ impl Host {
             let _ = serde_json::to_vec(&known).map(|bytes| std::fs::write(&file, bytes));
         }
         Ok((speed, faults))
+    }
+
+    /// Whether it is better than the translator; why not.
+    pub fn is_worth_it(&self) -> Result<(), String> {
+        match self.trial() {
+            Err(e) => Err(format!("KVM does not work here: {e:#}")),
+            Ok((speed, _)) if speed.is_slow() => Err(format!(
+                "KVM is here, but executes {:.1} million instructions a second in kernel mode ({:.0} in user mode): this \
+                 host is a virtual machine whose own host does not pass virtualization on",
+                speed.kernel_mips, speed.user_mips
+            )),
+            Ok((_, faults)) if faults.syscall => {
+                Err("KVM is here, but is emulated itself and has SYSCALL stay in user mode".into())
+            }
+            Ok(_) => Ok(()),
+        }
     }
 
     /// What it does wrong, without the time that it takes to time it.

@@ -1,10 +1,13 @@
-//! KVM on a host that has none.
-use crate::config::Config;
+//! Hardware acceleration on a host that has none.
+use crate::config::{AccelKind, Config};
 use anyhow::bail;
 use mynah_cpu::{Accelerator, Cpu, CpuModel};
 use mynah_mmu::PhysMemory;
 use std::convert::Infallible;
 use std::sync::Arc;
+
+/// What `auto` would look for.
+pub const KIND: AccelKind = AccelKind::Kvm;
 
 /// There is none.
 pub struct Host(Infallible);
@@ -12,31 +15,14 @@ pub struct Host(Infallible);
 /// There is none.
 pub struct Machine(Infallible);
 
-/// There is none.
-pub struct Speed {
-    pub kernel_mips: f64,
-    pub user_mips: f64,
-}
-
-/// There are none.
-pub struct Faults {
-    pub syscall: bool,
-}
-
-impl Speed {
-    pub fn is_slow(&self) -> bool {
-        true
-    }
-}
-
 impl Host {
-    pub fn open(_: &Config) -> anyhow::Result<Self> {
-        bail!("KVM is Linux's, on x86-64: this host has none")
+    pub fn open(kind: AccelKind, _: &Config) -> anyhow::Result<Self> {
+        bail!("{}", super::elsewhere(kind))
     }
     pub fn steps(&self) -> anyhow::Result<()> {
         match self.0 {}
     }
-    pub fn trial(&self) -> anyhow::Result<(Speed, Faults)> {
+    pub fn is_worth_it(&self) -> Result<(), String> {
         match self.0 {}
     }
     pub fn warning(&self) -> Option<String> {
