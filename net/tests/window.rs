@@ -232,3 +232,53 @@ fn a_stream_of_full_segments_is_acknowledged_together_and_all_of_it_arrives() {
     raw.tcp(Tcp { ports: (1000, port), seq, ack, flags: ACK | PSH, data: b"end", ..Tcp::default() });
     assert_eq!(raw.next().expect("no waiting").ack, seq + 3);
 }
+
+#[test]
+fn a_program_that_writes_little_at_a_time_is_not_interrupted_for_each_of_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let raw = Raw::new(Config::default(), true);
+    let ack = raw.open(1000, port, &OPTIONS);
+    let mut server = listener.accept().unwrap().0;
+    server.set_nonblocking(true).unwrap();
+    let data: Vec<u8> = (0..400 * 1000).map(|i| byte(i, 9)).collect();
+    let mut seq = 101;
+    let send = |seq: &mut u32, part: &[u8]| {
+        let flags = ACK | PSH;
+        raw.tcp(Tcp { ports: (1000, port), seq: *seq, ack, flags, data: part, ..Tcp::default() });
+        *seq += part.len() as u32;
+    };
+    let (mut answers, mut got, mut chunk) = (0, Vec::new(), [0; 4096]);
+    for part in data.chunks(1000) {
+        send(&mut seq, part);
+        while raw.next().is_some() {
+            answers += 1;
+        }
+        while let Ok(n @ 1..) = server.read(&mut chunk) {
+            got.extend_from_slice(&chunk[..n]);
+        }
+    }
+    // A busy host makes pauses of its own, each of which begins anew.
+    assert!((12..300).contains(&answers), "{answers} acknowledgements of 400 segments");
+    // A short one after a full one ends something: it and all before it are there at once.
+    raw.poll.advance(Duration::from_millis(1));
+    raw.poll.turn(&raw.user, Duration::ZERO);
+    while raw.next().is_some() {}
+    send(&mut seq, &[1; 1460]);
+    while raw.next().is_some() {}
+    send(&mut seq, b"end");
+    assert_eq!(raw.next().expect("no waiting").ack, seq);
+    let want = [&data[..], &[1; 1460], b"end"].concat();
+    while got.len() < want.len() {
+        if let Ok(n @ 1..) = server.read(&mut chunk) {
+            got.extend_from_slice(&chunk[..n]);
+        }
+    }
+    assert!(got == want);
+    // With pauses there is nothing to gather.
+    for _ in 0..40 {
+        raw.poll.advance(Duration::from_millis(2));
+        send(&mut seq, b"now and then");
+        assert_eq!(raw.next().expect("no waiting").ack, seq);
+    }
+}

@@ -31,9 +31,11 @@ pub(super) const LEAST_RTO: Duration = Duration::from_millis(200);
 pub(super) const MOST_RTO: Duration = Duration::from_secs(60);
 /// When a silent guest is asked whether it is there (RFC 9293, 3.8.4).
 pub(super) const IDLE: Duration = Duration::from_secs(7200);
-/// After so many full segments without an answer the guest sends a stream: it wants throughput. Its bytes are gathered
-/// to longer writes, and acknowledged together.
+/// After so many segments without an answer, full ones or short ones without a pause, the guest sends a stream: it wants
+/// throughput. Its bytes are gathered to longer writes, and acknowledged together.
 const STREAM: u32 = 16;
+/// What is a pause between short segments.
+pub(super) const PAUSE: Duration = Duration::from_millis(1);
 /// Bytes that are written at once then, and the most that are acknowledged at once.
 pub(super) const GATHER: usize = 32 << 10;
 /// How long they wait at most.
@@ -129,8 +131,10 @@ pub(super) struct Flow {
     pub shut: bool,
     /// Bytes that are not acknowledged yet.
     pub unacked: usize,
-    /// Full segments that came one after the other, and nothing went back.
+    /// Segments of a stream that came one after the other, and nothing went back.
     pub streak: u32,
+    /// The last one was not full.
+    pub short: bool,
     /// Bytes that are acknowledged at once in a stream.
     pub stretch: usize,
     /// What is in `out` waits for more.
@@ -196,6 +200,7 @@ impl Flow {
             shut: false,
             unacked: 0,
             streak: 0,
+            short: false,
             stretch: 0,
             gathering: false,
             ack_now: false,

@@ -1,9 +1,10 @@
 //! What a flow makes of a segment from the guest (RFC 9293, 3.10.7; RFC 5961).
-use super::flow::{Fate, Flow, Phase};
+use super::flow::{Fate, Flow, PAUSE, Phase};
 use super::output::{ACK, FIN, RST, SYN, before};
 use crate::frame::Slices;
 use crate::user::core::Core;
 use smoltcp::wire::{TcpOption, TcpPacket};
+use std::time::Duration;
 
 /// A segment.
 pub(in crate::user) struct Segment<'a> {
@@ -91,6 +92,7 @@ impl Flow {
 
     /// A segment has arrived.
     pub fn arrives(&mut self, core: &mut Core, s: &Segment<'_>) -> Fate {
+        let pause = core.now.saturating_duration_since(self.last);
         self.last = core.now;
         self.probes = 0;
         self.counters.segments_from += 1;
@@ -153,7 +155,7 @@ impl Flow {
         } else if !self.acknowledged(core, s) {
             return Fate::Live;
         }
-        if let Err(fate) = self.text(core, s, window) {
+        if let Err(fate) = self.text(core, s, window, pause) {
             return fate;
         }
         self.pump(core)
@@ -261,7 +263,7 @@ impl Flow {
     }
 
     /// Seventh and eighth, the data and FIN. The urgent pointer is ignored: its data is in its place in the stream.
-    fn text(&mut self, core: &mut Core, s: &Segment<'_>, window: u32) -> Result<(), Fate> {
+    fn text(&mut self, core: &mut Core, s: &Segment<'_>, window: u32, pause: Duration) -> Result<(), Fate> {
         let offset = s.seq.wrapping_add(u32::from(s.has(SYN))).wrapping_sub(self.rcv_nxt) as i32;
         if s.len > 0 && !self.fin_in {
             if offset <= 0 {
@@ -270,13 +272,20 @@ impl Flow {
                 // Whatever is not new or has no room is answered at once.
                 self.ack_now |= fresh < s.len || !self.pieces.is_empty();
                 if fresh > 0 {
-                    // What is short is the end of something.
-                    self.streak = if fresh >= self.mss { self.streak.saturating_add(1) } else { 0 };
+                    let full = fresh >= self.mss;
+                    let goes_on = full || pause < PAUSE;
+                    self.streak = if goes_on { self.streak.saturating_add(1) } else { 0 };
+                    // What is short after full ones may be the end of something: nothing waits for more.
+                    let ends = !full && !self.short;
+                    self.short = !full;
                     let keep = Self::may_keep(core);
                     self.take(&cut(&s.data, old, fresh), keep)?;
                     self.fit(keep)?;
-                    self.ack_now |=
-                        s.flags & super::output::PSH != 0 && self.out.is_empty() && !self.streams();
+                    if ends && self.gathering {
+                        self.flush()?;
+                    }
+                    let waits = self.streams() && !ends;
+                    self.ack_now |= s.flags & super::output::PSH != 0 && self.out.is_empty() && !waits;
                 }
             } else {
                 let fits = (window as usize).saturating_sub(offset as usize).min(s.len);
