@@ -567,8 +567,9 @@ fn what_windows_has_not_is_refused_by_name() {
         (run(&["-daemonize"]), "-daemonize"),
         (run(&["-accel", "kvm"]), "KVM"),
         (run(&["-incoming", "exec:cat x"]), "'exec:' is there on Unix hosts only"),
-        (vec!["switch", "--guest", "a"], "switch and ip are there on Unix hosts only"),
-        (vec!["ip"], "switch and ip are there on Unix hosts only"),
+        (vec!["switch", "--guest", "a"], "switch, ip and network are there on Unix hosts only"),
+        (vec!["network"], "switch, ip and network are there on Unix hosts only"),
+        (vec!["ip"], "switch, ip and network are there on Unix hosts only"),
     ] {
         let out = program.output(&folder, &args);
         let error = String::from_utf8_lossy(&out.stderr).into_owned();
