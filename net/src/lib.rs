@@ -58,6 +58,10 @@ pub trait Nic: Send + Sync {
     fn takes(&self) -> Takes {
         Takes::default()
     }
+    /// Whether the interrupt for a frame has that for the next one wait, as the driver has asked for.
+    fn paces(&self) -> bool {
+        false
+    }
 }
 
 /// The host's side.

@@ -41,6 +41,9 @@ impl<R: Record> Nic for Tap<R> {
     fn takes(&self) -> Takes {
         self.nic.takes()
     }
+    fn paces(&self) -> bool {
+        self.nic.paces()
+    }
 }
 
 impl<R: Record + 'static> Backend for Watch<R> {

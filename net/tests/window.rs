@@ -282,3 +282,42 @@ fn a_program_that_writes_little_at_a_time_is_not_interrupted_for_each_of_it() {
         assert_eq!(raw.next().expect("no waiting").ack, seq);
     }
 }
+
+#[test]
+fn an_answer_takes_the_acknowledgement_with_it_on_a_card_that_paces_its_interrupts() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let raw = Raw::new(Config::default(), true);
+    let mut ack = raw.open(1000, port, &OPTIONS);
+    let mut server = listener.accept().unwrap().0;
+    let (mut seq, mut byte) = (101, [0]);
+    let mut say = |seq: &mut u32, ack: u32| {
+        let flags = ACK | PSH;
+        raw.tcp(Tcp { ports: (1000, port), seq: *seq, ack, flags, data: b"?", ..Tcp::default() });
+        *seq += 1;
+        server.read_exact(&mut byte).unwrap();
+        server.try_clone().unwrap()
+    };
+    // The window has opened.
+    while raw.next().is_some() {}
+    say(&mut seq, ack);
+    assert_eq!(raw.next().expect("at once").ack, seq);
+    raw.card.paces.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut server = say(&mut seq, ack);
+    assert!(raw.next().is_none());
+    server.write_all(b"!").unwrap();
+    let answer = raw.wait();
+    // Its time may be over before on a busy host.
+    if answer.data.is_empty() {
+        assert_eq!((answer.ack, raw.wait().data), (seq, b"!".to_vec()));
+    } else {
+        assert_eq!((answer.ack, answer.data), (seq, b"!".to_vec()));
+    }
+    ack = ack.wrapping_add(1);
+    // Without an answer it is soon there.
+    say(&mut seq, ack);
+    assert!(raw.next().is_none());
+    raw.poll.advance(Duration::from_millis(1));
+    let answer = raw.wait();
+    assert_eq!((answer.ack, answer.data.len()), (seq, 0));
+}

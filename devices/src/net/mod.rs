@@ -297,6 +297,10 @@ impl Nic for Inward {
     fn takes(&self) -> Takes {
         self.card().map(|(_, card)| card.takes()).unwrap_or_default()
     }
+
+    fn paces(&self) -> bool {
+        self.card().is_some_and(|(_, card)| card.paces())
+    }
 }
 
 #[cfg(test)]

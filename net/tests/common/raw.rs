@@ -9,6 +9,7 @@ use smoltcp::wire::{
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::{Ipv6Addr, SocketAddrV4};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub const GATEWAY: [u8; 4] = [10, 0, 2, 2];
 /// The card.
 pub struct Card {
     pub frames: Mutex<VecDeque<(Offload, Vec<u8>)>>,
+    /// Its interrupts keep a distance.
+    pub paces: AtomicBool,
     takes: Takes,
 }
 
@@ -36,6 +39,9 @@ impl Nic for Card {
     }
     fn takes(&self) -> Takes {
         self.takes
+    }
+    fn paces(&self) -> bool {
+        self.paces.load(Ordering::Relaxed)
     }
 }
 
@@ -154,7 +160,7 @@ impl Raw {
         let poll = Poll::new();
         let user = User::new(config, Arc::new(poll.clone())).unwrap();
         let takes = Takes { partial: long, tso4: long, tso6: long };
-        let card = Arc::new(Card { frames: Mutex::default(), takes });
+        let card = Arc::new(Card { frames: Mutex::default(), paces: AtomicBool::new(false), takes });
         user.connect(card.clone());
         Self { poll, user, card }
     }

@@ -7,6 +7,10 @@
 //!
 //! A delay that runs out while nobody would hear of it has no timer: whoever reads or unmasks causes brings them up to
 //! date first.
+//!
+//! What was sent often has an answer a moment later. Where one interrupt is for all, one for what was sent alone would
+//! have the answer wait for the throttle. So TIDV is when it is told of with something else, and TADV, which is what the
+//! driver bears, when it is told of alone.
 use super::regs::{cause, ctrl_ext};
 use super::{Adapter, Model};
 use crate::clock::Nanos;
@@ -41,6 +45,11 @@ impl Delayed {
 
     fn deadline(&self) -> Option<Nanos> {
         (self.causes != 0).then(|| self.due.min(self.latest))
+    }
+
+    /// When they are told of if there is nothing else to tell: as late as may be.
+    fn alone(&self) -> Option<Nanos> {
+        (self.causes != 0).then_some(if self.latest == Nanos::MAX { self.due } else { self.latest })
     }
 
     /// The causes whose time has come.
@@ -84,7 +93,7 @@ impl Interrupts {
     }
 
     pub(super) fn flush_sent(&mut self) {
-        self.sent.due = 0;
+        (self.sent.due, self.sent.latest) = (0, 0);
     }
 
     /// The vector of a cause, if it has one.
@@ -126,6 +135,12 @@ impl Adapter {
         self.settle(&mut irq, now);
     }
 
+    /// Whether interrupts keep a distance.
+    pub(super) fn is_throttled(&self) -> bool {
+        let irq = self.irq.lock();
+        if self.msix.load(Ordering::Relaxed) { irq.eitr != [0; VECTORS] } else { irq.itr != 0 }
+    }
+
     fn add(&self, irq: &mut Interrupts, causes: u32) {
         irq.icr |= causes & self.model.causes();
         if self.model == Model::I82574l && causes & cause::OTHERS != 0 {
@@ -135,7 +150,11 @@ impl Adapter {
 
     /// Brings what comes of the causes up to date.
     fn settle(&self, irq: &mut Interrupts, now: Nanos) {
-        let due = irq.received.take(now) | irq.sent.take(now);
+        let mut due = irq.received.take(now);
+        let told = self.msix.load(Ordering::Relaxed) || (irq.icr | due) & irq.ims != 0;
+        if told || irq.sent.alone().is_some_and(|at| at <= now) {
+            due |= irq.sent.take(now);
+        }
         if due != 0 {
             self.add(irq, due);
         }
@@ -184,9 +203,12 @@ impl Adapter {
     fn arm(&self, irq: &mut Interrupts) {
         let mut first: Option<Nanos> = None;
         let mut at = |when: Nanos| first = Some(first.map_or(when, |f| f.min(when)));
-        let delays = [irq.received, irq.sent];
-        let delays = delays.iter().filter(|d| d.causes & irq.ims != 0).filter_map(Delayed::deadline);
-        if self.msix.load(Ordering::Relaxed) {
+        let heard = |d: &Delayed| d.causes & irq.ims != 0;
+        let (received, sent) = (Some(irq.received).filter(heard), Some(irq.sent).filter(heard));
+        let apart = self.msix.load(Ordering::Relaxed);
+        let sent = sent.and_then(|d| if apart { d.deadline() } else { d.alone() });
+        let delays = received.and_then(|d| d.deadline()).into_iter().chain(sent);
+        if apart {
             delays.for_each(&mut at);
             for n in 0..VECTORS as u32 {
                 if irq.icr & irq.ims & !irq.told & cause::RXQ0 << n != 0

@@ -299,6 +299,10 @@ impl Nic for Adapter {
     fn receive(&self, frame: &Frame<'_>) -> bool {
         self.take(frame, false)
     }
+
+    fn paces(&self) -> bool {
+        self.is_throttled()
+    }
 }
 
 impl Card for Adapter {

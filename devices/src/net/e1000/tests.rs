@@ -254,6 +254,34 @@ fn interrupts_are_throttled_in_guest_time() {
 }
 
 #[test]
+fn an_answer_s_interrupt_tells_of_what_it_answers_too_and_need_not_wait() {
+    // As Linux sets it up, in units of 256 and 1,024 ns.
+    let t = setup();
+    t.write(ITR, 195);
+    t.write(TIDV, 8);
+    t.write(TADV, 32);
+    t.write(IMS, cause::TXDW | cause::RXT0);
+    t.pc.memory.write(DATA, &frame(64));
+    for _ in 0..3 {
+        t.post(&[(DATA, 64 | 0x8b00_0000, 0)]);
+        t.clock.advance(25_000);
+        assert_eq!(t.wires.take(), []);
+        t.give(&frame(60));
+        assert_eq!(t.wires.take(), [(0, 1)], "at once");
+        t.clock.advance(5_000);
+        assert_eq!(t.read(ICR) & 0x81, cause::TXDW | cause::RXT0);
+        t.clock.advance(20_000);
+        assert_eq!(t.wires.take(), [(0, 0)]);
+    }
+    // What is not answered is told of nevertheless.
+    t.post(&[(DATA, 64 | 0x8b00_0000, 0)]);
+    t.clock.advance(32_767);
+    assert_eq!(t.wires.take(), []);
+    t.clock.advance(1);
+    assert_eq!(t.wires.take(), [(0, 1)]);
+}
+
+#[test]
 fn registers_are_reached_by_ports_too_and_by_their_older_places() {
     let t = bare::<false>();
     t.pc.ports.write(PORTS, 4, TDBAL);

@@ -140,6 +140,8 @@ pub(super) struct Flow {
     /// What is in `out` waits for more.
     pub gathering: bool,
     pub ack_now: bool,
+    /// An answer may take the acknowledgement with it, if it comes soon.
+    pub ack_soon: bool,
 
     // Loss towards the guest.
     pub dup: u8,
@@ -204,6 +206,7 @@ impl Flow {
             stretch: 0,
             gathering: false,
             ack_now: false,
+            ack_soon: false,
             dup: 0,
             recover: None,
             rto: FIRST_RTO,

@@ -285,7 +285,11 @@ impl Flow {
                         self.flush()?;
                     }
                     let waits = self.streams() && !ends;
-                    self.ack_now |= s.flags & super::output::PSH != 0 && self.out.is_empty() && !waits;
+                    if s.flags & super::output::PSH != 0 && self.out.is_empty() && !waits {
+                        // The guest has said what it had to say.
+                        let paces = core.nic.as_ref().is_some_and(|nic| nic.paces());
+                        (self.ack_now, self.ack_soon) = (self.ack_now | !paces, paces);
+                    }
                 }
             } else {
                 let fits = (window as usize).saturating_sub(offset as usize).min(s.len);

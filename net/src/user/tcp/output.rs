@@ -19,6 +19,10 @@ pub(in crate::user) const ACK: u8 = 0x10;
 
 /// How long an acknowledgement may be put off (RFC 9293, 3.8.6.3 allows 500 ms).
 const DELAYED: Duration = Duration::from_millis(20);
+/// The same of what ends with PSH, which a guest may wait for before it sends more (Nagle's algorithm), on a card that
+/// paces its interrupts: with one for an acknowledgement alone an answer would have to wait, as a service of this host's
+/// is quicker.
+const SOON: Duration = Duration::from_micros(100);
 /// How often is tried before a guest counts as gone; with the times doubling these are some minutes.
 const TRIES: u32 = 10;
 /// How often a SYN is.
@@ -97,7 +101,7 @@ impl Flow {
                 core.packet(remote.ip(), guest.ip(), ip::TCP, 64, &bytes[..n]);
             }
             if flags & ACK != 0 {
-                (self.unacked, self.ack_now, self.ack_at) = (0, false, None);
+                (self.unacked, self.ack_now, self.ack_soon, self.ack_at) = (0, false, false, None);
             }
             return true;
         };
@@ -127,9 +131,7 @@ impl Flow {
         }
         self.counters.segments_to += 1;
         if flags & ACK != 0 {
-            self.unacked = 0;
-            self.ack_now = false;
-            self.ack_at = None;
+            (self.unacked, self.ack_now, self.ack_soon, self.ack_at) = (0, false, false, None);
             // What was told once is taken, also if its last bytes are lost in scaling now.
             self.rcv_adv = self.rcv_nxt.wrapping_add((window << shift).max(told) as u32);
         }
@@ -264,8 +266,16 @@ impl Flow {
                 return fate;
             }
             self.send_ack(core);
-        } else if self.unacked > 0 && self.ack_at.is_none() {
-            self.ack_at = Some(core.now + if self.streams() { GATHERING } else { DELAYED });
+        } else if self.unacked > 0 {
+            let delay = if self.ack_soon {
+                SOON
+            } else if self.streams() {
+                GATHERING
+            } else {
+                DELAYED
+            };
+            let at = core.now + delay;
+            self.ack_at = Some(self.ack_at.map_or(at, |before| before.min(at)));
         }
         if self.phase == Phase::Open && self.fin_acked && self.delivered() {
             if self.passive {
