@@ -544,10 +544,13 @@ impl Qcow2 {
         self.limit_changes(&mut meta)?;
         let count = (clusters.end - clusters.start) as usize;
         let backed = |i: usize| self.is_backed((clusters.start + i as u64) << self.cluster_bits);
-        let old = self.with_l2(index, |l2| match l2 {
-            Some(entries) => entries[at..at + count].to_vec(),
-            None => vec![0; count],
-        })?;
+        let old = self.with_l2(index, |l2| l2.map(|entries| entries[at..at + count].to_vec()))?;
+        // Without a table there are holes, which may be all that is wanted: a disk may have a million such tables.
+        let stays = |backed: bool| new(Mapping::Hole, backed) == 0;
+        if old.is_none() && stays(false) && (stays(true) || !backed(0)) {
+            return Ok(());
+        }
+        let old = old.unwrap_or_else(|| vec![0; count]);
         let mut entries = Vec::with_capacity(count);
         for (i, entry) in old.iter().enumerate() {
             entries.push(new(self.mapping(*entry)?, backed(i)));
