@@ -54,7 +54,7 @@ fn boot(tag: &str, more: &str, run: impl FnOnce(&[&str]) -> Boot) -> Option<(Vec
         "-cpu max -m 512 -display none -serial stdio -monitor none -no-reboot".split(' ').collect();
     args.extend(["-drive", &drive, "-device", &device, "-device", "virtio-rng-pci"]);
     args.extend(["-device", "virtio-balloon-pci", "-device", "virtio-serial-pci", "-chardev", "null,id=c"]);
-    args.extend(["-device", "virtconsole,chardev=c", "-append", "console=ttyS0 panic=-1"]);
+    args.extend(["-device", "virtconsole,chardev=c", "-append", "console=ttyS0 quiet panic=-1"]);
     args.extend(["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()]);
     let boot = run(&args);
     assert_eq!(boot.code, Some(0), "the console said:\n{}", boot.console);

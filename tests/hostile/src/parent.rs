@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 /// Cases that one process runs: a machine leaves some of its memory to the next.
 const BATCH: u64 = 100;
+/// The same of disk images, whose limit is low: what the allocator has from earlier ones counts too.
+const IMAGES: u64 = 5;
 /// How long a process may say nothing, on a host that has much else to do.
 const SILENCE: Duration = Duration::from_secs(180);
 
@@ -98,7 +100,8 @@ pub fn run(plan: &Plan, worker: impl Fn(&Plan) -> Command) -> std::io::Result<Re
     let last = plan.cases.map_or(u64::MAX, |n| plan.first + n);
     while next < last && (plan.cases.is_some() || Instant::now() < end) {
         // To the end of its turn, so that one process has one engine and one number of vCPUs.
-        let batch = (BATCH - next % BATCH).min(last - next);
+        let most = if plan.profile == Profile::Images { IMAGES } else { BATCH };
+        let batch = (most - next % most).min(last - next);
         let part = Plan { first: next, cases: Some(batch), ..plan.clone() };
         let mut child = worker(&part).stdout(Stdio::piped()).spawn()?;
         let out = child.stdout.take().expect("it is piped");

@@ -9,6 +9,7 @@ use crate::image::{CheckReport, Image as _};
 use crate::storage::{be32, be64};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::ops::Range;
 
 /// log2 of the clusters that are counted in one block.
 const BLOCK: u32 = 6;
@@ -338,66 +339,79 @@ impl Check<'_> {
         let image = self.image;
         let storage = &*image.storage;
         let per_block = meta.refs.per_block();
+        let mut blocks: Vec<u64> = self.counted.blocks.keys().copied().collect();
+        blocks.sort_unstable();
         // Where the refcounts have blocks, or something was counted; each of our blocks is in one of theirs.
-        let mut places: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for (index, entry) in meta.refs.table.iter().enumerate() {
+        let is_own = |check: &Self, entry: u64| {
             let at = (entry & TABLE_OFFSET) >> image.cluster_bits;
-            if self.counted.get(at) == 1 && meta.refs.has_counts(storage, index).unwrap_or(false) {
-                places.insert(index as u64, Vec::new());
-            }
-        }
-        let has_counts: HashSet<u64> = places.keys().copied().collect();
-        for block in self.counted.blocks.keys() {
-            places.entry((block << BLOCK) / per_block).or_default().push(*block);
-        }
+            at != 0 && check.counted.get(at) == 1
+        };
+        let theirs =
+            (0..).zip(&meta.refs.table).filter(|(_, entry)| is_own(self, **entry)).map(|(place, _)| place);
+        let mut places: Vec<u64> = blocks.iter().map(|b| (b << BLOCK) / per_block).chain(theirs).collect();
+        places.sort_unstable();
+        places.dedup();
         let mut end = 0;
-        let windows = places.into_iter().flat_map(|(place, mut blocks)| {
-            blocks.sort_unstable();
-            let has_counts = has_counts.contains(&place);
-            let first = place * per_block..(place + 1) * per_block;
-            first.step_by(WINDOW as usize).filter_map(move |from| {
-                let range = from..(from + WINDOW).min((place + 1) * per_block);
-                let ours = |at: u64| blocks.partition_point(|b| *b < at >> BLOCK);
-                let ours = blocks[ours(range.start)..ours(range.end)].to_vec();
-                (has_counts || !ours.is_empty()).then_some((range, ours, has_counts))
-            })
-        });
-        for (range, blocks, has_counts) in windows {
-            let counts =
-                if has_counts { meta.refs.counts(storage, range).unwrap_or_default() } else { Vec::new() };
-            // By cluster: what is wanted, and what is there.
-            let mut both: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
-            for block in blocks {
-                let counted = self.counted.blocks.get(&block).into_iter().flat_map(|b| b.iter());
-                for (cluster, wanted) in (block << BLOCK..).zip(counted).filter(|(_, wanted)| **wanted > 0) {
-                    both.insert(cluster, (u64::from(*wanted), 0));
-                    end = end.max(cluster + 1);
+        for place in places {
+            let own = meta.refs.table.get(place as usize).is_some_and(|entry| is_own(self, *entry));
+            let has_counts = own && meta.refs.has_counts(storage, place as usize).unwrap_or(false);
+            let (first, last) = (place * per_block, (place + 1) * per_block);
+            for from in (first..last).step_by(WINDOW as usize) {
+                let range = from..(from + WINDOW).min(last);
+                let before = |at: u64| blocks.partition_point(|b| *b < at >> BLOCK);
+                let counted = &blocks[before(range.start)..before(range.end)];
+                if has_counts || !counted.is_empty() {
+                    end = end.max(self.compare_window(meta, repair, range, counted, has_counts)?);
                 }
-            }
-            for (cluster, count) in counts {
-                both.entry(cluster).or_default().1 = count;
-            }
-            for (cluster, (wanted, count)) in both {
-                if count == wanted {
-                    continue;
-                }
-                let fixed = repair && self.set(meta, cluster, wanted);
-                if count > wanted {
-                    self.report
-                        .note(|| format!("Leaked cluster {cluster} refcount={count} reference={wanted}"));
-                    if fixed { self.report.leaks_fixed += 1 } else { self.report.leaks += 1 }
-                } else {
-                    self.report
-                        .note(|| format!("ERROR cluster {cluster} refcount={count} reference={wanted}"));
-                    if fixed { self.report.corruptions_fixed += 1 } else { self.report.corruptions += 1 }
-                }
-            }
-            if repair && meta.refs.changed() > 16 {
-                meta.refs.write_back(storage, false)?;
             }
         }
         self.report.image_end_offset = end << image.cluster_bits;
         Ok(())
+    }
+
+    /// [`Self::compare`] of the clusters in `range`, all of one of the refcounts' blocks, of which `blocks` are
+    /// counted. The end of what is used there.
+    fn compare_window(
+        &mut self,
+        meta: &mut Meta,
+        repair: bool,
+        range: Range<u64>,
+        blocks: &[u64],
+        has_counts: bool,
+    ) -> io::Result<u64> {
+        let storage = &*self.image.storage;
+        let counts =
+            if has_counts { meta.refs.counts(storage, range).unwrap_or_default() } else { Vec::new() };
+        // By cluster: what is wanted, and what is there.
+        let mut both: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        let mut end = 0;
+        for block in blocks {
+            let counted = self.counted.blocks.get(block).into_iter().flat_map(|b| b.iter());
+            for (cluster, wanted) in (block << BLOCK..).zip(counted).filter(|(_, wanted)| **wanted > 0) {
+                both.insert(cluster, (u64::from(*wanted), 0));
+                end = end.max(cluster + 1);
+            }
+        }
+        for (cluster, count) in counts {
+            both.entry(cluster).or_default().1 = count;
+        }
+        for (cluster, (wanted, count)) in both {
+            if count == wanted {
+                continue;
+            }
+            let fixed = repair && self.set(meta, cluster, wanted);
+            if count > wanted {
+                self.report.note(|| format!("Leaked cluster {cluster} refcount={count} reference={wanted}"));
+                if fixed { self.report.leaks_fixed += 1 } else { self.report.leaks += 1 }
+            } else {
+                self.report.note(|| format!("ERROR cluster {cluster} refcount={count} reference={wanted}"));
+                if fixed { self.report.corruptions_fixed += 1 } else { self.report.corruptions += 1 }
+            }
+        }
+        if repair && meta.refs.changed() > 16 {
+            meta.refs.write_back(storage, false)?;
+        }
+        Ok(end)
     }
 
     fn set(&mut self, meta: &mut Meta, cluster: u64, count: u64) -> bool {
