@@ -429,9 +429,11 @@ pub enum One {
 impl One {
     /// What `i` moves, if it is MOVS, STOS or LODS and has no REP prefix.
     pub fn of(i: &Instruction) -> Option<Self> {
-        if i.has_rep_prefix() || i.has_repne_prefix() {
-            return None;
-        }
+        Self::each(i).filter(|_| !i.has_rep_prefix() && !i.has_repne_prefix())
+    }
+
+    /// What each repetition of `i` moves, if it is MOVS, STOS or LODS.
+    fn each(i: &Instruction) -> Option<Self> {
         Some(match i.code() {
             Code::Movsb_m8_m8 => Self::Movs(1),
             Code::Movsw_m16_m16 => Self::Movs(2),
@@ -460,19 +462,13 @@ pub(crate) fn select<E: Exec>(i: &Instruction, _: &Op) -> Option<E::Handler> {
 }
 
 pub(crate) fn lookup(i: &Instruction) -> Option<Helper> {
+    match One::each(i) {
+        Some(One::Movs(n)) => return by_width!(n, W => Helper::straight(movs::<W>)),
+        Some(One::Stos(n)) => return by_width!(n, W => Helper::straight(stos::<W>)),
+        Some(One::Lods(n)) => return by_width!(n, W => Helper::straight(lods::<W>)),
+        None => {}
+    }
     match i.code() {
-        Code::Movsb_m8_m8 => Helper::straight(movs::<W8>),
-        Code::Movsw_m16_m16 => Helper::straight(movs::<W16>),
-        Code::Movsd_m32_m32 => Helper::straight(movs::<W32>),
-        Code::Movsq_m64_m64 => Helper::straight(movs::<W64>),
-        Code::Stosb_m8_AL => Helper::straight(stos::<W8>),
-        Code::Stosw_m16_AX => Helper::straight(stos::<W16>),
-        Code::Stosd_m32_EAX => Helper::straight(stos::<W32>),
-        Code::Stosq_m64_RAX => Helper::straight(stos::<W64>),
-        Code::Lodsb_AL_m8 => Helper::straight(lods::<W8>),
-        Code::Lodsw_AX_m16 => Helper::straight(lods::<W16>),
-        Code::Lodsd_EAX_m32 => Helper::straight(lods::<W32>),
-        Code::Lodsq_RAX_m64 => Helper::straight(lods::<W64>),
         Code::Cmpsb_m8_m8 => Helper::straight(cmps::<W8>),
         Code::Cmpsw_m16_m16 => Helper::straight(cmps::<W16>),
         Code::Cmpsd_m32_m32 => Helper::straight(cmps::<W32>),

@@ -12,7 +12,7 @@ use mynah_cpu::exec::{Exec, Sem, cc};
 use mynah_cpu::flags::{AUX_AF, AUX_CF, AUX_PO, AUX_TOP};
 use mynah_cpu::op::{CHECKED, Helper, LOCK, Op};
 use mynah_cpu::state::{fl, gpr};
-use mynah_cpu::width::Width;
+use mynah_cpu::width::{W16, W32, W64, Width};
 
 /// The type of width W.
 fn ty<W: Width>() -> Type {
@@ -421,16 +421,11 @@ impl<'a> Exec for Translator<'a> {
         let old = self.var(r);
         let up = self.add_const(old, bytes as i64);
         let new = self.b.ins().isub(up, down);
-        let new = match op.ashift & 63 {
-            0 => new,
-            32 => self.b.ins().band_imm_u(new, 0xffff_ffff),
-            _ => {
-                let high = self.b.ins().band_imm_s(old, !0xffff);
-                let low = self.b.ins().band_imm_u(new, 0xffff);
-                self.b.ins().bor(high, low)
-            }
-        };
-        self.set_var(r, new);
+        match op.ashift & 63 {
+            0 => self.set_reg::<W64>(r as u8, new),
+            32 => self.set_reg::<W32>(r as u8, new),
+            _ => self.set_reg::<W16>(r as u8, new),
+        }
     }
 
     fn add<W: Width>(&mut self, a: Value, b: Value) -> Value {
