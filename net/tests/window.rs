@@ -3,7 +3,7 @@
 mod common;
 
 use common::byte;
-use common::raw::{ACK, PSH, RST, Raw, Tcp};
+use common::raw::{ACK, PSH, RST, Raw, SYN, Tcp};
 use mynah_net::user::Config;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -320,4 +320,80 @@ fn an_answer_takes_the_acknowledgement_with_it_on_a_card_that_paces_its_interrup
     raw.poll.advance(Duration::from_millis(1));
     let answer = raw.wait();
     assert_eq!((answer.ack, answer.data.len()), (seq, 0));
+}
+
+#[test]
+fn a_guest_is_told_what_has_come_too_early() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let raw = Raw::new(Config::default(), true);
+    // One that does not say that it understands is told nothing.
+    for (from, options) in [(1000, &OPTIONS[..]), (1001, &[&OPTIONS[..], &[1, 1, 4, 2]].concat())] {
+        let ports = (from, port);
+        raw.tcp(Tcp { ports, seq: 100, flags: SYN, options, ..Tcp::default() });
+        let answer = std::iter::repeat_with(|| raw.wait()).find(|s| s.ports.1 == from).unwrap();
+        let understands = options.len() > OPTIONS.len();
+        assert_eq!(answer.options.windows(2).any(|w| w == [4, 2]), understands, "{:?}", answer.options);
+        let ack = answer.seq.wrapping_add(1);
+        raw.tcp(Tcp { ports, seq: 101, ack, flags: ACK, ..Tcp::default() });
+        while raw.next().is_some() {}
+        let mut server = listener.accept().unwrap().0;
+        let data: Vec<u8> = (0..3000).map(|i| byte(i, 3)).collect();
+        let send = |from: usize, end: usize| {
+            let (seq, data) = (101 + from as u32, &data[from..end]);
+            raw.tcp(Tcp { ports, seq, ack, flags: ACK, data, ..Tcp::default() });
+            let seen = std::iter::from_fn(|| raw.next()).last().expect("an answer at once");
+            let blocks = seen.options.get(4..).unwrap_or_default().as_chunks::<4>().0;
+            let place = |b: &[u8; 4]| u32::from_be_bytes(*b).wrapping_sub(101);
+            let blocks: Vec<[u32; 2]> =
+                blocks.as_chunks::<2>().0.iter().map(|b| b.each_ref().map(place)).collect();
+            if !blocks.is_empty() {
+                assert_eq!(seen.options[..4], [1, 1, 5, 2 + 8 * blocks.len() as u8]);
+            }
+            (seen.ack - 101, blocks)
+        };
+        // What has come last is told first, what is together is one block, and there are four of them.
+        let told = [
+            (send(200, 300), vec![[200, 300]]),
+            (send(600, 700), vec![[600, 700], [200, 300]]),
+            (send(300, 400), vec![[200, 400], [600, 700]]),
+            (send(800, 900), vec![[800, 900], [200, 400], [600, 700]]),
+            (send(1000, 1100), vec![[1000, 1100], [200, 400], [600, 700], [800, 900]]),
+            (send(1200, 1300), vec![[1200, 1300], [200, 400], [600, 700], [800, 900]]),
+        ];
+        for ((acknowledged, told), want) in told {
+            assert_eq!((acknowledged, told), (0, if understands { want } else { Vec::new() }));
+        }
+        let (acknowledged, told) = send(0, 200);
+        assert_eq!(acknowledged, 400);
+        assert_eq!(told.len(), if understands { 4 } else { 0 });
+        assert_eq!(send(0, 3000), (3000, Vec::new()));
+        let mut got = vec![0; 3000];
+        server.read_exact(&mut got).unwrap();
+        assert!(got == data);
+    }
+}
+
+#[test]
+fn the_time_for_an_answer_does_not_grow_while_the_guest_answers() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let raw = Raw::new(Config::default(), true);
+    let mut ack = raw.open(1000, port, &OPTIONS);
+    let mut server = listener.accept().unwrap().0;
+    server.write_all(&[7; 20_000]).unwrap();
+    let mut sent = 0;
+    while sent < 20_000 {
+        sent += raw.wait().data.len();
+    }
+    for n in 0..12 {
+        // All of it is lost, but for 1,000 bytes.
+        ack = ack.wrapping_add(1000);
+        raw.tcp(Tcp { ports: (1000, port), seq: 101, ack, flags: ACK, ..Tcp::default() });
+        raw.poll.advance(Duration::from_millis(250));
+        raw.poll.turn(&raw.user, Duration::ZERO);
+        let again = raw.next().unwrap_or_else(|| panic!("it is not sent again (the {n}th time)"));
+        assert_eq!(again.seq, ack);
+        while raw.next().is_some() {}
+    }
 }

@@ -54,6 +54,7 @@ pub struct Seen {
     pub ack: u32,
     pub flags: u8,
     pub window: u16,
+    pub options: Vec<u8>,
     pub data: Vec<u8>,
     pub gso: Option<Gso>,
 }
@@ -195,6 +196,7 @@ impl Raw {
                 ack: word(42),
                 flags: f[47],
                 window: half(48),
+                options: f[54..data].to_vec(),
                 data: f[data..14 + usize::from(half(16))].to_vec(),
                 gso: offload.gso,
             });

@@ -125,6 +125,10 @@ pub(super) struct Flow {
     pub out: Ring,
     /// What came too early: sequence number and bytes, sorted, none over another.
     pub pieces: Vec<(u32, Vec<u8>)>,
+    /// The sequence number of the one that came last.
+    pub latest: u32,
+    /// Whether the guest is told of them (RFC 2018): it has said that it understands.
+    pub sack: bool,
     pub fin_in: bool,
     /// The guest closed first, so that it is the one who waits (RFC 9293, 3.6).
     pub passive: bool,
@@ -197,6 +201,8 @@ impl Flow {
             rcv_adv: 0,
             out: Ring::default(),
             pieces: Vec::new(),
+            latest: 0,
+            sack: false,
             fin_in: false,
             passive: false,
             shut: false,

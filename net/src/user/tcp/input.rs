@@ -12,9 +12,10 @@ pub(in crate::user) struct Segment<'a> {
     pub ack: u32,
     pub flags: u8,
     pub window: u16,
-    /// Of a SYN: maximum segment size and window scale.
+    /// Of a SYN: maximum segment size, window scale, and whether selective acknowledgements are understood.
     pub mss: Option<u16>,
     pub scale: Option<u8>,
+    pub sack: bool,
     pub data: Slices<'a>,
     pub len: usize,
 }
@@ -30,6 +31,7 @@ impl<'a> Segment<'a> {
             window: packet.window_len(),
             mss: None,
             scale: None,
+            sack: false,
             len: data.iter().map(|d| d.len()).sum(),
             data,
         };
@@ -43,6 +45,7 @@ impl<'a> Segment<'a> {
                     TcpOption::MaxSegmentSize(mss) => segment.mss = Some(mss),
                     // More than 14 counts as 14 (RFC 7323, 2.3).
                     TcpOption::WindowScale(n) => segment.scale = Some(n.min(14)),
+                    TcpOption::SackPermitted => segment.sack = true,
                     _ => {}
                 }
                 options = rest;
@@ -84,7 +87,7 @@ impl Flow {
         let least = if self.key.guest.is_ipv4() { 536 } else { 1220 };
         let said = usize::from(s.mss.unwrap_or(least)).max(64);
         self.mss = said.min(core.mss(self.key.guest.ip()));
-        self.scale = s.scale;
+        (self.scale, self.sack) = (s.scale, s.sack);
         (self.edge, self.max_wnd) = (self.una.wrapping_add(s.window.into()), s.window.into());
         (self.wl1, self.wl2) = (s.seq, s.ack);
         self.rcv_adv = self.rcv_nxt;
@@ -236,11 +239,14 @@ impl Flow {
                 self.nxt = self.una;
             }
             self.dup = 0;
-            if let Some((seq, at)) = self.timed
-                && !before(s.ack, seq)
-            {
-                self.timed = None;
-                self.sample(core.now.saturating_duration_since(at));
+            match self.timed {
+                Some((seq, at)) if !before(s.ack, seq) => {
+                    self.timed = None;
+                    self.sample(core.now.saturating_duration_since(at));
+                }
+                // Something gets there. While all that is sent is sent again there is no sample, and the time would
+                // only ever double.
+                _ => self.rto = self.usual_rto(),
             }
             self.rto_at = None;
             match self.recover {
@@ -294,6 +300,7 @@ impl Flow {
             } else {
                 let fits = (window as usize).saturating_sub(offset as usize).min(s.len);
                 self.keep(core, s.seq, &cut(&s.data, 0, fits));
+                self.latest = s.seq;
                 // At once, so that it is seen as missing (RFC 5681, 4.2).
                 self.send_ack(core);
                 return Ok(());

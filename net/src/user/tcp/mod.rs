@@ -12,8 +12,10 @@
 //! * There is no congestion control towards the guest: the link is memory. Loss is repaired all the same (RFC 6298
 //!   timer, fast retransmit, window probes).
 //! * FIN and RST pass both ways, each after the data before it.
+//! * A guest that understands it is told what of its data has come too early (RFC 2018); what it says of that itself is
+//!   not looked at.
 //!
-//! Missing on purpose: selective acknowledgements, time stamps, ECN; the host's TCP has its own with the peer.
+//! Missing on purpose: time stamps, ECN; the host's TCP has its own with the peer.
 mod flow;
 mod input;
 mod output;
@@ -216,8 +218,8 @@ impl Tcp {
         let key = Key { guest, remote };
         let token = core.token(kind::TCP);
         let Ok(mut flow) = Flow::new(core, token, key, Arc::new(socket), Phase::SynSent) else { return };
-        // We scale, if the guest does.
-        flow.scale = Some(0);
+        // We scale, and acknowledge selectively, if the guest does.
+        (flow.scale, flow.sack) = (Some(0), true);
         flow.send_syn(core);
         let fate = flow.pump(core);
         self.keys.insert(key, token);

@@ -5,6 +5,7 @@ use super::flow::{
 use crate::user::core::Core;
 use crate::user::ip;
 use crate::{Frame, Gso, Offload, Partial};
+use smallvec::SmallVec;
 use smoltcp::wire::TcpPacket;
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -33,6 +34,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(75);
 const TIME_WAIT: Duration = Duration::from_secs(30);
 /// What is read in one turn of the loop.
 const TURN: usize = 1 << 20;
+/// Blocks of data out of order that an acknowledgement tells of, and bytes for its options: 40 are the most there may be.
+const SACK_BLOCKS: usize = 4;
+const OPTIONS: usize = 40;
 /// The most data in one frame: with its headers it is an IP packet.
 const LONGEST: usize = 65_535 - 120;
 
@@ -70,7 +74,7 @@ impl Flow {
     fn segment(&mut self, core: &mut Core, seq: u32, flags: u8, from: usize, len: usize) -> bool {
         let (guest, remote) = (self.key.guest, self.key.remote);
         let free = self.window(core);
-        let mut options = [0; 8];
+        let mut options = [0; OPTIONS];
         let mut options_len = 0;
         let shift = if flags & SYN != 0 { 0 } else { self.scale.map_or(0, |_| SCALE) };
         if flags & SYN != 0 {
@@ -82,6 +86,12 @@ impl Flow {
                 options[4..8].copy_from_slice(&[1, 3, 3, SCALE]);
                 options_len = 8;
             }
+            if self.sack {
+                options[options_len..][..4].copy_from_slice(&[1, 1, 4, 2]);
+                options_len += 4;
+            }
+        } else if flags == ACK && len == 0 && self.sack && !self.pieces.is_empty() {
+            options_len = self.sack(&mut options);
         }
         // The end of the window never goes back (RFC 9293, 3.8.6).
         let told = self.rcv_adv.wrapping_sub(self.rcv_nxt);
@@ -90,12 +100,12 @@ impl Flow {
         let ack = if flags & ACK != 0 { self.rcv_nxt } else { 0 };
         let h = Header { seq, ack, flags, window: window as u16 };
 
-        let mut head = [0; ip::ETHERNET + 40 + 28];
+        let mut head = [0; ip::ETHERNET + 40 + 20 + OPTIONS];
         let transport_len = 20 + options_len + len;
         let Some(macs) = core.macs(guest.ip()) else {
             // Sent when the guest has told its address; data is sent again by the timer.
             if len == 0 {
-                let mut bytes = [0; 28];
+                let mut bytes = [0; 20 + OPTIONS];
                 let n = header(&mut bytes, remote, guest, &h, &options[..options_len]);
                 ip::fill(remote.ip(), guest.ip(), ip::TCP, &mut bytes[..n], 16, &[]);
                 core.packet(remote.ip(), guest.ip(), ip::TCP, 64, &bytes[..n]);
@@ -397,6 +407,38 @@ impl Flow {
             Some((srtt, var)) => ((srtt * 7 + took) / 8, (var * 3 + srtt.abs_diff(took)) / 4),
         };
         self.srtt = Some((srtt, var));
-        self.rto = (srtt + var * 4).clamp(LEAST_RTO, MOST_RTO);
+        self.rto = self.usual_rto();
+    }
+
+    /// How long an answer may take, as far as is known.
+    pub fn usual_rto(&self) -> Duration {
+        self.srtt.map_or(LEAST_RTO, |(srtt, var)| (srtt + var * 4).clamp(LEAST_RTO, MOST_RTO))
+    }
+
+    /// What has come too early, as a segment tells of it (RFC 2018, 3): how long the option is. What came last is in the
+    /// first block (4), so that a guest knows what each segment has done.
+    fn sack(&self, out: &mut [u8; OPTIONS]) -> usize {
+        let mut blocks: SmallVec<[(u32, u32); 8]> = SmallVec::new();
+        for (seq, bytes) in &self.pieces {
+            let end = seq.wrapping_add(bytes.len() as u32);
+            match blocks.last_mut() {
+                Some((_, last)) if *last == *seq => *last = end,
+                _ => blocks.push((*seq, end)),
+            }
+        }
+        let has = |&(from, end): &(u32, u32)| !before(self.latest, from) && before(self.latest, end);
+        if let Some(at) = blocks.iter().position(has) {
+            blocks[..=at].rotate_right(1);
+        }
+        blocks.truncate(SACK_BLOCKS);
+        if blocks.is_empty() {
+            return 0;
+        }
+        out[..4].copy_from_slice(&[1, 1, 5, 2 + 8 * blocks.len() as u8]);
+        for (place, (from, end)) in out[4..].as_chunks_mut::<8>().0.iter_mut().zip(&blocks) {
+            place[..4].copy_from_slice(&from.to_be_bytes());
+            place[4..].copy_from_slice(&end.to_be_bytes());
+        }
+        4 + 8 * blocks.len()
     }
 }
