@@ -20,6 +20,7 @@ use std::sync::{Arc, OnceLock, Weak};
 pub mod e1000;
 pub mod microwire;
 pub mod rtl8139;
+pub(crate) mod toeplitz;
 
 /// The properties that all cards have, in front of a card's own.
 #[macro_export]

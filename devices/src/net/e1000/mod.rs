@@ -4,6 +4,7 @@
 //!   registers.rs   what reads and writes do     regs.rs   names, offsets, bits, registers that only keep
 //!   tx.rs          descriptors to frames        segment.rs   segmentation
 //!   rx.rs          frames to descriptors        packet.rs    headers and checksums of what has come
+//!   rss.rs         which ring
 //!   irq.rs         causes, delays, throttling   eeprom.rs, phy.rs   behind EECD, EERD and MDIC      ring.rs   rings
 //! ```
 //!
@@ -13,7 +14,7 @@
 //!
 //! On purpose absent: collisions, flow control (its registers are kept), wake-up and manageability (kept as well), the
 //! packet buffer memory, frames whose checksum software appends (IFCS is taken for granted), and on the 82574 the bits
-//! of its SPI bus, time stamps of frames and receive-side scaling. A received frame's own checksum (without RCTL.SECRC) is zeros.
+//! of its SPI bus and time stamps of frames. A received frame's own checksum (without RCTL.SECRC) is zeros.
 //!
 //! Locks: `control`, then `tx`, which is held while a frame goes to the back end, then `rx`, then `irq`, then the
 //! function's. The back end holds its own while it gives a frame, which takes `rx` and `irq` alone; it is woken with
@@ -47,6 +48,7 @@ mod phy;
 mod registers;
 mod regs;
 mod ring;
+mod rss;
 mod rx;
 mod segment;
 #[cfg(test)]

@@ -43,6 +43,19 @@ impl Summary {
         (end <= self.end).then_some(end)
     }
 
+    /// Source and destination, and whether these are IPv6's.
+    pub(super) fn addresses<'a>(&self, bytes: &'a [u8]) -> Option<(&'a [u8], bool)> {
+        let ip = self.ip?;
+        let range = if self.v6 { ip + 8..ip + 40 } else { ip + 12..ip + 20 };
+        Some((bytes.get(range)?, self.v6))
+    }
+
+    /// The ports of a TCP segment that is whole.
+    pub(super) fn tcp_ports<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let (at, _) = self.transport.filter(|(at, protocol)| *protocol == TCP && at + 4 <= self.end)?;
+        bytes.get(at..at + 4)
+    }
+
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut ip = ETHERNET;
         if word(bytes, ip - 2)? == 0x8100 {

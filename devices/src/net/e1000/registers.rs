@@ -438,6 +438,9 @@ impl Adapter {
             _ => {
                 if let Some((n, mask)) = plain(at) {
                     control.plain[n] = value & mask;
+                    if let RETA..RSSRK_END = at {
+                        self.rx.lock().rss.write(at, value);
+                    }
                 }
             }
         }
@@ -484,7 +487,15 @@ impl Adapter {
         self.vlan.store(control.vlan(), Ordering::Relaxed);
         self.up.store(control.link, Ordering::Relaxed);
         self.set_loopback(super::LOOPBACK_PHY, control.phy.loopback());
-        self.set_loopback(super::LOOPBACK_MAC, self.rx.lock().loops());
+        {
+            let mut rx = self.rx.lock();
+            for at in (RETA..RSSRK_END).step_by(4) {
+                if let Some((n, _)) = plain(at) {
+                    rx.rss.write(at, control.plain[n]);
+                }
+            }
+            self.set_loopback(super::LOOPBACK_MAC, rx.loops());
+        }
         self.phy_timer.set(control.phy.negotiated_at);
     }
 

@@ -55,6 +55,7 @@ pub(super) const MRQC: u32 = 0x5818;
 pub(super) const SWSM: u32 = 0x5b50;
 pub(super) const RETA: u32 = 0x5c00;
 pub(super) const RSSRK: u32 = 0x5c80;
+pub(super) const RSSRK_END: u32 = RSSRK + 40;
 
 /// Time stamps: TIMINCA says by how much the counter grows, and in how many units of 40 ns.
 pub(super) const SYSTIML: u32 = 0xb600;
@@ -100,6 +101,16 @@ pub(super) mod rxcsum {
     pub const TUOFL: u32 = 1 << 9;
     pub const IPV6OFL: u32 = 1 << 10;
     pub const PCSD: u32 = 1 << 13;
+}
+/// Bits of MRQC (316080, 10.2.6.13): how many rings there are for what comes, and which hashes.
+pub(super) mod mrqc {
+    pub const QUEUES: u32 = 3;
+    pub const RSS: u32 = 1;
+    pub const TCP_IPV4: u32 = 1 << 16;
+    pub const IPV4: u32 = 1 << 17;
+    pub const TCP_IPV6: u32 = 1 << 18;
+    pub const IPV6_EX: u32 = 1 << 19;
+    pub const IPV6: u32 = 1 << 20;
 }
 pub(super) mod rfctl {
     pub const EXSTEN: u32 = 1 << 15;

@@ -2,8 +2,9 @@
 //!
 //! A frame for which there are no descriptors is not taken: the back end keeps it until the guest has moved the tail.
 use super::packet::Summary;
-use super::regs::{cause, rctl, rfctl, rxcsum};
+use super::regs::{cause, mrqc, rctl, rfctl, rxcsum};
 use super::ring::{DESCRIPTOR, Ring};
+use super::rss::{Choice, Rss};
 use super::tx::size_class;
 use super::{Adapter, Model, VME};
 use mynah_net::checksum::checksum;
@@ -68,6 +69,9 @@ pub(super) struct Rx {
     /// A frame was not taken.
     pub(super) starved: bool,
     pub(super) stats: Received,
+    /// What RETA and RSSRK say, which are saved with the other registers.
+    #[serde(skip)]
+    pub(super) rss: Rss,
     /// Where a frame in parts is put together.
     #[serde(skip)]
     buffer: Vec<u8>,
@@ -89,6 +93,7 @@ impl Rx {
             vlans: vec![0; 128],
             starved: false,
             stats: Received::default(),
+            rss: Rss::default(),
             buffer: Vec::new(),
         }
     }
@@ -142,7 +147,15 @@ impl Rx {
 
     /// Whether a descriptor is there.
     pub(super) fn has_room(&self, model: Model) -> bool {
-        self.control & rctl::EN != 0 && self.rings[0].available(self.descriptor_size(model)) > 0
+        let has = |ring: &Ring| ring.available(self.descriptor_size(model)) > 0;
+        self.control & rctl::EN != 0 && self.rings[..self.used(model)].iter().all(has)
+    }
+
+    /// How many rings what comes goes to: one that the guest has not set up has no say.
+    fn used(&self, model: Model) -> usize {
+        let two =
+            self.mrqc & mrqc::QUEUES == mrqc::RSS && self.rings[1].is_sound(self.descriptor_size(model));
+        if two { 2 } else { 1 }
     }
 
     /// Whether a frame for this address, with this tag, is the guest's; and whether only a filter says so that lets
@@ -216,6 +229,7 @@ struct Inward<'a> {
     /// Bytes that go into the first descriptor's first buffer alone, if it is split.
     header: usize,
     summary: Summary,
+    choice: Choice,
 }
 
 impl Inward<'_> {
@@ -287,8 +301,9 @@ impl Adapter {
         let zeros = padding + if rx.control & rctl::SECRC == 0 { FCS } else { 0 };
         let first = if stripped.is_some() { 12 } else { bytes.len() };
         let parts = [&bytes[..first], bytes.get(rest.max(first)..).unwrap_or_default()];
-        let mut inward =
-            Inward { parts, zeros, status: 0, tag: 0, sum: 0, header: 0, summary: Summary::of(bytes) };
+        let summary = Summary::of(bytes);
+        let choice = rx.choose(bytes, &summary, rx.is_extended(self.model));
+        let mut inward = Inward { parts, zeros, status: 0, tag: 0, sum: 0, header: 0, summary, choice };
         let sizes = rx.buffers(self.model);
         let each = sizes.iter().sum::<usize>().max(1);
         let mut first = each;
@@ -301,10 +316,13 @@ impl Adapter {
         }
         let needed = 1 + inward.len().saturating_sub(first).div_ceil(each) as u32;
         let size = rx.descriptor_size(self.model);
-        let ring = &rx.rings[0];
+        let ring = &rx.rings[choice.ring];
         let count = ring.count(size);
         if ring.available(size) < needed {
-            if looped || (needed >= count && ring.is_sound(size)) {
+            // What is never to have room is not waited for, nor is a second ring that is none.
+            let sound = ring.is_sound(size);
+            let never = if sound { needed >= count } else { choice.ring > 0 };
+            if looped || never {
                 rx.stats.missed = rx.stats.missed.saturating_add(1);
                 self.raise(cause::RXO);
                 return true;
@@ -329,15 +347,15 @@ impl Adapter {
                 inward.parts[1].get(skip.saturating_sub(inward.parts[0].len())..).unwrap_or_default();
             inward.sum = checksum(&[first, second], 0);
         }
-        if !self.fill(rx, 0, &inward) {
+        if !self.fill(rx, choice.ring, &inward) {
             rx.starved = true;
             return false;
         }
         rx.stats.total = rx.stats.total.saturating_add(1);
         rx.stats.total_octets = rx.stats.total_octets.saturating_add((bytes.len().max(LEAST) + FCS) as u64);
         rx.count(*to, bytes.len().max(LEAST));
-        let ring = &rx.rings[0];
-        let mut causes = cause::RXT0 | cause::RXQ0;
+        let ring = &rx.rings[choice.ring];
+        let mut causes = cause::RXT0 | cause::RXQ0 << choice.ring;
         // RDMTS: a half, a quarter or an eighth of the ring (13.4.22).
         let threshold = ring.count(size) >> (1 + (rx.control >> 8 & 3).min(2));
         if ring.available(size) <= threshold {
@@ -395,7 +413,12 @@ impl Adapter {
             let _ = if extended {
                 let [id_0, id_1] = inward.summary.ip_id.to_le_bytes();
                 let mut back = [0; 2 * DESCRIPTOR as usize];
-                if rx.rxcsum & rxcsum::PCSD == 0 {
+                if rx.rxcsum & rxcsum::PCSD != 0 {
+                    // MRQ: the kind of the hash, and the ring; then the hash.
+                    let Choice { ring, hash, kind } = inward.choice;
+                    back[..4].copy_from_slice(&(kind | (ring as u32) << 8).to_le_bytes());
+                    back[4..8].copy_from_slice(&hash.to_le_bytes());
+                } else {
                     back[4..8].copy_from_slice(&[id_0, id_1, sum_0, sum_1]);
                 }
                 back[8..12].copy_from_slice(&status.to_le_bytes());

@@ -1,6 +1,7 @@
 //! Receive-side scaling (5.1.6.5.7.1): the driver gives a key and a table, and a frame goes to the pair of queues that
 //! the table has for the Toeplitz hash of where it comes from and goes to.
 use super::filter::{Ends, TCP, UDP};
+use crate::net::toeplitz;
 use mynah_net::Frame;
 use serde::{Deserialize, Serialize};
 
@@ -56,20 +57,8 @@ impl Rss {
         }
     }
 
-    /// For each bit that is set, the 32 bits of the key that begin where the bit is; zeros are behind the key.
     fn toeplitz<'a>(&self, bytes: impl Iterator<Item = &'a u8>) -> u32 {
-        let mut key = self.key.iter().copied().chain(std::iter::repeat(0));
-        let mut window = (0..4).fold(0, |w, _| w << 8 | u64::from(key.next().unwrap_or(0)));
-        let mut hash = 0;
-        for byte in bytes {
-            window = window << 8 | u64::from(key.next().unwrap_or(0));
-            for bit in 0..8 {
-                if byte >> (7 - bit) & 1 != 0 {
-                    hash ^= (window >> (8 - bit)) as u32;
-                }
-            }
-        }
-        hash
+        toeplitz::hash(&self.key, bytes)
     }
 }
 
