@@ -4,7 +4,8 @@
 //!
 //! The disk is made of Debian's packages, once, and kept (`tests/common/debian.rs`):
 //! `cargo test --release --test services -- --ignored --test-threads=1`. All services but apt's are of this test, on
-//! the host's loopback. MYNAH_QUIET is how many seconds a connection has nothing to say (600).
+//! the host's loopback. MYNAH_QUIET is how many seconds a connection has nothing to say (600); MYNAH_OPTIONS has more
+//! options for the machine, such as `-object filter-dump,id=f,netdev=n0,file=x.pcap`.
 #![cfg(unix)]
 #[allow(dead_code, reason = "it drives machines by their consoles")]
 mod common;
@@ -144,6 +145,7 @@ impl Debian {
         };
         program.args(own).args(["-fw_cfg", &script, "-drive", &drive, "-append", append]);
         program.args(["-kernel", text(&kernel), "-initrd", text(&initrd)]).args(args);
+        program.args(std::env::var("MYNAH_OPTIONS").iter().flat_map(|options| options.split_whitespace()));
         let mut machine = Machine::of(&mut program).patient(LIMIT);
         machine.until("debian login: ");
         eprintln!("  login: after {:?}", start.elapsed());
@@ -306,6 +308,30 @@ fn a_quiet_connection_lasts() {
     let mut guest = Debian::boot(&system, &folder, &[], &["-nic", "user,model=virtio-net-pci"], &script);
     let said = guest.script();
     assert_eq!(key_lines(&said, &["KEY "]), ["KEY before", "KEY after"], "{said}");
+    guest.power_down();
+}
+
+#[test]
+#[ignore = "boots Debian from a disk"]
+fn a_folder_of_the_host_s_is_a_share() {
+    if !tools(&[("/usr/sbin/smbd", "samba")]) {
+        return;
+    }
+    let Some(system) = System::with_network() else { return };
+    let (folder, shared) = (Folder::new("services"), Folder::new("share"));
+    let bytes = bytes(COPIED);
+    shared.file("from the host", &bytes);
+    let nic = format!("user,model=virtio-net-pci,smb={}", shared.0.display());
+    let script = "cd /tmp\n\
+                  smbclient -N //10.0.2.4/qemu -c 'ls' | grep -o 'from the host' | sed 's/^/KEY LISTED /'\n\
+                  smbclient -N //10.0.2.4/qemu -c 'get \"from the host\" there; mkdir made; cd made; put there back'\n\
+                  echo \"KEY GOT $(sha256sum < there | cut -c1-16)\"\n";
+    let mut guest = Debian::boot(&system, &folder, &[], &["-nic", &nic], script);
+    let said = guest.script();
+    let listed = "KEY LISTED from the host".to_owned();
+    assert_eq!(key_lines(&said, &["KEY "]), [listed, format!("KEY GOT {}", digest(&bytes))], "{said}");
+    let back = std::fs::read(shared.0.join("made/back")).expect("what the guest has put there");
+    assert!(back == bytes, "{} bytes came back", back.len());
     guest.power_down();
 }
 

@@ -251,7 +251,8 @@ fn ports_of_the_host_lead_to_the_guest() {
 #[test]
 fn programs_and_sockets_are_behind_addresses_of_the_network() {
     let server = "10.0.2.100:7".parse().unwrap();
-    let forward = GuestForward { server, to: Behind::Command("tr a-z A-Z".into()) };
+    // One that ends as smbd does: with a signal to all of its process group.
+    let forward = GuestForward { server, to: Behind::Command("tr a-z A-Z; kill 0".into()) };
     let mut g = Guest::new(Config { guest_forwards: vec![forward], restrict: true, ..Config::default() });
     let h = g.connect(server, 4096);
     g.until("a connection", |g| g.socket(h).may_send());

@@ -397,3 +397,57 @@ fn the_time_for_an_answer_does_not_grow_while_the_guest_answers() {
         while raw.next().is_some() {}
     }
 }
+
+#[test]
+fn a_guest_s_time_stamps_are_answered_and_old_ones_are_none() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let raw = Raw::new(Config::default(), true);
+    let stamp = |ours: u32, theirs: u32| {
+        let mut option = vec![1, 1, 8, 10];
+        option.extend(ours.to_be_bytes());
+        option.extend(theirs.to_be_bytes());
+        option
+    };
+    // Ours, and the one that is answered; behind the SYN's other options.
+    let stamps = |options: &[u8]| {
+        let at = options.windows(2).position(|w| w == [8, 10]).expect("time stamps") + 2;
+        [0, 4].map(|n| u32::from_be_bytes(*options[at + n..].first_chunk().unwrap()))
+    };
+    let ports = (1000, port);
+    let options = [&OPTIONS[..], &[1, 1, 4, 2], &stamp(5000, 0)].concat();
+    raw.tcp(Tcp { ports, seq: 100, flags: SYN, options: &options, ..Tcp::default() });
+    let answer = raw.wait();
+    let [first, theirs] = stamps(&answer.options);
+    assert_eq!(theirs, 5000);
+    let ack = answer.seq.wrapping_add(1);
+    raw.tcp(Tcp { ports, seq: 101, ack, flags: ACK, options: &stamp(5001, first), ..Tcp::default() });
+    while raw.next().is_some() {}
+    let mut server = listener.accept().unwrap().0;
+    raw.poll.advance(Duration::from_millis(70));
+    let send = |seq: u32, at: u32, data: &[u8]| {
+        let options = &stamp(at, first);
+        raw.tcp(Tcp { ports, seq, ack, flags: ACK | PSH, options, data });
+        let seen = std::iter::from_fn(|| raw.next()).last().expect("an answer at once");
+        let [ours, theirs] = stamps(&seen.options);
+        assert!((70..5000).contains(&ours.wrapping_sub(first)), "{} ms", ours.wrapping_sub(first));
+        (seen.ack, theirs, seen.options.len())
+    };
+    assert_eq!(send(101, 5010, b"one"), (104, 5010, 12));
+    // What is too early does not count, as it may have overtaken others; three blocks fit beside the stamps.
+    for n in 1..5 {
+        let len = 12 + 4 + 8 * n.min(3);
+        assert_eq!(send(104 + 10 * n as u32, 5030, b"far"), (104, 5010, len));
+    }
+    // One from before another is thrown away.
+    assert_eq!(send(104, 5009, b"old").0, 104);
+    assert_eq!(send(104, 5040, b"new").0, 107);
+    let mut got = [0; 6];
+    server.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"onenew");
+    // Segments to the guest are shorter by the stamps.
+    server.write_all(&[7; 5000]).unwrap();
+    let seen = std::iter::repeat_with(|| raw.wait()).find(|s| !s.data.is_empty()).unwrap();
+    assert_eq!((seen.gso.map(|g| g.size), seen.data.len()), (Some(1448), 5000));
+    assert_eq!(stamps(&seen.options)[1], 5040);
+}

@@ -45,7 +45,7 @@ const NETWORKS: Recipe = Recipe {
     options: &[
         "--variant=minbase",
         "--include=linux-image-amd64,systemd-sysv,udev,dbus,initramfs-tools,e2fsprogs,ifupdown,isc-dhcp-client,\
-         iproute2,iputils-ping,openssh-server,curl,iperf3,bind9-dnsutils,python3-minimal,ethtool",
+         iproute2,iputils-ping,openssh-server,curl,iperf3,bind9-dnsutils,python3-minimal,ethtool,smbclient",
         "--customize-hook=chroot \"$1\" passwd -d root",
         "--customize-hook=echo debian >\"$1/etc/hostname\"",
         "--customize-hook=echo 'LABEL=root / ext4 errors=remount-ro 0 1' >\"$1/etc/fstab\"",

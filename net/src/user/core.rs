@@ -142,6 +142,7 @@ pub(super) struct Core {
     pub nic: Option<Arc<dyn Nic>>,
     pub takes: Takes,
     pub now: Instant,
+    began: Instant,
     pub stats: Stats,
     /// Bytes in the flows' buffers.
     pub buffered: usize,
@@ -183,6 +184,7 @@ impl Core {
             nic: None,
             takes: Takes::default(),
             now,
+            began: now,
             stats: Stats::default(),
             buffered: 0,
             resolvers,
@@ -206,6 +208,11 @@ impl Core {
     pub fn token(&mut self, kind: u8) -> Token {
         self.names += 1;
         Token(u64::from(kind) << 56 | self.names)
+    }
+
+    /// How long it has been there.
+    pub fn uptime(&self) -> Duration {
+        self.now.saturating_duration_since(self.began)
     }
 
     /// A number that the guest cannot guess (RFC 6528).

@@ -129,6 +129,10 @@ pub(super) struct Flow {
     pub latest: u32,
     /// Whether the guest is told of them (RFC 2018): it has said that it understands.
     pub sack: bool,
+    /// The guest's time stamp that is to be answered, if both send them (RFC 7323, 4.3: TS.Recent), and up to where was
+    /// acknowledged (Last.ACK.sent).
+    pub stamp: Option<u32>,
+    pub acked: u32,
     pub fin_in: bool,
     /// The guest closed first, so that it is the one who waits (RFC 9293, 3.6).
     pub passive: bool,
@@ -203,6 +207,8 @@ impl Flow {
             pieces: Vec::new(),
             latest: 0,
             sack: false,
+            stamp: None,
+            acked: 0,
             fin_in: false,
             passive: false,
             shut: false,

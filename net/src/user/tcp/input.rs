@@ -1,10 +1,13 @@
 //! What a flow makes of a segment from the guest (RFC 9293, 3.10.7; RFC 5961).
 use super::flow::{Fate, Flow, PAUSE, Phase};
-use super::output::{ACK, FIN, RST, SYN, before};
+use super::output::{ACK, FIN, RST, STAMPS, SYN, before};
 use crate::frame::Slices;
 use crate::user::core::Core;
 use smoltcp::wire::{TcpOption, TcpPacket};
 use std::time::Duration;
+
+/// After so long a time stamp says nothing any more (RFC 7323, 5.5).
+const LONG_AGO: Duration = Duration::from_secs(24 * 24 * 3600);
 
 /// A segment.
 pub(in crate::user) struct Segment<'a> {
@@ -16,6 +19,8 @@ pub(in crate::user) struct Segment<'a> {
     pub mss: Option<u16>,
     pub scale: Option<u8>,
     pub sack: bool,
+    /// The time stamp of who sent it, and the one that it answers (RFC 7323, 3.2).
+    pub stamps: Option<(u32, u32)>,
     pub data: Slices<'a>,
     pub len: usize,
 }
@@ -32,6 +37,7 @@ impl<'a> Segment<'a> {
             mss: None,
             scale: None,
             sack: false,
+            stamps: stamps(header.get(20..).unwrap_or_default()),
             len: data.iter().map(|d| d.len()).sum(),
             data,
         };
@@ -64,6 +70,20 @@ impl<'a> Segment<'a> {
     }
 }
 
+/// The time stamps among options.
+fn stamps(mut options: &[u8]) -> Option<(u32, u32)> {
+    loop {
+        match options {
+            [1, rest @ ..] => options = rest,
+            [8, 10, a, b, c, d, e, f, g, h, ..] => {
+                return Some((u32::from_be_bytes([*a, *b, *c, *d]), u32::from_be_bytes([*e, *f, *g, *h])));
+            }
+            [kind, len, ..] if *kind != 0 && *len >= 2 => options = options.get(usize::from(*len)..)?,
+            _ => return None,
+        }
+    }
+}
+
 /// What is left of slices without the first `skip` bytes, and no longer than `len`.
 fn cut<'a>(parts: &Slices<'a>, mut skip: usize, mut len: usize) -> Slices<'a> {
     let mut found = Slices::new();
@@ -88,6 +108,10 @@ impl Flow {
         let said = usize::from(s.mss.unwrap_or(least)).max(64);
         self.mss = said.min(core.mss(self.key.guest.ip()));
         (self.scale, self.sack) = (s.scale, s.sack);
+        self.stamp = s.stamps.map(|(theirs, _)| theirs);
+        if self.stamp.is_some() {
+            self.mss -= STAMPS;
+        }
         (self.edge, self.max_wnd) = (self.una.wrapping_add(s.window.into()), s.window.into());
         (self.wl1, self.wl2) = (s.seq, s.ack);
         self.rcv_adv = self.rcv_nxt;
@@ -114,6 +138,17 @@ impl Flow {
         {
             self.send_syn(core);
             return Fate::Live;
+        }
+        // Before all, the time stamp: one from before another is an old segment's (RFC 7323, 5.3).
+        if let (Some(recent), Some((theirs, _))) = (self.stamp, s.stamps) {
+            if before(theirs, recent) && !s.has(RST) && pause < LONG_AGO {
+                self.send_ack(core);
+                return Fate::Live;
+            }
+            // What is answered is the first of what is not acknowledged yet (4.3).
+            if !before(self.acked, s.seq) {
+                self.stamp = Some(theirs);
+            }
         }
         // First, the sequence number (3.10.7.4).
         let window = (self.rcv_adv.wrapping_sub(self.rcv_nxt) as i32).max(0) as u32;

@@ -14,8 +14,10 @@
 //! * FIN and RST pass both ways, each after the data before it.
 //! * A guest that understands it is told what of its data has come too early (RFC 2018); what it says of that itself is
 //!   not looked at.
+//! * One that stamps its segments has its stamps back (RFC 7323): without, it could not tell how long an answer takes
+//!   while it sends everything again.
 //!
-//! Missing on purpose: time stamps, ECN; the host's TCP has its own with the peer.
+//! Missing on purpose: ECN; the host's TCP has its own with the peer.
 mod flow;
 mod input;
 mod output;
@@ -36,7 +38,11 @@ use rustc_hash::FxHashMap;
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
 use std::io;
+#[cfg(unix)]
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::net::{Shutdown, SocketAddr};
+#[cfg(unix)]
+use std::os::unix::process::CommandExt;
 use std::process::Child;
 #[cfg(unix)]
 use std::process::{Command, Stdio};
@@ -218,8 +224,8 @@ impl Tcp {
         let key = Key { guest, remote };
         let token = core.token(kind::TCP);
         let Ok(mut flow) = Flow::new(core, token, key, Arc::new(socket), Phase::SynSent) else { return };
-        // We scale, and acknowledge selectively, if the guest does.
-        (flow.scale, flow.sack) = (Some(0), true);
+        // We scale, acknowledge selectively and stamp, if the guest does.
+        (flow.scale, flow.sack, flow.stamp) = (Some(0), true, Some(0));
         flow.send_syn(core);
         let fate = flow.pump(core);
         self.keys.insert(key, token);
@@ -415,16 +421,36 @@ fn spawn(_: &str) -> io::Result<(Socket, Child)> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Starts a program with a socket as its standard input and output.
+/// Both ends of a connection over the loopback: smbd asks for its peer's address, which a Unix socket has not.
+#[cfg(unix)]
+fn connected_pair() -> io::Result<(Socket, Socket)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let ours = TcpStream::connect_timeout(&listener.local_addr()?, Duration::from_millis(100))?;
+    listener.set_nonblocking(true)?;
+    // Whoever else has come to that port meanwhile is turned away.
+    loop {
+        let (theirs, peer) = listener.accept()?;
+        if peer == ours.local_addr()? {
+            theirs.set_nonblocking(false)?;
+            theirs.set_nodelay(true)?;
+            return Ok((ours.into(), theirs.into()));
+        }
+    }
+}
+
+/// Starts a program with a socket as its standard input and output. It has a process group of its own: some signal
+/// theirs when they end (smbd), and what a user types is not theirs.
 #[cfg(unix)]
 fn spawn(program: &str) -> io::Result<(Socket, Child)> {
-    let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
+    // Where the loopback is down there is no program that wants to know it.
+    let (ours, theirs) = connected_pair().or_else(|_| Socket::pair(Domain::UNIX, Type::STREAM, None))?;
     prepare(&ours)?;
     let theirs = std::os::fd::OwnedFd::from(theirs);
     let child = Command::new("/bin/sh")
         .args(["-c", program])
         .stdin(Stdio::from(theirs.try_clone()?))
         .stdout(Stdio::from(theirs))
+        .process_group(0)
         .spawn()?;
     Ok((ours, child))
 }

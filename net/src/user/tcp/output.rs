@@ -34,9 +34,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(75);
 const TIME_WAIT: Duration = Duration::from_secs(30);
 /// What is read in one turn of the loop.
 const TURN: usize = 1 << 20;
-/// Blocks of data out of order that an acknowledgement tells of, and bytes for its options: 40 are the most there may be.
-const SACK_BLOCKS: usize = 4;
+/// Bytes for options: the most there may be. Those of time stamps, with their padding.
 const OPTIONS: usize = 40;
+pub(super) const STAMPS: usize = 12;
 /// The most data in one frame: with its headers it is an IP packet.
 const LONGEST: usize = 65_535 - 120;
 
@@ -90,8 +90,18 @@ impl Flow {
                 options[options_len..][..4].copy_from_slice(&[1, 1, 4, 2]);
                 options_len += 4;
             }
-        } else if flags == ACK && len == 0 && self.sack && !self.pieces.is_empty() {
-            options_len = self.sack(&mut options);
+        }
+        if let Some(theirs) = self.stamp {
+            // In milliseconds, from a number that nobody can guess.
+            let ours = core.uptime().as_millis() as u32;
+            let place = &mut options[options_len..][..STAMPS];
+            place[..4].copy_from_slice(&[1, 1, 8, 10]);
+            place[4..8].copy_from_slice(&ours.wrapping_add(self.iss).to_be_bytes());
+            place[8..].copy_from_slice(&theirs.to_be_bytes());
+            options_len += STAMPS;
+        }
+        if flags == ACK && len == 0 && self.sack && !self.pieces.is_empty() {
+            options_len += self.sack(&mut options[options_len..]);
         }
         // The end of the window never goes back (RFC 9293, 3.8.6).
         let told = self.rcv_adv.wrapping_sub(self.rcv_nxt);
@@ -144,6 +154,7 @@ impl Flow {
             (self.unacked, self.ack_now, self.ack_soon, self.ack_at) = (0, false, false, None);
             // What was told once is taken, also if its last bytes are lost in scaling now.
             self.rcv_adv = self.rcv_nxt.wrapping_add((window << shift).max(told) as u32);
+            self.acked = self.rcv_nxt;
         }
         true
     }
@@ -417,7 +428,7 @@ impl Flow {
 
     /// What has come too early, as a segment tells of it (RFC 2018, 3): how long the option is. What came last is in the
     /// first block (4), so that a guest knows what each segment has done.
-    fn sack(&self, out: &mut [u8; OPTIONS]) -> usize {
+    fn sack(&self, out: &mut [u8]) -> usize {
         let mut blocks: SmallVec<[(u32, u32); 8]> = SmallVec::new();
         for (seq, bytes) in &self.pieces {
             let end = seq.wrapping_add(bytes.len() as u32);
@@ -430,7 +441,7 @@ impl Flow {
         if let Some(at) = blocks.iter().position(has) {
             blocks[..=at].rotate_right(1);
         }
-        blocks.truncate(SACK_BLOCKS);
+        blocks.truncate((out.len() - 4) / 8);
         if blocks.is_empty() {
             return 0;
         }
