@@ -172,6 +172,85 @@ fn a_name_server_that_says_nothing_to_tcp_is_not_waited_for() {
 }
 
 #[test]
+fn a_question_by_tcp_goes_on_to_whoever_answers_it() {
+    // The first takes it and says nothing, the second closes, the third is not there, the fourth resets.
+    let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let (silent, closing, resetting, right) = (listen(), listen(), listen(), listen());
+    let nobody = listen().local_addr().unwrap();
+    let at = |l: &TcpListener| l.local_addr().unwrap();
+    let all = [at(&silent), at(&closing), nobody, at(&resetting), at(&right)];
+    let question = |s: &mut std::net::TcpStream| {
+        let mut got = [0; 5];
+        s.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"\0\x03abc");
+    };
+    let servers = Servers::new("again", &all);
+    let mut g = Guest::new(servers.config());
+    let h = g.connect(DNS.into(), 8192);
+    g.until("a connection", |g| g.socket(h).may_send());
+    // In two pieces, with the end behind it: all of that is said again.
+    g.socket(h).send_slice(b"\0\x03").unwrap();
+    g.until("a piece", |g| g.socket(h).send_queue() == 0);
+    g.socket(h).send_slice(b"abc").unwrap();
+    g.socket(h).close();
+    g.until("the question", |g| g.socket(h).send_queue() == 0);
+    let mut first = silent.accept().unwrap().0;
+    question(&mut first);
+    let others = thread::spawn(move || {
+        let mut second = closing.accept().unwrap().0;
+        question(&mut second);
+        drop(second);
+        let mut fourth = Socket::from(resetting.accept().unwrap().0);
+        fourth.set_linger(Some(Duration::ZERO)).unwrap();
+        fourth.read_exact(&mut [0; 2]).unwrap();
+        drop(fourth);
+        let mut last = right.accept().unwrap().0;
+        question(&mut last);
+        assert_eq!(last.read(&mut [0]).unwrap(), 0, "the guest has closed its half");
+        last.write_all(&[7; 3000]).unwrap();
+    });
+    // For a second it has time.
+    g.poll.advance(Duration::from_secs(1));
+    for _ in 0..20 {
+        g.turn();
+    }
+    assert!(!others.is_finished() && g.user.flows().len() == 1);
+    g.poll.advance(Duration::from_secs(2));
+    let mut got = Vec::new();
+    g.until("an answer", |g| {
+        while g.socket(h).can_recv() {
+            g.socket(h).recv(|d| (d.len(), got.extend_from_slice(d))).unwrap();
+        }
+        got.len() == 3000
+    });
+    others.join().unwrap();
+    // One that answers is not left, however long the next answer takes.
+    let server = listen();
+    servers.set(&[at(&server), nobody]);
+    g.poll.advance(Duration::from_secs(2));
+    let h = g.connect(DNS.into(), 8192);
+    g.until("a connection", |g| g.socket(h).may_send());
+    let mut host = server.accept().unwrap().0;
+    for pause in [0, 60] {
+        g.socket(h).send_slice(b"\0\x03abc").unwrap();
+        g.until("the question", |g| g.socket(h).send_queue() == 0);
+        question(&mut host);
+        g.poll.advance(Duration::from_secs(pause));
+        for _ in 0..20 {
+            g.turn();
+        }
+        host.write_all(b"an answer").unwrap();
+        let mut got = 0;
+        g.until("an answer", |g| {
+            while g.socket(h).can_recv() {
+                got += g.socket(h).recv(|d| (d.len(), d.len())).unwrap();
+            }
+            got == 9
+        });
+    }
+}
+
+#[test]
 fn dhcpv6_tells_names_and_what_to_boot() {
     let config = Config::parse([("dnssearch", "example.org"), ("bootfile", "pxe/grub.efi")]).unwrap();
     let mut g = Guest::new(config);

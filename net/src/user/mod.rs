@@ -9,8 +9,8 @@
 //!   event loop (Reactor) -- User::ready, User::due --> tcp, udp, icmp, forward --+
 //! ```
 //!
-//! There is no thread and nothing waits: what the guest sends is handled on the thread that sends it, what sockets have
-//! on the event loop's. One mutex, [`User`]'s, is held meanwhile, and while the card is given a frame.
+//! Nothing waits, and there is no thread but one that reads files for TFTP: what the guest sends is handled on the thread
+//! that sends it, what sockets have on the event loop's. One mutex, [`User`]'s, is held meanwhile, and while the card is given a frame.
 //!
 //! What a guest can take up is bounded: flows, fragments, frames that wait for its card, bytes in buffers.
 mod config;
@@ -56,7 +56,7 @@ use crate::{Backend, Frame, MAX_FRAME, Nic, Takes};
 use parking_lot::Mutex;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 use thiserror::Error;
 
@@ -155,7 +155,7 @@ impl User {
             tcp: Tcp::default(),
             udp: Udp::default(),
             icmp: Icmp::default(),
-            tftp: Tftp::default(),
+            tftp: Tftp::new(Arc::new(|_| {})),
             leases,
             forwards: Forwards::default(),
             reassembly: Reassembly::default(),
@@ -172,7 +172,18 @@ impl User {
             nat.core.arm(tick, &mut nat.tick_at, Some(first));
         }
         nat.core.settle();
-        Ok(Arc::new(Self { nat: Mutex::new(nat) }))
+        Ok(Arc::new_cyclic(|me: &Weak<Self>| {
+            let me = me.clone();
+            nat.tftp = Tftp::new(Arc::new(move |piece| {
+                if let Some(user) = me.upgrade() {
+                    let nat = &mut *user.nat.lock();
+                    nat.enter();
+                    nat.tftp.has_read(&mut nat.core, piece);
+                    nat.core.settle();
+                }
+            }));
+            Self { nat: Mutex::new(nat) }
+        }))
     }
 
     /// A socket is ready, which the loop was asked to wait for.

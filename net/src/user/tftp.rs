@@ -1,13 +1,16 @@
 //! The TFTP server (RFC 1350) with the options of RFC 2347 to 2349 and 7440, for reading only. Nothing outside of its folder is
 //! seen, neither by `..` nor by a symbolic link.
 //!
-//! A block is read from its file when it is sent: a small read, mostly from the host's cache, on the loop's thread.
+//! Files are read ahead by a thread of its own, which is there from the first read on: a disk or a server that takes its
+//! time has nobody else wait. What it has read it gives to the network (`Done`).
 use super::core::{Core, kind};
 use crate::reactor::Token;
 use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 /// Where the server listens; answers come from there as well, as QEMU's do.
@@ -31,10 +34,17 @@ const BLOCK: u64 = 1468;
 /// The most blocks that are sent before they are acknowledged: what a card's queue takes at once.
 const WINDOW: u64 = 64;
 
+/// What is read at once.
+const AHEAD: u64 = 256 << 10;
+
 struct Transfer {
     token: Token,
     server: SocketAddr,
-    file: File,
+    file: Arc<File>,
+    /// Bytes of the file that have been read, and where they begin in it.
+    ahead: (u64, Vec<u8>),
+    /// The thread is at it.
+    reading: bool,
     size: u64,
     block_size: u64,
     /// Blocks that are sent before they are acknowledged (RFC 7440).
@@ -50,13 +60,46 @@ struct Transfer {
     queued: Option<Instant>,
 }
 
+/// A piece of a file that is wanted.
+struct Job {
+    token: Token,
+    file: Arc<File>,
+    at: u64,
+    len: usize,
+}
+
+/// A piece of a file, or none if it cannot be read.
+pub(super) struct Piece {
+    token: Token,
+    at: u64,
+    bytes: Option<Vec<u8>>,
+}
+
+impl Job {
+    fn run(&self) -> Piece {
+        let mut bytes = vec![0; self.len];
+        let read = read_exact_at(&self.file, &mut bytes, self.at);
+        Piece { token: self.token, at: self.at, bytes: read.is_ok().then_some(bytes) }
+    }
+}
+
+/// Whom a piece is given to.
+pub(super) type Done = Arc<dyn Fn(Piece) + Send + Sync>;
+
 /// The transfers.
-#[derive(Default)]
 pub(super) struct Tftp {
     transfers: HashMap<SocketAddr, Transfer>,
+    done: Done,
+    /// What the thread is told.
+    reader: Option<SyncSender<Job>>,
 }
 
 impl Tftp {
+    /// What is read is given to `done`, by a thread that holds no lock.
+    pub fn new(done: Done) -> Self {
+        Self { transfers: HashMap::new(), done, reader: None }
+    }
+
     /// A datagram from `guest`.
     pub fn input(&mut self, core: &mut Core, guest: SocketAddr, server: SocketAddr, data: &[u8]) {
         let Some((code, rest)) = data.split_first_chunk::<2>() else { return };
@@ -145,7 +188,9 @@ impl Tftp {
             Transfer {
                 token,
                 server,
-                file,
+                file: Arc::new(file),
+                ahead: (0, Vec::new()),
+                reading: false,
                 size,
                 block_size,
                 window,
@@ -170,21 +215,75 @@ impl Tftp {
             let message = [&OACK.to_be_bytes()[..], &t.options].concat();
             return core.datagram(t.server, guest, &message);
         };
+        t.sent = acknowledged;
+        self.go_on(core, guest);
+    }
+
+    /// Sends the blocks that there are, and has what is missing read.
+    fn go_on(&mut self, core: &mut Core, guest: SocketAddr) {
+        let Some(t) = self.transfers.get_mut(&guest) else { return };
+        let Some(acknowledged) = t.acknowledged else { return };
         // The last block is the one that is not full.
         let last = (t.size / t.block_size + 1).min(acknowledged + t.window);
-        t.sent = last;
-        for block in acknowledged + 1..=last {
-            let mut message = Vec::with_capacity(4 + t.block_size as usize);
-            message.extend_from_slice(&DATA.to_be_bytes());
-            message.extend_from_slice(&(block as u16).to_be_bytes());
+        for block in t.sent + 1..=last {
             let at = (block - 1) * t.block_size;
             let len = t.size.saturating_sub(at).min(t.block_size) as usize;
-            message.resize(4 + len, 0);
-            if read_exact_at(&t.file, &mut message[4..], at).is_err() {
-                error(core, t.server, guest, UNDEFINED, "the file cannot be read");
-                return self.end(core, guest);
-            }
+            let (from, bytes) = &t.ahead;
+            let skip = at.wrapping_sub(*from) as usize;
+            let Some(data) = bytes.get(skip..).and_then(|b| b.get(..len)) else {
+                if !std::mem::replace(&mut t.reading, true) {
+                    let len = (t.size - at).min(AHEAD) as usize;
+                    let job = Job { token: t.token, file: t.file.clone(), at, len };
+                    return self.read(core, job);
+                }
+                return;
+            };
+            let mut message = Vec::with_capacity(4 + len);
+            message.extend_from_slice(&DATA.to_be_bytes());
+            message.extend_from_slice(&(block as u16).to_be_bytes());
+            message.extend_from_slice(data);
             core.datagram(t.server, guest, &message);
+            t.sent = block;
+        }
+    }
+
+    /// Has the thread read something; without one it is done here.
+    fn read(&mut self, core: &mut Core, job: Job) {
+        let reader = self.reader.get_or_insert_with(|| {
+            let (tell, told) = sync_channel::<Job>(TRANSFERS);
+            let done = self.done.clone();
+            let work = move || told.iter().for_each(|job| done(job.run()));
+            if let Err(e) = std::thread::Builder::new().name("mynah-tftp".into()).spawn(work) {
+                core.once("tftp", format_args!("no thread to read files: {e}"));
+            }
+            tell
+        });
+        match reader.try_send(job) {
+            Ok(()) => {}
+            // Whoever begins ever new transfers waits for the old ones: it is tried again when this one's time comes.
+            Err(TrySendError::Full(job)) => {
+                let waiting = self.transfers.values_mut().find(|t| t.token == job.token);
+                waiting.into_iter().for_each(|t| t.reading = false);
+            }
+            Err(TrySendError::Disconnected(job)) => self.has_read(core, job.run()),
+        }
+    }
+
+    /// A piece of a file was read.
+    pub fn has_read(&mut self, core: &mut Core, piece: Piece) {
+        let found = self.transfers.iter_mut().find(|(_, t)| t.token == piece.token);
+        let Some((&guest, t)) = found else { return };
+        t.reading = false;
+        match piece.bytes {
+            Some(bytes) => {
+                t.ahead = (piece.at, bytes);
+                t.resend = core.now + t.timeout;
+                self.go_on(core, guest);
+            }
+            None => {
+                error(core, t.server, guest, UNDEFINED, "the file cannot be read");
+                self.end(core, guest);
+            }
         }
     }
 
@@ -198,6 +297,10 @@ impl Tftp {
     pub fn due(&mut self, core: &mut Core, token: Token) {
         let Some((&guest, t)) = self.transfers.iter_mut().find(|(_, t)| t.token == token) else { return };
         t.queued = None;
+        if t.reading {
+            // It waits for the file, not for the guest.
+            t.resend = core.now + t.timeout;
+        }
         if t.resend > core.now {
             core.arm(token, &mut t.queued, Some(t.resend));
             return;

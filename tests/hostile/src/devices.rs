@@ -9,9 +9,9 @@
 //! A device that is not known by name is written to all the same: registers of most are addresses, lengths, bits. What
 //! is wanted of all is that nothing panics, that each access comes back, that the machine stops and ends when it is
 //! told to, and that memory stays bounded.
-use crate::Engine;
 use crate::machine::{PATIENCE, Setup};
 use crate::saved::Folder;
+use crate::{Engine, Profile};
 use anyhow::{Context, ensure};
 use mynah::cli::build;
 use mynah::machine::{Handle, Machine};
@@ -26,8 +26,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const RAM: u64 = 16 << 20;
-const RINGS: u64 = 0x10_0000;
-const BUFFERS: u64 = 0x40_0000;
+pub(crate) const RINGS: u64 = 0x10_0000;
+pub(crate) const BUFFERS: u64 = 0x40_0000;
 /// Where BARs are put.
 const MEMORY: u64 = 0xe000_0000;
 const PORTS: u64 = 0xc000;
@@ -56,14 +56,14 @@ const AT_PORTS: [(u64, u64); 14] = [
 
 /// Registers of something.
 #[derive(Clone, Copy, Debug)]
-struct Window {
+pub(crate) struct Window {
     /// Vendor, and device; 0 of what is not PCI's.
-    id: u32,
+    pub(crate) id: u32,
     /// The function, and where BAR 0's register is for what is behind another one.
     at: Option<(DevFn, u16)>,
-    io: bool,
+    pub(crate) io: bool,
     base: u64,
-    len: u64,
+    pub(crate) len: u64,
 }
 
 /// Runs case `case`; the accesses that were made. An error is a finding.
@@ -146,11 +146,14 @@ fn machine(setup: Setup, rng: &mut Rng) -> anyhow::Result<Option<Machine>> {
         ["-M", board, "-m", "16", "-smp", &vcpus, "-accel", accel, "-kernel", &kernel]
             .into_iter()
             .chain(["-S", "-display", "none", "-serial", "null", "-chardev", "null,id=c,mux=on"])
+            // Nothing leads out of it.
+            .chain(["-netdev", "user,id=nat,restrict=on", "-netdev", "hubport,id=hub,hubid=1,netdev=nat"])
             .map(Into::into)
             .collect();
     let fits = |k: &&&Kind| match k.bus {
         // It ends the process by design.
         _ if k.name == "isa-debug-exit" => false,
+        _ if setup.profile == Profile::Network && !is_card(k) => false,
         Bus::VirtioMmio => board == "microvm",
         Bus::Isa => true,
         _ => board != "microvm",
@@ -162,6 +165,10 @@ fn machine(setup: Setup, rng: &mut Rng) -> anyhow::Result<Option<Machine>> {
         let mut device = format!("{},id=d{n}", chosen.name);
         for property in chosen.properties {
             match property.kind {
+                Type::Netdev => {
+                    words.extend(["-netdev".into(), format!("hubport,id=n{n},hubid=1")]);
+                    device += &format!(",{}=n{n}", property.name);
+                }
                 Type::Chardev => device += &format!(",{}=c", property.name),
                 Type::Drive => {
                     let disk = folder.file(&format!("disk{n}"), &[0x5a; 1 << 20])?;
@@ -176,6 +183,10 @@ fn machine(setup: Setup, rng: &mut Rng) -> anyhow::Result<Option<Machine>> {
     }
     let words: Vec<_> = words.into_iter().map(Into::into).collect();
     Ok(build::config("mynah run", &words).ok().and_then(|config| Machine::new(config).ok()))
+}
+
+fn is_card(kind: &Kind) -> bool {
+    kind.properties.iter().any(|p| matches!(p.kind, Type::Netdev))
 }
 
 /// Gives all BARs a place, and lists what can be accessed.
@@ -220,10 +231,10 @@ fn decode(bus: &PciBus, window: &Window) {
 }
 
 /// One that makes accesses.
-struct Driver {
-    rng: Rng,
+pub(crate) struct Driver {
+    pub(crate) rng: Rng,
     handle: Handle,
-    memory: Arc<PhysMemory>,
+    pub(crate) memory: Arc<PhysMemory>,
     windows: Arc<Vec<Window>>,
     made: u64,
 }
@@ -234,6 +245,7 @@ impl Driver {
         match self.rng.below(16) {
             0 => self.configure(&window),
             1 | 2 => self.fill(),
+            3..=8 if self.card(&window) => {}
             3..=6 if window.id & 0xffff == 0x1af4 && window.len >= 0x4000 => self.virtio_pci(&window),
             3..=6 if window.at.is_none() && !window.io => self.virtio_mmio(&window),
             3..=6 if window.id == 0x0010_1b36 => self.nvme(&window),
@@ -247,7 +259,7 @@ impl Driver {
     }
 
     /// Somewhere in RAM that matters, or not there.
-    fn address(&mut self) -> u64 {
+    pub(crate) fn address(&mut self) -> u64 {
         match self.rng.below(16) {
             0 => self.rng.u64(),
             1 => RAM - self.rng.below(0x2000),
@@ -259,7 +271,7 @@ impl Driver {
     }
 
     /// What a register may be given.
-    fn value(&mut self) -> u64 {
+    pub(crate) fn value(&mut self) -> u64 {
         match self.rng.below(8) {
             0 => self.rng.u64(),
             1 => 1 << self.rng.below(32),
@@ -270,7 +282,7 @@ impl Driver {
         }
     }
 
-    fn write(&mut self, window: &Window, at: u64, size: u8, value: u64) {
+    pub(crate) fn write(&mut self, window: &Window, at: u64, size: u8, value: u64) {
         self.made += 1;
         match window.io {
             true => self.handle.port_write((window.base + at) as u16, size.min(4), value as u32),
@@ -278,7 +290,7 @@ impl Driver {
         }
     }
 
-    fn read(&mut self, window: &Window, at: u64, size: u8) -> u64 {
+    pub(crate) fn read(&mut self, window: &Window, at: u64, size: u8) -> u64 {
         self.made += 1;
         match window.io {
             true => self.handle.port_read((window.base + at) as u16, size.min(4)).into(),
@@ -351,34 +363,39 @@ impl Driver {
     /// A virtio device: the common configuration is at the front of its BAR, notifications at 3000h.
     fn virtio_pci(&mut self, w: &Window) {
         if self.rng.chance(20) || self.read(w, 20, 1) & 0x44 != 4 {
-            let steps: [(u64, u8, u64); 9] = [
-                (20, 1, 0),
-                (20, 1, 3),
-                (8, 4, 0),
-                (12, 4, u64::from(self.rng.u32())),
-                (8, 4, 1),
-                (12, 4, 1 | self.rng.below(8)),
-                (20, 1, 11),
-                (16, 2, self.rng.below(4)),
-                (24, 2, 16),
-            ];
-            steps.into_iter().for_each(|(at, size, value)| self.write(w, at, size, value));
-            for queue in 0..self.rng.below(5) {
-                let ring = RINGS + 0x1000 * queue;
-                self.write(w, 22, 2, queue);
-                let entries = self.rng.pick(&[16, 16, 16, 0, 3, 256, 0xffff]);
-                self.write(w, 24, 2, entries);
-                for part in 0..3 {
-                    let at = if self.rng.chance(5) { self.address() } else { ring + 0x400 * part };
-                    self.write(w, 32 + 8 * part, 8, at);
-                }
-                self.write(w, 28, 2, 1);
-            }
-            self.write(w, 20, 1, 15);
+            self.set_up_virtio(w);
         }
         let queue = self.rng.below(4);
         self.offer(RINGS + 0x1000 * queue);
         self.write(w, 0x3000 + 4 * queue, 2, queue);
+    }
+
+    /// Up to five queues, each with its rings in a page.
+    pub(crate) fn set_up_virtio(&mut self, w: &Window) {
+        let steps: [(u64, u8, u64); 9] = [
+            (20, 1, 0),
+            (20, 1, 3),
+            (8, 4, 0),
+            (12, 4, u64::from(self.rng.u32())),
+            (8, 4, 1),
+            (12, 4, 1 | self.rng.below(8)),
+            (20, 1, 11),
+            (16, 2, self.rng.below(4)),
+            (24, 2, 16),
+        ];
+        steps.into_iter().for_each(|(at, size, value)| self.write(w, at, size, value));
+        for queue in 0..1 + self.rng.below(5) {
+            let ring = RINGS + 0x1000 * queue;
+            self.write(w, 22, 2, queue);
+            let entries = self.rng.pick(&[16, 16, 16, 0, 3, 256, 0xffff]);
+            self.write(w, 24, 2, entries);
+            for part in 0..3 {
+                let at = if self.rng.chance(5) { self.address() } else { ring + 0x400 * part };
+                self.write(w, 32 + 8 * part, 8, at);
+            }
+            self.write(w, 28, 2, 1);
+        }
+        self.write(w, 20, 1, 15);
     }
 
     /// The same behind memory-mapped registers.

@@ -161,9 +161,11 @@ impl Guest {
                 let before = e.bytes.len();
                 for _ in 0..1 + rng.below(8) {
                     match profile {
-                        Profile::Hostile | Profile::Saved | Profile::Images | Profile::Devices => {
-                            guest.act(&mut e, rng)
-                        }
+                        Profile::Hostile
+                        | Profile::Saved
+                        | Profile::Images
+                        | Profile::Devices
+                        | Profile::Network => guest.act(&mut e, rng),
                         // The first half of the pieces reads, the other writes.
                         Profile::Race if n < PIECES / 2 => guest.read(&mut e, rng),
                         Profile::Race => guest.spoil(&mut e, rng),

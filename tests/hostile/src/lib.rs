@@ -8,15 +8,17 @@
 //! ```
 //!
 //! A case is named by seed and number and is the same on any machine, but for time and for what vCPUs do to each other.
-//! Five profiles:
+//! Six profiles:
 //! [`Profile::Hostile`] is everything at once, [`Profile::Race`] has one vCPU read, in hot loops, what another one
 //! rewrites meanwhile: control words, state images, descriptors, page tables, code. [`Profile::Saved`] restores saved
 //! machines that somebody has changed,
 //! [`Profile::Images`] opens disk images of all formats that somebody has changed, without a machine,
-//! [`Profile::Devices`] has drivers of all devices that know their registers and mean harm.
+//! [`Profile::Devices`] has drivers of all devices that know their registers and mean harm, [`Profile::Network`] those of
+//! network cards, with what is in their rings and frames.
 //!
 //! A fault does not end a guest: its handlers go on at the next piece of code. What does (a triple fault, a power-off,
 //! a broken gate) ends the case.
+mod cards;
 pub mod devices;
 pub mod emit;
 pub mod guest;
@@ -38,6 +40,8 @@ pub enum Profile {
     Images,
     /// Drivers that know a device's registers.
     Devices,
+    /// The same of network cards alone.
+    Network,
 }
 
 /// What executes them.

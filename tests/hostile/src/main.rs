@@ -89,7 +89,7 @@ fn main() -> anyhow::Result<()> {
     let did = match plan.profile {
         Profile::Saved => format!("{} machines restored", report.restored),
         Profile::Images => "disk images".into(),
-        Profile::Devices => format!("{} thousand accesses", report.executed / 1000),
+        Profile::Devices | Profile::Network => format!("{} thousand accesses", report.executed / 1000),
         Profile::Hostile | Profile::Race => format!("{} million instructions", report.executed / 1_000_000),
     };
     println!(

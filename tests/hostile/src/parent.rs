@@ -76,7 +76,7 @@ pub fn work(plan: &Plan) -> i32 {
                 0
             }),
             Profile::Images => images::run(plan.seed, case).map(|()| 0),
-            Profile::Devices => devices::run(plan.setup(case), plan.seed, case),
+            Profile::Devices | Profile::Network => devices::run(plan.setup(case), plan.seed, case),
             Profile::Hostile | Profile::Race => machine::run(plan.setup(case), plan.seed, case),
         };
         match ran {
@@ -114,7 +114,7 @@ pub fn run(plan: &Plan, worker: impl Fn(&Plan) -> Command) -> std::io::Result<Re
             }
         });
         let (at, why) = watch(&mut child, &told, &mut report, (end, plan.cases.is_some()))?;
-        if matches!(plan.profile, Profile::Saved | Profile::Images | Profile::Devices) {
+        if !matches!(plan.profile, Profile::Hostile | Profile::Race) {
             saved::clean(child.id());
         }
         let Some(why) = why else {

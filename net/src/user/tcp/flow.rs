@@ -42,6 +42,8 @@ pub(super) const GATHER: usize = 32 << 10;
 pub(super) const GATHERING: Duration = Duration::from_micros(250);
 /// How long a name server may take to answer a SYN before the next one is asked: less than guests wait themselves.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest message of a name server's client, with its length in front (RFC 1035, 4.2.2).
+const QUESTION: usize = 2 + 65_535;
 /// The most slices of one write: sendmsg(2) has a limit.
 const WRITE_PARTS: usize = 512;
 
@@ -96,6 +98,10 @@ pub(super) struct Flow {
     pub child: Option<Child>,
     /// Which of the host's name servers it is, if it is one.
     pub resolver: Option<usize>,
+    /// What the guest has asked a name server, as long as that has said nothing and there is another to ask; and when
+    /// that is asked.
+    pub question: Option<Vec<u8>>,
+    pub answer_at: Option<Instant>,
 
     // Towards the guest (RFC 9293, 3.3.1). SND.UNA is the sequence number of the ring's first byte.
     pub iss: u32,
@@ -187,6 +193,8 @@ impl Flow {
             socket: Some(socket),
             child: None,
             resolver: None,
+            question: None,
+            answer_at: None,
             iss,
             una: iss,
             nxt: iss,
@@ -245,6 +253,34 @@ impl Flow {
         self.phase == Phase::Connecting && self.resolver.is_some()
     }
 
+    /// Whether a socket says that it is still being connected to another name server.
+    fn connects(&self, e: &io::Error) -> bool {
+        self.resolver.is_some_and(|n| n > 0) && e.kind() == ErrorKind::NotConnected
+    }
+
+    /// The guest asks a name server something: it is kept for the next one.
+    fn ask(&mut self, parts: &[&[u8]], keep: bool) {
+        let Some(question) = &mut self.question else { return };
+        if !keep || question.len() + parts.iter().map(|p| p.len()).sum::<usize>() > QUESTION {
+            (self.question, self.answer_at) = (None, None);
+            return;
+        }
+        parts.iter().for_each(|p| question.extend_from_slice(p));
+        self.answer_at = self.answer_at.or(Some(self.last + PATIENCE));
+    }
+
+    /// The same question for another name server, which `last` says is the last of them.
+    pub fn ask_again(&mut self, now: Instant, last: bool) {
+        let Some(question) = self.question.clone() else { return };
+        self.out = Ring::default();
+        self.out.push(&question);
+        (self.gathering, self.shut) = (false, false);
+        self.answer_at = Some(now + PATIENCE);
+        if last {
+            (self.question, self.answer_at) = (None, None);
+        }
+    }
+
     /// How many bytes more the guest may send.
     pub fn window(&self, core: &Core) -> usize {
         let most = if core.buffered > BUDGET { FRUGAL } else { OUT };
@@ -269,7 +305,7 @@ impl Flow {
             match socket.send_vectored(parts) {
                 Ok(n) => return Ok(n),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(0),
+                Err(e) if e.kind() == ErrorKind::WouldBlock || self.connects(&e) => return Ok(0),
                 Err(e) => {
                     tracing::debug!("{:?}: the host's side has failed: {e}", self.key);
                     return Err(Fate::Reset);
@@ -283,6 +319,9 @@ impl Flow {
     pub fn take(&mut self, parts: &[&[u8]], keep: bool) -> Result<(), Fate> {
         let mut total: usize = parts.iter().map(|p| p.len()).sum();
         let mut gone = 0;
+        if self.question.is_some() {
+            self.ask(parts, keep);
+        }
         let gathers = self.gathering || self.out.is_empty();
         if keep && gathers && self.streams() && !self.shut && self.out.len() + total < GATHER {
             parts.iter().for_each(|part| self.out.push(part));
@@ -416,11 +455,14 @@ impl Flow {
             }
         };
         match got {
+            // Another one may answer.
+            Ok(0) if self.question.is_some() => Err(Fate::Reset),
             Ok(0) => {
                 self.eof = true;
                 Ok(None)
             }
             Ok(n) => {
+                (self.question, self.answer_at) = (None, None);
                 self.ring.filled(n);
                 self.counters.to_guest += n as u64;
                 self.chunk = if n == self.chunk {
@@ -432,7 +474,7 @@ impl Flow {
                 };
                 Ok(Some(n))
             }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(e) if e.kind() == ErrorKind::WouldBlock || self.connects(&e) => Ok(None),
             Err(e) => {
                 tracing::debug!("{:?}: the host's side has failed: {e}", self.key);
                 Err(Fate::Reset)

@@ -131,11 +131,32 @@ impl Tcp {
         let socket = Arc::new(socket);
         let Ok(interest) = core.reactor.register(&socket, flow.id) else { return false };
         (flow.interest, flow.socket, flow.resolver) = (Some(interest), Some(socket), Some(n));
+        if Self::is_last(core, n) {
+            flow.question = None;
+        }
         if connected {
             flow.phase = Phase::SynReceived;
             flow.send_syn(core);
         }
         true
+    }
+
+    /// Has the next name server asked after one has taken a question, and not answered; whether there is another.
+    fn ask_again(core: &mut Core, flow: &mut Flow) -> bool {
+        let open = flow.phase == Phase::Open && flow.question.is_some();
+        let Some(n) = flow.resolver.filter(|_| open) else { return false };
+        let Some(Ok(((socket, ..), n))) = ask_server(core, n + 1) else { return false };
+        // Its registration goes before the new one, which has the same name.
+        (flow.interest, flow.socket, flow.armed) = (None, None, (false, false));
+        let socket = Arc::new(socket);
+        let Ok(interest) = core.reactor.register(&socket, flow.id) else { return false };
+        (flow.interest, flow.socket, flow.resolver) = (Some(interest), Some(socket), Some(n));
+        flow.ask_again(core.now, Self::is_last(core, n));
+        true
+    }
+
+    fn is_last(core: &mut Core, resolver: usize) -> bool {
+        core.resolvers.current(core.now).len() <= resolver + 1
     }
 
     /// A name server says nothing: the next one is asked, and the last is waited for.
@@ -189,6 +210,7 @@ impl Tcp {
             Err(e) => return self.failed(core, key, segment, &e, original),
         };
         (flow.child, flow.resolver) = (child, resolver);
+        flow.question = resolver.filter(|n| !Self::is_last(core, *n)).map(|_| Vec::new());
         flow.synchronize(core, segment);
         let fate = if connected {
             flow.phase = Phase::SynReceived;
@@ -274,6 +296,14 @@ impl Tcp {
         if let Some(flow) = self.flows.get_mut(&id) {
             let fate = if flow.asks() && flow.rto_at.is_some_and(|t| t <= core.now) {
                 Self::silent(core, flow)
+            } else if flow.answer_at.is_some_and(|t| t <= core.now) {
+                flow.queued = None;
+                flow.answer_at = None;
+                if !Self::ask_again(core, flow) && flow.socket.is_none() {
+                    Fate::Reset
+                } else {
+                    flow.pump(core)
+                }
             } else {
                 flow.due(core)
             };
@@ -297,6 +327,13 @@ impl Tcp {
     fn end(&mut self, core: &mut Core, id: Token, fate: Fate) {
         if fate == Fate::Live {
             return;
+        }
+        if fate == Fate::Reset
+            && let Some(flow) = self.flows.get_mut(&id)
+            && Self::ask_again(core, flow)
+        {
+            let fate = flow.pump(core);
+            return self.end(core, id, fate);
         }
         let Some(mut flow) = self.flows.remove(&id) else { return };
         self.keys.remove(&flow.key);

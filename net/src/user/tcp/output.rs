@@ -328,7 +328,7 @@ impl Flow {
         if self.gathering && self.ack_at.is_none() {
             self.ack_at = Some(core.now + GATHERING);
         }
-        let next = [self.rto_at, self.ack_at, self.idle_at].into_iter().flatten().min();
+        let next = [self.rto_at, self.ack_at, self.idle_at, self.answer_at].into_iter().flatten().min();
         core.arm(self.id, &mut self.queued, next);
         self.count(core);
         Fate::Live
