@@ -2,6 +2,9 @@
 use smallvec::SmallVec;
 use std::io::IoSlice;
 
+/// Where UDP's checksum is in its header, by which what is left to do tells UDP from TCP (virtio 1.3, 5.1.6.2).
+pub(crate) const UDP_CHECKSUM: u16 = 6;
+
 /// A checksum that the receiver has to compute: from `start` to the frame's end, into the two bytes at
 /// `start + offset`, where the sum of the pseudo-header is already (virtio 1.3, 5.1.6.2: csum_start, csum_offset).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +16,7 @@ pub struct Partial {
 }
 
 /// A TCP segment that is longer than the link's: whoever needs to splits it (virtio 1.3, 5.1.6.2: gso_type, gso_size). If
-/// the partial checksum with it is UDP's it is a datagram, which [`crate::offload::deliver`] splits for every receiver.
+/// the partial checksum with it is UDP's it is several datagrams of one flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gso {
     /// Whether it is over IPv6.
@@ -42,6 +45,26 @@ pub struct Takes {
     pub tso4: bool,
     /// Long TCP segments over IPv6; it takes partial checksums as well.
     pub tso6: bool,
+    /// Long datagrams of UDP over IPv4; it takes partial checksums as well.
+    pub uso4: bool,
+    /// Long datagrams of UDP over IPv6; it takes partial checksums as well.
+    pub uso6: bool,
+}
+
+impl Takes {
+    /// Whether it takes a frame of which this is left to do, as it is.
+    pub fn includes(&self, offload: &Offload) -> bool {
+        match (offload.gso, offload.partial) {
+            (None, partial) => partial.is_none() || self.partial,
+            (Some(_), None) => false,
+            (Some(gso), Some(partial)) => match (partial.offset == UDP_CHECKSUM, gso.v6) {
+                (false, false) => self.tso4,
+                (false, true) => self.tso6,
+                (true, false) => self.uso4,
+                (true, true) => self.uso6,
+            },
+        }
+    }
 }
 
 /// An Ethernet frame without its checksum (FCS), in as many slices as its owner has it in.

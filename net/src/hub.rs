@@ -101,7 +101,7 @@ impl Backend for Port {
     }
 
     fn takes(&self) -> Takes {
-        Takes { partial: true, tso4: true, tso6: true }
+        Takes { partial: true, tso4: true, tso6: true, uso4: true, uso6: true }
     }
 }
 

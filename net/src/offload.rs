@@ -1,5 +1,6 @@
 //! What a sender has left to its receiver, done in software where the receiver does not: checksums, segmentation.
 use crate::checksum::{checksum, fold, sum};
+use crate::frame::UDP_CHECKSUM;
 use crate::numbers::ip::{TCP, UDP};
 use crate::numbers::{TCP_CWR as CWR, ether};
 use crate::{Frame, Offload, Partial, Takes};
@@ -9,8 +10,6 @@ use std::io::IoSlice;
 const ETHERNET: usize = 14;
 const TAG: usize = 4;
 const TPIDS: [u16; 2] = [0x8100, 0x88a8];
-/// Where UDP's checksum is in its header, by which what is left to do tells UDP from TCP (virtio 1.3, 5.1.6.2).
-const UDP_CHECKSUM: u16 = 6;
 const FIN_PSH: u8 = 0x09;
 
 /// Gives `frame` to a receiver that takes `takes`: as it is, or as the frames that it stands for. One that says of
@@ -18,16 +17,10 @@ const FIN_PSH: u8 = 0x09;
 pub fn deliver(frame: &Frame<'_>, takes: Takes, give: &mut dyn FnMut(&Frame<'_>)) {
     let Offload { partial, gso, valid } = frame.offload;
     if let Some(gso) = gso
-        && partial.is_some_and(|p| p.offset == UDP_CHECKSUM)
+        && !takes.includes(&frame.offload)
     {
-        // No receiver takes long datagrams.
-        segments(frame, UDP, gso.size.into(), takes.partial, give);
-        return;
-    }
-    if let Some(gso) = gso
-        && !(if gso.v6 { takes.tso6 } else { takes.tso4 })
-    {
-        segments(frame, TCP, gso.size.into(), takes.partial, give);
+        let udp = partial.is_some_and(|p| p.offset == UDP_CHECKSUM);
+        segments(frame, if udp { UDP } else { TCP }, gso.size.into(), takes.partial, give);
         return;
     }
     match partial {
@@ -244,8 +237,9 @@ mod tests {
             bytes.extend(&data);
             let partial = Some(Partial { start: udp as u16, offset: 6 });
             let offload = Offload { partial, gso: Some(Gso { v6, size: 1000 }), valid: false };
-            // Also who takes long segments of TCP takes none of UDP.
-            for takes in [Takes::default(), Takes { partial: true, tso4: true, tso6: true }] {
+            // Who takes long segments of TCP, or of the other IP, takes these not.
+            let other = Takes { uso4: v6, uso6: !v6, ..Takes::default() };
+            for takes in [Takes::default(), Takes { partial: true, tso4: true, tso6: true, ..other }] {
                 let mut got = Vec::new();
                 deliver(&Frame { offload, parts: &[IoSlice::new(&bytes)] }, takes, &mut |f| {
                     let mut bytes = f.to_vec();
@@ -269,6 +263,11 @@ mod tests {
                 assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), [1000, 1000, 1000, 1]);
                 assert_eq!(got.concat(), data);
             }
+            let takes = Takes { partial: true, uso4: !v6, uso6: v6, ..Takes::default() };
+            let mut got = Vec::new();
+            let frame = Frame { offload, parts: &[IoSlice::new(&bytes)] };
+            deliver(&frame, takes, &mut |f| got.push((f.offload, f.to_vec())));
+            assert_eq!(got, [(offload, bytes)], "it is whole");
         }
     }
 
@@ -281,7 +280,7 @@ mod tests {
             deliver(&frame, takes, &mut |f| got.push((f.offload, f.to_vec())));
             got
         };
-        let all = Takes { partial: true, tso4: true, tso6: false };
+        let all = Takes { partial: true, tso4: true, ..Takes::default() };
         assert_eq!(with(all), [(offload, bytes.clone())]);
         let cut = with(Takes { partial: true, ..Takes::default() });
         assert_eq!(cut.len(), 2);

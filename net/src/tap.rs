@@ -464,7 +464,7 @@ impl Backend for Tap {
     }
 
     fn takes(&self) -> Takes {
-        Takes { partial: self.vnet_hdr, tso4: self.vnet_hdr, tso6: self.vnet_hdr }
+        Takes { partial: self.vnet_hdr, tso4: self.vnet_hdr, tso6: self.vnet_hdr, ..Takes::default() }
     }
 }
 

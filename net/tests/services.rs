@@ -300,7 +300,7 @@ impl Nic for Long {
         true
     }
     fn takes(&self) -> Takes {
-        Takes { partial: true, tso4: true, tso6: true }
+        Takes { partial: true, tso4: true, tso6: true, ..Takes::default() }
     }
 }
 

@@ -137,7 +137,7 @@ fn carries(queues: u16, vnet_hdr: bool, takes: Takes) -> Arc<Seen> {
     seen
 }
 
-const ALL: Takes = Takes { partial: true, tso4: true, tso6: true };
+const ALL: Takes = Takes { partial: true, tso4: true, tso6: true, uso4: false, uso6: false };
 
 #[test]
 fn a_tap_carries_frames_whole_and_unfinished() {

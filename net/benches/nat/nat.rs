@@ -36,7 +36,7 @@ impl Nic for Card {
     }
 
     fn takes(&self) -> Takes {
-        Takes { partial: self.long, tso4: self.long, tso6: self.long }
+        Takes { partial: self.long, tso4: self.long, tso6: self.long, ..Takes::default() }
     }
 }
 

@@ -342,7 +342,7 @@ impl Backend for User {
     }
 
     fn takes(&self) -> Takes {
-        Takes { partial: true, tso4: true, tso6: true }
+        Takes { partial: true, tso4: true, tso6: true, ..Takes::default() }
     }
 }
 

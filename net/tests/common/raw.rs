@@ -160,7 +160,7 @@ impl Raw {
     pub fn new(config: Config, long: bool) -> Self {
         let poll = Poll::new();
         let user = User::new(config, Arc::new(poll.clone())).unwrap();
-        let takes = Takes { partial: long, tso4: long, tso6: long };
+        let takes = Takes { partial: long, tso4: long, tso6: long, ..Takes::default() };
         let card = Arc::new(Card { frames: Mutex::default(), paces: AtomicBool::new(false), takes });
         user.connect(card.clone());
         Self { poll, user, card }

@@ -72,7 +72,13 @@ pub(super) fn build(frame: &Frame<'_>, offloads: u64, buffers: u16) -> [u8; LONG
     if let Some(Partial { start, offset }) = partial {
         put(6, start);
         put(8, offset);
-        if let Some(Gso { v6, size }) = gso {
+        if let Some(Gso { size, .. }) = gso
+            && offset == UDP_CHECKSUM
+        {
+            put(2, start.saturating_add(UDP as u16));
+            put(4, size);
+            header[1] = GSO_UDP;
+        } else if let Some(Gso { v6, size }) = gso {
             let mut bytes = [0; HEADERS];
             let n = copy(frame, &mut bytes);
             let tcp = bytes[..n].get(usize::from(start)..).unwrap_or_default();

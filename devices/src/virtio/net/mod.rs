@@ -13,8 +13,7 @@
 //!
 //! A frame from the guest whose header cannot be true is dropped, and its buffer given back.
 //!
-//! On purpose absent: hash reports, long datagrams for the guest (VIRTIO_NET_F_GUEST_USO4, _USO6), coalescing of
-//! notifications, VIRTIO_NET_F_GSO (of before version 1), the standby card.
+//! On purpose absent: hash reports, coalescing of notifications, VIRTIO_NET_F_GSO (of before version 1), the standby card.
 //!
 //! Locks: a transmitter's queue and buffer, then what is behind the card, then a receiver's queue; `settings` is last
 //! of all. [`Link::wake`] is called with none of a queue's but the control queue's.
@@ -65,11 +64,14 @@ mod feature {
     pub const GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const MQ: u64 = 1 << 22;
     pub const CTRL_MAC_ADDR: u64 = 1 << 23;
+    pub const GUEST_USO4: u64 = 1 << 54;
+    pub const GUEST_USO6: u64 = 1 << 55;
     pub const HOST_USO: u64 = 1 << 56;
     pub const RSS: u64 = 1 << 60;
     pub const SPEED_DUPLEX: u64 = 1 << 63;
     /// What the driver takes, which it may change while it runs.
-    pub const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
+    pub const GUEST_OFFLOADS: u64 =
+        GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4 | GUEST_USO6;
 }
 
 /// Entries of the control queue, as in QEMU.

@@ -62,9 +62,11 @@ const SWITCHES: [(&str, u64); 17] = [
 ];
 
 /// Features that are of no use without others (5.1.3.1).
-const NEEDS: [(u64, u64); 16] = [
+const NEEDS: [(u64, u64); 18] = [
     (feature::GUEST_TSO4, feature::GUEST_CSUM),
     (feature::GUEST_TSO6, feature::GUEST_CSUM),
+    (feature::GUEST_USO4, feature::GUEST_CSUM),
+    (feature::GUEST_USO6, feature::GUEST_CSUM),
     (feature::HOST_TSO4, feature::CSUM),
     (feature::HOST_TSO6, feature::CSUM),
     (feature::HOST_USO, feature::CSUM),
@@ -119,6 +121,8 @@ macro_rules! own_properties {
             switch("ctrl_guest_offloads", true, "the guest changes what it takes while it runs"),
             switch("guest_announce", true, "a restored guest is asked to tell where it is"),
             switch("host_uso", false, "the guest may send long UDP datagrams, to be cut into short ones"),
+            switch("guest_uso4", false, "the guest may take long UDP datagrams over IPv4"),
+            switch("guest_uso6", false, "the guest may take long UDP datagrams over IPv6"),
             switch("mq", false, "the guest may use several pairs of queues"),
             switch("rss", false, "and choose the pair of a frame by a hash"),
             Property {
@@ -213,8 +217,13 @@ impl NetOptions {
                 o.features &= !bits;
             }
         }
-        if values.switch("host_uso") {
-            o.features |= feature::HOST_USO;
+        let datagrams = [
+            ("host_uso", feature::HOST_USO),
+            ("guest_uso4", feature::GUEST_USO4),
+            ("guest_uso6", feature::GUEST_USO6),
+        ];
+        for (_, bit) in datagrams.into_iter().filter(|(name, _)| values.switch(name)) {
+            o.features |= bit;
         }
         if is_off("gso") {
             o.features &= !(feature::HOST_TSO4 | feature::HOST_TSO6 | feature::HOST_USO);

@@ -7,7 +7,7 @@ use super::super::Served;
 use super::super::chain::{self, Broken, Chain};
 use super::{Net, feature, filter, header};
 use crate::dma::Session;
-use mynah_net::{Frame, MAX_FRAME, Nic, Offload, Takes, offload};
+use mynah_net::{Frame, MAX_FRAME, Nic, Takes, offload};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -138,10 +138,13 @@ impl Net {
 /// What a driver takes that has these offloads on.
 fn takes(offloads: u64) -> Takes {
     let has = |bits: u64| offloads & bits == bits;
+    let with_sums = |bit: u64| has(feature::GUEST_CSUM | bit);
     Takes {
         partial: has(feature::GUEST_CSUM),
-        tso4: has(feature::GUEST_CSUM | feature::GUEST_TSO4),
-        tso6: has(feature::GUEST_CSUM | feature::GUEST_TSO6),
+        tso4: with_sums(feature::GUEST_TSO4),
+        tso6: with_sums(feature::GUEST_TSO6),
+        uso4: with_sums(feature::GUEST_USO4),
+        uso6: with_sums(feature::GUEST_USO6),
     }
 }
 
@@ -165,9 +168,7 @@ impl Nic for Net {
             (settings.offloads, pair)
         };
         let (pair, takes) = (usize::from(pair), takes(offloads));
-        let Offload { partial, gso, .. } = frame.offload;
-        let long = gso.is_none_or(|gso| partial.is_some() && if gso.v6 { takes.tso6 } else { takes.tso4 });
-        if long && (partial.is_none() || takes.partial) {
+        if takes.includes(&frame.offload) {
             return self.deliver(pair, frame, offloads);
         }
         // The driver has changed its mind since this was made.

@@ -35,7 +35,7 @@ impl std::ops::DerefMut for Test {
 
 fn chosen(way: Way, options: NetOptions) -> Test {
     let (wire, link) = Recorder::linked("virtio-net-pci");
-    *wire.takes.lock() = Takes { partial: true, tso4: true, tso6: true };
+    *wire.takes.lock() = Takes { partial: true, tso4: true, tso6: true, ..Takes::default() };
     let net = Net::new(link.clone(), options);
     link.connect(&net);
     Test { rig: Rig::with(way, net, pci_options(4)), wire, link }
@@ -318,6 +318,61 @@ fn a_long_datagram_is_cut_where_the_driver_may_send_one() {
 }
 
 #[test]
+fn a_long_datagram_is_the_driver_s_if_it_takes_them() {
+    // UDP over IPv4 and IPv6: 3,000 bytes in pieces of 1,000.
+    let datagram = |v6: bool| {
+        let udp = if v6 { 54 } else { 34 };
+        let (mut bytes, offload) = segment(udp + 8 + 3000, v6);
+        bytes[if v6 { 20 } else { 23 }] = 17;
+        let partial = Some(Partial { start: udp as u16, offset: 6 });
+        (bytes, Offload { partial, gso: Some(Gso { v6, size: 1000 }), ..offload })
+    };
+    for way in [Way::Modern, Way::Mmio] {
+        let uso = NetOptions {
+            features: NetOptions::default().features | feature::GUEST_USO4 | feature::GUEST_USO6,
+            ..NetOptions::default()
+        };
+        // It takes all, those of IPv4 alone, none; then changes its mind.
+        for (without, v4, v6) in
+            [(0, true, true), (feature::GUEST_USO6, true, false), (feature::GUEST_CSUM, false, false)]
+        {
+            let mut t = chosen(way, uso.clone());
+            t.start(ALL & !without);
+            let takes = t.wire.card().takes();
+            assert_eq!((takes.uso4, takes.uso6), (v4, v6), "{way:?}");
+            for n in 0..24 {
+                t.add(RX, &[(AT + 0x1000 * n, 4096, true)]);
+            }
+            t.notify(RX);
+            for (is_v6, whole) in [(false, v4), (true, v6)] {
+                let (bytes, offload) = datagram(is_v6);
+                assert!(t.wire.give(&Frame { offload, parts: &[IoSlice::new(&bytes)] }), "{way:?}");
+                let used = t.used(RX);
+                let first = if is_v6 && v4 {
+                    1
+                } else if is_v6 {
+                    3
+                } else {
+                    0
+                };
+                if whole {
+                    let header = t.bytes(AT + 0x1000 * first, 12);
+                    let transport = if is_v6 { 54 } else { 34 };
+                    let expected = [1, 5, transport + 8, 0, 0xe8, 3, transport, 0, 6, 0, 1, 0];
+                    assert_eq!((used.len(), header), (1, expected.to_vec()), "{way:?}");
+                    assert_eq!(t.bytes(AT + 0x1000 * first + 12, bytes.len()), bytes, "{way:?}");
+                } else {
+                    assert_eq!(used.len(), 3, "{way:?}: it is cut");
+                }
+            }
+        }
+        // Offered only if the user says so.
+        let t = started(way, ALL);
+        assert!(!t.wire.card().takes().uso4 && !t.wire.card().takes().uso6, "{way:?}");
+    }
+}
+
+#[test]
 fn a_frame_comes_in_one_buffer_with_its_header() {
     for way in WAYS {
         for features in [0, feature::MRG_RXBUF | feature::GUEST_CSUM | feature::GUEST_TSO4] {
@@ -355,7 +410,11 @@ fn a_long_segment_lies_in_several_buffers_that_the_driver_sees_at_once() {
     for way in WAYS {
         for features in [ALL, ALL | ring::EVENT_IDX] {
             let mut t = started(way, features);
-            assert_eq!(t.wire.card().takes(), Takes { partial: true, tso4: true, tso6: true }, "{way:?}");
+            assert_eq!(
+                t.wire.card().takes(),
+                Takes { partial: true, tso4: true, tso6: true, ..Takes::default() },
+                "{way:?}"
+            );
             let heads: Vec<_> = (0..20).map(|n| t.add(RX, &[(AT + 0x1000 * n, 4096, true)])).collect();
             t.set_used_event(RX, 3);
             t.notify(RX);

@@ -102,7 +102,8 @@ fn a_long_segment_goes_out_whole_and_as_it_would_be_cut() {
             (DATA + 54, DTYP | TSE | EOP | (len - 54), 0),
         ]);
     };
-    *t.wire.takes.lock() = mynah_net::Takes { partial: true, tso4: true, tso6: true };
+    *t.wire.takes.lock() =
+        mynah_net::Takes { partial: true, tso4: true, tso6: true, ..mynah_net::Takes::default() };
     send(0);
     let (whole, offload) = t.wire.sent.lock().pop().expect("one frame");
     assert_eq!(offload.gso, Some(Gso { v6: false, size: 1400 }));

@@ -68,7 +68,8 @@ fn frames_of_several_descriptors_go_round_the_ring() {
 #[test]
 fn checksums_are_made() {
     let t = setup(0);
-    *t.wire.takes.lock() = mynah_net::Takes { partial: true, tso4: true, tso6: true };
+    *t.wire.takes.lock() =
+        mynah_net::Takes { partial: true, tso4: true, tso6: true, ..mynah_net::Takes::default() };
     for (n, (protocol, sum)) in [(6, desc::TCPCS), (17, desc::UDPCS)].into_iter().enumerate() {
         let right = datagram(protocol, &[3; 101]);
         let place = 34 + if protocol == 6 { 16 } else { 6 };
@@ -98,7 +99,8 @@ fn checksums_are_made() {
 #[test]
 fn a_long_segment_stands_for_several() {
     let t = setup(0);
-    *t.wire.takes.lock() = mynah_net::Takes { partial: true, tso4: true, tso6: true };
+    *t.wire.takes.lock() =
+        mynah_net::Takes { partial: true, tso4: true, tso6: true, ..mynah_net::Takes::default() };
     let data = (0..4000_u32).map(|n| n as u8).collect::<Vec<_>>();
     let right = datagram(6, &data);
     let mut bytes = right.clone();
