@@ -69,7 +69,8 @@ impl Driver {
 
     /// Both kinds of descriptors for sending, contexts among them; those for receiving are addresses.
     fn e1000(&mut self, w: &Window) {
-        if self.rng.chance(15) {
+        // Others reset it all the time.
+        if self.rng.chance(5) || self.read(w, 0x2808, 4) == 0 || self.read(w, 0x100, 4) & 2 == 0 {
             let (rctl, rfctl) = (0x0400_801a | self.rng.u32() & self.rng.u32(), self.rng.below(2) << 15);
             let (psrctl, rxcsum) = (self.rng.u64(), self.rng.below(0x4000));
             let (mrqc, more) = (self.rng.below(2) | self.rng.u64() & 0x3f_0000, self.rng.u64());
@@ -100,26 +101,25 @@ impl Driver {
             }
         }
         self.frames();
-        let ring = self.ring();
-        if self.rng.chance(40) {
-            self.descriptors(ring, |d| [d.buffer().0, d.buffer().0]);
-        } else {
-            self.descriptors(ring, |d| {
-                let (at, len) = d.buffer();
-                let command = d.rng.below(0x100) << 24;
-                match d.rng.below(4) {
-                    // A context: where checksums are, the length of all data, that of headers, that of a segment.
-                    0 => {
-                        let places = d.rng.u64() & 0x003f_3f3f_003f_3f3f;
-                        let lengths = d.rng.below(256) << 40 | d.rng.below(2000) << 48;
-                        let kind = d.rng.u64() & 0x8f00_0000 | 1 << 29;
-                        [places, (len & 0xf_ffff) | kind | lengths]
-                    }
-                    1 => [at, len & 0xffff | command & !(1 << 29) | d.rng.u64() << 32],
-                    _ => [at, len & 0xf_ffff | command | 1 << 20 | 1 << 29 | d.rng.below(0x400) << 40],
+        let queue = 0x100 * self.rng.below(2);
+        let ring = self.read(w, 0x2800 + queue, 4);
+        self.descriptors(ring, |d| [d.buffer().0, d.buffer().0]);
+        let ring = self.read(w, 0x3800 + queue, 4);
+        self.descriptors(ring, |d| {
+            let (at, len) = d.buffer();
+            let command = d.rng.below(0x100) << 24;
+            match d.rng.below(4) {
+                // A context: where checksums are, the length of all data, that of headers, that of a segment.
+                0 => {
+                    let places = d.rng.u64() & 0x003f_3f3f_003f_3f3f;
+                    let lengths = d.rng.below(256) << 40 | d.rng.below(2000) << 48;
+                    let kind = d.rng.u64() & 0x8f00_0000 | 1 << 29;
+                    [places, (len & 0xf_ffff) | kind | lengths]
                 }
-            });
-        }
+                1 => [at, len & 0xffff | command & !(1 << 29) | d.rng.u64() << 32],
+                _ => [at, len & 0xf_ffff | command | 1 << 20 | 1 << 29 | d.rng.below(0x400) << 40],
+            }
+        });
         for base in [0x2818, 0x3818, 0x2918, 0x3918] {
             let tail = self.rng.below(ENTRIES + 1);
             self.write(w, base, 4, tail);
@@ -130,7 +130,7 @@ impl Driver {
     /// Both modes: four buffers and a ring of bytes, or descriptors.
     fn rtl8139(&mut self, w: &Window) {
         self.frames();
-        if self.rng.chance(20) {
+        if self.rng.chance(5) || self.read(w, 0x37, 1) & 0x0c != 0x0c {
             let (rcr, tcr, plus) = (self.rng.u64() | 0xf, self.rng.u64(), self.rng.below(0x80));
             let rings = [self.ring(), self.ring(), self.ring()];
             let steps: [(u64, u8, u64); 9] = [
@@ -151,7 +151,8 @@ impl Driver {
             let ring = self.address();
             self.write(w, 0x30, 4, ring);
         }
-        let ring = self.ring();
+        let ring = self.rng.pick(&[0x20, 0x28, 0xe4]);
+        let ring = self.read(w, ring, 4);
         self.descriptors(ring, |d| {
             let (at, len) = d.buffer();
             // OWN, EOR, FS and LS, LGSEN; the segment's length or checksums; the length.
