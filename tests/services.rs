@@ -335,6 +335,36 @@ fn a_folder_of_the_host_s_is_a_share() {
     guest.power_down();
 }
 
+#[test]
+#[ignore = "boots Debian from a disk"]
+fn a_character_device_is_behind_an_address() {
+    let Some(system) = System::with_network() else { return };
+    let folder = Folder::new("services");
+    let line = folder.path("line");
+    let chardev = format!("socket,id=line,path={line},server=on,wait=off");
+    let nic = "user,model=virtio-net-pci,restrict=on,guestfwd=tcp:10.0.2.100:1234-chardev:line";
+    // Twice, as the first connection is over then.
+    let script = "for n in 1 2; do exec 3<>/dev/tcp/10.0.2.100/1234; head -c 200000 /dev/zero >&3\n\
+                  echo \"KEY $(head -c 300000 <&3 | sha256sum | cut -c1-16)\"; exec 3>&-; done\n";
+    let script = format!("bash -c '{script}'\n");
+    let mut guest = Debian::boot(&system, &folder, &[], &["-chardev", &chardev, "-nic", nic], &script);
+    let mut device = connect(&line);
+    let host = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let mut got = vec![1; 200_000];
+            std::io::Read::read_exact(&mut device, &mut got).unwrap();
+            assert!(got.iter().all(|b| *b == 0));
+            device.write_all(&bytes(300_000)).unwrap();
+        }
+        device
+    });
+    let said = guest.script();
+    let key = format!("KEY {}", digest(&bytes(300_000)));
+    assert_eq!(key_lines(&said, &["KEY "]), [key.clone(), key], "{said}");
+    host.join().unwrap();
+    guest.power_down();
+}
+
 /// A host with an address of its own, that permits pings: in a network namespace.
 const HOST: &str = "ip link set lo up && ip addr add 192.0.2.7/32 dev lo && \
     echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range && exec \"$@\"";

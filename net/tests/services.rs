@@ -269,6 +269,45 @@ fn programs_and_sockets_are_behind_addresses_of_the_network() {
 }
 
 #[test]
+fn what_the_machine_has_is_behind_an_address_of_the_network() {
+    /// The other ends of all connections.
+    struct Lines(std::sync::Mutex<Vec<(String, socket2::Socket)>>);
+    impl mynah_net::user::Dial for Lines {
+        fn dial(&self, name: &str) -> std::io::Result<socket2::Socket> {
+            let (ours, theirs) = socket2::Socket::pair(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+            self.0.lock().unwrap().push((name.into(), ours));
+            Ok(theirs)
+        }
+    }
+    let server = "10.0.2.100:1234".parse().unwrap();
+    let forward = GuestForward { server, to: Behind::Chardev("line".into()) };
+    let mut g = Guest::new(Config { guest_forwards: vec![forward], restrict: true, ..Config::default() });
+    // Without anybody who makes connections it is refused.
+    let h = g.connect(server, 4096);
+    g.until("a reset", |g| g.socket(h).state() == tcp::State::Closed);
+    let lines = std::sync::Arc::new(Lines(std::sync::Mutex::default()));
+    g.user.set_dial(lines.clone());
+    let h = g.connect(server, 4096);
+    g.until("a connection", |g| g.socket(h).may_send());
+    let (name, mut line) = lines.0.lock().unwrap().pop().unwrap();
+    assert_eq!(name, "line");
+    g.socket(h).send_slice(b"to the line").unwrap();
+    g.until("it is sent", |g| g.socket(h).send_queue() == 0);
+    let mut got = [0; 11];
+    std::io::Read::read_exact(&mut line, &mut got).unwrap();
+    assert_eq!(&got, b"to the line");
+    std::io::Write::write_all(&mut line, b"from it").unwrap();
+    let mut back = Vec::new();
+    g.until("an answer", |g| {
+        while g.socket(h).can_recv() {
+            g.socket(h).recv(|d| (d.len(), back.extend_from_slice(d))).unwrap();
+        }
+        back.len() == 7
+    });
+    assert_eq!(back, b"from it");
+}
+
+#[test]
 fn a_restricted_guest_gets_nowhere() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();

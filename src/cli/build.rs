@@ -10,12 +10,13 @@ use super::{
     blockdev_arg, char_arg, cpu_arg, device_arg, drive_arg, help, machine_arg, net_arg, run_arg, vnc_arg,
 };
 use crate::config::{
-    Accel, AccelKind, CharBackend, CharTarget, Check, Config, Display, FwCfgData, RebootAction,
+    Accel, AccelKind, CharBackend, CharTarget, Check, Config, Display, FwCfgData, NetKind, RebootAction,
     ShutdownAction,
 };
 use mynah_devices::display::layout;
 use mynah_devices::kind::Chosen;
 use mynah_firmware::{Kind, identify};
+use mynah_net::user::Behind;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
@@ -422,7 +423,15 @@ fn consoles(config: &mut Config, seen: &Seen) -> Result<(), Error> {
         CharBackend::Chardev(id) => Some(id.as_str()),
         _ => None,
     });
-    for id in ids.chain(config.devices.iter().flat_map(Chosen::chardevs)) {
+    let users = config.netdevs.iter().filter_map(|n| match &n.kind {
+        NetKind::User(user) => Some(&user.guest_forwards),
+        _ => None,
+    });
+    let forwards = users.flatten().filter_map(|f| match &f.to {
+        Behind::Chardev(id) => Some(id.as_str()),
+        _ => None,
+    });
+    for id in ids.chain(config.devices.iter().flat_map(Chosen::chardevs)).chain(forwards) {
         let Some(chardev) = config.chardevs.iter().find(|c| c.id == id) else {
             let hint = did_you_mean("", id, config.chardevs.iter().map(|c| c.id.as_str()));
             return Err(Error::new(format!("there is no -chardev with the id '{id}'{hint}")));

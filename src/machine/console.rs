@@ -129,6 +129,11 @@ impl Consoles {
         Ok(all)
     }
 
+    /// What `-chardev` has opened by this name.
+    pub fn device(&self, id: &str) -> Option<Arc<dyn Chardev>> {
+        self.named.lock().get(id).cloned()
+    }
+
     fn serial(&mut self, board: &mut Board, line: Arc<dyn Chardev>, base: u16, irq: u32) {
         let clock: Arc<dyn mynah_devices::clock::Clock> = board.clock.clone();
         let line = match &board.handoffs {

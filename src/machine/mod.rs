@@ -9,6 +9,7 @@ pub mod drives;
 pub mod ending;
 pub mod engines;
 pub mod flash;
+mod guestfwd;
 pub mod handle;
 pub mod handoff;
 mod info;
@@ -204,6 +205,7 @@ impl Machine {
             engines.plan(plans.clone());
         }
         let mut consoles = console::Consoles::open(&cfg, &mut board, &handle, &events)?;
+        board.nets.lead_to(|id| consoles.device(id), &events)?;
         let fw_cfg = console::attach_extra(&cfg, &mut board, &handle, &mut consoles)?;
         boot.fill(&cfg, &fw_cfg, &board)?;
         boot.plug_drives(&cfg, &board);

@@ -1,6 +1,8 @@
 //! The machine's networks: what is behind its cards (`-netdev`, `-nic`), and the cards' links.
+use super::guestfwd::Lines;
 use crate::config::{Config, FilterKind, LogItem, NetFilter, NetKind, Netdev};
 use anyhow::{Context, bail};
+use mynah_devices::chardev::Chardev;
 use mynah_devices::device::{Device, Invalid, Registry, Reset};
 use mynah_devices::event_loop::{EventLoop, Registration, Source, TimedSource, Timer};
 use mynah_devices::net::Link;
@@ -9,7 +11,7 @@ use mynah_net::log::Log;
 use mynah_net::reactor::{Handler, Interest, Reactor, Token};
 use mynah_net::sockets::{Dgram, Stream};
 use mynah_net::tap::{Origin, TapConfig};
-use mynah_net::user::{self, Lost};
+use mynah_net::user::{self, Behind, Lost};
 use mynah_net::watch::Watch;
 use mynah_net::{Backend, Capture, Hub, Tap, User};
 use parking_lot::Mutex;
@@ -115,6 +117,33 @@ impl Nets {
             hub_of.join(&backend);
         }
         Ok(nets)
+    }
+
+    /// Has the character devices that forwards name behind them.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn lead_to(
+        &self,
+        device: impl Fn(&str) -> Option<Arc<dyn Chardev>>,
+        events: &Arc<EventLoop>,
+    ) -> anyhow::Result<()> {
+        for net in &self.all {
+            let (NetKind::User(config), Some(user)) = (&net.kind, &net.user) else { continue };
+            let mut devices = BTreeMap::new();
+            for forward in &config.guest_forwards {
+                if let Behind::Chardev(id) = &forward.to {
+                    let found = device(id);
+                    let found =
+                        found.with_context(|| format!("guestfwd: there is no -chardev with id={id}"))?;
+                    devices.insert(id.clone(), found);
+                }
+            }
+            if !devices.is_empty() {
+                user.set_dial(Arc::new(Lines::new(devices, events)));
+            }
+        }
+        Ok(())
     }
 
     /// Enters what is to be saved.

@@ -42,6 +42,17 @@ pub enum Behind {
     Unix(PathBuf),
     /// A program, started by `/bin/sh -c` for each connection, with the connection as standard input and output.
     Command(String),
+    /// What the machine has by this name ([`Dial`]): a character device.
+    Chardev(String),
+}
+
+/// Makes connections to what [`Behind::Chardev`] names.
+pub trait Dial: Send + Sync {
+    /// The network's end of a new connection to `name`.
+    ///
+    /// # Errors
+    /// There is nothing of that name, or the host does not give a socket.
+    fn dial(&self, name: &str) -> std::io::Result<socket2::Socket>;
 }
 
 /// A TCP port, seen by the guest only, that leads to something of the host's.
@@ -313,7 +324,7 @@ pub(super) fn host_forward(value: &str) -> Result<HostForward, String> {
     Ok(HostForward { udp, host, guest })
 }
 
-/// `[tcp]:server:port-cmd:program`, `-tcp:host:port`, `-unix:path`.
+/// `[tcp]:server:port-cmd:program`, `-tcp:host:port`, `-unix:path`, `-chardev:id`.
 pub(super) fn guest_forward(value: &str) -> Result<GuestForward, String> {
     let (kind, rest) = value.split_once(':').ok_or("it is [tcp]:server:port-device")?;
     if !matches!(kind, "" | "tcp") {
@@ -325,16 +336,17 @@ pub(super) fn guest_forward(value: &str) -> Result<GuestForward, String> {
         return Err("it wants an address and a port of the network's".into());
     }
     let to = match to.split_once(':') {
-        Some((kind @ ("cmd" | "unix"), _)) if cfg!(windows) => {
+        Some((kind @ ("cmd" | "unix" | "chardev"), _)) if cfg!(windows) => {
             return Err(format!("{kind}: is there on Unix hosts only: say tcp:ADDRESS:PORT"));
         }
         Some(("cmd", program)) => Behind::Command(program.into()),
         Some(("unix", path)) => Behind::Unix(path.into()),
+        Some(("chardev", id)) if !id.is_empty() => Behind::Chardev(id.into()),
         Some(("tcp", address)) => {
             let mut found = address.to_socket_addrs().map_err(|e| format!("'{address}': {e}"))?;
             Behind::Tcp(found.next().ok_or_else(|| format!("'{address}' has no address"))?)
         }
-        _ => return Err(format!("'{to}' is none of cmd:, tcp: and unix:")),
+        _ => return Err(format!("'{to}' is none of chardev:, cmd:, tcp: and unix:")),
     };
     Ok(GuestForward { server, to })
 }
@@ -374,6 +386,8 @@ mod tests {
         assert_eq!(f.to, Behind::Command("cat -u".into()));
         let f = guest_forward(":10.0.2.100:81-unix:/run/x").unwrap();
         assert_eq!((f.server.port(), f.to), (81, Behind::Unix("/run/x".into())));
+        let f = guest_forward("tcp:10.0.2.100:1234-chardev:line").unwrap();
+        assert_eq!(f.to, Behind::Chardev("line".into()));
         let f = guest_forward("tcp:10.0.2.100:81-tcp:127.0.0.1:5").unwrap();
         assert_eq!(f.to, Behind::Tcp("127.0.0.1:5".parse().unwrap()));
     }
@@ -391,6 +405,7 @@ mod tests {
             ("hostfwd", "tcp::99999-:22"),
             ("guestfwd", "tcp:10.0.2.100:80"),
             ("guestfwd", "tcp:10.0.2.100:80-tape:x"),
+            ("guestfwd", "tcp:10.0.2.100:80-chardev:"),
             ("smbserver", "10.0.3.4"),
         ] {
             let said = Config::parse([(name, value)]).unwrap_err().to_string();

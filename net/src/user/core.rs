@@ -1,5 +1,5 @@
 //! What all protocols share: the card, the guests' addresses, timers, and where an address of the guest's leads.
-use super::config::{Behind, Config};
+use super::config::{Behind, Config, Dial};
 use super::dns::Resolvers;
 use super::ip::{self, Fragment};
 use crate::errors;
@@ -140,6 +140,8 @@ pub(super) struct Core {
     pub config: Config,
     pub reactor: Arc<dyn Reactor>,
     pub nic: Option<Arc<dyn Nic>>,
+    /// What the machine has behind addresses.
+    pub dial: Option<Arc<dyn Dial>>,
     pub takes: Takes,
     pub now: Instant,
     began: Instant,
@@ -182,6 +184,7 @@ impl Core {
             config,
             reactor,
             nic: None,
+            dial: None,
             takes: Takes::default(),
             now,
             began: now,

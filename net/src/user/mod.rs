@@ -37,7 +37,7 @@ mod tcp;
 mod tftp;
 mod udp;
 
-pub use self::config::{Behind, Config, ConfigError, GuestForward, HostForward};
+pub use self::config::{Behind, Config, ConfigError, Dial, GuestForward, HostForward};
 pub use self::core::{FlowCounters, FlowInfo, Stats};
 pub use self::poll::Poll;
 pub use self::report::{Lease, Report};
@@ -184,6 +184,11 @@ impl User {
             }));
             Self { nat: Mutex::new(nat) }
         }))
+    }
+
+    /// What [`Behind::Chardev`] leads to.
+    pub fn set_dial(&self, dial: Arc<dyn Dial>) {
+        self.nat.lock().core.dial = Some(dial);
     }
 
     /// A socket is ready, which the loop was asked to wait for.

@@ -178,7 +178,13 @@ fn nat(text: &str, args: &SwitchArgs) -> Result<(user::Config, PortConfig), Erro
     port.uplink = true;
     let rest = props.rest();
     let options = rest.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-    Ok((user::Config::parse(options).map_err(|e| props.error(e))?, port))
+    let config = user::Config::parse(options).map_err(|e| props.error(e))?;
+    if config.guest_forwards.iter().any(|f| matches!(f.to, user::Behind::Chardev(_))) {
+        return Err(
+            props.error("guestfwd: a switch has no character devices: say unix:PATH or tcp:ADDRESS:PORT")
+        );
+    }
+    Ok((config, port))
 }
 
 /// What all ports have.

@@ -179,6 +179,11 @@ impl Tcp {
             Some(Behind::Unix(path)) => {
                 SockAddr::unix(path).and_then(|address| dial(address, Domain::UNIX, None))
             }
+            Some(Behind::Chardev(id)) => {
+                let dialed = core.dial.as_ref().map(|dial| dial.dial(&id));
+                let socket = dialed.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
+                socket.and_then(|socket| prepare(&socket).map(|()| (socket, true, None)))
+            }
             Some(Behind::Command(program)) => spawn(&program).map(|(s, c)| (s, true, Some(c))),
             None => match core.reach(key.remote) {
                 Reach::Host(_) if core.is_dns(key.remote.ip()) => {
