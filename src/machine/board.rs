@@ -127,6 +127,7 @@ impl Board {
             })
             .collect();
         let ioapic = Ioapic::new(apic_bus.clone());
+        apic_bus.connect_ioapic(&ioapic);
         memory.map_mmio(IOAPIC_BASE, 0x1000, ioapic.clone());
 
         let mut wiring = Wiring {

@@ -4,6 +4,7 @@ pub mod bios;
 pub mod board;
 pub mod boards;
 pub mod budget;
+mod chips;
 pub mod console;
 pub mod drives;
 pub mod ending;

@@ -1,5 +1,6 @@
 //! A vCPU in its thread: the board as it sees it, its interrupt pins, and the loop around its engine.
 use super::bios::BiosCalls;
+use super::chips;
 use super::handoff::Handoffs;
 use super::power::{Power, Report, Request};
 use mynah_cpu::board::{ApicImage, ApicKeeper, ApicSignals};
@@ -11,6 +12,7 @@ use mynah_cpu::{Accelerator, Board, Cpu, Events, Exit, World};
 use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::Ferr;
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
+use mynah_devices::interrupts::kept;
 use mynah_devices::interrupts::lapic::{self, ApicMessage, LocalApic, ReadTsc, VcpuPins};
 use mynah_devices::misc::entropy::{Asker, Entropy};
 use mynah_firmware::bios::PORT;
@@ -188,6 +190,9 @@ impl lapic::Keeper for Kept {
             (*pin, address, data)
         });
         self.0.levels(&writes.collect::<Vec<_>>());
+    }
+    fn chips(&self) -> Option<Arc<dyn kept::Keeper>> {
+        Some(Arc::new(chips::Kept(self.0.chips()?)))
     }
 }
 

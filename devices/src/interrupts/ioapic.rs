@@ -10,9 +10,12 @@
 //!
 //! Lock: one, held while messages are delivered (the local APICs' locks come after it); so remote IRR is set before an
 //! EOI can come back.
+mod lent;
+
 use crate::bus::{Edge, IrqSink, Mmio};
 use crate::device::{Device, Invalid, Reset};
 use crate::interrupts::EoiSink;
+use crate::interrupts::kept::Keeper;
 use crate::interrupts::lapic::{ApicBus, ApicMessage, DeliveryMode};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -112,9 +115,21 @@ impl IoapicV1 {
     }
 }
 
+struct State {
+    regs: IoapicV1,
+    /// Who has the registers, if it is not us.
+    keeper: Option<Arc<dyn Keeper>>,
+}
+
+impl State {
+    fn new() -> Mutex<Self> {
+        Mutex::new(Self { regs: IoapicV1::new(), keeper: None })
+    }
+}
+
 /// The I/O APIC: MMIO at FEC00000h, inputs by [`IrqSink`] lines 0-23.
 pub struct Ioapic {
-    state: Mutex<IoapicV1>,
+    state: Mutex<State>,
     bus: Arc<dyn ApicBus>,
     /// Its first pin's number among those of all I/O APICs.
     first: u32,
@@ -123,12 +138,12 @@ pub struct Ioapic {
 impl Ioapic {
     /// An I/O APIC with all pins masked that sends its messages to `bus`.
     pub fn new(bus: Arc<dyn ApicBus>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(IoapicV1::new()), bus, first: 0 })
+        Arc::new(Self { state: State::new(), bus, first: 0 })
     }
 
     /// A second one.
     pub fn second(bus: Arc<dyn ApicBus>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(IoapicV1::new()), bus, first: PINS as u32 })
+        Arc::new(Self { state: State::new(), bus, first: PINS as u32 })
     }
 
     /// Tells the bus what a pin sends.
@@ -149,10 +164,15 @@ impl Ioapic {
 
     /// Sets the APIC ID as firmware does (0-15).
     pub fn set_id(&self, id: u8) {
-        self.state.lock().id = u32::from(id & 0xF) << 24;
+        self.state.lock().change(|state| state.regs.id = u32::from(id & 0xF) << 24);
     }
 
-    fn send(&self, regs: &mut IoapicV1, pin: usize, rises: bool) {
+    /// Sends what is to be sent of a pin, unless a keeper does.
+    fn send(&self, state: &mut State, pin: usize, rises: bool) {
+        if state.keeper.is_some() {
+            return;
+        }
+        let regs = &mut state.regs;
         let Some(message) = regs.message(pin, rises) else { return };
         let accepted = self.bus.deliver(message);
         let served_by_eoi = matches!(message.mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority);
@@ -167,19 +187,21 @@ impl IrqSink for Ioapic {
         if line as usize >= PINS {
             return;
         }
-        let mut regs = self.state.lock();
-        let bit = 1 << line;
-        let rises = level && regs.lines & bit == 0;
-        regs.lines = if level { regs.lines | bit } else { regs.lines & !bit };
-        if level {
-            self.send(&mut regs, line as usize, rises);
+        let mut state = self.state.lock();
+        let (bit, lines) = (1 << line, state.regs.lines);
+        state.regs.lines = if level { lines | bit } else { lines & !bit };
+        if let Some(keeper) = &state.keeper {
+            keeper.set_ioapic_pin(line, level);
+        } else if level {
+            self.send(&mut state, line as usize, lines & bit == 0);
         }
     }
 
     fn edge(&self, line: u32) -> Edge {
-        let regs = self.state.lock();
-        match regs.message(line as usize, true) {
-            Some(m) if !m.level => self.bus.edge(&m),
+        let state = self.state.lock();
+        match state.regs.message(line as usize, true) {
+            // A keeper does not say when its edges are taken.
+            Some(m) if !m.level && state.keeper.is_none() => self.bus.edge(&m),
             _ => Edge::Uncounted,
         }
     }
@@ -187,25 +209,25 @@ impl IrqSink for Ioapic {
 
 impl EoiSink for Ioapic {
     fn eoi(&self, vector: u8) {
-        let mut regs = self.state.lock();
-        for pin in 0..PINS {
-            let entry = &mut regs.redirection[pin];
-            if *entry as u8 == vector && *entry & (LEVEL | REMOTE_IRR) == LEVEL | REMOTE_IRR {
-                *entry &= !REMOTE_IRR;
-                self.send(&mut regs, pin, false);
+        self.state.lock().change(|state| {
+            for pin in 0..PINS {
+                let entry = &mut state.regs.redirection[pin];
+                if *entry as u8 == vector && *entry & (LEVEL | REMOTE_IRR) == LEVEL | REMOTE_IRR {
+                    *entry &= !REMOTE_IRR;
+                    self.send(state, pin, false);
+                }
             }
-        }
+        });
     }
 }
 
 impl Mmio for Ioapic {
     fn read(&self, offset: u64, size: u8) -> u64 {
-        let regs = self.state.lock();
-        let value = match offset & 0xFF & !3 {
-            IOREGSEL => u32::from(regs.index),
-            IOWIN => regs.read_window(),
+        let value = self.state.lock().change(|state| match offset & 0xFF & !3 {
+            IOREGSEL => u32::from(state.regs.index),
+            IOWIN => state.regs.read_window(),
             _ => 0,
-        };
+        });
         let value = u64::from(value) >> (8 * (offset & 3));
         match size {
             1 => value & 0xFF,
@@ -216,15 +238,14 @@ impl Mmio for Ioapic {
 
     fn write(&self, offset: u64, size: u8, value: u64) {
         match offset & 0xFF {
-            IOREGSEL => self.state.lock().index = value as u8,
+            IOREGSEL => self.state.lock().change(|state| state.regs.index = value as u8),
             // The window and the EOI register are 32 bits wide and know no part of themselves.
-            IOWIN if size >= 4 => {
-                let mut regs = self.state.lock();
-                if let Some(pin) = regs.write_window(value as u32) {
-                    self.tell(&regs, pin);
-                    self.send(&mut regs, pin, false);
+            IOWIN if size >= 4 => self.state.lock().change(|state| {
+                if let Some(pin) = state.regs.write_window(value as u32) {
+                    self.tell(&state.regs, pin);
+                    self.send(state, pin, false);
                 }
-            }
+            }),
             EOIR if size >= 1 => self.eoi(value as u8),
             _ => {}
         }
@@ -237,25 +258,28 @@ impl Device for Ioapic {
 
     /// The inputs stay as they are.
     fn reset(&self, _: Reset) {
-        let mut regs = self.state.lock();
-        *regs = IoapicV1 { lines: regs.lines, ..IoapicV1::new() };
-        self.tell_all(&regs);
+        self.state.lock().change(|state| {
+            state.regs = IoapicV1 { lines: state.regs.lines, ..IoapicV1::new() };
+            self.tell_all(&state.regs);
+        });
     }
 
     fn save(&self) -> IoapicV1 {
-        self.state.lock().clone()
+        let State { regs, keeper } = &*self.state.lock();
+        keeper.as_ref().map_or_else(|| regs.clone(), |keeper| regs.seen_at(&**keeper))
     }
 
-    fn restore(&self, state: IoapicV1) -> Result<(), Invalid> {
-        if state.redirection.iter().any(|entry| entry & !(WRITABLE | REMOTE_IRR) != 0) {
+    fn restore(&self, regs: IoapicV1) -> Result<(), Invalid> {
+        if regs.redirection.iter().any(|entry| entry & !(WRITABLE | REMOTE_IRR) != 0) {
             return Err(Invalid("a redirection entry"));
         }
-        if state.lines >> PINS != 0 {
+        if regs.lines >> PINS != 0 {
             return Err(Invalid("the pins"));
         }
-        let mut regs = self.state.lock();
-        *regs = state;
-        self.tell_all(&regs);
+        let mut state = self.state.lock();
+        // What a keeper has is void.
+        *state = State { regs, keeper: None };
+        self.tell_all(&state.regs);
         Ok(())
     }
 }

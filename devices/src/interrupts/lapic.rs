@@ -33,6 +33,7 @@ use crate::bus::{Edge, IrqSink};
 use crate::clock::{Clock, Nanos, Timer, TimerOwner};
 use crate::device::{Device, Invalid, Reset};
 use crate::interrupts::EoiSink;
+use crate::interrupts::ioapic::Ioapic;
 use crate::interrupts::pic::Pic;
 use crate::pci::MsiSink;
 use lent::Lent;
@@ -400,10 +401,13 @@ pub struct LocalApics {
     tsc_hz: u64,
     apics: RwLock<Vec<Arc<LocalApic>>>,
     pic: OnceLock<Weak<Pic>>,
+    ioapic: OnceLock<Weak<Ioapic>>,
     eoi: OnceLock<Weak<dyn EoiSink>>,
     late: RwLock<Vec<Weak<dyn Redeliver>>>,
     /// Where the search for the lowest priority starts, so that equals take turns.
     turn: AtomicUsize,
+    /// They are lent and taken back one after the other. Its lock comes before all others here.
+    turns: Mutex<()>,
     /// Who keeps them. Its lock comes before the list's.
     lent: RwLock<Lent>,
     all_lent: AtomicBool,
@@ -419,9 +423,11 @@ impl LocalApics {
             tsc_hz,
             apics: RwLock::default(),
             pic: OnceLock::new(),
+            ioapic: OnceLock::new(),
             eoi: OnceLock::new(),
             late: RwLock::default(),
             turn: AtomicUsize::new(0),
+            turns: Mutex::default(),
             lent: RwLock::default(),
             all_lent: AtomicBool::new(false),
             levels: Mutex::default(),

@@ -10,10 +10,13 @@
 //! data sheet (order 231468-003); ELCR: 82371AB (PIIX4) data sheet, 4.2.5.5.
 //!
 //! Lock: one; the INT pin is driven with it held (see the module `interrupts`).
+mod lent;
+
 use crate::aml::{Fragment, IrqNoFlags, io};
 use crate::bus::{Edge, Irq, IrqSink, PortIo};
 use crate::bytewise;
 use crate::device::{Device, Invalid, Reset};
+use crate::interrupts::kept::Keeper;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -285,23 +288,32 @@ enum Bank {
     Elcr,
 }
 
+struct State {
+    pair: Pair,
+    /// Who has the registers, if it is not us.
+    keeper: Option<Arc<dyn Keeper>>,
+}
+
 /// The interrupt controller pair: inputs by [`IrqSink`] lines 0-15, its INT output by an [`Irq`].
 pub struct Pic {
-    state: Mutex<Pair>,
+    state: Mutex<State>,
     out: Irq,
 }
 
 impl Pic {
     /// A pair with nothing programmed, whose INT output drives `out`.
     pub fn new(out: Irq) -> Arc<Self> {
-        let state = Mutex::new(Pair { master: Chip::new(true), slave: Chip::new(false) });
-        Arc::new(Self { state, out })
+        let pair = Pair { master: Chip::new(true), slave: Chip::new(false) };
+        Arc::new(Self { state: Mutex::new(State { pair, keeper: None }), out })
     }
 
     /// The processor's interrupt acknowledge: returns the vector of the most urgent request, which is now in service,
     /// or the master's (slave's) spurious vector for IRQ 7 (15) if the request is gone. No local APIC may be locked.
     pub fn acknowledge(&self) -> u8 {
-        let mut pair = self.state.lock();
+        let State { pair, keeper } = &mut *self.state.lock();
+        if let Some(keeper) = keeper {
+            return pair.at_keeper(&**keeper, Pair::acknowledge);
+        }
         let vector = pair.acknowledge();
         // INT falls during INTA, so that an edge-sensitive receiver sees the next request.
         self.out.set(false);
@@ -311,7 +323,7 @@ impl Pic {
 
     /// Whether INT is asserted.
     pub fn has_interrupt(&self) -> bool {
-        self.state.lock().master.request().is_some()
+        self.state.lock().pair.master.request().is_some()
     }
 
     /// The master's two ports, at 20h.
@@ -330,11 +342,19 @@ impl Pic {
     }
 
     fn change<R>(&self, f: impl FnOnce(&mut Pair) -> R) -> R {
-        let mut pair = self.state.lock();
-        let r = f(&mut pair);
+        let State { pair, keeper } = &mut *self.state.lock();
+        if let Some(keeper) = keeper {
+            return pair.at_keeper(&**keeper, f);
+        }
+        let r = f(pair);
+        self.settle(pair);
+        r
+    }
+
+    /// The wires follow the registers.
+    fn settle(&self, pair: &mut Pair) {
         pair.cascade();
         self.out.set(pair.master.request().is_some());
-        r
     }
 
     fn read(&self, bank: Bank, port: u16) -> u8 {
@@ -359,16 +379,28 @@ impl Pic {
 
 impl IrqSink for Pic {
     fn set(&self, line: u32, level: bool) {
-        match line {
-            2 => {}
-            0..=7 => self.change(|pair| pair.master.set_line(line as u8, level)),
-            8..=15 => self.change(|pair| pair.slave.set_line(line as u8 - 8, level)),
-            _ => {}
+        if line >= 16 || line == u32::from(CASCADE) {
+            return;
         }
+        let State { pair, keeper } = &mut *self.state.lock();
+        if let Some(keeper) = keeper {
+            pair.note_line(line, level);
+            keeper.set_pic_line(line, level);
+            return;
+        }
+        match line {
+            0..=7 => pair.master.set_line(line as u8, level),
+            _ => pair.slave.set_line(line as u8 - 8, level),
+        }
+        self.settle(pair);
     }
 
     fn edge(&self, line: u32) -> Edge {
-        let pair = self.state.lock();
+        let State { pair, keeper } = &*self.state.lock();
+        // A keeper does not say when its edges are taken.
+        if keeper.is_some() {
+            return Edge::Uncounted;
+        }
         let masked = |chip: &Chip, n: u8| chip.imr >> n & 1 != 0;
         let (chip, n) = match line {
             0..=7 => (&pair.master, line as u8),
@@ -430,7 +462,14 @@ impl Device for Pic {
     }
 
     fn save(&self) -> PicV1 {
-        PicV1 { pair: self.state.lock().clone(), int: self.out.level() }
+        let state = self.state.lock();
+        match &state.keeper {
+            None => PicV1 { pair: state.pair.clone(), int: self.out.level() },
+            Some(keeper) => {
+                let pair = state.pair.seen_at(&**keeper);
+                PicV1 { int: pair.master.request().is_some(), pair }
+            }
+        }
     }
 
     fn restore(&self, PicV1 { pair, int }: PicV1) -> Result<(), Invalid> {
@@ -440,8 +479,8 @@ impl Device for Pic {
         if pair.master.top > 7 || pair.slave.top > 7 {
             return Err(Invalid("the highest priority"));
         }
-        let mut now = self.state.lock();
-        *now = pair;
+        // What a keeper has is void.
+        *self.state.lock() = State { pair, keeper: None };
         self.out.restore(int);
         Ok(())
     }
@@ -612,7 +651,7 @@ mod tests {
         assert_eq!(b.isr(), (0, 0));
         // The slave's request vanishes between the master's cycle and its own: seen when the slave alone is masked
         // late.
-        let mut pair = b.pic.state.lock();
+        let State { pair, .. } = &mut *b.pic.state.lock();
         pair.slave.irr = 0;
         pair.master.irr = 1 << CASCADE;
         assert_eq!(pair.acknowledge(), 0x3F);

@@ -5,7 +5,8 @@
 //! back when all vCPUs stand still ([`mynah_cpu::Board::lend_apic`]), so they are saved and handed over like all else.
 //!
 //! The end of a level-triggered interrupt is an exit, for vectors that [`ApicKeeper::levels`] has named. The 8259A's
-//! interrupts are injected one by one, as without all this.
+//! interrupts are injected one by one, as without all this. Both are the kernel's own business where it has all
+//! controllers (`chips`).
 use super::{Vm, failed, read_msrs};
 use crate::AccelError;
 use kvm_bindings::{
@@ -15,7 +16,7 @@ use kvm_bindings::{
     Msrs, kvm_enable_cap, kvm_irq_routing_entry, kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msr_entry,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use mynah_cpu::board::{ApicImage, ApicKeeper, ApicSignals};
+use mynah_cpu::board::{ApicImage, ApicKeeper, ApicSignals, ChipKeeper};
 use mynah_cpu::state::Activity;
 use mynah_cpu::sys::msr::index;
 use parking_lot::Mutex;
@@ -56,11 +57,15 @@ pub(super) fn enable(kvm: &Kvm, fd: &VmFd) -> Result<(), AccelError> {
     let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
     cap.args[0] = PINS;
     fd.enable_cap(&cap).map_err(failed("keep local APICs"))?;
-    // IDs above 254.
+    widen(fd);
+    Ok(())
+}
+
+/// Has it take IDs above 254.
+pub(super) fn widen(fd: &VmFd) {
     let mut wide = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, ..Default::default() };
     wide.args[0] = KVM_X2APIC_API_USE_32BIT_IDS.into();
     let _ = fd.enable_cap(&wide);
-    Ok(())
 }
 
 /// The message that a write to the local APICs' range is.
@@ -113,6 +118,16 @@ impl Kept {
         let one = Msrs::from_entries(&[entry])
             .map_err(|e| AccelError::Kvm { what: "set a timer's deadline", reason: format!("{e:?}") })?;
         self.fd.set_msrs(&one).map_err(failed("set a timer's deadline"))?;
+        Ok(())
+    }
+
+    /// The vCPU does not halt any more.
+    pub fn wake(&self) -> Result<(), AccelError> {
+        const WHAT: &str = "wake a vCPU";
+        let state = self.fd.get_mp_state().map_err(failed(WHAT))?;
+        if state.mp_state == KVM_MP_STATE_HALTED {
+            self.fd.set_mp_state(mp_state(Activity::Running)).map_err(failed(WHAT))?;
+        }
         Ok(())
     }
 
@@ -214,6 +229,10 @@ impl ApicKeeper for Kept {
     }
 
     fn levels(&self, routes: &[(u32, u64, u32)]) {
+        // It knows them from its own I/O APIC.
+        if self.vm.chips.is_some() {
+            return;
+        }
         let entries: Vec<_> =
             routes.iter().map(|(gsi, address, data)| route(*gsi, *address, *data)).collect();
         let set = KvmIrqRouting::from_entries(&entries)
@@ -222,6 +241,10 @@ impl ApicKeeper for Kept {
         if let Err(e) = set {
             tracing::error!("-accel kvm: {e}");
         }
+    }
+
+    fn chips(&self) -> Option<Arc<dyn ChipKeeper>> {
+        self.vm.chips.clone()
     }
 }
 

@@ -7,7 +7,8 @@
 //! A [`Vcpu`] is an [`Accelerator`]: it loads a vCPU's state into KVM, runs it there, and saves it back before it
 //! returns. Ports, MMIO, CR8 and MSRs that KVM does not know are done on the way, with the state in KVM; what needs it
 //! at hand (INIT, a kick, HLT) is done with it back in the [`mynah_cpu::Cpu`]. The local APIC is ours, in user space, so
-//! interrupts are injected one by one; or the kernel's while vCPUs run ([`Irqchip::Split`], `lapic`).
+//! interrupts are injected one by one; or the kernel's while vCPUs run ([`Irqchip::Split`], `lapic`), and the other
+//! interrupt controllers with it ([`Irqchip::On`], `chips`).
 //!
 //! What KVM cannot execute (an instruction that it does not emulate, a closed A20 gate) our interpreter does, for that
 //! instruction.
@@ -18,6 +19,7 @@
 //!   here, and how fast it is.
 //!   [`selftest`]: whether its local APICs can.
 mod bells;
+mod chips;
 mod coalesced;
 mod convert;
 pub mod cpuid;
@@ -42,6 +44,8 @@ pub enum Irqchip {
     Off,
     /// Local APICs are the kernel's, the others the board's (`kernel-irqchip=split`).
     Split,
+    /// All are the kernel's (`kernel-irqchip=on`), but for a second I/O APIC, which a board may not have then.
+    On,
 }
 
 use crate::AccelError;
@@ -54,6 +58,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use memory::Slots;
+use mynah_cpu::board::ChipKeeper;
 use mynah_cpu::model::features::Feature;
 use mynah_cpu::sys::msr::index;
 use mynah_cpu::{Cpu, CpuModel};
@@ -153,6 +158,11 @@ impl Host {
         lapic::lacks(&self.kvm)
     }
 
+    /// The same for all interrupt controllers ([`Irqchip::On`]).
+    pub fn lacks_irqchip(&self) -> Option<&'static str> {
+        chips::lacks(&self.kvm)
+    }
+
     /// Whether MSRs that KVM does not know, or that we keep from it, can be ours.
     fn asks_for_msrs(&self) -> bool {
         let has = |cap: u32| self.kvm.check_extension_raw(cap.into()) > 0;
@@ -183,6 +193,8 @@ pub struct Vm {
     ring: OnceLock<Ring>,
     bells: Option<Arc<Bells>>,
     irqchip: Irqchip,
+    /// What it keeps beside local APICs.
+    chips: Option<Arc<dyn ChipKeeper>>,
     // The slots point into it.
     memory: Arc<PhysMemory>,
 }
@@ -205,8 +217,11 @@ impl Vm {
         // Both fail on processors that need neither.
         let _ = fd.set_identity_map_address(IDENTITY_MAP);
         let _ = fd.set_tss_address(TSS);
-        if irqchip == Irqchip::Split {
-            lapic::enable(&host.kvm, &fd)?;
+        let mut chips = None;
+        match irqchip {
+            Irqchip::Off => {}
+            Irqchip::Split => lapic::enable(&host.kvm, &fd)?,
+            Irqchip::On => chips = Some(chips::enable(&host.kvm, &fd)?),
         }
         if host.asks_for_msrs() {
             msrs_to_us(&fd, irqchip).map_err(failed("have MSRs asked for"))?;
@@ -231,6 +246,7 @@ impl Vm {
             ring: OnceLock::new(),
             bells,
             irqchip,
+            chips,
             memory: memory.clone(),
         }))
     }
@@ -268,7 +284,7 @@ fn msrs_to_us(fd: &VmFd, irqchip: Irqchip) -> Result<(), kvm_ioctls::Error> {
     let reasons = KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER;
     cap.args[0] = reasons.into();
     fd.enable_cap(&cap)?;
-    if irqchip == Irqchip::Split {
+    if irqchip != Irqchip::Off {
         return Ok(());
     }
     let ours = MsrFilterRange {

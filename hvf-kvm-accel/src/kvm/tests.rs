@@ -357,3 +357,18 @@ fn its_speed_is_measured_in_both_modes() {
     eprintln!("{speed:?}");
     assert!(speed.kernel_mips > 0.0 && speed.user_mips > 0.0, "{speed:?}");
 }
+
+#[test]
+fn controllers_of_the_kernels_work_or_what_is_wrong_is_said() {
+    let Some(m) = machine("qemu64") else { return };
+    drop(m);
+    for (option, works) in [("split", selftest::split()), ("on", selftest::on())] {
+        match works {
+            Ok(()) => eprintln!("kernel-irqchip={option} works"),
+            Err(e) => {
+                eprintln!("SKIPPED: kernel-irqchip={option}: {e}");
+                assert!(e.to_string().contains("be relied on with interrupt controllers ("), "{e}");
+            }
+        }
+    }
+}

@@ -5,7 +5,8 @@ use super::lapic::{self, Kept};
 use super::{Irqchip, Vm, convert, cpuid, failed, read_msrs};
 use crate::AccelError;
 use kvm_bindings::{
-    CpuId, KVM_VCPUEVENT_VALID_NMI_PENDING, KVMIO, Msrs, kvm_interrupt, kvm_msr_entry, kvm_sregs2,
+    CpuId, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_PAYLOAD, KVM_VCPUEVENT_VALID_SHADOW, KVMIO,
+    Msrs, kvm_interrupt, kvm_msr_entry, kvm_sregs2,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use mynah_cpu::accel::{SIGNALS, Signals};
@@ -95,9 +96,9 @@ const LOOK: u32 = 20_000;
 
 impl Vcpu {
     pub(super) fn new(vm: &Arc<Vm>, cpu: &Cpu, tsc_hz: u64) -> Result<Self, AccelError> {
-        let split = vm.irqchip == Irqchip::Split;
+        let keeps = vm.irqchip != Irqchip::Off;
         // Where it keeps local APICs it knows vCPUs by their IDs.
-        let id = if split { cpu.cpuid_input().apic_id } else { cpu.index };
+        let id = if keeps { cpu.cpuid_input().apic_id } else { cpu.index };
         let mut fd = vm.fd.create_vcpu(id.into()).map_err(failed("create a vCPU"))?;
         let entries = cpuid::entries(&cpu.model, &cpu.cpuid_input());
         let entries = CpuId::from_entries(&entries)
@@ -112,7 +113,7 @@ impl Vcpu {
         // SAFETY: the run area is mapped as long as `fd` lives, and `drop` takes the kicker away before that.
         let kick = unsafe { Kick::new(&raw mut fd.get_kvm_run().immediate_exit) };
         cpu.events.set_kicker(Some(kick.clone()));
-        let lapic = if split { Some(Kept::new(vm, &fd)?) } else { None };
+        let lapic = if keeps { Some(Kept::new(vm, &fd)?) } else { None };
         let mut msrs = convert::msrs();
         msrs.retain(|&index| read_msrs(&fd, &[index]).is_ok_and(|all| all.len() == 1));
         let mut this = Self {
@@ -477,11 +478,7 @@ impl Vcpu {
                     self.ready = false;
                     self.shut_out = None;
                     self.patience = PATIENCE.0;
-                    let interrupt = kvm_interrupt { irq: vector.into() };
-                    // SAFETY: the kernel reads a `kvm_interrupt`.
-                    if unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) } != 0 {
-                        return Err(failed("inject an interrupt")(kvm_ioctls::Error::last()));
-                    }
+                    self.inject(vector)?;
                     // One more may wait.
                     window = cpu.events.pending() & EV_INTR != 0;
                 }
@@ -506,6 +503,29 @@ impl Vcpu {
                 return Ok(left);
             }
         }
+    }
+
+    /// The processor takes an interrupt.
+    fn inject(&self, vector: u8) -> Result<(), AccelError> {
+        const WHAT: &str = "inject an interrupt";
+        let Some(lapic) = &self.lapic else {
+            let interrupt = kvm_interrupt { irq: vector.into() };
+            // SAFETY: the kernel reads a `kvm_interrupt`.
+            return match unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) } {
+                0 => Ok(()),
+                _ => Err(failed(WHAT)(kvm_ioctls::Error::last())),
+            };
+        };
+        // Where the local APIC is the kernel's, KVM_INTERRUPT only has it wait, where it is not seen: who is kicked then
+        // would leave it behind. As one that is being delivered it comes back with the state.
+        let mut events = self.fd.get_vcpu_events().map_err(failed(WHAT))?;
+        events.interrupt.injected = 1;
+        events.interrupt.nr = vector;
+        events.interrupt.soft = 0;
+        // What comes meanwhile from other processors is left alone.
+        events.flags &= KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_PAYLOAD;
+        self.fd.set_vcpu_events(&events).map_err(failed(WHAT))?;
+        lapic.wake()
     }
 
     /// Instructions by the interpreter, from memory as it is: so many, or until no interrupt is pending any more.

@@ -24,6 +24,9 @@ pub struct Host {
 /// A machine's share of it.
 pub struct Machine(Arc<Vm>);
 
+/// Which trial it is that is remembered: another where more is tried.
+const TRIAL: u32 = 2;
+
 /// How KVM did when it was tried, and on what host.
 #[derive(Serialize, Deserialize)]
 struct Remembered {
@@ -52,15 +55,17 @@ impl Host {
         if kind != KIND {
             bail!("{}", super::elsewhere(kind));
         }
-        let irqchip = match cfg.machine.kernel_irqchip {
-            None => None,
-            Some(KernelIrqchip::Off) => Some(Irqchip::Off),
-            Some(KernelIrqchip::Split) => Some(Irqchip::Split),
-            Some(KernelIrqchip::On) => bail!(
-                "kernel-irqchip=on: I/O APIC and 8259A are always Mynah's; kernel-irqchip=split has the local APICs in \
-                 the kernel"
-            ),
-        };
+        let irqchip = cfg.machine.kernel_irqchip.map(|asked| match asked {
+            KernelIrqchip::Off => Irqchip::Off,
+            KernelIrqchip::Split => Irqchip::Split,
+            KernelIrqchip::On => Irqchip::On,
+        });
+        if irqchip == Some(Irqchip::On) && (cfg.machine.board.has_second_ioapic)(&cfg.machine) {
+            bail!(
+                "kernel-irqchip=on: the kernel has one I/O APIC, and this board two: -M microvm,ioapic2=off has one, \
+                 kernel-irqchip=split has both be Mynah's"
+            );
+        }
         Ok(Self { kvm: kvm::Host::open()?, irqchip })
     }
 
@@ -137,6 +142,11 @@ impl Host {
         match (self.irqchip, split_fault()) {
             (None, Some(why)) => all.push(format!("local APICs are Mynah's (kernel-irqchip=off): {why}")),
             (Some(Irqchip::Split), Some(why)) => all.push(format!("kernel-irqchip=split: {why}")),
+            (Some(Irqchip::On), _) => {
+                if let Err(why) = selftest::on() {
+                    all.push(format!("kernel-irqchip=on: {why}"));
+                }
+            }
             _ => {}
         }
         (!all.is_empty()).then(|| all.join("; "))
@@ -222,7 +232,8 @@ fn this_host() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu =
         read("/proc/cpuinfo").lines().find(|l| l.starts_with("model name")).unwrap_or_default().to_owned();
-    format!("{cpu}; {}; {}", read("/proc/version").trim(), read("/proc/sys/kernel/random/boot_id").trim())
+    let (kernel, boot) = (read("/proc/version"), read("/proc/sys/kernel/random/boot_id"));
+    format!("{TRIAL}; {cpu}; {}; {}", kernel.trim(), boot.trim())
 }
 
 /// What is remembered of this host.

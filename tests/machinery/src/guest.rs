@@ -10,6 +10,8 @@ use crate::stubs;
 use mynah_cpu::state::State;
 use std::collections::BTreeMap;
 
+const KEEPING_IN_TURNS: &str = "by translator and KVM with interrupt controllers in turns";
+
 /// What the start-up code does before the main program.
 #[derive(Clone, Debug)]
 pub enum Main {
@@ -384,10 +386,9 @@ impl Guest {
             engines.push((machine::Engine::Kvm, "by KVM"));
             engines.push((machine::Engine::InTurns, "by translator and KVM in turns"));
         }
-        if machine::kvm_splits() {
-            engines.push((machine::Engine::KvmSplit, "by KVM with the local APIC"));
-            engines
-                .push((machine::Engine::InTurnsSplit, "by translator and KVM with the local APIC in turns"));
+        for kept in machine::kvm_keeps() {
+            engines.push((machine::Engine::KvmKeeping(kept), "by KVM with interrupt controllers"));
+            engines.push((machine::Engine::InTurnsKeeping(kept), KEEPING_IN_TURNS));
         }
         self.check_by(&engines, &expected)
     }
@@ -402,11 +403,11 @@ impl Guest {
         self.check_by(&engines, &tidy(expected))
     }
 
-    /// The same with the local APIC in KVM's kernel; `None` if this host's KVM has none there.
-    pub fn check_in_turns_split(&self, expected: &str) -> Option<u64> {
-        const NAME: &str = "by translator and KVM with the local APIC in turns";
-        machine::kvm_splits()
-            .then(|| self.check_by(&[(machine::Engine::InTurnsSplit, NAME)], &tidy(expected)))
+    /// The same with interrupt controllers in KVM's kernel: how often it was handed over with each that this host's KVM can
+    /// keep there.
+    pub fn check_in_turns_keeping(&self, expected: &str) -> Vec<u64> {
+        let by = |kept| (machine::Engine::InTurnsKeeping(kept), KEEPING_IN_TURNS);
+        machine::kvm_keeps().into_iter().map(|kept| self.check_by(&[by(kept)], &tidy(expected))).collect()
     }
 
     /// What the guest writes by this engine.
@@ -420,7 +421,8 @@ impl Guest {
             let outcome = machine::run(&self.loaded(), engine);
             let got = self.decode(&outcome.log, true);
             keep(name, &got);
-            assert!(got == expected, "{}", log::difference(&format!("Mynah ({name})"), expected, &got));
+            let who = format!("Mynah ({name}, {engine:?})");
+            assert!(got == expected, "{}", log::difference(&who, expected, &got));
             changes += outcome.changes;
         }
         changes

@@ -97,10 +97,19 @@ pub enum Engine {
     /// The translator and KVM, in turns: whenever the vCPU comes out of its run, which it is made to all the time, the
     /// other goes on.
     InTurns,
-    /// KVM with the local APIC in the kernel (`kernel-irqchip=split`).
-    KvmSplit,
+    /// KVM with interrupt controllers in the kernel.
+    KvmKeeping(Kept),
     /// In turns with that.
-    InTurnsSplit,
+    InTurnsKeeping(Kept),
+}
+
+/// What KVM's kernel keeps while it runs the vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// The local APIC (`kernel-irqchip=split`).
+    LocalApic,
+    /// All interrupt controllers (`kernel-irqchip=on`).
+    All,
 }
 
 impl Engine {
@@ -113,7 +122,7 @@ impl Engine {
 
     /// Whether KVM takes part.
     fn is_kvm(self) -> bool {
-        matches!(self, Self::Kvm | Self::InTurns | Self::KvmSplit | Self::InTurnsSplit)
+        matches!(self, Self::Kvm | Self::InTurns | Self::KvmKeeping(_) | Self::InTurnsKeeping(_))
     }
 
     /// All that this host has; KVM if the environment's `MYNAH_BY_KVM` is set.
@@ -229,9 +238,11 @@ impl Machine {
         let mut cpu = Cpu::new(0, memory, board, events.clone(), model);
         enter(&mut cpu, Some(&entry));
         let tier = match engine {
-            Engine::Steps | Engine::Blocks | Engine::Kvm | Engine::KvmSplit => None,
+            Engine::Steps | Engine::Blocks | Engine::Kvm | Engine::KvmKeeping(_) => None,
             Engine::Baseline => Some(Translating::at_once_with(events, Optimize::Baseline)),
-            Engine::Tiers | Engine::InTurns | Engine::InTurnsSplit => Some(Translating::in_turn(events, 3)),
+            Engine::Tiers | Engine::InTurns | Engine::InTurnsKeeping(_) => {
+                Some(Translating::in_turn(events, 3))
+            }
             Engine::Translator | Engine::Regions => Some(Translating::at_once(events)),
         };
         let mut translated: Box<dyn Fn() -> u64> = Box::new(|| 0);
@@ -262,19 +273,24 @@ pub fn kvm_is_there() -> bool {
     *THERE
 }
 
-/// Whether it can have local APICs in the kernel; if not, why is said.
-pub fn kvm_splits() -> bool {
+/// What it can keep in the kernel; what it cannot, and why, is said.
+pub fn kvm_keeps() -> Vec<Kept> {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-    return kvm_is_there()
-        && mynah_accel::kvm::Host::open().is_ok_and(|host| match host.lacks_split() {
+    if kvm_is_there() {
+        let host = mynah_accel::kvm::Host::open().expect("KVM");
+        let mut all = vec![(Kept::LocalApic, host.lacks_split()), (Kept::All, host.lacks_irqchip())];
+        all.retain(|(kept, lacks)| match lacks {
             None => true,
             Some(what) => {
-                eprintln!("SKIPPED: guests by KVM with local APICs in the kernel: it lacks {what}");
+                eprintln!(
+                    "SKIPPED: guests by KVM with controllers in the kernel ({kept:?}): it lacks {what}"
+                );
                 false
             }
         });
-    #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-    false
+        return all.into_iter().map(|(kept, _)| kept).collect();
+    }
+    Vec::new()
 }
 
 /// Whether SYSCALL enters the kernel by this host's KVM: with some that are emulated themselves it does not, which is
@@ -297,13 +313,14 @@ fn accelerator(cpu: &Cpu, engine: Engine, apics: &Arc<LocalApics>) -> Box<dyn Ac
     if engine.is_kvm() {
         use mynah_accel::kvm::{Host, Irqchip, Vm};
         let irqchip = match engine {
-            Engine::KvmSplit | Engine::InTurnsSplit => Irqchip::Split,
+            Engine::KvmKeeping(Kept::LocalApic) | Engine::InTurnsKeeping(Kept::LocalApic) => Irqchip::Split,
+            Engine::KvmKeeping(Kept::All) | Engine::InTurnsKeeping(Kept::All) => Irqchip::On,
             _ => Irqchip::Off,
         };
         let vm = Vm::with(Host::open().expect("KVM"), &cpu.mem, irqchip).expect("a virtual machine");
         let kvm = Box::new(vm.vcpu(cpu, 0).expect("a vCPU"));
         return match engine {
-            Engine::Kvm | Engine::KvmSplit => kvm,
+            Engine::Kvm | Engine::KvmKeeping(_) => kvm,
             _ => Box::new(InTurns { kvm, apics: apics.clone(), tier: None, changes: 0 }),
         };
     }
@@ -338,7 +355,7 @@ pub fn run(guest: &Image, engine: Engine) -> Outcome {
             run_steps(&mut machine.cpu, &machine.ports).to_owned()
         } else {
             // What computes for long does so in compiled code.
-            let long = matches!(engine, Engine::Tiers | Engine::InTurns | Engine::InTurnsSplit);
+            let long = matches!(engine, Engine::Tiers | Engine::InTurns | Engine::InTurnsKeeping(_));
             run_blocks(&mut machine, if long { u64::MAX } else { LIMIT })
         };
         let changes = CHANGES.with(Cell::get);

@@ -3,7 +3,8 @@
 //! All of a machine's are lent, or none: processors send each other interrupts without asking us then. They are lent
 //! one after the other, by vCPUs that are about to run, of which none does before all are ([`LocalApic::lend`]); and
 //! taken back together, while no vCPU runs ([`LocalApics::take_back`]). What is saved, reset or handed to another engine
-//! is taken back before. While they are lent messages go to the keeper, and registers are asked of it.
+//! is taken back before. While they are lent messages go to the keeper, and registers are asked of it. A keeper that has
+//! the 8259A pair and the first I/O APIC as well ([`Keeper::chips`]) gets these when it has all local APICs.
 //!
 //! What goes along are the registers as software sees them. Periodic interrupts that are owed to a late guest are
 //! forgotten, of errors only those that ESR shows go, and the initial count of a timer that has run out reads as 0
@@ -11,9 +12,11 @@
 use super::registers::{Registers, reg};
 use super::timer::{Mode, Time};
 use super::{LocalApic, LocalApics, State};
+use crate::interrupts::ioapic::Ioapic;
+use crate::interrupts::kept;
 use crate::interrupts::lapic::message::ApicMessage;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 /// Number of registers of a local APIC.
 pub const REGISTERS: usize = 64;
@@ -64,6 +67,10 @@ pub trait Keeper: Send + Sync {
     fn put(&self, image: &ApicImage, fresh: bool);
     /// The level-triggered interrupts that the I/O APICs send: their ends are to be told. By pin.
     fn levels(&self, routes: &[(u32, ApicMessage)]);
+    /// Who keeps the other interrupt controllers, if this is not done here.
+    fn chips(&self) -> Option<Arc<dyn kept::Keeper>> {
+        None
+    }
 }
 
 /// Who keeps the local APICs, by their order.
@@ -107,6 +114,25 @@ impl LocalApic {
         if bus.all_lent.load(Ordering::SeqCst) {
             return true;
         }
+        let _turn = bus.turns.lock();
+        // Another vCPU's thread may have lent the last one meanwhile.
+        if bus.all_lent.load(Ordering::SeqCst) {
+            return true;
+        }
+        let Some(first) = self.lend_one(&bus, keeper) else { return false };
+        if let Some(chips) = first.chips() {
+            bus.lend_chips(&chips);
+        }
+        bus.all_lent.store(true, Ordering::SeqCst);
+        true
+    }
+
+    /// Lends this one; the first keeper, when all are lent.
+    fn lend_one(
+        &self,
+        bus: &LocalApics,
+        keeper: impl FnOnce() -> Arc<dyn Keeper>,
+    ) -> Option<Arc<dyn Keeper>> {
         let mut lent = bus.lent.write();
         let all = bus.apics.read().len();
         let mut state = self.state.lock();
@@ -126,8 +152,7 @@ impl LocalApic {
             }
             lent.keepers.push(keeper);
         }
-        bus.all_lent.store(lent.keepers.len() == all, Ordering::SeqCst);
-        lent.keepers.len() == all
+        lent.keepers.first().filter(|_| lent.keepers.len() == all).cloned()
     }
 
     /// The keeper has ended a level-triggered interrupt.
@@ -182,13 +207,35 @@ impl LocalApic {
 impl LocalApics {
     /// All that are lent come back. No vCPU runs.
     pub fn take_back(&self) {
-        let mut lent = self.lent.write();
-        if lent.keepers.is_empty() {
+        let _turn = self.turns.lock();
+        if self.lent.read().keepers.is_empty() {
             return;
         }
         self.all_lent.store(false, Ordering::SeqCst);
+        // First, as their locks are above the list's.
+        if let Some(pic) = self.pic.get().and_then(Weak::upgrade) {
+            pic.take_back();
+        }
+        if let Some(ioapic) = self.ioapic.get().and_then(Weak::upgrade) {
+            ioapic.take_back();
+        }
+        let mut lent = self.lent.write();
         lent.keepers.clear();
         self.apics.read().iter().for_each(|apic| apic.taken_back());
+    }
+
+    /// Names the I/O APIC that a keeper may have as well. Once.
+    pub fn connect_ioapic(&self, ioapic: &Arc<Ioapic>) {
+        let _ = self.ioapic.set(Arc::downgrade(ioapic));
+    }
+
+    fn lend_chips(&self, keeper: &Arc<dyn kept::Keeper>) {
+        if let Some(pic) = self.pic.get().and_then(Weak::upgrade) {
+            pic.lend(keeper);
+        }
+        if let Some(ioapic) = self.ioapic.get().and_then(Weak::upgrade) {
+            ioapic.lend(keeper);
+        }
     }
 
     /// Delivers a message to those who keep all local APICs, if somebody does.

@@ -1,6 +1,8 @@
 use super::*;
 use crate::clock::{ManualClock, SECOND};
+use crate::interrupts::GsiRouter;
 use crate::interrupts::ioapic::Ioapic;
+use crate::interrupts::kept::{self, IoapicImage, PicImage};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 const TSC_HZ: u64 = 2_500_000_000;
@@ -767,6 +769,36 @@ struct Shelf {
     images: Vec<Mutex<Option<ApicImage>>>,
     sent: Mutex<Vec<ApicMessage>>,
     levels: Mutex<Vec<(u32, ApicMessage)>>,
+    chips: Option<Arc<Chips>>,
+}
+
+/// One who keeps the other chips.
+#[derive(Default)]
+struct Chips {
+    pic: Mutex<Option<[PicImage; 2]>>,
+    ioapic: Mutex<Option<IoapicImage>>,
+    lines: Mutex<Vec<(&'static str, u32, bool)>>,
+}
+
+impl kept::Keeper for Chips {
+    fn set_pic_line(&self, line: u32, level: bool) {
+        self.lines.lock().push(("pic", line, level));
+    }
+    fn set_ioapic_pin(&self, pin: u32, level: bool) {
+        self.lines.lock().push(("ioapic", pin, level));
+    }
+    fn pic(&self) -> Option<[PicImage; 2]> {
+        *self.pic.lock()
+    }
+    fn put_pic(&self, pair: &[PicImage; 2]) {
+        *self.pic.lock() = Some(*pair);
+    }
+    fn ioapic(&self) -> Option<IoapicImage> {
+        *self.ioapic.lock()
+    }
+    fn put_ioapic(&self, image: &IoapicImage) {
+        *self.ioapic.lock() = Some(*image);
+    }
 }
 
 struct Place(Arc<Shelf>, usize);
@@ -787,6 +819,10 @@ impl Keeper for Place {
     }
     fn levels(&self, routes: &[(u32, ApicMessage)]) {
         *self.0.levels.lock() = routes.to_vec();
+    }
+    fn chips(&self) -> Option<Arc<dyn kept::Keeper>> {
+        let chips: Arc<dyn kept::Keeper> = self.0.chips.clone()?;
+        Some(chips)
     }
 }
 
@@ -968,4 +1004,123 @@ fn registers_that_are_lent_are_read_and_written_there() {
     lend(&b);
     b.apic().reset(Reset::Board);
     assert_eq!((b.apic().mmio_read(SVR, 4), b.apic().cr8()), (0xff, 0));
+}
+
+#[test]
+fn the_other_chips_are_lent_behind_the_last_local_apic_and_come_back_as_they_are_then() {
+    let b = Board::new(&[0, 1]);
+    let ioapic = Ioapic::new(b.apics.clone());
+    b.apics.connect_ioapic(&ioapic);
+    let pic = with_pic(&b);
+    let router = GsiRouter::new(Some(pic.clone()), ioapic.clone());
+    b.apics.connect_eoi(Arc::downgrade(&router) as Weak<dyn EoiSink>);
+    b.apic().enter_virtual_wire();
+    let entry = |pin: u64, value: u64| {
+        for (n, half) in [(1, value >> 32), (0, value & 0xffff_ffff)] {
+            crate::bus::Mmio::write(&*ioapic, 0, 4, 0x10 + 2 * pin + n);
+            crate::bus::Mmio::write(&*ioapic, 0x10, 4, half);
+        }
+    };
+    entry(10, 0x805a);
+    entry(11, 0x005b);
+    router.set(10, true);
+    router.set(4, true);
+    assert!(b.pins().intr());
+    let (master, slave) = (pic.master_ports(), pic.slave_ports());
+    master.write(1, 1, 0x80);
+    slave.write(1, 1, 0xf0);
+
+    let chips: Arc<Chips> = Arc::default();
+    let shelf = Arc::new(Shelf {
+        images: b.cpu.iter().map(|_| Mutex::default()).collect(),
+        chips: Some(chips.clone()),
+        ..Default::default()
+    });
+    assert!(!b.apic().lend(|| Arc::new(Place(shelf.clone(), 0))));
+    assert_eq!(*chips.pic.lock(), None, "no vCPU runs there yet");
+    assert!(b.cpu[1].0.lend(|| Arc::new(Place(shelf.clone(), 1))));
+    let [m, s] = chips.pic.lock().unwrap();
+    assert_eq!((m.irr, m.lines, m.imr, m.vector), (0x14, 0x10, 0x80, 0x30), "the slave asks, too");
+    assert_eq!((s.irr, s.lines, s.imr), (4, 4, 0xf0));
+    let there = chips.ioapic.lock().unwrap();
+    assert_eq!((there.redirection[10], there.redirection[11], there.levels), (0xc05a, 0x5b, 1 << 10));
+    assert!(!b.pins().intr(), "the keeper asks for it from now on");
+
+    // What devices do goes there, and nowhere else.
+    shelf.sent.lock().clear();
+    router.set(5, true);
+    router.set(0, true);
+    router.set(10, false);
+    let told = std::mem::take(&mut *chips.lines.lock());
+    let expected = [
+        ("pic", 5, true),
+        ("ioapic", 5, true),
+        ("pic", 0, true),
+        ("ioapic", 2, true),
+        ("pic", 10, false),
+        ("ioapic", 10, false),
+    ];
+    assert_eq!(told, expected);
+    assert!(shelf.sent.lock().is_empty() && !b.pins().intr());
+    assert_eq!((router.edge(0), router.edge(11)), (Edge::Uncounted, Edge::Uncounted));
+
+    // What we are asked for, too.
+    chips.pic.lock().as_mut().unwrap()[0].imr = 0xa5;
+    assert_eq!(master.read(1, 1), 0xa5);
+    slave.write(1, 1, 0x77);
+    assert_eq!(chips.pic.lock().unwrap().map(|chip| chip.imr), [0xa5, 0x77]);
+    chips.ioapic.lock().as_mut().unwrap().redirection[3] = 0x1_0033;
+    crate::bus::Mmio::write(&*ioapic, 0, 4, 0x16);
+    assert_eq!(crate::bus::Mmio::read(&*ioapic, 0x10, 4), 0x1_0033);
+    assert_eq!(chips.ioapic.lock().unwrap().index, 0x16);
+    entry(3, 0x34);
+    assert_eq!(chips.ioapic.lock().unwrap().redirection[3], 0x34);
+    let shown = crate::device::Plugged::inspect(&*pic);
+    assert_eq!(shown["pair"]["master"]["imr"], 0xa5, "{shown}");
+    assert!(!shelf.sent.lock().iter().any(|m| m.vector != 0x5a), "the keeper sends");
+
+    // It has served and ended one, and has another up; the 8259A asks again.
+    router.set(10, true);
+    chips.lines.lock().clear();
+    {
+        let mut all = chips.ioapic.lock();
+        let image = all.as_mut().unwrap();
+        (image.redirection[10], image.levels) = (0x805a, 1 << 10);
+        let mut pair = chips.pic.lock();
+        let pair = pair.as_mut().unwrap();
+        (pair[0].isr, pair[0].irr, pair[0].imr) = (0, 0x31, 0xef);
+        (pair[1].isr, pair[1].irr, pair[1].imr) = (0x10, 0, 0);
+    }
+    shelf.sent.lock().clear();
+    b.apics.take_back();
+    assert_eq!(shelf.sent.lock().iter().map(|m| m.vector).collect::<Vec<_>>(), [0x5a]);
+    assert!(b.pins().intr());
+    assert_eq!(b.apic().acknowledge(), Some(0x34));
+    slave.write(0, 1, 0x0b);
+    assert_eq!(slave.read(0, 1), 0x10);
+    let saved = Device::save(&*ioapic);
+    let again = serde_json::to_value(&saved).unwrap();
+    assert_eq!(again["redirection"][10], 0xc05a, "it is being served");
+    assert_eq!(again["redirection"][3], 0x34);
+    // The inputs are as the devices left them.
+    assert_eq!(again["lines"], 1 << 10 | 1 << 5 | 1 << 4 | 1 << 2);
+    router.set(5, false);
+    assert!(chips.lines.lock().is_empty(), "it has them no more");
+
+    // Each line and each register on the way there and back, without anybody at work there.
+    for n in 0..200_u32 {
+        for (port, value) in [(1, n * 7), (0, 0x20 | (n % 8)), (0, 0x08 | (n * 3 % 0x80))] {
+            [&master, &slave][n as usize % 2].write(port, 1, value & 0xff);
+        }
+        router.set(n * 5 % 24, n % 3 == 0);
+        let before = (crate::device::Plugged::inspect(&*pic), crate::device::Plugged::inspect(&*ioapic));
+        for (n, (apic, _)) in b.cpu.iter().enumerate() {
+            apic.lend(|| Arc::new(Place(shelf.clone(), n)));
+        }
+        let lent = (crate::device::Plugged::inspect(&*pic), crate::device::Plugged::inspect(&*ioapic));
+        assert_eq!(lent, before, "{n}: as it is seen there");
+        b.apics.take_back();
+        let after = (crate::device::Plugged::inspect(&*pic), crate::device::Plugged::inspect(&*ioapic));
+        assert_eq!(after, before, "{n}");
+    }
 }
