@@ -38,7 +38,8 @@
 //!   hit   = [place + NAME] == host | the lowest byte of the tags << KEY_SHIFT
 //! ```
 //!
-//! Each [`PLACED`]th time it is taken for a miss all the same, so that what comes often gets a new entry in the first.
+//! If the entry of the first table names that code it gets the present tag, and is right once more. If it names another,
+//! each [`PLACED`]th time is taken for a miss, so that what comes often gets a new entry in the first.
 use mynah_cpu::mode::SegView;
 use mynah_cpu::state::{Fpu, Segment, State, Vector, gpr};
 use mynah_cpu::tier::{LEFT_HOT, TierMemory};
@@ -141,6 +142,8 @@ pub(crate) struct Context {
     pub place_missed: u64,
     /// The baseline's: how often code may yet be found by where its bytes are until that is a miss; see [`PLACED`].
     pub placed: u64,
+    /// The baseline's: the entry of the table of [`mynah_cpu::tier::CodeJump`]s that was looked at last in vain.
+    pub jump: u64,
     /// The baseline's: effective addresses of the last operands of x87 instructions, in turns.
     pub x87_data: [u64; 2],
     /// The baseline's: the block whose x87 instructions the host must not execute, as an exception is unmasked, or
@@ -156,7 +159,7 @@ const _: () =
 /// In place of the number of a block.
 pub(crate) const NO_BLOCK: u64 = u64::MAX;
 
-/// Of so many times that code is found by where its bytes are one is a miss.
+/// Of so many times that code is found by where its bytes are alone one is a miss.
 pub(crate) const PLACED: i32 = 64;
 
 /// Misses of places after which one of them is looked at.
@@ -211,6 +214,7 @@ pub(crate) mod context {
     pub const PLACE_MISSES: i32 = offset_of!(Context, place_misses) as i32;
     pub const PLACE_MISSED: i32 = offset_of!(Context, place_missed) as i32;
     pub const PLACED: i32 = offset_of!(Context, placed) as i32;
+    pub const JUMP: i32 = offset_of!(Context, jump) as i32;
     pub const X87_DATA: i32 = offset_of!(Context, x87_data) as i32;
 }
 

@@ -36,6 +36,7 @@ impl Context {
             place_misses: PLACE_MISSES,
             place_missed: 0,
             placed: 0,
+            jump: 0,
             x87_data: [0; 2],
             refused: [NO_BLOCK, 0],
         };

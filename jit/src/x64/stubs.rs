@@ -235,28 +235,18 @@ fn find(
     a.add(r10, qword_ptr(rdi + jumps::TABLE))?;
     a.cmp(qword_ptr(r10 + jumps::LIN), rax)?;
     a.jne(missed)?;
-    match half {
-        Some(half) => a.mov(r11, qword_ptr(rdi + jumps::TAGS + 8 * half as i32))?,
-        None => {
-            a.mov(r11, rax)?;
-            a.shr(r11, 63)?;
-            a.mov(r11, qword_ptr(rdi + r11 * 8 + jumps::TAGS))?;
-        }
-    }
+    tag(a, half)?;
     a.cmp(qword_ptr(r10 + jumps::TAG), r11)?;
     a.jne(missed)?;
     a.mov(r11, qword_ptr(r10 + jumps::OPS))?;
     take(a, other)
 }
 
-/// As [`find`], by where the bytes of the code are.
+/// As [`find`], by where the bytes of the code are, behind a `find` that has left the entry that it looked at in R10.
+/// Where that names the same code, found under mappings that have been flushed since, it holds once more.
 fn find_placed(a: &mut CodeAssembler, other: CodeLabel) -> Result<(), IcedError> {
-    let mut look = a.create_label();
-    a.sub(qword_ptr(rdi + in_context(context::PLACED)), 1)?;
-    a.jns(look)?;
-    a.mov(qword_ptr(rdi + in_context(context::PLACED)), PLACED - 1)?;
-    a.jmp(other)?;
-    a.set_label(&mut look)?;
+    let (mut new, mut found) = (a.create_label(), a.create_label());
+    a.mov(qword_ptr(rdi + in_context(context::JUMP)), r10)?;
     a.mov(r10, rax)?;
     a.shr(r10, tlb::HASH_SHIFT)?;
     a.xor(r10, rax)?;
@@ -281,7 +271,34 @@ fn find_placed(a: &mut CodeAssembler, other: CodeLabel) -> Result<(), IcedError>
     a.cmp(qword_ptr(r10 + places::NAME), r11)?;
     a.jne(other)?;
     a.mov(r11, qword_ptr(r10 + places::OPS))?;
-    take(a, other)
+    take(a, other)?;
+    a.mov(r10, qword_ptr(rdi + in_context(context::JUMP)))?;
+    a.cmp(qword_ptr(r10 + jumps::LIN), rax)?;
+    a.jne(new)?;
+    a.cmp(qword_ptr(r10 + jumps::OPS), r11)?;
+    a.jne(new)?;
+    tag(a, None)?;
+    a.mov(qword_ptr(r10 + jumps::TAG), r11)?;
+    a.mov(r11, qword_ptr(r10 + jumps::OPS))?;
+    a.jmp(found)?;
+    a.set_label(&mut new)?;
+    a.sub(qword_ptr(rdi + in_context(context::PLACED)), 1)?;
+    a.jns(found)?;
+    a.mov(qword_ptr(rdi + in_context(context::PLACED)), PLACED - 1)?;
+    a.jmp(other)?;
+    a.set_label(&mut found)?;
+    a.zero_bytes()
+}
+
+/// Loads into R11 what code at the address in RAX has to be tagged with: of the half of the addresses that is named, or
+/// of that which it is in.
+fn tag(a: &mut CodeAssembler, half: Option<usize>) -> Result<(), IcedError> {
+    let Some(half) = half else {
+        a.mov(r11, rax)?;
+        a.shr(r11, 63)?;
+        return a.mov(r11, qword_ptr(rdi + r11 * 8 + jumps::TAGS));
+    };
+    a.mov(r11, qword_ptr(rdi + jumps::TAGS + 8 * half as i32))
 }
 
 /// To `other` if the code whose ops are in R11 is not the baseline's, or an event is pending. R10 is lost.
