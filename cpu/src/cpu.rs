@@ -81,8 +81,9 @@ pub struct Cpu {
     pub(crate) writer_bit: u64,
     /// Its number among those who are told of writes to code.
     pub(crate) watcher: Option<usize>,
-    /// PAUSEs executed.
+    /// PAUSEs executed with few other instructions between them, and the count of instructions at the last.
     pub(crate) pauses: u32,
+    pub(crate) paused_at: u64,
     /// Executing a single instruction: handlers must not go on to another block.
     pub(crate) single: bool,
     /// Data breakpoints are to be looked for.

@@ -66,6 +66,7 @@ impl Cpu {
             writer_bit: 1,
             watcher: None,
             pauses: 0,
+            paused_at: 0,
             single: false,
             watch: false,
             from_relative: 0,

@@ -19,16 +19,25 @@ fn hlt(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
 
 /// PAUSEs of a vCPU that spins after which it lets others have its CPU. It costs little where nobody wants it.
 const SPIN: u32 = 32;
+/// PAUSEs of the only vCPU that spins after which it rests: some 0.1 ms, as a wait for less may want to be exact.
+const LONG_SPIN: u32 = 1024;
+/// Instructions between two PAUSEs of a vCPU that spins, at most.
+const ROUND: u64 = 64;
+/// How long it rests then.
+const REST: Duration = Duration::from_micros(20);
 
 /// PAUSE: a program waits for another vCPU, whose thread may not run because this one does: the host may have fewer
-/// CPUs, or other work.
+/// CPUs, or other work. Where there is no other it waits for a time or a device, and an interrupt ends its rest.
 fn pause(cpu: &mut Cpu, _: &Op) -> Result<(), Stop> {
     std::hint::spin_loop();
-    if !cpu.sole {
-        cpu.pauses = cpu.pauses.wrapping_add(1);
-        if cpu.pauses.is_multiple_of(SPIN) {
-            std::thread::yield_now();
+    let goes_on = cpu.icount.wrapping_sub(std::mem::replace(&mut cpu.paused_at, cpu.icount)) <= ROUND;
+    cpu.pauses = if goes_on || !cpu.sole { cpu.pauses.saturating_add(1) } else { 0 };
+    if cpu.sole {
+        if cpu.pauses >= LONG_SPIN && !cpu.is_tentative() {
+            cpu.events.wait(cpu.event_mask, Some(REST));
         }
+    } else if cpu.pauses % SPIN == SPIN - 1 {
+        std::thread::yield_now();
     }
     Ok(())
 }
