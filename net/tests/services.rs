@@ -202,6 +202,14 @@ fn files_come_by_tftp() {
 }
 
 #[test]
+fn who_asks_for_files_where_there_are_none_is_told() {
+    let mut g = Guest::new(Config::default());
+    let h = datagrams(&mut g, 5003);
+    let to = IpEndpoint::new(Ipv4Address::new(10, 0, 2, 2).into(), 69);
+    assert_eq!(exchange(&mut g, h, to, b"\0\x01kernel\0octet\0").0[..4], [0, 5, 0, 2]);
+}
+
+#[test]
 fn ports_of_the_host_lead_to_the_guest() {
     let config =
         Config::parse([("hostfwd", "tcp:127.0.0.1:0-:80"), ("hostfwd", "udp:127.0.0.1:0-:81")]).unwrap();

@@ -504,7 +504,7 @@ impl Nat {
         if many || ip.src.is_unspecified() {
             return;
         }
-        if to == tftp::SERVER && gateway && core.config.tftp.is_some() {
+        if to == tftp::SERVER && gateway {
             return self.tftp.input(core, guest, remote, data);
         }
         self.with_descriptors(|nat| nat.udp.input(&mut nat.core, guest, remote, ip.ttl, data, original));

@@ -139,7 +139,11 @@ impl Tftp {
         if !["octet", "netascii"].iter().any(|m| mode.eq_ignore_ascii_case(m)) {
             return error(core, server, guest, ILLEGAL, "the mode is not known");
         }
-        let opened = core.config.tftp.as_deref().ok_or(NOT_FOUND).and_then(|folder| open(folder, &name));
+        let Some(folder) = core.config.tftp.as_deref() else {
+            // A loader goes on to its next file or device at once, where it would ask again for silence.
+            return error(core, server, guest, FORBIDDEN, "no folder is served (tftp=FOLDER)");
+        };
+        let opened = open(folder, &name);
         let (file, size) = match opened {
             Ok(found) => found,
             Err(FORBIDDEN) => return error(core, server, guest, FORBIDDEN, "it is outside of the folder"),
