@@ -2,7 +2,8 @@
 //!
 //! One lock-free cell holds the settings to be restored, because signal handlers need them: `SAVED` goes from
 //! null to a leaked `termios` pair when raw mode is entered and back to null by whoever restores it first.
-use super::fatal;
+mod guards;
+
 use crate::event_loop::Descriptor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{self, OptionalActions, Termios};
@@ -10,8 +11,8 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, Once};
 use std::time::Duration;
 
 /// Standard input and output.
@@ -111,7 +112,7 @@ impl RawMode {
         // SAFETY: the caller has it open.
         let found = termios::tcgetattr(unsafe { BorrowedFd::borrow_raw(fd) })?;
         let settings = Settings { fd, raw: raw(found.clone(), signal), found, leave };
-        install_guards();
+        guards::install(at_exit, catch_continue);
         let settings: &'static Settings = Box::leak(Box::new(settings));
         SAVED.store(std::ptr::from_ref(settings).cast_mut(), Ordering::SeqCst);
         let mode = RawMode;
@@ -182,22 +183,6 @@ extern "C" fn on_continue(_: libc::c_int) {
         let _ = s.set(&s.raw);
         CONTINUED.store(true, Ordering::SeqCst);
     }
-}
-
-/// Sees to it that the terminal is restored however the process ends. Once for the process.
-fn install_guards() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: `at_exit` is a plain function that lives as long as the process.
-        unsafe { libc::atexit(at_exit) };
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            restore();
-            hook(info);
-        }));
-        fatal::install();
-        catch_continue();
-    });
 }
 
 /// Takes SIGCONT, unless someone has it.

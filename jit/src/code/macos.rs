@@ -1,42 +1,17 @@
 //! macOS: anonymous memory, whose second mapping is a copy of the first one by `mach_vm_remap`. So there are no times at
 //! which a thread may write code and others at which it may execute it, as `MAP_JIT` has them on arm64.
 use std::io;
-use std::ops::Range;
 use std::ptr::null_mut;
 
-/// What is mapped at two addresses, or at one for both.
-pub(super) struct Mapping {
-    write: *mut u8,
-    execute: *mut u8,
-    len: usize,
-}
+pub(super) use super::mapping::Mapping;
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        let second = if self.execute == self.write { null_mut() } else { self.execute };
-        for at in [self.write, second].into_iter().filter(|v| !v.is_null()) {
-            // SAFETY: mapped with this length by `anonymous` or `dual`, and no view is left.
-            unsafe { libc::munmap(at.cast(), self.len) };
-        }
-    }
-}
-
-impl Mapping {
-    pub fn write(&self) -> *mut u8 {
-        self.write
-    }
-
-    pub fn execute(&self) -> *const u8 {
-        self.execute
-    }
-
-    /// The system sees to the size of pages.
-    pub fn collapses(&self) -> bool {
-        false
-    }
-
-    /// What is mapped twice is counted once.
-    pub fn rest(&self, _: Range<usize>) {}
+/// Takes a mapping away.
+///
+/// # Safety
+/// It is one of this module's with this length, and nobody has an address in it any more.
+pub(super) unsafe fn unmap(at: *mut u8, len: usize) {
+    // SAFETY: as the caller has promised.
+    unsafe { libc::munmap(at.cast(), len) };
 }
 
 /// Mach's types and constants (`mach/vm_statistics.h`, `mach/vm_inherit.h`, `mach/mach_vm.h`).
@@ -65,7 +40,8 @@ fn anonymous(len: usize, flags: i32, protection: i32) -> io::Result<Mapping> {
     if p == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    Ok(Mapping { write: p.cast(), execute: p.cast(), len })
+    // SAFETY: the mapping just made.
+    Ok(unsafe { Mapping::new(p.cast(), len) })
 }
 
 /// One mapping to be written and executed; on arm64 there is none.
@@ -78,21 +54,25 @@ pub(super) fn single(len: usize) -> io::Result<Mapping> {
 
 /// Two mappings of the same memory: one to be written, one to be executed.
 pub(super) fn dual(len: usize) -> io::Result<Mapping> {
-    let mut mapping = anonymous(len, libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE)?;
-    let (mut at, mut now, mut most) = (0, 0, 0);
-    // SAFETY: the task is this one; the pages are those just mapped, and are shared with a mapping at a new address.
-    let refused = unsafe {
-        let (task, from) = (mach_task_self_, mapping.write.addr() as u64);
-        let (flags, inherit) = (VM_FLAGS_ANYWHERE, VM_INHERIT_NONE);
-        mach_vm_remap(task, &mut at, len as u64, 0, flags, task, from, 0, &mut now, &mut most, inherit)
-    };
-    if refused != 0 {
-        return Err(io::Error::other(format!("mach_vm_remap: error {refused}")));
-    }
-    mapping.execute = std::ptr::with_exposed_provenance_mut(at as usize);
-    // SAFETY: the mapping just made.
-    if unsafe { libc::mprotect(mapping.execute.cast(), len, libc::PROT_READ | libc::PROT_EXEC) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(mapping)
+    anonymous(len, libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE)?.twice(|write, len| {
+        let (mut at, mut now, mut most) = (0, 0, 0);
+        // SAFETY: the task is this one; the pages are those just mapped, and are shared with a mapping at a new address.
+        let refused = unsafe {
+            let (task, from) = (mach_task_self_, write.expose_provenance() as u64);
+            let (flags, inherit) = (VM_FLAGS_ANYWHERE, VM_INHERIT_NONE);
+            mach_vm_remap(task, &mut at, len as u64, 0, flags, task, from, 0, &mut now, &mut most, inherit)
+        };
+        if refused != 0 {
+            return Err(io::Error::other(format!("mach_vm_remap: error {refused}")));
+        }
+        let execute: *mut u8 = std::ptr::with_exposed_provenance_mut(at as usize);
+        // SAFETY: the mapping just made.
+        if unsafe { libc::mprotect(execute.cast(), len, libc::PROT_READ | libc::PROT_EXEC) } != 0 {
+            let refused = io::Error::last_os_error();
+            // SAFETY: as above, and nobody has it.
+            unsafe { unmap(execute, len) };
+            return Err(refused);
+        }
+        Ok(execute)
+    })
 }

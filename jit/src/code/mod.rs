@@ -6,6 +6,8 @@
 //! code in it: it is unmapped as soon as nobody keeps a piece of it.
 pub(crate) mod dual_map;
 pub(crate) mod flush;
+#[cfg(any(target_os = "macos", windows))]
+mod mapping;
 pub(crate) mod provider;
 
 #[cfg(target_os = "linux")]

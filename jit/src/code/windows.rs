@@ -1,46 +1,22 @@
 //! Windows: a section of the paging file, of which one view can be written and another executed (`CreateFileMappingW`,
 //! `MapViewOfFile`). Its pages are charged when it is made, and taken when they are touched.
 use std::io;
-use std::ops::Range;
-use std::ptr::{null, null_mut};
+use std::ptr::null;
 use windows_sys::Win32::Foundation::{CloseHandle, INVALID_HANDLE_VALUE};
 use windows_sys::Win32::System::Memory::{
     CreateFileMappingW, FILE_MAP_EXECUTE, FILE_MAP_READ, FILE_MAP_WRITE, MEMORY_MAPPED_VIEW_ADDRESS,
     MapViewOfFile, PAGE_EXECUTE_READWRITE, UnmapViewOfFile,
 };
 
-/// What is mapped at two addresses, or at one for both.
-pub(super) struct Mapping {
-    write: *mut u8,
-    execute: *mut u8,
-}
+pub(super) use super::mapping::Mapping;
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        let second = if self.execute == self.write { null_mut() } else { self.execute };
-        for view in [self.write, second].into_iter().filter(|v| !v.is_null()) {
-            // SAFETY: a view that `view` has mapped, which nobody has an address in any more.
-            unsafe { UnmapViewOfFile(MEMORY_MAPPED_VIEW_ADDRESS { Value: view.cast() }) };
-        }
-    }
-}
-
-impl Mapping {
-    pub fn write(&self) -> *mut u8 {
-        self.write
-    }
-
-    pub fn execute(&self) -> *const u8 {
-        self.execute
-    }
-
-    /// Huge pages of sections are for privileged users.
-    pub fn collapses(&self) -> bool {
-        false
-    }
-
-    /// Views are not counted apart.
-    pub fn rest(&self, _: Range<usize>) {}
+/// Takes a view away.
+///
+/// # Safety
+/// It is one of this module's, and nobody has an address in it any more.
+pub(super) unsafe fn unmap(view: *mut u8, _: usize) {
+    // SAFETY: as the caller has promised.
+    unsafe { UnmapViewOfFile(MEMORY_MAPPED_VIEW_ADDRESS { Value: view.cast() }) };
 }
 
 /// Maps views of a new section with these rights; the second is the first if there are none for it.
@@ -60,11 +36,12 @@ fn views(len: usize, first: u32, second: Option<u32>) -> io::Result<Mapping> {
         if at.is_null() { Err(io::Error::last_os_error()) } else { Ok(at) }
     };
     let mapping = view(first).and_then(|write| {
-        let mut mapping = Mapping { write, execute: write };
-        if let Some(rights) = second {
-            mapping.execute = view(rights)?;
+        // SAFETY: the view just made.
+        let mapping = unsafe { Mapping::new(write, len) };
+        match second {
+            Some(rights) => mapping.twice(|_, _| view(rights)),
+            None => Ok(mapping),
         }
-        Ok(mapping)
     });
     // SAFETY: the handle is this function's own; views keep the section.
     unsafe { CloseHandle(section) };

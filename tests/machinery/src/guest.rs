@@ -469,6 +469,9 @@ impl Guest {
             keep(name, &got);
             if got != expected {
                 wrong.push(log::difference(&format!("Mynah ({name})"), &expected, &got));
+                if engine == machine::Engine::Kvm {
+                    wrong.push(self.beside_qemu_by_kvm(&got));
+                }
             }
         }
         let raw = if in_qemu { qemu::run(&test_name(), self.model, &self.image) } else { None };
@@ -487,6 +490,19 @@ impl Guest {
         }
         if !wrong.is_empty() {
             panic!("{}", wrong.join("\n"));
+        }
+    }
+
+    /// Whether a log of Mynah's by KVM that is wrong is QEMU's by this host's KVM, too: then it is that KVM.
+    fn beside_qemu_by_kvm(&self, ours: &str) -> String {
+        let Some(raw) = qemu::run_by("kvm", &test_name(), self.model, &self.image) else {
+            return qemu::why_not().to_owned();
+        };
+        let got = self.decode(&raw, false);
+        keep("qemu by KVM", &got);
+        match got == ours {
+            true => "--- QEMU by this host's KVM writes the same\n".to_owned(),
+            false => log::difference("QEMU by this host's KVM, beside Mynah by KVM", ours, &got),
         }
     }
 

@@ -8,7 +8,8 @@
 //! connection of this process with itself. That holds so much, and no more is read than it takes.
 //!
 //! `SAVED` holds the console's modes while they are changed; whoever takes them out puts them back.
-use super::fatal;
+mod guards;
+
 use crate::descriptor::Plain;
 use crate::event_loop::Descriptor;
 use parking_lot::Mutex;
@@ -17,7 +18,7 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::ptr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use windows_sys::Win32::Foundation::{HANDLE, INVALID_HANDLE_VALUE};
 use windows_sys::Win32::Storage::FileSystem::{ReadFile, WriteFile};
@@ -280,7 +281,7 @@ impl RawMode {
         let output = out.and_then(mode);
         // SAFETY: they take nothing.
         let pages = unsafe { (console::GetConsoleCP(), console::GetConsoleOutputCP()) };
-        install_guards();
+        guards::install(at_exit, || {});
         *SAVED.lock() = Some(Settings { input, output, pages, leave });
         let made = Self;
         let mut raw = input & !(console::ENABLE_LINE_INPUT | console::ENABLE_ECHO_INPUT);
@@ -341,21 +342,6 @@ pub fn restore() {
 
 extern "C" fn at_exit() {
     restore();
-}
-
-/// Sees to it that the console is restored however the process ends. Once for the process.
-fn install_guards() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: `at_exit` is a plain function that lives as long as the process.
-        unsafe { libc::atexit(at_exit) };
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            restore();
-            hook(info);
-        }));
-        fatal::install();
-    });
 }
 
 #[cfg(test)]
