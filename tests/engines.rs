@@ -486,7 +486,7 @@ fn a_hand_over_comes_when_it_is_asked_for() {
     let machine = Machine::new("engines", &Guest::new(&spells));
     let last = engines[engines.len() - 1];
     for (n, (at, first)) in
-        [("text:gh", "jit"), ("port:0x3f8=0x6b", "interp"), ("0.1s", "jit"), ("insn:100000", "interp")]
+        [("text:gh", "jit"), ("port:0x3f8=0x6b", "interp"), ("0.1s", "jit"), ("insn:3000", "interp")]
             .into_iter()
             .enumerate()
     {
