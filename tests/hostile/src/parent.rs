@@ -113,7 +113,8 @@ pub fn run(plan: &Plan, worker: impl Fn(&Plan) -> Command) -> std::io::Result<Re
                 }
             }
         });
-        let (at, why) = watch(&mut child, &told, &mut report, (end, plan.cases.is_some()))?;
+        let until = (end, plan.cases.is_some());
+        let (at, why) = watch(&mut child, &told, &mut report, until, plan.limit_mib)?;
         if !matches!(plan.profile, Profile::Hostile | Profile::Race) {
             saved::clean(child.id());
         }
@@ -128,12 +129,6 @@ pub fn run(plan: &Plan, worker: impl Fn(&Plan) -> Command) -> std::io::Result<Re
         report.findings.push(text);
         next = at + 1;
     }
-    if report.peak_mib > plan.limit_mib {
-        let text =
-            format!("a process has had {} MiB resident; the limit is {}", report.peak_mib, plan.limit_mib);
-        println!("{text}");
-        report.findings.push(text);
-    }
     Ok(report)
 }
 
@@ -143,6 +138,7 @@ fn watch(
     told: &Receiver<String>,
     report: &mut Report,
     (end, bounded): (Instant, bool),
+    limit_mib: u64,
 ) -> std::io::Result<(Option<u64>, Option<String>)> {
     let mut at = None;
     let mut finding = None;
@@ -161,7 +157,14 @@ fn watch(
                 Some(("executed", figures)) => {
                     let (executed, mib) = figures.split_once(' ').unwrap_or((figures, ""));
                     report.executed += executed.parse().unwrap_or(0);
-                    report.peak_mib = report.peak_mib.max(mib.parse().unwrap_or(0));
+                    let mib = mib.parse().unwrap_or(0);
+                    report.peak_mib = report.peak_mib.max(mib);
+                    if mib > limit_mib {
+                        child.kill()?;
+                        child.wait()?;
+                        let why = format!("{mib} MiB were resident; the limit is {limit_mib}");
+                        return Ok((at, Some(why)));
+                    }
                 }
                 None if line == "done" => {
                     child.wait()?;
