@@ -7,78 +7,18 @@ use std::sync::Arc;
 /// An engine's keeper.
 pub struct Kept(pub Arc<dyn ChipKeeper>);
 
-fn pic_to_board(image: &board::PicImage) -> kept::PicImage {
-    let board::PicImage {
-        lines,
-        irr,
-        imr,
-        isr,
-        top,
-        vector,
-        read_isr,
-        poll,
-        special_mask,
-        expects,
-        auto_eoi,
-        rotate_on_auto_eoi,
-        special_fully_nested,
-        has_icw4,
-        elcr,
-    } = *image;
-    kept::PicImage {
-        lines,
-        irr,
-        imr,
-        isr,
-        top,
-        vector,
-        read_isr,
-        poll,
-        special_mask,
-        expects,
-        auto_eoi,
-        rotate_on_auto_eoi,
-        special_fully_nested,
-        has_icw4,
-        elcr,
-    }
-}
-
-fn pic_to_engine(image: &kept::PicImage) -> board::PicImage {
-    let kept::PicImage {
-        lines,
-        irr,
-        imr,
-        isr,
-        top,
-        vector,
-        read_isr,
-        poll,
-        special_mask,
-        expects,
-        auto_eoi,
-        rotate_on_auto_eoi,
-        special_fully_nested,
-        has_icw4,
-        elcr,
-    } = *image;
-    board::PicImage {
-        lines,
-        irr,
-        imr,
-        isr,
-        top,
-        vector,
-        read_isr,
-        poll,
-        special_mask,
-        expects,
-        auto_eoi,
-        rotate_on_auto_eoi,
-        special_fully_nested,
-        has_icw4,
-        elcr,
-    }
+/// The registers of an 8259A, as the other side has them.
+macro_rules! other_side {
+    ($image:expr, $from:ident => $to:ident: $($field:ident)*) => {{
+        // All of them: one that a side had more would not compile.
+        let $from::PicImage { $($field),* } = *$image;
+        $to::PicImage { $($field),* }
+    }};
+    ($image:expr, $from:ident => $to:ident) => {
+        other_side!($image, $from => $to:
+            lines irr imr isr top vector read_isr poll special_mask expects auto_eoi rotate_on_auto_eoi
+            special_fully_nested has_icw4 elcr)
+    };
 }
 
 impl kept::Keeper for Kept {
@@ -89,10 +29,10 @@ impl kept::Keeper for Kept {
         self.0.set_ioapic_pin(pin, level);
     }
     fn pic(&self) -> Option<[kept::PicImage; 2]> {
-        Some(self.0.pic()?.each_ref().map(pic_to_board))
+        Some(self.0.pic()?.each_ref().map(|image| other_side!(image, board => kept)))
     }
     fn put_pic(&self, pair: &[kept::PicImage; 2]) {
-        self.0.put_pic(&pair.each_ref().map(pic_to_engine));
+        self.0.put_pic(&pair.each_ref().map(|image| other_side!(image, kept => board)));
     }
     fn ioapic(&self) -> Option<kept::IoapicImage> {
         let board::IoapicImage { id, index, redirection, levels } = self.0.ioapic()?;

@@ -139,15 +139,21 @@ impl Host {
                     .to_owned(),
             );
         }
-        match (self.irqchip, split_fault()) {
-            (None, Some(why)) => all.push(format!("local APICs are Mynah's (kernel-irqchip=off): {why}")),
-            (Some(Irqchip::Split), Some(why)) => all.push(format!("kernel-irqchip=split: {why}")),
-            (Some(Irqchip::On), _) => {
+        // Only what is to be used is tried.
+        match self.irqchip {
+            Some(Irqchip::Off) => {}
+            Some(Irqchip::On) => {
                 if let Err(why) = selftest::on() {
                     all.push(format!("kernel-irqchip=on: {why}"));
                 }
             }
-            _ => {}
+            Some(Irqchip::Split) => {
+                all.extend(split_fault().map(|why| format!("kernel-irqchip=split: {why}")))
+            }
+            None => {
+                let told = |why| format!("local APICs are Mynah's (kernel-irqchip=off): {why}");
+                all.extend(split_fault().map(told));
+            }
         }
         (!all.is_empty()).then(|| all.join("; "))
     }
