@@ -22,6 +22,8 @@ pub const RECOVER_SP: u32 = 0x10_b010;
 pub const RESUME: u32 = 0x10_b020;
 /// Free for the test's variables.
 pub const VARS: u32 = 0x10_b100;
+/// The host writes it when a guest that goes from engine to engine has done so often enough, at once if it does not.
+pub const ENOUGH: u32 = VARS + 0xef0;
 /// The exception stubs of protected mode.
 pub const STUBS32: u32 = 0x10_c000;
 /// The exception stubs of 64-bit mode.

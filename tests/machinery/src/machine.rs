@@ -1,7 +1,7 @@
 //! Mynah's CPU with RAM, a local APIC, the log port and isa-debug-exit: what a test's guest needs of a machine.
 //!
 //! It runs on a thread of its own, with a small stack: what recurses as a guest pleases is found by overflowing it.
-use crate::layout::{EXIT_PORT, LOG_PORT};
+use crate::layout::{ENOUGH, EXIT_PORT, LOG_PORT};
 use mynah::machine::kernel::enter;
 use mynah::machine::vcpu::{Pins, VcpuBoard};
 use mynah_cpu::accel::{EngineError, Software};
@@ -25,6 +25,10 @@ use std::time::{Duration, Instant};
 const LIMIT: u64 = 20_000_000;
 /// So does one that has not ended by then: what only faults executes no instructions.
 const LONGEST: Duration = Duration::from_secs(30);
+/// And one that goes from engine to engine until that was often enough: a busy host takes its time.
+const LONGEST_IN_TURNS: Duration = Duration::from_secs(180);
+/// How often it is handed over before it is told that this is enough ([`ENOUGH`]).
+pub const ENOUGH_TURNS: u64 = 1000;
 /// A longer log is that of a lost guest, too.
 const MAX_LOG: usize = 256 << 10;
 const RAM: u64 = 32 << 20;
@@ -158,6 +162,9 @@ impl Accelerator for InTurns {
     }
     fn run(&mut self, cpu: &mut Cpu) -> Result<Exit, EngineError> {
         self.changes += 1;
+        if self.changes == ENOUGH_TURNS {
+            cpu.mem.write_u32(ENOUGH.into(), 1);
+        }
         CHANGES.with(|changes| changes.set(self.changes));
         match self.tier.take() {
             Some((tier, hot_after)) => {
@@ -206,6 +213,8 @@ impl Machine {
         let tables = build_tables(&*memory, &Config::default()).expect("firmware tables");
         let entry =
             load(&*memory, &tables, &LoadRequest::new("guest", guest.bytes)).expect("a multiboot image");
+        let in_turns = matches!(engine, Engine::InTurns | Engine::InTurnsKeeping(_));
+        memory.write_u32(ENOUGH.into(), u32::from(!in_turns));
         for &page in guest.read_only {
             memory.map_ram_read_only(u64::from(page), 0x1000);
         }
@@ -445,7 +454,10 @@ fn run_blocks(machine: &mut Machine, limit: u64) -> String {
     let Machine { cpu, by, ports, .. } = machine;
     let done = AtomicBool::new(false);
     let events = cpu.events.clone();
-    let pause = Duration::from_micros(if by.name() == "in turns" { 250 } else { 50_000 });
+    let (pause, longest) = match by.name() {
+        "in turns" => (Duration::from_micros(250), LONGEST_IN_TURNS),
+        _ => (Duration::from_millis(50), LONGEST),
+    };
     std::thread::scope(|scope| {
         // A guest in an endless loop is looked after by kicks.
         scope.spawn(|| {
@@ -454,7 +466,7 @@ fn run_blocks(machine: &mut Machine, limit: u64) -> String {
                 events.raise(EV_KICK);
             }
         });
-        let latest = Instant::now() + LONGEST;
+        let latest = Instant::now() + longest;
         let end = loop {
             let exit = match by.run(cpu) {
                 Ok(exit) => exit,
