@@ -68,6 +68,12 @@ pub trait Device: Send + Sync + 'static {
     /// Its state. The machine stands still if that is to be restored.
     fn save(&self) -> Self::State;
 
+    /// What people are shown of it, at any time: of a device that is somebody else's while the machine runs, the state
+    /// as far as it is known here.
+    fn shown(&self) -> Self::State {
+        self.save()
+    }
+
     /// Takes the state on. No pin moves; timers are armed again.
     ///
     /// # Errors
@@ -159,7 +165,7 @@ pub trait Plugged: Send + Sync {
     /// # Errors
     /// It is not the state of such a device.
     fn restore(&self, saved: &Saved) -> Result<(), RestoreError>;
-    /// The state as a tree of named values, for people.
+    /// [`Device::shown`] as a tree of named values.
     fn inspect(&self) -> Value;
 }
 
@@ -201,7 +207,7 @@ impl<D: Device> Plugged for D {
 
     fn inspect(&self) -> Value {
         // States are structs of numbers: there is nothing that a tree cannot have.
-        serde_json::to_value(Device::save(self)).unwrap_or_default()
+        serde_json::to_value(self.shown()).unwrap_or_default()
     }
 }
 

@@ -5,11 +5,13 @@ use super::power::{Pause, Power, Report};
 use super::saved::{Fitted, Saver};
 use crate::config::{AccelKind, Config, WatchdogAction, exit_code};
 use mynah_block::Drive;
+use mynah_devices::device::Device;
 use mynah_devices::display::vnc::VncControl;
 use mynah_devices::display::{self, Display};
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
 use mynah_devices::input::i8042::I8042;
 use mynah_devices::input::ps2::Key;
+use mynah_devices::interrupts::lapic::LocalApic;
 use mynah_devices::misc::vmgenid::Guid;
 use mynah_devices::pci::PciBus;
 use mynah_mmu::{PhysMemory, Target};
@@ -297,14 +299,21 @@ impl Handle {
         self.board().map_or(Vec::new(), |board| board.devices.list())
     }
 
-    /// The states of all devices by name: what would be saved of them, as trees of named values.
+    /// The states of all devices by name: what would be saved of them, as trees of named values. Each is as of a moment
+    /// of its own while the machine runs. Where the host's kernel keeps local APICs the vCPUs come out of the guest for
+    /// them; that of one which does not within a second is as it was.
     pub fn inspect(&self) -> Vec<(String, serde_json::Value)> {
+        self.0.power.look_at_apics();
         self.board().map_or(Vec::new(), |board| board.devices.inspect())
     }
 
     /// The state of one device, as of [`Handle::inspect`].
     pub fn inspect_one(&self, name: &str) -> Option<serde_json::Value> {
-        self.board()?.devices.find(name).map(|device| device.inspect())
+        let device = self.board()?.devices.find(name)?;
+        if device.kind() == LocalApic::KIND {
+            self.0.power.look_at_apics();
+        }
+        Some(device.inspect())
     }
 
     /// The screens of the display adapters, by the adapters' names.

@@ -389,6 +389,14 @@ impl Power {
         self.state.lock().asleep = true;
     }
 
+    /// Has what is shown of local APICs be as it is, of those that somebody keeps while vCPUs run.
+    pub fn look_at_apics(&self) {
+        let apics = self.apics.get().and_then(Weak::upgrade);
+        if apics.is_some_and(|apics| apics.are_lent()) {
+            self.reports();
+        }
+    }
+
     /// Asks all vCPUs what they are doing. None for one that has not said so within a second.
     pub fn reports(&self) -> Vec<Option<Report>> {
         let _one = self.asking.lock();
@@ -404,8 +412,11 @@ impl Power {
         s.reports.take().unwrap_or_default()
     }
 
-    /// What the vCPU in `seat` says, having been asked.
+    /// What the vCPU in `seat` says, having been asked: on its thread.
     pub fn report(&self, seat: usize, report: Report) {
+        if let Some(apics) = self.apics.get().and_then(Weak::upgrade) {
+            apics.look(seat);
+        }
         let mut s = self.state.lock();
         if let Some(place) = s.reports.as_mut().and_then(|all| all.get_mut(seat)) {
             *place = Some(report);

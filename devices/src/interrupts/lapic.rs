@@ -368,8 +368,14 @@ impl Device for LocalApic {
         self.with(|regs, _| regs.reset(self.bsp));
     }
 
+    /// The machine stands still, as the registers come back here.
     fn save(&self) -> LocalApicV1 {
         self.at_home();
+        self.shown()
+    }
+
+    /// Of one that is lent, as it was when its vCPU last had it looked at ([`LocalApics::look`]).
+    fn shown(&self) -> LocalApicV1 {
         let State { regs, intr, .. } = &*self.state.lock();
         LocalApicV1 { regs: regs.clone(), intr: *intr, timer: self.timer.deadline() }
     }

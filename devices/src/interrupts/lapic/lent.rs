@@ -3,7 +3,8 @@
 //! All of a machine's are lent, or none: processors send each other interrupts without asking us then. They are lent
 //! one after the other, by vCPUs that are about to run, of which none does before all are ([`LocalApic::lend`]); and
 //! taken back together, while no vCPU runs ([`LocalApics::take_back`]). What is saved, reset or handed to another engine
-//! is taken back before. While they are lent messages go to the keeper, and registers are asked of it. A keeper that has
+//! is taken back before. While they are lent messages go to the keeper, and registers are asked of it, by the vCPU's own
+//! thread alone: nobody else knows that the vCPU does not run. Who wants to see them has the vCPUs look ([`LocalApics::look`]). A keeper that has
 //! the 8259A pair and the first I/O APIC as well ([`Keeper::chips`]) gets these when it has all local APICs.
 //!
 //! What goes along are the registers as software sees them. Periodic interrupts that are owed to a late guest are
@@ -183,6 +184,13 @@ impl LocalApic {
         result
     }
 
+    /// The registers here become those at the keeper's, where they stay. The vCPU does not run.
+    fn look(&self) {
+        let mut state = self.state.lock();
+        let Some(image) = state.keeper.as_ref().and_then(|keeper| keeper.get()) else { return };
+        state.regs.take_on(&image, &self.time());
+    }
+
     fn taken_back(&self) {
         let mut state = self.state.lock();
         let Some(keeper) = state.keeper.take() else { return };
@@ -222,6 +230,18 @@ impl LocalApics {
         let mut lent = self.lent.write();
         lent.keepers.clear();
         self.apics.read().iter().for_each(|apic| apic.taken_back());
+    }
+
+    /// For the vCPU in `seat`, which does not run: what is shown of its local APIC is from now on as it is, wherever it is
+    /// kept.
+    pub fn look(&self, seat: usize) {
+        let apic = self.apics.read().get(seat).cloned();
+        apic.iter().for_each(|apic| apic.look());
+    }
+
+    /// Whether all are kept by somebody.
+    pub fn are_lent(&self) -> bool {
+        self.all_lent.load(Ordering::SeqCst)
     }
 
     /// Names the I/O APIC that a keeper may have as well. Once.

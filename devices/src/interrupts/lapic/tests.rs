@@ -1007,6 +1007,43 @@ fn registers_that_are_lent_are_read_and_written_there() {
 }
 
 #[test]
+fn who_is_shown_local_apics_that_are_lent_leaves_them_where_they_are() {
+    let b = Board::new(&[0, 1]);
+    let shelf = lend(&b);
+    let shown = |n: usize| crate::device::Plugged::inspect(&*b.cpu[n].0)["regs"]["tpr"].as_u64();
+    let set = |n: usize, tpr: u32| shelf.images[n].lock().as_mut().unwrap().page[8] = tpr;
+    set(1, 0x40);
+    // Its vCPU may run: the keeper is not asked, and would not answer.
+    {
+        let _busy = shelf.images[1].lock();
+        assert_eq!(shown(1), Some(0));
+    }
+    let before = shelf.images[1].lock().clone();
+    b.apics.look(1);
+    assert_eq!((shown(0), shown(1)), (Some(0), Some(0x40)));
+    // One shot of the timer, which has begun there, is not begun here, nor anew there.
+    shelf.images[1].lock().as_mut().unwrap().page[0x32] = 0x71;
+    shelf.images[1].lock().as_mut().unwrap().page[0x38] = 500;
+    shelf.images[1].lock().as_mut().unwrap().page[0x39] = 1;
+    b.apics.look(1);
+    b.clock.advance(10);
+    b.apics.look(1);
+    b.apics.look(7);
+    assert!(b.apics.are_lent() && !b.cpu[1].1.intr());
+    let mut after = shelf.images[1].lock().clone().unwrap();
+    assert_eq!((after.page[0x38], after.page[0x39]), (500, 1));
+    (after.page[0x32], after.page[0x38], after.page[0x39]) = (0x1_0000, 0, 0);
+    assert_eq!(Some(after), before);
+    assert!(b.fixed(1, 0x41));
+    assert_eq!(shelf.sent.lock().len(), 1, "messages go there");
+    b.apics.take_back();
+    assert!(!b.apics.are_lent());
+    set(1, 0x50);
+    b.apics.look(1);
+    assert_eq!(shown(1), Some(0x40), "the keeper has it no more");
+}
+
+#[test]
 fn the_other_chips_are_lent_behind_the_last_local_apic_and_come_back_as_they_are_then() {
     let b = Board::new(&[0, 1]);
     let ioapic = Ioapic::new(b.apics.clone());
