@@ -84,18 +84,20 @@ impl Registers {
     /// The registers as software sees them.
     pub fn image(&mut self, time: &Time) -> ApicImage {
         let mut page = [0; REGISTERS];
-        for (n, at) in (0..).zip(&mut page) {
+        let (initial, current) = (reg::TIMER_INITIAL as usize, reg::TIMER_CURRENT as usize);
+        // First, and once: to look at the count is to take account of the time, and of an interrupt that is due by it.
+        page[current] = self.peek(reg::TIMER_CURRENT, time);
+        for (n, at) in (0..).zip(&mut page).filter(|(n, _)| *n != reg::TIMER_CURRENT) {
             *at = self.peek(n, time);
         }
         let mode = Mode::of(page[reg::LVT_TIMER as usize]);
-        let (initial, current) = (reg::TIMER_INITIAL as usize, reg::TIMER_CURRENT as usize);
         if mode.counts() {
             match self.timer_runs() {
                 true => page[current] = page[current].max(1),
                 false => (page[initial], page[current]) = (0, 0),
             }
         }
-        ApicImage { base: self.base(), page, tsc_deadline: self.tsc_deadline(time) }
+        ApicImage { base: self.base(), page, tsc_deadline: self.deadline() }
     }
 
     /// Takes them on. Pins, and what is owed, stay.

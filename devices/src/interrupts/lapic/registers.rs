@@ -512,6 +512,11 @@ impl Registers {
         Mode::of(self.lvt[TIMER])
     }
 
+    /// The deadline as of when account was last taken of the time.
+    pub fn deadline(&self) -> u64 {
+        self.timer.tsc_deadline()
+    }
+
     pub fn tsc_deadline(&mut self, time: &Time) -> u64 {
         self.settle_timer(time);
         self.timer.tsc_deadline()

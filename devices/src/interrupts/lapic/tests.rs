@@ -917,6 +917,30 @@ fn timers_that_are_lent_do_not_run_here_and_deadlines_come_back() {
 }
 
 #[test]
+fn a_timer_that_is_over_when_it_is_lent_has_its_interrupt_go_along() {
+    let b = Board::new(&[0]);
+    b.apic().mmio_write(LVT_TIMER, 4, 0x4_0072);
+    b.apic().set_tsc_deadline(TSC_HZ);
+    // Nobody has been told yet that it is over.
+    b.tsc_offset.store(2 * TSC_HZ, Ordering::SeqCst);
+    let shelf = lend(&b);
+    let image = shelf.images[0].lock().clone().unwrap();
+    assert_eq!((image.tsc_deadline, image.page[0x20 + 3]), (0, 1 << 0x12));
+    b.apics.take_back();
+    assert_eq!((b.apic().acknowledge(), b.apic().acknowledge()), (Some(0x72), None));
+
+    b.apic().mmio_write(EOI, 4, 0);
+    b.apic().mmio_write(LVT_TIMER, 4, 0x73);
+    b.apic().mmio_write(INITIAL, 4, 500);
+    b.clock.jump(SECOND);
+    let shelf = lend(&b);
+    let image = shelf.images[0].lock().clone().unwrap();
+    assert_eq!((image.page[0x38], image.page[0x39], image.page[0x20 + 3]), (0, 0, 1 << 0x13));
+    b.apics.take_back();
+    assert_eq!((b.apic().acknowledge(), b.apic().acknowledge()), (Some(0x73), None));
+}
+
+#[test]
 fn messages_and_wires_find_local_apics_where_they_are() {
     let b = Board::new(&[0, 1]);
     let ioapic = Ioapic::new(b.apics.clone());
