@@ -5,8 +5,8 @@ use crate::saved::folder_of;
 use anyhow::ensure;
 use mynah_block::{Backing, Image, OpenOptions, open};
 use mynah_oracle::rng::Rng;
-use std::fs;
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -171,6 +171,23 @@ fn number(rng: &mut Rng, len: u64) -> u64 {
     }
 }
 
+// Positioned accesses have no name that all hosts know.
+
+fn read_at(mut file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+    file.seek(SeekFrom::Start(at))?;
+    file.read(bytes)
+}
+
+fn read_exact_at(mut file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(bytes)
+}
+
+fn write_at(mut file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    file.seek(SeekFrom::Start(at))?;
+    file.write_all(bytes)
+}
+
 /// Changes a file's tables.
 fn damage(rng: &mut Rng, path: &Path) -> anyhow::Result<()> {
     let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
@@ -193,26 +210,26 @@ fn damage(rng: &mut Rng, path: &Path) -> anyhow::Result<()> {
                 let at = at & !7;
                 let n = number(rng, len);
                 let bytes = if rng.chance(50) { n.to_be_bytes() } else { n.to_le_bytes() };
-                let _ = file.write_all_at(&bytes[..if rng.chance(50) { 8 } else { 4 }], at);
+                let _ = write_at(&file, &bytes[..if rng.chance(50) { 8 } else { 4 }], at);
             }
             4 | 5 => {
                 let n = number(rng, len) as u32;
                 let bytes = if rng.chance(50) { n.to_be_bytes() } else { n.to_le_bytes() };
-                let _ = file.write_all_at(&bytes, at & !3);
+                let _ = write_at(&file, &bytes, at & !3);
             }
             6 | 7 => {
-                let _ = file.write_all_at(&[rng.u64() as u8], at);
+                let _ = write_at(&file, &[rng.u64() as u8], at);
             }
             8 => {
                 // A piece of the file somewhere else: tables in two places, and in themselves.
                 let mut piece = vec![0; 1 << rng.below(13)];
-                let _ = file.read_at(&mut piece, rng.below(len.max(1)) & !511);
-                let _ = file.write_all_at(&piece, at & !511);
+                let _ = read_at(&file, &mut piece, rng.below(len.max(1)) & !511);
+                let _ = write_at(&file, &piece, at & !511);
             }
             _ if rng.chance(30) => file.set_len(rng.below(len.max(1)))?,
             _ if rng.chance(20) => file.set_len(1 << (30 + rng.below(12)))?,
             _ => {
-                let _ = file.write_all_at(&vec![0xff; 1 << rng.below(12)], at);
+                let _ = write_at(&file, &vec![0xff; 1 << rng.below(12)], at);
             }
         }
     }
@@ -224,36 +241,36 @@ fn right_sums(path: &Path) -> anyhow::Result<()> {
     let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
     let len = file.metadata()?.len();
     let mut magic = [0; 8];
-    let _ = file.read_at(&mut magic, 0);
+    let _ = read_at(&file, &mut magic, 0);
     if magic == *b"vhdxfile" {
         for (at, size) in [(64, 4), (128, 4), (192, 64), (256, 64)].map(|(at, size)| (at << 10, size << 10)) {
             let mut bytes = vec![0; size];
-            if file.read_exact_at(&mut bytes, at).is_ok() {
+            if read_exact_at(&file, &mut bytes, at).is_ok() {
                 bytes[4..8].fill(0);
-                file.write_all_at(&crc32c(&bytes).to_le_bytes(), at + 4)?;
+                write_at(&file, &crc32c(&bytes).to_le_bytes(), at + 4)?;
             }
         }
         // Entries of the log: those at its beginning.
         for at in (0..16).map(|n| (1 << 20) + n * 4096) {
             let mut head = [0; 16];
-            let _ = file.read_at(&mut head, at);
+            let _ = read_at(&file, &mut head, at);
             let size = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
             let mut bytes = vec![0; size.min(1 << 20)];
-            if head.starts_with(b"loge") && file.read_exact_at(&mut bytes, at).is_ok() && size >= 64 {
+            if head.starts_with(b"loge") && read_exact_at(&file, &mut bytes, at).is_ok() && size >= 64 {
                 bytes[4..8].fill(0);
-                file.write_all_at(&crc32c(&bytes).to_le_bytes(), at + 4)?;
+                write_at(&file, &crc32c(&bytes).to_le_bytes(), at + 4)?;
             }
         }
     }
     for at in [0, 512, len.saturating_sub(512)] {
         let (mut bytes, sum_at) =
             (vec![0; if at == 512 { 1024 } else { 512 }], if at == 512 { 36 } else { 64 });
-        if file.read_exact_at(&mut bytes, at).is_ok()
+        if read_exact_at(&file, &mut bytes, at).is_ok()
             && (bytes.starts_with(b"conectix") || bytes.starts_with(b"cxsparse"))
         {
             bytes[sum_at..sum_at + 4].fill(0);
             let sum = !bytes.iter().fold(0u32, |sum, b| sum.wrapping_add(u32::from(*b)));
-            file.write_all_at(&sum.to_be_bytes(), at + sum_at as u64)?;
+            write_at(&file, &sum.to_be_bytes(), at + sum_at as u64)?;
         }
     }
     Ok(())
