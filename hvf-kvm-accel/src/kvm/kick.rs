@@ -65,10 +65,52 @@ impl Kick {
         self.inside.store(false, Ordering::SeqCst);
     }
 
+    /// Whether a run ends at once.
+    pub fn is_set(&self) -> bool {
+        // SAFETY: valid, as the maker of this has promised.
+        unsafe { &*self.flag }.load(Ordering::SeqCst) != 0
+    }
+
     /// Whether the next run is to end before it has executed anything.
     pub fn set(&self, at_once: bool) {
         // SAFETY: valid, as the maker of this has promised.
         unsafe { &*self.flag }.store(at_once.into(), Ordering::SeqCst);
+    }
+}
+
+/// While this lives the signal waits for the calling thread, and is kept from it.
+pub(super) struct Held {
+    before: libc::sigset_t,
+}
+
+impl Held {
+    pub fn new() -> Self {
+        handle_signal();
+        // SAFETY: a set of signals is plain memory, which `sigemptyset` and `pthread_sigmask` fill in; a signal for the
+        // thread itself, which is blocked, only waits.
+        unsafe {
+            let (mut one, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigemptyset(&mut one);
+            libc::sigaddset(&mut one, signal());
+            libc::pthread_sigmask(libc::SIG_BLOCK, &one, &mut before);
+            libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), signal());
+            Self { before }
+        }
+    }
+
+    /// The signals that are kept from it without this, as the kernel's set has them: bit n - 1 is signal n.
+    pub fn others(&self) -> u64 {
+        // SAFETY: it reads the set that lives here.
+        let has = |n: libc::c_int| unsafe { libc::sigismember(&self.before, n) } == 1;
+        (1..=64).filter(|&n| n != signal() && has(n)).fold(0, |set, n| set | 1 << (n - 1))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The handler, which does nothing, runs now.
+        // SAFETY: it reads the set that lives here.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
     }
 }
 

@@ -26,9 +26,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Pins of I/O APICs that a machine may have, whose messages KVM is told of.
 const PINS: u64 = 48;
-/// Registers by number: interrupts that are requested, the timer's entry in the local vector table, its count.
+/// Registers by number: interrupts that are requested, the timer's entry in the local vector table, its counts.
 const IRR: usize = 0x20;
 const LVT_TIMER: usize = 0x32;
+const INITIAL: usize = 0x38;
 const CURRENT: usize = 0x39;
 /// Bits of that entry.
 const MASKED: u32 = 1 << 16;
@@ -132,11 +133,17 @@ impl Kept {
     }
 
     /// The vCPU comes out of the kernel. Its timer goes on there, and what runs out from now on the kernel keeps to
-    /// itself until the vCPU runs again.
-    pub fn leaves(&self) -> Result<(), AccelError> {
+    /// itself until the vCPU runs again. Whether its one shot is over already: the kernel may not have told the registers
+    /// yet, which it does as it runs the vCPU.
+    pub fn leaves(&self) -> Result<bool, AccelError> {
         let lapic = self.fd.get_lapic().map_err(failed("get a local APIC"))?;
-        self.count.store(register(&lapic, CURRENT), Ordering::Relaxed);
-        Ok(())
+        let count = register(&lapic, CURRENT);
+        self.count.store(count, Ordering::Relaxed);
+        let entry = register(&lapic, LVT_TIMER);
+        let vector = entry & 0xff;
+        let is_told = register(&lapic, IRR + vector as usize / 32) >> (vector % 32) & 1 != 0;
+        let has_run_out = count == 0 && register(&lapic, INITIAL) != 0;
+        Ok(has_run_out && !is_told && entry & (MODES | MASKED) == ONE_SHOT)
     }
 
     /// It has come out, and did this there.

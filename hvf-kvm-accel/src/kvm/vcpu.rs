@@ -1,12 +1,12 @@
 //! A vCPU in KVM: loaded, run, answered, saved.
 use super::coalesced::Ring;
-use super::kick::{Kick, Ticks};
+use super::kick::{Held, Kick, Ticks};
 use super::lapic::{self, Kept};
 use super::{Irqchip, Vm, convert, cpuid, failed, read_msrs};
 use crate::AccelError;
 use kvm_bindings::{
     CpuId, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_PAYLOAD, KVM_VCPUEVENT_VALID_SHADOW, KVMIO,
-    Msrs, kvm_interrupt, kvm_msr_entry, kvm_sregs2,
+    Msrs, kvm_interrupt, kvm_msr_entry, kvm_signal_mask, kvm_sregs2,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use mynah_cpu::accel::{SIGNALS, Signals};
@@ -18,13 +18,21 @@ use mynah_mmu::walk::load_pdptes;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
-use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr};
 
 // What kvm-ioctls has not.
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
 ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
+
+/// What KVM_SET_SIGNAL_MASK reads: as long as the kernel's set of signals.
+#[repr(C)]
+struct SignalMask {
+    len: u32,
+    signals: [u8; 8],
+}
 
 /// A counter that differs from what the board says by less is left alone: it is KVM that keeps it, with the processor's
 /// own.
@@ -192,11 +200,11 @@ impl Vcpu {
     /// Gives it back.
     pub(super) fn save(&mut self, cpu: &mut Cpu) -> Result<(), AccelError> {
         // First, as a start-up IPI that is looked at here changes all else.
+        if self.lapic.as_ref().map_or(Ok(false), |lapic| lapic.leaves())? {
+            self.run_nothing(cpu)?;
+        }
         let activity = match &self.lapic {
-            Some(lapic) => {
-                lapic.leaves()?;
-                Some(self.fd.get_mp_state().map_err(failed("get a vCPU's activity"))?)
-            }
+            Some(_) => Some(self.fd.get_mp_state().map_err(failed("get a vCPU's activity"))?),
             None => None,
         };
         let sregs = self.fd.get_sregs().map_err(failed("get segment and control registers"))?;
@@ -443,6 +451,32 @@ impl Vcpu {
             self.note_apic_base(cpu, apic_base);
         }
         Ok(left)
+    }
+
+    /// Has the kernel do what it does about the vCPU before that executes anything: a timer that has run out has its
+    /// interrupt wait in the registers then. (Of a run that `immediate_exit` ends it does nothing.)
+    fn run_nothing(&mut self, cpu: &mut Cpu) -> Result<(), AccelError> {
+        // The registers know of the time before the kernel's own timer does; ours is set for later than that one.
+        std::thread::sleep(Duration::from_micros(20));
+        for _ in 0..3 {
+            self.kick.set(false);
+            let held = Held::new();
+            let mask = SignalMask { len: 8, signals: held.others().to_ne_bytes() };
+            // SAFETY: the kernel reads the structure, with as many bytes of signals as it says.
+            if unsafe { ioctl_with_ref(&self.fd, KVM_SET_SIGNAL_MASK(), &mask) } != 0 {
+                return Err(failed("let a signal in")(kvm_ioctls::Error::last()));
+            }
+            let ran = self.enter(cpu);
+            // SAFETY: without an address it takes the mask away, and reads nothing.
+            unsafe { ioctl_with_val(&self.fd, KVM_SET_SIGNAL_MASK(), 0) };
+            drop(held);
+            ran?;
+            // Somebody who was late to kick may have ended it at once.
+            if !self.kick.is_set() {
+                break;
+            }
+        }
+        self.finish(cpu)
     }
 
     /// Runs with the state in KVM, until it is needed at hand.
