@@ -53,6 +53,32 @@ fn engines() -> (Vec<&'static str>, String) {
 /// all.
 const IRQCHIPS: [&str; 3] = ["kernel-irqchip=off", "kernel-irqchip=split", "kernel-irqchip=on"];
 
+/// Where to go from 0, so that one comes from each of `all` to each other exactly once, and back to 0.
+fn each_pair_once(all: usize) -> Vec<usize> {
+    // To each of those that were not looked at yet and back, and then on to the next of them.
+    let mut way = Vec::new();
+    for from in 0..all {
+        way.extend((from + 2..all).flat_map(|to| [to, from]));
+        way.extend((from + 1 < all).then_some(from + 1));
+    }
+    // The way back is left, of those that follow each other.
+    way.extend((0..all.saturating_sub(1)).rev());
+    way
+}
+
+#[test]
+fn the_walk_takes_each_pair_once() {
+    for all in 1..6 {
+        let mut pairs = std::collections::BTreeSet::new();
+        let mut at = 0;
+        for to in each_pair_once(all) {
+            assert!(at != to && pairs.insert((at, to)), "{at} to {to} again, of {all}");
+            at = to;
+        }
+        assert_eq!((at, pairs.len()), (0, all * (all - 1)), "of {all}");
+    }
+}
+
 #[test]
 fn a_guest_is_handed_from_each_engine_to_each_by_the_monitor() {
     let (engines, cpu) = engines();
@@ -65,22 +91,16 @@ fn a_guest_is_handed_from_each_engine_to_each_by_the_monitor() {
         let machine = Machine::new("engines", &guest);
         let mut running = machine.start(0, engines[0], &["-cpu", &cpu, "-machine", irqchip]);
         let mut monitor = machine.monitor(0);
-        // Each pair once: 1 2, 1 3, 2 1 and so on, in a round.
         let mut at = 0;
-        let mut pairs: Vec<(usize, usize)> =
-            (0..engines.len()).flat_map(|a| (0..engines.len()).map(move |b| (a, b))).collect();
-        pairs.retain(|(a, b)| a != b);
-        let mut hops = 0;
-        while let Some(n) = pairs.iter().position(|(a, _)| *a == at) {
-            at = pairs.remove(n).1;
-            hops += 1;
+        for (hops, to) in (1..).zip(each_pair_once(engines.len())) {
+            at = to;
             wait_for_text(&machine.path("com0"), &LETTERS[..3 * hops]);
             assert_eq!(monitor.ask(&format!("handoff {}", engines[at])), "");
             let enabled = engines[at] == "kvm";
             let told = monitor.ask("info kvm");
             assert_eq!(told, format!("kvm support: {}\n", if enabled { "enabled" } else { "disabled" }));
         }
-        assert!(hops >= 2);
+        assert_eq!(at, 0, "the round is over where it began");
         monitor.ask("sendkey a");
         assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{}", machine.console(0));
         assert_eq!(machine.console(0), format!("{LETTERS}."));
@@ -150,6 +170,46 @@ fn ticks(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.set_label(&mut ticks_on)?;
     a.hlt()?;
     a.jmp(ticks_on)
+}
+
+/// Says the alphabet on COM1 again and again, each letter behind one run of the local APIC's timer, for which it halts,
+/// and one interrupt that all other vCPUs have taken. One that is lost has it wait for ever.
+fn one_shots(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    handler(a, 0x20..0x100, &|a| a.iretd())?;
+    handler(a, 0x40..0x41, &|a| counts(a, TICKS, true))?;
+    handler(a, 0x41..0x42, &|a| counts(a, PINGS, true))?;
+    a.xor(ebx, ebx)?;
+    for (register, value) in [(0xf0, 0x1ff), (0x3e0, 0xb), (0x320, 0x40)] {
+        a.mov(dword_ptr(0xfee0_0000_u32 + register), value)?;
+    }
+    a.mov(al, 0xff)?;
+    a.out(0x21, al)?;
+    a.out(0xa1, al)?;
+    a.mov(dword_ptr(READY), 1)?;
+    let mut again = a.create_label();
+    a.set_label(&mut again)?;
+    for byte in LETTERS.bytes() {
+        let (mut halts, mut ticked, mut pinged) = (a.create_label(), a.create_label(), a.create_label());
+        a.cli()?;
+        a.mov(edi, dword_ptr(TICKS))?;
+        a.mov(dword_ptr(0xfee0_0380_u32), 200_000)?;
+        a.set_label(&mut halts)?;
+        a.cmp(dword_ptr(TICKS), edi)?;
+        a.jne(ticked)?;
+        a.sti()?;
+        a.hlt()?;
+        a.cli()?;
+        a.jmp(halts)?;
+        a.set_label(&mut ticked)?;
+        a.add(ebx, SMP as i32 - 1)?;
+        a.mov(dword_ptr(ICR), 0x000c_4041)?;
+        a.set_label(&mut pinged)?;
+        a.pause()?;
+        a.cmp(dword_ptr(PINGS), ebx)?;
+        a.jne(pinged)?;
+        send(a, byte)?;
+    }
+    a.jmp(again)
 }
 
 /// Halts until it is interrupted, again and again.
@@ -259,6 +319,21 @@ fn devices(
 /// Says the alphabet on COM1, each letter by an interrupt of its own, behind three ticks of the 8254 and one of the
 /// clock, for which it halts: half of it by way of the 8259A pair, half by the I/O APIC, where COM1's is a level.
 fn wired(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut start = a.create_label();
+    wired_once(a, &mut start)?;
+    send(a, b'.')?;
+    halt(a)
+}
+
+/// The same, again and again.
+fn wired_on_and_on(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut start = a.create_label();
+    wired_once(a, &mut start)?;
+    a.jmp(start)
+}
+
+/// The same once, from `start` on, with no interrupts let in behind it.
+fn wired_once(a: &mut CodeAssembler, start: &mut CodeLabel) -> Result<(), IcedError> {
     handler(a, 0x20..0x100, &|a| a.iretd())?;
     devices(a, [0x20, 0x28, 0x24], &|a, slave| {
         if slave {
@@ -274,6 +349,11 @@ fn wired(a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.iretd()
     })?;
     devices(a, [0x50, 0x51, 0x52], &|a, _| a.mov(dword_ptr(EOI), 0))?;
+    a.set_label(start)?;
+    for pin in [2, 8, 4] {
+        a.mov(dword_ptr(IOAPIC), 0x10 + 2 * pin)?;
+        a.mov(dword_ptr(IOAPIC + 0x10), 0x1_0000)?;
+    }
     for (port, value) in [
         // Both controllers, with all but the three masked.
         (0x20, 0x11),
@@ -302,6 +382,9 @@ fn wired(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(dx, COM1 + 4)?;
     a.mov(al, 0x0b)?;
     a.out(dx, al)?;
+    // The clock's line is up if an interrupt of before was not taken.
+    out(a, 0x70, 0x0c)?;
+    a.in_(al, 0x71)?;
     a.sti()?;
     for (n, byte) in LETTERS.bytes().enumerate() {
         if n == LETTERS.len() / 2 {
@@ -342,9 +425,7 @@ fn wired(a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.cmp(dword_ptr(LETTER), 0)?;
         a.jne(sent)?;
     }
-    a.cli()?;
-    send(a, b'.')?;
-    halt(a)
+    a.cli()
 }
 
 #[test]
@@ -425,6 +506,93 @@ fn controllers_that_the_kernel_keeps_are_saved_and_reset_with_the_machine() {
             let all = begun() + &machine.console(n + 1);
             assert_eq!(all, format!("{LETTERS}."), "{engine}, {irqchip}");
         }
+    }
+}
+
+#[test]
+fn two_hundred_hand_overs_lose_no_interrupt() {
+    const TIMES: usize = 200;
+    let (engines, cpu) = engines();
+    let by_local_apic = Guest { vcpus: SMP, others: &interrupted, ..Guest::new(&one_shots) };
+    let by_all = Guest { vcpus: 2, others: &spin, ..Guest::new(&wired_on_and_on) };
+    let mut random = Rng::new(17, 1);
+    for guest in [&by_local_apic, &by_all] {
+        let machine = Machine::new("engines", guest);
+        for (n, irqchip) in IRQCHIPS.into_iter().enumerate() {
+            let mut running = machine.start(n, engines[0], &["-cpu", &cpu, "-machine", irqchip]);
+            let mut monitor = machine.monitor(n);
+            let said = || machine.console(n).len();
+            wait_for("the first letter", || (said() > 0).then_some(()));
+            for time in 0..TIMES {
+                let to = engines[(time + 1) % engines.len()];
+                assert_eq!(monitor.ask(&format!("handoff {to}")), "", "{irqchip}");
+                std::thread::sleep(Duration::from_micros(random.below(10_000)));
+            }
+            let then = said();
+            assert!(then > LETTERS.len(), "{irqchip}: {then} letters");
+            let start = Instant::now();
+            while said() <= then + LETTERS.len() {
+                if start.elapsed() > PATIENCE {
+                    let asked = ["info registers -a", "info device apic0", "info device apic1", "info pic"];
+                    panic!(
+                        "{irqchip}, {} vCPUs: {}",
+                        machine.vcpus,
+                        asked.map(|what| monitor.ask(what)).concat()
+                    );
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let all = machine.console(n);
+            assert!(all.bytes().zip(LETTERS.bytes().cycle()).all(|(a, b)| a == b), "{irqchip}: {all}");
+            monitor.send("quit");
+            assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{irqchip}");
+        }
+    }
+}
+
+#[test]
+fn who_looks_at_controllers_that_the_kernel_keeps_disturbs_nobody() {
+    let (engines, cpu) = engines();
+    if !engines.contains(&"kvm") {
+        return;
+    }
+    let machine =
+        Machine::new("engines", &Guest { vcpus: SMP, others: &interrupted, ..Guest::new(&one_shots) });
+    for (n, irqchip) in IRQCHIPS.into_iter().enumerate() {
+        let mut running = machine.start(n, "kvm", &["-cpu", &cpu, "-machine", irqchip]);
+        let mut monitor = machine.monitor(n);
+        // How often it has been through the alphabet.
+        let rounds = || machine.console(n).matches('z').count();
+        wait_for("the first z", || (rounds() > 0).then_some(()));
+        for time in 0..1000 {
+            // What the guest has written, and nobody but the kernel knew.
+            let of = time % SMP;
+            let shown = monitor.ask(&format!("info device apic{of}"));
+            let state: serde_json::Value = serde_json::from_str(&shown).unwrap();
+            assert_eq!(state["regs"]["svr"], 0x1ff, "{irqchip}: {shown}");
+            match time % 7 {
+                0 => {
+                    let shown = monitor.ask("info pic");
+                    assert!(shown.contains("pic0: irr=") && shown.contains(" imr=ff "), "{irqchip}: {shown}");
+                }
+                1 => drop(monitor.ask("info registers -a")),
+                2 => drop(monitor.ask("info irq")),
+                3 => drop(monitor.ask("info device apic-bus")),
+                _ => {}
+            }
+            // While it stands still they are here, and go there again.
+            if time % 250 == 100 {
+                assert_eq!(monitor.ask("stop"), "");
+                assert!(monitor.ask("info device apic1").contains("\"svr\": 511"), "{irqchip}");
+                assert_eq!(monitor.ask("cont"), "");
+            }
+        }
+        let then = rounds();
+        wait_for("two more rounds", || (rounds() > then + 1).then_some(()));
+        let all = machine.console(n);
+        assert!(all.bytes().zip(LETTERS.bytes().cycle()).all(|(a, b)| a == b), "{irqchip}: {all}");
+        monitor.send("quit");
+        assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{irqchip}");
     }
 }
 
