@@ -111,7 +111,7 @@ impl Turn<'_, '_> {
         }
         let vector = (command.dword(11) & INTERRUPTS != 0).then_some(vector);
         self.inner.completions.insert(id, Completion::new(base, size, vector));
-        self.nvme.regs.lock().rung[usize::from(id)].head = None;
+        self.nvme.regs.lock().still(id, |rung| rung.head = None);
         Ok(())
     }
 
@@ -128,7 +128,7 @@ impl Turn<'_, '_> {
             return Err(Status::INVALID_FIELD);
         }
         self.inner.submissions.insert(id, Submission::new(base, size, completion));
-        self.nvme.regs.lock().rung[usize::from(id)].tail = None;
+        self.nvme.regs.lock().still(id, |rung| rung.tail = None);
         Ok(())
     }
 

@@ -231,7 +231,7 @@ impl Nvme {
         let (submissions, completions) = ((regs.aqa & 0xfff) + 1, (regs.aqa >> 16 & 0xfff) + 1);
         inner.submissions.insert(0, Submission::new(regs.asq, submissions, 0));
         inner.completions.insert(0, Completion::new(regs.acq, completions, Some(0)));
-        regs.rung.fill(Rung::default());
+        regs.rung();
         regs.csts |= csts::READY;
     }
 
@@ -254,7 +254,7 @@ impl Nvme {
         self.ended.lock().clear();
         let mut regs = self.regs.lock();
         regs.csts &= csts::SUBSYSTEM_RESET;
-        regs.rung.fill(Rung::default());
+        regs.rung();
         (regs.masked, regs.pending) = (0, 0);
         self.function.set_interrupt(false);
     }
@@ -307,13 +307,10 @@ impl Nvme {
             if regs.csts & csts::READY == 0 {
                 return;
             }
-            // Those beyond are none.
-            let Some(rung) = regs.rung.get_mut((n / 2) as usize) else { return };
-            if n & 1 == 0 {
-                rung.tail = Some(value);
-            } else {
-                rung.head = Some(value);
-            }
+            regs.ring(
+                n / 2,
+                |rung| if n & 1 == 0 { rung.tail = Some(value) } else { rung.head = Some(value) },
+            );
         }
         self.kick();
     }
@@ -440,11 +437,7 @@ impl Turn<'_, '_> {
 
     /// What the host has written to doorbells.
     fn doorbells(&mut self) {
-        let rung: Vec<_> = {
-            let mut regs = self.nvme.regs.lock();
-            let all = regs.rung.iter_mut().enumerate();
-            all.map(|(n, r)| (n as u16, std::mem::take(r))).filter(|(_, r)| *r != Rung::default()).collect()
-        };
+        let rung = self.nvme.regs.lock().rung();
         for (n, Rung { tail, head }) in rung {
             if let Some(tail) = tail {
                 match self.inner.submissions.get_mut(&n) {
@@ -475,6 +468,9 @@ impl Turn<'_, '_> {
 
     /// Takes commands out of the queues, in turn (4.13.1).
     fn fetch(&mut self) -> Result<bool, Fatal> {
+        if !self.inner.submissions.values().any(Submission::has_more) {
+            return Ok(false);
+        }
         let last = self.inner.last;
         let mut queues: Vec<u16> = self.inner.submissions.keys().copied().collect();
         let first = queues.iter().position(|id| *id > last).unwrap_or(0);

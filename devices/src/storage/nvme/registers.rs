@@ -58,7 +58,9 @@ pub struct Registers {
     /// Vectors with something that the host has not seen.
     pub pending: u32,
     /// By queue.
-    pub rung: Vec<Rung>,
+    rung: Vec<Rung>,
+    /// Those of which something was written.
+    ringing: Vec<u16>,
 }
 
 /// What is saved of them.
@@ -77,7 +79,27 @@ pub struct RegistersV1 {
 impl Registers {
     pub fn new(options: &Options) -> Self {
         let rung = vec![Rung::default(); usize::from(options.pairs) + 1];
-        Self { cc: 0, csts: 0, aqa: 0, asq: 0, acq: 0, masked: 0, pending: 0, rung }
+        Self { cc: 0, csts: 0, aqa: 0, asq: 0, acq: 0, masked: 0, pending: 0, rung, ringing: Vec::new() }
+    }
+
+    /// Something is written to the doorbells of queue `n`, if there are any.
+    pub fn ring(&mut self, n: u64, write: impl FnOnce(&mut Rung)) {
+        let Some(rung) = self.rung.get_mut(n as usize) else { return };
+        if *rung == Rung::default() {
+            self.ringing.push(n as u16);
+        }
+        write(rung);
+    }
+
+    /// Nothing was written to a doorbell of queue `n`, which comes to be.
+    pub fn still(&mut self, n: u16, doorbell: impl FnOnce(&mut Rung)) {
+        self.rung.get_mut(usize::from(n)).map(doorbell);
+    }
+
+    /// What was written to doorbells, and to those of which queues; they are still from now on.
+    pub fn rung(&mut self) -> Vec<(u16, Rung)> {
+        let Self { rung, ringing, .. } = self;
+        ringing.drain(..).map(|n| (n, std::mem::take(&mut rung[usize::from(n)]))).collect()
     }
 
     /// Bytes of a page.
@@ -107,7 +129,9 @@ impl Registers {
         if rung.len() != usize::from(options.pairs) + 1 || cc & !cc::ALL != 0 || csts & !0x1f != 0 {
             return Err(Invalid("the registers"));
         }
-        *self = Self { cc, csts, aqa, asq, acq, masked, pending, rung };
+        let rings = |(n, rung): (usize, &Rung)| (*rung != Rung::default()).then_some(n as u16);
+        let ringing = rung.iter().enumerate().filter_map(rings).collect();
+        *self = Self { cc, csts, aqa, asq, acq, masked, pending, rung, ringing };
         Ok(())
     }
 }
