@@ -162,7 +162,7 @@ impl Cpu {
     }
 
     /// Sets PKRU; translations carry its rights.
-    pub(crate) fn set_pkru(&mut self, v: u32) {
+    pub fn set_pkru(&mut self, v: u32) {
         if self.state.pkru != v {
             self.state.pkru = v;
             self.sync_paging();

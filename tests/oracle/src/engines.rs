@@ -66,6 +66,11 @@ impl Engines {
         self.all().for_each(Guest::use_five_levels);
     }
 
+    /// See [`Guest::use_protection_keys`].
+    pub fn use_protection_keys(&mut self) {
+        self.all().for_each(Guest::use_protection_keys);
+    }
+
     /// The CPU model.
     pub fn model(&self) -> Arc<CpuModel> {
         self.plain.as_ref().or(self.fast.as_ref()).map(Guest::shared_model).unwrap_or_default()

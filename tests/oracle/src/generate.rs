@@ -163,6 +163,11 @@ impl Generator {
         if bytes.len() > 15 {
             return None;
         }
+        // To Intel's an operand-size prefix makes it no instruction, AMD's processors pass over it.
+        let keys = matches!(code, Code::Rdpkru | Code::Wrpkru);
+        if keys && bytes.iter().take_while(|b| **b != 0x0f).any(|b| *b == 0x66) {
+            return None;
+        }
         let mut regs = self.registers(rng, code, bitness);
         regs.rip = place_code(rng, slot, bytes.len());
         if bitness == 16 {
@@ -564,6 +569,15 @@ impl Setup<'_> {
                 let v = self.rng.below(8) | (self.rng.u64() & !0xffff_ffff);
                 self.reg(0, v);
                 self.reg(2, 0);
+            }
+            Rdpkru | Wrpkru => {
+                // Key 0 keeps its rights: the process that runs the case has its own memory by it.
+                let rights = self.rng.u64() & !3;
+                self.reg(0, rights);
+                for n in [1, 2] {
+                    let v = self.rng.u64() & !0xffff_ffff | u64::from(self.rng.chance(20));
+                    self.reg(n, v);
+                }
             }
             Verr | Verw | Lar | Lsl if self.rng.chance(80) => {
                 let s = u64::from(self.selector());

@@ -230,6 +230,13 @@ impl Guest {
         self.cpu.sync_all();
     }
 
+    /// Has the guest protect pages by keys, as the host does: RDPKRU and WRPKRU are there. All pages have key 0, to which
+    /// each case has all rights when it begins.
+    pub fn use_protection_keys(&mut self) {
+        self.cpu.state.cr4 |= cr4::PKE;
+        self.cpu.sync_all();
+    }
+
     /// Replaces the background.
     pub fn set_background(&mut self, background: &[u8]) {
         self.background.copy_from_slice(background);
@@ -276,6 +283,7 @@ impl Guest {
     }
 
     fn load(&mut self, r: &Regs) {
+        self.cpu.set_pkru(0);
         let s = &mut self.cpu.state;
         s.gpr[..16].copy_from_slice(&r.gpr);
         s.gpr[gpr::RIP] = r.rip;

@@ -54,6 +54,7 @@ pub struct Native {
     data_fd: i32,
     pid: i32,
     five_levels: bool,
+    protection_keys: bool,
 }
 
 /// The child was killed while it ran a case.
@@ -99,30 +100,38 @@ impl Native {
             (*area).code = shared(code_fd, CODE_PAGES * 4096)?.cast();
             (*area).data = shared(data_fd, DATA_LEN)?.cast();
         }
-        let mut n = Self { area, code_fd, data_fd, pid: 0, five_levels: false };
+        let mut n = Self { area, code_fd, data_fd, pid: 0, five_levels: false, protection_keys: false };
         n.spawn()?;
-        n.five_levels = n.finds_five_levels()?;
+        // MOV EAX, [RAX]: the least address beyond 47 bits raises #PF, and not #GP.
+        n.five_levels = n.vector_of(&[0x8b, 0x00], 0x8000_0000_0000)? == 14;
+        // RDPKRU with ECX = 0 does not raise #UD.
+        n.protection_keys = n.vector_of(&[0x0f, 0x01, 0xee], 0)? == 3;
         Ok(n)
     }
 
-    /// Whether the least address beyond 47 bits raises #PF and not #GP.
-    fn finds_five_levels(&mut self) -> std::io::Result<bool> {
+    /// The exception by which this instruction ends with such a RAX; 3 if it raises none.
+    fn vector_of(&mut self, instruction: &[u8], rax: u64) -> std::io::Result<u32> {
         let mut regs = Regs { sel: [sel::DATA, sel::CODE64, sel::DATA, sel::DATA, 0, 0], ..Regs::default() };
         regs.rip = CODE + 16;
-        regs.gpr[0] = 0x8000_0000_0000;
-        // MOV EAX, [RAX]
+        regs.gpr[0] = rax;
         let mut code = [0; 15];
-        code[..2].copy_from_slice(&[0x8b, 0]);
+        code[..instruction.len()].copy_from_slice(instruction);
         let patch = [Patch::NONE; PATCHES];
-        let case = Case { regs, code, code_len: 2, end: End::Breakpoint, patches: 0, patch };
+        let code_len = instruction.len() as u8;
+        let case = Case { regs, code, code_len, end: End::Breakpoint, patches: 0, patch };
         let mut vector = 0;
         self.run(&vec![0; DATA_LEN], &[case], |_, o| vector = o.map_or(0, |o| o.vector))?;
-        Ok(vector == 14)
+        Ok(vector)
     }
 
     /// Whether the host's kernel pages with five levels.
     pub fn has_five_levels(&self) -> bool {
         self.five_levels
+    }
+
+    /// Whether the host's kernel has pages protected by keys (CR4.PKE).
+    pub fn has_protection_keys(&self) -> bool {
+        self.protection_keys
     }
 
     fn spawn(&mut self) -> std::io::Result<()> {
@@ -544,9 +553,9 @@ unsafe fn load(case: &Case, regs: &mut [i64; 23], fx: *mut u8, abilities: u32) {
         std::ptr::copy_nonoverlapping(r.fx.as_ptr(), fx, 28);
         std::ptr::copy_nonoverlapping(r.fx.as_ptr().add(32), fx.add(32), 384);
         let present = fx.add(512).cast::<u64>();
-        // x87, SSE and AVX from here, PKRU as it was, all else in its initial state.
+        // x87, SSE and AVX from here, all else in its initial state: of PKRU, that is all rights to all pages.
         let avx = abilities & HAS_AVX != 0;
-        *present = *present & 1 << 9 | if avx { 7 } else { 3 };
+        *present = if avx { 7 } else { 3 };
         if avx {
             std::ptr::copy_nonoverlapping(r.ymm.as_ptr(), fx.add(YMM_AT), 256);
         }

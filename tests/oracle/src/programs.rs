@@ -67,6 +67,8 @@ fn is_excluded(code: Code) -> bool {
     let approximate = matches!(code.mnemonic(), Rcpps | Rcpss | Rsqrtps | Rsqrtss);
     let environment = matches!(code.mnemonic(), Fnstenv | Fnsave | Fldenv | Frstor);
     let system = matches!(code.mnemonic(), Popf | Popfd | Popfq | Wrfsbase | Wrgsbase | Ud0 | Ud1 | Ud2);
+    // The process that runs them would lose its own memory.
+    let keys = matches!(code.mnemonic(), Rdpkru | Wrpkru);
     let selects = op.op_kinds().first() == Some(&iced_x86::OpCodeOperandKind::seg_reg)
         || op.op_kinds().iter().any(|k| format!("{k:?}").starts_with("seg_r") && code.mnemonic() == Pop);
     let flow = code.flow_control() != FlowControl::Next;
@@ -75,6 +77,7 @@ fn is_excluded(code: Code) -> bool {
         || approximate
         || environment
         || system
+        || keys
         || selects
         || flow
         || matches!(forms::group(code), "save" | "privileged")

@@ -243,6 +243,9 @@ fn worker(plan: &Plan, habits: &Habits, next: &AtomicU64, stop: &AtomicBool) -> 
     if native.has_five_levels() {
         engines.use_five_levels();
     }
+    if native.has_protection_keys() {
+        engines.use_protection_keys();
+    }
     let model = engines.model();
     let generator =
         Generator::new(&model, |c| plan.wants(c), &plan.bits, native.has_ldt(), native.has_fsgsbase());

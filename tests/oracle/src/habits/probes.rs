@@ -377,6 +377,9 @@ pub fn ask(native: &mut crate::native::Native, model: &str) -> Result<Habits, St
     if native.has_five_levels() {
         guest.use_five_levels();
     }
+    if native.has_protection_keys() {
+        guest.use_protection_keys();
+    }
     let bg = background::pattern();
     guest.set_background(&bg);
     let options = guest.model().decoder_options();
