@@ -2,10 +2,11 @@
 //!
 //! All of a machine's are lent, or none: processors send each other interrupts without asking us then. They are lent
 //! one after the other, by vCPUs that are about to run, of which none does before all are ([`LocalApic::lend`]); and
-//! taken back together, while no vCPU runs ([`LocalApics::take_back`]). What is saved, reset or handed to another engine
-//! is taken back before. While they are lent messages go to the keeper, and registers are asked of it, by the vCPU's own
-//! thread alone: nobody else knows that the vCPU does not run. Who wants to see them has the vCPUs look ([`LocalApics::look`]). A keeper that has
-//! the 8259A pair and the first I/O APIC as well ([`Keeper::chips`]) gets these when it has all local APICs.
+//! taken back together, while no vCPU runs ([`LocalApics::take_back`]). What is saved, reset or handed to another
+//! engine is taken back before. While they are lent messages go to the keeper, and registers are asked of it, by the
+//! vCPU's own thread alone: nobody else knows that the vCPU does not run. Who wants to see them has the vCPUs look
+//! ([`LocalApics::look`]). A keeper that has the 8259A pair and the first I/O APIC as well ([`Keeper::chips`]) gets
+//! these when it has all local APICs.
 //!
 //! What goes along are the registers as software sees them. Periodic interrupts that are owed to a late guest are
 //! forgotten, of errors only those that ESR shows go, and the initial count of a timer that has run out reads as 0
