@@ -57,18 +57,9 @@ impl Engines {
         Ok(Self { plain, fast, times: hot_after + 1 })
     }
 
-    fn all(&mut self) -> impl Iterator<Item = &mut Guest> {
+    /// The guests that run each case.
+    pub fn guests(&mut self) -> impl Iterator<Item = &mut Guest> {
         self.plain.iter_mut().chain(self.fast.iter_mut())
-    }
-
-    /// See [`Guest::use_five_levels`].
-    pub fn use_five_levels(&mut self) {
-        self.all().for_each(Guest::use_five_levels);
-    }
-
-    /// See [`Guest::use_protection_keys`].
-    pub fn use_protection_keys(&mut self) {
-        self.all().for_each(Guest::use_protection_keys);
     }
 
     /// The CPU model.
@@ -78,23 +69,23 @@ impl Engines {
 
     /// What ends runs that hang.
     pub fn kicker(&mut self) -> impl Fn() + Send + Sync + use<> {
-        let events: Vec<Arc<Events>> = self.all().map(|g| g.events()).collect();
+        let events: Vec<Arc<Events>> = self.guests().map(|g| g.events()).collect();
         move || events.iter().for_each(|e| e.raise(EV_KICK))
     }
 
     /// Replaces the background.
     pub fn set_background(&mut self, background: &[u8]) {
-        self.all().for_each(|g| g.set_background(background));
+        self.guests().for_each(|g| g.set_background(background));
     }
 
     /// Replaces all code.
     pub fn set_code(&mut self, code: &[u8]) {
-        self.all().for_each(|g| g.set_code(code));
+        self.guests().for_each(|g| g.set_code(code));
     }
 
     /// Forgets the code of the cases before.
     pub fn new_batch(&mut self) {
-        self.all().for_each(Guest::new_batch);
+        self.guests().for_each(Guest::new_batch);
     }
 
     /// What the translator has done.

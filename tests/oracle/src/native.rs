@@ -11,6 +11,7 @@
 //! may use libc functions that know `errno`. A seccomp filter refuses all system calls but the few that the handler
 //! needs.
 
+use crate::guest::Guest;
 use crate::layout::*;
 use std::ptr::{addr_of, addr_of_mut, null_mut};
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -124,14 +125,15 @@ impl Native {
         Ok(vector)
     }
 
-    /// Whether the host's kernel pages with five levels.
-    pub fn has_five_levels(&self) -> bool {
-        self.five_levels
-    }
-
-    /// Whether the host's kernel has pages protected by keys (CR4.PKE).
-    pub fn has_protection_keys(&self) -> bool {
-        self.protection_keys
+    /// Has a guest be in the modes that the host's kernel has chosen and that a case tells of: five levels of paging,
+    /// protection keys.
+    pub fn set_modes(&self, guest: &mut Guest) {
+        if self.five_levels {
+            guest.use_five_levels();
+        }
+        if self.protection_keys {
+            guest.use_protection_keys();
+        }
     }
 
     fn spawn(&mut self) -> std::io::Result<()> {

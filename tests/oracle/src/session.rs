@@ -240,12 +240,7 @@ fn worker(plan: &Plan, habits: &Habits, next: &AtomicU64, stop: &AtomicBool) -> 
     // The blocks of a program are all decoded when the first of them is compiled with those that it leads to.
     let hot_after = if plan.programs { 2 } else { 1 };
     let mut engines = Engines::new(&plan.model, plan.engine, plan.optimize, hot_after)?;
-    if native.has_five_levels() {
-        engines.use_five_levels();
-    }
-    if native.has_protection_keys() {
-        engines.use_protection_keys();
-    }
+    engines.guests().for_each(|guest| native.set_modes(guest));
     let model = engines.model();
     let generator =
         Generator::new(&model, |c| plan.wants(c), &plan.bits, native.has_ldt(), native.has_fsgsbase());

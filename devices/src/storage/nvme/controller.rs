@@ -231,7 +231,7 @@ impl Nvme {
         let (submissions, completions) = ((regs.aqa & 0xfff) + 1, (regs.aqa >> 16 & 0xfff) + 1);
         inner.submissions.insert(0, Submission::new(regs.asq, submissions, 0));
         inner.completions.insert(0, Completion::new(regs.acq, completions, Some(0)));
-        regs.rung();
+        regs.take_rung();
         regs.csts |= csts::READY;
     }
 
@@ -254,7 +254,7 @@ impl Nvme {
         self.ended.lock().clear();
         let mut regs = self.regs.lock();
         regs.csts &= csts::SUBSYSTEM_RESET;
-        regs.rung();
+        regs.take_rung();
         (regs.masked, regs.pending) = (0, 0);
         self.function.set_interrupt(false);
     }
@@ -437,7 +437,7 @@ impl Turn<'_, '_> {
 
     /// What the host has written to doorbells.
     fn doorbells(&mut self) {
-        let rung = self.nvme.regs.lock().rung();
+        let rung = self.nvme.regs.lock().take_rung();
         for (n, Rung { tail, head }) in rung {
             if let Some(tail) = tail {
                 match self.inner.submissions.get_mut(&n) {

@@ -97,7 +97,7 @@ impl Registers {
     }
 
     /// What was written to doorbells, and to those of which queues; they are still from now on.
-    pub fn rung(&mut self) -> Vec<(u16, Rung)> {
+    pub fn take_rung(&mut self) -> Vec<(u16, Rung)> {
         let Self { rung, ringing, .. } = self;
         ringing.drain(..).map(|n| (n, std::mem::take(&mut rung[usize::from(n)]))).collect()
     }

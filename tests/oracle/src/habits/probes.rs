@@ -374,12 +374,7 @@ pub fn all() -> Vec<(usize, Case)> {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub fn ask(native: &mut crate::native::Native, model: &str) -> Result<Habits, String> {
     let mut guest = Guest::new(model)?;
-    if native.has_five_levels() {
-        guest.use_five_levels();
-    }
-    if native.has_protection_keys() {
-        guest.use_protection_keys();
-    }
+    native.set_modes(&mut guest);
     let bg = background::pattern();
     guest.set_background(&bg);
     let options = guest.model().decoder_options();
