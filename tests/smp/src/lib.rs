@@ -270,11 +270,20 @@ fn drive(cpu: &mut Cpu, progress: &Progress, place: &AtomicU64, awaited: bool) {
         place.store(cpu.state.gpr[gpr::RIP], Ordering::SeqCst);
         match exit {
             Exit::Kick | Exit::Budget => {}
-            Exit::Shutdown => panic!("triple fault:\n{}", mynah_cpu::trace::cpu_state(cpu)),
+            Exit::Shutdown => {
+                // Nobody waits for it until the time is up.
+                *progress.left.lock() = 0;
+                progress.changed.notify_all();
+                let entries = [PML4, PDPT, PD].map(|at| format!("{:#x}", cpu.mem.read_u64(at))).join(", ");
+                let state = mynah_cpu::trace::cpu_state(cpu);
+                panic!("triple fault; the first entries of its page tables are {entries}:\n{state}")
+            }
             Exit::Halt => {
                 if awaited && !halted && cpu.state.rflags & fl::IF == 0 {
                     halted = true;
-                    *progress.left.lock() -= 1;
+                    let mut left = progress.left.lock();
+                    *left = left.saturating_sub(1);
+                    drop(left);
                     progress.changed.notify_all();
                 }
                 let deaf = if cpu.state.activity == Activity::WaitSipi { EV_INTR | EV_NMI } else { 0 };
