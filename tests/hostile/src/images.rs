@@ -6,7 +6,7 @@ use anyhow::ensure;
 use mynah_block::{Backing, Image, OpenOptions, open};
 use mynah_oracle::rng::Rng;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,6 +61,10 @@ fn attack(rng: &mut Rng, folder: &Path) -> anyhow::Result<()> {
     let options: Vec<(String, String)> =
         options.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
     let path = folder.join("disk.img");
+    if format == "qcow2" && rng.chance(30) {
+        forge(rng, &path)?;
+        return try_it(rng, &path, format);
+    }
     if mynah_block::create(&path, format, size, &options).is_err() {
         // Some sizes are too large for small clusters.
         return Ok(());
@@ -80,6 +84,11 @@ fn attack(rng: &mut Rng, folder: &Path) -> anyhow::Result<()> {
             right_sums(file)?;
         }
     }
+    try_it(rng, &path, format)
+}
+
+/// Opens the image in some ways, for reading and for writing, and uses it.
+fn try_it(rng: &mut Rng, path: &Path, format: &str) -> anyhow::Result<()> {
     for read_only in [true, false] {
         let options = OpenOptions {
             format: rng.chance(70).then(|| format.to_string()),
@@ -88,7 +97,7 @@ fn attack(rng: &mut Rng, folder: &Path) -> anyhow::Result<()> {
             backing: if rng.chance(80) { Backing::InFolder } else { Backing::Ignore },
             snapshot: rng.chance(10),
             at_snapshot: (read_only && rng.chance(10)).then(|| "one".to_string()),
-            ..OpenOptions::new(&path)
+            ..OpenOptions::new(path)
         };
         if let Ok(image) = open(&options) {
             use_it(rng, &*image);
@@ -124,6 +133,100 @@ fn fill(rng: &mut Rng, path: &Path, format: &str) -> anyhow::Result<()> {
         drop(image);
         fs::write(path, left)?;
     }
+    Ok(())
+}
+
+/// A qcow2 image made to be costly: a large file that is mostly holes, tables as large as they may be, and references
+/// all over the file, many of them or each to the same place.
+fn forge(rng: &mut Rng, path: &Path) -> anyhow::Result<()> {
+    let bits = 9 + rng.below(13) as u32;
+    let cluster = 1u64 << bits;
+    let clusters = (1 << (20 + rng.below(23))) / cluster + 64;
+    let file = File::create_new(path)?;
+    file.set_len(clusters << bits)?;
+    // All tables and what is in them are in the first MiBs; what they refer to is anywhere, mostly.
+    let mut next = 1;
+    let mut place = |bytes: u64| {
+        let at = next << bits;
+        next += bytes.div_ceil(cluster).max(1);
+        at
+    };
+    let most = |rng: &mut Rng, n: u64| if rng.chance(40) { n } else { 1 + rng.below(n.min(200)) };
+    let l1_size = most(rng, 1 << 20);
+    let refcount_bytes = most(rng, (8 << 20) / cluster).max(1) * cluster;
+    let snapshots = if rng.chance(40) { most(rng, 65_536) } else { 0 };
+    let (l1, refcounts, list) = (place(l1_size * 8), place(refcount_bytes), place(snapshots * 40));
+    let order = rng.below(7);
+    let mut head = Vec::new();
+    head.extend(*b"QFI\xfb\0\0\0\x03");
+    head.extend([0; 12]);
+    head.extend(bits.to_be_bytes());
+    head.extend((l1_size * (cluster / 8) * cluster).min(i64::MAX as u64).to_be_bytes());
+    head.extend([0; 4]);
+    head.extend((l1_size as u32).to_be_bytes());
+    head.extend(l1.to_be_bytes());
+    head.extend(refcounts.to_be_bytes());
+    head.extend(((refcount_bytes / cluster) as u32).to_be_bytes());
+    head.extend((snapshots as u32).to_be_bytes());
+    head.extend(list.to_be_bytes());
+    // It was not closed properly: who opens it for writing repairs it.
+    head.extend(u64::from(rng.chance(30)).to_be_bytes());
+    head.extend([0; 16]);
+    head.extend((order as u32).to_be_bytes());
+    head.extend(104u32.to_be_bytes());
+    write_at(&file, &head, 0)?;
+    let spread = rng.below(4);
+    let any = |rng: &mut Rng| match spread {
+        0 => rng.below(clusters) << bits,
+        1 => (rng.below(clusters) & !63) << bits,
+        2 => rng.below(clusters.min(4096)) << bits,
+        _ => (clusters - 1) << bits,
+    };
+    // Some tables are there, and more are said to be.
+    let mut tables = Vec::new();
+    for _ in 0..(rng.below(8 << 20) / cluster).clamp(1, 4096) {
+        let at = place(cluster);
+        let table: Vec<u8> = (0..cluster / 8)
+            .flat_map(|_| {
+                match rng.below(100) {
+                    0 => (1 << 62) | rng.u64(),
+                    1 => rng.u64(),
+                    2..=5 => 1,
+                    6..=9 => 0,
+                    _ => any(rng) | (u64::from(rng.chance(50)) << 63),
+                }
+                .to_be_bytes()
+            })
+            .collect();
+        write_at(&file, &table, at)?;
+        tables.push(at);
+    }
+    let claimed = if rng.chance(50) { l1_size } else { tables.len() as u64 };
+    // In pieces: what this process has held counts.
+    let mut out = BufWriter::new(&file);
+    out.seek(SeekFrom::Start(l1))?;
+    for n in 0..claimed.min(l1_size) {
+        let entry = tables.get(n as usize).map_or_else(|| any(rng), |at| at | 1 << 63);
+        out.write_all(&entry.to_be_bytes())?;
+    }
+    if rng.chance(70) {
+        out.seek(SeekFrom::Start(refcounts))?;
+        for n in 0..(refcount_bytes / 8).min(1 << rng.below(21)) {
+            let sound = (n * ((cluster * 8) >> order)).max(1);
+            let block = if n > 0 && rng.chance(30) { any(rng) } else { sound << bits };
+            out.write_all(&block.to_be_bytes())?;
+        }
+    }
+    if rng.chance(80) {
+        out.seek(SeekFrom::Start(list))?;
+        for _ in 0..snapshots {
+            let mut entry = [0; 40];
+            entry[..8].copy_from_slice(&(if rng.chance(50) { l1 } else { any(rng) }).to_be_bytes());
+            entry[8..12].copy_from_slice(&(most(rng, 1 << 20) as u32).to_be_bytes());
+            out.write_all(&entry)?;
+        }
+    }
+    out.flush()?;
     Ok(())
 }
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 /// Cases that one process runs: a machine leaves some of its memory to the next.
 const BATCH: u64 = 100;
-/// The same of disk images, whose limit is low: what the allocator has from earlier ones counts too.
-const IMAGES: u64 = 5;
+/// The same of disk images, whose limit is low: what the allocator has from an earlier one would count too.
+const IMAGES: u64 = 1;
 /// How long a process may say nothing, on a host that has much else to do.
 const SILENCE: Duration = Duration::from_secs(180);
 

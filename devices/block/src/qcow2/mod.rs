@@ -539,6 +539,55 @@ fn read_numbers(storage: &dyn Storage, at: u64, entries: usize) -> io::Result<Ve
     Ok(numbers)
 }
 
+/// Calls `then` with the pieces of the table of `entries` numbers at `at`, and the position of each's first number. A
+/// piece that it has changed, as it says, is written. Holes of the file are passed over: nothing is there.
+fn each_piece(
+    storage: &dyn Storage,
+    at: u64,
+    entries: u64,
+    mut then: impl FnMut(u64, &mut [u8]) -> io::Result<bool>,
+) -> io::Result<()> {
+    let mut bytes = vec![0; (entries * 8).min(64 << 10) as usize];
+    let mut n = 0;
+    while n < entries {
+        if let Ok((len, false)) = storage.extent_at(at + n * 8) {
+            // It has no length after the file's end.
+            if len == 0 {
+                break;
+            }
+            if len >= 8 {
+                n += len / 8;
+                continue;
+            }
+        }
+        let piece = ((entries - n) * 8).min(bytes.len() as u64) as usize;
+        storage.read_at(at + n * 8, &mut bytes[..piece])?;
+        if then(n, &mut bytes[..piece])? {
+            storage.write_at(at + n * 8, &bytes[..piece])?;
+        }
+        n += piece as u64 / 8;
+    }
+    Ok(())
+}
+
+/// Calls `then` with the position and the value of each number in the table of `entries` numbers at `at` that is not
+/// 0.
+fn each_number(
+    storage: &dyn Storage,
+    at: u64,
+    entries: u64,
+    then: &mut dyn FnMut(u64, u64) -> io::Result<()>,
+) -> io::Result<()> {
+    each_piece(storage, at, entries, |n, piece| {
+        for (i, number) in (n..).zip(piece.chunks_exact(8).map(|e| be64(e, 0))) {
+            if number != 0 {
+                then(i, number)?;
+            }
+        }
+        Ok(false)
+    })
+}
+
 /// Writes numbers to `at`, some at a time: a table of them may be large.
 fn write_numbers(storage: &dyn Storage, at: u64, numbers: &[u64]) -> io::Result<()> {
     for (n, part) in numbers.chunks(131_072).enumerate() {

@@ -32,6 +32,9 @@ pub struct Refs {
     dirty_entries: Vec<usize>,
     blocks: HashMap<usize, Block>,
     tick: u64,
+    /// What of the file was asked of the host last, and whether there are data: to ask costs more than the rest of a
+    /// look-up. A hole is one until something is written.
+    extent: (Range<u64>, bool),
     /// No cluster before it is free, as far as is known.
     pub hint: u64,
 }
@@ -52,6 +55,7 @@ impl Refs {
             dirty_entries: Vec::new(),
             blocks: HashMap::new(),
             tick: 0,
+            extent: (0..0, false),
             hint: 0,
         })
     }
@@ -112,6 +116,11 @@ impl Refs {
         self.blocks.values().filter(|b| b.dirty.is_some()).count() as u64
     }
 
+    /// Whether so much is changed that it is to be written back.
+    pub fn is_full(&self) -> bool {
+        self.changed() << self.cluster_bits > CACHE || self.dirty_entries.len() > 1 << 16
+    }
+
     /// The count of `cluster` (the offset's number, not the offset).
     ///
     /// # Errors
@@ -119,7 +128,7 @@ impl Refs {
     pub fn get(&mut self, storage: &dyn Storage, cluster: u64) -> io::Result<u64> {
         let index = cluster / self.per_block();
         let Ok(index) = usize::try_from(index) else { return Ok(0) };
-        if !self.load(storage, index)? {
+        if !self.has_counts(storage, index)? || !self.load(storage, index)? {
             return Ok(0);
         }
         Ok(counter(&self.blocks[&index].bytes, self.order, cluster % self.per_block()))
@@ -129,11 +138,22 @@ impl Refs {
     ///
     /// # Errors
     /// The block's place is damaged.
-    pub fn has_counts(&self, storage: &dyn Storage, index: usize) -> io::Result<bool> {
+    pub fn has_counts(&mut self, storage: &dyn Storage, index: usize) -> io::Result<bool> {
+        if self.blocks.contains_key(&index) {
+            return Ok(true);
+        }
         let at = self.block_offset(index)?;
-        let is_hole =
-            || storage.extent_at(at).is_ok_and(|(len, data)| !data && len >= 1 << self.cluster_bits);
-        Ok(at != 0 && (self.blocks.contains_key(&index) || !is_hole()))
+        let end = at + self.cluster_size() as u64;
+        if at == 0 {
+            return Ok(false);
+        }
+        if !self.extent.0.contains(&at) {
+            // What is not known is read.
+            let (len, data) = storage.extent_at(at).unwrap_or((0, true));
+            self.extent = (at..at.saturating_add(len), data);
+        }
+        let (range, data) = &self.extent;
+        Ok(*data || end > range.end)
     }
 
     /// The counters of clusters in `range`, all of one block, that are not 0: the cluster, and its count. The range
@@ -276,6 +296,7 @@ impl Refs {
     /// # Errors
     /// The host's: what was not written is still held.
     pub fn write_back(&mut self, storage: &dyn Storage, durable: bool) -> io::Result<()> {
+        self.extent = (0..0, false);
         let mut dirty: Vec<usize> =
             self.blocks.iter().filter(|(_, b)| b.dirty.is_some()).map(|(i, _)| *i).collect();
         dirty.sort_unstable();
@@ -290,8 +311,14 @@ impl Refs {
         }
         if !self.dirty_entries.is_empty() {
             storage.flush()?;
-            for index in &self.dirty_entries {
-                storage.write_at(self.offset + *index as u64 * 8, &self.table[*index].to_be_bytes())?;
+            self.dirty_entries.sort_unstable();
+            self.dirty_entries.dedup();
+            for row in self.dirty_entries.chunk_by(|one, next| one + 1 == *next) {
+                super::write_numbers(
+                    storage,
+                    self.offset + row[0] as u64 * 8,
+                    &self.table[row[0]..=row[row.len() - 1]],
+                )?;
             }
         }
         if durable {

@@ -2,17 +2,17 @@
 //!
 //! To make, apply or delete one is not one write, so the image is marked as dirty meanwhile: after an end in the midst
 //! of it, whoever opens the image counts its clusters anew. Which disk it holds is switched at once, by the header.
+use super::check::Counted;
 use super::header::{self, Header};
-use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2, write_numbers};
+use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2, each_number, each_piece, write_numbers};
 use crate::image::{Image as _, Snapshot};
 use crate::storage::{Storage, be32, be64, damaged, unsupported};
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Most bytes of the snapshots' table, and of what one entry has beside its names.
-const MAX_TABLE: u64 = 16 << 20;
+const MAX_TABLE: u64 = 8 << 20;
 const MAX_EXTRA: u32 = 1024;
 
 /// An entry of the snapshots' table.
@@ -53,11 +53,6 @@ impl Entry {
         }
     }
 
-    /// Bytes of it in the table.
-    pub fn len(&self) -> u64 {
-        self.to_bytes().len() as u64
-    }
-
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend(self.l1_offset.to_be_bytes());
@@ -75,6 +70,24 @@ impl Entry {
         out.resize(out.len().next_multiple_of(8), 0);
         out
     }
+}
+
+/// Bytes of the snapshots' table, which [`read`] takes.
+///
+/// # Errors
+/// It is damaged; the host's.
+pub fn table_len(storage: &dyn Storage, header: &Header) -> io::Result<u64> {
+    let mut len = 0;
+    let mut head = [0; 40];
+    for _ in 0..header.snapshots {
+        if len > MAX_TABLE {
+            return Err(damaged("the table of snapshots does not end"));
+        }
+        storage.read_at(header.snapshots_offset + len, &mut head)?;
+        let names = (be32(&head, 12) >> 16) + (be32(&head, 12) & 0xffff);
+        len += (40 + u64::from(names) + u64::from(be32(&head, 36))).next_multiple_of(8);
+    }
+    Ok(len)
 }
 
 /// Reads the snapshots' table.
@@ -307,11 +320,9 @@ impl Qcow2 {
         for entry in l1.iter().filter(|e| *e & OFFSET != 0) {
             let at = entry & OFFSET;
             then(at >> self.cluster_bits)?;
-            for entry in self.read_table(at, self.l2_entries() as usize)? {
-                for cluster in self.clusters_of(entry) {
-                    then(cluster)?;
-                }
-            }
+            each_number(&*self.storage, at, self.l2_entries(), &mut |_, entry| {
+                self.clusters_of(entry).try_for_each(&mut *then)
+            })?;
         }
         Ok(())
     }
@@ -320,13 +331,12 @@ impl Qcow2 {
     fn check_room(&self, meta: &mut Meta, l1: &[u64]) -> io::Result<()> {
         self.check_tree(l1)?;
         // Compressed clusters share clusters: several references of one tree may go to one of them.
-        let mut more: HashMap<u64, u64> = HashMap::new();
+        let mut more = Counted::new(u64::MAX);
         let few = meta.refs.max() < 1 << 16;
         self.walk(l1, &mut |cluster| {
             let add = if few {
-                let n = more.entry(cluster).or_default();
-                *n += 1;
-                *n
+                more.add(cluster..cluster + 1, 1);
+                u64::from(more.get(cluster))
             } else {
                 1
             };
@@ -357,40 +367,52 @@ impl Qcow2 {
     }
 
     /// Sets the mark of entries of the active tree by whether somebody else refers to their cluster.
-    pub(super) fn mark_copied(&self, meta: &mut Meta) -> io::Result<()> {
-        let l1 = self.tables.read().l1.clone();
-        let mut new_l1 = l1.clone();
+    fn mark_copied(&self, meta: &mut Meta) -> io::Result<()> {
+        let mut l1 = self.tables.read().l1.clone();
+        let mut l1_changed = false;
         self.tables.write().l2.clear();
+        let storage = &*self.storage;
         let marked = |refs: u64, entry: u64| if refs == 1 { entry | COPIED } else { entry & !COPIED };
-        for entry in new_l1.iter_mut().filter(|e| **e & OFFSET != 0) {
+        // Each table once, however often a damaged L1 table refers to it.
+        let mut order: Vec<u32> = (0..l1.len() as u32).filter(|i| l1[*i as usize] & OFFSET != 0).collect();
+        order.sort_by_key(|i| l1[*i as usize] & OFFSET);
+        let mut last = 0;
+        for index in order {
+            let entry = &mut l1[index as usize];
             let at = *entry & OFFSET;
             if at & (self.cluster_size() - 1) != 0 {
                 continue;
             }
-            let refs = meta.refs.get(&*self.storage, at >> self.cluster_bits)?;
+            let refs = meta.refs.get(storage, at >> self.cluster_bits)?;
+            l1_changed |= marked(refs, *entry) != *entry;
             *entry = marked(refs, *entry);
-            let old = self.read_table(at, self.l2_entries() as usize)?;
-            let mut new = old.clone();
-            for entry in &mut new {
-                match self.mapping(*entry) {
-                    Ok(Mapping::Data { host, .. } | Mapping::Zero { host, .. }) if host != 0 => {
-                        let refs = meta.refs.get(&*self.storage, host >> self.cluster_bits)?;
-                        *entry = marked(refs, *entry);
+            if std::mem::replace(&mut last, at) == at {
+                continue;
+            }
+            each_piece(storage, at, self.l2_entries(), |_, piece| {
+                let mut changed = false;
+                for bytes in piece.chunks_exact_mut(8) {
+                    let entry = be64(bytes, 0);
+                    let new = match self.mapping(entry) {
+                        Ok(Mapping::Data { host, .. } | Mapping::Zero { host, .. }) if host != 0 => {
+                            marked(meta.refs.get(storage, host >> self.cluster_bits)?, entry)
+                        }
+                        // Of a compressed cluster nobody is the only owner.
+                        Ok(Mapping::Compressed { .. }) => entry & !COPIED | COMPRESSED,
+                        _ => entry,
+                    };
+                    if new != entry {
+                        bytes.copy_from_slice(&new.to_be_bytes());
+                        changed = true;
                     }
-                    // Of a compressed cluster nobody is the only owner.
-                    Ok(Mapping::Compressed { .. }) => *entry = *entry & !COPIED | COMPRESSED,
-                    _ => {}
                 }
-            }
-            if new != old {
-                let bytes: Vec<u8> = new.iter().flat_map(|e| e.to_be_bytes()).collect();
-                self.storage.write_at(at, &bytes)?;
-            }
+                Ok(changed)
+            })?;
         }
-        if new_l1 != l1 {
-            write_numbers(&*self.storage, meta.header.l1_offset, &new_l1)?;
+        if l1_changed {
+            write_numbers(&*self.storage, meta.header.l1_offset, &l1)?;
         }
-        self.tables.write().l1 = new_l1;
+        self.tables.write().l1 = l1;
         self.storage.flush()
     }
 

@@ -212,6 +212,64 @@ fn a_dirty_image_is_repaired_when_it_is_opened() {
 }
 
 #[test]
+fn refcounts_that_were_lost_are_made_where_nobody_is() {
+    for cluster_size in [512, 65_536] {
+        let options = CreateOptions { size: 4 << 20, cluster_size, ..CreateOptions::default() };
+        let storage = create(&options);
+        let image = open(&storage, None);
+        image.write(0, &[1; 700_000]).unwrap();
+        let before = contents(&image);
+        drop(image);
+        let table = be64(&storage.state.lock().0, 48) as usize;
+        // The table has no blocks; or they are in places that somebody else has, or that are outside of the file.
+        for entry in [0, cluster_size, u64::MAX << 30] {
+            storage.state.lock().0[table..table + 64].chunks_exact_mut(8).for_each(|e| {
+                e.copy_from_slice(&entry.to_be_bytes());
+            });
+            let mode = OpenMode { read_only: false, check: true };
+            let image = Qcow2::open(storage.clone(), None, mode).unwrap();
+            let report = image.check(true).unwrap();
+            assert!(report.corruptions_fixed > 0 && report.corruptions == 0, "{report:?}");
+            drop(image);
+            let image = open(&storage, None);
+            sound(&image, "repaired");
+            assert!(contents(&image) == before, "entry {entry:#x}, clusters of {cluster_size}");
+            image.write(800_000, &[2; 300_000]).unwrap();
+            assert!(contents(&image)[..700_000] == before[..700_000]);
+            image.zero(800_000, 300_000, true).unwrap();
+            sound(&image, "written");
+        }
+    }
+}
+
+#[test]
+fn more_references_than_are_held_are_counted_range_by_range() {
+    let most = 40 * 36;
+    let mut counted = check::Counted::new(most);
+    let mut model = std::collections::BTreeMap::new();
+    let rng = &mut Rng(7);
+    let all: Vec<(u64, u64, u32)> = (0..500)
+        .map(|_| (rng.below(5000), 1 + rng.below(40), [1, 3, 200, 70_000][rng.below(4) as usize]))
+        .collect();
+    for (at, len, n) in &all {
+        (*at..at + len).for_each(|c| *model.entry(c).or_insert(0) += n);
+    }
+    let mut seen = 0;
+    loop {
+        all.iter().for_each(|(at, len, n)| counted.add(*at..at + len, *n));
+        let range = counted.range();
+        for (cluster, n) in model.range(range.start..range.end.min(6000)) {
+            assert_eq!(counted.get(*cluster), *n, "{cluster} in {range:?}");
+            seen += 1;
+        }
+        if !counted.next() {
+            break;
+        }
+    }
+    assert_eq!(seen, model.len());
+}
+
+#[test]
 fn what_is_not_there_is_refused_by_name() {
     let storage = create(&CreateOptions { size: 1 << 20, ..CreateOptions::default() });
     let refused = |at: usize, value: u8| {
