@@ -7,10 +7,13 @@
 //!   walk(Paging) --> physical address --PhysMemory--> Ram | Rom | Mmio | nothing
 //! ```
 //!
-//! `PhysMemory` is shared by all vCPUs, devices (DMA) and accelerators; a `Tlb` belongs to one vCPU.
+//! `PhysMemory` is shared by all vCPUs, devices (DMA) and accelerators; a `Tlb` belongs to one vCPU. Devices and
+//! engines meet here alone, so what else they hand each other is here as well: [`Mmio`] and its doorbells,
+//! [`interrupts`].
 
 mod bitmap;
 pub mod device_ram;
+pub mod interrupts;
 mod map;
 pub mod phys;
 pub mod ram;

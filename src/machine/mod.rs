@@ -4,7 +4,6 @@ pub mod bios;
 pub mod board;
 pub mod boards;
 pub mod budget;
-mod chips;
 pub mod console;
 pub mod drives;
 pub mod ending;

@@ -1,9 +1,7 @@
 //! A vCPU in its thread: the board as it sees it, its interrupt pins, and the loop around its engine.
 use super::bios::BiosCalls;
-use super::chips;
 use super::handoff::Handoffs;
 use super::power::{Power, Report, Request};
-use mynah_cpu::board::{ApicImage, ApicKeeper, ApicSignals};
 use mynah_cpu::board::{EV_INIT, EV_INTR, EV_KICK, EV_LATCHED, EV_NMI, EV_SIPI, EV_SIPI_VECTOR};
 use mynah_cpu::state::Activity;
 use mynah_cpu::trace::{cpu_state, fpu_state};
@@ -12,10 +10,10 @@ use mynah_cpu::{Accelerator, Board, Cpu, Events, Exit, World};
 use mynah_devices::bus::PortBus;
 use mynah_devices::chipset::Ferr;
 use mynah_devices::events::{MachineEvents, ResetCause, WakeCause};
-use mynah_devices::interrupts::kept;
-use mynah_devices::interrupts::lapic::{self, ApicMessage, LocalApic, ReadTsc, VcpuPins};
+use mynah_devices::interrupts::lapic::{LocalApic, ReadTsc, VcpuPins};
 use mynah_devices::misc::entropy::{Asker, Entropy};
 use mynah_firmware::bios::PORT;
+use mynah_mmu::interrupts::ApicKeeper;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -137,7 +135,7 @@ impl Board for VcpuBoard {
         self.apic.mmio_write(u64::from(offset), size, value as u32);
     }
     fn lend_apic(&self, keeper: &Arc<dyn ApicKeeper>) -> bool {
-        self.apic.lend(|| Arc::new(Kept(keeper.clone())))
+        self.apic.lend(keeper)
     }
     fn apic_ended(&self, vector: u8) {
         self.apic.ended(vector);
@@ -161,38 +159,6 @@ impl Board for VcpuBoard {
     }
     fn ignne(&self) -> bool {
         self.ferr.as_ref().is_none_or(|chip| chip.ignne())
-    }
-}
-
-/// A local APIC that an engine keeps, as the board sees it.
-struct Kept(Arc<dyn ApicKeeper>);
-
-impl lapic::Keeper for Kept {
-    fn deliver(&self, message: &ApicMessage) -> bool {
-        let (address, data) = message.to_msi();
-        self.0.message(address, data)
-    }
-    fn get(&self) -> Option<lapic::ApicImage> {
-        let ApicImage { base, page, tsc_deadline } = self.0.get()?;
-        Some(lapic::ApicImage { base, page, tsc_deadline })
-    }
-    fn take_signals(&self) -> lapic::ApicSignals {
-        let ApicSignals { nmis, init, sipi } = self.0.take_signals();
-        lapic::ApicSignals { nmis, init, sipi }
-    }
-    fn put(&self, image: &lapic::ApicImage, fresh: bool) {
-        let lapic::ApicImage { base, page, tsc_deadline } = *image;
-        self.0.put(&ApicImage { base, page, tsc_deadline }, fresh);
-    }
-    fn levels(&self, routes: &[(u32, ApicMessage)]) {
-        let writes = routes.iter().map(|(pin, message)| {
-            let (address, data) = message.to_msi();
-            (*pin, address, data)
-        });
-        self.0.levels(&writes.collect::<Vec<_>>());
-    }
-    fn chips(&self) -> Option<Arc<dyn kept::Keeper>> {
-        Some(Arc::new(chips::Kept(self.0.chips()?)))
     }
 }
 

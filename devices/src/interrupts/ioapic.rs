@@ -15,8 +15,8 @@ mod lent;
 use crate::bus::{Edge, IrqSink, Mmio};
 use crate::device::{Device, Invalid, Reset};
 use crate::interrupts::EoiSink;
-use crate::interrupts::kept::Keeper;
 use crate::interrupts::lapic::{ApicBus, ApicMessage, DeliveryMode};
+use mynah_mmu::interrupts::ChipKeeper;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -118,7 +118,7 @@ impl IoapicV1 {
 struct State {
     regs: IoapicV1,
     /// Who has the registers, if it is not us.
-    keeper: Option<Arc<dyn Keeper>>,
+    keeper: Option<Arc<dyn ChipKeeper>>,
 }
 
 impl State {

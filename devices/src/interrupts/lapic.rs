@@ -24,7 +24,6 @@ mod registers;
 mod tests;
 mod timer;
 
-pub use lent::{ApicImage, ApicSignals, Keeper, REGISTERS};
 pub use message::{ApicBus, ApicMessage, DeliveryMode};
 pub use registers::LAPIC_BASE;
 pub use timer::TIMER_HZ;
@@ -38,6 +37,7 @@ use crate::interrupts::pic::Pic;
 use crate::pci::MsiSink;
 use lent::Lent;
 use message::Shorthand;
+use mynah_mmu::interrupts::ApicKeeper;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use registers::{Acknowledge, Registers};
 use serde::{Deserialize, Serialize};
@@ -77,7 +77,7 @@ struct State {
     /// What the host timer is armed for.
     armed: Option<Nanos>,
     /// Who has the registers, if it is not us.
-    keeper: Option<Arc<dyn Keeper>>,
+    keeper: Option<Arc<dyn ApicKeeper>>,
 }
 
 /// The local APIC of one vCPU.
@@ -319,7 +319,10 @@ impl LocalApic {
     fn accept(&self, message: &ApicMessage) -> bool {
         let state = self.state.lock();
         if let Some(keeper) = &state.keeper {
-            return keeper.deliver(&ApicMessage { destination: self.id, logical: false, ..*message });
+            return lent::deliver(
+                &**keeper,
+                &ApicMessage { destination: self.id, logical: false, ..*message },
+            );
         }
         self.with_locked(state, |regs, _| regs.accept(message))
     }

@@ -13,7 +13,6 @@
 //! changes arrive in the order in which they happened. What goes up (INTA to the PIC, the EOI to the I/O APIC, an IPI
 //! to the others) is called with no local APIC locked.
 pub mod ioapic;
-pub mod kept;
 pub mod lapic;
 pub mod pic;
 

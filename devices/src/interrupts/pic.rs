@@ -16,7 +16,7 @@ use crate::aml::{Fragment, IrqNoFlags, io};
 use crate::bus::{Edge, Irq, IrqSink, PortIo};
 use crate::bytewise;
 use crate::device::{Device, Invalid, Reset};
-use crate::interrupts::kept::Keeper;
+use mynah_mmu::interrupts::ChipKeeper;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -291,7 +291,7 @@ enum Bank {
 struct State {
     pair: Pair,
     /// Who has the registers, if it is not us.
-    keeper: Option<Arc<dyn Keeper>>,
+    keeper: Option<Arc<dyn ChipKeeper>>,
 }
 
 /// The interrupt controller pair: inputs by [`IrqSink`] lines 0-15, its INT output by an [`Irq`].

@@ -1,8 +1,8 @@
 //! `kernel-irqchip=on`: the 8259A pair and the I/O APIC in the kernel as well, beside its local APICs.
 //!
 //! The board lends them when it has lent all local APICs, and has them back with these
-//! ([`mynah_cpu::board::ApicKeeper::chips`]). Inputs of the 8259A pair and pins of the I/O APIC are interrupts of their
-//! own to KVM, as it is the board that wires them; the 8254 stays the board's.
+//! ([`mynah_mmu::interrupts::ApicKeeper::chips`]). Inputs of the 8259A pair and pins of the I/O APIC are interrupts of
+//! their own to KVM, as it is the board that wires them; the 8254 stays the board's.
 use super::{failed, lapic};
 use crate::AccelError;
 use kvm_bindings::{
@@ -10,7 +10,7 @@ use kvm_bindings::{
     KvmIrqRouting, kvm_ioapic_state, kvm_irq_routing_entry, kvm_irqchip, kvm_pic_state,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use mynah_cpu::board::{ChipKeeper, IoapicImage, PicImage};
+use mynah_mmu::interrupts::{ChipKeeper, IoapicImage, PicImage};
 use std::sync::Arc;
 
 /// Pins of the I/O APIC, which are KVM's interrupts from 0 on.

@@ -16,9 +16,9 @@ use kvm_bindings::{
     Msrs, kvm_enable_cap, kvm_irq_routing_entry, kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msr_entry,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use mynah_cpu::board::{ApicImage, ApicKeeper, ApicSignals, ChipKeeper};
 use mynah_cpu::state::Activity;
 use mynah_cpu::sys::msr::index;
+use mynah_mmu::interrupts::{ApicImage, ApicKeeper, ApicSignals, ChipKeeper, REGISTERS};
 use parking_lot::Mutex;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -170,7 +170,7 @@ impl Kept {
 
     fn try_get(&self) -> Result<ApicImage, AccelError> {
         let lapic = self.fd.get_lapic().map_err(failed("get a local APIC"))?;
-        let mut page: [u32; 64] = std::array::from_fn(|n| register(&lapic, n));
+        let mut page: [u32; REGISTERS] = std::array::from_fn(|n| register(&lapic, n));
         let left_with = self.count.load(Ordering::Relaxed);
         let ran_out = match page[LVT_TIMER] & MODES {
             ONE_SHOT => page[CURRENT] == 0 && left_with != 0,

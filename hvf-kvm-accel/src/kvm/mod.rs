@@ -58,10 +58,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use memory::Slots;
-use mynah_cpu::board::ChipKeeper;
 use mynah_cpu::model::features::Feature;
 use mynah_cpu::sys::msr::index;
 use mynah_cpu::{Cpu, CpuModel};
+use mynah_mmu::interrupts::ChipKeeper;
 use mynah_mmu::{CodeWatcher, PhysMemory};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};

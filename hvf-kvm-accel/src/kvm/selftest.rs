@@ -9,7 +9,7 @@ use super::{Host, Irqchip, Vm, failed};
 use crate::AccelError;
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use mynah_cpu::board::{ApicKeeper, PicImage};
+use mynah_mmu::interrupts::{ApicKeeper, PicImage};
 use mynah_mmu::{GuestRam, PhysMemory};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

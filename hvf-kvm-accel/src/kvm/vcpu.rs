@@ -10,10 +10,11 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use mynah_cpu::accel::{SIGNALS, Signals};
-use mynah_cpu::board::{ApicKeeper, EV_INTR, EV_NMI};
+use mynah_cpu::board::{EV_INTR, EV_NMI};
 use mynah_cpu::state::{Activity, Shadow, State, fl};
 use mynah_cpu::sys::msr::index;
 use mynah_cpu::{Accelerator, Cpu, EngineError, Exit};
+use mynah_mmu::interrupts::ApicKeeper;
 use mynah_mmu::walk::load_pdptes;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};

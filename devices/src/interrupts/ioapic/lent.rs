@@ -1,6 +1,6 @@
-//! The I/O APIC where somebody else keeps it: see [`crate::interrupts::kept`].
+//! The I/O APIC where somebody else keeps it: see [`crate::interrupts::lapic`].
 use super::{Ioapic, IoapicV1, LEVEL, PINS, REMOTE_IRR, State, WRITABLE};
-use crate::interrupts::kept::{IoapicImage, Keeper};
+use mynah_mmu::interrupts::{ChipKeeper, IoapicImage};
 use std::sync::Arc;
 
 impl IoapicV1 {
@@ -28,7 +28,7 @@ impl IoapicV1 {
     }
 
     /// As it is at the keeper's.
-    pub(super) fn seen_at(&self, keeper: &dyn Keeper) -> Self {
+    pub(super) fn seen_at(&self, keeper: &dyn ChipKeeper) -> Self {
         let mut now = self.clone();
         if let Some(image) = keeper.ioapic() {
             now.take_on(&image);
@@ -56,7 +56,7 @@ impl State {
 
 impl Ioapic {
     /// `keeper` keeps it from now on.
-    pub(in crate::interrupts) fn lend(&self, keeper: &Arc<dyn Keeper>) {
+    pub(in crate::interrupts) fn lend(&self, keeper: &Arc<dyn ChipKeeper>) {
         let mut state = self.state.lock();
         keeper.put_ioapic(&state.regs.image());
         state.keeper = Some(keeper.clone());

@@ -5,8 +5,10 @@
 //! taken back together, while no vCPU runs ([`LocalApics::take_back`]). What is saved, reset or handed to another
 //! engine is taken back before. While they are lent messages go to the keeper, and registers are asked of it, by the
 //! vCPU's own thread alone: nobody else knows that the vCPU does not run. Who wants to see them has the vCPUs look
-//! ([`LocalApics::look`]). A keeper that has the 8259A pair and the first I/O APIC as well ([`Keeper::chips`]) gets
-//! these when it has all local APICs.
+//! ([`LocalApics::look`]). A keeper that has the 8259A pair and the first I/O APIC as well ([`ApicKeeper::chips`]) gets
+//! these when it has all local APICs: their inputs go to it one by one then, and what software does to their registers
+//! it does there. An access that comes to us all the same, as from an instruction that is interpreted, is made on a
+//! copy, which is put back.
 //!
 //! What goes along are the registers as software sees them. Periodic interrupts that are owed to a late guest are
 //! forgotten, of errors only those that ESR shows go, and the initial count of a timer that has run out reads as 0
@@ -15,70 +17,31 @@ use super::registers::{Registers, reg};
 use super::timer::{Mode, Time};
 use super::{LocalApic, LocalApics, State};
 use crate::interrupts::ioapic::Ioapic;
-use crate::interrupts::kept;
 use crate::interrupts::lapic::message::ApicMessage;
+use mynah_mmu::interrupts::{ApicImage, ApicKeeper, ChipKeeper, REGISTERS};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-/// Number of registers of a local APIC.
-pub const REGISTERS: usize = 64;
-
-/// The registers of a local APIC as software sees them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApicImage {
-    /// IA32_APIC_BASE.
-    pub base: u64,
-    /// Register n, which is at offset 16 * n of the xAPIC page; the ID as the mode has it.
-    pub page: [u32; REGISTERS],
-    /// IA32_TSC_DEADLINE.
-    pub tsc_deadline: u64,
-}
-
-/// What has come for a vCPU by its local APIC and not been looked at yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ApicSignals {
-    /// NMIs.
-    pub nmis: u8,
-    /// INIT.
-    pub init: bool,
-    /// A start-up IPI, behind INIT.
-    pub sipi: Option<u8>,
-}
-
-impl ApicImage {
-    /// Whether somebody has written a register since `before`: a count that has gone on is no difference.
-    fn differs(&self, before: &Self) -> bool {
-        let current = reg::TIMER_CURRENT as usize;
-        let mut then = before.clone();
-        if self.page[current] < then.page[current] {
-            then.page[current] = self.page[current];
-        }
-        *self != then
+/// Whether somebody has written a register between these two: a count that has gone on is no difference.
+fn differ(after: &ApicImage, before: &ApicImage) -> bool {
+    let current = reg::TIMER_CURRENT as usize;
+    let mut then = before.clone();
+    if after.page[current] < then.page[current] {
+        then.page[current] = after.page[current];
     }
+    *after != then
 }
 
-/// Keeps one local APIC.
-pub trait Keeper: Send + Sync {
-    /// Delivers a message to whichever of the machine's local APICs it is for; whether one has accepted it.
-    fn deliver(&self, message: &ApicMessage) -> bool;
-    /// The registers of this one. Its vCPU does not run. None if the keeper fails.
-    fn get(&self) -> Option<ApicImage>;
-    /// What has come for its vCPU, which does not run, and is given back with the registers.
-    fn take_signals(&self) -> ApicSignals;
-    /// Has these be its registers; `fresh` if it is lent just now, and nothing is left of before.
-    fn put(&self, image: &ApicImage, fresh: bool);
-    /// The level-triggered interrupts that the I/O APICs send: their ends are to be told. By pin.
-    fn levels(&self, routes: &[(u32, ApicMessage)]);
-    /// Who keeps the other interrupt controllers, if this is not done here.
-    fn chips(&self) -> Option<Arc<dyn kept::Keeper>> {
-        None
-    }
+/// Has a keeper deliver a message to whichever of the machine's local APICs it is for; whether one has accepted it.
+pub(super) fn deliver(keeper: &dyn ApicKeeper, message: &ApicMessage) -> bool {
+    let (address, data) = message.to_msi();
+    keeper.message(address, data)
 }
 
 /// Who keeps the local APICs, by their order.
 #[derive(Default)]
 pub(super) struct Lent {
-    keepers: Vec<Arc<dyn Keeper>>,
+    keepers: Vec<Arc<dyn ApicKeeper>>,
 }
 
 impl Registers {
@@ -113,7 +76,7 @@ impl Registers {
 impl LocalApic {
     /// Has `keeper` keep this local APIC from now on, unless one does already; whether all of the machine are kept by
     /// somebody, without which none of the vCPUs may run there.
-    pub fn lend(&self, keeper: impl FnOnce() -> Arc<dyn Keeper>) -> bool {
+    pub fn lend(&self, keeper: &Arc<dyn ApicKeeper>) -> bool {
         let Some(bus) = self.bus.upgrade() else { return true };
         if bus.all_lent.load(Ordering::SeqCst) {
             return true;
@@ -132,16 +95,11 @@ impl LocalApic {
     }
 
     /// Lends this one; the first keeper, when all are lent.
-    fn lend_one(
-        &self,
-        bus: &LocalApics,
-        keeper: impl FnOnce() -> Arc<dyn Keeper>,
-    ) -> Option<Arc<dyn Keeper>> {
+    fn lend_one(&self, bus: &LocalApics, keeper: &Arc<dyn ApicKeeper>) -> Option<Arc<dyn ApicKeeper>> {
         let mut lent = bus.lent.write();
         let all = bus.apics.read().len();
         let mut state = self.state.lock();
         if state.keeper.is_none() {
-            let keeper = keeper();
             let time = self.time();
             let image = state.regs.image(&time);
             keeper.put(&image, true);
@@ -154,7 +112,7 @@ impl LocalApic {
             if lent.keepers.is_empty() {
                 keeper.levels(&bus.levels());
             }
-            lent.keepers.push(keeper);
+            lent.keepers.push(keeper.clone());
         }
         lent.keepers.first().filter(|_| lent.keepers.len() == all).cloned()
     }
@@ -171,7 +129,7 @@ impl LocalApic {
     pub(super) fn at_keeper<R>(
         &self,
         state: &mut State,
-        keeper: &dyn Keeper,
+        keeper: &dyn ApicKeeper,
         f: impl FnOnce(&mut Registers, &Time) -> R,
     ) -> R {
         let time = self.time();
@@ -181,7 +139,7 @@ impl LocalApic {
         let before = state.regs.image(&time);
         let result = f(&mut state.regs, &time);
         let after = state.regs.image(&time);
-        if after.differs(&before) {
+        if differ(&after, &before) {
             keeper.put(&after, false);
         }
         result
@@ -252,7 +210,7 @@ impl LocalApics {
         let _ = self.ioapic.set(Arc::downgrade(ioapic));
     }
 
-    fn lend_chips(&self, keeper: &Arc<dyn kept::Keeper>) {
+    fn lend_chips(&self, keeper: &Arc<dyn ChipKeeper>) {
         if let Some(pic) = self.pic.get().and_then(Weak::upgrade) {
             pic.lend(keeper);
         }
@@ -269,11 +227,17 @@ impl LocalApics {
         let lent = self.lent.read();
         // It may have been taken back meanwhile.
         let all = self.all_lent.load(Ordering::SeqCst);
-        lent.keepers.first().filter(|_| all).map(|keeper| keeper.deliver(message))
+        lent.keepers.first().filter(|_| all).map(|keeper| deliver(&**keeper, message))
     }
 
-    fn levels(&self) -> Vec<(u32, ApicMessage)> {
-        self.levels.lock().iter().map(|(pin, message)| (*pin, *message)).collect()
+    /// The messages of level-triggered pins, as a keeper takes them.
+    fn levels(&self) -> Vec<(u32, u64, u32)> {
+        let levels = self.levels.lock();
+        let writes = levels.iter().map(|(pin, message)| {
+            let (address, data) = message.to_msi();
+            (*pin, address, data)
+        });
+        writes.collect()
     }
 
     /// What a pin of an I/O APIC sends has changed.

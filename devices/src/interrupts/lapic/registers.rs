@@ -1,12 +1,12 @@
 //! The registers of one local APIC: no lock, no thread, no wire. What a change makes the outside do is left in
 //! [`Outcome`].
 //! Source: Intel SDM vol. 3A, chapter 11 (the older numbering: 10).
-use super::lent::ApicImage;
 use super::message::{ApicMessage, DeliveryMode, Shorthand};
 use super::timer::{ApicTimer, Mode, Time};
 use crate::bus::Edge;
 use crate::clock::{LONGEST, Nanos, SECOND};
 use crate::device::Invalid;
+use mynah_mmu::interrupts::ApicImage;
 use serde::{Deserialize, Serialize};
 
 /// Register numbers: the MMIO offset / 16, and the x2APIC MSR less 800h (SDM vol. 3A, tables 11-1 and 11-6).

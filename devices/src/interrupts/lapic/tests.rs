@@ -2,7 +2,7 @@ use super::*;
 use crate::clock::{ManualClock, SECOND};
 use crate::interrupts::GsiRouter;
 use crate::interrupts::ioapic::Ioapic;
-use crate::interrupts::kept::{self, IoapicImage, PicImage};
+use mynah_mmu::interrupts::{ApicImage, ApicSignals, ChipKeeper, IoapicImage, PicImage};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 const TSC_HZ: u64 = 2_500_000_000;
@@ -767,8 +767,8 @@ fn any_register_at_any_width_with_any_value_is_harmless() {
 #[derive(Default)]
 struct Shelf {
     images: Vec<Mutex<Option<ApicImage>>>,
-    sent: Mutex<Vec<ApicMessage>>,
-    levels: Mutex<Vec<(u32, ApicMessage)>>,
+    sent: Mutex<Vec<(u64, u32)>>,
+    levels: Mutex<Vec<(u32, u64, u32)>>,
     chips: Option<Arc<Chips>>,
 }
 
@@ -780,7 +780,7 @@ struct Chips {
     lines: Mutex<Vec<(&'static str, u32, bool)>>,
 }
 
-impl kept::Keeper for Chips {
+impl ChipKeeper for Chips {
     fn set_pic_line(&self, line: u32, level: bool) {
         self.lines.lock().push(("pic", line, level));
     }
@@ -803,9 +803,9 @@ impl kept::Keeper for Chips {
 
 struct Place(Arc<Shelf>, usize);
 
-impl Keeper for Place {
-    fn deliver(&self, message: &ApicMessage) -> bool {
-        self.0.sent.lock().push(*message);
+impl ApicKeeper for Place {
+    fn message(&self, address: u64, data: u32) -> bool {
+        self.0.sent.lock().push((address, data));
         true
     }
     fn get(&self) -> Option<ApicImage> {
@@ -817,13 +817,17 @@ impl Keeper for Place {
     fn put(&self, image: &ApicImage, _: bool) {
         *self.0.images[self.1].lock() = Some(image.clone());
     }
-    fn levels(&self, routes: &[(u32, ApicMessage)]) {
+    fn levels(&self, routes: &[(u32, u64, u32)]) {
         *self.0.levels.lock() = routes.to_vec();
     }
-    fn chips(&self) -> Option<Arc<dyn kept::Keeper>> {
-        let chips: Arc<dyn kept::Keeper> = self.0.chips.clone()?;
+    fn chips(&self) -> Option<Arc<dyn ChipKeeper>> {
+        let chips: Arc<dyn ChipKeeper> = self.0.chips.clone()?;
         Some(chips)
     }
+}
+
+fn place(shelf: &Arc<Shelf>, n: usize) -> Arc<dyn ApicKeeper> {
+    Arc::new(Place(shelf.clone(), n))
 }
 
 /// Lends all local APICs of a board.
@@ -831,7 +835,7 @@ fn lend(b: &Board) -> Arc<Shelf> {
     let shelf =
         Arc::new(Shelf { images: b.cpu.iter().map(|_| Mutex::default()).collect(), ..Default::default() });
     for (n, (apic, _)) in b.cpu.iter().enumerate() {
-        let all = apic.lend(|| Arc::new(Place(shelf.clone(), n)));
+        let all = apic.lend(&place(&shelf, n));
         assert_eq!(all, n + 1 == b.cpu.len(), "none runs before all are lent");
     }
     shelf
@@ -956,15 +960,9 @@ fn messages_and_wires_find_local_apics_where_they_are() {
     entry(11, 0x0000_0000_0000_005a);
     b.apic().enter_virtual_wire();
     let shelf = lend(&b);
-    let level = |vector: u8, destination: u32| ApicMessage {
-        destination,
-        logical: false,
-        mode: DeliveryMode::Fixed,
-        vector,
-        level: true,
-        assert: true,
-    };
-    assert_eq!(*shelf.levels.lock(), [(10, level(0x59, 1))], "the end of a level is to be told");
+    // Messages, as writes: level-triggered, to one processor.
+    let level = |vector: u32, destination: u64| (0xfee0_0000 | destination << 12, 0xc000 | vector);
+    assert_eq!(*shelf.levels.lock(), [(10, 0xfee0_1000, 0xc059)], "the end of a level is to be told");
     ioapic.set(10, true);
     assert_eq!(shelf.sent.lock().pop(), Some(level(0x59, 1)));
     // Its end is told by the keeper, and it is still up.
@@ -974,13 +972,12 @@ fn messages_and_wires_find_local_apics_where_they_are() {
     entry(10, 0x0100_0000_0001_8059);
     assert_eq!(shelf.levels.lock().len(), 1);
     entry(10, 0x8060);
-    assert_eq!(*shelf.levels.lock(), [(10, level(0x60, 0))]);
+    assert_eq!(*shelf.levels.lock(), [(10, 0xfee0_0000, 0xc060)]);
     ioapic.reset(Reset::Board);
     assert!(shelf.levels.lock().is_empty());
     b.apics.msi(0xfee0_100c, 0x0061);
-    let sent = shelf.sent.lock().pop().unwrap();
-    assert_eq!((sent.mode, sent.logical, sent.destination), (DeliveryMode::LowestPriority, true, 1));
-    assert_eq!(sent.to_msi(), (0xfee0_100c, 0x4161));
+    // Lowest priority, to a logical destination.
+    assert_eq!(shelf.sent.lock().pop(), Some((0xfee0_100c, 0x4161)));
     assert!(!b.cpu.iter().any(|(_, pins)| pins.intr()));
 
     // The 8259A's go to the boot processor, as long as its registers there let them in.
@@ -1097,9 +1094,9 @@ fn the_other_chips_are_lent_behind_the_last_local_apic_and_come_back_as_they_are
         chips: Some(chips.clone()),
         ..Default::default()
     });
-    assert!(!b.apic().lend(|| Arc::new(Place(shelf.clone(), 0))));
+    assert!(!b.apic().lend(&place(&shelf, 0)));
     assert_eq!(*chips.pic.lock(), None, "no vCPU runs there yet");
-    assert!(b.cpu[1].0.lend(|| Arc::new(Place(shelf.clone(), 1))));
+    assert!(b.cpu[1].0.lend(&place(&shelf, 1)));
     let [m, s] = chips.pic.lock().unwrap();
     assert_eq!((m.irr, m.lines, m.imr, m.vector), (0x14, 0x10, 0x80, 0x30), "the slave asks, too");
     assert_eq!((s.irr, s.lines, s.imr), (4, 4, 0xf0));
@@ -1176,7 +1173,7 @@ fn the_other_chips_are_lent_behind_the_last_local_apic_and_come_back_as_they_are
         router.set(n * 5 % 24, n % 3 == 0);
         let before = (crate::device::Plugged::inspect(&*pic), crate::device::Plugged::inspect(&*ioapic));
         for (n, (apic, _)) in b.cpu.iter().enumerate() {
-            apic.lend(|| Arc::new(Place(shelf.clone(), n)));
+            apic.lend(&place(&shelf, n));
         }
         let lent = (crate::device::Plugged::inspect(&*pic), crate::device::Plugged::inspect(&*ioapic));
         assert_eq!(lent, before, "{n}: as it is seen there");

@@ -1,8 +1,8 @@
-//! The pair where somebody else keeps it: see [`crate::interrupts::kept`].
+//! The pair where somebody else keeps it: see [`crate::interrupts::lapic`].
 //!
 //! A keeper has no level triggering by ICW1 and no single chips: what ICW1 says of these stays with us.
 use super::{CASCADE, Chip, Expect, ICW1_IC4, ICW4_AEOI, ICW4_SFNM, Pair, Pic, State};
-use crate::interrupts::kept::{Keeper, PicImage};
+use mynah_mmu::interrupts::{ChipKeeper, PicImage};
 use std::sync::Arc;
 
 impl Chip {
@@ -72,7 +72,7 @@ impl Pair {
     }
 
     /// Does something to the registers at the keeper's.
-    pub(super) fn at_keeper<R>(&mut self, keeper: &dyn Keeper, f: impl FnOnce(&mut Self) -> R) -> R {
+    pub(super) fn at_keeper<R>(&mut self, keeper: &dyn ChipKeeper, f: impl FnOnce(&mut Self) -> R) -> R {
         if let Some(images) = keeper.pic() {
             self.take_on(&images);
         }
@@ -94,7 +94,7 @@ impl Pair {
     }
 
     /// As it is at the keeper's.
-    pub(super) fn seen_at(&self, keeper: &dyn Keeper) -> Self {
+    pub(super) fn seen_at(&self, keeper: &dyn ChipKeeper) -> Self {
         let mut now = self.clone();
         if let Some(images) = keeper.pic() {
             now.take_on(&images);
@@ -105,7 +105,7 @@ impl Pair {
 
 impl Pic {
     /// `keeper` keeps the pair from now on, and asks the processor for it.
-    pub(in crate::interrupts) fn lend(&self, keeper: &Arc<dyn Keeper>) {
+    pub(in crate::interrupts) fn lend(&self, keeper: &Arc<dyn ChipKeeper>) {
         let mut state = self.state.lock();
         keeper.put_pic(&state.pair.images());
         state.keeper = Some(keeper.clone());
