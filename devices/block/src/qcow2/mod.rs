@@ -114,6 +114,16 @@ struct Meta {
     packed: u64,
 }
 
+/// Makes room for one more in a cache of `most`, as far as what is in it may go: `used` tells when it was used last,
+/// and nothing of what waits to be written.
+fn make_room<T>(cache: &mut HashMap<usize, T>, most: usize, used: impl Fn(&T) -> Option<u64>) {
+    while cache.len() >= most {
+        let oldest = cache.iter().filter_map(|(n, held)| Some((used(held)?, *n))).min();
+        let Some((_, oldest)) = oldest else { break };
+        cache.remove(&oldest);
+    }
+}
+
 struct Tables {
     l1: Vec<u64>,
     dirty_l1: BTreeSet<usize>,
@@ -328,13 +338,7 @@ impl Qcow2 {
     /// waits to be written.
     fn keep(&self, tables: &mut Tables, index: usize, entries: Vec<u64>, dirty: Option<(usize, usize)>) {
         let most = (L2_CACHE >> self.cluster_bits).max(2) as usize;
-        while tables.l2.len() >= most {
-            let clean = tables.l2.iter().filter(|(_, t)| t.dirty.is_none());
-            let Some(oldest) = clean.min_by_key(|(_, t)| t.used.load(Relaxed)).map(|(i, _)| *i) else {
-                break;
-            };
-            tables.l2.remove(&oldest);
-        }
+        make_room(&mut tables.l2, most, |t| t.dirty.is_none().then(|| t.used.load(Relaxed)));
         let used = AtomicU64::new(self.tick.fetch_add(1, Relaxed));
         tables.l2.insert(index, L2 { entries, dirty, used });
     }

@@ -103,11 +103,7 @@ impl Refs {
     /// Puts a block into the cache, in place of the one that was not used for the longest time if that is full.
     fn keep(&mut self, index: usize, block: Block) {
         let most = (CACHE >> self.cluster_bits).max(4) as usize;
-        while self.blocks.len() >= most {
-            let clean = self.blocks.iter().filter(|(_, b)| b.dirty.is_none());
-            let Some(oldest) = clean.min_by_key(|(_, b)| b.used).map(|(i, _)| *i) else { break };
-            self.blocks.remove(&oldest);
-        }
+        super::make_room(&mut self.blocks, most, |b| b.dirty.is_none().then_some(b.used));
         self.blocks.insert(index, block);
     }
 
