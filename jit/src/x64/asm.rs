@@ -142,12 +142,6 @@ impl Asm {
         self.mem(false, &[0x0f, 0xb7], to, base, None, disp);
     }
 
-    /// `mov word [base + disp], from`
-    pub fn store16(&mut self, from: u8, base: u8, disp: i32) {
-        self.bytes(&[0x66]);
-        self.mem(false, &[0x89], from, base, None, disp);
-    }
-
     /// `mov word [base + disp], imm`
     pub fn store_imm16(&mut self, imm: u16, base: u8, disp: i32) {
         self.bytes(&[0x66]);
@@ -455,7 +449,7 @@ mod tests {
             (text(|a| a.store_part(4, R13, R10, 0)), "mov [r10],r13d"),
             (text(|a| a.store_part(8, RAX, R10, 0)), "mov [r10],rax"),
             (text(|a| a.load16(R13, RDI, 6)), "movzx r13d,word [rdi+6]"),
-            (text(|a| a.store16(R13, RDI, 6)), "mov [rdi+6],r13w"),
+            (text(|a| a.store_part(2, R13, RDI, 6)), "mov [rdi+6],r13w"),
             (text(|a| a.store_imm16(0xd9c0, RDI, 300)), "mov word [rdi+12Ch],0D9C0h"),
             (text(|a| a.mov16(R13, RAX)), "mov r13w,ax"),
             (text(|a| a.x87_mem(0xd9, 5, 300)), "fldcw [rdi+12Ch]"),

@@ -368,7 +368,7 @@ impl<'a> Emitter<'a> {
     pub(super) fn save_flags(&mut self) {
         if !self.saved {
             self.a.flags_to_ax();
-            self.a.store16(host::RAX, CPU, FLAGS);
+            self.a.store_part(2, host::RAX, CPU, FLAGS);
             self.saved = true;
         }
     }

@@ -122,13 +122,13 @@ impl Emitter<'_> {
         self.a.lea(self.long, host::RAX, host::RAX, None, last.here as i32);
         self.a.store(true, host::RAX, CPU, cpu::FIP);
         self.a.load16(host::RAX, CPU, cpu::selector(seg::CS as u8));
-        self.a.store16(host::RAX, CPU, cpu::FCS);
+        self.a.store_part(2, host::RAX, CPU, cpu::FCS);
         self.a.store_imm16(last.opcode, CPU, cpu::FOP);
         if let Some((slot, segment)) = last.data {
             self.a.load(host::RAX, CPU, data_at(slot));
             self.a.store(true, host::RAX, CPU, cpu::FDP);
             self.a.load16(host::RAX, CPU, cpu::selector(segment));
-            self.a.store16(host::RAX, CPU, cpu::FDS);
+            self.a.store_part(2, host::RAX, CPU, cpu::FDS);
         }
     }
 }
