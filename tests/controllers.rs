@@ -113,7 +113,7 @@ fn boot(
         }
     }
     args.extend(words.split_whitespace().map(str::to_owned));
-    let append = format!("console=ttyS0 panic=-1 disks={count}");
+    let append = format!("console=ttyS0 panic=-1 quiet disks={count}");
     args.extend(["-append".into(), append, "-kernel".into(), kernel.display().to_string()]);
     args.extend(["-initrd".into(), initrd.display().to_string()]);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();

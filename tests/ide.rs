@@ -99,7 +99,7 @@ fn text(path: &Path) -> &str {
 fn boot(tag: &str, accel: Option<&str>, more: &str) -> Option<(Vec<String>, Vec<u8>)> {
     let (kernel, files) = (guest("cloud")?, Files::new(tag)?);
     let drive = format!("file={},if=ide,format=raw", text(&files.disk));
-    let append = format!("console=ttyS0 panic=-1 {more}");
+    let append = format!("console=ttyS0 panic=-1 quiet {more}");
     let mut args: Vec<&str> = "-m 256 -nographic -no-reboot".split(' ').collect();
     args.extend(["-kernel", text(&kernel), "-initrd", text(&files.initrd), "-append", &append]);
     args.extend(["-drive", &drive, "-cdrom", text(&files.disc)]);

@@ -101,7 +101,7 @@ fn boot(tag: &str, accel: Option<&str>, append: &str) -> Option<(Vec<String>, Ve
     let (kernel, initrd) = (guest("generic")?, initrd(&format!("q35-{tag}"), WORK, "generic-sata")?);
     let files = Files::new(tag);
     // A host with other work is too slow for the kernel's look at its timer.
-    let append = format!("console=ttyS0 panic=-1 no_timer_check {append}");
+    let append = format!("console=ttyS0 panic=-1 quiet no_timer_check {append}");
     let (disk, port) = (files.path("disk"), files.path("port"));
     let (disk, port) = (format!("file={disk},format=raw"), format!("file={port},format=raw,if=none,id=v"));
     let disc = files.path("disc");
@@ -174,7 +174,7 @@ fn ram_is_split_and_pci_memory_is_above_it() {
         "-initrd",
         text(&initrd),
         "-append",
-        "console=ttyS0 panic=-1 no_timer_check",
+        "console=ttyS0 panic=-1 quiet no_timer_check",
     ]);
     args.extend([
         "-device",
