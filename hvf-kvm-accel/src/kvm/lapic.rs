@@ -22,7 +22,8 @@ use mynah_mmu::interrupts::{ApicImage, ApicKeeper, ApicSignals, ChipKeeper, REGI
 use parking_lot::Mutex;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Pins of I/O APICs that a machine may have, whose messages KVM is told of.
 const PINS: u64 = 48;
@@ -31,6 +32,7 @@ const IRR: usize = 0x20;
 const LVT_TIMER: usize = 0x32;
 const INITIAL: usize = 0x38;
 const CURRENT: usize = 0x39;
+const DIVIDE: usize = 0x3e;
 /// Bits of that entry.
 const MASKED: u32 = 1 << 16;
 const MODES: u32 = 3 << 17;
@@ -79,6 +81,31 @@ fn register(lapic: &kvm_lapic_state, n: usize) -> u32 {
     u32::from_le_bytes(std::array::from_fn(|i| lapic.regs[16 * n + i] as u8))
 }
 
+/// A timer's count at some moment.
+#[derive(Clone, Copy)]
+struct Count {
+    count: u32,
+    /// How long that takes from then on.
+    rest: Duration,
+    /// No earlier than it was read.
+    at: Instant,
+}
+
+impl Count {
+    /// Of a timer with this divide configuration register, whose input is KVM's of 1 GHz.
+    fn new(count: u32, divide: u32) -> Self {
+        // Bits 3, 1 and 0 are log2 of the divisor less one, with 111b for 1.
+        let log2 = ((divide >> 1 & 4 | divide & 3) + 1) & 7;
+        Self { count, rest: Duration::from_nanos(u64::from(count) << log2), at: Instant::now() }
+    }
+
+    /// Whether a periodic timer has run out since then and begun anew: its count is this, and was read no earlier than
+    /// `now`. With a count of 0 it is about to.
+    fn has_wrapped(&self, count: u32, now: Instant) -> bool {
+        count > self.count || count != 0 && now.saturating_duration_since(self.at) > self.rest
+    }
+}
+
 /// The local APIC of one vCPU.
 pub(super) struct Kept {
     /// The vCPU. Its thread has a descriptor of its own, with which it runs it.
@@ -89,7 +116,7 @@ pub(super) struct Kept {
     /// The vCPU waited for a start-up IPI when it came out of the kernel.
     waits: AtomicBool,
     /// What its timer's count was then.
-    count: AtomicU32,
+    count: Mutex<Count>,
 }
 
 impl Kept {
@@ -108,7 +135,7 @@ impl Kept {
             vm: vm.clone(),
             deadline: Mutex::new(None),
             waits: AtomicBool::new(false),
-            count: AtomicU32::new(0),
+            count: Mutex::new(Count::new(0, 0)),
         }))
     }
 
@@ -133,17 +160,25 @@ impl Kept {
     }
 
     /// The vCPU comes out of the kernel. Its timer goes on there, and what runs out from now on the kernel keeps to
-    /// itself until the vCPU runs again. Whether its one shot is over already: the kernel may not have told the registers
-    /// yet, which it does as it runs the vCPU.
-    pub fn leaves(&self) -> Result<bool, AccelError> {
+    /// itself until the vCPU runs again. Whether it has to be run once more, with nothing executed: a one-shot timer is
+    /// over, or a periodic one may have run out, and the kernel may not have told the registers yet, which it does as
+    /// it runs the vCPU. `again` if that has just been done, and is needed once more only for what came meanwhile.
+    pub fn leaves(&self, again: bool) -> Result<bool, AccelError> {
+        let began = Instant::now();
         let lapic = self.fd.get_lapic().map_err(failed("get a local APIC"))?;
         let count = register(&lapic, CURRENT);
-        self.count.store(count, Ordering::Relaxed);
+        let before = std::mem::replace(&mut *self.count.lock(), Count::new(count, register(&lapic, DIVIDE)));
         let entry = register(&lapic, LVT_TIMER);
         let vector = entry & 0xff;
         let is_told = register(&lapic, IRR + vector as usize / 32) >> (vector % 32) & 1 != 0;
-        let has_run_out = count == 0 && register(&lapic, INITIAL) != 0;
-        Ok(has_run_out && !is_told && entry & (MODES | MASKED) == ONE_SHOT)
+        if is_told || entry & MASKED != 0 || register(&lapic, INITIAL) == 0 {
+            return Ok(false);
+        }
+        Ok(match entry & MODES {
+            ONE_SHOT => count == 0 && !again,
+            PERIODIC => !again || before.has_wrapped(count, began),
+            _ => false,
+        })
     }
 
     /// It has come out, and did this there.
@@ -169,12 +204,13 @@ impl Kept {
     }
 
     fn try_get(&self) -> Result<ApicImage, AccelError> {
+        let began = Instant::now();
         let lapic = self.fd.get_lapic().map_err(failed("get a local APIC"))?;
         let mut page: [u32; REGISTERS] = std::array::from_fn(|n| register(&lapic, n));
-        let left_with = self.count.load(Ordering::Relaxed);
+        let left_with = *self.count.lock();
         let ran_out = match page[LVT_TIMER] & MODES {
-            ONE_SHOT => page[CURRENT] == 0 && left_with != 0,
-            PERIODIC => page[CURRENT] > left_with,
+            ONE_SHOT => page[CURRENT] == 0 && left_with.count != 0,
+            PERIODIC => page[INITIAL] != 0 && left_with.has_wrapped(page[CURRENT], began),
             _ => false,
         };
         if ran_out && page[LVT_TIMER] & MASKED == 0 {
@@ -201,7 +237,7 @@ impl Kept {
             to.iter_mut().zip(from.to_le_bytes()).for_each(|(to, from)| *to = from as _);
         }
         self.fd.set_lapic(&lapic).map_err(failed("set a local APIC"))?;
-        self.count.store(image.page[CURRENT], Ordering::Relaxed);
+        *self.count.lock() = Count::new(image.page[CURRENT], image.page[DIVIDE]);
         if image.page[LVT_TIMER] & MODES == DEADLINE_MODE {
             *self.deadline.lock() = Some(image.tsc_deadline);
         }

@@ -98,6 +98,8 @@ pub(super) enum Left {
 /// that is emulated itself may miss it where exits follow each other closely, or where there are none. Twice as long,
 /// up to the second, each time that the interpreter has not found it either, as the guest just does not want it.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(64));
+/// How often it is looked for what a timer in the kernel has not told yet, where that runs out again and again.
+const MOST_LOOKS: u32 = 4;
 /// Between two looks whether all vCPUs are about to run.
 const GATHERING: Duration = Duration::from_micros(100);
 /// For how many instructions it looks.
@@ -201,7 +203,10 @@ impl Vcpu {
     /// Gives it back.
     pub(super) fn save(&mut self, cpu: &mut Cpu) -> Result<(), AccelError> {
         // First, as a start-up IPI that is looked at here changes all else.
-        if self.lapic.as_ref().map_or(Ok(false), |lapic| lapic.leaves())? {
+        for n in 0..MOST_LOOKS {
+            if !self.lapic.as_ref().map_or(Ok(false), |lapic| lapic.leaves(n > 0))? {
+                break;
+            }
             self.run_nothing(cpu)?;
         }
         let activity = match &self.lapic {
