@@ -101,7 +101,8 @@ fn a_guest_is_handed_from_each_engine_to_each_by_the_monitor() {
             assert_eq!(told, format!("kvm support: {}\n", if enabled { "enabled" } else { "disabled" }));
         }
         assert_eq!(at, 0, "the round is over where it began");
-        monitor.ask("sendkey a");
+        // It may be off before the monitor has answered.
+        monitor.send("sendkey a");
         assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{}", machine.console(0));
         assert_eq!(machine.console(0), format!("{LETTERS}."));
     }
@@ -850,36 +851,68 @@ fn screen_has(monitor: &mut Client<UnixStream>, text: &str) {
     }
 }
 
-#[test]
-#[ignore = "boots images from Debian's packages, which takes minutes where KVM is emulated itself"]
-fn a_floppy_and_a_cd_come_to_their_prompt_under_kvm() {
+const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
+
+/// GRUB comes to its menu and its prompt from a floppy and a CD, by the built-in BIOS and SeaBIOS, under KVM with these
+/// interrupt controllers.
+fn a_floppy_and_a_cd_come_to_their_prompt(irqchip: &str) {
     if cpu_for_kvm().is_none() {
         return;
     }
     let (Some(floppy), Some(cd)) = (guest("grub-floppy"), guest("grub-cd")) else { return };
-    for firmware in ["built-in", "/usr/share/seabios/bios-256k.bin"] {
-        if firmware != "built-in" && !std::path::Path::new(firmware).exists() {
+    for firmware in ["built-in", SEABIOS] {
+        if firmware == SEABIOS && !std::path::Path::new(firmware).exists() {
             eprintln!("SKIPPED: SeaBIOS is not installed (Debian's package 'seabios')");
             continue;
         }
         for (option, image) in [("-fda", &floppy), ("-cdrom", &cd)] {
+            // SeaBIOS lets interrupts in for one instruction at a time as it waits for the floppy's, which a KVM that
+            // is emulated itself may not notice. Where the controllers are its own, nobody else does.
+            if (firmware, option, irqchip) == (SEABIOS, "-fda", IRQCHIPS[2])
+                && let Err(e) = mynah_accel::kvm::selftest::on()
+            {
+                eprintln!("SKIPPED: a floppy by SeaBIOS, {irqchip}: {e}");
+                continue;
+            }
             let folder = Folder::new("engines");
             let socket = folder.path("monitor");
             let monitor = format!("unix:{socket},server=on,wait=off");
-            let mut args = vec!["run", "-m", "128", "-accel", "kvm", "-display", "none", "-serial", "null"];
+            let accel = format!("kvm,{irqchip}");
+            let mut args = vec!["run", "-m", "128", "-accel", &accel, "-display", "none", "-serial", "null"];
             args.extend(["-nic", "none", "-snapshot", "-monitor", &monitor, option, image.to_str().unwrap()]);
-            if firmware != "built-in" {
+            if firmware == SEABIOS {
                 args.extend(["-bios", firmware]);
             }
+            let began = Instant::now();
             let mut running = Running::start(&mut command(&args));
             let mut monitor = Client::at(&socket);
             screen_has(&mut monitor, "Press enter to boot");
+            let menu = began.elapsed();
             // Where KVM is slow, the menu is there long before GRUB takes keys.
             std::thread::sleep(Duration::from_secs(8));
             monitor.ask("sendkey c");
             screen_has(&mut monitor, "grub>");
+            eprintln!("{firmware} {option} {irqchip}: its menu after {menu:.0?}");
             monitor.send("quit");
-            assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{firmware} {option}");
+            assert!(running.ended(PATIENCE).is_some_and(|s| s.success()), "{firmware} {option} {irqchip}");
         }
     }
+}
+
+#[test]
+#[ignore = "boots images from Debian's packages, which takes minutes where KVM is emulated itself"]
+fn a_floppy_and_a_cd_come_to_their_prompt_under_kvm() {
+    a_floppy_and_a_cd_come_to_their_prompt(IRQCHIPS[0]);
+}
+
+#[test]
+#[ignore = "boots images from Debian's packages, which takes minutes where KVM is emulated itself"]
+fn a_floppy_and_a_cd_come_to_their_prompt_with_local_apics_in_the_kernel() {
+    a_floppy_and_a_cd_come_to_their_prompt(IRQCHIPS[1]);
+}
+
+#[test]
+#[ignore = "boots images from Debian's packages, which takes minutes where KVM is emulated itself"]
+fn a_floppy_and_a_cd_come_to_their_prompt_with_all_controllers_in_the_kernel() {
+    a_floppy_and_a_cd_come_to_their_prompt(IRQCHIPS[2]);
 }
