@@ -173,10 +173,13 @@ impl TimeBase {
     }
 }
 
+#[derive(Default)]
 struct HostState {
     list: Deadlines,
     /// The deadline of the timer that is being called.
     calling: Option<Nanos>,
+    /// Until when the clock's thread sleeps, if it does: whoever wants it earlier wakes it, and nobody else.
+    sleeps_until: Option<Nanos>,
     quit: bool,
 }
 
@@ -244,7 +247,9 @@ impl HostShared {
     fn run(&self) {
         let mut state = self.state.lock();
         while !state.quit {
+            state.sleeps_until = None;
             if self.base.is_stopped() {
+                state.sleeps_until = Some(Nanos::MAX);
                 self.wake.wait(&mut state);
                 continue;
             }
@@ -253,7 +258,9 @@ impl HostShared {
                 MutexGuard::unlocked(&mut state, || self.call_due());
                 continue;
             }
-            match state.list.first() {
+            let first = state.list.first();
+            state.sleeps_until = Some(first.unwrap_or(Nanos::MAX));
+            match first {
                 None => self.wake.wait(&mut state),
                 Some(deadline) => {
                     let wait = Duration::from_nanos(deadline.saturating_sub(now).min(3600 * SECOND));
@@ -292,7 +299,7 @@ impl HostClock {
             offset: AtomicU64::new(0),
             stopped_at: AtomicU64::new(RUNNING),
         };
-        let state = Mutex::new(HostState { list: Deadlines::default(), calling: None, quit: false });
+        let state = Mutex::new(HostState::default());
         let (wake, next, turn) = (Condvar::new(), AtomicU64::new(u64::MAX), Mutex::new(()));
         Self { shared: Arc::new(HostShared { base, state, wake, next, turn }), thread: None }
     }
@@ -403,7 +410,9 @@ impl Timer for HostTimer {
         let mut state = self.shared.state.lock();
         self.slot.set(&mut state.list, deadline);
         self.shared.publish(&state);
-        if deadline.is_some() && state.list.first() == deadline {
+        // One that sleeps too short looks again by itself: guests mostly move their timers further away.
+        if deadline.is_some_and(|at| state.sleeps_until.is_some_and(|until| at < until)) {
+            state.sleeps_until = None;
             self.shared.wake.notify_one();
         }
     }
@@ -652,6 +661,31 @@ mod tests {
         drop(other);
         clock.catch_up();
         assert_eq!(done.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn the_clock_s_thread_is_woken_by_who_wants_it_earlier_and_by_nobody_else() {
+        const LATER: Nanos = 3_000 * SECOND;
+        let clock = HostClock::new().unwrap();
+        let (tell, told) = mpsc::channel();
+        let timer = calls(&clock, move || tell.send(()).unwrap());
+        let sleeps_until = |at: Option<Nanos>| {
+            while clock.shared.state.lock().sleeps_until != at {
+                std::thread::yield_now();
+            }
+        };
+        sleeps_until(Some(Nanos::MAX));
+        timer.arm(LATER);
+        sleeps_until(Some(LATER));
+        // What is further away leaves it asleep.
+        timer.arm(2 * LATER);
+        assert_eq!(clock.shared.state.lock().sleeps_until, Some(LATER));
+        for _ in 0..100 {
+            timer.arm(clock.now() + 100_000);
+            told.recv_timeout(Duration::from_secs(60)).expect("it is called when its time has come");
+            sleeps_until(Some(Nanos::MAX));
+            timer.arm(LATER);
+        }
     }
 
     #[test]

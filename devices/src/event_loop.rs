@@ -56,6 +56,10 @@ struct State {
     /// By deadline, then by age.
     timers: BTreeMap<(Instant, usize), Weak<dyn TimedSource>>,
     posted: Vec<Job>,
+    /// Until when the loop waits, if it does and no longer than that.
+    waits_until: Option<Instant>,
+    /// The loop looks at the timers before it waits.
+    looks: bool,
     /// What the next source or timer is called. A number is used once: what is still on its way to one that is gone
     /// finds nobody.
     next: usize,
@@ -221,7 +225,8 @@ impl Timer {
         }
         let Some(deadline) = deadline.filter(|_| !state.ended) else { return };
         state.timers.insert((deadline, self.id), self.owner.clone());
-        if state.timers.first_key_value().is_some_and(|(first, _)| *first == (deadline, self.id)) {
+        // A loop that waits too short looks again by itself.
+        if !state.looks && state.waits_until.is_none_or(|until| deadline < until) {
             drop(state);
             self.shared.wake();
         }
@@ -264,16 +269,18 @@ impl Shared {
         let mut events = Events::new();
         loop {
             let deadline = {
-                let state = self.state.lock();
+                let mut state = self.state.lock();
                 if state.ended {
                     break;
                 }
                 // With work left, what is ready is only looked for.
-                if !state.posted.is_empty() {
+                let deadline = if !state.posted.is_empty() {
                     Some(Instant::now())
                 } else {
                     state.timers.first_key_value().map(|((deadline, _), _)| *deadline)
-                }
+                };
+                (state.looks, state.waits_until) = (false, deadline);
+                deadline
             };
             events.clear();
             let found = match deadline {
@@ -295,7 +302,11 @@ impl Shared {
     fn turn(&self, events: &Events) {
         let now = Instant::now();
         // One at a time, as each may cancel others; no more than there are now, as each may be set anew.
-        let due = self.state.lock().timers.range(..=(now, usize::MAX)).count();
+        let due = {
+            let mut state = self.state.lock();
+            state.looks = true;
+            state.timers.range(..=(now, usize::MAX)).count()
+        };
         for _ in 0..due {
             let Some(owner) = self.state.lock().pop_due(now) else { break };
             call(|| owner.upgrade().inspect(|owner| owner.due()));
@@ -497,6 +508,33 @@ mod tests {
         assert!(told.try_recv().is_err());
         drop(timers);
         assert!(events.shared.state.lock().timers.is_empty());
+    }
+
+    #[test]
+    fn the_loop_is_woken_by_who_wants_it_earlier_and_by_nobody_else() {
+        let events = EventLoop::new().unwrap();
+        let (tell, told) = mpsc::channel();
+        let owner: Arc<dyn TimedSource> = Arc::new(move || tell.send(()).unwrap());
+        let timer = events.timer(Arc::downgrade(&owner));
+        let later = Instant::now() + Duration::from_secs(3000);
+        let waits = |until: Option<Instant>| {
+            let so = |state: &State| !state.looks && state.waits_until == until;
+            while !so(&events.shared.state.lock()) {
+                thread::yield_now();
+            }
+        };
+        timer.set(Some(later));
+        waits(Some(later));
+        // What is further away leaves it asleep.
+        timer.set(Some(later + Duration::from_secs(1)));
+        thread::sleep(Duration::from_millis(20));
+        waits(Some(later));
+        for _ in 0..100 {
+            timer.set(Some(Instant::now() + Duration::from_micros(100)));
+            told.recv_timeout(Duration::from_secs(60)).expect("it is called when its time has come");
+            timer.set(Some(later));
+            waits(Some(later));
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod offload;
 pub mod reactor;
 pub mod sockets;
 pub mod switch;
+pub mod sync;
 pub mod tap;
 pub mod user;
 pub mod watch;

@@ -32,8 +32,8 @@ use crate::pci::config::reg;
 use crate::pci::{BarKind, BarTarget, ConfigSpace, Function, FunctionV1, PciDevice};
 use irq::Interrupts;
 use linkme::distributed_slice;
+use mynah_net::sync::Mutex;
 use mynah_net::{Frame, Nic};
-use parking_lot::Mutex;
 use registers::Control;
 use rx::Rx;
 use serde::{Deserialize, Serialize};
@@ -401,7 +401,7 @@ impl PortIo for Ports {
 }
 
 impl<const EXPRESS: bool> PciDevice for Port<EXPRESS> {
-    fn config(&self) -> &Mutex<ConfigSpace> {
+    fn config(&self) -> &parking_lot::Mutex<ConfigSpace> {
         self.0.function.config()
     }
 

@@ -251,18 +251,20 @@ impl Flow {
             return fate;
         }
         self.blocked = false;
-        let (mut more, mut turn) = (false, TURN);
+        let (mut more, mut turn, mut drained) = (false, TURN, false);
         while self.output(core) && !self.eof {
             // One byte at least, so that a closed window is asked about.
             let room = (self.edge.wrapping_sub(self.una) as i32).max(1) as usize;
             let want = self.appetite(core, room.saturating_sub(self.ring.len()));
             more = want > 0;
             // There was nothing when it was last looked at, and the loop will tell: no call for each segment.
-            if turn == 0 || self.armed.0 {
+            if turn == 0 || drained || self.armed.0 {
                 break;
             }
-            match self.read(want.min(turn)) {
-                Ok(Some(n)) => turn -= n,
+            let asked = want.min(turn);
+            match self.read(asked) {
+                // Fewer than there was room for are all that there are.
+                Ok(Some(n)) => (turn, drained) = (turn - n, n < asked),
                 Ok(None) if self.eof => {}
                 Ok(None) => break,
                 Err(fate) => return fate,
