@@ -13,6 +13,7 @@ use mynah_devices::input::i8042::I8042;
 use mynah_devices::input::ps2::Key;
 use mynah_devices::interrupts::lapic::LocalApic;
 use mynah_devices::misc::vmgenid::Guid;
+use mynah_devices::net::Link;
 use mynah_devices::pci::PciBus;
 use mynah_mmu::{PhysMemory, Target};
 use parking_lot::Mutex;
@@ -342,6 +343,11 @@ impl Handle {
     /// The machine's drives.
     pub fn drives(&self) -> Vec<Arc<Drive>> {
         self.board().map_or(Vec::new(), |board| board.drives.all().to_vec())
+    }
+
+    /// The network cards' links, in the order in which the cards were plugged in.
+    pub fn links(&self) -> Vec<Arc<Link>> {
+        self.board().map_or(Vec::new(), |board| board.nets.links.clone())
     }
 
     /// What answers at physical addresses: first and last one, what it is, and which device.

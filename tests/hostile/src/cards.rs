@@ -29,7 +29,7 @@ impl Driver {
     }
 
     /// Frames in buffers: right ones, of which some bytes are others.
-    fn frames(&mut self) {
+    pub(crate) fn frames(&mut self) {
         for _ in 0..1 + self.rng.below(8) {
             let mut bytes = frame(&mut self.rng);
             for _ in 0..self.rng.below(4) {
@@ -181,7 +181,20 @@ impl Driver {
             self.set_up_virtio(w);
         }
         self.frames();
+        let queue = self.net_chains();
+        self.write(w, 0x3000 + 4 * queue, 2, queue);
+    }
+
+    /// Some chains in a queue of virtio-net's; which queue.
+    pub(crate) fn net_chains(&mut self) -> u64 {
         let queue = self.rng.below(5);
+        for _ in 0..1 + self.rng.below(8) {
+            self.net_chain(queue);
+        }
+        queue
+    }
+
+    fn net_chain(&mut self, queue: u64) {
         let ring = RINGS + 0x1000 * queue;
         let head = self.rng.below(12);
         match queue {
@@ -221,9 +234,8 @@ impl Driver {
         }
         let index = self.memory.read_u16(ring + 0x402);
         self.memory.write_u16(ring + 0x404 + 2 * u64::from(index % 16), head as u16);
-        let more = if self.rng.chance(5) { self.rng.below(0x1_0000) as u16 } else { 1 };
+        let more = if self.rng.chance(1) { self.rng.below(0x1_0000) as u16 } else { 1 };
         self.memory.write_u16(ring + 0x402, index.wrapping_add(more));
-        self.write(w, 0x3000 + 4 * queue, 2, queue);
     }
 
     fn entry(&mut self, ring: u64, n: u64, at: u64, len: u64, flags: u64, next: u64) {

@@ -16,6 +16,7 @@ use anyhow::{Context, ensure};
 use mynah::cli::build;
 use mynah::machine::{Handle, Machine};
 use mynah_devices::kind::{self, Bus, Kind, Type};
+use mynah_devices::net::Link;
 use mynah_devices::pci::{BarKind, DevFn, PciBus};
 use mynah_mmu::PhysMemory;
 use mynah_oracle::rng::Rng;
@@ -66,8 +67,17 @@ pub(crate) struct Window {
     pub(crate) len: u64,
 }
 
-/// Runs case `case`; the accesses that were made. An error is a finding.
-pub fn run(setup: Setup, seed: u64, case: u64) -> anyhow::Result<u64> {
+/// What a case has done.
+#[derive(Debug, Default)]
+pub struct Did {
+    /// Accesses.
+    pub made: u64,
+    /// Frames that network cards have sent and received: by model.
+    pub frames: Vec<(&'static str, u64, u64)>,
+}
+
+/// Runs case `case`; what it has done. An error is a finding.
+pub fn run(setup: Setup, seed: u64, case: u64) -> anyhow::Result<Did> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let usual = std::panic::take_hook();
@@ -79,7 +89,7 @@ pub fn run(setup: Setup, seed: u64, case: u64) -> anyhow::Result<u64> {
     let mut rng = Rng::new(seed ^ 0xde5c, case);
     // Not all can be plugged in as they are, nor all together.
     let Some(machine) = (0..4).find_map(|_| machine(setup, &mut rng).transpose()).transpose()? else {
-        return Ok(0);
+        return Ok(Did::default());
     };
     let handle = machine.handle();
     let run = std::thread::spawn(move || machine.run());
@@ -112,6 +122,8 @@ pub fn run(setup: Setup, seed: u64, case: u64) -> anyhow::Result<u64> {
     for driver in drivers {
         made += driver.join().map_err(|_| anyhow::anyhow!("an access has panicked"))?;
     }
+    let counted = |link: &Arc<Link>| (link.model(), link.counts().sent, link.counts().received);
+    let frames = handle.links().iter().map(counted).collect();
     if rng.chance(20) {
         let _ = handle.inspect();
         let _ = handle.save("exec:cat > /dev/null");
@@ -123,7 +135,7 @@ pub fn run(setup: Setup, seed: u64, case: u64) -> anyhow::Result<u64> {
     wait("the machine's end", || run.is_finished())?;
     ensure!(run.join().is_ok(), "the machine's thread has panicked");
     ensure!(PANICS.load(Ordering::SeqCst) == 0, "a thread has panicked");
-    Ok(made)
+    Ok(Did { made, frames })
 }
 
 fn wait(what: &str, done: impl Fn() -> bool) -> anyhow::Result<()> {
@@ -401,18 +413,31 @@ impl Driver {
     /// The same behind memory-mapped registers.
     fn virtio_mmio(&mut self, w: &Window) {
         let queue = self.rng.below(4);
-        if self.rng.chance(30) {
-            let ring = RINGS + 0x1000 * queue;
-            let steps = [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x30, queue), (0x38, 16)];
+        // A network card, which is set up no more often than it is used.
+        let net = self.read(w, 8, 4) == 1;
+        if self.rng.chance(if net { 10 } else { 30 }) {
+            let steps = [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)];
             steps.into_iter().for_each(|(at, value)| self.write(w, at, 4, value));
-            for (at, part) in [(0x80, 0), (0x90, 1), (0xa0, 2)] {
-                self.write(w, at, 4, ring + 0x400 * part);
-                self.write(w, at + 4, 4, 0);
+            // One of a network card's alone does nothing.
+            for queue in if net { 0..3 } else { queue..queue + 1 } {
+                let ring = RINGS + 0x1000 * queue;
+                self.write(w, 0x30, 4, queue);
+                self.write(w, 0x38, 4, 16);
+                for (at, part) in [(0x80, 0), (0x90, 1), (0xa0, 2)] {
+                    self.write(w, at, 4, ring + 0x400 * part);
+                    self.write(w, at + 4, 4, 0);
+                }
+                self.write(w, 0x44, 4, 1);
             }
-            self.write(w, 0x44, 4, 1);
             self.write(w, 0x70, 4, 15);
         }
-        self.offer(RINGS + 0x1000 * queue);
+        let queue = if net {
+            self.frames();
+            self.net_chains()
+        } else {
+            self.offer(RINGS + 0x1000 * queue);
+            queue
+        };
         self.write(w, 0x50, 4, queue);
     }
 

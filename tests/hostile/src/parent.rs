@@ -1,6 +1,7 @@
 //! Runs cases in processes of their own, so that one that dies is a line of the report.
 use crate::machine::{self, Setup};
 use crate::{Engine, Profile, devices, images, saved};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -60,6 +61,8 @@ pub struct Report {
     pub executed: u64,
     /// Saved machines that were not refused.
     pub restored: u64,
+    /// Frames that network cards have sent and received, by model.
+    pub frames: BTreeMap<String, [u64; 2]>,
     /// The largest process, in MiB.
     pub peak_mib: u64,
 }
@@ -76,7 +79,14 @@ pub fn work(plan: &Plan) -> i32 {
                 0
             }),
             Profile::Images => images::run(plan.seed, case).map(|()| 0),
-            Profile::Devices | Profile::Network => devices::run(plan.setup(case), plan.seed, case),
+            Profile::Devices | Profile::Network => {
+                devices::run(plan.setup(case), plan.seed, case).map(|did| {
+                    for (model, sent, received) in did.frames {
+                        println!("frames {model} {sent} {received}");
+                    }
+                    did.made
+                })
+            }
             Profile::Hostile | Profile::Race => machine::run(plan.setup(case), plan.seed, case),
         };
         match ran {
@@ -171,6 +181,13 @@ fn watch(
                     return Ok((None, None));
                 }
                 None if line == "restored" => report.restored += 1,
+                Some(("frames", figures)) => {
+                    let mut words = figures.split(' ');
+                    let model = words.next().unwrap_or_default().to_owned();
+                    for count in report.frames.entry(model).or_default() {
+                        *count += words.next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+                    }
+                }
                 Some(("finding", why)) => finding = Some(why.to_owned()),
                 _ => println!("{line}"),
             },
