@@ -3,12 +3,11 @@
 #![cfg(unix)]
 mod common;
 
-use common::{Guest, byte, gateway};
+use common::{Guest, byte, gateway, listen};
 use mynah_net::fault::{Alarm, Fault, Faults, Line};
 use mynah_net::user::Config;
 use smoltcp::socket::tcp::State;
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,8 +34,7 @@ fn data(len: usize, seed: u8) -> Vec<u8> {
 
 /// `len` bytes to the host, and then as many back.
 fn transfer(faults: Faults, len: usize) -> End {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let at = listener.local_addr().unwrap();
+    let (listener, at) = listen();
     let server = thread::spawn(move || {
         let mut s = listener.accept().unwrap().0;
         let mut got = vec![0; len];

@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 mod common;
 
+use common::listen;
 use common::process::{alone, descriptors, limit_descriptors, memory};
 use common::raw::{ACK, FIN, PSH, RST, Raw, SYN, Seen, Tcp, datagram, packet};
 use mynah_net::user::{Behind, Config, GuestForward};
@@ -16,15 +17,14 @@ use std::time::{Duration, Instant};
 
 /// A server that gives back what it gets; after a first byte of `h` it closes at once, else when its peer does.
 fn echoes() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, at) = listen();
     thread::spawn(move || {
         for peer in listener.incoming() {
             let mut peer = peer.unwrap();
             thread::Builder::new().stack_size(64 << 10).spawn(move || echo(&mut peer)).unwrap();
         }
     });
-    port
+    at.port()
 }
 
 fn echo(peer: &mut TcpStream) -> std::io::Result<()> {
@@ -97,8 +97,8 @@ fn two_thousand_connections_at_once() {
             eprintln!("skipped: the host allows less than 10,000 descriptors");
             return;
         }
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let to = listener.local_addr().unwrap().port();
+        let (listener, at) = listen();
+        let to = at.port();
         let server = thread::spawn(move || {
             let all: Vec<_> = listener.incoming().take(COUNT.into()).map(Result::unwrap).collect();
             for mut peer in &all {

@@ -3,20 +3,14 @@
 mod common;
 
 use common::raw::{ACK, FIN, PSH, RST, Raw, SYN, Tcp};
-use common::{Guest, byte, gateway};
+use common::{Guest, byte, gateway, listen};
 use mynah_net::user::Config;
 use smoltcp::socket::tcp::State;
 use socket2::SockRef;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
-
-fn listen() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let at = listener.local_addr().unwrap();
-    (listener, at)
-}
 
 #[test]
 fn a_host_that_closes_its_half_first_still_gets_all() {
@@ -83,10 +77,7 @@ fn a_host_that_never_answers_holds_up_nobody_and_may_be_given_up() {
 
 #[test]
 fn a_guest_that_vanishes_is_given_up_and_the_host_hears_of_it() {
-    let (listener, at) = listen();
-    let raw = Raw::new(Config::default(), false);
-    raw.open(1000, at.port(), &[]);
-    let mut host = listener.accept().unwrap().0;
+    let (raw, _, _, mut host) = Raw::with_connection(false, &[]);
     host.write_all(&[7; 100_000]).unwrap();
     // It acknowledges nothing: what is sent again is sent ever more seldom, and then no more.
     let (mut times, end) = (0, Instant::now() + Duration::from_secs(60));
@@ -104,10 +95,7 @@ fn a_guest_that_vanishes_is_given_up_and_the_host_hears_of_it() {
 
 #[test]
 fn a_guest_that_says_nothing_for_hours_is_asked_whether_it_is_there() {
-    let (listener, at) = listen();
-    let raw = Raw::new(Config::default(), false);
-    let ack = raw.open(1000, at.port(), &[]);
-    let mut host = listener.accept().unwrap().0;
+    let (raw, port, ack, mut host) = Raw::with_connection(false, &[]);
     let hours = |n: u64| {
         raw.poll.advance(Duration::from_secs(n * 3600 + 60));
         raw.poll.turn(&raw.user, Duration::ZERO);
@@ -118,7 +106,7 @@ fn a_guest_that_says_nothing_for_hours_is_asked_whether_it_is_there() {
     // It is there: it answers what it has had before.
     let asked = raw.next().unwrap();
     assert_eq!((asked.seq, asked.flags, asked.data.len()), (ack.wrapping_sub(1), ACK, 0));
-    raw.tcp(Tcp { ports: (1000, at.port()), seq: 101, ack, flags: ACK, ..Tcp::default() });
+    raw.tcp(Tcp { ports: (1000, port), seq: 101, ack, flags: ACK, ..Tcp::default() });
     hours(2);
     assert!(raw.next().is_some());
     assert_eq!(raw.user.flows().len(), 1);

@@ -2,18 +2,15 @@
 #![cfg(unix)]
 mod common;
 
-use common::{Guest, MAC, byte, gateway};
-use mynah_net::user::{Behind, Config, GuestForward, Poll, User};
-use mynah_net::{Backend, Frame, Gso, Nic, Offload, Partial, Takes};
+use common::raw::{ACK, PSH, Raw, Tcp};
+use common::{Guest, MAC, byte, gateway, listen};
+use mynah_net::Partial;
+use mynah_net::user::{Behind, Config, GuestForward};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{dhcpv4, icmp, tcp, udp};
-use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint,
-    IpProtocol, Ipv4Address, Ipv4Packet, TcpPacket,
-};
-use std::io::{IoSlice, Read, Write};
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint, Ipv4Address};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 fn datagrams(g: &mut Guest, port: u16) -> smoltcp::iface::SocketHandle {
@@ -317,12 +314,12 @@ fn what_the_machine_has_is_behind_an_address_of_the_network() {
 
 #[test]
 fn a_restricted_guest_gets_nowhere() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (listener, at) = listen();
     listener.set_nonblocking(true).unwrap();
     let host = server("127.0.0.1:0");
     host.set_nonblocking(true).unwrap();
     let mut g = Guest::new(Config { restrict: true, ..Config::default() });
-    let tcp = g.connect(gateway(listener.local_addr().unwrap()), 4096);
+    let tcp = g.connect(gateway(at), 4096);
     let udp = datagrams(&mut g, 5003);
     let to = gateway(host.local_addr().unwrap());
     g.sockets.get_mut::<udp::Socket<'_>>(udp).send_slice(b"out", to).unwrap();
@@ -334,100 +331,28 @@ fn a_restricted_guest_gets_nowhere() {
     assert!(g.user.flows().is_empty());
 }
 
-/// A card that takes long segments.
-#[derive(Default)]
-struct Long(Mutex<Vec<(Offload, Vec<u8>)>>);
-
-impl Nic for Long {
-    fn can_receive(&self) -> bool {
-        true
-    }
-    fn receive(&self, frame: &Frame<'_>) -> bool {
-        self.0.lock().unwrap().push((frame.offload, frame.to_vec()));
-        true
-    }
-    fn takes(&self) -> Takes {
-        Takes { partial: true, tso4: true, tso6: true, ..Takes::default() }
-    }
-}
-
-fn segment(port: u16, seq: u32, ack: u32, flags: u8, data: &[u8]) -> Vec<u8> {
-    let mut f = vec![0; 54 + data.len()];
-    let mut e = EthernetFrame::new_unchecked(&mut f);
-    e.set_dst_addr(EthernetAddress([0x52, 0x55, 10, 0, 2, 2]));
-    e.set_src_addr(EthernetAddress(MAC));
-    e.set_ethertype(EthernetProtocol::Ipv4);
-    let mut ip = Ipv4Packet::new_unchecked(e.payload_mut());
-    ip.set_version(4);
-    ip.set_header_len(20);
-    ip.set_total_len((40 + data.len()) as u16);
-    ip.set_hop_limit(64);
-    ip.set_next_header(IpProtocol::Tcp);
-    ip.set_src_addr([10, 0, 2, 15].into());
-    ip.set_dst_addr([10, 0, 2, 2].into());
-    ip.fill_checksum();
-    let mut t = TcpPacket::new_unchecked(ip.payload_mut());
-    t.set_src_port(1234);
-    t.set_dst_port(port);
-    t.set_header_len(20);
-    t.set_window_len(0xffff);
-    let bytes = t.into_inner();
-    bytes[4..8].copy_from_slice(&seq.to_be_bytes());
-    bytes[8..12].copy_from_slice(&ack.to_be_bytes());
-    bytes[13] = flags;
-    bytes[20..].copy_from_slice(data);
-    f
-}
-
 #[test]
 fn long_segments_pass_unsplit_both_ways() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let poll = Poll::new();
-    let user = User::new(Config::default(), Arc::new(poll.clone())).unwrap();
-    let nic = Arc::new(Long::default());
-    user.connect(nic.clone());
-    let offload = Offload { partial: Some(Partial { start: 34, offset: 16 }), ..Offload::default() };
-    let send = |frame: Vec<u8>| user.send(&Frame { offload, parts: &[IoSlice::new(&frame)] });
-    send(segment(port, 100, 0, 2, b""));
-    let (mut host, _) = listener.accept().unwrap();
-    while nic.0.lock().unwrap().is_empty() {
-        poll.turn(&user, Duration::from_millis(10));
-    }
-    let (_, syn) = nic.0.lock().unwrap().remove(0);
-    let iss = u32::from_be_bytes([syn[38], syn[39], syn[40], syn[41]]);
-    assert_eq!(syn[47], 0x12);
-    send(segment(port, 101, iss + 1, 0x10, b""));
+    let (raw, port, ack, mut host) = Raw::with_connection(true, &[]);
     // Without window scaling the window is 64 KiB.
     let data: Vec<u8> = (0..60_000).map(|i| byte(i, 1)).collect();
-    let gso = Some(Gso { v6: false, size: 1460 });
-    let frame = segment(port, 101, iss + 1, 0x18, &data);
-    let (head, body) = frame.split_at(54);
-    let parts: Vec<_> = [head].into_iter().chain(body.chunks(4096)).map(IoSlice::new).collect();
-    user.send(&Frame { offload: Offload { gso, ..offload }, parts: &parts });
+    raw.tcp(Tcp { ports: (1000, port), seq: 101, ack, flags: ACK | PSH, data: &data, ..Tcp::default() });
     let mut got = vec![0; data.len()];
     host.read_exact(&mut got).unwrap();
     assert!(got == data);
-    let (_, ack) = nic.0.lock().unwrap().pop().unwrap();
-    assert_eq!(
-        u32::from_be_bytes([ack[42], ack[43], ack[44], ack[45]]),
-        101 + 60_000,
-        "acknowledged at once"
-    );
-    assert_eq!(user.flows()[0].counters.segments_from, 2, "the ACK and one segment");
+    assert_eq!(raw.next().expect("acknowledged at once").ack, 101 + 60_000);
+    assert_eq!(raw.user.flows()[0].counters.segments_from, 3, "SYN, ACK and one segment");
 
     host.write_all(&data[..50_000]).unwrap();
     let mut back = Vec::new();
     let mut longest = 0;
     while back.len() < 50_000 {
-        poll.turn(&user, Duration::from_millis(10));
-        for (offload, frame) in nic.0.lock().unwrap().drain(..) {
-            assert_eq!(offload.partial, Some(Partial { start: 34, offset: 16 }));
-            let len = frame.len() - 54;
-            assert_eq!(offload.gso.is_some(), len > 536, "536 is what a guest takes that says nothing");
-            longest = longest.max(len);
-            back.extend_from_slice(&frame[54..]);
-        }
+        let seen = raw.wait();
+        assert_eq!(seen.partial, Some(Partial { start: 34, offset: 16 }));
+        let len = seen.data.len();
+        assert_eq!(seen.gso.is_some(), len > 536, "536 is what a guest takes that says nothing");
+        longest = longest.max(len);
+        back.extend_from_slice(&seen.data);
     }
     assert!(back == data[..50_000]);
     assert!(longest > 10_000, "{longest}");

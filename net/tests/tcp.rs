@@ -2,7 +2,7 @@
 #![cfg(unix)]
 mod common;
 
-use common::{Faults, Guest, byte, gateway};
+use common::{Faults, Guest, byte, gateway, listen};
 use mynah_net::user::Config;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
@@ -122,8 +122,7 @@ fn resets_pass_both_ways() {
 
 #[test]
 fn two_hundred_connections_at_once() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
+    let (listener, address) = listen();
     thread::spawn(move || {
         for s in listener.incoming().take(200) {
             let mut s = s.unwrap();
@@ -289,8 +288,7 @@ fn a_card_without_room_loses_nothing() {
 
 #[test]
 fn the_oldest_flow_goes_when_there_are_too_many() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
+    let (_listener, address) = listen();
     let mut g = Guest::new(Config { max_flows: 4, ..Config::default() });
     let mut handles = Vec::new();
     for _ in 0..6 {

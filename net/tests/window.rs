@@ -2,11 +2,10 @@
 #![cfg(unix)]
 mod common;
 
-use common::byte;
 use common::raw::{ACK, PSH, RST, Raw, SYN, Tcp};
+use common::{byte, listen};
 use mynah_net::user::Config;
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,8 +16,8 @@ const OPTIONS: [u8; 8] = [2, 4, 5, 0xb4, 1, 3, 3, 7];
 
 #[test]
 fn a_window_may_be_filled_to_its_end_and_is_told_when_it_opens() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, at) = listen();
+    let port = at.port();
     let total = 24 << 20;
     let server = thread::spawn(move || {
         let mut s = listener.accept().unwrap().0;
@@ -70,11 +69,7 @@ fn a_window_may_be_filled_to_its_end_and_is_told_when_it_opens() {
 
 #[test]
 fn what_is_missing_next_has_room_however_much_came_too_early() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let raw = Raw::new(Config::default(), true);
-    let ack = raw.open(1000, port, &SCALED);
-    let mut host = listener.accept().unwrap().0;
+    let (raw, port, ack, mut host) = Raw::with_connection(true, &SCALED);
     let all: Vec<u8> = (0..400_000).map(|i| byte(i, 1)).collect();
     let send = |at: usize, len: usize| {
         let data = &all[at..at + len];
@@ -107,12 +102,9 @@ fn the_smallest_segments_of_a_guest_fit_into_long_frames() {
     let data: Vec<u8> = (0..300_000).map(|i| byte(i, 1)).collect();
     for mss in [1u16, 64, 88, 536, 1460, 65_535] {
         for long in [true, false] {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let port = listener.local_addr().unwrap().port();
-            let raw = Raw::new(Config::default(), long);
             let [high, low] = mss.to_be_bytes();
-            let mut next = raw.open(1000, port, &[2, 4, high, low, 1, 3, 3, 7]);
-            let mut host = listener.accept().unwrap().0;
+            let options = [2, 4, high, low, 1, 3, 3, 7];
+            let (raw, port, mut next, mut host) = Raw::with_connection(long, &options);
             let all = data.clone();
             let writer = thread::spawn(move || {
                 host.write_all(&all).unwrap();
@@ -159,8 +151,8 @@ fn the_smallest_segments_of_a_guest_fit_into_long_frames() {
 
 #[test]
 fn an_acknowledgement_is_not_answered() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (_listener, at) = listen();
+    let port = at.port();
     let raw = Raw::new(Config::default(), true);
     for (from, options) in [(1000, &[][..]), (1001, &OPTIONS)] {
         let ack = raw.open(from, port, options);
@@ -177,11 +169,7 @@ fn an_acknowledgement_is_not_answered() {
 
 #[test]
 fn a_guest_whose_network_is_another_one_now_is_told_that_its_connection_has_ended() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let raw = Raw::new(Config::default(), true);
-    let ack = raw.open(1000, port, &OPTIONS);
-    let mut server = listener.accept().unwrap().0;
+    let (raw, port, ack, mut server) = Raw::with_connection(true, &OPTIONS);
     server.write_all(&[7; 1000]).unwrap();
     while raw.wait().data.is_empty() {}
     // It has acknowledged a part of that, and only listens.
@@ -203,11 +191,7 @@ fn a_guest_whose_network_is_another_one_now_is_told_that_its_connection_has_ende
 
 #[test]
 fn a_stream_of_full_segments_is_acknowledged_together_and_all_of_it_arrives() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let raw = Raw::new(Config::default(), true);
-    let ack = raw.open(1000, port, &OPTIONS);
-    let mut server = listener.accept().unwrap().0;
+    let (raw, port, ack, mut server) = Raw::with_connection(true, &OPTIONS);
     let data: Vec<u8> = (0..200 * 1460).map(|i| byte(i, 9)).collect();
     let (mut answers, mut acknowledged) = (0, 0);
     for (n, part) in data.chunks(1460).enumerate() {
@@ -235,11 +219,7 @@ fn a_stream_of_full_segments_is_acknowledged_together_and_all_of_it_arrives() {
 
 #[test]
 fn a_program_that_writes_little_at_a_time_is_not_interrupted_for_each_of_it() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let raw = Raw::new(Config::default(), true);
-    let ack = raw.open(1000, port, &OPTIONS);
-    let mut server = listener.accept().unwrap().0;
+    let (raw, port, ack, mut server) = Raw::with_connection(true, &OPTIONS);
     server.set_nonblocking(true).unwrap();
     let data: Vec<u8> = (0..400 * 1000).map(|i| byte(i, 9)).collect();
     let mut seq = 101;
@@ -285,11 +265,7 @@ fn a_program_that_writes_little_at_a_time_is_not_interrupted_for_each_of_it() {
 
 #[test]
 fn an_answer_takes_the_acknowledgement_with_it_on_a_card_that_paces_its_interrupts() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let raw = Raw::new(Config::default(), true);
-    let mut ack = raw.open(1000, port, &OPTIONS);
-    let mut server = listener.accept().unwrap().0;
+    let (raw, port, mut ack, mut server) = Raw::with_connection(true, &OPTIONS);
     let (mut seq, mut byte) = (101, [0]);
     let mut say = |seq: &mut u32, ack: u32| {
         let flags = ACK | PSH;
@@ -324,8 +300,8 @@ fn an_answer_takes_the_acknowledgement_with_it_on_a_card_that_paces_its_interrup
 
 #[test]
 fn a_guest_is_told_what_has_come_too_early() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, at) = listen();
+    let port = at.port();
     let raw = Raw::new(Config::default(), true);
     // One that does not say that it understands is told nothing.
     for (from, options) in [(1000, &OPTIONS[..]), (1001, &[&OPTIONS[..], &[1, 1, 4, 2]].concat())] {
@@ -376,11 +352,7 @@ fn a_guest_is_told_what_has_come_too_early() {
 
 #[test]
 fn the_time_for_an_answer_does_not_grow_while_the_guest_answers() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let raw = Raw::new(Config::default(), true);
-    let mut ack = raw.open(1000, port, &OPTIONS);
-    let mut server = listener.accept().unwrap().0;
+    let (raw, port, mut ack, mut server) = Raw::with_connection(true, &OPTIONS);
     server.write_all(&[7; 20_000]).unwrap();
     let mut sent = 0;
     while sent < 20_000 {
@@ -400,8 +372,8 @@ fn the_time_for_an_answer_does_not_grow_while_the_guest_answers() {
 
 #[test]
 fn a_guest_s_time_stamps_are_answered_and_old_ones_are_none() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, at) = listen();
+    let port = at.port();
     let raw = Raw::new(Config::default(), true);
     let stamp = |ours: u32, theirs: u32| {
         let mut option = vec![1, 1, 8, 10];

@@ -13,7 +13,7 @@ use smoltcp::time::Instant as Time;
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Address};
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -234,6 +234,13 @@ impl Guest {
 /// Byte `i` of a stream that is easily told from another.
 pub fn byte(i: usize, seed: u8) -> u8 {
     (i as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0] ^ seed
+}
+
+/// A port of the host's loopback that listens, and where it is.
+pub fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    (listener, at)
 }
 
 /// The gateway, at a port of the host's.

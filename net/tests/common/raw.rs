@@ -1,5 +1,5 @@
 //! A guest without a stack: frames are made by hand, and all that the NAT sends is kept to be looked at.
-use super::MAC;
+use super::{MAC, listen};
 use mynah_net::user::{Config, Poll, User};
 use mynah_net::{Backend, Frame, Gso, Nic, Offload, Partial, Takes};
 use smoltcp::wire::{
@@ -8,7 +8,7 @@ use smoltcp::wire::{
 };
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::net::{Ipv6Addr, SocketAddrV4};
+use std::net::{Ipv6Addr, SocketAddrV4, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -56,6 +56,7 @@ pub struct Seen {
     pub window: u16,
     pub options: Vec<u8>,
     pub data: Vec<u8>,
+    pub partial: Option<Partial>,
     pub gso: Option<Gso>,
 }
 
@@ -176,7 +177,8 @@ impl Raw {
         let partial = gso.map(|_| Partial { start: 34, offset: 16 });
         let frame = segment(GATEWAY, t);
         let (head, data) = frame.split_at(54 + t.options.len());
-        let parts = [IoSlice::new(head), IoSlice::new(data)];
+        // In pieces, as descriptors are.
+        let parts: Vec<_> = [head].into_iter().chain(data.chunks(4096)).map(IoSlice::new).collect();
         self.user.send(&Frame { offload: Offload { partial, gso, valid: false }, parts: &parts });
     }
 
@@ -198,6 +200,7 @@ impl Raw {
                 window: half(48),
                 options: f[54..data].to_vec(),
                 data: f[data..14 + usize::from(half(16))].to_vec(),
+                partial: offload.partial,
                 gso: offload.gso,
             });
         }
@@ -214,6 +217,16 @@ impl Raw {
             assert!(Instant::now() < end, "no segment: {:?}", self.user.flows());
             self.poll.turn(&self.user, Duration::from_millis(10));
         }
+    }
+
+    /// A guest with a connection to a port of the host's: that port, the number of the first byte that comes, and the
+    /// host's end. It is from port 1000; the number of the first byte that goes is 101.
+    #[track_caller]
+    pub fn with_connection(long: bool, options: &[u8]) -> (Self, u16, u32, TcpStream) {
+        let (listener, at) = listen();
+        let raw = Self::new(Config::default(), long);
+        let ack = raw.open(1000, at.port(), options);
+        (raw, at.port(), ack, listener.accept().unwrap().0)
     }
 
     /// Opens a connection to a port of the host's: the number of the first byte that comes. Ours is 101.

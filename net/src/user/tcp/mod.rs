@@ -217,6 +217,7 @@ impl Tcp {
         (flow.child, flow.resolver) = (child, resolver);
         flow.question = resolver.filter(|n| !Self::is_last(core, *n)).map(|_| Vec::new());
         flow.synchronize(core, segment);
+        flow.counters.segments_from = 1;
         let fate = if connected {
             flow.phase = Phase::SynReceived;
             flow.send_syn(core);
