@@ -14,20 +14,18 @@ mod debian;
 #[path = "common/disk.rs"]
 mod disk;
 mod kit;
+#[path = "common/login.rs"]
+mod login;
 #[path = "common/tools.rs"]
 mod tools;
 use common::{guest, has_qemu, key_lines};
 use debian::System;
-use kit::typed::Machine;
-use kit::{Folder, command, connect};
-use std::io::Write;
+use kit::{Folder, command};
+use login::Debian;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tools::{firmware, text, tool, tools};
-
-/// How long a guest may take for anything, on a slow host too.
-const LIMIT: Duration = Duration::from_secs(1800);
 
 /// What a disk is behind, and the options for that.
 const CONTROLLERS: &[(&str, &[&str])] = &[
@@ -57,49 +55,9 @@ echo 3 > /proc/sys/vm/drop_caches
 [ "$(sha256sum < /root/many | cut -c1-64)" = "$(cat /root/sum)" ] && echo "KEY KEPT"
 "#;
 
-/// A running Debian.
-struct Debian {
-    machine: Machine,
-    socket: String,
-}
-
-/// Where scripts are for the guest.
-const AT: &str = "/sys/firmware/qemu_fw_cfg/by_name/opt/org.mynah/script/raw";
-
-impl Debian {
-    /// Starts a machine with the script in fw_cfg, and logs root in.
-    fn log_in(program: &mut Command, folder: &Folder, args: &[&str], script: &str) -> Self {
-        let start = Instant::now();
-        let socket = folder.path("monitor");
-        let monitor = format!("unix:{socket},server=on,wait=off");
-        let script = format!("name=opt/org.mynah/script,file={}", folder.file("script", script.as_bytes()));
-        let own = ["-m", "512", "-display", "none", "-serial", "stdio", "-monitor", &monitor, "-no-reboot"];
-        program.args(own).args(["-fw_cfg", &script]).args(args);
-        let mut machine = Machine::of(program).patient(LIMIT);
-        machine.until("debian login: ");
-        eprintln!("  login: after {:?}", start.elapsed());
-        machine.types("root\r");
-        machine.until("root@debian:~# ");
-        Self { machine, socket }
-    }
-
-    /// In Mynah.
-    fn boot(folder: &Folder, args: &[&str], script: &str) -> Self {
-        Self::log_in(&mut command(&["run"]), folder, args, script)
-    }
-
-    /// Has the script run; what it says.
-    fn script(&mut self) -> String {
-        self.machine.types(&format!("modprobe qemu_fw_cfg; sh {AT}; echo EN''D\r"));
-        self.machine.until("END\r")
-    }
-
-    /// Presses the power button, and waits until the guest has switched the machine off.
-    fn power_down(self) {
-        let mut monitor = connect(&self.socket);
-        monitor.write_all(b"system_powerdown\n").unwrap();
-        assert_eq!(self.machine.ends(), Some(0));
-    }
+/// Debian in Mynah.
+fn boot(folder: &Folder, args: &[&str], script: &str) -> Debian {
+    Debian::log_in(&mut command(&["run", "-m", "512"]), folder, args, script)
 }
 
 /// The file system is as it should be when it was taken off, and what the guest wrote is there.
@@ -117,7 +75,7 @@ fn check(disk: &str, at: u64) {
 /// Boots the disk at `image`, has it do what every boot does, and switches it off.
 fn boots(folder: &Folder, image: &str, format: &str, args: &[&str]) {
     let drive = format!("if=none,id=d,format={format},file={image}");
-    let mut guest = Debian::boot(folder, &[&["-drive", &drive], args].concat(), SCRIPT);
+    let mut guest = boot(folder, &[&["-drive", &drive], args].concat(), SCRIPT);
     let said = guest.script();
     for key in ["KEY STATE running", "KEY WRONG 0", "KEY KEPT"] {
         assert!(said.contains(key), "no '{key}': {said}");
@@ -247,7 +205,7 @@ fn debian_boots_by_uefi_s_grub_then_by_the_entry_for_systemd_boot_that_it_has_se
             ("", vec!["KEY LOADER systemd-boot", "KEY VARIABLE kept", "KEY BOOTED Chosen"]),
         ] {
             let start = Instant::now();
-            let mut guest = Debian::boot(&folder, &args, &format!("{FIND}{more}{SCRIPT}"));
+            let mut guest = boot(&folder, &args, &format!("{FIND}{more}{SCRIPT}"));
             let said = guest.script();
             let lines: Vec<&str> = key_lines(&said, &["KEY "]);
             for key in expected.iter().chain(&["KEY STATE running", "KEY WRONG 0", "KEY KEPT"]) {
@@ -318,7 +276,7 @@ fn debian_s_own_tests_of_disks_pass_and_find_what_they_find_under_qemu() {
                     format!("if=none,id={id},format=raw,file={scratch}")
                 }
             });
-            let mut args = vec!["-M", board];
+            let mut args = vec!["-m", "512", "-M", board];
             drives.iter().for_each(|drive| args.extend(["-drive", drive]));
             // The default CD-ROM drive is the first on pc's second cable.
             let other = if board == "pc" { "ide.0,unit=1" } else { "ide.1" };

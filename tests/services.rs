@@ -16,6 +16,8 @@ mod debian;
 #[path = "common/disk.rs"]
 mod disk;
 mod kit;
+#[path = "common/login.rs"]
+mod login;
 #[allow(dead_code, reason = "others use more of them")]
 #[path = "common/servers.rs"]
 mod servers;
@@ -24,8 +26,8 @@ mod servers;
 mod tools;
 use common::key_lines;
 use debian::System;
-use kit::typed::Machine;
 use kit::{Folder, command, connect};
+use login::Debian;
 use servers::{bytes, digest, free_port};
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpStream, ToSocketAddrs};
@@ -34,17 +36,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tools::{text, tool, tools};
 
-/// How long a guest may take for anything, on a slow host too.
-const LIMIT: Duration = Duration::from_secs(1800);
 /// Bytes that are fetched and sent, and those that scp carries.
 const BIG: usize = 256 << 20;
 const COPIED: usize = 16 << 20;
 /// Small requests, and datagrams.
 const SMALL: usize = 2000;
 const DATAGRAMS: usize = 1000;
-
-/// Where the script is for the guest.
-const AT: &str = "/sys/firmware/qemu_fw_cfg/by_name/opt/org.mynah/script/raw";
 
 /// What a guest does by itself; ports and sizes stand before it.
 const SCRIPT: &str = r#"
@@ -116,56 +113,25 @@ END
 python3 /tmp/quiet.py $echo $quiet
 "#;
 
-/// A running Debian.
-struct Debian {
-    machine: Machine,
-    socket: String,
-}
-
-impl Debian {
-    /// Starts a machine with the script in fw_cfg, and logs root in. `around` are words before Mynah's own.
-    fn boot(system: &System, folder: &Folder, around: &[&str], args: &[&str], script: &str) -> Self {
-        let start = Instant::now();
-        let socket = folder.path("monitor");
-        let monitor = format!("unix:{socket},server=on,wait=off");
-        let script = format!("name=opt/org.mynah/script,file={}", folder.file("script", script.as_bytes()));
-        let [kernel, initrd, root] = system.parts();
-        let drive = format!("if=virtio,format=raw,snapshot=on,file={}", text(&root));
-        let append =
-            "root=LABEL=root ro console=ttyS0 quiet net.ifnames=0 systemd.default_device_timeout_sec=900";
-        let own = ["-m", "1024", "-display", "none", "-serial", "stdio", "-monitor", &monitor, "-no-reboot"];
-        let mynah = command(&["run"]);
-        let mut program = match around {
-            [] => mynah,
-            [first, rest @ ..] => {
-                let mut program = Command::new(first);
-                program.args(rest).arg(mynah.get_program()).args(mynah.get_args()).env("MYNAH_ACCEL", "jit");
-                program
-            }
-        };
-        program.args(own).args(["-fw_cfg", &script, "-drive", &drive, "-append", append]);
-        program.args(["-kernel", text(&kernel), "-initrd", text(&initrd)]).args(args);
-        program.args(std::env::var("MYNAH_OPTIONS").iter().flat_map(|options| options.split_whitespace()));
-        let mut machine = Machine::of(&mut program).patient(LIMIT);
-        machine.until("debian login: ");
-        eprintln!("  login: after {:?}", start.elapsed());
-        machine.types("root\r");
-        machine.until("root@debian:~# ");
-        Self { machine, socket }
-    }
-
-    /// Has the script run; what it says.
-    fn script(&mut self) -> String {
-        self.machine.types(&format!("modprobe qemu_fw_cfg; sh {AT}; echo EN''D\r"));
-        self.machine.until("END\r")
-    }
-
-    /// Presses the power button, and waits until the guest has switched the machine off.
-    fn power_down(self) {
-        let mut monitor = connect(&self.socket);
-        monitor.write_all(b"system_powerdown\n").unwrap();
-        assert_eq!(self.machine.ends(), Some(0));
-    }
+/// Debian in Mynah. `around` are words before Mynah's own.
+fn boot(system: &System, folder: &Folder, around: &[&str], args: &[&str], script: &str) -> Debian {
+    let [kernel, initrd, root] = system.parts();
+    let drive = format!("if=virtio,format=raw,snapshot=on,file={}", text(&root));
+    let append =
+        "root=LABEL=root ro console=ttyS0 quiet net.ifnames=0 systemd.default_device_timeout_sec=900";
+    let mynah = command(&["run"]);
+    let mut program = match around {
+        [] => mynah,
+        [first, rest @ ..] => {
+            let mut program = Command::new(first);
+            program.args(rest).arg(mynah.get_program()).args(mynah.get_args()).env("MYNAH_ACCEL", "jit");
+            program
+        }
+    };
+    program.args(["-m", "1024", "-drive", &drive, "-append", append]);
+    program.args(["-kernel", text(&kernel), "-initrd", text(&initrd)]);
+    program.args(std::env::var("MYNAH_OPTIONS").iter().flat_map(|options| options.split_whitespace()));
+    Debian::log_in(&mut program, folder, args, script)
 }
 
 /// Words before a program's that have it see another resolv.conf; none if the host does not permit that.
@@ -217,7 +183,7 @@ fn uses(card: &str, driver: &str, more: &[&str]) {
     let netdev = format!("user,id=n0,tftp={},hostfwd=tcp:127.0.0.1:{ssh}-:22", folder.0.display());
     let device = format!("{card},netdev=n0");
     let args = [&["-netdev", &netdev, "-device", &device], more].concat();
-    let mut guest = Debian::boot(&system, &folder, &around, &args, &script);
+    let mut guest = boot(&system, &folder, &around, &args, &script);
     let said = guest.script();
     let whole = digest(&big);
     let mut expected = vec![
@@ -305,7 +271,7 @@ fn a_quiet_connection_lasts() {
     let folder = Folder::new("services");
     let quiet: u64 = std::env::var("MYNAH_QUIET").map_or(600, |n| n.parse().expect("seconds"));
     let script = format!("echo={} quiet={quiet}\n{QUIET}", servers::tcp_echo());
-    let mut guest = Debian::boot(&system, &folder, &[], &["-nic", "user,model=virtio-net-pci"], &script);
+    let mut guest = boot(&system, &folder, &[], &["-nic", "user,model=virtio-net-pci"], &script);
     let said = guest.script();
     assert_eq!(key_lines(&said, &["KEY "]), ["KEY before", "KEY after"], "{said}");
     guest.power_down();
@@ -326,7 +292,7 @@ fn a_folder_of_the_host_s_is_a_share() {
                   smbclient -N //10.0.2.4/qemu -c 'ls' | grep -o 'from the host' | sed 's/^/KEY LISTED /'\n\
                   smbclient -N //10.0.2.4/qemu -c 'get \"from the host\" there; mkdir made; cd made; put there back'\n\
                   echo \"KEY GOT $(sha256sum < there | cut -c1-16)\"\n";
-    let mut guest = Debian::boot(&system, &folder, &[], &["-nic", &nic], script);
+    let mut guest = boot(&system, &folder, &[], &["-nic", &nic], script);
     let said = guest.script();
     let listed = "KEY LISTED from the host".to_owned();
     assert_eq!(key_lines(&said, &["KEY "]), [listed, format!("KEY GOT {}", digest(&bytes))], "{said}");
@@ -347,7 +313,7 @@ fn a_character_device_is_behind_an_address() {
     let script = "for n in 1 2; do exec 3<>/dev/tcp/10.0.2.100/1234; head -c 200000 /dev/zero >&3\n\
                   echo \"KEY $(head -c 300000 <&3 | sha256sum | cut -c1-16)\"; exec 3>&-; done\n";
     let script = format!("bash -c '{script}'\n");
-    let mut guest = Debian::boot(&system, &folder, &[], &["-chardev", &chardev, "-nic", nic], &script);
+    let mut guest = boot(&system, &folder, &[], &["-chardev", &chardev, "-nic", nic], &script);
     let mut device = connect(&line);
     let host = std::thread::spawn(move || {
         for _ in 0..2 {
@@ -382,7 +348,7 @@ fn another_host_is_pinged() {
     for card in ["virtio-net-pci", "e1000"] {
         let around = ["unshare", "-n", "sh", "-c", HOST, "sh"];
         let nic = format!("user,model={card}");
-        let mut guest = Debian::boot(&system, &folder, &around, &["-nic", &nic], script);
+        let mut guest = boot(&system, &folder, &around, &["-nic", &nic], script);
         let said = guest.script();
         assert_eq!(key_lines(&said, &["KEY "]), ["KEY 5 received", "KEY 3 received"], "{card}: {said}");
         guest.power_down();

@@ -1,6 +1,8 @@
 //! A guest for the NAT: smoltcp's stack on a link that may lose, repeat and reorder frames.
 // Each of the tests has its own need of it.
 #![allow(dead_code)]
+#[cfg(target_os = "linux")]
+pub mod fuse;
 pub mod process;
 pub mod raw;
 
