@@ -27,7 +27,7 @@ const MOST_DIFFER: usize = 1 << 16;
 const WINDOW: u64 = 1 << 14;
 /// Most bytes of L1 tables of snapshots, and of bitmaps' tables, unless the file has more: in a sound image no two of
 /// these tables are in the same place.
-const MOST_TABLES: u64 = 1 << 30;
+const MOST_TABLES: u64 = 1 << 28;
 /// Most L2 tables that are referred to, unless the file has room for more.
 const MOST_L2: u64 = 1 << 19;
 

@@ -303,7 +303,7 @@ impl Qcow2 {
     }
 
     /// Refuses a tree that no sound image has: a table that stands twice in it would be gone through for ever.
-    fn check_tree(&self, l1: &[u64]) -> io::Result<()> {
+    pub(super) fn check_tree(&self, l1: &[u64]) -> io::Result<()> {
         let mut tables: Vec<u64> = l1.iter().map(|e| e & OFFSET).filter(|at| *at != 0).collect();
         tables.sort_unstable();
         if tables.windows(2).any(|two| two[0] == two[1]) {

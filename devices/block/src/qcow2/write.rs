@@ -605,6 +605,8 @@ impl Qcow2 {
     /// What is beyond the new end goes; what is left of the last cluster is zeros, should it grow again.
     fn shrink(&self, size: u64, old: u64) -> io::Result<()> {
         let edge = size.next_multiple_of(self.cluster_size()).min(old);
+        let (first, _) = self.place(edge >> self.cluster_bits);
+        self.check_tree(self.tables.read().l1.get(first..).unwrap_or_default())?;
         if edge > size {
             self.write_zeros(size, edge - size)?;
         }
