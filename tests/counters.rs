@@ -6,12 +6,14 @@
 #![cfg(unix)]
 #[allow(dead_code, reason = "others boot other guests")]
 mod common;
+mod kit;
 use common::{guest, key_lines, ramdisk, run};
+use kit::Client;
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::io::{Read, Write};
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,16 +98,6 @@ fn neighbour(socket: &UnixDatagram, counted: &Counted) {
     }
 }
 
-/// What a monitor answers.
-fn ask(monitor: &Path, command: &str) -> String {
-    let mut stream = UnixStream::connect(monitor).unwrap();
-    stream.write_all(format!("{command}\n").as_bytes()).unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut said = String::new();
-    stream.read_to_string(&mut said).unwrap();
-    said
-}
-
 /// Frames and octets in the log of a network in one direction; those alone that say `what`.
 fn logged(log: &str, network: &str, direction: &str, what: &str) -> [u64; 2] {
     let mut sum = [0; 2];
@@ -123,8 +115,9 @@ fn differences(monitor: &Path, log: &Path, counted: &Counted, port: u16) -> Stri
     let program = env!("CARGO_BIN_EXE_mynah");
     let out = Command::new(program).arg("network").arg(monitor).output().unwrap();
     let all: Value = serde_json::from_slice(&out.stdout).unwrap();
-    let (json, usernet) = (ask(monitor, "info network -j"), ask(monitor, "info usernet"));
-    let network = ask(monitor, "info network");
+    let mut client = Client::at(monitor.to_str().unwrap());
+    let [json, usernet, network] =
+        ["info network -j", "info usernet", "info network"].map(|line| client.ask(line));
     let log = std::fs::read_to_string(log).unwrap();
     let mut wrong = String::new();
     let mut same = |what: &str, a: &dyn std::fmt::Debug, b: &dyn std::fmt::Debug| {
@@ -139,7 +132,7 @@ fn differences(monitor: &Path, log: &Path, counted: &Counted, port: u16) -> Stri
         let (sent, received) = (said("sent"), said("received"));
         same(&format!("{name}: the log, out"), &logged(&log, name, "out", ""), &sent);
         same(&format!("{name}: the log, in"), &logged(&log, name, "in", ""), &received);
-        same(&format!("{name}: dropped"), &card["dropped"], &0);
+        same(&format!("{name}: dropped"), &card["dropped"].as_u64(), &Some(0));
         let line = format!(
             "sent {} frames, {} bytes; received {} frames, {} bytes; dropped 0",
             sent[0], sent[1], received[0], received[1]
@@ -155,8 +148,8 @@ fn differences(monitor: &Path, log: &Path, counted: &Counted, port: u16) -> Stri
             same("what went by the cable", &figures(&counted.received), &received);
         } else {
             let user = &all["networks"][name]["user"];
-            same("frames from the guest", &user["stats"]["from_guest"], &sent[0]);
-            same("frames to the guest", &user["stats"]["to_guest"], &received[0]);
+            same("frames from the guest", &user["stats"]["from_guest"].as_u64(), &Some(sent[0]));
+            same("frames to the guest", &user["stats"]["to_guest"].as_u64(), &Some(received[0]));
             let flows = user["flows"].as_array().unwrap();
             let remote = format!("10.0.2.2:{port}");
             let Some(flow) = flows.iter().find(|f| f["remote"] == remote.as_str()) else {
@@ -189,6 +182,7 @@ fn counts(card: &str, machine: &str, modules: &str) {
     // The cable.
     let counted = Arc::new(Counted::default());
     let socket = UnixDatagram::bind(at("ours")).unwrap();
+    let end = socket.try_clone().unwrap();
     let connect = {
         let (socket, theirs) = (socket.try_clone().unwrap(), at("theirs"));
         move || socket.connect(&theirs).is_ok()
@@ -240,8 +234,8 @@ fn counts(card: &str, machine: &str, modules: &str) {
     args.extend(["-kernel", vmlinuz.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()]);
     let boot = run(&args, Duration::from_secs(300), |_| None);
     std::fs::remove_file(&initrd).unwrap();
-    // An empty datagram ends the other end of the cable.
-    let _ = UnixDatagram::unbound().unwrap().send_to(&[], at("ours"));
+    // The other end of the cable ends, too.
+    end.shutdown(std::net::Shutdown::Both).unwrap();
     let console = &boot.console;
     assert_eq!(*wrong.lock().unwrap(), "", "{card}; the console said:\n{console}");
     let mut expected: Vec<_> = [0, 1, 17, 18, 19, 500, 1472, 1473, 5000]
