@@ -106,7 +106,8 @@ impl EventLoop {
     }
 
     /// Waits for `descriptor` on behalf of `source`: for input if `read`, for room for output if `write`. Fails for
-    /// what cannot be waited for, on Linux a regular file or /dev/null (EPERM, `epoll_ctl(2)`), on Windows all but sockets.
+    /// what cannot be waited for, on Linux a regular file or /dev/null (EPERM, `epoll_ctl(2)`), on Windows all but
+    /// sockets.
     pub fn add(
         &self,
         descriptor: &Descriptor,
