@@ -6,7 +6,7 @@
 //! What no file of that size can hold is refused.
 use super::header::{self, EXT_BITMAPS};
 use super::refs::TABLE_OFFSET;
-use super::{COPIED, Mapping, Meta, OFFSET, Qcow2, each_number, each_piece, write_numbers};
+use super::{COPIED, Mapping, Meta, OFFSET, Qcow2, each_number, write_numbers};
 use crate::image::{CheckReport, Image as _};
 use crate::storage::{be32, be64, damaged};
 use std::collections::BTreeMap;
@@ -173,11 +173,9 @@ struct Check<'a> {
     /// Clusters of the file.
     clusters: u64,
     /// Bytes that the file has on the host's disk.
-    used: u64,
+    on_disk: u64,
     /// The L2 tables, in their order in the file, and how often each is referred to.
     tables: Vec<Table>,
-    /// Bytes of tables that may still be read: [`MOST_TABLES`].
-    tables_left: u64,
     /// Of each refcount block whether it is outside of the file, or used for something else too.
     bad: Vec<bool>,
     /// After the last cluster that is referred to.
@@ -198,6 +196,11 @@ struct Check<'a> {
 impl Qcow2 {
     /// See [`Image::check`].
     pub(super) fn check_image(&self, repair: bool) -> io::Result<CheckReport> {
+        self.check_holding(repair, most_held(self.storage.disk_usage()?, self.cluster_size()))
+    }
+
+    /// See [`Image::check`]; it holds `most` bytes of counts.
+    pub(super) fn check_holding(&self, repair: bool, most: u64) -> io::Result<CheckReport> {
         if repair && self.read_only {
             self.may_write()?;
         }
@@ -207,15 +210,13 @@ impl Qcow2 {
         }
         // Memory is for counts now.
         self.tables.write().l2.retain(|_, l2| l2.dirty.is_some());
-        let used = self.storage.disk_usage()?;
         let mut check = Check {
             image: self,
-            counted: Counted::new(most_held(used, self.cluster_size())),
+            counted: Counted::new(most),
             report: CheckReport::default(),
             clusters: self.storage.len()?.div_ceil(self.cluster_size()),
-            used,
+            on_disk: self.storage.disk_usage()?,
             tables: Vec::with_capacity(self.tables.read().l1.len().min(MOST_L2 as usize)),
-            tables_left: MOST_TABLES.max(used),
             bad: vec![false; meta.refs.table.len()],
             end: 0,
             free: 0,
@@ -235,8 +236,8 @@ impl Qcow2 {
         check.free = check.end.max(check.clusters);
         // Nobody reads from clusters that a repair frees, or tables that it changes.
         let _alone = repair.then(|| self.gate.write());
-        let again = check.passes > 1 || repair && check.repair_table(&mut meta)?;
-        if again {
+        let repaired = repair && check.repair_table(&mut meta)?;
+        if repaired || check.passes > 1 {
             check.counted.restart(0);
             check.pass(&mut meta, |check, meta| check.compare(meta, repair))?;
         } else {
@@ -305,11 +306,12 @@ impl Check<'_> {
         self.counted.add(at >> bits..end + 1, times);
     }
 
-    /// Whether a table of so many bytes may be read: [`MOST_TABLES`].
-    fn may_read(&mut self, bytes: u64, what: &str) -> io::Result<()> {
-        self.tables_left = self.tables_left.checked_sub(bytes).ok_or_else(|| {
-            damaged(format!("{what} are larger than its file, so they are in the same places"))
-        })?;
+    /// Adds the bytes of one more table to what has been `read` of its kind: [`MOST_TABLES`].
+    fn may_read(&self, read: &mut u64, bytes: u64, what: &str) -> io::Result<()> {
+        *read += bytes;
+        if *read > MOST_TABLES.max(self.on_disk) {
+            return Err(damaged(format!("{what} are larger than its file, so they are in the same places")));
+        }
         Ok(())
     }
 
@@ -319,10 +321,11 @@ impl Check<'_> {
         for (index, entry) in (0..).zip(&image.tables.read().l1) {
             self.l2_at(index, *entry)?;
         }
+        let mut read = 0;
         for snapshot in &meta.snapshots {
             let (at, len) = (snapshot.l1_offset, u64::from(snapshot.l1_size) * 8);
             if at + len <= self.clusters << self.image.cluster_bits {
-                self.may_read(len, "the snapshots' L1 tables")?;
+                self.may_read(&mut read, len, "the snapshots' L1 tables")?;
                 let storage = &*self.image.storage;
                 each_number(storage, at, len / 8, &mut |index, entry| self.l2_at(index, entry))?;
             }
@@ -343,7 +346,7 @@ impl Check<'_> {
             self.wrong(|| format!("L2 table {index} at {at:#x} is beyond the file's end"));
         } else {
             self.tables.push(Table::new(at >> bits));
-            let most = MOST_L2.max(self.used >> bits);
+            let most = MOST_L2.max(self.on_disk >> bits);
             if self.tables.len() as u64 > most {
                 self.sort_tables();
                 // Half of the room is for those that come next.
@@ -379,7 +382,6 @@ impl Check<'_> {
             Ok(len) => self.used(meta.header.snapshots_offset, len, 1, "the snapshots' table"),
             Err(e) => self.wrong(|| e.to_string()),
         }
-        self.tables_left = MOST_TABLES.max(self.used);
         self.bitmaps(meta)?;
         let tables = std::mem::take(&mut self.tables);
         for table in &tables {
@@ -538,7 +540,7 @@ impl Check<'_> {
             return Ok(());
         }
         self.used(at, size, 1, "the bitmaps' directory");
-        let mut here = at;
+        let (mut here, mut read) = (at, 0);
         for _ in 0..count {
             let mut head = [0; 24];
             if here + 24 > at.saturating_add(size) {
@@ -551,7 +553,7 @@ impl Check<'_> {
             } else {
                 self.used(table, entries * 8, 1, "a bitmap's table");
                 if table.saturating_add(entries * 8) <= self.clusters << image.cluster_bits {
-                    self.may_read(entries * 8, "the bitmaps' tables")?;
+                    self.may_read(&mut read, entries * 8, "the bitmaps' tables")?;
                     each_number(&*image.storage, table, entries, &mut |_, entry| {
                         if entry & OFFSET != 0 {
                             self.used(entry & OFFSET, image.cluster_size(), 1, "a bitmap");
@@ -658,8 +660,10 @@ impl Check<'_> {
         for (cluster, count) in counts {
             both.entry(cluster).or_default().1 = count;
         }
+        // Blocks that this repair has made for other ranges are counted last.
+        let made = self.made.first().map_or(0..0, |first| *first..self.free);
         for (cluster, (wanted, count)) in both {
-            if count == wanted {
+            if count == wanted || made.contains(&cluster) {
                 continue;
             }
             let fixed = repair && self.set(meta, cluster, wanted);
@@ -712,7 +716,7 @@ impl Check<'_> {
     /// Compares the marks of own clusters, as far as these are in the range, with the refcounts, and repairs them.
     fn marks(&mut self, repair: bool) -> io::Result<()> {
         let image = self.image;
-        let (storage, bits, range) = (&*image.storage, image.cluster_bits, self.counted.range());
+        let (bits, range) = (image.cluster_bits, self.counted.range());
         self.told = false;
         let wrong = |check: &mut Self, text: &dyn Fn() -> String| {
             if repair {
@@ -738,35 +742,27 @@ impl Check<'_> {
             }
         }
         self.each_table(&mut |check, at| {
-            each_piece(storage, at, image.l2_entries(), |_, piece| {
-                let mut changed = false;
-                for bytes in piece.chunks_exact_mut(8) {
-                    let entry = be64(bytes, 0);
-                    match image.mapping(entry) {
-                        Ok(Mapping::Data { host, copied } | Mapping::Zero { host, copied })
-                            if host != 0 && range.contains(&(host >> bits)) =>
-                        {
-                            let refs = check.refs(host >> bits);
-                            if (refs == 1) == copied {
-                                continue;
-                            }
-                            wrong(check, &|| {
-                                format!("data cluster {host:#x}: its mark as own is wrong, refcount={refs}")
-                            });
+            image.change_table(at, |entry| {
+                match image.mapping(entry) {
+                    Ok(Mapping::Data { host, copied } | Mapping::Zero { host, copied })
+                        if host != 0 && range.contains(&(host >> bits)) =>
+                    {
+                        let refs = check.refs(host >> bits);
+                        if (refs == 1) == copied {
+                            return Ok(entry);
                         }
-                        // Of a compressed cluster nobody is the only owner: that was told.
-                        Ok(Mapping::Compressed { .. }) if entry & COPIED != 0 && repair => {
-                            check.report.corruptions = check.report.corruptions.saturating_sub(1);
-                            check.report.corruptions_fixed += 1;
-                        }
-                        _ => continue,
+                        wrong(check, &|| {
+                            format!("data cluster {host:#x}: its mark as own is wrong, refcount={refs}")
+                        });
                     }
-                    if repair {
-                        bytes.copy_from_slice(&(entry ^ COPIED).to_be_bytes());
-                        changed = true;
+                    // Of a compressed cluster nobody is the only owner: that was told.
+                    Ok(Mapping::Compressed { .. }) if entry & COPIED != 0 && repair => {
+                        check.report.corruptions = check.report.corruptions.saturating_sub(1);
+                        check.report.corruptions_fixed += 1;
                     }
+                    _ => return Ok(entry),
                 }
-                Ok(changed)
+                Ok(if repair { entry ^ COPIED } else { entry })
             })
         })?;
         self.told = true;

@@ -348,6 +348,22 @@ impl Qcow2 {
         read_numbers(&*self.storage, at, entries)
     }
 
+    /// Has the entries of the L2 table at `at` be what `then` makes of them. Nobody has the table in memory.
+    fn change_table(&self, at: u64, mut then: impl FnMut(u64) -> io::Result<u64>) -> io::Result<()> {
+        each_piece(&*self.storage, at, self.l2_entries(), |_, piece| {
+            let mut changed = false;
+            for bytes in piece.chunks_exact_mut(8) {
+                let entry = be64(bytes, 0);
+                let new = then(entry)?;
+                if new != entry {
+                    bytes.copy_from_slice(&new.to_be_bytes());
+                    changed = true;
+                }
+            }
+            Ok(changed)
+        })
+    }
+
     /// What stands at `at`, and for how many bytes, at most `len`, it goes on so: one host cluster after the other.
     /// Compressed clusters end where they end.
     fn run(&self, at: u64, len: u64) -> io::Result<(Mapping, u64)> {

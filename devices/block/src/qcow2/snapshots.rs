@@ -4,7 +4,7 @@
 //! of it, whoever opens the image counts its clusters anew. Which disk it holds is switched at once, by the header.
 use super::check::Counted;
 use super::header::{self, Header};
-use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2, each_number, each_piece, write_numbers};
+use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2, each_number, write_numbers};
 use crate::image::{Image as _, Snapshot};
 use crate::storage::{Storage, be32, be64, damaged, unsupported};
 use std::io;
@@ -389,24 +389,15 @@ impl Qcow2 {
             if std::mem::replace(&mut last, at) == at {
                 continue;
             }
-            each_piece(storage, at, self.l2_entries(), |_, piece| {
-                let mut changed = false;
-                for bytes in piece.chunks_exact_mut(8) {
-                    let entry = be64(bytes, 0);
-                    let new = match self.mapping(entry) {
-                        Ok(Mapping::Data { host, .. } | Mapping::Zero { host, .. }) if host != 0 => {
-                            marked(meta.refs.get(storage, host >> self.cluster_bits)?, entry)
-                        }
-                        // Of a compressed cluster nobody is the only owner.
-                        Ok(Mapping::Compressed { .. }) => entry & !COPIED | COMPRESSED,
-                        _ => entry,
-                    };
-                    if new != entry {
-                        bytes.copy_from_slice(&new.to_be_bytes());
-                        changed = true;
+            self.change_table(at, |entry| {
+                Ok(match self.mapping(entry) {
+                    Ok(Mapping::Data { host, .. } | Mapping::Zero { host, .. }) if host != 0 => {
+                        marked(meta.refs.get(storage, host >> self.cluster_bits)?, entry)
                     }
-                }
-                Ok(changed)
+                    // Of a compressed cluster nobody is the only owner.
+                    Ok(Mapping::Compressed { .. }) => entry & !COPIED | COMPRESSED,
+                    _ => entry,
+                })
             })?;
         }
         if l1_changed {
