@@ -7,7 +7,7 @@
 #[allow(dead_code, reason = "others boot other guests")]
 mod common;
 mod kit;
-use common::{guest, key_lines, ramdisk, run};
+use common::{MODULES, TWO_CARDS, guest, key_lines, ramdisk, run};
 use kit::Client;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -28,15 +28,7 @@ const DOWN: usize = 2_000_005;
 const SETTLED: Duration = Duration::from_secs(60);
 
 const SCRIPT: &str = r#"
-word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
-cd /modules
-for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
-i=0; while [ ! -e /sys/class/net/eth1 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
 for n in 0 1; do
-    # Which is which is told by the address.
-    net=$((2 + $(cut -c17 /sys/class/net/eth$n/address)))
-    ip addr add 10.0.$net.15/24 dev eth$n
-    ip link set eth$n up
     i=0; while [ "$(cat /sys/class/net/eth$n/carrier 2>/dev/null)" != 1 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
 done
 for size in 0 1 17 18 19 500 1472 1473 5000; do
@@ -172,7 +164,11 @@ fn differences(monitor: &Path, log: &Path, counted: &Counted, port: u16) -> Stri
 
 fn counts(card: &str, machine: &str, modules: &str) {
     let (Some(vmlinuz), Some(archive)) = (guest("generic"), guest("generic-net")) else { return };
-    let Some(initrd) = ramdisk(&format!("counted-{card}"), "busybox", SCRIPT) else { return };
+    let Some(initrd) =
+        ramdisk(&format!("counted-{card}"), "busybox", &format!("{MODULES}{TWO_CARDS}{SCRIPT}"))
+    else {
+        return;
+    };
     let bytes = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
     std::fs::write(&initrd, bytes).unwrap();
     let folder = std::env::temp_dir().join(format!("mynah-counted-{}-{card}", std::process::id()));

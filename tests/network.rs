@@ -7,7 +7,7 @@ mod common;
 #[allow(dead_code, reason = "others use more of them")]
 #[path = "common/servers.rs"]
 mod servers;
-use common::{Boot, guest, has_qemu, key_lines, ramdisk, run, run_qemu};
+use common::{Boot, MODULES, TWO_CARDS, guest, has_qemu, key_lines, ramdisk, run, run_qemu};
 use servers::{digest, free_port, http, sink};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, TcpStream};
@@ -22,9 +22,6 @@ const BIG: usize = 24 << 20;
 const SMALL: usize = 100;
 
 const SCRIPT: &str = r#"
-word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
-cd /modules
-for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
 echo '#!/bin/sh
 [ "$1" = bound ] || exit 0
 ip addr add $ip/$mask dev $interface
@@ -89,7 +86,9 @@ fn works(tag: &str, kernel: &str, options: &str, driver: &str, modules: &str) {
         _ => ("busybox", "generic-net"),
     };
     let (Some(vmlinuz), Some(archive)) = (guest(kernel), guest(archive)) else { return };
-    let Some(initrd) = ramdisk(&format!("network-{tag}"), busybox, SCRIPT) else { return };
+    let Some(initrd) = ramdisk(&format!("network-{tag}"), busybox, &format!("{MODULES}{SCRIPT}")) else {
+        return;
+    };
     let all = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
     std::fs::write(&initrd, all).unwrap();
     let big = Arc::new(big());
@@ -208,9 +207,6 @@ fn cards_under_a_32_bit_kernel() {
 }
 
 const RETRY: &str = r#"
-word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
-cd /modules
-for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
 i=0; while [ ! -e /sys/class/net/eth0 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
 ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up
@@ -233,7 +229,9 @@ fn tell(monitor: &std::path::Path, commands: &str) {
 /// the whole file.
 fn is_saved(tag: &str, card: &str, modules: &str, wait: u64) {
     let (Some(vmlinuz), Some(archive)) = (guest("generic"), guest("generic-net")) else { return };
-    let Some(initrd) = ramdisk(&format!("saved-{tag}"), "busybox", RETRY) else { return };
+    let Some(initrd) = ramdisk(&format!("saved-{tag}"), "busybox", &format!("{MODULES}{RETRY}")) else {
+        return;
+    };
     let all = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
     std::fs::write(&initrd, all).unwrap();
     let big = Arc::new(big());
@@ -281,17 +279,7 @@ fn a_restored_guest_has_a_network() {
 
 /// A file comes through each of two cards, from where the last try has ended.
 const RESUME: &str = r#"
-word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
-cd /modules
-for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
-i=0; while [ ! -e /sys/class/net/eth1 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
-for n in 0 1; do
-    # Which is which is told by the address.
-    net=$((2 + $(cut -c17 /sys/class/net/eth$n/address)))
-    ip addr add 10.0.$net.15/24 dev eth$n
-    ip link set eth$n up
-    ping -c 1 -W 60 10.0.$net.2 > /dev/null
-done
+for net in 2 3; do ping -c 1 -W 60 10.0.$net.2 > /dev/null; done
 get() {
     tries=1
     until wget -q -c -O /tmp/$1 http://$1:$(word http)/big; do tries=$((tries + 1)); sleep 0.2; done
@@ -335,7 +323,9 @@ fn a_file_arrives_however_often_the_machine_is_saved_and_restored() {
         seed
     };
     let (Some(vmlinuz), Some(archive)) = (guest("generic"), guest("generic-net")) else { return };
-    let Some(initrd) = ramdisk("saved-often", "busybox", RESUME) else { return };
+    let Some(initrd) = ramdisk("saved-often", "busybox", &format!("{MODULES}{TWO_CARDS}{RESUME}")) else {
+        return;
+    };
     let all = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
     std::fs::write(&initrd, all).unwrap();
     let big = Arc::new(big());
@@ -407,9 +397,6 @@ fn a_file_arrives_however_often_the_machine_is_saved_and_restored() {
 }
 
 const MEET: &str = r#"
-word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
-cd /modules
-for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
 i=0; while [ ! -e /sys/class/net/eth0 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
 ip addr add 192.168.7.$(word me)/24 dev eth0
 ip link set eth0 up
@@ -428,7 +415,9 @@ type Member = (bool, &'static str, String);
 /// Machines that are alone with each other all reach each other.
 fn meet(tag: &str, members: &[Member]) {
     let (Some(vmlinuz), Some(archive)) = (guest("generic"), guest("generic-net")) else { return };
-    let Some(initrd) = ramdisk(&format!("meet-{tag}"), "busybox", MEET) else { return };
+    let Some(initrd) = ramdisk(&format!("meet-{tag}"), "busybox", &format!("{MODULES}{MEET}")) else {
+        return;
+    };
     let all = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
     std::fs::write(&initrd, all).unwrap();
     let count = members.len();
@@ -515,9 +504,6 @@ const LINES: &[(&str, &str)] = &[
 ];
 
 const BAD: &str = r#"
-word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
-cd /modules
-for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
 i=0; while [ ! -e /sys/class/net/eth5 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
 try() {
     net=$1; size=$2
@@ -543,7 +529,7 @@ poweroff -f
 #[ignore = "boots a kernel from Debian's packages"]
 fn transfers_over_bad_lines_are_right() {
     let (Some(vmlinuz), Some(archive)) = (guest("generic"), guest("generic-net")) else { return };
-    let Some(initrd) = ramdisk("bad", "busybox", BAD) else { return };
+    let Some(initrd) = ramdisk("bad", "busybox", &format!("{MODULES}{BAD}")) else { return };
     let all = [std::fs::read(&initrd).unwrap(), std::fs::read(archive).unwrap()].concat();
     std::fs::write(&initrd, all).unwrap();
     let big = Arc::new(servers::bytes(1 << 20));

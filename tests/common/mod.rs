@@ -29,6 +29,27 @@ pub fn guest(name: &str) -> Option<PathBuf> {
     Some(store.fetch(name, &mut |line| eprintln!("{line}")).unwrap())
 }
 
+/// The script of a guest with network cards begins so: `word` says what the kernel's command line has behind a name,
+/// and the modules that it names are loaded.
+#[allow(dead_code, reason = "not every test has a network")]
+pub const MODULES: &str = r#"
+word() { grep -o "$1=[^ ]*" /proc/cmdline | cut -d= -f2; }
+cd /modules
+for m in $(word modules | tr , ' '); do insmod $m.ko || echo "MISSING $m"; done
+"#;
+
+/// With two cards it goes on so, in the networks 10.0.2.0 and 10.0.3.0.
+#[allow(dead_code, reason = "not every test has a network")]
+pub const TWO_CARDS: &str = r#"
+i=0; while [ ! -e /sys/class/net/eth1 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
+for n in 0 1; do
+    # Which is which is told by the address.
+    net=$((2 + $(cut -c17 /sys/class/net/eth$n/address)))
+    ip addr add 10.0.$net.15/24 dev eth$n
+    ip link set eth$n up
+done
+"#;
+
 /// An initial RAM disk with busybox and a script, in a file that outlives the test's use of it.
 #[allow(dead_code, reason = "not every test boots Debian's")]
 pub fn ramdisk(tag: &str, busybox: &str, script: &str) -> Option<PathBuf> {
