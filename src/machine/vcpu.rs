@@ -17,6 +17,7 @@ use mynah_mmu::interrupts::ApicKeeper;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// What other threads hold of a vCPU.
 #[derive(Clone, Default)]
@@ -178,6 +179,49 @@ impl Drop for EndOnPanic<'_> {
     }
 }
 
+/// How a halted vCPU rests. To put a thread to sleep and to wake it takes the host some 10 us, and the guest waits for
+/// it. So if its last rest was a short one, the vCPU looks for an event for a while before its thread sleeps.
+struct Rest {
+    /// How long it looks.
+    look: Duration,
+    /// How long it may look at most.
+    most: Duration,
+}
+
+impl Rest {
+    /// The longest rest that is a short one.
+    const SHORT: Duration = Duration::from_micros(100);
+    /// How long the vCPU looks after the first of them; twice as long after each further one.
+    const LEAST: Duration = Duration::from_micros(10);
+
+    /// For one of `vcpus` on a host with so many `processors`, one of which is for what wakes them.
+    fn new(vcpus: usize, processors: usize) -> Self {
+        let most = if vcpus < processors { Self::SHORT } else { Duration::ZERO };
+        Self { look: Duration::ZERO, most }
+    }
+
+    /// Returns when one of `mask` is pending.
+    fn wait(&mut self, events: &Events, mask: u32) {
+        let begin = Instant::now();
+        while begin.elapsed() < self.look {
+            for _ in 0..16 {
+                if events.pending() & mask != 0 {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        events.wait(mask, None);
+        self.learn(begin.elapsed());
+    }
+
+    /// The thread had to sleep, and the rest was so long.
+    fn learn(&mut self, rest: Duration) {
+        self.look =
+            if rest > Self::SHORT { Duration::ZERO } else { (2 * self.look).max(Self::LEAST).min(self.most) };
+    }
+}
+
 /// Runs the vCPU in seat `seat` by `engine` until the machine ends. `reset` puts it into the state of a fresh start; that of the
 /// boot processor, which is called while all others stand still, does the same to the machine; it is told why, if that
 /// is to wake from sleep.
@@ -191,6 +235,7 @@ pub fn run(
     mut reset: impl FnMut(&mut Cpu, Option<WakeCause>) -> anyhow::Result<()>,
 ) {
     let _guard = EndOnPanic { power, world, seat };
+    let mut rest = Rest::new(world.len(), std::thread::available_parallelism().map_or(1, usize::from));
     loop {
         match power.request(seat) {
             Request::Run => {}
@@ -243,7 +288,7 @@ pub fn run(
             Exit::Halt if cpu.state.activity == Activity::WaitSipi => {
                 cpu.events.wait(cpu.event_mask & !(EV_INTR | EV_NMI), None);
             }
-            Exit::Halt => cpu.events.wait(cpu.event_mask, None),
+            Exit::Halt => rest.wait(&cpu.events, cpu.event_mask),
             Exit::Shutdown => {
                 power.describe(cpu_state(cpu));
                 power.reset(ResetCause::TripleFault);
@@ -267,4 +312,43 @@ fn thread_id() -> u64 {
     #[cfg(not(any(target_os = "linux", windows)))]
     // SAFETY: it takes nothing, touches no memory of ours and cannot fail.
     return unsafe { libc::pthread_self() } as u64;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vcpu_looks_for_events_after_short_rests_alone() {
+        let us = Duration::from_micros;
+        let mut rest = Rest::new(1, 2);
+        let mut looks = |rested| {
+            rest.learn(us(rested));
+            rest.look
+        };
+        assert_eq!([5000, 60, 60, 60, 60, 60].map(&mut looks), [0, 10, 20, 40, 80, 100].map(us));
+        assert_eq!([101, 60].map(looks), [0, 10].map(us));
+        // With no processor to spare for what would wake it, never.
+        let mut rest = Rest::new(2, 2);
+        rest.learn(us(60));
+        assert_eq!(rest.look, us(0));
+    }
+
+    #[test]
+    fn a_rest_ends_with_an_event_that_is_asked_for() {
+        let events = Events::default();
+        let mut rest = Rest::new(1, 2);
+        for look in [0, 10_000_000] {
+            rest.look = Duration::from_micros(look);
+            events.raise(EV_KICK);
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(2));
+                    events.raise(EV_INTR);
+                });
+                rest.wait(&events, EV_INTR | EV_NMI);
+            });
+            assert_eq!(events.take(EV_INTR | EV_KICK), EV_INTR | EV_KICK);
+        }
+    }
 }

@@ -10,7 +10,7 @@
 //!
 //! What was sent often has an answer a moment later. Where one interrupt is for all, one for what was sent alone would
 //! have the answer wait for the throttle. So TIDV is when it is told of with something else, and TADV, which is what the
-//! driver bears, when it is told of alone.
+//! driver bears, when it is told of alone; with a throttle, [`PATIENCE`] later.
 use super::regs::{cause, ctrl_ext};
 use super::{Adapter, Model};
 use crate::clock::Nanos;
@@ -23,6 +23,10 @@ pub(super) const VECTORS: usize = 5;
 const INTERVAL: Nanos = 256;
 /// A unit of the delays.
 const DELAY: Nanos = 1024;
+
+/// So long what was sent waits for its answer beyond TADV where a driver has interrupts keep a distance: within it one
+/// comes by way of the host's sockets and scheduler.
+const PATIENCE: Nanos = 100_000;
 
 /// Causes that wait: for a time in which no further packet comes, at most until another one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +52,14 @@ impl Delayed {
     }
 
     /// When they are told of if there is nothing else to tell: as late as may be.
-    fn alone(&self) -> Option<Nanos> {
-        (self.causes != 0).then_some(if self.latest == Nanos::MAX { self.due } else { self.latest })
+    fn alone(&self, throttled: bool) -> Option<Nanos> {
+        let patience = if throttled { PATIENCE } else { 0 };
+        (self.causes != 0).then_some(match self.latest {
+            // They are flushed.
+            0 => 0,
+            Nanos::MAX => self.due,
+            latest => latest.saturating_add(patience),
+        })
     }
 
     /// The causes whose time has come.
@@ -152,7 +162,7 @@ impl Adapter {
     fn settle(&self, irq: &mut Interrupts, now: Nanos) {
         let mut due = irq.received.take(now);
         let told = self.msix.load(Ordering::Relaxed) || (irq.icr | due) & irq.ims != 0;
-        if told || irq.sent.alone().is_some_and(|at| at <= now) {
+        if told || irq.sent.alone(irq.itr != 0).is_some_and(|at| at <= now) {
             due |= irq.sent.take(now);
         }
         if due != 0 {
@@ -206,7 +216,7 @@ impl Adapter {
         let heard = |d: &Delayed| d.causes & irq.ims != 0;
         let (received, sent) = (Some(irq.received).filter(heard), Some(irq.sent).filter(heard));
         let apart = self.msix.load(Ordering::Relaxed);
-        let sent = sent.and_then(|d| if apart { d.deadline() } else { d.alone() });
+        let sent = sent.and_then(|d| if apart { d.deadline() } else { d.alone(irq.itr != 0) });
         let delays = received.and_then(|d| d.deadline()).into_iter().chain(sent);
         if apart {
             delays.for_each(&mut at);

@@ -275,9 +275,17 @@ fn an_answer_s_interrupt_tells_of_what_it_answers_too_and_need_not_wait() {
     }
     // What is not answered is told of nevertheless.
     t.post(&[(DATA, 64 | 0x8b00_0000, 0)]);
-    t.clock.advance(32_767);
+    t.clock.advance(32_768 + 100_000 - 1);
     assert_eq!(t.wires.take(), []);
     t.clock.advance(1);
+    assert_eq!(t.wires.take(), [(0, 1)]);
+    // If the driver flushes it, at once.
+    t.clock.advance(100_000);
+    t.read(ICR);
+    t.wires.take();
+    t.post(&[(DATA, 64 | 0x8b00_0000, 0)]);
+    assert_eq!(t.wires.take(), []);
+    t.write(TIDV, 8 | 1 << 31);
     assert_eq!(t.wires.take(), [(0, 1)]);
 }
 
