@@ -419,7 +419,11 @@ impl Driver {
         let queue = self.rng.below(4);
         // A network card, which is set up when it has to be, or it passes nothing.
         let net = self.read(w, 8, 4) == 1;
-        let again = if net && self.read(w, 0x70, 4) & 0x44 == 4 { 5 } else { 60 };
+        let again = match net {
+            true if self.read(w, 0x70, 4) & 0x44 == 4 => 5,
+            true => 60,
+            false => 30,
+        };
         if self.rng.chance(again) {
             let low = if net { self.rng.u64() & 0xffff_ffff } else { 0 };
             let steps = [(0x70, 0), (0x70, 3), (0x24, 0), (0x20, low), (0x24, 1), (0x20, 1), (0x70, 11)];
