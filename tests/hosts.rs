@@ -343,6 +343,7 @@ echo "KEY PING $(ping -c 1 -W 20 10.0.2.2 | grep -o '[0-9]* packets received')"
 echo "KEY OUTSIDE $(ping -c 2 -W 20 $(grep -o 'out=[^ ]*' /proc/cmdline | cut -d= -f2) | grep -o '[0-9]* packets received')"
 url=$(grep -o 'url=[^ ]*' /proc/cmdline | cut -d= -f2)
 echo "KEY HTTP $(wget -q -O - $url | sha256sum | cut -c1-64)"
+echo "KEY FORWARD $(wget -q -O - http://10.0.2.100/ | sha256sum | cut -c1-64)"
 echo "KEY READ $(dd if=/dev/vda bs=1M skip=40 count=8 2>/dev/null | sha256sum | cut -c1-64)"
 dd if=/dev/vda of=/dev/vda bs=1M skip=40 seek=50 count=8 conv=fsync 2>/dev/null && echo "KEY WROTE"
 echo "KEY TROUBLE $(dmesg | grep -c -E 'BUG:|Oops|Call Trace|I/O error')"
@@ -400,6 +401,9 @@ fn debian_boots_from_qcow2_with_network_under_wine() {
     let body: Vec<u8> = (0..4_u64 << 20).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
     let digest = sha256(&body);
     let url = format!("http://10.0.2.2:{}/file", http(body));
+    let piece: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+    let forwarded = sha256(&piece);
+    let web = format!("socket,id=web,host=127.0.0.1,port={}", http(piece));
     let own = own_address();
     let folder = folder("boot");
     // A partition that is an archive, which GRUB reads as a file system.
@@ -448,8 +452,10 @@ fn debian_boots_from_qcow2_with_network_under_wine() {
             "jit",
             "-drive",
             &drive,
+            "-chardev",
+            &web,
             "-nic",
-            "user,model=virtio-net-pci",
+            "user,model=virtio-net-pci,guestfwd=tcp:10.0.2.100:80-chardev:web",
         ],
     );
     let (console, code) = boot.ends(Duration::from_secs(900));
@@ -458,6 +464,7 @@ fn debian_boots_from_qcow2_with_network_under_wine() {
         "KEY PING 1 packets received".into(),
         "KEY OUTSIDE 2 packets received".into(),
         format!("KEY HTTP {digest}"),
+        format!("KEY FORWARD {forwarded}"),
         format!("KEY READ {}", sha256(&disk[40 << 20..48 << 20])),
         "KEY WROTE".into(),
         "KEY TROUBLE 0".into(),

@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read};
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -34,6 +34,26 @@ pub enum Address {
     Inet(String, u16),
     /// A Unix socket.
     Unix(PathBuf),
+}
+
+/// Both ends of a TCP connection over the loopback, without Nagle's delay.
+///
+/// # Errors
+/// The host's, as where the loopback is down.
+pub fn pair() -> io::Result<(Socket, Socket)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let ours = TcpStream::connect_timeout(&listener.local_addr()?, Duration::from_millis(100))?;
+    listener.set_nonblocking(true)?;
+    // Whoever else has come to that port meanwhile is turned away.
+    loop {
+        let (theirs, peer) = listener.accept()?;
+        if peer == ours.local_addr()? {
+            theirs.set_nonblocking(false)?;
+            ours.set_nodelay(true)?;
+            theirs.set_nodelay(true)?;
+            return Ok((ours.into(), theirs.into()));
+        }
+    }
 }
 
 impl Address {

@@ -62,9 +62,12 @@ impl Lines {
 }
 
 impl Dial for Lines {
-    #[cfg(unix)]
     fn dial(&self, name: &str) -> io::Result<Socket> {
         let line = self.0.get(name).ok_or(ErrorKind::NotFound)?;
+        // Windows has no pairs of Unix sockets.
+        #[cfg(windows)]
+        let (ours, theirs) = mynah_net::sockets::pair()?;
+        #[cfg(unix)]
         let (ours, theirs) = Socket::pair(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
         ours.set_nonblocking(true)?;
         let socket = Arc::new(ours);
@@ -74,12 +77,6 @@ impl Dial for Lines {
         *line.open.lock() = Some(Open { registration, socket, out: Vec::new(), full: false });
         line.chardev.accept_input();
         Ok(theirs)
-    }
-
-    #[cfg(windows)]
-    fn dial(&self, name: &str) -> io::Result<Socket> {
-        let _ = self.0.get(name);
-        Err(ErrorKind::Unsupported.into())
     }
 }
 

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use windows_sys::Win32::System::Console as console;
 use windows_sys::Win32::System::Threading::{GetCurrentProcess, TerminateProcess};
 use windows_sys::core::BOOL;
@@ -41,14 +42,16 @@ unsafe extern "system" fn on_event(event: u32) -> BOOL {
 }
 
 /// Events that are taken, until this is dropped.
-pub(super) struct Taken(());
+pub(super) struct Taken {
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Taken {
     /// Has events end `power`'s machine.
     pub(super) fn take(power: &Arc<Power>) -> io::Result<Self> {
         let (to, from) = channel();
         let told = power.clone();
-        std::thread::Builder::new().name("mynah-signals".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("mynah-signals".into()).spawn(move || {
             for what in from {
                 match what {
                     Told::Panic => told.fail("internal error: a thread has panicked".into()),
@@ -59,11 +62,12 @@ impl Taken {
             }
         })?;
         *MACHINE.lock() = Some(to);
+        let taken = Self { thread: Some(thread) };
         // SAFETY: it is a function of the type that is asked for.
         if unsafe { console::SetConsoleCtrlHandler(Some(on_event), 1) } == 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self(()))
+        Ok(taken)
     }
 }
 
@@ -71,8 +75,11 @@ impl Drop for Taken {
     fn drop(&mut self) {
         // SAFETY: as above; the handler was put there by us.
         unsafe { console::SetConsoleCtrlHandler(Some(on_event), 0) };
-        // The thread ends with its sender.
+        // The thread ends with its sender. Wine 8 may crash where a process exits while a thread of it ends by itself.
         *MACHINE.lock() = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -13,9 +13,10 @@ mod guards;
 use crate::descriptor::Plain;
 use crate::event_loop::Descriptor;
 use parking_lot::Mutex;
+use socket2::Socket;
 use std::ffi::c_void;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::Shutdown;
 use std::ptr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -129,32 +130,15 @@ impl Input {
     }
 }
 
-/// A connection of this process with itself.
-fn pair() -> io::Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let theirs = TcpStream::connect(listener.local_addr()?)?;
-    // Another process might have been faster: who has come must be us.
-    let own = theirs.local_addr()?;
-    for _ in 0..16 {
-        let (ours, from) = listener.accept()?;
-        if from == own {
-            ours.set_nonblocking(true)?;
-            ours.set_nodelay(true)?;
-            theirs.set_nodelay(true)?;
-            return Ok((ours, theirs));
-        }
-    }
-    Err(io::Error::other("others connect to what standard input is passed on by"))
-}
-
 /// Standard input, as far as somebody has it: the thread that reads lives as long as the process, and passes on to who
 /// was there last.
-static READS_FOR: Mutex<Option<TcpStream>> = Mutex::new(None);
+static READS_FOR: Mutex<Option<Socket>> = Mutex::new(None);
 
 /// Standard input and output.
 pub(super) fn streams() -> io::Result<(Descriptor, Descriptor)> {
     let mut input = Input::open()?;
-    let (ours, theirs) = pair()?;
+    let (ours, theirs) = mynah_net::sockets::pair()?;
+    ours.set_nonblocking(true)?;
     static STARTED: OnceLock<()> = OnceLock::new();
     *READS_FOR.lock() = Some(theirs);
     if STARTED.set(()).is_ok() {

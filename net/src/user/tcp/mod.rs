@@ -38,8 +38,6 @@ use rustc_hash::FxHashMap;
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
 use std::io;
-#[cfg(unix)]
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::net::{Shutdown, SocketAddr};
 #[cfg(unix)]
 use std::os::unix::process::CommandExt;
@@ -464,29 +462,14 @@ fn spawn(_: &str) -> io::Result<(Socket, Child)> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Both ends of a connection over the loopback: smbd asks for its peer's address, which a Unix socket has not.
-#[cfg(unix)]
-fn connected_pair() -> io::Result<(Socket, Socket)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let ours = TcpStream::connect_timeout(&listener.local_addr()?, Duration::from_millis(100))?;
-    listener.set_nonblocking(true)?;
-    // Whoever else has come to that port meanwhile is turned away.
-    loop {
-        let (theirs, peer) = listener.accept()?;
-        if peer == ours.local_addr()? {
-            theirs.set_nonblocking(false)?;
-            theirs.set_nodelay(true)?;
-            return Ok((ours.into(), theirs.into()));
-        }
-    }
-}
-
 /// Starts a program with a socket as its standard input and output. It has a process group of its own: some signal
 /// theirs when they end (smbd), and what a user types is not theirs.
 #[cfg(unix)]
 fn spawn(program: &str) -> io::Result<(Socket, Child)> {
-    // Where the loopback is down there is no program that wants to know it.
-    let (ours, theirs) = connected_pair().or_else(|_| Socket::pair(Domain::UNIX, Type::STREAM, None))?;
+    // smbd asks for its peer's address, which a Unix socket has not. Where the loopback is down there is no program
+    // that wants to know it.
+    let (ours, theirs) =
+        crate::sockets::pair().or_else(|_| Socket::pair(Domain::UNIX, Type::STREAM, None))?;
     prepare(&ours)?;
     let theirs = std::os::fd::OwnedFd::from(theirs);
     let child = Command::new("/bin/sh")

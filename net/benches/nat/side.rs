@@ -1,7 +1,5 @@
-//! What is measured, round by round, and the table of it.
+//! What is measured, round by round.
 use crate::guest::{Link, Tcp};
-use crate::nat::Nat;
-use crate::passt::Passt;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -15,7 +13,7 @@ const CONNECTIONS: u32 = 200;
 
 /// What is measured.
 #[derive(Clone, Copy, PartialEq)]
-enum What {
+pub enum What {
     /// So many MiB from the guest to the host.
     Up(usize),
     /// So many to the guest.
@@ -24,6 +22,27 @@ enum What {
     Requests,
     /// Open, 64 bytes there and back, close.
     Connections,
+}
+
+/// What is measured, by name; whether segments are long.
+pub const ALL: [(&str, bool, What); 6] = [
+    ("to host, 64 KiB", true, What::Up(64)),
+    ("to guest, 64 KiB", true, What::Down(64)),
+    ("to host, 1500", false, What::Up(16)),
+    ("to guest, 1500", false, What::Down(16)),
+    ("request and response", false, What::Requests),
+    ("connection", false, What::Connections),
+];
+
+impl What {
+    /// How much a round has of it: bits, or how many.
+    pub fn amount(self) -> u64 {
+        match self {
+            Self::Up(mib) | Self::Down(mib) => (mib as u64) << 23,
+            Self::Requests => u64::from(REQUESTS),
+            Self::Connections => u64::from(CONNECTIONS),
+        }
+    }
 }
 
 /// What one measurement needs of the host.
@@ -77,8 +96,8 @@ fn echo(peer: &mut TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// One side of the table in one measurement.
-struct Side {
+/// One way to the host in one measurement.
+pub struct Side {
     link: Box<dyn Link>,
     host: Host,
     tcp: Option<Tcp>,
@@ -88,7 +107,7 @@ struct Side {
 }
 
 impl Side {
-    fn new(link: Box<dyn Link>, what: What) -> std::io::Result<Self> {
+    pub fn new(link: Box<dyn Link>, what: What) -> std::io::Result<Self> {
         let mut side = Self { link, host: Host::new(what), tcp: None, port: 20_000, rounds: Vec::new() };
         if what != What::Connections {
             side.tcp = Some(Tcp::connect(&mut *side.link, side.port, side.host.port)?);
@@ -98,7 +117,7 @@ impl Side {
         Ok(side)
     }
 
-    fn round(&mut self, what: What) {
+    pub fn round(&mut self, what: What) {
         let data = vec![0x5a; 64 << 10];
         let link = &mut *self.link;
         let (start, cpu) = (Instant::now(), own_cpu() + link.cpu());
@@ -127,7 +146,7 @@ impl Side {
         self.rounds.push((start.elapsed().as_secs_f64(), cpu.as_secs_f64()));
     }
 
-    fn median(&self, of: fn(&(f64, f64)) -> f64) -> f64 {
+    pub fn median(&self, of: fn(&(f64, f64)) -> f64) -> f64 {
         let mut all: Vec<f64> = self.rounds.iter().map(of).collect();
         all.sort_by(f64::total_cmp);
         all[all.len() / 2]
@@ -147,51 +166,4 @@ fn own_cpu() -> Duration {
     // SAFETY: the call fills in the structure that it is given.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-/// Measures, and prints.
-pub fn print() {
-    let args: Vec<String> = std::env::args().collect();
-    let value = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
-    let rounds = value("--rounds").and_then(|n| n.parse().ok()).unwrap_or(15).max(1);
-    let only = value("--only").map_or("", String::as_str);
-    let all = [
-        ("to host, 64 KiB", true, What::Up(64)),
-        ("to guest, 64 KiB", true, What::Down(64)),
-        ("to host, 1500", false, What::Up(16)),
-        ("to guest, 1500", false, What::Down(16)),
-        ("request and response", false, What::Requests),
-        ("connection", false, What::Connections),
-    ];
-    println!("| | unit | NAT | passt | NAT / passt | NAT, per s of CPU | passt, per s of CPU | ratio |");
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
-    for (name, long, what) in all.into_iter().filter(|(name, ..)| name.contains(only)) {
-        let mut nat = Side::new(Box::new(Nat::new(long)), what).unwrap();
-        let other = Passt::new(long).and_then(|p| Side::new(Box::new(p), what));
-        let (mut other, why) = match other {
-            Ok(other) => (Some(other), String::new()),
-            Err(e) => (None, format!("skipped: {e}")),
-        };
-        for _ in 0..rounds {
-            nat.round(what);
-            other.iter_mut().for_each(|o| o.round(what));
-        }
-        // What a round has of it, and whether more is better.
-        let (unit, amount) = match what {
-            What::Up(mib) | What::Down(mib) => ("Gbit/s", (mib << 23) as f64 / 1e9),
-            What::Requests => ("1/s", f64::from(REQUESTS)),
-            What::Connections => ("1/s", f64::from(CONNECTIONS)),
-        };
-        let (wall, cpu) = (amount / nat.median(|r| r.0), amount / nat.median(|r| r.1));
-        let Some(other) = other else {
-            println!("| {name} | {unit} | {wall:.2} | {why} | | {cpu:.2} | | |");
-            continue;
-        };
-        let (wall2, cpu2) = (amount / other.median(|r| r.0), amount / other.median(|r| r.1));
-        println!(
-            "| {name} | {unit} | {wall:.2} | {wall2:.2} | {:.2} | {cpu:.2} | {cpu2:.2} | {:.2} |",
-            wall / wall2,
-            cpu / cpu2
-        );
-    }
 }
