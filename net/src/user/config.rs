@@ -336,7 +336,7 @@ pub(super) fn guest_forward(value: &str) -> Result<GuestForward, String> {
         return Err("it wants an address and a port of the network's".into());
     }
     let to = match to.split_once(':') {
-        Some((kind @ ("cmd" | "unix" | "chardev"), _)) if cfg!(windows) => {
+        Some((kind @ ("cmd" | "unix"), _)) if cfg!(windows) => {
             return Err(format!("{kind}: is there on Unix hosts only: say tcp:ADDRESS:PORT"));
         }
         Some(("cmd", program)) => Behind::Command(program.into()),
