@@ -400,3 +400,47 @@ fn a_large_disk_that_is_written_all_over_has_few_of_its_tables_in_memory() {
     image.read(span, &mut read).unwrap();
     assert_eq!(read, [7; 512]);
 }
+
+#[test]
+fn zeros_over_a_backing_file_that_has_none_but_zeros_there_take_no_tables() {
+    let size = 4 << 40;
+    let large = || CreateOptions { size, ..CreateOptions::default() };
+    let below = open(&create(&large()), None);
+    let data = 3 << 40;
+    below.write(data, &[7; 512]).unwrap();
+    below.flush().unwrap();
+    let storage = create(&large());
+    let image = open(&storage, Some(Arc::new(below)));
+    for unmap in [false, true] {
+        image.zero(0, size, unmap).unwrap();
+        image.flush().unwrap();
+        let mut read = [1; 512];
+        image.read(data, &mut read).unwrap();
+        assert_eq!(read, [0; 512]);
+    }
+    let len = Storage::len(&*storage).unwrap();
+    // The table of tables has a place for 8,192.
+    assert!(len < 3 << 20, "{len} bytes for one table");
+    sound(&image, "all zeros");
+}
+
+#[test]
+fn growing_over_a_backing_file_of_terabytes_is_refused_before_it_fills_the_host_s_disk() {
+    for version in [2, 3] {
+        let large = || create(&CreateOptions { size: 512 << 40, version, ..CreateOptions::default() });
+        // What the lowest has is not looked at.
+        let middle = open(&large(), Some(Arc::new(open(&large(), None))));
+        let storage = large();
+        let image = open(&storage, Some(Arc::new(middle)));
+        image.resize(1 << 20).unwrap();
+        let error = image.resize(512 << 40).unwrap_err().to_string();
+        assert!(error.contains("rebase or convert"), "{error}");
+        assert_eq!(image.size(), 1 << 20);
+        image.resize(16 << 20).unwrap();
+        let mut read = [1; 512];
+        image.read(8 << 20, &mut read).unwrap();
+        assert_eq!(read, [0; 512]);
+        image.flush().unwrap();
+        sound(&image, "grown");
+    }
+}

@@ -12,6 +12,8 @@ const ALLOCATION: u64 = 4 << 20;
 /// Most references that wait for a flush, and bytes of changed tables: then there is one.
 const PENDING: usize = 1 << 16;
 const CHANGED: u64 = 8 << 20;
+/// Bytes that tables or zeros may take to hide what a backing file has where an image has grown.
+const MOST_HIDING: u64 = 1 << 30;
 
 impl Qcow2 {
     /// As [`crate::Image::write`], for ranges that are within the image.
@@ -529,6 +531,24 @@ impl Qcow2 {
         self.flush()
     }
 
+    /// Whether the backing file may have other bytes than zeros for these clusters. Of what lies in many pieces that is
+    /// said without a look at each.
+    fn is_backed_by_data(&self, clusters: &Range<u64>) -> bool {
+        let Some(backing) = &self.backing else { return false };
+        let end = (clusters.end << self.cluster_bits).min(backing.size());
+        let mut at = clusters.start << self.cluster_bits;
+        for _ in 0..16 {
+            if at >= end {
+                return false;
+            }
+            match backing.extent(at) {
+                Ok(extent) if !extent.data && extent.len > 0 => at += extent.len,
+                _ => return true,
+            }
+        }
+        true
+    }
+
     /// Gives the entries of `clusters`, which have one L2 table, new values: by what they are now, and by whether
     /// the backing file has something there.
     pub(super) fn change_entries(
@@ -547,7 +567,7 @@ impl Qcow2 {
         let old = self.with_l2(index, |l2| l2.map(|entries| entries[at..at + count].to_vec()))?;
         // Without a table there are holes, which may be all that is wanted: a disk may have a million such tables.
         let stays = |backed: bool| new(Mapping::Hole, backed) == 0;
-        if old.is_none() && stays(false) && (stays(true) || !backed(0)) {
+        if old.is_none() && stays(false) && (stays(true) || !self.is_backed_by_data(&clusters)) {
             return Ok(());
         }
         let old = old.unwrap_or_else(|| vec![0; count]);
@@ -573,6 +593,10 @@ impl Qcow2 {
         if size < old {
             self.shrink(size, old)?;
         }
+        // What is left of the last cluster, and what the backing file has there, must not come to light.
+        let backed = self.backing.as_ref().map_or(0, |b| b.size());
+        let hidden = old..old.next_multiple_of(self.cluster_size()).max(backed).min(size);
+        self.can_hide(&hidden)?;
         let mut meta = self.settle();
         self.flush_meta(&mut meta)?;
         let entries = meta.header.l1_entries_for(size);
@@ -591,15 +615,35 @@ impl Qcow2 {
         }
         self.size.store(size, Relaxed);
         drop(meta);
-        if size > old {
-            // What is left of the last cluster, and what the backing file has there, must not come to light.
-            let backed = self.backing.as_ref().map_or(0, |b| b.size());
-            let edge = old.next_multiple_of(self.cluster_size()).max(backed).min(size);
-            if edge > old {
-                self.zero_range(old, edge - old, true)?;
-            }
+        if hidden.end > hidden.start {
+            self.zero_range(hidden.start, hidden.end - hidden.start, true)?;
         }
         self.flush_meta(&mut self.meta.lock())
+    }
+
+    /// Refuses to hide a stretch of the backing file if that takes more than [`MOST_HIDING`]: a damaged or forged one
+    /// of petabytes would fill the host's disk.
+    fn can_hide(&self, stretch: &Range<u64>) -> io::Result<()> {
+        let (bits, span) = (self.cluster_bits, self.l2_entries());
+        let (mut at, end) = (stretch.start >> bits, stretch.end.div_ceil(self.cluster_size()));
+        let mut takes = 0;
+        while at < end {
+            let next = end.min((at / span + 1) * span);
+            let has_table = self.tables.read().l1.get(self.place(at).0).is_some_and(|entry| *entry != 0);
+            // Version 2 has data that is zeros in place of a table that says so.
+            let each = if self.zeros { u64::from(!has_table) << bits } else { (next - at) << bits };
+            if each > 0 && self.is_backed_by_data(&(at..next)) {
+                takes += each;
+            }
+            if takes > MOST_HIDING {
+                return Err(unsupported(
+                    "growing has to hide what the backing file has there, which takes more than a GiB: rebase or \
+                     convert the image first",
+                ));
+            }
+            at = next;
+        }
+        Ok(())
     }
 
     /// What is beyond the new end goes; what is left of the last cluster is zeros, should it grow again.
