@@ -1,6 +1,5 @@
 // Runs each program of the list some times and tells how many ticks of the time-stamp counter the best run took: on a
-// serial port in the guest, by Linux' write otherwise. The few functions of a C library that such programs use are here
-// or in libm.
+// serial port in the guest, by Linux' write otherwise. The few functions of a C library that such programs use are here.
 #include <stddef.h>
 #include <stdint.h>
 

@@ -624,16 +624,16 @@ impl Qcow2 {
     /// Refuses to hide a stretch of the backing file if that takes more than [`MOST_HIDING`]: a damaged or forged one
     /// of petabytes would fill the host's disk.
     fn can_hide(&self, stretch: &Range<u64>) -> io::Result<()> {
-        let (bits, span) = (self.cluster_bits, self.l2_entries());
-        let (mut at, end) = (stretch.start >> bits, stretch.end.div_ceil(self.cluster_size()));
+        // Whole clusters: of the others there are two at most.
+        let cluster = self.cluster_size();
+        let (at, end) = (stretch.start.next_multiple_of(cluster), stretch.end & !(cluster - 1));
         let mut takes = 0;
-        while at < end {
-            let next = end.min((at / span + 1) * span);
-            let has_table = self.tables.read().l1.get(self.place(at).0).is_some_and(|entry| *entry != 0);
+        self.by_clusters(at, end.saturating_sub(at), &mut |_, _| Ok(()), &mut |clusters| {
+            let has_table = self.tables.read().l1.get(self.place(clusters.start).0).is_some_and(|e| *e != 0);
             // Version 2 has data that is zeros in place of a table that says so.
-            let each = if self.zeros { u64::from(!has_table) << bits } else { (next - at) << bits };
-            if each > 0 && self.is_backed_by_data(&(at..next)) {
-                takes += each;
+            let count = if self.zeros { u64::from(!has_table) } else { clusters.end - clusters.start };
+            if count > 0 && self.is_backed_by_data(&clusters) {
+                takes += count << self.cluster_bits;
             }
             if takes > MOST_HIDING {
                 return Err(unsupported(
@@ -641,9 +641,8 @@ impl Qcow2 {
                      convert the image first",
                 ));
             }
-            at = next;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// What is beyond the new end goes; what is left of the last cluster is zeros, should it grow again.
