@@ -1,9 +1,11 @@
 //! What the tests of this crate share.
 use crate::storage::Storage;
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// A file's name that nobody else has.
 pub(crate) fn scratch(name: &str) -> PathBuf {
@@ -139,6 +141,86 @@ impl Storage for Fragile {
 
     fn extent_at(&self, at: u64) -> io::Result<(u64, bool)> {
         Ok((self.len()?.saturating_sub(at), true))
+    }
+
+    fn allocate(&self, _at: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Bytes of a [`Sparse`] file that are there or not together.
+const PAGE: u64 = 4096;
+
+/// A file with holes, of any size: what was written is kept, in pages.
+#[derive(Default)]
+pub(crate) struct Sparse {
+    pages: Mutex<BTreeMap<u64, Vec<u8>>>,
+    len: AtomicU64,
+    /// Bytes that were written.
+    pub(crate) written: AtomicU64,
+}
+
+impl Sparse {
+    /// Calls `then` with each page from `at` on, what of it is meant, and which of the `len` bytes that is.
+    fn each(at: u64, len: usize, mut then: impl FnMut(u64, Range<usize>, Range<usize>)) {
+        let mut done = 0;
+        while done < len {
+            let from = (at + done as u64) % PAGE;
+            let n = ((PAGE - from) as usize).min(len - done);
+            then((at + done as u64) / PAGE, from as usize..from as usize + n, done..done + n);
+            done += n;
+        }
+    }
+}
+
+impl Storage for Sparse {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let pages = self.pages.lock();
+        Self::each(at, buf.len(), |page, part, range| match pages.get(&page) {
+            Some(bytes) => buf[range].copy_from_slice(&bytes[part]),
+            None => buf[range].fill(0),
+        });
+        Ok(())
+    }
+
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        let mut pages = self.pages.lock();
+        Self::each(at, data.len(), |page, part, range| {
+            pages.entry(page).or_insert_with(|| vec![0; PAGE as usize])[part].copy_from_slice(&data[range]);
+        });
+        self.written.fetch_add(data.len() as u64, Relaxed);
+        self.len.fetch_max(at + data.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len.load(Relaxed))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.pages.lock().split_off(&len.div_ceil(PAGE));
+        self.len.store(len, Relaxed);
+        Ok(())
+    }
+
+    fn zero_at(&self, at: u64, len: u64, _unmap: bool) -> io::Result<()> {
+        self.write_at(at, &vec![0; len as usize])
+    }
+
+    fn extent_at(&self, at: u64) -> io::Result<(u64, bool)> {
+        let left = self.len()?.saturating_sub(at);
+        let next = self.pages.lock().range(at / PAGE..).next().map_or(u64::MAX, |(page, _)| page * PAGE);
+        let data = next <= at;
+        let end = if data { (at / PAGE + 1) * PAGE } else { next };
+        Ok((left.min(end - at), data))
+    }
+
+    fn disk_usage(&self) -> io::Result<u64> {
+        Ok(self.pages.lock().len() as u64 * PAGE)
     }
 
     fn allocate(&self, _at: u64, _len: u64) -> io::Result<()> {

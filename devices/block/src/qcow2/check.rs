@@ -3,7 +3,7 @@
 //! What an image claims must cost neither memory nor time that its file does not account for. Counts are held of a
 //! range of clusters at a time ([`MOST_HELD`]): an image that refers to more is gone through again for the next range.
 //! An L2 table is read once in each pass, however often it is referred to, and holes of the file are passed over.
-//! What no file of that size can hold is refused.
+//! What no file of that size can hold is refused, and so is a repair that would make the file much larger than it is.
 use super::header::{self, EXT_BITMAPS};
 use super::refs::TABLE_OFFSET;
 use super::{COPIED, Mapping, Meta, OFFSET, Qcow2, each_number, write_numbers};
@@ -30,6 +30,11 @@ const WINDOW: u64 = 1 << 14;
 const MOST_TABLES: u64 = 1 << 28;
 /// Most L2 tables that are referred to, unless the file has room for more.
 const MOST_L2: u64 = 1 << 19;
+/// Most bytes that the file may grow by on the host's disk for refcounts that a repair writes, unless it has more
+/// there: in a sound image what is referred to takes more than what counts it.
+const MOST_MADE: u64 = 64 << 20;
+/// What one byte that is written into a hole takes on the disks of most hosts.
+const HOST_BLOCK: u64 = 4096;
 
 /// Bytes of counts that are held of an image whose file has `used` bytes on the host's disk: a cluster that is really
 /// there takes at most three.
@@ -178,6 +183,8 @@ struct Check<'a> {
     tables: Vec<Table>,
     /// Of each refcount block whether it is outside of the file, or used for something else too.
     bad: Vec<bool>,
+    /// Of each refcount block whether it has something to count.
+    wanted: Vec<bool>,
     /// After the last cluster that is referred to.
     end: u64,
     /// Clusters from here on are nobody's: a repair makes refcount blocks there.
@@ -218,6 +225,7 @@ impl Qcow2 {
             on_disk: self.storage.disk_usage()?,
             tables: Vec::with_capacity(self.tables.read().l1.len().min(MOST_L2 as usize)),
             bad: vec![false; meta.refs.table.len()],
+            wanted: vec![false; meta.refs.table.len()],
             end: 0,
             free: 0,
             made: Vec::new(),
@@ -230,10 +238,14 @@ impl Qcow2 {
         check.activity()?;
         check.pass(&mut meta, |check, meta| {
             check.find_bad_blocks(meta);
+            check.find_wanted_blocks(meta);
             Ok(())
         })?;
         let broken = check.report.corruptions;
         check.free = check.end.max(check.clusters);
+        if repair {
+            check.may_make_blocks(&mut meta)?;
+        }
         // Nobody reads from clusters that a repair frees, or tables that it changes.
         let _alone = repair.then(|| self.gate.write());
         let repaired = repair && check.repair_table(&mut meta)?;
@@ -431,6 +443,45 @@ impl Check<'_> {
         if let Some(block) = self.counted.blocks.keys().next_back() {
             self.end = (block + 1) << BLOCK;
         }
+    }
+
+    /// Finds refcount blocks that something in the range is counted in.
+    fn find_wanted_blocks(&mut self, meta: &Meta) {
+        for block in self.counted.blocks.keys() {
+            let place = (block << BLOCK) / meta.refs.per_block();
+            if let Some(wanted) = self.wanted.get_mut(place as usize) {
+                *wanted = true;
+            }
+        }
+    }
+
+    /// Refuses a repair that would make the file larger than [`MOST_MADE`] allows, before it writes anything. One
+    /// reference may take a block that is made for it, or one that is in a hole of the file: 8 bytes of a forged table
+    /// would become kilobytes on the host's disk.
+    fn may_make_blocks(&self, meta: &mut Meta) -> io::Result<()> {
+        let (bits, cluster) = (self.image.cluster_bits, self.image.cluster_size());
+        let (mut made, mut filled, mut last) = (0, 0, None);
+        for index in (0..self.wanted.len()).filter(|index| self.wanted[*index]) {
+            let at = meta.refs.table[index] & TABLE_OFFSET;
+            if self.bad[index] || at == 0 {
+                made += 1;
+            } else if !meta.refs.has_counts(&*self.image.storage, index)? {
+                // Small blocks in a row share what the host keeps.
+                let host = at / HOST_BLOCK;
+                if last.replace(host) != Some(host) {
+                    filled += cluster.max(HOST_BLOCK);
+                }
+            }
+        }
+        // Those that are made are in a row, as far as the table covers them.
+        let made = made.min(meta.refs.covers().saturating_sub(self.free)) << bits;
+        if made + filled > MOST_MADE.max(self.on_disk) {
+            return Err(damaged(format!(
+                "a repair would write {} MiB of refcounts, more than its file has: convert it, which only reads it",
+                (made + filled) >> 20
+            )));
+        }
+        Ok(())
     }
 
     fn l2(&mut self, at: u64, times: u32) -> io::Result<()> {

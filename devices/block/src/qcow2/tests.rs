@@ -1,7 +1,7 @@
 //! Tests that need no other program: random histories on a model of a disk that loses power, and damaged images.
 use super::*;
 use crate::memory::Memory;
-use crate::testing::{Fragile, Rng};
+use crate::testing::{Fragile, Rng, Sparse};
 
 /// A small image with odd numbers, chosen by seed.
 fn options(rng: &mut Rng) -> CreateOptions {
@@ -242,6 +242,81 @@ fn refcounts_that_were_lost_are_made_where_nobody_is() {
             sound(&image, "written");
         }
     }
+}
+
+/// An image in a file with holes that refers to one cluster in each of so many stretches that have a refcount block
+/// each. These blocks are in holes, or there are none; the clusters are in holes, or have data.
+fn scattered(blocks: u64, in_holes: bool, data: bool) -> Arc<Sparse> {
+    let sparse = Arc::new(Sparse::default());
+    let storage: Arc<dyn Storage> = sparse.clone();
+    let options = CreateOptions { size: 512 << 20, ..CreateOptions::default() };
+    Qcow2::create(&storage, &options).unwrap();
+    let image = Qcow2::open(storage.clone(), None, OpenMode::default()).unwrap();
+    image.write(0, &[1; 512]).unwrap();
+    image.flush().unwrap();
+    let table = image.meta.lock().header.refcount_offset;
+    let l2 = image.tables.read().l1[0] & OFFSET;
+    drop(image);
+    let stretch = 32_768 * options.cluster_size;
+    storage.set_len((blocks + 1) * stretch).unwrap();
+    for n in 1..=blocks {
+        let host = n * stretch + 5 * options.cluster_size;
+        storage.write_at(l2 + n * 8, &(host | COPIED).to_be_bytes()).unwrap();
+        if in_holes {
+            storage.write_at(table + n * 8, &(n * stretch).to_be_bytes()).unwrap();
+        }
+        if data {
+            storage.write_at(host, &vec![7; options.cluster_size as usize]).unwrap();
+        }
+    }
+    sparse
+}
+
+#[test]
+fn a_repair_that_fills_the_host_s_disk_with_refcounts_is_refused_before_it_writes() {
+    // 64 MiB are 1,024 blocks.
+    for (blocks, in_holes, data) in [
+        (1100, true, false),
+        (1100, false, false),
+        (900, true, false),
+        (900, false, false),
+        (1100, false, true),
+    ] {
+        let what = format!("{blocks} blocks, in holes: {in_holes}, data: {data}");
+        let storage = scattered(blocks, in_holes, data);
+        let (before, had) = (storage.written.load(Relaxed), storage.disk_usage().unwrap());
+        let mode = OpenMode { read_only: false, check: true };
+        let image = Qcow2::open(storage.clone(), None, mode).unwrap();
+        let report = image.check(true);
+        let took = storage.written.load(Relaxed) - before;
+        if blocks == 1100 && !data {
+            let error = report.unwrap_err().to_string();
+            assert!(error.contains("MiB of refcounts"), "{what}: {error}");
+            assert_eq!(took, 0, "{what}");
+        } else {
+            let report = report.unwrap();
+            assert!(report.corruptions_fixed >= blocks && report.corruptions == 0, "{what}: {report:?}");
+            sound(&image, &what);
+        }
+        let grown = storage.disk_usage().unwrap() - had;
+        assert!(grown <= had.max(64 << 20) + (1 << 20), "{what}: {grown} bytes");
+    }
+}
+
+#[test]
+fn a_dirty_image_whose_repair_is_refused_is_read_and_not_written() {
+    let storage = scattered(1100, true, false);
+    storage.write_at(79, &[1]).unwrap();
+    let before = storage.written.load(Relaxed);
+    let error = Qcow2::open(storage.clone(), None, OpenMode::default()).map(drop).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    let mode = OpenMode { read_only: true, check: false };
+    let image = Qcow2::open(storage.clone(), None, mode).unwrap();
+    let mut read = [0; 512];
+    image.read(0, &mut read).unwrap();
+    assert_eq!(read, [1; 512]);
+    assert!(image.check(false).unwrap().corruptions >= 1100);
+    assert_eq!(storage.written.load(Relaxed), before);
 }
 
 #[test]
