@@ -10,7 +10,7 @@ use crate::mode::{ModeKey, SegView};
 use crate::model::CpuModel;
 use crate::op::Op;
 use crate::state::{Segment, Shadow, State, cr0, cr4, fl, gpr, seg};
-use crate::tier::{CodeJump, CodePlace, Recording, Tier, TierMemory};
+use crate::tier::{CodeJump, CodePlace, Recording, Returns, Tier, TierMemory};
 use crate::trace::log::Trace;
 use crate::world::{MemoryChanges, World};
 use mynah_mmu::{Mode, Paging, PhysMemory, Tlb};
@@ -126,6 +126,8 @@ pub struct Cpu {
     pub code_places: *const CodePlace,
     /// The tier's memory.
     pub tier_memory: TierMemory,
+    /// Where the tier's code is expected to return to.
+    pub returns: Returns,
     /// Compiled code is checked against the interpreter: see [`crate::check`].
     pub(crate) check: Option<Box<Check>>,
     /// Pages as they were, while what is done may have to be taken back.

@@ -72,6 +72,9 @@ impl Cpu {
     pub unsafe fn install_block(&mut self, block: *const Block, code: Compiled) {
         // SAFETY: the block stays in the cache: nothing below takes blocks out.
         let head = unsafe { &*block };
+        if head.code().is_some() {
+            self.forget_returns();
+        }
         self.blocks.forget_code_jumps(&head.tier);
         head.tier.sever(self.blocks.arena());
         head.tier.code.set(Some(code));
@@ -100,6 +103,7 @@ impl Cpu {
         // SAFETY: the block stays in the cache: nothing below takes blocks out.
         let block = unsafe { &*block };
         let tier = &block.tier;
+        self.forget_returns();
         self.blocks.forget_code_jumps(tier);
         tier.sever(self.blocks.arena());
         tier.code.set(None);
@@ -130,8 +134,14 @@ impl Cpu {
         }
     }
 
+    /// No code is expected to be returned to: for a tier whose code goes.
+    pub fn forget_returns(&mut self) {
+        self.returns.forget();
+    }
+
     /// Forgets all decoded blocks (and their code).
     pub fn flush_blocks(&mut self) {
+        self.forget_returns();
         self.blocks.clear();
         self.from = (std::ptr::null(), 0);
     }

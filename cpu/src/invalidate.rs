@@ -61,6 +61,7 @@ impl Cpu {
     /// Forgets all decoded blocks: the next instruction is decoded anew. For those who change guest memory behind the
     /// vCPU's back; not while it runs.
     pub fn forget_code(&mut self) {
+        self.forget_returns();
         self.blocks.clear();
     }
 
@@ -70,6 +71,10 @@ impl Cpu {
 
     /// Kills live blocks.
     pub(crate) fn kill(&mut self, blocks: &[*mut Block]) {
+        // SAFETY: callers pass live blocks.
+        if blocks.iter().any(|&b| unsafe { &*b }.code().is_some()) {
+            self.forget_returns();
+        }
         let mut pages: SmallVec<[u64; 4]> = SmallVec::new();
         for &b in blocks {
             // SAFETY: callers pass live blocks.

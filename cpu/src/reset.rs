@@ -9,7 +9,7 @@ use crate::mode::SegView;
 use crate::model::CpuModel;
 use crate::sse::mxcsr::DEFAULT as DEFAULT_MXCSR;
 use crate::state::{Activity, State, cr0, gpr, seg};
-use crate::tier::TierMemory;
+use crate::tier::{Returns, TierMemory};
 use crate::world::{Mail, MemoryChanges, World};
 use crate::x87::unit::settle;
 use mynah_mmu::{Paging, PhysMemory, Tlb};
@@ -88,6 +88,7 @@ impl Cpu {
             code_jumps: std::ptr::null(),
             code_places: std::ptr::null(),
             tier_memory: TierMemory([0; 1024]),
+            returns: Returns::NONE,
             check: None,
             kept: None,
             marks_stores: false,

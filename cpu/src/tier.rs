@@ -151,6 +151,49 @@ pub const PLACE_FOLD: u32 = 11;
 /// So many of the lowest bits of an address choose no entry.
 pub const PLACE_GRAIN: u32 = 2;
 
+/// Where code goes on that a call was made from.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Return {
+    /// The linear address.
+    pub lin: u64,
+    /// As in [`CodeJump::tag`].
+    pub tag: u64,
+    /// Code for that address, which may be entered by a jump from the tier's other code; or its code that looks for
+    /// some.
+    pub code: *const u8,
+    /// Makes it a power of two.
+    unused: u64,
+}
+
+impl Return {
+    const NONE: Self = Self { lin: 0, tag: 0, code: std::ptr::null(), unused: 0 };
+}
+
+/// The returns that are to be expected, for the tier's code: a call adds one, and a return takes the latest. All are
+/// forgotten when the code of any block is taken away, as one may name it.
+#[repr(C)]
+pub struct Returns {
+    /// The latest and those before it, as a ring.
+    pub slots: [Return; Self::SLOTS],
+    /// The latest slot's number times [`Self::STEP`]; it wraps around.
+    pub latest: u8,
+}
+
+impl Returns {
+    /// How many are remembered.
+    pub const SLOTS: usize = 16;
+    /// From a slot to the next, in [`Self::latest`].
+    pub const STEP: u8 = (256 / Self::SLOTS) as u8;
+    /// None.
+    pub(crate) const NONE: Self = Self { slots: [Return::NONE; Self::SLOTS], latest: 0 };
+
+    /// No tag is 0.
+    pub(crate) fn forget(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.tag = 0);
+    }
+}
+
 /// What makes code.
 pub trait Tier: Send {
     /// The vCPU that the tier is given to: its code may run from now on.

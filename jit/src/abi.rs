@@ -42,7 +42,7 @@
 //! each [`PLACED`]th time is taken for a miss, so that what comes often gets a new entry in the first.
 use mynah_cpu::mode::SegView;
 use mynah_cpu::state::{Fpu, Segment, State, Vector, gpr};
-use mynah_cpu::tier::{LEFT_HOT, TierMemory};
+use mynah_cpu::tier::{LEFT_HOT, Returns, TierMemory};
 use mynah_cpu::{Cpu, Op, code_abi};
 use mynah_mmu::{Tlb, TlbView};
 use std::mem::{offset_of, size_of};
@@ -287,11 +287,12 @@ pub(crate) mod cpu {
     }
 
     /// Where code stores in the vCPU, beside the context: first bytes and lengths.
-    pub const STORED: [(usize, usize); 4] = [
+    pub const STORED: [(usize, usize); 5] = [
         (ICOUNT as usize, 8),
         (gpr(0) as usize, 8 * 18),
         (xmm(0) as usize, 16 * size_of::<Vector>()),
         (fpu(0) as usize, size_of::<Fpu>()),
+        (offset_of!(Cpu, returns), size_of::<Returns>()),
     ];
 }
 
@@ -342,6 +343,30 @@ pub(crate) mod jumps {
     pub const TAG: i32 = offset_of!(CodeJump, tag) as i32;
     pub const CODE: i32 = offset_of!(CodeJump, code) as i32;
     pub const OPS: i32 = offset_of!(CodeJump, ops) as i32;
+}
+
+/// The numbers of the returns that are to be expected.
+pub(crate) mod returns {
+    use super::*;
+    use mynah_cpu::tier::Return;
+
+    /// Offsets in the vCPU.
+    pub const LATEST: i32 = (offset_of!(Cpu, returns) + offset_of!(Returns, latest)) as i32;
+    const SLOTS: usize = offset_of!(Cpu, returns) + offset_of!(Returns, slots);
+    /// Offsets in the vCPU of fields of the first slot.
+    pub const LIN: i32 = (SLOTS + offset_of!(Return, lin)) as i32;
+    pub const TAG: i32 = (SLOTS + offset_of!(Return, tag)) as i32;
+    pub const CODE: i32 = (SLOTS + offset_of!(Return, code)) as i32;
+    pub const STEP: u8 = Returns::STEP;
+    /// From a slot's number, as `LATEST` has it, to its offset, as a power of two.
+    pub const SCALE: u8 = (size_of::<Return>() / STEP as usize).trailing_zeros() as u8;
+    const _: () = assert!((STEP as usize) << SCALE == size_of::<Return>());
+    // What is stored here does not lie a multiple of 4 KiB from what each look-up loads: see `APART`.
+    const _: () = {
+        let view = offset_of!(Cpu, tlb) + offset_of!(Tlb, view);
+        let behind = (offset_of!(Cpu, returns) + 4096 - view % 4096) % 4096;
+        assert!(behind >= size_of::<TlbView>() && behind + size_of::<Returns>() <= 4096);
+    };
 }
 
 /// The numbers of the look-up of compiled code by where its bytes are.

@@ -564,9 +564,14 @@ impl Translating {
     /// The baseline has compiled a block, which is at this linear address.
     fn show_latest(&self, cpu: &Cpu, lin: u64) {
         let Some(b) = &self.baseline else { return };
-        let (address, code) = b.latest();
-        let marks = if self.inside.asm.is_some() { b.latest_marks(cpu, lin) } else { Marks::default() };
-        self.inside.show(address, code, lin, &marks);
+        let (bitness, mut body) =
+            if self.inside.asm.is_some() { b.latest_marks(cpu, lin) } else { Marks::default() };
+        let [first, second] = b.latest();
+        let mut seldom = body.split_off(body.partition_point(|m| m.offset < first.1.len()));
+        seldom.iter_mut().for_each(|m| m.offset -= first.1.len());
+        for ((address, code), marks) in [(first, body), (second, seldom)] {
+            self.inside.show(address, code, lin, &(bitness, marks));
+        }
         let c = &self.seat.counters;
         c.blocks.store(b.compiled, Ordering::Relaxed);
         c.block_instructions.store(b.instructions, Ordering::Relaxed);

@@ -280,6 +280,31 @@ impl Asm {
         self.bytes(&[1]);
     }
 
+    /// `add low byte of reg (R8 to R15), v`
+    pub fn add8(&mut self, reg: u8, v: u8) {
+        self.bytes(&[0x41, 0x80, 0xc0 | reg & 7, v]);
+    }
+
+    /// `mov byte [base + disp], low byte of from (R8 to R15)`
+    pub fn store8(&mut self, from: u8, base: u8, disp: i32) {
+        self.mem(false, &[0x88], from, base, None, disp);
+    }
+
+    /// `movzx to32, byte [base + disp]`
+    pub fn load8(&mut self, to: u8, base: u8, disp: i32) {
+        self.mem(false, &[0x0f, 0xb6], to, base, None, disp);
+    }
+
+    /// `mov to, [base + index * 2^scale + disp]`
+    pub fn load_indexed(&mut self, to: u8, base: u8, index: (u8, u8), disp: i32) {
+        self.mem(true, &[0x8b], to, base, Some(index), disp);
+    }
+
+    /// `jmp to`
+    pub fn jmp_to(&mut self, to: u8) {
+        self.regs(false, 0xff, 4, to);
+    }
+
     /// `test byte [base + disp], v`
     pub fn test_mem8(&mut self, base: u8, disp: i32, v: u8) {
         self.mem(false, &[0xf6], 0, base, None, disp);
@@ -338,11 +363,6 @@ impl Asm {
     /// `add al, 7fh; sahf`: the reverse
     pub fn flags_from_ax(&mut self) {
         self.bytes(&[0x04, 0x7f, 0x9e]);
-    }
-
-    /// `nop`
-    pub fn nop(&mut self) {
-        self.bytes(&[0x90]);
     }
 
     /// `test low byte of reg (R8 to R15), imm`
@@ -483,6 +503,11 @@ mod tests {
             (text(|a| a.test_mem32(RAX, RDI, 8)), "test [rdi+8],eax"),
             (text(|a| a.add_mem_imm(RDI, 8, -3)), "add qword [rdi+8],0FFFFFFFFFFFFFFFDh"),
             (text(|a| a.count_down(RAX, 4)), "sub dword [rax+4],1"),
+            (text(|a| a.add8(R11, 16)), "add r11b,10h"),
+            (text(|a| a.store8(R10, RDI, 8)), "mov [rdi+8],r10b"),
+            (text(|a| a.load8(R11, RDI, 300)), "movzx r11d,byte [rdi+12Ch]"),
+            (text(|a| a.load_indexed(R10, RDI, (R10, 3), 300)), "mov r10,[rdi+r10*8+12Ch]"),
+            (text(|a| a.jmp_to(R11)), "jmp r11"),
             (text(|a| a.test_mem8(RDI, 8, 0x80)), "test byte [rdi+8],80h"),
             (text(|a| a.is_zero8(RDI, 8)), "cmp byte [rdi+8],0"),
             (text(|a| a.is_zero32(RAX, 0)), "cmp dword [rax],0"),

@@ -1,5 +1,8 @@
 //! The guest's instructions as host instructions, one by one.
-use crate::abi::{BLOCK, CONTEXT, Context, FLOAT, context, cpu, in_context, tlb};
+mod cold;
+mod ends;
+
+use crate::abi::{BLOCK, CONTEXT, Context, FLOAT, context, cpu, in_context, jumps, returns, tlb};
 use crate::instructions::row;
 use crate::x64::asm::{Asm, CPU, cc, host};
 use crate::x64::features::on_host;
@@ -10,6 +13,7 @@ use crate::x64::forms::{
 use crate::x64::registers::MAP;
 use crate::x64::stubs::{FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, miss};
 use crate::x64::x87::is_x87;
+pub(super) use cold::Cold;
 use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
@@ -46,26 +50,6 @@ fn is_in_page(target: i64) -> bool {
     (0..=PAGE_MASK as i64).contains(&target)
 }
 
-/// What stands out of line, behind a block's code.
-pub(super) enum Cold {
-    /// A look-up missed, or the place at this offset in the vCPU: asks for the address by a stub, and goes on at
-    /// `back` or has op `k` interpreted.
-    Miss { site: usize, back: usize, stub: usize, k: usize, place: Option<i32> },
-    /// Has op `k` interpreted.
-    Interpret { site: usize, k: usize },
-    /// Has the host's MXCSR or x87 unit (`which`) hold the guest's, and goes on at `back` or has op `k` interpreted.
-    Float { site: usize, back: usize, k: usize, which: u8 },
-    /// Op `k` was called and returns.
-    Returned { site: usize, k: usize },
-    /// Events are pending where the block begins; their word is at RAX. Goes on at `back` if they are not to be looked
-    /// at now.
-    Event { site: usize, back: usize },
-    /// The block has run often.
-    Hot { site: usize },
-    /// Goes on at an offset from the page's first byte.
-    Elsewhere { site: usize, target: i64 },
-}
-
 /// The last x87 instruction of a block, not yet stored.
 #[derive(Clone, Copy)]
 pub(super) struct LastX87 {
@@ -91,6 +75,10 @@ pub(super) struct Emitter<'a> {
     chained: &'a [u8],
     /// Offset of the code from where offsets of stubs are counted.
     origin: usize,
+    /// Where what stands apart begins, once that is known.
+    split: usize,
+    /// See [`Emitted::crossing`].
+    crossing: Vec<usize>,
     /// Offset of the block's first byte in its page.
     first: i64,
     /// Offset of the current instruction in its page.
@@ -148,16 +136,22 @@ impl Form {
     }
 }
 
-/// A finished block.
+/// A finished block: its body, and behind that what is executed seldom, which may be moved away ([`Self::part`]).
 #[derive(Default)]
 pub(super) struct Emitted {
     pub code: Vec<u8>,
+    /// Where it is to lie.
+    pub origin: usize,
+    /// Where the second part begins: there other tiers enter.
+    pub split: usize,
     /// Offset of where it is entered from a jump backwards: events are tested there, and executions counted, as only
     /// loops are worth the next tier.
     pub tested: usize,
     /// Offset of where it is entered from elsewhere.
     pub body: usize,
     pub exits: Vec<DirectExit>,
+    /// Displacements that lead from one of the two parts to the other, or from the second to a stub.
+    crossing: Vec<usize>,
     /// The instructions that are called; code has their addresses.
     #[expect(clippy::vec_box, reason = "code has their addresses")]
     pub called: Vec<Box<Op>>,
@@ -167,6 +161,23 @@ pub(super) struct Emitted {
     cold: Vec<(Cold, Option<LastX87>)>,
     offsets: Vec<i64>,
     encoded: Vec<u8>,
+}
+
+impl Emitted {
+    /// Bytes of its second part.
+    pub fn seldom(&self) -> usize {
+        self.code.len() - self.split
+    }
+
+    /// Makes the code fit for its second part to lie `away` bytes behind where it was emitted.
+    pub fn part(&mut self, away: usize) {
+        for &site in &self.crossing {
+            let distance = if site < self.split { away as i32 } else { -(away as i32) };
+            let bytes = &mut self.code[site..site + 4];
+            let before = i32::from_le_bytes(bytes.try_into().unwrap_or_default());
+            bytes.copy_from_slice(&before.wrapping_add(distance).to_le_bytes());
+        }
+    }
 }
 
 /// What the block is.
@@ -183,6 +194,8 @@ pub(super) struct Block<'a> {
     pub placed: u64,
     /// It counts its executions.
     pub counts: bool,
+    /// Jumps backwards are known that lead to it.
+    pub loops: bool,
     /// It is a program's, at CPL 3.
     pub user: bool,
     /// x87 instructions are called: the host's unit was not to execute them.
@@ -252,21 +265,31 @@ fn register(number: u8, size: usize) -> Register {
 }
 
 impl<'a> Emitter<'a> {
-    /// The code of a block that will lie at `origin`; `memory` of an earlier one is used again.
+    /// The code of a block that will lie behind `free`; `memory` of an earlier one is used again.
     pub fn emit(
         block: &Block,
         stubs: &'a Stubs,
         given: &'a mut Places,
-        origin: usize,
+        free: usize,
         encoder: &'a mut Encoder,
         info: &'a mut InstructionInfoFactory,
         memory: Emitted,
     ) -> Emitted {
         let count = block.ops.iter().filter(|o| o.1.is_some()).count();
         let first = i64::from(block.first);
-        let Emitted { mut code, mut exits, mut called, mut places, mut cold, mut offsets, encoded, .. } =
-            memory;
+        let Emitted {
+            mut code,
+            mut exits,
+            mut called,
+            mut places,
+            mut cold,
+            mut offsets,
+            mut crossing,
+            encoded,
+            ..
+        } = memory;
         code.clear();
+        crossing.clear();
         exits.clear();
         called.clear();
         places.clear();
@@ -282,7 +305,9 @@ impl<'a> Emitter<'a> {
             number: block.number,
             placed: block.placed,
             chained: &stubs.chained[usize::from(!block.user)],
-            origin,
+            origin: free,
+            split: usize::MAX,
+            crossing,
             first,
             here: first,
             k: 0,
@@ -301,28 +326,10 @@ impl<'a> Emitter<'a> {
             encoded,
             called,
         };
-        // Where other tiers enter.
-        let to_body = e.a.lea_rip(host::R11);
-        let site = e.a.jmp();
-        e.patch_to_stub(site, stubs.load);
-        let tested = e.a.at();
-        e.a.load(host::RAX, CPU, in_context(context::EVENTS));
-        e.a.is_zero32(host::RAX, 0);
-        let site = e.a.jcc(cc::NE);
-        let back = e.a.at();
-        e.out_of_line(Cold::Event { site, back });
-        if block.counts {
-            e.a.load(host::RAX, CPU, in_context(context::COUNTERS));
-            e.a.count_down(host::RAX, 4 * block.number as i32);
-            let site = e.a.jcc(cc::S);
-            e.out_of_line(Cold::Hot { site });
-        }
-        // At an odd address: by that the chain stub tells it from what is not the baseline's.
-        while (origin + e.a.at()) % 8 != BASELINE as usize {
-            e.a.nop();
-        }
+        let mut tested = if block.loops { e.tested(block.counts) } else { 0 };
         let body = e.a.at();
-        e.a.patch(to_body, body as i64);
+        // By these bits the chain stub tells it from what is not the baseline's. No jump to a stub stands before it.
+        e.origin = free + (BASELINE as usize).wrapping_sub(free + body) % 8;
         e.a.add_mem_imm(CPU, cpu::ICOUNT, count as i8);
         for (k, (op, i)) in block.ops.iter().enumerate() {
             places.push(e.a.at());
@@ -337,9 +344,38 @@ impl<'a> Emitter<'a> {
             }
         }
         places.push(e.a.at());
+        let split = e.a.at();
+        e.split = split;
+        let to_body = e.a.lea_rip(host::R11);
+        e.lead(to_body, body);
+        let site = e.a.jmp();
+        e.patch_to_stub(site, stubs.load);
+        if !block.loops {
+            tested = e.tested(block.counts);
+            let to_body = e.a.jmp();
+            e.lead(to_body, body);
+        }
         e.finish(&mut exits);
-        let Emitter { cold, offsets, encoded, called, .. } = e;
-        Emitted { code: e.a.code, tested, body, exits, called, places, cold, offsets, encoded }
+        let Emitter { origin, cold, offsets, encoded, called, crossing, .. } = e;
+        let code = e.a.code;
+        Emitted { origin, code, split, body, tested, exits, crossing, called, places, cold, offsets, encoded }
+    }
+
+    /// What a jump backwards has to pass in front of the body. Returns where it begins.
+    fn tested(&mut self, counts: bool) -> usize {
+        let tested = self.a.at();
+        self.a.load(host::RAX, CPU, in_context(context::EVENTS));
+        self.a.is_zero32(host::RAX, 0);
+        let site = self.a.jcc(cc::NE);
+        let back = self.a.at();
+        self.out_of_line(Cold::Event { site, back });
+        if counts {
+            self.a.load(host::RAX, CPU, in_context(context::COUNTERS));
+            self.a.count_down(host::RAX, 4 * self.number as i32);
+            let site = self.a.jcc(cc::S);
+            self.out_of_line(Cold::Hot { site });
+        }
+        tested
     }
 
     fn op(&mut self, op: &Op, i: &Instruction, known: bool, last: bool) {
@@ -1013,248 +1049,5 @@ impl<'a> Emitter<'a> {
             }
         }
         Some(())
-    }
-
-    // ---- ends
-    // --------------------------------------------------------------------------------------------------------------
-
-    fn ender(&mut self, op: &Op, i: &Instruction) -> Option<()> {
-        let own = if self.long { 8 } else { 4 };
-        let near = match i.op0_kind() {
-            OpKind::NearBranch64 => Some(i.near_branch64() as i64),
-            OpKind::NearBranch32 => Some(i64::from(i.near_branch32() as i32)),
-            _ => None,
-        };
-        let after = self.here + i64::from(op.len);
-        match i.flow_control() {
-            FlowControl::Next => {
-                // The last of a block that was cut for its length ends with another op; this one is special.
-                None
-            }
-            FlowControl::ConditionalBranch => {
-                let target = near?;
-                let condition = condition(i.condition_code())?;
-                if !i.is_jcc_short_or_near() {
-                    return None;
-                }
-                self.want_flags();
-                self.save_flags();
-                let site = self.a.jcc(condition);
-                self.out_of_line(Cold::Elsewhere { site, target });
-                self.go_to(after);
-                Some(())
-            }
-            FlowControl::UnconditionalBranch => {
-                self.go_to(near?);
-                Some(())
-            }
-            FlowControl::Call => {
-                let target = near?;
-                let len = self.stack_width(op, own)?;
-                self.stack_below(len);
-                self.push_return(after);
-                self.go_to(target);
-                Some(())
-            }
-            FlowControl::IndirectCall | FlowControl::IndirectBranch => {
-                let call = i.flow_control() == FlowControl::IndirectCall;
-                let len = if call { self.stack_width(op, own)? } else { 0 };
-                match i.op0_kind() {
-                    OpKind::Register if i.op0_register().size() == own => {}
-                    OpKind::Memory if i.memory_size().size() == own && self.can_address(op) => {}
-                    _ => return None,
-                }
-                if !matches!(i.code(), Code::Call_rm64 | Code::Jmp_rm64 | Code::Call_rm32 | Code::Jmp_rm32) {
-                    return None;
-                }
-                self.save_flags();
-                if i.op0_kind() == OpKind::Memory {
-                    self.operand(op, own as u64, false);
-                    self.load_own(host::RAX);
-                } else {
-                    let r = self.in_register(i.op0_register().full_register().number() as u8, host::RAX);
-                    self.a.lea(self.long, host::RAX, r, None, 0);
-                }
-                self.check_target();
-                if call {
-                    self.a.store(true, host::RAX, CPU, ASIDE);
-                    self.stack_below(len);
-                    self.push_return(after);
-                    self.a.load(host::RAX, CPU, ASIDE);
-                }
-                self.chain();
-                Some(())
-            }
-            FlowControl::Return => {
-                if !matches!(i.code(), Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16) {
-                    return None;
-                }
-                let len = self.stack_width(op, own)?;
-                let dropped = if i.op_count() > 0 { i.immediate16() } else { 0 };
-                self.save_flags();
-                self.a.lea(self.long, host::R10, host::R14, None, 0);
-                self.look_up_stack(len, false);
-                self.load_own(host::RAX);
-                self.check_target();
-                self.move_stack(len as i32 + i32::from(dropped));
-                self.chain();
-                Some(())
-            }
-            _ => None,
-        }
-    }
-
-    /// In 64-bit mode a jump to an address that is not canonical faults. RAX holds it; R11 and flags are lost.
-    fn check_target(&mut self) {
-        self.flags_lost();
-        if self.long {
-            self.a.mov(host::R11, host::RAX);
-            self.a.sar(true, host::R11, 47);
-            self.a.add_imm(host::R11, 1);
-            self.a.cmp_imm(true, host::R11, 1);
-            let site = self.a.jcc(cc::A);
-            self.out_of_line(Cold::Interpret { site, k: self.k });
-        }
-    }
-
-    /// Puts the address behind the call at R10, and moves the stack pointer.
-    fn push_return(&mut self, after: i64) {
-        self.a.load(host::RAX, CPU, PAGE_RIP);
-        self.a.lea(self.long, host::RAX, host::RAX, None, after as i32);
-        self.a.store(self.long, host::RAX, host::R10, 0);
-        self.move_stack(if self.long { -8 } else { -4 });
-    }
-
-    /// Goes on at the address in RAX.
-    fn chain(&mut self) {
-        self.a.bytes(self.chained);
-        let site = self.a.jmp();
-        self.patch_to_stub(site, self.stubs.chain);
-    }
-
-    /// Goes on at an offset from the page's first byte.
-    fn go_to(&mut self, target: i64) {
-        self.save_flags();
-        let site = self.a.jmp();
-        self.out_of_line(Cold::Elsewhere { site, target });
-    }
-
-    /// Has the op executed by its interpreter's handler.
-    fn call(&mut self, op: &Op, last: bool) {
-        let kept = Box::new(*op);
-        self.flush_x87();
-        self.save_flags();
-        self.a.imm(host::R11, &raw const *kept as u64);
-        self.called.push(kept);
-        self.a.imm(host::RAX, self.first as u64);
-        let site = self.a.call();
-        self.patch_to_stub(site, self.stubs.call);
-        self.flags_lost();
-        (self.vectors, self.float, self.avx, self.x87) = (0, false, false, false);
-        if last {
-            let site = self.a.jmp();
-            self.patch_to_stub(site, self.stubs.out);
-            return;
-        }
-        self.a.test(host::RAX);
-        let site = self.a.jcc(cc::NE);
-        self.out_of_line(Cold::Returned { site, k: self.k });
-    }
-
-    // ---- out of line
-    // --------------------------------------------------------------------------------------------------------
-
-    /// Patches a jump or call to go to a stub.
-    fn patch_to_stub(&mut self, site: usize, stub: usize) {
-        self.a.patch(site, stub as i64 - self.origin as i64);
-    }
-
-    /// Leaves by a stub at an offset in the page, having counted `too_much`.
-    fn leave(&mut self, stub: usize, offset: i64, too_much: usize) {
-        self.a.imm(host::RAX, offset as u64 | (too_much as u64) << 16);
-        let site = self.a.jmp();
-        self.patch_to_stub(site, stub);
-    }
-
-    fn offset_of(&self, k: usize, offsets: &[i64]) -> i64 {
-        offsets.get(k).copied().unwrap_or(self.first)
-    }
-
-    fn finish(&mut self, exits: &mut Vec<DirectExit>) {
-        let offsets = std::mem::take(&mut self.offsets);
-        let mut cold = std::mem::take(&mut self.cold);
-        for (c, last) in cold.drain(..) {
-            let here = self.a.at();
-            // The code that is asked for an address may leave the block.
-            if !matches!(c, Cold::Event { .. } | Cold::Hot { .. } | Cold::Elsewhere { .. }) {
-                self.store_last_x87(last);
-            }
-            match c {
-                Cold::Miss { site, back, stub, k, place } => {
-                    self.a.patch(site, here as i64);
-                    if let Some(place) = place {
-                        self.a.lea(true, host::R11, CPU, None, place);
-                    }
-                    let at = self.offset_of(k, &offsets);
-                    self.a.imm(host::RAX, at as u64 | ((self.count - k) as u64) << 16);
-                    let call = self.a.call();
-                    self.patch_to_stub(call, stub);
-                    let found = self.a.jmp();
-                    self.a.patch(found, back as i64);
-                }
-                Cold::Float { site, back, k, which } => {
-                    self.a.patch(site, here as i64);
-                    let kind = (FLOAT | BLOCK | u64::from(which)) as i32;
-                    let number = in_context(context::LIN);
-                    self.a.store_imm(true, self.number as i32, CPU, number);
-                    self.a.store_imm(true, kind, CPU, in_context(context::KIND));
-                    let call = self.a.call();
-                    self.patch_to_stub(call, self.stubs.float);
-                    self.a.test(host::R10);
-                    let found = self.a.jcc(cc::NE);
-                    self.a.patch(found, back as i64);
-                    let at = self.offset_of(k, &offsets);
-                    self.leave(self.stubs.interpret, at, self.count - k);
-                }
-                Cold::Interpret { site, k } => {
-                    self.a.patch(site, here as i64);
-                    let at = self.offset_of(k, &offsets);
-                    self.leave(self.stubs.interpret, at, self.count - k);
-                }
-                Cold::Returned { site, k } => {
-                    self.a.patch(site, here as i64);
-                    let too_much = self.count - k - 1;
-                    self.a.add_mem_imm(CPU, cpu::ICOUNT, -(too_much as i8));
-                    let site = self.a.jmp();
-                    self.patch_to_stub(site, self.stubs.out);
-                }
-                Cold::Event { site, back } => {
-                    self.a.patch(site, here as i64);
-                    self.a.load32(host::RAX, host::RAX, 0);
-                    self.a.test_mem32(host::RAX, CPU, cpu::EVENT_MASK);
-                    let masked = self.a.jcc(cc::E);
-                    self.a.patch(masked, back as i64);
-                    self.leave(self.stubs.event, self.first, 0);
-                }
-                Cold::Hot { site } => {
-                    self.a.patch(site, here as i64);
-                    self.leave(self.stubs.hot, self.first, 0);
-                }
-                Cold::Elsewhere { site, target } => {
-                    self.a.patch(site, here as i64);
-                    self.a.load(host::RAX, CPU, PAGE_RIP);
-                    self.a.lea(self.long, host::RAX, host::RAX, None, target as i32);
-                    if is_in_page(target) {
-                        // Until there is code to be linked with.
-                        let site = self.a.jmp();
-                        self.patch_to_stub(site, self.stubs.chain);
-                    } else {
-                        self.chain();
-                    }
-                    exits.push(DirectExit { site, stub: here, target });
-                }
-            }
-        }
-        (self.cold, self.offsets) = (cold, offsets);
     }
 }

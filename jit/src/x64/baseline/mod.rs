@@ -19,7 +19,10 @@
 //!
 //! A block counts the jumps backwards that lead to it; when those are many, Cranelift may get it
 //! ([`Left::Hot`](crate::abi::Left)). Blocks of a page jump to each other; other jumps go by the table of
-//! [`CodeJump`](mynah_cpu::tier::CodeJump)s. Code lies in one stretch of memory, which is emptied when it is full.
+//! [`CodeJump`](mynah_cpu::tier::CodeJump)s.
+//!
+//! Bodies of blocks and what is executed seldom (side exits, entries from other tiers) lie in chunks of their own, so
+//! that the host's caches hold more bodies. All chunks are of one stretch of memory, which is emptied when it is full.
 mod emit;
 mod x87;
 
@@ -35,7 +38,7 @@ use mynah_cpu::block::Block;
 use mynah_cpu::flags::pack;
 use mynah_cpu::mode::ModeKey;
 use mynah_cpu::op::HELPER;
-use mynah_cpu::tier::{BASELINE, Compiled, Enter, Link};
+use mynah_cpu::tier::{Compiled, Enter, Link};
 use mynah_cpu::{Cpu, Op};
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE};
 use rustc_hash::FxHashMap;
@@ -44,11 +47,15 @@ use smallvec::SmallVec;
 /// Whether the host has one.
 pub(crate) const HERE: bool = cfg!(target_arch = "x86_64");
 /// Executions by the interpreter after which a block is compiled.
-pub(crate) const HOT: u32 = 3;
+pub(crate) const HOT: u32 = 2;
 /// Most bytes of code.
 const CODE: usize = 96 << 20;
 /// Least bytes of code.
 const LEAST: usize = 1 << 20;
+/// Chunks at least.
+const LEAST_CHUNKS: usize = 16;
+/// Most bytes of a chunk: a huge page of the host's.
+const MOST_CHUNK: usize = 2 << 20;
 /// Instructions per miss of a place beyond which misses do not matter.
 const SELDOM: u64 = 1500;
 /// Least blocks with code, and others that jumps lead to.
@@ -104,7 +111,12 @@ struct Waiting {
 pub(crate) struct Baseline {
     write: Written,
     execute: Executed,
-    used: usize,
+    /// Where the next block's body may lie, and what is executed seldom of it.
+    bodies: Chunk,
+    seldom: Chunk,
+    /// Where chunks begin that nothing lies in, and how long each is.
+    free: usize,
+    chunk: usize,
     stubs: Stubs,
     /// Where code begins.
     start: usize,
@@ -139,12 +151,19 @@ pub(crate) struct Baseline {
     places_at_once: bool,
 }
 
+/// Memory for code that is not used: offsets of its first byte and of what is behind it.
+#[derive(Clone, Copy)]
+struct Chunk {
+    used: usize,
+    end: usize,
+}
+
 /// The block that was compiled last.
 #[derive(Default)]
 struct Latest {
     at: (u64, u32),
-    origin: usize,
-    len: usize,
+    /// Where its body is, and what is executed seldom, and how long they are.
+    parts: [(usize, usize); 2],
     /// See [`emit::Emitted::places`].
     places: Vec<usize>,
     /// Number of its entry.
@@ -173,6 +192,7 @@ impl Baseline {
             dual_map::map(size, split).map_err(|e| format!("no executable memory: {e}"))?;
         write.put(0, &code);
         let start = code.len().next_multiple_of(16);
+        let chunk = (size / LEAST_CHUNKS).min(MOST_CHUNK);
         let flag_words = (0..512u64)
             .map(|n| {
                 // LAHF's byte, and OF in bit 8.
@@ -183,7 +203,10 @@ impl Baseline {
         Ok(Self {
             write,
             execute,
-            used: start,
+            bodies: Chunk { used: start, end: chunk },
+            seldom: Chunk { used: 0, end: 0 },
+            free: chunk,
+            chunk,
             stubs,
             start,
             // Neither grows, and memory that was never used is none.
@@ -220,10 +243,9 @@ impl Baseline {
         (self.address(0), self.write.bytes(0, self.start))
     }
 
-    /// The code of the block that was compiled last, and where it is.
-    pub fn latest(&self) -> (*const u8, &[u8]) {
-        let Latest { origin, len, .. } = self.latest;
-        (self.address(origin), self.write.bytes(origin, len))
+    /// The code of the block that was compiled last, and where it is: its body and what is executed seldom.
+    pub fn latest(&self) -> [(*const u8, &[u8]); 2] {
+        self.latest.parts.map(|(at, len)| (self.address(at), self.write.bytes(at, len)))
     }
 
     /// The codes of the instructions in it that are called.
@@ -231,7 +253,8 @@ impl Baseline {
         self.entries.get(self.latest.number).into_iter().flat_map(|e| e.called.iter().map(|op| op.code))
     }
 
-    /// What it was made from, if the block is at the linear address `lin`, and how wide addresses are there.
+    /// What it was made from, if the block is at the linear address `lin`, and how wide addresses are there. Offsets
+    /// are as if both of its parts were one.
     pub fn latest_marks(&self, cpu: &Cpu, lin: u64) -> (u32, Vec<Mark>) {
         let Latest { at: (phys, key), places, .. } = &self.latest;
         let Some(block) = cpu.known_block(*phys, *key) else { return (64, Vec::new()) };
@@ -463,32 +486,49 @@ impl Baseline {
             }
             let Entry { placed, kept, soft_x87, .. } = *e;
             let (counts, user) = (!kept, mode.has(ModeKey::USER));
+            let loops = e.waiting.iter().any(|w| w.back) || leads_to_itself(&ops, first);
             let number32 = number as u32;
-            let plan =
-                emit::Block { ops: &ops, first, long, number: number32, placed, counts, user, soft_x87 };
+            let plan = emit::Block {
+                ops: &ops,
+                first,
+                long,
+                number: number32,
+                placed,
+                counts,
+                loops,
+                user,
+                soft_x87,
+            };
             let emitted = std::mem::take(&mut self.scratch.emitted);
             let (encoder, info) = (&mut self.encoder, &mut self.info);
             let (stubs, places) = (&self.stubs, &mut self.places);
-            let made = Emitter::emit(&plan, stubs, places, self.used, encoder, info, emitted);
-            if self.used + made.code.len() <= self.write.len() {
+            let made = Emitter::emit(&plan, stubs, places, self.bodies.used, encoder, info, emitted);
+            let fits = made.origin + made.split <= self.bodies.end;
+            if fits && self.seldom.used + made.seldom() <= self.seldom.end {
                 break (number, made);
             }
-            self.empty(cpu);
+            if !self.more_room(made.split, made.seldom()) {
+                self.empty(cpu);
+            }
+            self.scratch.emitted = made;
         };
-        let origin = self.used;
-        self.write.put(origin, &made.code);
-        self.used = (origin + made.code.len()).next_multiple_of(16);
+        let (origin, split, seldom) = (made.origin, made.split, self.seldom.used);
+        let at =
+            move |offset: usize| if offset < split { origin + offset } else { seldom + (offset - split) };
+        made.part(seldom.wrapping_sub(origin + split));
+        self.write.put(origin, &made.code[..split]);
+        self.write.put(seldom, &made.code[split..]);
+        (self.bodies.used, self.seldom.used) = (origin + split, seldom + made.seldom());
         self.compiled += 1;
         self.instructions += ops.iter().filter(|o| o.1.is_some()).count() as u64;
         self.bytes += made.code.len() as u64;
         self.scratch.ops = ops;
         self.latest.at = (phys, key);
-        (self.latest.origin, self.latest.len, self.latest.number) = (origin, made.code.len(), number);
+        (self.latest.parts, self.latest.number) = ([(origin, split), (seldom, made.seldom())], number);
         std::mem::swap(&mut self.latest.places, &mut made.places);
         self.counters[number] = self.hot;
         let e = &mut self.entries[number];
-        (e.entry, e.tested, e.body) =
-            (origin as u32, (origin + made.tested) as u32, (origin + made.body) as u32);
+        (e.entry, e.tested, e.body) = (seldom as u32, at(made.tested) as u32, at(made.body) as u32);
         e.block = block;
         let bytes = |called: &Vec<Box<Op>>| called.len() * (size_of::<Op>() + 16);
         self.beside = (self.beside + bytes(&made.called)).saturating_sub(bytes(&e.called));
@@ -497,9 +537,8 @@ impl Baseline {
         for (to, site) in std::mem::take(&mut e.exits) {
             self.entries[to as usize].waiting.retain(|w| w.site != site);
         }
-        let body = self.address(origin + made.body);
-        debug_assert!(body.addr() & BASELINE as usize != 0);
-        let code = Compiled { enter: self.enter, code: self.address(origin), ops: body.cast() };
+        let (code, ops) = (self.address(seldom), self.address(at(made.body)).cast());
+        let code = Compiled { enter: self.enter, code, ops };
         // SAFETY: the block is live, as nothing was decoded since it was found. The code stays until this tier is
         // emptied, which takes it away from all blocks, or the vCPU ends; it was made of the block's instructions.
         unsafe {
@@ -507,20 +546,43 @@ impl Baseline {
             (*block).set_number(number as u32);
         }
         if cpu.links_code() {
-            self.link(cpu, number, &made.exits);
+            self.link(cpu, number, &made.exits, at);
         }
         self.scratch.emitted = made;
         true
     }
 
-    /// Links the code of an entry, which was just made, with that of other blocks on its page.
-    fn link(&mut self, cpu: &mut Cpu, number: usize, exits: &[emit::DirectExit]) {
-        let Entry { at: (phys, key), entry: origin, .. } = self.entries[number];
+    /// Makes room for the parts of a block, if there are chunks that nothing lies in.
+    fn more_room(&mut self, body: usize, seldom: usize) -> bool {
+        for (chunk, len) in [(&mut self.bodies, body), (&mut self.seldom, seldom)] {
+            // A body's first bits are given.
+            if chunk.used + len + 16 <= chunk.end {
+                continue;
+            }
+            if self.free + self.chunk > self.write.len() {
+                return false;
+            }
+            *chunk = Chunk { used: self.free, end: self.free + self.chunk };
+            self.free += self.chunk;
+        }
+        true
+    }
+
+    /// Links the code of an entry, which was just made, with that of other blocks on its page. `at` says where an
+    /// offset in that code has come to lie.
+    fn link(
+        &mut self,
+        cpu: &mut Cpu,
+        number: usize,
+        exits: &[emit::DirectExit],
+        at: impl Fn(usize) -> usize,
+    ) {
+        let (phys, key) = self.entries[number].at;
         let first = (phys & PAGE_MASK) as i64;
         for exit in exits.iter().filter(|l| l.is_in_page()) {
             let to = self.enter((phys & !PAGE_MASK | exit.target as u64, key));
             let back = exit.target <= first;
-            let waiting = Waiting { site: origin + exit.site as u32, stub: origin + exit.stub as u32, back };
+            let waiting = Waiting { site: at(exit.site) as u32, stub: at(exit.stub) as u32, back };
             self.beside += push(&mut self.entries[to as usize].waiting, waiting);
             self.beside += push(&mut self.entries[number].exits, (to, waiting.site));
             if to as usize != number {
@@ -550,6 +612,7 @@ impl Baseline {
 
     /// Takes all code away. Blocks that died have been retired.
     fn empty(&mut self, cpu: &mut Cpu) {
+        cpu.forget_returns();
         for number in 0..self.entries.len() {
             // The number will be another block's.
             // SAFETY: null, or a live block, as in `has_code`.
@@ -566,7 +629,9 @@ impl Baseline {
         self.beside = 0;
         self.places = emit::Places::default();
         self.blamed.clear();
-        self.used = self.start;
+        self.bodies = Chunk { used: self.start, end: self.chunk };
+        self.seldom = Chunk { used: 0, end: 0 };
+        self.free = self.chunk;
     }
 }
 
@@ -605,6 +670,12 @@ fn decode(
         ops.push((op, Some((i, known))));
     }
     true
+}
+
+/// Whether a block whose first byte is at this offset in its page ends with a jump to that.
+fn leads_to_itself(ops: &[(Op, Option<(Instruction, bool)>)], first: u16) -> bool {
+    let last = ops.last().and_then(|op| op.1);
+    last.is_some_and(|(i, _)| i.is_jcc_short_or_near() && i.near_branch_target() == u64::from(first))
 }
 
 /// Adds something, and says how many bytes more are taken by that.

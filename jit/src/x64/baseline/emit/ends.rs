@@ -1,0 +1,205 @@
+//! How a block ends: jumps, calls and returns, and what the interpreter executes for it.
+use super::*;
+
+impl Emitter<'_> {
+    pub(super) fn ender(&mut self, op: &Op, i: &Instruction) -> Option<()> {
+        let own = if self.long { 8 } else { 4 };
+        let near = match i.op0_kind() {
+            OpKind::NearBranch64 => Some(i.near_branch64() as i64),
+            OpKind::NearBranch32 => Some(i64::from(i.near_branch32() as i32)),
+            _ => None,
+        };
+        let after = self.here + i64::from(op.len);
+        match i.flow_control() {
+            FlowControl::Next => {
+                // The last of a block that was cut for its length ends with another op; this one is special.
+                None
+            }
+            FlowControl::ConditionalBranch => {
+                let target = near?;
+                let condition = condition(i.condition_code())?;
+                if !i.is_jcc_short_or_near() {
+                    return None;
+                }
+                self.want_flags();
+                self.save_flags();
+                let site = self.a.jcc(condition);
+                self.out_of_line(Cold::Elsewhere { site, target });
+                self.go_to(after);
+                Some(())
+            }
+            FlowControl::UnconditionalBranch => {
+                self.go_to(near?);
+                Some(())
+            }
+            FlowControl::Call => {
+                let target = near?;
+                let len = self.stack_width(op, own)?;
+                self.stack_below(len);
+                self.push_return(after);
+                self.go_to(target);
+                Some(())
+            }
+            FlowControl::IndirectCall | FlowControl::IndirectBranch => {
+                let call = i.flow_control() == FlowControl::IndirectCall;
+                let len = if call { self.stack_width(op, own)? } else { 0 };
+                match i.op0_kind() {
+                    OpKind::Register if i.op0_register().size() == own => {}
+                    OpKind::Memory if i.memory_size().size() == own && self.can_address(op) => {}
+                    _ => return None,
+                }
+                if !matches!(i.code(), Code::Call_rm64 | Code::Jmp_rm64 | Code::Call_rm32 | Code::Jmp_rm32) {
+                    return None;
+                }
+                self.save_flags();
+                if i.op0_kind() == OpKind::Memory {
+                    self.operand(op, own as u64, false);
+                    self.load_own(host::RAX);
+                } else {
+                    let r = self.in_register(i.op0_register().full_register().number() as u8, host::RAX);
+                    self.a.lea(self.long, host::RAX, r, None, 0);
+                }
+                self.check_target();
+                if call {
+                    self.a.store(true, host::RAX, CPU, ASIDE);
+                    self.stack_below(len);
+                    self.push_return(after);
+                    self.a.load(host::RAX, CPU, ASIDE);
+                }
+                self.chain();
+                Some(())
+            }
+            FlowControl::Return => {
+                if !matches!(i.code(), Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16) {
+                    return None;
+                }
+                let len = self.stack_width(op, own)?;
+                let dropped = if i.op_count() > 0 { i.immediate16() } else { 0 };
+                self.save_flags();
+                self.a.lea(self.long, host::R10, host::R14, None, 0);
+                self.look_up_stack(len, false);
+                self.load_own(host::RAX);
+                self.go_back(len as i32 + i32::from(dropped));
+                Some(())
+            }
+            _ => None,
+        }
+    }
+
+    /// In 64-bit mode a jump to an address that is not canonical faults. RAX holds it; R11 and flags are lost.
+    fn check_target(&mut self) {
+        self.flags_lost();
+        if self.long {
+            self.is_canonical();
+            let site = self.a.jcc(cc::A);
+            self.out_of_line(Cold::Interpret { site, k: self.k });
+        }
+    }
+
+    /// Below or equal if the address in RAX is canonical. R11 is lost.
+    pub(super) fn is_canonical(&mut self) {
+        self.a.mov(host::R11, host::RAX);
+        self.a.sar(true, host::R11, 47);
+        self.a.add_imm(host::R11, 1);
+        self.a.cmp_imm(true, host::R11, 1);
+    }
+
+    /// Puts the address behind the call at R10, and moves the stack pointer. The return is expected from now on
+    /// ([`mynah_cpu::tier::Returns`]).
+    fn push_return(&mut self, after: i64) {
+        use host::{R10, R11, RAX};
+        self.target_address(after);
+        self.a.store(self.long, RAX, R10, 0);
+        self.move_stack(if self.long { -8 } else { -4 });
+        // Code on another page cannot be linked with.
+        if is_in_page(after) {
+            let a = &mut self.a;
+            a.load8(R11, CPU, returns::LATEST);
+            a.add8(R11, returns::STEP);
+            a.store8(R11, CPU, returns::LATEST);
+            a.lea(true, R11, CPU, Some((R11, returns::SCALE)), 0);
+            a.store(true, RAX, R11, returns::LIN);
+            a.shr(RAX, 63);
+            a.load_indexed(RAX, CPU, (RAX, 3), jumps::TAGS);
+            a.store(true, RAX, R11, returns::TAG);
+            let site = a.lea_rip(R10);
+            a.store(true, R10, R11, returns::CODE);
+            self.out_of_line(Cold::Elsewhere { site, target: after });
+        }
+    }
+
+    /// Returns to the address in RAX, and moves the stack pointer. The return that was expected is not any more,
+    /// whether or not it is this: so what was called and has not returned costs one look for code.
+    fn go_back(&mut self, moved: i32) {
+        use host::{R10, R11, RAX};
+        let a = &mut self.a;
+        a.load8(R11, CPU, returns::LATEST);
+        a.lea(false, R10, R11, None, -i32::from(returns::STEP));
+        a.store8(R10, CPU, returns::LATEST);
+        a.lea(true, R11, CPU, Some((R11, returns::SCALE)), 0);
+        a.cmp_mem(RAX, R11, returns::LIN);
+        let other = a.jcc(cc::NE);
+        a.mov(R10, RAX);
+        a.shr(R10, 63);
+        a.load_indexed(R10, CPU, (R10, 3), jumps::TAGS);
+        a.cmp_mem(R10, R11, returns::TAG);
+        let old = a.jcc(cc::NE);
+        a.load(R11, R11, returns::CODE);
+        a.load(R10, CPU, in_context(context::EVENTS));
+        a.load32(R10, R10, 0);
+        a.test_mem32(R10, CPU, cpu::EVENT_MASK);
+        let event = a.jcc(cc::NE);
+        a.and_imm(RAX, tlb::PAGE as i32);
+        a.store(true, RAX, CPU, PAGE_RIP);
+        self.move_stack(moved);
+        self.a.jmp_to(R11);
+        self.out_of_line(Cold::Unexpected { sites: [other, old, event], k: self.k, moved });
+    }
+
+    /// Goes on at the address in RAX.
+    pub(super) fn chain(&mut self) {
+        self.a.bytes(self.chained);
+        let site = self.a.jmp();
+        self.patch_to_stub(site, self.stubs.chain);
+    }
+
+    /// Goes on at an offset from the page's first byte.
+    pub(super) fn go_to(&mut self, target: i64) {
+        self.save_flags();
+        if is_in_page(target) {
+            let site = self.a.jmp();
+            self.out_of_line(Cold::Elsewhere { site, target });
+        } else {
+            self.target_address(target);
+            self.chain();
+        }
+    }
+
+    /// RAX = the address at an offset from the page's first byte.
+    pub(super) fn target_address(&mut self, target: i64) {
+        self.a.load(host::RAX, CPU, PAGE_RIP);
+        self.a.lea(self.long, host::RAX, host::RAX, None, target as i32);
+    }
+
+    /// Has the op executed by its interpreter's handler.
+    pub(super) fn call(&mut self, op: &Op, last: bool) {
+        let kept = Box::new(*op);
+        self.flush_x87();
+        self.save_flags();
+        self.a.imm(host::R11, &raw const *kept as u64);
+        self.called.push(kept);
+        self.a.imm(host::RAX, self.first as u64);
+        let site = self.a.call();
+        self.patch_to_stub(site, self.stubs.call);
+        self.flags_lost();
+        (self.vectors, self.float, self.avx, self.x87) = (0, false, false, false);
+        if last {
+            let site = self.a.jmp();
+            self.patch_to_stub(site, self.stubs.out);
+            return;
+        }
+        self.a.test(host::RAX);
+        let site = self.a.jcc(cc::NE);
+        self.out_of_line(Cold::Returned { site, k: self.k });
+    }
+}

@@ -1,0 +1,198 @@
+//! Returns in the baseline: each goes where the guest's stack says, to what is mapped and stands there then, however
+//! the call that it belongs to was made.
+mod common;
+
+use common::*;
+use iced_x86::code_asm::*;
+use mynah_cpu::state::gpr;
+use mynah_jit::tier::Optimize;
+
+const ROUNDS: u32 = 100;
+
+type Make = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+/// A program that executes `round` some times, with 0 in EAX at first, and then halts.
+fn rounds_of(bits: u32, round: Make) -> Pair {
+    let mut pair = Pair::with(bits, Optimize::Baseline, 1);
+    let mut a = CodeAssembler::new(bits).unwrap();
+    let mut program = || {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        round(&mut a)?;
+        a.dec(ebx)?;
+        a.jne(again)?;
+        a.hlt()
+    };
+    program().unwrap();
+    let at = pair.put_code(&a.assemble(CODE).unwrap());
+    assert_eq!(at, CODE);
+    pair.prepare(at, 5, |s, _| {
+        s.gpr[gpr::RAX] = 0;
+        s.gpr[gpr::RBX] = ROUNDS.into();
+    });
+    pair
+}
+
+/// What is in RAX in the end.
+fn sum(pair: &mut Pair) -> u64 {
+    pair.run(&String::new);
+    pair.fast.state.gpr[gpr::RAX]
+}
+
+/// In 64-bit mode, two pages that begin with the same call of what is at `f`; the first adds 1 to EAX behind the call,
+/// the second 100h, and both return.
+fn put_callers(pair: &Pair, f: u64) {
+    let mut a = CodeAssembler::new(64).unwrap();
+    for (page, adds) in [(DATA, 1), (DATA + 0x1000, 0x100)] {
+        a.reset();
+        a.call(f).unwrap();
+        a.add(eax, adds).unwrap();
+        a.ret().unwrap();
+        // Both are executed at the first's address.
+        let code = a.assemble(DATA).unwrap();
+        for cpu in [&pair.plain, &pair.fast] {
+            cpu.mem.write(page, &code);
+        }
+    }
+}
+
+const FUNCTION: u64 = CODE + 0x800;
+
+/// Puts a function at [`FUNCTION`].
+fn put_function(pair: &Pair, bits: u32, make: Make) {
+    let mut a = CodeAssembler::new(bits).unwrap();
+    make(&mut a).unwrap();
+    let code = a.assemble(FUNCTION).unwrap();
+    for cpu in [&pair.plain, &pair.fast] {
+        cpu.mem.write(FUNCTION, &code);
+    }
+}
+
+#[test]
+fn calls_are_returned_from_at_any_depth() {
+    if lacks_baseline() {
+        return;
+    }
+    for bits in [32, 64] {
+        let mut pair = rounds_of(bits, |a| {
+            // Deeper than what is remembered, and less deep.
+            a.mov(ecx, ebx)?;
+            a.and(ecx, 63)?;
+            a.call(FUNCTION)
+        });
+        put_function(&pair, bits, |a| {
+            let mut end = a.create_label();
+            a.inc(eax)?;
+            a.sub(ecx, 1)?;
+            a.jb(end)?;
+            a.call(FUNCTION)?;
+            a.add(eax, 0x1000)?;
+            a.set_label(&mut end)?;
+            a.ret()
+        });
+        let depths: u64 = (1..=u64::from(ROUNDS)).map(|n| n & 63).sum();
+        assert_eq!(sum(&mut pair), u64::from(ROUNDS) + depths * 0x1001, "{bits} bits");
+        let known = pair.fast.returns.slots.iter().filter(|slot| slot.tag != 0).count();
+        assert!(known > 10, "returns are no longer foreseen");
+    }
+}
+
+#[test]
+fn what_was_written_behind_a_call_is_returned_to() {
+    if lacks_baseline() {
+        return;
+    }
+    for bits in [32, 64] {
+        let mut pair = rounds_of(bits, |a| {
+            a.call(FUNCTION)?;
+            // What it adds is at byte 6.
+            a.add(eax, 0x100)
+        });
+        put_function(&pair, bits, |a| {
+            a.mov(ecx, CODE as u32)?;
+            if a.bitness() == 64 {
+                a.inc(dword_ptr(rcx + 6))?
+            } else {
+                a.inc(dword_ptr(ecx + 6))?
+            }
+            a.ret()
+        });
+        let rounds = u64::from(ROUNDS);
+        assert_eq!(sum(&mut pair), rounds * 0x100 + rounds * (rounds + 1) / 2, "{bits} bits");
+    }
+}
+
+#[test]
+fn a_return_leads_to_what_is_mapped_there_by_then() {
+    if lacks_baseline() {
+        return;
+    }
+    let by_cr3: Make = |a| {
+        a.xor(qword_ptr(u64::from(entry(DATA))), 0x1000)?;
+        reload_cr3(a)?;
+        a.ret()
+    };
+    let by_invlpg: Make = |a| {
+        a.xor(qword_ptr(u64::from(entry(DATA))), 0x1000)?;
+        a.mov(rcx, DATA)?;
+        a.invlpg(byte_ptr(rcx))?;
+        a.ret()
+    };
+    for flush in [by_cr3, by_invlpg] {
+        let mut pair = rounds_of(64, |a| a.call(DATA));
+        put_callers(&pair, FUNCTION);
+        put_function(&pair, 64, flush);
+        assert_eq!(sum(&mut pair), u64::from(ROUNDS) / 2 * 0x101);
+    }
+}
+
+#[test]
+fn a_return_leads_where_the_stack_says() {
+    if lacks_baseline() {
+        return;
+    }
+    for bits in [32, 64] {
+        let mut pair = rounds_of(bits, |a| {
+            a.call(FUNCTION)?;
+            // Passed over each other time.
+            a.add(eax, 0x100)?;
+            a.inc(eax)
+        });
+        put_function(&pair, bits, |a| {
+            let mut end = a.create_label();
+            a.test(ebx, 1)?;
+            a.jne(end)?;
+            if a.bitness() == 64 {
+                a.add(qword_ptr(rsp), 5)?
+            } else {
+                a.add(dword_ptr(esp), 5)?
+            }
+            a.set_label(&mut end)?;
+            a.ret()
+        });
+        assert_eq!(sum(&mut pair), u64::from(ROUNDS) / 2 * 0x102, "{bits} bits");
+    }
+}
+
+#[test]
+fn a_return_to_no_address_faults_with_the_stack_as_it_was() {
+    if lacks_baseline() {
+        return;
+    }
+    let mut pair = rounds_of(64, |a| a.call(FUNCTION));
+    put_function(&pair, 64, |a| {
+        let mut end = a.create_label();
+        a.inc(eax)?;
+        // In the last round but one.
+        a.cmp(ebx, 2)?;
+        a.jne(end)?;
+        a.btc(qword_ptr(rsp), 63)?;
+        a.set_label(&mut end)?;
+        a.ret()
+    });
+    assert_eq!(sum(&mut pair), u64::from(ROUNDS) - 1, "halted by the handler of #GP");
+    // RIP, CS, RFLAGS, RSP, SS and an error code below the address.
+    let s = &pair.fast.state;
+    assert_eq!(s.gpr[gpr::RIP], HANDLERS + 4 * 13 + 1);
+    assert_eq!(pair.fast.mem.read_u64(s.gpr[gpr::RSP] + 8), FUNCTION + 13);
+}
