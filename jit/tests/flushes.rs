@@ -18,32 +18,17 @@ type Change = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 /// functions there add 1 each, those of the page behind 100h.
 fn run(set: impl Fn(&mut State), change: Change) -> Pair {
     let mut pair = Pair::with(64, Optimize::Baseline, 1);
-    let mut a = CodeAssembler::new(64).unwrap();
-    let mut program = || {
-        let mut round = a.create_label();
-        a.set_label(&mut round)?;
+    pair.prepare_rounds(ROUNDS, set, |a| {
         for n in 0..FUNCTIONS {
             a.call(DATA + 16 * n)?;
         }
-        change(&mut a)?;
-        a.dec(ebx)?;
-        a.jne(round)?;
-        a.hlt()
-    };
-    program().unwrap();
-    let at = pair.put_code(&a.assemble(CODE).unwrap());
-    pair.prepare(at, 5, |s, _| {
-        s.gpr[gpr::RAX] = 0;
-        s.gpr[gpr::RBX] = ROUNDS.into();
-        set(s);
+        change(a)
     });
-    for cpu in [&pair.plain, &pair.fast] {
-        for (page, adds) in [(DATA, 1), (DATA + 0x1000, 0x100)] {
-            for n in 0..FUNCTIONS {
-                // ADD EAX, imm32; RET
-                let [a, b, c, d] = u32::to_le_bytes(adds);
-                cpu.mem.write(page + 16 * n, &[0x05, a, b, c, d, 0xc3]);
-            }
+    for (page, adds) in [(DATA, 1), (DATA + 0x1000, 0x100)] {
+        for n in 0..FUNCTIONS {
+            // ADD EAX, imm32; RET
+            let [a, b, c, d] = u32::to_le_bytes(adds);
+            pair.write(page + 16 * n, &[0x05, a, b, c, d, 0xc3]);
         }
     }
     pair.run(&String::new);

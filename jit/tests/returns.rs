@@ -14,22 +14,8 @@ type Make = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 /// A program that executes `round` some times, with 0 in EAX at first, and then halts.
 fn rounds_of(bits: u32, round: Make) -> Pair {
     let mut pair = Pair::with(bits, Optimize::Baseline, 1);
-    let mut a = CodeAssembler::new(bits).unwrap();
-    let mut program = || {
-        let mut again = a.create_label();
-        a.set_label(&mut again)?;
-        round(&mut a)?;
-        a.dec(ebx)?;
-        a.jne(again)?;
-        a.hlt()
-    };
-    program().unwrap();
-    let at = pair.put_code(&a.assemble(CODE).unwrap());
-    assert_eq!(at, CODE);
-    pair.prepare(at, 5, |s, _| {
-        s.gpr[gpr::RAX] = 0;
-        s.gpr[gpr::RBX] = ROUNDS.into();
-    });
+    pair.prepare_rounds(ROUNDS, |_| (), round);
+    assert_eq!(pair.fast.state.gpr[gpr::RIP], CODE);
     pair
 }
 
@@ -50,9 +36,7 @@ fn put_callers(pair: &Pair, f: u64) {
         a.ret().unwrap();
         // Both are executed at the first's address.
         let code = a.assemble(DATA).unwrap();
-        for cpu in [&pair.plain, &pair.fast] {
-            cpu.mem.write(page, &code);
-        }
+        pair.write(page, &code);
     }
 }
 
@@ -63,9 +47,7 @@ fn put_function(pair: &Pair, bits: u32, make: Make) {
     let mut a = CodeAssembler::new(bits).unwrap();
     make(&mut a).unwrap();
     let code = a.assemble(FUNCTION).unwrap();
-    for cpu in [&pair.plain, &pair.fast] {
-        cpu.mem.write(FUNCTION, &code);
-    }
+    pair.write(FUNCTION, &code);
 }
 
 #[test]

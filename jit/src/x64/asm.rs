@@ -285,11 +285,6 @@ impl Asm {
         self.bytes(&[0x41, 0x80, 0xc0 | reg & 7, v]);
     }
 
-    /// `mov byte [base + disp], low byte of from (R8 to R15)`
-    pub fn store8(&mut self, from: u8, base: u8, disp: i32) {
-        self.mem(false, &[0x88], from, base, None, disp);
-    }
-
     /// `movzx to32, byte [base + disp]`
     pub fn load8(&mut self, to: u8, base: u8, disp: i32) {
         self.mem(false, &[0x0f, 0xb6], to, base, None, disp);
@@ -504,7 +499,7 @@ mod tests {
             (text(|a| a.add_mem_imm(RDI, 8, -3)), "add qword [rdi+8],0FFFFFFFFFFFFFFFDh"),
             (text(|a| a.count_down(RAX, 4)), "sub dword [rax+4],1"),
             (text(|a| a.add8(R11, 16)), "add r11b,10h"),
-            (text(|a| a.store8(R10, RDI, 8)), "mov [rdi+8],r10b"),
+            (text(|a| a.store_part(1, R10, RDI, 8)), "mov [rdi+8],r10b"),
             (text(|a| a.load8(R11, RDI, 300)), "movzx r11d,byte [rdi+12Ch]"),
             (text(|a| a.load_indexed(R10, RDI, (R10, 3), 300)), "mov r10,[rdi+r10*8+12Ch]"),
             (text(|a| a.jmp_to(R11)), "jmp r11"),

@@ -1,6 +1,6 @@
 //! Two machines with the same memory and state: one is interpreted, the other runs through the translator.
 #![allow(dead_code)]
-use iced_x86::code_asm::{CodeAssembler, IcedError, cr3, rdx};
+use iced_x86::code_asm::{CodeAssembler, IcedError, cr3, ebx, rdx};
 use mynah_cpu::state::{F80, Segment, Vector, cr0, cr4, efer, fl, gpr, seg};
 use mynah_cpu::{Board, Cpu, CpuModel, Events, Exit, State};
 use mynah_jit::tier::{Counters, Optimize, Translating};
@@ -276,10 +276,37 @@ impl Pair {
             return self.put_code(code);
         }
         self.next_code = at + code.len() as u64;
-        for cpu in [&self.plain, &self.fast] {
-            cpu.mem.write(at, code);
-        }
+        self.write(at, code);
         at
+    }
+
+    /// Writes to the memory of both.
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        for cpu in [&self.plain, &self.fast] {
+            cpu.mem.write(at, bytes);
+        }
+    }
+
+    /// Prepares both to execute `round` so many times, counted by EBX, with 0 in EAX at first, and then to halt.
+    pub fn prepare_rounds(
+        &mut self,
+        rounds: u32,
+        set: impl Fn(&mut State),
+        round: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+    ) {
+        let mut a = CodeAssembler::new(self.bits).unwrap();
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        round(&mut a).unwrap();
+        a.dec(ebx).unwrap();
+        a.jne(again).unwrap();
+        a.hlt().unwrap();
+        let at = self.put_code(&a.assemble(CODE).unwrap());
+        self.prepare(at, 5, |s, _| {
+            s.gpr[gpr::RAX] = 0;
+            s.gpr[gpr::RBX] = rounds.into();
+            set(s);
+        });
     }
 
     /// Gives both machines this state (all but what the machine itself is made of), and fills data and stack from

@@ -111,12 +111,7 @@ struct Waiting {
 pub(crate) struct Baseline {
     write: Written,
     execute: Executed,
-    /// Where the next block's body may lie, and what is executed seldom of it.
-    bodies: Chunk,
-    seldom: Chunk,
-    /// Where chunks begin that nothing lies in, and how long each is.
-    free: usize,
-    chunk: usize,
+    room: Room,
     stubs: Stubs,
     /// Where code begins.
     start: usize,
@@ -151,11 +146,47 @@ pub(crate) struct Baseline {
     places_at_once: bool,
 }
 
-/// Memory for code that is not used: offsets of its first byte and of what is behind it.
+/// A stretch that is not used: offsets of its first byte and of what is behind it.
 #[derive(Clone, Copy)]
 struct Chunk {
     used: usize,
     end: usize,
+}
+
+/// Memory for code that is not used.
+struct Room {
+    /// Where the next block's body may lie, and what is executed seldom of it.
+    bodies: Chunk,
+    seldom: Chunk,
+    /// Where chunks begin that nothing lies in, how long each is, and where memory ends.
+    free: usize,
+    chunk: usize,
+    end: usize,
+}
+
+impl Room {
+    /// All from `start` to `end`.
+    fn new(start: usize, end: usize) -> Self {
+        let chunk = (end / LEAST_CHUNKS).min(MOST_CHUNK);
+        let (bodies, seldom) = (Chunk { used: start, end: chunk }, Chunk { used: 0, end: 0 });
+        Self { bodies, seldom, free: chunk, chunk, end }
+    }
+
+    /// Makes room for the parts of a block, if there are chunks that nothing lies in.
+    fn grow(&mut self, body: usize, seldom: usize) -> bool {
+        for (chunk, len) in [(&mut self.bodies, body), (&mut self.seldom, seldom)] {
+            // A body's first bits are given.
+            if chunk.used + len + 16 <= chunk.end {
+                continue;
+            }
+            if self.free + self.chunk > self.end {
+                return false;
+            }
+            *chunk = Chunk { used: self.free, end: self.free + self.chunk };
+            self.free += self.chunk;
+        }
+        true
+    }
 }
 
 /// The block that was compiled last.
@@ -192,7 +223,7 @@ impl Baseline {
             dual_map::map(size, split).map_err(|e| format!("no executable memory: {e}"))?;
         write.put(0, &code);
         let start = code.len().next_multiple_of(16);
-        let chunk = (size / LEAST_CHUNKS).min(MOST_CHUNK);
+        let room = Room::new(start, write.len());
         let flag_words = (0..512u64)
             .map(|n| {
                 // LAHF's byte, and OF in bit 8.
@@ -203,10 +234,7 @@ impl Baseline {
         Ok(Self {
             write,
             execute,
-            bodies: Chunk { used: start, end: chunk },
-            seldom: Chunk { used: 0, end: 0 },
-            free: chunk,
-            chunk,
+            room,
             stubs,
             start,
             // Neither grows, and memory that was never used is none.
@@ -502,23 +530,23 @@ impl Baseline {
             let emitted = std::mem::take(&mut self.scratch.emitted);
             let (encoder, info) = (&mut self.encoder, &mut self.info);
             let (stubs, places) = (&self.stubs, &mut self.places);
-            let made = Emitter::emit(&plan, stubs, places, self.bodies.used, encoder, info, emitted);
-            let fits = made.origin + made.split <= self.bodies.end;
-            if fits && self.seldom.used + made.seldom() <= self.seldom.end {
+            let made = Emitter::emit(&plan, stubs, places, self.room.bodies.used, encoder, info, emitted);
+            let fits = made.origin + made.split <= self.room.bodies.end;
+            if fits && self.room.seldom.used + made.seldom() <= self.room.seldom.end {
                 break (number, made);
             }
-            if !self.more_room(made.split, made.seldom()) {
+            if !self.room.grow(made.split, made.seldom()) {
                 self.empty(cpu);
             }
             self.scratch.emitted = made;
         };
-        let (origin, split, seldom) = (made.origin, made.split, self.seldom.used);
+        let (origin, split, seldom) = (made.origin, made.split, self.room.seldom.used);
         let at =
             move |offset: usize| if offset < split { origin + offset } else { seldom + (offset - split) };
         made.part(seldom.wrapping_sub(origin + split));
         self.write.put(origin, &made.code[..split]);
         self.write.put(seldom, &made.code[split..]);
-        (self.bodies.used, self.seldom.used) = (origin + split, seldom + made.seldom());
+        (self.room.bodies.used, self.room.seldom.used) = (origin + split, seldom + made.seldom());
         self.compiled += 1;
         self.instructions += ops.iter().filter(|o| o.1.is_some()).count() as u64;
         self.bytes += made.code.len() as u64;
@@ -549,22 +577,6 @@ impl Baseline {
             self.link(cpu, number, &made.exits, at);
         }
         self.scratch.emitted = made;
-        true
-    }
-
-    /// Makes room for the parts of a block, if there are chunks that nothing lies in.
-    fn more_room(&mut self, body: usize, seldom: usize) -> bool {
-        for (chunk, len) in [(&mut self.bodies, body), (&mut self.seldom, seldom)] {
-            // A body's first bits are given.
-            if chunk.used + len + 16 <= chunk.end {
-                continue;
-            }
-            if self.free + self.chunk > self.write.len() {
-                return false;
-            }
-            *chunk = Chunk { used: self.free, end: self.free + self.chunk };
-            self.free += self.chunk;
-        }
         true
     }
 
@@ -629,9 +641,7 @@ impl Baseline {
         self.beside = 0;
         self.places = emit::Places::default();
         self.blamed.clear();
-        self.bodies = Chunk { used: self.start, end: self.chunk };
-        self.seldom = Chunk { used: 0, end: 0 };
-        self.free = self.chunk;
+        self.room = Room::new(self.start, self.write.len());
     }
 }
 

@@ -116,7 +116,7 @@ impl Emitter<'_> {
             let a = &mut self.a;
             a.load8(R11, CPU, returns::LATEST);
             a.add8(R11, returns::STEP);
-            a.store8(R11, CPU, returns::LATEST);
+            a.store_part(1, R11, CPU, returns::LATEST);
             a.lea(true, R11, CPU, Some((R11, returns::SCALE)), 0);
             a.store(true, RAX, R11, returns::LIN);
             a.shr(RAX, 63);
@@ -135,7 +135,7 @@ impl Emitter<'_> {
         let a = &mut self.a;
         a.load8(R11, CPU, returns::LATEST);
         a.lea(false, R10, R11, None, -i32::from(returns::STEP));
-        a.store8(R10, CPU, returns::LATEST);
+        a.store_part(1, R10, CPU, returns::LATEST);
         a.lea(true, R11, CPU, Some((R11, returns::SCALE)), 0);
         a.cmp_mem(RAX, R11, returns::LIN);
         let other = a.jcc(cc::NE);
