@@ -168,7 +168,15 @@ pub(crate) struct Page {
     crossing: List<*mut Block>,
     /// A bit for each [`GRAIN`] bytes that blocks were made from, and perhaps more.
     grains: Cell<u64>,
+    /// Offsets of the first and last bytes of stores that have met no block, since blocks were made of the page last.
+    /// Boot loaders keep variables between their code, and store there again and again.
+    quiet: Cell<[(u16, u16); QUIET]>,
 }
+
+/// Stores that a [`Page`] remembers to have met no block.
+const QUIET: usize = 4;
+/// None.
+const NOT_QUIET: [(u16, u16); QUIET] = [(1, 0); QUIET];
 
 /// Bytes for each of which a [`Page`] has a bit.
 const GRAIN: u64 = (PAGE_MASK + 1) / u64::BITS as u64;
@@ -196,12 +204,28 @@ impl Page {
     /// Whether blocks may be made from some of these bytes, by their physical address.
     #[inline]
     pub fn may_hold(&self, gpa: u64, len: u64) -> bool {
+        let (first, last) = Self::offsets(gpa, len);
+        let within = |&(from, to): &(u16, u16)| u64::from(from) <= first && last <= u64::from(to);
+        self.grains.get() & grains(first, last) != 0 && !self.quiet.get().iter().any(within)
+    }
+
+    /// Takes note that no block is made from any of these bytes.
+    pub fn note_quiet(&self, gpa: u64, len: u64) {
+        let (first, last) = Self::offsets(gpa, len);
+        let mut quiet = self.quiet.get();
+        quiet.rotate_right(1);
+        quiet[0] = (first as u16, last.min(PAGE_MASK) as u16);
+        self.quiet.set(quiet);
+    }
+
+    fn offsets(gpa: u64, len: u64) -> (u64, u64) {
         let first = gpa & PAGE_MASK;
-        self.grains.get() & grains(first, first.saturating_add(len.max(1) - 1)) != 0
+        (first, first.saturating_add(len.max(1) - 1))
     }
 
     /// Takes note of the bytes that a block is made from.
     fn note(&self, block: &Block) {
+        self.quiet.set(NOT_QUIET);
         let mut bits = self.grains.get();
         if block.phys & !PAGE_MASK == self.address {
             let first = block.phys & PAGE_MASK;
@@ -506,6 +530,7 @@ impl BlockCache {
             blocks: Cell::default(),
             crossing: List::new(),
             grains: Cell::default(),
+            quiet: Cell::new(NOT_QUIET),
         };
         // SAFETY: the piece is new, large enough and aligned; it stays until the page is released.
         unsafe {

@@ -20,6 +20,7 @@ impl Cpu {
             self.blocks.release_if_empty(page);
             return;
         }
+        let mut quiet = true;
         let hit: SmallVec<[*mut Block; 16]> = held
             .all()
             .filter(|&b| {
@@ -28,9 +29,13 @@ impl Cpu {
                 let in_first = gpa < b.phys + u64::from(b.len) && b.phys < gpa + len;
                 // Bytes of a crossing instruction on its second page: at most 14.
                 let in_second = b.crosses_to(page) && gpa & PAGE_MASK < 15;
+                quiet &= !in_first && !in_second;
                 in_second || in_first && !kept(self, b)
             })
             .collect();
+        if quiet {
+            held.note_quiet(gpa, len);
+        }
         self.kill(&hit);
         self.blocks.release_if_empty(page);
     }

@@ -112,6 +112,31 @@ fn a_loop_that_changes_itself_now_and_then() {
 }
 
 #[test]
+fn a_variable_between_code_that_becomes_code() {
+    both(|g, main| {
+        // add ebx, imm8; ret
+        let code = |immediate| [0x83, 0xc3, immediate, 0xc3];
+        let variable = F + 16;
+        g.main(main, |p| {
+            poke(p, F, &code(1));
+            asm!(p; xor ebx, ebx);
+            rounds(p, 50, |p| {
+                call(p, F, 3);
+                asm!(p; inc dword_ptr(variable); inc byte_ptr(variable + 2));
+            });
+            poke(p, variable, &code(0));
+            call(p, variable, 3);
+            rounds(p, 50, |p| {
+                asm!(p; inc byte_ptr(variable + 2));
+                call(p, variable, 2);
+            });
+            p.show("sum", ebx);
+        });
+        g.check("sum=0xa8c");
+    });
+}
+
+#[test]
 fn an_instruction_across_two_pages_whose_second_half_changes() {
     both(|g, main| {
         let at = F + 0xffe;
