@@ -44,7 +44,7 @@ use mynah_cpu::mode::SegView;
 use mynah_cpu::state::{Fpu, Segment, State, Vector, gpr};
 use mynah_cpu::tier::{LEFT_HOT, Returns, TierMemory};
 use mynah_cpu::{Cpu, Op, code_abi};
-use mynah_mmu::{Tlb, TlbView};
+use mynah_mmu::{PAGE_SIZE, Tlb, TlbView};
 use std::mem::{offset_of, size_of};
 
 /// Why a region was left. In each case the state in memory is complete.
@@ -85,7 +85,7 @@ pub(crate) const APART: usize = {
 };
 
 /// Bytes that the context's fields take at most.
-const MOST: usize = 256;
+const MOST: usize = 312;
 
 /// What code finds in the vCPU's [`TierMemory`]; it addresses the fields by offset.
 #[repr(C)]
@@ -136,6 +136,9 @@ pub(crate) struct Context {
     /// address there. They hold until something is called.
     pub stack_page: u64,
     pub stack_addend: u64,
+    /// The baseline's: for windows of each of the [`WINDOWS`], the offsets in that page where one may begin, counted
+    /// from 1; 0 if no page is known.
+    pub stack_room: [u64; WINDOWS.len()],
     /// The baseline's: misses of places until one of them is looked at, and the offset in the vCPU of the place that
     /// has missed then, or 0.
     pub place_misses: u64,
@@ -149,6 +152,9 @@ pub(crate) struct Context {
     /// The baseline's: the block whose x87 instructions the host must not execute, as an exception is unmasked, or
     /// [`NO_BLOCK`]; and `page_rip` there.
     pub refused: [u64; 2],
+    /// The baseline's: the block that is to have code without a window, as its stack lies on two pages or is not to be
+    /// written, or [`NO_BLOCK`]; and `page_rip` there.
+    pub narrow: [u64; 2],
 }
 
 /// Where the context is in the vCPU.
@@ -167,6 +173,14 @@ pub(crate) const PLACE_MISSES: u64 = 256;
 
 /// In place of a page: no address aligned to up to 16 bytes gives this if the other bits below the page are cleared.
 pub(crate) const NO_PAGE: i64 = 1 << 11;
+
+/// Lengths of windows on the stack in bytes: what a block accesses there may lie in one, and is asked for once.
+pub(crate) const WINDOWS: [u64; 4] = [32, 64, 128, 256];
+
+/// Offsets in the stack's page where a window of `len` bytes may begin, counted from 1.
+pub(crate) const fn stack_room(len: u64) -> u64 {
+    PAGE_SIZE - len + 1
+}
 
 /// The bit of `refill`'s `kind` that says that the access writes; the bits below are its length.
 pub(crate) const WRITE: u64 = 0x100;
@@ -211,6 +225,8 @@ pub(crate) mod context {
     pub const FAILED: i32 = offset_of!(Context, failed) as i32;
     pub const STACK_PAGE: i32 = offset_of!(Context, stack_page) as i32;
     pub const STACK_ADDEND: i32 = offset_of!(Context, stack_addend) as i32;
+    pub const STACK_ROOM: i32 = offset_of!(Context, stack_room) as i32;
+    pub const NARROW: i32 = offset_of!(Context, narrow) as i32;
     pub const PLACE_MISSES: i32 = offset_of!(Context, place_misses) as i32;
     pub const PLACE_MISSED: i32 = offset_of!(Context, place_missed) as i32;
     pub const PLACED: i32 = offset_of!(Context, placed) as i32;

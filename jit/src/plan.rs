@@ -12,6 +12,7 @@ use crate::host::forms::emits;
 use crate::instructions::{Row, row};
 use iced_x86::{
     Decoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 use mynah_cpu::block::Block;
 use mynah_cpu::mode::ModeKey;
@@ -53,9 +54,8 @@ pub(crate) struct PlanBlock {
     pub is_head: bool,
     /// It can follow itself.
     pub in_loop: bool,
-    /// Of the innermost loop that the block is in, if it is in one: general registers that are loaded from memory
-    /// there, pointers that lead anywhere.
-    pub innermost: Option<u16>,
+    /// The innermost loop that the block is in, if it is in one.
+    pub innermost: Option<Loop>,
     /// It calls what the baseline has in its code.
     pub calls: bool,
     /// Variables that have values when it begins.
@@ -65,6 +65,15 @@ pub(crate) struct PlanBlock {
     followers: Vec<usize>,
     /// Blocks that it can follow.
     pub comes_from: Vec<usize>,
+}
+
+/// What is done to the general registers in a loop, a bit for each.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Loop {
+    /// They are loaded from memory: pointers that lead anywhere.
+    pub loaded: u16,
+    /// They are written otherwise than by steps of a constant.
+    pub wild: u16,
 }
 
 /// Says of each op of a plan whether the translator emits it, or calls its handler.
@@ -211,7 +220,7 @@ impl Plan {
         plan.connect();
         plan.arrange();
         plan.connect();
-        plan.find_loops();
+        plan.find_loops(info);
         let emitted = emitted(&plan, &cpu.model);
         plan.solve(&emitted, info);
         Some(plan)
@@ -362,8 +371,8 @@ impl Plan {
         }
     }
 
-    /// Finds the blocks in loops, and what is loaded there.
-    fn find_loops(&mut self) {
+    /// Finds the blocks in loops, and what is done to registers there.
+    fn find_loops(&mut self, info: &mut InstructionInfoFactory) {
         for n in 0..self.blocks.len() {
             self.blocks[n].in_loop = self.reached(&self.blocks[n].followers, |b| &b.followers)[n];
         }
@@ -376,9 +385,13 @@ impl Plan {
         for body in &loops {
             let members = self.blocks.iter().zip(body).filter(|(_, inside)| **inside);
             let within = members.flat_map(|(b, _)| &self.instructions[b.ops.clone()]);
-            let mask = within.flatten().filter_map(loaded).fold(0, |all, r| all | 1 << r);
+            let mut of = Loop::default();
+            for i in within.flatten() {
+                of.loaded |= loaded(i).map_or(0, |r| 1 << r);
+                of.wild |= if is_step(i) { 0 } else { written(i, info) };
+            }
             for (b, _) in self.blocks.iter_mut().zip(body).filter(|(_, inside)| **inside) {
-                b.innermost.get_or_insert(mask);
+                b.innermost.get_or_insert(of);
             }
         }
     }
@@ -460,6 +473,35 @@ fn loaded(i: &Instruction) -> Option<usize> {
     };
     let r = i.op0_register();
     (from_memory && r.is_gpr() && r.size() >= 4).then(|| r.number())
+}
+
+/// Whether an instruction adds a constant to a general register, and writes no other.
+fn is_step(i: &Instruction) -> bool {
+    let r = i.op0_register();
+    let steps = match i.mnemonic() {
+        Mnemonic::Inc | Mnemonic::Dec => true,
+        Mnemonic::Add | Mnemonic::Sub => i.op1_kind() != OpKind::Register && i.op1_kind() != OpKind::Memory,
+        Mnemonic::Lea => {
+            i.memory_base().full_register() == r.full_register() && i.memory_index() == Register::None
+        }
+        // RSI and RDI, by the length of an element.
+        Mnemonic::Movsb | Mnemonic::Movsd | Mnemonic::Movsq | Mnemonic::Movsw => return !i.has_rep_prefix(),
+        _ => false,
+    };
+    steps && r.is_gpr() && r.size() >= 4
+}
+
+/// The general registers that an instruction writes.
+fn written(i: &Instruction, info: &mut InstructionInfoFactory) -> u16 {
+    let writes = |access| {
+        matches!(
+            access,
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        )
+    };
+    let used = info.info(i).used_registers().iter();
+    used.filter(|r| writes(r.access()) && r.register().is_gpr())
+        .fold(0, |all, r| all | 1 << r.register().full_register().number())
 }
 
 /// Whether a block can be in a region.

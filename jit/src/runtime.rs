@@ -1,5 +1,7 @@
 //! What generated code calls. It finds the addresses of these functions in the [`Context`].
-use crate::abi::{ACROSS, APART, BLOCK, Context, FLOAT, Left, NO_BLOCK, NO_PAGE, PLACE_MISSES, WRITE};
+use crate::abi::{
+    ACROSS, APART, BLOCK, Context, FLOAT, Left, NO_BLOCK, NO_PAGE, PLACE_MISSES, WINDOWS, WRITE,
+};
 use crate::clif::stubs::Stubs;
 use mynah_cpu::board::EV_TIER;
 use mynah_cpu::host_float::X87;
@@ -33,12 +35,14 @@ impl Context {
             failed: 0,
             stack_page: NO_PAGE as u64,
             stack_addend: 0,
+            stack_room: [0; WINDOWS.len()],
             place_misses: PLACE_MISSES,
             place_missed: 0,
             placed: 0,
             jump: 0,
             x87_data: [0; 2],
             refused: [NO_BLOCK, 0],
+            narrow: [NO_BLOCK, 0],
         };
         // SAFETY: the stub was made with this signature.
         let enter = unsafe { std::mem::transmute::<*const u8, Enter>(stubs.entry.address) };

@@ -60,17 +60,19 @@ struct Place {
 #[derive(Default)]
 pub(crate) struct Places {
     frame: Option<StackSlot>,
-    used: Vec<(u8, bool)>,
+    used: Vec<(u16, bool)>,
 }
 
-/// What accesses share a place: the base register, and whether they write. Pointers that are loaded have none. Those
-/// with an index have none either, as tables are looked into at random, unless the table is small: then there is a
-/// place for each of the two pages that it may lie on.
-pub(crate) type PlaceKey = Option<u8>;
+/// What accesses share a place: the base register, and whether they write. Pointers that are loaded have none. With an
+/// index there is one, for base and index, if neither moves but by steps in the loop. Other tables are looked into at
+/// random, and have none unless they are small: then there is a place for each of the two pages that it may lie on.
+pub(crate) type PlaceKey = Option<u16>;
 
 /// In a [`PlaceKey`]: it is a small table; and the place is that of odd pages.
-const TABLE: u8 = 0x40;
-const ODD: u8 = 0x80;
+const TABLE: u16 = 0x40;
+const ODD: u16 = 0x80;
+/// In a [`PlaceKey`]: it has an index, whose number stands above this.
+const INDEXED: u16 = 0x100;
 
 /// Emits the look-up of a linear address in the TLB (see [`crate::abi`]): a truth value for a hit, and the entry.
 /// `flags` are those of the vCPU's state and the TLB.
@@ -300,12 +302,16 @@ impl Translator<'_> {
     pub(crate) fn linear(&mut self, op: &Op, offset: Value, len: u64, write: bool) -> Value {
         let s = usize::from(op.seg & 7);
         let plain = op.index == gpr::ZERO as u8 && !matches!(usize::from(op.base), gpr::ZERO);
+        let base = u16::from(op.base);
         self.place_key = if self.is_loaded(op.base) {
             None
         } else if plain {
-            Some(op.base)
+            Some(base)
+        } else if self.in_loop() && op.index != gpr::ZERO as u8 && self.walks(op.base) && self.walks(op.index)
+        {
+            Some(base | INDEXED | u16::from(op.index) << 9)
         } else {
-            (self.in_loop() && self.is_small_table(op, len)).then_some(op.base | TABLE)
+            (self.in_loop() && self.is_small_table(op, len)).then_some(base | TABLE)
         };
         if op.flags & CHECKED == 0 {
             if s < seg::FS {
@@ -362,7 +368,7 @@ impl Translator<'_> {
     /// The linear address of `len` bytes at an offset in the stack segment, which is flat or 64-bit; the offset is
     /// within the stack's width.
     pub(crate) fn stack_linear(&mut self, offset: Value, len: u64) -> Value {
-        self.place_key = Some(gpr::RSP as u8);
+        self.place_key = Some(gpr::RSP as u16);
         if !self.is_long() {
             // An access that wraps is beyond the limit.
             let bad =

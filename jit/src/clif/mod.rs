@@ -21,7 +21,7 @@ use crate::abi::{CONTEXT, Left, context, cpu};
 use crate::clif::memory::{PlaceKey, Places, Root, Seen};
 use crate::clif::primitive::Primitives;
 use crate::clif::x87::LastX87;
-use crate::plan::{AUX, HIGH, Plan, RES, Set, VARS, XMM};
+use crate::plan::{AUX, HIGH, Loop, Plan, RES, Set, VARS, XMM};
 use cranelift_codegen::ir::{
     AbiParam, AliasRegion, AliasRegionData, Block, Function, InstBuilder, InstructionData, MemFlagsData,
     Opcode, SigRef, Signature, SourceLoc, Type, Value, ValueDef, condcodes::IntCC, types,
@@ -414,7 +414,16 @@ impl<'a> Translator<'a> {
 
     /// Whether a general register is loaded from memory in the loop that is closest around.
     pub(crate) fn is_loaded(&self, register: u8) -> bool {
-        register < 16 && self.plan.blocks[self.at].innermost.unwrap_or(0) & 1 << register != 0
+        register < 16 && self.innermost().loaded & 1 << register != 0
+    }
+
+    /// Whether what a general register holds, if it is one, moves by steps at most in the loop that is closest around.
+    pub(crate) fn walks(&self, register: u8) -> bool {
+        register >= 16 || self.innermost().wild & 1 << register == 0
+    }
+
+    fn innermost(&self) -> Loop {
+        self.plan.blocks[self.at].innermost.unwrap_or_default()
     }
 
     // ---- variables

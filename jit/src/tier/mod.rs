@@ -511,6 +511,7 @@ impl Tier for Translating {
         self.let_go(cpu);
         self.look_at_places(cpu);
         self.look_at_refused(cpu);
+        self.look_at_narrow(cpu);
         for done in self.seat.take() {
             match done {
                 Done::Region(place, region) => {
@@ -614,6 +615,21 @@ impl Translating {
                 *called.entry(code).or_default() += 1;
             }
             drop(called);
+            self.show_latest(cpu, page.wrapping_add(offset));
+        }
+    }
+
+    /// Makes code without a window for a block that has met the end of its stack's page.
+    fn look_at_narrow(&mut self, cpu: &mut Cpu) {
+        let Some(b) = &mut self.baseline else { return };
+        // SAFETY: as in `look_at_places`.
+        let [number, page] = unsafe {
+            let context = cpu.tier_memory.0.as_mut_ptr().cast::<Context>();
+            std::mem::replace(&mut (*context).narrow, [NO_BLOCK, 0])
+        };
+        if number != NO_BLOCK
+            && let Some(offset) = b.make_narrow(cpu, number)
+        {
             self.show_latest(cpu, page.wrapping_add(offset));
         }
     }

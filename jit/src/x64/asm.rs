@@ -263,6 +263,11 @@ impl Asm {
         self.mem(true, &[0x3b], reg, base, None, disp);
     }
 
+    /// `sub to, [base + disp]`
+    pub fn sub_mem(&mut self, to: u8, base: u8, disp: i32) {
+        self.mem(true, &[0x2b], to, base, None, disp);
+    }
+
     /// `test reg32, [base + disp]`
     pub fn test_mem32(&mut self, reg: u8, base: u8, disp: i32) {
         self.mem(false, &[0x85], reg, base, None, disp);
@@ -293,6 +298,17 @@ impl Asm {
     /// `mov to, [base + index * 2^scale + disp]`
     pub fn load_indexed(&mut self, to: u8, base: u8, index: (u8, u8), disp: i32) {
         self.mem(true, &[0x8b], to, base, Some(index), disp);
+    }
+
+    /// `mov [base + index * 2^scale + disp], from`
+    pub fn store_indexed(&mut self, from: u8, base: u8, index: (u8, u8), disp: i32) {
+        self.mem(true, &[0x89], from, base, Some(index), disp);
+    }
+
+    /// `mov qword [base + index * 2^scale + disp], imm`, sign-extended
+    pub fn store_imm_indexed(&mut self, imm: i32, base: u8, index: (u8, u8), disp: i32) {
+        self.mem(true, &[0xc7], 0, base, Some(index), disp);
+        self.imm32(imm);
     }
 
     /// `jmp to`
@@ -413,6 +429,7 @@ impl Asm {
 /// Conditions, as in the opcodes of Jcc.
 pub(super) mod cc {
     #![allow(missing_docs)]
+    pub const B: u8 = 2;
     pub const AE: u8 = 3;
     pub const NE: u8 = 5;
     pub const BE: u8 = 6;
@@ -502,6 +519,9 @@ mod tests {
             (text(|a| a.store_part(1, R10, RDI, 8)), "mov [rdi+8],r10b"),
             (text(|a| a.load8(R11, RDI, 300)), "movzx r11d,byte [rdi+12Ch]"),
             (text(|a| a.load_indexed(R10, RDI, (R10, 3), 300)), "mov r10,[rdi+r10*8+12Ch]"),
+            (text(|a| a.sub_mem(RAX, RDI, 8)), "sub rax,[rdi+8]"),
+            (text(|a| a.store_indexed(R13, R10, (R14, 0), -8)), "mov [r10+r14-8],r13"),
+            (text(|a| a.store_imm_indexed(-2, R10, (R14, 0), 0)), "mov qword [r10+r14],0FFFFFFFFFFFFFFFEh"),
             (text(|a| a.jmp_to(R11)), "jmp r11"),
             (text(|a| a.test_mem8(RDI, 8, 0x80)), "test byte [rdi+8],80h"),
             (text(|a| a.is_zero8(RDI, 8)), "cmp byte [rdi+8],0"),

@@ -4,7 +4,9 @@
 //! [`super::baseline`]).
 use super::asm::Asm;
 use super::registers::MAP;
-use crate::abi::{Left, NO_PAGE, PLACED, WRITE, context, cpu, in_context, jumps, places, tlb};
+use crate::abi::{
+    Left, NO_PAGE, PLACED, WINDOWS, WRITE, context, cpu, in_context, jumps, places, stack_room, tlb,
+};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use mynah_cpu::board::EV_TIER;
@@ -36,6 +38,11 @@ pub(super) struct Stubs {
     /// As `refill`, for what was not found in its place ([`mynah_mmu::Place`]), whose address is in R11, and where the
     /// translation is put. R11 is lost.
     pub place: [usize; KINDS],
+    /// Has the page of the linear address in R10 be the stack's, if the TLB knows that it may be written. RAX and R11
+    /// are lost.
+    pub window: usize,
+    /// As `interpret`, of the block whose number is in R11: it is to have code without a window.
+    pub narrow: usize,
     /// Has the host's MXCSR or x87 unit hold the guest's; R10 is 0 if it must not.
     pub float: usize,
     /// Goes on at the address in RAX.
@@ -60,10 +67,18 @@ pub(super) fn miss(len: u64, write: bool) -> Option<usize> {
 const FAILED: i32 = in_context(context::FAILED);
 pub(super) const STACK_PAGE: i32 = in_context(context::STACK_PAGE);
 pub(super) const STACK_ADDEND: i32 = in_context(context::STACK_ADDEND);
+/// For the first of the [`WINDOWS`].
+pub(super) const STACK_ROOM: i32 = in_context(context::STACK_ROOM);
+const NARROW: i32 = in_context(context::NARROW);
 
-/// Nothing is known of the stack's page.
+/// Nothing is known of the stack's page. XMM0 is lost.
 fn forget_stack(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    a.mov(qword_ptr(rdi + STACK_PAGE), NO_PAGE as i32)
+    a.mov(qword_ptr(rdi + STACK_PAGE), NO_PAGE as i32)?;
+    a.xorps(xmm0, xmm0)?;
+    for n in (0..WINDOWS.len() as i32).step_by(2) {
+        a.movups(xmmword_ptr(rdi + STACK_ROOM + 8 * n), xmm0)?;
+    }
+    Ok(())
 }
 
 /// See [`Stubs::refill`]; the return address is on top of the stack.
@@ -140,6 +155,32 @@ fn stack(a: &mut CodeAssembler, kind: usize, interpret: usize) -> Result<(), Ice
     a.set_label(&mut missed)?;
     a.mov(rax, qword_ptr(rdi + FAILED))?;
     refill(a, kind, interpret)
+}
+
+/// See [`Stubs::window`].
+fn window(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut missed = a.create_label();
+    // Of the page it is enough to know that it may be written.
+    let to_write = miss(1, true).unwrap_or_default();
+    look_up(a, to_write, &mut missed)?;
+    a.mov(r11, qword_ptr(r11 + tlb::ADDEND))?;
+    a.mov(qword_ptr(rdi + STACK_PAGE), rax)?;
+    a.mov(qword_ptr(rdi + STACK_ADDEND), r11)?;
+    for (n, len) in WINDOWS.into_iter().enumerate() {
+        a.mov(qword_ptr(rdi + STACK_ROOM + 8 * n as i32), stack_room(len) as i32)?;
+    }
+    a.set_label(&mut missed)?;
+    a.ret()
+}
+
+/// See [`Stubs::narrow`].
+fn narrow(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(qword_ptr(rdi + NARROW), r11)?;
+    a.mov(r10, qword_ptr(rdi + PAGE_RIP))?;
+    a.mov(qword_ptr(rdi + NARROW + 8), r10)?;
+    a.mov(r10, qword_ptr(rdi + in_context(context::EVENTS)))?;
+    a.lock().or(dword_ptr(r10), EV_TIER as i32)?;
+    leave(a, Left::Interpret)
 }
 
 fn pinned() -> impl Iterator<Item = (AsmRegister64, i32)> {
@@ -446,6 +487,8 @@ impl Stubs {
             to_place[kind] = stub(code, |a| place(a, kind, interpret))?;
             to_stack[kind] = stub(code, |a| stack(a, kind, interpret))?;
         }
+        let window = stub(code, window)?;
+        let narrow = stub(code, narrow)?;
         let float = stub(code, float)?;
         let mut chained = [Vec::new(), Vec::new()];
         for (half, chained) in chained.iter_mut().enumerate() {
@@ -469,6 +512,8 @@ impl Stubs {
             refill: to_refill,
             stack: to_stack,
             place: to_place,
+            window,
+            narrow,
             float,
             chain,
             chained,

@@ -1,8 +1,9 @@
 //! The guest's instructions as host instructions, one by one.
 mod cold;
 mod ends;
+mod stack;
 
-use crate::abi::{BLOCK, CONTEXT, Context, FLOAT, context, cpu, in_context, jumps, returns, tlb};
+use crate::abi::{BLOCK, CONTEXT, Context, FLOAT, WINDOWS, context, cpu, in_context, jumps, returns, tlb};
 use crate::instructions::row;
 use crate::x64::asm::{Asm, CPU, cc, host};
 use crate::x64::features::on_host;
@@ -11,7 +12,7 @@ use crate::x64::forms::{
     with_memory, writes,
 };
 use crate::x64::registers::MAP;
-use crate::x64::stubs::{FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, Stubs, miss};
+use crate::x64::stubs::{FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, STACK_ROOM, Stubs, miss};
 use crate::x64::x87::is_x87;
 pub(super) use cold::Cold;
 use iced_x86::{
@@ -23,6 +24,7 @@ use mynah_cpu::op::{CHECKED, LOCK, Op};
 use mynah_cpu::state::{fl, gpr, seg};
 use mynah_cpu::tier::BASELINE;
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE, PLACES, Place, WRITE_PLACES};
+use stack::Window;
 
 /// The six arithmetic flags as iced-x86 numbers them.
 const ARITHMETIC: u32 = 0x3f;
@@ -106,6 +108,12 @@ pub(super) struct Emitter<'a> {
     pub(super) soft_x87: bool,
     /// The last x87 instruction, if it is not yet stored.
     pub(super) last_x87: Option<LastX87>,
+    /// The ops before this have their accesses to the stack in the block's window; 0 once that may be another page.
+    windowed: usize,
+    /// The op whose access to the window has left [`Context::stack_addend`] in R10.
+    based: Option<usize>,
+    /// See [`Emitted::narrow`].
+    narrow: Option<usize>,
     /// An instruction that was encoded.
     encoded: Vec<u8>,
     #[expect(clippy::vec_box, reason = "code has their addresses")]
@@ -150,6 +158,8 @@ pub(super) struct Emitted {
     /// Offset of where it is entered from elsewhere.
     pub body: usize,
     pub exits: Vec<DirectExit>,
+    /// Of a block with a window: the displacement of the jump that is to lead to code for it without one.
+    pub narrow: Option<usize>,
     /// Displacements that lead from one of the two parts to the other, or from the second to a stub.
     crossing: Vec<usize>,
     /// The instructions that are called; code has their addresses.
@@ -200,6 +210,8 @@ pub(super) struct Block<'a> {
     pub user: bool,
     /// x87 instructions are called: the host's unit was not to execute them.
     pub soft_x87: bool,
+    /// It may have a window.
+    pub may_window: bool,
 }
 
 /// Whose the vCPU's [`Place`]s are.
@@ -323,6 +335,9 @@ impl<'a> Emitter<'a> {
             x87: false,
             soft_x87: block.soft_x87,
             last_x87: None,
+            windowed: 0,
+            based: None,
+            narrow: None,
             encoded,
             called,
         };
@@ -330,6 +345,9 @@ impl<'a> Emitter<'a> {
         let body = e.a.at();
         // By these bits the chain stub tells it from what is not the baseline's. No jump to a stub stands before it.
         e.origin = free + (BASELINE as usize).wrapping_sub(free + body) % 8;
+        if let Some(window) = Window::of(block) {
+            e.open(&window);
+        }
         e.a.add_mem_imm(CPU, cpu::ICOUNT, count as i8);
         for (k, (op, i)) in block.ops.iter().enumerate() {
             places.push(e.a.at());
@@ -356,9 +374,23 @@ impl<'a> Emitter<'a> {
             e.lead(to_body, body);
         }
         e.finish(&mut exits);
-        let Emitter { origin, cold, offsets, encoded, called, crossing, .. } = e;
+        let Emitter { origin, cold, offsets, encoded, called, crossing, narrow, .. } = e;
         let code = e.a.code;
-        Emitted { origin, code, split, body, tested, exits, crossing, called, places, cold, offsets, encoded }
+        Emitted {
+            origin,
+            code,
+            split,
+            body,
+            tested,
+            exits,
+            narrow,
+            crossing,
+            called,
+            places,
+            cold,
+            offsets,
+            encoded,
+        }
     }
 
     /// What a jump backwards has to pass in front of the body. Returns where it begins.
@@ -380,6 +412,7 @@ impl<'a> Emitter<'a> {
 
     fn op(&mut self, op: &Op, i: &Instruction, known: bool, last: bool) {
         if last {
+            self.based = self.based.filter(|_| self.last_x87.is_none());
             self.flush_x87();
         }
         let done = match (known, last) {
@@ -495,6 +528,10 @@ impl<'a> Emitter<'a> {
 
     /// The host address, in R10, of `len` bytes of the memory operand. RAX, R11 and flags are lost.
     fn operand(&mut self, op: &Op, len: u64, write: bool) {
+        if self.is_in_window(op) {
+            self.in_window(op.disp as i32);
+            return;
+        }
         self.linear(op);
         self.look_up_operand(op, len, write);
     }
@@ -523,11 +560,17 @@ impl<'a> Emitter<'a> {
         self.a.test_low(host::R10, len as u8 - 1);
         let site = self.a.jcc(cc::NE);
         self.out_of_line(Cold::Interpret { site, k: self.k });
+        if self.is_in_window(op) {
+            self.a.add_mem(host::R10, CPU, STACK_ADDEND);
+            return;
+        }
         self.look_up(len, write);
     }
 
     /// Before an instruction on vectors: it may raise #NM or #UD, and works under the guest's MXCSR.
     fn want_vectors(&mut self, vex: bool) {
+        // What has the host's MXCSR hold the guest's loses R10.
+        self.based = None;
         if vex && !self.avx {
             self.save_flags();
             self.flags_lost();
@@ -591,22 +634,6 @@ impl<'a> Emitter<'a> {
         self.out_of_line(Cold::Miss { site, back, stub: self.stubs.place[kind], k, place: Some(place) });
     }
 
-    /// As [`Self::look_up`], for an address on the stack.
-    fn look_up_stack(&mut self, len: u64, write: bool) {
-        use host::{R10, RAX};
-        let Some(kind) = miss(len, write).filter(|_| len <= 16) else { return self.look_up(len, write) };
-        debug_assert!(self.saved);
-        self.flags_lost();
-        self.a.mov(RAX, R10);
-        // What is not aligned may lie on two pages.
-        self.a.and_imm(RAX, tlb::aligned_page(len) as i32);
-        self.a.cmp_mem(RAX, CPU, STACK_PAGE);
-        let site = self.a.jcc(cc::NE);
-        self.a.add_mem(R10, CPU, STACK_ADDEND);
-        let (back, k) = (self.a.at(), self.k);
-        self.out_of_line(Cold::Miss { site, back, stub: self.stubs.stack[kind], k, place: None });
-    }
-
     // ---- instructions
     // ------------------------------------------------------------------------------------------------------
 
@@ -639,7 +666,12 @@ impl<'a> Emitter<'a> {
         if how == How::Nothing {
             return Some(());
         }
-        let form = self.form(op, i, how, vector)?;
+        // A locked access across its natural boundary is the interpreter's.
+        let size = i.memory_size().size() as u64;
+        let locked = size > 1 && (op.flags & LOCK != 0 || i.mnemonic() == Mnemonic::Xchg);
+        let aligned = vector && is_aligned(i, size) || locked;
+        let windowed = !aligned && self.is_in_window(op);
+        let form = self.form(op, i, how, vector, windowed)?;
         let modified = i.rflags_modified() & ARITHMETIC;
         let wants =
             i.rflags_read() & ARITHMETIC != 0 || modified != 0 && modified != ARITHMETIC || may_keep_flags(i);
@@ -651,10 +683,10 @@ impl<'a> Emitter<'a> {
             self.save_flags();
         }
         if let Some((len, write)) = form.access {
-            // A locked access across its natural boundary is the interpreter's.
-            let locked = len > 1 && (op.flags & LOCK != 0 || i.mnemonic() == Mnemonic::Xchg);
-            if vector && is_aligned(i, len) || locked {
+            if aligned {
                 self.operand_aligned(op, len, write);
+            } else if windowed {
+                self.base_window();
             } else {
                 self.operand(op, len, write);
             }
@@ -672,7 +704,9 @@ impl<'a> Emitter<'a> {
     }
 
     /// How an instruction's operands stand in its code; the instruction itself is in `encoded` then.
-    fn form(&mut self, op: &Op, i: &Instruction, how: How, vector: bool) -> Option<Form> {
+    ///
+    /// The memory operand is at R10, or if it is in the window, from R10 on as far as the guest's is from 0.
+    fn form(&mut self, op: &Op, i: &Instruction, how: How, vector: bool, windowed: bool) -> Option<Form> {
         let mut j = *i;
         j.set_code(general(i.code()));
         let memory = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory);
@@ -757,9 +791,10 @@ impl<'a> Emitter<'a> {
             access = Some((size, write));
             j.set_op_kind(n, OpKind::Memory);
             j.set_memory_base(Register::R10);
-            j.set_memory_index(Register::None);
-            j.set_memory_displacement64(0);
-            j.set_memory_displ_size(0);
+            j.set_memory_index(if windowed { Register::R14 } else { Register::None });
+            j.set_memory_index_scale(1);
+            j.set_memory_displacement64(if windowed { op.disp } else { 0 });
+            j.set_memory_displ_size(if windowed { 8 } else { 0 });
             j.set_segment_prefix(Register::None);
         }
         self.encode(&j)?;
@@ -910,100 +945,6 @@ impl<'a> Emitter<'a> {
         self.a.mov(host::RAX, host::R13);
         self.a.divide(wide, i.mnemonic() == Mnemonic::Idiv, host::R11);
         self.a.mov(host::R13, host::RAX);
-        Some(())
-    }
-
-    /// Width of what is pushed, if it is the mode's own.
-    fn stack_width(&self, op: &Op, width: usize) -> Option<u64> {
-        let own = if self.long { 8 } else { 4 };
-        (usize::from(op.stack) == own && width == own).then_some(own as u64)
-    }
-
-    /// The host address, in R10, of what is to be pushed.
-    fn stack_below(&mut self, len: u64) {
-        self.save_flags();
-        self.a.lea(self.long, host::R10, host::R14, None, -(len as i32));
-        self.look_up_stack(len, true);
-    }
-
-    /// Loads a word of the stack's width from the address in R10.
-    fn load_own(&mut self, to: u8) {
-        if self.long {
-            self.a.load(to, host::R10, 0);
-        } else {
-            self.a.load32(to, host::R10, 0);
-        }
-    }
-
-    fn move_stack(&mut self, distance: i32) {
-        self.a.lea(self.long, host::R14, host::R14, None, distance);
-    }
-
-    fn push_op(&mut self, op: &Op, i: &Instruction) -> Option<()> {
-        let immediate = match i.op0_kind() {
-            OpKind::Register if i.op0_register().is_gpr() => None,
-            OpKind::Memory if self.can_address(op) => None,
-            OpKind::Immediate8to32
-            | OpKind::Immediate8to64
-            | OpKind::Immediate32
-            | OpKind::Immediate32to64 => Some(i.immediate(0) as i32),
-            _ => return None,
-        };
-        let width = match i.op0_kind() {
-            OpKind::Register => i.op0_register().size(),
-            OpKind::Memory => i.memory_size().size(),
-            _ => i.stack_pointer_increment().unsigned_abs() as usize,
-        };
-        let len = self.stack_width(op, width)?;
-        let wide = self.long;
-        if i.op0_kind() == OpKind::Memory {
-            self.operand(op, len, false);
-            self.load_own(host::RAX);
-            self.a.store(true, host::RAX, CPU, ASIDE);
-        }
-        self.stack_below(len);
-        if let Some(v) = immediate {
-            self.a.store_imm(wide, v, host::R10, 0);
-        } else if i.op0_kind() == OpKind::Memory {
-            self.a.load(host::RAX, CPU, ASIDE);
-            self.a.store(wide, host::RAX, host::R10, 0);
-        } else {
-            let from = self.in_register(i.op0_register().full_register().number() as u8, host::RAX);
-            self.a.store(wide, from, host::R10, 0);
-        }
-        self.move_stack(-(len as i32));
-        Some(())
-    }
-
-    fn pop_op(&mut self, op: &Op, i: &Instruction) -> Option<()> {
-        if i.op0_kind() != OpKind::Register || !i.op0_register().is_gpr() {
-            return None;
-        }
-        let len = self.stack_width(op, i.op0_register().size())?;
-        self.save_flags();
-        self.a.lea(self.long, host::R10, host::R14, None, 0);
-        self.look_up_stack(len, false);
-        let guest = i.op0_register().full_register().number();
-        // First RSP, which may be what is popped.
-        self.move_stack(len as i32);
-        let to = MAP[guest].unwrap_or(host::RAX);
-        self.load_own(to);
-        if MAP[guest].is_none() {
-            self.a.store(true, to, CPU, cpu::gpr(guest));
-        }
-        Some(())
-    }
-
-    fn leave_op(&mut self, op: &Op, i: &Instruction) -> Option<()> {
-        if !matches!(i.code(), Code::Leaveq | Code::Leaved) {
-            return None;
-        }
-        let len = self.stack_width(op, usize::from(op.stack))?;
-        self.save_flags();
-        self.a.lea(self.long, host::R10, 5, None, 0);
-        self.look_up(len, false);
-        self.a.lea(self.long, host::R14, 5, None, len as i32);
-        self.load_own(5);
         Some(())
     }
 

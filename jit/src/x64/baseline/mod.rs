@@ -91,6 +91,8 @@ struct Entry {
     placed: u64,
     /// x87 instructions are called; see [`Baseline::refuse_x87`].
     soft_x87: bool,
+    /// The site of the jump that is to lead to code without a window, of code that has one and no such code yet.
+    narrow: Option<u32>,
     /// The code calls the interpreter's handlers for these.
     #[expect(clippy::vec_box, reason = "code has their addresses")]
     called: Vec<Box<Op>>,
@@ -446,6 +448,19 @@ impl Baseline {
         done.then_some(phys & PAGE_MASK)
     }
 
+    /// Makes code without a window for the block with this number, besides what it has. Returns its offset in its page
+    /// if there is new code.
+    pub fn make_narrow(&mut self, cpu: &mut Cpu, number: u64) -> Option<u64> {
+        self.retire_dead(cpu);
+        let number = number as usize;
+        if number >= self.entries.len() || !self.has_code(number) {
+            return None;
+        }
+        self.entries[number].narrow?;
+        let (phys, key) = self.entries[number].at;
+        self.compile_as(cpu, phys, key, true).then_some(phys & PAGE_MASK)
+    }
+
     /// The number of the entry for a block, which is made if there is none.
     fn enter(&mut self, at: (u64, u32)) -> u32 {
         let number = self.find(at).unwrap_or(self.entries.len());
@@ -465,6 +480,7 @@ impl Baseline {
                 kept: false,
                 placed: 0,
                 soft_x87: false,
+                narrow: None,
                 called: Vec::new(),
             });
         }
@@ -478,6 +494,11 @@ impl Baseline {
 
     /// Compiles a block and gives it the code. False if it is not one for this tier.
     pub fn compile(&mut self, cpu: &mut Cpu, phys: u64, key: u32) -> bool {
+        self.compile_as(cpu, phys, key, false)
+    }
+
+    /// Compiles a block and gives it the code; or compiles it without a window, for when its code with one does not do.
+    fn compile_as(&mut self, cpu: &mut Cpu, phys: u64, key: u32, narrow: bool) -> bool {
         let mode = ModeKey(key);
         let long = mode.has(ModeKey::LONG);
         let flat32 = ModeKey::FLAT | ModeKey::D32 | ModeKey::STACK32;
@@ -502,6 +523,9 @@ impl Baseline {
         let block: *const Block = block;
         // Each jump of the block may want an entry.
         if self.entries.len() + ops.len() + 3 > self.counters.len() || self.beside > self.most_beside {
+            if narrow {
+                return false;
+            }
             self.empty(cpu);
         }
         let (number, mut made) = loop {
@@ -526,6 +550,7 @@ impl Baseline {
                 loops,
                 user,
                 soft_x87,
+                may_window: !narrow,
             };
             let emitted = std::mem::take(&mut self.scratch.emitted);
             let (encoder, info) = (&mut self.encoder, &mut self.info);
@@ -535,10 +560,14 @@ impl Baseline {
             if fits && self.room.seldom.used + made.seldom() <= self.room.seldom.end {
                 break (number, made);
             }
-            if !self.room.grow(made.split, made.seldom()) {
+            let grown = self.room.grow(made.split, made.seldom());
+            self.scratch.emitted = made;
+            if !grown {
+                if narrow {
+                    return false;
+                }
                 self.empty(cpu);
             }
-            self.scratch.emitted = made;
         };
         let (origin, split, seldom) = (made.origin, made.split, self.room.seldom.used);
         let at =
@@ -554,12 +583,27 @@ impl Baseline {
         self.latest.at = (phys, key);
         (self.latest.parts, self.latest.number) = ([(origin, split), (seldom, made.seldom())], number);
         std::mem::swap(&mut self.latest.places, &mut made.places);
+        let bytes = |called: &Vec<Box<Op>>| called.len() * (size_of::<Op>() + 16);
+        self.beside += bytes(&made.called);
+        if narrow {
+            let e = &mut self.entries[number];
+            e.called.append(&mut made.called);
+            if let Some(site) = e.narrow.take() {
+                let distance = at(made.body) as i64 - (i64::from(site) + 4);
+                self.write.put(site as usize, &(distance as i32).to_le_bytes());
+            }
+            if cpu.links_code() {
+                self.link(cpu, number, &made.exits, narrow, at);
+            }
+            self.scratch.emitted = made;
+            return true;
+        }
         self.counters[number] = self.hot;
         let e = &mut self.entries[number];
         (e.entry, e.tested, e.body) = (seldom as u32, at(made.tested) as u32, at(made.body) as u32);
         e.block = block;
-        let bytes = |called: &Vec<Box<Op>>| called.len() * (size_of::<Op>() + 16);
-        self.beside = (self.beside + bytes(&made.called)).saturating_sub(bytes(&e.called));
+        e.narrow = made.narrow.map(|site| at(site) as u32);
+        self.beside = self.beside.saturating_sub(bytes(&e.called));
         e.called = std::mem::take(&mut made.called);
         // If the block had died and was decoded again: no jump of its old code is to be linked.
         for (to, site) in std::mem::take(&mut e.exits) {
@@ -574,19 +618,23 @@ impl Baseline {
             (*block).set_number(number as u32);
         }
         if cpu.links_code() {
-            self.link(cpu, number, &made.exits, at);
+            self.link(cpu, number, &made.exits, narrow, at);
+            for n in 0..self.entries[number].waiting.len() {
+                self.link_jump(cpu, number, self.entries[number].waiting[n]);
+            }
         }
         self.scratch.emitted = made;
         true
     }
 
-    /// Links the code of an entry, which was just made, with that of other blocks on its page. `at` says where an
-    /// offset in that code has come to lie.
+    /// Links the code of an entry, which was just made, with that of other blocks on its page; jumps to the entry
+    /// itself only if others are `linked` with it. `at` says where an offset in that code has come to lie.
     fn link(
         &mut self,
         cpu: &mut Cpu,
         number: usize,
         exits: &[emit::DirectExit],
+        linked: bool,
         at: impl Fn(usize) -> usize,
     ) {
         let (phys, key) = self.entries[number].at;
@@ -597,12 +645,9 @@ impl Baseline {
             let waiting = Waiting { site: at(exit.site) as u32, stub: at(exit.stub) as u32, back };
             self.beside += push(&mut self.entries[to as usize].waiting, waiting);
             self.beside += push(&mut self.entries[number].exits, (to, waiting.site));
-            if to as usize != number {
+            if linked || to as usize != number {
                 self.link_jump(cpu, to as usize, waiting);
             }
-        }
-        for n in 0..self.entries[number].waiting.len() {
-            self.link_jump(cpu, number, self.entries[number].waiting[n]);
         }
     }
 

@@ -7,6 +7,9 @@ pub(in super::super) enum Cold {
     /// A look-up missed, or the place at this offset in the vCPU: asks for the address by a stub, and goes on at
     /// `back` or has op `k` interpreted.
     Miss { site: usize, back: usize, stub: usize, k: usize, place: Option<i32> },
+    /// The stack's page is not known to have a window that begins at `first` from RSP, of one of the [`WINDOWS`]. Goes
+    /// on at `back` if it has, else with other code for the block.
+    Window { site: usize, back: usize, first: i32, length: usize },
     /// Has op `k` interpreted.
     Interpret { site: usize, k: usize },
     /// Has the host's MXCSR or x87 unit (`which`) hold the guest's, and goes on at `back` or has op `k` interpreted.
@@ -88,6 +91,20 @@ impl Emitter<'_> {
                     self.lead(found, back);
                     let at = self.offset_of(k, &offsets);
                     self.leave(self.stubs.interpret, at, self.count - k);
+                }
+                Cold::Window { site, back, first, length } => {
+                    self.lead(site, here);
+                    self.a.lea(true, host::R10, host::R14, None, first);
+                    let call = self.a.call();
+                    self.patch_to_stub(call, self.stubs.window);
+                    self.is_open(first, length);
+                    let open = self.a.jcc(cc::B);
+                    self.lead(open, back);
+                    let other = self.a.jmp();
+                    self.lead(other, self.a.at());
+                    self.narrow = Some(other);
+                    self.a.imm(host::R11, self.number.into());
+                    self.leave(self.stubs.narrow, self.first, 0);
                 }
                 Cold::Interpret { site, k } => {
                     self.lead(site, here);

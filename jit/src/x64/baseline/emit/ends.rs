@@ -35,6 +35,7 @@ impl Emitter<'_> {
             FlowControl::Call => {
                 let target = near?;
                 let len = self.stack_width(op, own)?;
+                self.save_flags();
                 self.stack_below(len);
                 self.push_return(after);
                 self.go_to(target);
@@ -76,9 +77,14 @@ impl Emitter<'_> {
                 let len = self.stack_width(op, own)?;
                 let dropped = if i.op_count() > 0 { i.immediate16() } else { 0 };
                 self.save_flags();
-                self.a.lea(self.long, host::R10, host::R14, None, 0);
-                self.look_up_stack(len, false);
-                self.load_own(host::RAX);
+                if self.has_window() {
+                    self.base_window();
+                    self.a.load_indexed(host::RAX, host::R10, (host::R14, 0), 0);
+                } else {
+                    self.a.lea(self.long, host::R10, host::R14, None, 0);
+                    self.look_up_stack(len, false);
+                    self.load_own(host::RAX);
+                }
                 self.go_back(len as i32 + i32::from(dropped));
                 Some(())
             }
@@ -193,6 +199,7 @@ impl Emitter<'_> {
         self.patch_to_stub(site, self.stubs.call);
         self.flags_lost();
         (self.vectors, self.float, self.avx, self.x87) = (0, false, false, false);
+        self.windowed = 0;
         if last {
             let site = self.a.jmp();
             self.patch_to_stub(site, self.stubs.out);
