@@ -223,6 +223,82 @@ fn what_lies_across_pages_that_do_not_follow_each_other_is_found_through_a_point
 }
 
 #[test]
+fn arrays_are_walked_along_from_page_to_page() {
+    // Numbers are copied from the first four pages of data's to the next four, in steps of 8 bytes up and of 24 down,
+    // and added up where they came to; each of these pages is another than its address says.
+    let (s, pair) = both(
+        64,
+        |_| (),
+        |a| {
+            let (mut up, mut down, mut add) = (a.create_label(), a.create_label(), a.create_label());
+            for n in 0..8 {
+                let page = DATA + 0x1000 * n;
+                a.mov(qword_ptr(u64::from(entry(page))), (DATA + 0x1000 * (n ^ 5) + 3) as i32)?;
+            }
+            reload_cr3(a)?;
+            a.mov(esi, DATA as u32)?;
+            a.mov(edi, DATA as u32 + 0x4000)?;
+            a.xor(ecx, ecx)?;
+            a.set_label(&mut up)?;
+            a.mov(rax, qword_ptr(rsi + rcx * 8))?;
+            a.mov(qword_ptr(rdi + rcx * 8), rax)?;
+            a.inc(ecx)?;
+            a.cmp(ecx, 0x800)?;
+            a.jne(up)?;
+            a.mov(ecx, 0x3ff0)?;
+            a.set_label(&mut down)?;
+            a.mov(rax, qword_ptr(rsi + rcx))?;
+            a.add(qword_ptr(rdi + rcx), rax)?;
+            // Across two pages now and then.
+            a.mov(rdx, qword_ptr(rdi + rcx + 5))?;
+            a.add(r9, rdx)?;
+            a.sub(ecx, 24)?;
+            a.jns(down)?;
+            a.xor(eax, eax)?;
+            a.mov(ecx, 0x800)?;
+            a.set_label(&mut add)?;
+            a.dec(ecx)?;
+            a.add(rax, qword_ptr(rdi + rcx * 8))?;
+            a.test(ecx, ecx)?;
+            a.jne(add)?;
+            a.hlt()
+        },
+    );
+    assert_ne!(s.gpr[gpr::RAX], 0);
+    let st = pair.statistics();
+    assert!(st.compiled >= 3 && st.entered < 50, "{st:?}");
+}
+
+#[test]
+fn a_walk_goes_on_where_its_page_is_mapped() {
+    // The page is two in turns.
+    let (s, pair) = both(
+        64,
+        |_| (),
+        |a| {
+            let (mut round, mut walk) = (a.create_label(), a.create_label());
+            a.mov(esi, DATA as u32)?;
+            a.mov(ebx, 100)?;
+            a.xor(edx, edx)?;
+            a.set_label(&mut round)?;
+            a.mov(ecx, 500)?;
+            a.set_label(&mut walk)?;
+            a.add(rdx, qword_ptr(rsi + rcx * 8))?;
+            a.dec(ecx)?;
+            a.jne(walk)?;
+            a.xor(qword_ptr(u64::from(entry(DATA))), 0x1000)?;
+            a.invlpg(byte_ptr(rsi))?;
+            a.dec(ebx)?;
+            a.jne(round)?;
+            a.hlt()
+        },
+    );
+    let page = |at| (1..=500).fold(0u64, |sum, n| sum.wrapping_add(pair.fast.mem.read_u64(at + 8 * n)));
+    let both_pages = page(DATA).wrapping_add(page(DATA + 0x1000));
+    assert_eq!(s.gpr[gpr::RDX], both_pages.wrapping_mul(50));
+}
+
+#[test]
 fn calls_and_returns_stay_in_the_region() {
     let (s, pair) = both(
         64,
