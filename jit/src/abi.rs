@@ -19,6 +19,10 @@
 //! **A place** ([`mynah_mmu::Place`], or the stack's page in the context) is asked by `lin & aligned_page(len)`: page
 //! and the low bits that an aligned access has not. So what is not aligned misses, and nothing lies on two pages.
 //!
+//! **A window on the stack**, of the `n`th of the [`WINDOWS`]' lengths from the linear address `lin` on, may be used if
+//! `lin - [STACK_PAGE] < [STACK_ROOM + 8 * n]`, as numbers without a sign: no page is known if there is no room. All that
+//! is in it is `[STACK_ADDEND]` from its linear address.
+//!
 //! **The table of compiled code** ([`jumps`]) is looked into where code leaves for an address:
 //!
 //! ```text
