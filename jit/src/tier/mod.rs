@@ -529,6 +529,15 @@ impl Tier for Translating {
     }
 }
 
+/// Takes the block that code has asked for other code for in this field of the context: its number, and the linear
+/// address of its page.
+fn take_asked(cpu: &mut Cpu, field: fn(&mut Context) -> &mut [u64; 2]) -> Option<(u64, u64)> {
+    // SAFETY: `attach` has put a context there, which nothing else refers to now.
+    let context = unsafe { &mut *cpu.tier_memory.0.as_mut_ptr().cast::<Context>() };
+    let [number, page] = std::mem::replace(field(context), [NO_BLOCK, 0]);
+    (number != NO_BLOCK).then_some((number, page))
+}
+
 /// Whether the guest has these bytes at a distance from `phys`, on the same page.
 fn is_there(cpu: &Cpu, phys: u64, delta: i64, bytes: &[u8]) -> bool {
     let at = phys.wrapping_add(delta as u64);
@@ -602,12 +611,7 @@ impl Translating {
     /// Has a block's x87 instructions called if the host must not execute them.
     fn look_at_refused(&mut self, cpu: &mut Cpu) {
         let Some(b) = &mut self.baseline else { return };
-        // SAFETY: as in `look_at_places`.
-        let [number, page] = unsafe {
-            let context = cpu.tier_memory.0.as_mut_ptr().cast::<Context>();
-            std::mem::replace(&mut (*context).refused, [NO_BLOCK, 0])
-        };
-        if number != NO_BLOCK
+        if let Some((number, page)) = take_asked(cpu, |context| &mut context.refused)
             && let Some(offset) = b.refuse_x87(cpu, number)
         {
             let mut called = self.seat.counters.block_called.lock();
@@ -622,12 +626,7 @@ impl Translating {
     /// Makes code without a window for a block that has met the end of its stack's page.
     fn look_at_narrow(&mut self, cpu: &mut Cpu) {
         let Some(b) = &mut self.baseline else { return };
-        // SAFETY: as in `look_at_places`.
-        let [number, page] = unsafe {
-            let context = cpu.tier_memory.0.as_mut_ptr().cast::<Context>();
-            std::mem::replace(&mut (*context).narrow, [NO_BLOCK, 0])
-        };
-        if number != NO_BLOCK
+        if let Some((number, page)) = take_asked(cpu, |context| &mut context.narrow)
             && let Some(offset) = b.make_narrow(cpu, number)
         {
             self.show_latest(cpu, page.wrapping_add(offset));
