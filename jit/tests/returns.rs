@@ -42,14 +42,6 @@ fn put_callers(pair: &Pair, f: u64) {
 
 const FUNCTION: u64 = CODE + 0x800;
 
-/// Puts a function at [`FUNCTION`].
-fn put_function(pair: &Pair, bits: u32, make: Make) {
-    let mut a = CodeAssembler::new(bits).unwrap();
-    make(&mut a).unwrap();
-    let code = a.assemble(FUNCTION).unwrap();
-    pair.write(FUNCTION, &code);
-}
-
 #[test]
 fn calls_are_returned_from_at_any_depth() {
     if lacks_baseline() {
@@ -62,7 +54,7 @@ fn calls_are_returned_from_at_any_depth() {
             a.and(ecx, 63)?;
             a.call(FUNCTION)
         });
-        put_function(&pair, bits, |a| {
+        pair.write_code(FUNCTION, |a| {
             let mut end = a.create_label();
             a.inc(eax)?;
             a.sub(ecx, 1)?;
@@ -90,7 +82,7 @@ fn what_was_written_behind_a_call_is_returned_to() {
             // What it adds is at byte 6.
             a.add(eax, 0x100)
         });
-        put_function(&pair, bits, |a| {
+        pair.write_code(FUNCTION, |a| {
             a.mov(ecx, CODE as u32)?;
             if a.bitness() == 64 {
                 a.inc(dword_ptr(rcx + 6))?
@@ -123,7 +115,7 @@ fn a_return_leads_to_what_is_mapped_there_by_then() {
     for flush in [by_cr3, by_invlpg] {
         let mut pair = rounds_of(64, |a| a.call(DATA));
         put_callers(&pair, FUNCTION);
-        put_function(&pair, 64, flush);
+        pair.write_code(FUNCTION, flush);
         assert_eq!(sum(&mut pair), u64::from(ROUNDS) / 2 * 0x101);
     }
 }
@@ -140,7 +132,7 @@ fn a_return_leads_where_the_stack_says() {
             a.add(eax, 0x100)?;
             a.inc(eax)
         });
-        put_function(&pair, bits, |a| {
+        pair.write_code(FUNCTION, |a| {
             let mut end = a.create_label();
             a.test(ebx, 1)?;
             a.jne(end)?;
@@ -162,7 +154,7 @@ fn a_return_to_no_address_faults_with_the_stack_as_it_was() {
         return;
     }
     let mut pair = rounds_of(64, |a| a.call(FUNCTION));
-    put_function(&pair, 64, |a| {
+    pair.write_code(FUNCTION, |a| {
         let mut end = a.create_label();
         a.inc(eax)?;
         // In the last round but one.

@@ -10,13 +10,23 @@ use mynah_jit::tier::Optimize;
 
 type Make = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
-/// Has both machines execute `round` so many times, with 0 in RAX at first, and halt; or come to a fault. Both are the
-/// same then. Returns the state.
-fn run(rounds: u32, set: impl Fn(&mut State), round: Make) -> State {
+/// Machines that execute `round` so many times, with 0 in RAX at first, and halt.
+fn prepared(rounds: u32, set: impl Fn(&mut State), round: Make) -> Pair {
     let mut pair = Pair::with(64, Optimize::Baseline, 1);
     pair.prepare_rounds(rounds, set, round);
+    pair
+}
+
+/// Runs these to the end, where both are the same. Returns the state.
+fn run(rounds: u32, set: impl Fn(&mut State), round: Make) -> State {
+    let mut pair = prepared(rounds, set, round);
     pair.run(&String::new);
     pair.fast.state.clone()
+}
+
+/// Has a page of both machines' be at a physical address, and written to.
+fn map(pair: &Pair, page: u64, at: u64) {
+    pair.write(entry(page).into(), &(at | 3).to_le_bytes());
 }
 
 /// Where a fault's frame is found, given the state behind its handler: the address, CR2, and RSP before.
@@ -80,8 +90,7 @@ fn a_stack_on_two_pages_is_used_without_leaving_the_code() {
     if lacks_baseline() {
         return;
     }
-    let mut pair = Pair::with(64, Optimize::Baseline, 1);
-    pair.prepare_rounds(1000, |s| s.gpr[gpr::RSP] = STACK.0 + 0x1020, use_stack);
+    let mut pair = prepared(1000, |s| s.gpr[gpr::RSP] = STACK.0 + 0x1020, use_stack);
     pair.run(&String::new);
     let entered = pair.statistics().entered;
     assert!(entered < 50, "{entered} times");
@@ -92,11 +101,9 @@ fn what_may_only_be_read_is_popped() {
     if lacks_baseline() {
         return;
     }
-    let mut pair = Pair::with(64, Optimize::Baseline, 1);
-    let at_first = READ_ONLY + 0x100;
-    pair.prepare_rounds(
+    let mut pair = prepared(
         50,
-        |s| s.gpr[gpr::RSP] = at_first,
+        |s| s.gpr[gpr::RSP] = READ_ONLY + 0x100,
         |a| {
             a.pop(rcx)?;
             a.pop(rdx)?;
@@ -120,11 +127,9 @@ fn a_store_that_faults_has_done_nothing() {
         return;
     }
     // Up from the last page that may be written into one that may not.
-    let mut pair = Pair::with(64, Optimize::Baseline, 1);
-    let at_first = READ_ONLY - 8 * 20;
-    pair.prepare_rounds(
+    let mut pair = prepared(
         100,
-        |s| s.gpr[gpr::RSP] = at_first,
+        |s| s.gpr[gpr::RSP] = READ_ONLY - 8 * 20,
         |a| {
             a.inc(eax)?;
             a.push(rcx)?;
@@ -143,28 +148,24 @@ fn a_pop_that_faults_has_done_nothing() {
         return;
     }
     // Up from the last page of data's into nothing; the handlers have a stack of their own.
-    let mut pair = Pair::with(64, Optimize::Baseline, 1);
-    let at_first = ABSENT - 3 * 8 * 20 - 8;
-    pair.prepare_rounds(
+    let mut pair = prepared(
         100,
-        |s| s.gpr[gpr::RBP] = at_first,
+        |s| s.gpr[gpr::RBP] = ABSENT - 3 * 8 * 20 - 8,
         |a| {
             a.xchg(rsp, rbp)?;
             a.jmp(CODE + 0x800)
         },
     );
-    let mut a = CodeAssembler::new(64).unwrap();
-    a.pop(rcx).unwrap();
-    a.pop(rdx).unwrap();
-    a.mov(rsi, qword_ptr(rsp)).unwrap();
-    a.lea(rsp, qword_ptr(rsp + 8)).unwrap();
-    a.inc(eax).unwrap();
-    a.jmp(CODE + 0x800).unwrap();
-    pair.write(CODE + 0x800, &a.assemble(CODE + 0x800).unwrap());
+    pair.write_code(CODE + 0x800, |a| {
+        a.pop(rcx)?;
+        a.pop(rdx)?;
+        a.mov(rsi, qword_ptr(rsp))?;
+        a.lea(rsp, qword_ptr(rsp + 8))?;
+        a.inc(eax)?;
+        a.jmp(CODE + 0x800)
+    });
     // What the handler pushes goes to the page below, which may not be written.
-    for cpu in [&pair.plain, &pair.fast] {
-        cpu.mem.write_u64(entry(READ_ONLY).into(), READ_ONLY | 3);
-    }
+    map(&pair, READ_ONLY, READ_ONLY);
     pair.run(&String::new);
     assert_eq!(pair.fast.state.gpr[gpr::RAX], 20);
     assert_eq!(fault(&pair), (CODE + 0x801, ABSENT, ABSENT));
@@ -176,9 +177,8 @@ fn a_stack_pointer_that_is_no_address_faults() {
         return;
     }
     for stack in [1 << 63, (1 << 63) + 0x801, 1 << 47, 0x800, 0x801, 0xffff_8000_0000_0000 - 8] {
-        let mut pair = Pair::with(64, Optimize::Baseline, 1);
         // In the second round: nothing is known of the stack's page before the first, but where it was.
-        pair.prepare_rounds(
+        let mut pair = prepared(
             3,
             |s| s.gpr[gpr::RDX] = stack,
             |a| {
@@ -231,8 +231,7 @@ fn a_stack_on_the_first_page_is_no_other() {
         return;
     }
     // It has no fast accesses.
-    let mut pair = Pair::with(64, Optimize::Baseline, 1);
-    pair.prepare_rounds(
+    let mut pair = prepared(
         100,
         |s| s.gpr[gpr::RBP] = 0x900,
         |a| {
@@ -251,9 +250,7 @@ fn a_stack_on_the_first_page_is_no_other() {
             a.xchg(rsp, rbp)
         },
     );
-    for cpu in [&pair.plain, &pair.fast] {
-        cpu.mem.write_u64(entry(0).into(), DATA | 3);
-    }
+    map(&pair, 0, DATA);
     pair.run(&String::new);
     assert_eq!(pair.fast.state.gpr[gpr::RAX], (1..=100).sum::<u64>());
 }
@@ -263,36 +260,34 @@ fn what_is_pushed_onto_code_is_executed() {
     if lacks_baseline() {
         return;
     }
-    // The operand of `mov ecx, N` behind the pushes is written by them.
-    let mut pair = Pair::with(64, Optimize::Baseline, 1);
-    pair.prepare_rounds(
+    // ADD EAX, EBX and a jump, twice, are pushed onto the page that does so, and the one pushed first is executed.
+    let mut pair = prepared(
         100,
         |s| s.gpr[gpr::RSP] = STACK.1 - 0x800,
         |a| {
+            let mut next = a.create_label();
+            a.lea(r8, ptr(next))?;
             a.mov(rbp, rsp)?;
+            a.mov(rdx, rbx)?;
+            a.shl(rdx, 8)?;
+            // ADD EAX, 0; JMP from 81Fh to 830h; NOP
+            a.mov(rcx, u64::from_le_bytes([0x05, 0, 0, 0, 0, 0xeb, 0x11, 0x90]))?;
+            a.or(rdx, rcx)?;
             a.lea(rsp, qword_ptr(CODE + 0x820))?;
-            a.jmp(CODE + 0x900)
+            a.jmp(CODE + 0x900)?;
+            a.set_label(&mut next)?;
+            a.nop()
         },
     );
-    let mut a = CodeAssembler::new(64).unwrap();
-    a.push(rax).unwrap();
-    a.push(rbx).unwrap();
-    a.push(rbx).unwrap();
-    a.jmp(CODE + 0x806).unwrap();
-    let pushes = a.assemble(CODE + 0x900).unwrap();
-    pair.write(CODE + 0x900, &pushes);
-    // Words at 808h, 810h and 818h: `mov ecx, EBX` with what is above it passed over.
-    let mut a = CodeAssembler::new(64).unwrap();
-    let (mut behind, mut end) = (a.create_label(), a.create_label());
-    a.jmp(behind).unwrap();
-    a.db(&[0; 24]).unwrap();
-    a.set_label(&mut behind).unwrap();
-    a.add(rax, qword_ptr(CODE + 0x808)).unwrap();
-    a.add(rax, qword_ptr(CODE + 0x818)).unwrap();
-    a.mov(rsp, rbp).unwrap();
-    a.jmp(end).unwrap();
-    a.set_label(&mut end).unwrap();
-    a.jmp(CODE + 0x10).unwrap();
-    pair.write(CODE + 0x806, &a.assemble(CODE + 0x806).unwrap());
+    pair.write_code(CODE + 0x900, |a| {
+        a.push(rdx)?;
+        a.push(rdx)?;
+        a.jmp(CODE + 0x818)
+    });
+    pair.write_code(CODE + 0x830, |a| {
+        a.mov(rsp, rbp)?;
+        a.jmp(r8)
+    });
     pair.run(&String::new);
+    assert_eq!(pair.fast.state.gpr[gpr::RAX], (1..=100).sum::<u64>());
 }

@@ -287,6 +287,13 @@ impl Pair {
         }
     }
 
+    /// Writes what `make` assembles to the memory of both.
+    pub fn write_code(&self, at: u64, make: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
+        let mut a = CodeAssembler::new(self.bits).unwrap();
+        make(&mut a).unwrap();
+        self.write(at, &a.assemble(at).unwrap());
+    }
+
     /// Prepares both to execute `round` so many times, counted by EBX, with 0 in EAX at first, and then to halt.
     pub fn prepare_rounds(
         &mut self,
