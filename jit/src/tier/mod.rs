@@ -62,6 +62,8 @@ const RECORDED: usize = 1024;
 const OFTEN: usize = RECORDED / 256;
 /// The same of a kernel's blocks: its ways are long, and pages change with what it is asked for.
 const KERNEL_OFTEN: usize = RECORDED / 32;
+/// Up to this address it is no kernel that runs as one, but what loads and unpacks it: that has loops as programs have.
+const LOADERS: u64 = 0x7fff_ffff;
 /// Executions after which a block's code is looked for among what has been compiled before: what was hot once
 /// will be again. With the baseline it is looked for when that would take the block, which is earlier.
 const KNOWN: u32 = 8;
@@ -440,7 +442,8 @@ impl Tier for Translating {
         blocks.sort_unstable();
         for same in blocks.chunk_by(PartialEq::eq) {
             let Recorded { phys, key, lin } = same[0];
-            let often = if ModeKey(key).has(ModeKey::USER) { OFTEN } else { KERNEL_OFTEN };
+            let kernel = !ModeKey(key).has(ModeKey::USER) && lin > LOADERS;
+            let often = if kernel { KERNEL_OFTEN } else { OFTEN };
             if same.len() >= often && self.baseline.as_mut().is_some_and(|b| b.place(cpu, phys, key, lin)) {
                 self.seat.counters.placed.fetch_add(1, Ordering::Relaxed);
                 self.show_latest(cpu, lin);
