@@ -250,6 +250,7 @@ pub(crate) mod cpu {
     pub const RIP: i32 = gpr(gpr::RIP);
     /// RFLAGS but for the arithmetic flags.
     pub const RFLAGS: i32 = in_state(offset_of!(State, rflags));
+    pub const CPL: i32 = in_state(offset_of!(State, cpl));
     /// The two words of flags; `AUX` is behind `RES`.
     pub const RES: i32 = in_state(offset_of!(State, res));
     pub const AUX: i32 = in_state(offset_of!(State, aux));
@@ -307,8 +308,10 @@ pub(crate) mod cpu {
     }
 
     /// Where code stores in the vCPU, beside the context: first bytes and lengths.
-    pub const STORED: [(usize, usize); 5] = [
+    pub const STORED: [(usize, usize); 7] = [
         (ICOUNT as usize, 8),
+        (EVENT_MASK as usize, 4),
+        (RFLAGS as usize, 8),
         (gpr(0) as usize, 8 * 18),
         (xmm(0) as usize, 16 * size_of::<Vector>()),
         (fpu(0) as usize, size_of::<Fpu>()),

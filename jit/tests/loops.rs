@@ -574,7 +574,7 @@ fn a_loop_is_counted_on_when_blocks_die_whose_code_was_given_up_before() {
     }
     // More blocks than the baseline has room for, each run until it is compiled; then a loop gets code where theirs
     // was, and their bytes change.
-    let (blocks, number) = (0x40000u64, 10_000);
+    let (blocks, number) = (0x40000u64, 20_000);
     let mut cpu = machine(64);
     let mut chunk = [0x41, 0xff, 0xc0, 0xeb, 0x00].repeat(number); // inc r8d; jmp to the next
     chunk.push(0xc3);

@@ -432,6 +432,11 @@ impl One {
         Self::each(i).filter(|_| !i.has_rep_prefix() && !i.has_repne_prefix())
     }
 
+    /// What `i` moves each time, if it is MOVS, STOS or LODS and has a REP prefix, but not REPNE.
+    pub fn repeated(i: &Instruction) -> Option<Self> {
+        Self::each(i).filter(|_| i.has_rep_prefix() && !i.has_repne_prefix())
+    }
+
     /// What each repetition of `i` moves, if it is MOVS, STOS or LODS.
     fn each(i: &Instruction) -> Option<Self> {
         Some(match i.code() {

@@ -200,6 +200,12 @@ impl Asm {
         self.bytes(&[0x48 | to >> 3, 0xc1, 0xe8 | to & 7, n]);
     }
 
+    /// `shl to, n`
+    pub fn shl(&mut self, to: u8, n: u8) {
+        self.regs(true, 0xc1, 4, to);
+        self.bytes(&[n]);
+    }
+
     /// `sar to, n`, 64 bits or 32
     pub fn sar(&mut self, wide: bool, to: u8, n: u8) {
         self.regs(wide, 0xc1, 7, to);
@@ -233,6 +239,12 @@ impl Asm {
         self.bytes(&[v as u8]);
     }
 
+    /// `cmp left, imm`, sign-extended, 64 bits or 32
+    pub fn cmp_imm32(&mut self, wide: bool, left: u8, v: i32) {
+        self.regs(wide, 0x81, 7, left);
+        self.imm32(v);
+    }
+
     /// `test al, imm`
     pub fn test_al(&mut self, v: u8) {
         self.bytes(&[0xa8, v]);
@@ -256,6 +268,23 @@ impl Asm {
     /// `and to, [base + disp]`
     pub fn and_mem(&mut self, to: u8, base: u8, disp: i32) {
         self.mem(true, &[0x23], to, base, None, disp);
+    }
+
+    /// `or to, [base + disp]`
+    pub fn or_mem(&mut self, to: u8, base: u8, disp: i32) {
+        self.mem(true, &[0x0b], to, base, None, disp);
+    }
+
+    /// `and dword [base + disp], imm`
+    pub fn and_mem32(&mut self, base: u8, disp: i32, v: i32) {
+        self.mem(false, &[0x81], 4, base, None, disp);
+        self.imm32(v);
+    }
+
+    /// `or dword [base + disp], imm`
+    pub fn or_mem32(&mut self, base: u8, disp: i32, v: i32) {
+        self.mem(false, &[0x81], 1, base, None, disp);
+        self.imm32(v);
     }
 
     /// `cmp reg, [base + disp]`
@@ -383,12 +412,43 @@ impl Asm {
 
     /// `test reg, reg`
     pub fn test(&mut self, reg: u8) {
-        self.regs(true, 0x85, reg, reg);
+        self.test_width(true, reg);
+    }
+
+    /// `test reg, reg`, 64 bits or 32
+    pub fn test_width(&mut self, wide: bool, reg: u8) {
+        self.regs(wide, 0x85, reg, reg);
+    }
+
+    /// `rep movs` or `rep stos`, of 1, 2, 4 or 8 bytes each time
+    pub fn repeat(&mut self, copies: bool, len: usize) {
+        if len == 2 {
+            self.bytes(&[0x66]);
+        }
+        self.bytes(&[0xf3]);
+        if len == 8 {
+            self.bytes(&[0x48]);
+        }
+        self.bytes(&[if copies { 0xa4 } else { 0xaa } | u8::from(len > 1)]);
+    }
+
+    /// `cmpxchg16b [base]`, or locked
+    pub fn exchange_pair(&mut self, locked: bool, base: u8) {
+        if locked {
+            self.bytes(&[0xf0]);
+        }
+        self.mem(true, &[0x0f, 0xc7], 1, base, None, 0);
     }
 
     /// The look-up in the TLB, as [`crate::abi`] has it, up to the comparison: R11 = the entry for the linear address
     /// in R10, RAX = the page of the last of `len` bytes; equal if it is a hit.
     pub fn look_up(&mut self, len: u64, write: bool) {
+        self.lea(true, host::RAX, host::R10, None, len as i32 - 1);
+        self.look_up_to(write);
+    }
+
+    /// As [`Self::look_up`], with the address of the last byte in RAX, on the same page or the next one.
+    pub fn look_up_to(&mut self, write: bool) {
         use host::{R10, R11, RAX};
         self.mov(R11, R10);
         self.shr(R11, tlb::HASH_SHIFT as u8);
@@ -396,7 +456,6 @@ impl Asm {
         self.shr(R11, tlb::ENTRY_SHIFT as u8);
         self.and_mem(R11, CPU, tlb::MASK);
         self.add_mem(R11, CPU, tlb::TABLE);
-        self.lea(true, RAX, R10, None, len as i32 - 1);
         self.and_imm(RAX, tlb::PAGE as i32);
         self.cmp_mem(RAX, R11, tlb::tag(write));
     }
@@ -495,6 +554,19 @@ mod tests {
             (text(|a| a.imm(R10, 0xffff_ffff)), "mov r10d,0FFFFFFFFh"),
             (text(|a| a.imm(RAX, 1 << 32)), "mov rax,100000000h"),
             (text(|a| a.shr(R11, 12)), "shr r11,0Ch"),
+            (text(|a| a.shl(RAX, 11)), "shl rax,0Bh"),
+            (text(|a| a.cmp_imm32(true, 1, 512)), "cmp rcx,200h"),
+            (text(|a| a.cmp_imm32(false, R10, -1)), "cmp r10d,0FFFFFFFFh"),
+            (text(|a| a.or_mem(R11, RDI, 300)), "or r11,[rdi+12Ch]"),
+            (text(|a| a.and_mem32(RDI, 300, !512)), "and dword [rdi+12Ch],0FFFFFDFFh"),
+            (text(|a| a.or_mem32(RDI, 8, 512)), "or dword [rdi+8],200h"),
+            (text(|a| a.test_width(false, 1)), "test ecx,ecx"),
+            (text(|a| a.repeat(true, 1)), "rep movsb"),
+            (text(|a| a.repeat(true, 8)), "rep movsq"),
+            (text(|a| a.repeat(false, 2)), "rep stosw"),
+            (text(|a| a.repeat(false, 4)), "rep stosd"),
+            (text(|a| a.exchange_pair(true, R10)), "lock cmpxchg16b [r10]"),
+            (text(|a| a.exchange_pair(false, R13)), "cmpxchg16b [r13]"),
             (text(|a| a.sar(true, R11, 47)), "sar r11,2Fh"),
             (text(|a| a.sar(false, RAX, 31)), "sar eax,1Fh"),
             (text(|a| a.and_imm(RAX, -4096)), "and rax,0FFFFFFFFFFFFF000h"),

@@ -9,6 +9,7 @@ pub(crate) fn on_host(code: Code) -> bool {
     code.cpuid_features().iter().all(|f| match f {
         CpuidFeature::MMX | CpuidFeature::SSE | CpuidFeature::SSE2 => true,
         CpuidFeature::INTEL8086 | CpuidFeature::INTEL386 | CpuidFeature::INTEL486 | CpuidFeature::X64 => true,
+        CpuidFeature::CMPXCHG16B => is_x86_feature_detected!("cmpxchg16b"),
         CpuidFeature::MOVBE => is_x86_feature_detected!("movbe"),
         CpuidFeature::POPCNT => is_x86_feature_detected!("popcnt"),
         CpuidFeature::LZCNT => is_x86_feature_detected!("lzcnt"),

@@ -3,6 +3,7 @@
 use super::features::on_host;
 use crate::instructions::{Memory, Taken, row};
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpAccess, OpKind, Register};
+use mynah_cpu::int::string::One;
 
 /// The form of an instruction that takes any register, where it has a shorter one for the accumulator or is not
 /// encodable in 64-bit code.
@@ -53,7 +54,12 @@ pub(super) fn general(code: Code) -> Code {
 
 /// Whether an instruction is emitted here though the interpreter has it as a helper.
 pub(super) fn is_helper(i: &Instruction) -> bool {
-    i.mnemonic() == Mnemonic::Leave && !i.has_lock_prefix()
+    use Mnemonic::{Cli, Cmpxchg16b, Leave, Pushfq, Sti};
+    match i.mnemonic() {
+        Cmpxchg16b => true,
+        Leave | Cli | Sti | Pushfq => !i.has_lock_prefix(),
+        _ => One::repeated(i).is_some() && !i.has_lock_prefix(),
+    }
 }
 
 /// How an instruction is put into the code.

@@ -47,6 +47,8 @@ pub(super) struct Stubs {
     pub float: usize,
     /// Goes on at the address in RAX.
     pub chain: usize,
+    /// Goes on at the offset in RAX of the page.
+    pub near: usize,
     /// What `chain` does first, for in front of a jump to it: where each place has a jump of its own, the host
     /// foresees where it leads. For programs, which stay in the lower half of the addresses, and for kernels; in the
     /// other half they find nothing.
@@ -502,6 +504,10 @@ impl Stubs {
             chained.pop();
         }
         let chain = stub(code, chain)?;
+        let near = stub(code, |a| {
+            a.add(rax, qword_ptr(rdi + PAGE_RIP))?;
+            a.jmp(chain as u64)
+        })?;
         Ok(Self {
             load,
             interpret,
@@ -516,6 +522,7 @@ impl Stubs {
             narrow,
             float,
             chain,
+            near,
             chained,
         })
     }

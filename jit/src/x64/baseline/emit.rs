@@ -2,6 +2,9 @@
 mod cold;
 mod ends;
 mod stack;
+mod strings;
+mod system;
+mod tests;
 
 use crate::abi::{BLOCK, CONTEXT, Context, FLOAT, WINDOWS, context, cpu, in_context, jumps, returns, tlb};
 use crate::instructions::row;
@@ -25,6 +28,7 @@ use mynah_cpu::state::{fl, gpr, seg};
 use mynah_cpu::tier::BASELINE;
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE, PLACES, Place, WRITE_PLACES};
 use stack::Window;
+pub(super) use tests::Tests;
 
 /// The six arithmetic flags as iced-x86 numbers them.
 const ARITHMETIC: u32 = 0x3f;
@@ -39,6 +43,8 @@ pub(super) struct DirectExit {
     pub stub: usize,
     /// Offset from the page's first byte.
     pub target: i64,
+    /// Events are to be tested whichever way it goes: the block has enabled interrupts.
+    pub tests: bool,
 }
 
 impl DirectExit {
@@ -89,6 +95,8 @@ pub(super) struct Emitter<'a> {
     pub(super) k: usize,
     count: usize,
     pub(super) long: bool,
+    /// It is a program's, at CPL 3.
+    user: bool,
     /// Offsets of the instructions in the page.
     offsets: Vec<i64>,
     /// With what is to be stored first of the last x87 instruction.
@@ -112,6 +120,8 @@ pub(super) struct Emitter<'a> {
     windowed: usize,
     /// The op whose access to the window has left [`Context::stack_addend`] in R10.
     based: Option<usize>,
+    /// There was a STI.
+    enables: bool,
     /// See [`Emitted::narrow`].
     narrow: Option<usize>,
     /// An instruction that was encoded.
@@ -152,9 +162,8 @@ pub(super) struct Emitted {
     pub origin: usize,
     /// Where the second part begins: there other tiers enter.
     pub split: usize,
-    /// Offset of where it is entered from a jump backwards: events are tested there, and executions counted, as only
-    /// loops are worth the next tier.
-    pub tested: usize,
+    /// Offset of where it is entered from a jump backwards, if one is known ([`Tests`]).
+    pub tested: Option<usize>,
     /// Offset of where it is entered from elsewhere.
     pub body: usize,
     pub exits: Vec<DirectExit>,
@@ -325,6 +334,7 @@ impl<'a> Emitter<'a> {
             k: 0,
             count,
             long: block.long,
+            user: block.user,
             offsets,
             cold,
             live: false,
@@ -337,11 +347,12 @@ impl<'a> Emitter<'a> {
             last_x87: None,
             windowed: 0,
             based: None,
+            enables: false,
             narrow: None,
             encoded,
             called,
         };
-        let mut tested = if block.loops { e.tested(block.counts) } else { 0 };
+        let tested = block.loops.then(|| e.tested(block.counts));
         let body = e.a.at();
         // By these bits the chain stub tells it from what is not the baseline's. No jump to a stub stands before it.
         e.origin = free + (BASELINE as usize).wrapping_sub(free + body) % 8;
@@ -368,11 +379,6 @@ impl<'a> Emitter<'a> {
         e.lead(to_body, body);
         let site = e.a.jmp();
         e.patch_to_stub(site, stubs.load);
-        if !block.loops {
-            tested = e.tested(block.counts);
-            let to_body = e.a.jmp();
-            e.lead(to_body, body);
-        }
         e.finish(&mut exits);
         let Emitter { origin, cold, offsets, encoded, called, crossing, narrow, .. } = e;
         let code = e.a.code;
@@ -391,23 +397,6 @@ impl<'a> Emitter<'a> {
             offsets,
             encoded,
         }
-    }
-
-    /// What a jump backwards has to pass in front of the body. Returns where it begins.
-    fn tested(&mut self, counts: bool) -> usize {
-        let tested = self.a.at();
-        self.a.load(host::RAX, CPU, in_context(context::EVENTS));
-        self.a.is_zero32(host::RAX, 0);
-        let site = self.a.jcc(cc::NE);
-        let back = self.a.at();
-        self.out_of_line(Cold::Event { site, back });
-        if counts {
-            self.a.load(host::RAX, CPU, in_context(context::COUNTERS));
-            self.a.count_down(host::RAX, 4 * self.number as i32);
-            let site = self.a.jcc(cc::S);
-            self.out_of_line(Cold::Hot { site });
-        }
-        tested
     }
 
     fn op(&mut self, op: &Op, i: &Instruction, known: bool, last: bool) {
@@ -647,10 +636,18 @@ impl<'a> Emitter<'a> {
     }
 
     fn straight(&mut self, op: &Op, i: &Instruction) -> Option<()> {
+        self.enables |= i.mnemonic() == Mnemonic::Sti;
         if let Some(one) = One::of(i) {
             return self.string_op(op, one);
         }
+        if let Some(one) = One::repeated(i) {
+            return self.repeated_op(op, one);
+        }
         match i.mnemonic() {
+            Mnemonic::Cli => return self.interrupts_op(false),
+            Mnemonic::Sti => return self.interrupts_op(true),
+            Mnemonic::Pushfq => return self.push_flags_op(op),
+            Mnemonic::Cmpxchg16b if on_host(i.code()) => return self.exchange_pair_op(op),
             Mnemonic::Push => return self.push_op(op, i),
             Mnemonic::Pop => return self.pop_op(op, i),
             Mnemonic::Lea => return self.lea_op(op, i),
@@ -945,50 +942,6 @@ impl<'a> Emitter<'a> {
         self.a.mov(host::RAX, host::R13);
         self.a.divide(wide, i.mnemonic() == Mnemonic::Idiv, host::R11);
         self.a.mov(host::R13, host::RAX);
-        Some(())
-    }
-
-    /// MOVS, STOS and LODS of one element, upward; downward is the interpreter's.
-    fn string_op(&mut self, op: &Op, one: One) -> Option<()> {
-        if op.flags & CHECKED != 0 || !matches!(op.ashift, 0 | 32) {
-            return None;
-        }
-        let wide = op.ashift == 0;
-        let (len, reads, writes) = match one {
-            One::Movs(n) => (n, true, true),
-            One::Stos(n) => (n, false, true),
-            One::Lods(n) => (n, true, false),
-        };
-        self.save_flags();
-        self.flags_lost();
-        self.a.test_mem8(CPU, cpu::RFLAGS + 1, (fl::DF >> 8) as u8);
-        let site = self.a.jcc(cc::NE);
-        self.out_of_line(Cold::Interpret { site, k: self.k });
-        let [source, destination] = [gpr::RSI, gpr::RDI].map(|r| MAP[r].unwrap_or(host::RAX));
-        if reads {
-            self.a.lea(wide, host::R10, source, None, 0);
-            self.add_segment(op);
-            self.look_up(len as u64, false);
-            let to = if writes { host::RAX } else { host::R13 };
-            self.a.load_part(len, to, host::R10, 0);
-            if writes {
-                self.a.store(true, host::RAX, CPU, ASIDE);
-            }
-        }
-        if writes {
-            self.a.lea(wide, host::R10, destination, None, 0);
-            self.look_up(len as u64, true);
-            let from = if reads { host::RAX } else { host::R13 };
-            if reads {
-                self.a.load(host::RAX, CPU, ASIDE);
-            }
-            self.a.store_part(len, from, host::R10, 0);
-        }
-        for (r, moves) in [(source, reads), (destination, writes)] {
-            if moves {
-                self.a.lea(wide, r, r, None, len as i32);
-            }
-        }
         Some(())
     }
 }

@@ -75,7 +75,7 @@ struct Entry {
     block: *const Block,
     /// Where other tiers enter.
     entry: u32,
-    /// Where events are tested.
+    /// Where events are tested, or 0: nowhere as yet.
     tested: u32,
     /// Where other jumps go to.
     body: u32,
@@ -105,7 +105,7 @@ struct Waiting {
     site: u32,
     /// Offset of where it goes to without.
     stub: u32,
-    /// It goes backwards, and events are to be tested.
+    /// It goes backwards, or interrupts have been enabled: events are to be tested.
     back: bool,
 }
 
@@ -600,7 +600,7 @@ impl Baseline {
         }
         self.counters[number] = self.hot;
         let e = &mut self.entries[number];
-        (e.entry, e.tested, e.body) = (seldom as u32, at(made.tested) as u32, at(made.body) as u32);
+        (e.entry, e.tested, e.body) = (seldom as u32, made.tested.map_or(0, at) as u32, at(made.body) as u32);
         e.block = block;
         e.narrow = made.narrow.map(|site| at(site) as u32);
         self.beside = self.beside.saturating_sub(bytes(&e.called));
@@ -641,7 +641,7 @@ impl Baseline {
         let first = (phys & PAGE_MASK) as i64;
         for exit in exits.iter().filter(|l| l.is_in_page()) {
             let to = self.enter((phys & !PAGE_MASK | exit.target as u64, key));
-            let back = exit.target <= first;
+            let back = exit.tests || exit.target <= first;
             let waiting = Waiting { site: at(exit.site) as u32, stub: at(exit.stub) as u32, back };
             self.beside += push(&mut self.entries[to as usize].waiting, waiting);
             self.beside += push(&mut self.entries[number].exits, (to, waiting.site));
@@ -652,19 +652,42 @@ impl Baseline {
     }
 
     /// Links a jump with the block of an entry, if that has code. Blocks that died have been retired.
-    fn link_jump(&self, cpu: &mut Cpu, to: usize, w: Waiting) {
-        let e = &self.entries[to];
+    fn link_jump(&mut self, cpu: &mut Cpu, to: usize, w: Waiting) {
         // What follows the page depends on where that is mapped.
         // SAFETY: null, or a live block, as in `has_code`.
-        if unsafe { e.block.as_ref() }.is_none_or(|b| b.second_page().is_some()) || !self.has_code(to) {
+        let block = unsafe { self.entries[to].block.as_ref() };
+        if block.is_none_or(|b| b.second_page().is_some()) || !self.has_code(to) {
             return;
         }
+        if w.back && self.entries[to].tested == 0 && !self.make_tests(to) {
+            return;
+        }
+        let e = &self.entries[to];
         let target = if w.back { e.tested } else { e.body };
         let distance = |t: u32| (i64::from(t) - (i64::from(w.site) + 4)) as i32;
         let at = self.write.at(w.site as usize);
         // SAFETY: the block is live. The site is a displacement in code of this tier, which is mapped as long as the
         // vCPU has it, and changed by its thread only, while none of its code runs.
         unsafe { cpu.link_code(e.block, Link { at, back: distance(w.stub) }, distance(target)) };
+    }
+
+    /// Makes what jumps backwards to the code of an entry pass. False if there is no room.
+    fn make_tests(&mut self, number: usize) -> bool {
+        let e = &self.entries[number];
+        let tests =
+            emit::Tests { number: number as u32, counts: !e.kept, first: (e.at.0 & PAGE_MASK) as i64 };
+        let body = e.body as usize;
+        if !self.room.grow(0, emit::Tests::MOST) {
+            return false;
+        }
+        let at = self.room.seldom.used;
+        let code = tests.apart(&self.stubs, at, body);
+        debug_assert!(code.len() <= emit::Tests::MOST);
+        self.write.put(at, &code);
+        self.room.seldom.used += code.len();
+        self.bytes += code.len() as u64;
+        self.entries[number].tested = at as u32;
+        true
     }
 
     /// Takes all code away. Blocks that died have been retired.
@@ -720,7 +743,7 @@ fn decode(
         }
         // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
         let known = op.flags & HELPER == 0
-            || forms::is_helper(&i)
+            || forms::is_helper(&i) && cpu.model.allows(&i)
             || is_direct(i.code()) && cpu.model.allows(&i) && !i.has_lock_prefix();
         ops.push((op, Some((i, known))));
     }

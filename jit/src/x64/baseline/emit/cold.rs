@@ -14,6 +14,8 @@ pub(in super::super) enum Cold {
     Interpret { site: usize, k: usize },
     /// Has the host's MXCSR or x87 unit (`which`) hold the guest's, and goes on at `back` or has op `k` interpreted.
     Float { site: usize, back: usize, k: usize, which: u8 },
+    /// Op `k`, which is kept at the address `op`, is called after all, and goes on at `back` or returns.
+    Call { sites: [Option<usize>; 4], back: usize, op: u64, k: usize },
     /// Op `k` was called and returns.
     Returned { site: usize, k: usize },
     /// Events are pending where the block begins; their word is at RAX. Goes on at `back` if they are not to be looked
@@ -50,6 +52,14 @@ impl Emitter<'_> {
         self.a.imm(host::RAX, offset as u64 | (too_much as u64) << 16);
         let site = self.a.jmp();
         self.patch_to_stub(site, stub);
+    }
+
+    /// Returns from the code, as the called op `k` says.
+    fn returned(&mut self, k: usize) {
+        let too_much = self.count - k - 1;
+        self.a.add_mem_imm(CPU, cpu::ICOUNT, -(too_much as i8));
+        let site = self.a.jmp();
+        self.patch_to_stub(site, self.stubs.out);
     }
 
     fn offset_of(&self, k: usize, offsets: &[i64]) -> i64 {
@@ -111,18 +121,21 @@ impl Emitter<'_> {
                     let at = self.offset_of(k, &offsets);
                     self.leave(self.stubs.interpret, at, self.count - k);
                 }
+                Cold::Call { sites, back, op, k } => {
+                    sites.into_iter().flatten().for_each(|site| self.lead(site, here));
+                    self.call_kept(op);
+                    self.a.test(host::RAX);
+                    let done = self.a.jcc(cc::E);
+                    self.lead(done, back);
+                    self.returned(k);
+                }
                 Cold::Returned { site, k } => {
                     self.lead(site, here);
-                    let too_much = self.count - k - 1;
-                    self.a.add_mem_imm(CPU, cpu::ICOUNT, -(too_much as i8));
-                    let site = self.a.jmp();
-                    self.patch_to_stub(site, self.stubs.out);
+                    self.returned(k);
                 }
                 Cold::Event { site, back } => {
                     self.lead(site, here);
-                    self.a.load32(host::RAX, host::RAX, 0);
-                    self.a.test_mem32(host::RAX, CPU, cpu::EVENT_MASK);
-                    let masked = self.a.jcc(cc::E);
+                    let masked = tests::is_masked(&mut self.a);
                     self.lead(masked, back);
                     self.leave(self.stubs.event, self.first, 0);
                 }
@@ -143,15 +156,16 @@ impl Emitter<'_> {
                 }
                 Cold::Elsewhere { site, target } => {
                     self.lead(site, here);
-                    self.target_address(target);
                     if is_in_page(target) {
                         // Until there is code to be linked with.
+                        self.a.imm(host::RAX, target as u64);
                         let site = self.a.jmp();
-                        self.patch_to_stub(site, self.stubs.chain);
+                        self.patch_to_stub(site, self.stubs.near);
                     } else {
+                        self.target_address(target);
                         self.chain();
                     }
-                    exits.push(DirectExit { site, stub: here, target });
+                    exits.push(DirectExit { site, stub: here, target, tests: self.enables });
                 }
             }
         }

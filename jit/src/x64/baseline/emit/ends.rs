@@ -189,17 +189,11 @@ impl Emitter<'_> {
 
     /// Has the op executed by its interpreter's handler.
     pub(super) fn call(&mut self, op: &Op, last: bool) {
-        let kept = Box::new(*op);
         self.flush_x87();
         self.save_flags();
-        self.a.imm(host::R11, &raw const *kept as u64);
-        self.called.push(kept);
-        self.a.imm(host::RAX, self.first as u64);
-        let site = self.a.call();
-        self.patch_to_stub(site, self.stubs.call);
-        self.flags_lost();
-        (self.vectors, self.float, self.avx, self.x87) = (0, false, false, false);
-        self.windowed = 0;
+        let op = self.keep(op);
+        self.call_kept(op);
+        self.called_op();
         if last {
             let site = self.a.jmp();
             self.patch_to_stub(site, self.stubs.out);
@@ -208,5 +202,28 @@ impl Emitter<'_> {
         self.a.test(host::RAX);
         let site = self.a.jcc(cc::NE);
         self.out_of_line(Cold::Returned { site, k: self.k });
+    }
+
+    /// Keeps an op with the code, which has its address.
+    pub(super) fn keep(&mut self, op: &Op) -> u64 {
+        let kept = Box::new(*op);
+        let at = &raw const *kept as u64;
+        self.called.push(kept);
+        at
+    }
+
+    /// Calls the stub for an op that is kept. The saved flags are the guest's.
+    pub(super) fn call_kept(&mut self, op: u64) {
+        self.a.imm(host::R11, op);
+        self.a.imm(host::RAX, self.first as u64);
+        let site = self.a.call();
+        self.patch_to_stub(site, self.stubs.call);
+    }
+
+    /// An op was called, or may have been.
+    pub(super) fn called_op(&mut self) {
+        self.flags_lost();
+        (self.vectors, self.float, self.avx, self.x87) = (0, false, false, false);
+        self.windowed = 0;
     }
 }
