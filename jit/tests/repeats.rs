@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use iced_x86::Code;
 use iced_x86::code_asm::*;
 use mynah_cpu::State;
 use mynah_cpu::state::{fl, gpr};
@@ -149,4 +150,49 @@ fn what_is_copied_over_code_is_executed() {
     pair.write(CODE + 0x800, &[0x05, 0, 0, 0, 0, 0xc3]);
     pair.run(&String::new);
     assert_eq!(pair.fast.state.gpr[gpr::RAX], (1..=100).sum::<u64>());
+}
+
+#[test]
+fn what_is_counted_in_rcx_keeps_the_flags() {
+    if lacks_baseline() {
+        return;
+    }
+    for bits in [32, 64] {
+        let mut pair = Pair::with(bits, Optimize::Baseline, 1);
+        pair.prepare_rounds(
+            200,
+            |_| {},
+            |a| {
+                let (mut top, mut none, mut some) = (a.create_label(), a.create_label(), a.create_label());
+                a.mov(ecx, ebx)?;
+                a.and(ecx, 15)?;
+                if bits == 64 {
+                    a.jrcxz(none)?;
+                } else {
+                    a.jecxz(none)?;
+                }
+                a.inc(edx)?;
+                a.set_label(&mut top)?;
+                a.add(eax, ecx)?;
+                a.rol(eax, 3)?;
+                a.cmp(eax, edx)?;
+                a.loop_(top)?;
+                a.adc(eax, 5)?;
+                if bits == 64 {
+                    a.jrcxz(some)?;
+                } else {
+                    a.jecxz(some)?;
+                }
+                a.set_label(&mut none)?;
+                a.add(eax, 0x100)?;
+                a.set_label(&mut some)?;
+                a.nop()
+            },
+        );
+        pair.run(&|| format!("{bits} bits"));
+        for code in [Code::Loop_rel8_64_RCX, Code::Loop_rel8_32_ECX, Code::Jrcxz_rel8_64, Code::Jecxz_rel8_32]
+        {
+            assert_eq!(pair.calls_in_baseline(code), 0, "{code:?}");
+        }
+    }
 }

@@ -4,8 +4,10 @@ mod common;
 
 use common::*;
 use iced_x86::code_asm::*;
-use mynah_cpu::state::gpr;
+use mynah_cpu::board::EV_INTR;
+use mynah_cpu::state::{fl, gpr};
 use mynah_jit::tier::Optimize;
+use std::time::Duration;
 
 const ROUNDS: u32 = 100;
 
@@ -66,7 +68,7 @@ fn calls_are_returned_from_at_any_depth() {
         });
         let depths: u64 = (1..=u64::from(ROUNDS)).map(|n| n & 63).sum();
         assert_eq!(sum(&mut pair), u64::from(ROUNDS) + depths * 0x1001, "{bits} bits");
-        let known = pair.fast.returns.slots.iter().filter(|slot| slot.tag != 0).count();
+        let known = pair.fast.returns.slots.iter().filter(|slot| !slot.code.is_null()).count();
         assert!(known > 10, "returns are no longer foreseen");
     }
 }
@@ -169,4 +171,53 @@ fn a_return_to_no_address_faults_with_the_stack_as_it_was() {
     let s = &pair.fast.state;
     assert_eq!(s.gpr[gpr::RIP], HANDLERS + 4 * 13 + 1);
     assert_eq!(pair.fast.mem.read_u64(s.gpr[gpr::RSP] + 8), FUNCTION + 13);
+}
+
+#[test]
+fn returns_that_go_back_for_ever_are_interrupted() {
+    if lacks_baseline() {
+        return;
+    }
+    // Many calls expect a return to FUNCTION; then there is one after the other, with nothing else that goes back.
+    let (word, end) = (DATA + 0x800, FUNCTION + 0x100);
+    let mut pair = Pair::with(64, Optimize::Baseline, 1);
+    let code = |at: u64| {
+        let mut a = CodeAssembler::new(64).unwrap();
+        let (mut attack, mut fill) = (a.create_label(), a.create_label());
+        a.set_label(&mut fill).unwrap();
+        a.call(FUNCTION).unwrap();
+        assert_eq!(a.assemble(at).unwrap().len() as u64, FUNCTION - at);
+        a.sub(ecx, 1).unwrap();
+        a.js(attack).unwrap();
+        a.jmp(fill).unwrap();
+        a.set_label(&mut attack).unwrap();
+        a.mov(rsp, word).unwrap();
+        a.xor(ecx, ecx).unwrap();
+        a.ret().unwrap();
+        a.assemble(at).unwrap()
+    };
+    pair.write(FUNCTION - 5, &code(FUNCTION - 5));
+    pair.write_code(end, |a| a.hlt());
+    pair.prepare(FUNCTION - 5, 7, |s, _| {
+        s.gpr[gpr::RCX] = 60;
+        s.rflags |= fl::IF;
+    });
+    pair.write(word, &FUNCTION.to_le_bytes());
+    let cpu = &mut pair.fast;
+    let (events, mem) = (cpu.events.clone(), cpu.mem.clone());
+    let (done, seen) = std::sync::mpsc::channel();
+    let other = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        events.raise(EV_INTR);
+        if seen.recv_timeout(Duration::from_secs(10)).is_err() {
+            // That it ends in any case, elsewhere.
+            events.take(EV_INTR);
+            mem.write(word, &end.to_le_bytes());
+        }
+    });
+    cpu.run();
+    let rip = cpu.state.gpr[gpr::RIP];
+    done.send(()).ok();
+    other.join().unwrap();
+    assert_eq!(rip, HANDLERS + 4 * 0x30 + 1);
 }

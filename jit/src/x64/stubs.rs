@@ -52,7 +52,8 @@ pub(super) struct Stubs {
     /// What `chain` does first, for in front of a jump to it: where each place has a jump of its own, the host
     /// foresees where it leads. For programs, which stay in the lower half of the addresses, and for kernels; in the
     /// other half they find nothing.
-    pub chained: [Vec<u8>; 2],
+    /// The first of each does not look at events.
+    pub chained: [[Vec<u8>; 2]; 2],
 }
 
 /// Lengths of accesses; the last is that of an extended number.
@@ -270,6 +271,12 @@ fn find(
     missed: CodeLabel,
     other: CodeLabel,
 ) -> Result<(), IcedError> {
+    look_for(a, half, missed)?;
+    take(a, other)
+}
+
+/// As [`find`], but R11 is the code's ops, whatever they are.
+fn look_for(a: &mut CodeAssembler, half: Option<usize>, missed: CodeLabel) -> Result<(), IcedError> {
     a.mov(r10, rax)?;
     a.shr(r10, jumps::SHIFT)?;
     a.xor(r10, rax)?;
@@ -281,8 +288,7 @@ fn find(
     tag(a, half)?;
     a.cmp(qword_ptr(r10 + jumps::TAG), r11)?;
     a.jne(missed)?;
-    a.mov(r11, qword_ptr(r10 + jumps::OPS))?;
-    take(a, other)
+    a.mov(r11, qword_ptr(r10 + jumps::OPS))
 }
 
 /// As [`find`], by where the bytes of the code are, behind a `find` that has left the entry that it looked at in R10.
@@ -346,12 +352,17 @@ fn tag(a: &mut CodeAssembler, half: Option<usize>) -> Result<(), IcedError> {
 
 /// To `other` if the code whose ops are in R11 is not the baseline's, or an event is pending. R10 is lost.
 fn take(a: &mut CodeAssembler, other: CodeLabel) -> Result<(), IcedError> {
-    a.test(r11b, BASELINE as i32)?;
-    a.je(other)?;
+    is_baseline(a, other)?;
     a.mov(r10, qword_ptr(rdi + in_context(context::EVENTS)))?;
     a.mov(r10d, dword_ptr(r10))?;
     a.test(dword_ptr(rdi + cpu::EVENT_MASK), r10d)?;
     a.jne(other)
+}
+
+/// To `other` if the code whose ops are in R11 is not the baseline's.
+fn is_baseline(a: &mut CodeAssembler, other: CodeLabel) -> Result<(), IcedError> {
+    a.test(r11b, BASELINE as i32)?;
+    a.je(other)
 }
 
 /// Goes on at the code that was found for the address in RAX.
@@ -492,11 +503,17 @@ impl Stubs {
         let window = stub(code, window)?;
         let narrow = stub(code, narrow)?;
         let float = stub(code, float)?;
-        let mut chained = [Vec::new(), Vec::new()];
-        for (half, chained) in chained.iter_mut().enumerate() {
+        let mut chained: [[Vec<u8>; 2]; 2] = Default::default();
+        for (half, tests) in [(0, false), (0, true), (1, false), (1, true)] {
+            let chained = &mut chained[half][usize::from(tests)];
             stub(chained, |a| {
                 let mut other = a.create_label();
-                find(a, Some(half), other, other)?;
+                look_for(a, Some(half), other)?;
+                if tests {
+                    take(a, other)?;
+                } else {
+                    is_baseline(a, other)?;
+                }
                 go_on(a)?;
                 a.set_label(&mut other)?;
                 a.nop()

@@ -79,8 +79,8 @@ pub(super) struct Emitter<'a> {
     /// The block's number, and which of its ops look into places.
     number: u32,
     placed: u64,
-    /// What an indirect branch does before it jumps to the chain stub.
-    chained: &'a [u8],
+    /// See [`Stubs::chained`].
+    chained: &'a [Vec<u8>; 2],
     /// Offset of the code from where offsets of stubs are counted.
     origin: usize,
     /// Where what stands apart begins, once that is known.

@@ -27,7 +27,7 @@ pub(in super::super) enum Cold {
     Elsewhere { site: usize, target: i64 },
     /// A return to the address in RAX that was not expected (`sites`); the stack pointer is yet to be moved by
     /// `moved`.
-    Unexpected { sites: [usize; 3], k: usize, moved: i32 },
+    Unexpected { sites: [Option<usize>; 3], k: usize, moved: i32 },
 }
 
 impl Emitter<'_> {
@@ -144,7 +144,7 @@ impl Emitter<'_> {
                     self.leave(self.stubs.hot, self.first, 0);
                 }
                 Cold::Unexpected { sites, k, moved } => {
-                    sites.into_iter().for_each(|site| self.lead(site, here));
+                    sites.into_iter().flatten().for_each(|site| self.lead(site, here));
                     if self.long {
                         self.is_canonical();
                         let fine = self.a.jcc(cc::BE);
@@ -163,7 +163,7 @@ impl Emitter<'_> {
                         self.patch_to_stub(site, self.stubs.near);
                     } else {
                         self.target_address(target);
-                        self.chain();
+                        self.chain_to(target);
                     }
                     exits.push(DirectExit { site, stub: here, target, tests: self.enables });
                 }

@@ -17,12 +17,14 @@ impl Emitter<'_> {
             }
             FlowControl::ConditionalBranch => {
                 let target = near?;
-                let condition = condition(i.condition_code())?;
-                if !i.is_jcc_short_or_near() {
-                    return None;
-                }
-                self.want_flags();
-                self.save_flags();
+                let condition = if i.is_jcc_short_or_near() {
+                    let condition = condition(i.condition_code())?;
+                    self.want_flags();
+                    self.save_flags();
+                    condition
+                } else {
+                    self.count(i)?
+                };
                 let site = self.a.jcc(condition);
                 self.out_of_line(Cold::Elsewhere { site, target });
                 self.go_to(after);
@@ -92,6 +94,29 @@ impl Emitter<'_> {
         }
     }
 
+    /// Changes the count of LOOP or JRCXZ, and compares it with 0. Returns the condition under which they jump; `None`
+    /// if the instruction is not as wide as the mode.
+    fn count(&mut self, i: &Instruction) -> Option<u8> {
+        const COUNT: u8 = 1;
+        let (wide, loops) = match i.code() {
+            Code::Loop_rel8_64_RCX => (true, true),
+            Code::Loop_rel8_32_ECX => (false, true),
+            Code::Jrcxz_rel8_64 => (true, false),
+            Code::Jecxz_rel8_32 => (false, false),
+            _ => return None,
+        };
+        if wide != self.long {
+            return None;
+        }
+        self.save_flags();
+        self.flags_lost();
+        if loops {
+            self.a.lea(wide, COUNT, COUNT, None, -1);
+        }
+        self.a.test_width(wide, COUNT);
+        Some(if loops { cc::NE } else { cc::E })
+    }
+
     /// In 64-bit mode a jump to an address that is not canonical faults. RAX holds it; R11 and flags are lost.
     fn check_target(&mut self) {
         self.flags_lost();
@@ -150,21 +175,36 @@ impl Emitter<'_> {
         a.load_indexed(R10, CPU, (R10, 3), jumps::TAGS);
         a.cmp_mem(R10, R11, returns::TAG);
         let old = a.jcc(cc::NE);
+        // It is good for once: so each time round a loop there is something that tests events.
+        a.store_imm(true, 0, R11, returns::TAG);
         a.load(R11, R11, returns::CODE);
-        a.load(R10, CPU, in_context(context::EVENTS));
-        a.load32(R10, R10, 0);
-        a.test_mem32(R10, CPU, cpu::EVENT_MASK);
-        let event = a.jcc(cc::NE);
+        let event = self.enables.then(|| {
+            a.load(R10, CPU, in_context(context::EVENTS));
+            a.load32(R10, R10, 0);
+            a.test_mem32(R10, CPU, cpu::EVENT_MASK);
+            a.jcc(cc::NE)
+        });
         a.and_imm(RAX, tlb::PAGE as i32);
         a.store(true, RAX, CPU, PAGE_RIP);
         self.move_stack(moved);
         self.a.jmp_to(R11);
-        self.out_of_line(Cold::Unexpected { sites: [other, old, event], k: self.k, moved });
+        let sites = [Some(other), Some(old), event];
+        self.out_of_line(Cold::Unexpected { sites, k: self.k, moved });
     }
 
     /// Goes on at the address in RAX.
     pub(super) fn chain(&mut self) {
-        self.a.bytes(self.chained);
+        self.chain_as(true);
+    }
+
+    /// As [`Self::chain`], at an address on another page, at this offset from the page's first byte.
+    pub(super) fn chain_to(&mut self, target: i64) {
+        // Who goes on goes down at some time. In 32 bits the addresses wrap.
+        self.chain_as(target < 0 || self.enables || !self.long);
+    }
+
+    fn chain_as(&mut self, tests: bool) {
+        self.a.bytes(&self.chained[usize::from(tests)]);
         let site = self.a.jmp();
         self.patch_to_stub(site, self.stubs.chain);
     }
@@ -177,7 +217,7 @@ impl Emitter<'_> {
             self.out_of_line(Cold::Elsewhere { site, target });
         } else {
             self.target_address(target);
-            self.chain();
+            self.chain_to(target);
         }
     }
 
