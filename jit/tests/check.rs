@@ -37,9 +37,9 @@ fn right_code_is_not_reported_whatever_it_does() {
         let tier = Translating::at_once_with(cpu.events.clone(), optimize).unwrap();
         cpu.set_tier(Box::new(tier), 2);
         let reports = checked(&mut cpu);
-        // Stores, vectors, helpers, a repeated move, ports, the time, a fault at the end.
+        // Stores, vectors, helpers, repeated moves, ports, the time, what kernels execute, a fault at the end.
         let code = assemble(64, |a| {
-            let (mut top, mut inner) = (a.create_label(), a.create_label());
+            let (mut top, mut inner, mut enabled) = (a.create_label(), a.create_label(), a.create_label());
             // Flags that are undefined where a block ends.
             let mut after = [(); 6].map(|_| a.create_label());
             a.fninit()?;
@@ -82,6 +82,17 @@ fn right_code_is_not_reported_whatever_it_does() {
             a.rdtsc()?;
             a.fld1()?;
             a.fstp(dword_ptr(DATA))?;
+            a.cli()?;
+            a.pushfq()?;
+            a.mov(ecx, 9)?;
+            a.rep().stosq()?;
+            a.mov(ecx, 9)?;
+            a.rep().movsd()?;
+            a.cmpxchg16b(xmmword_ptr(DATA + 64))?;
+            a.pop(rax)?;
+            a.sti()?;
+            a.jmp(enabled)?;
+            a.set_label(&mut enabled)?;
             a.dec(ebp)?;
             a.jne(top)?;
             a.mov(dword_ptr(READ_ONLY), eax)

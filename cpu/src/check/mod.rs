@@ -28,7 +28,7 @@ use crate::cpu::Cpu;
 use crate::event::Exception;
 use crate::mode::ModeKey;
 use crate::op::{REP, REPNE};
-use crate::state::{State, fl, gpr, seg};
+use crate::state::{Shadow, State, fl, gpr, seg};
 use crate::tier::{Compiled, LEFT_INTERPRET};
 use iced_x86::{
     Code, Decoder, FlowControl, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind, RflagsBits,
@@ -154,6 +154,7 @@ impl Cpu {
                 let now: Vec<Kept> = c.written.iter().map(|k| (k.0, copy_of(k.0))).collect();
                 take_back(&c.written, &now);
                 self.state = before.clone();
+                self.sync_events();
                 strays.append(&mut c.strays);
                 continue;
             }
@@ -203,6 +204,8 @@ impl Cpu {
         let results: Vec<Kept> = first.iter().map(|k| (k.0, copy_of(k.0))).collect();
         take_back(&first, &results);
         self.state = before.clone();
+        // The code may have changed IF.
+        self.sync_events();
         self.start_keeping();
         let mut trail = VecDeque::new();
         let mut differences = self.repeat(executed, faulted.then_some(fault), &mut trail);
@@ -284,6 +287,10 @@ impl Cpu {
     fn interpret_alone(&mut self) -> (bool, bool) {
         self.from = (std::ptr::null(), 0);
         self.faulted = false;
+        // STI's ends with the instruction that follows.
+        if std::mem::take(&mut self.state.shadow) != Shadow::None {
+            self.sync_events();
+        }
         let Ok(block) = self.find_block(self.mode_key | ModeKey::SINGLE) else { return (true, false) };
         // SAFETY: `find_block` gives a live block.
         let repeated = unsafe { &*(*block).first() }.flags & (REP | REPNE) != 0;
