@@ -93,6 +93,9 @@ fn right_code_is_not_reported_whatever_it_does() {
             a.sti()?;
             a.jmp(enabled)?;
             a.set_label(&mut enabled)?;
+            a.cli()?;
+            a.sti()?;
+            a.in_(al, dx)?;
             a.dec(ebp)?;
             a.jne(top)?;
             a.mov(dword_ptr(READ_ONLY), eax)

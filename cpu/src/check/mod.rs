@@ -191,7 +191,7 @@ impl Cpu {
         let left = unsafe { (code.enter)(self, code.ops, before.gpr[gpr::RIP], code.code) };
         self.leave_host_float();
         let (faulted, fault) = (self.faulted, self.fault);
-        let after = self.state.clone();
+        let mut after = self.state.clone();
         let first = self.kept.take().unwrap_or_default();
         let executed = self.icount.wrapping_sub(count);
         let stopped = left != LEFT_INTERPRET && left >= 4 && !faulted;
@@ -212,6 +212,10 @@ impl Cpu {
         let mut written = self.kept.take().unwrap_or_default();
         self.tlb.flush_all();
         let interpreted = self.state.clone();
+        if interpreted.shadow == Shadow::Sti {
+            // Code that is left behind a STI has the next instruction interpreted before events are looked at.
+            after.shadow = Shadow::Sti;
+        }
         differences.extend(compare_states(&interpreted, &after, || self.undefined_flags(&trail, faulted).0));
         // What the code has not written to was in its time as the interpreter found it.
         let translated = written.iter().map(|w| results.iter().find(|r| r.0 == w.0).unwrap_or(w).1.clone());
