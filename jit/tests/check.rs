@@ -4,7 +4,8 @@ mod common;
 
 use common::*;
 use iced_x86::code_asm::*;
-use mynah_cpu::state::gpr;
+use mynah_cpu::board::EV_INTR;
+use mynah_cpu::state::{Activity, fl, gpr};
 use mynah_cpu::tier::{Compiled, Tier};
 use mynah_cpu::{Cpu, Exit, Op, code_abi};
 use mynah_jit::tier::{Optimize, Translating};
@@ -214,6 +215,36 @@ code_abi! {
     }
 }
 static DISTURBED: AtomicBool = AtomicBool::new(false);
+
+#[test]
+fn a_halted_guest_wakes_up_when_it_has_enabled_interrupts() {
+    if lacks_baseline() {
+        return;
+    }
+    let mut cpu = machine(64);
+    let tier = Translating::at_once_with(cpu.events.clone(), Optimize::Baseline).unwrap();
+    cpu.set_tier(Box::new(tier), 2);
+    let reports = checked(&mut cpu);
+    let code = assemble(64, |a| {
+        a.inc(eax)?;
+        a.sti()?;
+        a.hlt()
+    });
+    cpu.mem.write(CODE, &code);
+    // Until it is compiled nothing wakes it up.
+    for _ in 0..5 {
+        assert_eq!(cpu.run(), Exit::Halt);
+        assert_eq!(cpu.state.gpr[gpr::RIP], CODE + code.len() as u64);
+        cpu.state.activity = Activity::Running;
+        cpu.state.gpr[gpr::RIP] = CODE;
+        cpu.state.rflags &= !fl::IF;
+        cpu.sync_all();
+    }
+    cpu.events.raise(EV_INTR);
+    assert_eq!(cpu.run(), Exit::Halt);
+    assert_eq!(cpu.state.gpr[gpr::RIP], HANDLERS + 4 * 0x30 + 1);
+    assert_eq!(*reports.lock().unwrap(), Vec::<String>::new());
+}
 
 #[test]
 fn what_others_write_meanwhile_is_no_difference_and_stays() {

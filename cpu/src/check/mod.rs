@@ -191,7 +191,7 @@ impl Cpu {
         let left = unsafe { (code.enter)(self, code.ops, before.gpr[gpr::RIP], code.code) };
         self.leave_host_float();
         let (faulted, fault) = (self.faulted, self.fault);
-        let mut after = self.state.clone();
+        let after = self.state.clone();
         let first = self.kept.take().unwrap_or_default();
         let executed = self.icount.wrapping_sub(count);
         let stopped = left != LEFT_INTERPRET && left >= 4 && !faulted;
@@ -211,11 +211,9 @@ impl Cpu {
         let mut differences = self.repeat(executed, faulted.then_some(fault), &mut trail);
         let mut written = self.kept.take().unwrap_or_default();
         self.tlb.flush_all();
+        // Code that is left behind a STI has the next instruction interpreted before events are looked at.
+        self.end_shadow();
         let interpreted = self.state.clone();
-        if interpreted.shadow == Shadow::Sti {
-            // Code that is left behind a STI has the next instruction interpreted before events are looked at.
-            after.shadow = Shadow::Sti;
-        }
         differences.extend(compare_states(&interpreted, &after, || self.undefined_flags(&trail, faulted).0));
         // What the code has not written to was in its time as the interpreter found it.
         let translated = written.iter().map(|w| results.iter().find(|r| r.0 == w.0).unwrap_or(w).1.clone());
@@ -291,10 +289,8 @@ impl Cpu {
     fn interpret_alone(&mut self) -> (bool, bool) {
         self.from = (std::ptr::null(), 0);
         self.faulted = false;
-        // STI's ends with the instruction that follows.
-        if std::mem::take(&mut self.state.shadow) != Shadow::None {
-            self.sync_events();
-        }
+        // STI's is this instruction.
+        self.end_shadow();
         let Ok(block) = self.find_block(self.mode_key | ModeKey::SINGLE) else { return (true, false) };
         // SAFETY: `find_block` gives a live block.
         let repeated = unsafe { &*(*block).first() }.flags & (REP | REPNE) != 0;
@@ -303,6 +299,12 @@ impl Cpu {
         self.single = false;
         self.from = (std::ptr::null(), 0);
         (self.faulted, repeated)
+    }
+
+    fn end_shadow(&mut self) {
+        if std::mem::take(&mut self.state.shadow) != Shadow::None {
+            self.sync_events();
+        }
     }
 
     fn code_address(&self) -> u64 {
