@@ -9,6 +9,7 @@ use crate::abi::tlb;
 pub(super) mod host {
     #![allow(missing_docs)]
     pub const RAX: u8 = 0;
+    pub const RCX: u8 = 1;
     pub const RDX: u8 = 2;
     pub const RSP: u8 = 4;
     pub const RDI: u8 = 7;

@@ -1,10 +1,10 @@
 //! The guest's instructions as host instructions, one by one.
+mod backward;
 mod cold;
 mod ends;
 mod stack;
 mod strings;
 mod system;
-mod tests;
 
 use crate::abi::{BLOCK, CONTEXT, Context, FLOAT, WINDOWS, context, cpu, in_context, jumps, returns, tlb};
 use crate::instructions::row;
@@ -17,6 +17,7 @@ use crate::x64::forms::{
 use crate::x64::registers::MAP;
 use crate::x64::stubs::{FLAGS, PAGE_RIP, STACK_ADDEND, STACK_PAGE, STACK_ROOM, Stubs, miss};
 use crate::x64::x87::is_x87;
+pub(super) use backward::Tests;
 pub(super) use cold::Cold;
 use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
@@ -28,7 +29,6 @@ use mynah_cpu::state::{fl, gpr, seg};
 use mynah_cpu::tier::BASELINE;
 use mynah_mmu::{PAGE_MASK, PAGE_SIZE, PLACES, Place, WRITE_PLACES};
 use stack::Window;
-pub(super) use tests::Tests;
 
 /// The six arithmetic flags as iced-x86 numbers them.
 const ARITHMETIC: u32 = 0x3f;

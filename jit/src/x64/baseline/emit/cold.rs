@@ -135,7 +135,7 @@ impl Emitter<'_> {
                 }
                 Cold::Event { site, back } => {
                     self.lead(site, here);
-                    let masked = tests::is_masked(&mut self.a);
+                    let masked = backward::is_masked(&mut self.a);
                     self.lead(masked, back);
                     self.leave(self.stubs.event, self.first, 0);
                 }

@@ -97,7 +97,6 @@ impl Emitter<'_> {
     /// Changes the count of LOOP or JRCXZ, and compares it with 0. Returns the condition under which they jump; `None`
     /// if the instruction is not as wide as the mode.
     fn count(&mut self, i: &Instruction) -> Option<u8> {
-        const COUNT: u8 = 1;
         let (wide, loops) = match i.code() {
             Code::Loop_rel8_64_RCX => (true, true),
             Code::Loop_rel8_32_ECX => (false, true),
@@ -111,9 +110,9 @@ impl Emitter<'_> {
         self.save_flags();
         self.flags_lost();
         if loops {
-            self.a.lea(wide, COUNT, COUNT, None, -1);
+            self.a.lea(wide, host::RCX, host::RCX, None, -1);
         }
-        self.a.test_width(wide, COUNT);
+        self.a.test_width(wide, host::RCX);
         Some(if loops { cc::NE } else { cc::E })
     }
 

@@ -48,8 +48,7 @@ impl Emitter<'_> {
     /// REP MOVS and REP STOS, upward, of what lies on one page: the host's own. The rest is called, as is what the TLB
     /// does not know.
     pub(super) fn repeated_op(&mut self, op: &Op, one: One) -> Option<()> {
-        use host::{R10, R11, R13, RAX, RDI};
-        const COUNT: u8 = 1;
+        use host::{R10, R11, R13, RAX, RCX, RDI};
         let (len, copies) = match one {
             One::Movs(n) => (n, true),
             One::Stos(n) => (n, false),
@@ -62,16 +61,16 @@ impl Emitter<'_> {
         self.flush_x87();
         self.save_flags();
         self.flags_lost();
-        let times = Some((COUNT, len.trailing_zeros() as u8));
+        let times = Some((RCX, len.trailing_zeros() as u8));
         let [source, destination] = [gpr::RSI, gpr::RDI].map(|r| MAP[r].unwrap_or(RAX));
         let mut called = [None; 4];
         called[0] = Some(self.goes_down());
-        self.a.test_width(wide, COUNT);
+        self.a.test_width(wide, RCX);
         let nothing = self.a.jcc(cc::E);
-        self.a.cmp_imm32(wide, COUNT, (PAGE_SIZE as usize / len) as i32);
+        self.a.cmp_imm32(wide, RCX, (PAGE_SIZE as usize / len) as i32);
         called[1] = Some(self.a.jcc(cc::A));
         if !wide {
-            self.a.mov_width(false, COUNT, COUNT);
+            self.a.mov_width(false, RCX, RCX);
         }
         let look_up = |e: &mut Self, write: bool| {
             e.a.lea(true, RAX, R10, times, -1);
