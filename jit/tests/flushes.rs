@@ -6,7 +6,6 @@ use common::*;
 use iced_x86::code_asm::*;
 use mynah_cpu::State;
 use mynah_cpu::state::{efer, gpr};
-use mynah_jit::tier::Optimize;
 
 /// Functions on each of two pages.
 const FUNCTIONS: u64 = 16;
@@ -17,7 +16,7 @@ type Change = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 /// Calls the functions of the page at `DATA` in each of the rounds, and then does something; returns how it ends. The
 /// functions there add 1 each, those of the page behind 100h.
 fn run(set: impl Fn(&mut State), change: Change) -> Pair {
-    let mut pair = Pair::with(64, Optimize::Baseline, 1);
+    let mut pair = Pair::baseline(64);
     pair.prepare_rounds(ROUNDS, set, |a| {
         for n in 0..FUNCTIONS {
             a.call(DATA + 16 * n)?;

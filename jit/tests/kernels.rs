@@ -6,14 +6,9 @@ use iced_x86::Code;
 use iced_x86::code_asm::*;
 use mynah_cpu::board::EV_INTR;
 use mynah_cpu::state::{Activity, fl, gpr};
-use mynah_jit::tier::Optimize;
 
 /// Where the vector stands that is acknowledged: its handler is a HLT.
 const HANDLER: u64 = HANDLERS + 4 * 0x30;
-
-fn baseline() -> Pair {
-    Pair::with(64, Optimize::Baseline, 1)
-}
 
 #[test]
 fn flags_are_pushed_as_they_are() {
@@ -21,7 +16,7 @@ fn flags_are_pushed_as_they_are() {
         return;
     }
     for seed in 0..200 {
-        let mut pair = baseline();
+        let mut pair = Pair::baseline(64);
         pair.prepare_rounds(
             20,
             |s| {
@@ -64,7 +59,7 @@ fn no_interrupt_comes_when_they_have_been_turned_off() {
     if lacks_baseline() {
         return;
     }
-    let mut pair = baseline();
+    let mut pair = Pair::baseline(64);
     pair.prepare_rounds(
         50,
         |s| s.set_rflags(2 | fl::IF),
@@ -120,7 +115,7 @@ fn an_interrupt_comes_where_they_are_on_for_a_moment() {
     if lacks_baseline() {
         return;
     }
-    assert_eq!(on_for_a_moment(baseline()), 1);
+    assert_eq!(on_for_a_moment(Pair::baseline(64)), 1);
 }
 
 #[test]
@@ -134,7 +129,7 @@ fn pairs_are_exchanged() {
         return;
     }
     for locked in [false, true] {
-        let mut pair = baseline();
+        let mut pair = Pair::baseline(64);
         pair.prepare_rounds(
             200,
             |s| {
@@ -177,7 +172,7 @@ fn a_pair_that_is_not_aligned_faults() {
     if lacks_baseline() {
         return;
     }
-    let mut pair = baseline();
+    let mut pair = Pair::baseline(64);
     pair.prepare_rounds(
         20,
         |s| s.gpr[gpr::RDI] = DATA,

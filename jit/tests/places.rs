@@ -9,13 +9,12 @@ use common::*;
 use iced_x86::code_asm::*;
 use mynah_cpu::State;
 use mynah_cpu::state::{cr4, gpr};
-use mynah_jit::tier::Optimize;
 
 /// Runs a program, which begins with RAX = 0 and ends with HLT or at a fault, on both machines, and compares; returns
 /// the state.
 fn run(set: impl Fn(&mut State), f: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> State {
     let program = |before: usize| {
-        let mut pair = Pair::with(64, Optimize::Baseline, 1);
+        let mut pair = Pair::baseline(64);
         let mut a = CodeAssembler::new(64).unwrap();
         for _ in 0..before {
             let mut next = a.create_label();

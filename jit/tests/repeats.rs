@@ -7,7 +7,6 @@ use iced_x86::Code;
 use iced_x86::code_asm::*;
 use mynah_cpu::State;
 use mynah_cpu::state::{fl, gpr};
-use mynah_jit::tier::Optimize;
 
 type Make = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
@@ -54,7 +53,7 @@ fn places(s: &mut State, r: &mut Random, len: u64) {
 
 fn try_all(bits: u32, seeds: u64) {
     for (n, &(len, make)) in ALL.iter().enumerate().filter(|(_, a)| bits == 64 || a.0 < 8) {
-        let mut pair = Pair::with(bits, Optimize::Baseline, 1);
+        let mut pair = Pair::baseline(bits);
         let mut a = CodeAssembler::new(bits).expect("an assembler");
         let mut again = a.create_label();
         a.set_label(&mut again).expect("a label");
@@ -106,7 +105,7 @@ fn moves_between_pages_that_are_mapped_elsewhere() {
     if lacks_baseline() {
         return;
     }
-    let mut pair = Pair::with(64, Optimize::Baseline, 1);
+    let mut pair = Pair::baseline(64);
     pair.prepare_rounds(
         100,
         |s| s.gpr[gpr::RBP] = 0,
@@ -132,7 +131,7 @@ fn what_is_copied_over_code_is_executed() {
         return;
     }
     // ADD EAX, imm32; RET is copied to where it has been executed before, with another number each time.
-    let mut pair = Pair::with(64, Optimize::Baseline, 1);
+    let mut pair = Pair::baseline(64);
     pair.prepare_rounds(
         100,
         |_| {},
@@ -158,7 +157,7 @@ fn what_is_counted_in_rcx_keeps_the_flags() {
         return;
     }
     for bits in [32, 64] {
-        let mut pair = Pair::with(bits, Optimize::Baseline, 1);
+        let mut pair = Pair::baseline(bits);
         pair.prepare_rounds(
             200,
             |_| {},

@@ -6,13 +6,12 @@ use common::*;
 use iced_x86::code_asm::*;
 use mynah_cpu::State;
 use mynah_cpu::state::gpr;
-use mynah_jit::tier::Optimize;
 
 type Make = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
 /// Machines that execute `round` so many times, with 0 in RAX at first, and halt.
 fn prepared(rounds: u32, set: impl Fn(&mut State), round: Make) -> Pair {
-    let mut pair = Pair::with(64, Optimize::Baseline, 1);
+    let mut pair = Pair::baseline(64);
     pair.prepare_rounds(rounds, set, round);
     pair
 }

@@ -7,13 +7,12 @@ use iced_x86::Code;
 use iced_x86::code_asm::*;
 use mynah_cpu::state::{Fpu, State, gpr};
 use mynah_cpu::tier::LEFT_INTERPRET;
-use mynah_jit::tier::Optimize;
 
 type Program = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
 /// Runs a program, which ends with HLT or at a fault, `times` times on both machines, and compares.
 fn run(bits: u32, times: u64, set: impl Fn(&mut State), f: Program) -> Pair {
-    let mut pair = Pair::with(bits, Optimize::Baseline, 1);
+    let mut pair = Pair::baseline(bits);
     let mut a = CodeAssembler::new(bits).unwrap();
     f(&mut a).unwrap();
     a.hlt().unwrap();

@@ -240,6 +240,11 @@ impl Pair {
         Self::with(bits, Optimize::Speed, 1)
     }
 
+    /// The same by the baseline.
+    pub fn baseline(bits: Bits) -> Self {
+        Self::with(bits, Optimize::Baseline, 1)
+    }
+
     /// Blocks are compiled when they are met for the `hot_after`th time.
     pub fn with(bits: Bits, optimize: Optimize, hot_after: u32) -> Self {
         let (plain, mut fast) = (machine(bits), machine(bits));

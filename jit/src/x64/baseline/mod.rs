@@ -743,8 +743,7 @@ fn decode(
         }
         // What is undefined on this model, or with this prefix, is a helper, as all that is not emitted.
         let known = op.flags & HELPER == 0
-            || forms::is_helper(&i) && cpu.model.allows(&i)
-            || is_direct(i.code()) && cpu.model.allows(&i) && !i.has_lock_prefix();
+            || (forms::is_helper(&i) || is_direct(i.code()) && !i.has_lock_prefix()) && cpu.model.allows(&i);
         ops.push((op, Some((i, known))));
     }
     true

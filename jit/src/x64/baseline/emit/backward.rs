@@ -39,7 +39,8 @@ impl Tests {
         let on = a.jmp();
         lead(&mut a, on, body);
         a.patch(failed.event, a.at() as i64);
-        let masked = is_masked(&mut a);
+        test_events(&mut a, host::RAX);
+        let masked = a.jcc(cc::E);
         a.patch(masked, failed.back as i64);
         leave(&mut a, stubs.event);
         if let Some(hot) = failed.hot {
@@ -63,12 +64,10 @@ impl Tests {
     }
 }
 
-/// Equal if no event is to be looked at now; their word is at RAX. Returns where the jump's displacement is that is
-/// taken then.
-pub(super) fn is_masked(a: &mut Asm) -> usize {
-    a.load32(host::RAX, host::RAX, 0);
-    a.test_mem32(host::RAX, CPU, cpu::EVENT_MASK);
-    a.jcc(cc::E)
+/// Equal if no event is to be looked at now; their word is at the address in the register, which is lost.
+pub(super) fn test_events(a: &mut Asm, at: u8) {
+    a.load32(at, at, 0);
+    a.test_mem32(at, CPU, cpu::EVENT_MASK);
 }
 
 impl Emitter<'_> {

@@ -135,7 +135,8 @@ impl Emitter<'_> {
                 }
                 Cold::Event { site, back } => {
                     self.lead(site, here);
-                    let masked = backward::is_masked(&mut self.a);
+                    backward::test_events(&mut self.a, host::RAX);
+                    let masked = self.a.jcc(cc::E);
                     self.lead(masked, back);
                     self.leave(self.stubs.event, self.first, 0);
                 }

@@ -23,7 +23,7 @@ impl Emitter<'_> {
                     self.save_flags();
                     condition
                 } else {
-                    self.count(i)?
+                    self.count_is(i)?
                 };
                 let site = self.a.jcc(condition);
                 self.out_of_line(Cold::Elsewhere { site, target });
@@ -96,7 +96,7 @@ impl Emitter<'_> {
 
     /// Changes the count of LOOP or JRCXZ, and compares it with 0. Returns the condition under which they jump; `None`
     /// if the instruction is not as wide as the mode.
-    fn count(&mut self, i: &Instruction) -> Option<u8> {
+    fn count_is(&mut self, i: &Instruction) -> Option<u8> {
         let (wide, loops) = match i.code() {
             Code::Loop_rel8_64_RCX => (true, true),
             Code::Loop_rel8_32_ECX => (false, true),
@@ -179,8 +179,7 @@ impl Emitter<'_> {
         a.load(R11, R11, returns::CODE);
         let event = self.enables.then(|| {
             a.load(R10, CPU, in_context(context::EVENTS));
-            a.load32(R10, R10, 0);
-            a.test_mem32(R10, CPU, cpu::EVENT_MASK);
+            backward::test_events(a, R10);
             a.jcc(cc::NE)
         });
         a.and_imm(RAX, tlb::PAGE as i32);

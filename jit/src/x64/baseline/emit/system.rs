@@ -1,4 +1,4 @@
-//! What a kernel executes again and again: CLI, STI, PUSHF and CMPXCHG16B.
+//! What a kernel executes again and again: CLI, STI, PUSHFQ and CMPXCHG16B.
 use super::*;
 use mynah_cpu::board::EV_INTR;
 
@@ -27,9 +27,6 @@ impl Emitter<'_> {
     /// PUSHFQ: of 64-bit mode, where neither VM nor RF is set in what is executed here.
     pub(super) fn push_flags_op(&mut self, op: &Op) -> Option<()> {
         use host::{R10, R11, RAX};
-        if !self.long || op.width == 2 {
-            return None;
-        }
         let len = self.stack_width(op, 8)?;
         self.save_flags();
         self.flags_lost();
