@@ -719,7 +719,11 @@ impl BlockCache {
 
 impl Drop for BlockCache {
     fn drop(&mut self) {
-        self.clear();
+        // `clear` would write to the tables, most of which a short run has never touched.
+        for page in self.pages.iter() {
+            // SAFETY: pages that are in the table are in the arena.
+            self.mem.release_code(unsafe { (*page).address });
+        }
     }
 }
 

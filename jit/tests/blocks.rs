@@ -109,3 +109,19 @@ fn blocks_that_are_compiled_keep_no_ops() {
     let bytes = cpu.block_bytes();
     assert!(bytes <= kept * 3 / 5, "{bytes} bytes; with all ops {kept}");
 }
+
+#[test]
+fn a_vcpu_that_is_gone_has_no_code() {
+    let mut cpu = machine(64);
+    // Over a page's end: both pages have bytes of the instruction.
+    let at = CODE + 0xffa;
+    let mut a = CodeAssembler::new(64).unwrap();
+    a.mov(rax, 0x1122_3344_5566_7788u64).and_then(|()| a.hlt()).unwrap();
+    cpu.mem.write(at, &a.assemble(at).unwrap());
+    cpu.state.gpr[gpr::RIP] = at;
+    assert_eq!(cpu.run(), Exit::Halt);
+    let mem = cpu.mem.clone();
+    assert!(mem.is_code(CODE) && mem.is_code(CODE + 0x1000));
+    drop(cpu);
+    assert!(!mem.is_code(CODE) && !mem.is_code(CODE + 0x1000));
+}
