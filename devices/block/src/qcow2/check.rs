@@ -357,15 +357,15 @@ impl Check<'_> {
         } else if at >> bits >= self.clusters {
             self.wrong(|| format!("L2 table {index} at {at:#x} is beyond the file's end"));
         } else {
-            self.tables.push(Table::new(at >> bits));
             let most = MOST_L2.max(self.on_disk >> bits);
-            if self.tables.len() as u64 > most {
+            if self.tables.len() as u64 == most {
                 self.sort_tables();
                 // Half of the room is for those that come next.
                 if self.tables.len() as u64 > most / 2 {
                     return Err(damaged("it refers to more L2 tables than a file of its size has"));
                 }
             }
+            self.tables.push(Table::new(at >> bits));
         }
         Ok(())
     }

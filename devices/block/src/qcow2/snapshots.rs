@@ -304,7 +304,10 @@ impl Qcow2 {
 
     /// Refuses a tree that no sound image has: a table that stands twice in it would be gone through for ever.
     pub(super) fn check_tree(&self, l1: &[u64]) -> io::Result<()> {
-        let mut tables: Vec<u64> = l1.iter().map(|e| e & OFFSET).filter(|at| *at != 0).collect();
+        let there = || l1.iter().map(|e| e & OFFSET).filter(|at| *at != 0);
+        // A table of unknown length would be held twice while it grows.
+        let mut tables = Vec::with_capacity(there().count());
+        tables.extend(there());
         tables.sort_unstable();
         if tables.windows(2).any(|two| two[0] == two[1]) {
             return Err(damaged("an L2 table stands twice in one L1 table"));
