@@ -154,7 +154,9 @@ fn debian_boots_from_ahci_virtio_scsi_and_nvme_logs_in_and_is_switched_off_on_q3
 #[ignore = "boots Debian from a disk"]
 fn debian_boots_by_seabios_too() {
     for bios in &firmware()[1..] {
-        for (board, name) in [("pc", "ata"), ("q35", "ata"), ("q35", "nvme")] {
+        for (board, name) in
+            [("pc", "ata"), ("q35", "ata"), ("pc", "virtio-blk"), ("q35", "virtio-scsi"), ("q35", "nvme")]
+        {
             let args = [&["-M", board], *bios, controller(name)].concat();
             mbr_disk_boots(&format!("{board} {name} {bios:?}"), ("raw", Mynah), &args);
         }
