@@ -258,10 +258,7 @@ impl Qcow2 {
 
     /// A refcount block that stands for two ranges would have a cluster seem free that is not.
     fn refuse_repeated_blocks(&self) -> io::Result<()> {
-        let mut blocks: Vec<u64> =
-            self.meta.lock().refs.table.iter().copied().filter(|at| *at != 0).collect();
-        blocks.sort_unstable();
-        if blocks.windows(2).any(|two| two[0] == two[1]) {
+        if named_twice(self.meta.lock().refs.table.iter().copied()) {
             return Err(damaged("the refcount table names a block twice"));
         }
         Ok(())
@@ -545,6 +542,16 @@ impl Qcow2 {
             specific,
         }
     }
+}
+
+/// Whether one of a table's places, which is not 0, stands twice in it.
+fn named_twice(places: impl Iterator<Item = u64> + Clone) -> bool {
+    let there = places.filter(|at| *at != 0);
+    // What grows with an unknown length is held twice meanwhile.
+    let mut sorted = Vec::with_capacity(there.clone().count());
+    sorted.extend(there);
+    sorted.sort_unstable();
+    sorted.windows(2).any(|two| two[0] == two[1])
 }
 
 /// Reads `entries` numbers from `at` on, in pieces: a table is not held twice.

@@ -4,7 +4,7 @@
 //! of it, whoever opens the image counts its clusters anew. Which disk it holds is switched at once, by the header.
 use super::check::Counted;
 use super::header::{self, Header};
-use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2, each_number, write_numbers};
+use super::{COMPRESSED, COPIED, Mapping, Meta, OFFSET, Qcow2, each_number, named_twice, write_numbers};
 use crate::image::{Image as _, Snapshot};
 use crate::storage::{Storage, be32, be64, damaged, unsupported};
 use std::io;
@@ -304,15 +304,11 @@ impl Qcow2 {
 
     /// Refuses a tree that no sound image has: a table that stands twice in it would be gone through for ever.
     pub(super) fn check_tree(&self, l1: &[u64]) -> io::Result<()> {
-        let there = || l1.iter().map(|e| e & OFFSET).filter(|at| *at != 0);
-        // A table of unknown length would be held twice while it grows.
-        let mut tables = Vec::with_capacity(there().count());
-        tables.extend(there());
-        tables.sort_unstable();
-        if tables.windows(2).any(|two| two[0] == two[1]) {
+        let mut places = l1.iter().map(|e| e & OFFSET);
+        if named_twice(places.clone()) {
             return Err(damaged("an L2 table stands twice in one L1 table"));
         }
-        if tables.iter().any(|at| at & (self.cluster_size() - 1) != 0) {
+        if places.any(|at| at & (self.cluster_size() - 1) != 0) {
             return Err(damaged("an L2 table is not at a cluster's start"));
         }
         Ok(())

@@ -212,6 +212,30 @@ fn a_dirty_image_is_repaired_when_it_is_opened() {
 }
 
 #[test]
+fn a_table_that_stands_in_two_places_is_refused() {
+    let storage = create(&CreateOptions { size: 8 << 20, cluster_size: 4096, ..CreateOptions::default() });
+    let image = open(&storage, None);
+    image.write(0, &[1; 4096]).unwrap();
+    image.write(2 << 20, &[2; 4096]).unwrap();
+    drop(image);
+    let sound = storage.state.lock().0.clone();
+    let twice = |table: u64| {
+        let mut bytes = sound.clone();
+        let at = be64(&bytes, table as usize) as usize;
+        bytes.copy_within(at..at + 8, at + 8);
+        storage.state.lock().0 = bytes;
+    };
+    // The header's fields: where the L1 table is, and that of refcounts.
+    twice(40);
+    let error = open(&storage, None).snapshot_create("one").unwrap_err().to_string();
+    assert!(error.contains("stands twice in one L1 table"), "{error}");
+    twice(48);
+    let mode = OpenMode { read_only: false, check: false };
+    let error = Qcow2::open(storage.clone(), None, mode).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("names a block twice"), "{error}");
+}
+
+#[test]
 fn refcounts_that_were_lost_are_made_where_nobody_is() {
     // All at once, and range by range.
     for (cluster_size, most) in [(512, 1 << 20), (512, 40 * 36), (65_536, 1 << 20)] {
